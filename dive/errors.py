@@ -1,0 +1,9 @@
+"""Errors that a user's input causes; everything else is a bug and keeps its own type."""
+
+
+class DiveError(ValueError):
+    """Bad input. The message names the thing, what it got and what it wants."""
+
+
+class NonFiniteLoss(DiveError):
+    """Training met a loss that is not a finite number; the message names the studies."""
