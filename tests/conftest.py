@@ -1,0 +1,54 @@
+"""Shared fixtures: tiny backbones (paths, written once a session) and a folder of studies."""
+
+import os
+
+# set before transformers or tokenizers are imported: tests never reach for the network
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tiny import save_tiny_llava
+
+    return save_tiny_llava(tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture(scope="session")
+def tiny_llava_mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tiny import save_tiny_llava
+
+    return save_tiny_llava(tmp_path_factory.mktemp("llava_mistral"), text="mistral")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tiny import save_tiny_qwen25_vl
+
+    return save_tiny_qwen25_vl(tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tiny import save_tiny_gemma3
+
+    return save_tiny_gemma3(tmp_path_factory.mktemp("gemma"))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tiny import save_tiny_llama
+
+    return save_tiny_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def studies_folder(tmp_path: Path) -> Path:
+    """A fresh folder with images/ and studies.jsonl; a test may change it."""
+    from tiny import save_studies
+
+    return save_studies(tmp_path / "studies")
