@@ -1,0 +1,144 @@
+"""JSON lines that survive an interruption: atomic files, and an append-only writer that resumes."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+
+from dive.errors import DiveError
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8 so that `path` holds the old content or the new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, because a rename is atomic within one file system only.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files that only their owner may read; give this one the usual mode.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def json_line(row: Mapping) -> str:
+    """One row as one line of JSON, readable as written (no escapes for letters beyond ASCII)."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Mapping]) -> None:
+    """Write rows as JSON lines, atomically."""
+    write_text(path, "".join(map(json_line, rows)))
+
+
+class JsonlWriter:
+    """Appends rows to `<path>.partial` as they come, and renames it to `path` at the end.
+
+    A run that was interrupted is continued by opening the same path again: a last line that was
+    torn is dropped, and `done` holds the ids that need not be repeated, in their order. `run`
+    describes what must be equal for two runs to be one (backbone, adapter, prompt, ...); it is kept
+    beside the rows, and rows of another run are never mixed in.
+
+        with JsonlWriter("reports.jsonl", run={...}) as writer:
+            for report in iter_reports(..., [s for s in studies if s.id not in writer.done]):
+                writer.append({"id": report.id, ...})
+            writer.finish()
+
+    Left without `finish`, by an error or a kill, the rows stay in `<path>.partial`.
+
+    Raises:
+        DiveError: the unfinished file belongs to another run or holds something else than rows; an
+            id is appended twice.
+    """
+
+    def __init__(self, path: str | Path, *, run: Mapping | None = None) -> None:
+        self.path = Path(path)
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self._run_path = self.path.with_name(self.path.name + ".partial.run")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.done: dict[str, None] = {}
+        description = json.dumps(run or {}, sort_keys=True, ensure_ascii=False, default=str)
+        if self.partial.exists():
+            self._check_run(description)
+            self._recover()
+        write_text(self._run_path, description + "\n")
+        self._file = open(self.partial, "ab")  # noqa: SIM115 (closed by close)
+
+    def _check_run(self, description: str) -> None:
+        try:
+            earlier = json.loads(self._run_path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            earlier = None
+        now = json.loads(description)
+        if earlier == now:
+            return
+        if isinstance(earlier, dict):
+            names = sorted(
+                name for name in earlier.keys() | now.keys() if earlier.get(name) != now.get(name)
+            )
+            reason = f"was made with another {', '.join(names)}"
+        else:
+            reason = "does not say how it was made"
+        raise DiveError(
+            f"{self.partial} is an unfinished run that {reason}: it cannot be continued; repeat "
+            "that command to finish it, delete the file to start again, or write somewhere else"
+        )
+
+    def _recover(self) -> None:
+        data = self.partial.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        for number, raw in enumerate(data[:whole].split(b"\n")[:-1], start=1):
+            try:
+                row = json.loads(raw)
+                name = row["id"]
+            except (ValueError, TypeError, KeyError):
+                raise DiveError(
+                    f"{self.partial}:{number}: is not a row with an id; delete the file to start again"
+                ) from None
+            self.done[name] = None
+        if whole < len(data):
+            # The line being written when the run ended; its study is done again.
+            os.truncate(self.partial, whole)
+
+    def append(self, row: Mapping) -> None:
+        """Write one row and hand it to the operating system, so that a killed process keeps it."""
+        name = row["id"]
+        if name in self.done:
+            raise DiveError(f"{self.path}: id {name!r} comes twice")
+        self._file.write(json_line(row).encode("utf-8"))
+        self._file.flush()
+        self.done[name] = None
+
+    def finish(self) -> None:
+        """All rows are there: rename the file to its final name."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.close()
+        os.replace(self.partial, self.path)
+        self._run_path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "JsonlWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,190 @@
+"""Studies from a JSON lines file.
+
+One study a line: `{"id", "images": [paths], "patient"?, "indication"?, "findings"?, "impression"?}`,
+paths relative to the file. Further keys are left alone. A byte order mark, Windows line ends and
+blank lines are taken as they come.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dive.data.io import write_jsonl
+from dive.data.study import Study, check_target
+from dive.errors import DiveError
+
+_TEXT_KEYS = ("patient", "indication", "findings", "impression")
+
+
+@dataclass
+class Skipped:
+    """What `on_error="skip"` left out, and why; nothing is dropped without an entry here."""
+
+    entries: list[dict[str, str | None]] = field(default_factory=list)
+
+    def add(self, id: str | None, source: str, reason: object) -> None:
+        self.entries.append({"id": id, "source": source, "reason": str(reason)})
+
+    def write(self, path: str | Path) -> None:
+        """Write one JSON line an entry, atomically."""
+        write_jsonl(path, self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self):
+        return iter(self.entries)
+
+
+def check_on_error(on_error: str, skipped: Skipped | None) -> Skipped:
+    """Validate the pair of options that every reader and writer of studies takes."""
+    if on_error not in ("fail", "skip"):
+        raise DiveError(f"on_error is {on_error!r}; wants 'fail' or 'skip'")
+    return Skipped() if skipped is None else skipped
+
+
+def read_studies(
+    path: str | Path,
+    *,
+    target: str | None = None,
+    on_error: str = "fail",
+    skipped: Skipped | None = None,
+) -> list[Study]:
+    """Read studies from a JSON lines file, in the order of the file.
+
+    Image files must exist; they are decoded later, by `Study.load_images`.
+
+    Args:
+        path: the file; image paths in it are relative to its folder.
+        target: "findings", "impression" or "both" if every study must have that text.
+        on_error: "fail" raises at the first bad line; "skip" goes on and records it in `skipped`.
+        skipped: gets one entry a line that was left out.
+
+    Raises:
+        DiveError: names file and line. Also when no study is left at all.
+    """
+    path = Path(path)
+    skipped = check_on_error(on_error, skipped)
+    if target is not None:
+        check_target(target)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise DiveError(f"there is no file {path}; wants studies, one JSON object a line") from None
+    except OSError as error:
+        raise DiveError(f"cannot read {path}: {error.strerror}") from error
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DiveError(f"{path}:1: is UTF-16; wants UTF-8")
+    data = data.removeprefix(b"\xef\xbb\xbf")
+
+    studies: list[Study] = []
+    first_line: dict[str, int] = {}
+    before = len(skipped)
+    for number, raw in enumerate(data.split(b"\n"), start=1):
+        if not raw.strip():
+            continue
+        source = f"{path}:{number}"
+        name: str | None = None
+        try:
+            row = _parse(raw, source)
+            name = _identifier(row, "id", source)
+            if name is None:
+                raise DiveError(f'{source}: "id" is missing; the line has {_keys(row)}')
+            if name in first_line:
+                raise DiveError(f"{source}: id {name!r} was used in line {first_line[name]} already")
+            first_line[name] = number
+            study = _study(name, row, path.parent, source)
+            if target is not None:
+                study.report(target)
+        except DiveError as error:
+            if on_error == "fail":
+                raise
+            skipped.add(name, source, error)
+            continue
+        studies.append(study)
+    if not studies:
+        lost = len(skipped) - before
+        reason = f"all {lost} lines were skipped" if lost else "it has no lines"
+        raise DiveError(f"{path}: no study to work with; {reason}")
+    return studies
+
+
+def _parse(raw: bytes, source: str) -> dict:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DiveError(
+            f"{source}: is not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1})"
+        ) from None
+    try:
+        row = json.loads(text, object_pairs_hook=_unique(source))
+    except json.JSONDecodeError as error:
+        raise DiveError(
+            f"{source}: is not JSON ({error.msg} at column {error.colno}); wants one object a line"
+        ) from None
+    except RecursionError:
+        raise DiveError(f"{source}: is nested too deeply to be a study") from None
+    if not isinstance(row, dict):
+        raise DiveError(f"{source}: is {_kind(row)}; wants one JSON object a line")
+    return row
+
+
+def _unique(source: str) -> Callable[[list[tuple[str, object]]], dict]:
+    def build(pairs: list[tuple[str, object]]) -> dict:
+        row = dict(pairs)
+        if len(row) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DiveError(f"{source}: has the key {twice!r} twice")
+        return row
+
+    return build
+
+
+def _study(name: str, row: dict, folder: Path, source: str) -> Study:
+    images = row.get("images")
+    if not isinstance(images, list) or not images:
+        got = f"it is {_kind(images)}" if "images" in row else f"the line has {_keys(row)}"
+        if images == []:
+            got = "the list is empty"
+        raise DiveError(f'{source}: study {name!r}: "images" wants a list of paths; {got}')
+    paths = []
+    for image in images:
+        if not isinstance(image, str) or not image.strip():
+            raise DiveError(
+                f'{source}: study {name!r}: "images" wants a list of paths; it holds {image!r}'
+            )
+        paths.append(folder / image)
+        if not paths[-1].is_file():
+            raise DiveError(f"{source}: study {name!r}: there is no image file {paths[-1]}")
+    fields: dict[str, str | None] = {}
+    for key in _TEXT_KEYS:
+        value = row.get(key)
+        if key == "patient":
+            value = _identifier(row, key, source)
+        elif value is not None and not isinstance(value, str):
+            raise DiveError(f"{source}: study {name!r}: {key!r} wants a text, got {_kind(value)}")
+        fields[key] = value
+    return Study(id=name, images=tuple(paths), source=source, **fields)
+
+
+def _identifier(row: dict, key: str, source: str) -> str | None:
+    """A name; whole numbers are common for it and are taken as their digits."""
+    value = row.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
+        raise DiveError(f"{source}: {key!r} wants a text that is not blank, got {value!r}")
+    return str(value)
+
+
+def _keys(row: dict) -> str:
+    return "the keys " + ", ".join(map(repr, row)) if row else "no keys"
+
+
+def _kind(value: object) -> str:
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "a truth value"}
+    if value is None:
+        return "null"
+    return kinds.get(type(value), "a number")

@@ -1,0 +1,71 @@
+"""One study: the images of an examination and the sections of its report."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from PIL import Image
+
+from dive.data.images import load_rgb
+from dive.errors import DiveError
+
+Target = Literal["findings", "impression", "both"]
+TARGETS: tuple[str, ...] = get_args(Target)
+
+
+def check_target(target: str) -> None:
+    """Raise DiveError unless `target` names a section that a report can be written from."""
+    if target not in TARGETS:
+        raise DiveError(f"target is {target!r}; wants one of {', '.join(TARGETS)}")
+
+
+@dataclass(frozen=True)
+class Study:
+    """The images of one examination, and what was written about them.
+
+    Attributes:
+        id: unique name.
+        images: paths, or PIL images already in memory, in the order in which they are shown.
+        patient: name of the patient, so that no study demonstrates for another of the same person.
+        indication: why the examination was asked for; goes into the prompt where it is known.
+        findings, impression: sections of the report; None where unknown.
+        source: where the study came from ("studies.jsonl:12"), for error messages.
+    """
+
+    id: str
+    images: tuple[Path | Image.Image, ...]
+    patient: str | None = None
+    indication: str | None = None
+    findings: str | None = None
+    impression: str | None = None
+    source: str = ""
+
+    @property
+    def where(self) -> str:
+        """The study as error messages name it."""
+        return f"{self.source}: study {self.id!r}" if self.source else f"study {self.id!r}"
+
+    def report(self, target: str = "findings") -> str:
+        """The text to write: one section, or both as "Findings: ... Impression: ...".
+
+        Raises:
+            DiveError: a section that `target` needs is absent or blank.
+        """
+        check_target(target)
+        names = ("findings", "impression") if target == "both" else (target,)
+        sections = {name: (getattr(self, name) or "").strip() for name in names}
+        for name, text in sections.items():
+            if not text:
+                state = "absent" if getattr(self, name) is None else "empty"
+                raise DiveError(f"{self.where}: {name!r} is {state}; the target is {target!r}")
+        if target == "both":
+            return f"Findings: {sections['findings']} Impression: {sections['impression']}"
+        return sections[target]
+
+    def load_images(self) -> list[Image.Image]:
+        """Every image, decoded to the last pixel, as RGB.
+
+        Raises:
+            DiveError: an image is missing, damaged or no image at all; names file and study.
+        """
+        return [load_rgb(image, self.where) for image in self.images]
