@@ -110,7 +110,8 @@ class JsonlWriter:
                 name = row["id"]
             except (ValueError, TypeError, KeyError):
                 raise DiveError(
-                    f"{self.partial}:{number}: is not a row with an id; delete the file to start again"
+                    f"{self.partial}:{number}: is not a row with an id; "
+                    "delete the file to start again"
                 ) from None
             self.done[name] = None
         if whole < len(data):

@@ -1,8 +1,8 @@
 """Studies from a JSON lines file.
 
-One study a line: `{"id", "images": [paths], "patient"?, "indication"?, "findings"?, "impression"?}`,
-paths relative to the file. Further keys are left alone. A byte order mark, Windows line ends and
-blank lines are taken as they come.
+One study a line, `{"id", "images": [paths], "patient"?, "indication"?, "findings"?,
+"impression"?}`, with paths relative to the file. Further keys are left alone. A byte order mark,
+Windows line ends and blank lines are taken as they come.
 """
 
 import json
@@ -92,7 +92,9 @@ def read_studies(
             if name is None:
                 raise DiveError(f'{source}: "id" is missing; the line has {_keys(row)}')
             if name in first_line:
-                raise DiveError(f"{source}: id {name!r} was used in line {first_line[name]} already")
+                raise DiveError(
+                    f"{source}: id {name!r} was used in line {first_line[name]} already"
+                )
             first_line[name] = number
             study = _study(name, row, path.parent, source)
             if target is not None:

@@ -1,0 +1,380 @@
+"""Studies and demonstrations to token ids, and back to where the answer lies."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dive.backbone import Backbone, text_config
+from dive.data.study import Study, check_target
+from dive.errors import DiveError
+from dive.templates import ChatTemplate, assistant_turn, user_turn
+
+log = logging.getLogger(__name__)
+
+DEFAULT_PROMPTS = {
+    "findings": "Describe the findings of this chest radiograph.",
+    "impression": "Write the impression of this chest radiograph.",
+    "both": "Write the findings and the impression of this chest radiograph.",
+}
+DEFAULT_MAX_IMAGE_TOKENS = 576
+
+# Switches by which image processors cut one image into tiles, each with its own tokens.
+_TILING = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan")
+
+
+class Response(NamedTuple):
+    """A report as the answer that a model is taught.
+
+    ids holds the report's tokens, then the token that closes the turn, and nothing after it.
+    offsets[i] is the span (start, end) in `text` of ids[i], for the report's tokens only:
+    len(offsets) == len(ids) - 1.
+    """
+
+    text: str
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+class Prompter:
+    """Writes prompts for one backbone, through its own processor and chat template.
+
+    The user's text is the prompt, and before it "Indication: ..." where a study has one.
+
+    Args:
+        backbone: model and processor.
+        prompt: what the model is asked; None takes `DEFAULT_PROMPTS[target]`.
+        target: "findings", "impression" or "both".
+        max_image_tokens: budget of tokens an image. Processors that keep an image's size (the
+            Qwen-VL line) scale larger images down to it, tiling is turned off where it goes beyond
+            it; a processor with a fixed number of tokens is left as it is. None: no budget.
+        template: a Jinja chat template (file, or its text) in place of the model's own.
+
+    Attributes:
+        template_hash: names the chat template in use.
+        end_token_id: the token that closes the assistant's turn (the EOS event in training).
+        eos_token_ids: every token at which generation stops, `end_token_id` first.
+        max_length: context of the model in tokens, or None where its config does not say.
+
+    Raises:
+        DiveError: no usable template, no end token.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        prompt: str | None = None,
+        target: str = "findings",
+        max_image_tokens: int | None = DEFAULT_MAX_IMAGE_TOKENS,
+        template: str | Path | None = None,
+    ) -> None:
+        check_target(target)
+        if prompt is not None and not prompt.strip():
+            raise DiveError("the prompt is empty")
+        if max_image_tokens is not None and max_image_tokens < 1:
+            raise DiveError(f"max_image_tokens is {max_image_tokens}; wants 1 or more, or None")
+        self.backbone = backbone
+        self.processor = backbone.processor
+        self.tokenizer = backbone.tokenizer
+        self.sees = getattr(self.processor, "image_processor", None) is not None
+        self.prompt = DEFAULT_PROMPTS[target] if prompt is None else prompt
+        self.target = target
+        self.max_image_tokens = max_image_tokens
+        self.template = ChatTemplate(self.processor, self.tokenizer, template)
+        self.template_hash = self.template.hash
+        generation_ids = _generation_eos(backbone.model)
+        self.end_token_id = self.template.close(generation_ids)
+        self.eos_token_ids = list(dict.fromkeys([self.end_token_id, *generation_ids]))
+        pad = self.tokenizer.pad_token_id
+        self.pad_token_id: int = self.eos_token_ids[0] if pad is None else pad
+        self.max_length: int | None = getattr(
+            text_config(backbone.model), "max_position_embeddings", None
+        )
+        self._appended = _appended_by(self.tokenizer)
+        self._image_kwargs = self._budget_kwargs()
+
+    # conversations
+
+    def messages(self, study: Study, demonstrations: Sequence[Study] = ()) -> list[dict[str, Any]]:
+        """Each demonstration as a user's and an assistant's turn, then the study's user turn."""
+        turns = []
+        for shown in demonstrations:
+            turns.append(user_turn(self._user_text(shown), len(shown.images)))
+            turns.append(assistant_turn(shown.report(self.target)))
+        return [*turns, user_turn(self._user_text(study), len(study.images))]
+
+    def render(self, study: Study, demonstrations: Sequence[Study] = ()) -> str:
+        """The prompt as text, up to where the assistant begins, one placeholder an image."""
+        for one in (*demonstrations, study):
+            if self.sees and not one.images:
+                raise DiveError(f"{one.where}: has no image; the backbone wants one or more")
+        try:
+            return self.template.render(self.messages(study, demonstrations))
+        except DiveError as error:
+            raise DiveError(f"{study.where}: {error}") from error
+
+    def encode(self, study: Study, demonstrations: Sequence[Study] = ()) -> dict[str, Tensor]:
+        """One prompt as the model's inputs: sequence tensors [1, T], images as its forward takes.
+
+        On the CPU, images in float32.
+
+        Raises:
+            DiveError: an image cannot be read, the template does not take the study, or the prompt
+                is longer than the model's context.
+        """
+        text = self.render(study, demonstrations)
+        bos = self.tokenizer.bos_token
+        # Templates of text models write their own bos; processors add one unless it is there.
+        add = (self.sees or self.template.plain) and not (bos and text.startswith(bos))
+        if self.sees:
+            images = [image for one in (*demonstrations, study) for image in one.load_images()]
+            try:
+                encoded = self.processor(
+                    text=[text],
+                    images=[images],
+                    add_special_tokens=add,
+                    return_tensors="pt",
+                    **self._image_kwargs,
+                )
+            except (ValueError, TypeError, IndexError, StopIteration) as error:
+                raise DiveError(
+                    f"{study.where}: the processor refuses the prompt: {error}"
+                ) from error
+        else:
+            encoded = self.tokenizer([text], add_special_tokens=add, return_tensors="pt")
+        batch = {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
+        if add and self._appended:
+            for name in sequence_names(batch):
+                batch[name] = batch[name][:, : -self._appended]
+        length = batch["input_ids"].shape[1]
+        if self.max_length is not None and length >= self.max_length:
+            shown = f" with {len(demonstrations)} demonstrations" if demonstrations else ""
+            raise DiveError(
+                f"{study.where}: the prompt{shown} has {length} tokens "
+                f"({self.count_image_tokens(batch)} of them for images); "
+                f"the model's context is {self.max_length}"
+            )
+        return batch
+
+    # answers
+
+    def response(self, study: Study) -> Response:
+        """The study's report as answer ids, cut as they stand behind the generation prompt.
+
+        Raises:
+            DiveError: no report, a tokenizer without offsets, or a report with a special token.
+        """
+        text = study.report(self.target)
+        if not self.tokenizer.is_fast:
+            raise DiveError(
+                f"{type(self.tokenizer).__name__} gives no character offsets, by which decisive "
+                "tokens are found; wants a fast tokenizer (tokenizer.json)"
+            )
+        # Cut in context: a space before the first word belongs to its token, or to none.
+        before = self.template.anchor()
+        opening = self.tokenizer(before, add_special_tokens=False)["input_ids"]
+        start = len(before) + len(self.template.lead)
+        whole = self.tokenizer(
+            before + self.template.lead + text,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+        )
+        ids, offsets = whole["input_ids"], whole["offset_mapping"]
+        if ids[: len(opening)] == opening:
+            ids, offsets = ids[len(opening) :], offsets[len(opening) :]
+        else:
+            alone = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            ids, offsets, start = alone["input_ids"], alone["offset_mapping"], 0
+        special = {*self.tokenizer.all_special_ids, *self.eos_token_ids}
+        special.discard(self.tokenizer.unk_token_id)
+        for index in ids:
+            if index in special:
+                raise DiveError(
+                    f"{study.where}: the report holds the special token "
+                    f"{self.tokenizer.convert_ids_to_tokens(index)!r}; wants plain text"
+                )
+        spans = [(max(first - start, 0), max(last - start, 0)) for first, last in offsets]
+        return Response(text, [*ids, self.end_token_id], spans)
+
+    def with_response(
+        self, encoded: dict[str, Tensor], response_ids: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """The prompt with the answer behind it; further sequence tensors go on with text's value.
+
+        Raises:
+            DiveError: both together are longer than the model's context.
+        """
+        count = len(response_ids)
+        length = encoded["input_ids"].shape[1] + count
+        if self.max_length is not None and length > self.max_length:
+            raise DiveError(
+                f"prompt and report have {length} tokens, {count} of them for the report; "
+                f"the model's context is {self.max_length}"
+            )
+        joined = dict(encoded)
+        for name in sequence_names(encoded):
+            value = encoded[name]
+            if name == "input_ids":
+                more = torch.tensor([list(response_ids)], dtype=value.dtype)
+            elif name == "attention_mask":
+                more = value.new_ones(1, count)
+            elif value.ndim == 2:
+                more = value.new_zeros(1, count)  # 0 is text in token_type_ids and its kin
+            else:
+                # a mask over images for each position: the answer sees what the prompt's end sees
+                more = value[:, -1:].expand(-1, count, *value.shape[2:])
+            joined[name] = torch.cat([value, more], dim=1)
+        return joined
+
+    # batches
+
+    def collate(self, batch: Sequence[dict[str, Tensor]], side: str = "left") -> dict[str, Tensor]:
+        """One batch of prompts: sequence tensors padded at `side`, images one after the other.
+
+        Left for generating, right for training. Padding has attention_mask 0. Image tensors whose
+        further dimensions differ (tiles an image) are padded with zeros there, as processors do.
+        """
+        if side not in ("left", "right"):
+            raise DiveError(f"side is {side!r}; wants 'left' or 'right'")
+        longest = max(one["input_ids"].shape[1] for one in batch)
+        names = list(dict.fromkeys(name for one in batch for name in one))
+        sequences = {name for one in batch for name in sequence_names(one)}
+        joined: dict[str, Tensor] = {}
+        for name in names:
+            values = [one[name] for one in batch if name in one]
+            if name not in sequences:
+                joined[name] = torch.cat(_same_size(values))
+                continue
+            if len(values) < len(batch):
+                raise DiveError(f"some prompts of the batch have {name!r} and some have not")
+            fill = self.pad_token_id if name == "input_ids" else 0
+            padded = []
+            for value in values:
+                short = longest - value.shape[1]
+                pad = value.new_full((1, short, *value.shape[2:]), fill)
+                padded.append(torch.cat([pad, value] if side == "left" else [value, pad], dim=1))
+            joined[name] = torch.cat(_same_size(padded))
+        return joined
+
+    def place(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The batch on the model's device, images in the model's dtype."""
+        return {
+            name: value.to(
+                self.backbone.device,
+                dtype=self.backbone.dtype if value.is_floating_point() else None,
+            )
+            for name, value in batch.items()
+        }
+
+    # images
+
+    def count_image_tokens(self, encoded: dict[str, Tensor]) -> int:
+        """How many positions of a prompt are image tokens."""
+        token = self.backbone.image_token_id
+        return 0 if token is None else int((encoded["input_ids"] == token).sum())
+
+    def tokens_per_image(self, image: Path | Image.Image) -> int:
+        """How many tokens this image takes under the budget."""
+        study = Study(id="one image", images=(image,))
+        return self.count_image_tokens(self.encode(study))
+
+    def _budget_kwargs(self) -> dict[str, Any]:
+        if not self.sees or self.max_image_tokens is None:
+            return {}
+        images = self.processor.image_processor
+        patch, merge = getattr(images, "patch_size", None), getattr(images, "merge_size", None)
+        if isinstance(patch, int) and isinstance(merge, int):
+            # sizes of these processors are areas in pixels
+            budget = self.max_image_tokens * (patch * merge) ** 2
+            size = dict(images.size)
+            if size["longest_edge"] <= budget:
+                return {}
+            shortest = min(size["shortest_edge"], budget)
+            return {"images_kwargs": {"size": {"shortest_edge": shortest, "longest_edge": budget}}}
+        tiled = {name: False for name in _TILING if getattr(images, name, False)}
+        return {"images_kwargs": tiled} if tiled else {}
+
+    # adapters
+
+    def metadata(self) -> dict[str, Any]:
+        """What an adapter has to remember to be prompted as it was trained."""
+        return {
+            "prompt": self.prompt,
+            "target": self.target,
+            "max_image_tokens": self.max_image_tokens,
+            "template": self.template.source if self.template.given else None,
+            "template_hash": self.template_hash,
+            "end_token_id": self.end_token_id,
+            "eos_token_ids": self.eos_token_ids,
+        }
+
+    def _user_text(self, study: Study) -> str:
+        indication = (study.indication or "").strip()
+        return f"Indication: {indication}\n{self.prompt}" if indication else self.prompt
+
+
+def sequence_names(batch: dict[str, Tensor]) -> list[str]:
+    """Names of the tensors that have one entry a token: [1, T] or [1, T, ...]."""
+    shape = batch["input_ids"].shape
+    return [
+        name
+        for name, value in batch.items()
+        if value.shape[:2] == shape and not name.startswith(("pixel", "image"))
+    ]
+
+
+def response_positions(
+    prompt_lengths: Sequence[int],
+    response_lengths: Sequence[int],
+    total_length: int,
+    side: str = "right",
+) -> Tensor:
+    """Positions [B, T], bool, whose hidden states predict the answer's tokens.
+
+    The last prompt position is one of them, the position of the end token itself is not. Row b has
+    `response_lengths[b]` of them, in the order of the answer; `side` is where the batch is padded.
+    """
+    positions = torch.zeros(len(prompt_lengths), total_length, dtype=torch.bool)
+    for row, (prompt, response) in enumerate(zip(prompt_lengths, response_lengths, strict=True)):
+        pad = total_length - prompt - response if side == "left" else 0
+        positions[row, pad + prompt - 1 : pad + prompt + response - 1] = True
+    return positions
+
+
+def response_targets(input_ids: Tensor, positions: Tensor) -> Tensor:
+    """The tokens that `positions` predict, flat: one for each true entry, row by row."""
+    return input_ids.roll(-1, dims=1)[positions.to(input_ids.device)]
+
+
+def _generation_eos(model: Any) -> list[int]:
+    config = getattr(model, "generation_config", None)
+    eos = getattr(config, "eos_token_id", None)
+    if eos is None:
+        return []
+    return [int(index) for index in eos] if isinstance(eos, (list, tuple)) else [int(eos)]
+
+
+def _appended_by(tokenizer: Any) -> int:
+    """How many special tokens the tokenizer puts behind a text; a prompt must not end in them."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    special = tokenizer("a", add_special_tokens=True)["input_ids"]
+    for start in range(len(special) - len(plain) + 1):
+        if special[start : start + len(plain)] == plain:
+            return len(special) - len(plain) - start
+    return 0
+
+
+def _same_size(values: list[Tensor]) -> list[Tensor]:
+    """Pad with zeros, behind, whatever dimension after the first differs."""
+    sizes = [max(extent) for extent in zip(*(value.shape[1:] for value in values), strict=True)]
+    padded = []
+    for value in values:
+        room = value.new_zeros(value.shape[0], *sizes)
+        room[tuple(slice(0, extent) for extent in value.shape)] = value
+        padded.append(room if list(value.shape[1:]) != sizes else value)
+    return padded

@@ -1,0 +1,233 @@
+"""A backbone's chat template: what it wants for content, what closes the assistant's turn.
+
+Nothing here is a list of model names: the template is rendered with marked texts, and what comes
+out is read.
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dive.errors import DiveError
+
+log = logging.getLogger(__name__)
+
+# Texts that no template holds, to find again in what it renders.
+_QUESTION = "Qqzx question qxzQ"
+_ANSWER = "Aavw answer wvaA"
+
+# For models that come without a chat template (base models) and where the user gives none. Each
+# report is closed by the tokenizer's end token, so demonstrations show where a report ends.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ 'User: ' }}"
+    "{% for part in message['content'] %}"
+    "{{ ('IMAGE_PLACEHOLDER' if part['type'] == 'image' else part['text']) + '\n' }}"
+    "{% endfor %}"
+    "{% else %}{{ 'Assistant: ' + message['content'][0]['text'] + eos_token + '\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+def user_turn(text: str, images: int) -> dict[str, Any]:
+    """A user's message: the images first, then the text, in the form that processors document."""
+    parts: list[dict[str, str]] = [{"type": "image"}] * images
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+def assistant_turn(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+class ChatTemplate:
+    """Renders messages (lists of parts) with one backbone's template.
+
+    Args:
+        processor: the backbone's processor, or None for a text model.
+        tokenizer: its tokenizer.
+        template: Jinja text, or a file with it; None takes the processor's own, then the
+            tokenizer's, then `PLAIN_TEMPLATE`.
+
+    Attributes:
+        source: the Jinja text. given: it came from the user. plain: it is `PLAIN_TEMPLATE`.
+        hash: first 16 hexadecimal digits of the SHA-256 of `source`.
+        placeholder: what stands for one image in rendered text; None for a text model.
+        lead: white space that the template puts between the generation prompt and the answer.
+    """
+
+    def __init__(self, processor: Any, tokenizer: Any, template: str | Path | None = None) -> None:
+        self._tokenizer = tokenizer
+        sees = processor is not None and getattr(processor, "image_processor", None) is not None
+        self._renderer = processor if sees else tokenizer
+        placeholders = _placeholders(processor, tokenizer) if sees else []
+        self.given = template is not None
+        self.plain = False
+        if template is not None:
+            self.source = _read_template(template)
+        else:
+            own = _own_template(processor) if sees else None
+            self.source = own or _own_template(tokenizer) or ""
+            if not self.source:
+                self.plain = True
+                mark = placeholders[0] if placeholders else ""
+                self.source = PLAIN_TEMPLATE.replace("IMAGE_PLACEHOLDER", mark)
+                log.info("the model has no chat template; using the plain one")
+        if self.plain and not tokenizer.eos_token:
+            raise DiveError(
+                "the model has neither a chat template nor an end-of-sequence token; "
+                "give a template file"
+            )
+        self.hash = hashlib.sha256(self.source.encode("utf-8")).hexdigest()[:16]
+        self._plain_text_roles: frozenset[str] = frozenset()
+        self.placeholder: str | None = None
+        self._find_style(placeholders)
+        self.lead = self._find_lead()
+
+    def render(self, messages: Sequence[dict[str, Any]], generation_prompt: bool = True) -> str:
+        """Messages to the text that the processor or tokenizer is called with.
+
+        Raises:
+            DiveError: the template refuses the conversation, or does not show its images once each.
+        """
+        images = sum(part["type"] == "image" for message in messages for part in message["content"])
+        try:
+            text = self._render(messages, generation_prompt)
+        except Exception as error:  # Jinja runs the model's own code: anything may come out of it
+            raise DiveError(f"the chat template refuses the conversation: {error}") from error
+        if images and self.placeholder is None:
+            raise DiveError(f"the backbone is a text model; it takes no image, got {images}")
+        if self.placeholder is not None and text.count(self.placeholder) != images:
+            raise DiveError(
+                f"the prompt has {images} images, and the chat template shows "
+                f"{text.count(self.placeholder)} of them ({self.placeholder!r} in the text counts)"
+            )
+        return text
+
+    def close(self, generation_ids: Sequence[int]) -> int:
+        """Id of the token that closes the assistant's turn.
+
+        It is what the template writes behind an assistant's answer, where that is a special token
+        or one of `generation_ids` (the model's `generation_config.eos_token_id`); otherwise the
+        first of `generation_ids`; otherwise the tokenizer's end token.
+
+        Raises:
+            DiveError: there is none of the three.
+        """
+        tokenizer = self._tokenizer
+        special = {
+            token.content: index
+            for index, token in tokenizer.added_tokens_decoder.items()
+            if token.special
+        }
+        special |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        special |= {tokenizer.convert_ids_to_tokens(index): index for index in generation_ids}
+        text = self._render([user_turn(_QUESTION, self._images), assistant_turn(_ANSWER)], False)
+        after = text[text.index(_ANSWER) + len(_ANSWER) :].lstrip()
+        follows = [token for token in special if token and after.startswith(token)]
+        if follows:
+            return special[max(follows, key=len)]
+        if generation_ids:
+            return generation_ids[0]
+        if tokenizer.eos_token_id is not None:
+            return tokenizer.eos_token_id
+        raise DiveError(
+            "no token ends a report: the chat template writes none behind an answer, and neither "
+            "generation_config.json nor the tokenizer has eos_token_id"
+        )
+
+    def anchor(self) -> str:
+        """A short conversation up to the generation prompt, in whose context answers are cut."""
+        return self._render([user_turn(_QUESTION, self._images)], True)
+
+    @property
+    def _images(self) -> int:
+        return 0 if self.placeholder is None else 1
+
+    def _render(self, messages: Sequence[dict[str, Any]], generation_prompt: bool) -> str:
+        return self._renderer.apply_chat_template(
+            [self._styled(message) for message in messages],
+            chat_template=self.source,
+            add_generation_prompt=generation_prompt,
+            tokenize=False,
+        )
+
+    def _styled(self, message: dict[str, Any]) -> dict[str, Any]:
+        if message["role"] not in self._plain_text_roles:
+            return {"role": message["role"], "content": [dict(p) for p in message["content"]]}
+        texts = [
+            part["text"] if part["type"] == "text" else f"{self.placeholder}\n"
+            for part in message["content"]
+        ]
+        return {"role": message["role"], "content": "".join(texts)}
+
+    def _find_style(self, placeholders: list[str]) -> None:
+        """Which roles want their content as parts and which as plain text; and the placeholder."""
+        problem = ""
+        for roles in ((), ("assistant",), ("user", "assistant")):
+            self._plain_text_roles = frozenset(roles)
+            # With plain text content the placeholder is written by us: any that was found will do.
+            for placeholder in placeholders or [None]:
+                self.placeholder = placeholder
+                messages = [user_turn(_QUESTION, self._images), assistant_turn(_ANSWER)]
+                try:
+                    text = self._render(messages, False)
+                except Exception as error:
+                    problem = f"{type(error).__name__}: {error}"
+                    continue
+                texts = text.count(_QUESTION) == 1 and text.count(_ANSWER) == 1
+                stringified = "'type':" in text or '"type":' in text
+                if (
+                    texts
+                    and not stringified
+                    and (placeholder is None or text.count(placeholder) == 1)
+                ):
+                    return
+                problem = problem or f"it renders {text!r}"
+        raise DiveError(
+            "the chat template renders no conversation of an image, a question and an answer: "
+            f"{problem}; give a template file"
+        )
+
+    def _find_lead(self) -> str:
+        opened = self.anchor()
+        whole = self._render([user_turn(_QUESTION, self._images), assistant_turn(_ANSWER)], False)
+        if not whole.startswith(opened):
+            return ""
+        between = whole[len(opened) : whole.index(_ANSWER)]
+        # Anything but white space is an answer's own opening (a reasoning block, say): not ours.
+        return between if not between.strip() else ""
+
+
+def _own_template(holder: Any) -> str | None:
+    template = getattr(holder, "chat_template", None)
+    if isinstance(template, dict):
+        return template.get("default")
+    return template
+
+
+def _read_template(template: str | Path) -> str:
+    if isinstance(template, str) and ("{%" in template or "{{" in template):
+        return template
+    try:
+        text = Path(template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DiveError(f"cannot read the template file {template}: {error}") from error
+    if "{%" not in text and "{{" not in text:
+        raise DiveError(f"{template} is no Jinja template: it has neither '{{%' nor '{{{{'")
+    return text
+
+
+def _placeholders(processor: Any, tokenizer: Any) -> list[str]:
+    """Texts that may stand for an image, the likeliest first (Gemma 3 expands its opening mark)."""
+    found: list[str] = []
+    for holder in (processor, tokenizer):
+        for name in ("boi_token", "image_token"):
+            token = getattr(holder, name, None)
+            if isinstance(token, str) and token and token not in found:
+                found.append(token)
+    if not found:
+        raise DiveError(f"{type(processor).__name__} names no image token")
+    return found
