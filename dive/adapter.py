@@ -1,0 +1,265 @@
+"""The steering adapter: what is learned, and how it is saved and loaded.
+
+On disk an adapter is a folder with `adapter_config.json` (settings, the backbone it belongs to and
+what the trainer recorded) and `adapter.safetensors` (parameters in float32). Nothing is pickled.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from dive import __version__
+from dive.data.io import write_bytes, write_text
+from dive.errors import DiveError
+from dive.structure import description, unwrap
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter.safetensors"
+FORMAT = 1
+ACTIVATIONS = ("silu", "gelu", "tanh", "identity")
+POSITIONS = ("all", "response")
+# what must be equal in the backbone of training and the backbone of use; an unknown (None) matches
+MUST_MATCH = ("architecture", "model_type", "hidden_size", "num_layers", "vocab_size", "revision")
+
+
+@dataclass
+class SteeringConfig:
+    """The form of the edit; every baseline is a configuration of the same operator.
+
+    rank: number R of in-context vectors mixed by state; 0 leaves one fixed vector a layer.
+    layers: "all", or the indices of the decoder layers that are steered.
+    activation: of the mixing weights: silu, gelu, tanh or identity (a linear low-rank edit).
+    norm_preserving: give the steered state the norm that it had.
+    positions: "all" (every position, prompt and image included) or "response" (the last prompt
+        position and every generated one).
+    eps: added to the mean square of the state before its root is taken.
+    """
+
+    rank: int = 16
+    layers: str | list[int] = "all"
+    activation: str = "silu"
+    norm_preserving: bool = False
+    positions: str = "all"
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        def want(good: bool, name: str, wanted: str) -> None:
+            if not good:
+                raise DiveError(f"SteeringConfig: {name} is {getattr(self, name)!r}, want {wanted}")
+
+        def whole(value: object) -> bool:
+            return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+        want(whole(self.rank), "rank", "a whole number >= 0")
+        want(self.activation in ACTIVATIONS, "activation", "one of " + ", ".join(ACTIVATIONS))
+        want(self.positions in POSITIONS, "positions", "one of " + ", ".join(POSITIONS))
+        want(isinstance(self.norm_preserving, bool), "norm_preserving", "True or False")
+        want(
+            isinstance(self.eps, float) and math.isfinite(self.eps) and self.eps > 0,
+            "eps",
+            "a number > 0",
+        )
+        if self.layers != "all":
+            listed = isinstance(self.layers, (list, tuple)) and len(self.layers) > 0
+            want(
+                listed and all(map(whole, self.layers)) and len({*self.layers}) == len(self.layers),
+                "layers",
+                '"all" or a list of different layer indices',
+            )
+            self.layers = sorted(self.layers)
+
+
+class LayerSteering(nn.Module):
+    """The edit of one decoder layer: R state-mixed vectors, a fixed one and a learned scale.
+
+    A fresh one is the identity: `up` and `static` are zero. `scale` is s and `sigma` the typical
+    RMS of this layer's stream (set by `dive.attach.calibrate`); the operator gets their product.
+    """
+
+    def __init__(self, hidden_size: int, config: SteeringConfig) -> None:
+        super().__init__()
+        self.config = config
+        rank = config.rank
+        # with rank 0 these are empty; an empty parameter has nothing for an optimiser to do
+        self.down = nn.Parameter(
+            torch.randn(rank, hidden_size) / math.sqrt(hidden_size), requires_grad=rank > 0
+        )
+        self.down_bias = nn.Parameter(torch.zeros(rank), requires_grad=rank > 0)
+        self.up = nn.Parameter(torch.zeros(hidden_size, rank), requires_grad=rank > 0)
+        self.static = nn.Parameter(torch.zeros(hidden_size))
+        self.scale = nn.Parameter(torch.tensor(0.1))
+        self.sigma: Tensor
+        self.register_buffer("sigma", torch.tensor(1.0))
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[..., D] to [..., D] of the same dtype; `mask` [...] bool limits it to some positions."""
+        from dive import ops
+
+        return ops.steer(
+            hidden,
+            self.down,
+            self.down_bias,
+            self.up,
+            self.static,
+            self.scale * self.sigma,
+            mask=mask,
+            activation=self.config.activation,
+            norm_preserving=self.config.norm_preserving,
+            eps=self.config.eps,
+        )
+
+
+class SteeringAdapter(nn.Module):
+    """One `LayerSteering` for each steered decoder layer of one backbone.
+
+    adapter = SteeringAdapter(SteeringConfig(rank=16), backbone)
+    with dive.steer(backbone, adapter): ...
+
+    `layers` maps str(layer index) to its module; parameters are float32 whatever the backbone's
+    dtype. `metadata` is free for JSON values; its entry "backbone" describes the backbone.
+    Initial values come from torch's global generator: `torch.manual_seed` repeats them.
+    """
+
+    def __init__(self, config: SteeringConfig, backbone_or_model: Any) -> None:
+        super().__init__()
+        self._assemble(config, {"backbone": description(unwrap(backbone_or_model))})
+
+    def _assemble(self, config: SteeringConfig, metadata: dict[str, Any]) -> None:
+        self.config = config
+        self.metadata = metadata
+        backbone = metadata["backbone"]
+        count = backbone["num_layers"]
+        indices = range(count) if config.layers == "all" else config.layers
+        if max(indices) >= count:
+            raise DiveError(
+                f"SteeringConfig: layers names {max(indices)}, but the backbone has the layers "
+                f"0 to {count - 1}"
+            )
+        # float32 and on the CPU whatever torch's defaults are at this moment
+        with torch.device("cpu"):
+            self.layers = nn.ModuleDict(
+                {str(i): LayerSteering(backbone["hidden_size"], config).float() for i in indices}
+            )
+
+    def num_parameters(self) -> int:
+        """How many numbers are learned."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def check_backbone(self, backbone_or_model: Any) -> None:
+        """DiveError naming the first field in which this backbone is not the adapter's own."""
+        mine, theirs = self.metadata["backbone"], description(unwrap(backbone_or_model))
+        for field in MUST_MATCH:
+            trained, given = mine.get(field), theirs.get(field)
+            if trained is not None and given is not None and trained != given:
+                raise DiveError(
+                    f"this adapter belongs to another backbone: {field} is {given!r} here and was "
+                    f"{trained!r} where the adapter was made ({mine.get('name') or 'unnamed'})"
+                )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the folder; each file appears whole or not at all, also over an older one."""
+        folder = Path(folder)
+        settings = {
+            "format": FORMAT,
+            "dive_version": __version__,
+            "steering": asdict(self.config),
+            "metadata": self.metadata,
+        }
+        try:
+            text = json.dumps(settings, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise DiveError(f"adapter.metadata is not plain JSON: {error}") from error
+        tensors = {
+            name: tensor.detach().to("cpu", torch.float32).contiguous().clone()
+            for name, tensor in self.state_dict().items()
+        }
+        write_bytes(folder / WEIGHTS_FILE, save(tensors))
+        write_text(folder / CONFIG_FILE, text)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> Self:
+        """Reads what `save_pretrained` wrote, from a folder or a repository on the hub."""
+        config_file = _find(folder_or_hub_id, CONFIG_FILE, revision, token)
+        weights_file = _find(folder_or_hub_id, WEIGHTS_FILE, revision, token)
+        config, metadata = _read_settings(config_file)
+        adapter = cls.__new__(cls)
+        nn.Module.__init__(adapter)
+        with torch.random.fork_rng(devices=[]):  # loading must not move the caller's generator
+            adapter._assemble(config, metadata)
+        try:
+            tensors = load_file(weights_file)
+        except (SafetensorError, OSError) as error:
+            raise DiveError(f"{weights_file}: not a readable safetensors file: {error}") from error
+        wanted = adapter.state_dict()
+        if wanted.keys() != tensors.keys():
+            name = sorted(wanted.keys() ^ tensors.keys())[0]
+            state = "is missing" if name in wanted else f"is not part of {config_file.name}"
+            raise DiveError(f"{weights_file}: tensor {name} {state}")
+        for name, tensor in tensors.items():
+            if tensor.shape != wanted[name].shape or tensor.dtype != torch.float32:
+                raise DiveError(
+                    f"{weights_file}: tensor {name} is {tensor.dtype} {list(tensor.shape)}, "
+                    f"{config_file.name} wants torch.float32 {list(wanted[name].shape)}"
+                )
+            if not tensor.isfinite().all():
+                raise DiveError(f"{weights_file}: tensor {name} holds numbers that are not finite")
+        adapter.load_state_dict(tensors)
+        return adapter if device is None else adapter.to(device)
+
+
+def _find(source: str | Path, name: str, revision: str | None, token: Any) -> Path:
+    folder = Path(source)
+    if folder.is_dir():
+        if not (folder / name).is_file():
+            raise DiveError(f"{folder}: no {name} here, so this is not a saved adapter")
+        return folder / name
+    if folder.exists() or isinstance(source, Path) or str(source).count("/") != 1:
+        raise DiveError(f"{source}: an adapter's folder is wanted, and there is none")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(str(source), name, revision=revision, token=token))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DiveError(f"{source}: no such folder, and not on the hub: {reason}") from error
+
+
+def _read_settings(path: Path) -> tuple[SteeringConfig, dict[str, Any]]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DiveError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(settings, dict) or "steering" not in settings:
+        raise DiveError(f"{path}: no entry 'steering', so this is not an adapter written by dive")
+    if settings.get("format") != FORMAT:
+        raise DiveError(
+            f"{path}: format is {settings.get('format')!r}, this version of dive reads {FORMAT}"
+        )
+    steering, metadata = settings["steering"], settings.get("metadata")
+    known = {field.name for field in fields(SteeringConfig)}
+    if not isinstance(steering, dict) or not steering.keys() <= known:
+        odd = sorted(set(steering) - known) if isinstance(steering, dict) else steering
+        raise DiveError(f"{path}: unknown settings in 'steering': {odd}")
+    backbone = metadata.get("backbone") if isinstance(metadata, dict) else None
+    for field in ("hidden_size", "num_layers"):
+        value = backbone.get(field) if isinstance(backbone, dict) else None
+        if not isinstance(value, int) or value < 1:
+            raise DiveError(f"{path}: metadata.backbone.{field} is {value!r}, want a number >= 1")
+    try:
+        return SteeringConfig(**steering), metadata
+    except DiveError as error:
+        raise DiveError(f"{path}: {error}") from error

@@ -1,0 +1,170 @@
+"""Attach an adapter to a model, and take it off without a trace.
+
+Hooks on the model's own decoder layers; no class is patched and no weight is touched.
+"""
+
+import statistics
+import sys
+from collections.abc import Iterable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from dive.adapter import SteeringAdapter
+from dive.errors import DiveError
+from dive.structure import decoder_layers, last_hidden_state, unwrap
+
+# first decoder layer -> what is attached there; a layer, because a model and its base share them
+_attached: "WeakKeyDictionary[nn.Module, Attachment]" = WeakKeyDictionary()
+
+
+class Attachment:
+    """An adapter at work on a model, until `detach` or the end of the `with` block.
+
+    mask: bool [B, T], the positions that are steered in the next forwards, or None. With None the
+        adapter's own rule holds: all positions, or with positions="response" the last position of
+        every forward (the last prompt position at prefill under left padding, then each generated
+        token). Training gives the mask of the response explicitly.
+    enabled: False lets states pass unchanged (a teacher's forward between two of the student's).
+    calls: how often a layer was steered outside compiled code, to assert that there was an effect.
+    """
+
+    def __init__(self, model: nn.Module, adapter: SteeringAdapter) -> None:
+        self.model = model
+        self.adapter = adapter
+        self.mask: Tensor | None = None
+        self.enabled = True
+        self.calls = 0
+        self._last_only = adapter.config.positions == "response"
+        adapter.check_backbone(model)
+        layers = decoder_layers(model)
+        self._key = layers[0]
+        if self._key in _attached:
+            raise DiveError(
+                "a steering adapter is already attached to this model; detach it first (two "
+                "adapters at once are not defined)"
+            )
+        # transformers keeps a compiled call whose graph does not look for hooks added since
+        model.__dict__.pop("_compiled_call", None)
+        if "torch._dynamo" in sys.modules:
+            torch._dynamo.reset()
+        self._handles = []
+        for index, steering in adapter.layers.items():
+            layer = layers[int(index)]
+            steering.to(_device_of(layer))
+            # first in line: transformers records hidden states by hooks, which must see our output
+            self._handles.append(layer.register_forward_hook(self._hook(steering), prepend=True))
+        _attached[self._key] = self
+
+    def _hook(self, steering: nn.Module) -> Any:
+        def steer_output(_module: nn.Module, _inputs: tuple, output: Any) -> Any:
+            if not self.enabled:
+                return output
+            hidden = output[0] if isinstance(output, tuple) else output
+            steered = steering(hidden, self._positions(hidden))
+            if not torch.compiler.is_compiling():
+                self.calls += 1
+            return (steered, *output[1:]) if isinstance(output, tuple) else steered
+
+        return steer_output
+
+    def _positions(self, hidden: Tensor) -> Tensor | None:
+        if self.mask is not None:
+            if self.mask.shape != hidden.shape[:-1]:
+                raise DiveError(
+                    f"attachment.mask is {list(self.mask.shape)}, but this forward has the "
+                    f"positions {list(hidden.shape[:-1])}"
+                )
+            return self.mask.to(hidden.device)
+        if not self._last_only or hidden.shape[-2] == 1:
+            return None
+        last = torch.zeros(hidden.shape[:-1], dtype=torch.bool, device=hidden.device)
+        last[..., -1] = True
+        return last
+
+    def detach(self) -> None:
+        """Takes every hook away; the model is then what it was before. Twice is harmless."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if _attached.get(self._key) is self:
+            del _attached[self._key]
+
+    def __enter__(self) -> "Attachment":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.detach()
+
+
+def steer(backbone_or_model: Any, adapter: SteeringAdapter) -> Attachment:
+    """Attaches `adapter`; use it in a `with`, or call `.detach()` on what is returned.
+
+    The adapter's parameters move to the devices of their layers. DiveError where the adapter
+    belongs to another backbone, or another one is attached already.
+    """
+    return Attachment(unwrap(backbone_or_model), adapter)
+
+
+def attachment_of(model: Any) -> Attachment | None:
+    """What is attached to the model now."""
+    return _attached.get(decoder_layers(model)[0])
+
+
+def _device_of(layer: nn.Module) -> torch.device:
+    """Where the layer computes (an offloaded layer's weights are elsewhere between calls)."""
+    hook = getattr(layer, "_hf_hook", None)  # accelerate's, under a device_map
+    device = getattr(hook, "execution_device", None)
+    return torch.device(device) if device is not None else next(layer.parameters()).device
+
+
+@torch.no_grad()
+def calibrate(
+    model: Any, adapter: SteeringAdapter, inputs: Iterable[tuple[dict[str, Any], Tensor]]
+) -> None:
+    """Sets each steered layer's sigma: the median RMS of its output at the marked positions.
+
+    `inputs` yields model inputs with a bool mask [B, T] (the response positions). The model runs
+    without the adapter. The edit is then relative to the stream, whose RMS is 1 in some models and
+    hundreds in others, so that one learning rate serves them all.
+    """
+    model = unwrap(model)
+    adapter.check_backbone(model)
+    if attachment_of(model) is not None:
+        raise DiveError("calibrate measures the bare model: detach the adapter first")
+    layers = decoder_layers(model)
+    values: dict[str, list[float]] = {index: [] for index in adapter.layers}
+    marked: list[Tensor] = []  # the mask of the batch that runs
+
+    def measure(index: str) -> Any:
+        def hook(_module: nn.Module, _inputs: tuple, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            mask = marked[-1]
+            if mask.shape != hidden.shape[:-1] or mask.dtype != torch.bool:
+                raise DiveError(
+                    f"calibrate: a bool mask {list(hidden.shape[:-1])} is wanted, got {mask.dtype} "
+                    f"{list(mask.shape)}"
+                )
+            states = hidden[mask.to(hidden.device)].float()
+            values[index] += states.pow(2).mean(-1).sqrt().tolist()
+
+        return hook
+
+    handles = [layers[int(i)].register_forward_hook(measure(i)) for i in values]
+    try:
+        for batch, mask in inputs:
+            marked[:] = [mask]
+            last_hidden_state(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for index, measured in values.items():
+        sigma = statistics.median(measured) if measured else float("nan")
+        if not 0 < sigma < float("inf"):
+            raise DiveError(
+                f"calibrate: layer {index} has the RMS {sigma} over {len(measured)} positions, "
+                "want a finite number > 0"
+            )
+        adapter.layers[index].sigma.fill_(sigma)

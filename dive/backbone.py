@@ -1,0 +1,259 @@
+"""Load a frozen backbone with its processor; and the names that are used with it."""
+
+import inspect
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
+from transformers.utils import is_flash_attn_2_available, is_torchvision_available
+
+from dive.checkpointing import enable_gradient_checkpointing
+from dive.errors import DiveError
+from dive.image_processor import processor_without_video
+from dive.structure import (
+    Head,
+    decoder,
+    decoder_layers,
+    last_hidden_state,
+    output_head,
+    text_config,
+)
+
+__all__ = [
+    "Backbone",
+    "Head",
+    "decoder_layers",
+    "enable_gradient_checkpointing",
+    "last_hidden_state",
+    "load_backbone",
+    "output_head",
+    "text_config",
+]
+
+logger = logging.getLogger("dive")
+
+
+@dataclass
+class Backbone:
+    """A frozen model and its processor (for a text model: its tokenizer)."""
+
+    model: nn.Module
+    processor: Any
+
+    @property
+    def tokenizer(self) -> Any:
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go (under a device_map: where the embeddings are)."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def image_token_id(self) -> int | None:
+        """The token whose embedding an image feature takes; None for a text model."""
+        return getattr(self.model.config, "image_token_id", None)
+
+
+def load_backbone(
+    path: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    attn_implementation: str | None = "auto",
+    revision: str | None = None,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+    device_map: Any = None,
+    quantization_config: Any = None,
+    **hf: Any,
+) -> Backbone:
+    """A vision-language or text model from a folder or the hub, frozen and in eval mode.
+
+    dtype: "auto" is the checkpoint's own; else a torch dtype or its name ("bfloat16").
+    device: "auto" is the GPU where there is one. Give either `device` or `device_map`.
+    attn_implementation: "auto" is flash attention where it is installed, the device is a GPU and
+        the model's masks are causal; else what transformers prefers (sdpa). What was chosen is
+        logged. Models whose image tokens attend both ways (Gemma 3, PaliGemma) never get flash
+        attention, which would silently make their image block causal.
+    Anything else goes to `from_pretrained` of the model.
+
+    Raises:
+        DiveError: no such folder, an unknown or unsuitable model, weights that are missing,
+            a vision-language model without its processor files.
+    """
+    source = _source(path)
+    shared = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+    if device_map is not None and device != "auto":
+        raise DiveError("load_backbone: give either device or device_map, not both")
+    where = _device(device)
+    with _reported(source, "config"):
+        config = AutoConfig.from_pretrained(source, **shared)
+    auto = _auto_class(source, config)
+    if attn_implementation == "auto":
+        cuda = where.type == "cuda"
+        attn_implementation = _attention(auto, config, cuda)
+    options = {**hf, "attn_implementation": attn_implementation}
+    if device_map is not None or quantization_config is not None:
+        # quantised weights are made on their device and cannot be moved there afterwards
+        options["device_map"] = device_map if device_map is not None else {"": where}
+    if quantization_config is not None:
+        options["quantization_config"] = quantization_config
+    with _reported(source, "model"):
+        model, info = auto.from_pretrained(
+            source,
+            config=config,
+            dtype=_dtype(dtype),
+            output_loading_info=True,
+            **shared,
+            **options,
+        )
+    _check_loaded(source, model, info)
+    if "device_map" not in options:
+        model = model.to(where)
+    model.eval().requires_grad_(False)
+    logger.info(
+        "%s: %s in %s on %s, attention %s",
+        source,
+        type(model).__name__,
+        str(model.dtype).removeprefix("torch."),
+        model.device,
+        model.config._attn_implementation,
+    )
+    return Backbone(model, _processor(source, config, auto, shared))
+
+
+def _source(path: str | Path) -> str:
+    """A folder with a config.json, or what can be the name of a repository on the hub."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise DiveError(f"{folder}: no config.json here, so this is not a saved model")
+        return str(folder)
+    name = str(path)
+    is_path = isinstance(path, Path) or name[:1] in ("/", ".", "~") or name.count("/") > 1
+    if is_path or folder.exists():
+        raise DiveError(f"{path}: a backbone's folder is wanted, and there is none")
+    return name
+
+
+@contextmanager
+def _reported(source: str, what: str) -> Iterator[None]:
+    """What goes wrong in transformers' loaders for the user's files becomes one clear line."""
+    try:
+        yield
+    except DiveError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
+        message = " ".join(str(error).split())
+        raise DiveError(f"{source}: cannot load the {what}: {message}") from error
+    except SafetensorError as error:
+        raise DiveError(f"{source}: the weights are not readable safetensors: {error}") from error
+
+
+def _auto_class(source: str, config: Any) -> Any:
+    remote = getattr(config, "auto_map", None) or {}
+    for auto in (AutoModelForImageTextToText, AutoModelForCausalLM):
+        if type(config) in auto._model_mapping or auto.__name__ in remote:
+            return auto
+    raise DiveError(
+        f"{source}: model_type {config.model_type!r} is neither an image-text-to-text nor a causal "
+        "language model of transformers"
+    )
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise DiveError(f"load_backbone: device is {device!r}, want auto, cpu, cuda ...") from error
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if dtype == "auto" or isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, str(dtype), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise DiveError(f"load_backbone: dtype is {dtype!r}, want auto, bfloat16, float32 ...")
+    return found
+
+
+def _attention(auto: Any, config: Any, cuda: bool) -> str | None:
+    """Flash attention only where it is known to compute the model's own masks."""
+    if not cuda or not is_flash_attn_2_available() or type(config) not in auto._model_mapping:
+        return None
+    model_class = auto._model_mapping[type(config)]
+    return None if _both_ways(model_class, config) else "flash_attention_2"
+
+
+def _both_ways(model_class: type, config: Any) -> bool:
+    """Whether some tokens attend to later ones: masks made from token types, or a config flag."""
+    text = config.get_text_config(decoder=True)
+    inputs = inspect.signature(model_class.forward).parameters
+    rope = getattr(text, "rope_parameters", None) or {}
+    # the Qwen-VL line takes mm_token_type_ids too, but for its three-dimensional positions
+    return (
+        "token_type_ids" in inputs
+        or ("mm_token_type_ids" in inputs and "mrope_section" not in rope)
+        or bool(getattr(text, "use_bidirectional_attention", False))
+    )
+
+
+def _check_loaded(source: str, model: nn.Module, info: dict[str, Any]) -> None:
+    """A decoder or head with made-up weights is an error; elsewhere it is a warning."""
+    ours = {id(p) for p in decoder(model).parameters()}
+    head = model.get_output_embeddings()
+    if head is not None:
+        ours |= {id(p) for p in head.parameters()}
+    named = {name for name, p in model.named_parameters() if id(p) in ours}
+    missing = sorted(info.get("missing_keys") or ())
+    fatal = [name for name in missing if name in named]
+    if fatal:
+        raise DiveError(
+            f"{source}: the checkpoint lacks {len(fatal)} weights of the text decoder or head "
+            f"({fatal[0]} ...)"
+        )
+    if missing:
+        logger.warning(
+            "%s: %d weights are not in the checkpoint and stay random: %s ...",
+            source,
+            len(missing),
+            missing[0],
+        )
+
+
+def _processor(source: str, config: Any, auto: Any, shared: dict[str, Any]) -> Any:
+    if auto is AutoModelForCausalLM:
+        with _reported(source, "tokenizer"):
+            return AutoTokenizer.from_pretrained(source, **shared)
+    with _reported(source, "processor"):
+        if is_torchvision_available():
+            processor = AutoProcessor.from_pretrained(source, **shared)
+        else:
+            processor = processor_without_video(source, config, shared)
+    for part in ("image_processor", "tokenizer"):
+        if getattr(processor, part, None) is None:
+            raise DiveError(
+                f"{source}: no {part.replace('_', ' ')}; a vision-language backbone needs its "
+                "processor's files (processor_config.json or preprocessor_config.json, tokenizer)"
+            )
+    return processor

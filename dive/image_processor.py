@@ -1,0 +1,60 @@
+"""Processors of video-capable models where transformers cannot make a video processor.
+
+Its video processors need torchvision. Films are images, so a processor is composed from the image
+processor, the tokenizer and the chat template: the model's own processor class without its video
+part, which expands image tokens by the same code as the real one.
+"""
+
+import logging
+from typing import Any
+
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+logger = logging.getLogger("dive")
+
+VIDEO = "video_processor"
+
+
+def processor_without_video(source: str, config: Any, options: dict[str, Any]) -> Any:
+    """The processor in `source` (folder or hub id), without its video part where it has one.
+
+    `options` are revision, token and trust_remote_code, as `from_pretrained` takes them.
+    """
+    known = type(config) in PROCESSOR_MAPPING
+    base = PROCESSOR_MAPPING[type(config)] if known else None
+    if base is None or VIDEO not in base.get_attributes():
+        return AutoProcessor.from_pretrained(source, **options)
+    settings, _ = base.get_processor_dict(source, **options)
+    parts: dict[str, Any] = {
+        "image_processor": AutoImageProcessor.from_pretrained(source, **options),
+        "tokenizer": AutoTokenizer.from_pretrained(source, **options),
+        VIDEO: None,
+    }
+    unknown = [name for name in base.get_attributes() if name not in parts]
+    if unknown:
+        raise ValueError(f"{base.__name__} also wants {', '.join(unknown)}")
+    composed = _without_video(base)
+    processor = composed.from_args_and_dict(
+        [parts[name] for name in base.get_attributes()], settings
+    )
+    logger.warning(
+        "%s: torchvision is not installed, so %s is composed of image processor, tokenizer and "
+        "chat template (images only, no video)",
+        source,
+        base.__name__,
+    )
+    return processor
+
+
+def _without_video(base: type) -> type:
+    """A subclass of the processor class in which the video part may be None."""
+
+    class ImageOnly(base):  # type: ignore[valid-type, misc]
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            if argument_name == VIDEO and argument is None:
+                return type(None)
+            return super().check_argument_for_proper_class(argument_name, argument)
+
+    ImageOnly.__name__ = ImageOnly.__qualname__ = base.__name__
+    return ImageOnly

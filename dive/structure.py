@@ -1,0 +1,145 @@
+"""Where things are in a model: text decoder, layers, head. Read off the model, not a list of names.
+
+Every function takes a `Backbone` or a bare transformers model.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dive.errors import DiveError
+
+
+def unwrap(backbone_or_model: Any) -> nn.Module:
+    """The transformers model of a `Backbone`; a bare model is returned as it is."""
+    model = backbone_or_model
+    if not isinstance(model, nn.Module):
+        model = getattr(backbone_or_model, "model", None)
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise DiveError(
+            f"a Backbone or a transformers model is wanted, got {type(backbone_or_model).__name__}"
+        )
+    return model
+
+
+def text_config(model: Any) -> Any:
+    """The configuration of the text decoder (hidden size, layers, soft-cap ...)."""
+    return unwrap(model).config.get_text_config(decoder=True)
+
+
+def decoder(model: Any) -> nn.Module:
+    """The module that owns the text decoder's `layers`; DiveError where there is none."""
+    model = unwrap(model)
+    found = model.get_decoder() if hasattr(model, "get_decoder") else model
+    # in a few families get_decoder() returns a whole causal LM: one unwrap leads to its decoder
+    for module in (found, getattr(found, "model", None)):
+        layers = getattr(module, "layers", None)
+        if isinstance(layers, nn.ModuleList) and len(layers) > 0:
+            return module
+    raise DiveError(
+        f"{type(model).__name__} has no text decoder with a list of layers: dive steers the "
+        "residual stream of decoder layers and cannot attach to this model"
+    )
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The text decoder's layers, in the order in which they run."""
+    return decoder(model).layers
+
+
+def description(model: Any) -> dict[str, Any]:
+    """What an adapter must find again in the backbone it is attached to (JSON-able)."""
+    model = unwrap(model)
+    config, text = model.config, text_config(model)
+    return {
+        "architecture": type(model).__name__,
+        "model_type": config.model_type,
+        "name": str(getattr(config, "_name_or_path", "") or ""),
+        "revision": getattr(config, "_commit_hash", None),
+        "hidden_size": text.hidden_size,
+        "num_layers": len(decoder_layers(model)),
+        "vocab_size": text.vocab_size,
+        "attn_implementation": getattr(config, "_attn_implementation", None),
+    }
+
+
+def last_hidden_state(model: Any, batch: dict[str, Any]) -> Tensor:
+    """[B, T, D]: the decoder's output after the final norm; no logits are computed.
+
+    `batch` is what the model's forward takes (images included). Gradients flow to what is attached.
+    """
+    model = unwrap(model)
+    base = model.base_model
+    if base is model:
+        raise DiveError(
+            f"{type(model).__name__} has no base model beneath its head, so its last hidden state "
+            "cannot be had without logits"
+        )
+    inputs = {key: value for key, value in batch.items() if key not in ("labels", "logits_to_keep")}
+    return base(**{**inputs, "use_cache": False, "return_dict": True}).last_hidden_state
+
+
+@dataclass(frozen=True)
+class Head:
+    """logits = softcap * tanh((x W^T + b) / softcap), or x W^T + b where softcap is None."""
+
+    weight: Tensor  # [V, D], the model's own parameter
+    bias: Tensor | None  # [V]
+    softcap: float | None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """[..., D] to [..., V], in the dtype of the weight."""
+        logits = F.linear(hidden.to(self.weight.device, self.weight.dtype), self.weight, self.bias)
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+
+_heads: WeakKeyDictionary[nn.Module, Head] = WeakKeyDictionary()
+
+
+def output_head(model: Any) -> Head:
+    """The head that turns `last_hidden_state` into logits.
+
+    Checked once for each model against its own logits on a few text tokens: a model that does
+    anything else to them (a logit scale, say) is refused with a DiveError, because losses computed
+    with the head alone would be wrong. Call it before an adapter is attached with a mask.
+    """
+    model = unwrap(model)
+    head = _heads.get(model)
+    layer = model.get_output_embeddings()
+    weight = getattr(layer, "weight", None)
+    if head is not None and head.weight is weight:
+        return head
+    if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
+        raise DiveError(
+            f"{type(model).__name__} has no output head with a floating-point weight [V, D]"
+        )
+    softcap = getattr(text_config(model), "final_logit_softcapping", None)
+    head = Head(weight, getattr(layer, "bias", None), softcap)
+    _check_head(model, head)
+    _heads[model] = head
+    return head
+
+
+@torch.no_grad()
+def _check_head(model: nn.Module, head: Head) -> None:
+    # ids of images and the like would ask for pixels
+    names = [n for n in vars(model.config) if n.endswith(("token_id", "token_index"))]
+    special = [getattr(model.config, name) for name in names]
+    ids = [i for i in range(2, min(head.weight.shape[0], 64)) if i not in special][:12]
+    device = model.get_input_embeddings().weight.device
+    batch = {"input_ids": torch.tensor([ids], device=device)}
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    wanted = model(**batch, use_cache=False, return_dict=True).logits.float()
+    got = head(last_hidden_state(model, batch)).float().to(wanted.device)
+    tolerance = 4 * torch.finfo(head.weight.dtype).eps * wanted.abs().max()
+    if got.shape != wanted.shape or not (got - wanted).abs().max() <= tolerance:
+        raise DiveError(
+            f"{type(model).__name__}: its logits are not last_hidden_state @ head.T (with bias and "
+            "soft-cap), perhaps they are scaled; dive's losses would be wrong for this model"
+        )
