@@ -6,6 +6,7 @@ Windows line ends and blank lines are taken as they come.
 """
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,10 +122,16 @@ def _parse(raw: bytes, source: str) -> dict:
         ) from None
     try:
         row = json.loads(text, object_pairs_hook=_unique(source))
+        # half a surrogate pair is JSON, but no text that can be tokenised or written
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except DiveError:
+        raise
     except json.JSONDecodeError as error:
         raise DiveError(
             f"{source}: is not JSON ({error.msg} at column {error.colno}); wants one object a line"
         ) from None
+    except ValueError as error:
+        raise DiveError(f"{source}: holds a value that cannot be read: {error}") from None
     except RecursionError:
         raise DiveError(f"{source}: is nested too deeply to be a study") from None
     if not isinstance(row, dict):
@@ -158,7 +165,7 @@ def _study(name: str, row: dict, folder: Path, source: str) -> Study:
                 f'{source}: study {name!r}: "images" wants a list of paths; it holds {image!r}'
             )
         paths.append(folder / image)
-        if not paths[-1].is_file():
+        if not os.path.isfile(paths[-1]):
             raise DiveError(f"{source}: study {name!r}: there is no image file {paths[-1]}")
     fields: dict[str, str | None] = {}
     for key in _TEXT_KEYS:
