@@ -1,0 +1,181 @@
+"""What the demo and the study compare, and how one method is run and scored.
+
+Everything goes through the public names: `dive.distill`, `dive.generate`, `dive.evaluate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dive.data import Study
+
+from .reports import concept_findings, micro_f1, style_findings, write_report
+from .style import Style, hospital
+from .world import SHIFTED, Site, draw_images, draw_labels, to_image
+
+if TYPE_CHECKING:
+    from dive.adapter import SteeringAdapter
+    from dive.backbone import Backbone
+    from dive.generation import Report
+
+BACKBONE = Path(__file__).parent / "backbone"
+PROMPT = "describe the radiograph."  # as in dive.demo.processor; the backbone knows no other
+DEMONSTRATIONS = 3
+MAX_NEW_TOKENS = 224
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """Studies of one hospital that the backbone has never seen."""
+
+    seed: int
+    style: Style
+    train: list[Study]
+    demonstrations: list[Study]
+    test: list[Study]
+
+    @property
+    def references(self) -> list[str]:
+        return [study.report() for study in self.test]
+
+
+def open_hospital(seed: int, train: int = 128, test: int = 160, site: Site = SHIFTED) -> Hospital:
+    """Draw a hospital: its style, and its studies with its patients and its scanner."""
+    style = hospital(seed)
+    rng = np.random.default_rng([78, seed])
+    sizes = {"train": train, "demonstration": DEMONSTRATIONS, "test": test}
+    groups = {}
+    for name, count in sizes.items():
+        labels = draw_labels(count, rng, site)
+        groups[name] = [
+            Study(
+                id=f"hospital{seed}-{name}-{n:03d}",
+                images=(to_image(picture),),
+                findings=write_report(style, severities),
+                source=f"hospital {seed}",
+            )
+            for n, (picture, severities) in enumerate(
+                zip(draw_images(labels, rng, site), labels, strict=True)
+            )
+        ]
+    return Hospital(seed, style, groups["train"], groups["demonstration"], groups["test"])
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table: prompting alone, or an adapter distilled with `config`."""
+
+    name: str
+    shots: int = 0
+    config: dict[str, Any] | None = None  # fields of DistillConfig; None: nothing is trained
+    teacher: bool = False  # whether demonstrations are shown to a teacher while training
+
+
+# Chosen on the two development hospitals, never on the test hospitals; `study.py` says how.
+STEERED = {"rank": 8, "learning_rate": 6e-3}
+FIXED = {"rank": 0, "learning_rate": 5e-2}
+DECISIVE = {"pathology_weight": 4.5, "eos_weight": 4.5}
+
+ZERO_SHOT = Method("zero-shot")
+FEW_SHOT = Method(f"{DEMONSTRATIONS}-shot in context", shots=DEMONSTRATIONS)
+LIVE = Method("LIVE", config={"preset": "live", "learning_rate": 5e-2}, teacher=True)
+FIXED_UNIFORM = Method(
+    "DIVE, fixed vectors, uniform weights",
+    config={"preset": "fixed-ce"} | FIXED,
+)
+FIXED_DECISIVE = Method(
+    "DIVE, fixed vectors", config={"preset": "fixed-ce"} | FIXED | DECISIVE
+)
+UNIFORM = Method(
+    "DIVE, uniform weights",
+    config={"preset": "dive-ce", "pathology_weight": 1.0, "eos_weight": 1.0} | STEERED,
+)
+DIVE = Method("DIVE", config={"preset": "dive-ce"} | STEERED | DECISIVE)
+DEMO_METHODS = (ZERO_SHOT, FEW_SHOT, LIVE, FIXED_UNIFORM, FIXED_DECISIVE, UNIFORM, DIVE)
+
+
+@dataclass
+class Outcome:
+    """What a method wrote and how it scored."""
+
+    row: dict[str, Any]
+    reports: list[Report]
+    adapter: SteeringAdapter | None = field(default=None)
+
+
+def score(name: str, reports: Sequence[Report], where: Hospital) -> dict[str, Any]:
+    """The row of results.json: percentages from 0 to 100, milliseconds, tokens, a ratio."""
+    import dive
+
+    texts, references = [report.text for report in reports], where.references
+    scores = dive.evaluate(texts, references, metrics=("bleu", "rougeL"))
+    said = [concept_findings(text) for text in texts]
+    worded = [style_findings(text, where.style) for text in texts]
+    return {
+        "method": name,
+        "bleu4": round(100 * scores["bleu4"], 2),
+        "rouge_l": round(100 * scores["rougeL"], 2),
+        "style_f1": round(
+            micro_f1(worded, [style_findings(text, where.style) for text in references]), 2
+        ),
+        "concept_f1": round(micro_f1(said, [concept_findings(text) for text in references]), 2),
+        "terminated": round(
+            100 * sum(report.finish_reason == "eos" for report in reports) / len(reports), 2
+        ),
+        "length_ratio": round(
+            float(
+                np.mean(
+                    [
+                        len(text.split()) / len(reference.split())
+                        for text, reference in zip(texts, references, strict=True)
+                    ]
+                )
+            ),
+            3,
+        ),
+        "ms_per_report": round(1000 * sum(report.seconds for report in reports) / len(reports), 1),
+        "prompt_tokens": round(sum(report.prompt_tokens for report in reports) / len(reports), 1),
+    }
+
+
+def run_method(
+    method: Method,
+    backbone: Backbone,
+    where: Hospital,
+    *,
+    seed: int = 0,
+    steps: int = 100,
+    batch_size: int = 32,
+    output_dir: Path | None = None,
+) -> Outcome:
+    """Train (where the method trains), write the test reports, score them."""
+    import dive
+
+    adapter = None
+    if method.config is not None:
+        config = dive.DistillConfig(**{"steps": steps, "batch_size": 8, "seed": seed} | method.config)
+        adapter = dive.distill(
+            backbone,
+            where.train,
+            demonstrations=where.demonstrations if method.teacher else None,
+            config=config,
+            prompt=PROMPT,
+            output_dir=output_dir,
+            progress=False,
+        )
+    reports = dive.generate(
+        backbone,
+        where.test,
+        prompt=PROMPT,
+        adapter=adapter,
+        demonstrations=where.demonstrations[: method.shots] or None,
+        max_new_tokens=MAX_NEW_TOKENS,
+        batch_size=batch_size,
+        progress=False,
+    )
+    return Outcome(score(method.name, reports, where), reports, adapter)

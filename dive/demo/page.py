@@ -1,0 +1,82 @@
+"""The demo's web page: one file, pictures inside, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+COLUMNS = {
+    "method": "method",
+    "bleu4": "BLEU-4",
+    "rouge_l": "ROUGE-L",
+    "style_f1": "style F1",
+    "concept_f1": "concept F1",
+    "terminated": "ended %",
+    "length_ratio": "length",
+    "ms_per_report": "ms/report",
+    "prompt_tokens": "prompt",
+}
+_DIGITS = {"length_ratio": 2, "prompt_tokens": 0}
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """One row of results.json as the table's text."""
+    return [
+        row[key] if key == "method" else f"{row[key]:.{_DIGITS.get(key, 1)}f}" for key in COLUMNS
+    ]
+
+
+def marked(text: str) -> list[dict[str, Any]]:
+    """A report in pieces; those that state a finding are marked."""
+    from dive.decisive import find_mentions
+
+    pieces, done = [], 0
+    for mention in find_mentions(text):
+        if mention.polarity != "positive" or mention.start < done:
+            continue
+        pieces.append({"text": text[done : mention.start], "marked": False})
+        pieces.append({"text": text[mention.start : mention.end], "marked": True})
+        done = mention.end
+    return [*pieces, {"text": text[done:], "marked": False}]
+
+
+def data_uri(image: Image.Image, scale: int = 4) -> str:
+    buffer = io.BytesIO()
+    larger = image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
+    larger.convert("L").save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def write_page(
+    path: Path, rows: Sequence[dict[str, Any]], studies: Sequence[dict[str, Any]], **facts: Any
+) -> None:
+    """Render index.html.
+
+    Args:
+        rows: rows of results.json.
+        studies: each {"id", "image": PIL, "reports": [{"name", "text", "ended"}]}.
+        facts: seed, train, test, steps, seconds, parameters, version.
+    """
+    import jinja2
+
+    source = (Path(__file__).parent / "page.html.j2").read_text(encoding="utf-8")
+    template = jinja2.Environment(autoescape=True).from_string(source)
+    html = template.render(
+        columns=list(COLUMNS.values()),
+        rows=[{"full": row["method"] == "DIVE", "cells": cells(row)} for row in rows],
+        studies=[
+            {
+                "id": study["id"],
+                "image": data_uri(study["image"]),
+                "reports": [r | {"pieces": marked(r["text"])} for r in study["reports"]],
+            }
+            for study in studies
+        ],
+        **facts,
+    )
+    path.write_text(html, encoding="utf-8")

@@ -1,0 +1,189 @@
+"""`dive demo`: one unseen hospital, live.
+
+Distils DIVE and what it is compared with, prints the table, and writes into the output folder the
+adapter, its reports, the scores and a web page.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+import dive
+from dive.data import Study
+from dive.data.io import write_jsonl, write_text
+
+from .methods import BACKBONE, DEMO_METHODS, DIVE, Hospital, Method, Outcome, open_hospital, run_method
+from .page import COLUMNS, cells, marked, write_page
+
+HOSPITAL = 100  # not one of the study's
+
+
+def main(
+    out: Path = Path("dive-demo"),
+    *,
+    seed: int = HOSPITAL,
+    train: int = 128,
+    test: int = 64,
+    steps: int = 100,
+    methods: Sequence[Method] = DEMO_METHODS,
+    console: Console | None = None,
+) -> list[dict]:
+    """Run the demo and write `adapter/`, `reports.jsonl`, `results.json`, `index.html` to `out`.
+
+    Besides, `test.jsonl` and `images/` hold the hospital's test studies, so that the other commands
+    can be tried on them. Returns the rows of results.json.
+    """
+    console = console or Console()
+    start = time.perf_counter()
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    console.print(
+        "[bold]The embedded world.[/] Drawn radiographs, an invented hospital and a toy backbone: "
+        "a way to see DIVE work in minutes, and nothing about patients."
+    )
+    backbone = dive.load_backbone(BACKBONE, dtype="float32", device="cpu")
+    where = open_hospital(seed, train, test)
+    console.print(
+        f"Hospital {seed}: {train} training studies, {len(where.demonstrations)} demonstrations, "
+        f"{test} test studies, {steps} steps a method."
+    )
+
+    outcomes: dict[str, Outcome] = {}
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=not console.is_terminal,
+    ) as bar:
+        for method in methods:
+            task = bar.add_task(method.name, total=1)
+            outcomes[method.name] = run_method(method, backbone, where, steps=steps)
+            bar.advance(task)
+
+    rows = [outcome.row for outcome in outcomes.values()]
+    console.print(_table(rows))
+    console.print(
+        "[dim]Style F1: findings worded exactly as this hospital does; concept F1: findings named in "
+        "any words. One hospital and one seed are an example; the README's table has more.[/]"
+    )
+    last = outcomes[DIVE.name if DIVE.name in outcomes else methods[-1].name]
+    shown = _two_studies(where, outcomes)
+    for study in shown:
+        _print_study(console, study)
+
+    _write(out, where, rows, last)
+    write_page(
+        out / "index.html",
+        rows,
+        shown,
+        seed=seed,
+        train=train,
+        test=test,
+        steps=steps,
+        seconds=round(time.perf_counter() - start),
+        parameters=f"{sum(p.numel() for p in backbone.model.parameters()) / 1e6:.1f} million",
+        version=dive.__version__,
+    )
+    console.print(f"\nDone in {time.perf_counter() - start:.0f} s. Written to [bold]{out}[/]:")
+    console.print("  index.html  results.json  reports.jsonl  adapter/  test.jsonl  images/")
+    console.print("Try next:")
+    console.print(f"  open {out / 'index.html'}", highlight=False)
+    console.print(
+        f"  dive evaluate --predictions {out / 'reports.jsonl'} --references {out / 'test.jsonl'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print("  dive distill --help      (the same on a model and studies of your own)")
+    return rows
+
+
+def _table(rows: Sequence[dict]) -> Table:
+    table = Table(title="One unseen hospital")
+    for n, column in enumerate(COLUMNS.values()):
+        table.add_column(column, justify="left" if n == 0 else "right", no_wrap=n > 0)
+    for row in rows:
+        table.add_row(*cells(row), style="bold" if row["method"] == DIVE.name else "")
+    return table
+
+
+def _two_studies(where: Hospital, outcomes: dict[str, Outcome]) -> list[dict]:
+    """Two studies with findings, beside the truth: the first ones, not the best ones."""
+    from .reports import concept_findings
+
+    chosen = [n for n, study in enumerate(where.test) if len(concept_findings(study.report())) >= 2]
+    trained = [name for name, outcome in outcomes.items() if outcome.adapter is not None]
+    names = [name for name in outcomes if "shot" in name] + trained[-1:]
+    return [
+        {
+            "id": where.test[n].id,
+            "image": where.test[n].load_images()[0],
+            "reports": [{"name": "truth", "text": where.test[n].report(), "ended": True}]
+            + [
+                {
+                    "name": name,
+                    "text": outcomes[name].reports[n].text,
+                    "ended": outcomes[name].reports[n].finish_reason == "eos",
+                }
+                for name in reversed(names)
+            ],
+        }
+        for n in (chosen or range(len(where.test)))[:2]
+    ]
+
+
+def _print_study(console: Console, study: dict) -> None:
+    console.print(f"\n[bold]{study['id']}[/]  (findings stated are underlined)")
+    for report in study["reports"]:
+        if "shot" in report["name"]:
+            continue  # two texts, one below the other, are enough for a terminal; the page has all
+        text = Text(f"{report['name']}: ", style="cyan")
+        for piece in marked(report["text"]):
+            text.append(piece["text"], style="underline bold" if piece["marked"] else "default")
+        text.append("" if report["ended"] else " ... (did not end)", style="red")
+        console.print(text)
+
+
+def _write(out: Path, where: Hospital, rows: Sequence[dict], last: Outcome) -> None:
+    if last.adapter is not None:
+        last.adapter.save_pretrained(out / "adapter")
+    write_text(out / "results.json", json.dumps(list(rows), indent=1) + "\n")
+    images = out / "images"
+    images.mkdir(exist_ok=True)
+    paths = [_image_path(images, study) for study in where.test]
+    for path, study in zip(paths, where.test, strict=True):
+        study.load_images()[0].save(path)
+    relative = [f"images/{path.name}" for path in paths]
+    write_jsonl(
+        out / "test.jsonl",
+        [
+            {"id": study.id, "images": [name], "findings": study.findings}
+            for study, name in zip(where.test, relative, strict=True)
+        ],
+    )
+    write_jsonl(
+        out / "reports.jsonl",
+        [
+            {
+                "id": report.id,
+                "images": [name],
+                "report": report.text,
+                "finish_reason": report.finish_reason,
+                "num_tokens": report.num_tokens,
+                "seconds": round(report.seconds, 4),
+            }
+            for report, name in zip(last.reports, relative, strict=True)
+        ],
+    )
+
+
+def _image_path(folder: Path, study: Study) -> Path:
+    return folder / f"{study.id}.png"

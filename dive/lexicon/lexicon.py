@@ -1,0 +1,163 @@
+"""Entries of the lexicon: read from YAML, extended by the user's own files."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dive.errors import DiveError
+from dive.lexicon.terms import Automaton, expand
+
+CHEXPERT_CLASSES = (
+    "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema",
+    "Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion",
+    "Pleural Other", "Fracture", "Support Devices", "No Finding",
+)  # fmt: skip
+OTHER = "Other"
+_KEYS = {"name", "class", "mesh", "normal", "terms"}
+_HERE = resources.files("dive.lexicon")
+# a gap in a term ("heart ... enlarged") does not cross these
+_GAP_STOPS = (
+    "but", "with", "without", "no", "normal", "unremarkable", "clear", "which", "while", "there",
+    "however", "otherwise",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One finding: `cls` is a CheXpert observation or "Other", `mesh` its headings; `normal` says
+    that the words themselves state that all is well."""
+
+    name: str
+    cls: str
+    mesh: tuple[str, ...] = ()
+    terms: tuple[str, ...] = ()
+    normal: bool = False
+
+
+@dataclass
+class Lexicon:
+    """A set of entries, compiled for matching. Iterate over it to see them."""
+
+    entries: dict[str, Entry]
+    automaton: Automaton = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.automaton = Automaton(
+            ((term, entry) for entry in self.entries.values() for term in entry.terms),
+            gap_stops=_GAP_STOPS,
+        )
+
+    def __iter__(self):
+        return iter(self.entries.values())
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, name: str) -> Entry:
+        if name not in self.entries:
+            raise DiveError(f"the lexicon has no entry {name!r}")
+        return self.entries[name]
+
+    def with_heading(self, heading: str) -> list[Entry]:
+        """Entries that carry this MeSH heading (compared without case; `Lung` also finds
+        `Lung/hypoinflation`)."""
+        wanted = heading.strip().casefold()
+        return [
+            entry
+            for entry in self
+            if any(
+                wanted == mesh.casefold() or mesh.casefold().startswith(wanted + "/")
+                for mesh in entry.mesh
+            )
+        ]
+
+
+def load_lexicon(*files: str | Path, default: bool = True) -> Lexicon:
+    """The built-in lexicon with the user's files added (`default=False`: only the files).
+
+    A file's entry of a known name adds its terms and headings to that entry; others are new.
+    Raises DiveError naming file and entry for anything malformed.
+    """
+    entries: dict[str, Entry] = {}
+    sources: list[Any] = [_HERE / "thorax.yaml"] if default else []
+    sources += [Path(f) for f in files]
+    if not sources:
+        raise DiveError("load_lexicon(default=False) needs at least one file")
+    for source in sources:
+        for entry in _read(source):
+            known = entries.get(entry.name)
+            if known is not None:
+                if known.cls != entry.cls or known.normal != entry.normal:
+                    raise DiveError(
+                        f"{source}: entry {entry.name!r} is of class {entry.cls!r} here and of "
+                        f"class {known.cls!r} before; one name has one class"
+                    )
+                entry = replace(
+                    known,
+                    mesh=tuple(dict.fromkeys(known.mesh + entry.mesh)),
+                    terms=tuple(dict.fromkeys(entry.terms + known.terms)),
+                )
+            entries[entry.name] = entry
+    return Lexicon(entries)
+
+
+@lru_cache(maxsize=1)
+def default_lexicon() -> Lexicon:
+    """The built-in lexicon, read once."""
+    return load_lexicon()
+
+
+@lru_cache(maxsize=1)
+def default_cues() -> Automaton:
+    """The built-in polarity cues; values are their kinds ("negative_before", ...)."""
+    table = _yaml(_HERE / "cues.yaml")
+    return Automaton((term, kind) for kind, terms in table.items() for term in terms)
+
+
+def _yaml(source: Any) -> Any:
+    try:
+        return yaml.safe_load(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DiveError(f"{source}: cannot read the lexicon: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DiveError(f"{source}: not a readable YAML file: {error}") from error
+
+
+def _read(source: Any) -> Iterable[Entry]:
+    table = _yaml(source)
+    if not isinstance(table, dict) or not isinstance(table.get("entries"), list):
+        raise DiveError(f"{source}: a lexicon is a YAML mapping with a list named `entries`")
+    for number, row in enumerate(table["entries"], 1):
+        where = f"{source}: entry {number}"
+        if not isinstance(row, dict):
+            raise DiveError(f"{where}: expected a mapping with {sorted(_KEYS)}, got {row!r}")
+        if unknown := sorted(set(map(str, row)) - _KEYS):
+            raise DiveError(f"{where}: unknown key {unknown[0]!r}; known are {sorted(_KEYS)}")
+        name, cls = row.get("name"), row.get("class", OTHER)
+        if not isinstance(name, str) or not name.strip():
+            raise DiveError(f"{where}: `name` is missing")
+        where = f"{where} ({name})"
+        if cls != OTHER and cls not in CHEXPERT_CLASSES:
+            raise DiveError(
+                f"{where}: class {cls!r} is neither {OTHER!r} nor one of {list(CHEXPERT_CLASSES)}"
+            )
+        terms, mesh = row.get("terms"), row.get("mesh") or []
+        if not _strings(terms) or not terms:
+            raise DiveError(f"{where}: `terms` must be a list of texts (quote them), got {terms!r}")
+        if not _strings(mesh):
+            raise DiveError(f"{where}: `mesh` must be a list of texts, got {mesh!r}")
+        for term in terms:
+            try:
+                expand(term)
+            except DiveError as error:
+                raise DiveError(f"{where}: {error}") from error
+        yield Entry(name, cls, tuple(mesh), tuple(terms), bool(row.get("normal", False)))
+
+
+def _strings(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) and v.strip() for v in value)
