@@ -1,0 +1,365 @@
+"""`dive.distill`: studies in, a steering adapter out."""
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from dive.adapter import SteeringAdapter
+from dive.attach import attachment_of, calibrate, steer
+from dive.backbone import Backbone
+from dive.checkpointing import enable_gradient_checkpointing
+from dive.data.io import write_text
+from dive.data.jsonl import Skipped, check_on_error
+from dive.data.study import Study
+from dive.decisive import DecisiveTokens
+from dive.errors import DiveError
+from dive.examples import Examples, survey
+from dive.plan import describe
+from dive.presets import DistillConfig
+from dive.progress import JsonLog, ProgressBar
+from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS, Prompter
+from dive.teacher import Demonstrations, Teacher, same_case
+from dive.trainer import DistillTrainer, Student
+
+log = logging.getLogger(__name__)
+
+DEFAULT_SHOTS = 4
+RUN_FILE = "run.json"
+
+
+def distill(
+    backbone: Backbone | Any,
+    studies: Sequence[Study],
+    demonstrations: int | Sequence[Study] | None = None,
+    config: DistillConfig | None = None,
+    *,
+    validation: float | Sequence[Study] | None = None,
+    prompt: str | None = None,
+    target: str = "findings",
+    max_image_tokens: int | None = DEFAULT_MAX_IMAGE_TOKENS,
+    template: str | Path | None = None,
+    processor: Any = None,
+    output_dir: str | Path | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+    on_error: str = "fail",
+    skipped: Skipped | None = None,
+) -> SteeringAdapter:
+    """Distil what demonstrations do for a frozen backbone into a steering adapter.
+
+    Args:
+        backbone: from `load_backbone`, or a bare model together with `processor`.
+        studies: with reports for `target`; what the adapter learns from.
+        demonstrations: studies that are shown to the teacher before every query; a number draws
+            that many from `studies` for each query, never of the same patient. None: 4 where the
+            preset runs a teacher. With a preset that runs none they are an error.
+        config: preset and settings; default `DistillConfig()`.
+        validation: studies, or the share of `studies` (whole patients) that is kept apart; loss
+            and accuracy by token class are logged for them.
+        prompt, target, max_image_tokens, template: see `Prompter`; stored in the adapter, whose
+            `generate` uses the same.
+        output_dir: checkpoints and `log.jsonl` go here while training. None: no checkpoints.
+        resume: go on from the last checkpoint in `output_dir`, if there is one: the adapter is
+            what an uninterrupted run gives (bit for bit on a CPU).
+        progress: a plan before the first step and a progress bar, on stderr; None: on a terminal.
+        on_error: "fail" raises at the first study that cannot be used; "skip" goes on without it
+            and records it in `skipped`.
+
+    Returns:
+        The adapter, on the CPU, in eval mode; its metadata says how it was made.
+
+    Raises:
+        DiveError: bad input, before the first step. NonFiniteLoss: in a step, with the study's id.
+    """
+    start = time.perf_counter()
+    config = DistillConfig() if config is None else config
+    skipped = check_on_error(on_error, skipped)
+    backbone = _as_backbone(backbone, processor)
+    if attachment_of(backbone.model) is not None:
+        raise DiveError("distill: an adapter is attached to the backbone; detach it first")
+    studies, held_out = split(studies, validation, config.seed)
+    console = Console(stderr=True)
+    shown = console.is_terminal if progress is None else progress
+
+    prompter = Prompter(
+        backbone,
+        prompt=prompt,
+        target=target,
+        max_image_tokens=max_image_tokens,
+        template=template,
+    )
+    weigher = DecisiveTokens(
+        backbone.tokenizer,
+        pathology=float(config.pathology_weight or 0),
+        eos=float(config.eos_weight or 0),
+        polarity=config.polarity,
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
+        task = bar.add_task("reading studies", total=len(studies) + len(held_out))
+        options: dict[str, Any] = {"on_error": on_error, "skipped": skipped}
+        options["step"] = lambda: bar.advance(task)
+        examples, found = survey(studies, prompter, weigher, **options)
+        checked = survey(held_out, prompter, weigher, **options)[0] if held_out else None
+    teacher = _teacher(demonstrations, config, prompter, examples)
+    teacher_lengths = teacher.prompt_lengths(found) if teacher is not None else None
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        adapter = SteeringAdapter(config.steering(), backbone)
+    first = [examples[i] for i in range(min(config.calibration_studies, len(examples)))]
+    batches = (examples.collate([one]) for one in first)
+    calibrate(backbone, adapter, ((prompter.place(b["inputs"]), b["positions"]) for b in batches))
+
+    steps = total_steps(config, len(examples))
+    if shown:
+        console.print(describe(config, prompter, adapter, found, teacher_lengths, steps))
+    folder = None if output_dir is None else Path(output_dir)
+    run = _description(config, prompter, adapter, examples, checked, teacher)
+    checkpoint = _checkpoint(folder, resume, run)
+    _train(
+        backbone, adapter, config, examples, checked, teacher, steps, folder, checkpoint,
+        console if shown else None,
+    )  # fmt: skip
+
+    adapter.to("cpu").eval()
+    adapter.metadata |= prompter.metadata() | {
+        "distillation": run
+        | {
+            "studies": len(examples),
+            "validation_studies": 0 if checked is None else len(checked),
+            "steps": steps,
+            "seconds": round(time.perf_counter() - start, 1),
+        }
+    }
+    return adapter
+
+
+def split(
+    studies: Sequence[Study], validation: float | Sequence[Study] | None, seed: int
+) -> tuple[list[Study], list[Study]]:
+    """Training and validation studies. A share keeps whole patients apart, in a seeded order."""
+    studies = list(studies)
+    if not studies:
+        raise DiveError("distill: there is no study to learn from")
+    if validation is None:
+        return studies, []
+    if not isinstance(validation, (int, float)):
+        held_out = list(validation)
+        for one in held_out:
+            twin = next((other for other in studies if same_case(one, other)), None)
+            if twin is not None:
+                raise DiveError(
+                    f"{one.where}: is for validation, and {twin.where}, of the same patient, is "
+                    "for training; a patient belongs to one of the two"
+                )
+        return studies, held_out
+    if not 0 < validation < 1:
+        raise DiveError(f"distill: validation is {validation!r}, want a share between 0 and 1")
+
+    def place(study: Study) -> bytes:
+        name = study.patient if study.patient is not None else f"study {study.id}"
+        return hashlib.sha256(f"{seed}/{name}".encode()).digest()
+
+    groups: dict[bytes, list[Study]] = {}
+    for study in studies:
+        groups.setdefault(place(study), []).append(study)
+    wanted, kept = max(1, round(validation * len(studies))), set()
+    for key in sorted(groups):
+        if len(kept) >= wanted:
+            break
+        kept |= {study.id for study in groups[key]}
+    train = [study for study in studies if study.id not in kept]
+    if not train:
+        raise DiveError(
+            f"distill: {len(studies)} studies of {len(groups)} patients are too few to keep "
+            f"{validation:.0%} apart for validation"
+        )
+    return train, [study for study in studies if study.id in kept]
+
+
+def total_steps(config: DistillConfig, studies: int, ranks: int = 1) -> int:
+    """Optimiser steps of the whole training."""
+    if config.steps is not None:
+        return config.steps
+    batches = -(-studies // (config.batch_size * ranks))
+    per_epoch = -(-batches // config.gradient_accumulation)
+    return max(1, round(config.epochs * per_epoch))
+
+
+def _teacher(
+    demonstrations: int | Sequence[Study] | None,
+    config: DistillConfig,
+    prompter: Prompter,
+    examples: Examples,
+) -> Teacher | None:
+    if not config.needs_teacher:
+        if demonstrations is not None:
+            raise DiveError(
+                f"preset {config.preset!r} with kd_weight 0 and align_weight 0 runs no teacher, so "
+                "demonstrations have no use; leave them out, or give kd_weight"
+            )
+        log.info("no teacher is run: the adapter learns from the reports alone")
+        return None
+    if demonstrations is None:
+        demonstrations = DEFAULT_SHOTS
+    if isinstance(demonstrations, int):
+        drawn = Demonstrations(
+            examples.studies,
+            demonstrations,
+            seed=config.seed,
+            redraw=config.redraw_demonstrations,
+        )
+        return Teacher(prompter, examples, drawn)
+    # shown with every query: their images are decoded once
+    fixed = [replace(one, images=tuple(one.load_images())) for one in demonstrations]
+    for one in fixed:
+        one.report(prompter.target)
+    return Teacher(prompter, examples, Demonstrations(fixed))
+
+
+def _train(
+    backbone: Backbone,
+    adapter: SteeringAdapter,
+    config: DistillConfig,
+    examples: Examples,
+    validation: Examples | None,
+    teacher: Teacher | None,
+    steps: int,
+    folder: Path | None,
+    checkpoint: str | None,
+    console: Console | None,
+) -> None:
+    per_epoch = total_steps(replace(config, steps=None, epochs=1), len(examples))
+    often = max(per_epoch, steps // 20)
+    arguments = TrainingArguments(
+        output_dir=str(folder) if folder is not None else "unused",
+        max_steps=steps,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(config.warmup * steps),
+        max_grad_norm=config.max_grad_norm,
+        seed=config.seed,
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,  # a loss that is not finite stops the training instead
+        eval_strategy="no" if validation is None else "steps",
+        eval_steps=config.eval_steps or often,
+        save_strategy="no" if folder is None else "steps",
+        save_steps=config.save_steps or often,
+        save_total_limit=2,
+        dataloader_num_workers=config.workers,
+        dataloader_pin_memory=backbone.device.type == "cuda",
+        remove_unused_columns=False,
+        report_to="none",
+        use_cpu=backbone.device.type == "cpu",
+        disable_tqdm=True,
+    )
+    # several GPUs in one process would be wrapped in DataParallel, which knows no hooks
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    callbacks: list[Any] = [] if console is None else [ProgressBar(console)]
+    if folder is not None:
+        callbacks.append(JsonLog(folder / "log.jsonl"))
+    recompute = enable_gradient_checkpointing(backbone) if config.gradient_checkpointing else None
+    states = torch.random.get_rng_state()
+    try:
+        with steer(backbone, adapter) as attachment:
+            student = Student(attachment, config)
+            trainer = DistillTrainer(
+                student, arguments, config, examples, validation, teacher, callbacks
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.remove_callback(ProgressCallback)
+            trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        torch.random.set_rng_state(states)  # Trainer seeds torch's global generator
+        if recompute is not None:
+            recompute.remove()
+
+
+def _description(
+    config: DistillConfig,
+    prompter: Prompter,
+    adapter: SteeringAdapter,
+    examples: Examples,
+    validation: Examples | None,
+    teacher: Teacher | None,
+) -> dict[str, Any]:
+    """What must be equal for two trainings to be one; JSON values only."""
+
+    def digest(studies: Sequence[Study]) -> str:
+        parts = [f"{study.id}\n{study.report(prompter.target)}" for study in studies]
+        return hashlib.sha256("\n\n".join(parts).encode("utf-8")).hexdigest()[:16]
+
+    shown = teacher.demonstrations if teacher is not None else None
+    return {
+        "config": asdict(config),
+        "backbone": adapter.metadata["backbone"],
+        "prompt": prompter.prompt,
+        "target": prompter.target,
+        "template_hash": prompter.template_hash,
+        "max_image_tokens": prompter.max_image_tokens,
+        "studies_hash": digest(examples.studies),
+        "validation_hash": None if validation is None else digest(validation.studies),
+        "demonstrations": None if shown is None else shown.count or len(shown.pool),
+        "demonstrations_hash": None if shown is None else digest(shown.pool),
+    }
+
+
+def _checkpoint(folder: Path | None, resume: bool, run: dict[str, Any]) -> str | None:
+    """The checkpoint to go on from, after checking that it belongs to this very training."""
+    if folder is None:
+        if resume:
+            raise DiveError("distill: resume wants output_dir, where the checkpoints are")
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    last = get_last_checkpoint(str(folder))
+    if last is not None and not resume:
+        raise DiveError(
+            f"{folder}: holds the checkpoints of an unfinished training; resume it, delete them, "
+            "or choose another folder"
+        )
+    if last is not None:
+        earlier = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        now = json.loads(json.dumps(run))
+        for name in now:
+            if earlier.get(name) != now[name]:
+                raise DiveError(
+                    f"{folder}: the unfinished training had {name} {earlier.get(name)!r}, now it "
+                    f"is {now[name]!r}; it cannot go on from there"
+                )
+    else:
+        write_text(folder / RUN_FILE, json.dumps(run, indent=1) + "\n")
+    return last
+
+
+def remove_checkpoints(folder: str | Path) -> None:
+    """After the adapter is saved: the checkpoints of its training, and nothing else."""
+    folder = Path(folder)
+    while (last := get_last_checkpoint(str(folder))) is not None:
+        shutil.rmtree(last)
+    (folder / RUN_FILE).unlink(missing_ok=True)
+
+
+def _as_backbone(backbone: Any, processor: Any) -> Backbone:
+    if isinstance(backbone, Backbone):
+        return backbone if processor is None else replace(backbone, processor=processor)
+    if processor is None:
+        raise DiveError(
+            f"got a bare {type(backbone).__name__}; wants a Backbone from dive.load_backbone, "
+            "or processor= too"
+        )
+    return Backbone(backbone, processor)

@@ -1,0 +1,177 @@
+"""Training examples: a study's prompt and report as tokens with classes and weights, in batches."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dive.data.jsonl import Skipped
+from dive.data.study import Study
+from dive.decisive import DecisiveTokens
+from dive.errors import DiveError
+from dive.prompting import Prompter, Response, response_positions, response_targets
+
+CACHE_BYTES = 4 << 30  # encoded studies that are kept in memory between epochs
+
+
+@dataclass
+class Example:
+    """One study, ready to learn from. `inputs` is the student's prompt with the report behind it,
+    sequence tensors [1, T]; the report's tokens are its last `len(response.ids)`."""
+
+    index: int
+    inputs: dict[str, Tensor]
+    prompt_length: int
+    response: Response
+    classes: list[int]
+    weights: list[float]
+
+
+class Examples(Dataset):
+    """Studies encoded for one prompter, lazily; as many as fit into `CACHE_BYTES` are kept."""
+
+    def __init__(
+        self, studies: Sequence[Study], prompter: Prompter, weigher: DecisiveTokens
+    ) -> None:
+        self.studies = list(studies)
+        self.prompter = prompter
+        self.weigher = weigher
+        self._kept: dict[int, Example] = {}
+        self._room = CACHE_BYTES
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    def __getitem__(self, index: int) -> Example:
+        kept = self._kept.get(index)
+        if kept is not None:
+            return kept
+        study = self.studies[index]
+        response = self.prompter.response(study)
+        prompt = self.prompter.encode(study)
+        try:
+            inputs = self.prompter.with_response(prompt, response.ids)
+        except DiveError as error:
+            raise DiveError(f"{study.where}: {error}") from error
+        classes = self.weigher.label(response.text, response.offsets, len(response.ids))
+        example = Example(
+            index,
+            inputs,
+            prompt["input_ids"].shape[1],
+            response,
+            classes,
+            self.weigher.weights_of(classes),
+        )
+        size = sum(t.numel() * t.element_size() for t in inputs.values())
+        if size <= self._room:
+            self._room -= size
+            self._kept[index] = example
+        return example
+
+    def subset(self, indices: Sequence[int]) -> "Examples":
+        """Only these studies, renumbered."""
+        smaller = Examples([self.studies[i] for i in indices], self.prompter, self.weigher)
+        for new, old in enumerate(indices):
+            if old in self._kept:
+                smaller._kept[new] = replace(self._kept[old], index=new)
+        smaller._room = self._room
+        return smaller
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Right-padded model inputs, and one entry a response token in row order:
+
+        positions [B, T] bool: the positions whose hidden states predict the response; index [N]
+            int64: the same as places in the flattened batch
+        targets [N] int64, weights [N] float32, classes [N] int64
+        study [B] int64: indices into `studies`; rows [B]: response tokens of each
+        """
+        inputs = self.prompter.collate([one.inputs for one in examples], side="right")
+        rows = [len(one.response.ids) for one in examples]
+        positions = response_positions(
+            [one.prompt_length for one in examples], rows, inputs["input_ids"].shape[1]
+        )
+        return {
+            "inputs": inputs,
+            "positions": positions,
+            "index": positions.flatten().nonzero().squeeze(1),
+            "targets": response_targets(inputs["input_ids"], positions),
+            "weights": torch.tensor([w for one in examples for w in one.weights]),
+            "classes": torch.tensor([c for one in examples for c in one.classes]),
+            "study": torch.tensor([one.index for one in examples]),
+            "rows": torch.tensor(rows),
+        }
+
+
+@dataclass
+class Survey:
+    """What a first look at every study found, before the first step."""
+
+    studies: list[Study]
+    image_tokens: list[int]  # a study
+    images: list[int]
+    prompt_lengths: list[int]
+    extra: list[int]  # tokens that the images add to the text of the prompt
+    response_lengths: list[int]
+    class_counts: list[int]  # tokens a class
+
+    @staticmethod
+    def quantiles(lengths: Sequence[int]) -> tuple[int, int]:
+        """Longest, and the length that 95% do not exceed."""
+        return max(lengths), int(np.percentile(lengths, 95, method="higher"))
+
+
+def survey(
+    studies: Sequence[Study],
+    prompter: Prompter,
+    weigher: DecisiveTokens,
+    *,
+    on_error: str = "fail",
+    skipped: Skipped,
+    step: Callable[[], None] = lambda: None,
+) -> tuple[Examples, Survey]:
+    """Encode every study once: unreadable images, empty reports and overlong prompts are found
+    before the first step. With on_error="skip" they are left out and noted in `skipped`."""
+    examples = Examples(studies, prompter, weigher)
+    good: list[int] = []
+    found = Survey([], [], [], [], [], [], [0, 0, 0])
+    for index, study in enumerate(studies):
+        try:
+            one = examples[index]
+        except DiveError as error:
+            if on_error == "fail":
+                raise
+            skipped.add(study.id, study.source, error)
+            continue
+        finally:
+            step()
+        good.append(index)
+        found.studies.append(study)
+        found.images.append(len(study.images))
+        found.image_tokens.append(prompter.count_image_tokens(one.inputs))
+        found.prompt_lengths.append(one.prompt_length)
+        found.extra.append(_added_by_images(prompter, study, one))
+        found.response_lengths.append(len(one.response.ids))
+        for kind in one.classes:
+            found.class_counts[kind] += 1
+    if not good:
+        raise DiveError(f"no study is left to learn from; all {len(studies)} were skipped")
+    if len(good) < len(studies):
+        examples = examples.subset(good)
+    return examples, found
+
+
+def rendered_ids(prompter: Prompter, study: Study, demonstrations: Sequence[Study] = ()) -> list:
+    """Tokens of the prompt's text, in which an image is one placeholder."""
+    text = prompter.render(study, demonstrations)
+    return prompter.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _added_by_images(prompter: Prompter, study: Study, example: Example) -> int:
+    ids, bos = rendered_ids(prompter, study), prompter.tokenizer.bos_token_id
+    # written by the processor, where the template does not write it: once a prompt, not an image
+    began = int(example.inputs["input_ids"][0, 0]) == bos and ids[:1] != [bos]
+    return example.prompt_length - len(ids) - began

@@ -1,0 +1,145 @@
+"""The k-shot teacher: the same frozen backbone, unsteered, shown demonstrations first."""
+
+import hashlib
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dive.attach import attachment_of
+from dive.data.study import Study
+from dive.errors import DiveError
+from dive.examples import Example, Examples, Survey, rendered_ids
+from dive.prompting import Prompter
+from dive.structure import last_hidden_state
+
+
+class Demonstrations:
+    """Which studies are shown before a query: fixed ones, or `count` drawn from a pool.
+
+    A draw is a function of (seed, epoch, id of the query), so that a resumed training repeats it.
+    A study is never its own demonstration, nor one of the same patient's.
+    """
+
+    def __init__(
+        self,
+        pool: Sequence[Study],
+        count: int | None = None,
+        *,
+        seed: int = 0,
+        redraw: bool = False,
+    ) -> None:
+        """`count` None: the whole pool, in its order, is shown. redraw: anew in every epoch."""
+        if count is not None and count < 1:
+            raise DiveError(f"demonstrations is {count}, want 1 or more")
+        if not pool:
+            raise DiveError("demonstrations: the list is empty, want one study or more")
+        self.pool = list(pool)
+        self.count = count
+        self.seed = seed
+        self.redraw = redraw and count is not None
+
+    def of(self, study: Study, epoch: int = 0) -> list[Study]:
+        """The demonstrations for this query, in the order in which they are shown."""
+        others = [one for one in self.pool if not same_case(one, study)]
+        if self.count is None:
+            return others
+        if len(others) < self.count:
+            raise DiveError(
+                f"{study.where}: {self.count} demonstrations are wanted, and there are "
+                f"{len(others)} studies of other patients to draw from"
+            )
+        key = f"{self.seed}/{epoch if self.redraw else 0}/{study.id}"
+        digest = hashlib.sha256(key.encode("utf-8")).digest()
+        return random.Random(digest).sample(others, self.count)
+
+
+def same_case(one: Study, other: Study) -> bool:
+    """The same study, or one of the same patient."""
+    return one.id == other.id or (one.patient is not None and one.patient == other.patient)
+
+
+class Teacher:
+    """Hidden states of the k-shot prompted backbone at the positions that predict the report.
+
+    They are kept, in the backbone's dtype and in main memory: without `redraw` the teacher runs
+    once a study, whatever the number of epochs. Its logits are never stored; teacher and student
+    share one head.
+    """
+
+    def __init__(
+        self, prompter: Prompter, examples: Examples, demonstrations: Demonstrations
+    ) -> None:
+        self.prompter = prompter
+        self.examples = examples
+        self.demonstrations = demonstrations
+        self._kept: dict[int, tuple[int, Tensor]] = {}
+
+    def hidden(self, indices: Sequence[int], epoch: int = 0) -> Tensor:
+        """[N, D] on the backbone's device: the rows of these studies, one after the other."""
+        epoch = epoch if self.demonstrations.redraw else 0
+        return torch.cat([self._one(index, epoch) for index in indices])
+
+    def _one(self, index: int, epoch: int) -> Tensor:
+        device = self.prompter.backbone.device
+        kept = self._kept.get(index)
+        if kept is not None and kept[0] == epoch:
+            return kept[1].to(device)
+        states = self._run(self.examples[index], self.examples.studies[index], epoch)
+        self._kept[index] = (epoch, states.cpu())
+        return states
+
+    # One prompt at a time: there is no padding, and what a study gets does not depend on its batch.
+    @torch.no_grad()
+    def _run(self, example: Example, study: Study, epoch: int) -> Tensor:
+        shown = self.demonstrations.of(study, epoch)
+        prompt = self.prompter.encode(study, shown)
+        try:
+            inputs = self.prompter.with_response(prompt, example.response.ids)
+        except DiveError as error:
+            raise DiveError(f"{study.where}: as the teacher sees it, {error}") from error
+        count = len(example.response.ids)
+        own = example.inputs["input_ids"][0, -count:]
+        if not torch.equal(inputs["input_ids"][0, -count:], own):
+            raise AssertionError("teacher and student must share the report's tokens")
+        model = self.prompter.backbone.model
+        attachment = attachment_of(model)
+        enabled = attachment.enabled if attachment is not None else False
+        if attachment is not None:
+            attachment.enabled = False
+        try:
+            states = last_hidden_state(model, self.prompter.place(inputs))
+        finally:
+            if attachment is not None:
+                attachment.enabled = enabled
+        return states[0, -count - 1 : -1]
+
+    def prompt_lengths(self, survey: Survey, epoch: int = 0) -> list[int]:
+        """Length of every teacher prompt, found without opening an image.
+
+        Raises:
+            DiveError: a prompt with its report is longer than the model's context.
+        """
+        extra = {
+            study.id: tokens for study, tokens in zip(survey.studies, survey.extra, strict=True)
+        }
+        lengths = []
+        for study, response in zip(survey.studies, survey.response_lengths, strict=True):
+            shown = self.demonstrations.of(study, epoch)
+            for one in shown:
+                if one.id not in extra:
+                    prompt = self.prompter.encode(one)["input_ids"].shape[1]
+                    extra[one.id] = prompt - len(rendered_ids(self.prompter, one))
+            images = sum(extra[one.id] for one in (*shown, study))
+            length = len(rendered_ids(self.prompter, study, shown)) + images
+            limit = self.prompter.max_length
+            if limit is not None and length + response > limit:
+                raise DiveError(
+                    f"{study.where}: the teacher's prompt with {len(shown)} demonstrations has "
+                    f"{length} tokens ({images} of them for images) and the report {response}; "
+                    f"the model's context is {limit}: show fewer demonstrations, or lower "
+                    "max_image_tokens"
+                )
+            lengths.append(length)
+        return lengths
