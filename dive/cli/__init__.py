@@ -1,0 +1,62 @@
+"""The command line: `dive demo | distill | generate | evaluate | inspect | study | bench | doctor`.
+
+Exit codes: 0 done, 1 bad input (one line on stderr), 2 wrong usage, 130 interrupted.
+"""
+
+import logging
+import os
+import sys
+
+import typer
+from rich.console import Console
+
+from dive.cli.demo import demo, study
+from dive.cli.distill import distill
+from dive.cli.doctor import bench, doctor
+from dive.cli.evaluate import evaluate
+from dive.cli.generate import generate
+from dive.cli.inspect import inspect
+from dive.errors import DiveError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Distil in-context demonstrations into a steering adapter for a frozen medical "
+    "vision-language model. Research software, not for clinical use.",
+)
+for command in (demo, distill, generate, evaluate):
+    app.command()(command)
+app.add_typer(inspect, name="inspect")
+for command in (study, bench, doctor):
+    app.command()(command)
+
+
+@app.callback()
+def common(
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Say what is chosen and why."),
+) -> None:
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("dive").setLevel(logging.INFO if verbose else logging.WARNING)
+    # the libraries' own bars and advice would bury ours
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def main() -> None:
+    try:
+        app()
+    except DiveError as error:
+        Console(stderr=True).print(
+            f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True
+        )
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; the same command goes on where it stopped")
+        sys.exit(130)
+
+
+def _plain(text: str) -> str:
+    """Brackets in a message are text, not markup."""
+    return text.replace("[", r"\[")

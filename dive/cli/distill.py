@@ -1,0 +1,176 @@
+"""`dive distill`: studies in, an adapter folder out."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from dive.cli.options import (
+    BackboneOption,
+    DeviceOption,
+    DtypeOption,
+    ImageTokensOption,
+    JsonOption,
+    OnErrorOption,
+    PromptOption,
+    StudiesOption,
+    TargetOption,
+    TemplateOption,
+    demonstrations_of,
+    image_budget,
+    number_or_file,
+    open_backbone,
+    write_skipped,
+)
+from dive.errors import DiveError
+
+
+def distill(
+    backbone: BackboneOption,
+    studies: StudiesOption,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the adapter.")],
+    validation: Annotated[
+        str | None,
+        typer.Option("--validation", help="A file of studies, or the share of --studies."),
+    ] = None,
+    demonstrations: Annotated[
+        str | None,
+        typer.Option(
+            "--demonstrations",
+            help="Shown to the teacher: how many to draw from --studies, or a file of studies. "
+            "Default 4 where the preset runs a teacher.",
+        ),
+    ] = None,
+    target: TargetOption = "findings",
+    prompt: PromptOption = None,
+    preset: Annotated[str, typer.Option(help="dive, dive-ce, live or fixed-ce.")] = "dive",
+    rank: Annotated[int | None, typer.Option(help="Default: the preset's.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Default 4.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps; wins over --epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Default 8.")] = None,
+    gradient_accumulation: Annotated[int | None, typer.Option(help="Default 1.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Default: the preset's.")] = None,
+    pathology_weight: Annotated[float | None, typer.Option(help="Default: the preset's.")] = None,
+    eos_weight: Annotated[float | None, typer.Option(help="Default: the preset's.")] = None,
+    polarity: Annotated[str | None, typer.Option(help="positive (default) or all.")] = None,
+    ce_weight: Annotated[float | None, typer.Option(help="Default: the preset's.")] = None,
+    kd_weight: Annotated[float | None, typer.Option(help="Default: the preset's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Default 0.")] = None,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
+    ] = False,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other field of DistillConfig, as NAME=VALUE."),
+    ] = None,
+    max_image_tokens: ImageTokensOption = None,
+    template: TemplateOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    on_error: OnErrorOption = "fail",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an adapter that --out holds.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Distil demonstrations into a steering adapter for a frozen backbone."""
+    given = {
+        "preset": preset,
+        "rank": rank,
+        "epochs": epochs,
+        "steps": steps,
+        "batch_size": batch_size,
+        "gradient_accumulation": gradient_accumulation,
+        "learning_rate": learning_rate,
+        "pathology_weight": pathology_weight,
+        "eos_weight": eos_weight,
+        "polarity": polarity,
+        "ce_weight": ce_weight,
+        "kd_weight": kd_weight,
+        "seed": seed,
+        "gradient_checkpointing": gradient_checkpointing or None,
+    }
+    from dive.adapter import CONFIG_FILE
+    from dive.data import Skipped, read_studies
+    from dive.distillation import distill as run
+    from dive.distillation import remove_checkpoints
+    from dive.presets import DistillConfig
+    from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS
+
+    named = {name: value for name, value in given.items() if value is not None}
+    config = DistillConfig(**{**named, **_settings(setting or [])})
+    if (out / CONFIG_FILE).exists() and not overwrite:
+        raise DiveError(
+            f"{out}: holds an adapter already; give --overwrite to replace it, or another --out"
+        )
+    skipped = Skipped()
+    reading: dict[str, Any] = {"target": target, "on_error": on_error, "skipped": skipped}
+    train = read_studies(studies, **reading)
+    shown = demonstrations_of(demonstrations, target)
+    held_out: Any = None
+    if validation is not None:
+        held_out = number_or_file(validation, "--validation")
+        if isinstance(held_out, Path):
+            held_out = read_studies(held_out, **reading)
+    adapter = run(
+        open_backbone(backbone, dtype, device),
+        train,
+        shown,
+        config,
+        validation=held_out,
+        prompt=prompt,
+        target=target,
+        max_image_tokens=image_budget(max_image_tokens, DEFAULT_MAX_IMAGE_TOKENS),
+        template=template,
+        output_dir=out / "checkpoints",
+        resume=resume,
+        progress=True,
+        on_error=on_error,
+        skipped=skipped,
+    )
+    adapter.save_pretrained(out)
+    remove_checkpoints(out / "checkpoints")
+    note = write_skipped(skipped, out)
+    facts = adapter.metadata["distillation"]
+    if as_json:
+        answer = {"adapter": str(out), "parameters": adapter.num_parameters()}
+        answer |= {name: facts[name] for name in ("studies", "steps", "seconds")}
+        print(json.dumps(answer | {"skipped": len(skipped)}))
+        return
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    size = sum(p.stat().st_size for p in out.glob("adapter*")) / 1e6
+    console.print(
+        f"{facts['steps']} steps on {facts['studies']} studies in {facts['seconds']:.0f} s: "
+        f"{adapter.num_parameters():,} parameters, {size:.1f} MB in {out}"
+    )
+    if note:
+        console.print(note)
+    console.print(
+        f"next: dive generate --backbone {backbone} --adapter {out} --studies test.jsonl "
+        "--out reports.jsonl"
+    )
+
+
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    """NAME=VALUE pairs; a value is JSON where it can be (16, true, [0, 1]), else text."""
+    from dive.presets import DistillConfig
+
+    known = {field.name for field in fields(DistillConfig)}
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or name not in known:
+            raise DiveError(
+                f"--set {pair!r}: wants NAME=VALUE with one of {', '.join(sorted(known))}"
+            )
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found

@@ -1,0 +1,152 @@
+"""`dive generate`: images or studies in, reports.jsonl out."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from dive.cli.options import (
+    BackboneOption,
+    DeviceOption,
+    DtypeOption,
+    ImageTokensOption,
+    JsonOption,
+    OnErrorOption,
+    PromptOption,
+    TemplateOption,
+    demonstrations_of,
+    image_budget,
+    open_backbone,
+    write_skipped,
+)
+from dive.errors import DiveError
+
+
+def generate(
+    backbone: BackboneOption,
+    out: Annotated[Path, typer.Option("--out", help="JSON lines, one report a line.")],
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Image files, one report each.", show_default=False)
+    ] = None,
+    studies: Annotated[
+        Path | None, typer.Option("--studies", help="JSON lines of studies, in place of images.")
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", help="Folder of dive distill, or a hub id.")
+    ] = None,
+    demonstrations: Annotated[
+        Path | None,
+        typer.Option("--demonstrations", help="Studies shown before every query (k-shot)."),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="findings, impression or both. Default: the adapter's."),
+    ] = None,
+    prompt: PromptOption = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest report.")] = 256,
+    batch_size: Annotated[int, typer.Option(help="Studies at once.")] = 8,
+    max_image_tokens: ImageTokensOption = None,
+    template: TemplateOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    on_error: OnErrorOption = "fail",
+    as_json: JsonOption = False,
+) -> None:
+    """Write a report for every study or image. An interrupted run goes on where it stopped."""
+    if bool(images) == (studies is not None):
+        raise DiveError("give either --studies FILE or image files, and not both")
+    from dive.adapter import SteeringAdapter
+    from dive.data import Skipped, read_studies
+    from dive.data.io import JsonlWriter
+    from dive.generation import as_studies, iter_reports
+
+    skipped = Skipped()
+    if studies is not None:
+        items = read_studies(studies, on_error=on_error, skipped=skipped)
+    else:
+        items = as_studies(images or [])
+        _refuse_twice([item.id for item in items])
+    steering = SteeringAdapter.from_pretrained(adapter) if adapter is not None else None
+    section = target or (steering.metadata.get("target") if steering else None) or "findings"
+    shown: Any = demonstrations_of(str(demonstrations), section) if demonstrations else None
+    run = {
+        "backbone": backbone,
+        "adapter": _digest_of(steering),
+        "studies": _digest([item.id for item in items]),
+        "demonstrations": None if demonstrations is None else _digest(demonstrations.read_bytes()),
+        "target": target,
+        "prompt": prompt,
+        "template": None if template is None else _digest(template.read_bytes()),
+        "max_new_tokens": max_new_tokens,
+        "max_image_tokens": max_image_tokens,
+        "dtype": dtype,
+    }
+    ended = 0
+    with JsonlWriter(out, run=run) as writer:
+        earlier = len(writer.done)
+        left = [item for item in items if item.id not in writer.done]
+        if earlier:
+            Console(stderr=True).print(f"going on: {earlier} of {len(items)} reports are there")
+        if left:
+            reports = iter_reports(
+                open_backbone(backbone, dtype, device),
+                left,
+                prompt,
+                steering,
+                shown,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                target=target,
+                max_image_tokens=image_budget(max_image_tokens, "auto"),
+                template=template,
+                on_error=on_error,
+                skipped=skipped,
+            )
+            for report in reports:
+                ended += report.finish_reason == "eos"
+                writer.append(
+                    {
+                        "id": report.id,
+                        "images": report.images,
+                        "report": report.text,
+                        "finish_reason": report.finish_reason,
+                        "num_tokens": report.num_tokens,
+                        "seconds": round(report.seconds, 4),
+                    }
+                )
+        written = len(writer.done)
+        if not written:
+            write_skipped(skipped, out.parent)
+            raise DiveError(f"no report was written; all {len(skipped)} studies were skipped")
+        writer.finish()
+    note = write_skipped(skipped, out.parent)
+    if as_json:
+        print(json.dumps({"reports": written, "skipped": len(skipped), "out": str(out)}))
+        return
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    new = written - earlier
+    console.print(f"{written} reports in {out}; {ended} of the {new} new ones ended by themselves")
+    if note:
+        console.print(note)
+    console.print(f"next: dive evaluate --predictions {out} --references {studies or 'test.jsonl'}")
+
+
+def _refuse_twice(names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DiveError(f"the image {twice[0]} is given twice")
+
+
+def _digest(value: Any) -> str:
+    data = value if isinstance(value, bytes) else json.dumps(value).encode("utf-8")
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _digest_of(adapter: Any) -> str | None:
+    if adapter is None:
+        return None
+    parts = [tensor.numpy().tobytes() for tensor in adapter.state_dict().values()]
+    return _digest(b"".join(parts))

@@ -1,0 +1,226 @@
+"""`dive inspect tokens` and `dive inspect prompt`: what training will see."""
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dive.cli.options import (
+    BackboneOption,
+    ImageTokensOption,
+    JsonOption,
+    PromptOption,
+    StudiesOption,
+    TargetOption,
+    TemplateOption,
+    demonstrations_of,
+    image_budget,
+    open_backbone,
+    quiet_libraries,
+)
+from dive.errors import DiveError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dive.prompting import Prompter
+
+inspect = typer.Typer(no_args_is_help=True, help="See what training will see.")
+
+_STYLES = {"positive": "bold black on yellow", "uncertain": "black on cyan", "negative": "green"}
+
+
+@inspect.command()
+def tokens(
+    file: Annotated[Path, typer.Argument(help="A report as text, or - for standard input.")],
+    backbone: Annotated[
+        str | None,
+        typer.Option("--backbone", help="Count its tokens; without it, words are counted."),
+    ] = None,
+    pathology: Annotated[float, typer.Option(help="Weight of a pathology token.")] = 4.0,
+    eos: Annotated[float, typer.Option(help="Weight of the end of the report.")] = 4.0,
+    polarity: Annotated[str, typer.Option(help="positive or all.")] = "positive",
+    as_json: JsonOption = False,
+) -> None:
+    """Show a report with its findings, and what share of tokens and of loss each class holds."""
+    from dive.decisive import CLASS_NAMES, DecisiveTokens, find_mentions, share
+
+    text = _read(file)
+    if backbone is not None:
+        from transformers import AutoTokenizer
+
+        quiet_libraries()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(backbone)
+        except (OSError, ValueError) as error:
+            raise DiveError(f"{backbone}: cannot load a tokenizer: {error}") from error
+        unit = "tokens"
+        weigher = DecisiveTokens(tokenizer, pathology=pathology, eos=eos, polarity=polarity)
+        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
+            "offset_mapping"
+        ]
+    else:
+        unit = "words"
+        weigher = DecisiveTokens(None, pathology=pathology, eos=eos, polarity=polarity)
+        offsets = [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
+    classes = weigher.label(text, offsets, len(offsets) + 1)
+    shares = share(classes, weigher.weights_of(classes))
+    mentions = find_mentions(text)
+    if as_json:
+        answer = {
+            "unit": unit,
+            "shares": {
+                CLASS_NAMES[kind]: {"tokens": part[0], "loss": part[1]}
+                for kind, part in shares.items()
+            },
+            "mentions": [
+                {
+                    "text": text[m.start : m.end],
+                    "start": m.start,
+                    "end": m.end,
+                    "name": m.name,
+                    "class": m.cls,
+                    "polarity": m.polarity,
+                }
+                for m in mentions
+            ],
+        }
+        print(json.dumps(answer, ensure_ascii=False))
+        return
+    console = Console()
+    shown = Text(text)
+    for mention in mentions:
+        for start, end in mention.spans:
+            shown.stylize(_STYLES[mention.polarity], start, end)
+    console.print(shown)
+    legend = Text("\n")
+    for name, style in _STYLES.items():
+        legend.append(f" {name} ", style=style)
+        legend.append(" ")
+    console.print(legend)
+    found = Table("finding", "class", "polarity", "words", box=None, pad_edge=False)
+    for mention in mentions:
+        words = " ... ".join(text[start:end] for start, end in mention.spans)
+        found.add_row(mention.name, mention.cls, mention.polarity, " ".join(words.split()))
+    console.print(found)
+    table = Table("class", f"% of {unit}", "% of loss", box=None, pad_edge=False)
+    for kind, (of_tokens, of_loss) in shares.items():
+        table.add_row(CLASS_NAMES[kind], f"{100 * of_tokens:.1f}", f"{100 * of_loss:.1f}")
+    console.print(table)
+    console.print(
+        f"{len(classes)} {unit} with the end; weights: pathology {pathology:g} ({polarity}), "
+        f"end {eos:g}, others 1; the share of loss is by weight, as if every token cost the same",
+        style="dim",
+    )
+
+
+@inspect.command()
+def prompt(
+    backbone: BackboneOption,
+    studies: StudiesOption,
+    demonstrations: Annotated[
+        str, typer.Option("--demonstrations", help="How many, or a file of studies.")
+    ] = "2",
+    target: TargetOption = "findings",
+    prompt: PromptOption = None,
+    max_image_tokens: ImageTokensOption = None,
+    template: TemplateOption = None,
+    study: Annotated[str | None, typer.Option(help="Id of the query; default the first.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print one student's and one teacher's prompt with its report, image tokens collapsed."""
+    from dive.data import read_studies
+    from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS, Prompter
+    from dive.teacher import Demonstrations
+
+    rows = read_studies(studies, target=target)
+    query = rows[0] if study is None else next((row for row in rows if row.id == study), None)
+    if query is None:
+        raise DiveError(f"{studies}: there is no study {study!r}")
+    given = demonstrations_of(demonstrations, target)
+    if isinstance(given, int):
+        shown = Demonstrations(rows, given).of(query)
+    else:
+        shown = Demonstrations(given or []).of(query)
+    prompter = Prompter(
+        open_backbone(backbone, "auto", "cpu"),
+        prompt=prompt,
+        target=target,
+        max_image_tokens=image_budget(max_image_tokens, DEFAULT_MAX_IMAGE_TOKENS),
+        template=template,
+    )
+    response = prompter.response(query)
+    console, answer = Console(), {}
+    for name, examples in (("student", []), ("teacher", shown)):
+        inputs = prompter.with_response(prompter.encode(query, examples), response.ids)
+        length = inputs["input_ids"].shape[1]
+        text = _collapsed(prompter, inputs)
+        answer[name] = {
+            "tokens": length,
+            "image_tokens": prompter.count_image_tokens(inputs),
+            "report_tokens": len(response.ids),
+            "text": text,
+        }
+        if not as_json:
+            console.rule(
+                f"{name}: {length} tokens, {answer[name]['image_tokens']} of them for images, "
+                f"{len(response.ids)} for the report"
+            )
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(answer, ensure_ascii=False))
+        return
+    end = prompter.tokenizer.convert_ids_to_tokens(prompter.end_token_id)
+    console.rule()
+    console.print(
+        f"the report ends with {end!r}; template {prompter.template_hash}"
+        + (" (plain: the model has none)" if prompter.template.plain else ""),
+        markup=False,
+        style="dim",
+    )
+
+
+def _collapsed(prompter: "Prompter", inputs: "dict[str, Tensor]") -> str:
+    """The prompt as the model gets it; a run of image tokens is written once, with its length."""
+    token = prompter.backbone.image_token_id
+    pieces: list[str] = []
+    run: list[int] = []
+    images = 0
+
+    def close() -> None:
+        nonlocal images
+        if images:
+            pieces.append(f"[image: {images} tokens]")
+        images = 0
+        if run:
+            pieces.append(prompter.tokenizer.decode(run, skip_special_tokens=False))
+            run.clear()
+
+    for index in inputs["input_ids"][0].tolist():
+        if index == token:
+            if not images:
+                close()
+            images += 1
+        else:
+            if images:
+                close()
+            run.append(index)
+    close()
+    return "".join(pieces)
+
+
+def _read(file: Path) -> str:
+    import sys
+
+    try:
+        text: Any = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DiveError(f"cannot read the report {file}: {error}") from error
+    if not text.strip():
+        raise DiveError(f"{file}: the report is empty")
+    return text

@@ -1,0 +1,110 @@
+"""Options that several commands share, and the reading of what they name."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dive.errors import DiveError
+
+if TYPE_CHECKING:
+    from dive.backbone import Backbone
+    from dive.data import Skipped, Study
+
+BackboneOption = Annotated[
+    str, typer.Option("--backbone", help="Folder of save_pretrained, or a hub id.")
+]
+StudiesOption = Annotated[
+    Path, typer.Option("--studies", help="JSON lines, one study a line; paths relative to it.")
+]
+TargetOption = Annotated[
+    str, typer.Option("--target", help="What is written: findings, impression or both.")
+]
+PromptOption = Annotated[
+    str | None, typer.Option("--prompt", help="What the model is asked. Default: by --target.")
+]
+TemplateOption = Annotated[
+    Path | None,
+    typer.Option("--template", help="A Jinja chat template in place of the model's own."),
+]
+DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16, float32.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
+ImageTokensOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-image-tokens",
+        help="Budget of tokens an image, or 'none'. Default 576, or what the adapter was "
+        "trained with.",
+    ),
+]
+OnErrorOption = Annotated[
+    str,
+    typer.Option(
+        "--on-error", help="fail at the first bad study, or skip it and write skipped.jsonl."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def quiet_libraries() -> None:
+    """transformers' own progress bars and advice off; its errors come through."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def open_backbone(path: str, dtype: str, device: str) -> "Backbone":
+    import dive
+
+    quiet_libraries()
+    return dive.load_backbone(path, dtype=dtype, device=device)
+
+
+def image_budget(text: str | None, default: Any) -> Any:
+    """--max-image-tokens as `Prompter` takes it."""
+    if text is None:
+        return default
+    if text.lower() == "none":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise DiveError(f"--max-image-tokens is {text!r}, want a whole number >= 1 or none")
+    return int(text)
+
+
+def number_or_file(text: str, option: str) -> int | float | Path:
+    """`4`, `0.1` or the path of a file."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    if not Path(text).is_file():
+        raise DiveError(f"{option} is {text!r}, which is neither a number nor a file")
+    return Path(text)
+
+
+def demonstrations_of(
+    text: str | None, target: str, option: str = "--demonstrations"
+) -> "int | list[Study] | None":
+    """A number, or the studies of a JSON lines file."""
+    if text is None:
+        return None
+    given = number_or_file(text, option)
+    if isinstance(given, Path):
+        from dive.data import read_studies
+
+        return read_studies(given, target=target)
+    if not isinstance(given, int) or given < 1:
+        raise DiveError(f"{option} is {text!r}, want a whole number >= 1 or a file")
+    return given
+
+
+def write_skipped(skipped: "Skipped", folder: Path) -> str:
+    """skipped.jsonl beside the output; what to say about it."""
+    path = folder / "skipped.jsonl"
+    if not len(skipped):
+        path.unlink(missing_ok=True)  # of an earlier run: it would be read as this one's
+        return ""
+    skipped.write(path)
+    return f"{len(skipped)} skipped, see {path}"
