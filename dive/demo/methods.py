@@ -88,9 +88,7 @@ FIXED_UNIFORM = Method(
     "DIVE, fixed vectors, uniform weights",
     config={"preset": "fixed-ce"} | FIXED,
 )
-FIXED_DECISIVE = Method(
-    "DIVE, fixed vectors", config={"preset": "fixed-ce"} | FIXED | DECISIVE
-)
+FIXED_DECISIVE = Method("DIVE, fixed vectors", config={"preset": "fixed-ce"} | FIXED | DECISIVE)
 UNIFORM = Method(
     "DIVE, uniform weights",
     config={"preset": "dive-ce", "pathology_weight": 1.0, "eos_weight": 1.0} | STEERED,
@@ -158,7 +156,9 @@ def run_method(
 
     adapter = None
     if method.config is not None:
-        config = dive.DistillConfig(**{"steps": steps, "batch_size": 8, "seed": seed} | method.config)
+        config = dive.DistillConfig(
+            **{"steps": steps, "batch_size": 8, "seed": seed} | method.config
+        )
         adapter = dive.distill(
             backbone,
             where.train,

@@ -99,9 +99,7 @@ def cosine(step: int, steps: int, warmup: int) -> float:
 def train_tower(model, steps: int, rng: np.random.Generator, batch: int = 64) -> dict:
     """Findings and severities from the mean patch token, one linear head (thrown away after)."""
     tower = model.model.vision_tower
-    head = nn.Sequential(
-        nn.LayerNorm(VISION_WIDTH), nn.Linear(VISION_WIDTH, len(FINDINGS) * 4)
-    )
+    head = nn.Sequential(nn.LayerNorm(VISION_WIDTH), nn.Linear(VISION_WIDTH, len(FINDINGS) * 4))
     parameters = [*tower.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1.5e-3, weight_decay=0.02, betas=(0.9, 0.98))
 
@@ -123,7 +121,9 @@ def train_tower(model, steps: int, rng: np.random.Generator, batch: int = 64) ->
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if step % 100 == 0 or step == steps - 1:
-            print(f"tower {step:5d}  loss {loss.item():.4f}  {time.time() - start:.0f} s", flush=True)
+            print(
+                f"tower {step:5d}  loss {loss.item():.4f}  {time.time() - start:.0f} s", flush=True
+            )
     tower.requires_grad_(False)
 
     from .world import HOME, SHIFTED
@@ -152,7 +152,9 @@ class Documents:
         with torch.no_grad():
             self.features = torch.cat(
                 [
-                    tower(pixels(draw_images(self.labels[i : i + 256], rng))).last_hidden_state[:, 1:]
+                    tower(pixels(draw_images(self.labels[i : i + 256], rng))).last_hidden_state[
+                        :, 1:
+                    ]
                     for i in range(0, pool, 256)
                 ]
             )
@@ -206,7 +208,8 @@ def study_losses(losses: torch.Tensor, ids: torch.Tensor, counts: torch.Tensor, 
     """Mean loss at the first to fourth study of the documents, list of 4."""
     number = (ids == separator).cumsum(1)
     return [
-        (losses * counts * (number == n)).sum().item() / max(1.0, (counts * (number == n)).sum().item())
+        (losses * counts * (number == n)).sum().item()
+        / max(1.0, (counts * (number == n)).sum().item())
         for n in range(4)
     ]
 
@@ -276,7 +279,9 @@ def save(model, processor, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the backbone")
     parser.add_argument("--tower-steps", type=int, default=2400)
     parser.add_argument("--decoder-steps", type=int, default=1800)

@@ -12,7 +12,14 @@ PATCH = 16
 IMAGE_TOKENS = (SIZE // PATCH) ** 2
 PROMPT = "describe the radiograph."  # the only prompt the backbone was trained with
 
-PAD, UNKNOWN, END, SEPARATOR, ANSWER, IMAGE = "<pad>", "<unk>", "</s>", "<sep>", "<report>", "<image>"
+PAD, UNKNOWN, END, SEPARATOR, ANSWER, IMAGE = (
+    "<pad>",
+    "<unk>",
+    "</s>",
+    "<sep>",
+    "<report>",
+    "<image>",
+)
 SPECIAL = (PAD, UNKNOWN, END, SEPARATOR, ANSWER, IMAGE)
 
 # A separator opens every user turn but the first, and nothing closes an assistant's turn: the turn
@@ -35,7 +42,11 @@ def _strings(value) -> list[str]:
         return [value]
     if isinstance(value, dict):
         value = [*value.keys(), *value.values()]
-    return [text for item in value for text in _strings(item)] if isinstance(value, (tuple, list)) else []
+    return (
+        [text for item in value for text in _strings(item)]
+        if isinstance(value, (tuple, list))
+        else []
+    )
 
 
 def vocabulary() -> list[str]:

@@ -32,7 +32,9 @@ def write_report(style: Style, severities: Sequence[int] | np.ndarray) -> str:
             sentences = [fixed[slot]]
         else:
             found = [
-                style.phrase_for(i, int(severities[i])) for i in _CONCEPT_ROWS[slot] if severities[i]
+                style.phrase_for(i, int(severities[i]))
+                for i in _CONCEPT_ROWS[slot]
+                if severities[i]
             ]
             phrases += found
             sentences = [style.present[slot].format(phrase=phrase) for phrase in found]

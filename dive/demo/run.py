@@ -20,7 +20,16 @@ import dive
 from dive.data import Study
 from dive.data.io import write_jsonl, write_text
 
-from .methods import BACKBONE, DEMO_METHODS, DIVE, Hospital, Method, Outcome, open_hospital, run_method
+from .methods import (
+    BACKBONE,
+    DEMO_METHODS,
+    DIVE,
+    Hospital,
+    Method,
+    Outcome,
+    open_hospital,
+    run_method,
+)
 from .page import COLUMNS, cells, marked, write_page
 
 HOSPITAL = 100  # not one of the study's
@@ -72,8 +81,8 @@ def main(
     rows = [outcome.row for outcome in outcomes.values()]
     console.print(_table(rows))
     console.print(
-        "[dim]Style F1: findings worded exactly as this hospital does; concept F1: findings named in "
-        "any words. One hospital and one seed are an example; the README's table has more.[/]"
+        "[dim]Style F1: findings worded exactly as this hospital does; concept F1: findings named "
+        "in any words. One hospital and one seed are an example; the README's table has more.[/]"
     )
     last = outcomes[DIVE.name if DIVE.name in outcomes else methods[-1].name]
     shown = _two_studies(where, outcomes)

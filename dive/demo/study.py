@@ -72,7 +72,9 @@ def load(path: Path) -> list[dict[str, Any]]:
 
 def save(path: Path, records: Sequence[dict[str, Any]]) -> None:
     body = ",\n".join("  " + json.dumps(record) for record in records)
-    about = "python -m dive.demo.study; percentages 0 to 100; one record a hospital, seed and method"
+    about = (
+        "python -m dive.demo.study; percentages 0 to 100; one record a hospital, seed and method"
+    )
     write_text(path, f'{{\n "about": {json.dumps(about)},\n "records": [\n{body}\n ]\n}}\n')
 
 

@@ -31,7 +31,9 @@ FINDINGS: tuple[tuple[str, str, str], ...] = (
     ("nodule", "right", ""),
     ("line", "", ""),
 )
-PREVALENCE = np.array([0.30, 0.20, 0.20, 0.10, 0.10, 0.15, 0.15, 0.15, 0.15, 0.20, 0.12, 0.12, 0.25])
+PREVALENCE = np.array(
+    [0.30, 0.20, 0.20, 0.10, 0.10, 0.15, 0.15, 0.15, 0.15, 0.20, 0.12, 0.12, 0.25]
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,9 @@ def _draw_batch(labels: np.ndarray, rng: np.random.Generator, site: Site) -> np.
     picture = 0.08 + 0.50 * trunk
     lungs = {}
     for side, cx in (("right", 0.29), ("left", 0.71)):
-        shape = ((x - cx) / (0.17 + jitter(0.006))) ** 2 + ((y - 0.47) / (0.35 + jitter(0.010))) ** 2
+        shape = ((x - cx) / (0.17 + jitter(0.006))) ** 2 + (
+            (y - 0.47) / (0.35 + jitter(0.010))
+        ) ** 2
         lungs[side] = _soft(shape - 1, 0.15)
         picture = picture - 0.34 * lungs[side]
     # ribs: faint arcs over the lungs
@@ -100,7 +104,9 @@ def _draw_batch(labels: np.ndarray, rng: np.random.Generator, site: Site) -> np.
     picture = picture + 0.10 * _soft(np.abs(x - 0.5) - 0.045, 0.02) * trunk  # spine
 
     severity = labels[:, :, None, None]
-    half_width = 0.135 + jitter(0.006) + np.where(severity[:, 0] > 0, 0.022 + 0.026 * severity[:, 0], 0)
+    half_width = (
+        0.135 + jitter(0.006) + np.where(severity[:, 0] > 0, 0.022 + 0.026 * severity[:, 0], 0)
+    )
     heart = ((x - 0.545) / half_width) ** 2 + ((y - 0.66) / (0.17 + jitter(0.006))) ** 2
     picture = picture + 0.30 * _soft(heart - 1, 0.18)
 
@@ -138,7 +144,9 @@ def _draw_batch(labels: np.ndarray, rng: np.random.Generator, site: Site) -> np.
         cx, cy = (0.71 if side == "left" else 0.29), (0.30 if zone == "upper" else 0.60)
 
         def consolidation(rows, s, side=side, cx=cx, cy=cy):
-            blob = _blob(x[rows], y[rows], cx + local(rows, 0.02), cy + local(rows, 0.02), 0.10, 0.09)
+            blob = _blob(
+                x[rows], y[rows], cx + local(rows, 0.02), cy + local(rows, 0.02), 0.10, 0.09
+            )
             return (0.09 + 0.055 * s) * blob * lungs[side][rows]
 
         add(index, consolidation)
@@ -157,9 +165,7 @@ def _draw_batch(labels: np.ndarray, rng: np.random.Generator, site: Site) -> np.
 
         def nodule(rows, s, cx=cx):
             away = ((rng.random((2, rows.size, 1, 1)) - 0.5) * 2).astype(np.float32)
-            distance = np.hypot(
-                x[rows] - cx - 0.08 * away[0], y[rows] - 0.44 - 0.18 * away[1]
-            )
+            distance = np.hypot(x[rows] - cx - 0.08 * away[0], y[rows] - 0.44 - 0.18 * away[1])
             return 0.30 * _soft(distance - (0.016 + 0.011 * s), 0.015)
 
         add(index, nodule)

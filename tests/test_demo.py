@@ -1,0 +1,146 @@
+"""The embedded world: drawn films, worded reports, exact extractors, the demo itself."""
+
+import json
+
+import numpy as np
+import pytest
+
+import dive
+from dive.data import read_studies
+from dive.demo import methods, run, study
+from dive.demo.processor import build_tokenizer
+from dive.demo.reports import concept_findings, micro_f1, style_findings, write_report
+from dive.demo.style import draw_style, hospital
+from dive.demo.world import FINDINGS, HOME, SHIFTED, SIZE, draw_images, draw_labels
+
+
+def drawn_reports(styles, each, seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(styles):
+        style = draw_style(rng)
+        for severities in draw_labels(each, rng):
+            yield style, severities, write_report(style, severities)
+
+
+def test_both_extractors_are_exact_on_what_is_written():
+    for style, severities, report in drawn_reports(300, 10, seed=5):
+        stated = frozenset((i, int(s)) for i, s in enumerate(severities) if s)
+        assert style_findings(report, style) == stated, report
+        assert concept_findings(report) == frozenset(i for i, _ in stated), report
+
+
+def test_another_hospitals_wording_is_no_style_match():
+    wrong = total = 0
+    rng = np.random.default_rng(8)
+    for _, severities, report in drawn_reports(40, 10, seed=9):
+        other = draw_style(rng)
+        stated = {(i, int(s)) for i, s in enumerate(severities) if s}
+        wrong += len(style_findings(report, other) & stated)
+        total += len(stated)
+        assert concept_findings(report) == frozenset(i for i, _ in stated)
+    assert wrong < 0.1 * total
+
+
+def test_every_report_is_made_of_known_words():
+    tokenizer = build_tokenizer()
+    for _, _, report in drawn_reports(100, 3, seed=6):
+        ids = tokenizer(report, add_special_tokens=False)["input_ids"]
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids) == report
+
+
+def test_pictures_show_what_the_labels_say():
+    labels = np.zeros((2, len(FINDINGS)), dtype=np.int64)
+    for finding in range(len(FINDINGS)):
+        labels[1] = 0
+        labels[1, finding] = 3
+        # the same noise for both, so that what differs is the finding
+        pictures = [
+            draw_images(labels[[i, i]], np.random.default_rng(1)).astype(int) for i in (0, 1)
+        ]
+        apart = np.abs(pictures[0] - pictures[1])
+        assert pictures[0].shape == (2, SIZE, SIZE)
+        assert apart.mean() > 0.5, FINDINGS[finding]
+
+
+def test_a_site_is_rarer_and_paler():
+    rng = np.random.default_rng(2)
+    home, away = (draw_labels(2000, rng, site) for site in (HOME, SHIFTED))
+    assert 0.4 < (away > 0).mean() / (home > 0).mean() < 0.6
+    blank = np.zeros((8, len(FINDINGS)), dtype=np.int64)
+    one, other = (draw_images(blank, np.random.default_rng(3), site) for site in (HOME, SHIFTED))
+    assert other.std() < one.std()
+
+
+def test_hospitals_are_repeatable_and_differ():
+    assert hospital(5) == hospital(5)
+    assert hospital(5) != hospital(6)
+    first, again = (methods.open_hospital(5, train=3, test=2) for _ in range(2))
+    assert first.references == again.references
+    image, twin = first.test[0].images[0], again.test[0].images[0]
+    assert np.array_equal(np.asarray(image), np.asarray(twin))
+    groups = (first.train, first.demonstrations, first.test)
+    assert len({s.id for group in groups for s in group}) == 3 + methods.DEMONSTRATIONS + 2
+    used = {*study.TEST_HOSPITALS, *study.DEVELOPMENT_HOSPITALS, run.HOSPITAL}
+    assert len(used) == len(study.TEST_HOSPITALS) + len(study.DEVELOPMENT_HOSPITALS) + 1
+
+
+def test_f1_is_of_all_findings_together():
+    assert micro_f1([frozenset({1, 2})], [frozenset({2, 3})]) == 50.0
+    assert micro_f1([frozenset()], [frozenset()]) == 100.0
+    assert micro_f1([frozenset()], [frozenset({1})]) == 0.0
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return dive.load_backbone(methods.BACKBONE, dtype="float32", device="cpu")
+
+
+def test_the_backbone_is_small_and_ordinary(backbone):
+    assert type(backbone.model).__name__ == "LlavaForConditionalGeneration"
+    weights = methods.BACKBONE / "model.safetensors"
+    assert weights.stat().st_size <= 10e6
+
+
+def test_the_backbone_learns_in_context_and_runs_on(backbone):
+    where = methods.open_hospital(901, train=1, test=12, site=HOME)
+    few = methods.run_method(methods.FEW_SHOT, backbone, where).row
+    none = methods.run_method(methods.ZERO_SHOT, backbone, where).row
+    assert few["bleu4"] > none["bleu4"] + 30
+    assert none["terminated"] < 50
+    assert few["prompt_tokens"] > 3 * none["prompt_tokens"]
+
+
+def test_the_demo_writes_what_it_says(backbone, tmp_path, capsys):
+    chosen = [methods.ZERO_SHOT, methods.DIVE]
+    rows = run.main(tmp_path, train=16, test=6, steps=8, methods=chosen)
+    keys = {
+        "method", "bleu4", "rouge_l", "style_f1", "concept_f1", "terminated", "length_ratio",
+        "ms_per_report", "prompt_tokens",
+    }  # fmt: skip
+    assert json.loads((tmp_path / "results.json").read_text()) == rows
+    assert [row["method"] for row in rows] == ["zero-shot", "DIVE"]
+    assert all(row.keys() == keys for row in rows)
+    assert all(0 <= row[k] <= 100 for row in rows for k in keys - {"method", "length_ratio",
+               "ms_per_report", "prompt_tokens"})  # fmt: skip
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert page.count("<img") == 2 and "data:image/png;base64," in page
+    assert "<mark>" in page and 'src="http' not in page and "<script" not in page
+    studies = read_studies(tmp_path / "test.jsonl", target="findings")
+    reports = [json.loads(line) for line in (tmp_path / "reports.jsonl").read_text().splitlines()]
+    assert [r["id"] for r in reports] == [s.id for s in studies]
+    adapter = dive.SteeringAdapter.from_pretrained(tmp_path / "adapter")
+    again = dive.generate(
+        backbone, studies[0], adapter=adapter, max_new_tokens=methods.MAX_NEW_TOKENS
+    )
+    assert again[0].text == reports[0]["report"]
+    assert "Try next" in capsys.readouterr().out
+
+
+def test_the_table_is_made_from_the_records():
+    record = {
+        "hospital": 1, "seed": 0, "group": "test", "method": "DIVE", "bleu4": 90.0, "rouge_l": 92.0,
+        "style_f1": 60.0, "concept_f1": 70.0, "terminated": 99.0, "length_ratio": 1.0,
+    }  # fmt: skip
+    text = study.table([record, record | {"hospital": 2, "bleu4": 80.0}])
+    assert "| **DIVE** | 2 | 85.0 ± 7.1 |" in text
