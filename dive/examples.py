@@ -117,6 +117,7 @@ class Survey:
     extra: list[int]  # tokens that the images add to the text of the prompt
     response_lengths: list[int]
     class_counts: list[int]  # tokens a class
+    opening: int = 0  # tokens that the processor puts before a prompt's text
 
     @staticmethod
     def quantiles(lengths: Sequence[int]) -> tuple[int, int]:
@@ -153,7 +154,9 @@ def survey(
         found.images.append(len(study.images))
         found.image_tokens.append(prompter.count_image_tokens(one.inputs))
         found.prompt_lengths.append(one.prompt_length)
-        found.extra.append(_added_by_images(prompter, study, one))
+        ids = one.inputs["input_ids"]
+        found.extra.append(added_by_images(prompter, study, ids, one.prompt_length))
+        found.opening = opening(prompter, study, ids)
         found.response_lengths.append(len(one.response.ids))
         for kind in one.classes:
             found.class_counts[kind] += 1
@@ -170,8 +173,13 @@ def rendered_ids(prompter: Prompter, study: Study, demonstrations: Sequence[Stud
     return prompter.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _added_by_images(prompter: Prompter, study: Study, example: Example) -> int:
-    ids, bos = rendered_ids(prompter, study), prompter.tokenizer.bos_token_id
-    # written by the processor, where the template does not write it: once a prompt, not an image
-    began = int(example.inputs["input_ids"][0, 0]) == bos and ids[:1] != [bos]
-    return example.prompt_length - len(ids) - began
+def opening(prompter: Prompter, study: Study, input_ids: Tensor) -> int:
+    """1 if the processor puts a bos before the text (once a prompt), 0 if the template has it."""
+    bos = prompter.tokenizer.bos_token_id
+    return int(int(input_ids[0, 0]) == bos and rendered_ids(prompter, study)[:1] != [bos])
+
+
+def added_by_images(prompter: Prompter, study: Study, input_ids: Tensor, length: int) -> int:
+    """By how much a study's images make its prompt of `length` tokens longer than its text."""
+    text = len(rendered_ids(prompter, study)) + opening(prompter, study, input_ids)
+    return length - text

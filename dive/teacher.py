@@ -10,7 +10,7 @@ from torch import Tensor
 from dive.attach import attachment_of
 from dive.data.study import Study
 from dive.errors import DiveError
-from dive.examples import Example, Examples, Survey, rendered_ids
+from dive.examples import Example, Examples, Survey, added_by_images, rendered_ids
 from dive.prompting import Prompter
 from dive.structure import last_hidden_state
 
@@ -129,10 +129,10 @@ class Teacher:
             shown = self.demonstrations.of(study, epoch)
             for one in shown:
                 if one.id not in extra:
-                    prompt = self.prompter.encode(one)["input_ids"].shape[1]
-                    extra[one.id] = prompt - len(rendered_ids(self.prompter, one))
+                    ids = self.prompter.encode(one)["input_ids"]
+                    extra[one.id] = added_by_images(self.prompter, one, ids, ids.shape[1])
             images = sum(extra[one.id] for one in (*shown, study))
-            length = len(rendered_ids(self.prompter, study, shown)) + images
+            length = survey.opening + len(rendered_ids(self.prompter, study, shown)) + images
             limit = self.prompter.max_length
             if limit is not None and length + response > limit:
                 raise DiveError(
