@@ -1,6 +1,85 @@
-from setuptools import setup
+"""Packages, their data files, and the build of dive._C by CMake and ninja.
+
+Switches, read from the environment:
+  DIVE_BUILD_EXT   1 (default) or 0: install without the extension, on a machine without a compiler
+  DIVE_BUILD_CUDA  auto (default), on or off; there are no CUDA sources yet, so on is an error
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import SetupError
+
+ROOT = Path(__file__).parent.resolve()
+
+
+def switch(name: str, default: str, choices: tuple[str, ...]) -> str:
+    value = os.environ.get(name, default).lower()
+    if value not in choices:
+        raise SetupError(f"{name} is {value!r}, want one of {', '.join(choices)}")
+    return value
+
+
+class CMakeBuild(build_ext):
+    """Runs CMake once; the module lands where setuptools wants it (beside dive/ if editable)."""
+
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+
+        target = (ROOT / self.get_ext_fullpath(ext.name)).resolve()
+        folder = Path(self.build_temp).resolve() / "cmake"
+        ninja = self._ninja()
+        configure = [
+            *("cmake", "-S", str(ROOT), "-B", str(folder)),
+            f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            *(["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []),
+        ]
+        try:
+            subprocess.run(configure, check=True)
+            subprocess.run(["cmake", "--build", str(folder), "--target", "_C"], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise SetupError(
+                f"building dive._C failed ({error}); it needs CMake and a C++17 compiler. "
+                "DIVE_BUILD_EXT=0 installs without it, on the slower PyTorch path."
+            ) from error
+        built = folder / target.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.copy_file(str(built), str(target))
+
+    @staticmethod
+    def _ninja() -> str | None:
+        """Where the ninja of the build environment is; another generator serves without it."""
+        try:
+            from ninja import BIN_DIR
+        except ImportError:
+            return None
+        program = Path(BIN_DIR) / "ninja"
+        return str(program) if program.exists() else None
+
+
+if switch("DIVE_BUILD_CUDA", "auto", ("auto", "on", "off")) == "on":
+    raise SetupError(
+        "DIVE_BUILD_CUDA is 'on', but this version has no CUDA sources; want 'auto' or 'off'"
+    )
+with_extension = switch("DIVE_BUILD_EXT", "1", ("0", "1")) == "1"
 
 setup(
-    packages=["dive", "dive.data", "dive.demo", "dive.lexicon", "dive.metrics", "dive.kernels"],
+    packages=find_packages(include=["dive", "dive.*"]),
+    # kernels/ has no __init__.py in the checkout and takes the place of dive/kernels here
     package_dir={"dive": "dive", "dive.kernels": "kernels"},
+    package_data={
+        "dive": ["py.typed", "_C.pyi"],
+        "dive.lexicon": ["*.yaml"],
+        "dive.demo": ["*.j2", "backbone/**"],
+        "dive.kernels": ["*.md"],
+    },
+    include_package_data=False,
+    ext_modules=[Extension("dive._C", sources=[])] if with_extension else [],
+    cmdclass={"build_ext": CMakeBuild},
 )

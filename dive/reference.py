@@ -1,6 +1,6 @@
-"""The two operators in plain PyTorch: the oracle of the tests and the baseline of the benchmarks.
+"""The two operators in plain PyTorch: the oracle of tests and the baseline of benchmarks.
 
-Same signatures and meaning as `dive.ops`; gradients by autograd; nothing is checked, saved or fused.
+Same signatures and meaning as `dive.ops`; gradients by autograd; nothing is checked or fused.
 float64 inputs are computed in float64, everything else accumulates in float32.
 """
 
@@ -16,8 +16,8 @@ CLASSES = 3  # of response tokens: template, pathology, end of sequence
 class DecisiveLoss(NamedTuple):
     """What `decisive_cross_entropy` returns. Only `loss` carries a gradient.
 
-    Rows that are not live hold 0, and -1 in argmax. Everything but the indices and counts is float32
-    (float64 for float64 inputs).
+    Rows that are not live hold 0, and -1 in argmax. All but indices and counts is float32, or
+    float64 for float64 inputs.
     """
 
     loss: Tensor  # [], or [N] with reduction="none"
@@ -62,7 +62,7 @@ def steer(
     Operands of the two products are rounded to the dtype of h.
     """
     wide = torch.float64 if h.dtype == torch.float64 else torch.float32
-    x = h.to(wide)
+    x = h.to(wide).contiguous()  # one order of summation for the norms of x and of the result
     if mask is not None:  # what masked rows hold must not reach a gradient either
         x = torch.where(mask[..., None], x, 0.0)
     rstd = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
@@ -102,8 +102,8 @@ def decisive_cross_entropy(
 ) -> DecisiveLoss:
     """Weighted cross entropy and distillation over one frozen head; see `dive.ops`.
 
-    Every [N, V] tensor exists here, and dead rows are computed too. `chunk_bytes` and `validate` are
-    taken and have no effect.
+    Every [N, V] tensor exists here, and dead rows are computed too. `chunk_bytes` and `validate`
+    are taken and have no effect.
     """
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     distils = kd_weight > 0 and teacher_hidden is not None
@@ -117,6 +117,7 @@ def decisive_cross_entropy(
         m = (w > 0).to(wide) if kd_weights is None else kd_weights.detach().to(wide)
         m = torch.where(listed, m, 0.0)
     live = (ce_weight * w.detach() > 0) | (kd_weight * m > 0)
+    w = torch.where(live, w, 0.0)  # the weight of a dead row gets no gradient
 
     def logits(states: Tensor, used: Tensor) -> Tensor:
         states = torch.where(used[:, None], states, 0.0)
@@ -163,7 +164,7 @@ def decisive_cross_entropy(
 
 
 def _over(terms: Tensor, factors: Tensor, normalizer: Tensor | None, reduction: str) -> Tensor:
-    """Terms over their normaliser: the given one, or the sum of the factors for a mean; 0 over 0."""
+    """Terms over the given normaliser, or over the sum of their factors for a mean; 0 over 0."""
     if normalizer is None:
         if reduction != "mean":
             return terms
