@@ -1,0 +1,50 @@
+"""Confidence intervals by resampling reports, and of the difference between two sets of predictions
+for the same reports (paired: both are scored on the same resample)."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from dive.errors import DiveError
+from dive.metrics.measure import Measure
+
+_CHUNK = 2_000_000  # counts held at a time: 8 MB
+
+
+def resamples(reports: int, samples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each report is drawn, [some samples, reports] at a time, `samples` in all. The same
+    seed draws the same reports, so scores that are compared must be resampled with one seed."""
+    rng = np.random.default_rng([seed, 0xD17E])
+    step = max(1, _CHUNK // reports)
+    for start in range(0, samples, step):
+        n = min(step, samples - start)
+        drawn = rng.integers(0, reports, size=(n, reports))
+        drawn += np.arange(n)[:, None] * reports
+        yield np.bincount(drawn.ravel(), minlength=n * reports).reshape(n, reports)
+
+
+def resampled(measure: Measure, samples: int, seed: int) -> dict[str, np.ndarray]:
+    """name -> [samples], the corpus score of every resample."""
+    statistics = measure.statistics.astype(np.float64)
+    totals = [counts @ statistics for counts in resamples(len(statistics), samples, seed)]
+    return measure.scores(np.concatenate(totals))
+
+
+def interval(values: np.ndarray, confidence: float) -> list[float]:
+    """[low, high]: the percentiles that hold `confidence` of the resampled values."""
+    tail = (1 - confidence) / 2
+    return [float(v) for v in np.quantile(values, [tail, 1 - tail])]
+
+
+def sign_p_value(differences: np.ndarray) -> float:
+    """Twice the smaller share of resamples on either side of 0, never below 2 / (samples + 1)."""
+    samples = len(differences)
+    smaller = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
+    return min(1.0, 2 * (smaller + 1) / (samples + 1))
+
+
+def check(samples: int, confidence: float) -> None:
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+        raise DiveError(f"bootstrap is a number of resamples, 1 or more, got {samples!r}")
+    if not 0 < confidence < 1:
+        raise DiveError(f"confidence lies between 0 and 1, got {confidence!r}")

@@ -1,0 +1,259 @@
+"""`dive.evaluate`: predictions against references, every number with the name of its variant."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from dive.errors import DiveError
+from dive.metrics import bootstrap as resampling
+from dive.metrics import overlap
+from dive.metrics.findings import finding_measure
+from dive.metrics.measure import Measure, mean_measure
+from dive.metrics.normalization import words
+
+METRICS = ("bleu", "rougeL", "findings")
+
+
+def evaluate(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    metrics: Sequence[str] = ("bleu", "rougeL"),
+    *,
+    normalization: str = "lower",
+    per_report: bool = False,
+    finish_reasons: Sequence[str] | None = None,
+    rouge_beta: float = overlap.ROUGE_BETA,
+    baseline: Sequence[str] | None = None,
+    bootstrap: int | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Score generated reports; the i-th prediction belongs to the i-th reference.
+
+    A pair whose reference is empty (nothing but white space) cannot be scored: it is left out of
+    every number and counted. An empty prediction is scored, as the worst, and counted.
+
+    Args:
+        predictions: reports as generated.
+        references: reports as written by a radiologist, one for each prediction.
+        metrics: any of
+            "bleu" -> bleu1 .. bleu4, corpus scores;
+            "rougeL" -> rougeL, mean over reports;
+            "findings" -> finding_precision, finding_recall, finding_f1, finding_state_f1.
+            length_ratio always comes with them.
+        normalization: "raw", "lower" or "r2gen", for bleu, rougeL and length_ratio; see
+            `dive.metrics.normalization`.
+        per_report: adds "per_report": name -> list in the order given, None for pairs left out.
+        finish_reasons: "eos" or "length" for each prediction; adds termination_rate, the share of
+            "eos".
+        rouge_beta: weight of recall in ROUGE-L (pycocoevalcap's 1.2; 1 is the plain F1).
+        baseline: other predictions for the same references; adds "baseline", their scores, and
+            "differences", prediction minus baseline.
+        bootstrap: number of resamples of the reports; adds "intervals", and to every difference an
+            interval and a p value (paired: both are scored on the same resample).
+        confidence: what the intervals hold.
+        seed: of the resampling; the same seed gives the same intervals.
+
+    Returns:
+        Numbers under their names, fractions from 0 to 1 (length_ratio any positive number);
+        "variants": name -> which variant it is; "reports" given, "scored", "empty_predictions" and
+        "empty_references"; and what was asked for above.
+
+    Raises:
+        DiveError: lists of different length or of something else than text, no pair left to score,
+            unknown metric or normalisation.
+    """
+    pairs = _Pairs(predictions, references, baseline)
+    unknown = [name for name in metrics if name not in METRICS]
+    if isinstance(metrics, str) or unknown:
+        raise DiveError(f"metrics {metrics!r}: a list of some of {', '.join(METRICS)} is wanted")
+    if not rouge_beta > 0:
+        raise DiveError(f"rouge_beta must be above 0, got {rouge_beta!r}")
+    if bootstrap is not None:
+        resampling.check(bootstrap, confidence)
+
+    def measured(texts: list[str]) -> list[Measure]:
+        return [
+            measure
+            for make in _makers(metrics, normalization, rouge_beta)
+            for measure in make(texts, pairs.references)
+        ]
+
+    measures = measured(pairs.predictions)
+    others = measured(pairs.baseline) if pairs.baseline is not None else None
+    if finish_reasons is not None:
+        measures.append(_termination(pairs.kept(finish_reasons, "finish_reasons")))
+
+    scores = _corpus_scores(measures)
+    result: dict[str, Any] = dict(scores)
+    result["variants"] = {k: v for measure in measures for k, v in measure.variants.items()}
+    result |= pairs.counts()
+    if per_report:
+        result["per_report"] = _per_report(measures, pairs)
+    samples = None
+    if bootstrap is not None:
+        samples = _resampled(measures, bootstrap, seed)
+        result["bootstrap"] = {"samples": bootstrap, "confidence": confidence, "seed": seed}
+        result["intervals"] = {k: resampling.interval(v, confidence) for k, v in samples.items()}
+    if others is not None:
+        result["baseline"] = other_scores = _corpus_scores(others)
+        differences: dict[str, dict[str, Any]] = {
+            k: {"difference": scores[k] - v} for k, v in other_scores.items()
+        }
+        if samples is not None and bootstrap is not None:
+            for name, values in _resampled(others, bootstrap, seed).items():
+                gaps = samples[name] - values
+                differences[name] |= {
+                    "interval": resampling.interval(gaps, confidence),
+                    "p": resampling.sign_p_value(gaps),
+                }
+        result["differences"] = differences
+    return result
+
+
+_Maker = Callable[[list[str], list[str]], list[Measure]]
+
+
+def _makers(metrics: Sequence[str], normalization: str, rouge_beta: float) -> list[_Maker]:
+    """In the order of METRICS, whatever order was asked for."""
+
+    def text_overlap(predictions: list[str], references: list[str]) -> list[Measure]:
+        mine = [words(text, normalization) for text in predictions]
+        theirs = [words(text, normalization) for text in references]
+        return _overlap_measures(mine, theirs, metrics, normalization, rouge_beta)
+
+    makers: list[_Maker] = [text_overlap]
+    if "findings" in metrics:
+        makers.append(lambda mine, theirs: [finding_measure(mine, theirs)])
+    return makers
+
+
+def _overlap_measures(
+    predictions: list[list[str]],
+    references: list[list[str]],
+    metrics: Sequence[str],
+    normalization: str,
+    rouge_beta: float,
+) -> list[Measure]:
+    measures = []
+    lengths = np.zeros((len(predictions), 2 + 2 * overlap.ORDERS), dtype=np.int64)
+    if "bleu" in metrics:
+        lengths = overlap.bleu_statistics(predictions, references)
+        names = tuple(f"bleu{n}" for n in range(1, overlap.ORDERS + 1))
+        variant = f"corpus BLEU as in pycocoevalcap, one reference, {normalization} words"
+        measures.append(
+            Measure(lengths, _bleu_scores, {n: f"{variant}, {n[-1]}-grams" for n in names}, names)
+        )
+    else:
+        lengths[:, 0] = [len(text) for text in predictions]
+        lengths[:, 1] = [len(text) for text in references]
+    if "rougeL" in metrics:
+        values = [
+            overlap.rouge_l(mine, theirs, rouge_beta)
+            for mine, theirs in zip(predictions, references, strict=True)
+        ]
+        variant = (
+            f"ROUGE-L F with beta {rouge_beta:g}, as in pycocoevalcap, mean over reports, "
+            f"{normalization} words"
+        )
+        measures.append(mean_measure("rougeL", values, variant))
+    variant = f"{normalization} words of all predictions over those of all references"
+    measures.append(
+        Measure(
+            lengths[:, :2],
+            lambda totals: {"length_ratio": overlap.length_ratio(totals)},
+            {"length_ratio": variant},
+            ("length_ratio",),
+        )
+    )
+    return measures
+
+
+def _bleu_scores(totals: np.ndarray) -> dict[str, np.ndarray]:
+    scores = overlap.bleu_from_totals(totals)
+    return {f"bleu{n + 1}": scores[..., n] for n in range(overlap.ORDERS)}
+
+
+def _termination(reasons: list[str]) -> Measure:
+    values = [float(reason == "eos") for reason in reasons]
+    variant = "share of reports that the model ended itself (finish_reason eos)"
+    return mean_measure("termination_rate", values, variant)
+
+
+def _corpus_scores(measures: list[Measure]) -> dict[str, float]:
+    return {
+        name: float(value)
+        for measure in measures
+        for name, value in measure.scores(measure.statistics.sum(axis=0)).items()
+    }
+
+
+def _resampled(measures: list[Measure], samples: int, seed: int) -> dict[str, np.ndarray]:
+    return {
+        name: values
+        for measure in measures
+        for name, values in resampling.resampled(measure, samples, seed).items()
+    }
+
+
+def _per_report(measures: list[Measure], pairs: "_Pairs") -> dict[str, list[float | None]]:
+    columns = {}
+    for measure in measures:
+        values = measure.scores(measure.statistics)
+        for name in measure.per_report:
+            column: list[float | None] = [None] * pairs.given
+            for place, value in zip(pairs.places, values[name], strict=True):
+                column[place] = float(value)
+            columns[name] = column
+    return columns
+
+
+class _Pairs:
+    """The pairs that can be scored, and where they stood in what was given."""
+
+    def __init__(
+        self,
+        predictions: Sequence[str],
+        references: Sequence[str],
+        baseline: Sequence[str] | None,
+    ) -> None:
+        self.given = len(references)
+        _check_texts("references", references)
+        self.places = [i for i, text in enumerate(references) if text.strip()]
+        if not self.places:
+            raise DiveError(
+                f"nothing to score: of {self.given} references none holds any text"
+                if self.given
+                else "nothing to score: no references were given"
+            )
+        self.references = [references[i] for i in self.places]
+        self.predictions = self._texts("predictions", predictions)
+        self.baseline = None if baseline is None else self._texts("baseline", baseline)
+
+    def _texts(self, what: str, texts: Sequence[str]) -> list[str]:
+        kept = self.kept(texts, what)
+        _check_texts(what, texts)
+        return kept
+
+    def kept(self, values: Sequence[str], what: str) -> list[str]:
+        if isinstance(values, str) or len(values) != self.given:
+            got = "one text" if isinstance(values, str) else f"{len(values)}"
+            raise DiveError(f"{what}: {got} for {self.given} references; one for each is wanted")
+        return [values[i] for i in self.places]
+
+    def counts(self) -> dict[str, int]:
+        return {
+            "reports": self.given,
+            "scored": len(self.places),
+            "empty_predictions": sum(not text.strip() for text in self.predictions),
+            "empty_references": self.given - len(self.places),
+        }
+
+
+def _check_texts(what: str, texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise DiveError(f"{what}: a list of texts is wanted, got one text")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DiveError(f"{what}[{i}]: a text is wanted, got {type(text).__name__}")

@@ -1,0 +1,67 @@
+"""From a report to words: the choice that moves BLEU and ROUGE most, so every score names it.
+
+- `raw`: the text as it is, split at white space. "Effusion." and "effusion" are different words.
+- `lower` (default): lower-cased; punctuation marks are words of their own.
+- `r2gen`: the cleaning that R2Gen applies to MIMIC-CXR and the works after it kept: enumeration and
+  most punctuation go, sentences end in a lone ".". Hyphens stay.
+
+An empty report has no words under any of them (the original cleaning would leave it a ".").
+"""
+
+import re
+from collections.abc import Callable
+
+from dive.errors import DiveError
+
+_WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
+
+# R2Gen, sentence by sentence: these characters go. The range from ":" to "[" in the published
+# pattern takes in ";<=>?@" and "A-Z" (gone already, the text is lower-case), and leaves "-".
+_R2GEN_DROPPED = re.compile(r"[.,?*!%^&_+():;<=>@\[\]{}\"/\\']")
+# List numbers, in the order in which they are taken out: the order changes the outcome.
+_R2GEN_NUMBERS = [("1. ", "")]
+_R2GEN_NUMBERS += [(f". {n}. ", ". ") for n in (2, 3, 4, 5)]
+_R2GEN_NUMBERS += [(f" {n}. ", ". ") for n in (2, 3, 4, 5)]
+
+
+def _raw(text: str) -> list[str]:
+    return text.split()
+
+
+def _lower(text: str) -> list[str]:
+    return _WORD_OR_MARK.findall(text.lower())
+
+
+def r2gen_clean(text: str) -> str:
+    """The report as the R2Gen line of work scores it; "" for an empty report."""
+    if not text.strip():
+        return ""
+    text = text.replace("\n", " ")
+    for mark in "_", " ", ".":
+        text = re.sub(re.escape(mark) + "{2,}", mark, text)
+    for number, instead in _R2GEN_NUMBERS:
+        text = text.replace(number, instead)
+    sentences = text.strip().lower().split(". ")
+    # cleaned to nothing, a sentence still leaves its full stop: so did the original
+    cleaned = [_R2GEN_DROPPED.sub("", sentence.strip()) for sentence in sentences]
+    return " . ".join(cleaned) + " ."
+
+
+def _r2gen(text: str) -> list[str]:
+    return r2gen_clean(text).split()
+
+
+NORMALIZATIONS: dict[str, Callable[[str], list[str]]] = {
+    "raw": _raw,
+    "lower": _lower,
+    "r2gen": _r2gen,
+}
+
+
+def words(text: str, normalization: str = "lower") -> list[str]:
+    """The words of `text`. Raises DiveError for a normalisation that does not exist."""
+    if normalization not in NORMALIZATIONS:
+        raise DiveError(
+            f"normalization {normalization!r} is not one of {', '.join(NORMALIZATIONS)}"
+        )
+    return NORMALIZATIONS[normalization](text)
