@@ -1,43 +1,85 @@
 """One image file or PIL image to 8-bit RGB, fully decoded."""
 
+import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from dive.data.dicom import is_dicom, read_dicom
 from dive.errors import DiveError
+
+# A chest film has 5 to 20 million pixels; what has ten times as many is a mistake or an attack.
+MAX_PIXELS = 100_000_000
 
 # Containers are 16 bits wide, detectors are not: 12-bit films in 16-bit files are the usual case.
 _BIT_DEPTHS = (8, 10, 12, 14, 16)
 
 
-def load_rgb(image: Path | str | Image.Image, where: str = "") -> Image.Image:
+class LazyImage:
+    """An image that is fetched when it is needed: a row of a dataset object, say.
+
+    Args:
+        name: what error messages and reports call it; `str(image)`.
+        fetch: gives a path, a PIL image, or the bytes of an image file.
+    """
+
+    def __init__(self, name: str, fetch: Callable[[], Path | str | bytes | Image.Image]) -> None:
+        self.name = name
+        self.fetch = fetch
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"LazyImage({self.name!r})"
+
+
+def load_rgb(
+    image: Path | str | Image.Image | LazyImage, where: str = "", *, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """Decode every pixel of `image` and return it as RGB, 8 bits a channel.
 
     - 16-bit and 32-bit integer grey: scaled by the smallest of 8, 10, 12, 14 or 16 bits that holds
       the largest value, so a 12-bit film in a 16-bit file is neither black nor stretched;
     - floating point grey: its minimum to maximum becomes 0 to 255;
     - transparency: laid over black, the background of a film;
-    - the EXIF orientation is applied.
+    - the EXIF orientation is applied;
+    - DICOM (`dive.data.dicom`): window, rescale and photometric interpretation are applied.
 
-    `where` (file and line of the study) opens the error message.
+    `where` (file and line of the study) opens the error message. A file that says it has more than
+    `max_pixels` is refused before they are decoded.
 
     Raises:
-        DiveError: the file is missing, is no image, is damaged, or holds several frames.
+        DiveError: the file is missing, is no image, is damaged, holds several frames or too many
+            pixels.
     """
     name = "an image in memory" if isinstance(image, Image.Image) else str(image)
     prefix = f"{where}: " if where else ""
+    opened: Any = image
+    if isinstance(image, LazyImage):
+        opened = image.fetch()
+        opened = io.BytesIO(opened) if isinstance(opened, bytes) else opened
+    if isinstance(opened, (str, Path)) and is_dicom(opened):
+        return Image.fromarray(read_dicom(opened, max_pixels, where)).convert("RGB")
     try:
         with warnings.catch_warnings():
-            # Pillow warns of large images at 89 megapixels and refuses at twice that.
+            # Pillow warns of large images at 89 megapixels; the limit here is checked below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            if isinstance(image, Image.Image):
-                image.load()
-                return _to_rgb(image, prefix + name)
-            with Image.open(image) as opened:
+            if isinstance(opened, Image.Image):
                 opened.load()
                 return _to_rgb(opened, prefix + name)
+            with Image.open(opened) as film:
+                if film.width * film.height > max_pixels:
+                    raise DiveError(
+                        f"{prefix}the image {name} has {film.width} x {film.height} pixels, the "
+                        f"limit is {max_pixels:,} (decompression bomb?)"
+                    )
+                film.load()
+                return _to_rgb(film, prefix + name)
     except DiveError:
         raise
     except FileNotFoundError:

@@ -1,48 +1,22 @@
 """Studies from a JSON lines file.
 
 One study a line, `{"id", "images": [paths], "patient"?, "indication"?, "findings"?,
-"impression"?}`, with paths relative to the file. Further keys are left alone. A byte order mark,
-Windows line ends and blank lines are taken as they come.
+"impression"?, "split"?}`, with paths relative to the file. Further keys are left alone. A byte
+order mark, Windows line ends and blank lines are taken as they come.
 """
 
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from dive.data.io import write_jsonl
 from dive.data.study import Study, check_target
+from dive.data.trouble import Skipped, check_on_error
 from dive.errors import DiveError
 
+__all__ = ["Skipped", "check_on_error", "read_studies"]
+
 _TEXT_KEYS = ("patient", "indication", "findings", "impression")
-
-
-@dataclass
-class Skipped:
-    """What `on_error="skip"` left out, and why; nothing is dropped without an entry here."""
-
-    entries: list[dict[str, str | None]] = field(default_factory=list)
-
-    def add(self, id: str | None, source: str, reason: object) -> None:
-        self.entries.append({"id": id, "source": source, "reason": str(reason)})
-
-    def write(self, path: str | Path) -> None:
-        """Write one JSON line an entry, atomically."""
-        write_jsonl(path, self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __iter__(self):
-        return iter(self.entries)
-
-
-def check_on_error(on_error: str, skipped: Skipped | None) -> Skipped:
-    """Validate the pair of options that every reader and writer of studies takes."""
-    if on_error not in ("fail", "skip"):
-        raise DiveError(f"on_error is {on_error!r}; wants 'fail' or 'skip'")
-    return Skipped() if skipped is None else skipped
 
 
 def read_studies(
@@ -175,7 +149,17 @@ def _study(name: str, row: dict, folder: Path, source: str) -> Study:
         elif value is not None and not isinstance(value, str):
             raise DiveError(f"{source}: study {name!r}: {key!r} wants a text, got {_kind(value)}")
         fields[key] = value
-    return Study(id=name, images=tuple(paths), source=source, **fields)
+    split = row.get("split")
+    return Study(
+        id=name,
+        images=tuple(paths),
+        source=source,
+        patient=fields["patient"],
+        indication=fields["indication"],
+        findings=fields["findings"],
+        impression=fields["impression"],
+        split=split if isinstance(split, str) else None,
+    )
 
 
 def _identifier(row: dict, key: str, source: str) -> str | None:

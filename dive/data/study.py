@@ -1,12 +1,13 @@
 """One study: the images of an examination and the sections of its report."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
 from PIL import Image
 
-from dive.data.images import load_rgb
+from dive.data.images import LazyImage, load_rgb
 from dive.errors import DiveError
 
 Target = Literal["findings", "impression", "both"]
@@ -25,20 +26,28 @@ class Study:
 
     Attributes:
         id: unique name.
-        images: paths, or PIL images already in memory, in the order in which they are shown.
+        images: paths, PIL images already in memory, or `LazyImage`s (rows of a dataset object), in
+            the order in which they are shown.
         patient: name of the patient, so that no study demonstrates for another of the same person.
         indication: why the examination was asked for; goes into the prompt where it is known.
         findings, impression: sections of the report; None where unknown.
         source: where the study came from ("studies.jsonl:12"), for error messages.
+        split: the dataset's own name of the split ("train", "validate", "valid", ...).
+        views: one name an image where they are known ("PA", "AP", "FRONTAL", "LATERAL", ...).
+        labels: what the dataset's label file says, blank entries left out: 1 positive, 0 negative,
+            -1 uncertain. None: no label file was read, or it has no row of this study.
     """
 
     id: str
-    images: tuple[Path | Image.Image, ...]
+    images: tuple[Path | Image.Image | LazyImage, ...]
     patient: str | None = None
     indication: str | None = None
     findings: str | None = None
     impression: str | None = None
     source: str = ""
+    split: str | None = None
+    views: tuple[str, ...] = ()
+    labels: Mapping[str, float] | None = field(default=None, hash=False)
 
     @property
     def where(self) -> str:

@@ -1,0 +1,50 @@
+"""What to do with bad input: fail at the first piece, or skip it and keep an entry."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dive.data.io import write_jsonl
+from dive.errors import DiveError
+
+
+@dataclass
+class Skipped:
+    """What `on_error="skip"` left out, and why; nothing is dropped without an entry here."""
+
+    entries: list[dict[str, str | None]] = field(default_factory=list)
+
+    def add(self, id: str | None, source: str, reason: object) -> None:
+        self.entries.append({"id": id, "source": source, "reason": str(reason)})
+
+    def write(self, path: str | Path) -> None:
+        """Write one JSON line an entry, atomically."""
+        write_jsonl(path, self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self):
+        return iter(self.entries)
+
+
+def check_on_error(on_error: str, skipped: Skipped | None) -> Skipped:
+    """Validate the pair of options that every reader and writer of studies takes."""
+    if on_error not in ("fail", "skip"):
+        raise DiveError(f"on_error is {on_error!r}; wants 'fail' or 'skip'")
+    return Skipped() if skipped is None else skipped
+
+
+class Trouble:
+    """The pair (on_error, skipped) as one object that readers hand their complaints to."""
+
+    def __init__(self, on_error: str = "fail", skipped: Skipped | None = None) -> None:
+        self.skipped = check_on_error(on_error, skipped)
+        self.on_error = on_error
+
+    def bad(self, id: str | None, source: str, reason: object) -> None:
+        """Raise DiveError "source: reason", or record it and return."""
+        text = str(reason)
+        message = text if not source or text.startswith(source) else f"{source}: {text}"
+        if self.on_error == "fail":
+            raise reason if isinstance(reason, DiveError) else DiveError(message)
+        self.skipped.add(id, source, message)
