@@ -1,0 +1,68 @@
+// Tensors as Python hands them over: taken by DLPack, checked, and held for as long as they are used.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "dlpack.h"
+#include "number.h"
+
+namespace dive {
+
+// One argument that is a tensor. Every check raises ValueError, which names the argument, what it
+// got and what is wanted. The memory stays valid while this object and the caller's live.
+class TensorArgument {
+ public:
+  // By the type's exchange table where there is one (no Python object is made and parameters that
+  // require a gradient are accepted), by `__dlpack__` elsewhere.
+  TensorArgument(std::string name, pybind11::handle object);
+
+  TensorArgument(TensorArgument&&) = default;
+  TensorArgument& operator=(TensorArgument&&) = default;
+
+  const std::string& name() const { return name_; }
+  std::int64_t dimensions() const { return static_cast<std::int64_t>(shape_.size()); }
+  std::int64_t size(std::size_t dimension) const { return shape_[dimension]; }
+  std::int64_t stride(std::size_t dimension) const { return strides_[dimension]; }
+  std::int64_t numel() const;
+  void* data() const { return data_; }
+
+  // The stored format; `dtype()` only after `want_dtype` accepted it.
+  DType dtype() const { return dtype_; }
+  void want_dtype(std::initializer_list<DType> wanted);
+  void want_bool();
+  // A negative size stands for any; `wanted` says in words what the sizes are, as "[rows, width]".
+  void want_shape(std::initializer_list<std::int64_t> sizes, const std::string& wanted) const;
+  // Numbers of the last dimension one after another, and rows that do not overlap.
+  void want_rows() const;
+  void want_writable() const;
+
+  // Whether the two share memory (by the range from the first number to the last).
+  bool overlaps(const TensorArgument& other) const;
+
+  [[noreturn]] void fail(const std::string& got_and_wanted) const;
+
+ private:
+  void read(const dlpack::Tensor& tensor);
+  bool take_by_table(pybind11::handle object);
+  void take_by_capsule(pybind11::handle object);
+  std::string shape_text() const;
+  std::string dtype_text() const;
+
+  std::string name_;
+  std::shared_ptr<void> owner_;  // what must live on; empty where the caller's object suffices
+  unsigned char* data_ = nullptr;
+  dlpack::DataType type_{};
+  DType dtype_ = DType::f32;
+  std::int64_t item_bytes_ = 4;
+  bool read_only_ = false;
+  std::vector<std::int64_t> shape_;
+  std::vector<std::int64_t> strides_;
+};
+
+}  // namespace dive
