@@ -1,0 +1,319 @@
+"""`dive::decisive_cross_entropy`: weighted cross entropy and distillation over a frozen head."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dive.errors import DiveError
+from dive.ops import sweep
+from dive.ops.registration import FLOATS, check_tensor, describe, fail, register, register_gradient
+from dive.reference import CLASSES, DecisiveLoss
+
+REDUCTIONS = ("mean", "sum", "none")
+_NAME = "decisive_cross_entropy"
+
+
+def decisive_cross_entropy(
+    hidden: Tensor,
+    lm_head: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    teacher_hidden: Tensor | None = None,
+    ce_weight: float = 1.0,
+    kd_weight: float = 0.0,
+    kd_weights: Tensor | None = None,
+    temperature: float = 1.0,
+    reduction: str = "mean",
+    normalizer: Tensor | None = None,
+    kd_normalizer: Tensor | None = None,
+    token_class: Tensor | None = None,
+    rows: Tensor | None = None,
+    chunk_bytes: int | None = None,
+    validate: bool | None = None,
+) -> DecisiveLoss:
+    """Loss over the rows that have a weight, without the [N, V] logits of anything.
+
+    ce_weight * sum(weights * CE) / n_w + kd_weight * sum(kd_weights * T^2 KL(teacher || student))
+    / n_m, with z = softcap * tanh((hidden lm_head^T + bias) / softcap), or without the cap, for
+    student and teacher alike, and T dividing z in the KL only.
+
+    hidden [N, D]: row t is the state that predicts targets[t]. Float16 to float64.
+    lm_head [V, D], bias [V]: the dtype of hidden, and frozen: while gradients are on, one that
+        requires a gradient is refused.
+    targets int64 [N]; weights float [N] >= 0. Where the weight is 0 the target may be anything.
+    teacher_hidden [N, D]: a constant, needed where kd_weight > 0 and unused where it is 0.
+    kd_weights float [N] >= 0: 1 where weights > 0 if not given; a constant.
+    reduction: "mean": n_w is sum(weights), n_m is sum(kd_weights); "sum" and "none": both are 1;
+        "none": the loss is [N], one combined term a row.
+    normalizer, kd_normalizer: scalars on the device of hidden that take the place of n_w and n_m,
+        whatever the reduction. A term whose normaliser is 0 is 0.
+    token_class integer [N]: 0 template, 1 pathology, 2 end of sequence; other values are in none.
+    rows int64: the live rows, each once, padded with -1. A row is live where ce_weight * weights
+        or kd_weight * kd_weights is above 0. Without it they are looked up: one host sync, except
+        under torch.compile and graph capture, where room for all N rows is taken instead.
+    chunk_bytes: all vocabulary-wide buffers together; 32 MiB on a CPU, 256 on CUDA, 512 there with
+        a teacher. At least 32 rows (256 off the CPU) are taken at a time, whatever their size.
+    validate: look at the values on the host and raise at once (default on a CPU). Otherwise bad
+        values make the loss NaN, and `dive.ops.check(result)` tells which.
+
+    Gradients reach hidden and weights through `loss`, once; a row that is not live gets 0 whatever
+    it holds. They are computed with the loss, in the same sweep, if gradients are on; so
+    non-reentrant checkpointing around this call computes the loss twice and saves nothing. Sums are
+    float32 (float64 for float64). On a CPU logits of float16 and bfloat16 are rounded to that
+    dtype, as F.linear does. Autocast has no effect. Wrong shapes, dtypes, devices and options are
+    DiveErrors.
+    """
+    _check_tensors(hidden, lm_head, targets, weights, bias, teacher_hidden, kd_weights)
+    _check_scalars(softcap, ce_weight, kd_weight, temperature, reduction, chunk_bytes)
+    device, count = hidden.device, hidden.shape[0]
+    for name, scalar in (("normalizer", normalizer), ("kd_normalizer", kd_normalizer)):
+        if scalar is not None:
+            check_tensor(_NAME, name, scalar, (), "a scalar", FLOATS, device)
+    if token_class is not None:
+        integers = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+        check_tensor(_NAME, "token_class", token_class, (count,), "rows", integers, device)
+    if kd_weight > 0 and teacher_hidden is None:
+        fail(_NAME, "teacher_hidden", None, f"the teacher's states, as kd_weight is {kd_weight}")
+    if kd_weight == 0:
+        teacher_hidden = kd_weights = kd_normalizer = None
+    if rows is None:
+        rows = _live_rows(weights, kd_weights, ce_weight, kd_weight)
+    elif not (isinstance(rows, Tensor) and rows.dim() == 1):
+        fail(_NAME, "rows", describe(rows), "int64 [R], the live rows padded with -1")
+    else:
+        check_tensor(_NAME, "rows", rows, tuple(rows.shape), "rows", (torch.int64,), device)
+    if chunk_bytes is None:
+        chunk_bytes = sweep.default_chunk_bytes(device, teacher_hidden is not None)
+    compute_grad = torch.is_grad_enabled() and hidden.requires_grad
+
+    loss, row_ce, row_kl, lse, argmax, class_loss, class_accuracy, class_count, status, *_ = _loss(
+        hidden,
+        lm_head,
+        targets,
+        weights,
+        rows,
+        bias,
+        teacher_hidden,
+        kd_weights,
+        normalizer,
+        kd_normalizer,
+        token_class,
+        softcap,
+        ce_weight,
+        kd_weight,
+        temperature,
+        reduction,
+        chunk_bytes,
+        device.type == "cpu" if validate is None else validate,
+        compute_grad,
+    )
+    classed = token_class is not None
+    return DecisiveLoss(
+        loss,
+        row_ce,
+        None if teacher_hidden is None else row_kl,
+        lse,
+        -row_ce,
+        argmax,
+        class_loss if classed else None,
+        class_accuracy if classed else None,
+        class_count if classed else None,
+        status,
+    )
+
+
+def _check_tensors(
+    hidden: Tensor,
+    lm_head: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    bias: Tensor | None,
+    teacher_hidden: Tensor | None,
+    kd_weights: Tensor | None,
+) -> None:
+    if not isinstance(hidden, Tensor) or hidden.dtype not in FLOATS or hidden.dim() != 2:
+        fail(_NAME, "hidden", describe(hidden), "a floating-point tensor [N, D]")
+    if not isinstance(lm_head, Tensor) or lm_head.dim() != 2 or lm_head.shape[0] < 1:
+        fail(_NAME, "lm_head", describe(lm_head), "a weight [V, D]")
+    (count, width), vocab, device = hidden.shape, lm_head.shape[0], hidden.device
+    same = (hidden.dtype,)
+    check_tensor(_NAME, "lm_head", lm_head, (vocab, width), "vocabulary, width", same, device)
+    check_tensor(_NAME, "targets", targets, (count,), "rows of hidden", (torch.int64,), device)
+    check_tensor(_NAME, "weights", weights, (count,), "rows of hidden", FLOATS, device)
+    if bias is not None:
+        check_tensor(_NAME, "bias", bias, (vocab,), "vocabulary", same, device)
+    if teacher_hidden is not None:
+        shape = (count, width)
+        check_tensor(_NAME, "teacher_hidden", teacher_hidden, shape, "as hidden", same, device)
+    if kd_weights is not None:
+        check_tensor(_NAME, "kd_weights", kd_weights, (count,), "rows of hidden", FLOATS, device)
+    if torch.is_grad_enabled():
+        constants = (
+            ("lm_head", lm_head, "freeze it: requires_grad_(False), or pass lm_head.detach()"),
+            ("bias", bias, "freeze it: requires_grad_(False), or pass bias.detach()"),
+            ("teacher_hidden", teacher_hidden, "compute it under torch.no_grad()"),
+            ("kd_weights", kd_weights, "pass kd_weights.detach()"),
+        )
+        for name, tensor, remedy in constants:
+            if tensor is not None and tensor.requires_grad:
+                raise DiveError(
+                    f"{_NAME}: {name} requires a gradient, and gets none here ({remedy})"
+                )
+
+
+def _check_scalars(
+    softcap: float | None,
+    ce_weight: float,
+    kd_weight: float,
+    temperature: float,
+    reduction: str,
+    chunk_bytes: int | None,
+) -> None:
+    for name, value in (("ce_weight", ce_weight), ("kd_weight", kd_weight)):
+        if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+            fail(_NAME, name, repr(value), "a finite number >= 0")
+    for name, positive in (("temperature", temperature), ("softcap", softcap)):
+        if name == "softcap" and positive is None:
+            continue
+        if not (isinstance(positive, (int, float)) and 0 < positive < math.inf):
+            fail(_NAME, name, repr(positive), "a finite number > 0")
+    if reduction not in REDUCTIONS:
+        fail(_NAME, "reduction", repr(reduction), "one of " + ", ".join(REDUCTIONS))
+    if chunk_bytes is not None and not (isinstance(chunk_bytes, int) and chunk_bytes > 0):
+        fail(_NAME, "chunk_bytes", repr(chunk_bytes), "a number of bytes > 0")
+
+
+def _live_rows(
+    weights: Tensor, kd_weights: Tensor | None, ce_weight: float, kd_weight: float
+) -> Tensor:
+    with torch.no_grad():
+        live = weights > 0
+        if kd_weight > 0 and kd_weights is not None:
+            live = (live & (kd_weights > 0)) if ce_weight == 0 else (live | (kd_weights > 0))
+        elif kd_weight == 0 and ce_weight == 0:
+            live = torch.zeros_like(live)
+        captured = weights.is_cuda and torch.cuda.is_current_stream_capturing()
+        if torch.compiler.is_compiling() or captured:
+            every = torch.arange(live.shape[0], device=live.device)
+            return torch.where(live, every, -1)
+        return live.nonzero()[:, 0]
+
+
+# --- registration ------------------------------------------------------------------------------
+
+
+def _forward_fake(
+    hidden: Tensor,
+    lm_head: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    rows: Tensor,
+    bias: Tensor | None,
+    teacher_hidden: Tensor | None,
+    kd_weights: Tensor | None,
+    normalizer: Tensor | None,
+    kd_normalizer: Tensor | None,
+    token_class: Tensor | None,
+    softcap: float | None,
+    ce_weight: float,
+    kd_weight: float,
+    temperature: float,
+    reduction: str,
+    chunk_bytes: int,
+    validate: bool,
+    compute_grad: bool,
+) -> tuple[Tensor, ...]:
+    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    count, capacity = hidden.shape[0], rows.shape[0]
+    classes = 0 if token_class is None else CLASSES
+
+    def new(*shape: int, dtype: torch.dtype = wide) -> Tensor:
+        return hidden.new_empty(shape, dtype=dtype)
+
+    return (
+        new(count) if reduction == "none" else new(),
+        new(count),
+        new(0 if teacher_hidden is None else count),
+        new(count),
+        new(count, dtype=torch.int64),
+        new(classes),
+        new(classes),
+        new(classes, dtype=torch.int64),
+        new(3, dtype=torch.float64),
+        new(capacity if compute_grad else 0, hidden.shape[1], dtype=hidden.dtype),
+        new(capacity),
+        new(capacity),
+    )
+
+
+def _backward_fake(
+    grad: Tensor, rows: Tensor, stored: Tensor, row_scale: Tensor, weight_slope: Tensor, total: int
+) -> tuple[Tensor, Tensor]:
+    return stored.new_empty(total, stored.shape[1]), weight_slope.new_empty(total)
+
+
+_loss = register(
+    f"{_NAME}(Tensor hidden, Tensor lm_head, Tensor targets, Tensor weights, Tensor rows, "
+    "Tensor? bias, Tensor? teacher_hidden, Tensor? kd_weights, Tensor? normalizer, "
+    "Tensor? kd_normalizer, Tensor? token_class, float? softcap, float ce_weight, "
+    "float kd_weight, float temperature, str reduction, SymInt chunk_bytes, bool validate, "
+    "bool compute_grad) -> (Tensor loss, Tensor row_ce, Tensor row_kl, Tensor lse, Tensor argmax, "
+    "Tensor class_loss, Tensor class_accuracy, Tensor class_count, Tensor status, Tensor stored, "
+    "Tensor row_scale, Tensor weight_slope)",
+    sweep.forward,
+    _forward_fake,
+)
+_loss_backward = register(
+    f"{_NAME}_backward(Tensor grad, Tensor rows, Tensor stored, Tensor row_scale, "
+    "Tensor weight_slope, SymInt total) -> (Tensor hidden, Tensor weights)",
+    sweep.backward,
+    _backward_fake,
+)
+# the Triton kernels' place: dive.kernels.cross_entropy registers both names for CUDA
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        with torch._C._AutoDispatchBelowAutograd():
+            results = _loss(*args)
+        ctx.mark_non_differentiable(*results[1:])
+        ctx.set_materialize_grads(False)
+        hidden, weights, rows = args[0], args[3], args[4]
+        ctx.save_for_backward(rows, *results[-3:])  # what was stored is never changed
+        ctx.shape, ctx.weight_dtype, ctx.compute_grad = hidden.shape, weights.dtype, args[-1]
+        return tuple(results)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
+        nothing = (None,) * 19
+        if grad is None:
+            return nothing
+        if ctx.needs_input_grad[0] and not ctx.compute_grad:
+            raise DiveError(f"{_NAME}: backward of a call that was made with compute_grad=False")
+        for_hidden, for_weights = _loss_backward(grad, *ctx.saved_tensors, ctx.shape[0])
+        wanted = ctx.needs_input_grad
+        return (
+            for_hidden if wanted[0] else None,
+            None,
+            None,
+            for_weights.to(ctx.weight_dtype) if wanted[3] else None,
+            *nothing[4:],
+        )
+
+
+def _with_gradient(*args: Any) -> tuple[Tensor, ...]:
+    if torch.is_grad_enabled() and (args[0].requires_grad or args[3].requires_grad):
+        return _Loss.apply(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return _loss(*args)
+
+
+register_gradient(_NAME, _with_gradient)

@@ -1,0 +1,83 @@
+"""Bad values in the arguments of `decisive_cross_entropy`: found on the device, told on the host.
+
+A status is float64 [3] on the device: a code, the row, the value found there. Code 0 means none.
+"""
+
+import torch
+from torch import Tensor
+
+from dive.errors import DiveError
+from dive.reference import DecisiveLoss
+
+# code -> the argument and what it wants
+_WANTED = {
+    1: ("targets", "an index into the {vocab} rows of lm_head wherever the weight is not 0"),
+    2: ("weights", "a finite number >= 0"),
+    3: ("kd_weights", "a finite number >= 0"),
+    4: ("rows", "-1 or the index of one of the {rows} rows"),
+    5: ("normalizer", "a finite number >= 0"),
+    6: ("kd_normalizer", "a finite number >= 0"),
+}
+
+
+def first_violation(
+    targets: Tensor,
+    weights: Tensor,
+    rows: Tensor,
+    kd_weights: Tensor | None,
+    normalizer: Tensor | None,
+    kd_normalizer: Tensor | None,
+    vocab: int,
+) -> Tensor:
+    """The status of these arguments, without a host sync."""
+    unlabelled = (weights > 0) & ((targets < 0) | (targets >= vocab))
+    cases = [(1, unlabelled, targets), (4, (rows < -1) | (rows >= targets.shape[0]), rows)]
+    numbers = ((2, weights), (3, kd_weights), (5, normalizer), (6, kd_normalizer))
+    for code, numbered in numbers:
+        if numbered is not None:
+            values = numbered.detach().reshape(-1)
+            # true of NaN too
+            cases.append((code, ~((values >= 0) & (values < float("inf"))), values))
+    status = weights.new_zeros(3, dtype=torch.float64)
+    for code, bad, values in cases:
+        if values.numel() == 0:
+            continue
+        row = bad.to(torch.uint8).argmax()
+        found = torch.stack([torch.full_like(row, code), row, torch.zeros_like(row)]).double()
+        found[2] = values.index_select(0, row.view(1))[0].double()
+        status = torch.where((status[0] == 0) & bad.any(), found, status)
+    return status
+
+
+def raise_for(status: Tensor, rows: int | None = None, vocab: int | None = None) -> None:
+    """DiveError for a status that is not 0, with argument, row and value; one host sync."""
+    code, row, value = status.tolist()
+    if not code:
+        return
+    argument, want = _WANTED[int(code)]
+    want = want.replace("{vocab} ", "" if vocab is None else f"{vocab} ")
+    want = want.replace("{rows} ", "" if rows is None else f"{rows} ")
+    name = argument if code >= 5 else f"{argument}[{int(row)}]"
+    raise DiveError(f"decisive_cross_entropy: {name} is {value:g}, want {want}")
+
+
+def check(result: DecisiveLoss) -> None:
+    """DiveError if the values that led to this result were bad, naming argument, row and value.
+
+    For calls with validate=False, whose loss is then NaN: ask at the next logging step, it costs a
+    host sync. Under accumulation ask for every call's result, or keep their `status`.
+    """
+    if result.status is not None:
+        raise_for(result.status)
+
+
+def check_listed(rows: Tensor, live: Tensor) -> None:
+    """DiveError unless `rows` names every live row once; the indices are known to be in range."""
+    listed = torch.bincount(rows[rows >= 0], minlength=live.shape[0])
+    for bad, got in ((listed > 1, "twice"), (live & (listed == 0), "not at all")):
+        if bad.any():
+            row = int(bad.to(torch.uint8).argmax())
+            raise DiveError(
+                f"decisive_cross_entropy: rows lists row {row} {got}, want every row with a weight "
+                "once"
+            )
