@@ -7,7 +7,7 @@ import statistics
 import sys
 from collections.abc import Iterable
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,10 @@ from dive.adapter import SteeringAdapter
 from dive.errors import DiveError
 from dive.structure import decoder_layers, last_hidden_state, unwrap
 
-# first decoder layer -> what is attached there; a layer, because a model and its base share them
-_attached: "WeakKeyDictionary[nn.Module, Attachment]" = WeakKeyDictionary()
+# id of the first decoder layer -> what is attached there; a layer, because a model and its base
+# share them. An attachment lives by its hooks, so it keeps no forgotten model alive, and as it
+# holds its layer an id stands for one layer as long as the entry is here.
+_attached: "WeakValueDictionary[int, Attachment]" = WeakValueDictionary()
 
 
 class Attachment:
@@ -26,7 +28,8 @@ class Attachment:
     mask: bool [B, T], the positions that are steered in the next forwards, or None. With None the
         adapter's own rule holds: all positions, or with positions="response" the last position of
         every forward (the last prompt position at prefill under left padding, then each generated
-        token). Training gives the mask of the response explicitly.
+        token). Training gives the mask of the response explicitly; so must whatever runs a prompt
+        in pieces or several generated tokens at once.
     enabled: False lets states pass unchanged (a teacher's forward between two of the student's).
     calls: how often a layer was steered outside compiled code, to assert that there was an effect.
     """
@@ -40,8 +43,8 @@ class Attachment:
         self._last_only = adapter.config.positions == "response"
         adapter.check_backbone(model)
         layers = decoder_layers(model)
-        self._key = layers[0]
-        if self._key in _attached:
+        self._first = layers[0]
+        if id(self._first) in _attached:
             raise DiveError(
                 "a steering adapter is already attached to this model; detach it first (two "
                 "adapters at once are not defined)"
@@ -50,13 +53,15 @@ class Attachment:
         model.__dict__.pop("_compiled_call", None)
         if "torch._dynamo" in sys.modules:
             torch._dynamo.reset()
-        self._handles = []
-        for index, steering in adapter.layers.items():
-            layer = layers[int(index)]
+        pairs = [(layers[int(index)], steering) for index, steering in adapter.layers.items()]
+        for layer, steering in pairs:
             steering.to(_device_of(layer))
+        self._handles = [
             # first in line: transformers records hidden states by hooks, which must see our output
-            self._handles.append(layer.register_forward_hook(self._hook(steering), prepend=True))
-        _attached[self._key] = self
+            layer.register_forward_hook(self._hook(steering), prepend=True)
+            for layer, steering in pairs
+        ]
+        _attached[id(self._first)] = self
 
     def _hook(self, steering: nn.Module) -> Any:
         def steer_output(_module: nn.Module, _inputs: tuple, output: Any) -> Any:
@@ -89,8 +94,8 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if _attached.get(self._key) is self:
-            del _attached[self._key]
+        if _attached.get(id(self._first)) is self:
+            del _attached[id(self._first)]
 
     def __enter__(self) -> "Attachment":
         return self
@@ -110,7 +115,7 @@ def steer(backbone_or_model: Any, adapter: SteeringAdapter) -> Attachment:
 
 def attachment_of(model: Any) -> Attachment | None:
     """What is attached to the model now."""
-    return _attached.get(decoder_layers(model)[0])
+    return _attached.get(id(decoder_layers(model)[0]))
 
 
 def _device_of(layer: nn.Module) -> torch.device:
@@ -135,7 +140,8 @@ def calibrate(
     if attachment_of(model) is not None:
         raise DiveError("calibrate measures the bare model: detach the adapter first")
     layers = decoder_layers(model)
-    values: dict[str, list[float]] = {index: [] for index in adapter.layers}
+    steered: Any = adapter.layers
+    values: dict[str, list[float]] = {index: [] for index in steered}
     marked: list[Tensor] = []  # the mask of the batch that runs
 
     def measure(index: str) -> Any:
@@ -167,4 +173,4 @@ def calibrate(
                 f"calibrate: layer {index} has the RMS {sigma} over {len(measured)} positions, "
                 "want a finite number > 0"
             )
-        adapter.layers[index].sigma.fill_(sigma)
+        steered[index].sigma.fill_(sigma)

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    PreTrainedModel,
 )
 from transformers.utils import is_flash_attn_2_available, is_torchvision_available
 
@@ -45,12 +45,23 @@ __all__ = [
 
 logger = logging.getLogger("dive")
 
+# what transformers raises for files that are missing, damaged or of another kind
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+)
+
 
 @dataclass
 class Backbone:
     """A frozen model and its processor (for a text model: its tokenizer)."""
 
-    model: nn.Module
+    model: PreTrainedModel
     processor: Any
 
     @property
@@ -60,7 +71,8 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where inputs go (under a device_map: where the embeddings are)."""
-        return self.model.get_input_embeddings().weight.device
+        embeddings: Any = self.model.get_input_embeddings()
+        return embeddings.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -111,7 +123,8 @@ def load_backbone(
         cuda = where.type == "cuda"
         attn_implementation = _attention(auto, config, cuda)
     options = {**hf, "attn_implementation": attn_implementation}
-    if device_map is not None or quantization_config is not None:
+    quantised = quantization_config or getattr(config, "quantization_config", None)
+    if device_map is not None or quantised is not None:
         # quantised weights are made on their device and cannot be moved there afterwards
         options["device_map"] = device_map if device_map is not None else {"": where}
     if quantization_config is not None:
@@ -123,8 +136,10 @@ def load_backbone(
             dtype=_dtype(dtype),
             output_loading_info=True,
             **shared,
-            **options,
+            **{"ignore_mismatched_sizes": True, **options},  # `_check_loaded` names them
         )
+    if hf.get("ignore_mismatched_sizes"):
+        info["mismatched_keys"] = ()
     _check_loaded(source, model, info)
     if "device_map" not in options:
         model = model.to(where)
@@ -161,7 +176,7 @@ def _reported(source: str, what: str) -> Iterator[None]:
         yield
     except DiveError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
+    except _LOADING_ERRORS as error:
         message = " ".join(str(error).split())
         raise DiveError(f"{source}: cannot load the {what}: {message}") from error
     except SafetensorError as error:
@@ -183,9 +198,15 @@ def _device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(device)
+        where = torch.device(device)
     except RuntimeError as error:
         raise DiveError(f"load_backbone: device is {device!r}, want auto, cpu, cuda ...") from error
+    if where.type == "cuda" and not (where.index or 0) < torch.cuda.device_count():
+        raise DiveError(
+            f"load_backbone: device is {device!r}, but torch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} CUDA devices here"
+        )
+    return where
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
@@ -205,7 +226,7 @@ def _attention(auto: Any, config: Any, cuda: bool) -> str | None:
     return None if _both_ways(model_class, config) else "flash_attention_2"
 
 
-def _both_ways(model_class: type, config: Any) -> bool:
+def _both_ways(model_class: Any, config: Any) -> bool:
     """Whether some tokens attend to later ones: masks made from token types, or a config flag."""
     text = config.get_text_config(decoder=True)
     inputs = inspect.signature(model_class.forward).parameters
@@ -218,20 +239,29 @@ def _both_ways(model_class: type, config: Any) -> bool:
     )
 
 
-def _check_loaded(source: str, model: nn.Module, info: dict[str, Any]) -> None:
-    """A decoder or head with made-up weights is an error; elsewhere it is a warning."""
-    ours = {id(p) for p in decoder(model).parameters()}
-    head = model.get_output_embeddings()
-    if head is not None:
-        ours |= {id(p) for p in head.parameters()}
-    named = {name for name, p in model.named_parameters() if id(p) in ours}
-    missing = sorted(info.get("missing_keys") or ())
-    fatal = [name for name in missing if name in named]
-    if fatal:
+def _check_loaded(source: str, model: PreTrainedModel, info: dict[str, Any]) -> None:
+    """Made-up weights in the decoder, the head or all of another part are an error.
+
+    A few of them elsewhere are a warning: layers that a model never runs may be left out.
+    """
+    for name, *shapes in info.get("mismatched_keys") or ():
+        stored, wanted = (list(shape) for shape in shapes)
         raise DiveError(
-            f"{source}: the checkpoint lacks {len(fatal)} weights of the text decoder or head "
-            f"({fatal[0]} ...)"
+            f"{source}: {name} is {stored} in the checkpoint, config.json wants {wanted}"
         )
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    missing = sorted(info.get("missing_keys") or ())
+    head = model.get_output_embeddings()
+    needed = [decoder(model)] if head is None else [decoder(model), head]
+    fatal = sorted(
+        {names[id(parameter)] for part in needed for parameter in part.parameters()} & {*missing}
+    )
+    for part in model.base_model.children():
+        whole = {names[id(parameter)] for parameter in part.parameters()}
+        if whole <= {*missing}:
+            fatal += sorted(whole)
+    if fatal:
+        raise DiveError(f"{source}: the checkpoint lacks {len(missing)} weights ({fatal[0]} ...)")
     if missing:
         logger.warning(
             "%s: %d weights are not in the checkpoint and stay random: %s ...",
@@ -244,7 +274,9 @@ def _check_loaded(source: str, model: nn.Module, info: dict[str, Any]) -> None:
 def _processor(source: str, config: Any, auto: Any, shared: dict[str, Any]) -> Any:
     if auto is AutoModelForCausalLM:
         with _reported(source, "tokenizer"):
-            return AutoTokenizer.from_pretrained(source, **shared)
+            processor = AutoTokenizer.from_pretrained(source, **shared)
+        _check_tokenizer(source, processor)
+        return processor
     with _reported(source, "processor"):
         if is_torchvision_available():
             processor = AutoProcessor.from_pretrained(source, **shared)
@@ -256,4 +288,15 @@ def _processor(source: str, config: Any, auto: Any, shared: dict[str, Any]) -> A
                 f"{source}: no {part.replace('_', ' ')}; a vision-language backbone needs its "
                 "processor's files (processor_config.json or preprocessor_config.json, tokenizer)"
             )
+    _check_tokenizer(source, processor.tokenizer)
     return processor
+
+
+def _check_tokenizer(source: str, tokenizer: Any) -> None:
+    """Some classes make an empty tokenizer where their files are missing, without a word."""
+    files = [name for name in tokenizer.vocab_files_names.values() if isinstance(name, str)]
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / name).is_file() for name in files):
+        raise DiveError(
+            f"{source}: no tokenizer's files ({', '.join(sorted(set(files)))}) are here"
+        )

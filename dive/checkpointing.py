@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dive.attach import attachment_of
 from dive.errors import DiveError
-from dive.structure import decoder, unwrap
+from dive.structure import decoder, decoder_layers, unwrap
 
 
 class Checkpointing:
@@ -24,7 +24,7 @@ class Checkpointing:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._decoder = decoder(model)
-        self._layers = list(self._decoder.layers)
+        self._layers: list[Any] = list(decoder_layers(model))
         if any("gradient_checkpointing" in vars(layer) for layer in self._layers):
             raise DiveError("gradient checkpointing is on already for this model")
         if not all(hasattr(layer, "gradient_checkpointing") for layer in self._layers):

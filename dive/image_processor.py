@@ -22,7 +22,7 @@ def processor_without_video(source: str, config: Any, options: dict[str, Any]) -
     `options` are revision, token and trust_remote_code, as `from_pretrained` takes them.
     """
     known = type(config) in PROCESSOR_MAPPING
-    base = PROCESSOR_MAPPING[type(config)] if known else None
+    base: Any = PROCESSOR_MAPPING[type(config)] if known else None
     if base is None or VIDEO not in base.get_attributes():
         return AutoProcessor.from_pretrained(source, **options)
     settings, _ = base.get_processor_dict(source, **options)
@@ -47,10 +47,10 @@ def processor_without_video(source: str, config: Any, options: dict[str, Any]) -
     return processor
 
 
-def _without_video(base: type) -> type:
+def _without_video(base: Any) -> Any:
     """A subclass of the processor class in which the video part may be None."""
 
-    class ImageOnly(base):  # type: ignore[valid-type, misc]
+    class ImageOnly(base):
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
             if argument_name == VIDEO and argument is None:
                 return type(None)

@@ -4,7 +4,7 @@ Every function takes a `Backbone` or a bare transformers model.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,17 +13,22 @@ from torch import Tensor, nn
 
 from dive.errors import DiveError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def unwrap(backbone_or_model: Any) -> nn.Module:
+
+def unwrap(backbone_or_model: Any) -> "PreTrainedModel":
     """The transformers model of a `Backbone`; a bare model is returned as it is."""
-    model = backbone_or_model
+    model: Any = backbone_or_model
     if not isinstance(model, nn.Module):
         model = getattr(backbone_or_model, "model", None)
+    # by its config and not by its class: a wrapper that passes attributes on will do
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise DiveError(
             f"a Backbone or a transformers model is wanted, got {type(backbone_or_model).__name__}"
         )
-    return model
+    found: Any = model
+    return found
 
 
 def text_config(model: Any) -> Any:
@@ -34,9 +39,10 @@ def text_config(model: Any) -> Any:
 def decoder(model: Any) -> nn.Module:
     """The module that owns the text decoder's `layers`; DiveError where there is none."""
     model = unwrap(model)
-    found = model.get_decoder() if hasattr(model, "get_decoder") else model
+    found: Any = model.get_decoder() if hasattr(model, "get_decoder") else model
     # in a few families get_decoder() returns a whole causal LM: one unwrap leads to its decoder
-    for module in (found, getattr(found, "model", None)):
+    owners: tuple[Any, ...] = (found, getattr(found, "model", None))
+    for module in owners:
         layers = getattr(module, "layers", None)
         if isinstance(layers, nn.ModuleList) and len(layers) > 0:
             return module
@@ -48,7 +54,8 @@ def decoder(model: Any) -> nn.Module:
 
 def decoder_layers(model: Any) -> nn.ModuleList:
     """The text decoder's layers, in the order in which they run."""
-    return decoder(model).layers
+    layers: Any = decoder(model).layers
+    return layers
 
 
 def description(model: Any) -> dict[str, Any]:
@@ -111,7 +118,7 @@ def output_head(model: Any) -> Head:
     """
     model = unwrap(model)
     head = _heads.get(model)
-    layer = model.get_output_embeddings()
+    layer: Any = model.get_output_embeddings()
     weight = getattr(layer, "weight", None)
     if head is not None and head.weight is weight:
         return head
@@ -127,12 +134,13 @@ def output_head(model: Any) -> Head:
 
 
 @torch.no_grad()
-def _check_head(model: nn.Module, head: Head) -> None:
+def _check_head(model: "PreTrainedModel", head: Head) -> None:
     # ids of images and the like would ask for pixels
     names = [n for n in vars(model.config) if n.endswith(("token_id", "token_index"))]
     special = [getattr(model.config, name) for name in names]
     ids = [i for i in range(2, min(head.weight.shape[0], 64)) if i not in special][:12]
-    device = model.get_input_embeddings().weight.device
+    embeddings: Any = model.get_input_embeddings()
+    device = embeddings.weight.device
     batch = {"input_ids": torch.tensor([ids], device=device)}
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     wanted = model(**batch, use_cache=False, return_dict=True).logits.float()

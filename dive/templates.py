@@ -166,10 +166,11 @@ class ChatTemplate:
     def _find_style(self, placeholders: list[str]) -> None:
         """Which roles want their content as parts and which as plain text; and the placeholder."""
         problem = ""
+        candidates: Sequence[str | None] = placeholders or [None]
         for roles in ((), ("assistant",), ("user", "assistant")):
             self._plain_text_roles = frozenset(roles)
             # With plain text content the placeholder is written by us: any that was found will do.
-            for placeholder in placeholders or [None]:
+            for placeholder in candidates:
                 self.placeholder = placeholder
                 messages = [user_turn(_QUESTION, self._images), assistant_turn(_ANSWER)]
                 try:
