@@ -1,0 +1,186 @@
+"""`dive evaluate`: predictions against references, joined by id."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dive.cli.options import JsonOption
+from dive.errors import DiveError
+
+_SHOWN = 8  # ids named in a message
+
+
+def evaluate(
+    predictions: Annotated[
+        Path, typer.Option("--predictions", help="reports.jsonl of dive generate.")
+    ],
+    references: Annotated[
+        Path, typer.Option("--references", help="JSON lines of studies with their reports.")
+    ],
+    target: Annotated[
+        str, typer.Option("--target", help="Section compared: findings, impression or both.")
+    ] = "findings",
+    metrics: Annotated[
+        str, typer.Option("--metrics", help="Comma-separated; see docs/metrics.md.")
+    ] = "bleu,rougeL,findings",
+    normalization: Annotated[
+        str,
+        typer.Option(
+            help="Of BLEU and ROUGE-L: raw, lower or r2gen. They differ by a factor of 2."
+        ),
+    ] = "lower",
+    baseline: Annotated[
+        Path | None,
+        typer.Option("--baseline", help="Other predictions; differences are printed, paired."),
+    ] = None,
+    bootstrap: Annotated[
+        int | None, typer.Option("--bootstrap", help="Resamples, for confidence intervals.")
+    ] = None,
+    allow_missing: Annotated[
+        bool,
+        typer.Option("--allow-missing", help="Count what has no partner, and score the rest."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Score reports: BLEU, ROUGE-L, findings by the lexicon, termination, length."""
+    from dive.metrics import evaluate as score
+
+    rows = _predictions(predictions)
+    truth = _references(references, target)
+    files = {predictions: rows}
+    if baseline is not None:
+        files[baseline] = _predictions(baseline)
+    ids = _joined(files, references, truth, allow_missing)
+    reasons = [rows[name].get("finish_reason") for name in ids]
+    found = score(
+        [rows[name]["report"] for name in ids],
+        [truth[name] for name in ids],
+        [name.strip() for name in metrics.split(",") if name.strip()],
+        normalization=normalization,
+        finish_reasons=reasons if all(reasons) else None,
+        baseline=None if baseline is None else [files[baseline][name]["report"] for name in ids],
+        bootstrap=bootstrap,
+    )
+    missing = {str(path): len(set(truth) - set(table)) for path, table in files.items()}
+    extra = {str(path): len(set(table) - set(truth)) for path, table in files.items()}
+    if as_json:
+        counts = {"without_prediction": missing, "without_reference": extra}
+        print(json.dumps(found | {"target": target} | counts, ensure_ascii=False))
+        return
+    _print(found, missing, extra, Console(highlight=False))
+
+
+def _print(
+    found: dict[str, Any], missing: dict[str, int], extra: dict[str, int], console: Console
+) -> None:
+    intervals, differences = found.get("intervals", {}), found.get("differences", {})
+    table = Table("metric", "score", box=None, pad_edge=False)
+    if intervals:
+        table.add_column(f"{100 * found['bootstrap']['confidence']:.0f}% interval")
+    if differences:
+        table.add_column("baseline")
+        table.add_column("difference")
+    table.add_column("variant", style="dim")
+    for name, variant in found["variants"].items():
+        row = [name, f"{found[name]:.4f}"]
+        if intervals:
+            row.append("{:.4f} to {:.4f}".format(*intervals[name]) if name in intervals else "")
+        if differences:
+            one = differences.get(name)
+            row.append(f"{found['baseline'][name]:.4f}" if one else "")
+            text = f"{one['difference']:+.4f}" if one else ""
+            if one and "interval" in one:
+                text += " ({:+.4f} to {:+.4f}, p {:.3f})".format(*one["interval"], one["p"])
+            row.append(text)
+        table.add_row(*row, variant)
+    console.print(table)
+    console.print(f"{found['scored']} of {found['reports']} reports scored", style="dim")
+    for what, counts in (("reference", extra), ("prediction", missing)):
+        for path, count in counts.items():
+            if count:
+                console.print(f"[yellow]{count} without a {what}[/] ({path})")
+    for what in ("empty_predictions", "empty_references"):
+        if found[what]:
+            console.print(f"[yellow]{found[what]} {what.replace('_', ' ')}[/]")
+
+
+def _predictions(path: Path) -> dict[str, dict[str, Any]]:
+    """Rows by id; a row holds at least "id" and "report"."""
+    rows: dict[str, dict[str, Any]] = {}
+    for number, row in _lines(path):
+        name, report = row.get("id"), row.get("report")
+        if not isinstance(name, (str, int)) or not isinstance(report, str):
+            raise DiveError(
+                f'{path}:{number}: wants "id" and "report", got the keys {", ".join(row) or "none"}'
+            )
+        if str(name) in rows:
+            raise DiveError(f"{path}:{number}: id {name!r} comes twice")
+        rows[str(name)] = row
+    return rows
+
+
+def _references(path: Path, target: str) -> dict[str, str]:
+    """Reports by id. Images are neither needed nor looked for."""
+    from dive.data import Study, check_target
+
+    check_target(target)
+    reports: dict[str, str] = {}
+    for number, row in _lines(path):
+        name = row.get("id")
+        if not isinstance(name, (str, int)):
+            raise DiveError(f'{path}:{number}: "id" is missing')
+        if str(name) in reports:
+            raise DiveError(f"{path}:{number}: id {name!r} comes twice")
+        texts = {key: row.get(key) for key in ("findings", "impression")}
+        for key, text in texts.items():
+            if text is not None and not isinstance(text, str):
+                raise DiveError(f"{path}:{number}: {key!r} wants a text")
+        study = Study(id=str(name), images=(), source=f"{path}:{number}", **texts)
+        reports[study.id] = study.report(target)
+    return reports
+
+
+def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DiveError(f"cannot read {path}: {error}") from error
+    found = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DiveError(f"{path}:{number}: is not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise DiveError(f"{path}:{number}: wants one JSON object a line")
+        found.append((number, row))
+    if not found:
+        raise DiveError(f"{path}: has no lines")
+    return found
+
+
+def _joined(
+    files: dict[Path, dict[str, Any]], references: Path, truth: dict[str, str], allow_missing: bool
+) -> list[str]:
+    """The ids that every file has, in the order of the references."""
+    for path, rows in files.items():
+        lost = [name for name in truth if name not in rows]
+        odd = [name for name in rows if name not in truth]
+        for names, what in ((lost, "no prediction in"), (odd, "no reference for")):
+            if names and not allow_missing:
+                listed = ", ".join(names[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
+                where = str(path) if names is lost else f"{path} in {references}"
+                raise DiveError(
+                    f"{len(names)} ids have {what} {where}: {listed}; --allow-missing counts them "
+                    "and scores the rest"
+                )
+    ids = [name for name in truth if all(name in rows for rows in files.values())]
+    if not ids:
+        raise DiveError(f"no id of {references} is in {', '.join(map(str, files))}")
+    return ids
