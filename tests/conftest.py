@@ -7,8 +7,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    import dive
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +56,21 @@ def studies_folder(tmp_path: Path) -> Path:
     from tiny import save_studies
 
     return save_studies(tmp_path / "studies")
+
+
+@pytest.fixture(scope="session", params=["llava", "llava_mistral", "qwen", "gemma", "llama"])
+def any_backbone(request: pytest.FixtureRequest) -> "dive.Backbone":
+    """Each family's backbone in turn, loaded once; a test must leave it as it found it."""
+    import dive
+
+    return dive.load_backbone(request.getfixturevalue(f"tiny_{request.param}"))
+
+
+@pytest.fixture(scope="session")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> "list[dive.Study]":
+    """The studies of `studies_folder`, read once: two a patient, every third with a lateral."""
+    from tiny import save_studies
+
+    from dive.data import read_studies
+
+    return read_studies(save_studies(tmp_path_factory.mktemp("shared")) / "studies.jsonl")
