@@ -1,0 +1,394 @@
+"""What all readers share: candidates come in, policy and filters choose, studies go out lazily."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, overload
+
+from PIL import Image
+
+from dive.data import wording
+from dive.data.images import LazyImage
+from dive.data.report import ReadingReport
+from dive.data.study import Study, check_target
+from dive.data.trouble import Trouble
+from dive.errors import DiveError
+
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    **dict.fromkeys(("validate", "validation", "valid", "val", "dev"), "validation"),
+    "test": "test",
+}
+_VIEW_GROUPS = {"frontal": ("PA", "AP", "FRONTAL"), "lateral": ("LATERAL", "LL")}
+_VIEW_ORDER = {"PA": 0, "AP": 1, "FRONTAL": 2, "LATERAL": 3, "LL": 3}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `dive.data.open_studies`, which explains them."""
+
+    target: str | None = "findings"
+    split: str | None = None
+    views: str | Sequence[str] | None = None
+    max_images: int | None = None
+    min_words: int = 0
+    images: Path | None = None
+    reports: Path | None = None
+    sections: Path | str = "auto"
+    last_paragraph: bool = False
+    labels: str | None = "auto"
+    drop_comparisons: bool = False
+    strip_placeholders: bool = False
+    check_files: bool = True
+    seed: int = 0
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.target is not None:
+            check_target(self.target)
+        if self.split is not None and str(self.split).casefold() not in SPLITS:
+            raise DiveError(f"split is {self.split!r}; wants one of {', '.join(SPLITS)}")
+        if self.min_words < 0:
+            raise DiveError(f"min_words is {self.min_words}; wants 0 or more")
+        if self.max_images is not None and self.max_images < 1:
+            raise DiveError(f"max_images is {self.max_images}; wants 1 or more, or None")
+
+    @property
+    def wanted_split(self) -> str | None:
+        """train, validation, test or None, whatever the dataset calls it."""
+        return None if self.split is None else SPLITS[str(self.split).casefold()]
+
+
+class ImageRow(NamedTuple):
+    """An image as a table names it: `key` leads to the file, `view` is in capitals or ""."""
+
+    key: Any
+    view: str
+    row: int
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A study as the tables know it, before anything was chosen and before text was read."""
+
+    id: str
+    patient: str | None
+    split: str | None
+    images: list[ImageRow]
+    source: str
+    data: Any = None
+    labels: Mapping[str, float] | None = None
+
+
+class Reader:
+    """One dataset. Subclasses find their files when they are made (a wrong root fails there) and
+    read their tables when `candidates` is first asked."""
+
+    # The dataset's own name of each split; None where it has no splits.
+    splits: ClassVar[Mapping[str, str] | None] = {
+        "train": "train",
+        "validation": "validate",
+        "test": "test",
+    }
+    default_views: str = "frontal"
+    default_max_images: int | None = 1
+    tidy = True  # line breaks in a section become spaces
+
+    def __init__(self, name: str, options: Options, trouble: Trouble) -> None:
+        self.options = options
+        self.trouble = trouble
+        self.report = ReadingReport(name)
+
+    def candidates(self) -> Iterator[Candidate]:
+        raise NotImplementedError
+
+    def sections(self, candidate: Candidate) -> Mapping[str, str | None] | str:
+        """findings, impression, indication, last_paragraph; absent or blank where there is none.
+        Or the reason why the study has to be left out."""
+        raise NotImplementedError
+
+    def place(self, candidate: Candidate, image: ImageRow) -> Path | Image.Image | LazyImage:
+        raise NotImplementedError
+
+    def split_for(self, wanted: str) -> str:
+        """The split of this dataset that serves as `wanted` (train, validation, test)."""
+        if self.splits is None:
+            raise DiveError(f"{self.report.source} knows no splits; leave out split={wanted!r}")
+        return self.splits[wanted]
+
+    def state_policy(self) -> None:
+        """Write the rules into the report."""
+        say, options = self.report.policy.append, self.options
+        chosen = self.views
+        many = self.max_images
+        kind = {None: "any view", _names("frontal"): "frontal", _names("lateral"): "lateral"}
+        words = kind.get(chosen, f"of the views {', '.join(sorted(chosen or ()))}")
+        order = ", PA before AP, then by name" if chosen else ", in the order of the dataset"
+        if many == 1:
+            say(f"one image a study ({words}{order})")
+        else:
+            say(f"{'all' if many is None else f'up to {many}'} images a study ({words}{order})")
+        say(
+            "all splits together"
+            if options.wanted_split is None
+            else f"split {self.split_for(options.wanted_split)} only"
+        )
+        if options.target is not None:
+            say(f"studies without {_parts(options.target)} are left out")
+        if options.last_paragraph:
+            say("a report with neither findings nor impression gives its last paragraph")
+        if options.min_words:
+            say(f"reports of less than {options.min_words} words are left out")
+        say(
+            "placeholders (___, XXXX) are stripped"
+            if options.strip_placeholders
+            else "placeholders (___, XXXX) are kept"
+        )
+        say(
+            "sentences that compare with an earlier examination are dropped"
+            if options.drop_comparisons
+            else "sentences that compare with an earlier examination are kept"
+        )
+        if self.tidy:
+            say("line breaks inside a section become spaces")
+        if not options.check_files:
+            say("image files are not looked for")
+
+    @property
+    def views(self) -> frozenset[str] | None:
+        """The views to keep, in capitals; None for any."""
+        wanted = self.options.views
+        if wanted is None:
+            wanted = self.default_views
+        names = wanted.split(",") if isinstance(wanted, str) else list(wanted)
+        names = [name.strip() for name in names]
+        if not names or not all(names):
+            raise DiveError(
+                f"views is {self.options.views!r}; wants frontal, lateral, all or names such as PA"
+            )
+        if any(name.casefold() == "all" for name in names):
+            return None
+        return frozenset().union(*(_names(name) for name in names))
+
+    @property
+    def max_images(self) -> int | None:
+        options = self.options
+        if options.max_images is not None or options.views is not None:
+            return options.max_images
+        return self.default_max_images
+
+
+def _names(view: str) -> frozenset[str]:
+    return frozenset(_VIEW_GROUPS.get(view.casefold(), (view.upper(),)))
+
+
+def _parts(target: str) -> str:
+    return "findings and impression" if target == "both" else f"a section {target}"
+
+
+def select(reader: Reader) -> Iterator[Study]:
+    """The studies that policy and filters leave, counted in `reader.report` as they come.
+
+    Raises:
+        DiveError: bad input and `on_error="fail"`; at the end, if no study was left.
+    """
+    report, options = reader.report, reader.options
+    views, many = reader.views, reader.max_images
+    split = None if options.wanted_split is None else reader.split_for(options.wanted_split)
+    for candidate in reader.candidates():
+        report.studies += 1
+        report.images += len(candidate.images)
+        lost = len(reader.trouble.skipped)
+        try:
+            outcome = _choose(reader, candidate, split, views, many)
+        except DiveError as error:
+            reader.trouble.bad(candidate.id, candidate.source, error)
+            outcome = None
+        if isinstance(outcome, Study):
+            report.kept += 1
+            report.kept_images += len(outcome.images)
+            if outcome.split is not None:
+                report.splits[outcome.split] += 1
+            yield outcome
+            continue
+        if outcome is None or len(reader.trouble.skipped) > lost:
+            report.failed += 1
+        else:
+            report.left_out[outcome] += 1
+        if candidate.images:
+            report.images_left_out["of studies left out"] += len(candidate.images)
+    report.complete = True
+    if not report.kept:
+        raise DiveError(f"{report.source}: no study to work with; {report.summary()}")
+
+
+def _choose(
+    reader: Reader,
+    candidate: Candidate,
+    split: str | None,
+    views: frozenset[str] | None,
+    many: int | None,
+) -> Study | str:
+    """The study, or why it is left out."""
+    if split is not None and candidate.split != split:
+        return "in another split"
+    if not candidate.images:
+        return "without an image"
+    rows = candidate.images
+    if views is not None:
+        rows = sorted(
+            (row for row in rows if row.view in views), key=lambda row: _VIEW_ORDER.get(row.view, 9)
+        )
+        if not rows:
+            return "without an image of the wanted views"
+    texts = _texts(reader, candidate)
+    if isinstance(texts, str):
+        return texts
+    images, kept, missing = _files(reader, candidate, rows, many)
+    if not images:
+        return "without an image file"
+    left = reader.report.images_left_out
+    for reason, count in (
+        ("of other views", len(candidate.images) - len(rows)),
+        ("without a file", missing),
+        (f"beyond {many} a study", len(rows) - len(images) - missing),
+    ):
+        if count:
+            left[reason] += count
+    return Study(
+        id=candidate.id,
+        images=tuple(images),
+        patient=candidate.patient,
+        indication=texts["indication"],
+        findings=texts["findings"],
+        impression=texts["impression"],
+        source=candidate.source,
+        split=candidate.split,
+        views=tuple(row.view for row in kept) if any(row.view for row in kept) else (),
+        labels=candidate.labels,
+    )
+
+
+def _texts(reader: Reader, candidate: Candidate) -> dict[str, str | None] | str:
+    """The sections after all changes, or why the study is left out."""
+    options, found = reader.options, reader.sections(candidate)
+    if isinstance(found, str):
+        return found
+    target = options.target
+    names = ("findings", "impression") if target == "both" else (target,)
+    raw = {name: found.get(name) for name in ("findings", "impression", "indication")}
+    last = (found.get("last_paragraph") or "").strip()
+    if last and target not in (None, "both") and not (raw["findings"] or raw["impression"]):
+        if options.last_paragraph:
+            raw[str(target)] = last
+        else:
+            return f"without {_parts(str(target))}, but with a last paragraph"
+    texts: dict[str, str | None] = {}
+    for name, text in raw.items():
+        text = text or ""
+        if options.strip_placeholders:
+            text = wording.strip_placeholders(text)
+        was_there = bool(text.strip())
+        if options.drop_comparisons and name != "indication":
+            text = wording.drop_comparisons(text)
+        elif reader.tidy:
+            text = wording.one_line(text)
+        if target is not None and name in names and not text.strip():
+            if was_there:
+                return f"with nothing but comparisons in {name}"
+            return f"without {_parts(name)}"
+        texts[name] = text if text.strip() else None
+    if target is not None:
+        words = sum(len((texts[str(name)] or "").split()) for name in names)
+        if words < options.min_words:
+            return f"of less than {options.min_words} words"
+    return texts
+
+
+def _files(
+    reader: Reader, candidate: Candidate, rows: Sequence[ImageRow], many: int | None
+) -> tuple[list[Any], list[ImageRow], int]:
+    """The first `many` images whose files exist, their rows, and how many files were missing."""
+    images: list[Any] = []
+    kept: list[ImageRow] = []
+    missing = 0
+    for row in rows:
+        if many is not None and len(images) == many:
+            break
+        image = reader.place(candidate, row)
+        if reader.options.check_files and isinstance(image, Path) and not os.path.isfile(image):
+            missing += 1
+            reader.trouble.bad(
+                candidate.id,
+                f"{candidate.source}: study {candidate.id!r}",
+                f"there is no image file {image}; is the download complete? on_error='skip' "
+                "goes on and counts such files",
+            )
+            continue
+        images.append(image)
+        kept.append(row)
+    return images, kept, missing
+
+
+class Studies(Sequence[Study]):
+    """Studies that are read when they are first asked for, and kept.
+
+    Iterating gives the first study as soon as it is known; `len()`, indexing from the end and
+    truth of a negative kind read on as far as they must. `report` counts what was read so far.
+
+    Raises:
+        DiveError: when the reading meets bad input, then and at every later attempt.
+    """
+
+    def __init__(self, source: Iterator[Study], report: ReadingReport) -> None:
+        self.report = report
+        self._source: Iterator[Study] | None = source
+        self._read: list[Study] = []
+        self._error: DiveError | None = None
+
+    def read(self) -> "Studies":
+        """Read everything; returns itself."""
+        while self._more():
+            pass
+        return self
+
+    def _more(self) -> bool:
+        if self._error is not None:
+            raise self._error
+        if self._source is None:
+            return False
+        try:
+            self._read.append(next(self._source))
+        except StopIteration:
+            self._source = None
+            return False
+        except DiveError as error:
+            self._error = error
+            raise
+        return True
+
+    def __iter__(self) -> Iterator[Study]:
+        at = 0
+        while at < len(self._read) or self._more():
+            yield self._read[at]
+            at += 1
+
+    def __len__(self) -> int:
+        return len(self.read()._read)
+
+    def __bool__(self) -> bool:
+        return bool(self._read) or self._more()
+
+    @overload
+    def __getitem__(self, index: int) -> Study: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Study]: ...
+    def __getitem__(self, index: int | slice) -> Study | list[Study]:
+        if isinstance(index, slice):
+            return self.read()._read[index]
+        while not 0 <= index < len(self._read):
+            if not self._more():
+                break
+        return self._read[index]
