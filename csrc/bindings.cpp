@@ -117,8 +117,8 @@ std::vector<const Steering*> row_steerings(py::handle steering, const TensorArgu
     if (first) weights = one->dtype();
     first = false;
     if (one->dtype() != weights) {
-      throw py::value_error("steering mixes weights of " + std::string(name_of(weights)) +
-                            " and " + name_of(one->dtype()) + ", want one dtype");
+      throw py::value_error("steering mixes weights of " + std::string(name_of(weights)) + " and " +
+                            name_of(one->dtype()) + ", want one dtype");
     }
   }
   if (weights != DType::f32 && weights != stream) {
@@ -188,8 +188,8 @@ void steer_step(py::handle residual_object, py::handle delta_object, py::handle 
     }
   }
   DType weights = DType::f32;
-  const std::vector<const Steering*> steerings = row_steerings(
-      steering_object, mask ? &*mask : nullptr, rows, width, stream, weights);
+  const std::vector<const Steering*> steerings =
+      row_steerings(steering_object, mask ? &*mask : nullptr, rows, width, stream, weights);
 
   cpu::StepArguments step;
   step.rows = rows;

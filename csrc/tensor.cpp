@@ -64,7 +64,8 @@ bool TensorArgument::take_by_table(py::handle object) {
   const dlpack::ExchangeApi* const table = exchange_table(object);
   if (table == nullptr) return false;
   dlpack::Tensor tensor{};
-  if (table->tensor_from_object(object.ptr(), &tensor) != 0) fail("cannot be read: " + current_error());
+  if (table->tensor_from_object(object.ptr(), &tensor) != 0)
+    fail("cannot be read: " + current_error());
   read(tensor);
   return true;
 }
@@ -99,15 +100,16 @@ void TensorArgument::take_by_capsule(py::handle object) {
     read_only_ = (managed->flags & dlpack::kReadOnly) != 0;
     read(managed->tensor);
   } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor") != 0) {
-    auto* const managed = static_cast<dlpack::ManagedTensor*>(
-        PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
+    auto* const managed =
+        static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
     PyCapsule_SetName(capsule.ptr(), "used_dltensor");
     owner_ = std::shared_ptr<void>(managed, [managed](void*) {
       if (managed->deleter != nullptr) managed->deleter(managed);
     });
     read(managed->tensor);
   } else {
-    fail("has a __dlpack__ that returned a " + type_name(capsule) + ", want a fresh DLPack capsule");
+    fail("has a __dlpack__ that returned a " + type_name(capsule) +
+         ", want a fresh DLPack capsule");
   }
 }
 
@@ -202,8 +204,7 @@ bool TensorArgument::overlaps(const TensorArgument& other) const {
     const auto first = reinterpret_cast<std::intptr_t>(tensor.data_);
     std::intptr_t low = first, high = first + tensor.item_bytes_;
     for (std::size_t i = 0; i < tensor.shape_.size(); ++i) {
-      const std::int64_t reach =
-          (tensor.shape_[i] - 1) * tensor.strides_[i] * tensor.item_bytes_;
+      const std::int64_t reach = (tensor.shape_[i] - 1) * tensor.strides_[i] * tensor.item_bytes_;
       (reach < 0 ? low : high) += reach;
     }
     return std::pair(low, high);

@@ -1,4 +1,5 @@
-// Tensors as Python hands them over: taken by DLPack, checked, and held for as long as they are used.
+// Tensors as Python hands them over: taken by DLPack, checked, and held for as long as they are
+// used.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -70,7 +70,8 @@ DIVE_TARGET void round_row(float* row, T* residual, float factor, std::int64_t w
   }
 }
 
-// Always summed in the same order, so that equal rows have equal sums: norm_preserving relies on it.
+// Always summed in the same order, so that equal rows have equal sums: norm_preserving relies on
+// it.
 DIVE_TARGET inline float sum_of_squares(const float* row, std::int64_t padded) {
   Vec sums[4] = {Vec::splat(0.0f), Vec::splat(0.0f), Vec::splat(0.0f), Vec::splat(0.0f)};
   for (std::int64_t i = 0; i < padded; i += 4 * kLanes) {
@@ -140,8 +141,7 @@ DIVE_TARGET void steer_row(const Steering& steering, T* residual, Workspace& spa
   float* const mixing = space.mixing();
   const std::int64_t width = steering.width(), padded = padded_width(width);
   const float squares = sum_of_squares(row, padded);
-  const float inverse_rms =
-      1.0f / std::sqrt(squares / static_cast<float>(width) + steering.eps());
+  const float inverse_rms = 1.0f / std::sqrt(squares / static_cast<float>(width) + steering.eps());
 #ifdef DIVE_HAS_BF16_DOT
   if constexpr (std::is_same_v<T, BFloat16> && std::is_same_v<W, BFloat16>) {
     down_products_bf16(steering, row, space.short_row(), mixing);
@@ -228,8 +228,7 @@ StepKernel step_kernel(DType stream, DType weights) {
   switch (stream) {
     case DType::bf16:
       return weights == DType::f32 ? step_rows<BFloat16, float> : step_rows<BFloat16, BFloat16>;
-    case DType::f16:
-      return weights == DType::f32 ? step_rows<Half, float> : step_rows<Half, Half>;
+    case DType::f16: return weights == DType::f32 ? step_rows<Half, float> : step_rows<Half, Half>;
     case DType::f32: break;
   }
   return step_rows<float, float>;

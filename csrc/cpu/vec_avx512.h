@@ -64,6 +64,4 @@ struct Vec {
 
 DIVE_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.lanes, b.lanes)}; }
 DIVE_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.lanes, b.lanes)}; }
-DIVE_INLINE Vec fma(Vec a, Vec b, Vec c) {
-  return {_mm512_fmadd_ps(a.lanes, b.lanes, c.lanes)};
-}
+DIVE_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.lanes, b.lanes, c.lanes)}; }

@@ -1,12 +1,12 @@
 // The kernels without Python, for builds with the sanitizers: every path this machine can run over
 // odd sizes, each buffer exactly as large as it must be so that a stray access is caught, and
 // compared with the formula in double.
+#include "cpu/steer_step.h"
+
 #include <cmath>
 #include <cstdio>
 #include <random>
 #include <vector>
-
-#include "cpu/steer_step.h"
 
 namespace {
 
