@@ -5,11 +5,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dive.errors import DiveError
 from dive.ops import sweep
-from dive.ops.registration import FLOATS, check_tensor, describe, fail, register, register_gradient
+from dive.ops.registration import (
+    FLOATS,
+    check_tensor,
+    describe,
+    fail,
+    once_differentiable,
+    register,
+    register_gradient,
+)
 from dive.reference import CLASSES, DecisiveLoss
 
 REDUCTIONS = ("mean", "sum", "none")

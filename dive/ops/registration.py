@@ -46,6 +46,38 @@ def register_gradient(name: str, apply: Callable[..., Any]) -> None:
     _library.impl(name, apply, "Autograd")
 
 
+class _Twice(torch.autograd.Function):
+    """Gradients pass; differentiating them again is refused."""
+
+    @staticmethod
+    def forward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        return tuple(grad.view_as(grad) for grad in grads)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise DiveError("dive's operators are differentiable once: no second derivative is defined")
+
+
+def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
+    """A second derivative through the saved tensors is refused.
+
+    torch's own decorator only notices one through the upstream gradient; else it gives a zero.
+    """
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
+        with torch.no_grad():
+            grads = list(backward(ctx, *upstream))
+        given = [i for i, grad in enumerate(grads) if grad is not None]
+        if torch.is_grad_enabled() and given:
+            marked = _Twice.apply(*(grads[i].detach().requires_grad_() for i in given))
+            for i, grad in zip(given, marked, strict=True):
+                grads[i] = grad
+        return tuple(grads)
+
+    return run
+
+
 def implementation(operator: str, device: torch.device | str) -> str:
     """What computes an operator on a device: "triton", or "pytorch" where no kernel is registered.
 

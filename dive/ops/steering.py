@@ -5,10 +5,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dive.errors import DiveError
-from dive.ops.registration import FLOATS, check_tensor, describe, fail, register, register_gradient
+from dive.ops.registration import (
+    FLOATS,
+    check_tensor,
+    describe,
+    fail,
+    once_differentiable,
+    register,
+    register_gradient,
+)
 
 ACTIVATIONS = ("silu", "gelu", "tanh", "identity")
 _MAX_RANK = 128
@@ -74,14 +81,15 @@ def _check(
     width, rank, device, dtypes = h.shape[-1], down.shape[0], h.device, (torch.float32, h.dtype)
     # one line where all is well, told apart only where it is not: this runs at every layer
     if not (
-        down.shape[1] == width
+        all(
+            isinstance(p, Tensor) and p.device == device and p.dtype in dtypes
+            for p in (down, down_bias, up, static, scale)
+        )
+        and down.shape[1] == width
         and down_bias.shape == (rank,)
         and up.shape == (width, rank)
         and static.shape == (width,)
         and scale.dim() == 0
-        and all(
-            p.device == device and p.dtype in dtypes for p in (down, down_bias, up, static, scale)
-        )
     ):
         check_tensor("steer", "down", down, (rank, width), "rank, hidden size", dtypes, device)
         check_tensor("steer", "down_bias", down_bias, (rank,), "rank", dtypes, device)
