@@ -81,6 +81,7 @@ class Student(nn.Module):
             normalizer=normalizer,
             kd_normalizer=kd_normalizer if given else None,
             token_class=classes.to(device),
+            rows=torch.arange(len(index), device=device),  # the collator left only response rows
         )
         loss = parts.loss
         if teacher_hidden is not None and settings.align_weight:
@@ -192,6 +193,7 @@ class DistillTrainer(Trainer):
             inputs["teacher_hidden"] = self._teacher.hidden(studies, epoch)
         loss, parts = model(**inputs)
         if not math.isfinite(loss.item()):
+            ops.check(parts)
             raise NonFiniteLoss(self._name_bad(studies, rows, parts))
         self._meter.add(parts)
         # the gradients of ranks are averaged, and the normalisers are sums over all of them
