@@ -1,6 +1,8 @@
 """`dive.evaluate`: predictions against references, every number with the name of its variant."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,11 +10,16 @@ import numpy as np
 from dive.errors import DiveError
 from dive.metrics import bootstrap as resampling
 from dive.metrics import overlap
+from dive.metrics.chexbert import CheXbert, chexbert_measure
 from dive.metrics.findings import finding_measure
 from dive.metrics.measure import Measure, mean_measure
+from dive.metrics.meteor import meteor_measure
 from dive.metrics.normalization import words
+from dive.metrics.radgraph_file import RadGraphFile
+from dive.metrics.radgraph_model import RadGraph
+from dive.metrics.radgraph_scores import Annotator, radgraph_measure
 
-METRICS = ("bleu", "rougeL", "findings")
+METRICS = ("bleu", "rougeL", "meteor", "findings", "radgraph", "chexbert")
 
 
 def evaluate(
@@ -24,6 +31,10 @@ def evaluate(
     per_report: bool = False,
     finish_reasons: Sequence[str] | None = None,
     rouge_beta: float = overlap.ROUGE_BETA,
+    meteor_synonyms: bool = True,
+    radgraph: Annotator | str | Path | None = None,
+    radgraph_case_sensitive: bool = False,
+    chexbert: CheXbert | None = None,
     baseline: Sequence[str] | None = None,
     bootstrap: int | None = None,
     confidence: float = 0.95,
@@ -40,14 +51,23 @@ def evaluate(
         metrics: any of
             "bleu" -> bleu1 .. bleu4, corpus scores;
             "rougeL" -> rougeL, mean over reports;
-            "findings" -> finding_precision, finding_recall, finding_f1, finding_state_f1.
+            "meteor" -> meteor, mean over reports (needs nltk);
+            "findings" -> finding_precision, finding_recall, finding_f1, finding_state_f1;
+            "radgraph" -> radgraph_simple, radgraph_partial, radgraph_complete, means over reports;
+            "chexbert" -> chexbert14_micro_f1, chexbert14_macro_f1, chexbert5_micro_f1,
+            chexbert5_macro_f1, and the four with _uncertain_negative.
             length_ratio always comes with them.
-        normalization: "raw", "lower" or "r2gen", for bleu, rougeL and length_ratio; see
-            `dive.metrics.normalization`.
+        normalization: "raw", "lower" or "r2gen", for bleu, rougeL, meteor and length_ratio; see
+            `dive.metrics.normalization`. The others see the reports as they are.
         per_report: adds "per_report": name -> list in the order given, None for pairs left out.
         finish_reasons: "eos" or "length" for each prediction; adds termination_rate, the share of
             "eos".
         rouge_beta: weight of recall in ROUGE-L (pycocoevalcap's 1.2; 1 is the plain F1).
+        meteor_synonyms: whether METEOR also matches WordNet's synonyms (needs its data).
+        radgraph: where annotations come from: a `RadGraph` (model), or a file of annotations of
+            all texts. Default: the radgraph-xl model with weights in the package's cache.
+        radgraph_case_sensitive: compare entities as radgraph 0.1.18 does.
+        chexbert: the labeler. Default: `CheXbert()`, weights and tokenizer in the user's cache.
         baseline: other predictions for the same references; adds "baseline", their scores, and
             "differences", prediction minus baseline.
         bootstrap: number of resamples of the reports; adds "intervals", and to every difference an
@@ -62,7 +82,7 @@ def evaluate(
 
     Raises:
         DiveError: lists of different length or of something else than text, no pair left to score,
-            unknown metric or normalisation.
+            unknown metric or normalisation, weights or packages that a metric needs missing.
     """
     pairs = _Pairs(predictions, references, baseline)
     unknown = [name for name in metrics if name not in METRICS]
@@ -73,15 +93,18 @@ def evaluate(
     if bootstrap is not None:
         resampling.check(bootstrap, confidence)
 
-    def measured(texts: list[str]) -> list[Measure]:
-        return [
-            measure
-            for make in _makers(metrics, normalization, rouge_beta)
-            for measure in make(texts, pairs.references)
-        ]
-
-    measures = measured(pairs.predictions)
-    others = measured(pairs.baseline) if pairs.baseline is not None else None
+    options = _Options(
+        metrics=tuple(metrics),
+        normalization=normalization,
+        rouge_beta=rouge_beta,
+        meteor_synonyms=meteor_synonyms,
+        radgraph=RadGraphFile(radgraph) if isinstance(radgraph, str | Path) else radgraph,
+        radgraph_case_sensitive=radgraph_case_sensitive,
+        chexbert=chexbert,
+    )
+    scorer = _Scorer(options, pairs.references)
+    measures = scorer.measures(pairs.predictions)
+    others = scorer.measures(pairs.baseline) if pairs.baseline is not None else None
     if finish_reasons is not None:
         measures.append(_termination(pairs.kept(finish_reasons, "finish_reasons")))
 
@@ -112,30 +135,71 @@ def evaluate(
     return result
 
 
-_Maker = Callable[[list[str], list[str]], list[Measure]]
+@dataclass(frozen=True)
+class _Options:
+    metrics: tuple[str, ...]
+    normalization: str
+    rouge_beta: float
+    meteor_synonyms: bool
+    radgraph: Annotator | None
+    radgraph_case_sensitive: bool
+    chexbert: CheXbert | None
 
 
-def _makers(metrics: Sequence[str], normalization: str, rouge_beta: float) -> list[_Maker]:
-    """In the order of METRICS, whatever order was asked for."""
+class _Scorer:
+    """Scores lists of predictions against the same references; models are loaded once."""
 
-    def text_overlap(predictions: list[str], references: list[str]) -> list[Measure]:
-        mine = [words(text, normalization) for text in predictions]
-        theirs = [words(text, normalization) for text in references]
-        return _overlap_measures(mine, theirs, metrics, normalization, rouge_beta)
+    def __init__(self, options: _Options, references: list[str]) -> None:
+        self.options, self.references = options, references
+        self._reference_words = [words(text, options.normalization) for text in references]
+        self._annotator = options.radgraph or RadGraph()
+        self._labeler = options.chexbert or CheXbert()
+        self._reference_labels: np.ndarray | None = None
 
-    makers: list[_Maker] = [text_overlap]
-    if "findings" in metrics:
-        makers.append(lambda mine, theirs: [finding_measure(mine, theirs)])
-    return makers
+    def measures(self, predictions: list[str]) -> list[Measure]:
+        """In the order of METRICS, whatever order was asked for."""
+        options, asked = self.options, self.options.metrics
+        split = [words(text, options.normalization) for text in predictions]
+        found = _overlap_measures(split, self._reference_words, options)
+        if "meteor" in asked:
+            found.append(
+                meteor_measure(
+                    split,
+                    self._reference_words,
+                    synonyms=options.meteor_synonyms,
+                    normalization=options.normalization,
+                )
+            )
+        if "findings" in asked:
+            found.append(finding_measure(predictions, self.references))
+        if "radgraph" in asked:
+            found.append(self._radgraph(predictions))
+        if "chexbert" in asked:
+            found.append(self._chexbert(predictions))
+        return found
+
+    def _radgraph(self, predictions: list[str]) -> Measure:
+        annotations = self._annotator.annotate([*predictions, *self.references])
+        return radgraph_measure(
+            annotations[: len(predictions)],
+            annotations[len(predictions) :],
+            case_sensitive=self.options.radgraph_case_sensitive,
+            source=self._annotator.source,
+        )
+
+    def _chexbert(self, predictions: list[str]) -> Measure:
+        if self._reference_labels is None:
+            self._reference_labels = self._labeler.label(self.references)
+        labels = self._labeler.label(predictions)
+        return chexbert_measure(labels, self._reference_labels, source=self._labeler.source)
 
 
 def _overlap_measures(
     predictions: list[list[str]],
     references: list[list[str]],
-    metrics: Sequence[str],
-    normalization: str,
-    rouge_beta: float,
+    options: _Options,
 ) -> list[Measure]:
+    metrics, normalization, rouge_beta = options.metrics, options.normalization, options.rouge_beta
     measures = []
     lengths = np.zeros((len(predictions), 2 + 2 * overlap.ORDERS), dtype=np.int64)
     if "bleu" in metrics:

@@ -5,7 +5,7 @@ a report at a time they give the score, each report's own, and every bootstrap r
 looking at the text again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +33,7 @@ def mean_measure(name: str, values: Sequence[float], variant: str) -> Measure:
     return means_measure({name: values}, {name: variant})
 
 
-def means_measure(values: dict[str, Sequence[float]], variants: dict[str, str]) -> Measure:
+def means_measure(values: Mapping[str, Sequence[float]], variants: dict[str, str]) -> Measure:
     """Several means over the same reports; a report counts once, whatever its score."""
     names = tuple(values)
     columns = [np.asarray(values[name], dtype=np.float64) for name in names]

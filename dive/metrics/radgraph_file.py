@@ -1,0 +1,88 @@
+"""RadGraph annotations that were made before, read from a file and looked up by text."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dive.errors import DiveError
+from dive.metrics.radgraph_scores import NO_ENTITIES, Annotation, check_annotation
+
+
+class RadGraphFile:
+    """Annotations that somebody made before, looked up by text.
+
+    The file is JSON: {"0": annotation, ...} as the package returns it, a list of annotations, a
+    list of such dicts (CheXpert Plus), or one annotation a line. An annotation's text has spaces
+    around its words and marks, so texts are compared with white space left out.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.source = f"annotations from {self.path.name}"
+        self._found: dict[str, Annotation] = {}
+        self._conflicts: set[str] = set()
+        for where, annotation in self._read():
+            check_annotation(annotation, where)
+            if not isinstance(annotation.get("text"), str):
+                raise DiveError(f"{where}: `text` is missing")
+            key = _letters(annotation["text"])
+            earlier = self._found.setdefault(key, annotation)
+            if earlier["entities"] != annotation["entities"]:
+                self._conflicts.add(key)
+        if not self._found:
+            raise DiveError(f"{self.path}: holds no RadGraph annotation")
+
+    def annotate(self, texts: Sequence[str]) -> list[Annotation]:
+        """One annotation for each text, in order; an empty text has no entities.
+
+        Raises DiveError where a text is not in the file, or is there twice, annotated differently.
+        """
+        wanted = [_letters(text) for text in texts]
+        missing = [
+            t for t, key in zip(texts, wanted, strict=True) if key and key not in self._found
+        ]
+        if missing:
+            raise DiveError(
+                f"{self.path}: no annotation for {len(missing)} of {len(texts)} texts, the first: "
+                f"{missing[0][:80]!r}"
+            )
+        for text, key in zip(texts, wanted, strict=True):
+            if key in self._conflicts:
+                raise DiveError(f"{self.path}: differing annotations of one text: {text[:80]!r}")
+        return [self._found[key] if key else NO_ENTITIES for key in wanted]
+
+    def _read(self) -> Iterator[tuple[str, Any]]:
+        try:
+            content = self.path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DiveError(f"{self.path}: cannot read RadGraph annotations: {error}") from error
+        try:
+            table = json.loads(content)
+        except ValueError:
+            table = None
+        if table is not None:
+            yield from _flat(table, str(self.path))
+            return
+        for number, line in enumerate(content.splitlines(), 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise DiveError(f"{self.path}:{number}: not JSON: {error}") from error
+                yield from _flat(row, f"{self.path}:{number}")
+
+
+def _flat(table: Any, where: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(table, list):
+        for i, row in enumerate(table):
+            yield from _flat(row, f"{where}[{i}]")
+    elif isinstance(table, dict) and "entities" not in table:
+        for key, row in table.items():
+            yield f"{where}[{key!r}]", row
+    else:
+        yield where, table
+
+
+def _letters(text: str) -> str:
+    return "".join(text.split())
