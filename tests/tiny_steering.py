@@ -53,7 +53,12 @@ def fingerprint(model) -> dict:
             tuple(module._forward_hooks_always_called),
             type(module),
             module.training,
-            {key: id(value) for key, value in vars(module).items() if not key.startswith("_")},
+            {
+                key: id(value)
+                for key, value in vars(module).items()
+                # rope_deltas is what a Qwen-VL model notes down at every forward of its own
+                if not key.startswith("_") and key != "rope_deltas"
+            },
             tuple(map(id, module._parameters.values())),
         )
         for name, module in model.named_modules()
