@@ -246,15 +246,18 @@ class _Sweep:
         tiles = [
             index.new_empty(layout.tile_rows, vocab, dtype=self.wide) for _ in range(layout.scratch)
         ]
-        buffers = self.hidden.new_empty(1 + (self.teacher is not None), layout.chunk_rows, vocab)
+        buffers = [
+            self.hidden.new_empty(layout.chunk_rows, vocab)
+            for _ in range(1 if self.teacher is None else 2)
+        ]
         for start in range(0, count, layout.chunk_rows):
             part = slice(start, min(start + layout.chunk_rows, count))
             chosen = index[part]
-            logits = buffers[0, : chosen.shape[0]]
+            logits = buffers[0][: chosen.shape[0]]
             self._logits(self.hidden[chosen], logits)
             teacher = None
             if self.teacher is not None:
-                teacher = buffers[1, : chosen.shape[0]]
+                teacher = buffers[1][: chosen.shape[0]]
                 # a row that is not distilled may hold anything
                 states = self.teacher[chosen].masked_fill(~distilled[part, None], 0.0)
                 self._logits(states, teacher)
