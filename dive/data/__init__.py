@@ -1,6 +1,19 @@
 """Studies: an image or several of one examination, with what is written about them."""
 
-from dive.data.jsonl import Skipped, read_studies
+from dive.data.jsonl import read_studies
+from dive.data.open import open_studies
+from dive.data.reading import Studies
+from dive.data.report import ReadingReport
 from dive.data.study import TARGETS, Study, check_target
+from dive.data.trouble import Skipped
 
-__all__ = ["TARGETS", "Skipped", "Study", "check_target", "read_studies"]
+__all__ = [
+    "TARGETS",
+    "ReadingReport",
+    "Skipped",
+    "Studies",
+    "Study",
+    "check_target",
+    "open_studies",
+    "read_studies",
+]

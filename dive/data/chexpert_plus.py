@@ -1,0 +1,276 @@
+"""CheXpert Plus as Stanford AIMI hands it out."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+from dive.data.places import Places, existing_folder, nested, unique
+from dive.data.reading import Candidate, ImageRow, Options, Reader
+from dive.data.tables import check_columns, find_table, read_table, row_source
+from dive.data.trouble import Trouble
+from dive.errors import DiveError
+
+_IMAGE = re.compile(
+    r"(?:.*/)?((?:train|valid|test)/(patient(\d+)/study(\d+))/view(\d+)_\w+)\.(?:jpe?g|png|dcm)"
+)
+_STUDY = re.compile(r"(?:train|valid|test)/(patient\d+/study\d+)/")
+_COLUMNS = (
+    "path_to_image",
+    "frontal_lateral",
+    "ap_pa",
+    "deid_patient_id",
+    "section_findings",
+    "section_impression",
+    "split",
+)
+_INDICATION = ("section_clinical_history", "section_history")
+# The archives unpack to PNG, PNG/PNG or PNGs; the original CheXpert has the same tree in JPEG.
+_FOLDERS = r"(?i:pngs?|dicoms?|images|chexpert.*|png_chexpert.*)"
+_SUFFIXES = (".png", ".jpg", ".dcm")
+_LABELS = ("findings", "impression", "report")
+
+
+class ChexpertPlus(Reader):
+    """Rows are images; studies are named "patient42142/study5", in the order of their numbers."""
+
+    splits: ClassVar[Mapping[str, str] | None] = {
+        "train": "train",
+        "validation": "valid",
+        "test": "valid",
+    }
+
+    def __init__(self, name: str, root: Path, options: Options, trouble: Trouble) -> None:
+        super().__init__(name, options, trouble)
+        existing_folder(root, "the folder of CheXpert Plus (with df_chexpert_plus_240401.csv)")
+        table = find_table([root], "df_chexpert_plus*")
+        if table is None:
+            raise DiveError(f"{root}: has no df_chexpert_plus_240401.csv (or .csv.gz)")
+        check_columns(table, _COLUMNS)
+        self._table = table
+        roots = [root]
+        if options.images is not None:
+            roots = [existing_folder(options.images, "the folder of images"), root]
+        folders = unique(folder for one in roots for folder in nested(one, _FOLDERS, depth=3))
+        self._folders = [folder for folder in folders if _is_tree(folder)]
+        if not self._folders and options.check_files:
+            raise DiveError(
+                f"{root}: has no folder of images; looked for train/ and valid/ in "
+                f"{', '.join(map(str, folders))}; images= names another"
+            )
+        self._images = Places(
+            [
+                partial(_image_path, folder, suffix)
+                for folder in self._folders or [root / "PNG"]
+                for suffix in _SUFFIXES
+            ],
+            options.check_files,
+        )
+        self._labels_file = self._find_labels(root)
+        self.report.files = [
+            str(path) for path in (self._table, self._labels_file) if path is not None
+        ]
+        self.report.note("CheXpert Plus has the splits train and valid, and no test split")
+        if options.wanted_split == "test":
+            self.report.note("`valid` is used as test: choose nothing by it")
+        if options.reports is not None:
+            self.report.note("reports= is of no use here: the table holds the reports")
+
+    def _find_labels(self, root: Path) -> Path | None:
+        wanted = self.options.labels
+        if wanted is None:
+            return None
+        if wanted not in ("auto", *_LABELS):
+            raise DiveError(
+                f"labels is {wanted!r}; wants None, auto, {', '.join(_LABELS)} for CheXpert Plus"
+            )
+        name = wanted
+        if wanted == "auto":
+            name = self.options.target if self.options.target in _LABELS else "report"
+        path = root / "chexbert_labels" / f"{name}_fixed.json"
+        if path.is_file():
+            return path
+        if wanted != "auto":
+            raise DiveError(f"there is no file {path} of labels")
+        return None
+
+    def candidates(self) -> Iterator[Candidate]:
+        studies = self._read_table()
+        labels = {} if self._labels_file is None else self._read_labels(self._labels_file, studies)
+        order = sorted(studies)
+        self._images.probe([studies[key].images[0].key for key in order])
+        for key in order:
+            candidate = studies.pop(key)
+            candidate.images.sort(key=lambda image: _view_number(image.key))
+            candidate.labels = labels.get(candidate.id)
+            yield candidate
+
+    def _read_table(self) -> dict[tuple[int, int], Candidate]:
+        path, options = self._table, self.options
+        wanted = None if options.wanted_split is None else self.split_for(options.wanted_split)
+        studies: dict[tuple[int, int], Candidate] = {}
+        seen: set[str] = set()
+        for row, cells in read_table(path, _COLUMNS, self.trouble, optional=_INDICATION):
+            image, side, position, patient, findings, impression, split, *reasons = cells
+            match = _IMAGE.fullmatch(image)
+            if match is None:
+                self._bad(
+                    row,
+                    "path_to_image",
+                    f"is {image!r}; wants train/patient1/study1/view1_frontal.jpg",
+                )
+                continue
+            if split not in ("train", "valid"):
+                self._bad(row, "split", f"is {split!r}; wants train or valid")
+                continue
+            view = _view(side, position)
+            if view is None:
+                self._bad(row, "frontal_lateral", f"is {side!r}; wants Frontal or Lateral")
+                continue
+            name, study = match.group(1), match.group(2)
+            if name in seen:
+                self.report.rows["repeated rows of one image"] += 1
+                continue
+            seen.add(name)
+            key = (int(match.group(3)), int(match.group(4)))
+            # A study in another split will be counted and no more: its text takes no memory.
+            texts = None
+            if wanted in (None, split):
+                texts = (findings, impression, next(filter(None, reasons), ""))
+            known = studies.get(key)
+            if known is None:
+                known = studies[key] = Candidate(
+                    study,
+                    sys.intern(patient or study.partition("/")[0]),
+                    sys.intern(split),
+                    [],
+                    row_source(path, row),
+                    texts,
+                )
+            elif known.split != split:
+                self._bad(row, "split", f"is {split!r}, {study} was {known.split!r} before")
+                continue
+            elif known.data != texts:
+                self.report.note("rows of one study differ in their text; the first row's is used")
+                self.report.rows["whose text differs from that of the study's first row"] += 1
+            known.images.append(ImageRow(name, view, row))
+        if not studies:
+            raise DiveError(f"{path}: lists no image")
+        return studies
+
+    def _bad(self, row: int, column: str, reason: str) -> None:
+        self.trouble.bad(None, f"{row_source(self._table, row)}, column {column!r}", reason)
+        self.report.rows["bad rows"] += 1
+
+    def _read_labels(
+        self, path: Path, studies: Mapping[tuple[int, int], Candidate]
+    ) -> dict[str, dict[str, float]]:
+        """study -> labels, from JSON lines with one image each."""
+        wanted = {candidate.id for candidate in studies.values() if candidate.data is not None}
+        found: dict[str, dict[str, float]] = {}
+        try:
+            with open(path, encoding="utf-8-sig") as lines:
+                for number, line in enumerate(lines, start=1):
+                    # Without parsing: which study is it, and is it new?
+                    match = _STUDY.search(line)
+                    if match and (match.group(1) in found or match.group(1) not in wanted):
+                        continue
+                    if not line.strip():
+                        continue
+                    labels = self._label_line(line, f"{path}:{number}")
+                    if labels is not None:
+                        found[labels[0]] = labels[1]
+        except (OSError, UnicodeDecodeError) as error:
+            self.trouble.bad(None, str(path), f"cannot be read: {error}")
+        return found
+
+    def _label_line(self, line: str, source: str) -> tuple[str, dict[str, float]] | None:
+        try:
+            row = json.loads(line)
+            match = _IMAGE.fullmatch(row.pop("path_to_image"))
+            if match is None:
+                raise KeyError("path_to_image")
+            labels = {name: float(value) for name, value in row.items() if value is not None}
+            if not set(labels.values()) <= {1.0, 0.0, -1.0}:
+                raise ValueError("labels are 1, 0, -1 or null")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            self.trouble.bad(
+                None, source, f"is no line with path_to_image and labels 1, 0, -1, null ({error})"
+            )
+            return None
+        return match.group(2), labels
+
+    def sections(self, candidate: Candidate) -> Mapping[str, str | None]:
+        findings, impression, indication = candidate.data or ("", "", "")
+        return {"findings": findings, "impression": impression, "indication": indication}
+
+    def place(self, candidate: Candidate, image: ImageRow) -> Path:
+        return self._images.find(image.key)
+
+
+class RadgraphFile:
+    """`radgraph-XL-annotations/section_findings.json` or `section_impression.json`, by text.
+
+    The file is a list of `{"0": annotation}`. Its order follows a filter of its authors, so that
+    annotations are looked up by the report they annotate and not by place: both are compared
+    without white space, because the annotator only splits words.
+
+        annotations = RadgraphFile(root / "radgraph-XL-annotations" / "section_findings.json")
+        annotation = annotations.get(study.findings)      # None where there is none
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
+        self._by_text: dict[str, dict] = {}
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        except FileNotFoundError:
+            raise DiveError(f"there is no file {path} of RadGraph annotations") from None
+        except (OSError, ValueError) as error:
+            raise DiveError(f"{path}: is not JSON ({error}); is the download complete?") from error
+        if not isinstance(rows, list):
+            raise DiveError(f"{path}: wants a list of annotations, got a {type(rows).__name__}")
+        for number, row in enumerate(rows):
+            annotation = row.get("0", row) if isinstance(row, dict) else None
+            if not isinstance(annotation, dict) or not isinstance(annotation.get("text"), str):
+                raise DiveError(f"{path}: entry {number} has no 'text'; wants RadGraph annotations")
+            self._by_text.setdefault(_packed(annotation["text"]), annotation)
+
+    def __len__(self) -> int:
+        return len(self._by_text)
+
+    def get(self, report: str) -> dict | None:
+        """The annotation of a report ({"text", "entities", ...}), or None."""
+        return self._by_text.get(_packed(report))
+
+
+def _packed(text: str) -> str:
+    for escape in ("\\n", "\\f", "\\u2122"):
+        text = text.replace(escape, "")
+    return "".join(text.replace('\\"', "``").split())
+
+
+def _view(side: str, position: str) -> str | None:
+    """Frontal films as PA or AP where the table says so; capitals differ between releases."""
+    side, position = side.casefold(), position.upper()
+    if side == "lateral":
+        return "LATERAL"
+    if side == "frontal":
+        return position if position in ("AP", "PA") else "FRONTAL"
+    return None
+
+
+def _view_number(name: str) -> tuple[int, str]:
+    match = re.search(r"view(\d+)_", name)
+    return (int(match.group(1)) if match else 0, name)
+
+
+def _is_tree(folder: Path) -> bool:
+    return (folder / "train").is_dir() or (folder / "valid").is_dir()
+
+
+def _image_path(folder: Path, suffix: str, name: str) -> Path:
+    return folder / (name + suffix)

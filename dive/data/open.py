@@ -1,0 +1,127 @@
+"""`open_studies`: one entry to every dataset."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dive.data.chexpert_plus import ChexpertPlus
+from dive.data.iu_xray import IuXray
+from dive.data.mimic_cxr import MimicCxr
+from dive.data.r2gen import R2Gen
+from dive.data.reading import Options, Reader, Studies, select
+from dive.data.rows import DatasetRows, JsonLines, is_rows
+from dive.data.trouble import Skipped, Trouble
+from dive.errors import DiveError
+
+_READERS: dict[str, Callable[[str, Path, Options, Trouble], Reader]] = {
+    "mimic-cxr": MimicCxr,
+    "chexpert-plus": ChexpertPlus,
+    "iu-xray": IuXray,
+    "r2gen": R2Gen,
+    "jsonl": JsonLines,
+}
+
+
+def open_studies(
+    spec: Any,
+    *,
+    target: str | None = "findings",
+    split: str | None = None,
+    views: str | Sequence[str] | None = None,
+    max_images: int | None = None,
+    min_words: int = 0,
+    images: str | Path | None = None,
+    reports: str | Path | None = None,
+    sections: str | Path = "auto",
+    last_paragraph: bool = False,
+    labels: str | None = "auto",
+    drop_comparisons: bool = False,
+    strip_placeholders: bool = False,
+    check_files: bool = True,
+    seed: int = 0,
+    columns: Mapping[str, str] | None = None,
+    on_error: str = "fail",
+    skipped: Skipped | None = None,
+) -> Studies:
+    """Open a dataset; a sequence of `Study` comes back that is read when it is iterated.
+
+        studies = open_studies("mimic-cxr:/data/mimic-cxr-jpg", reports="/data/mimic-cxr",
+                               split="validate")
+        for study in studies: ...
+        print(studies.report)
+
+    Args:
+        spec: "mimic-cxr:ROOT", "chexpert-plus:ROOT", "iu-xray:ROOT", "r2gen:annotation.json", the
+            path of a .jsonl file (or "jsonl:FILE"), or a `datasets` object or any other iterable of
+            dict rows, or a mapping of split names to such.
+        target: the section that a study must have; None takes studies with any report or none.
+        split: train, validation or test by any of their common names (validate, valid, val); None
+            takes all. CheXpert Plus has no test split: its `valid` serves, and the report says so.
+        views: frontal, lateral, all, or names such as "PA,AP"; None is the dataset's default, which
+            is one frontal image a study (IU X-Ray as XML and R2Gen: all of a study's images).
+        max_images: images a study at most. None: 1 where `views` is None, else no limit.
+        min_words: words that the target must have, counted after every change to the text.
+        images, reports: folders, where they are not under ROOT (MIMIC-CXR: `reports` may be
+            mimic-cxr-reports.zip).
+        sections: MIMIC-CXR: "auto" takes a `mimic_cxr_sectioned.csv` under the roots if there is
+            one, else report files and the community's rules; "rules" or the path of such a csv.
+        last_paragraph: MIMIC-CXR: where a report has neither findings nor impression, its last
+            paragraph stands for the target.
+        labels: which label file goes into `Study.labels`: "auto" (where there is one), None, or by
+            name (MIMIC-CXR: chexpert, negbio, radiologists; CheXpert Plus: findings, impression,
+            report; IU X-Ray: problems).
+        drop_comparisons: drop sentences that compare with an earlier examination.
+        strip_placeholders: drop `___` and `XXXX`.
+        check_files: look whether each image file that is handed on exists (one stat an image).
+        seed: of IU X-Ray's split, which the dataset does not have by itself.
+        columns: of dataset objects: our name to theirs, {"findings": "report"}.
+        on_error: "fail" raises at the first bad row or file; "skip" goes on and records it in
+            `skipped`. Damage to a table that the dataset cannot be read without always fails.
+        skipped: gets one entry a row, image or study that was left out because it is bad.
+
+    Raises:
+        DiveError: here: unknown spec or option, wrong root, missing tables or columns. While
+            reading: bad rows, missing files; no study left. Names file, row and column.
+    """
+    options = Options(
+        target=target,
+        split=split,
+        views=views,
+        max_images=max_images,
+        min_words=min_words,
+        images=None if images is None else Path(images),
+        reports=None if reports is None else Path(reports),
+        sections=sections if sections in ("auto", "rules") else Path(sections),
+        last_paragraph=last_paragraph,
+        labels=labels,
+        drop_comparisons=drop_comparisons,
+        strip_placeholders=strip_placeholders,
+        check_files=check_files,
+        seed=seed,
+        columns=dict(columns or {}),
+    )
+    trouble = Trouble(on_error, skipped)
+    reader: Reader
+    if is_rows(spec):
+        reader = DatasetRows(f"<{type(spec).__name__}>", spec, options, trouble)
+    else:
+        kind, path = parse_spec(spec)
+        reader = _READERS[kind](str(spec), path, options, trouble)
+    reader.state_policy()
+    return Studies(select(reader), reader.report)
+
+
+def parse_spec(spec: Any) -> tuple[str, Path]:
+    """("mimic-cxr", ROOT) and so on; ("jsonl", FILE) of a path."""
+    kinds = ", ".join(f"{kind}:PATH" for kind in _READERS)
+    if not isinstance(spec, (str, Path)) or not str(spec).strip():
+        raise DiveError(f"cannot read studies from {spec!r}; wants {kinds}, a .jsonl file, or rows")
+    kind, colon, path = str(spec).partition(":")
+    if colon and kind in _READERS:
+        if not path.strip():
+            raise DiveError(f"{spec!r} names no path; wants {kind}:PATH")
+        return kind, Path(path).expanduser()
+    plain = Path(spec).expanduser()
+    if plain.is_dir() or (colon and not plain.exists() and len(kind) > 1):
+        raise DiveError(f"{spec} is not known; wants {kinds}, or a .jsonl file")
+    return "jsonl", plain
