@@ -1,7 +1,8 @@
 """METEOR as nltk computes it: exact words, stems, and with WordNet's data also synonyms.
 
-Not the number of the Java program (METEOR 1.5) that papers of the R2Gen line report: that one has
-tuned weights and paraphrase tables.
+nltk looks synonyms up by a word's stem ("larg"), so it misses many that it should find. And it is
+not the number of the Java program (METEOR 1.5) that papers of the R2Gen line report:
+that one has tuned weights and paraphrase tables.
 """
 
 from collections.abc import Sequence
