@@ -282,29 +282,26 @@ def test_no_tensor_is_larger_than_a_chunk(dtype: torch.dtype, teacher: bool) -> 
     assert rows >= 4 * layout.chunk_rows  # otherwise the test would say nothing
     # called beneath the dispatcher, where every inner operation is seen
     with Largest() as seen:
-        _, rest = (
+        results = sweep.forward(
+            p["hidden"].detach(),
+            p["lm_head"],
+            p["targets"],
+            p["weights"],
+            torch.arange(rows),
             None,
-            sweep.forward(
-                p["hidden"].detach(),
-                p["lm_head"],
-                p["targets"],
-                p["weights"],
-                torch.arange(rows),
-                None,
-                options.get("teacher_hidden"),
-                None,
-                None,
-                None,
-                None,
-                9.0,
-                1.0,
-                1.0 if teacher else 0.0,
-                2.0,
-                "mean",
-                budget,
-                True,
-                True,
-            ),
+            options.get("teacher_hidden"),
+            None,
+            None,
+            None,
+            None,
+            9.0,
+            1.0,
+            1.0 if teacher else 0.0,
+            2.0,
+            "mean",
+            budget,
+            True,
+            True,
         )
     assert results[0].isfinite()
     assert seen.elements == layout.chunk_rows * vocab
