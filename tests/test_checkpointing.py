@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_steering import fingerprint, logits, prompts, randomised
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 import dive
 from dive.backbone import enable_gradient_checkpointing
@@ -91,6 +91,22 @@ def test_dropout_would_show_in_training_mode(tiny_llama, studies):
     plain = gradient(backbone.model, adapter, batch)
     backbone.model.train()
     assert not torch.allclose(gradient(backbone.model, adapter, batch), plain, rtol=0.05)
+
+
+def test_dropout_in_the_layer_itself_stays_off():
+    """OPT's layers read their own training flag, which is the one that is raised."""
+    config = OPTConfig(
+        vocab_size=32, hidden_size=16, ffn_dim=16, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=16, word_embed_proj_dim=16, dropout=0.5, init_std=0.2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = OPTForCausalLM(config).eval().requires_grad_(False)
+    adapter, batch = randomised(model), {"input_ids": torch.tensor([[5, 6, 7, 8]])}
+    plain = gradient(model, adapter, batch)
+    handle = enable_gradient_checkpointing(model)
+    assert torch.equal(gradient(model, adapter, batch), plain)
+    handle.remove()
+    assert plain.abs().max() > 0
 
 
 def test_the_mask_of_the_forward_holds_in_the_backward(any_backbone, studies):
