@@ -319,7 +319,8 @@ class _Steer(torch.autograd.Function):
 
 
 def _with_gradient(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in args[:6]):
+    # compute_grad says so already when the call comes from `steer`: nothing is asked again
+    if torch.is_grad_enabled() and (args[-1] or any(t.requires_grad for t in args[:6])):
         return _Steer.apply(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return _steer(*args)
