@@ -26,18 +26,13 @@ def processor_without_video(source: str, config: Any, options: dict[str, Any]) -
     if base is None or VIDEO not in base.get_attributes():
         return AutoProcessor.from_pretrained(source, **options)
     settings, _ = base.get_processor_dict(source, **options)
-    parts: dict[str, Any] = {
-        "image_processor": AutoImageProcessor.from_pretrained(source, **options),
-        "tokenizer": AutoTokenizer.from_pretrained(source, **options),
-        VIDEO: None,
-    }
-    unknown = [name for name in base.get_attributes() if name not in parts]
-    if unknown:
-        raise ValueError(f"{base.__name__} also wants {', '.join(unknown)}")
-    composed = _without_video(base)
-    processor = composed.from_args_and_dict(
-        [parts[name] for name in base.get_attributes()], settings
-    )
+    if base.get_attributes() != ["image_processor", "tokenizer", VIDEO]:
+        raise ValueError(f"{base.__name__} wants torchvision: {', '.join(base.get_attributes())}")
+    parts = [
+        AutoImageProcessor.from_pretrained(source, **options),
+        AutoTokenizer.from_pretrained(source, **options),
+    ]
+    processor = _without_video(base).from_args_and_dict(parts, settings)
     logger.warning(
         "%s: torchvision is not installed, so %s is composed of image processor, tokenizer and "
         "chat template (images only, no video)",
@@ -48,13 +43,14 @@ def processor_without_video(source: str, config: Any, options: dict[str, Any]) -
 
 
 def _without_video(base: Any) -> Any:
-    """A subclass of the processor class in which the video part may be None."""
+    """A subclass of the processor class that has no video part, to run and to save."""
 
     class ImageOnly(base):
-        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-            if argument_name == VIDEO and argument is None:
-                return type(None)
-            return super().check_argument_for_proper_class(argument_name, argument)
+        video_processor = None
+
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return [name for name in super().get_attributes() if name != VIDEO]
 
     ImageOnly.__name__ = ImageOnly.__qualname__ = base.__name__
     return ImageOnly
