@@ -320,6 +320,16 @@ def test_a_plan_keeps_its_budget(dtype: torch.dtype, distils: bool) -> None:
         assert 1 <= layout.chunk_rows <= live
 
 
+@pytest.mark.parametrize("vocab", [1, 37, 64, 192, 1000])
+def test_the_most_likely_token_is_the_first_of_equals(vocab: int) -> None:
+    z = torch.randint(5, (50, vocab)).float()
+    peak, index = sweep._largest(z)
+    assert torch.equal(peak[:, 0], z.amax(1))
+    assert torch.equal(index[:, 0], z.argmax(1))
+    z[0, vocab // 2] = float("nan")
+    assert sweep._largest(z)[0][0].isnan() and sweep._largest(z)[1][0] == vocab // 2
+
+
 def test_graph_kept_and_used_again() -> None:
     p = problem()
     out = ops.decisive_cross_entropy(**p)

@@ -303,7 +303,7 @@ class _Sweep:
         slope = None
         if self.softcap is not None and self.compute_grad:
             slope = torch.mul(z, z, out=scratch.pop()).mul_(-1 / self.softcap**2).add_(1)
-        peak, argmax = z.max(1, keepdim=True)
+        peak, argmax = _largest(z)
         self.argmax[rows] = argmax[:, 0]
         self.picked[rows] = z.gather(1, target)[:, 0]
         if teacher is not None:
@@ -368,6 +368,21 @@ class _Sweep:
             out.copy_(total)
         else:
             torch.mm(gradient, self.head, out=out)
+
+
+def _largest(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Maximum of each row of z [r, V] and its first index, both [r, 1].
+
+    On a CPU a maximum with its index is four times as slow as one without: the index is looked for
+    only in the block of the row that holds the maximum.
+    """
+    blocks = math.gcd(z.shape[1], 64)
+    if blocks < 8 or z.device.type != "cpu":
+        return z.max(1, keepdim=True)
+    parts = z.view(z.shape[0], blocks, -1)
+    peak, block = parts.amax(2).max(1, keepdim=True)
+    within = parts.gather(1, block[..., None].expand(-1, 1, parts.shape[2])).argmax(2)
+    return peak, block * parts.shape[2] + within
 
 
 def _softmax_(z: Tensor, peak: Tensor, temperature: float) -> Tensor:
