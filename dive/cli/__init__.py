@@ -25,11 +25,14 @@ app = typer.Typer(
     help="Distil in-context demonstrations into a steering adapter for a frozen medical "
     "vision-language model. Research software, not for clinical use.",
 )
-for command in (demo, distill, generate, evaluate):
-    app.command()(command)
+app.command()(demo)
+app.command()(distill)
+app.command()(generate)
+app.command()(evaluate)
 app.add_typer(inspect, name="inspect")
-for command in (study, bench, doctor):
-    app.command()(command)
+app.command()(study)
+app.command()(bench)
+app.command()(doctor)
 
 
 @app.callback()

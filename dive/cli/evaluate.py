@@ -40,6 +40,27 @@ def evaluate(
     bootstrap: Annotated[
         int | None, typer.Option("--bootstrap", help="Resamples, for confidence intervals.")
     ] = None,
+    confidence: Annotated[float, typer.Option(help="What the intervals hold.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
+    radgraph_annotations: Annotated[
+        Path | None,
+        typer.Option(help="RadGraph: a file of annotations of all texts; no model is run."),
+    ] = None,
+    radgraph_model: Annotated[
+        str, typer.Option(help="RadGraph: radgraph, radgraph-xl or modern-radgraph-xl.")
+    ] = "radgraph-xl",
+    radgraph_weights: Annotated[
+        Path | None, typer.Option(help="RadGraph: folder or archive; default its own cache.")
+    ] = None,
+    radgraph_case_sensitive: Annotated[
+        bool, typer.Option("--radgraph-case-sensitive", help="As radgraph 0.1.18 from PyPI.")
+    ] = False,
+    chexbert_weights: Annotated[
+        Path | None, typer.Option(help="CheXbert: chexbert.pth; default its usual place.")
+    ] = None,
+    chexbert_tokenizer: Annotated[
+        Path | None, typer.Option(help="CheXbert: folder of bert-base-uncased.")
+    ] = None,
     allow_missing: Annotated[
         bool,
         typer.Option("--allow-missing", help="Count what has no partner, and score the rest."),
@@ -47,23 +68,36 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Score reports: BLEU, ROUGE-L, findings by the lexicon, termination, length."""
+    from dive.metrics import CheXbert, RadGraph
     from dive.metrics import evaluate as score
 
+    asked = [name.strip() for name in metrics.split(",") if name.strip()]
+    sources: dict[str, Any] = {}
+    if "radgraph" in asked:
+        sources["radgraph"] = radgraph_annotations or RadGraph(
+            radgraph_model, weights=radgraph_weights
+        )
+        sources["radgraph_case_sensitive"] = radgraph_case_sensitive
+    if "chexbert" in asked:
+        sources["chexbert"] = CheXbert(chexbert_weights, chexbert_tokenizer)
     rows = _predictions(predictions)
     truth = _references(references, target)
     files = {predictions: rows}
     if baseline is not None:
         files[baseline] = _predictions(baseline)
     ids = _joined(files, references, truth, allow_missing)
-    reasons = [rows[name].get("finish_reason") for name in ids]
+    reasons = [str(rows[name].get("finish_reason") or "") for name in ids]
     found = score(
         [rows[name]["report"] for name in ids],
         [truth[name] for name in ids],
-        [name.strip() for name in metrics.split(",") if name.strip()],
+        asked,
         normalization=normalization,
         finish_reasons=reasons if all(reasons) else None,
         baseline=None if baseline is None else [files[baseline][name]["report"] for name in ids],
         bootstrap=bootstrap,
+        confidence=confidence,
+        seed=seed,
+        **sources,
     )
     missing = {str(path): len(set(truth) - set(table)) for path, table in files.items()}
     extra = {str(path): len(set(table) - set(truth)) for path, table in files.items()}
@@ -135,7 +169,7 @@ def _references(path: Path, target: str) -> dict[str, str]:
             raise DiveError(f'{path}:{number}: "id" is missing')
         if str(name) in reports:
             raise DiveError(f"{path}:{number}: id {name!r} comes twice")
-        texts = {key: row.get(key) for key in ("findings", "impression")}
+        texts: dict[str, Any] = {key: row.get(key) for key in ("findings", "impression")}
         for key, text in texts.items():
             if text is not None and not isinstance(text, str):
                 raise DiveError(f"{path}:{number}: {key!r} wants a text")
