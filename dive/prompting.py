@@ -50,8 +50,9 @@ class Prompter:
         prompt: what the model is asked; None takes `DEFAULT_PROMPTS[target]`.
         target: "findings", "impression" or "both".
         max_image_tokens: budget of tokens an image. Processors that keep an image's size (the
-            Qwen-VL line) scale larger images down to it, tiling is turned off where it goes beyond
-            it; a processor with a fixed number of tokens is left as it is. None: no budget.
+            Qwen-VL line) scale larger images down to it, and switches for tiling are turned off; a
+            processor with a fixed number of tokens is left as it is. None: no budget, and tiling
+            as the processor has it.
         template: a Jinja chat template (file, or its text) in place of the model's own.
 
     Attributes:
