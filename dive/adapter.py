@@ -73,7 +73,7 @@ class SteeringConfig:
                 "layers",
                 '"all" or a list of different layer indices',
             )
-            self.layers = sorted(self.layers)
+            self.layers = sorted(index for index in self.layers if isinstance(index, int))
 
 
 class LayerSteering(nn.Module):
@@ -254,7 +254,8 @@ def _read_settings(path: Path) -> tuple[SteeringConfig, dict[str, Any]]:
     if not isinstance(steering, dict) or not steering.keys() <= known:
         odd = sorted(set(steering) - known) if isinstance(steering, dict) else steering
         raise DiveError(f"{path}: unknown settings in 'steering': {odd}")
-    backbone = metadata.get("backbone") if isinstance(metadata, dict) else None
+    metadata = metadata if isinstance(metadata, dict) else {}
+    backbone = metadata.get("backbone")
     for field in ("hidden_size", "num_layers"):
         value = backbone.get(field) if isinstance(backbone, dict) else None
         if not isinstance(value, int) or value < 1:

@@ -176,7 +176,8 @@ def split(
     groups: dict[bytes, list[Study]] = {}
     for study in studies:
         groups.setdefault(place(study), []).append(study)
-    wanted, kept = max(1, round(validation * len(studies))), set()
+    wanted = max(1, round(validation * len(studies)))
+    kept: set[str] = set()
     for key in sorted(groups):
         if len(kept) >= wanted:
             break

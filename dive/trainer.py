@@ -75,8 +75,8 @@ class Student(nn.Module):
             bias=self._head.bias,
             softcap=self._head.softcap,
             teacher_hidden=teacher_hidden,
-            ce_weight=settings.ce_weight,
-            kd_weight=settings.kd_weight if given else 0.0,
+            ce_weight=settings.ce_weight or 0.0,
+            kd_weight=(settings.kd_weight or 0.0) if given else 0.0,
             temperature=settings.temperature,
             normalizer=normalizer,
             kd_normalizer=kd_normalizer if given else None,
@@ -108,6 +108,8 @@ class ClassMeter:
         self._sums: Tensor | None = None  # [3, classes]: loss, hits, tokens
 
     def add(self, parts: ops.DecisiveLoss) -> None:
+        assert parts.class_count is not None  # the student passes token_class
+        assert parts.class_loss is not None and parts.class_accuracy is not None
         count = parts.class_count.double()
         mean = torch.stack([parts.class_loss.double(), parts.class_accuracy.double()])
         rows = torch.cat([torch.where(count > 0, mean, 0.0) * count, count[None]])
@@ -150,6 +152,7 @@ class DistillTrainer(Trainer):
             # says that compute_loss normalises over the accumulated batch itself
             compute_loss_func=lambda *_: None,
         )
+        self._student = student
         self._config = config
         self._examples = examples
         self._teacher = teacher
@@ -182,7 +185,11 @@ class DistillTrainer(Trainer):
         return batches, None
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
         inputs = dict(inputs)
         studies, rows = inputs.pop("study").tolist(), inputs.pop("rows")
@@ -216,7 +223,7 @@ class DistillTrainer(Trainer):
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """Weighted cross entropy of the validation studies, and loss and accuracy by class."""
         meter, total = ClassMeter(), torch.zeros(2, dtype=torch.float64)
-        self.model.eval()
+        self._student.eval()
         prompter = self._examples.prompter
         loader = self.get_eval_dataloader()
         assert isinstance(self.eval_dataset, Examples)
@@ -225,7 +232,7 @@ class DistillTrainer(Trainer):
                 names = ("positions", "index", "targets", "weights", "classes")
                 device = prompter.backbone.device
                 rest = {name: batch[name].to(device) for name in names}
-                _, parts = self.model(prompter.place(batch["inputs"]), **rest)
+                _, parts = self._student(prompter.place(batch["inputs"]), **rest)
                 meter.add(parts)
                 weights = rest["weights"].double()
                 total += torch.stack([(weights * parts.row_ce).sum(), weights.sum()]).cpu()
@@ -252,7 +259,7 @@ class DistillTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+            named = [(n, p) for n, p in self._student.named_parameters() if p.requires_grad]
             scales = [p for n, p in named if n.endswith(".scale")]
             others = [p for n, p in named if not n.endswith(".scale")]
             self.optimizer = torch.optim.AdamW(
@@ -261,16 +268,16 @@ class DistillTrainer(Trainer):
                     # decay would pull the one scale of a layer towards no effect
                     {"params": scales, "lr": self._config.scale_learning_rate, "weight_decay": 0.0},
                 ],
-                lr=self._config.learning_rate,
+                lr=self._config.learning_rate or 0.0,
             )
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:
-            self.model.adapter.save_pretrained(output_dir or self.args.output_dir)
+            self._student.adapter.save_pretrained(output_dir or str(self.args.output_dir))
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         saved = SteeringAdapter.from_pretrained(Path(resume_from_checkpoint))
-        self.model.adapter.load_state_dict(saved.state_dict())
+        self._student.adapter.load_state_dict(saved.state_dict())

@@ -71,8 +71,6 @@ def build_model(tokenizer) -> LlavaForConditionalGeneration:
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         image_seq_length=files.IMAGE_TOKENS,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=False,
     )
     model = LlavaForConditionalGeneration(config)
@@ -158,7 +156,7 @@ class Documents:
                     for i in range(0, pool, 256)
                 ]
             )
-        self.waiting: list[tuple] = []
+        self.waiting: list[list[tuple[list[int], list[int], list[int]]]] = []
 
     def _ids(self, text: str) -> list[int]:
         return [self.word_id[word] for word, _ in self.split(text)]

@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.table:
         print(table(load(args.out), group))
         return
-    chosen = DEVELOPMENT_METHODS if args.development else STUDY_METHODS
+    chosen: tuple[Method, ...] = DEVELOPMENT_METHODS if args.development else STUDY_METHODS
     if args.methods:
         chosen = tuple(method for method in chosen if method.name in args.methods)
     hospitals = args.hospitals or (DEVELOPMENT_HOSPITALS if args.development else TEST_HOSPITALS)
