@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from dive.data.places import Places, existing_folder, nested, unique
+from dive.data.places import Places, bulk, existing_folder, nested, spread, unique
 from dive.data.reading import Candidate, ImageRow, Options, Reader
 from dive.data.tables import check_columns, find_table, read_table, row_source
 from dive.data.trouble import Trouble
@@ -101,13 +101,16 @@ class ChexpertPlus(Reader):
         studies = self._read_table()
         labels = {} if self._labels_file is None else self._read_labels(self._labels_file, studies)
         order = sorted(studies)
-        self._images.probe([studies[key].images[0].key for key in order])
+        self._images.probe([studies[key].images[0].key for key in spread(order)])
         for key in order:
             candidate = studies.pop(key)
             candidate.images.sort(key=lambda image: _view_number(image.key))
-            candidate.labels = labels.get(candidate.id)
+            line = labels.pop(candidate.id, None)
+            if line is not None:
+                candidate.labels = self._label_line(*line)
             yield candidate
 
+    @bulk()
     def _read_table(self) -> dict[tuple[int, int], Candidate]:
         path, options = self._table, self.options
         wanted = None if options.wanted_split is None else self.split_for(options.wanted_split)
@@ -165,43 +168,40 @@ class ChexpertPlus(Reader):
         self.trouble.bad(None, f"{row_source(self._table, row)}, column {column!r}", reason)
         self.report.rows["bad rows"] += 1
 
+    @bulk()
     def _read_labels(
         self, path: Path, studies: Mapping[tuple[int, int], Candidate]
-    ) -> dict[str, dict[str, float]]:
-        """study -> labels, from JSON lines with one image each."""
+    ) -> dict[str, tuple[str, str]]:
+        """study -> (line, its source), the first line of each; understood when it is needed."""
         wanted = {candidate.id for candidate in studies.values() if candidate.data is not None}
-        found: dict[str, dict[str, float]] = {}
+        found: dict[str, tuple[str, str]] = {}
         try:
             with open(path, encoding="utf-8-sig") as lines:
                 for number, line in enumerate(lines, start=1):
-                    # Without parsing: which study is it, and is it new?
                     match = _STUDY.search(line)
-                    if match and (match.group(1) in found or match.group(1) not in wanted):
-                        continue
-                    if not line.strip():
-                        continue
-                    labels = self._label_line(line, f"{path}:{number}")
-                    if labels is not None:
-                        found[labels[0]] = labels[1]
+                    if match is None and line.strip():
+                        self.trouble.bad(
+                            None, f"{path}:{number}", "has no path_to_image of a study in it"
+                        )
+                    elif match and match.group(1) in wanted and match.group(1) not in found:
+                        found[match.group(1)] = (line, f"{path}:{number}")
         except (OSError, UnicodeDecodeError) as error:
             self.trouble.bad(None, str(path), f"cannot be read: {error}")
         return found
 
-    def _label_line(self, line: str, source: str) -> tuple[str, dict[str, float]] | None:
+    def _label_line(self, line: str, source: str) -> dict[str, float] | None:
         try:
             row = json.loads(line)
-            match = _IMAGE.fullmatch(row.pop("path_to_image"))
-            if match is None:
-                raise KeyError("path_to_image")
+            del row["path_to_image"]
             labels = {name: float(value) for name, value in row.items() if value is not None}
             if not set(labels.values()) <= {1.0, 0.0, -1.0}:
-                raise ValueError("labels are 1, 0, -1 or null")
+                raise ValueError("a label is not one of 1, 0, -1, null")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             self.trouble.bad(
                 None, source, f"is no line with path_to_image and labels 1, 0, -1, null ({error})"
             )
             return None
-        return match.group(2), labels
+        return labels
 
     def sections(self, candidate: Candidate) -> Mapping[str, str | None]:
         findings, impression, indication = candidate.data or ("", "", "")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from dive.data.places import MAX_TEXT_BYTES, Places, existing_folder, nested, unique
+from dive.data.places import MAX_TEXT_BYTES, Places, existing_folder, nested, spread, unique
 from dive.data.reading import Candidate, ImageRow, Options, Reader
 from dive.data.tables import check_columns, find_table, read_table, row_source
 from dive.data.trouble import Trouble
@@ -105,7 +105,8 @@ class IuXray(Reader):
         for number in sorted(images.keys() - rows.keys()):
             self.report.rows["images without a report"] += len(images[number])
         order = sorted(rows)
-        self._images.probe([rows[n].images[0].key for n in order if rows[n].images])
+        with_images = [number for number in order if rows[number].images]
+        self._images.probe([rows[number].images[0].key for number in spread(with_images)])
         for number in order:
             yield rows[number]
 

@@ -8,14 +8,16 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from dive.data.labels import read_labels
+from dive.data.labels import LabelTable
 from dive.data.places import (
     MAX_TEXT_BYTES,
     Places,
+    bulk,
     decode_text,
     existing_folder,
     nested,
     read_text,
+    spread,
     unique,
 )
 from dive.data.reading import Candidate, ImageRow, Options, Reader
@@ -27,6 +29,7 @@ from dive.errors import DiveError
 _SUBJECT = re.compile(r"1\d{7}")
 _STUDY = re.compile(r"5\d{7}")
 _DICOM = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{8}){4}")
+_ROW = re.compile(f"{_DICOM.pattern} {_SUBJECT.pattern} {_STUDY.pattern}")
 _SUFFIXES = (".jpg", ".dcm", ".png", ".dcm.gz", ".jpeg")
 # Folders of a download by wget, of several versions side by side, or of both parts in one place.
 _FOLDERS = r"physionet\.org|files|mimic-cxr.*|\d+\.\d+\.\d+"
@@ -160,17 +163,15 @@ class MimicCxr(Reader):
             chosen = set(studies)
         if self._sections_table is not None:
             self._read_sectioned(self._sections_table, chosen)
-        labels = {}
+        labels = None
         if self._labels is not None:
-            labels = read_labels(
+            labels = LabelTable(
                 self._labels, "study_id", self.trouble, chosen.__contains__, also=("subject_id",)
             )
         order = sorted(studies, key=lambda study: (studies[study][0], study))
-        # Each once, spread over the whole tree: the first folders may be all that was downloaded.
-        self._images.probe(
-            [_key(studies[study][0], study, studies[study][1][0].key) for study in order]
-        )
-        self._texts.probe([_key(studies[study][0], study, "") for study in order])
+        sample = [(studies[study][0], study) for study in spread(order)]
+        self._images.probe([_key(*one, studies[one[1]][1][0].key) for one in sample])
+        self._texts.probe([_key(*one, "") for one in sample])
         for study in order:
             subject, images = studies[study]
             source = row_source(self._base, images[0].row)  # type: ignore[arg-type]
@@ -186,9 +187,10 @@ class MimicCxr(Reader):
                 images,
                 source,
                 (subject, study),
-                labels.get(study),
+                None if labels is None else labels.get(study),
             )
 
+    @bulk()
     def _read_images(self) -> dict[str, tuple[str, list[ImageRow]]]:
         """study -> (subject, images), from the table of images."""
         path = self._base
@@ -199,11 +201,8 @@ class MimicCxr(Reader):
         patterns = (_DICOM, _SUBJECT, _STUDY)
         for row, cells in read_table(path, columns, self.trouble, optional=["ViewPosition"]):
             dicom, subject, study, view = cells
-            wrong = next(
-                (i for i in range(3) if not patterns[i].fullmatch(cells[i])),
-                None,
-            )
-            if wrong is not None:
+            if not _ROW.fullmatch(f"{dicom} {subject} {study}"):
+                wrong = next(i for i in range(3) if not patterns[i].fullmatch(cells[i]))
                 self._bad(
                     path,
                     row,
@@ -238,6 +237,7 @@ class MimicCxr(Reader):
         self.trouble.bad(None, f"{row_source(path, row)}, column {column!r}", reason)
         self.report.rows["bad rows"] += 1
 
+    @bulk()
     def _read_splits(self) -> dict[str, str]:
         """study -> train, validate or test."""
         found: dict[str, str] = {}
@@ -257,6 +257,7 @@ class MimicCxr(Reader):
                 )
         return found
 
+    @bulk()
     def _read_sectioned(self, path: Path, wanted: set[str]) -> None:
         columns = ("study", "findings", "impression")
         optional = ("last_paragraph", "indication", "history")

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from dive.data.places import Places, unique
+from dive.data.places import Places, bulk, spread, unique
 from dive.data.reading import Candidate, ImageRow, Options, Reader
 from dive.data.trouble import Trouble
 from dive.errors import DiveError
@@ -75,12 +75,13 @@ class R2Gen(Reader):
             raise DiveError(f"{self._path}: holds no usable item")
         if any(candidate.patient for candidate in candidates):
             self.report.note("an item is an image: a study comes as often as it has images")
-        self._images.probe([candidate.images[0].key for candidate in candidates])
+        self._images.probe([candidate.images[0].key for candidate in spread(candidates)])
         # In reverse and popped, so that a candidate's memory is free once it became a study.
         candidates.reverse()
         while candidates:
             yield candidates.pop()
 
+    @bulk()
     def _load(self) -> dict[str, list]:
         try:
             groups = json.loads(self._path.read_text(encoding="utf-8-sig"))

@@ -93,16 +93,16 @@ def read_table(
             continue
         cells.append("")
         picked = tuple(map(str.strip, pick(cells)))
-        wrong = next((i for i, cell in enumerate(picked) if not _is_text(cell)), None)
-        if wrong is not None:
-            trouble.bad(None, f"{row_source(path, row)}, column {names[wrong]!r}", "is not UTF-8")
-            continue
+        if not "".join(picked).isascii():  # one test a row, because a row is all it costs
+            wrong = next((i for i, cell in enumerate(picked) if not _is_text(cell)), None)
+            if wrong is not None:
+                column = f"{row_source(path, row)}, column {names[wrong]!r}"
+                trouble.bad(None, column, "is not UTF-8")
+                continue
         yield row, picked
 
 
 def _is_text(cell: str) -> bool:
-    if cell.isascii():
-        return True
     try:
         cell.encode("utf-8")
     except UnicodeEncodeError:  # bytes that could not be decoded came in as surrogates
@@ -115,11 +115,11 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     try:
         with _open(path) as file:
             _refuse_wide(path, file)
-            text = io.TextIOWrapper(
-                file, encoding="utf-8-sig", errors="surrogateescape", newline=""
-            )
             # A plain file cannot be larger than it looks; only a packed one is measured.
-            lines = _measured(path, text) if path.suffix == ".gz" else text
+            measured = cast(IO[bytes], _Measured(path, file)) if path.suffix == ".gz" else file
+            lines = io.TextIOWrapper(
+                measured, encoding="utf-8-sig", errors="surrogateescape", newline=""
+            )
             for row, cells in enumerate(csv.reader(lines), start=1):
                 if row == 1:
                     cells = [cell.strip() for cell in cells]
@@ -153,13 +153,24 @@ def _refuse_wide(path: Path, file: IO[bytes]) -> None:
         raise DiveError(f"{path}: row 1: is UTF-16; wants UTF-8")
 
 
-def _measured(path: Path, text: io.TextIOWrapper) -> Iterator[str]:
-    total = 0
-    while line := text.readline(MAX_LINE):
-        total += len(line)
-        if total > MAX_TABLE_BYTES or (len(line) >= MAX_LINE and not line.endswith("\n")):
+class _Measured(io.BufferedIOBase):
+    """The unpacked bytes of `file`, up to the limits of this module."""
+
+    def __init__(self, path: Path, file: IO[bytes]) -> None:
+        self._path, self._file = path, file
+        self._total = self._line = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read1(self, size: int = -1, /) -> bytes:
+        data = self._file.read1(size)  # type: ignore[attr-defined]
+        self._total += len(data)
+        end = data.rfind(b"\n")
+        self._line = self._line + len(data) if end < 0 else len(data) - end - 1
+        if self._total > MAX_TABLE_BYTES or self._line > MAX_LINE:
             raise DiveError(
-                f"{path}: unpacks to a line of more than {MAX_LINE:,} characters, or to more than "
+                f"{self._path}: unpacks to a line of more than {MAX_LINE:,} bytes, or to more than "
                 f"{MAX_TABLE_BYTES:,} in all; that is no table of a dataset"
             )
-        yield line
+        return data
