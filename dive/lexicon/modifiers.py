@@ -1,0 +1,48 @@
+"""Severity, side and place beside a finding, as part of its span."""
+
+import re
+from functools import lru_cache
+from importlib import resources
+
+import yaml
+
+_WORD = re.compile(r"[^\W_]+(?:\.\d+)?")
+# what may stand between a finding and its modifier
+_JOIN = re.compile(r"[\s\-/]*")
+_REACH = 8  # words on each side
+
+
+@lru_cache(maxsize=1)
+def _vocabulary() -> tuple[frozenset[str], frozenset[str]]:
+    source = resources.files("dive.lexicon") / "modifiers.yaml"
+    table = yaml.safe_load(source.read_text(encoding="utf-8"))
+    words = frozenset(str(word) for group in table["words"].values() for word in group)
+    return words, frozenset(map(str, table["links"]))
+
+
+def widen(text: str, start: int, end: int) -> tuple[int, int]:
+    """`text[start:end]` with the modifiers right before and right behind it.
+
+    "no more than a [small left pleural effusion at the base]. Heart ..." : punctuation, and any
+    word that is neither a modifier nor a link to one, ends the span.
+    """
+    words, links = _vocabulary()
+
+    def walk(found: list[re.Match[str]], forward: bool) -> int:
+        edge = reached = end if forward else start
+        for match in found[:_REACH]:
+            gap = text[edge : match.start()] if forward else text[match.end() : edge]
+            word = match.group().lower()
+            size = word[0].isdigit() and not forward  # "4 mm nodule"
+            known = word in words or size
+            if not _JOIN.fullmatch(gap) or not (known or word in links):
+                break
+            edge = match.end() if forward else match.start()
+            if known:
+                reached = edge
+        return reached
+
+    # a window keeps this linear for a text of any length
+    before = list(_WORD.finditer(text, max(0, start - 160), start))[::-1]
+    after = list(_WORD.finditer(text, end, min(len(text), end + 160)))
+    return walk(before, forward=False), walk(after, forward=True)
