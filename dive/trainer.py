@@ -88,7 +88,7 @@ class Student(nn.Module):
             # mean over the width, so that the weight means the same for every model
             apart = (hidden.float() - teacher_hidden.float()).pow(2).mean(-1)
             count = (weights > 0).sum() if kd_normalizer is None else kd_normalizer
-            loss = loss + settings.align_weight * (apart * (weights > 0)).sum() / count
+            loss = loss + settings.align_weight * (apart * (weights > 0)).sum() / count.clamp(min=1)
         return loss, parts
 
 
