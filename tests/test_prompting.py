@@ -187,7 +187,8 @@ def test_sequence_tensors_go_on_with_the_texts_value(prompter, cases):
     prompt = prompter.encode(cases[0])
     extra = torch.zeros(1, prompt["input_ids"].shape[1], 2, 3)
     extra[:, -1] = 1
-    joined = prompter.with_response(prompt | {"cross_attention_mask": extra}, [7, 8, 9])
+    more = {"cross_attention_mask": extra, "kind_ids": torch.ones_like(prompt["input_ids"])}
+    joined = prompter.with_response(prompt | more, [7, 8, 9])
     length = prompt["input_ids"].shape[1]
     for name in sequence_names(prompt):
         assert joined[name].shape == (1, length + 3) and joined[name].dtype == prompt[name].dtype
@@ -197,6 +198,7 @@ def test_sequence_tensors_go_on_with_the_texts_value(prompter, cases):
         if name in joined:
             assert prompt[name].any() and not joined[name][0, length:].any()
     assert joined["cross_attention_mask"][0, length:].all()
+    assert joined["kind_ids"][0, :length].all() and not joined["kind_ids"][0, length:].any()
     expected = {"Gemma3ForConditionalGeneration": "token_type_ids",
                 "Qwen2_5_VLForConditionalGeneration": "mm_token_type_ids"}  # fmt: skip
     name = expected.get(type(prompter.backbone.model).__name__)
