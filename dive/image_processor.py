@@ -8,7 +8,11 @@ part, which expands image tokens by the same code as the real one.
 import logging
 from typing import Any
 
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer
+
+# from where it is defined: what `transformers` itself exports under this name wants torchvision in
+# its earlier versions of 5
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 logger = logging.getLogger("dive")
