@@ -18,11 +18,11 @@ CHEXPERT_CLASSES = (
     "Pleural Other", "Fracture", "Support Devices", "No Finding",
 )  # fmt: skip
 OTHER = "Other"
-_KEYS = {"name", "class", "mesh", "normal", "terms"}
+_KEYS = {"name", "class", "mesh", "normal", "uncertain", "terms"}
 _HERE = resources.files("dive.lexicon")
 # a gap in a term ("heart ... enlarged") does not cross these
 _GAP_STOPS = (
-    "but", "with", "without", "no", "normal", "unremarkable", "clear", "which", "while", "there",
+    "but", "with", "without", "normal", "unremarkable", "clear", "which", "while", "there",
     "however", "otherwise",
 )  # fmt: skip
 
@@ -30,13 +30,14 @@ _GAP_STOPS = (
 @dataclass(frozen=True)
 class Entry:
     """One finding: `cls` is a CheXpert observation or "Other", `mesh` its headings; `normal` says
-    that the words themselves state that all is well."""
+    that the words themselves state that all is well, `uncertain` that they are a hedge."""
 
     name: str
     cls: str
     mesh: tuple[str, ...] = ()
     terms: tuple[str, ...] = ()
     normal: bool = False
+    uncertain: bool = False
 
 
 @dataclass
@@ -64,17 +65,26 @@ class Lexicon:
         return self.entries[name]
 
     def with_heading(self, heading: str) -> list[Entry]:
-        """Entries that carry this MeSH heading (compared without case; `Lung` also finds
-        `Lung/hypoinflation`)."""
-        wanted = heading.strip().casefold()
+        """Entries that carry this MeSH heading, compared without case.
+
+        A heading with qualifiers, as the Open-i collection writes them, finds the entries whose own
+        heading and qualifiers are all among its parts: `Lung/hypoinflation` is found by
+        `Lung/hypoinflation/mild` and not by `Lung/hyperdistention`. A heading without qualifiers
+        finds all entries that begin with it.
+        """
+        head, *qualifiers = _parts(heading)
         return [
             entry
             for entry in self
             if any(
-                wanted == mesh.casefold() or mesh.casefold().startswith(wanted + "/")
-                for mesh in entry.mesh
+                own[0] == head and (not qualifiers or set(own[1:]) <= set(qualifiers))
+                for own in map(_parts, entry.mesh)
             )
         ]
+
+
+def _parts(heading: str) -> list[str]:
+    return [part.strip().casefold() for part in heading.split("/")]
 
 
 def load_lexicon(*files: str | Path, default: bool = True) -> Lexicon:
@@ -92,7 +102,11 @@ def load_lexicon(*files: str | Path, default: bool = True) -> Lexicon:
         for entry in _read(source):
             known = entries.get(entry.name)
             if known is not None:
-                if known.cls != entry.cls or known.normal != entry.normal:
+                if (known.cls, known.normal, known.uncertain) != (
+                    entry.cls,
+                    entry.normal,
+                    entry.uncertain,
+                ):
                     raise DiveError(
                         f"{source}: entry {entry.name!r} is of class {entry.cls!r} here and of "
                         f"class {known.cls!r} before; one name has one class"
@@ -156,7 +170,10 @@ def _read(source: Any) -> Iterable[Entry]:
                 expand(term)
             except DiveError as error:
                 raise DiveError(f"{where}: {error}") from error
-        yield Entry(name, cls, tuple(mesh), tuple(terms), bool(row.get("normal", False)))
+        flags = [row.get("normal", False), row.get("uncertain", False)]
+        if not all(isinstance(flag, bool) for flag in flags):
+            raise DiveError(f"{where}: `normal` and `uncertain` are true or false, got {flags!r}")
+        yield Entry(name, cls, tuple(mesh), tuple(terms), *flags)
 
 
 def _strings(value: object) -> bool:

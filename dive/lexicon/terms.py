@@ -10,23 +10,29 @@ breaks counting as spaces:
     atelecta*                        any ending
     heart ... enlarged               up to six words in between
     no .. change                     up to two words in between
+    {lungs are} clear                words that must be there and are not part of the mention
+    t#                               # stands for a number
 
 Words in between never cross punctuation.
 """
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from dive.errors import DiveError
 
 GAPS = {"..": 2, "...": 6}
-_PIECE = re.compile(r"\.\.\.|\.\.|[\[\]()|]|[^\s\[\]()|]+|\s+")
+UNMARKED = "{"  # before a word that is context only
+_PIECE = re.compile(r"\.\.\.|\.\.|[\[\](){}|]|(?:(?!\.\.)[^\s\[\](){}|])+|\s+")
+_LIMIT = 20_000  # word sequences of one term; more is a slip of the pen
 
 
 def expand(term: str) -> list[tuple[str, ...]]:
-    """All word sequences that `term` stands for; gaps stay in them as `..` or `...`.
+    """All word sequences that `term` stands for; gaps stay in them as `..` or `...`, and words of
+    context begin with `{`.
 
     Raises DiveError for a term with unbalanced brackets or without a word.
     """
@@ -38,6 +44,13 @@ def expand(term: str) -> list[tuple[str, ...]]:
     for sequence in sequences:
         if not sequence or sequence[0] in GAPS or sequence[-1] in GAPS:
             raise DiveError(f"lexicon term {term!r}: begins or ends without a word")
+        if all(atom in GAPS or atom.startswith(UNMARKED) for atom in sequence):
+            raise DiveError(f"lexicon term {term!r}: all its words are in braces")
+        for atom in sequence:
+            if atom not in GAPS and not re.fullmatch(r"\{?[\w#'&]+\*?", atom):
+                raise DiveError(
+                    f"lexicon term {term!r}: {atom.lstrip('{')!r} is not a word (a star ends one)"
+                )
     return sequences
 
 
@@ -57,27 +70,46 @@ def _alternatives(pieces: list[str], close: str | None, term: str) -> tuple[list
         elif piece == "(":
             inner, pieces = _alternatives(pieces, ")", term)
             inner = ["", *inner]
-        elif piece in ("]", ")"):
+        elif piece == "{":
+            inner, pieces = _alternatives(pieces, "}", term)
+            inner = [" ".join(UNMARKED + w for w in s.replace("-", " ").split()) for s in inner]
+            if any(UNMARKED * 2 in s or f"{UNMARKED}.." in s for s in inner):
+                raise DiveError(f"lexicon term {term!r}: braces hold plain words only")
+        elif piece in ("]", ")", "}"):
             raise DiveError(f"lexicon term {term!r}: {piece!r} was never opened")
         elif piece in GAPS:
             inner = [f" {piece} "]
         else:
             inner = [" " if piece.isspace() else piece]
         current = [a + b for a, b in itertools.product(current, inner)]
+        if len(current) + len(options) > _LIMIT:
+            raise DiveError(f"lexicon term {term!r}: stands for more than {_LIMIT} phrases")
     if close is not None:
         raise DiveError(f"lexicon term {term!r}: {close!r} is missing")
     return options + current, []
 
 
-@dataclass
+@dataclass(slots=True)
 class _Node:
     words: dict[str, "_Node"] = field(default_factory=dict)
     gaps: dict[int, "_Node"] = field(default_factory=dict)
+    # what a term that ends here means, and which of its words are marked
     value: object = None
+    marks: tuple[bool, ...] = ()
+
+
+class Match(NamedTuple):
+    """A term at some words: `marked` are their indices, `size` its number of words in all."""
+
+    value: object
+    size: int
+    marked: tuple[int, ...]
+    first: int
+    end: int
 
 
 class Automaton:
-    """Finds the longest term that starts at a word. Cost does not grow with the number of terms."""
+    """Finds all terms that start at a word. Cost does not grow with the number of terms."""
 
     def __init__(self, terms: Iterable[tuple[str, object]], gap_stops: Iterable[str] = ()) -> None:
         """`terms`: pairs of a term and any value but None; the first of two equal terms wins.
@@ -88,94 +120,121 @@ class Automaton:
         for term, value in terms:
             for sequence in expand(term):
                 node = self._root
+                marks = []
                 for atom in sequence:
                     if atom in GAPS:
                         node = node.gaps.setdefault(GAPS[atom], _Node())
-                    else:
-                        if atom.endswith("*"):
-                            stems.add(atom)
-                        node = node.words.setdefault(atom, _Node())
+                        continue
+                    marks.append(not atom.startswith(UNMARKED))
+                    word = atom.removeprefix(UNMARKED)
+                    if word.endswith("*"):
+                        stems.add(word)
+                    node = node.words.setdefault(word, _Node())
                 if node.value is None:
-                    node.value = value
-        self._stems = sorted(stems, key=len, reverse=True)
+                    node.value, node.marks = value, tuple(marks)
+        # stems by length, so that a new word is compared with its own beginnings only
+        self._stems = frozenset(stems)
+        self._lengths = sorted({len(s) - 1 for s in stems})
         self._keys: dict[str, tuple[str, ...]] = {}
+        self._starts: dict[str, tuple[_Node, ...]] = {}
 
-    def _keys_of(self, word: str) -> tuple[str, ...]:
-        """The edges a word may take: itself, then the stems it begins with, longest first."""
+    def keys_of(self, word: str) -> tuple[str, ...]:
+        """The edges a word may take: itself, its number sign, the stems that it begins with."""
         keys = self._keys.get(word)
         if keys is None:
-            stems = tuple(s for s in self._stems if word.startswith(s[:-1]))
-            keys = (word, *stems)
-            if len(self._keys) < 200_000:
+            whole = re.sub(r"\d+", "#", word)
+            known = [word] if word == whole else [word, whole]
+            known += [
+                stem
+                for n in self._lengths
+                if n <= len(word) and (stem := word[:n] + "*") in self._stems
+            ]
+            keys = tuple(known)
+            if len(self._keys) < 100_000:
                 self._keys[word] = keys
         return keys
 
-    def longest(
-        self, words: list[str], start: int, stop: int, joined: list[bool], free: list[bool] | None
-    ) -> tuple[object, list[tuple[int, int]]] | None:
-        """The longest term at word `start`, within `[start, stop)`.
+    def starts(self, word: str) -> tuple[_Node, ...]:
+        """Where terms that begin with this word go on; empty where none does."""
+        nodes = self._starts.get(word)
+        if nodes is None:
+            root = self._root.words
+            nodes = tuple(root[key] for key in self.keys_of(word) if key in root)
+            if len(self._starts) < 100_000:
+                self._starts[word] = nodes
+        return nodes
+
+    def matches(
+        self,
+        words: list[str],
+        joined: list[bool],
+        start: int,
+        stop: int,
+        free: list[bool] | None = None,
+    ) -> list[Match]:
+        """Every term that begins within [start, stop) and ends there.
 
         `joined[i]`: nothing but spaces, hyphens or slashes stands between word i-1 and word i.
-        `free[i]`: word i may be used (None: all may). Returns its value and the ranges of words
-        that matched (more than one where the term has a gap), or None.
+        `free[i]`: word i may be used (None: all may).
         """
-        best: tuple[object, list[tuple[int, int]]] | None = None
-        best_end = start
-        # (node, next word, ranges so far, start of the open range)
-        stack: list[tuple[_Node, int, tuple[tuple[int, int], ...], int]] = []
-        for key in self._keys_of(words[start]):
-            node = self._root.words.get(key)
-            if node is not None:
-                stack.append((node, start + 1, (), start))
+        found: list[Match] = []
+        for i in range(start, stop):
+            nodes = self.starts(words[i])
+            if nodes and (free is None or free[i]):
+                for node in nodes:
+                    self._walk(node, words, joined, i, stop, free, found)
+        return found
+
+    def _walk(
+        self,
+        node: _Node,
+        words: list[str],
+        joined: list[bool],
+        start: int,
+        stop: int,
+        free: list[bool] | None,
+        found: list[Match],
+    ) -> None:
+        stack: list[tuple[_Node, tuple[int, ...]]] = [(node, (start,))]
         while stack:
-            node, i, ranges, opened = stack.pop()
-            if node.value is not None and i > best_end:
-                best_end = i
-                best = (node.value, [*ranges, (opened, i)])
+            node, path = stack.pop()
+            i = path[-1] + 1
+            if node.value is not None:
+                marked = (
+                    path
+                    if all(node.marks)
+                    else tuple(p for p, m in zip(path, node.marks, strict=True) if m)
+                )
+                found.append(Match(node.value, len(path), marked, start, i))
             if i >= stop or not joined[i]:
                 continue
             if node.words and (free is None or free[i]):
-                for key in self._keys_of(words[i]):
+                for key in self.keys_of(words[i]):
                     child = node.words.get(key)
                     if child is not None:
-                        stack.append((child, i + 1, ranges, opened))
+                        stack.append((child, (*path, i)))
             for width, after in node.gaps.items():
-                done = (*ranges, (opened, i))
                 for j in range(i, min(i + width + 1, stop)):
                     if not joined[j] or (free is not None and not free[j]):
                         break
-                    for key in self._keys_of(words[j]):
+                    for key in self.keys_of(words[j]):
                         child = after.words.get(key)
                         if child is not None:
-                            stack.append((child, j + 1, done, j))
+                            stack.append((child, (*path, j)))
                     if words[j] in self._gap_stops:
                         break
-        return best
 
-    def starts(self, word: str) -> bool:
-        """Whether any term begins with this word."""
-        root = self._root.words
-        return any(key in root for key in self._keys_of(word))
 
-    def scan(
-        self, words: list[str], start: int, stop: int, joined: list[bool],
-        free: list[bool] | None = None,
-    ) -> Iterator[tuple[object, list[tuple[int, int]]]]:
-        """All matches from left to right, each word used as a start once; matches never share the
-        words they matched (a later match may lie in an earlier one's gap)."""
-        root, keys_of = self._root.words, self._keys_of
-        used: set[int] = set()
-        for i in range(start, stop):
-            if i in used or (free is not None and not free[i]):
-                continue
-            if not any(key in root for key in keys_of(words[i])):
-                continue
-            found = self.longest(words, i, stop, joined, free)
-            if found is None:
-                continue
-            value, ranges = found
-            if any(j in used for a, b in ranges for j in range(a, b)):
-                continue
-            for a, b in ranges:
-                used.update(range(a, b))
-            yield value, ranges
+def longest_first(matches: list[Match]) -> list[Match]:
+    """A choice of matches whose marked words do not overlap: the longest first, then the tightest,
+    then the leftmost; in the order of the text."""
+    if len(matches) > 1:
+        matches.sort(key=lambda m: (-len(m.marked), -m.size, m.end - m.first, m.first))
+    used: set[int] = set()
+    chosen = []
+    for match in matches:
+        if used.isdisjoint(match.marked):
+            used.update(match.marked)
+            chosen.append(match)
+    chosen.sort(key=lambda m: (m.marked[0], m.marked[-1]))
+    return chosen

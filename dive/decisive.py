@@ -1,0 +1,273 @@
+"""Which tokens of a report are decisive: the mentions of pathology, and the end of the report.
+
+`find_mentions` reads a report with the lexicon of dive/lexicon and the polarity rules of
+dive/polarity.py; `DecisiveTokens` carries the mentions over to the tokens of any fast tokenizer.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dive.errors import DiveError
+from dive.lexicon import Entry, Lexicon, default_lexicon
+from dive.lexicon.terms import Match, longest_first
+from dive.lexicon.words import split
+from dive.polarity import (
+    NEGATIVE,
+    POSITIVE,
+    UNCERTAIN,
+    Found,
+    asking_sections,
+    polarities,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# classes of tokens; CLASS_NAMES[id] is what they are called in logs and tables
+TEMPLATE, PATHOLOGY, EOS = 0, 1, 2
+CLASS_NAMES = ("template", "pathology", "eos")
+
+
+class Mention(NamedTuple):
+    """A finding in a text.
+
+    [start, end) are its outer characters; `spans` are the characters of its own words, more than
+    one range where others stand in between ("heart is mildly enlarged"). `name` is the lexicon's
+    entry, `cls` its CheXpert observation or "Other", `polarity` is "positive", "negative" or
+    "uncertain". What says that all is well ("lungs are clear") has class "No Finding" and is
+    negative.
+    """
+
+    start: int
+    end: int
+    name: str
+    cls: str
+    polarity: str
+    spans: tuple[tuple[int, int], ...]
+
+
+def find_mentions(text: str, lexicon: Lexicon | None = None) -> list[Mention]:
+    """The findings that a report mentions, in its order; no two share a word.
+
+    Sections that state nothing about the image (indication, history, comparison) are read too;
+    what they name is uncertain at best.
+    """
+    lexicon = default_lexicon() if lexicon is None else lexicon
+    automaton = lexicon.automaton
+    words = split(text)
+    asking = asking_sections(text)
+    mentions: list[Mention] = []
+    for first, stop in words.sentences:
+        matches = automaton.matches(words.words, words.joined, first, stop)
+        if not matches:
+            continue
+        found = [_found(match) for match in longest_first(matches)]
+        for one, polarity in zip(found, polarities(words, first, stop, found), strict=True):
+            entry = one.match.value
+            assert isinstance(entry, Entry)
+            spans = _spans(one.match.marked, words.starts, words.ends, words.joined)
+            start, end = spans[0][0], spans[-1][1]
+            if polarity == POSITIVE and any(a <= start < b for a, b in asking):
+                polarity = UNCERTAIN
+            mentions.append(Mention(start, end, entry.name, entry.cls, polarity, spans))
+    return mentions
+
+
+def _found(match: Match) -> Found:
+    entry = match.value
+    assert isinstance(entry, Entry)
+    return Found(match, entry.name, entry.normal, entry.uncertain)
+
+
+def _spans(
+    marked: Sequence[int], starts: list[int], ends: list[int], joined: list[bool]
+) -> tuple[tuple[int, int], ...]:
+    """Characters of the marked words; neighbours share one span."""
+    spans = [(starts[marked[0]], ends[marked[0]])]
+    for last, index in pairwise(marked):
+        if index == last + 1 and joined[index]:
+            spans[-1] = (spans[-1][0], ends[index])
+        else:
+            spans.append((starts[index], ends[index]))
+    return tuple(spans)
+
+
+class DecisiveTokens:
+    """Classes and weights of a report's tokens: template 1, pathology and EOS as given.
+
+    Args:
+        tokenizer: a fast tokenizer (it must give character offsets). None will do for `label`,
+            which takes offsets.
+        pathology: weight of a token of a decisive mention.
+        eos: weight of the token that ends the report.
+        polarity: "positive": what is said to be present is decisive; "all": negated findings and
+            statements of normality ("clear") too.
+        lexicon: from `dive.lexicon.load_lexicon`; None takes the built-in one.
+        uncertain: whether "possible pneumonia" counts with polarity="positive". It does unless
+            turned off: a hedged finding is what the reader acts on, as a stated one is.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        pathology: float = 4.0,
+        eos: float = 4.0,
+        polarity: str = "positive",
+        lexicon: Lexicon | None = None,
+        *,
+        uncertain: bool = True,
+    ) -> None:
+        if polarity not in ("positive", "all"):
+            raise DiveError(f"polarity is {polarity!r}; wants 'positive' or 'all'")
+        for name, weight in (("pathology", pathology), ("eos", eos)):
+            if not 0 <= weight < float("inf"):
+                raise DiveError(f"the weight {name} is {weight!r}; wants a finite number >= 0")
+        if tokenizer is not None and not getattr(tokenizer, "is_fast", False):
+            raise DiveError(
+                f"{type(tokenizer).__name__} gives no character offsets, by which decisive tokens "
+                "are found; wants a fast tokenizer (tokenizer.json)"
+            )
+        self.tokenizer = tokenizer
+        self.pathology, self.eos = float(pathology), float(eos)
+        self.polarity, self.uncertain = polarity, uncertain
+        self.lexicon = default_lexicon() if lexicon is None else lexicon
+
+    def decisive(self, text: str) -> list[Mention]:
+        """The mentions that count under this polarity."""
+        mentions = find_mentions(text, self.lexicon)
+        if self.polarity == "all":
+            return mentions
+        if self.uncertain:
+            return [m for m in mentions if m.polarity != NEGATIVE]
+        return [m for m in mentions if m.polarity == POSITIVE]
+
+    def label(self, text: str, offsets: Sequence[tuple[int, int]], count: int) -> list[int]:
+        """The class of each of a response's `count` tokens.
+
+        Args:
+            text: the report.
+            offsets: characters (start, end) in `text` of the tokens that write it.
+            count: len(offsets), or one more where the end-of-turn token follows: that is EOS.
+
+        Raises:
+            DiveError: any other count.
+        """
+        if count not in (len(offsets), len(offsets) + 1):
+            raise DiveError(
+                f"a response of {count} tokens with {len(offsets)} offsets; wants one offset a "
+                "token, with or without one end-of-turn token behind them"
+            )
+        spans = sorted(span for mention in self.decisive(text) for span in mention.spans)
+        classes = [PATHOLOGY if hit else TEMPLATE for hit in _overlaps(offsets, spans)]
+        return classes if count == len(offsets) else [*classes, EOS]
+
+    def weights_of(self, classes: Iterable[int]) -> list[float]:
+        """The weight of each class id."""
+        table = (1.0, self.pathology, self.eos)
+        return [table[kind] for kind in classes]
+
+    def __call__(self, text_or_ids: "str | Sequence[int] | Tensor") -> "Tensor":
+        """Weights [n + 1], float32, on the CPU: a report's n tokens, then its end (EOS).
+
+        A text is tokenised without special tokens. Ids are decoded, special tokens left out of the
+        text: those at the end (end of turn, padding) are not among the n, for the EOS event stands
+        for them; others (a bos in front) keep their place with weight 1.
+
+        Raises:
+            DiveError: no tokenizer was given, or the ids do not come back as their text has it.
+        """
+        import torch
+
+        if self.tokenizer is None:
+            raise DiveError("DecisiveTokens(None) cannot tokenise; give it a tokenizer")
+        if isinstance(text_or_ids, str):
+            encoded = self.tokenizer(
+                text_or_ids, add_special_tokens=False, return_offsets_mapping=True
+            )
+            text, offsets = text_or_ids, encoded["offset_mapping"]
+        else:
+            text, offsets = self._decode(text_or_ids)
+        classes = self.label(text, offsets, len(offsets) + 1)
+        return torch.tensor(self.weights_of(classes), dtype=torch.float32)
+
+    def _decode(self, ids: "Sequence[int] | Tensor") -> tuple[str, list[tuple[int, int]]]:
+        """The text of ids, and each id's characters in it.
+
+        A token's characters are what decoding up to it adds, so any ids will do, also ones that
+        the tokenizer itself would not have chosen.
+        """
+        flat = [int(index) for index in ids]
+        special = set(self.tokenizer.all_special_ids)
+        special.discard(self.tokenizer.unk_token_id)
+        while flat and flat[-1] in special:
+            flat.pop()
+        plain = [index for index in flat if index not in special]
+        text, ends = _growing(self.tokenizer, plain)
+        spans = iter(zip([0, *ends], ends, strict=False))
+        return text, [(0, 0) if index in special else next(spans) for index in flat]
+
+
+def _growing(tokenizer: Any, ids: list[int]) -> tuple[str, list[int]]:
+    """The decoded text, and its length after each id.
+
+    Decoding every prefix would take quadratic time; a window behind the last complete character
+    gives the same text, for what a token decodes to does not depend on tokens far before it.
+    """
+
+    def decode(part: list[int]) -> str:
+        return tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    ends: list[int] = []
+    text = ""
+    # text is the decoding of ids[:known]; ids[anchor:known] are context for the first new one
+    anchor = known = 0
+    for count in range(1, len(ids) + 1):
+        old = decode(ids[anchor:known])
+        new = decode(ids[anchor:count])
+        if new.endswith("�"):
+            ends.append(len(text) + 1)  # part of a character whose other bytes are still to come
+            continue
+        text += new[len(old) :]
+        anchor, known = known, count
+        ends.append(len(text))
+    if known < len(ids):
+        text += decode(ids[anchor:])[len(decode(ids[anchor:known])) :]
+    return text, [min(end, len(text)) for end in ends]
+
+
+def _overlaps(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
+    """Which tokens share a character with a span. `spans` is sorted and without overlaps.
+
+    Overlap and not containment: the first piece of a word often carries the space before it.
+    Tokens without width (special tokens) share none.
+    """
+    hits = []
+    k = 0
+    for start, end in offsets:
+        # offsets of byte pieces may repeat, and never go back far: step back where they do
+        while k > 0 and spans[k - 1][1] > start:
+            k -= 1
+        while k < len(spans) and spans[k][1] <= start:
+            k += 1
+        hits.append(end > start and k < len(spans) and spans[k][0] < end)
+    return hits
+
+
+def share(classes: Sequence[int], weights: Sequence[float]) -> dict[int, tuple[float, float]]:
+    """class id -> (its share of the tokens, its share of the loss), each summing to 1.
+
+    The share of the loss is by weight, as if every token cost the same. All three classes are in
+    it, those without a token with (0, 0).
+    """
+    if len(classes) != len(weights):
+        raise DiveError(f"{len(classes)} classes and {len(weights)} weights; wants as many of each")
+    total = float(sum(weights))
+    table = {}
+    for kind in range(len(CLASS_NAMES)):
+        own = [float(w) for c, w in zip(classes, weights, strict=True) if c == kind]
+        table[kind] = (
+            len(own) / len(classes) if classes else 0.0,
+            sum(own) / total if total else 0.0,
+        )
+    return table

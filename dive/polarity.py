@@ -1,0 +1,317 @@
+"""Whether a finding is said to be present, absent or uncertain.
+
+Each sentence is read once from left to right. A cue ("no", "possible", "versus") opens a reach that
+goes forward until a stop ("but", "with", a semicolon) or until a comma or an "and" behind which a
+new statement begins; "is not seen" and its kin reach back over the mentions of their own statement.
+The cues are in dive/lexicon/cues.yaml.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dive.lexicon import default_cues
+from dive.lexicon.terms import Match, longest_first
+from dive.lexicon.words import COLON, COMMA, JOINED, QUERY, SEMICOLON, Words, word_set
+
+POSITIVE, NEGATIVE, UNCERTAIN = "positive", "negative", "uncertain"
+
+_VERBS = word_set(
+    "is are was were has have had appears appear remains remain demonstrates demonstrate shows show"
+    " projects project terminates overlies persists persist measures represents represent reflects"
+    " may might could can cannot does do suggests suggest seems extends lies there"
+)
+# after a verb, these leave a list a list: "no effusion, pneumothorax is seen"
+_PERCEIVED = word_set(
+    "seen identified noted visualized visualised demonstrated appreciated evident present detected"
+    " observed apparent found visible recognized shown be been"
+)
+# a statement begins: "no effusion, stable cardiomegaly"
+_RESTART = word_set(
+    "the there a an this these that it its stable unchanged again status post persistent persisting"
+    " chronic old healed healing remote redemonstrated normal now interval improved improving"
+    " worsening worsened increased decreased increasing decreasing degenerative tortuous calcified"
+    " atherosclerotic mildly moderately severely slightly minimally grossly known prior previous"
+    " previously heart cardiac lungs lung mediastinum mediastinal aorta bones bony osseous trachea"
+    " midline incidental incidentally note hyperinflated hyperexpanded low residual resolving"
+    " patient patient's left's sternotomy median cardiomediastinal hilar thoracic spine we"
+)
+# a finding that is there begins so, unless "or" shows that the list goes on
+_DEGREE = word_set(
+    "mild moderate severe small tiny trace minimal slight minor marked left right bilateral"
+    " bibasilar biapical multiple several few some prominent subtle streaky patchy linear borderline"
+    " scattered diffuse hazy basilar extensive two three one both"
+)
+_OR = frozenset(("or", "nor"))
+_LIST_BREAKS = word_set("but however although though except otherwise while whereas")
+_NOT = word_set("not never isn't aren't wasn't weren't doesn't abnormal")
+
+# Sections that ask or tell a history: what they name is not stated by the image.
+_ASKING = re.compile(
+    r"(?:^|(?<=[\n.:]))[ \t]*(?:(?:clinical|patient|past|medical|brief|relevant|present)[ \t]+)*"
+    r"(?:indications?|histor(?:y|ies)|information|details|question|symptoms?|data|diagnosis"
+    r"|reasons?[ \t]+for[ \t]+(?:this[ \t]+)?(?:exam(?:ination)?|study|request|referral)|reason"
+    r"|comparisons?|hx)[ \t]*:",
+    re.IGNORECASE,
+)
+_TELLING = re.compile(
+    r"(?:^|(?<=[\n.:?!]))[ \t]*(?:findings?(?:[ \t]*(?:and|/|&)[ \t]*impressions?)?|impressions?"
+    r"|conclusions?|opinion|reports?|observations?|interpretation|summary|description|assessment"
+    r"|techniques?|views?|procedure|examination|exam|study|chest[^\n:.]{0,40}|radiograph[^\n:.]{0,20}"
+    r"|comment|narrative|wet[ \t]read|final[ \t]report)[ \t]*:|\n[ \t]*[A-Z][A-Z /,()]{3,40}:",
+    re.IGNORECASE,
+)
+_CAPITAL_HEADING = re.compile(r"\n[ \t]*[A-Z][A-Z /,()]{3,40}:")
+
+
+class Found(NamedTuple):
+    """A mention before its polarity is known. `normal`: the words say that all is well;
+    `uncertain`: the words themselves are a hedge ("borderline heart size")."""
+
+    match: Match
+    name: str
+    normal: bool
+    uncertain: bool
+
+
+def asking_sections(text: str) -> list[tuple[int, int]]:
+    """Character ranges of sections that state nothing about the image ("Indication: ...")."""
+    if ":" not in text:
+        return []
+    ranges = []
+    for match in _ASKING.finditer(text):
+        start = match.end()
+        ends = [m.start() for p in (_TELLING, _CAPITAL_HEADING) if (m := p.search(text, start))]
+        ranges.append((start, min(ends, default=len(text))))
+    return ranges
+
+
+def polarities(words: Words, first: int, stop: int, found: Sequence[Found]) -> list[str]:
+    """The polarity of each mention of one sentence, words [first, stop), in the order given.
+
+    `found` is sorted by the first marked word and shares no words.
+    """
+    free = [True] * len(words.words) if len(found) else []
+    for one in found:
+        for index in one.match.marked:
+            free[index] = False
+    cues = default_cues()
+    matches = cues.matches(words.words, words.joined, first, stop, free)
+    return _Sentence(words, first, stop, found, longest_first(matches)).read()
+
+
+class _Sentence:
+    """One reading of one sentence."""
+
+    def __init__(
+        self, words: Words, first: int, stop: int, found: Sequence[Found], cues: list[Match]
+    ) -> None:
+        self.words, self.before = words.words, words.before
+        self.first, self.stop = first, stop
+        self.found = found
+        self.said = [UNCERTAIN if one.uncertain else POSITIVE for one in found]
+        # a mention counts where it is complete, so that "heart is not enlarged" has its cue inside
+        self.at: dict[int, int] = {one.match.marked[-1]: k for k, one in enumerate(found)}
+        self.cues = {cue.first: cue for cue in cues}
+        self.state = ""  # what the next mention is: "", NEGATIVE or UNCERTAIN
+        self.cue_end = first  # where the cue that set the state ended
+        self.passed: list[int] = []  # mentions of the statement that a cue may reach back to
+        self.asserted = False  # the statement has its verb or its "no"
+        self.alternative = False  # "X or ..." without a cue
+        self.heading: list[int] = []  # mentions before a colon: "Pneumothorax: none"
+
+    def read(self) -> list[str]:
+        for i in range(self.first, self.stop):
+            if i > self.first and self.before[i] != JOINED:
+                self._mark(i)
+            elif self.before[i] == QUERY:
+                self._open(UNCERTAIN, i)
+            cue = self.cues.get(i)
+            if cue is not None:
+                self._cue(str(cue.value), cue)
+            elif (word := self.words[i]) == "and" or word == "plus":
+                self._and(i)
+            elif word == "or" and not self.state:
+                self.alternative = bool(self.passed) and i - self._last_word() <= 4
+            if self.words[i] in _VERBS:
+                self.asserted = True
+            if i in self.at:
+                self._mention(self.at[i], i)
+        return [self._normal(k) if one.normal else self.said[k] for k, one in enumerate(self.found)]
+
+    # what a reach is opened and ended by
+
+    def _open(self, state: str, end: int) -> None:
+        self.state, self.cue_end = state, end
+
+    def _new_statement(self) -> None:
+        self.passed, self.asserted, self.alternative = [], False, False
+
+    def _mark(self, i: int) -> None:
+        """Punctuation before word i."""
+        kind = self.before[i]
+        if kind == QUERY:
+            self._open(UNCERTAIN, i)
+            return
+        if kind == COMMA:
+            if self.state and not self._list_goes_on(i):
+                self.state = ""
+            if self.asserted and self._begins_statement(i):
+                self._new_statement()
+            self.alternative = False
+            return
+        if kind == COLON:
+            self.heading = list(self.passed)
+        elif kind == SEMICOLON:
+            self.heading = []
+        self.state = ""
+        self._new_statement()
+
+    def _and(self, i: int) -> None:
+        if i + 1 >= self.stop:
+            return
+        if self.state and not self._list_goes_on(i + 1, after_and=True):
+            self.state = ""
+        if self.asserted and self._begins_statement(i + 1):
+            self._new_statement()
+
+    def _list_goes_on(self, i: int, after_and: bool = False) -> bool:
+        """Whether the list that a cue opened goes on at word i, behind a comma or an "and"."""
+        word = self.words[i]
+        if word in _OR:
+            return True
+        if word == "and" and not after_and:
+            return i + 1 < self.stop and self._list_goes_on(i + 1, after_and=True)
+        if word in _RESTART:
+            return False
+        later = verb = False
+        for j in range(i, self.stop):
+            if self.before[j] > COMMA and j > i:
+                break
+            other = self.words[j]
+            if other in _OR:
+                later = True
+            elif other in _LIST_BREAKS:
+                break
+            elif other in _VERBS:
+                perceived = any(w in _PERCEIVED for w in self.words[j + 1 : min(j + 4, self.stop)])
+                verb = not perceived and not later
+                break
+        if later:
+            return True
+        if self.state == UNCERTAIN and not after_and:
+            return False
+        if word in _DEGREE and not (
+            after_and and self.words[i - 2 : i - 1] in (["left"], ["right"])
+        ):
+            return False
+        return not verb
+
+    def _begins_statement(self, i: int) -> bool:
+        """Whether a subject with a verb of its own follows, or a finding said to be there."""
+        if self.words[i] in _RESTART or self.words[i] in _DEGREE:
+            return True
+        for j in range(i, self.stop):
+            if self.before[j] >= COMMA and j > i:
+                return False
+            if self.words[j] in _VERBS:
+                return j > i
+            if j in self.cues and str(self.cues[j].value) == "negative_after":
+                return any(w in self.at for w in range(i, j))
+        return False
+
+    # what cues do
+
+    def _last_word(self) -> int:
+        return self.found[self.passed[-1]].match.marked[-1]
+
+    def _say(self, which: Sequence[int], state: str) -> None:
+        for k in which:
+            self.said[k] = state
+
+    def _follows(self, end: int) -> bool:
+        """Whether a mention comes before the next mark or stop behind a cue."""
+        for j in range(end, self.stop):
+            if self.before[j] != JOINED:
+                return False
+            cue = self.cues.get(j)
+            if cue is not None and str(cue.value).startswith("stop"):
+                return False
+            if j in self.at:
+                return not self.found[self.at[j]].normal
+        return False
+
+    def _cue(self, kind: str, cue: Match) -> None:
+        if kind in ("stop", "stop_forward"):
+            self.state = ""
+            if kind == "stop":
+                self._new_statement()
+                self.asserted = self.words[cue.first] == "there"
+        elif kind == "negative_before":
+            self._answer_heading(cue, NEGATIVE)
+            self._open(NEGATIVE, cue.end)
+            self.asserted = True
+        elif kind == "negative_after":
+            self._answer_heading(cue, NEGATIVE)
+            if self.passed:
+                self._say(self.passed, NEGATIVE)
+                self.state = ""
+            elif not self.heading or self._follows(cue.end):
+                self._open(NEGATIVE, cue.end)
+            self.asserted = True
+        elif kind == "uncertain_before":
+            if not (self.state == NEGATIVE and self.words[cue.first] == "if"):
+                self._open(UNCERTAIN, cue.end)
+        elif kind == "uncertain_link":
+            if self.state != NEGATIVE:
+                self._open(UNCERTAIN, cue.end)
+        elif kind == "uncertain_after":
+            if self.passed:
+                self._say(self.passed, UNCERTAIN)
+                self.state = ""
+            else:
+                self._open(UNCERTAIN, cue.end)
+        elif kind == "uncertain_either":
+            self._answer_heading(cue, UNCERTAIN)
+            if self._follows(cue.end) or not self.passed:
+                self._open(UNCERTAIN, cue.end)
+            elif self.state != NEGATIVE:
+                self._say([k for k in self.passed if self.said[k] == POSITIVE], UNCERTAIN)
+        elif kind == "uncertain_between" and self.state != NEGATIVE:
+            if self.passed and self.said[self.passed[-1]] == POSITIVE:
+                self._say(self.passed[-1:], UNCERTAIN)
+            self._open(UNCERTAIN, cue.end)
+
+    def _answer_heading(self, cue: Match, state: str) -> None:
+        """ "Pneumothorax: none." and "Effusion: there is no effusion." answer their heading."""
+        if not self.heading or self.passed:
+            return
+        heading, self.heading = self.heading, []
+        begin = next((j for j in range(cue.first, self.first, -1) if self.before[j] == COLON), None)
+        if begin is None or cue.first - begin > 3:
+            return
+        names = {self.found[k].name for k in heading}
+        after = [self.at[j] for j in range(cue.first, self.stop) if j in self.at]
+        if not after or self.found[after[0]].name in names:
+            self._say([k for k in heading if not self.found[k].normal], state)
+
+    def _mention(self, k: int, i: int) -> None:
+        one = self.found[k]
+        if self.state == NEGATIVE:
+            self.said[k] = NEGATIVE
+        elif self.state == UNCERTAIN:
+            self.said[k] = UNCERTAIN
+        elif self.alternative and self.passed:
+            # "scarring or atelectasis": one of both
+            last = self.passed[-1]
+            if self.said[last] == POSITIVE and i - self._last_word() <= 6:
+                self._say([last, k], UNCERTAIN)
+        self.alternative = False
+        if not one.normal:
+            self.passed.append(k)
+
+    def _normal(self, k: int) -> str:
+        """Words that say that all is well are negative, unless "not" stands before them."""
+        at = self.found[k].match.marked[0]
+        denied = any(w in _NOT for w in self.words[max(at - 2, self.first) : at])
+        return POSITIVE if denied else NEGATIVE
