@@ -125,7 +125,9 @@ class Reader:
         many = self.max_images
         kind = {None: "any view", _names("frontal"): "frontal", _names("lateral"): "lateral"}
         words = kind.get(chosen, f"of the views {', '.join(sorted(chosen or ()))}")
-        order = ", PA before AP, then by name" if chosen else ", in the order of the dataset"
+        # What has no views by default does not know them.
+        known = self.default_views != "all"
+        order = ", PA before AP before lateral" if known else ", in the order of the dataset"
         if many == 1:
             say(f"one image a study ({words}{order})")
         else:
@@ -233,16 +235,13 @@ def _choose(
 ) -> Study | str:
     """The study, or why it is left out."""
     if split is not None and candidate.split != split:
-        return "in another split"
+        return f"in another split than {split}"
     if not candidate.images:
         return "without an image"
-    rows = candidate.images
-    if views is not None:
-        rows = sorted(
-            (row for row in rows if row.view in views), key=lambda row: _VIEW_ORDER.get(row.view, 9)
-        )
-        if not rows:
-            return "without an image of the wanted views"
+    rows = [row for row in candidate.images if views is None or row.view in views]
+    if not rows:
+        return "without an image of the wanted views"
+    rows.sort(key=lambda row: _VIEW_ORDER.get(row.view, len(_VIEW_ORDER)))
     texts = _texts(reader, candidate)
     if isinstance(texts, str):
         return texts

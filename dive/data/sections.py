@@ -7,7 +7,7 @@ ones; written anew from its rules. Its list of hand-made exceptions (54 studies)
 
 import re
 
-# A line break, ONE space, capitals, a colon: a header indented further is not seen.
+# A line break, a space, capitals (spaces among them), a colon and white space behind it.
 _HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
 _PARAGRAPH = "\n \n"  # blank lines of these reports hold one space
 
