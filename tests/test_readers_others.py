@@ -13,6 +13,7 @@ from test_readers import balanced
 
 from dive.data import Skipped, Studies, open_studies
 from dive.data.chexpert_plus import RadgraphFile
+from dive.data.images import LazyImage
 from dive.data.iu_xray import hashed_split
 from dive.errors import DiveError
 
@@ -440,7 +441,9 @@ def test_dataset_objects(tmp_path: Path) -> None:
     rows[0]["image"] = None  # nothing was kept: it is asked for again
     with pytest.raises(DiveError, match="row 0, column 'image'"):
         studies[0].load_images()
-    assert len(open_studies(iter(rows[1:]))) == 2  # a stream
+    stream = open_studies(iter(rows[1:]))
+    assert [study.load_images()[0].size for study in stream] == [(8, 6), (8, 6)]
+    assert "images stay in memory" in str(stream.report)
 
 
 def test_splits_and_columns_of_dataset_objects() -> None:
@@ -479,3 +482,7 @@ def test_a_real_dataset_object(tmp_path: Path) -> None:
     studies = open_studies(datasets.DatasetDict({"test": rows}), split="test")
     assert [(study.id, study.findings) for study in studies] == [("test-0", "A."), ("test-1", "B.")]
     assert studies[1].load_images()[0].getpixel((0, 0)) == (90, 90, 90)
+    for given in (rows, rows.to_iterable_dataset()):
+        study = open_studies(given)[0]
+        assert isinstance(study.images[0], LazyImage)
+        assert study.load_images()[0].getpixel((0, 0)) == (90, 90, 90)

@@ -1,6 +1,7 @@
 """Studies that are rows already: JSON lines, and the dataset objects of Hugging Face."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,13 +166,13 @@ class DatasetRows(Rows):
                 raise DiveError(f"{where}: is null; wants an image")
             if isinstance(value, (str, Path)):
                 images.append(ImageRow(self._path(str(value)), "", place))
-            elif hasattr(rows, "__getitem__"):
-                images.append(
-                    ImageRow(LazyImage(where, _fetcher(rows, number, column, at)), "", place)
-                )
+                continue
+            if _sized(rows) and hasattr(rows, "__getitem__"):
+                fetch = partial(_fetch, rows, number, column, at, where)
             else:
                 self.report.note("rows cannot be asked for by number: images stay in memory")
-                images.append(ImageRow(_opened(value, where), "", place))
+                fetch = partial(_opened, value, where)
+            images.append(ImageRow(LazyImage(where, fetch), "", place))
         patient = None if values["patient"] is None else str(values["patient"])
         named = self._split(split if values["split"] is None else values["split"], source)
         return Candidate(name, patient, named, images, source, values)
@@ -222,13 +223,9 @@ def _undecoded(rows: Any) -> Iterable[Any]:
     return rows
 
 
-def _fetcher(rows: Any, number: int, column: str, place: int | None) -> Callable[[], Any]:
-    def fetch() -> Any:
-        value = rows[number][column]
-        name = f"row {number}, column {column!r}"
-        return _opened(value if place is None else value[place], name)
-
-    return fetch
+def _fetch(rows: Any, number: int, column: str, place: int | None, where: str) -> Any:
+    value = rows[number][column]
+    return _opened(value if place is None else value[place], where)
 
 
 def _opened(value: Any, where: str) -> Any:
