@@ -12,6 +12,7 @@ import pytest
 from data_trees import Mimic, dicom_id, film, write_csv
 
 from dive.data import ReadingReport, Skipped, Studies, open_studies
+from dive.data.__main__ import main
 from dive.errors import DiveError
 
 
@@ -417,3 +418,22 @@ def test_reading_needs_neither_torch_nor_pydicom_nor_datasets(mimic: Mimic) -> N
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_a_dataset_is_looked_at_and_written_as_json_lines(
+    mimic: Mimic, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.unlink(mimic.report(10000001, 50000002))
+    out = tmp_path / "out" / "studies.jsonl"
+    spec = f"mimic-cxr:{mimic.root}"
+    assert main([spec]) == 1
+    assert "error: " in capsys.readouterr().err
+    assert main([spec, "--on-error", "skip", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "1 studies with 1 images kept of 5 studies with 7 images" in said
+    assert "skipped: " in said and "s50000002.txt" in said
+    assert "the agreement of its source covers it" in said
+    (again,) = open_studies(out, split="train")
+    (study,) = read(mimic, on_error="skip")
+    for name in ("id", "images", "patient", "indication", "findings", "impression", "split"):
+        assert getattr(again, name) == getattr(study, name)

@@ -1,0 +1,61 @@
+"""`python -m dive.data SPEC`: read a dataset, say what was kept and why, write it as JSON lines.
+
+A look at a download before a long run, and the way to feed it to anything that takes JSON lines.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from dive.data.io import write_jsonl
+from dive.data.open import open_studies
+from dive.data.study import TARGETS, Study
+from dive.data.trouble import Skipped
+from dive.errors import DiveError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m dive.data", description=__doc__)
+    parser.add_argument("spec", help="mimic-cxr:ROOT, chexpert-plus:ROOT, iu-xray:ROOT, ...")
+    parser.add_argument("--target", default="findings", choices=TARGETS)
+    parser.add_argument("--split")
+    parser.add_argument("--views", help="frontal, lateral, all, or names: PA,AP")
+    parser.add_argument("--max-images", type=int)
+    parser.add_argument("--min-words", type=int, default=0)
+    parser.add_argument("--images", type=Path, help="folder of images, if not under ROOT")
+    parser.add_argument("--reports", type=Path, help="folder or zip of reports, likewise")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--drop-comparisons", action="store_true")
+    parser.add_argument("--strip-placeholders", action="store_true")
+    parser.add_argument("--no-check-files", dest="check_files", action="store_false")
+    parser.add_argument("--on-error", default="fail", choices=("fail", "skip"))
+    parser.add_argument("--out", type=Path, help="write the studies here, as JSON lines")
+    options = vars(parser.parse_args(arguments))
+    spec, out = options.pop("spec"), options.pop("out")
+    skipped = Skipped()
+    try:
+        studies = open_studies(spec, skipped=skipped, **options).read()
+        if out is not None:
+            write_jsonl(out, map(_row, studies))
+    except DiveError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(studies.report)
+    for entry in skipped.entries[:10]:
+        print(f"  skipped: {entry['reason']}")
+    if len(skipped) > 10:
+        print(f"  skipped: and {len(skipped) - 10:,} more")
+    if out is not None:
+        print(f"  wrote {out}: it holds reports, and the agreement of its source covers it")
+    return 0
+
+
+def _row(study: Study) -> dict:
+    # Paths in JSON lines are relative to the file; absolute ones hold wherever it lies.
+    row = {"id": study.id, "images": [str(Path(str(image)).absolute()) for image in study.images]}
+    fields = ("patient", "split", "indication", "findings", "impression")
+    return row | {name: getattr(study, name) for name in fields if getattr(study, name) is not None}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
