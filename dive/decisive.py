@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dive.errors import DiveError
 from dive.lexicon import Entry, Lexicon, default_lexicon
+from dive.lexicon.modifiers import widen
 from dive.lexicon.terms import Match, longest_first
 from dive.lexicon.words import split
 from dive.polarity import (
@@ -106,6 +107,8 @@ class DecisiveTokens:
         lexicon: from `dive.lexicon.load_lexicon`; None takes the built-in one.
         uncertain: whether "possible pneumonia" counts with polarity="positive". It does unless
             turned off: a hedged finding is what the reader acts on, as a stated one is.
+        modifiers: weight the severity, side and place beside a decisive mention with it ("small
+            left pleural effusion"); see dive/lexicon/modifiers.yaml.
     """
 
     def __init__(
@@ -117,6 +120,7 @@ class DecisiveTokens:
         lexicon: Lexicon | None = None,
         *,
         uncertain: bool = True,
+        modifiers: bool = False,
     ) -> None:
         if polarity not in ("positive", "all"):
             raise DiveError(f"polarity is {polarity!r}; wants 'positive' or 'all'")
@@ -130,7 +134,7 @@ class DecisiveTokens:
             )
         self.tokenizer = tokenizer
         self.pathology, self.eos = float(pathology), float(eos)
-        self.polarity, self.uncertain = polarity, uncertain
+        self.polarity, self.uncertain, self.modifiers = polarity, uncertain, modifiers
         self.lexicon = default_lexicon() if lexicon is None else lexicon
 
     def decisive(self, text: str) -> list[Mention]:
@@ -158,7 +162,8 @@ class DecisiveTokens:
                 f"a response of {count} tokens with {len(offsets)} offsets; wants one offset a "
                 "token, with or without one end-of-turn token behind them"
             )
-        spans = sorted(span for mention in self.decisive(text) for span in mention.spans)
+        spans = [span for mention in self.decisive(text) for span in mention.spans]
+        spans = merged(widen(text, *span) for span in spans) if self.modifiers else sorted(spans)
         classes = [PATHOLOGY if hit else TEMPLATE for hit in _overlaps(offsets, spans)]
         return classes if count == len(offsets) else [*classes, EOS]
 
@@ -234,6 +239,17 @@ def _growing(tokenizer: Any, ids: list[int]) -> tuple[str, list[int]]:
     if known < len(ids):
         text += decode(ids[anchor:])[len(decode(ids[anchor:known])) :]
     return text, [min(end, len(text)) for end in ends]
+
+
+def merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Sorted, and those that overlap or touch made one."""
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((start, end))
+    return joined
 
 
 def _overlaps(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:

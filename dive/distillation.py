@@ -105,6 +105,7 @@ def distill(
         pathology=float(config.pathology_weight or 0),
         eos=float(config.eos_weight or 0),
         polarity=config.polarity,
+        modifiers=config.modifiers,
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not shown) as bar:

@@ -42,6 +42,7 @@ class DistillConfig:
     pathology_weight, eos_weight: weight of a pathology token and of the end of the report; every
         other token of the report weighs 1.
     polarity: "positive" (mentions said to be there) or "all" (negated ones too).
+    modifiers: severity, side and place beside a mention are weighted with it.
     ce_weight, kd_weight, align_weight: weights of cross entropy, of KL to the teacher, and of the
         mean squared distance of teacher and student hidden states. 0 switches a term off.
     temperature: of the KL.
@@ -71,6 +72,7 @@ class DistillConfig:
     pathology_weight: float | None = None
     eos_weight: float | None = None
     polarity: str = "positive"
+    modifiers: bool = True
     ce_weight: float | None = None
     kd_weight: float | None = None
     align_weight: float | None = None

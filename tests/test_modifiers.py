@@ -1,7 +1,10 @@
 """How far a finding's span reaches when its modifiers belong to it."""
 
+import re
+
 import pytest
 
+from dive.decisive import DecisiveTokens
 from dive.lexicon.modifiers import widen
 
 
@@ -33,3 +36,14 @@ def test_modifiers_join_their_finding(text, finding, wanted):
     start = text.index(finding)
     first, last = widen(text, start, start + len(finding))
     assert text[first:last] == wanted
+
+
+def test_decisive_tokens_weigh_modifiers_with_their_finding():
+    text = "No pneumothorax. Small left pleural effusion at the base."
+    offsets = [(m.start(), m.end()) for m in re.finditer(r"\w+", text)]
+    plain, wide = (
+        DecisiveTokens(None, modifiers=modifiers).label(text, offsets, len(offsets) + 1)
+        for modifiers in (False, True)
+    )
+    assert plain == [0, 0, 0, 0, 1, 1, 0, 0, 0, 2]
+    assert wide == [0, 0, 1, 1, 1, 1, 1, 1, 1, 2]

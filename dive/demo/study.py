@@ -41,28 +41,38 @@ def _but(method: Method, name: str, **changes: Any) -> Method:
     return replace(method, name=name, config=(method.config or {}) | changes)
 
 
+# One change to the full method each.
+NO_TEACHER = replace(_but(m.DIVE, "DIVE, no teacher", kd_weight=0.0), teacher=False)
+NO_TEACHER_UNIFORM = replace(
+    _but(m.UNIFORM, "DIVE, no teacher, uniform weights", kd_weight=0.0), teacher=False
+)
+FIXED_CE = replace(
+    _but(m.FIXED_UNIFORM, "fixed vectors, uniform cross entropy", kd_weight=0.0), teacher=False
+)
 RANK_ONE = _but(m.DIVE, "DIVE, rank 1", rank=1)
+NO_MODIFIERS = _but(m.DIVE, "DIVE, no modifiers", modifiers=False)
 ALL_MENTIONS = _but(m.DIVE, "DIVE, negated mentions too", polarity="all")
 NO_END = _but(m.DIVE, "DIVE, no end-token weight", eos_weight=1.0)
-TEACHER = replace(
-    _but(m.DIVE, "DIVE with KL to the teacher", preset="dive", kd_weight=0.5), teacher=True
-)
-STUDY_METHODS = (*m.DEMO_METHODS, RANK_ONE, ALL_MENTIONS, NO_END, TEACHER)
+STUDY_METHODS = (
+    *m.DEMO_METHODS, NO_TEACHER, NO_TEACHER_UNIFORM, FIXED_CE, RANK_ONE, NO_MODIFIERS,
+    ALL_MENTIONS, NO_END,
+)  # fmt: skip
 
 # What the two development hospitals were asked: one change at a time.
 DEVELOPMENT_METHODS = (
-    m.FIXED_UNIFORM,
-    _but(m.FIXED_UNIFORM, "DIVE, fixed vectors, uniform weights, lr 2e-2", learning_rate=2e-2),
-    _but(m.LIVE, "LIVE, lr 2e-2", learning_rate=2e-2),
-    m.LIVE,
-    m.UNIFORM,
-    m.DIVE,
-    _but(m.UNIFORM, "DIVE, uniform weights, lr 1.2e-2", learning_rate=1.2e-2),
-    _but(m.DIVE, "DIVE, lr 1.2e-2", learning_rate=1.2e-2),
-    _but(m.DIVE, "DIVE, weights 2.5", pathology_weight=2.5, eos_weight=2.5),
-    TEACHER,
-    _but(TEACHER, "DIVE with KL 0.2", kd_weight=0.2),
-    ALL_MENTIONS,
+    *(_but(m.DIVE, f"DIVE, rate {rate:g}", learning_rate=rate) for rate in (6e-3, 2.5e-2, 5e-2)),
+    *(
+        _but(m.DIVE, f"DIVE, weights {w:g}", pathology_weight=w, eos_weight=w)
+        for w in (1.0, 2.5, 4.5)
+    ),
+    *(_but(m.DIVE, f"DIVE, KL {w:g}", kd_weight=w) for w in (0.2, 1.0)),
+    NO_TEACHER,
+    NO_MODIFIERS,
+    *(
+        _but(m.FIXED_UNIFORM, f"fixed, rate {rate:g}", learning_rate=rate)
+        for rate in (0.05, 0.1, 0.2)
+    ),
+    *(_but(m.LIVE, f"LIVE, rate {rate:g}", learning_rate=rate) for rate in (2e-2, 5e-2, 1e-1)),
 )
 
 
