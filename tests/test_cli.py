@@ -106,8 +106,8 @@ def test_an_interrupted_run_goes_on(tiny_llava, studies_folder, tmp_path):
         "--max-new-tokens", "8", "--batch-size", "1",
     ]  # fmt: skip
     slow = (
-        "import time, dive.generation as g; real = g._Run.reports\n"
-        "g._Run.reports = lambda self, *a: (time.sleep(0.4), real(self, *a))[1]\n"
+        "import time, dive.batches as g; real = g.Run.reports\n"
+        "g.Run.reports = lambda self, *a: (time.sleep(0.4), real(self, *a))[1]\n"
         "from dive.cli import main; main()"
     )
     process = subprocess.Popen(

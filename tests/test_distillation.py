@@ -185,6 +185,8 @@ config = short(steps=1, batch_size=3, max_grad_norm=0.0)
 dive.distill(backbone, read_studies({studies!r}), demonstrations=2, config=config)
 if Recorder.made[0].is_world_process_zero():
     torch.save(Recorder.made[0].gradients[0], {out!r})
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 
