@@ -11,18 +11,26 @@ from rich.console import Console
 from dive.cli.options import (
     BackboneOption,
     DeviceOption,
+    DropComparisonsOption,
     DtypeOption,
+    ImagesRootOption,
     ImageTokensOption,
     JsonOption,
     OnErrorOption,
     PromptOption,
+    ReadOption,
+    ReportsRootOption,
+    SplitOption,
     StudiesOption,
     TargetOption,
     TemplateOption,
     demonstrations_of,
     image_budget,
     number_or_file,
+    open_all,
     open_backbone,
+    pairs,
+    reading,
     write_skipped,
 )
 from dive.errors import DiveError
@@ -66,6 +74,11 @@ def distill(
         list[str] | None,
         typer.Option("--set", help="Any other field of DistillConfig, as NAME=VALUE."),
     ] = None,
+    split: SplitOption = None,
+    images_root: ImagesRootOption = None,
+    reports_root: ReportsRootOption = None,
+    drop_comparisons: DropComparisonsOption = False,
+    read: ReadOption = None,
     max_image_tokens: ImageTokensOption = None,
     template: TemplateOption = None,
     dtype: DtypeOption = "auto",
@@ -97,27 +110,33 @@ def distill(
         "gradient_checkpointing": gradient_checkpointing or None,
     }
     from dive.adapter import CONFIG_FILE
-    from dive.data import Skipped, read_studies
+    from dive.data import Skipped
     from dive.distillation import distill as run
     from dive.distillation import remove_checkpoints
     from dive.presets import DistillConfig
     from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS
 
     named = {name: value for name, value in given.items() if value is not None}
-    config = DistillConfig(**{**named, **_settings(setting or [])})
+    config = DistillConfig(
+        **{**named, **pairs(setting, [field.name for field in fields(DistillConfig)], "--set")}
+    )
     if (out / CONFIG_FILE).exists() and not overwrite:
         raise DiveError(
             f"{out}: holds an adapter already; give --overwrite to replace it, or another --out"
         )
     skipped = Skipped()
-    reading: dict[str, Any] = {"target": target, "on_error": on_error, "skipped": skipped}
-    train = read_studies(studies, **reading)
+    options = reading(split, images_root, reports_root, drop_comparisons, read)
+    options |= {"target": target, "on_error": on_error, "skipped": skipped}
+    train = open_all(studies, **options)
     shown = demonstrations_of(demonstrations, target)
     held_out: Any = None
     if validation is not None:
         held_out = number_or_file(validation, "--validation")
-        if isinstance(held_out, Path):
-            held_out = read_studies(held_out, **reading)
+        if isinstance(held_out, str):
+            # the same dataset's other split, or a file of its own
+            held_out = open_all(
+                held_out, **options | {"split": "validation" if ":" in held_out else None}
+            )
     adapter = run(
         open_backbone(backbone, dtype, device),
         train,
@@ -155,22 +174,3 @@ def distill(
         f"next: dive generate --backbone {backbone} --adapter {out} --studies test.jsonl "
         "--out reports.jsonl"
     )
-
-
-def _settings(pairs: list[str]) -> dict[str, Any]:
-    """NAME=VALUE pairs; a value is JSON where it can be (16, true, [0, 1]), else text."""
-    from dive.presets import DistillConfig
-
-    known = {field.name for field in fields(DistillConfig)}
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        name, sign, value = pair.partition("=")
-        if not sign or name not in known:
-            raise DiveError(
-                f"--set {pair!r}: wants NAME=VALUE with one of {', '.join(sorted(known))}"
-            )
-        try:
-            found[name] = json.loads(value)
-        except json.JSONDecodeError:
-            found[name] = value
-    return found

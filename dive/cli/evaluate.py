@@ -8,7 +8,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dive.cli.options import JsonOption
+from dive.cli.options import (
+    ImagesRootOption,
+    JsonOption,
+    ReadOption,
+    ReportsRootOption,
+    SplitOption,
+    open_all,
+    reading,
+)
 from dive.errors import DiveError
 
 _SHOWN = 8  # ids named in a message
@@ -19,7 +27,8 @@ def evaluate(
         Path, typer.Option("--predictions", help="reports.jsonl of dive generate.")
     ],
     references: Annotated[
-        Path, typer.Option("--references", help="JSON lines of studies with their reports.")
+        str,
+        typer.Option("--references", help="JSON lines or a dataset, as in dive distill."),
     ],
     target: Annotated[
         str, typer.Option("--target", help="Section compared: findings, impression or both.")
@@ -61,6 +70,10 @@ def evaluate(
     chexbert_tokenizer: Annotated[
         Path | None, typer.Option(help="CheXbert: folder of bert-base-uncased.")
     ] = None,
+    split: SplitOption = None,
+    images_root: ImagesRootOption = None,
+    reports_root: ReportsRootOption = None,
+    read: ReadOption = None,
     allow_missing: Annotated[
         bool,
         typer.Option("--allow-missing", help="Count what has no partner, and score the rest."),
@@ -81,7 +94,8 @@ def evaluate(
     if "chexbert" in asked:
         sources["chexbert"] = CheXbert(chexbert_weights, chexbert_tokenizer)
     rows = _predictions(predictions)
-    truth = _references(references, target)
+    options = reading(split, images_root, reports_root, False, read)
+    truth = _references(references, target, options)
     files = {predictions: rows}
     if baseline is not None:
         files[baseline] = _predictions(baseline)
@@ -157,11 +171,16 @@ def _predictions(path: Path) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _references(path: Path, target: str) -> dict[str, str]:
+def _references(spec: str, target: str, options: dict[str, Any]) -> dict[str, str]:
     """Reports by id. Images are neither needed nor looked for."""
     from dive.data import Study, check_target
+    from dive.data.open import parse_spec
 
     check_target(target)
+    kind, path = parse_spec(spec)
+    if kind != "jsonl":
+        found = open_all(spec, target=target, **options | {"check_files": False})
+        return {study.id: study.report(target) for study in found}
     reports: dict[str, str] = {}
     for number, row in _lines(path):
         name = row.get("id")
@@ -200,7 +219,7 @@ def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _joined(
-    files: dict[Path, dict[str, Any]], references: Path, truth: dict[str, str], allow_missing: bool
+    files: dict[Path, dict[str, Any]], references: str, truth: dict[str, str], allow_missing: bool
 ) -> list[str]:
     """The ids that every file has, in the order of the references."""
     for path, rows in files.items():

@@ -12,14 +12,20 @@ from dive.cli.options import (
     BackboneOption,
     DeviceOption,
     DtypeOption,
+    ImagesRootOption,
     ImageTokensOption,
     JsonOption,
     OnErrorOption,
     PromptOption,
+    ReadOption,
+    ReportsRootOption,
+    SplitOption,
     TemplateOption,
     demonstrations_of,
     image_budget,
+    open_all,
     open_backbone,
+    reading,
     write_skipped,
 )
 from dive.errors import DiveError
@@ -32,7 +38,8 @@ def generate(
         list[Path] | None, typer.Argument(help="Image files, one report each.", show_default=False)
     ] = None,
     studies: Annotated[
-        Path | None, typer.Option("--studies", help="JSON lines of studies, in place of images.")
+        str | None,
+        typer.Option("--studies", help="JSON lines or a dataset, as in dive distill."),
     ] = None,
     adapter: Annotated[
         str | None, typer.Option("--adapter", help="Folder of dive distill, or a hub id.")
@@ -48,6 +55,10 @@ def generate(
     prompt: PromptOption = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest report.")] = 256,
     batch_size: Annotated[int, typer.Option(help="Studies at once.")] = 8,
+    split: SplitOption = None,
+    images_root: ImagesRootOption = None,
+    reports_root: ReportsRootOption = None,
+    read: ReadOption = None,
     max_image_tokens: ImageTokensOption = None,
     template: TemplateOption = None,
     dtype: DtypeOption = "auto",
@@ -59,13 +70,15 @@ def generate(
     if bool(images) == (studies is not None):
         raise DiveError("give either --studies FILE or image files, and not both")
     from dive.adapter import SteeringAdapter
-    from dive.data import Skipped, read_studies
+    from dive.data import Skipped
     from dive.data.io import JsonlWriter
     from dive.generation import as_studies, iter_reports
 
     skipped = Skipped()
     if studies is not None:
-        items = read_studies(studies, on_error=on_error, skipped=skipped)
+        options = reading(split, images_root, reports_root, False, read)
+        # what is written need not have been written before: no section is asked for
+        items = open_all(studies, target=None, on_error=on_error, skipped=skipped, **options)
     else:
         items = as_studies(images or [])
         _refuse_twice([item.id for item in items])

@@ -20,6 +20,7 @@ from dive.cli.options import (
     TemplateOption,
     demonstrations_of,
     image_budget,
+    open_all,
     open_backbone,
     quiet_libraries,
 )
@@ -134,11 +135,10 @@ def prompt(
     as_json: JsonOption = False,
 ) -> None:
     """Print one student's and one teacher's prompt with its report, image tokens collapsed."""
-    from dive.data import read_studies
     from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS, Prompter
     from dive.teacher import Demonstrations
 
-    rows = read_studies(studies, target=target)
+    rows = open_all(studies, target=target)
     query = rows[0] if study is None else next((row for row in rows if row.id == study), None)
     if query is None:
         raise DiveError(f"{studies}: there is no study {study!r}")

@@ -1,5 +1,7 @@
 """Options that several commands share, and the reading of what they name."""
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +17,33 @@ BackboneOption = Annotated[
     str, typer.Option("--backbone", help="Folder of save_pretrained, or a hub id.")
 ]
 StudiesOption = Annotated[
-    Path, typer.Option("--studies", help="JSON lines, one study a line; paths relative to it.")
+    str,
+    typer.Option(
+        "--studies",
+        help="JSON lines, one study a line, paths relative to it; or mimic-cxr:ROOT, "
+        "chexpert-plus:ROOT, iu-xray:ROOT, r2gen:FILE.",
+    ),
+]
+SplitOption = Annotated[
+    str | None, typer.Option("--split", help="Of a dataset: train, validation or test.")
+]
+ImagesRootOption = Annotated[
+    Path | None, typer.Option("--images-root", help="Of a dataset: images, if not under ROOT.")
+]
+ReportsRootOption = Annotated[
+    Path | None, typer.Option("--reports-root", help="Of a dataset: reports, if not under ROOT.")
+]
+DropComparisonsOption = Annotated[
+    bool,
+    typer.Option("--drop-comparisons", help="Drop sentences that compare with a prior."),
+]
+ReadOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--read",
+        help="Any other argument of dive.data.open_studies, as NAME=VALUE (views=PA, "
+        "min_words=5, strip_placeholders=true ...).",
+    ),
 ]
 TargetOption = Annotated[
     str, typer.Option("--target", help="What is written: findings, impression or both.")
@@ -72,16 +100,70 @@ def image_budget(text: str | None, default: Any) -> Any:
     return int(text)
 
 
-def number_or_file(text: str, option: str) -> int | float | Path:
-    """`4`, `0.1` or the path of a file."""
+def pairs(given: list[str] | None, known: Iterable[str], option: str) -> dict[str, Any]:
+    """NAME=VALUE pairs; a value is JSON where it can be (16, true, [0, 1]), else text."""
+    found: dict[str, Any] = {}
+    for pair in given or []:
+        name, sign, value = pair.partition("=")
+        if not sign or name not in known:
+            raise DiveError(
+                f"{option} {pair!r}: wants NAME=VALUE with one of {', '.join(sorted(known))}"
+            )
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
+
+
+_READ = (
+    "views", "max_images", "min_words", "sections", "last_paragraph", "labels",
+    "strip_placeholders", "check_files", "seed",
+)  # fmt: skip
+
+
+def reading(
+    split: str | None,
+    images_root: Path | None,
+    reports_root: Path | None,
+    drop_comparisons: bool,
+    read: list[str] | None,
+) -> dict[str, Any]:
+    """The options above as arguments of `dive.data.open_studies`."""
+    return {
+        "split": split,
+        "images": images_root,
+        "reports": reports_root,
+        "drop_comparisons": drop_comparisons,
+        **pairs(read, _READ, "--read"),
+    }
+
+
+def open_all(spec: str, **options: Any) -> "list[Study]":
+    """Every study of a file or dataset; of a dataset it is said what was kept, and why."""
+    from rich.console import Console
+
+    from dive.data.open import open_studies, parse_spec
+
+    studies = open_studies(spec, **options)
+    found = list(studies)
+    if parse_spec(spec)[0] != "jsonl":
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            str(studies.report), markup=False
+        )
+    return found
+
+
+def number_or_file(text: str, option: str) -> int | float | str:
+    """`4`, `0.1`, or the name of a file or dataset."""
     for kind in (int, float):
         try:
             return kind(text)
         except ValueError:
             continue
-    if not Path(text).is_file():
+    if ":" not in text and not Path(text).is_file():
         raise DiveError(f"{option} is {text!r}, which is neither a number nor a file")
-    return Path(text)
+    return text
 
 
 def demonstrations_of(
@@ -91,10 +173,8 @@ def demonstrations_of(
     if text is None:
         return None
     given = number_or_file(text, option)
-    if isinstance(given, Path):
-        from dive.data import read_studies
-
-        return read_studies(given, target=target)
+    if isinstance(given, str):
+        return open_all(given, target=target)
     if not isinstance(given, int) or given < 1:
         raise DiveError(f"{option} is {text!r}, want a whole number >= 1 or a file")
     return given
