@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -91,7 +92,8 @@ def distill(
         raise DiveError("distill: an adapter is attached to the backbone; detach it first")
     studies, held_out = split(studies, validation, config.seed)
     console = Console(stderr=True)
-    shown = console.is_terminal if progress is None else progress
+    rank, ranks = (int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1)))
+    shown = rank == 0 and (console.is_terminal if progress is None else progress)
 
     prompter = Prompter(
         backbone,
@@ -124,9 +126,10 @@ def distill(
     batches = (examples.collate([one]) for one in first)
     calibrate(backbone, adapter, ((prompter.place(b["inputs"]), b["positions"]) for b in batches))
 
-    steps = total_steps(config, len(examples))
+    steps = total_steps(config, len(examples), ranks)
     if shown:
-        console.print(describe(config, prompter, adapter, found, teacher_lengths, steps))
+        plan = describe(config, prompter, adapter, found, teacher_lengths, steps, ranks)
+        console.print(plan, highlight=False, soft_wrap=True)
     folder = None if output_dir is None else Path(output_dir)
     run = _description(config, prompter, adapter, examples, checked, teacher)
     checkpoint = _checkpoint(folder, resume, run)
@@ -244,7 +247,8 @@ def _train(
     checkpoint: str | None,
     console: Console | None,
 ) -> None:
-    per_epoch = total_steps(replace(config, steps=None, epochs=1), len(examples))
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    per_epoch = total_steps(replace(config, steps=None, epochs=1), len(examples), ranks)
     often = max(per_epoch, steps // 20)
     arguments = TrainingArguments(
         output_dir=str(folder) if folder is not None else "unused",
@@ -267,6 +271,7 @@ def _train(
         dataloader_pin_memory=backbone.device.type == "cuda",
         remove_unused_columns=False,
         report_to="none",
+        ddp_find_unused_parameters=False,
         use_cpu=backbone.device.type == "cpu",
         disable_tqdm=True,
     )
@@ -343,7 +348,7 @@ def _checkpoint(folder: Path | None, resume: bool, run: dict[str, Any]) -> str |
                     f"{folder}: the unfinished training had {name} {earlier.get(name)!r}, now it "
                     f"is {now[name]!r}; it cannot go on from there"
                 )
-    else:
+    elif int(os.environ.get("RANK", 0)) == 0:
         write_text(folder / RUN_FILE, json.dumps(run, indent=1) + "\n")
     return last
 

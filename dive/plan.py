@@ -19,6 +19,7 @@ def describe(
     survey: Survey,
     teacher_lengths: Sequence[int] | None,
     steps: int,
+    ranks: int = 1,
 ) -> str:
     """Tokens an image, lengths of prompts, decisive share, memory and steps, as lines of text."""
     longest, usual = Survey.quantiles(survey.prompt_lengths)
@@ -49,7 +50,7 @@ def describe(
         f"memory: about {memory / GIB:.1f} GiB for {tokens} tokens a forward"
         + ("" if config.gradient_checkpointing else " (gradient_checkpointing takes less)")
     )
-    each = config.batch_size * config.gradient_accumulation
+    each = config.batch_size * config.gradient_accumulation * ranks
     lines.append(f"{steps} steps of {each} studies")
     return "\n".join(lines)
 

@@ -1,6 +1,7 @@
 """`dive distill`: studies in, an adapter folder out."""
 
 import json
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -153,6 +154,8 @@ def distill(
         on_error=on_error,
         skipped=skipped,
     )
+    if int(os.environ.get("RANK", 0)) > 0:
+        return  # under torchrun every rank has the same adapter, and the first one writes it
     adapter.save_pretrained(out)
     remove_checkpoints(out / "checkpoints")
     note = write_skipped(skipped, out)

@@ -6,7 +6,8 @@ was interrupted goes on where it stopped. About an hour on one core.
 
     python -m dive.demo.study                   what is missing of the study
     python -m dive.demo.study --development     the choices, on two other hospitals
-    python -m dive.demo.study --table           README's table from the file
+    python -m dive.demo.study --table           the table from the file
+    python -m dive.demo.study --readme FILE     the same, between README's two markers
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from dive.data.io import write_text
+from dive.errors import DiveError
 
 from . import methods as m
 from .methods import Method
@@ -185,6 +187,18 @@ def table(records: Sequence[dict[str, Any]], group: str = "test") -> str:
     return "\n".join(lines)
 
 
+MARKERS = ("<!-- study table: made by python -m dive.demo.study --readme -->", "<!-- end -->")
+
+
+def into_readme(text: str, made: str) -> str:
+    """A README with the table between its two markers."""
+    before, _, rest = text.partition(MARKERS[0])
+    _, end, after = rest.partition(MARKERS[1])
+    if not end:
+        raise DiveError(f"the README has no {MARKERS[0]} ... {MARKERS[1]}")
+    return f"{before}{MARKERS[0]}\n{made}\n{end}{after}"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dive.demo.study",
@@ -193,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--development", action="store_true", help="the two development hospitals")
     parser.add_argument("--table", action="store_true", help="print the table, run nothing")
+    parser.add_argument("--readme", type=Path, help="write the table into this file, run nothing")
     parser.add_argument("--hospitals", type=int, nargs="+", help="default: all of the group")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--methods", nargs="+", help="only these, by name")
@@ -201,6 +216,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     group = "development" if args.development else "test"
     if args.table:
         print(table(load(args.out), group))
+        return
+    if args.readme:
+        text = args.readme.read_text(encoding="utf-8")
+        write_text(args.readme, into_readme(text, table(load(args.out))))
         return
     chosen: tuple[Method, ...] = DEVELOPMENT_METHODS if args.development else STUDY_METHODS
     if args.methods:

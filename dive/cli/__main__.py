@@ -1,0 +1,3 @@
+from dive.cli import main
+
+main()
