@@ -10,7 +10,9 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -115,10 +117,22 @@ def main(
     return rows
 
 
+# narrow enough that a terminal of 80 columns shows the methods' names
+_HEADS = {
+    "style_f1": "style\nF1",
+    "concept_f1": "concept\nF1",
+    "terminated": "ended\n%",
+    "length_ratio": "length\nratio",
+    "ms_per_report": "ms per\nreport",
+    "prompt_tokens": "prompt\ntokens",
+}
+
+
 def _table(rows: Sequence[dict]) -> Table:
-    table = Table(title="One unseen hospital")
-    for n, column in enumerate(COLUMNS.values()):
-        table.add_column(column, justify="left" if n == 0 else "right", no_wrap=n > 0)
+    table = Table(title="One unseen hospital", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    for n, (key, name) in enumerate(COLUMNS.items()):
+        justify: Any = "left" if n == 0 else "right"
+        table.add_column(_HEADS.get(key, name), justify=justify, no_wrap=n > 0)
     for row in rows:
         table.add_row(*cells(row), style="bold" if row["method"] == DIVE.name else "")
     return table
