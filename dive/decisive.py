@@ -146,6 +146,11 @@ class DecisiveTokens:
             return [m for m in mentions if m.polarity != NEGATIVE]
         return [m for m in mentions if m.polarity == POSITIVE]
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """The characters of decisive words, sorted and without overlaps."""
+        spans = [span for mention in self.decisive(text) for span in mention.spans]
+        return merged(widen(text, *span) for span in spans) if self.modifiers else sorted(spans)
+
     def label(self, text: str, offsets: Sequence[tuple[int, int]], count: int) -> list[int]:
         """The class of each of a response's `count` tokens.
 
@@ -162,9 +167,8 @@ class DecisiveTokens:
                 f"a response of {count} tokens with {len(offsets)} offsets; wants one offset a "
                 "token, with or without one end-of-turn token behind them"
             )
-        spans = [span for mention in self.decisive(text) for span in mention.spans]
-        spans = merged(widen(text, *span) for span in spans) if self.modifiers else sorted(spans)
-        classes = [PATHOLOGY if hit else TEMPLATE for hit in _overlaps(offsets, spans)]
+        hits = _overlaps(offsets, self.spans(text))
+        classes = [PATHOLOGY if hit else TEMPLATE for hit in hits]
         return classes if count == len(offsets) else [*classes, EOS]
 
     def weights_of(self, classes: Iterable[int]) -> list[float]:

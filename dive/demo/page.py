@@ -32,16 +32,14 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 def marked(text: str) -> list[dict[str, Any]]:
-    """A report in pieces; those that state a finding are marked."""
-    from dive.decisive import find_mentions
+    """A report in pieces; the decisive ones, as training weighs them, are marked."""
+    from dive.decisive import DecisiveTokens
 
     pieces, done = [], 0
-    for mention in find_mentions(text):
-        if mention.polarity != "positive" or mention.start < done:
-            continue
-        pieces.append({"text": text[done : mention.start], "marked": False})
-        pieces.append({"text": text[mention.start : mention.end], "marked": True})
-        done = mention.end
+    for start, end in DecisiveTokens(None, modifiers=True).spans(text):
+        pieces.append({"text": text[done:start], "marked": False})
+        pieces.append({"text": text[start:end], "marked": True})
+        done = end
     return [*pieces, {"text": text[done:], "marked": False}]
 
 
