@@ -1,10 +1,10 @@
-# make demo | test | lint | bench    each installs what it needs into .venv first
+# make demo | test | lint | bench | aot    each installs what it needs into .venv first
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test lint format bench wheel clean
+.PHONY: demo test lint format bench aot wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dive demo
@@ -29,6 +29,10 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+# needs triton, not a GPU: `pip install triton` where torch did not bring it
+aot: $(VENV)/.installed
+	$(BIN)/python -m dive.kernels.aot
 
 wheel: $(VENV)/.installed
 	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .

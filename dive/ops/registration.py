@@ -27,18 +27,26 @@ def register(schema: str, everywhere: Callable[..., Any], fake: Callable[..., An
     """
     name = schema.split("(", 1)[0]
     _library.define(schema)
+    _library.impl(name, _without_autocast(everywhere), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"dive::{name}", fake, lib=_library)
+    return getattr(torch.ops.dive, name).default
 
-    @functools.wraps(everywhere)
+
+def register_kernel(name: str, function: Callable[..., Any], key: str = "CUDA") -> None:
+    """`function` computes `dive::<name>` on this device in place of the PyTorch path."""
+    _library.impl(name, _without_autocast(function), key)
+
+
+def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
     def run(first: Tensor, *args: Any) -> Any:
         device = first.device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                return everywhere(first, *args)
-        return everywhere(first, *args)
+                return function(first, *args)
+        return function(first, *args)
 
-    _library.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"dive::{name}", fake, lib=_library)
-    return getattr(torch.ops.dive, name).default
+    return run
 
 
 def register_gradient(name: str, apply: Callable[..., Any]) -> None:

@@ -292,7 +292,7 @@ _steer_backward = register(
     _backward,
     _backward_fake,
 )
-# the Triton kernels' place: dive.kernels.steer registers both names for CUDA
+# dive.ops.fused puts the Triton kernels in the place of both on CUDA
 
 
 class _Steer(torch.autograd.Function):

@@ -1,0 +1,185 @@
+"""Ahead-of-time compilation of the kernels, without a GPU, and what ptxas says of the result.
+
+`python -m dive.kernels.aot` builds every row of the table for every architecture and exits with 1
+if one spills, or wants more shared memory than the part has. `make aot` calls it.
+"""
+
+import contextlib
+import io
+import itertools
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from dive.kernels import steer, steer_backward
+from dive.kernels.table import BUCKETS, DTYPES, RANKS, configuration
+
+ARCHITECTURES = (80, 90, 100)
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # that one program may have
+_TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+_LAUNCH = ("num_warps", "num_stages", "enable_fp_fusion")
+_INTEGERS = {
+    *("tokens", "width", "rank", "stride", "grad_stride"),
+    *("first_token", "end", "span", "count", "programs"),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel with everything that its machine code depends on."""
+
+    kernel: str  # as the table names it
+    architecture: int
+    dtype: torch.dtype
+    padded: int
+    width: int
+    flags: tuple[tuple[str, Any], ...]  # of the operator, in the kernel's own words
+
+    def __str__(self) -> str:
+        flags = ",".join(f"{name}={value}" for name, value in self.flags)
+        return (
+            f"{self.kernel} sm_{self.architecture} {_TYPES[self.dtype]} rank {self.padded} "
+            f"width {self.width} {flags}"
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    registers: int
+    spills: int  # bytes stored and loaded
+    shared: int  # bytes
+
+
+_KERNELS = {
+    "steer_forward": steer.forward_kernel,
+    "steer_backward": steer_backward.backward_kernel,
+    "steer_parameters": steer_backward.parameters_kernel,
+    "steer_reduce": steer_backward.reduce_kernel,
+}
+# of the dtype of the stream; what is in neither list is float32
+_STREAMS = {"h", "grad", "grad_h", "out"}
+_MARKS = {"mask": "*u8"}
+_NUMBERS = {"eps": "fp32"}
+
+
+def steer_variants(
+    architectures: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+    ranks: tuple[int, ...],
+    widths: tuple[int, ...],
+    norms: tuple[bool, ...] = (False, True),
+    activations: tuple[str, ...] = ("silu",),
+) -> Iterator[Variant]:
+    """Forward, both backward kernels and their reduction; masks on: they are the larger code."""
+    axes = (architectures, dtypes, ranks, widths, norms, activations)
+    for architecture, dtype, rank, width, norm, activation in itertools.product(*axes):
+        common = (("NORM", norm), ("MASKED", True), ("ACTIVATION", activation))
+        for kernel, flags in (
+            ("steer_forward", (*common, ("SAVE", True))),
+            ("steer_backward", (*common, ("ADD", True))),
+            ("steer_parameters", (*common, ("ADD", True))),
+            ("steer_reduce", (("NORM", norm),)),
+        ):
+            yield Variant(kernel, architecture, dtype, rank, width, flags)
+
+
+def whole_table() -> list[Variant]:
+    """Every row; rows that come to the same code are one."""
+    found = {}
+    for variant in steer_variants(ARCHITECTURES, DTYPES, RANKS, BUCKETS):
+        options = configuration(
+            variant.kernel, variant.architecture, variant.dtype, variant.padded, variant.width
+        )
+        code = (variant.kernel, variant.architecture, variant.dtype, variant.padded, variant.flags)
+        found.setdefault((code, tuple(sorted(options.items()))), variant)
+    return list(found.values())
+
+
+def build(variant: Variant) -> Any:
+    """The compiled kernel of Triton, with its PTX in `asm`."""
+    kernel = _KERNELS[variant.kernel]
+    options = configuration(
+        variant.kernel, variant.architecture, variant.dtype, variant.padded, variant.width
+    )
+    constants = {k: v for k, v in options.items() if k not in _LAUNCH} | dict(variant.flags)
+    constants["PADDED"] = variant.padded
+    constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
+    signature: dict[str, str] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for position, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in _NUMBERS:
+            signature[name] = _NUMBERS[name]
+        elif name in _INTEGERS:
+            signature[name] = "i32"
+        else:
+            kind = _TYPES[variant.dtype] if name in _STREAMS else "fp32"
+            signature[name] = _MARKS.get(name, f"*{kind}")
+        # as in a launch with sizes that are multiples of 16
+        if signature[name].startswith("*") or name in ("width", "stride", "grad_stride"):
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    target = GPUTarget("cuda", variant.architecture, 32)
+    launch = {k: v for k, v in options.items() if k in _LAUNCH}
+    return triton.compile(source, target=target, options=launch)
+
+
+def inspect(variant: Variant) -> Report:
+    """Compiles and reads what ptxas -v said while it assembled."""
+    log = io.StringIO()
+    with (
+        knobs.compilation.scope(),
+        knobs.nvidia.scope(),
+        contextlib.redirect_stdout(log),
+    ):
+        knobs.compilation.always_compile = True  # what comes from the cache says nothing
+        knobs.nvidia.dump_ptxas_log = True
+        shared = build(variant).metadata.shared
+    registers = re.search(r"Used (\d+) registers", log.getvalue())
+    assert registers is not None, log.getvalue()
+    spills = sum(int(size) for size in re.findall(r"(\d+) bytes spill", log.getvalue()))
+    return Report(int(registers[1]), spills, shared)
+
+
+def ptxas(architecture: int) -> str:
+    """The assembler that Triton takes for this architecture."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    return str(get_ptxas(architecture).path)
+
+
+def faults(variant: Variant, report: Report) -> list[str]:
+    found = []
+    if report.spills:
+        found.append(f"spills {report.spills} bytes")
+    if report.shared > SHARED_BYTES[variant.architecture]:
+        found.append(f"wants {report.shared} bytes of shared memory")
+    return found
+
+
+def main() -> int:
+    failures = 0
+    variants = whole_table()
+    for done, variant in enumerate(variants, 1):
+        report = inspect(variant)
+        bad = faults(variant, report)
+        failures += bool(bad)
+        print(
+            f"{done}/{len(variants)} {variant}: {report.registers} registers, "
+            f"{report.shared} bytes shared {'; '.join(bad)}",
+            flush=True,
+        )
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

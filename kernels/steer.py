@@ -1,0 +1,160 @@
+"""Triton kernel of `dive::steer`, forward. float16, bfloat16 and float32; sums in float32.
+
+A program takes BLOCK_T tokens and sweeps the width in blocks of BLOCK_D: once for the mixing
+weights (pre = down u + bias), once to write h'. The second sweep finds the tokens in the L2 cache,
+so that HBM sees about one read and one write of the stream. Norm preservation needs the norm of the
+result before it writes, which is a sweep more. The backward pass is steer_backward.py.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dive.kernels.functions import activation as phi
+from dive.kernels.functions import product, rounded
+from dive.kernels.table import configuration, padded_rank
+
+
+@triton.jit
+def edit_of(edit, mix, up, static, d, r, width, rank, PADDED: tl.constexpr):
+    """up mix + static for a block of the width: edit [BLOCK_T, BLOCK_D] comes as zeros."""
+    if PADDED > 0:
+        block = tl.load(
+            up + d[None, :] * rank + r[:, None],
+            mask=(d < width)[None, :] & (r < rank)[:, None],
+            other=0.0,
+        )
+        block = rounded(block, mix.dtype)
+        edit = product(mix, block, edit)
+    fixed = tl.load(static + d, mask=d < width, other=0.0).to(tl.float32)
+    return edit + fixed[None, :]
+
+
+@triton.jit
+def forward_kernel(
+    h, down, bias, up, static, scale, mask, out, pre, rstd,
+    tokens, width, rank, stride, eps,
+    PADDED: tl.constexpr, ACTIVATION: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
+    SAVE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """out [tokens, width]; with SAVE also pre [tokens, rank] and rstd [tokens]."""
+    t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    inside = t < tokens
+    keep = inside
+    if MASKED:
+        keep = inside & (tl.load(mask + t, mask=inside, other=0) != 0)
+    start = t.to(tl.int64) * stride
+    out_start = t.to(tl.int64) * width
+    if PADDED > 0:
+        r = tl.arange(0, PADDED)
+        mixing = tl.zeros([BLOCK_T, PADDED], tl.float32)
+    else:
+        r = tl.arange(0, 16)
+        mixing = tl.zeros([BLOCK_T, 16], tl.float32)
+    squares = tl.zeros([BLOCK_T], tl.float32)
+    for first in range(0, width, BLOCK_D):
+        d = first + tl.arange(0, BLOCK_D)
+        x = tl.load(
+            h + start[:, None] + d[None, :], mask=keep[:, None] & (d < width)[None, :], other=0.0
+        )
+        wide = x.to(tl.float32)
+        squares += tl.sum(wide * wide, 1)
+        if PADDED > 0:
+            block = tl.load(
+                down + r[None, :] * width + d[:, None],
+                mask=(r < rank)[None, :] & (d < width)[:, None],
+                other=0.0,
+            )
+            block = rounded(block, x.dtype)
+            mixing = product(x, block, mixing)
+    inverse = tl.rsqrt(squares / width + eps)
+    if PADDED > 0:
+        offset = tl.load(bias + r, mask=r < rank, other=0.0).to(tl.float32)
+        mixing = mixing * inverse[:, None] + offset[None, :]
+        if SAVE:
+            tl.store(
+                pre + t.to(tl.int64)[:, None] * rank + r[None, :],
+                mixing,
+                mask=inside[:, None] & (r < rank)[None, :],
+            )
+    if SAVE:
+        tl.store(rstd + t, inverse, mask=inside)
+    # the padding of the rank meets zeros of `up`, whatever the activation makes of it
+    mix = rounded(phi(mixing, ACTIVATION), h.dtype.element_ty)
+    factor = tl.load(scale).to(tl.float32)
+
+    ratio = tl.full([BLOCK_T], 1.0, tl.float32)
+    if NORM:
+        after = tl.zeros([BLOCK_T], tl.float32)
+        largest = tl.zeros([BLOCK_T], tl.float32)
+        for first in range(0, width, BLOCK_D):
+            d = first + tl.arange(0, BLOCK_D)
+            inner = keep[:, None] & (d < width)[None, :]
+            x = tl.load(h + start[:, None] + d[None, :], mask=inner, other=0.0).to(tl.float32)
+            edit = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
+            edit = factor * edit_of(edit, mix, up, static, d, r, width, rank, PADDED)
+            moved = x + edit
+            after += tl.sum(moved * moved, 1)
+            largest = tl.maximum(largest, tl.max(tl.abs(edit), 1))
+        # an edit of exactly 0 must leave every bit, however the two sums were rounded
+        change = (after > 0) & (largest > 0)
+        ratio = tl.where(change, tl.sqrt(squares) / tl.sqrt(tl.where(change, after, 1.0)), 1.0)
+
+    for first in range(0, width, BLOCK_D):
+        d = first + tl.arange(0, BLOCK_D)
+        inner = inside[:, None] & (d < width)[None, :]
+        raw = tl.load(h + start[:, None] + d[None, :], mask=inner, other=0.0)
+        edit = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
+        edit = factor * edit_of(edit, mix, up, static, d, r, width, rank, PADDED)
+        result = raw.to(tl.float32) + edit
+        if NORM:
+            result = result * ratio[:, None]
+        result = rounded(result, h.dtype.element_ty)
+        if MASKED:
+            result = tl.where(keep[:, None], result, raw)
+        tl.store(out + out_start[:, None] + d[None, :], result, mask=inner)
+
+
+# --- launching ---------------------------------------------------------------------------------
+
+
+def rows(x: Tensor) -> Tensor:
+    """[T, D] whose rows are contiguous; a view where possible."""
+    x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def marks(mask: Tensor | None, other: Tensor) -> Tensor:
+    return other if mask is None else mask.reshape(-1).contiguous().view(torch.uint8)
+
+
+def forward(
+    h: Tensor,
+    down: Tensor,
+    down_bias: Tensor,
+    up: Tensor,
+    static: Tensor,
+    scale: Tensor,
+    mask: Tensor | None,
+    activation: str,
+    norm_preserving: bool,
+    eps: float,
+    compute_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """h', and with compute_grad pre [T, R] and rstd [T] in float32, else empty ones."""
+    x = rows(h)
+    (tokens, width), rank = x.shape, down.shape[0]
+    out = torch.empty(h.shape, dtype=h.dtype, device=h.device)
+    pre = x.new_empty((tokens, rank) if compute_grad else (0, 0), dtype=torch.float32)
+    rstd = x.new_empty(tokens if compute_grad else 0, dtype=torch.float32)
+    padded = padded_rank(rank)
+    options = configuration("steer_forward", h.device, h.dtype, padded, width)
+    if out.numel():
+        forward_kernel[(triton.cdiv(tokens, options["BLOCK_T"]),)](
+            x, down.contiguous(), down_bias.contiguous(), up.contiguous(), static.contiguous(),
+            scale, marks(mask, x), out, pre, rstd, tokens, width, rank, x.stride(0), eps,
+            PADDED=padded, ACTIVATION=activation, NORM=norm_preserving, MASKED=mask is not None,
+            SAVE=compute_grad, **options,
+        )  # fmt: skip
+    return out, pre, rstd

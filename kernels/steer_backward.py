@@ -1,0 +1,409 @@
+"""Triton kernels of `dive::steer`, backward.
+
+The gradients of the parameters are sums over all tokens. They are taken in a fixed order: programs
+of the second kernel sum their own span of tokens into a slot of a workspace, a third kernel adds
+the slots. There are no atomics, and kernels meet only at launches.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dive.kernels.functions import activation as phi
+from dive.kernels.functions import activation_slope as phi_slope
+from dive.kernels.functions import product, rounded
+from dive.kernels.steer import edit_of, marks, rows
+from dive.kernels.table import configuration, padded_rank
+
+MIB = 2**20
+WORKSPACE_BYTES = 64 * MIB
+_MIXING_BYTES = 16 * MIB  # of the workspace, for what is kept of each token; the rest is slots
+_PROGRAMS = 512  # of the second kernel: a few for each processor of a large part
+
+
+@triton.jit
+def _half_range(x, DTYPE: tl.constexpr):
+    """x / top, top, with top a power of two near the largest |x|: float16 holds the quotient."""
+    top = tl.max(tl.max(tl.abs(x), 1), 0)
+    top = tl.exp2(tl.ceil(tl.log2(tl.minimum(tl.maximum(top, 1e-30), 1e30))))
+    return (x / top).to(DTYPE), top
+
+
+@triton.jit
+def backward_kernel(
+    grad, h, down, bias, up, static, scale, mask, pre, rstd,
+    grad_h, scaled_out, row_out, bias_part, scale_part,
+    first_token, tokens, width, rank, grad_stride, stride,
+    PADDED: tl.constexpr, ACTIVATION: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
+    ADD: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """grad_h, and for the tokens from first_token on what the parameters' gradients need:
+
+    scaled_out [., rank] (gradient of pre, times rstd), row_out [., 2] (NORM: the gradient before
+    the norm is row_out[0] * grad - row_out[1] * moved), and one row a program of
+    bias_part [., rank] and scale_part [.], added to what is there with ADD.
+    """
+    local = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    t = first_token + local
+    inside = t < tokens
+    keep = inside
+    if MASKED:
+        keep = inside & (tl.load(mask + t, mask=inside, other=0) != 0)
+    long = t.to(tl.int64)
+    start, grad_start, out_start = long * stride, long * grad_stride, long * width
+    RANKS: tl.constexpr = PADDED if PADDED > 0 else 16
+    r = tl.arange(0, RANKS)
+    factor = tl.load(scale).to(tl.float32)
+    ranked = keep[:, None] & (r < rank)[None, :]
+    before = tl.zeros([BLOCK_T, RANKS], tl.float32)
+    if PADDED > 0:
+        before = tl.load(pre + long[:, None] * rank + r[None, :], mask=ranked, other=0.0)
+    inverse = tl.load(rstd + t, mask=keep, other=0.0)
+    mix = rounded(phi(before, ACTIVATION), h.dtype.element_ty)
+
+    from_grad = tl.full([BLOCK_T], 1.0, tl.float32)
+    from_moved = tl.zeros([BLOCK_T], tl.float32)
+    through = tl.zeros([BLOCK_T], tl.float32)
+    if NORM:
+        old = tl.zeros([BLOCK_T], tl.float32)
+        new = tl.zeros([BLOCK_T], tl.float32)
+        along = tl.zeros([BLOCK_T], tl.float32)
+        for first in range(0, width, BLOCK_D):
+            d = first + tl.arange(0, BLOCK_D)
+            inner = keep[:, None] & (d < width)[None, :]
+            x = tl.load(h + start[:, None] + d[None, :], mask=inner, other=0.0).to(tl.float32)
+            g = tl.load(grad + grad_start[:, None] + d[None, :], mask=inner, other=0.0)
+            edit = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
+            edit = edit_of(edit, mix, up, static, d, r, width, rank, PADDED)
+            moved = tl.where(inner, x + factor * edit, 0.0)
+            old += tl.sum(x * x, 1)
+            new += tl.sum(moved * moved, 1)
+            along += tl.sum(g.to(tl.float32) * moved, 1)
+        some = new > 0
+        length, safe = tl.sqrt(old), tl.sqrt(tl.where(some, new, 1.0))
+        along = along / safe
+        from_grad = tl.where(some, length / safe, 1.0)
+        from_moved = tl.where(some, from_grad * along / safe, 0.0)
+        # d|x|/dx is 0 at 0, and a result of 0 was left as it was
+        both = some & (old > 0)
+        through = tl.where(both, along / tl.where(both, length, 1.0), 0.0)
+        here = local.to(tl.int64) * 2
+        tl.store(row_out + here, from_grad, mask=inside)
+        tl.store(row_out + here + 1, from_moved, mask=inside)
+
+    program = tl.program_id(0)
+    at_edit = tl.zeros([BLOCK_T], tl.float32)  # gradient times edit: what the scale gets of a token
+    scaled = tl.zeros([BLOCK_T, RANKS], tl.float32)
+    along_x = tl.zeros([BLOCK_T], tl.float32)
+    if PADDED > 0:
+        at_mix = tl.zeros([BLOCK_T, RANKS], tl.float32)
+        for first in range(0, width, BLOCK_D):
+            d = first + tl.arange(0, BLOCK_D)
+            inner = keep[:, None] & (d < width)[None, :]
+            g = tl.load(grad + grad_start[:, None] + d[None, :], mask=inner, other=0.0)
+            if NORM:
+                x = tl.load(h + start[:, None] + d[None, :], mask=inner, other=0.0)
+                edit = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
+                edit = edit_of(edit, mix, up, static, d, r, width, rank, PADDED)
+                g = from_grad[:, None] * g.to(tl.float32) - from_moved[:, None] * (
+                    x.to(tl.float32) + factor * edit
+                )
+                g = rounded(g, h.dtype.element_ty)
+            block = tl.load(
+                up + d[:, None] * rank + r[None, :],
+                mask=(d < width)[:, None] & (r < rank)[None, :],
+                other=0.0,
+            )
+            block = rounded(block, h.dtype.element_ty)
+            at_mix = product(g, block, at_mix)
+        at_mix = tl.where(ranked, at_mix, 0.0)
+        if not NORM:
+            at_edit += tl.sum(at_mix * mix.to(tl.float32), 1)
+        at_pre = at_mix * factor * phi_slope(before, ACTIVATION)
+        at_bias = tl.sum(at_pre, 0)
+        offset = tl.load(bias + r, mask=r < rank, other=0.0).to(tl.float32)
+        # u = x rstd: its part along x comes from here alone, as down u = pre - bias
+        along_x = tl.sum(at_pre * (before - offset[None, :]), 1) * inverse * inverse / width
+        scaled = at_pre * inverse[:, None]
+        slot = bias_part + program.to(tl.int64) * rank + r
+        if ADD:
+            at_bias += tl.load(slot, mask=r < rank, other=0.0)
+        tl.store(slot, at_bias, mask=r < rank)
+        tl.store(
+            scaled_out + local.to(tl.int64)[:, None] * rank + r[None, :],
+            scaled,
+            mask=inside[:, None] & (r < rank)[None, :],
+        )
+    if h.dtype.element_ty == tl.float16:
+        narrow, top = _half_range(scaled, tl.float16)
+    else:
+        narrow, top = rounded(scaled, h.dtype.element_ty), 1.0
+
+    for first in range(0, width, BLOCK_D):
+        d = first + tl.arange(0, BLOCK_D)
+        inner = inside[:, None] & (d < width)[None, :]
+        raw = tl.load(grad + grad_start[:, None] + d[None, :], mask=inner, other=0.0)
+        x = tl.load(
+            h + start[:, None] + d[None, :], mask=keep[:, None] & (d < width)[None, :], other=0.0
+        ).to(tl.float32)
+        result = raw.to(tl.float32)
+        if NORM:
+            edit = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
+            edit = edit_of(edit, mix, up, static, d, r, width, rank, PADDED)
+            result = from_grad[:, None] * result - from_moved[:, None] * (x + factor * edit)
+            at_edit += tl.sum(tl.where(keep[:, None], result * edit, 0.0), 1)
+        result += (through - along_x)[:, None] * x
+        if PADDED > 0:
+            block = tl.load(
+                down + r[:, None] * width + d[None, :],
+                mask=(r < rank)[:, None] & (d < width)[None, :],
+                other=0.0,
+            )
+            block = rounded(block, h.dtype.element_ty)
+            nothing = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
+            result += top * product(narrow, block, nothing)
+        result = rounded(result, h.dtype.element_ty)
+        if MASKED:
+            result = tl.where(keep[:, None], result, raw)
+        tl.store(grad_h + out_start[:, None] + d[None, :], result, mask=inner)
+    at_scale = tl.sum(at_edit, 0)
+    if ADD:
+        at_scale += tl.load(scale_part + program)
+    tl.store(scale_part + program, at_scale)
+
+
+@triton.jit
+def parameters_kernel(
+    grad, h, up, static, scale, mask, pre, scaled_in, row_in, slots,
+    first_token, end, width, rank, span, grad_stride, stride,
+    PADDED: tl.constexpr, ACTIVATION: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
+    ADD: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Program (i, j): slots[j], columns of block i, summed over `span` tokens.
+
+    slots [., 2 rank + 1, width]: gradient of up without the scale, of down, and of h + edit.
+    """
+    d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    within = d < width
+    slot = tl.program_id(1)
+    RANKS: tl.constexpr = PADDED if PADDED > 0 else 16
+    r = tl.arange(0, RANKS)
+    factor = tl.load(scale).to(tl.float32)
+    place = slots + slot.to(tl.int64) * (2 * rank + 1) * width
+    matrix = r[:, None] * width + d[None, :]
+    filled = (r < rank)[:, None] & within[None, :]
+    total = tl.zeros([BLOCK_D], tl.float32)
+    at_up = tl.zeros([RANKS, BLOCK_D], tl.float32)
+    at_down = tl.zeros([RANKS, BLOCK_D], tl.float32)
+    if ADD:
+        total = tl.load(place + 2 * rank * width + d, mask=within, other=0.0)
+        if PADDED > 0:
+            at_up = tl.load(place + matrix, mask=filled, other=0.0)
+            at_down = tl.load(place + rank * width + matrix, mask=filled, other=0.0)
+    last = tl.minimum(end, first_token + (slot + 1) * span)
+    for begin in range(first_token + slot * span, last, BLOCK_T):
+        t = begin + tl.arange(0, BLOCK_T)
+        keep = t < last
+        if MASKED:
+            keep = keep & (tl.load(mask + t, mask=keep, other=0) != 0)
+        long = t.to(tl.int64)
+        local = (t - first_token).to(tl.int64)
+        inner = keep[:, None] & within[None, :]
+        ranked = keep[:, None] & (r < rank)[None, :]
+        g = tl.load(grad + (long * grad_stride)[:, None] + d[None, :], mask=inner, other=0.0)
+        x = tl.load(h + (long * stride)[:, None] + d[None, :], mask=inner, other=0.0)
+        mix = tl.zeros([BLOCK_T, RANKS], tl.float32).to(h.dtype.element_ty)
+        if PADDED > 0:
+            before = tl.load(pre + long[:, None] * rank + r[None, :], mask=ranked, other=0.0)
+            mix = rounded(phi(before, ACTIVATION), h.dtype.element_ty)
+        if NORM:
+            edit = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
+            edit = edit_of(edit, mix, up, static, d, r, width, rank, PADDED)
+            from_grad = tl.load(row_in + local * 2, mask=keep, other=0.0)
+            from_moved = tl.load(row_in + local * 2 + 1, mask=keep, other=0.0)
+            exact = from_grad[:, None] * g.to(tl.float32)
+            exact -= from_moved[:, None] * (x.to(tl.float32) + factor * edit)
+            total += tl.sum(exact, 0)
+            g = rounded(exact, h.dtype.element_ty)
+        else:
+            total += tl.sum(g.to(tl.float32), 0)
+        if PADDED > 0:
+            at_up = product(tl.trans(mix), g, at_up)
+            scaled = tl.load(scaled_in + local[:, None] * rank + r[None, :], mask=ranked, other=0.0)
+            if h.dtype.element_ty == tl.float16:
+                narrow, top = _half_range(scaled, tl.float16)
+                nothing = tl.zeros([RANKS, BLOCK_D], tl.float32)
+                at_down += top * product(tl.trans(narrow), x, nothing)
+            else:
+                scaled = rounded(scaled, h.dtype.element_ty)
+                at_down = product(tl.trans(scaled), x, at_down)
+    tl.store(place + 2 * rank * width + d, total, mask=within)
+    if PADDED > 0:
+        tl.store(place + matrix, at_up, mask=filled)
+        tl.store(place + rank * width + matrix, at_down, mask=filled)
+
+
+@triton.jit
+def reduce_kernel(
+    slots, bias_part, scale_part, static, scale,
+    grad_down, grad_bias, grad_up, grad_static, grad_scale,
+    count, programs, width, rank,
+    PADDED: tl.constexpr, NORM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """Adds the slots in order. Program (i, k): columns of block i of up, down, static (k 0, 1, 2);
+    program (0, 3) sums bias and scale."""
+    what = tl.program_id(1)
+    RANKS: tl.constexpr = PADDED if PADDED > 0 else 16
+    r = tl.arange(0, RANKS)
+    d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    factor = tl.load(scale).to(tl.float32)
+    step = (2 * rank + 1) * width  # the workspace is small enough for offsets of 32 bits
+    if what < 2:
+        if PADDED > 0:
+            filled = (r < rank)[:, None] & (d < width)[None, :]
+            matrix = slots + what * rank * width + r[:, None] * width + d[None, :]
+            sums = tl.zeros([RANKS, BLOCK_D], tl.float32)
+            for slot in range(count):
+                sums += tl.load(matrix + slot * step, mask=filled, other=0.0)
+            if what == 0:
+                place = grad_up + d[None, :] * rank + r[:, None]
+                tl.store(place, rounded(sums * factor, grad_up.dtype.element_ty), mask=filled)
+            else:
+                place = grad_down + r[:, None] * width + d[None, :]
+                tl.store(place, rounded(sums, grad_down.dtype.element_ty), mask=filled)
+    elif what == 2:
+        total = tl.zeros([BLOCK_D], tl.float32)
+        for slot in range(count):
+            place = slots + slot * step + 2 * rank * width + d
+            total += tl.load(place, mask=d < width, other=0.0)
+        total = rounded(total * factor, grad_static.dtype.element_ty)
+        tl.store(grad_static + d, total, mask=d < width)
+    elif tl.program_id(0) == 0:
+        dot = tl.zeros([BLOCK_D], tl.float32)
+        if not NORM:  # else what the static part gives is in scale_part, from the exact gradient
+            for first in range(0, width, BLOCK_D):
+                column = first + tl.arange(0, BLOCK_D)
+                fixed = tl.load(static + column, mask=column < width, other=0.0).to(tl.float32)
+                for slot in range(count):
+                    place = slots + slot * step + 2 * rank * width + column
+                    dot += fixed * tl.load(place, mask=column < width, other=0.0)
+        p = tl.arange(0, BLOCK_P)
+        scales = tl.zeros([BLOCK_P], tl.float32)
+        biases = tl.zeros([BLOCK_P, RANKS], tl.float32)
+        for first in range(0, programs, BLOCK_P):
+            row = first + p
+            scales += tl.load(scale_part + row, mask=row < programs, other=0.0)
+            biases += tl.load(
+                bias_part + row[:, None] * rank + r[None, :],
+                mask=(row < programs)[:, None] & (r < rank)[None, :],
+                other=0.0,
+            )
+        at_scale = tl.sum(dot, 0) + tl.sum(scales, 0)
+        if PADDED > 0:
+            at_bias = rounded(tl.sum(biases, 0), grad_bias.dtype.element_ty)
+            tl.store(grad_bias + r, at_bias, mask=r < rank)
+        tl.store(grad_scale, rounded(at_scale, grad_scale.dtype.element_ty))
+
+
+# --- launching ---------------------------------------------------------------------------------
+
+
+class Layout(NamedTuple):
+    """How the backward pass divides its work: tokens a round, slots a round, tokens a slot."""
+
+    tokens: int
+    slots: int
+    span: int
+
+
+def layout(tokens: int, width: int, rank: int, block_t: int, block_d: int) -> Layout:
+    """Depends on the sizes alone, so that two runs sum in one order; the workspace is bounded.
+
+    A round ends where what is kept of each token has filled its share of the workspace; the next
+    one adds to the same slots.
+    """
+    per_token = 4 * (rank + 2)
+    per_round = max(block_t, _MIXING_BYTES // per_token // block_t * block_t)
+    per_round = min(per_round, triton.cdiv(tokens, block_t) * block_t)
+    partials = triton.cdiv(per_round, block_t) * 4 * (rank + 1)
+    room = WORKSPACE_BYTES - per_round * per_token - partials
+    slots = min(
+        max(1, room // (4 * (2 * rank + 1) * width)),
+        triton.cdiv(_PROGRAMS, triton.cdiv(width, block_d)),
+        triton.cdiv(per_round, block_t),
+    )
+    span = triton.cdiv(triton.cdiv(per_round, block_t), slots) * block_t
+    return Layout(per_round, triton.cdiv(per_round, span), span)
+
+
+def backward(
+    grad: Tensor,
+    h: Tensor,
+    down: Tensor,
+    down_bias: Tensor,
+    up: Tensor,
+    static: Tensor,
+    scale: Tensor,
+    mask: Tensor | None,
+    pre: Tensor,
+    rstd: Tensor,
+    activation: str,
+    norm_preserving: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of h, down, down_bias, up, static and scale, each of its own dtype."""
+    g, x = rows(grad), rows(h)
+    (tokens, width), rank = x.shape, down.shape[0]
+    grads = tuple(
+        torch.empty(p.shape, dtype=p.dtype, device=p.device)
+        for p in (h, down, down_bias, up, static, scale)
+    )
+    if x.numel() == 0:
+        return tuple(p.zero_() for p in grads)  # type: ignore[return-value]
+    grad_h, grad_down, grad_bias, grad_up, grad_static, grad_scale = grads
+    padded = padded_rank(rank)
+    down, down_bias, up, static = (p.contiguous() for p in (down, down_bias, up, static))
+
+    def options(kernel: str) -> dict[str, Any]:
+        return configuration(kernel, h.device, h.dtype, padded, width)
+
+    rowwise, columnwise = options("steer_backward"), options("steer_parameters")
+    steps = (rowwise["BLOCK_T"], columnwise["BLOCK_T"])
+    plan = layout(tokens, width, rank, max(steps), columnwise["BLOCK_D"])
+    programs = triton.cdiv(plan.tokens, rowwise["BLOCK_T"])
+
+    def room(*shape: int) -> Tensor:
+        return x.new_empty(shape, dtype=torch.float32)
+
+    slots = room(plan.slots, 2 * rank + 1, width)
+    scaled, bias_part = room(plan.tokens, rank), room(programs, rank)
+    row, scale_part = room(plan.tokens if norm_preserving else 0, 2), room(programs)
+    masked = marks(mask, x)
+    shared = {
+        "PADDED": padded,
+        "ACTIVATION": activation,
+        "NORM": norm_preserving,
+        "MASKED": mask is not None,
+    }
+    for first in range(0, tokens, plan.tokens):
+        # the last round may leave programs without tokens: they add zeros
+        add, end = first > 0, min(tokens, first + plan.tokens)
+        backward_kernel[(programs,)](
+            g, x, down, down_bias, up, static, scale, masked, pre, rstd,
+            grad_h, scaled, row, bias_part, scale_part,
+            first, tokens, width, rank, g.stride(0), x.stride(0), ADD=add, **shared, **rowwise,
+        )  # fmt: skip
+        parameters_kernel[(triton.cdiv(width, columnwise["BLOCK_D"]), plan.slots)](
+            g, x, up, static, scale, masked, pre, scaled, row, slots,
+            first, end, width, rank, plan.span, g.stride(0), x.stride(0),
+            ADD=add, **shared, **columnwise,
+        )  # fmt: skip
+    reduce = options("steer_reduce")
+    reduce_kernel[(triton.cdiv(width, reduce["BLOCK_D"]), 4)](
+        slots, bias_part, scale_part, static, scale,
+        grad_down, grad_bias, grad_up, grad_static, grad_scale,
+        plan.slots, programs, width, rank, PADDED=padded, NORM=norm_preserving, **reduce,
+    )  # fmt: skip
+    return grads  # type: ignore[return-value]

@@ -1,0 +1,97 @@
+"""Which configuration a kernel takes: a table, not a search at run time.
+
+A search would change the order of summation between runs and run kernels inside a graph capture.
+`kernels/tuned.py` holds what a GPU measured (written by benchmarks/tune.py); where it is silent the
+defaults below stand, which are reasoned and not measured.
+"""
+
+import functools
+from typing import Any
+
+import torch
+
+from dive.kernels.tuned import TUNED
+
+BUCKETS = (1024, 2048, 4096, 8192, 16384)  # of a width; wider ones take the last
+RANKS = (0, 16, 32, 64, 128)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# of sum and of product: passed to every launch, so that a build's default cannot change results
+ENABLE_FP_FUSION = True
+
+
+def padded_rank(rank: int) -> int:
+    """0, or the power of two that holds the rank, 16 at least: a tile product takes no less."""
+    return 0 if rank == 0 else max(16, 1 << (rank - 1).bit_length())
+
+
+def bucket(width: int) -> int:
+    return next((size for size in BUCKETS if width <= size), BUCKETS[-1])
+
+
+# No row of these spills on sm_80, sm_90 or sm_100 (tests/test_kernels_compiled.py, make aot).
+
+
+def _steer_forward(capability: int, wide: bool, padded: int) -> dict[str, int]:
+    # 32 tokens halve the L2 traffic of the parameters against 16, and their slab still fits there
+    if padded >= 128:
+        return {"BLOCK_T": 16, "BLOCK_D": 32 if wide else 64, "num_warps": 8}
+    if wide:
+        return {"BLOCK_T": 16, "BLOCK_D": 32 if padded >= 64 else 64, "num_warps": 4}
+    return {"BLOCK_T": 32, "BLOCK_D": 64 if padded >= 64 else 128, "num_warps": 4}
+
+
+def _steer_backward(capability: int, wide: bool, padded: int) -> dict[str, int]:
+    if padded >= 128:
+        return {"BLOCK_T": 16, "BLOCK_D": 32, "num_warps": 8}
+    if wide:
+        return {"BLOCK_T": 16, "BLOCK_D": 32, "num_warps": 4}
+    return {"BLOCK_T": 32, "BLOCK_D": 64, "num_warps": 8 if padded >= 32 else 4}
+
+
+def _steer_parameters(capability: int, wide: bool, padded: int) -> dict[str, int]:
+    if wide:
+        return {"BLOCK_T": 16, "BLOCK_D": 32, "num_warps": 8 if padded >= 128 else 4}
+    if padded >= 128:
+        return {"BLOCK_T": 32, "BLOCK_D": 16 if capability < 90 else 32, "num_warps": 8}
+    if padded == 64:
+        return {"BLOCK_T": 16, "BLOCK_D": 64 if capability >= 100 else 32, "num_warps": 4}
+    return {"BLOCK_T": 32, "BLOCK_D": 32, "num_warps": 4}
+
+
+def _steer_reduce(capability: int, wide: bool, padded: int) -> dict[str, int]:
+    return {"BLOCK_D": 64, "BLOCK_P": 16, "num_warps": 4}
+
+
+_DEFAULTS = {
+    "steer_forward": _steer_forward,
+    "steer_backward": _steer_backward,
+    "steer_parameters": _steer_parameters,
+    "steer_reduce": _steer_reduce,
+}
+
+
+@functools.cache
+def _capability(index: int | None) -> int:
+    major, minor = torch.cuda.get_device_capability(index)
+    return 10 * major + minor
+
+
+@functools.cache
+def _row(kernel: str, capability: int, dtype: torch.dtype, padded: int, width: int) -> Any:
+    tuned = TUNED.get((kernel, capability, str(dtype).removeprefix("torch."), padded, width))
+    row = tuned or _DEFAULTS[kernel](capability, dtype == torch.float32, padded)
+    return {"num_stages": 2, **row, "enable_fp_fusion": ENABLE_FP_FUSION}
+
+
+def configuration(
+    kernel: str, device: torch.device | int, dtype: torch.dtype, padded: int, width: int
+) -> dict[str, Any]:
+    """Block sizes and launch options of a kernel.
+
+    device: where it runs, or a compute capability such as 90. padded: `padded_rank` of the adapter,
+    0 for kernels that know no rank. width: hidden size or vocabulary.
+    """
+    capability = device if isinstance(device, int) else 0
+    if isinstance(device, torch.device) and device.type == "cuda":
+        capability = _capability(device.index)
+    return _row(kernel, capability, dtype, padded, bucket(width))
