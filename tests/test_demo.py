@@ -1,6 +1,7 @@
 """The embedded world: drawn films, worded reports, exact extractors, the demo itself."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from dive.demo.processor import build_tokenizer
 from dive.demo.reports import concept_findings, micro_f1, style_findings, write_report
 from dive.demo.style import draw_style, hospital
 from dive.demo.world import FINDINGS, HOME, SHIFTED, SIZE, draw_images, draw_labels
+from dive.errors import DiveError
 
 
 def drawn_reports(styles, each, seed):
@@ -144,3 +146,11 @@ def test_the_table_is_made_from_the_records():
     }  # fmt: skip
     text = study.table([record, record | {"hospital": 2, "bleu4": 80.0}])
     assert "| **DIVE** | 2 | 85.0 ± 7.1 |" in text
+
+
+def test_the_readme_shows_the_study_as_it_was_recorded():
+    readme = Path(__file__).parents[1] / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    assert study.into_readme(text, study.table(study.load(study.RESULTS))) == text
+    with pytest.raises(DiveError, match="the README has no"):
+        study.into_readme("nothing", "table")

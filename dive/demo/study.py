@@ -211,9 +211,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--hospitals", type=int, nargs="+", help="default: all of the group")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--methods", nargs="+", help="only these, by name")
+    parser.add_argument("--train", type=int, default=TRAIN, help="training studies a hospital")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
     group = "development" if args.development else "test"
+    if args.train != TRAIN:
+        group += f", {args.train} training studies"
     if args.table:
         print(table(load(args.out), group))
         return
@@ -225,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.methods:
         chosen = tuple(method for method in chosen if method.name in args.methods)
     hospitals = args.hospitals or (DEVELOPMENT_HOSPITALS if args.development else TEST_HOSPITALS)
-    run(chosen, hospitals, args.seeds, group, args.out)
+    run(chosen, hospitals, args.seeds, group, args.out, train=args.train)
     print(table(load(args.out), group))
 
 
