@@ -118,7 +118,7 @@ def test_presets(preset, rank, norm_preserving, llava, studies, recorder):
     assert adapter.metadata["distillation"]["demonstrations"] == (
         None if preset.endswith("-ce") else 4
     )
-    weights = {"dive": (4.0, 4.0), "live": (1.0, 1.0)}
+    weights = {"dive": (2.5, 2.5), "live": (1.0, 1.0)}
     if preset in weights:
         assert (config.pathology_weight, config.eos_weight) == weights[preset]
 
@@ -153,7 +153,7 @@ def test_the_loss_is_that_of_plain_pytorch(llava, studies, recorder):
         rows = logits[-len(response.ids) - 1 : -1].log_softmax(-1)
         picked = rows.gather(1, torch.tensor(response.ids)[:, None])[:, 0]
         weights = torch.tensor(example.weights)
-        assert weights[-1] == 4.0
+        assert weights[-1] == 2.5
         total -= float((weights * picked).sum())
         weight += float(weights.sum())
     assert recorder[0].losses[0] == pytest.approx(total / weight, rel=1e-5)

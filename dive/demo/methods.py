@@ -83,8 +83,6 @@ _DISTILLED: dict[str, Any] = {
     "preset": "dive",
     "rank": RANK,
     "learning_rate": STATE_RATE,
-    "pathology_weight": 2.5,
-    "eos_weight": 2.5,
 }
 _FIXED = {"rank": 0, "learning_rate": FIXED_RATE}
 
