@@ -43,15 +43,24 @@ def tokens(
         str | None,
         typer.Option("--backbone", help="Count its tokens; without it, words are counted."),
     ] = None,
-    pathology: Annotated[float, typer.Option(help="Weight of a pathology token.")] = 4.0,
-    eos: Annotated[float, typer.Option(help="Weight of the end of the report.")] = 4.0,
+    pathology: Annotated[float, typer.Option(help="Weight of a pathology token.")] = 2.5,
+    eos: Annotated[float, typer.Option(help="Weight of the end of the report.")] = 2.5,
     polarity: Annotated[str, typer.Option(help="positive or all.")] = "positive",
+    modifiers: Annotated[
+        bool, typer.Option(help="Severity, side and place count with their finding.")
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Show a report with its findings, and what share of tokens and of loss each class holds."""
     from dive.decisive import CLASS_NAMES, DecisiveTokens, find_mentions, share
 
     text = _read(file)
+    settings: dict[str, Any] = {
+        "pathology": pathology,
+        "eos": eos,
+        "polarity": polarity,
+        "modifiers": modifiers,
+    }
     if backbone is not None:
         from transformers import AutoTokenizer
 
@@ -61,13 +70,13 @@ def tokens(
         except (OSError, ValueError) as error:
             raise DiveError(f"{backbone}: cannot load a tokenizer: {error}") from error
         unit = "tokens"
-        weigher = DecisiveTokens(tokenizer, pathology=pathology, eos=eos, polarity=polarity)
+        weigher = DecisiveTokens(tokenizer, **settings)
         offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
             "offset_mapping"
         ]
     else:
         unit = "words"
-        weigher = DecisiveTokens(None, pathology=pathology, eos=eos, polarity=polarity)
+        weigher = DecisiveTokens(None, **settings)
         offsets = [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
     classes = weigher.label(text, offsets, len(offsets) + 1)
     shares = share(classes, weigher.weights_of(classes))
@@ -95,6 +104,8 @@ def tokens(
         return
     console = Console()
     shown = Text(text)
+    for start, end in weigher.spans(text):
+        shown.stylize("underline", start, end)
     for mention in mentions:
         for start, end in mention.spans:
             shown.stylize(_STYLES[mention.polarity], start, end)
@@ -103,6 +114,7 @@ def tokens(
     for name, style in _STYLES.items():
         legend.append(f" {name} ", style=style)
         legend.append(" ")
+    legend.append("weighted", style="underline")
     console.print(legend)
     found = Table("finding", "class", "polarity", "words", box=None, pad_edge=False)
     for mention in mentions:
