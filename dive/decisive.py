@@ -63,7 +63,7 @@ def find_mentions(text: str, lexicon: Lexicon | None = None) -> list[Mention]:
         matches = automaton.matches(words.words, words.joined, first, stop)
         if not matches:
             continue
-        found = [_found(match) for match in longest_first(matches)]
+        found = [f for match in longest_first(matches) if not (f := _found(match)).ignore]
         for one, polarity in zip(found, polarities(words, first, stop, found), strict=True):
             entry = one.match.value
             assert isinstance(entry, Entry)
@@ -78,7 +78,7 @@ def find_mentions(text: str, lexicon: Lexicon | None = None) -> list[Mention]:
 def _found(match: Match) -> Found:
     entry = match.value
     assert isinstance(entry, Entry)
-    return Found(match, entry.name, entry.normal, entry.uncertain)
+    return Found(match, entry.name, entry.normal, entry.uncertain, entry.ignore)
 
 
 def _spans(

@@ -66,12 +66,13 @@ _CAPITAL_HEADING = re.compile(r"\n[ \t]*[A-Z][A-Z /,()]{3,40}:")
 
 class Found(NamedTuple):
     """A mention before its polarity is known. `normal`: the words say that all is well;
-    `uncertain`: the words themselves are a hedge ("borderline heart size")."""
+    `uncertain`: the words themselves are a hedge ("borderline heart size"); `ignore`: no mention."""
 
     match: Match
     name: str
     normal: bool
     uncertain: bool
+    ignore: bool
 
 
 def asking_sections(text: str) -> list[tuple[int, int]]:
@@ -93,7 +94,8 @@ def polarities(words: Words, first: int, stop: int, found: Sequence[Found]) -> l
     """
     free = [True] * len(words.words) if len(found) else []
     for one in found:
-        for index in one.match.marked:
+        # "clear" is a mention and, before "of", a cue
+        for index in () if one.normal else one.match.marked:
             free[index] = False
     cues = default_cues()
     matches = cues.matches(words.words, words.joined, first, stop, free)

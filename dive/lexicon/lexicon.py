@@ -18,7 +18,8 @@ CHEXPERT_CLASSES = (
     "Pleural Other", "Fracture", "Support Devices", "No Finding",
 )  # fmt: skip
 OTHER = "Other"
-_KEYS = {"name", "class", "mesh", "normal", "uncertain", "terms"}
+_FILES = ("observations.yaml", "thorax.yaml", "wall.yaml")
+_KEYS = {"name", "class", "mesh", "normal", "uncertain", "ignore", "terms"}
 _HERE = resources.files("dive.lexicon")
 # a gap in a term ("heart ... enlarged") does not cross these
 _GAP_STOPS = (
@@ -30,7 +31,8 @@ _GAP_STOPS = (
 @dataclass(frozen=True)
 class Entry:
     """One finding: `cls` is a CheXpert observation or "Other", `mesh` its headings; `normal` says
-    that the words themselves state that all is well, `uncertain` that they are a hedge."""
+    that the words themselves state that all is well, `uncertain` that they are a hedge,
+    `ignore` that they are no finding though a part of them looks like one."""
 
     name: str
     cls: str
@@ -38,6 +40,7 @@ class Entry:
     terms: tuple[str, ...] = ()
     normal: bool = False
     uncertain: bool = False
+    ignore: bool = False
 
 
 @dataclass
@@ -83,6 +86,10 @@ class Lexicon:
         ]
 
 
+def _kind(entry: Entry) -> tuple[str, bool, bool, bool]:
+    return entry.cls, entry.normal, entry.uncertain, entry.ignore
+
+
 def _parts(heading: str) -> list[str]:
     return [part.strip().casefold() for part in heading.split("/")]
 
@@ -94,7 +101,7 @@ def load_lexicon(*files: str | Path, default: bool = True) -> Lexicon:
     Raises DiveError naming file and entry for anything malformed.
     """
     entries: dict[str, Entry] = {}
-    sources: list[Any] = [_HERE / "thorax.yaml"] if default else []
+    sources: list[Any] = [_HERE / name for name in _FILES] if default else []
     sources += [Path(f) for f in files]
     if not sources:
         raise DiveError("load_lexicon(default=False) needs at least one file")
@@ -102,11 +109,7 @@ def load_lexicon(*files: str | Path, default: bool = True) -> Lexicon:
         for entry in _read(source):
             known = entries.get(entry.name)
             if known is not None:
-                if (known.cls, known.normal, known.uncertain) != (
-                    entry.cls,
-                    entry.normal,
-                    entry.uncertain,
-                ):
+                if _kind(known) != _kind(entry):
                     raise DiveError(
                         f"{source}: entry {entry.name!r} is of class {entry.cls!r} here and of "
                         f"class {known.cls!r} before; one name has one class"
@@ -170,10 +173,12 @@ def _read(source: Any) -> Iterable[Entry]:
                 expand(term)
             except DiveError as error:
                 raise DiveError(f"{where}: {error}") from error
-        flags = [row.get("normal", False), row.get("uncertain", False)]
+        flags = [row.get(name, False) for name in ("normal", "uncertain", "ignore")]
         if not all(isinstance(flag, bool) for flag in flags):
-            raise DiveError(f"{where}: `normal` and `uncertain` are true or false, got {flags!r}")
-        yield Entry(name, cls, tuple(mesh), tuple(terms), *flags)
+            raise DiveError(
+                f"{where}: `normal`, `uncertain` and `ignore` are true or false, got {flags!r}"
+            )
+        yield Entry(name.strip(), cls, tuple(mesh), tuple(terms), *flags)
 
 
 def _strings(value: object) -> bool:

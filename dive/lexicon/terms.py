@@ -9,7 +9,7 @@ breaks counting as spaces:
     [cardiac|heart] silhouette       one of several
     atelecta*                        any ending
     heart ... enlarged               up to six words in between
-    no .. change                     up to two words in between
+    no .. change                     up to three words in between
     {lungs are} clear                words that must be there and are not part of the mention
     t#                               # stands for a number
 
@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from dive.errors import DiveError
 
-GAPS = {"..": 2, "...": 6}
+GAPS = {"..": 3, "...": 6}
 UNMARKED = "{"  # before a word that is context only
 _PIECE = re.compile(r"\.\.\.|\.\.|[\[\](){}|]|(?:(?!\.\.)[^\s\[\](){}|])+|\s+")
 _LIMIT = 20_000  # word sequences of one term; more is a slip of the pen

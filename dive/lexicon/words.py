@@ -44,7 +44,8 @@ _SIMPLE = {
 @dataclass(slots=True)
 class Words:
     """`words` in lower case; word i is text[starts[i]:ends[i]]; `before[i]` is what parts it from
-    the word before; `sentences` are ranges of words; `joined` is `before == JOINED`, as a list."""
+    the word before; `sentences` are ranges of words; `joined[i]` says that a term may
+    go on from the word before to word i."""
 
     words: list[str]
     starts: list[int]
@@ -80,7 +81,12 @@ def split(text: str) -> Words:
         last = end
     if opened < len(words):
         sentences.append((opened, len(words)))
-    return Words(words, starts, ends, before, [kind == JOINED for kind in before], sentences)
+    joined = [kind == JOINED for kind in before]
+    for first, stop in sentences:
+        # a heading goes with what it heads: "Heart: mildly enlarged"
+        for i in range(first + 1, min(first + 4, stop)):
+            joined[i] = joined[i] or before[i] == COLON
+    return Words(words, starts, ends, before, joined, sentences)
 
 
 def _between(text: str, last: int, start: int, word: str) -> int:
