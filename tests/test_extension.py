@@ -188,7 +188,7 @@ def test_bfloat16_and_float16_round_like_torch(isa):
             assert torch.equal(residual.isnan(), (a + b).isnan())
 
 
-def test_norm_preserving_keeps_the_norm_and_a_state_without_direction(isa):
+def test_norm_preserving_keeps_the_norm_where_there_is_a_direction(isa):
     case = Case(5, 640, 16, torch.float32, norm_preserving=True, scale=3.0)
     residual, _ = case.run()
     torch.testing.assert_close(residual.norm(dim=-1), (case.residual + case.delta).norm(dim=-1))
@@ -196,9 +196,10 @@ def test_norm_preserving_keeps_the_norm_and_a_state_without_direction(isa):
     h = torch.arange(1.0, 71.0)[None]
     empty = torch.zeros(0, 70), torch.zeros(0), torch.zeros(70, 0)
     steering = extension.pack_steering(*empty, -h[0], 1.0, norm_preserving=True)
-    kept = h.clone()
-    extension.steer_step(kept, None, steering)  # h' = h - h = 0: h stays
-    assert torch.equal(kept, h)
+    gone = h.clone()
+    extension.steer_step(gone, None, steering)  # h' = h - h = 0: ratio 1
+    assert torch.equal(gone, torch.zeros_like(h))
+    assert torch.equal(gone, reference.steer(h, *empty, -h[0], torch.ones(()), norm_preserving=True))
 
 
 def test_mask_and_one_steering_a_row(isa):

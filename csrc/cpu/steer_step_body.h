@@ -159,11 +159,8 @@ DIVE_TARGET void steer_row(const Steering& steering, T* residual, Workspace& spa
   float factor = 1.0f;
   if (steering.norm_preserving()) {
     const float after = sum_of_squares(row, padded);
-    if (after == 0.0f) {  // no direction to keep: the state stays as it was
-      load_row(residual, row, width);
-      return;
-    }
-    factor = std::sqrt(squares) / std::sqrt(after);
+    // a result without direction cannot be given a norm: ratio 1, as in dive/reference.py
+    if (after > 0.0f) factor = std::sqrt(squares) / std::sqrt(after);
   }
   round_row(row, residual, factor, width);
 }
