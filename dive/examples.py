@@ -114,10 +114,9 @@ class Survey:
     image_tokens: list[int]  # a study
     images: list[int]
     prompt_lengths: list[int]
-    extra: list[int]  # tokens that the images add to the text of the prompt
+    added: list[int]  # tokens that the processor adds to the text of the prompt
     response_lengths: list[int]
     class_counts: list[int]  # tokens a class
-    opening: int = 0  # tokens that the processor puts before a prompt's text
 
     @staticmethod
     def quantiles(lengths: Sequence[int]) -> tuple[int, int]:
@@ -154,9 +153,7 @@ def survey(
         found.images.append(len(study.images))
         found.image_tokens.append(prompter.count_image_tokens(one.inputs))
         found.prompt_lengths.append(one.prompt_length)
-        ids = one.inputs["input_ids"]
-        found.extra.append(added_by_images(prompter, study, ids, one.prompt_length))
-        found.opening = opening(prompter, study, ids)
+        found.added.append(one.prompt_length - rendered_length(prompter, study))
         found.response_lengths.append(len(one.response.ids))
         for kind in one.classes:
             found.class_counts[kind] += 1
@@ -167,19 +164,14 @@ def survey(
     return examples, found
 
 
-def rendered_ids(prompter: Prompter, study: Study, demonstrations: Sequence[Study] = ()) -> list:
+def rendered_length(prompter: Prompter, study: Study, shown: Sequence[Study] = ()) -> int:
     """Tokens of the prompt's text, in which an image is one placeholder."""
-    text = prompter.render(study, demonstrations)
-    return prompter.tokenizer(text, add_special_tokens=False)["input_ids"]
+    text = prompter.render(study, shown)
+    return len(prompter.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def opening(prompter: Prompter, study: Study, input_ids: Tensor) -> int:
-    """1 if the processor puts a bos before the text (once a prompt), 0 if the template has it."""
-    bos = prompter.tokenizer.bos_token_id
-    return int(int(input_ids[0, 0]) == bos and rendered_ids(prompter, study)[:1] != [bos])
-
-
-def added_by_images(prompter: Prompter, study: Study, input_ids: Tensor, length: int) -> int:
-    """By how much a study's images make its prompt of `length` tokens longer than its text."""
-    text = len(rendered_ids(prompter, study)) + opening(prompter, study, input_ids)
-    return length - text
+def added(prompter: Prompter, study: Study, shown: Sequence[Study] = ()) -> int:
+    """Tokens that the processor adds to the prompt's text: an image is more than its placeholder,
+    and some processors put marks around a prompt."""
+    length = prompter.encode_any_length(study, shown)["input_ids"].shape[1]
+    return length - rendered_length(prompter, study, shown)

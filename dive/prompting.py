@@ -1,5 +1,6 @@
 """Studies and demonstrations to token ids, and back to where the answer lies."""
 
+import inspect
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 from dive.backbone import Backbone, text_config
 from dive.data.study import Study, check_target
 from dive.errors import DiveError
+from dive.image_processor import budget_kwargs
 from dive.templates import ChatTemplate, assistant_turn, user_turn
 
 log = logging.getLogger(__name__)
@@ -22,9 +24,6 @@ DEFAULT_PROMPTS = {
     "both": "Write the findings and the impression of this chest radiograph.",
 }
 DEFAULT_MAX_IMAGE_TOKENS = 576
-
-# Switches by which image processors cut one image into tiles, each with its own tokens.
-_TILING = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan")
 
 
 class Response(NamedTuple):
@@ -50,9 +49,10 @@ class Prompter:
         prompt: what the model is asked; None takes `DEFAULT_PROMPTS[target]`.
         target: "findings", "impression" or "both".
         max_image_tokens: budget of tokens an image. Processors that keep an image's size (the
-            Qwen-VL line) scale larger images down to it, and switches for tiling are turned off; a
-            processor with a fixed number of tokens is left as it is. None: no budget, and tiling
-            as the processor has it.
+            Qwen-VL line, Pixtral) scale larger images down to it, and switches for tiling are
+            turned off; a processor with a fixed number of tokens, or that tiles by an image's shape
+            without a switch (LLaVA-NeXT, LLaVA-OneVision), is left as it is, and where that is
+            above the budget it is said. None: no budget, and tiling as the processor has it.
         template: a Jinja chat template (file, or its text) in place of the model's own.
 
     Attributes:
@@ -97,7 +97,12 @@ class Prompter:
             text_config(backbone.model), "max_position_embeddings", None
         )
         self._appended = _appended_by(self.tokenizer)
-        self._image_kwargs = self._budget_kwargs()
+        self._image_kwargs = budget_kwargs(self.processor, max_image_tokens) if self.sees else {}
+        self._over_budget = False
+        # PaliGemma's line: the prompt attends both ways, and its type 0 says so; what its processor
+        # calls the suffix is 1 and causal. Everywhere else 0 is text.
+        suffix = self.sees and "suffix" in inspect.signature(self.processor.__call__).parameters
+        self._answer_type = 1 if suffix else 0
 
     # conversations
 
@@ -128,6 +133,31 @@ class Prompter:
             DiveError: an image cannot be read, the template does not take the study, or the prompt
                 is longer than the model's context.
         """
+        batch = self.encode_any_length(study, demonstrations)
+        length, images = batch["input_ids"].shape[1], self.count_image_tokens(batch)
+        if self.max_length is not None and length >= self.max_length:
+            shown = f" with {len(demonstrations)} demonstrations" if demonstrations else ""
+            raise DiveError(
+                f"{study.where}: the prompt{shown} has {length} tokens "
+                f"({images} of them for images); the model's context is {self.max_length}"
+            )
+        count = sum(len(one.images) for one in (*demonstrations, study))
+        budget = self.max_image_tokens
+        if budget is not None and images > budget * count and not self._over_budget:
+            self._over_budget = True  # once is enough
+            log.warning(
+                "%s: %d tokens an image, and max_image_tokens is %d: %s has no setting for fewer",
+                study.where,
+                images // count,
+                budget,
+                type(self.processor.image_processor).__name__,
+            )
+        return batch
+
+    def encode_any_length(
+        self, study: Study, demonstrations: Sequence[Study] = ()
+    ) -> dict[str, Tensor]:
+        """`encode`, but for a prompt that need not fit the model's context."""
         text = self.render(study, demonstrations)
         bos = self.tokenizer.bos_token
         # Templates of text models write their own bos; processors add one unless it is there.
@@ -148,18 +178,14 @@ class Prompter:
                 ) from error
         else:
             encoded = self.tokenizer([text], add_special_tokens=add, return_tensors="pt")
-        batch = {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
+        batch = {
+            name: value
+            for name, value in encoded.items()
+            if isinstance(value, Tensor) and name != "labels"  # PaliGemma's processor makes some
+        }
         if add and self._appended:
             for name in sequence_names(batch):
                 batch[name] = batch[name][:, : -self._appended]
-        length = batch["input_ids"].shape[1]
-        if self.max_length is not None and length >= self.max_length:
-            shown = f" with {len(demonstrations)} demonstrations" if demonstrations else ""
-            raise DiveError(
-                f"{study.where}: the prompt{shown} has {length} tokens "
-                f"({self.count_image_tokens(batch)} of them for images); "
-                f"the model's context is {self.max_length}"
-            )
         return batch
 
     # answers
@@ -205,7 +231,8 @@ class Prompter:
     def with_response(
         self, encoded: dict[str, Tensor], response_ids: Sequence[int]
     ) -> dict[str, Tensor]:
-        """The prompt with the answer behind it; further sequence tensors go on with text's value.
+        """The prompt with the answer behind it; further sequence tensors go on with text's value,
+        or with the answer's where a model tells the two apart.
 
         Raises:
             DiveError: both together are longer than the model's context.
@@ -224,8 +251,10 @@ class Prompter:
                 more = torch.tensor([list(response_ids)], dtype=value.dtype)
             elif name == "attention_mask":
                 more = value.new_ones(1, count)
+            elif name == "token_type_ids":
+                more = value.new_full((1, count), self._answer_type)
             elif value.ndim == 2:
-                more = value.new_zeros(1, count)  # 0 is text in token_type_ids and its kin
+                more = value.new_zeros(1, count)  # 0 is text in mm_token_type_ids and its kin
             else:
                 # a mask over images for each position: the answer sees what the prompt's end sees
                 more = value[:, -1:].expand(-1, count, *value.shape[2:])
@@ -283,22 +312,6 @@ class Prompter:
         """How many tokens this image takes under the budget."""
         study = Study(id="one image", images=(image,))
         return self.count_image_tokens(self.encode(study))
-
-    def _budget_kwargs(self) -> dict[str, Any]:
-        if not self.sees or self.max_image_tokens is None:
-            return {}
-        images = self.processor.image_processor
-        patch, merge = getattr(images, "patch_size", None), getattr(images, "merge_size", None)
-        if isinstance(patch, int) and isinstance(merge, int):
-            # sizes of these processors are areas in pixels
-            budget = self.max_image_tokens * (patch * merge) ** 2
-            size = dict(images.size)
-            if size["longest_edge"] <= budget:
-                return {}
-            shortest = min(size["shortest_edge"], budget)
-            return {"images_kwargs": {"size": {"shortest_edge": shortest, "longest_edge": budget}}}
-        tiled = {name: False for name in _TILING if getattr(images, name, False)}
-        return {"images_kwargs": tiled} if tiled else {}
 
     # adapters
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from dive.attach import attachment_of
 from dive.data.study import Study
 from dive.errors import DiveError
-from dive.examples import Example, Examples, Survey, added_by_images, rendered_ids
+from dive.examples import Example, Examples, Survey, added, rendered_length
 from dive.prompting import Prompter
 from dive.structure import last_hidden_state
 
@@ -116,30 +116,56 @@ class Teacher:
         return states[0, -count - 1 : -1]
 
     def prompt_lengths(self, survey: Survey, epoch: int = 0) -> list[int]:
-        """Length of every teacher prompt, found without opening an image.
+        """Length of every teacher prompt, found without opening the images of each.
 
         Raises:
             DiveError: a prompt with its report is longer than the model's context.
         """
-        extra = {
-            study.id: tokens for study, tokens in zip(survey.studies, survey.extra, strict=True)
-        }
+        images = ImageLengths(self.prompter, survey)
         lengths = []
         for study, response in zip(survey.studies, survey.response_lengths, strict=True):
             shown = self.demonstrations.of(study, epoch)
-            for one in shown:
-                if one.id not in extra:
-                    ids = self.prompter.encode(one)["input_ids"]
-                    extra[one.id] = added_by_images(self.prompter, one, ids, ids.shape[1])
-            images = sum(extra[one.id] for one in (*shown, study))
-            length = survey.opening + len(rendered_ids(self.prompter, study, shown)) + images
+            more = sum(images.of(one) for one in (*shown, study))
+            length = images.around + rendered_length(self.prompter, study, shown) + more
             limit = self.prompter.max_length
             if limit is not None and length + response > limit:
                 raise DiveError(
                     f"{study.where}: the teacher's prompt with {len(shown)} demonstrations has "
-                    f"{length} tokens ({images} of them for images) and the report {response}; "
+                    f"{length} tokens ({more} of them for images) and the report {response}; "
                     f"the model's context is {limit}: show fewer demonstrations, or lower "
                     "max_image_tokens"
                 )
             lengths.append(length)
         return lengths
+
+
+class ImageLengths:
+    """By how much a study's images make a prompt of several studies longer than its text.
+
+    around: tokens that the processor adds once a prompt, whatever is in it (a bos, say).
+
+    Both come from one study, shown once and twice before itself. What an image takes may depend
+    on whether it is alone in its prompt (LLaVA-OneVision tiles only then); where it does, every
+    study is looked at in company.
+    """
+
+    def __init__(self, prompter: Prompter, survey: Survey) -> None:
+        self._prompter = prompter
+        self._known: dict[str, int] = {}
+        self.around = min(survey.added)
+        if not any(survey.images):
+            self._known = {one.id: 0 for one in survey.studies}
+            return
+        fewest = min(range(len(survey.studies)), key=lambda index: survey.images[index])
+        probe = survey.studies[fewest]
+        twice, thrice = (added(prompter, probe, [probe] * count) for count in (1, 2))
+        each = thrice - twice
+        self.around = twice - 2 * each
+        if survey.added[fewest] == self.around + each:
+            pairs = zip(survey.studies, survey.added, strict=True)
+            self._known = {one.id: count - self.around for one, count in pairs}
+
+    def of(self, study: Study) -> int:
+        if study.id not in self._known:
+            self._known[study.id] = (added(self._prompter, study, [study]) - self.around) // 2
+        return self._known[study.id]
