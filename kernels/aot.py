@@ -19,16 +19,19 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dive.kernels import steer, steer_backward
+from dive.kernels import cross_entropy, steer, steer_backward
 from dive.kernels.table import BUCKETS, DTYPES, RANKS, configuration
 
 ARCHITECTURES = (80, 90, 100)
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # that one program may have
 _TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+_OTHERS = ("silu", "gelu", "tanh", "identity")
 _LAUNCH = ("num_warps", "num_stages", "enable_fp_fusion")
+_MULTIPLES = ("width", "stride", "grad_stride", "vocab", "gradient_stride")
 _INTEGERS = {
     *("tokens", "width", "rank", "stride", "grad_stride"),
     *("first_token", "end", "span", "count", "programs"),
+    *("vocab", "gradient_stride"),
 }
 
 
@@ -63,11 +66,16 @@ _KERNELS = {
     "steer_backward": steer_backward.backward_kernel,
     "steer_parameters": steer_backward.parameters_kernel,
     "steer_reduce": steer_backward.reduce_kernel,
+    "cross_entropy_rows": cross_entropy.rows_kernel,
+    "cross_entropy_scale": cross_entropy.scale_kernel,
 }
 # of the dtype of the stream; what is in neither list is float32
-_STREAMS = {"h", "grad", "grad_h", "out"}
-_MARKS = {"mask": "*u8"}
-_NUMBERS = {"eps": "fp32"}
+_STREAMS = {"h", "grad", "grad_h", "out", "bias", "gradient", "stored", "grad_hidden"}
+_POINTERS = {
+    **dict.fromkeys(("mask", "labelled", "distilled"), "*u8"),
+    **dict.fromkeys(("target", "rows", "argmax_out"), "*i64"),
+}
+_NUMBERS = {"eps", "cap", "temperature"}
 
 
 def steer_variants(
@@ -77,24 +85,49 @@ def steer_variants(
     widths: tuple[int, ...],
     norms: tuple[bool, ...] = (False, True),
     activations: tuple[str, ...] = ("silu",),
+    more: tuple[bool, ...] = (True,),
 ) -> Iterator[Variant]:
-    """Forward, both backward kernels and their reduction; masks on: they are the larger code."""
-    axes = (architectures, dtypes, ranks, widths, norms, activations)
-    for architecture, dtype, rank, width, norm, activation in itertools.product(*axes):
-        common = (("NORM", norm), ("MASKED", True), ("ACTIVATION", activation))
+    """Forward, both backward kernels and their reduction. more: with mask, gradients and a second
+    round of tokens, or without: the former is the larger code."""
+    axes = (architectures, dtypes, ranks, widths, norms, activations, more)
+    for architecture, dtype, rank, width, norm, activation, most in itertools.product(*axes):
+        common = (("NORM", norm), ("MASKED", most), ("ACTIVATION", activation))
         for kernel, flags in (
-            ("steer_forward", (*common, ("SAVE", True))),
-            ("steer_backward", (*common, ("ADD", True))),
-            ("steer_parameters", (*common, ("ADD", True))),
+            ("steer_forward", (*common, ("SAVE", most))),
+            ("steer_backward", (*common, ("ADD", most))),
+            ("steer_parameters", (*common, ("ADD", most))),
             ("steer_reduce", (("NORM", norm),)),
         ):
             yield Variant(kernel, architecture, dtype, rank, width, flags)
 
 
+def cross_entropy_variants(
+    architectures: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+    widths: tuple[int, ...],
+    teachers: tuple[bool, ...] = (False, True),
+    more: tuple[bool, ...] = (True,),
+) -> Iterator[Variant]:
+    """The row pass with a teacher or not, and the scaling of backward. more: with bias, cap,
+    temperature and gradient, or without any."""
+    for architecture, dtype, width in itertools.product(architectures, dtypes, widths):
+        for teacher, most in itertools.product(teachers, more):
+            flags = {name: most for name in ("BIAS", "CAP", "GRADIENT")}
+            flags |= {"HEATED": teacher and most, "DISTILS": teacher}
+            yield Variant("cross_entropy_rows", architecture, dtype, 0, width, tuple(flags.items()))
+        yield Variant("cross_entropy_scale", architecture, dtype, 0, width, (("HIDDEN", True),))
+
+
 def whole_table() -> list[Variant]:
     """Every row; rows that come to the same code are one."""
     found = {}
-    for variant in steer_variants(ARCHITECTURES, DTYPES, RANKS, BUCKETS):
+    for variant in itertools.chain(
+        steer_variants(ARCHITECTURES, DTYPES, RANKS, BUCKETS),
+        cross_entropy_variants(ARCHITECTURES, DTYPES, BUCKETS),
+        # the other options of the code, once
+        steer_variants((90,), DTYPES, (0, 16), BUCKETS[:1], activations=_OTHERS, more=(False,)),
+        cross_entropy_variants((90,), DTYPES, BUCKETS[-1:], more=(False,)),
+    ):
         options = configuration(
             variant.kernel, variant.architecture, variant.dtype, variant.padded, variant.width
         )
@@ -118,14 +151,14 @@ def build(variant: Variant) -> Any:
         if name in constants:
             signature[name] = "constexpr"
         elif name in _NUMBERS:
-            signature[name] = _NUMBERS[name]
+            signature[name] = "fp32"
         elif name in _INTEGERS:
             signature[name] = "i32"
         else:
             kind = _TYPES[variant.dtype] if name in _STREAMS else "fp32"
-            signature[name] = _MARKS.get(name, f"*{kind}")
+            signature[name] = _POINTERS.get(name, f"*{kind}")
         # as in a launch with sizes that are multiples of 16
-        if signature[name].startswith("*") or name in ("width", "stride", "grad_stride"):
+        if signature[name].startswith("*") or name in _MULTIPLES:
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     target = GPUTarget("cuda", variant.architecture, 32)

@@ -31,7 +31,7 @@ def bucket(width: int) -> int:
 # No row of these spills on sm_80, sm_90 or sm_100 (tests/test_kernels_compiled.py, make aot).
 
 
-def _steer_forward(capability: int, wide: bool, padded: int) -> dict[str, int]:
+def _steer_forward(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
     # 32 tokens halve the L2 traffic of the parameters against 16, and their slab still fits there
     if padded >= 128:
         return {"BLOCK_T": 16, "BLOCK_D": 32 if wide else 64, "num_warps": 8}
@@ -40,7 +40,7 @@ def _steer_forward(capability: int, wide: bool, padded: int) -> dict[str, int]:
     return {"BLOCK_T": 32, "BLOCK_D": 64 if padded >= 64 else 128, "num_warps": 4}
 
 
-def _steer_backward(capability: int, wide: bool, padded: int) -> dict[str, int]:
+def _steer_backward(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
     if padded >= 128:
         return {"BLOCK_T": 16, "BLOCK_D": 32, "num_warps": 8}
     if wide:
@@ -48,7 +48,7 @@ def _steer_backward(capability: int, wide: bool, padded: int) -> dict[str, int]:
     return {"BLOCK_T": 32, "BLOCK_D": 64, "num_warps": 8 if padded >= 32 else 4}
 
 
-def _steer_parameters(capability: int, wide: bool, padded: int) -> dict[str, int]:
+def _steer_parameters(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
     if wide:
         return {"BLOCK_T": 16, "BLOCK_D": 32, "num_warps": 8 if padded >= 128 else 4}
     if padded >= 128:
@@ -58,11 +58,24 @@ def _steer_parameters(capability: int, wide: bool, padded: int) -> dict[str, int
     return {"BLOCK_T": 32, "BLOCK_D": 32, "num_warps": 4}
 
 
-def _steer_reduce(capability: int, wide: bool, padded: int) -> dict[str, int]:
+def _steer_reduce(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
     return {"BLOCK_D": 64, "BLOCK_P": 16, "num_warps": 4}
 
 
+def _rows(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
+    # one program fills much of a multiprocessor: the rows that are under way fit in the L2 cache
+    if width <= 1024:
+        return {"BLOCK": 1024, "num_warps": 4}
+    return {"BLOCK": 4096, "num_warps": 16}
+
+
+def _scale(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
+    return {"BLOCK": 1024 if width <= 1024 else 4096, "num_warps": 4}
+
+
 _DEFAULTS = {
+    "cross_entropy_rows": _rows,
+    "cross_entropy_scale": _scale,
     "steer_forward": _steer_forward,
     "steer_backward": _steer_backward,
     "steer_parameters": _steer_parameters,
@@ -79,7 +92,7 @@ def _capability(index: int | None) -> int:
 @functools.cache
 def _row(kernel: str, capability: int, dtype: torch.dtype, padded: int, width: int) -> Any:
     tuned = TUNED.get((kernel, capability, str(dtype).removeprefix("torch."), padded, width))
-    row = tuned or _DEFAULTS[kernel](capability, dtype == torch.float32, padded)
+    row = tuned or _DEFAULTS[kernel](capability, dtype == torch.float32, padded, width)
     return {"num_stages": 2, **row, "enable_fp_fusion": ENABLE_FP_FUSION}
 
 

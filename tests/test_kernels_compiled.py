@@ -15,10 +15,19 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from dive.kernels import aot
 
-LARGEST = [v for v in aot.steer_variants((80, 100), (torch.bfloat16,), (16, 128), (4096,), (True,))]
+LARGEST = [v for v in aot.steer_variants((80, 100), (torch.bfloat16,), (128,), (4096,), (True,))]
 HOPPER = list(aot.steer_variants((90,), (torch.bfloat16, torch.float32), (16, 64, 128), (4096,)))
+LOSS = list(aot.cross_entropy_variants((80, 90, 100), (torch.bfloat16,), (16384,)))
+LOSS += aot.cross_entropy_variants((90,), (torch.float32,), (16384,))
+# what the rest has on is off here: no mask, no gradient, no cap, and another activation
+PLAIN = list(
+    aot.steer_variants((90,), (torch.float16,), (0,), (4096,), (True,), ("gelu",), more=(False,))
+)
+PLAIN += aot.cross_entropy_variants((90,), (torch.float16,), (16384,), more=(False,))
 # the reduction is the same code for every dtype of the stream
-VARIANTS = [v for v in (*HOPPER, *LARGEST) if v.kernel != "steer_reduce"]
+VARIANTS = [v for v in (*HOPPER, *LARGEST, *LOSS) if v.kernel != "steer_reduce"]
+VARIANTS = [v for v in VARIANTS if (v.architecture, v.kernel) != (100, "cross_entropy_scale")]
+VARIANTS += PLAIN
 
 
 def test_the_part_is_small() -> None:
@@ -40,3 +49,17 @@ def test_faults_are_seen() -> None:
     assert aot.faults(variant, aot.Report(255, 8, 1000)) == ["spills 8 bytes"]
     (fault,) = aot.faults(variant, aot.Report(64, 0, 300 * 1024))
     assert "307200 bytes of shared memory" in fault
+
+
+def test_a_barrier_stands_between_the_logits_and_the_gradient_on_top_of_them() -> None:
+    """Another warp may be behind: its logits must be in registers when the first is overwritten."""
+    (variant, *_) = aot.cross_entropy_variants((90,), (torch.bfloat16,), (16384,), (False,))
+    lines = aot.build(variant).asm["ptx"].splitlines()
+    stores = [i for i, line in enumerate(lines) if "st.global" in line and "b16" not in line]
+    # the gradient goes out in vectors, last of all; results of a row are scalars before it
+    last = max(stores)
+    before = lines[:last]
+    barrier = max(i for i, line in enumerate(before) if "bar.sync" in line)
+    load = max(i for i, line in enumerate(before) if "ld.global" in line)
+    label = max(i for i, line in enumerate(before) if line.startswith("$L__BB"))
+    assert label < load < barrier < last, "in the loop, in this order"

@@ -11,7 +11,7 @@ import pytest
 FOLDER = Path(__file__).parent
 
 
-@pytest.mark.parametrize("name", ["test_kernels_steer.py"])
+@pytest.mark.parametrize("name", ["test_kernels_steer.py", "test_kernels_cross_entropy.py"])
 def test_under_the_interpreter(name: str) -> None:
     pytest.importorskip("triton", reason="the kernels are Triton's")
     done = subprocess.run(

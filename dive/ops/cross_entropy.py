@@ -282,7 +282,7 @@ _loss_backward = register(
     sweep.backward,
     _backward_fake,
 )
-# the Triton kernels' place: dive.kernels.cross_entropy registers both names for CUDA
+# dive.ops.fused puts the Triton kernels in the place of both on CUDA
 
 
 class _Loss(torch.autograd.Function):

@@ -45,10 +45,12 @@ def plan(
     distils: bool,
     softcap: bool,
     heated: bool,
+    fused: bool = False,
 ) -> Plan:
     """Chunks of nearly equal size whose buffers and scratch tiles fit in `chunk_bytes`.
 
     Not below 32 rows (256 off the CPU) where that many are live, even if they do not fit.
+    fused: one kernel works on whole rows in place, and no tile is needed.
     """
     cpu = device.type == "cpu"
     wide_bytes = 8 if dtype == torch.float64 else 4
@@ -56,6 +58,7 @@ def plan(
     tile_rows = max(1, _TILE_BYTES["cpu" if cpu else "other"] // (wide_bytes * max(vocab, 1)))
     # student and teacher where their buffers are narrow; difference, slope of the cap, heated copy
     scratch = narrow * (1 + distils) + distils + softcap + (distils and heated)
+    scratch = 0 if fused else scratch
     budget = chunk_bytes - scratch * tile_rows * vocab * wide_bytes
     rows = max(budget // max(vocab * dtype.itemsize * (1 + distils), 1), 32 if cpu else 256)
     if not cpu:
@@ -87,6 +90,8 @@ def forward(
     chunk_bytes: int,
     validate: bool,
     compute_grad: bool,
+    *,
+    kind: "type[Sweep] | None" = None,
 ) -> tuple[Tensor, ...]:
     """loss, row_ce, row_kl, lse, argmax, class_loss, class_accuracy, class_count, status, stored,
     row_scale, weight_slope.
@@ -95,7 +100,9 @@ def forward(
     (R = length of rows; [0, D] without compute_grad), row_scale [R] and weight_slope [R] are for
     backward: d loss / d hidden[rows[i]] = row_scale[i] * stored[i],
     d loss / d weights[rows[i]] = weight_slope[i], both 0 at slots that are not live.
+    kind: how the rows are swept, `Sweep` if not given.
     """
+    kind = kind or Sweep
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     total, vocab = hidden.shape[0], lm_head.shape[0]
     distils = teacher_hidden is not None
@@ -108,19 +115,27 @@ def forward(
         raise_for(status, total, vocab)
         check_listed(rows, (ce_weight * w > 0) | (kd_weight * m > 0))
 
-    # the live slots of `rows`, and what belongs to their rows
-    slots = ((rows >= 0) & (rows < total)).nonzero()[:, 0]
-    index = rows[slots]
-    live = (ce_weight * w[index] > 0) | (kd_weight * m[index] > 0)
-    slots, index = slots[live], index[live]
+    # what belongs to the slots of `rows`; those that are not live are left out, or where that would
+    # cost a host sync they stay and weigh nothing
+    listed = rows if total > 0 else rows[:0]
+    live = (listed >= 0) & (listed < total)
+    index = torch.where(live, listed, 0)
+    live &= (ce_weight * w[index] > 0) | (kd_weight * m[index] > 0)
+    slots = torch.arange(index.shape[0], device=rows.device)
+    if kind.compacts:
+        slots = live.nonzero()[:, 0]
+        index, live = index[slots], live[slots]
     w, m, target = w[index], m[index], targets[index]
-    in_range = (target >= 0) & (target < vocab)
+    if not kind.compacts:
+        w, m = torch.where(live, w, 0.0), torch.where(live, m, 0.0)
+    in_range = live & (target >= 0) & (target < vocab)
     target = torch.where(in_range, target, 0)
     ce_share = ce_weight * _share(w, normalizer, reduction)  # of a row in the loss, over its weight
     kd_share = kd_weight * _share(m, kd_normalizer, reduction)
 
-    sweep = _Sweep(hidden, lm_head, bias, teacher_hidden, softcap, temperature, compute_grad)
-    sweep.run(index, target, in_range, w * ce_share, m * kd_share * temperature, m > 0, chunk_bytes)
+    sweep = kind(hidden, lm_head, bias, teacher_hidden, softcap, temperature, compute_grad)
+    ce_factor, kd_factor = w * ce_share, m * kd_share * temperature
+    sweep.run(index, live, target, in_range, ce_factor, kd_factor, m > 0, chunk_bytes)
     row_ce = torch.where(in_range, sweep.lse - sweep.picked, 0.0)
     row_kl = sweep.kl * temperature**2
 
@@ -128,10 +143,15 @@ def forward(
     slope = ce_share * row_ce
     if reduction == "mean" and normalizer is None:
         slope = slope - ce_share * _share(w, None, "mean") * (w * row_ce).sum()
-    if reduction == "none":
-        loss = w.new_zeros(total).index_copy_(0, index, ce + kl)
-    else:
-        loss = (ce + kl).sum()
+    slope = torch.where(live, slope, 0.0)
+
+    # one place more takes what the slots without a live row hold
+    place = index if kind.compacts else torch.where(live, index, total)
+
+    def by_row(values: Tensor, empty: int = 0) -> Tensor:
+        return values.new_full((total + 1,), empty).index_copy_(0, place, values)[:total]
+
+    loss = by_row(ce + kl) if reduction == "none" else (ce + kl).sum()
     loss = torch.where(status[0] == 0, loss, float("nan"))
 
     nothing = w.new_empty(0)
@@ -147,10 +167,10 @@ def forward(
         stored = hidden.new_zeros(capacity, hidden.shape[1]).index_copy_(0, slots, stored)
     return (
         loss,
-        w.new_zeros(total).index_copy_(0, index, row_ce),
-        w.new_zeros(total).index_copy_(0, index, row_kl) if distils else nothing.clone(),
-        w.new_zeros(total).index_copy_(0, index, sweep.lse),
-        targets.new_full((total,), -1).index_copy_(0, index, sweep.argmax),
+        by_row(row_ce),
+        by_row(row_kl) if distils else nothing.clone(),
+        by_row(sweep.lse),
+        by_row(sweep.argmax, -1),
         *statistics,
         status,
         stored,
@@ -184,8 +204,10 @@ def backward(
     return grad_hidden, grad_weights
 
 
-class _Sweep:
+class Sweep:
     """The live rows' results, filled chunk by chunk."""
+
+    compacts = True  # rows that are not live are taken out first, which asks the device how many
 
     def __init__(
         self,
@@ -209,6 +231,7 @@ class _Sweep:
     def run(
         self,
         index: Tensor,
+        live: Tensor,
         target: Tensor,
         labelled: Tensor,
         ce: Tensor,
@@ -216,9 +239,9 @@ class _Sweep:
         distilled: Tensor,
         chunk_bytes: int,
     ) -> None:
-        """index [n]: the live rows. Their gradient with respect to the logits is
+        """index [n]: rows, of which `live` take part. Their gradient with respect to the logits is
         ce (softmax(z) - onehot(target)) + kd (softmax(z / T) - softmax(teacher / T))."""
-        count, (vocab, width) = index.shape[0], self.head.shape
+        count, width = index.shape[0], self.head.shape[1]
         # one factor a row brings its larger coefficient to 1: no weight leaves the range of a dtype
         top = torch.maximum(ce, kd)
         self.scale = top / self.gain
@@ -231,8 +254,22 @@ class _Sweep:
         self.lse, self.picked, self.argmax = rows(), rows(), rows(torch.int64)
         self.kl = rows().zero_()
         self.stored = self.hidden.new_empty(count if self.compute_grad else 0, width)
-        if count == 0:
-            return
+        if count > 0:
+            self._chunks(index, live, target, labelled, ce, kd, distilled, chunk_bytes)
+
+    def _chunks(
+        self,
+        index: Tensor,
+        live: Tensor,
+        target: Tensor,
+        labelled: Tensor,
+        ce: Tensor,
+        kd: Tensor,
+        distilled: Tensor,
+        chunk_bytes: int,
+    ) -> None:
+        """`run`, chunk by chunk; no factor is above the gain, and a factor is 0 where not live."""
+        count, vocab = index.shape[0], self.head.shape[0]
         layout = plan(
             count,
             vocab,
@@ -407,14 +444,13 @@ def _share(factors: Tensor, normalizer: Tensor | None, reduction: str) -> Tensor
 
 
 def _by_class(row_ce: Tensor, hit: Tensor, classes: Tensor, counted: Tensor) -> list[Tensor]:
-    """Mean row_ce and accuracy [3], count int64 [3] of the counted rows of each class."""
-    member = counted & (classes >= 0) & (classes < CLASSES)
-    # everything else falls into one class more, which is cut off
-    classes = torch.where(member, classes, CLASSES).long()
-    zeros = row_ce.new_zeros(CLASSES + 1)
-    count = torch.zeros_like(zeros, dtype=torch.int64)
-    count = count.index_add_(0, classes, torch.ones_like(classes))[:CLASSES]
-    loss = zeros.index_add(0, classes, row_ce)[:CLASSES]
-    hits = zeros.index_add(0, classes, hit.to(zeros.dtype))[:CLASSES]
+    """Mean row_ce and accuracy [3], count int64 [3] of the counted rows of each class.
+
+    Plain sums: they have one order on every device.
+    """
+    member = counted[:, None] & (classes[:, None] == torch.arange(CLASSES, device=classes.device))
+    count = member.sum(0)
     some = count.clamp(min=1)
-    return [loss / some, hits / some, count.clone()]
+    loss = torch.where(member, row_ce[:, None], 0.0).sum(0)
+    hits = (member & hit[:, None]).sum(0).to(row_ce.dtype)
+    return [loss / some, hits / some, count]

@@ -1,0 +1,243 @@
+"""Triton kernels of `dive::decisive_cross_entropy`: what happens to a chunk's logits between its
+products, and the row scaling of the backward pass. Everything is computed in float32.
+
+One program works on one row of logits. It reads the row once for logsumexp, argmax and divergence
+(each lane keeps a running maximum and sum of its own, so that warps meet once a row), then a second
+time from the end to the start, where the row's tail is still in the L2 cache, and leaves the
+gradient with respect to the raw logits in the place of the logits.
+
+A narrow gradient (bfloat16, float16) goes into the upper half of its float32 row: going backwards
+it only overwrites logits that were read. Within a block the barrier sees to that, as another warp
+may be behind.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dive.kernels.functions import hyperbolic_tangent, rounded
+from dive.kernels.table import configuration
+
+ALIGNMENT = 64  # elements: rows of a buffer start at whole cache lines, and so does a half row
+
+
+@triton.jit
+def _capped(place, bias, column, within, cap, BIAS: tl.constexpr, CAP: tl.constexpr):
+    """Logits of a block, -inf outside, and the slope of the cap."""
+    z = tl.load(place + column, mask=within, other=-float("inf"))
+    if BIAS:
+        z += tl.load(bias + column, mask=within, other=0.0).to(tl.float32)
+    slope = 1.0
+    if CAP:
+        bent = hyperbolic_tangent(tl.where(within, z, 0.0) / cap)
+        slope = 1.0 - bent * bent
+        z = tl.where(within, cap * bent, -float("inf"))
+    return z, slope
+
+
+@triton.jit
+def _merged(peak, total, sharpness):
+    """Maximum and logsumexp over the lanes of sharpness * x."""
+    top = tl.max(peak, 0)
+    return top, sharpness * top + tl.log(tl.sum(total * tl.exp(sharpness * (peak - top)), 0))
+
+
+@triton.jit
+def rows_kernel(
+    logits, teacher, bias, gradient, target, labelled, ce, kd, distilled,
+    lse_out, picked_out, argmax_out, kl_out,
+    vocab, stride, gradient_stride, cap, temperature,
+    BIAS: tl.constexpr, CAP: tl.constexpr, DISTILS: tl.constexpr, HEATED: tl.constexpr,
+    GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """logits, teacher [rows, vocab] float32 with rows `stride` apart; gradient may lie over logits.
+
+    gradient = ce (softmax(z) - labelled * onehot(target)) + kd (softmax(z/T) - softmax(teacher/T)),
+    through the cap. ce, kd, and the results lse, picked (z at the target), kl are float32 a row;
+    kl is KL(teacher || student) at T, 0 where not distilled.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    place = logits + row * stride
+    place_teacher = teacher + row * stride
+    lane = tl.arange(0, BLOCK)
+    sharpness = 1.0
+    if HEATED:
+        sharpness = 1.0 / temperature
+    low = -3.0e38  # not -inf: the difference of two of those is no number
+    peak = tl.full([BLOCK], low, tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    best = tl.zeros([BLOCK], tl.int32)
+    hot = tl.zeros([BLOCK], tl.float32)
+    peak_teacher = tl.full([BLOCK], low, tl.float32)
+    total_teacher = tl.zeros([BLOCK], tl.float32)
+    apart = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, vocab, BLOCK):
+        column = first + lane
+        within = column < vocab
+        z, _slope = _capped(place, bias, column, within, cap, BIAS, CAP)
+        step = z - peak
+        higher = step > 0
+        decay = tl.exp(-tl.abs(step))
+        total = tl.where(higher, total * decay + 1.0, total + decay)
+        best = tl.where(higher, column, best)
+        if DISTILS:
+            if HEATED:
+                decay = tl.exp(-tl.abs(step) * sharpness)
+                hot = tl.where(higher, hot * decay + 1.0, hot + decay)
+            zt, _slope_teacher = _capped(place_teacher, bias, column, within, cap, BIAS, CAP)
+            difference = tl.where(within, zt - z, 0.0)
+            step = zt - peak_teacher
+            decay = tl.exp(-tl.abs(step) * sharpness)
+            total_teacher = tl.where(step > 0, total_teacher * decay + 1.0, total_teacher + decay)
+            apart = tl.where(step > 0, apart * decay + difference, apart + difference * decay)
+            peak_teacher = tl.maximum(peak_teacher, zt)
+        peak = tl.maximum(peak, z)
+
+    top, lse = _merged(peak, total, 1.0)
+    tl.store(lse_out + row, lse)
+    tl.store(argmax_out + row, tl.min(tl.where(peak == top, best, 2147483647), 0).to(tl.int64))
+    goal = tl.load(target + row)
+    one = tl.arange(0, 1)
+    picked, _slope = _capped(place, bias, goal + one, one == 0, cap, BIAS, CAP)
+    tl.store(picked_out + row + one, picked)
+    lse_hot, lse_teacher = lse, 0.0
+    if DISTILS:
+        if HEATED:
+            _top_hot, lse_hot = _merged(peak, hot, sharpness)
+        top_teacher, lse_teacher = _merged(peak_teacher, total_teacher, sharpness)
+        spread = tl.sum(apart * tl.exp(sharpness * (peak_teacher - top_teacher)), 0)
+        chance = tl.exp(sharpness * top_teacher - lse_teacher)  # of the teacher's likeliest token
+        divergence = sharpness * spread * chance - lse_teacher + lse_hot
+        tl.store(kl_out + row, tl.where(tl.load(distilled + row) != 0, divergence, 0.0))
+
+    if GRADIENT:
+        ce_row = tl.load(ce + row)
+        hit = tl.where(tl.load(labelled + row) != 0, ce_row, 0.0)
+        if DISTILS:
+            kd_row = tl.load(kd + row)
+        into = gradient + row * gradient_stride
+        blocks = (vocab + BLOCK - 1) // BLOCK
+        for done in range(0, blocks):
+            column = (blocks - 1 - done) * BLOCK + lane
+            within = column < vocab
+            z, slope = _capped(place, bias, column, within, cap, BIAS, CAP)
+            g = ce_row * tl.exp(z - lse)
+            if DISTILS:
+                zt, _slope_teacher = _capped(place_teacher, bias, column, within, cap, BIAS, CAP)
+                student = tl.exp(sharpness * z - lse_hot)
+                g += kd_row * (student - tl.exp(sharpness * zt - lse_teacher))
+            g = tl.where(column == goal, g - hit, g)
+            if CAP:
+                g = g * slope
+            tl.debug_barrier()  # every warp has its logits before one of them is overwritten
+            tl.store(into + column, rounded(g, gradient.dtype.element_ty), mask=within)
+
+
+@triton.jit
+def scale_kernel(
+    grad, rows, stored, row_scale, weight_slope, grad_hidden, grad_weights,
+    width, grad_stride, HIDDEN: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """grad_hidden[rows[i]] = stored[i] * (row_scale[i] * upstream of the row), likewise weights.
+
+    Slots whose factor is 0 are left out, whatever they hold. grad_stride 0: one upstream for all.
+    """
+    slot = tl.program_id(0).to(tl.int64)
+    row = tl.load(rows + slot)
+    factor = tl.load(row_scale + slot)
+    slope = tl.load(weight_slope + slot)
+    if (factor != 0) | (slope != 0):
+        upstream = tl.load(grad + row * grad_stride).to(tl.float32)
+        if tl.program_id(1) == 0:
+            tl.store(grad_weights + row, slope * upstream)
+        if HIDDEN and factor != 0:
+            column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+            value = tl.load(stored + slot * width + column, mask=column < width, other=0.0)
+            value = value.to(tl.float32) * (factor * upstream)
+            value = rounded(value, grad_hidden.dtype.element_ty)
+            tl.store(grad_hidden + row * width + column, value, mask=column < width)
+
+
+# --- launching ---------------------------------------------------------------------------------
+
+
+def row_stride(vocab: int) -> int:
+    """Float32 elements from one row of a buffer of logits to the next."""
+    return triton.cdiv(vocab, ALIGNMENT) * ALIGNMENT
+
+
+def gradient_view(logits: Tensor, vocab: int, dtype: torch.dtype) -> Tensor:
+    """[rows, vocab] of dtype: where the kernel leaves the gradient, in the logits' buffer."""
+    if dtype == torch.float32:
+        return logits[:, :vocab]
+    half = logits.shape[1]
+    return logits.view(dtype)[:, half : half + vocab]
+
+
+def product(states: Tensor, head: Tensor, out: Tensor) -> None:
+    """out [rows, vocab] float32 = states head^T: cuBLAS keeps its float32 sums."""
+    if states.dtype == torch.float32:
+        torch.mm(states, head.T, out=out)
+    elif states.is_cuda:
+        torch.mm(states, head.T, out_dtype=torch.float32, out=out)
+    else:  # under the interpreter: a CPU has no such product
+        torch.mm(states.float(), head.T.float(), out=out)
+
+
+def states(gradient: Tensor, head: Tensor, out: Tensor) -> None:
+    """out [rows, D] = gradient head, rounded once."""
+    if gradient.is_cuda or gradient.dtype == torch.float32:
+        torch.mm(gradient, head, out=out)
+    else:
+        out.copy_(gradient.float() @ head.float())
+
+
+def turn_into_gradient(
+    logits: Tensor,
+    teacher: Tensor | None,
+    bias: Tensor | None,
+    gradient: Tensor | None,
+    target: Tensor,
+    labelled: Tensor,
+    ce: Tensor,
+    kd: Tensor,
+    distilled: Tensor,
+    results: tuple[Tensor, Tensor, Tensor, Tensor],
+    vocab: int,
+    softcap: float | None,
+    temperature: float,
+) -> None:
+    """Fills results (lse, picked, argmax, kl) of these rows and, if there is one, the gradient.
+
+    logits, teacher [rows, `row_stride(vocab)`] float32; gradient is `gradient_view(logits, ...)`.
+    """
+    dtype = torch.float32 if gradient is None else gradient.dtype
+    options = configuration("cross_entropy_rows", logits.device, dtype, 0, vocab)
+    rows_kernel[(logits.shape[0],)](
+        logits, logits if teacher is None else teacher, logits if bias is None else bias,
+        logits if gradient is None else gradient, target, labelled.view(torch.uint8), ce, kd,
+        distilled.view(torch.uint8), *results,
+        vocab, logits.stride(0), 0 if gradient is None else gradient.stride(0),
+        1.0 if softcap is None else softcap, temperature,
+        BIAS=bias is not None, CAP=softcap is not None, DISTILS=teacher is not None,
+        HEATED=temperature != 1, GRADIENT=gradient is not None, **options,
+    )  # fmt: skip
+
+
+def backward(
+    grad: Tensor, rows: Tensor, stored: Tensor, row_scale: Tensor, weight_slope: Tensor, total: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients of hidden [total, D], rounded once, and of weights [total]; no host sync."""
+    width = stored.shape[1]
+    hidden = stored.shape[0] > 0
+    grad_hidden = stored.new_zeros(total, width)
+    grad_weights = weight_slope.new_zeros(total)
+    options = configuration("cross_entropy_scale", stored.device, stored.dtype, 0, width)
+    if rows.shape[0] > 0:
+        columns = triton.cdiv(width, options["BLOCK"]) if hidden else 1
+        scale_kernel[(rows.shape[0], max(columns, 1))](
+            grad, rows, stored, row_scale, weight_slope, grad_hidden, grad_weights,
+            width, grad.stride(0) if grad.dim() else 0, HIDDEN=hidden, **options,
+        )  # fmt: skip
+    return grad_hidden, grad_weights
