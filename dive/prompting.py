@@ -1,6 +1,5 @@
 """Studies and demonstrations to token ids, and back to where the answer lies."""
 
-import inspect
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,10 +98,10 @@ class Prompter:
         self._appended = _appended_by(self.tokenizer)
         self._image_kwargs = budget_kwargs(self.processor, max_image_tokens) if self.sees else {}
         self._over_budget = False
-        # PaliGemma's line: the prompt attends both ways, and its type 0 says so; what its processor
-        # calls the suffix is 1 and causal. Everywhere else 0 is text.
-        suffix = self.sees and "suffix" in inspect.signature(self.processor.__call__).parameters
-        self._answer_type = 1 if suffix else 0
+        # In PaliGemma's line type 0 is a prompt that attends both ways, and the causal answer is 1;
+        # everywhere else 0 is text. (Gemma 4 says "vision" here: images alone attend both ways.)
+        both_ways = getattr(text_config(backbone.model), "use_bidirectional_attention", None)
+        self._answer_type = 1 if both_ways is True else 0
 
     # conversations
 
