@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dive.adapter import SteeringAdapter
 from dive.errors import DiveError
-from dive.structure import decoder_layers, last_hidden_state, unwrap
+from dive.structure import computes_on, decoder_layers, last_hidden_state, unwrap
 
 # id of the first decoder layer -> what is attached there; a layer, because a model and its base
 # share them. An attachment lives by its hooks, so it keeps no forgotten model alive, and as it
@@ -55,7 +55,7 @@ class Attachment:
             torch._dynamo.reset()
         pairs = [(layers[int(index)], steering) for index, steering in adapter.layers.items()]
         for layer, steering in pairs:
-            steering.to(_device_of(layer))
+            steering.to(computes_on(layer))
         self._handles = [
             # first in line: transformers records hidden states by hooks, which must see our output
             layer.register_forward_hook(self._hook(steering), prepend=True)
@@ -116,13 +116,6 @@ def steer(backbone_or_model: Any, adapter: SteeringAdapter) -> Attachment:
 def attachment_of(model: Any) -> Attachment | None:
     """What is attached to the model now."""
     return _attached.get(id(decoder_layers(model)[0]))
-
-
-def _device_of(layer: nn.Module) -> torch.device:
-    """Where the layer computes (an offloaded layer's weights are elsewhere between calls)."""
-    hook = getattr(layer, "_hf_hook", None)  # accelerate's, under a device_map
-    device = getattr(hook, "execution_device", None)
-    return torch.device(device) if device is not None else next(layer.parameters()).device
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from dive.errors import DiveError
 from dive.image_processor import processor_without_video
 from dive.structure import (
     Head,
+    computes_on,
     decoder,
     decoder_layers,
     last_hidden_state,
@@ -72,7 +73,7 @@ class Backbone:
     def device(self) -> torch.device:
         """Where inputs go (under a device_map: where the embeddings are)."""
         embeddings: Any = self.model.get_input_embeddings()
-        return embeddings.weight.device
+        return computes_on(embeddings)
 
     @property
     def dtype(self) -> torch.dtype:

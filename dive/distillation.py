@@ -31,6 +31,7 @@ from dive.plan import describe
 from dive.presets import DistillConfig
 from dive.progress import JsonLog, ProgressBar
 from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS, Prompter
+from dive.structure import output_head
 from dive.teacher import Demonstrations, Teacher, same_case
 from dive.trainer import DistillTrainer, Student
 
@@ -90,6 +91,7 @@ def distill(
     backbone = _as_backbone(backbone, processor)
     if attachment_of(backbone.model) is not None:
         raise DiveError("distill: an adapter is attached to the backbone; detach it first")
+    output_head(backbone)  # a head that cannot be used is refused before any study is read
     studies, held_out = split(studies, validation, config.seed)
     console = Console(stderr=True)
     rank, ranks = (int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1)))

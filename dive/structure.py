@@ -58,6 +58,18 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     return layers
 
 
+def computes_on(module: nn.Module) -> torch.device:
+    """Where a module computes. Under a device_map the weights of an offloaded one are elsewhere
+    (on "meta") between calls, and accelerate's hooks know."""
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):  # several hooks of one module are one
+            device = getattr(one, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    return next(module.parameters()).device
+
+
 def description(model: Any) -> dict[str, Any]:
     """What an adapter must find again in the backbone it is attached to (JSON-able)."""
     model = unwrap(model)
@@ -106,6 +118,8 @@ class Head:
         return logits
 
 
+_HEAD_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 _heads: WeakKeyDictionary[nn.Module, Head] = WeakKeyDictionary()
 
 
@@ -114,7 +128,8 @@ def output_head(model: Any) -> Head:
 
     Checked once for each model against its own logits on a few text tokens: a model that does
     anything else to them (a logit scale, say) is refused with a DiveError, because losses computed
-    with the head alone would be wrong. Call it before an adapter is attached with a mask.
+    with the head alone would be wrong. Call it before an adapter is attached with a mask. A head
+    that is quantised, sharded or offloaded is refused, too: losses read its weight as it lies.
     """
     model = unwrap(model)
     head = _heads.get(model)
@@ -122,15 +137,36 @@ def output_head(model: Any) -> Head:
     weight = getattr(layer, "weight", None)
     if head is not None and head.weight is weight:
         return head
-    if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
-        raise DiveError(
-            f"{type(model).__name__} has no output head with a floating-point weight [V, D]"
-        )
+    if not isinstance(weight, Tensor):
+        raise DiveError(f"{type(model).__name__} has no output head with a weight [V, D]")
+    _check_weight(type(model).__name__, weight)
     softcap = getattr(text_config(model), "final_logit_softcapping", None)
     head = Head(weight, getattr(layer, "bias", None), softcap)
     _check_head(model, head)
     _heads[model] = head
     return head
+
+
+def _check_weight(name: str, weight: Tensor) -> None:
+    if hasattr(weight, "placements"):  # a DTensor
+        raise DiveError(
+            f"{name}: its output head is sharded over devices (tensor parallelism), and dive reads "
+            "it whole: load the backbone without tp_plan (device_map puts whole layers on devices)"
+        )
+    if weight.device.type == "meta":
+        raise DiveError(
+            f"{name}: its output head is offloaded, and dive reads its weight in every step: give "
+            'it a device in device_map ("lm_head": 0, and the embeddings with it where they share '
+            "the weight), or offload other layers by max_memory"
+        )
+    plain = type(weight) in (Tensor, nn.Parameter) and weight.dim() == 2
+    if not plain or weight.dtype not in _HEAD_DTYPES:
+        raise DiveError(
+            f"{name}: its output head is quantised ({type(weight).__name__} {weight.dtype} "
+            f"{list(weight.shape)}), and dive wants a floating-point weight [V, D]: load the "
+            'backbone with the head left out (bitsandbytes: llm_int8_skip_modules=["lm_head"]; '
+            'elsewhere: modules_to_not_convert=["lm_head"])'
+        )
 
 
 @torch.no_grad()
@@ -140,7 +176,7 @@ def _check_head(model: "PreTrainedModel", head: Head) -> None:
     special = [getattr(model.config, name) for name in names]
     ids = [i for i in range(2, min(head.weight.shape[0], 64)) if i not in special][:12]
     embeddings: Any = model.get_input_embeddings()
-    device = embeddings.weight.device
+    device = computes_on(embeddings)
     batch = {"input_ids": torch.tensor([ids], device=device)}
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     wanted = model(**batch, use_cache=False, return_dict=True).logits.float()
