@@ -123,3 +123,19 @@ def test_a_sharded_head_is_refused_with_what_to_do(plain):
             output_head(plain)
     finally:
         dist.destroy_process_group()
+
+
+def test_bitsandbytes_layers_distil_and_generate(tiny_llava, studies):
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    backbone = dive.load_backbone(
+        tiny_llava, device="cpu", quantization_config=BitsAndBytesConfig(load_in_8bit=True)
+    )
+    assert decoder_layers(backbone)[0].self_attn.q_proj.weight.dtype == torch.int8
+    adapter = dive.distill(backbone, studies[:4], 1, settings(), progress=False)
+    assert all(layer.up.abs().max() > 0 for layer in adapter.layers.values())
+    assert all(p.dtype == torch.float32 for p in adapter.parameters())
+    options = {"max_new_tokens": 4, "progress": False}
+    made = dive.generate(backbone, studies[:2], adapter=adapter, **options)
+    assert all(1 <= one.num_tokens <= 4 for one in made)
