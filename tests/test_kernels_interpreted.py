@@ -24,3 +24,20 @@ def test_under_the_interpreter(name: str) -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None and int(passed[1]) > 20 and "skipped" not in done.stdout
+
+
+def test_the_tuning_script_runs_at_toy_size() -> None:
+    """So that no minute of a GPU goes to a typo."""
+    pytest.importorskip("triton", reason="the kernels are Triton's")
+    table = FOLDER.parent / "kernels" / "tuned.py"
+    before = table.read_bytes()
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.tune"],
+        cwd=FOLDER.parent,
+        env=os.environ | {"DIVE_BENCH_TOY": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert len(done.stdout.splitlines()) == 6 and table.read_bytes() == before

@@ -1,0 +1,181 @@
+"""Fills kernels/tuned.py on a GPU: the fastest configuration of every kernel, key by key.
+
+    python -m benchmarks.tune                  every key of this GPU: minutes
+    python -m benchmarks.tune --kernel steer_forward --dtype bfloat16 --width 4096
+
+Candidates of a kernel run in turns in whole calls of its operator, and the median decides; another
+kernel's rows stay as they are. benchmarks/results/tune_<device>.json keeps every time. Without a
+GPU, DIVE_BENCH_TOY=1 walks through the same code at toy size under Triton's interpreter and writes
+nothing.
+"""
+
+import argparse
+import itertools
+import os
+import pprint
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+TOY = os.environ.get("DIVE_BENCH_TOY") == "1"
+if TOY:
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from benchmarks import timing  # noqa: E402
+from dive.kernels import cross_entropy, steer, steer_backward, table, tuned  # noqa: E402
+
+DEVICE = torch.device("cpu" if TOY else "cuda")
+TOKENS = 8 if TOY else 16384
+CHUNK = 2 if TOY else 512  # rows of logits
+WIDTHS = (64,) if TOY else (2048, 4096, 8192)
+VOCABULARY = 1200 if TOY else 128256
+RANKS = (3,) if TOY else (0, 16, 32, 64, 128)
+DTYPES = (torch.bfloat16,) if TOY else table.DTYPES
+
+
+def candidates(kernel: str) -> Iterator[dict[str, int]]:
+    """Block sizes and launch options worth a try."""
+    if kernel == "cross_entropy_rows":
+        for block, warps in itertools.product((2048, 4096, 8192), (8, 16, 32)):
+            yield {"BLOCK": block, "num_warps": warps}
+    elif kernel == "cross_entropy_scale":
+        for block, warps in itertools.product((1024, 2048, 4096), (4, 8)):
+            yield {"BLOCK": block, "num_warps": warps}
+    elif kernel == "steer_reduce":
+        for block, warps in itertools.product((32, 64, 128), (2, 4)):
+            yield {"BLOCK_D": block, "BLOCK_P": 16, "num_warps": warps}
+    else:
+        sizes = itertools.product((16, 32, 64), (32, 64, 128, 256), (4, 8), (2, 3))
+        for tokens, columns, warps, stages in sizes:
+            yield {
+                "BLOCK_T": tokens, "BLOCK_D": columns, "num_warps": warps, "num_stages": stages,
+            }  # fmt: skip
+
+
+def steer_call(kernel: str, dtype: torch.dtype, rank: int, width: int) -> Callable[[], object]:
+    h, grad = (torch.randn(TOKENS, width, device=DEVICE).to(dtype) for _ in range(2))
+    shapes = ((rank, width), (rank,), (width, rank), (width,), ())
+    parameters = [torch.randn(shape, device=DEVICE) for shape in shapes]
+    if kernel == "steer_forward":
+        return lambda: steer.forward(h, *parameters, None, "silu", False, 1e-6, True)
+    _, pre, rstd = steer.forward(h, *parameters, None, "silu", False, 1e-6, True)
+    return lambda: steer_backward.backward(grad, h, *parameters, None, pre, rstd, "silu", False)
+
+
+def loss_call(kernel: str, dtype: torch.dtype, width: int) -> Callable[[], object]:
+    if kernel == "cross_entropy_scale":
+        stored = torch.randn(TOKENS, width, device=DEVICE).to(dtype)
+        factors = torch.ones(TOKENS, device=DEVICE)
+        rows = torch.arange(TOKENS, device=DEVICE)
+        grad = torch.ones((), device=DEVICE)
+        return lambda: cross_entropy.backward(grad, rows, stored, factors, factors, TOKENS)
+
+    vocab = VOCABULARY
+    logits = torch.randn(CHUNK, cross_entropy.row_stride(vocab), device=DEVICE)
+    gradient = cross_entropy.gradient_view(logits, vocab, dtype)
+
+    def vector(kind: torch.dtype = torch.float32) -> Tensor:
+        return torch.ones(CHUNK, device=DEVICE, dtype=kind)
+
+    marks = vector(torch.bool)
+    results = (vector(), vector(), vector(torch.int64), vector())
+    given = (vector(torch.int64), marks, vector(), vector(), marks, results, vocab, None, 1.0)
+    # what the last call left in the buffer is as good a set of logits as any
+    return lambda: cross_entropy.turn_into_gradient(logits, None, None, gradient, *given)
+
+
+def keys(arguments: argparse.Namespace) -> Iterator[tuple[str, torch.dtype, int, int]]:
+    """kernel, dtype, rank, width, as asked for."""
+    for dtype in DTYPES:
+        if arguments.dtype and arguments.dtype != str(dtype).removeprefix("torch."):
+            continue
+        for kernel in ("cross_entropy_rows", "cross_entropy_scale", "steer_forward",
+                       "steer_backward", "steer_parameters", "steer_reduce"):  # fmt: skip
+            if arguments.kernel and arguments.kernel != kernel:
+                continue
+            if kernel == "cross_entropy_rows":
+                yield kernel, dtype, 0, VOCABULARY
+                continue
+            ranks = RANKS if kernel.startswith("steer") else (0,)
+            for rank, width in itertools.product(ranks, WIDTHS):
+                if arguments.width in (None, width):
+                    yield kernel, dtype, rank, width
+
+
+def tune(kernel: str, dtype: torch.dtype, rank: int, width: int, rounds: int) -> dict[str, Any]:
+    """Leaves the fastest row in the table; every candidate's median seconds."""
+    capability = table._capability(DEVICE.index) if DEVICE.type == "cuda" else 0
+    name = str(dtype).removeprefix("torch.")
+    key = (kernel, capability, name, table.padded_rank(rank), table.bucket(width))
+    if kernel.startswith("steer"):
+        call = steer_call(kernel, dtype, rank, width)
+    else:
+        call = loss_call(kernel, dtype, width)
+
+    def taking(row: dict[str, int] | None) -> Callable[[], object]:
+        def run() -> None:
+            tuned.TUNED.pop(key, None)
+            if row is not None:
+                tuned.TUNED[key] = row
+            table._row.cache_clear()
+            call()
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
+
+        return run
+
+    functions: dict[str, Callable[[], object]] = {"default": taking(None)}
+    rows: dict[str, dict[str, int] | None] = {"default": None}
+    refused = {}
+    for row in itertools.islice(candidates(kernel), 2 if TOY else None):
+        label = " ".join(f"{k}={v}" for k, v in row.items())
+        try:
+            taking(row)()  # compiles; some want more registers or shared memory than there are
+        except Exception as error:
+            refused[label] = f"{type(error).__name__}: {error}"[:200]
+            continue
+        functions[label], rows[label] = taking(row), row
+    times = {k: v["wall"] for k, v in timing.interleaved(functions, rounds).items()}
+    best = min(times, key=lambda label: times[label])
+    # a default that is within the noise of the best stands
+    if times["default"] <= 1.02 * times[best]:
+        best = "default"
+    taking(rows[best])()
+    return {"key": list(key), "best": best, "seconds": times, "refused": refused}
+
+
+def write(found: list[dict[str, Any]]) -> None:
+    path = Path(table.__file__).with_name("tuned.py")
+    head = path.read_text().split("TUNED:", 1)[0]
+    body = pprint.pformat(tuned.TUNED, width=96, sort_dicts=True)
+    path.write_text(f"{head}TUNED: dict[tuple[str, int, str, int, int], dict[str, Any]] = {body}\n")
+    name = torch.cuda.get_device_name()
+    timing.write(f"tune_{name.replace(' ', '-').lower()}", {"gpu": name, "keys": found})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kernel")
+    parser.add_argument("--dtype")
+    parser.add_argument("--width", type=int)
+    parser.add_argument("--rounds", type=int, default=1 if TOY else 15)
+    arguments = parser.parse_args()
+    if DEVICE.type == "cuda" and not torch.cuda.is_available():
+        print("needs a CUDA device; DIVE_BENCH_TOY=1 walks through it without one")
+        return 1
+    found = []
+    for key in keys(arguments):
+        found.append(tune(*key, arguments.rounds))
+        kernel, dtype, rank, width = key
+        print(f"{kernel} {dtype} rank {rank} width {width}: {found[-1]['best']}", flush=True)
+        if not TOY:
+            write(found)  # as it goes
+    return 0 if found else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
