@@ -39,8 +39,8 @@ _RESTART = word_set(
 # a finding that is there begins so, unless "or" shows that the list goes on
 _DEGREE = word_set(
     "mild moderate severe small tiny trace minimal slight minor marked left right bilateral"
-    " bibasilar biapical multiple several few some prominent subtle streaky patchy linear borderline"
-    " scattered diffuse hazy basilar extensive two three one both"
+    " bibasilar biapical multiple several few some prominent subtle streaky patchy linear"
+    " borderline scattered diffuse hazy basilar extensive two three one both"
 )
 _OR = frozenset(("or", "nor"))
 _LIST_BREAKS = word_set("but however although though except otherwise while whereas")
@@ -92,7 +92,7 @@ def polarities(words: Words, first: int, stop: int, found: Sequence[Found]) -> l
 
     `found` is sorted by the first marked word and shares no words.
     """
-    free = [True] * len(words.words) if len(found) else []
+    free = [True] * len(words.words)
     for one in found:
         # "clear" is a mention and, before "of", a cue
         for index in () if one.normal else one.match.marked:
@@ -116,7 +116,9 @@ class _Sentence:
         self.at: dict[int, int] = {one.match.marked[-1]: k for k, one in enumerate(found)}
         self.cues = {cue.first: cue for cue in cues}
         self.state = ""  # what the next mention is: "", NEGATIVE or UNCERTAIN
-        self.cue_end = first  # where the cue that set the state ended
+        self.specific = (
+            False  # "removal of the left tube and the right line": a list of known things
+        )
         self.passed: list[int] = []  # mentions of the statement that a cue may reach back to
         self.asserted = False  # the statement has its verb or its "no"
         self.alternative = False  # "X or ..." without a cue
@@ -127,7 +129,7 @@ class _Sentence:
             if i > self.first and self.before[i] != JOINED:
                 self._mark(i)
             elif self.before[i] == QUERY:
-                self._open(UNCERTAIN, i)
+                self._open(UNCERTAIN)
             cue = self.cues.get(i)
             if cue is not None:
                 self._cue(str(cue.value), cue)
@@ -143,8 +145,8 @@ class _Sentence:
 
     # what a reach is opened and ended by
 
-    def _open(self, state: str, end: int) -> None:
-        self.state, self.cue_end = state, end
+    def _open(self, state: str) -> None:
+        self.state, self.specific = state, False
 
     def _new_statement(self) -> None:
         self.passed, self.asserted, self.alternative = [], False, False
@@ -153,7 +155,7 @@ class _Sentence:
         """Punctuation before word i."""
         kind = self.before[i]
         if kind == QUERY:
-            self._open(UNCERTAIN, i)
+            self._open(UNCERTAIN)
             return
         if kind == COMMA:
             if self.state and not self._list_goes_on(i):
@@ -184,7 +186,7 @@ class _Sentence:
             return True
         if word == "and" and not after_and:
             return i + 1 < self.stop and self._list_goes_on(i + 1, after_and=True)
-        if word in _RESTART:
+        if word in _RESTART and not (self.specific and word in ("the", "a", "an")):
             return False
         later = verb = False
         for j in range(i, self.stop):
@@ -203,8 +205,10 @@ class _Sentence:
             return True
         if self.state == UNCERTAIN and not after_and:
             return False
-        if word in _DEGREE and not (
-            after_and and self.words[i - 2 : i - 1] in (["left"], ["right"])
+        if (
+            word in _DEGREE
+            and not self.specific
+            and not (after_and and self.words[i - 2 : i - 1] in (["left"], ["right"]))
         ):
             return False
         return not verb
@@ -251,7 +255,8 @@ class _Sentence:
                 self.asserted = self.words[cue.first] == "there"
         elif kind == "negative_before":
             self._answer_heading(cue, NEGATIVE)
-            self._open(NEGATIVE, cue.end)
+            self._open(NEGATIVE)
+            self.specific = self.words[cue.end - 1] == "of"
             self.asserted = True
         elif kind == "negative_after":
             self._answer_heading(cue, NEGATIVE)
@@ -259,30 +264,30 @@ class _Sentence:
                 self._say(self.passed, NEGATIVE)
                 self.state = ""
             elif not self.heading or self._follows(cue.end):
-                self._open(NEGATIVE, cue.end)
+                self._open(NEGATIVE)
             self.asserted = True
         elif kind == "uncertain_before":
             if not (self.state == NEGATIVE and self.words[cue.first] == "if"):
-                self._open(UNCERTAIN, cue.end)
+                self._open(UNCERTAIN)
         elif kind == "uncertain_link":
             if self.state != NEGATIVE:
-                self._open(UNCERTAIN, cue.end)
+                self._open(UNCERTAIN)
         elif kind == "uncertain_after":
             if self.passed:
                 self._say(self.passed, UNCERTAIN)
                 self.state = ""
             else:
-                self._open(UNCERTAIN, cue.end)
+                self._open(UNCERTAIN)
         elif kind == "uncertain_either":
             self._answer_heading(cue, UNCERTAIN)
             if self._follows(cue.end) or not self.passed:
-                self._open(UNCERTAIN, cue.end)
+                self._open(UNCERTAIN)
             elif self.state != NEGATIVE:
                 self._say([k for k in self.passed if self.said[k] == POSITIVE], UNCERTAIN)
         elif kind == "uncertain_between" and self.state != NEGATIVE:
             if self.passed and self.said[self.passed[-1]] == POSITIVE:
                 self._say(self.passed[-1:], UNCERTAIN)
-            self._open(UNCERTAIN, cue.end)
+            self._open(UNCERTAIN)
 
     def _answer_heading(self, cue: Match, state: str) -> None:
         """ "Pneumothorax: none." and "Effusion: there is no effusion." answer their heading."""

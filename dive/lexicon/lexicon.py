@@ -1,5 +1,6 @@
 """Entries of the lexicon: read from YAML, extended by the user's own files."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -45,15 +46,20 @@ class Entry:
 
 @dataclass
 class Lexicon:
-    """A set of entries, compiled for matching. Iterate over it to see them."""
+    """A set of entries, compiled for matching. Iterate over it to see them.
+
+    `misspelt` are words that are recognised with one slip of the pen.
+    """
 
     entries: dict[str, Entry]
+    misspelt: tuple[str, ...] = ()
     automaton: Automaton = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.automaton = Automaton(
             ((term, entry) for entry in self.entries.values() for term in entry.terms),
             gap_stops=_GAP_STOPS,
+            misspelt=self.misspelt,
         )
 
     def __iter__(self):
@@ -105,8 +111,11 @@ def load_lexicon(*files: str | Path, default: bool = True) -> Lexicon:
     sources += [Path(f) for f in files]
     if not sources:
         raise DiveError("load_lexicon(default=False) needs at least one file")
+    misspelt: list[str] = []
     for source in sources:
-        for entry in _read(source):
+        table = _yaml(source)
+        misspelt += _misspelt(source, table)
+        for entry in _read(source, table):
             known = entries.get(entry.name)
             if known is not None:
                 if _kind(known) != _kind(entry):
@@ -120,7 +129,7 @@ def load_lexicon(*files: str | Path, default: bool = True) -> Lexicon:
                     terms=tuple(dict.fromkeys(entry.terms + known.terms)),
                 )
             entries[entry.name] = entry
-    return Lexicon(entries)
+    return Lexicon(entries, tuple(misspelt))
 
 
 @lru_cache(maxsize=1)
@@ -145,10 +154,23 @@ def _yaml(source: Any) -> Any:
         raise DiveError(f"{source}: not a readable YAML file: {error}") from error
 
 
-def _read(source: Any) -> Iterable[Entry]:
-    table = _yaml(source)
+def _misspelt(source: Any, table: Any) -> list[str]:
+    words = table.get("misspelt", []) if isinstance(table, dict) else []
+    if not isinstance(words, list) or not all(
+        isinstance(w, str) and re.fullmatch(r"[a-z]{7,}\*|[a-z]{8,}", w) for w in words
+    ):
+        raise DiveError(
+            f"{source}: `misspelt` must be a list of lower-case words of eight letters or more "
+            f"(stems with a star: seven), got {words!r}"
+        )
+    return words
+
+
+def _read(source: Any, table: Any) -> Iterable[Entry]:
     if not isinstance(table, dict) or not isinstance(table.get("entries"), list):
         raise DiveError(f"{source}: a lexicon is a YAML mapping with a list named `entries`")
+    if unknown := sorted(set(map(str, table)) - {"entries", "misspelt"}):
+        raise DiveError(f"{source}: unknown key {unknown[0]!r}; known are `entries` and `misspelt`")
     for number, row in enumerate(table["entries"], 1):
         where = f"{source}: entry {number}"
         if not isinstance(row, dict):

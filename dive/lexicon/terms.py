@@ -98,22 +98,83 @@ class _Node:
     marks: tuple[bool, ...] = ()
 
 
+class _Typos:
+    """Long words of a vocabulary with one letter wrong, missing, doubled or swapped.
+
+    Words share a shorter form with one letter left out exactly where they are so close (or nearly:
+    `_one_slip` decides), so a word is looked up by its own shortened forms.
+    """
+
+    SHORTEST = 8
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self._short: dict[str, set[str]] = {}
+        for word in words:
+            for form in _shortened(word.rstrip("*")):
+                self._short.setdefault(form, set()).add(word)
+
+    def meant(self, word: str) -> list[str]:
+        """The words that `word` may be a slip of; where it begins like a stem, with the stem set
+        right and its ending kept."""
+        if len(word) < self.SHORTEST - 1 or not word.isalpha():
+            return []
+        found: set[str] = set()
+        for n in range(self.SHORTEST - 2, len(word) + 1):
+            part = word[:n]
+            for form in _shortened(part):
+                for known in self._short.get(form, ()):
+                    stem = known.endswith("*")
+                    if (stem or n == len(word)) and _one_slip(part, known.rstrip("*")):
+                        found.add(known.removesuffix("*") + word[n:] if stem else known)
+        return sorted(found)
+
+
+def _shortened(word: str) -> set[str]:
+    return {word, *(word[:i] + word[i + 1 :] for i in range(len(word)))}
+
+
+def _one_slip(a: str, b: str) -> bool:
+    """Whether one letter changed, added, left out, or two neighbours swapped, make a into b; the
+    first letter is right."""
+    if a[:1] != b[:1] or abs(len(a) - len(b)) > 1:
+        return False
+    i = 0
+    while i < min(len(a), len(b)) and a[i] == b[i]:
+        i += 1
+    if len(a) == len(b):
+        swapped = a[i : i + 2] == b[i : i + 2][::-1] and a[i + 2 :] == b[i + 2 :]
+        return a[i + 1 :] == b[i + 1 :] or swapped
+    longer, shorter = (a, b) if len(a) > len(b) else (b, a)
+    return longer[i + 1 :] == shorter[i:]
+
+
 class Match(NamedTuple):
-    """A term at some words: `marked` are their indices, `size` its number of words in all."""
+    """A term at some words: `words` are their indices, `marked` those that are not context."""
 
     value: object
-    size: int
+    words: tuple[int, ...]
     marked: tuple[int, ...]
     first: int
     end: int
+
+    @property
+    def taken(self) -> tuple[int, ...]:
+        """The words that no other term may have: context is shared where words stand between."""
+        return self.words if self.end - self.first == len(self.words) else self.marked
 
 
 class Automaton:
     """Finds all terms that start at a word. Cost does not grow with the number of terms."""
 
-    def __init__(self, terms: Iterable[tuple[str, object]], gap_stops: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        terms: Iterable[tuple[str, object]],
+        gap_stops: Iterable[str] = (),
+        misspelt: Iterable[str] = (),
+    ) -> None:
         """`terms`: pairs of a term and any value but None; the first of two equal terms wins.
-        `gap_stops`: words that a gap does not cross."""
+        `gap_stops`: words that a gap does not cross. `misspelt`: words (or
+        stems) that match with one slip of the pen, if any term has them."""
         self._root = _Node()
         self._gap_stops = frozenset(gap_stops)
         stems: set[str] = set()
@@ -135,6 +196,8 @@ class Automaton:
         # stems by length, so that a new word is compared with its own beginnings only
         self._stems = frozenset(stems)
         self._lengths = sorted({len(s) - 1 for s in stems})
+        self._words = self._all_words(self._root)
+        self._typos = _Typos(misspelt)
         self._keys: dict[str, tuple[str, ...]] = {}
         self._starts: dict[str, tuple[_Node, ...]] = {}
 
@@ -149,10 +212,25 @@ class Automaton:
                 for n in self._lengths
                 if n <= len(word) and (stem := word[:n] + "*") in self._stems
             ]
+            if len(known) == 1 and word not in self._words:
+                known += self._meant(word)
             keys = tuple(known)
             if len(self._keys) < 100_000:
                 self._keys[word] = keys
         return keys
+
+    def _meant(self, word: str) -> list[str]:
+        """The edges of what a misspelt word was to be."""
+        found: dict[str, None] = {}
+        for meant in self._typos.meant(word):
+            found |= dict.fromkeys(self.keys_of(meant))
+        return list(found)
+
+    def _all_words(self, node: _Node) -> set[str]:
+        found = set(node.words)
+        for child in (*node.words.values(), *node.gaps.values()):
+            found |= self._all_words(child)
+        return found
 
     def starts(self, word: str) -> tuple[_Node, ...]:
         """Where terms that begin with this word go on; empty where none does."""
@@ -205,7 +283,7 @@ class Automaton:
                     if all(node.marks)
                     else tuple(p for p, m in zip(path, node.marks, strict=True) if m)
                 )
-                found.append(Match(node.value, len(path), marked, start, i))
+                found.append(Match(node.value, path, marked, path[0], i))
             if i >= stop or not joined[i]:
                 continue
             if node.words and (free is None or free[i]):
@@ -226,15 +304,15 @@ class Automaton:
 
 
 def longest_first(matches: list[Match]) -> list[Match]:
-    """A choice of matches whose marked words do not overlap: the longest first, then the tightest,
-    then the leftmost; in the order of the text."""
+    """A choice of matches that share no words: the one with most words first, then the one with
+    most marked words, then the tightest, then the leftmost; in the order of the text."""
     if len(matches) > 1:
-        matches.sort(key=lambda m: (-len(m.marked), -m.size, m.end - m.first, m.first))
+        matches.sort(key=lambda m: (-len(m.words), -len(m.marked), m.end - m.first, m.first))
     used: set[int] = set()
     chosen = []
     for match in matches:
-        if used.isdisjoint(match.marked):
-            used.update(match.marked)
+        if used.isdisjoint(match.taken):
+            used.update(match.taken)
             chosen.append(match)
     chosen.sort(key=lambda m: (m.marked[0], m.marked[-1]))
     return chosen

@@ -71,6 +71,8 @@ def split(text: str) -> Words:
             kind = _between(text, last, start, words[-1] if words else "") if words else END
             if not words and between.rstrip(" ([").endswith("?"):
                 kind = QUERY
+        if words and words[-1] == "no" and between.startswith(".") and kind == JOINED:
+            words[-1] = "number"  # No. 3
         if kind == END and words and len(words) > opened:
             sentences.append((opened, len(words)))
             opened = len(words)
@@ -147,6 +149,9 @@ def _line_break(text: str, last: int, start: int, between: str, word: str) -> in
     if _LIST_MARK.match(text, start) and text[start].isdigit():
         return END
     begin = max(text.rfind("\n", 0, last), text.rfind("\r", 0, last)) + 1
-    if last - begin >= _WRAPPED or word in _FUNCTION_WORDS or not text[start].isupper():
+    if last - begin >= _WRAPPED or word in _FUNCTION_WORDS:
+        return JOINED
+    # a small letter goes on with the line before, unless the whole text is in small letters
+    if not text[start].isupper() and not (text[start].islower() and text.islower()):
         return JOINED
     return END
