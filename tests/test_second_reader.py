@@ -28,13 +28,6 @@ TOKENIZERS = {
     "qwen": qwen_tokenizer,
 }
 
-# a wrong answer still fails: only the crash is waited for
-KNOWN_CRASH = pytest.mark.xfail(
-    raises=IndexError,
-    strict=False,
-    reason="dive.polarity.polarities([]) of a sentence whose matches are all `ignore` (mimic-02)",
-)
-
 
 class Expected(NamedTuple):
     """A mention that has to be found: characters [start, end) of the report."""
@@ -76,7 +69,6 @@ def test_the_reports_are_well_formed() -> None:
     assert {one.cls for one in marked} == {*CHEXPERT_CLASSES, OTHER}
 
 
-@KNOWN_CRASH
 def test_recall_and_polarity() -> None:
     count = found = right = 0
     misses = []
@@ -108,7 +100,7 @@ def test_recall_and_polarity() -> None:
 
 @pytest.mark.parametrize(
     "report",
-    [pytest.param(r, id=r["id"], marks=[KNOWN_CRASH] * (r["id"] == "mimic-02")) for r in REPORTS],
+    [pytest.param(r, id=r["id"]) for r in REPORTS],
 )
 def test_mentions_are_in_range_and_apart(report: dict[str, Any]) -> None:
     text = report["text"]
@@ -122,7 +114,6 @@ def test_mentions_are_in_range_and_apart(report: dict[str, Any]) -> None:
         assert m.cls in (*CHEXPERT_CLASSES, OTHER) and m.polarity in POLARITIES
 
 
-@KNOWN_CRASH
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_every_piece_of_a_positive_mention_is_pathology(name: str) -> None:
     """And no piece that lies outside all decisive mentions."""
