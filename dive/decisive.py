@@ -59,12 +59,13 @@ def find_mentions(text: str, lexicon: Lexicon | None = None) -> list[Mention]:
     words = split(text)
     asking = asking_sections(text)
     mentions: list[Mention] = []
+    free = [True] * len(words.words)
     for first, stop in words.sentences:
         matches = automaton.matches(words.words, words.joined, first, stop)
         if not matches:
             continue
         found = [f for match in longest_first(matches) if not (f := _found(match)).ignore]
-        for one, polarity in zip(found, polarities(words, first, stop, found), strict=True):
+        for one, polarity in zip(found, polarities(words, first, stop, found, free), strict=True):
             entry = one.match.value
             assert isinstance(entry, Entry)
             spans = _spans(one.match.marked, words.starts, words.ends, words.joined)

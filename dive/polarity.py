@@ -42,6 +42,7 @@ _DEGREE = word_set(
     " bibasilar biapical multiple several few some prominent subtle streaky patchy linear"
     " borderline scattered diffuse hazy basilar extensive two three one both"
 )
+_FAR = 60  # words that are looked ahead for the "or" of a list
 _OR = frozenset(("or", "nor"))
 _LIST_BREAKS = word_set("but however although though except otherwise while whereas")
 _NOT = word_set("not never isn't aren't wasn't weren't doesn't abnormal")
@@ -65,8 +66,11 @@ _CAPITAL_HEADING = re.compile(r"\n[ \t]*[A-Z][A-Z /,()]{3,40}:")
 
 
 class Found(NamedTuple):
-    """A mention before its polarity is known. `normal`: the words say that all is well;
-    `uncertain`: the words themselves are a hedge ("borderline heart size"); `ignore`: no mention."""
+    """A mention before its polarity is known.
+
+    `normal`: the words say that all is well; `uncertain`: the words themselves are a hedge
+    ("borderline heart size"); `ignore`: they are no mention.
+    """
 
     match: Match
     name: str
@@ -87,10 +91,13 @@ def asking_sections(text: str) -> list[tuple[int, int]]:
     return ranges
 
 
-def polarities(words: Words, first: int, stop: int, found: Sequence[Found]) -> list[str]:
+def polarities(
+    words: Words, first: int, stop: int, found: Sequence[Found], free: list[bool]
+) -> list[str]:
     """The polarity of each mention of one sentence, words [first, stop), in the order given.
 
-    `found` is sorted by the first marked word and shares no words.
+    `found` is sorted by the first marked word and shares no words. `free` has an entry a word of
+    the text, true where no mention has been yet; those of `found` are taken off.
     """
     free = [True] * len(words.words)
     for one in found:
@@ -189,7 +196,7 @@ class _Sentence:
         if word in _RESTART and not (self.specific and word in ("the", "a", "an")):
             return False
         later = verb = False
-        for j in range(i, self.stop):
+        for j in range(i, min(i + _FAR, self.stop)):
             if self.before[j] > COMMA and j > i:
                 break
             other = self.words[j]
@@ -267,7 +274,9 @@ class _Sentence:
                 self._open(NEGATIVE)
             self.asserted = True
         elif kind == "uncertain_before":
-            if not (self.state == NEGATIVE and self.words[cue.first] == "if"):
+            if self.passed and not self._follows(cue.end):
+                self._say(self.passed, UNCERTAIN)  # "small effusions are difficult to exclude"
+            elif not (self.state == NEGATIVE and self.words[cue.first] == "if"):
                 self._open(UNCERTAIN)
         elif kind == "uncertain_link":
             if self.state != NEGATIVE:

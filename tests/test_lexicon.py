@@ -367,3 +367,15 @@ def test_fast_enough_for_whole_datasets():
     for report in reports:
         find_mentions(report)
     assert len(reports) / (time.process_time() - start) > 500
+
+
+@pytest.mark.parametrize("part", ["No effusion, nodule, ", "No effusion. Nodule. ", "heart is "])
+def test_time_is_linear_in_length(part):
+    def seconds(count):
+        start = time.process_time()
+        find_mentions(part * count)
+        return time.process_time() - start
+
+    seconds(10)
+    # ten times as long may take ten times as long, not a hundred times
+    assert seconds(5000) < 40 * max(seconds(500), 0.005)
