@@ -183,6 +183,20 @@ class SteeringAdapter(nn.Module):
         write_bytes(folder / WEIGHTS_FILE, save(tensors))
         write_text(folder / CONFIG_FILE, text)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Steering adapter",
+    ) -> str:
+        """Uploads what `save_pretrained` writes, with a model card; see `dive.hub.push`."""
+        from dive.hub import push
+
+        return push(self, repo_id, private, token, revision, commit_message)
+
     @classmethod
     def from_pretrained(
         cls,

@@ -148,6 +148,7 @@ def distill(
             "validation_studies": 0 if checked is None else len(checked),
             "steps": steps,
             "seconds": round(time.perf_counter() - start, 1),
+            "sources": _sources(examples, checked, teacher),
         }
     }
     return adapter
@@ -326,6 +327,14 @@ def _description(
         "demonstrations": None if shown is None else shown.count or len(shown.pool),
         "demonstrations_hash": None if shown is None else digest(shown.pool),
     }
+
+
+def _sources(examples: Examples, validation: Examples | None, teacher: Teacher | None) -> list[str]:
+    """The datasets from which the adapter learnt, as far as its studies say."""
+    studies = [*examples.studies]
+    studies += validation.studies if validation is not None else []
+    studies += teacher.demonstrations.pool if teacher is not None else []
+    return sorted({study.origin for study in studies if study.origin})
 
 
 def _checkpoint(folder: Path | None, resume: bool, run: dict[str, Any]) -> str | None:

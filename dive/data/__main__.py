@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _row(study: Study) -> dict:
     # Paths in JSON lines are relative to the file; absolute ones hold wherever it lies.
     row = {"id": study.id, "images": [str(Path(str(image)).absolute()) for image in study.images]}
-    fields = ("patient", "split", "indication", "findings", "impression")
+    fields = ("patient", "origin", "split", "indication", "findings", "impression")
     return row | {name: getattr(study, name) for name in fields if getattr(study, name) is not None}
 
 

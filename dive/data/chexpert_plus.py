@@ -37,6 +37,7 @@ _LABELS = ("findings", "impression", "report")
 class ChexpertPlus(Reader):
     """Rows are images; studies are named "patient42142/study5", in the order of their numbers."""
 
+    origin = "chexpert-plus"
     splits: ClassVar[Mapping[str, str] | None] = {
         "train": "train",
         "validation": "valid",

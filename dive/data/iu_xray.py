@@ -30,6 +30,8 @@ class IuXray(Reader):
     validate, else test. Removing studies moves no other.
     """
 
+    origin = "iu-xray"
+
     def __init__(self, name: str, root: Path, options: Options, trouble: Trouble) -> None:
         super().__init__(name, options, trouble)
         wants = "indiana_reports.csv with indiana_projections.csv, or ecgen-radiology/*.xml"

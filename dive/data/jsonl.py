@@ -149,7 +149,7 @@ def _study(name: str, row: dict, folder: Path, source: str) -> Study:
         elif value is not None and not isinstance(value, str):
             raise DiveError(f"{source}: study {name!r}: {key!r} wants a text, got {_kind(value)}")
         fields[key] = value
-    split = row.get("split")
+    split, origin = row.get("split"), row.get("origin")
     return Study(
         id=name,
         images=tuple(paths),
@@ -159,6 +159,7 @@ def _study(name: str, row: dict, folder: Path, source: str) -> Study:
         findings=fields["findings"],
         impression=fields["impression"],
         split=split if isinstance(split, str) else None,
+        origin=origin if isinstance(origin, str) else None,
     )
 
 

@@ -44,6 +44,8 @@ _LABELS = {
 class MimicCxr(Reader):
     """Studies are named "s50414267", patients "p10000032", in the order of their numbers."""
 
+    origin = "mimic-cxr"
+
     def __init__(self, name: str, root: Path, options: Options, trouble: Trouble) -> None:
         super().__init__(name, options, trouble)
         wants = "the folder of MIMIC-CXR-JPG or MIMIC-CXR (with files/p10 ... files/p19)"

@@ -129,6 +129,7 @@ class R2Gen(Reader):
             [ImageRow(path, "", number) for number, path in enumerate(paths)],
             source,
             item["report"],
+            origin=None if subject is None else "mimic-cxr",  # as R2Gen's own two files are
         )
 
     def sections(self, candidate: Candidate) -> Mapping[str, str | None]:

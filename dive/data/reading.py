@@ -80,6 +80,7 @@ class Candidate:
     source: str
     data: Any = None
     labels: Mapping[str, float] | None = None
+    origin: str | None = None  # where it is not the reader's
 
 
 class Reader:
@@ -94,6 +95,7 @@ class Reader:
     }
     default_views: str = "frontal"
     default_max_images: int | None = 1
+    origin: str | None = None  # the dataset's name, where a reader is for one alone
     tidy = True  # line breaks in a section become spaces
 
     def __init__(self, name: str, options: Options, trouble: Trouble) -> None:
@@ -264,6 +266,7 @@ def _choose(
         findings=texts["findings"],
         impression=texts["impression"],
         source=candidate.source,
+        origin=candidate.origin or reader.origin,
         split=candidate.split,
         views=tuple(row.view for row in kept) if any(row.view for row in kept) else (),
         labels=candidate.labels,

@@ -82,7 +82,9 @@ class JsonLines(Rows):
                 self.report.rows["bad lines"] += 1
                 continue
             images = [ImageRow(image, "", number) for number, image in enumerate(study.images)]
-            yield Candidate(study.id, study.patient, split, images, study.source, study)
+            yield Candidate(
+                study.id, study.patient, split, images, study.source, study, origin=study.origin
+            )
 
     def sections(self, candidate: Candidate) -> Mapping[str, str | None]:
         study: Study = candidate.data

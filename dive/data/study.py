@@ -32,6 +32,8 @@ class Study:
         indication: why the examination was asked for; goes into the prompt where it is known.
         findings, impression: sections of the report; None where unknown.
         source: where the study came from ("studies.jsonl:12"), for error messages.
+        origin: the dataset that it is of ("mimic-cxr"), where a reader or a row says it; an
+            adapter remembers where its studies are from.
         split: the dataset's own name of the split ("train", "validate", "valid", ...).
         views: one name an image where they are known ("PA", "AP", "FRONTAL", "LATERAL", ...).
         labels: what the dataset's label file says, blank entries left out: 1 positive, 0 negative,
@@ -45,6 +47,7 @@ class Study:
     findings: str | None = None
     impression: str | None = None
     source: str = ""
+    origin: str | None = None
     split: str | None = None
     views: tuple[str, ...] = ()
     labels: Mapping[str, float] | None = field(default=None, hash=False)
