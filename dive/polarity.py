@@ -99,7 +99,6 @@ def polarities(
     `found` is sorted by the first marked word and shares no words. `free` has an entry a word of
     the text, true where no mention has been yet; those of `found` are taken off.
     """
-    free = [True] * len(words.words)
     for one in found:
         # "clear" is a mention and, before "of", a cue
         for index in () if one.normal else one.match.marked:
