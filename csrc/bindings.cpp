@@ -10,6 +10,7 @@
 #include "cpu/isa.h"
 #include "cpu/steer_step.h"
 #include "cpu/steering.h"
+#include "engine_bindings.h"
 #include "tensor.h"
 
 namespace py = pybind11;
@@ -262,6 +263,7 @@ PYBIND11_MODULE(_C, module) {
              py::arg("steering") = py::none(), py::arg("norm_weight") = py::none(),
              py::arg("out") = py::none(), py::kw_only(), py::arg("norm_eps") = 1e-6,
              py::arg("norm_plus_one") = false, py::arg("mask") = py::none());
+  bind_engine(module);
   module.def("build_info", &build_info);
   module.def("use_isa", &cpu::use_isa, py::arg("name"));
 }

@@ -167,6 +167,12 @@ void TensorArgument::want_bool() {
   }
 }
 
+void TensorArgument::want_int64() {
+  if (type_.code != dlpack::kInt || type_.bits != 64 || type_.lanes != 1) {
+    fail("has dtype " + dtype_text() + ", want int64");
+  }
+}
+
 void TensorArgument::want_shape(std::initializer_list<std::int64_t> sizes,
                                 const std::string& wanted) const {
   bool good = sizes.size() == shape_.size();

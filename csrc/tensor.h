@@ -37,6 +37,7 @@ class TensorArgument {
   DType dtype() const { return dtype_; }
   void want_dtype(std::initializer_list<DType> wanted);
   void want_bool();
+  void want_int64();
   // A negative size stands for any; `wanted` says in words what the sizes are, as "[rows, width]".
   void want_shape(std::initializer_list<std::int64_t> sizes, const std::string& wanted) const;
   // Numbers of the last dimension one after another, and rows that do not overlap.

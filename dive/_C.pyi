@@ -36,6 +36,39 @@ class Steering:
     def nbytes(self) -> int:
         """Of the packed weights."""
 
+class Engine:
+    """A decoder's weights, used where they lie, with a cache of its own: one call a step.
+
+    spec: what `dive.decoder_spec.DecoderSpec.describe` gives. Its tensors are kept alive; weights
+    that were moved since are not noticed here.
+    """
+
+    def __init__(self, spec: dict[str, Any]) -> None: ...
+    def reserve(self, rows: int, capacity: int) -> None:
+        """Room for `rows` sequences of `capacity` tokens, all empty and unsteered."""
+
+    def set_ropes(self, ropes: list[dict[str, Any]]) -> None:
+        """Longer tables of cos and sin, as in the spec."""
+
+    def adopt(self, layer: int, row: int, first: int, keys: Any, values: Any) -> None:
+        """Copies keys and values [kv heads, tokens, head width] to tokens `first` and on."""
+
+    def start_row(self, row: int, length: int, position: int) -> None:
+        """The row holds `length` tokens; its next one has the rotary position `position`."""
+
+    def steer_row(self, row: int, steering: Sequence[Steering | None] | None) -> None:
+        """One Steering or None a layer, in the model's dtype; None steers nothing."""
+
+    def step(self, tokens: Any, rows: Any, next: Any, logits: Any = None) -> None:
+        """Runs tokens[i] in row rows[i]; next[i] becomes the most likely token after it.
+
+        tokens, rows, next: int64 [n]. logits: float32 [reserved rows, vocabulary], of which the
+        rows that ran are written.
+        """
+
+    @property
+    def cache_bytes(self) -> int: ...
+
 def steer_step(
     residual: Any,
     delta: Any = None,

@@ -65,3 +65,17 @@ struct Vec {
 DIVE_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.lanes, b.lanes)}; }
 DIVE_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.lanes, b.lanes)}; }
 DIVE_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.lanes, b.lanes, c.lanes)}; }
+
+DIVE_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.lanes, b.lanes)}; }
+DIVE_INLINE Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.lanes, b.lanes)}; }
+DIVE_INLINE Vec larger(Vec a, Vec b) { return {_mm512_max_ps(a.lanes, b.lanes)}; }
+DIVE_INLINE Vec smaller(Vec a, Vec b) { return {_mm512_min_ps(a.lanes, b.lanes)}; }
+
+DIVE_INLINE Vec nearest_whole(Vec a) {
+  return {_mm512_roundscale_ps(a.lanes, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+
+// 2^whole for whole numbers from -126 to 127
+DIVE_INLINE Vec power_of_two(Vec whole) {
+  return {_mm512_scalef_ps(_mm512_set1_ps(1.0f), whole.lanes)};
+}

@@ -1,0 +1,30 @@
+// AVX2 with FMA and F16C: 16 registers, so that 4 rows of one sequence fill half of them.
+#include "cpu/x86.h"
+
+#if DIVE_X86
+
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "cpu/decode_kernels.h"
+
+#define DIVE_TARGET __attribute__((target("avx2,fma,f16c")))
+#define DIVE_INLINE DIVE_TARGET inline __attribute__((always_inline))
+
+namespace dive::cpu::avx2 {
+
+#include "cpu/vec_avx2.h"
+
+constexpr int kBatchTile = 1;
+constexpr int kRowTile = 4;
+constexpr int kHeadTile = 1;
+
+#include "cpu/decode_body.h"
+
+}  // namespace dive::cpu::avx2
+
+#endif  // DIVE_X86

@@ -1,0 +1,30 @@
+// AVX-512 as servers have had it since 2017 (F, BW, DQ, VL).
+#include "cpu/x86.h"
+
+#if DIVE_X86
+
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "cpu/decode_kernels.h"
+
+#define DIVE_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")))
+#define DIVE_INLINE DIVE_TARGET inline __attribute__((always_inline))
+
+namespace dive::cpu::avx512 {
+
+#include "cpu/vec_avx512.h"
+
+constexpr int kBatchTile = 4;
+constexpr int kRowTile = 4;
+constexpr int kHeadTile = 4;
+
+#include "cpu/decode_body.h"
+
+}  // namespace dive::cpu::avx512
+
+#endif  // DIVE_X86

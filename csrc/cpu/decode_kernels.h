@@ -1,0 +1,96 @@
+// The kernels of a decode step other than steering and norms: matrix times a few vectors, RoPE,
+// attention over the cache, the gate of the MLP, and what follows the head.
+//
+// `T` below is the model's dtype. Between the products everything is float32, and rounded to `T`
+// where it enters a product or the cache.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/isa.h"
+#include "number.h"
+
+namespace dive::cpu {
+
+enum class Gate { silu, gelu, gelu_tanh };
+
+// y[b][r] = weight[r] . x[b] + bias[r], for r from `first` to `last`.
+struct Matvec {
+  const void* weight = nullptr;    // T, [rows, columns], each row's numbers one after another
+  std::int64_t weight_stride = 0;  // elements from row to row
+  std::int64_t columns = 0;
+  const void* bias = nullptr;  // T, or null
+  // Of the kernel's `input` format. Each row is followed by zeros to a whole number of kPad.
+  const void* x = nullptr;
+  std::int64_t x_stride = 0;
+  std::int64_t batch = 0;
+  float* y = nullptr;
+  std::int64_t y_stride = 0;
+  std::int64_t first = 0;
+  std::int64_t last = 0;
+};
+
+constexpr std::int64_t kPad = 64;
+
+constexpr std::int64_t padded(std::int64_t count) { return (count + kPad - 1) / kPad * kPad; }
+
+// The q heads that share one kv head, of one sequence, over its cache.
+struct Attention {
+  const float* query = nullptr;  // [group, width]
+  std::int64_t group = 0;
+  std::int64_t width = 0;
+  const void* keys = nullptr;    // T, [positions, width]
+  const void* values = nullptr;  // T, [positions, width]
+  std::int64_t first = 0;        // the positions that are seen
+  std::int64_t last = 0;
+  float scale = 1;
+  float softcap = 0;        // 0: none
+  float* scores = nullptr;  // room for group * score_stride(last - first)
+  float* out = nullptr;     // [group, width]
+};
+
+constexpr std::int64_t score_stride(std::int64_t positions) { return padded(positions); }
+
+struct DecodeKernels {
+  DType input;  // what `Matvec::x` holds: float32, or T where products of T are in the instructions
+  void (*matvec)(const Matvec&);
+  // Rows of `x` from T or float32 to `input`, with zeros after them.
+  void (*input_from_model)(const void* from, void* to, std::int64_t count);
+  void (*input_from_float)(const float* from, void* to, std::int64_t count);
+  void (*round)(const float* from, void* to, std::int64_t count);               // to T
+  void (*scale)(const void* from, float factor, void* to, std::int64_t count);  // T to T
+  void (*attend)(const Attention&);
+  // gate[i] = act(gate[i]) * up[i]
+  void (*gate)(Gate act, float* gate, const float* up, std::int64_t count);
+  // Rounds logits to T as transformers does, soft-cap included; the first of the largest.
+  std::int64_t (*finish_logits)(float* logits, float softcap, std::int64_t count);
+};
+
+// For float32 and bfloat16.
+const DecodeKernels& decode_kernels(Isa isa, DType model);
+
+namespace scalar {
+const DecodeKernels& decode_kernels(DType model);
+}
+namespace avx2 {
+const DecodeKernels& decode_kernels(DType model);
+}
+namespace avx512 {
+const DecodeKernels& decode_kernels(DType model);
+}
+namespace avx512_bf16 {
+const DecodeKernels& decode_kernels(DType model);
+}
+
+// One head in place: RMSNorm with `weight` where one is given, then RoPE in halves over the first
+// 2 * half numbers.
+struct HeadNorm {
+  const void* weight = nullptr;  // [width], null: no norm
+  DType dtype = DType::f32;
+  float eps = 0;
+  bool plus_one = false;
+};
+void norm_head(const HeadNorm& norm, float* head, std::int64_t width);
+void rotate_head(const float* cosines, const float* sines, std::int64_t half, float* head);
+
+}  // namespace dive::cpu

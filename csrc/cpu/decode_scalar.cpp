@@ -1,0 +1,21 @@
+// Portable C++: runs anywhere, and is what the vector paths are compared with.
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "cpu/decode_kernels.h"
+
+#define DIVE_TARGET
+
+namespace dive::cpu::scalar {
+
+#include "cpu/vec_scalar.h"
+
+constexpr int kBatchTile = 1;
+constexpr int kRowTile = 1;
+constexpr int kHeadTile = 1;
+
+#include "cpu/decode_body.h"
+
+}  // namespace dive::cpu::scalar
