@@ -109,7 +109,10 @@ def test_round_trip_is_bit_for_bit(config, backbone, tmp_path):
     adapter.metadata["prompt"] = "Describe the findings – bitte."
     adapter.metadata["eos_token_ids"] = [4, 2]
     adapter.save_pretrained(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter.safetensors", "adapter_config.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "adapter.safetensors",
+        "adapter_config.json",
+    ]
     state = torch.random.get_rng_state()
     loaded = dive.SteeringAdapter.from_pretrained(tmp_path)
     assert torch.equal(state, torch.random.get_rng_state())
@@ -193,17 +196,26 @@ def truncate(folder):
     [
         (lambda f: (f / "adapter_config.json").unlink(), "no adapter_config.json here"),
         (lambda f: (f / "adapter.safetensors").unlink(), "no adapter.safetensors here"),
-        (lambda f: (f / "adapter_config.json").write_text("{"), "adapter_config.json: not readable"),
+        (
+            lambda f: (f / "adapter_config.json").write_text("{"),
+            "adapter_config.json: not readable",
+        ),
         (lambda f: (f / "adapter_config.json").write_text("[]"), "no entry 'steering'"),
         (break_config(lambda s: s.update(format=99)), "format is 99"),
         (break_config(lambda s: s["steering"].update(rang=3)), r"unknown settings.*rang"),
         (break_config(lambda s: s["steering"].update(rank=-2)), "rank is -2"),
-        (break_config(lambda s: s["steering"].update(rank=5)), r"tensor layers.0.down is .*\[2, 32\]"),
+        (
+            break_config(lambda s: s["steering"].update(rank=5)),
+            r"tensor layers.0.down is .*\[2, 32\]",
+        ),
         (break_config(lambda s: s["metadata"].pop("backbone")), "metadata.backbone.hidden_size"),
         (truncate, "adapter.safetensors: not a readable safetensors file"),
         (break_weights(lambda t: t.pop("layers.1.up")), "tensor layers.1.up is missing"),
         (break_weights(lambda t: t.update(x=torch.ones(1))), "tensor x is not part of"),
-        (break_weights(lambda t: t["layers.0.up"].fill_(float("nan"))), "layers.0.up holds numbers"),
+        (
+            break_weights(lambda t: t["layers.0.up"].fill_(float("nan"))),
+            "layers.0.up holds numbers",
+        ),
         (
             break_weights(lambda t: t.update({"layers.0.up": t["layers.0.up"].half()})),
             "layers.0.up is torch.float16",

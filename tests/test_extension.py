@@ -199,7 +199,9 @@ def test_norm_preserving_keeps_the_norm_where_there_is_a_direction(isa):
     gone = h.clone()
     extension.steer_step(gone, None, steering)  # h' = h - h = 0: ratio 1
     assert torch.equal(gone, torch.zeros_like(h))
-    assert torch.equal(gone, reference.steer(h, *empty, -h[0], torch.ones(()), norm_preserving=True))
+    assert torch.equal(
+        gone, reference.steer(h, *empty, -h[0], torch.ones(()), norm_preserving=True)
+    )
 
 
 def test_mask_and_one_steering_a_row(isa):
