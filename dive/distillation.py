@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -27,6 +28,7 @@ from dive.data.study import Study
 from dive.decisive import DecisiveTokens
 from dive.errors import DiveError
 from dive.examples import Examples, survey
+from dive.image_cache import image_cache
 from dive.plan import describe
 from dive.presets import DistillConfig
 from dive.progress import JsonLog, ProgressBar
@@ -118,15 +120,17 @@ def distill(
         options["step"] = lambda: bar.advance(task)
         examples, found = survey(studies, prompter, weigher, **options)
         checked = survey(held_out, prompter, weigher, **options)[0] if held_out else None
+    if config.cache_images:
+        examples.features = image_cache(prompter, examples.studies[0])
+        if checked is not None:
+            checked.features = examples.features
     teacher = _teacher(demonstrations, config, prompter, examples)
     teacher_lengths = teacher.prompt_lengths(found) if teacher is not None else None
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         adapter = SteeringAdapter(config.steering(), backbone)
-    first = [examples[i] for i in range(min(config.calibration_studies, len(examples)))]
-    batches = (examples.collate([one]) for one in first)
-    calibrate(backbone, adapter, ((prompter.place(b["inputs"]), b["positions"]) for b in batches))
+    calibrate(backbone, adapter, _calibration(examples, config.calibration_studies))
 
     steps = total_steps(config, len(examples), ranks)
     if shown:
@@ -327,6 +331,15 @@ def _description(
         "demonstrations": None if shown is None else shown.count or len(shown.pool),
         "demonstrations_hash": None if shown is None else digest(shown.pool),
     }
+
+
+def _calibration(examples: Examples, count: int) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    for index in range(min(count, len(examples))):
+        batch = examples.collate([examples[index]])
+        yield (
+            examples.model_inputs(batch["inputs"], [examples.studies[index]]),
+            batch["positions"],
+        )
 
 
 def _sources(examples: Examples, validation: Examples | None, teacher: Teacher | None) -> list[str]:

@@ -13,6 +13,7 @@ from dive.data.jsonl import Skipped
 from dive.data.study import Study
 from dive.decisive import DecisiveTokens
 from dive.errors import DiveError
+from dive.image_cache import ImageCache
 from dive.prompting import Prompter, Response, response_positions, response_targets
 
 CACHE_BYTES = 4 << 30  # encoded studies that are kept in memory between epochs
@@ -40,6 +41,7 @@ class Examples(Dataset):
         self.studies = list(studies)
         self.prompter = prompter
         self.weigher = weigher
+        self.features: ImageCache | None = None
         self._kept: dict[int, Example] = {}
         self._room = CACHE_BYTES
 
@@ -80,6 +82,12 @@ class Examples(Dataset):
                 smaller._kept[new] = replace(self._kept[old], index=new)
         smaller._room = self._room
         return smaller
+
+    def model_inputs(self, inputs: dict[str, Tensor], studies: Sequence[Study]) -> dict[str, Any]:
+        """`inputs`, which show `studies` in this order, on the model's device; with kept image
+        features in place of pixels where there are such."""
+        placed = self.prompter.place(inputs)
+        return placed if self.features is None else self.features.fill(placed, studies)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Right-padded model inputs, and one entry a response token in row order:

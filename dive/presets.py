@@ -57,6 +57,8 @@ class DistillConfig:
     seed: of initial values, order and drawn demonstrations.
     gradient_checkpointing: recompute the decoder's layers in the backward pass: less memory, about
         a third more time.
+    cache_images: keep each study's projected image features (at most 4 GiB, in main memory), so
+        that the vision tower runs once a study and not in every epoch and for every demonstration.
     calibration_studies: studies on which the scale of each layer's stream is measured.
     logging_steps, eval_steps, save_steps: every so many steps. Default: evaluation and a
         checkpoint at the end of every epoch, and at most 20 times.
@@ -89,6 +91,7 @@ class DistillConfig:
     max_grad_norm: float = 1.0
     seed: int = 0
     gradient_checkpointing: bool = False
+    cache_images: bool = False
     calibration_studies: int = 16
     logging_steps: int = 10
     eval_steps: int | None = None

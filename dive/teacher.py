@@ -109,7 +109,7 @@ class Teacher:
         if attachment is not None:
             attachment.enabled = False
         try:
-            states = last_hidden_state(model, self.prompter.place(inputs))
+            states = last_hidden_state(model, self.examples.model_inputs(inputs, [*shown, study]))
         finally:
             if attachment is not None:
                 attachment.enabled = enabled

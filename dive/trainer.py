@@ -193,8 +193,8 @@ class DistillTrainer(Trainer):
     ) -> Any:
         inputs = dict(inputs)
         studies, rows = inputs.pop("study").tolist(), inputs.pop("rows")
-        prompter = self._examples.prompter
-        inputs["inputs"] = prompter.place(inputs["inputs"])
+        shown = [self._examples.studies[index] for index in studies]
+        inputs["inputs"] = self._examples.model_inputs(inputs["inputs"], shown)
         if self._teacher is not None:
             epoch = int(self.state.epoch or 0)
             inputs["teacher_hidden"] = self._teacher.hidden(studies, epoch)
@@ -226,13 +226,15 @@ class DistillTrainer(Trainer):
         self._student.eval()
         prompter = self._examples.prompter
         loader = self.get_eval_dataloader()
-        assert isinstance(self.eval_dataset, Examples)
+        validation = self.eval_dataset
+        assert isinstance(validation, Examples)
         with torch.no_grad():
             for batch in loader:
                 names = ("positions", "index", "targets", "weights", "classes")
                 device = prompter.backbone.device
                 rest = {name: batch[name].to(device) for name in names}
-                _, parts = self._student(prompter.place(batch["inputs"]), **rest)
+                shown = [validation.studies[index] for index in batch["study"].tolist()]
+                _, parts = self._student(validation.model_inputs(batch["inputs"], shown), **rest)
                 meter.add(parts)
                 weights = rest["weights"].double()
                 total += torch.stack([(weights * parts.row_ce).sum(), weights.sum()]).cpu()

@@ -1,0 +1,172 @@
+"""Image features that are kept: the same training, and a vision tower that runs once a study."""
+
+import inspect
+import logging
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from tiny_more import FAMILIES
+
+import dive
+from dive import image_cache
+from dive.image_cache import ImageCache
+from dive.prompting import Prompter
+from dive.structure import last_hidden_state, unwrap
+
+WRITERS = {
+    **FAMILIES,
+    "LLaVA": tiny.save_tiny_llava,
+    "Gemma 3": tiny.save_tiny_gemma3,
+    "Qwen2.5-VL": tiny.save_tiny_qwen25_vl,
+}
+
+
+def takes_features(backbone):
+    forward = unwrap(backbone).base_model.forward
+    return "mm_encoder_outputs" in inspect.signature(forward).parameters
+
+
+@pytest.fixture(scope="session", params=WRITERS)
+def seeing(request, tmp_path_factory):
+    if request.param == "SmolVLM":
+        pytest.importorskip("num2words", reason="SmolVLM's processor wants it")
+    folder = WRITERS[request.param](tmp_path_factory.mktemp("seeing"))
+    backbone = dive.load_backbone(folder, device="cpu")
+    if not takes_features(backbone):
+        pytest.skip("this transformers takes no image features")
+    return request.param, backbone
+
+
+class Tower:
+    """Counts how often a model looks at pixels."""
+
+    def __init__(self, backbone):
+        vision = ("vision_tower", "visual", "vision_model")
+        base = backbone.model.base_model
+        module = next(getattr(base, name) for name in vision if hasattr(base, name))
+        self.runs = 0
+        self._handle = module.register_forward_hook(self._count)
+
+    def _count(self, *_):
+        self.runs += 1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._handle.remove()
+
+
+def settings(**more):
+    return dive.DistillConfig(
+        **{"rank": 2, "epochs": 3, "batch_size": 2, "calibration_studies": 2, "warmup": 0.0} | more
+    )
+
+
+def distilled(backbone, studies, shots, **more):
+    with Tower(backbone) as tower:
+        adapter = dive.distill(backbone, studies, shots, settings(**more), progress=False)
+    return adapter.state_dict(), tower.runs
+
+
+def test_cached_images_train_the_same_adapter(seeing, studies):
+    """Bit for bit, study by study, over three epochs."""
+    _, backbone = seeing
+    more = {"preset": "dive-ce", "batch_size": 1}
+    plain, runs = distilled(backbone, studies[:3], None, **more)
+    kept, fewer = distilled(backbone, studies[:3], None, cache_images=True, **more)
+    assert all(torch.equal(plain[name], kept[name]) for name in plain)
+    assert max(plain[name].abs().max() for name in plain if name.endswith(".up")) > 1e-3
+    assert runs == 2 + 9
+    assert fewer == 3 + 1  # one a study, and one for the proof on the first
+
+
+def test_cached_images_serve_teacher_and_batches(seeing, studies):
+    """How many images a tower sees at once moves its last bit in some families, no more."""
+    name, backbone = seeing
+    plain, runs = distilled(backbone, studies[:4], 1)
+    kept, fewer = distilled(backbone, studies[:4], 1, cache_images=True)
+    assert max((plain[key] - kept[key]).abs().max().item() for key in plain) < 1e-6
+    assert runs == 2 + 4 + 6
+    # LLaVA-OneVision tiles an image that is alone, and not the teacher's several
+    assert fewer == 5 + (4 if name == "LLaVA-OneVision" else 0)
+
+
+@pytest.fixture(scope="module")
+def llava(tiny_llava):
+    backbone = dive.load_backbone(tiny_llava, device="cpu")
+    if not takes_features(backbone):
+        pytest.skip("this transformers takes no image features")
+    return backbone
+
+
+def test_features_follow_their_study(llava, studies):
+    """In another order and beside other studies each prompt keeps its own images."""
+    prompter = Prompter(llava)
+    cache = ImageCache(prompter)
+    batch = [prompter.encode(study) for study in studies[:3]]  # the third has two images
+    for order in ([0, 1, 2], [2, 0, 1]):
+        inputs = prompter.place(prompter.collate([batch[i] for i in order], side="right"))
+        filled = cache.fill(inputs, [studies[i] for i in order])
+        assert "pixel_values" in inputs and "pixel_values" not in filled
+        with torch.no_grad():
+            wanted, got = (last_hidden_state(llava, one) for one in (inputs, filled))
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+    swapped = cache.fill(inputs, [studies[0], studies[2], studies[1]])
+    with torch.no_grad():
+        assert (last_hidden_state(llava, swapped) - wanted).abs().max() > 1e-2
+
+
+def test_what_does_not_fit_is_computed_every_time(llava, studies, caplog):
+    prompter = Prompter(llava)
+    one = 16 * tiny.HIDDEN * 4  # bytes of an image
+    cache = ImageCache(prompter, room=one)
+    with Tower(llava) as tower, caplog.at_level(logging.WARNING, "dive"):
+        for _ in range(3):
+            for study in studies[:2]:
+                assert "mm_encoder_outputs" in cache.fill(
+                    prompter.place(prompter.encode(study)), [study]
+                )
+    assert tower.runs == 1 + 3
+    assert [r.message for r in caplog.records if "fill the cache" in r.message] == [
+        "cache_images: the features of 1 studies fill the cache; the vision tower runs for the "
+        "others"
+    ]
+
+
+def test_a_model_that_is_not_exact_goes_without(llava, studies, caplog, monkeypatch):
+    own = ImageCache._run
+    monkeypatch.setattr(
+        ImageCache, "_run", lambda *a: image_cache._map(own(*a), lambda tensor: tensor * 1.001)
+    )
+    with caplog.at_level(logging.WARNING, "dive"):
+        assert image_cache.image_cache(Prompter(llava), studies[0]) is None
+    assert "computes something else from features" in caplog.text
+
+
+def test_validation_runs_on_the_same_features(llava, studies):
+    config = settings(preset="dive-ce", eval_steps=1, cache_images=True)
+    with Tower(llava) as tower:
+        dive.distill(llava, studies[:2], None, config, validation=studies[2:4], progress=False)
+    assert tower.runs == 4 + 1
+
+
+def test_a_model_without_such_an_input_goes_without_and_says_so(tiny_llava, studies, caplog):
+    backbone = dive.load_backbone(tiny_llava, device="cpu")
+    base = backbone.model.base_model
+    own = base.forward
+    base.forward = lambda input_ids=None, **more: own(input_ids=input_ids, **more)
+    with caplog.at_level(logging.WARNING, "dive"):
+        config = settings(preset="dive-ce", epochs=1, cache_images=True)
+        dive.distill(backbone, studies[:2], None, config, progress=False)
+    assert "takes no features in place of pixels" in caplog.text
+
+
+def test_a_text_model_has_nothing_to_keep(tiny_llama, studies, caplog):
+    backbone = dive.load_backbone(tiny_llama, device="cpu")
+    texts = [replace(study, images=()) for study in studies[:4]]
+    with caplog.at_level(logging.WARNING, "dive"):
+        dive.distill(backbone, texts, 1, settings(epochs=1, cache_images=True), progress=False)
+    assert "cache_images" not in caplog.text
