@@ -1,7 +1,7 @@
 """What a text decoder is made of, read off the model, in the terms of `dive._C.Engine`.
 
-`read` looks at the modules themselves (their weights, sizes, windows, norms), and at the config only
-for what no module tells. A decoder that is not understood is refused with a reason in words.
+`read` looks at the modules themselves (their weights, sizes, windows, norms), and at the config
+only for what no module tells. A decoder that is not understood is refused with a reason in words.
 """
 
 from collections.abc import Iterator
@@ -207,7 +207,7 @@ def _read(model: Any) -> DecoderSpec:
             + ", ".join(FAMILIES.values())
         )
     head: Any = model.get_output_embeddings()
-    _check_modules(text, head)
+    check_modules(text, head)
     if getattr(config, "use_bidirectional_attention", False):
         raise Unsupported("its text attends in both directions")
     if getattr(config, "attn_logit_softcapping", None) is not None:
@@ -247,7 +247,7 @@ def _read(model: Any) -> DecoderSpec:
     return spec
 
 
-def _check_modules(text: Any, head: Any) -> None:
+def check_modules(text: Any, head: Any) -> None:
     """Whether each module computes what its class says; `dive.attach`'s own hooks are known."""
     if text.training:
         raise Unsupported("the model is in training mode")
@@ -324,7 +324,9 @@ def _check_weights(spec: DecoderSpec) -> None:
         norms |= {id(norm.weight) for norm in layer.norms().values() if norm is not None}
     for weight in spec.weights():
         if weight.device.type != "cpu":
-            raise Unsupported(f"its weights are on {weight.device}; this version decodes on the CPU")
+            raise Unsupported(
+                f"its weights are on {weight.device}; this version decodes on the CPU"
+            )
         if weight.dtype != spec.dtype and not (
             id(weight) in norms and weight.dtype == torch.float32
         ):
