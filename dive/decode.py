@@ -104,7 +104,7 @@ class DecodeSession:
         streamer: Any = None,
         **model_kwargs: Any,
     ) -> Any:
-        """What `model.generate` calls as its `custom_generate`; returns prompt and answer [B, T]."""
+        """What `model.generate` calls as its `custom_generate`; returns prompt and answer."""
         if model is not self.model:
             raise DiveError(
                 f"this session decodes for another {type(self.model).__name__}; make one a model"
