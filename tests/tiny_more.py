@@ -1,8 +1,8 @@
 """Further tiny backbones: one whole folder a family, beside those of `tiny.py`.
 
-`FAMILIES` names a writer for each; all are seeded, and nothing is downloaded. Processor files are
-laid out as `save_pretrained` of the family's processor class does, which is not built here: most
-want a video processor, and with it torchvision.
+`FAMILIES` names a writer for each (those of `tiny.py`, too); all are seeded, and nothing is
+downloaded. Processor files are laid out as `save_pretrained` of the family's processor class does,
+which is not built here: most want a video processor, and with it torchvision.
 """
 
 import json
@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import HIDDEN, IMAGE, INIT, _save, text_config, vision_config
+from tiny import (
+    HIDDEN,
+    IMAGE,
+    INIT,
+    _save,
+    save_tiny_gemma3,
+    save_tiny_llava,
+    save_tiny_qwen25_vl,
+    text_config,
+    vision_config,
+)
 from tiny_templates import IDEFICS, INTERNVL, MISTRAL, MISTRAL3, ONEVISION, QWEN
 from tiny_tokenizers import (
     gemma_tokenizer,
@@ -294,6 +304,9 @@ def save_tiny_mistral3(folder: Path) -> Path:
 
 # the name in test ids and in docs/backbones.md -> who writes its folder
 FAMILIES: dict[str, Callable[[Path], Path]] = {
+    "LLaVA": save_tiny_llava,
+    "Gemma 3": save_tiny_gemma3,
+    "Qwen2.5-VL": save_tiny_qwen25_vl,
     "Qwen2-VL": save_tiny_qwen2_vl,
     "Qwen3-VL": save_tiny_qwen3_vl,
     "LLaVA-OneVision": save_tiny_llava_onevision,
