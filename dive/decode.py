@@ -25,7 +25,7 @@ from dive.adapter import SteeringAdapter
 from dive.attach import attachment_of, steer
 from dive.decoder_spec import DecoderSpec, Unsupported, check_modules, read
 from dive.errors import DiveError
-from dive.structure import unwrap
+from dive.structure import decoder, unwrap
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class DecodeSession:
         """Which engine would run `generate(**generate_kwargs)`, and why."""
         config = GenerationConfig(**self.model.generation_config.to_dict())
         config.update(**{k: v for k, v in generate_kwargs.items() if hasattr(config, k)})
-        reason = self._bind() or _config_reason(config) or _keyword_reason(generate_kwargs)
+        reason = self._bind() or _keyword_reason(generate_kwargs) or _config_reason(config)
         if reason is None and generate_kwargs.get("inputs_embeds") is not None:
             reason = _EMBEDS
         if reason is not None:
@@ -144,7 +144,7 @@ class DecodeSession:
         if module is None:
             return "dive._C is not built here"
         try:
-            if self._spec is not None and self._weights == _signature(self._spec):
+            if self._spec is not None and self._weights == _signature(self.model, self._spec):
                 check_modules(self._spec.text, self._spec.head)
                 return None
         except Unsupported as error:
@@ -158,7 +158,7 @@ class DecodeSession:
             self._engine = module.Engine(spec.describe(positions))
         except (Unsupported, ValueError) as error:
             return str(error)
-        self._spec, self._positions, self._weights = spec, positions, _signature(spec)
+        self._spec, self._positions, self._weights = spec, positions, _signature(self.model, spec)
         return None
 
     def _attachment_reason(self) -> str | None:
@@ -388,8 +388,12 @@ class _Run:
 _EMBEDS = "the prompt is given as embeddings"
 
 
-def _signature(spec: DecoderSpec) -> tuple[Any, ...]:
-    return tuple((id(weight), weight.data_ptr(), weight.dtype) for weight in spec.weights())
+def _signature(model: Any, spec: DecoderSpec) -> tuple[Any, ...]:
+    """The modules and weights that the engine was bound to; another one means to bind again."""
+    text: Any = decoder(model)
+    modules = (text, model.get_output_embeddings(), *text.layers)
+    weights = tuple((id(w), w.data_ptr(), w.dtype) for w in spec.weights())
+    return (tuple(map(id, modules)), weights)
 
 
 def _keyword_reason(kwargs: dict[str, Any]) -> str | None:

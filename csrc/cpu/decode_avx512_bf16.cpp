@@ -44,7 +44,7 @@ template <class W, int rows, int batch>
 DIVE_TARGET inline void tile(const BFloat16* weight, std::int64_t stride, const BFloat16* x,
                              std::int64_t x_stride, std::int64_t columns,
                              float (&dots)[rows][batch]) {
-  constexpr int chains = rows * batch >= 8 ? 1 : 2;
+  constexpr int chains = rows * batch >= 8 ? 1 : rows * batch >= 4 ? 2 : 4;
   __m512 sums[rows][batch][chains];
   for (auto& row : sums) {
     for (auto& one : row) {

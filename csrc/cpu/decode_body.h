@@ -88,7 +88,7 @@ template <class W, int rows, int batch>
 DIVE_TARGET inline void tile(const W* weight, std::int64_t stride, const float* x,
                              std::int64_t x_stride, std::int64_t columns,
                              float (&dots)[rows][batch]) {
-  constexpr int chains = rows * batch >= 8 ? 1 : 2;
+  constexpr int chains = rows * batch >= 8 ? 1 : rows * batch >= 4 ? 2 : 4;
   Vec sums[rows][batch][chains];
   for (auto& row : sums) {
     for (auto& one : row) {
@@ -151,6 +151,9 @@ DIVE_TARGET void matvec_rows(const Matvec& m, std::int64_t row) {
 template <class T, class X>
 DIVE_TARGET void matvec(const Matvec& m) {
   std::int64_t row = m.first;
+  if (m.batch == 1) {  // one row after another: memory is read fastest from front to back
+    for (; row < m.last; ++row) matvec_tile<T, X, 1, 1>(m, row, 0);
+  }
   for (; row + kRowTile <= m.last; row += kRowTile) matvec_rows<T, X, kRowTile>(m, row);
   for (; row < m.last; ++row) matvec_rows<T, X, 1>(m, row);
 }
