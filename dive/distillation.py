@@ -356,7 +356,10 @@ def _checkpoint(folder: Path | None, resume: bool, run: dict[str, Any]) -> str |
         if resume:
             raise DiveError("distill: resume wants output_dir, where the checkpoints are")
         return None
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiveError(f"cannot write into {folder}: {error.strerror}") from error
     last = get_last_checkpoint(str(folder))
     if last is not None and not resume:
         raise DiveError(
@@ -364,7 +367,13 @@ def _checkpoint(folder: Path | None, resume: bool, run: dict[str, Any]) -> str |
             "or choose another folder"
         )
     if last is not None:
-        earlier = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        try:
+            earlier = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DiveError(
+                f"{folder}: its {RUN_FILE} cannot be read, so the unfinished training cannot go on; "
+                "delete the folder to start again"
+            ) from error
         now = json.loads(json.dumps(run))
         for name in now:
             if earlier.get(name) != now[name]:

@@ -56,7 +56,9 @@ def main() -> None:
         )
         sys.exit(1)
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; the same command goes on where it stopped")
+        Console(stderr=True).print(
+            "interrupted; dive generate goes on with the same command, dive distill with --resume"
+        )
         sys.exit(130)
 
 

@@ -181,6 +181,9 @@ def _references(spec: str, target: str, options: dict[str, Any]) -> dict[str, st
     if kind != "jsonl":
         found = open_all(spec, target=target, **options | {"check_files": False})
         return {study.id: study.report(target) for study in found}
+    given = [name for name, value in options.items() if value not in (None, False)]
+    if given:
+        raise DiveError(f"{spec}: is JSON lines, for which {', '.join(given)} has no use")
     reports: dict[str, str] = {}
     for number, row in _lines(path):
         name = row.get("id")

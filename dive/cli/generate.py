@@ -88,11 +88,13 @@ def generate(
     run = {
         "backbone": backbone,
         "adapter": _digest_of(steering),
-        "studies": _digest([item.id for item in items]),
-        "demonstrations": None if demonstrations is None else _digest(demonstrations.read_bytes()),
+        "studies": _digest(
+            [(item.id, [str(image) for image in item.images], item.indication) for item in items]
+        ),
+        "demonstrations": None if demonstrations is None else _digest(_bytes(demonstrations)),
         "target": target,
         "prompt": prompt,
-        "template": None if template is None else _digest(template.read_bytes()),
+        "template": None if template is None else _digest(_bytes(template)),
         "max_new_tokens": max_new_tokens,
         "max_image_tokens": max_image_tokens,
         "dtype": dtype,
@@ -151,6 +153,13 @@ def _refuse_twice(names: list[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DiveError(f"the image {twice[0]} is given twice")
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DiveError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _digest(value: Any) -> str:

@@ -184,7 +184,6 @@ def write_skipped(skipped: "Skipped", folder: Path) -> str:
     """skipped.jsonl beside the output; what to say about it."""
     path = folder / "skipped.jsonl"
     if not len(skipped):
-        path.unlink(missing_ok=True)  # of an earlier run: it would be read as this one's
         return ""
     skipped.write(path)
     return f"{len(skipped)} skipped, see {path}"

@@ -72,13 +72,22 @@ class JsonlWriter:
         self.path = Path(path)
         self.partial = self.path.with_name(self.path.name + ".partial")
         self._run_path = self.path.with_name(self.path.name + ".partial.run")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.is_dir():
+            raise DiveError(f"{self.path} is a folder; wants the name of a file to write")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DiveError(f"cannot write {self.path}: {error.strerror}") from error
         self.done: dict[str, None] = {}
         description = json.dumps(run or {}, sort_keys=True, ensure_ascii=False, default=str)
-        if self.partial.exists():
+        # a run that ended before its first row leaves nothing to go on from, and nothing to mix
+        if self.partial.exists() and self.partial.stat().st_size > 0:
             self._check_run(description)
             self._recover()
-        write_text(self._run_path, description + "\n")
+        try:
+            write_text(self._run_path, description + "\n")
+        except OSError as error:
+            raise DiveError(f"cannot write {self.path}: {error.strerror}") from error
         self._file = open(self.partial, "ab")  # noqa: SIM115 (closed by close)
 
     def _check_run(self, description: str) -> None:
