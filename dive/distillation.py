@@ -371,8 +371,8 @@ def _checkpoint(folder: Path | None, resume: bool, run: dict[str, Any]) -> str |
             earlier = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DiveError(
-                f"{folder}: its {RUN_FILE} cannot be read, so the unfinished training cannot go on; "
-                "delete the folder to start again"
+                f"{folder}: its {RUN_FILE} cannot be read, so the unfinished training cannot go "
+                "on; delete the folder to start again"
             ) from error
         now = json.loads(json.dumps(run))
         for name in now:
