@@ -21,6 +21,7 @@ from dive.attach import steer
 from dive.backbone import Backbone
 from dive.data.jsonl import Skipped
 from dive.data.study import Study
+from dive.decode import DecodeSession
 from dive.errors import DiveError
 from dive.prompting import Prompter
 
@@ -78,6 +79,7 @@ class Run:
     max_new_tokens: int
     streamer: Any
     generate_kwargs: dict[str, Any]
+    session: DecodeSession | None = None  # decodes in the place of transformers, where it can
 
     def encode(self, study: Study) -> dict[str, Tensor]:
         shown = []
@@ -128,7 +130,7 @@ class Run:
     def reports(self, studies: list[Study], prompts: list[dict[str, Tensor]]) -> list[Report]:
         start = time.perf_counter()
         prompter, model = self.prompter, self.backbone.model
-        generate: Any = model.generate
+        generate: Any = model.generate if self.session is None else self.session.generate
         batch = prompter.place(prompter.collate(prompts, side="left"))
         config = self.config(batch["input_ids"].shape[1])
         others = {

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GENERATION_MODES_MAPPING
@@ -23,15 +23,14 @@ from transformers.generation.utils import GENERATION_MODES_MAPPING
 from dive import extension
 from dive.adapter import SteeringAdapter
 from dive.attach import attachment_of, steer
+from dive.decode_limits import EMBEDS, config_reason, input_reason, keyword_reason
 from dive.decoder_spec import DecoderSpec, Unsupported, check_modules, read
 from dive.errors import DiveError
 from dive.structure import decoder, unwrap
 
 log = logging.getLogger(__name__)
 
-_CACHE_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
 _POSITIONS = 512  # tables of cos and sin grow by so many
-_FOR_TRANSFORMERS = ("assistant_model", "assistant_tokenizer", "tokenizer", "stop_strings")
 
 
 class Plan(NamedTuple):
@@ -63,11 +62,12 @@ class DecodeSession:
 
     def plan(self, **generate_kwargs: Any) -> Plan:
         """Which engine would run `generate(**generate_kwargs)`, and why."""
-        config = GenerationConfig(**self.model.generation_config.to_dict())
+        given = generate_kwargs.get("generation_config") or self.model.generation_config
+        config = GenerationConfig(**given.to_dict())
         config.update(**{k: v for k, v in generate_kwargs.items() if hasattr(config, k)})
-        reason = self._bind() or _keyword_reason(generate_kwargs) or _config_reason(config)
+        reason = self._bind() or keyword_reason(generate_kwargs) or config_reason(config)
         if reason is None and generate_kwargs.get("inputs_embeds") is not None:
-            reason = _EMBEDS
+            reason = EMBEDS
         if reason is not None:
             return Plan("transformers", reason)
         assert self._spec is not None
@@ -80,9 +80,9 @@ class DecodeSession:
 
         transformers gives a `custom_generate` function no streamer; here it gets the tokens.
         """
-        reason = _keyword_reason(kwargs)
-        if reason is not None:  # what is passed in these does not reach a custom_generate either
-            self._say(reason)
+        plan = self.plan(**kwargs)
+        if plan.engine != "dive._C":
+            self._say(plan.reason)
             with self._steered():
                 return self.model.generate(*args, streamer=streamer, **kwargs)
         self._streamer = streamer
@@ -114,8 +114,8 @@ class DecodeSession:
         streamer = self._streamer if streamer is None else streamer
         reason = (
             self._bind()
-            or _config_reason(generation_config)
-            or _input_reason(input_ids, model_kwargs, synced_gpus)
+            or config_reason(generation_config)
+            or input_reason(input_ids, model_kwargs, synced_gpus)
             or self._attachment_reason()
         )
         if reason is not None:
@@ -153,7 +153,8 @@ class DecodeSession:
             pass  # a module was replaced by one of another kind: read again
         self._engine = self._spec = None
         try:
-            spec = read(self.model)
+            with _rope_deltas_kept(self.model):
+                spec = read(self.model)
             positions = _POSITIONS
             self._engine = module.Engine(spec.describe(positions))
         except (Unsupported, ValueError) as error:
@@ -385,7 +386,16 @@ class _Run:
         return ids.shape[1] >= self.longest or not any(alive)
 
 
-_EMBEDS = "the prompt is given as embeddings"
+@contextmanager
+def _rope_deltas_kept(model: Any) -> Iterator[None]:
+    """Qwen-VL notes down offsets at every forward; the prompt's own must outlive ours."""
+    base = vars(getattr(model, "base_model", model))
+    kept = base.get("rope_deltas")
+    try:
+        yield
+    finally:
+        if "rope_deltas" in base:
+            base["rope_deltas"] = kept
 
 
 def _signature(model: Any, spec: DecoderSpec) -> tuple[Any, ...]:
@@ -394,52 +404,3 @@ def _signature(model: Any, spec: DecoderSpec) -> tuple[Any, ...]:
     modules = (text, model.get_output_embeddings(), *text.layers)
     weights = tuple((id(w), w.data_ptr(), w.dtype) for w in spec.weights())
     return (tuple(map(id, modules)), weights)
-
-
-def _keyword_reason(kwargs: dict[str, Any]) -> str | None:
-    for name in _FOR_TRANSFORMERS:
-        if kwargs.get(name) is not None:
-            return f"{name} is given"
-    config = kwargs.get("generation_config")
-    for name in ("stop_strings", "prompt_lookup_num_tokens"):
-        if kwargs.get(name) is not None or getattr(config, name, None) is not None:
-            return f"{name} is given"
-    return None
-
-
-def _config_reason(config: Any) -> str | None:
-    mode = config.get_generation_mode()
-    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-        return f"{mode.value.replace('_', ' ')} is asked for"
-    if config.return_dict_in_generate:
-        return "return_dict_in_generate asks for more than tokens"
-    if config.use_cache is False:
-        return "use_cache is False"
-    if config.prefill_chunk_size is not None:
-        return "prefill_chunk_size is given"
-    if config.cache_implementation not in (None, "dynamic"):
-        return f"the {config.cache_implementation} cache is asked for"
-    if getattr(config, "guidance_scale", None) not in (None, 1, 1.0):
-        return "guidance_scale runs the model a second time"
-    return None
-
-
-def _input_reason(input_ids: Tensor, model_kwargs: dict[str, Any], synced: bool) -> str | None:
-    if model_kwargs.get("inputs_embeds") is not None or input_ids.shape[1] == 0:
-        return _EMBEDS
-    if synced:
-        return "several processes decode in step"
-    mask = model_kwargs.get("attention_mask")
-    if mask is not None:
-        if mask.dim() != 2 or mask.shape != input_ids.shape:
-            return f"the attention mask is {list(mask.shape)}, not one entry a token"
-        ones = mask != 0
-        if not (ones[:, -1].all() and (ones[:, 1:] >= ones[:, :-1]).all()):
-            return "the prompts are not padded on the left only"
-    cache = model_kwargs.get("past_key_values")
-    if type(cache) is not DynamicCache:
-        return f"the cache is a {type(cache).__name__}"
-    if cache.get_seq_length() > 0 or getattr(cache, "_is_user_defined", False):
-        return "a cache is given"
-    odd = [type(x).__name__ for x in cache.layers if type(x).__name__ not in _CACHE_LAYERS]
-    return f"the cache has a {odd[0]}" if odd else None

@@ -14,11 +14,13 @@ from dive.backbone import Backbone
 from dive.batches import Report, Run, run_batches
 from dive.data.jsonl import Skipped, check_on_error
 from dive.data.study import Study
+from dive.decode import DecodeSession
 from dive.errors import DiveError
 from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS, Prompter
 
 __all__ = ["Report", "as_studies", "generate", "iter_reports", "prompter_for"]
 
+ENGINES = ("auto", "transformers")
 ImageLike = str | Path | Image.Image
 Item = Study | ImageLike | Sequence[ImageLike]
 
@@ -40,6 +42,7 @@ def generate(
     progress: bool | None = None,
     on_error: str = "fail",
     skipped: Skipped | None = None,
+    engine: str = "auto",
     **generate_kwargs: Any,
 ) -> list[Report]:
     """Write one report for each image or study, in the order given.
@@ -63,6 +66,8 @@ def generate(
         progress: a progress bar on stderr; None shows one for more than one batch on a terminal.
         on_error: "fail" raises at the first study that cannot be prompted; "skip" goes on and
             records it in `skipped`: fewer reports than studies come back.
+        engine: "auto" decodes in `dive._C` where it can (see `dive.decode.DecodeSession`),
+            "transformers" never does. The reports are the same.
         generate_kwargs: go to `model.generate` as they are. Without them decoding is greedy: the
             sampling, beams and penalties of the model's generation_config are not used.
 
@@ -86,6 +91,7 @@ def generate(
             progress=progress,
             on_error=on_error,
             skipped=skipped,
+            engine=engine,
             **generate_kwargs,
         )
     )
@@ -108,6 +114,7 @@ def iter_reports(
     progress: bool | None = None,
     on_error: str = "fail",
     skipped: Skipped | None = None,
+    engine: str = "auto",
     **generate_kwargs: Any,
 ) -> Iterator[Report]:
     """`generate`, one report at a time, as its batch is done. What is wrong is raised at once.
@@ -126,6 +133,8 @@ def iter_reports(
         )
     if streamer is not None and len(studies) > 1:
         raise DiveError(f"a streamer takes one study at a time, got {len(studies)}")
+    if engine not in ENGINES:
+        raise DiveError(f"engine is {engine!r}, want one of " + ", ".join(ENGINES))
     _check_kwargs(generate_kwargs, adapter)
     prompter = prompter_for(
         backbone,
@@ -139,6 +148,8 @@ def iter_reports(
         adapter.check_backbone(backbone.model)
     shown = _shown(demonstrations, prompter)
     run = Run(backbone, prompter, adapter, shown, max_new_tokens, streamer, generate_kwargs)
+    if engine == "auto" and "custom_generate" not in generate_kwargs:
+        run.session = DecodeSession(backbone)  # it follows the adapter that the run attaches
     return run_batches(run, studies, batch_size, progress, on_error, skipped)
 
 

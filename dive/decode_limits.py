@@ -1,0 +1,65 @@
+"""What a call of `generate` may ask for that `DecodeSession` leaves to transformers, in words."""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.generation.configuration_utils import GenerationMode
+
+EMBEDS = "the prompt is given as embeddings"
+_CACHE_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
+# transformers gives none of these to a custom_generate function
+_KEYWORDS = ("assistant_model", "assistant_tokenizer", "tokenizer")
+_SETTINGS = ("stop_strings", "prompt_lookup_num_tokens")
+
+
+def keyword_reason(kwargs: dict[str, Any]) -> str | None:
+    """Of the arguments of `generate` itself."""
+    for name in _KEYWORDS:
+        if kwargs.get(name) is not None:
+            return f"{name} is given"
+    config = kwargs.get("generation_config")
+    for name in _SETTINGS:
+        if kwargs.get(name) is not None or getattr(config, name, None) is not None:
+            return f"{name} is given"
+    return None
+
+
+def config_reason(config: Any) -> str | None:
+    """Of the generation config."""
+    mode = config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        return f"{mode.value.replace('_', ' ')} is asked for"
+    if config.return_dict_in_generate:
+        return "return_dict_in_generate asks for more than tokens"
+    if config.use_cache is False:
+        return "use_cache is False"
+    if config.prefill_chunk_size is not None:
+        return "prefill_chunk_size is given"
+    if config.cache_implementation not in (None, "dynamic"):
+        return f"the {config.cache_implementation} cache is asked for"
+    if getattr(config, "guidance_scale", None) not in (None, 1, 1.0):
+        return "guidance_scale runs the model a second time"
+    return None
+
+
+def input_reason(input_ids: Tensor, model_kwargs: dict[str, Any], synced: bool) -> str | None:
+    """Of the prompt and its cache."""
+    if model_kwargs.get("inputs_embeds") is not None or input_ids.shape[1] == 0:
+        return EMBEDS
+    if synced:
+        return "several processes decode in step"
+    mask = model_kwargs.get("attention_mask")
+    if mask is not None:
+        if mask.dim() != 2 or mask.shape != input_ids.shape:
+            return f"the attention mask is {list(mask.shape)}, not one entry a token"
+        ones = mask != 0
+        if not (ones[:, -1].all() and (ones[:, 1:] >= ones[:, :-1]).all()):
+            return "the prompts are not padded on the left only"
+    cache = model_kwargs.get("past_key_values")
+    if type(cache) is not DynamicCache:
+        return f"the cache is a {type(cache).__name__}"
+    if cache.get_seq_length() > 0 or getattr(cache, "_is_user_defined", False):
+        return "a cache is given"
+    odd = [type(x).__name__ for x in cache.layers if type(x).__name__ not in _CACHE_LAYERS]
+    return f"the cache has a {odd[0]}" if odd else None

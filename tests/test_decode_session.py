@@ -1,0 +1,338 @@
+"""The decode session against transformers' own generate, and what it falls back for."""
+
+import copy
+import dataclasses
+import gc
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_decoders import FAMILIES, SIZES, both, small, text_batch
+from tiny_steering import for_backbone, prompts, randomised
+from torch import nn
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+import dive
+from dive.decode import DecodeSession
+from dive.errors import DiveError
+
+C = pytest.importorskip("dive._C", reason="dive._C is not built; pip install -e . builds it")
+
+
+WAYS = {
+    "greedy": {},
+    "sampled": {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "top_k": 20},
+    "processed": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
+    "min_p": {"do_sample": True, "min_p": 0.05},
+}
+
+
+@pytest.mark.parametrize("positions", [None, "all", "response"])
+def test_every_family_with_images_and_padding(any_backbone, studies, positions):
+    adapter = positions and randomised(any_backbone, positions=positions)
+    session = DecodeSession(any_backbone, adapter)
+    assert session.plan().engine == "dive._C"
+    batch = prompts(any_backbone, studies[:4])
+    for way, kwargs in WAYS.items():
+        got, want = both(session, batch, adapter, max_new_tokens=20, **kwargs)
+        assert torch.equal(got, want), way
+    assert not session._said
+
+
+def test_calls_in_between_leave_no_trace(tiny_qwen, studies):
+    """rope_deltas is state on the module: images before and after must not mix."""
+    backbone = dive.load_backbone(tiny_qwen)
+    session = DecodeSession(backbone)
+    first, second = (prompts(backbone, studies[i : i + 2]) for i in (0, 2))
+    want = [backbone.model.generate(**b, max_new_tokens=12) for b in (first, second)]
+    got = [session.generate(**b, max_new_tokens=12) for b in (first, second, first)]
+    assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+    assert torch.equal(got[2], want[0])
+    assert torch.equal(backbone.model.generate(**second, max_new_tokens=12), want[1])
+
+
+def test_the_embedded_backbone_writes_the_same_reports():
+    backbone = dive.load_backbone(Path(dive.__file__).parent / "demo" / "backbone")
+    batch = {"input_ids": torch.tensor([[1, 20, 21, 22], [1, 30, 31, 33]])}
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    adapter = randomised(backbone, strength=0.02)
+    for one in (None, adapter):
+        got, want = both(
+            DecodeSession(backbone, one), batch, one, max_new_tokens=100, do_sample=False
+        )
+        assert torch.equal(got, want)
+
+
+def test_padded_batches_equal_single_runs():
+    model = small("mistral")
+    session = DecodeSession(model)
+    batch = text_batch()
+    together = session.generate(**batch, max_new_tokens=40)
+    for row in range(3):
+        alone = batch["input_ids"][row, batch["attention_mask"][row] == 1][None]
+        got = session.generate(
+            input_ids=alone, attention_mask=torch.ones_like(alone), max_new_tokens=40
+        )
+        assert torch.equal(got[0, alone.shape[1] :], together[row, 9:])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_row_stops_at_any_of_several_ends(way):
+    model = small("llama")
+    plain = model.generate(**text_batch(), max_new_tokens=30, **WAYS[way])
+    # tokens that end the rows at different places
+    ends = [int(plain[0, 9 + 4]), int(plain[1, 9 + 11])]
+    got, want = both(
+        DecodeSession(model), text_batch(), None, max_new_tokens=30, eos_token_id=ends, **WAYS[way]
+    )
+    assert torch.equal(got, want)
+    assert (got[0, -3:] == 0).all() or got.shape[1] < 39
+
+
+class Ends(StoppingCriteria):
+    """Ends a row at a token, as a caller's own criterion would."""
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return torch.isin(input_ids[:, -1], torch.tensor(self.tokens))
+
+
+@pytest.mark.parametrize("eos", [None, 3])
+def test_a_callers_own_criterion(eos):
+    model = small("llama")
+    plain = model.generate(**text_batch(), max_new_tokens=30)
+    criteria = StoppingCriteriaList([Ends([int(plain[0, 12]), int(plain[1, 14])])])
+    got, want = both(
+        DecodeSession(model),
+        text_batch(),
+        None,
+        max_new_tokens=25,
+        eos_token_id=eos,
+        stopping_criteria=criteria,
+    )
+    assert torch.equal(got, want)
+
+
+class Listener:
+    def __init__(self):
+        self.heard, self.ended = [], False
+
+    def put(self, value):
+        self.heard.append(value.reshape(-1).tolist())
+
+    def end(self):
+        self.ended = True
+
+
+def test_a_streamer_hears_every_token():
+    model, listener = small("llama"), Listener()
+    batch = text_batch(rows=1)
+    ids = DecodeSession(model).generate(**batch, max_new_tokens=6, streamer=listener)
+    assert listener.heard[0] == batch["input_ids"][0].tolist()
+    assert [token for heard in listener.heard[1:] for token in heard] == ids[0, 9:].tolist()
+    assert listener.ended
+
+
+def test_num_return_sequences():
+    got, want = both(
+        DecodeSession(small("llama")),
+        text_batch(rows=2),
+        None,
+        max_new_tokens=9,
+        do_sample=True,
+        num_return_sequences=3,
+    )
+    assert got.shape[0] == 6 and torch.equal(got, want)
+
+
+def test_what_was_attached_steers_a_session_without_an_adapter():
+    model = small("llama")
+    adapter = randomised(model, strength=0.5)
+    session, batch = DecodeSession(model), text_batch()
+    bare = session.generate(**batch, max_new_tokens=20)
+    with dive.steer(model, adapter) as attachment:
+        inside = session.generate(**batch, max_new_tokens=20)
+        attachment.enabled = False
+        assert torch.equal(session.generate(**batch, max_new_tokens=20), bare)
+    assert not torch.equal(inside, bare)
+    own = DecodeSession(model, adapter).generate(**batch, max_new_tokens=20)
+    assert torch.equal(own, inside)
+    assert torch.equal(session.generate(**batch, max_new_tokens=20), bare)
+
+
+def test_a_trained_adapter_is_packed_again():
+    model = small("llama")
+    adapter = randomised(model, strength=0.3)
+    session = DecodeSession(model, adapter)
+    session.generate(**text_batch(), max_new_tokens=5)
+    with torch.no_grad():
+        adapter.layers["1"].up.mul_(-3)
+    got, want = both(session, text_batch(), adapter, max_new_tokens=20)
+    assert torch.equal(got, want)
+
+
+def test_weights_are_used_in_place_and_moved_ones_noticed():
+    model = small("llama")
+    session, batch = DecodeSession(model), text_batch()
+    session.generate(**batch, max_new_tokens=5)
+    engine = session._engine
+    with torch.no_grad():
+        model.lm_head.weight.mul_(-1)  # in place: the engine reads the new numbers
+    got, want = both(session, batch, None, max_new_tokens=20)
+    assert torch.equal(got, want) and session._engine is engine
+    model.load_state_dict(small("llama", seed=1).state_dict(), assign=True)
+    gc.collect()
+    got, want = both(session, batch, None, max_new_tokens=20)
+    assert torch.equal(got, want) and session._engine is not engine
+    model.lm_head = nn.Linear(72, 96, bias=True)
+    got, want = both(session, batch, None, max_new_tokens=20)
+    assert torch.equal(got, want)
+
+
+REASONS = {
+    "num_beams": ({"num_beams": 2}, "beam search"),
+    "dict": ({"return_dict_in_generate": True}, "return_dict_in_generate"),
+    "no cache": ({"use_cache": False}, "use_cache"),
+    "static": ({"cache_implementation": "static"}, "static"),
+    "lookup": ({"prompt_lookup_num_tokens": 2}, "prompt_lookup_num_tokens"),
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_what_it_cannot_do_runs_in_transformers_with_the_adapter(name, caplog):
+    kwargs, words = REASONS[name]
+    model = small("llama")
+    adapter = randomised(model, strength=0.5)
+    session = DecodeSession(model, adapter)
+    plan = session.plan(**kwargs)
+    assert plan.engine == "transformers" and words in plan.reason
+    batch = text_batch(rows=1 if name == "lookup" else 3)
+    with dive.steer(model, adapter):
+        want = model.generate(**batch, max_new_tokens=10, **kwargs)
+    with caplog.at_level(logging.INFO, logger="dive"):
+        for _ in range(2):
+            got = session.generate(**batch, max_new_tokens=10, **kwargs)
+    if name == "dict":
+        got, want = got.sequences, want.sequences
+    assert torch.equal(got, want)
+    lines = [r for r in caplog.records if "decoding in transformers" in r.message]
+    assert len(lines) == 1 and words in lines[0].message
+
+
+def test_prompts_padded_on_the_right_run_in_transformers():
+    model = small("llama")
+    session, batch = DecodeSession(model), text_batch()
+    batch = {name: tensor.flip(1) for name, tensor in batch.items()}
+    got, want = both(session, batch, None, max_new_tokens=5)
+    assert torch.equal(got, want) and "padded on the left" in next(iter(session._said))
+
+
+class Odd(nn.Linear):
+    pass
+
+
+def halve(model):
+    model.model.layers[1].mlp.up_proj.to(torch.bfloat16)
+
+
+def hook(model):
+    model.model.layers[0].register_forward_hook(lambda module, inputs, output: output)
+
+
+def replace(model):
+    model.model.layers[1].self_attn.k_proj = Odd(72, 24)
+
+
+CHANGES = {
+    "float16": (lambda m: m.to(torch.float16), "float16"),
+    "mixed": (halve, "one dtype"),
+    "training": (lambda m: m.train(), "training mode"),
+    "hook": (hook, "forward hook"),
+    "linear": (replace, "layers.1.self_attn.k_proj is a Odd"),
+    "forward": (lambda m: setattr(m.model, "forward", m.model.forward), "was replaced"),
+    "logits": (lambda m: None, "known are"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_model_says_why_it_runs_in_transformers(name):
+    model = small("llama")
+    session = DecodeSession(model)
+    assert session.plan().engine == "dive._C"
+    change, words = CHANGES[name]
+    if name == "logits":
+        from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+        tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        session = DecodeSession(GPTNeoXForCausalLM(GPTNeoXConfig(**tiny)).eval())
+    change(model)
+    plan = session.plan()
+    assert plan.engine == "transformers" and words in plan.reason
+
+
+def test_a_mask_of_positions_runs_in_transformers():
+    model = small("llama")
+    session = DecodeSession(model)
+    with dive.steer(model, randomised(model)) as attachment:
+        attachment.mask = torch.ones(1, 9, dtype=torch.bool)
+        session.generate(**text_batch(rows=1), max_new_tokens=1)
+    assert "mask" in next(iter(session._said))
+
+
+def test_without_the_extension(monkeypatch):
+    from dive import extension
+
+    monkeypatch.setattr(extension, "load", lambda: None)
+    model = small("llama")
+    session = DecodeSession(model)
+    assert "not built" in session.plan().reason
+    got, want = both(session, text_batch(), None, max_new_tokens=5)
+    assert torch.equal(got, want)
+
+
+def test_bad_calls_say_what_is_wrong():
+    model = small("llama")
+    session = DecodeSession(model)
+    with pytest.raises(DiveError, match="context of 512"):
+        session.generate(**text_batch(), max_new_tokens=505)
+    with pytest.raises(DiveError, match="another LlamaForCausalLM"):
+        small("llama").generate(**text_batch(), max_new_tokens=2, custom_generate=session)
+    with pytest.raises(DiveError, match="hidden_size"):
+        odd = copy.deepcopy(model)
+        odd.config.hidden_size = 64
+        adapter = randomised(model)
+        DecodeSession(odd, adapter)
+    other = randomised(model)
+    with dive.steer(model, other), pytest.raises(DiveError, match="another adapter"):
+        DecodeSession(model, randomised(model)).generate(**text_batch(), max_new_tokens=2)
+
+
+def test_longer_than_the_first_tables():
+    """Tables of cos and sin grow past their first size."""
+    kind, config, more = FAMILIES["llama3"]
+    torch.manual_seed(0)
+    sizes = {**SIZES, **more, "max_position_embeddings": 2048}
+    model = kind(config(**sizes)).eval()
+    ids = torch.randint(2, 96, (1, 505))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    got, want = both(DecodeSession(model), batch, None, max_new_tokens=20)
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("steered_by", [None, "all", "response"])
+def test_reports_do_not_depend_on_the_engine(any_backbone, studies, steered_by):
+    cases = for_backbone(any_backbone, studies)
+    adapter = steered_by and randomised(any_backbone, positions=steered_by)
+    options = {"adapter": adapter, "max_new_tokens": 15, "batch_size": 4}
+    for more in ({}, {"do_sample": True}, {"num_beams": 2}):
+        both = []
+        for engine in ("auto", "transformers"):
+            torch.manual_seed(2)
+            reports = dive.generate(any_backbone, cases, engine=engine, **options, **more)
+            both.append([dataclasses.replace(report, seconds=0.0) for report in reports])
+        assert both[0] == both[1]
+    with pytest.raises(DiveError, match="engine is 'gpu'"):
+        dive.generate(any_backbone, cases, engine="gpu")
