@@ -15,25 +15,26 @@ Engine::Engine(ModelSpec spec) : spec_(std::move(spec)) {}
 std::int64_t Engine::cache_bytes() const { return static_cast<std::int64_t>(cache_bytes_); }
 
 void Engine::reserve(std::int64_t rows, std::int64_t capacity) {
-  const auto layers = static_cast<std::int64_t>(spec_.layers.size());
-  const std::int64_t bytes =
-      2 * layers * rows * spec_.kv_heads * capacity * spec_.head_width * size_of(spec_.dtype);
-  if (static_cast<std::size_t>(bytes) > cache_bytes_) {
+  rows_ = capacity_ = 0;  // until there is room for all of it
+  const double wanted = 2.0 * static_cast<double>(spec_.layers.size()) *
+                        static_cast<double>(rows * capacity) *
+                        static_cast<double>(spec_.kv_heads * spec_.head_width) *
+                        static_cast<double>(size_of(spec_.dtype));
+  const std::size_t bytes = wanted < 0x1p47 ? static_cast<std::size_t>(wanted) : 0;
+  if (bytes > cache_bytes_ || bytes == 0) {
     // not zeroed: the system hands out pages as they are first written, so that room for tokens
     // that never come costs nothing
     cache_.reset();
     cache_bytes_ = 0;
-    const std::size_t whole = (static_cast<std::size_t>(bytes) + 63) / 64 * 64;
-    cache_.reset(static_cast<unsigned char*>(std::aligned_alloc(64, whole)));
+    const std::size_t whole = (bytes + 63) / 64 * 64;
+    if (whole > 0) cache_.reset(static_cast<unsigned char*>(std::aligned_alloc(64, whole)));
     if (!cache_) {
       throw std::runtime_error("out of memory: the cache of " + std::to_string(rows) +
                                " sequences of " + std::to_string(capacity) + " tokens wants " +
-                               std::to_string(bytes) + " bytes");
+                               std::to_string(static_cast<std::int64_t>(wanted / 0x1p20)) + " MiB");
     }
     cache_bytes_ = whole;
   }
-  rows_ = rows;
-  capacity_ = capacity;
   length_.assign(static_cast<std::size_t>(rows), 0);
   position_.assign(static_cast<std::size_t>(rows), 0);
   steering_.assign(static_cast<std::size_t>(rows), {});
@@ -62,6 +63,8 @@ void Engine::reserve(std::int64_t rows, std::int64_t capacity) {
   grow(up_, spec_.mlp_width);
   scores_.grow(
       static_cast<std::size_t>(spec_.heads / spec_.kv_heads * cpu::score_stride(capacity)));
+  rows_ = rows;
+  capacity_ = capacity;
 }
 
 unsigned char* Engine::cache_at(std::size_t layer, int which, std::int64_t row, std::int64_t head) {

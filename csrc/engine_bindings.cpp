@@ -320,26 +320,31 @@ class BoundEngine {
     }
     next.want_writable();
     const std::int64_t count = tokens.size(0);
-    const auto* const token = static_cast<const std::int64_t*>(tokens.data());
-    const auto* const row = static_cast<const std::int64_t*>(rows.data());
+    // copies: `next` may share memory with either, and others may write while the lock is free
+    const auto copy_of = [&](const TensorArgument& from) {
+      const auto* const first = static_cast<const std::int64_t*>(from.data());
+      return std::vector<std::int64_t>(first, first + count);
+    };
+    const std::vector<std::int64_t> token = copy_of(tokens), row = copy_of(rows);
     seen_.assign(static_cast<std::size_t>(engine_.rows()), 0);
     for (std::int64_t i = 0; i < count; ++i) {
-      const std::string at = "[" + std::to_string(i) + "]";
-      if (token[i] < 0 || token[i] >= m.embedding.rows) {
-        tokens.fail(at + " is " + std::to_string(token[i]) + ", want 0 to " +
+      const auto at = static_cast<std::size_t>(i);
+      const std::string where = "[" + std::to_string(i) + "]";
+      if (token[at] < 0 || token[at] >= m.embedding.rows) {
+        tokens.fail(where + " is " + std::to_string(token[at]) + ", want 0 to " +
                     std::to_string(m.embedding.rows - 1));
       }
-      check_row("rows" + at, row[i]);
-      auto& seen = seen_[static_cast<std::size_t>(row[i])];
-      if (seen != 0) rows.fail(at + " repeats row " + std::to_string(row[i]));
+      check_row("rows" + where, row[at]);
+      auto& seen = seen_[static_cast<std::size_t>(row[at])];
+      if (seen != 0) rows.fail(where + " repeats row " + std::to_string(row[at]));
       seen = 1;
-      if (engine_.length(row[i]) >= engine_.capacity()) {
-        rows.fail(at + " is row " + std::to_string(row[i]) + ", whose cache of " +
+      if (engine_.length(row[at]) >= engine_.capacity()) {
+        rows.fail(where + " is row " + std::to_string(row[at]) + ", whose cache of " +
                   std::to_string(engine_.capacity()) + " tokens is full");
       }
       for (const RopeSpec& rope : m.ropes) {
-        if (engine_.position(row[i]) >= rope.positions) {
-          rows.fail(at + " is at position " + std::to_string(engine_.position(row[i])) +
+        if (engine_.position(row[at]) >= rope.positions) {
+          rows.fail(where + " is at position " + std::to_string(engine_.position(row[at])) +
                     ", want less than " + std::to_string(rope.positions) + ", as ropes has");
         }
       }
@@ -356,7 +361,7 @@ class BoundEngine {
     }
     if (count == 0) return;
     const py::gil_scoped_release unlocked;
-    engine_.step(token, row, count, static_cast<std::int64_t*>(next.data()), logits);
+    engine_.step(token.data(), row.data(), count, static_cast<std::int64_t*>(next.data()), logits);
   }
 
   std::int64_t cache_bytes() const { return engine_.cache_bytes(); }

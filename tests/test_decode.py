@@ -1,6 +1,7 @@
 """The engine's logits against transformers' own: families, formats, instruction sets, rows."""
 
 import copy
+import random
 
 import pytest
 import torch
@@ -110,3 +111,79 @@ def test_the_spec_tells_the_families_apart():
     assert specs["qwen2"].tied_head and not specs["llama"].tied_head
     assert specs["qwen3"].head_width == 32
     assert decoder(specs["qwen3"].text) is specs["qwen3"].text
+
+
+def test_ten_thousand_wrong_calls_raise_and_never_crash():
+    model = small("llama")
+    session = DecodeSession(model)
+    session.plan()
+    spec, steering = session._spec.describe(32), session._steering(randomised(model))
+    rng = random.Random(0)
+    numbers = [-1, 0, 1, 2, 3, 7, 31, 32, 33, 1 << 30, 1 << 62, -(1 << 63)]
+    tensors = [
+        torch.zeros(shape, dtype=dtype)
+        for shape in ([], [0], [1], [2], [2, 96], [2, 5, 12], [2, 5, 11], [5, 12], [2, 40, 12])
+        for dtype in (torch.float32, torch.bfloat16, torch.long, torch.bool)
+    ]
+    tensors += [torch.zeros(12, 5, 2).mT, torch.zeros(2, 5, 24)[..., ::2], torch.arange(2)]
+    tensors += [torch.tensor([0]), torch.tensor([5]), torch.zeros(1, device="meta")]
+    odd = [None, "x", 1.5, [], {}, steering, steering[:1], [1, 2, 3], object(), float("nan")]
+    good = [torch.tensor([0, 1]), torch.tensor([1, 0]), torch.zeros(2, 5, 12), torch.zeros(2, 96)]
+    tensors = [*good * 20, *tensors]
+    numbers = [0, 1, 2, *[0, 1] * 8, *numbers]
+    engine = C.Engine(spec)
+    methods = {
+        "reserve": [numbers, numbers],
+        "set_ropes": [[spec["ropes"], [], [{}], [{"cos": tensors[0], "sin": tensors[1]}], 3]],
+        "adopt": [numbers, numbers, numbers, tensors, tensors],
+        "start_row": [numbers, numbers, numbers],
+        "steer_row": [numbers, odd],
+        "step": [tensors, tensors, tensors, [None, *tensors]],  # "next" may be a "rows"
+    }
+    done = {name: 0 for name in methods}
+    for turn in range(10_000):
+        if turn % 50 == 0:  # a state in which much is possible
+            engine.reserve(2, 32)
+        name = rng.choice(list(methods))
+        arguments = [rng.choice(odd if rng.random() < 0.05 else pool) for pool in methods[name]]
+        try:
+            getattr(engine, name)(*arguments)
+            done[name] += 1
+        except (ValueError, TypeError, RuntimeError, MemoryError) as error:
+            assert str(error)
+    assert all(done.values()), done
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "float16"}, "dtype is 'float16'"),
+        ({"width": 71}, r"embedding.weight has shape \[96, 72\], want \[any, 71\]"),
+        ({"heads": 5}, "want a multiple of kv_heads"),
+        ({"gate": "relu"}, "gate is 'relu'"),
+        ({"layers": []}, "layers is empty"),
+        ({"ropes": []}, "ropes is empty"),
+        ({"norm_eps": float("nan")}, "norm_eps"),
+        ({"final_norm": None}, "final_norm"),
+        ({"head": (torch.zeros(96, 72, dtype=torch.bfloat16), None)}, "head.weight has dtype"),
+        ({"head": (torch.zeros(72, 96).T, None)}, "head.weight has shape .* strides"),
+    ],
+)
+def test_a_wrong_description_names_the_entry(change, message):
+    session = DecodeSession(small("llama"))
+    session.plan()
+    spec = {**session._spec.describe(32), **change}
+    with pytest.raises(ValueError, match=message):
+        C.Engine(spec)
+    del spec["layers"]
+    with pytest.raises(ValueError, match="missing|dtype|width|embed|heads|gate|empty|norm|head"):
+        C.Engine(spec)
+
+
+def test_out_of_memory_says_how_much_and_for_what():
+    session = DecodeSession(small("llama"))
+    session.plan()
+    with pytest.raises(RuntimeError, match=r"cache of 65536 sequences of 16777216 tokens wants \d"):
+        session._engine.reserve(65536, 1 << 24)
+    with pytest.raises(ValueError, match="0 rows that are reserved"):
+        session._engine.start_row(0, 0, 0)
