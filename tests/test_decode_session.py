@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import gc
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -336,3 +337,23 @@ def test_reports_do_not_depend_on_the_engine(any_backbone, studies, steered_by):
         assert both[0] == both[1]
     with pytest.raises(DiveError, match="engine is 'gpu'"):
         dive.generate(any_backbone, cases, engine="gpu")
+
+
+def resident() -> int:
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_memory_holds_the_weights_once():
+    kind, config, _ = FAMILIES["qwen3"]
+    sizes = {"vocab_size": 4096, "hidden_size": 512, "intermediate_size": 2048}
+    model = kind(config(**{**SIZES, **sizes, "num_attention_heads": 8})).eval()
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert weights > 50 << 20
+    model.generate(**text_batch(), max_new_tokens=3)  # what PyTorch sets up at its first products
+    before = resident()
+    session = DecodeSession(model)
+    session.generate(**text_batch(), max_new_tokens=3)
+    assert session.plan().engine == "dive._C"
+    assert resident() - before < weights / 8

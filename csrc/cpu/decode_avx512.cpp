@@ -20,7 +20,7 @@ namespace dive::cpu::avx512 {
 #include "cpu/vec_avx512.h"
 
 constexpr int kBatchTile = 4;
-constexpr int kRowTile = 4;
+constexpr int kRowTile = 6;
 constexpr int kHeadTile = 4;
 
 #include "cpu/decode_body.h"

@@ -22,7 +22,7 @@ namespace dive::cpu::avx512_bf16 {
 #include "cpu/vec_avx512.h"
 
 constexpr int kBatchTile = 4;
-constexpr int kRowTile = 4;
+constexpr int kRowTile = 6;
 constexpr int kHeadTile = 4;
 
 // 32 bfloat16; through memcpy since the intrinsics have no load of this type.

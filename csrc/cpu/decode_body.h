@@ -142,6 +142,9 @@ DIVE_TARGET void matvec_rows(const Matvec& m, std::int64_t row) {
   // the later passes find the rows in the cache nearest to the processor
   std::int64_t b = 0;
   for (; b + kBatchTile <= m.batch; b += kBatchTile) matvec_tile<T, X, rows, kBatchTile>(m, row, b);
+  if constexpr (kBatchTile > 4) {
+    for (; b + 4 <= m.batch; b += 4) matvec_tile<T, X, rows, 4>(m, row, b);
+  }
   if constexpr (kBatchTile > 2) {
     for (; b + 2 <= m.batch; b += 2) matvec_tile<T, X, rows, 2>(m, row, b);
   }
