@@ -74,10 +74,12 @@ def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
 
     @functools.wraps(backward)
     def run(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
+        if not torch.is_grad_enabled():
+            return backward(ctx, *upstream)
         with torch.no_grad():
             grads = list(backward(ctx, *upstream))
         given = [i for i, grad in enumerate(grads) if grad is not None]
-        if torch.is_grad_enabled() and given:
+        if given:
             marked = _Twice.apply(*(grads[i].detach().requires_grad_() for i in given))
             for i, grad in zip(given, marked, strict=True):
                 grads[i] = grad

@@ -58,7 +58,9 @@ def steer(
         or down_bias.requires_grad
         or scale.requires_grad
     )
-    return _steer(
+    # the operator's Autograd kernel is called as it stands where nobody traces: one dispatch less
+    call = _steer if torch.compiler.is_compiling() else _with_gradient
+    return call(
         h, down, down_bias, up, static, scale, mask, activation, norm_preserving, eps, compute_grad
     )[0]
 
@@ -79,12 +81,18 @@ def _check(
     if not isinstance(down, Tensor) or down.dim() != 2 or down.shape[0] > _MAX_RANK:
         fail("steer", "down", describe(down), f"a tensor [R, D] with R from 0 to {_MAX_RANK}")
     width, rank, device, dtypes = h.shape[-1], down.shape[0], h.device, (torch.float32, h.dtype)
-    # one line where all is well, told apart only where it is not: this runs at every layer
+    # one question where all is well, told apart only where it is not: this runs at every layer
     if not (
-        all(
-            isinstance(p, Tensor) and p.device == device and p.dtype in dtypes
-            for p in (down, down_bias, up, static, scale)
-        )
+        isinstance(down_bias, Tensor)
+        and isinstance(up, Tensor)
+        and isinstance(static, Tensor)
+        and isinstance(scale, Tensor)
+        and device == down.device == down_bias.device == up.device == static.device == scale.device
+        and down.dtype in dtypes
+        and down_bias.dtype in dtypes
+        and up.dtype in dtypes
+        and static.dtype in dtypes
+        and scale.dtype in dtypes
         and down.shape[1] == width
         and down_bias.shape == (rank,)
         and up.shape == (width, rank)
@@ -108,15 +116,21 @@ def _check(
 # --- the PyTorch path --------------------------------------------------------------------------
 
 
+def _to(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x.to(dtype)`; where there is nothing to do, at a tenth of its price."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 def _widened(h: Tensor) -> Tensor:
     """[T, D] contiguous in the dtype of summation."""
-    x = h.reshape(-1, h.shape[-1]).contiguous()
+    x = h if h.dim() == 2 else h.reshape(-1, h.shape[-1])
+    x = x.contiguous()
     return x if x.dtype == torch.float64 else x.float()
 
 
 def _operand(parameter: Tensor, dtype: torch.dtype, wide: torch.dtype) -> Tensor:
     """A factor of a product: rounded to the stream's dtype, held in the dtype of summation."""
-    return parameter if parameter.dtype == dtype == wide else parameter.to(dtype).to(wide)
+    return _to(_to(parameter, dtype), wide)
 
 
 def _activate(pre: Tensor, activation: str) -> Tensor:
@@ -139,7 +153,7 @@ def _edit(pre: Tensor, up: Tensor, static: Tensor, dtype: torch.dtype, activatio
     """[T, D]: up phi(pre) + static."""
     wide = pre.dtype
     mix = _operand(_activate(pre, activation), dtype, wide)
-    return torch.addmm(static.to(wide), mix, _operand(up, dtype, wide).T)
+    return torch.addmm(_to(static, wide), mix, _operand(up, dtype, wide).t())
 
 
 def _forward(
@@ -158,15 +172,16 @@ def _forward(
     x = _widened(h)
     wide = x.dtype
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    rstd = norm.square().mul_(1 / max(x.shape[1], 1)).add_(eps).rsqrt_()
-    pre = x @ _operand(down, h.dtype, wide).T
-    pre = torch.addcmul(down_bias.to(wide), pre, rstd)
-    out = torch.addcmul(x, _edit(pre, up, static, h.dtype, activation), scale.to(wide))
+    rstd = torch.addcmul(norm.new_full((), eps), norm, norm, value=1 / max(x.shape[1], 1)).rsqrt_()
+    pre = torch.mm(x, _operand(down, h.dtype, wide).t())
+    pre = torch.addcmul(_to(down_bias, wide), pre, rstd)
+    out = torch.addcmul(x, _edit(pre, up, static, h.dtype, activation), _to(scale, wide))
     if norm_preserving:
         new = torch.linalg.vector_norm(out, dim=1, keepdim=True)
         # without an edit both norms are the same number and their ratio is exactly 1
         out.mul_(torch.where(new > 0, norm / new, 1.0))
-    out = out.to(h.dtype).view(h.shape)
+    out = _to(out, h.dtype)
+    out = out if h.dim() == 2 else out.view_as(h)
     if mask is not None:
         out = torch.where(mask[..., None], out, h)
     if not compute_grad:
@@ -217,7 +232,7 @@ def _backward(
         keep = mask.reshape(-1, 1)
         x, g = torch.where(keep, x, 0.0), torch.where(keep, g, 0.0)
         pre, rstd = torch.where(keep, pre, 0.0), torch.where(keep[:, 0], rstd, 0.0)
-    s = scale.to(wide)
+    s = _to(scale, wide)
     through_norm = None
     if norm_preserving:
         out = torch.addcmul(x, _edit(pre, up, static, dtype, activation), s)
@@ -233,28 +248,29 @@ def _backward(
 
     mix = _operand(_activate(pre, activation), dtype, wide)
     wide_up, wide_down = _operand(up, dtype, wide), _operand(down, dtype, wide)
-    at_mix = g @ wide_up  # without the scale
+    at_mix = torch.mm(g, wide_up)  # without the scale
     total = g.sum(0)
-    grad_scale = (at_mix * mix).sum() + total @ static.to(wide)
-    grad_up = (g.T @ mix) * s
+    grad_scale = (at_mix * mix).sum() + total @ _to(static, wide)
+    grad_up = torch.mm(g.t(), mix) * s
     at_pre = _activation_gradient(at_mix * s, pre, activation)
     grad_bias = at_pre.sum(0)
     scaled = at_pre * rstd[:, None]
-    grad_down = scaled.T @ x
+    grad_down = torch.mm(scaled.t(), x)
     # u = x rstd: the part along x comes from the [T, R] tensors alone, as (down u) = pre - bias
-    along_x = (at_pre * (pre - down_bias.to(wide))).sum(1)
+    along_x = (at_pre * (pre - _to(down_bias, wide))).sum(1)
     along_x = along_x * rstd.square() / max(x.shape[1], 1)
     grad_h = torch.addmm(passed, scaled, wide_down)
     grad_h = torch.addcmul(grad_h, along_x[:, None], x, value=-1)
     if through_norm is not None:
         grad_h += through_norm
+    grad_h = _to(grad_h, dtype)
     return (
-        grad_h.to(dtype).view(h.shape),
-        grad_down.to(down.dtype),
-        grad_bias.to(down_bias.dtype),
-        grad_up.to(up.dtype),
-        (total * s).to(static.dtype),
-        grad_scale.to(scale.dtype),
+        grad_h if h.dim() == 2 else grad_h.view_as(h),
+        _to(grad_down, down.dtype),
+        _to(grad_bias, down_bias.dtype),
+        _to(grad_up, up.dtype),
+        _to(total * s, static.dtype),
+        _to(grad_scale, scale.dtype),
     )
 
 
@@ -314,7 +330,8 @@ class _Steer(torch.autograd.Function):
             return (None,) * 11
         if not compute_grad:
             raise DiveError("steer: backward of a call that was made with compute_grad=False")
-        grads = _steer_backward(grad, *ctx.saved_tensors, activation, norm_preserving)
+        with torch._C._AutoDispatchBelowAutograd():
+            grads = _steer_backward(grad, *ctx.saved_tensors, activation, norm_preserving)
         return (*grads, None, None, None, None, None)
 
 
