@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/cpu_backend.h"
 #include "engine.h"
 #include "tensor.h"
 
@@ -157,11 +158,11 @@ ModelSpec read_model(const Entries& from) {
   m.embedding_scale = from.number("embedding_scale");
   const std::string gate = from.text("gate");
   if (gate == "silu") {
-    m.gate = cpu::Gate::silu;
+    m.gate = Gate::silu;
   } else if (gate == "gelu") {
-    m.gate = cpu::Gate::gelu;
+    m.gate = Gate::gelu;
   } else if (gate == "gelu_tanh") {
-    m.gate = cpu::Gate::gelu_tanh;
+    m.gate = Gate::gelu_tanh;
   } else {
     fail("gate is '" + gate + "', want silu, gelu or gelu_tanh");
   }
@@ -197,11 +198,16 @@ ModelSpec read_model(const Entries& from) {
   return m;
 }
 
+Engine make_engine(ModelSpec spec) {
+  auto backend = std::make_unique<cpu::CpuBackend>(spec);
+  return Engine(std::move(spec), std::move(backend));
+}
+
 // The engine with what it reads: while it lives, so do the tensors it was given.
 class BoundEngine {
  public:
   explicit BoundEngine(const py::dict& spec)
-      : kept_(spec.attr("copy")()), engine_(read_model(Entries(spec, ""))) {}
+      : kept_(spec.attr("copy")()), engine_(make_engine(read_model(Entries(spec, "")))) {}
 
   void reserve(std::int64_t rows, std::int64_t capacity) {
     const auto lock = locked();

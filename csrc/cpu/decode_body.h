@@ -165,7 +165,7 @@ DIVE_TARGET void matvec(const Matvec& m) {
 template <class T, int group>
 DIVE_TARGET void score(const Attention& a, const float* query, float* scores, std::int64_t stride) {
   const T* const keys = static_cast<const T*>(a.keys);
-  for (std::int64_t t = a.first; t < a.last; ++t) {
+  for (std::int64_t t = 0; t < a.count; ++t) {
     const T* const key = keys + t * a.width;
     Vec sums[group];
     for (Vec& sum : sums) sum = Vec::splat(0.0f);
@@ -180,7 +180,7 @@ DIVE_TARGET void score(const Attention& a, const float* query, float* scores, st
         sums[g] = fma(load_some(query + g * a.width + i, a.width - i), k, sums[g]);
       }
     }
-    for (int g = 0; g < group; ++g) scores[g * stride + t - a.first] = sums[g].sum();
+    for (int g = 0; g < group; ++g) scores[g * stride + t] = sums[g].sum();
   }
 }
 
@@ -223,12 +223,12 @@ DIVE_TARGET void mix(const Attention& a, const float* weights, std::int64_t stri
   for (auto& row : sums) {
     for (Vec& sum : row) sum = Vec::splat(0.0f);
   }
-  for (std::int64_t t = a.first; t < a.last; ++t) {
+  for (std::int64_t t = 0; t < a.count; ++t) {
     const T* const value = values + t * a.width;
     Vec v[parts];
     for (int p = 0; p < parts; ++p) v[p] = Vec::load(value + p * kLanes);
     for (int g = 0; g < group; ++g) {
-      const Vec w = Vec::splat(weights[g * stride + t - a.first]);
+      const Vec w = Vec::splat(weights[g * stride + t]);
       for (int p = 0; p < parts; ++p) sums[g][p] = fma(w, v[p], sums[g][p]);
     }
   }
@@ -243,15 +243,15 @@ DIVE_TARGET void mix_rest(const Attention& a, const float* weights, std::int64_t
   const std::int64_t rest = a.width - column;
   const T* const values = static_cast<const T*>(a.values) + column;
   Vec sum = Vec::splat(0.0f);
-  for (std::int64_t t = a.first; t < a.last; ++t) {
-    sum = fma(Vec::splat(weights[t - a.first]), load_some(values + t * a.width, rest), sum);
+  for (std::int64_t t = 0; t < a.count; ++t) {
+    sum = fma(Vec::splat(weights[t]), load_some(values + t * a.width, rest), sum);
   }
   store_some(sum, out + column, rest);
 }
 
 template <class T, int group>
 DIVE_TARGET void attend_group(const Attention& a, std::int64_t head) {
-  const std::int64_t count = a.last - a.first, stride = score_stride(count);
+  const std::int64_t count = a.count, stride = score_stride(count);
   float* const scores = a.scores;
   float* const out = a.out + head * a.width;
   score<T, group>(a, a.query + head * a.width, scores, stride);

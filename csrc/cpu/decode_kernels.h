@@ -8,11 +8,10 @@
 #include <cstdint>
 
 #include "cpu/isa.h"
+#include "model.h"
 #include "number.h"
 
 namespace dive::cpu {
-
-enum class Gate { silu, gelu, gelu_tanh };
 
 // y[b][r] = weight[r] . x[b] + bias[r], for r from `first` to `last`.
 struct Matvec {
@@ -41,11 +40,10 @@ struct Attention {
   std::int64_t width = 0;
   const void* keys = nullptr;    // T, [positions, width]
   const void* values = nullptr;  // T, [positions, width]
-  std::int64_t first = 0;        // the positions that are seen
-  std::int64_t last = 0;
+  std::int64_t count = 0;        // positions, in any order
   float scale = 1;
   float softcap = 0;        // 0: none
-  float* scores = nullptr;  // room for group * score_stride(last - first)
+  float* scores = nullptr;  // room for group * score_stride(count)
   float* out = nullptr;     // [group, width]
 };
 

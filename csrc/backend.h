@@ -1,0 +1,80 @@
+// What a device brings to the decode step: its memory, and the kernels that csrc/engine.cpp puts in
+// order. csrc/cpu/cpu_backend.h and csrc/cuda/cuda_backend.h are the two that there are.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "cpu/steering.h"
+#include "model.h"
+
+namespace dive {
+
+// One step: token tokens[i] is the next one of row rows[i].
+struct StepInput {
+  const std::int64_t* tokens = nullptr;  // in the device's memory, as `next` and `logits`
+  const std::int64_t* rows = nullptr;    // in the host's, as the rest; each row at most once
+  std::int64_t count = 0;
+  std::int64_t* next = nullptr;             // the most likely token after each
+  float* logits = nullptr;                  // [reserved rows, vocabulary], or null
+  const std::int64_t* lengths = nullptr;    // by row: tokens in the cache
+  const std::int64_t* positions = nullptr;  // by row: of the token that is run
+};
+
+// `count` keys or values [kv_heads, count, head_width] of the model's dtype; strides in elements.
+struct CacheSource {
+  const void* data = nullptr;
+  std::int64_t head_stride = 0;
+  std::int64_t token_stride = 0;
+};
+
+// residual += delta (normed first, where `delta_norm` has a weight), steered after layer
+// `steer_after`; then the norm of it, which the next product reads.
+struct AddAndNorm {
+  bool add = true;
+  NormSpec delta_norm;
+  std::int64_t steer_after = -1;  // -1: no steering here
+  NormSpec norm;
+};
+
+class Backend {
+ public:
+  Backend() = default;
+  Backend(const Backend&) = delete;
+  Backend& operator=(const Backend&) = delete;
+  virtual ~Backend() = default;
+
+  virtual std::int64_t cache_bytes() const = 0;
+  // Room for `rows` sequences of `capacity` tokens, unsteered; what was in the cache is lost.
+  virtual void reserve(std::int64_t rows, std::int64_t capacity) = 0;
+  virtual void set_ropes(const std::vector<RopeSpec>& ropes) = 0;
+  // Tokens `first` to `first + count` of a row's cache, for one layer.
+  virtual void adopt(std::size_t layer, std::int64_t row, std::int64_t first, std::int64_t count,
+                     const CacheSource& keys, const CacheSource& values) = 0;
+  virtual void start_row(std::int64_t row, std::int64_t length, std::int64_t position) = 0;
+  // One steering or null a layer, which live as long as they are in use here; empty: none.
+  virtual void steer_row(std::int64_t row, const std::vector<const cpu::Steering*>& layers) = 0;
+
+  // Runs the kernels that `schedule` calls, now or as they were recorded at an earlier step.
+  virtual void run(const StepInput& input, const std::function<void()>& schedule) = 0;
+
+  // The kernels, in the order in which a step first needs them.
+  virtual void embed() = 0;
+  virtual void add_and_norm(const AddAndNorm& what) = 0;
+  virtual void project_heads(const LayerSpec& layer) = 0;  // query, key and value
+  virtual void attend(std::size_t layer) = 0;              // head norms, RoPE, append, attention
+  virtual void project_attention(const LayerSpec& layer) = 0;
+  virtual void gated(const LayerSpec& layer) = 0;  // act(gate) * up
+  virtual void project_mlp(const LayerSpec& layer) = 0;
+  virtual void predict() = 0;  // logits, rounded to the model's dtype, and the first largest
+
+  // Slots that a layer's cache keeps a row: a sliding window's tokens take turns in theirs.
+  static std::int64_t slots(const LayerSpec& layer, std::int64_t capacity) {
+    return layer.window > 0 && layer.window < capacity ? layer.window : capacity;
+  }
+};
+
+}  // namespace dive
