@@ -1,0 +1,173 @@
+// The words in which the kernels are written: CUDA's own, and the few that need assembly.
+//
+// The same sources also compile for the host, where csrc/cuda/shim/shim.h gives these words a
+// meaning: so the kernels' logic is tested where there is no GPU.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "number.h"
+
+#ifdef DIVE_CUDA_SHIM
+#include "cuda/shim/shim.h"
+#else
+#include <cuda_runtime.h>
+
+// The block's dynamic shared memory, 16-byte aligned.
+#define DIVE_SHARED(name)                                        \
+  extern __shared__ __align__(16) unsigned char shared_memory[]; \
+  unsigned char* const name = shared_memory
+
+namespace dive::cuda {
+
+// Nothing that an earlier kernel of the stream wrote may be read, and nothing at all written,
+// before this (programmatic dependent launch; every thread of every kernel calls it).
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The next kernel's blocks may take free room from now on, to load what they need not wait for.
+__device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// 16 bytes that are read once: past the first cache, and never from memory that a kernel writes.
+__device__ __forceinline__ uint4 load_weights(const void* address) {
+  uint4 words;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "l"(address));
+  return words;
+}
+
+__device__ __forceinline__ uint4 load_words(const void* address) {
+  return *static_cast<const uint4*>(address);
+}
+
+// d[16 x 8] += a[16 x 16] b[16 x 8], spread over a warp as PTX's mma.m16n8k16 has it: lane 4 g + t
+// holds of a the rows g and g + 8 at columns 2t, 2t + 1 (a[0], a[1]) and 2t + 8, 2t + 9 (a[2],
+// a[3]); of b the column g at the same rows (b[0], b[1]); of d the rows g (d[0], d[1]) and g + 8
+// (d[2], d[3]) at columns 2t, 2t + 1.
+template <class T>
+__device__ __forceinline__ void mma_16816(float (&d)[4], const std::uint32_t (&a)[4],
+                                          const std::uint32_t (&b)[2]) {
+  if constexpr (dtype_of<T>::value == DType::bf16) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+}
+
+// Blocks of a cluster (sm_90 and later); one block alone elsewhere.
+__device__ __forceinline__ unsigned cluster_blocks() {
+#if __CUDA_ARCH__ >= 900
+  unsigned count;
+  asm volatile("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(count));
+  return count;
+#else
+  return 1;
+#endif
+}
+
+__device__ __forceinline__ unsigned cluster_rank() {
+#if __CUDA_ARCH__ >= 900
+  unsigned rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank.x;" : "=r"(rank));
+  return rank;
+#else
+  return 0;
+#endif
+}
+
+// A barrier of all threads of the cluster, after which its blocks see each other's writes.
+__device__ __forceinline__ void cluster_sync() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
+#else
+  __syncthreads();
+#endif
+}
+
+// What lies at `own`, an address in this block's shared memory, in that of another block.
+__device__ __forceinline__ float* shared_of_block(float* own, unsigned rank) {
+#if __CUDA_ARCH__ >= 900
+  std::uint64_t other;
+  asm volatile("mapa.u64 %0, %1, %2;"
+               : "=l"(other)
+               : "l"(reinterpret_cast<std::uint64_t>(own)), "r"(rank));
+  return reinterpret_cast<float*>(other);
+#else
+  return own;
+#endif
+}
+
+}  // namespace dive::cuda
+#endif
+
+namespace dive::cuda {
+
+constexpr unsigned kWarp = 32;
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+// The same sum in every lane, always added in the same order.
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(kFullWarp, value, lane);
+  return value;
+}
+
+// Eight numbers of T, aligned to their size (at most 16 bytes).
+template <class T>
+struct Eight {
+  uint4 words[sizeof(T) * 8 / 16];
+};
+
+template <class T>
+__device__ __forceinline__ Eight<T> load_eight(const T* from) {
+  Eight<T> eight;
+#pragma unroll
+  for (unsigned i = 0; i < sizeof(T) * 8 / 16; ++i) {
+    eight.words[i] = load_words(reinterpret_cast<const unsigned char*>(from) + 16 * i);
+  }
+  return eight;
+}
+
+template <class T>
+__device__ __forceinline__ Eight<T> load_eight_weights(const T* from) {
+  Eight<T> eight;
+#pragma unroll
+  for (unsigned i = 0; i < sizeof(T) * 8 / 16; ++i) {
+    eight.words[i] = load_weights(reinterpret_cast<const unsigned char*>(from) + 16 * i);
+  }
+  return eight;
+}
+
+template <class T>
+__device__ __forceinline__ void unpack(const Eight<T>& eight, float (&values)[8]) {
+  T numbers[8];
+  std::memcpy(numbers, &eight, sizeof numbers);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) values[i] = to_float(numbers[i]);
+}
+
+template <class T>
+__device__ __forceinline__ float rounded(float value) {
+  return to_float(from_float<T>(value));
+}
+
+}  // namespace dive::cuda
