@@ -1,6 +1,5 @@
 """One training step, and a `transformers.Trainer` that trains and saves the adapter alone."""
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from dive import ops
 from dive.adapter import SteeringAdapter
 from dive.attach import Attachment
 from dive.decisive import CLASS_NAMES
-from dive.errors import NonFiniteLoss
 from dive.examples import Examples
+from dive.loss_watch import LossWatch
 from dive.presets import DistillConfig
 from dive.structure import last_hidden_state, output_head
 from dive.teacher import Teacher
@@ -29,7 +28,8 @@ class Student(nn.Module):
 
     def __init__(self, attachment: Attachment, config: DistillConfig) -> None:
         super().__init__()
-        self.adapter = attachment.adapter
+        assert attachment.adapter is not None
+        self.adapter: SteeringAdapter = attachment.adapter
         self._attachment = [attachment]  # in a list, so that its modules are not registered here
         self._objective = config
         self._head = output_head_of(attachment)
@@ -82,6 +82,7 @@ class Student(nn.Module):
             kd_normalizer=kd_normalizer if given else None,
             token_class=classes.to(device),
             rows=torch.arange(len(index), device=device),  # the collator left only response rows
+            validate=False,  # LossWatch tells what was bad, without a host sync in every step
         )
         loss = parts.loss
         if teacher_hidden is not None and settings.align_weight:
@@ -157,6 +158,11 @@ class DistillTrainer(Trainer):
         self._examples = examples
         self._teacher = teacher
         self._meter = ClassMeter()
+        self._watch = LossWatch(
+            f". Lower the learning rate (it is {config.learning_rate}), or try dtype=float32 or "
+            "bfloat16 in place of float16"
+        )
+        self._look_at_once = examples.prompter.backbone.device.type == "cpu"
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
         """Adapter parameters are beside their layers already, wherever a device_map put those."""
@@ -199,30 +205,17 @@ class DistillTrainer(Trainer):
             epoch = int(self.state.epoch or 0)
             inputs["teacher_hidden"] = self._teacher.hidden(studies, epoch)
         loss, parts = model(**inputs)
-        if not math.isfinite(loss.item()):
-            ops.check(parts)
-            raise NonFiniteLoss(self._name_bad(studies, rows, parts))
+        self._watch.add(f"step {self.state.global_step + 1}", shown, rows, loss, parts)
+        if self._look_at_once:
+            self._watch.look()
         self._meter.add(parts)
         # the gradients of ranks are averaged, and the normalisers are sums over all of them
         loss = loss * self.args.world_size
         return (loss, parts) if return_outputs else loss
 
-    def _name_bad(self, studies: list[int], rows: Tensor, parts: ops.DecisiveLoss) -> str:
-        bad = ~parts.row_ce.isfinite()
-        if parts.row_kl is not None:
-            bad |= ~parts.row_kl.isfinite()
-        owner = torch.repeat_interleave(torch.tensor(studies), rows.cpu())
-        found = dict.fromkeys(owner[bad.cpu()].tolist()) or dict.fromkeys(studies)
-        names = ", ".join(self._examples.studies[index].where for index in found)
-        return (
-            f"the loss is not a finite number in step {self.state.global_step + 1}: {names}. "
-            f"Lower the learning rate (it is {self._config.learning_rate}), or try "
-            "dtype=float32 or bfloat16 in place of float16"
-        )
-
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """Weighted cross entropy of the validation studies, and loss and accuracy by class."""
-        meter, total = ClassMeter(), torch.zeros(2, dtype=torch.float64)
+        meter, total, watch = ClassMeter(), torch.zeros(2, dtype=torch.float64), LossWatch()
         self._student.eval()
         prompter = self._examples.prompter
         loader = self.get_eval_dataloader()
@@ -234,10 +227,13 @@ class DistillTrainer(Trainer):
                 device = prompter.backbone.device
                 rest = {name: batch[name].to(device) for name in names}
                 shown = [validation.studies[index] for index in batch["study"].tolist()]
-                _, parts = self._student(validation.model_inputs(batch["inputs"], shown), **rest)
+                inputs = validation.model_inputs(batch["inputs"], shown)
+                loss, parts = self._student(inputs, **rest)
+                watch.add("validation", shown, batch["rows"], loss, parts)
                 meter.add(parts)
                 weights = rest["weights"].double()
                 total += torch.stack([(weights * parts.row_ce).sum(), weights.sum()]).cpu()
+        watch.look()
         reduce = self._sum_over_ranks
         loss, weight = reduce(total).tolist()
         prefix = f"{metric_key_prefix}_"
@@ -255,9 +251,14 @@ class DistillTrainer(Trainer):
         return gathered.sum(0)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self._watch.look()
         if "loss" in logs:
             logs |= self._meter.take(reduce=self._sum_over_ranks)
         super().log(logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        self._watch.look()  # no checkpoint holds an adapter that a bad loss has spoilt
+        super().save_model(output_dir, _internal_call)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:

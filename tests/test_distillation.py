@@ -347,6 +347,56 @@ def test_a_loss_that_is_not_finite_names_the_study(tiny_llava, studies):
     assert not any(layer._forward_hooks for layer in decoder_layers(backbone))
 
 
+class Spoilt(Recorder):
+    """A value of the first batch is bad; nobody looks before the trainer logs or saves."""
+
+    name, row, value, at_once = "targets", 2, 10**6, False
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        assert self._look_at_once  # the backbone is on a CPU
+        self._look_at_once = self.at_once
+
+    def get_batch_samples(self, *args, **more):
+        batches, count = super().get_batch_samples(*args, **more)
+        if self.state.global_step == 0:
+            batches[0][self.name][self.row] = self.value
+        return batches, count
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("targets", 10**6, r"targets\[2\] is 1e\+06, want an index into the rows of lm_head"),
+        ("weights", -1.0, r"weights\[2\] is -1, want a finite number >= 0"),
+        ("weights", math.nan, r"weights\[2\] is nan"),
+    ],
+)
+def test_a_bad_value_is_told_at_the_next_line_of_log(
+    name, value, message, llava, studies, recorder, monkeypatch
+):
+    """As on a GPU, where nothing is asked of the device in between."""
+    monkeypatch.setattr(Spoilt, "name", name)
+    monkeypatch.setattr(Spoilt, "value", value)
+    monkeypatch.setattr(distillation, "DistillTrainer", Spoilt)
+    for logging_steps, at_once, forwards in ((2, False, 2), (2, True, 0), (50, False, 3)):
+        monkeypatch.setattr(Spoilt, "at_once", at_once)
+        with pytest.raises(DiveError, match=f"step 1, .*'study-0.*: .*{message}"):
+            dive.distill(llava, studies, config=bare(logging_steps=logging_steps))
+        losses = recorder[-1].losses
+        assert len(losses) == forwards and all(map(math.isnan, losses[:1]))
+
+
+def test_no_checkpoint_is_written_after_a_bad_value(
+    llava, studies, recorder, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(distillation, "DistillTrainer", Spoilt)
+    with pytest.raises(DiveError, match="step 1, "):
+        config = bare(logging_steps=50, save_steps=2)
+        dive.distill(llava, studies, config=config, output_dir=tmp_path)
+    assert len(recorder[0].losses) == 2 and not list(tmp_path.rglob("adapter.safetensors"))
+
+
 def test_demonstrations_without_a_teacher_are_an_error(llava, studies):
     with pytest.raises(DiveError, match="runs no teacher"):
         dive.distill(llava, studies, demonstrations=2, config=bare())

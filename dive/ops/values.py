@@ -3,6 +3,8 @@
 A status is float64 [3] on the device: a code, the row, the value found there. Code 0 means none.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -49,16 +51,25 @@ def first_violation(
     return status
 
 
-def raise_for(status: Tensor, rows: int | None = None, vocab: int | None = None) -> None:
-    """DiveError for a status that is not 0, with argument, row and value; one host sync."""
-    code, row, value = status.tolist()
+def violation(
+    status: Sequence[float], rows: int | None = None, vocab: int | None = None
+) -> str | None:
+    """What a status that was brought to the host says: argument, row, value and what is wanted."""
+    code, row, value = status
     if not code:
-        return
+        return None
     argument, want = _WANTED[int(code)]
     want = want.replace("{vocab} ", "" if vocab is None else f"{vocab} ")
     want = want.replace("{rows} ", "" if rows is None else f"{rows} ")
     name = argument if code >= 5 else f"{argument}[{int(row)}]"
-    raise DiveError(f"decisive_cross_entropy: {name} is {value:g}, want {want}")
+    return f"decisive_cross_entropy: {name} is {value:g}, want {want}"
+
+
+def raise_for(status: Tensor, rows: int | None = None, vocab: int | None = None) -> None:
+    """DiveError for a status that is not 0, with argument, row and value; one host sync."""
+    told = violation(status.tolist(), rows, vocab)
+    if told is not None:
+        raise DiveError(told)
 
 
 def check(result: DecisiveLoss) -> None:
