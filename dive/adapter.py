@@ -25,6 +25,7 @@ WEIGHTS_FILE = "adapter.safetensors"
 FORMAT = 1
 ACTIVATIONS = ("silu", "gelu", "tanh", "identity")
 POSITIONS = ("all", "response")
+MAX_RANK = 128  # what the operator takes
 # what must be equal in the backbone of training and the backbone of use; an unknown (None) matches
 MUST_MATCH = ("architecture", "model_type", "hidden_size", "num_layers", "vocab_size", "revision")
 
@@ -33,7 +34,8 @@ MUST_MATCH = ("architecture", "model_type", "hidden_size", "num_layers", "vocab_
 class SteeringConfig:
     """The form of the edit; every baseline is a configuration of the same operator.
 
-    rank: number R of in-context vectors mixed by state; 0 leaves one fixed vector a layer.
+    rank: number R of in-context vectors mixed by state, at most 128; 0 leaves one fixed vector a
+        layer.
     layers: "all", or the indices of the decoder layers that are steered.
     activation: of the mixing weights: silu, gelu, tanh or identity (a linear low-rank edit).
     norm_preserving: give the steered state the norm that it had.
@@ -57,7 +59,11 @@ class SteeringConfig:
         def whole(value: object) -> bool:
             return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
-        want(whole(self.rank), "rank", "a whole number >= 0")
+        want(
+            whole(self.rank) and self.rank <= MAX_RANK,
+            "rank",
+            f"a whole number from 0 to {MAX_RANK}",
+        )
         want(self.activation in ACTIVATIONS, "activation", "one of " + ", ".join(ACTIVATIONS))
         want(self.positions in POSITIONS, "positions", "one of " + ", ".join(POSITIONS))
         want(isinstance(self.norm_preserving, bool), "norm_preserving", "True or False")

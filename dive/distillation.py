@@ -1,13 +1,11 @@
 """`dive.distill`: studies in, a steering adapter out."""
 
 import hashlib
-import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from dive.adapter import SteeringAdapter
 from dive.attach import attachment_of, calibrate, steer
 from dive.backbone import Backbone
 from dive.checkpointing import enable_gradient_checkpointing
-from dive.data.io import write_text
 from dive.data.jsonl import Skipped, check_on_error
 from dive.data.study import Study
 from dive.decisive import DecisiveTokens
@@ -36,11 +32,11 @@ from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS, Prompter
 from dive.structure import output_head
 from dive.teacher import Demonstrations, Teacher, same_case
 from dive.trainer import DistillTrainer, Student
+from dive.training_run import describe_run, find_checkpoint
 
 log = logging.getLogger(__name__)
 
 DEFAULT_SHOTS = 4
-RUN_FILE = "run.json"
 
 
 def distill(
@@ -93,7 +89,12 @@ def distill(
     backbone = _as_backbone(backbone, processor)
     if attachment_of(backbone.model) is not None:
         raise DiveError("distill: an adapter is attached to the backbone; detach it first")
+    if demonstrations is not None:
+        check_teacher(config)
     output_head(backbone)  # a head that cannot be used is refused before any study is read
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        adapter = SteeringAdapter(config.steering(), backbone)
     studies, held_out = split(studies, validation, config.seed)
     console = Console(stderr=True)
     rank, ranks = (int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1)))
@@ -121,15 +122,13 @@ def distill(
         examples, found = survey(studies, prompter, weigher, **options)
         checked = survey(held_out, prompter, weigher, **options)[0] if held_out else None
     if config.cache_images:
-        examples.features = image_cache(prompter, examples.studies[0])
+        place = None if config.cache_images is True else config.cache_images
+        examples.features = image_cache(prompter, examples.studies[0], place)
         if checked is not None:
             checked.features = examples.features
     teacher = _teacher(demonstrations, config, prompter, examples)
     teacher_lengths = teacher.prompt_lengths(found) if teacher is not None else None
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        adapter = SteeringAdapter(config.steering(), backbone)
     calibrate(backbone, adapter, _calibration(examples, config.calibration_studies))
 
     steps = total_steps(config, len(examples), ranks)
@@ -137,13 +136,18 @@ def distill(
         plan = describe(config, prompter, adapter, found, teacher_lengths, steps, ranks)
         console.print(plan, highlight=False, soft_wrap=True)
     folder = None if output_dir is None else Path(output_dir)
-    run = _description(config, prompter, adapter, examples, checked, teacher)
-    checkpoint = _checkpoint(folder, resume, run)
+    run = describe_run(config, prompter, adapter, examples, checked, teacher)
+    checkpoint = find_checkpoint(folder, resume, run)
     _train(
         backbone, adapter, config, examples, checked, teacher, steps, folder, checkpoint,
         console if shown else None,
     )  # fmt: skip
 
+    store = None if examples.features is None else examples.features.store
+    if store is not None:
+        log.info("%s", store.summary())
+        if shown:
+            console.print(store.summary(), highlight=False, soft_wrap=True)
     adapter.to("cpu").eval()
     adapter.metadata |= prompter.metadata() | {
         "distillation": run
@@ -211,6 +215,15 @@ def total_steps(config: DistillConfig, studies: int, ranks: int = 1) -> int:
     return max(1, round(config.epochs * per_epoch))
 
 
+def check_teacher(config: DistillConfig) -> None:
+    """DiveError where demonstrations would be shown to nobody."""
+    if not config.needs_teacher:
+        raise DiveError(
+            f"preset {config.preset!r} with kd_weight 0 and align_weight 0 runs no teacher, so "
+            "demonstrations have no use; leave them out, or give kd_weight"
+        )
+
+
 def _teacher(
     demonstrations: int | Sequence[Study] | None,
     config: DistillConfig,
@@ -218,11 +231,6 @@ def _teacher(
     examples: Examples,
 ) -> Teacher | None:
     if not config.needs_teacher:
-        if demonstrations is not None:
-            raise DiveError(
-                f"preset {config.preset!r} with kd_weight 0 and align_weight 0 runs no teacher, so "
-                "demonstrations have no use; leave them out, or give kd_weight"
-            )
         log.info("no teacher is run: the adapter learns from the reports alone")
         return None
     if demonstrations is None:
@@ -304,35 +312,6 @@ def _train(
             recompute.remove()
 
 
-def _description(
-    config: DistillConfig,
-    prompter: Prompter,
-    adapter: SteeringAdapter,
-    examples: Examples,
-    validation: Examples | None,
-    teacher: Teacher | None,
-) -> dict[str, Any]:
-    """What must be equal for two trainings to be one; JSON values only."""
-
-    def digest(studies: Sequence[Study]) -> str:
-        parts = [f"{study.id}\n{study.report(prompter.target)}" for study in studies]
-        return hashlib.sha256("\n\n".join(parts).encode("utf-8")).hexdigest()[:16]
-
-    shown = teacher.demonstrations if teacher is not None else None
-    return {
-        "config": asdict(config),
-        "backbone": adapter.metadata["backbone"],
-        "prompt": prompter.prompt,
-        "target": prompter.target,
-        "template_hash": prompter.template_hash,
-        "max_image_tokens": prompter.max_image_tokens,
-        "studies_hash": digest(examples.studies),
-        "validation_hash": None if validation is None else digest(validation.studies),
-        "demonstrations": None if shown is None else shown.count or len(shown.pool),
-        "demonstrations_hash": None if shown is None else digest(shown.pool),
-    }
-
-
 def _calibration(examples: Examples, count: int) -> Iterator[tuple[dict[str, Any], Tensor]]:
     for index in range(min(count, len(examples))):
         batch = examples.collate([examples[index]])
@@ -348,50 +327,6 @@ def _sources(examples: Examples, validation: Examples | None, teacher: Teacher |
     studies += validation.studies if validation is not None else []
     studies += teacher.demonstrations.pool if teacher is not None else []
     return sorted({study.origin for study in studies if study.origin})
-
-
-def _checkpoint(folder: Path | None, resume: bool, run: dict[str, Any]) -> str | None:
-    """The checkpoint to go on from, after checking that it belongs to this very training."""
-    if folder is None:
-        if resume:
-            raise DiveError("distill: resume wants output_dir, where the checkpoints are")
-        return None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiveError(f"cannot write into {folder}: {error.strerror}") from error
-    last = get_last_checkpoint(str(folder))
-    if last is not None and not resume:
-        raise DiveError(
-            f"{folder}: holds the checkpoints of an unfinished training; resume it, delete them, "
-            "or choose another folder"
-        )
-    if last is not None:
-        try:
-            earlier = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DiveError(
-                f"{folder}: its {RUN_FILE} cannot be read, so the unfinished training cannot go "
-                "on; delete the folder to start again"
-            ) from error
-        now = json.loads(json.dumps(run))
-        for name in now:
-            if earlier.get(name) != now[name]:
-                raise DiveError(
-                    f"{folder}: the unfinished training had {name} {earlier.get(name)!r}, now it "
-                    f"is {now[name]!r}; it cannot go on from there"
-                )
-    elif int(os.environ.get("RANK", 0)) == 0:
-        write_text(folder / RUN_FILE, json.dumps(run, indent=1) + "\n")
-    return last
-
-
-def remove_checkpoints(folder: str | Path) -> None:
-    """After the adapter is saved: the checkpoints of its training, and nothing else."""
-    folder = Path(folder)
-    while (last := get_last_checkpoint(str(folder))) is not None:
-        shutil.rmtree(last)
-    (folder / RUN_FILE).unlink(missing_ok=True)
 
 
 def _as_backbone(backbone: Any, processor: Any) -> Backbone:

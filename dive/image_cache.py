@@ -1,32 +1,52 @@
 """Projected image features, computed once a study: after the first epoch no vision tower runs.
 
 Nothing between the pixels and the decoder is trained, so an image's features are the same in every
-epoch, for student and teacher. transformers takes them in place of pixels (`mm_encoder_outputs`),
-and merges them as it does its own: deepstack layers and masks by token types included.
+epoch, for student and teacher, and in the next training. transformers takes them in place of pixels
+(`mm_encoder_outputs`), and merges them as it does its own: deepstack layers and masks by token
+types included. dive/feature_store.py keeps them on disk.
 """
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import ModelOutput
 
 from dive.data.study import Study
+from dive.feature_store import FeatureStore, key_of
 from dive.prompting import Prompter, sequence_names
 from dive.structure import last_hidden_state, unwrap
 
 log = logging.getLogger(__name__)
 
 ROOM = 4 << 30  # bytes of features that are kept, in main memory
-# what models read of a vision tower's output
-_READ = ("pooler_output", "deepstack_features")
 
 
-def image_cache(prompter: Prompter, study: Study) -> "ImageCache | None":
+@dataclass
+class Features(ModelOutput):
+    """What models read of a vision tower's output."""
+
+    pooler_output: Any = None
+    deepstack_features: Any = None
+
+
+def image_cache(
+    prompter: Prompter, study: Study, folder: str | Path | None = None
+) -> "ImageCache | None":
     """A cache that was proved on `study`: states with its features are those with its pixels, bit
-    for bit. None, and a warning that says why, for a backbone where there cannot be one."""
+    for bit. None, and a warning that says why, for a backbone where there cannot be one.
+
+    folder: where features are kept for later trainings, too; those of an earlier one are used, and
+    so is its proof.
+
+    Raises:
+        DiveError: the folder cannot be written.
+    """
     model = unwrap(prompter.backbone)
     base: Any = model.base_model
     name = type(base).__name__
@@ -37,6 +57,9 @@ def image_cache(prompter: Prompter, study: Study) -> "ImageCache | None":
     elif not hasattr(base, "get_image_features"):
         reason = f"{name} has no get_image_features"
     else:
+        store = None if folder is None else FeatureStore(folder, prompter)
+        if store is not None and store.proved:
+            return ImageCache(prompter, store=store)
         cache = ImageCache(prompter)
         inputs = prompter.encode(study)
         with torch.no_grad():
@@ -45,7 +68,9 @@ def image_cache(prompter: Prompter, study: Study) -> "ImageCache | None":
             if "mm_encoder_outputs" in filled and torch.equal(
                 last_hidden_state(model, filled), wanted
             ):
-                return cache
+                if store is not None:
+                    store.prove()
+                return ImageCache(prompter, store=store) if store is not None else cache
         reason = f"{name} computes something else from features than from pixels"
     log.warning("cache_images: %s; the vision tower runs in every step", reason)
     return None
@@ -54,15 +79,18 @@ def image_cache(prompter: Prompter, study: Study) -> "ImageCache | None":
 class ImageCache:
     """Features by study, as `get_image_features` of the model makes them from a study's images.
 
-    A `Study` names its files, and processor and weights stay the same while the cache lives, so it
-    is the key. What does not fit into `room` bytes is computed every time.
+    What does not fit into `room` bytes of main memory is read from the store, or computed, every
+    time.
     """
 
-    def __init__(self, prompter: Prompter, room: int = ROOM) -> None:
+    def __init__(
+        self, prompter: Prompter, room: int = ROOM, store: FeatureStore | None = None
+    ) -> None:
         self._prompter = prompter
         self._room = room
-        self._kept: dict[Study, dict[str, Any]] = {}
-        self._output: Any = None  # the class of the tower's output
+        self.store = store
+        self._kept: dict[Hashable, tuple[Study, dict[str, Any]]] = {}
+        self._keys: dict[Hashable, tuple[Study, str]] = {}  # in the store
         self._full = self._company = False  # said once each
 
     def fill(self, inputs: dict[str, Tensor], studies: Sequence[Study]) -> dict[str, Any]:
@@ -82,27 +110,41 @@ class ImageCache:
                 )
             return inputs
         rest = {name: value for name, value in inputs.items() if not name.startswith("pixel")}
-        return {**rest, "mm_encoder_outputs": {"image": self._output(**joined)}}
+        return {**rest, "mm_encoder_outputs": {"image": Features(**joined)}}
 
     def _of(self, study: Study) -> dict[str, Any]:
         device = self._prompter.backbone.device
-        kept = self._kept.get(study)
+        # an image in memory is known by its place there, which is its own while its study lives
+        name = tuple(one if isinstance(one, Path) else id(one) for one in study.images)
+        kept = self._kept.get(name)
         if kept is not None:
-            return _map(kept, lambda tensor: tensor.to(device))
-        features = self._run(study)
+            return _map(kept[1], lambda tensor: tensor.to(device))
+        features = self._stored_or_run(study, name)
         sizes: list[int] = []
-        stored = _map(features, lambda tensor: tensor.cpu())
-        _map(stored, lambda tensor: sizes.append(tensor.numel() * tensor.element_size()))
+        in_memory = _map(features, lambda tensor: tensor.cpu())
+        _map(in_memory, lambda tensor: sizes.append(tensor.numel() * tensor.element_size()))
         if sum(sizes) <= self._room:
             self._room -= sum(sizes)
-            self._kept[study] = stored
+            self._kept[name] = study, in_memory
         elif not self._full:
             self._full = True
             log.warning(
-                "cache_images: the features of %d studies fill the cache; the vision tower runs "
-                "for the others",
+                "cache_images: the features of %d studies fill the cache; %s for the others",
                 len(self._kept),
+                "the vision tower runs" if self.store is None else "they are read from the disk",
             )
+        return _map(features, lambda tensor: tensor.to(device))
+
+    def _stored_or_run(self, study: Study, name: Hashable) -> dict[str, Any]:
+        if self.store is None:
+            return self._run(study)
+        if name not in self._keys:
+            self._keys[name] = study, key_of(study)
+        key = self._keys[name][1]
+        features = self.store.get(key)
+        if features is None:
+            features = self._run(study)
+            self.store.put(key, _map(features, lambda tensor: tensor.cpu()))
         return features
 
     @torch.no_grad()
@@ -114,8 +156,8 @@ class ImageCache:
         takes = inspect.signature(base.get_image_features).parameters
         images = {name: value for name, value in images.items() if name in takes}
         output = base.get_image_features(**self._prompter.place(images), return_dict=True)
-        self._output = type(output)
-        return {name: output[name] for name in _READ if output.get(name) is not None}
+        read = Features().__dataclass_fields__
+        return {name: output[name] for name in read if output.get(name) is not None}
 
 
 def _join(values: list[Any]) -> Any:

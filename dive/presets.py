@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from dive.adapter import SteeringConfig
@@ -59,6 +60,8 @@ class DistillConfig:
         a third more time.
     cache_images: keep each study's projected image features (at most 4 GiB, in main memory), so
         that the vision tower runs once a study and not in every epoch and for every demonstration.
+        A folder keeps them on disk, too: later trainings that name it run no vision tower for the
+        images that they have in common.
     calibration_studies: studies on which the scale of each layer's stream is measured.
     logging_steps, eval_steps, save_steps: every so many steps. Default: evaluation and a
         checkpoint at the end of every epoch, and at most 20 times.
@@ -91,7 +94,7 @@ class DistillConfig:
     max_grad_norm: float = 1.0
     seed: int = 0
     gradient_checkpointing: bool = False
-    cache_images: bool = False
+    cache_images: bool | str | Path = False
     calibration_studies: int = 16
     logging_steps: int = 10
     eval_steps: int | None = None
@@ -131,6 +134,13 @@ class DistillConfig:
                 raise DiveError(f"DistillConfig: {name} is {value!r}, want {wanted} {bound}")
         if self.warmup >= 1:
             raise DiveError(f"DistillConfig: warmup is {self.warmup!r}, want a share below 1")
+        if isinstance(self.cache_images, Path):
+            self.cache_images = str(self.cache_images)
+        if not isinstance(self.cache_images, (bool, str)) or self.cache_images == "":
+            raise DiveError(
+                f"DistillConfig: cache_images is {self.cache_images!r}; want true, false or a "
+                "folder"
+            )
         if self.polarity not in ("positive", "all"):
             raise DiveError(f"DistillConfig: polarity is {self.polarity!r}, want positive or all")
         if not (self.ce_weight or self.kd_weight or self.align_weight):

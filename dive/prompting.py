@@ -59,6 +59,7 @@ class Prompter:
         end_token_id: the token that closes the assistant's turn (the EOS event in training).
         eos_token_ids: every token at which generation stops, `end_token_id` first.
         max_length: context of the model in tokens, or None where its config does not say.
+        image_settings: what its processor is called with beside the images, by the budget.
 
     Raises:
         DiveError: no usable template, no end token.
@@ -96,7 +97,7 @@ class Prompter:
             text_config(backbone.model), "max_position_embeddings", None
         )
         self._appended = _appended_by(self.tokenizer)
-        self._image_kwargs = budget_kwargs(self.processor, max_image_tokens) if self.sees else {}
+        self.image_settings = budget_kwargs(self.processor, max_image_tokens) if self.sees else {}
         self._over_budget = False
         # In PaliGemma's line type 0 is a prompt that attends both ways, and the causal answer is 1;
         # everywhere else 0 is text. (Gemma 4 says "vision" here: images alone attend both ways.)
@@ -169,7 +170,7 @@ class Prompter:
                     images=[images],
                     add_special_tokens=add,
                     return_tensors="pt",
-                    **self._image_kwargs,
+                    **self.image_settings,
                 )
             except (ValueError, TypeError, IndexError, StopIteration) as error:
                 raise DiveError(

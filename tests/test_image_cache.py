@@ -1,62 +1,24 @@
 """Image features that are kept: the same training, and a vision tower that runs once a study."""
 
-import inspect
 import logging
 from dataclasses import replace
 
 import pytest
 import tiny
 import torch
-import transformers
-from packaging.version import Version
+from tiny_features import Tower, load_family, settings, takes_features
 from tiny_more import FAMILIES
 
 import dive
 from dive import image_cache
 from dive.image_cache import ImageCache
 from dive.prompting import Prompter
-from dive.structure import last_hidden_state, unwrap
-
-
-def takes_features(backbone):
-    forward = unwrap(backbone).base_model.forward
-    return "mm_encoder_outputs" in inspect.signature(forward).parameters
+from dive.structure import last_hidden_state
 
 
 @pytest.fixture(scope="session", params=FAMILIES)
 def seeing(request, tmp_path_factory):
-    if request.param == "SmolVLM":
-        pytest.importorskip("num2words", reason="SmolVLM's processor wants it")
-    if Version(transformers.__version__) < Version("5.23"):
-        pytest.skip("this transformers takes no image features")
-    folder = FAMILIES[request.param](tmp_path_factory.mktemp("seeing"))
-    return request.param, dive.load_backbone(folder, device="cpu")
-
-
-class Tower:
-    """Counts how often a model looks at pixels."""
-
-    def __init__(self, backbone):
-        vision = ("vision_tower", "visual", "vision_model")
-        base = backbone.model.base_model
-        module = next(getattr(base, name) for name in vision if hasattr(base, name))
-        self.runs = 0
-        self._handle = module.register_forward_hook(self._count)
-
-    def _count(self, *_):
-        self.runs += 1
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._handle.remove()
-
-
-def settings(**more):
-    return dive.DistillConfig(
-        **{"rank": 2, "epochs": 3, "batch_size": 2, "calibration_studies": 2, "warmup": 0.0} | more
-    )
+    return request.param, load_family(request.param, tmp_path_factory)
 
 
 def distilled(backbone, studies, shots, **more):

@@ -319,9 +319,9 @@ def test_tiling_is_off_under_a_budget_and_fixed_sizes_are_left(tiny_gemma):
     images = backbone.processor.image_processor
     images.do_pan_and_scan = True
     within = Prompter(backbone)
-    assert within._image_kwargs == {"images_kwargs": {"do_pan_and_scan": False}}
+    assert within.image_settings == {"images_kwargs": {"do_pan_and_scan": False}}
     assert within.tokens_per_image(draw_film(0, size=(200, 60), mode="RGB")) == 4
-    assert Prompter(backbone, max_image_tokens=None)._image_kwargs == {}
+    assert Prompter(backbone, max_image_tokens=None).image_settings == {}
 
 
 def test_what_a_study_lacks_or_has_too_much(tiny_llava, tiny_llama, studies, tmp_path):

@@ -55,7 +55,9 @@ def distill(
     ] = None,
     target: TargetOption = "findings",
     prompt: PromptOption = None,
-    preset: Annotated[str, typer.Option(help="dive, dive-ce, live or fixed-ce.")] = "dive",
+    preset: Annotated[
+        str | None, typer.Option(help="dive (default), dive-ce, live or fixed-ce.")
+    ] = None,
     rank: Annotated[int | None, typer.Option(help="Default: the preset's.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Default 4.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; wins over --epochs.")] = None,
@@ -71,6 +73,14 @@ def distill(
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
     ] = False,
+    image_cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--image-cache",
+            help="Folder where image features are kept: epochs after the first, and later "
+            "trainings with the same folder, run no vision tower.",
+        ),
+    ] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", help="Any other field of DistillConfig, as NAME=VALUE."),
@@ -109,22 +119,29 @@ def distill(
         "kd_weight": kd_weight,
         "seed": seed,
         "gradient_checkpointing": gradient_checkpointing or None,
+        "cache_images": None if image_cache is None else str(image_cache),
     }
     from dive.adapter import CONFIG_FILE
     from dive.data import Skipped
+    from dive.distillation import check_teacher
     from dive.distillation import distill as run
-    from dive.distillation import remove_checkpoints
     from dive.presets import DistillConfig
     from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS
+    from dive.training_run import remove_checkpoints
 
     named = {name: value for name, value in given.items() if value is not None}
-    config = DistillConfig(
-        **{**named, **pairs(setting, [field.name for field in fields(DistillConfig)], "--set")}
-    )
+    by_set = pairs(setting, [field.name for field in fields(DistillConfig)], "--set")
+    for name in by_set:
+        if name in named:
+            option = "--image-cache" if name == "cache_images" else f"--{name.replace('_', '-')}"
+            raise DiveError(f"{name} is given twice, by {option} and by --set; leave one out")
+    config = DistillConfig(**{**named, **by_set})
     if (out / CONFIG_FILE).exists() and not overwrite:
         raise DiveError(
             f"{out}: holds an adapter already; give --overwrite to replace it, or another --out"
         )
+    if demonstrations is not None:
+        check_teacher(config)
     skipped = Skipped()
     options = reading(split, images_root, reports_root, drop_comparisons, read)
     options |= {"target": target, "on_error": on_error, "skipped": skipped}

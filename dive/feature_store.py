@@ -1,0 +1,211 @@
+"""Projected image features on disk: trainings after the first one run no vision tower.
+
+An entry is one safetensors file, named by the content of a study's images, in a folder that is
+named by everything else that decides what the features are: the image processor and its settings,
+the weights in front of the decoder, dtype, device and versions. Whatever changes, another name is
+looked up, so that a stale entry is never found. Files appear whole or not at all; any number of
+processes may share a folder.
+"""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import PIL
+import torch
+import transformers
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from dive.data.images import LazyImage, load_rgb
+from dive.data.io import write_bytes, write_text
+from dive.data.study import Study
+from dive.errors import DiveError
+from dive.prompting import Prompter
+from dive.structure import decoder, unwrap
+
+log = logging.getLogger(__name__)
+
+_FORMAT = 1  # of the entries, and of how images are read
+SETTINGS_FILE = "settings.json"
+
+
+class FeatureStore:
+    """Features by study below `folder`, for one backbone and one processor.
+
+    Attributes:
+        read, written: entries taken from the disk, and added to it, by this process.
+
+    Raises:
+        DiveError: the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: str | Path, prompter: Prompter) -> None:
+        self.root = Path(folder).expanduser()
+        self._settings = settings_of(prompter)
+        self.folder = self.root / _digest(self._settings)[:16]
+        self.read = self.written = 0
+        self._full = False
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    @property
+    def proved(self) -> bool:
+        """Whether features under these settings were found to be as good as pixels."""
+        return (self.folder / SETTINGS_FILE).is_file()
+
+    def prove(self) -> None:
+        """Note it, with the settings, for whoever wonders what a folder is."""
+        try:
+            write_text(self.folder / SETTINGS_FILE, json.dumps(self._settings, indent=1) + "\n")
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The features under this key on the CPU, or None; what cannot be read counts as none."""
+        path = self._path(key)
+        try:
+            tensors = load(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError) as error:
+            log.warning("image cache: %s cannot be read and is made anew: %s", path, error)
+            return None
+        self.read += 1
+        return _nested(tensors)
+
+    def put(self, key: str, features: dict[str, Any]) -> None:
+        """Keep them. A full disk is said once, and costs no training."""
+        flat = {name: tensor.contiguous() for name, tensor in _flat(features)}
+        try:
+            write_bytes(self._path(key), save(flat))
+        except OSError as error:
+            if not self._full:
+                self._full = True
+                log.warning("image cache: cannot write into %s: %s", self.folder, error.strerror)
+            return
+        self.written += 1
+
+    def summary(self) -> str:
+        """What it did, and what it takes on the disk: one line."""
+        sizes = [path.stat().st_size for path in self.folder.glob("*/*.safetensors")]
+        everything = sum(p.stat().st_size for p in self.root.glob("*/*/*.safetensors"))
+        return (
+            f"image cache {self.root}: {self.read} studies read, {self.written} added; "
+            f"{len(sizes)} entries of {sum(sizes) / 1e6:.1f} MB for this backbone and processor, "
+            f"{everything / 1e6:.1f} MB in all"
+        )
+
+    def _path(self, key: str) -> Path:
+        # 200,000 files in one folder are slow to list on some file systems
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def _unwritable(self, error: OSError) -> DiveError:
+        return DiveError(f"the image cache {self.root} cannot be written: {error.strerror}")
+
+
+def settings_of(prompter: Prompter) -> dict[str, Any]:
+    """Everything but the image itself that features depend on, as JSON has it.
+
+    Raises:
+        DiveError: weights in front of the decoder are offloaded, so they cannot be told apart.
+    """
+    backbone = prompter.backbone
+    model: Any = unwrap(backbone)
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    for name in ("text_config", "_name_or_path", "transformers_version"):
+        config.pop(name, None)
+    processor, images = prompter.processor, prompter.processor.image_processor
+    settings = {
+        "format": _FORMAT,
+        "versions": {
+            "torch": str(torch.__version__),
+            "transformers": str(transformers.__version__),
+            "Pillow": str(PIL.__version__),
+        },
+        "processor": [type(processor).__name__, type(images).__name__, images.to_dict()],
+        "budget": prompter.image_settings,
+        "model": [type(model).__name__, config],
+        "weights": _weights_before_decoder(model),
+        "dtype": str(backbone.dtype),
+        "device": backbone.device.type,
+    }
+    return json.loads(json.dumps(settings, default=str, sort_keys=True))
+
+
+def _weights_before_decoder(model: Any) -> str:
+    """Names one set of vision tower and projector. Content and not a revision's name: folders have
+    none, and two revisions may share them."""
+    heads = (decoder(model), model.get_output_embeddings())
+    behind = {id(p) for module in heads if module is not None for p in module.parameters()}
+    digest = hashlib.sha256()
+    for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()]):
+        if id(tensor) in behind:
+            continue
+        if tensor.device.type == "meta":
+            raise DiveError(
+                f"cache_images: {name} is offloaded, and a cache on disk is named by the weights; "
+                "keep the vision tower on a device, or use cache_images=true"
+            )
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(memoryview(data.numpy()))
+    return digest.hexdigest()
+
+
+def key_of(study: Study) -> str:
+    """Names the content of a study's images, in their order."""
+    return _digest([_content(image, study.where) for image in study.images])
+
+
+def _content(image: Path | Image.Image | LazyImage, where: str) -> str:
+    opened: Any = image.fetch() if isinstance(image, LazyImage) else image
+    if isinstance(opened, bytes):
+        return hashlib.sha256(opened).hexdigest()
+    if isinstance(opened, Image.Image):
+        film = load_rgb(opened, where)
+        return hashlib.sha256(f"{film.size}".encode() + film.tobytes()).hexdigest()
+    try:
+        with open(opened, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DiveError(f"{where}: cannot read the image {opened}: {error.strerror}") from error
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def _flat(value: Any, name: str = "") -> list[tuple[str, Tensor]]:
+    """("pooler_output/0", tensor) and so on: dicts and lists of tensors under their paths."""
+    if isinstance(value, Tensor):
+        return [(name, value)]
+    parts = value.items() if isinstance(value, dict) else enumerate(value)
+    return [
+        one for key, part in parts for one in _flat(part, f"{name}/{key}" if name else str(key))
+    ]
+
+
+def _nested(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """`_flat` turned round; a list's places are its digits."""
+    groups: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        first, _, rest = name.partition("/")
+        if rest:
+            groups.setdefault(first, {})[rest] = tensor
+        else:
+            groups[first] = tensor
+    return {name: _as_list(value) for name, value in groups.items()}
+
+
+def _as_list(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value
+    inner = _nested(value)
+    return [inner[place] for place in sorted(inner, key=int)]
