@@ -51,6 +51,21 @@ def evaluate(
     ] = None,
     confidence: Annotated[float, typer.Option(help="What the intervals hold.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
+    per_report: Annotated[
+        Path | None,
+        typer.Option(
+            "--per-report",
+            help="Write every report's own scores here, one JSON line a report, in the order of "
+            "the references.",
+        ),
+    ] = None,
+    meteor_synonyms: Annotated[
+        bool,
+        typer.Option(
+            help="METEOR: match WordNet's synonyms, too (needs its data; dive doctor says where "
+            "from), or words and stems alone.",
+        ),
+    ] = True,
     radgraph_annotations: Annotated[
         Path | None,
         typer.Option(help="RadGraph: a file of annotations of all texts; no model is run."),
@@ -81,10 +96,13 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Score reports: BLEU, ROUGE-L, findings by the lexicon, termination, length."""
-    from dive.metrics import CheXbert, RadGraph
+    from dive.metrics import METRICS, CheXbert, RadGraph
     from dive.metrics import evaluate as score
 
     asked = [name.strip() for name in metrics.split(",") if name.strip()]
+    unknown = [name for name in asked if name not in METRICS]
+    if not asked or unknown:
+        raise DiveError(f"--metrics is {metrics!r}; wants some of {','.join(METRICS)}")
     sources: dict[str, Any] = {}
     if "radgraph" in asked:
         sources["radgraph"] = radgraph_annotations or RadGraph(
@@ -100,13 +118,17 @@ def evaluate(
     if baseline is not None:
         files[baseline] = _predictions(baseline)
     ids = _joined(files, references, truth, allow_missing)
-    reasons = [str(rows[name].get("finish_reason") or "") for name in ids]
+    known = [name for name in ids if rows[name].get("finish_reason") is not None]
     found = score(
         [rows[name]["report"] for name in ids],
         [truth[name] for name in ids],
         asked,
         normalization=normalization,
-        finish_reasons=reasons if all(reasons) else None,
+        meteor_synonyms=meteor_synonyms,
+        per_report=per_report is not None,
+        finish_reasons=[rows[name]["finish_reason"] for name in ids]
+        if len(known) == len(ids)
+        else None,
         baseline=None if baseline is None else [files[baseline][name]["report"] for name in ids],
         bootstrap=bootstrap,
         confidence=confidence,
@@ -115,11 +137,37 @@ def evaluate(
     )
     missing = {str(path): len(set(truth) - set(table)) for path, table in files.items()}
     extra = {str(path): len(set(table) - set(truth)) for path, table in files.items()}
+    if per_report is not None:
+        _write_per_report(per_report, ids, found.pop("per_report"))
+    without = len(ids) - len(known)
     if as_json:
-        counts = {"without_prediction": missing, "without_reference": extra}
+        counts: dict[str, Any] = {"without_prediction": missing, "without_reference": extra}
+        counts["without_finish_reason"] = without
         print(json.dumps(found | {"target": target} | counts, ensure_ascii=False))
         return
-    _print(found, missing, extra, Console(highlight=False))
+    console = Console(highlight=False)
+    _print(found, missing, extra, console)
+    if known and without:
+        console.print(
+            f"[yellow]no termination_rate: {without} of {len(ids)} predictions have no "
+            f"finish_reason[/] ({predictions})"
+        )
+    if per_report is not None:
+        console.print(f"every report's scores are in {per_report}", markup=False, style="dim")
+
+
+def _write_per_report(path: Path, ids: list[str], columns: dict[str, list[float | None]]) -> None:
+    """One row a report: its id and its scores, null where it could not be scored."""
+    from dive.data.io import write_jsonl
+
+    rows = [
+        {"id": name} | {metric: values[place] for metric, values in columns.items()}
+        for place, name in enumerate(ids)
+    ]
+    try:
+        write_jsonl(path, rows)
+    except OSError as error:
+        raise DiveError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _print(
@@ -158,12 +206,27 @@ def _print(
 
 def _predictions(path: Path) -> dict[str, dict[str, Any]]:
     """Rows by id; a row holds at least "id" and "report"."""
+    from dive.metrics import FINISH_REASONS
+
     rows: dict[str, dict[str, Any]] = {}
     for number, row in _lines(path):
-        name, report = row.get("id"), row.get("report")
-        if not isinstance(name, (str, int)) or not isinstance(report, str):
+        for key, kinds in (("id", (str, int)), ("report", str)):
+            if key not in row:
+                raise DiveError(
+                    f'{path}:{number}: wants "id" and "report", got the keys '
+                    f"{', '.join(row) or 'none'}"
+                )
+            if not isinstance(row[key], kinds) or isinstance(row[key], bool):
+                got = json.dumps(row[key], ensure_ascii=False)
+                raise DiveError(
+                    f'{path}:{number}: "{key}" is {got[:60]}, want a text'
+                    + ('; of an empty report, ""' if key == "report" else "")
+                )
+        name, reason = row["id"], row.get("finish_reason")
+        if reason not in (None, *FINISH_REASONS):
             raise DiveError(
-                f'{path}:{number}: wants "id" and "report", got the keys {", ".join(row) or "none"}'
+                f'{path}:{number}: "finish_reason" is {reason!r}, want one of '
+                f"{', '.join(FINISH_REASONS)}, or none"
             )
         if str(name) in rows:
             raise DiveError(f"{path}:{number}: id {name!r} comes twice")

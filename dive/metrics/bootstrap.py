@@ -43,8 +43,10 @@ def sign_p_value(differences: np.ndarray) -> float:
     return min(1.0, 2 * (smaller + 1) / (samples + 1))
 
 
-def check(samples: int, confidence: float) -> None:
+def check(samples: int, confidence: float, seed: int) -> None:
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
         raise DiveError(f"bootstrap is a number of resamples, 1 or more, got {samples!r}")
     if not 0 < confidence < 1:
         raise DiveError(f"confidence lies between 0 and 1, got {confidence!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise DiveError(f"seed is a whole number, 0 or more, got {seed!r}")

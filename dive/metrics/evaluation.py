@@ -19,6 +19,7 @@ from dive.metrics.radgraph_file import RadGraphFile
 from dive.metrics.radgraph_model import RadGraph
 from dive.metrics.radgraph_scores import Annotator, radgraph_measure
 
+FINISH_REASONS = ("eos", "length")
 METRICS = ("bleu", "rougeL", "meteor", "findings", "radgraph", "chexbert")
 
 
@@ -86,12 +87,12 @@ def evaluate(
     """
     pairs = _Pairs(predictions, references, baseline)
     unknown = [name for name in metrics if name not in METRICS]
-    if isinstance(metrics, str) or unknown:
+    if isinstance(metrics, str) or unknown or not metrics:
         raise DiveError(f"metrics {metrics!r}: a list of some of {', '.join(METRICS)} is wanted")
     if not rouge_beta > 0:
         raise DiveError(f"rouge_beta must be above 0, got {rouge_beta!r}")
     if bootstrap is not None:
-        resampling.check(bootstrap, confidence)
+        resampling.check(bootstrap, confidence, seed)
 
     options = _Options(
         metrics=tuple(metrics),
@@ -240,6 +241,11 @@ def _bleu_scores(totals: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _termination(reasons: list[str]) -> Measure:
+    unknown = next((reason for reason in reasons if reason not in FINISH_REASONS), None)
+    if unknown is not None:
+        raise DiveError(
+            f"finish_reasons holds {unknown!r}; wants one of {', '.join(FINISH_REASONS)} each"
+        )
     values = [float(reason == "eos") for reason in reasons]
     variant = "share of reports that the model ended itself (finish_reason eos)"
     return mean_measure("termination_rate", values, variant)

@@ -69,6 +69,6 @@ def _wordnet() -> Any:
     except LookupError as error:
         raise DiveError(
             "METEOR with synonyms needs WordNet's data: python -m nltk.downloader wordnet; or do "
-            "without synonyms (meteor_synonyms=False)"
+            "without synonyms (meteor_synonyms=False, --no-meteor-synonyms)"
         ) from error
     return wordnet
