@@ -156,6 +156,17 @@ def load_backbone(
     return Backbone(model, _processor(source, config, auto, shared))
 
 
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of a backbone, without its weights.
+
+    Raises:
+        DiveError: no such folder, or it holds no tokenizer.
+    """
+    source = _source(path)
+    with _reported(source, "tokenizer"):
+        return AutoTokenizer.from_pretrained(source)
+
+
 def _source(path: str | Path) -> str:
     """A folder with a config.json, or what can be the name of a repository on the hub."""
     folder = Path(path).expanduser()

@@ -93,9 +93,9 @@ def test_bare_images_and_demonstrations(tiny_llava, studies_folder, tmp_path):
     )  # fmt: skip
     assert len(rows(shown)) == 2
     with pytest.raises(DiveError, match="given twice"):
-        call("generate", "--backbone", tiny_llava, images[0], images[0], "--out", out)
+        call("generate", "--backbone", tiny_llava, images[0], images[0], "--out", tmp_path / "o")
     with pytest.raises(DiveError, match="either --studies FILE or image files"):
-        call("generate", "--backbone", tiny_llava, "--out", out)
+        call("generate", "--backbone", tiny_llava, "--out", tmp_path / "o")
 
 
 def test_an_interrupted_run_goes_on(tiny_llava, studies_folder, tmp_path):
@@ -106,8 +106,8 @@ def test_an_interrupted_run_goes_on(tiny_llava, studies_folder, tmp_path):
         "--max-new-tokens", "8", "--batch-size", "1",
     ]  # fmt: skip
     slow = (
-        "import time, dive.batches as g; real = g.Run.reports\n"
-        "g.Run.reports = lambda self, *a: (time.sleep(0.4), real(self, *a))[1]\n"
+        "import time, dive.batches as g; real = g.Run.report\n"
+        "g.Run.report = lambda self, *a: (time.sleep(0.4), real(self, *a))[1]\n"
         "from dive.cli import main; main()"
     )
     process = subprocess.Popen(
@@ -130,7 +130,7 @@ def test_an_interrupted_run_goes_on(tiny_llava, studies_folder, tmp_path):
     # another run's rows are never mixed in
     partial.write_text(kept[0] + "\n")
     with pytest.raises(DiveError, match="does not say how it was made"):
-        call(*command)
+        call(*command, "--overwrite")
 
 
 def test_skipping_is_counted_and_written(tiny_llava, studies_folder, tmp_path):

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from dive.errors import DiveError
+
 
 def demo(
     out: Annotated[
@@ -21,6 +23,9 @@ def demo(
 
     quiet_libraries()
     seed = run.HOSPITAL if hospital is None else hospital
+    for name, value, least in (("--hospital", seed, 0), ("--test", test, 1), ("--steps", steps, 1)):
+        if value < least:
+            raise DiveError(f"{name} is {value}, want a whole number >= {least}")
     run.main(out, seed=seed, test=test, steps=steps, console=Console())
 
 

@@ -64,11 +64,18 @@ def generate(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     on_error: OnErrorOption = "fail",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the reports that --out holds.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a report for every study or image. An interrupted run goes on where it stopped."""
     if bool(images) == (studies is not None):
         raise DiveError("give either --studies FILE or image files, and not both")
+    if out.is_file() and not overwrite:
+        raise DiveError(
+            f"{out}: is there already; give --overwrite to replace it, or another --out"
+        )
     from dive.adapter import SteeringAdapter
     from dive.data import Skipped
     from dive.data.io import JsonlWriter

@@ -62,13 +62,10 @@ def tokens(
         "modifiers": modifiers,
     }
     if backbone is not None:
-        from transformers import AutoTokenizer
+        from dive.backbone import load_tokenizer
 
         quiet_libraries()
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(backbone)
-        except (OSError, ValueError) as error:
-            raise DiveError(f"{backbone}: cannot load a tokenizer: {error}") from error
+        tokenizer = load_tokenizer(backbone)
         unit = "tokens"
         weigher = DecisiveTokens(tokenizer, **settings)
         offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[

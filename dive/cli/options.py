@@ -28,7 +28,11 @@ SplitOption = Annotated[
     str | None, typer.Option("--split", help="Of a dataset: train, validation or test.")
 ]
 ImagesRootOption = Annotated[
-    Path | None, typer.Option("--images-root", help="Of a dataset: images, if not under ROOT.")
+    Path | None,
+    typer.Option(
+        "--images-root",
+        help="Images, if not under ROOT; of JSON lines: what their paths are relative to.",
+    ),
 ]
 ReportsRootOption = Annotated[
     Path | None, typer.Option("--reports-root", help="Of a dataset: reports, if not under ROOT.")
@@ -109,6 +113,8 @@ def pairs(given: list[str] | None, known: Iterable[str], option: str) -> dict[st
             raise DiveError(
                 f"{option} {pair!r}: wants NAME=VALUE with one of {', '.join(sorted(known))}"
             )
+        if name in found:
+            raise DiveError(f"{option} {name} is given twice; leave one out")
         try:
             found[name] = json.loads(value)
         except json.JSONDecodeError:
@@ -184,6 +190,7 @@ def write_skipped(skipped: "Skipped", folder: Path) -> str:
     """skipped.jsonl beside the output; what to say about it."""
     path = folder / "skipped.jsonl"
     if not len(skipped):
+        path.unlink(missing_ok=True)  # of an earlier run, it would speak of this one
         return ""
     skipped.write(path)
     return f"{len(skipped)} skipped, see {path}"

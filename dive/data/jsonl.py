@@ -23,6 +23,7 @@ def read_studies(
     path: str | Path,
     *,
     target: str | None = None,
+    images: str | Path | None = None,
     on_error: str = "fail",
     skipped: Skipped | None = None,
 ) -> list[Study]:
@@ -33,6 +34,7 @@ def read_studies(
     Args:
         path: the file; image paths in it are relative to its folder.
         target: "findings", "impression" or "both" if every study must have that text.
+        images: the folder that image paths are relative to, where it is not the file's.
         on_error: "fail" raises at the first bad line; "skip" goes on and records it in `skipped`.
         skipped: gets one entry a line that was left out.
 
@@ -53,6 +55,9 @@ def read_studies(
         raise DiveError(f"{path}:1: is UTF-16; wants UTF-8")
     data = data.removeprefix(b"\xef\xbb\xbf")
 
+    folder = path.parent if images is None else Path(images)
+    if not folder.is_dir():
+        raise DiveError(f"there is no folder {folder} for the images of {path}")
     studies: list[Study] = []
     first_line: dict[str, int] = {}
     before = len(skipped)
@@ -71,7 +76,7 @@ def read_studies(
                     f"{source}: id {name!r} was used in line {first_line[name]} already"
                 )
             first_line[name] = number
-            study = _study(name, row, path.parent, source)
+            study = _study(name, row, folder, source)
             if target is not None:
                 study.report(target)
         except DiveError as error:

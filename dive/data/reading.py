@@ -50,15 +50,30 @@ class Options:
             check_target(self.target)
         if self.split is not None and str(self.split).casefold() not in SPLITS:
             raise DiveError(f"split is {self.split!r}; wants one of {', '.join(SPLITS)}")
-        if self.min_words < 0:
-            raise DiveError(f"min_words is {self.min_words}; wants 0 or more")
-        if self.max_images is not None and self.max_images < 1:
-            raise DiveError(f"max_images is {self.max_images}; wants 1 or more, or None")
+        self._want("min_words", _whole(self.min_words, 0), "a whole number, 0 or more")
+        good = self.max_images is None or _whole(self.max_images, 1)
+        self._want("max_images", good, "a whole number, 1 or more, or None")
+        self._want("seed", _whole(self.seed, 0), "a whole number, 0 or more")
+        for name in ("last_paragraph", "drop_comparisons", "strip_placeholders", "check_files"):
+            self._want(name, isinstance(getattr(self, name), bool), "True or False")
+        views = self.views
+        if views is not None and not isinstance(views, str):
+            good = isinstance(views, (list, tuple)) and all(isinstance(v, str) for v in views)
+            self._want("views", good and len(views) > 0, "a name, or a list of names")
+        self._want("labels", isinstance(self.labels, (str, type(None))), "a name or None")
+
+    def _want(self, name: str, good: bool, wanted: str) -> None:
+        if not good:
+            raise DiveError(f"{name} is {getattr(self, name)!r}; wants {wanted}")
 
     @property
     def wanted_split(self) -> str | None:
         """train, validation, test or None, whatever the dataset calls it."""
         return None if self.split is None else SPLITS[str(self.split).casefold()]
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 class ImageRow(NamedTuple):

@@ -44,6 +44,23 @@ class Rows(Reader):
             return None
         return SPLITS.get(str(value).casefold(), str(value))
 
+    def _no_use(self) -> None:
+        """What is given for datasets with tables and report files would be ignored here."""
+        options = self.options
+        given = {
+            "reports": options.reports is not None,
+            "sections": options.sections != "auto",
+            "last_paragraph": options.last_paragraph,
+            "labels": options.labels not in (None, "auto"),
+        }
+        useless = [name for name, there in given.items() if there]
+        if useless:
+            raise DiveError(
+                f"{self.report.source}: holds studies row by row, for which "
+                f"{', '.join(useless)} has no use; leave it out"
+            )
+        self._no_views()
+
     def _no_views(self) -> None:
         if self.views is not None:
             raise DiveError(
@@ -57,7 +74,7 @@ class JsonLines(Rows):
 
     def __init__(self, name: str, path: Path, options: Options, trouble: Trouble) -> None:
         super().__init__(name, options, trouble)
-        self._no_views()
+        self._no_use()
         self._path = path
         if not path.is_file():
             raise DiveError(f"there is no file {path}; wants studies, one JSON object a line")
@@ -68,6 +85,7 @@ class JsonLines(Rows):
         studies = read_studies(
             self._path,
             target=self.options.target,
+            images=self.options.images,
             on_error=self.trouble.on_error,
             skipped=self.trouble.skipped,
         )
@@ -103,7 +121,7 @@ class DatasetRows(Rows):
 
     def __init__(self, name: str, rows: Any, options: Options, trouble: Trouble) -> None:
         super().__init__(name, options, trouble)
-        self._no_views()
+        self._no_use()
         unknown = set(options.columns) - set(_COLUMNS)
         if unknown:
             raise DiveError(
