@@ -4,6 +4,12 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __CUDACC__
+#define DIVE_HOST_DEVICE __host__ __device__
+#else
+#define DIVE_HOST_DEVICE
+#endif
+
 namespace dive {
 
 enum class DType { f32, bf16, f16 };
@@ -22,25 +28,30 @@ struct Half {
   std::uint16_t bits;
 };
 
-inline std::uint32_t bits_of(float value) {
+DIVE_HOST_DEVICE inline std::uint32_t bits_of(float value) {
   std::uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
 
-inline float from_bits(std::uint32_t bits) {
+DIVE_HOST_DEVICE inline float from_bits(std::uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
 
-inline float to_float(float value) { return value; }
+DIVE_HOST_DEVICE inline float to_float(float value) { return value; }
 
-inline float to_float(BFloat16 value) {
+DIVE_HOST_DEVICE inline float to_float(BFloat16 value) {
   return from_bits(static_cast<std::uint32_t>(value.bits) << 16);
 }
 
-inline float to_float(Half value) {
+DIVE_HOST_DEVICE inline float to_float(Half value) {
+#ifdef __CUDA_ARCH__
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value.bits));
+  return wide;
+#else
   const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000) << 16;
   const std::uint32_t exponent = (value.bits >> 10) & 0x1f;
   const std::uint32_t mantissa = value.bits & 0x3ff;
@@ -50,26 +61,38 @@ inline float to_float(Half value) {
     return from_bits(sign | bits_of(magnitude));
   }
   return from_bits(sign | ((exponent + 112) << 23) | (mantissa << 13));
+#endif
 }
 
 template <class T>
-T from_float(float value);
+DIVE_HOST_DEVICE T from_float(float value);
 
 template <>
-inline float from_float<float>(float value) {
+DIVE_HOST_DEVICE inline float from_float<float>(float value) {
   return value;
 }
 
 // To the nearest, ties to even; a NaN stays one.
 template <>
-inline BFloat16 from_float<BFloat16>(float value) {
+DIVE_HOST_DEVICE inline BFloat16 from_float<BFloat16>(float value) {
+#ifdef __CUDA_ARCH__
+  BFloat16 narrow;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(narrow.bits) : "f"(value));
+  return narrow;
+#else
   const std::uint32_t bits = bits_of(value);
   if ((bits & 0x7fffffff) > 0x7f800000) return {0x7fc0};
   return {static_cast<std::uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+#endif
 }
 
 template <>
-inline Half from_float<Half>(float value) {
+DIVE_HOST_DEVICE inline Half from_float<Half>(float value) {
+#ifdef __CUDA_ARCH__
+  Half narrow;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(narrow.bits) : "f"(value));
+  return narrow;
+#else
   const std::uint32_t bits = bits_of(value);
   const auto sign = static_cast<std::uint16_t>((bits >> 16) & 0x8000);
   const std::uint32_t magnitude = bits & 0x7fffffff;
@@ -82,6 +105,7 @@ inline Half from_float<Half>(float value) {
   }
   const std::uint32_t rounded = magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1);
   return {static_cast<std::uint16_t>(sign | (rounded >> 13))};
+#endif
 }
 
 template <class T>

@@ -1,18 +1,21 @@
 #include "cpu/steering.h"
 
+#include <atomic>
+
 namespace dive::cpu {
 namespace {
 
+std::uint64_t next_id() {
+  static std::atomic<std::uint64_t> last{0};
+  return ++last;
+}
+
 template <class T>
-void pack(const SteeringSource& source, std::int64_t padded_rank, T* down, T* up) {
-  constexpr std::int64_t panel = Steering::kPanel, group = Steering::kGroup;
-  const std::int64_t padded = padded_width(source.width);
+void pack(const Steering& packed, const SteeringSource& source, T* down, T* up) {
   for (std::int64_t r = 0; r < source.rank; ++r) {
     for (std::int64_t i = 0; i < source.width; ++i) {
-      const std::int64_t p = i / panel, lane = i % panel;
-      T* const tile = down + (r / group) * group * padded + p * group * panel;
-      tile[(r % group) * panel + lane] = from_float<T>(source.down.at(r, i));
-      up[(p * padded_rank + r) * panel + lane] = from_float<T>(source.up.at(i, r));
+      down[packed.down_index(r, i)] = from_float<T>(source.down.at(r, i));
+      up[packed.up_index(r, i)] = from_float<T>(source.up.at(i, r));
     }
   }
 }
@@ -30,7 +33,8 @@ float MatrixView::at(std::int64_t row, std::int64_t column) const {
 }
 
 Steering::Steering(const SteeringSource& source)
-    : rank_(source.rank),
+    : id_(next_id()),
+      rank_(source.rank),
       width_(source.width),
       dtype_(source.down.dtype),
       down_bias_(static_cast<std::size_t>(padded_rank())),
@@ -49,15 +53,11 @@ Steering::Steering(const SteeringSource& source)
   void* const down = down_.data();
   void* const up = up_.data();
   switch (dtype_) {
-    case DType::f32:
-      pack(source, padded_rank(), static_cast<float*>(down), static_cast<float*>(up));
-      break;
+    case DType::f32: pack(*this, source, static_cast<float*>(down), static_cast<float*>(up)); break;
     case DType::bf16:
-      pack(source, padded_rank(), static_cast<BFloat16*>(down), static_cast<BFloat16*>(up));
+      pack(*this, source, static_cast<BFloat16*>(down), static_cast<BFloat16*>(up));
       break;
-    case DType::f16:
-      pack(source, padded_rank(), static_cast<Half*>(down), static_cast<Half*>(up));
-      break;
+    case DType::f16: pack(*this, source, static_cast<Half*>(down), static_cast<Half*>(up)); break;
   }
 }
 

@@ -58,8 +58,15 @@ class Steering {
   Activation activation() const { return activation_; }
   bool norm_preserving() const { return norm_preserving_; }
   std::int64_t bytes() const;
+  // No other Steering of the process ever has the same.
+  std::uint64_t id() const { return id_; }
+
+  // Where down[r, i] and up[i, r] lie in the packed weights, in numbers.
+  std::int64_t down_index(std::int64_t r, std::int64_t i) const;
+  std::int64_t up_index(std::int64_t r, std::int64_t i) const;
 
  private:
+  std::uint64_t id_;
   std::int64_t rank_;
   std::int64_t width_;
   DType dtype_;
@@ -75,6 +82,16 @@ class Steering {
 
 constexpr std::int64_t padded_width(std::int64_t width) {
   return (width + Steering::kPanel - 1) / Steering::kPanel * Steering::kPanel;
+}
+
+inline std::int64_t Steering::down_index(std::int64_t r, std::int64_t i) const {
+  const std::int64_t tile =
+      r / kGroup * kGroup * padded_width(width_) + i / kPanel * kGroup * kPanel;
+  return tile + r % kGroup * kPanel + i % kPanel;
+}
+
+inline std::int64_t Steering::up_index(std::int64_t r, std::int64_t i) const {
+  return (i / kPanel * padded_rank() + r) * kPanel + i % kPanel;
 }
 
 }  // namespace dive::cpu

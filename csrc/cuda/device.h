@@ -95,9 +95,8 @@ __device__ __forceinline__ unsigned cluster_rank() {
 // A barrier of all threads of the cluster, after which its blocks see each other's writes.
 __device__ __forceinline__ void cluster_sync() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
-          : "memory");
+  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
+                   : "memory");
 #else
   __syncthreads();
 #endif

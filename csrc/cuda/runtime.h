@@ -139,7 +139,9 @@ class Graph {
     check(status, "cudaGraphInstantiate");
     return graph;
   }
-  void run(cudaStream_t stream) const { check(cudaGraphLaunch(graph_, stream), "a graph's launch"); }
+  void run(cudaStream_t stream) const {
+    check(cudaGraphLaunch(graph_, stream), "a graph's launch");
+  }
   explicit operator bool() const { return graph_ != nullptr; }
 
  private:
