@@ -14,6 +14,7 @@ from dive.data.study import Study, check_target
 from dive.errors import DiveError
 from dive.image_processor import budget_kwargs
 from dive.templates import ChatTemplate, assistant_turn, user_turn
+from dive.tokenizer_facts import appended_by, context_of, generation_eos, special_tokens
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,8 @@ class Prompter:
         template_hash: names the chat template in use.
         end_token_id: the token that closes the assistant's turn (the EOS event in training).
         eos_token_ids: every token at which generation stops, `end_token_id` first.
-        max_length: context of the model in tokens, or None where its config does not say.
+        max_length: context in tokens: the decoder's positions, or the tokenizer's own limit
+            (model_max_length) where that is less; None where neither says.
         image_settings: what its processor is called with beside the images, by the budget.
 
     Raises:
@@ -88,21 +90,26 @@ class Prompter:
         self.max_image_tokens = max_image_tokens
         self.template = ChatTemplate(self.processor, self.tokenizer, template)
         self.template_hash = self.template.hash
-        generation_ids = _generation_eos(backbone.model)
+        generation_ids = generation_eos(backbone.model)
         self.end_token_id = self.template.close(generation_ids)
         self.eos_token_ids = list(dict.fromkeys([self.end_token_id, *generation_ids]))
         pad = self.tokenizer.pad_token_id
         self.pad_token_id: int = self.eos_token_ids[0] if pad is None else pad
-        self.max_length: int | None = getattr(
-            text_config(backbone.model), "max_position_embeddings", None
-        )
-        self._appended = _appended_by(self.tokenizer)
+        self.max_length, self._limited_by = context_of(backbone.model, self.tokenizer)
+        self._special = special_tokens(self.tokenizer, backbone.image_token_id)
+        self._check_plain(self.prompt, "the prompt")
+        self._appended = appended_by(self.tokenizer)
         self.image_settings = budget_kwargs(self.processor, max_image_tokens) if self.sees else {}
         self._over_budget = False
         # In PaliGemma's line type 0 is a prompt that attends both ways, and the causal answer is 1;
         # everywhere else 0 is text. (Gemma 4 says "vision" here: images alone attend both ways.)
         both_ways = getattr(text_config(backbone.model), "use_bidirectional_attention", None)
         self._answer_type = 1 if both_ways is True else 0
+
+    @property
+    def context(self) -> str:
+        """`max_length` in words, for messages."""
+        return f"the model's context is {self.max_length}{self._limited_by}"
 
     # conversations
 
@@ -111,7 +118,9 @@ class Prompter:
         turns = []
         for shown in demonstrations:
             turns.append(user_turn(self._user_text(shown), len(shown.images)))
-            turns.append(assistant_turn(shown.report(self.target)))
+            report = shown.report(self.target)
+            self._check_plain(report, f"{shown.where}: the report")
+            turns.append(assistant_turn(report))
         return [*turns, user_turn(self._user_text(study), len(study.images))]
 
     def render(self, study: Study, demonstrations: Sequence[Study] = ()) -> str:
@@ -139,7 +148,7 @@ class Prompter:
             shown = f" with {len(demonstrations)} demonstrations" if demonstrations else ""
             raise DiveError(
                 f"{study.where}: the prompt{shown} has {length} tokens "
-                f"({images} of them for images); the model's context is {self.max_length}"
+                f"({images} of them for images); {self.context}"
             )
         count = sum(len(one.images) for one in (*demonstrations, study))
         budget = self.max_image_tokens
@@ -197,6 +206,7 @@ class Prompter:
             DiveError: no report, a tokenizer without offsets, or a report with a special token.
         """
         text = study.report(self.target)
+        self._check_plain(text, f"{study.where}: the report")
         if not self.tokenizer.is_fast:
             raise DiveError(
                 f"{type(self.tokenizer).__name__} gives no character offsets, by which decisive "
@@ -242,7 +252,7 @@ class Prompter:
         if self.max_length is not None and length > self.max_length:
             raise DiveError(
                 f"prompt and report have {length} tokens, {count} of them for the report; "
-                f"the model's context is {self.max_length}"
+                f"{self.context}"
             )
         joined = dict(encoded)
         for name in sequence_names(encoded):
@@ -329,7 +339,17 @@ class Prompter:
 
     def _user_text(self, study: Study) -> str:
         indication = (study.indication or "").strip()
+        self._check_plain(indication, f"{study.where}: the indication")
         return f"Indication: {indication}\n{self.prompt}" if indication else self.prompt
+
+    def _check_plain(self, text: str, what: str) -> None:
+        """Text that a tokenizer would read as marks of its own (an image, the end of a turn)."""
+        found = self._special.search(text)
+        if found is not None:
+            raise DiveError(
+                f"{what} holds the special token {found.group()!r}; wants plain text (images and "
+                "turns are put in by the chat template)"
+            )
 
 
 def sequence_names(batch: dict[str, Tensor]) -> list[str]:
@@ -363,24 +383,6 @@ def response_positions(
 def response_targets(input_ids: Tensor, positions: Tensor) -> Tensor:
     """The tokens that `positions` predict, flat: one for each true entry, row by row."""
     return input_ids.roll(-1, dims=1)[positions.to(input_ids.device)]
-
-
-def _generation_eos(model: Any) -> list[int]:
-    config = getattr(model, "generation_config", None)
-    eos = getattr(config, "eos_token_id", None)
-    if eos is None:
-        return []
-    return [int(index) for index in eos] if isinstance(eos, (list, tuple)) else [int(eos)]
-
-
-def _appended_by(tokenizer: Any) -> int:
-    """How many special tokens the tokenizer puts behind a text; a prompt must not end in them."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    special = tokenizer("a", add_special_tokens=True)["input_ids"]
-    for start in range(len(special) - len(plain) + 1):
-        if special[start : start + len(plain)] == plain:
-            return len(special) - len(plain) - start
-    return 0
 
 
 def _same_size(values: list[Tensor]) -> list[Tensor]:

@@ -132,7 +132,7 @@ class Teacher:
                 raise DiveError(
                     f"{study.where}: the teacher's prompt with {len(shown)} demonstrations has "
                     f"{length} tokens ({more} of them for images) and the report {response}; "
-                    f"the model's context is {limit}: show fewer demonstrations, or lower "
+                    f"{self.prompter.context}: show fewer demonstrations, or lower "
                     "max_image_tokens"
                 )
             lengths.append(length)

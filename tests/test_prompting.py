@@ -146,6 +146,31 @@ def test_an_answer_that_holds_a_special_token_is_refused(prompter, cases):
         prompter.response(study)
 
 
+def test_special_tokens_in_texts_are_refused_wherever_they_are(any_backbone, prompter, cases):
+    """As ids, they would be images and ends of turns; what only looks like one is text."""
+    tokenizer = any_backbone.tokenizer
+    marks = {tokenizer.convert_ids_to_tokens(prompter.end_token_id), *tokenizer.all_special_tokens}
+    marks = {mark for mark in marks if mark != tokenizer.unk_token}
+    if any_backbone.image_token_id is not None:
+        marks.add(tokenizer.convert_ids_to_tokens(any_backbone.image_token_id))
+    assert marks
+    for mark in sorted(marks):
+        text = f"Cough {mark} since May."
+        with pytest.raises(DiveError, match=r"the prompt holds the special token .*wants plain"):
+            Prompter(any_backbone, prompt=text)
+        for study, shown, what in [
+            (replace(cases[0], indication=text), [], "study-00.*: the indication"),
+            (cases[0], [replace(cases[1], indication=text)], "study-01.*: the indication"),
+            (cases[0], [replace(cases[1], findings=text)], "study-01.*: the report"),
+        ]:
+            with pytest.raises(DiveError, match=f"{what} holds the special token"):
+                prompter.encode(study, shown)
+        with pytest.raises(DiveError, match=r"study-00.*the report holds the special token"):
+            prompter.response(replace(cases[0], findings=text))
+    plain = replace(cases[0], indication="Size < 3 cm > 2 cm, <b>, [x], a|b, image, s, !")
+    assert prompter.encode(plain)["input_ids"].shape[0] == 1
+
+
 def test_absent_reports_and_slow_tokenizers_are_refused(tiny_llama, studies):
     backbone = dive.load_backbone(tiny_llama)
     prompter = Prompter(backbone, target="both")
@@ -290,6 +315,21 @@ def test_the_context_is_the_text_models(any_backbone, prompter):
     )
 
 
+def test_a_tokenizers_own_limit_is_kept(tiny_llama, studies):
+    """LLaVA-Med's is 2,048 tokens, its decoder has 32,768 positions."""
+    backbone = dive.load_backbone(tiny_llama)
+    study = replace(studies[0], images=())
+    positions = Prompter(backbone).max_length
+    for own, wanted in [(2048, 2048), (10 * positions, positions), (int(1e30), positions)]:
+        backbone.tokenizer.model_max_length = own
+        assert Prompter(backbone).max_length == wanted
+    backbone.tokenizer.model_max_length = 20
+    with pytest.raises(
+        DiveError, match=r"context is 20 by its tokenizer's model_max_length, though .* 4096 pos"
+    ):
+        Prompter(backbone).encode(study)
+
+
 def test_an_image_budget_scales_qwens_images_down(tiny_qwen):
     backbone = dive.load_backbone(tiny_qwen)
     film = Image.new("RGB", (280, 140), 90)
@@ -328,7 +368,7 @@ def test_what_a_study_lacks_or_has_too_much(tiny_llava, tiny_llama, studies, tmp
     prompter = Prompter(dive.load_backbone(tiny_llava))
     with pytest.raises(DiveError, match="study-00.*: has no image; the backbone wants one or more"):
         prompter.encode(replace(studies[0], images=()))
-    with pytest.raises(DiveError, match=r"study-01.*has 1 images, and the chat template shows 2"):
+    with pytest.raises(DiveError, match=r"study-01.*: the indication holds the special .*<image>"):
         prompter.encode(replace(studies[1], indication="An <image> of what?"))
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(DiveError, match=r"study 'x'.*broken.png"):
