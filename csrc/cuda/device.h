@@ -85,7 +85,7 @@ __device__ __forceinline__ unsigned cluster_blocks() {
 __device__ __forceinline__ unsigned cluster_rank() {
 #if __CUDA_ARCH__ >= 900
   unsigned rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank.x;" : "=r"(rank));
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 #else
   return 0;

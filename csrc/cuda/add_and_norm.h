@@ -1,0 +1,56 @@
+// [residual add + steering + RMSNorm] of one decode step; csrc/cpu/steer_step.h has the formula.
+//
+// A row is spread over a cluster of up to eight blocks where the GPU has clusters (sm_90 and later)
+// and there are few rows; over one block elsewhere. What a row's blocks exchange are one sum of
+// squares, and the rank's products with it where the row is steered.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/steering.h"
+#include "cuda/runtime.h"
+#include "model.h"
+
+namespace dive::cuda {
+
+// One layer's steering of one row, in device memory; rank -1: none.
+struct SteerView {
+  const void* down = nullptr;  // of the model's dtype, [rank, width]
+  const void* up = nullptr;    // [rank, width]: transposed
+  const float* down_bias = nullptr;
+  const float* fixed = nullptr;
+  float scale = 0;
+  float eps = 0;
+  int rank = -1;
+  cpu::Activation activation = cpu::Activation::silu;
+  bool norm_preserving = false;
+};
+
+struct NormView {
+  const void* weight = nullptr;  // null: none
+  bool wide = false;             // float32, and not the model's dtype
+};
+
+struct AddArguments {
+  void* residual = nullptr;     // [rows of the step, width]
+  const void* delta = nullptr;  // null: nothing is added
+  NormView delta_norm;
+  const SteerView* steering = nullptr;  // by row of the cache, or null
+  const int* rows = nullptr;            // which row of the cache each one is
+  NormView norm;
+  void* out = nullptr;
+  float norm_eps = 0;
+  bool norm_plus_one = false;
+  int width = 0;
+  int span = 0;         // columns of a block
+  int staged_rank = 0;  // ranks whose weights are copied to shared memory while waiting
+};
+
+// `max_rank` over all steerings in use; `shared_limit` is what a block may have.
+void run_add_and_norm(const Queue& queue, DType dtype, AddArguments arguments, int count,
+                      int max_rank, bool clusters, std::size_t shared_limit);
+
+// Lets the kernels use that much shared memory; once for each device, and not while capturing.
+void allow_shared_memory(std::size_t bytes);
+
+}  // namespace dive::cuda

@@ -1,0 +1,62 @@
+// [head norms + RoPE + cache append + grouped-query attention over the cache] of one decode step.
+//
+// A block takes up to four query heads that share keys, of one sequence, over a share of its
+// tokens. The block that is last to finish a group of heads adds up the shares, in a fixed order.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/add_and_norm.h"
+#include "cuda/runtime.h"
+#include "model.h"
+
+namespace dive::cuda {
+
+constexpr int kMaxHeadWidth = 256;
+
+struct AttendArguments {
+  const float* heads = nullptr;  // [rows of the step, (query heads + 2 kv heads) * width]
+  NormView query_norm, key_norm;
+  const float* cosines = nullptr;  // [positions, half]
+  const float* sines = nullptr;
+  int half = 0;
+  void* keys = nullptr;  // the layer's, [rows of the cache, kv heads, slots, width]
+  void* values = nullptr;
+  const int* rows = nullptr;       // which row of the cache each one is
+  const int* lengths = nullptr;    // by row of the cache
+  const int* positions = nullptr;  // by row of the cache
+  int query_heads = 0;
+  int kv_heads = 0;
+  int width = 0;
+  int slots = 0;
+  float scale = 1;
+  float softcap = 0;
+  float norm_eps = 0;
+  bool norm_plus_one = false;
+  void* out = nullptr;          // of the model's dtype, [rows of the step, query heads * width]
+  float* shares = nullptr;      // [rows of the step, query heads, splits, width + 2]
+  unsigned* arrived = nullptr;  // [rows of the step, groups of heads], 0 between two steps
+  int splits = 1;
+};
+
+// Groups of query heads for a block each, and how many shares a sequence's tokens are cut into.
+int head_groups(int query_heads, int kv_heads);
+int splits_for(int count, int query_heads, int kv_heads, std::int64_t capacity, int processors);
+
+void run_attention(const Queue& queue, DType dtype, const AttendArguments& arguments, int count);
+
+// Keys and values [kv heads, count, width] into the slots of tokens `first` and on.
+struct AdoptArguments {
+  const void* source[2] = {};
+  std::int64_t head_stride[2] = {};
+  std::int64_t token_stride[2] = {};
+  void* cache[2] = {};  // of the layer and the row, [kv heads, slots, width]
+  std::int64_t first = 0;
+  int count = 0;
+  int slots = 0;
+  int kv_heads = 0;
+  int width = 0;
+};
+void run_adopt(const Queue& queue, DType dtype, const AdoptArguments& arguments);
+
+}  // namespace dive::cuda

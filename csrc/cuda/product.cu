@@ -1,0 +1,52 @@
+#include "cuda/product.h"
+
+#include <algorithm>
+
+namespace dive::cuda {
+namespace {
+
+constexpr int kTileBatch = 64;
+
+// Enough warps that their loads under way cover the memory's latency: about 16 a multiprocessor,
+// each with 4 KiB, where 29 KiB a multiprocessor is the least that an H200's memory needs (4.8 TB/s
+// times 0.8 us). A slice of fewer than two chunks of columns has nothing to overlap.
+int slices_for(int warps, int columns, int chunk, int processors) {
+  int slices = 1;
+  while (slices < 8 && warps * slices < 16 * processors && columns >= 4 * chunk * slices) {
+    slices *= 2;
+  }
+  return slices;
+}
+
+}  // namespace
+
+void Product::add(const LinearSpec& linear) {
+  int part = 0;
+  while (parts[part].weight != nullptr) ++part;
+  parts[part] = {linear.weight, linear.stride, linear.bias, static_cast<int>(linear.rows)};
+  rows += static_cast<int>(linear.rows);
+  columns = static_cast<int>(linear.columns);
+}
+
+void run_product(const Queue& queue, DType dtype, Output output, Product p, int processors) {
+  const bool tiles = dtype != DType::f32 && p.batch > 4;
+  const int whole = p.batch, most = tiles ? kTileBatch : 4;
+  const std::int64_t x_step = static_cast<std::int64_t>(most) * p.columns * size_of(dtype);
+  const std::int64_t y_item = output == Output::floats ? 4 : size_of(dtype);
+  const int outputs = output == Output::gated ? p.parts[0].rows : p.rows;
+  p.slices = tiles ? slices_for((outputs + 15) / 16, p.columns, 64, processors)
+                   : slices_for((outputs + 1) / 2, p.columns, 512, processors);
+  p.y_stride = outputs;
+  for (int first = 0; first < whole; first += most) {
+    p.batch = std::min(most, whole - first);
+    if (tiles) {
+      run_tile_product(queue, dtype, output, p);
+    } else {
+      run_matvec(queue, dtype, output, p);
+    }
+    p.x = static_cast<const unsigned char*>(p.x) + x_step;
+    p.y = static_cast<unsigned char*>(p.y) + static_cast<std::int64_t>(most) * outputs * y_item;
+  }
+}
+
+}  // namespace dive::cuda

@@ -1,0 +1,321 @@
+#include "cuda/shim/fibers.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+
+#include "cuda/shim/context.h"
+#include "cuda/shim/kernel_name.h"
+
+namespace dive::cuda::shim {
+namespace {
+
+constexpr std::size_t kBatch = 1024;  // threads that are there at once, if one cluster is no larger
+
+Running* running = nullptr;
+
+const char* name_of(Wait wait) {
+  switch (wait) {
+    case Wait::none: return "nothing";
+    case Wait::previous: return "wait_for_previous";
+    case Wait::block: return "__syncthreads";
+    case Wait::cluster: return "cluster_sync";
+    case Wait::warp: return "__syncwarp";
+    case Wait::shuffle: return "a shuffle";
+    case Wait::vote: return "a vote";
+    case Wait::mma: return "mma_16816";
+  }
+  return "";
+}
+
+std::string rest_of(const Thread& thread) {
+  if (thread.left) return "has left the kernel";
+  return std::string("is at ") + name_of(thread.wait) + ", line " + std::to_string(thread.line);
+}
+
+}  // namespace
+
+Thread* current = nullptr;
+
+Settings& settings() {
+  static Settings all;
+  return all;
+}
+
+Running::Running(const Launch& launch) : launch_(launch), random_(settings().seed) {
+  const std::size_t blocks = std::size_t{launch.grid.x} * launch.grid.y * launch.grid.z;
+  order_.resize(blocks / launch.cluster);
+  std::iota(order_.begin(), order_.end(), std::size_t{0});
+  if (settings().order == Order::backward) std::reverse(order_.begin(), order_.end());
+  if (settings().order == Order::shuffled) std::shuffle(order_.begin(), order_.end(), random_);
+}
+
+Running::~Running() = default;
+
+void Running::prologue() {
+  hold_ = true;
+  start_batch();
+  run();
+}
+
+void Running::finish() {
+  hold_ = false;
+  for (Thread* const thread : held_) make_ready(*thread);
+  held_.clear();
+  while (true) {
+    run();
+    if (unfinished_ > 0) fail_stuck();
+    if (next_cluster_ == order_.size()) return;
+    start_batch();
+  }
+}
+
+void Running::start_batch() {
+  batch_.clear();
+  fibers_.clear();
+  do {
+    start_cluster(order_[next_cluster_++]);
+  } while (next_cluster_ < order_.size() &&
+           fibers_.size() + launch_.cluster * launch_.threads <= kBatch);
+  unfinished_ = fibers_.size();
+  ready_.assign((fibers_.size() + 63) / 64, 0);
+  for (Thread* const fiber : fibers_) make_ready(*fiber);
+}
+
+void Running::start_cluster(std::size_t number) {
+  batch_.push_back(std::make_unique<Cluster>());
+  Cluster& cluster = *batch_.back();
+  cluster.blocks.resize(launch_.cluster);
+  for (unsigned rank = 0; rank < launch_.cluster; ++rank) {
+    Block& block = cluster.blocks[rank];
+    const std::size_t at = number * launch_.cluster + rank;
+    block.grid = launch_.grid;
+    block.dim = dim3(launch_.threads);
+    block.index = {static_cast<unsigned>(at % launch_.grid.x),
+                   static_cast<unsigned>(at / launch_.grid.x % launch_.grid.y),
+                   static_cast<unsigned>(at / launch_.grid.x / launch_.grid.y)};
+    block.cluster = &cluster;
+    block.rank = rank;
+    block.shared_bytes = launch_.shared;
+    void* memory = nullptr;  // exactly as large as asked for, so that AddressSanitizer sees the end
+    if (posix_memalign(&memory, 128, launch_.shared) != 0) throw std::bad_alloc();
+    block.shared = {static_cast<unsigned char*>(memory), &std::free};
+    block.threads.resize(launch_.threads);
+    for (unsigned i = 0; i < launch_.threads; ++i) {
+      Thread& thread = block.threads[i];
+      thread.index = {i, 0, 0};
+      thread.block = &block;
+      thread.place = fibers_.size();
+      thread.stack = std::make_unique<Stack>();
+      thread.context.top = prepare(*thread.stack, &Running::enter);
+      thread.context.bottom = thread.stack->memory;
+      thread.context.bytes = kStackBytes;
+      fibers_.push_back(&thread);
+    }
+  }
+}
+
+// Runs fibers until none can go on.
+void Running::run() {
+#ifdef DIVE_SHIM_ASAN
+  pthread_attr_t own;
+  pthread_getattr_np(pthread_self(), &own);
+  pthread_attr_getstack(&own, &outside_.bottom, &outside_.bytes);
+  pthread_attr_destroy(&own);
+#endif
+  running = this;
+  Thread* const first = take_next();
+  if (first != nullptr) {
+    current = first;
+    switch_to(outside_, first->context, false);
+  }
+  current = nullptr;
+  running = nullptr;
+  if (failure_) std::rethrow_exception(failure_);
+}
+
+// Where a fiber begins, and where it ends.
+void Running::enter() {
+#ifdef DIVE_SHIM_ASAN
+  __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
+#endif
+  Thread& self = *current;
+  Block& block = *self.block;
+  try {
+    if (!block.started) std::memset(block.shared.get(), 0xff, block.shared_bytes);
+    block.started = true;
+    running->launch_.body();
+    if (self.waited == 0) fault("left the kernel without a call of wait_for_previous");
+  } catch (...) {
+    running->failure_ = std::current_exception();
+  }
+  self.left = true;
+  --running->unfinished_;
+  // another block of the cluster that still reads it reads nothing sensible
+  if (++block.left == block.threads.size()) {
+    std::memset(block.shared.get(), 0xff, block.shared_bytes);
+  }
+  Thread* const next = running->failure_ ? nullptr : running->take_next();
+  current = next;
+  running->switch_to(self.context, next == nullptr ? running->outside_ : next->context, true);
+  std::abort();
+}
+
+// The running fiber stops until it is made ready.
+void Running::rest() {
+  Thread& self = *current;
+  Thread* const next = take_next();
+  if (next == &self) return;
+  current = next;
+  switch_to(self.context, next == nullptr ? outside_ : next->context, false);
+}
+
+void Running::switch_to(Context& from, Context& to, [[maybe_unused]] bool leaves) {
+#ifdef DIVE_SHIM_ASAN
+  __sanitizer_start_switch_fiber(leaves ? nullptr : &from.fake_stack, to.bottom, to.bytes);
+#endif
+  switch_stacks(&from.top, to.top);
+#ifdef DIVE_SHIM_ASAN
+  __sanitizer_finish_switch_fiber(from.fake_stack, nullptr, nullptr);
+#endif
+}
+
+void Running::make_ready(Thread& thread) {
+  thread.wait = Wait::none;
+  ready_[thread.place / 64] |= std::uint64_t{1} << thread.place % 64;
+}
+
+// The first, the last, or the first from somewhere on of the fibers that can go on; none: null.
+Thread* Running::take_next() {
+  const std::size_t words = ready_.size();
+  std::size_t word = 0, place = 0;
+  if (settings().order == Order::backward) {
+    for (word = words; word > 0 && ready_[word - 1] == 0;) --word;
+    if (word == 0) return nullptr;
+    --word;
+    place = 63 - static_cast<std::size_t>(__builtin_clzll(ready_[word]));
+  } else {
+    std::size_t start = 0;
+    if (settings().order == Order::shuffled) {
+      start = random_() % (words * 64);
+      const std::uint64_t from_here = ready_[start / 64] & ~std::uint64_t{0} << start % 64;
+      if (from_here != 0) {
+        place = static_cast<std::size_t>(__builtin_ctzll(from_here));
+        ready_[start / 64] &= ~(std::uint64_t{1} << place);
+        return fibers_[start / 64 * 64 + place];
+      }
+      start = start / 64 + 1;
+    }
+    std::size_t seen = 0;
+    while (seen < words && ready_[(start + seen) % words] == 0) ++seen;
+    if (seen == words) return nullptr;
+    word = (start + seen) % words;
+    place = static_cast<std::size_t>(__builtin_ctzll(ready_[word]));
+  }
+  ready_[word] &= ~(std::uint64_t{1} << place);
+  return fibers_[word * 64 + place];
+}
+
+void Running::arrive(Barrier& barrier, unsigned expected, Wait what, int line) {
+  Thread& self = *current;
+  if (barrier.arrived > 0 && barrier.line != line) {
+    fault(std::string("is at ") + name_of(what) + " of line " + std::to_string(line) +
+          ", where others wait at that of line " + std::to_string(barrier.line));
+  }
+  barrier.line = line;
+  self.wait = what;
+  self.line = line;
+  if (++barrier.arrived == expected) {
+    barrier.arrived = 0;
+    for (Block& block : self.block->cluster->blocks) {
+      if (what == Wait::block && &block != self.block) continue;
+      for (Thread& thread : block.threads) make_ready(thread);
+    }
+  }
+  rest();
+}
+
+void sync_block(int line) {
+  Block& block = *current->block;
+  running->arrive(block.barrier, block.dim.x, Wait::block, line);
+}
+
+void sync_cluster(int line) {
+  Block& block = *current->block;
+  const auto blocks = static_cast<unsigned>(block.cluster->blocks.size());
+  running->arrive(block.cluster->barrier, block.dim.x * blocks, Wait::cluster, line);
+}
+
+void wait_for_previous() {
+  Thread& self = *current;
+  ++self.waited;
+  if (!running->hold_) return;
+  self.wait = Wait::previous;
+  running->held_.push_back(&self);
+  running->rest();
+}
+
+void meet(unsigned mask, Wait what, int line, void* payload, Resolve resolve) {
+  Thread& self = *current;
+  const unsigned lane = self.index.x % 32;
+  Thread* const lanes = &self - lane;
+  const unsigned there = std::min(32u, self.block->dim.x - (self.index.x - lane));
+  if ((mask >> lane & 1) == 0) fault(std::string("is not in its own mask of ") + name_of(what));
+  if (there < 32 && mask >> there != 0) {
+    fault(std::string("names in ") + name_of(what) + " lanes from " + std::to_string(there) +
+          " on, which its warp does not have");
+  }
+  self.wait = what;
+  self.line = line;
+  self.mask = mask;
+  self.payload = payload;
+  void* payloads[32] = {};
+  bool all = true;
+  for (unsigned l = 0; l < there && all; ++l) {
+    if ((mask >> l & 1) == 0) continue;
+    all = lanes[l].wait == what && lanes[l].mask == mask;
+    payloads[l] = lanes[l].payload;
+  }
+  if (all) {
+    if (resolve != nullptr) resolve(payloads, mask);
+    for (unsigned l = 0; l < there; ++l) {
+      if (mask >> l & 1) running->make_ready(lanes[l]);
+    }
+  }
+  running->rest();
+}
+
+std::string Running::where(const Thread& thread) const {
+  const uint3& block = thread.block->index;
+  return name_of_kernel(launch_.kernel) + ", block (" + std::to_string(block.x) + ", " +
+         std::to_string(block.y) + ", " + std::to_string(block.z) + "), thread " +
+         std::to_string(thread.index.x);
+}
+
+void fault(const std::string& what) {
+  throw Fault("CUDA shim: " + running->where(*current) + " " + what);
+}
+
+// No fiber can go on: says which one waits, and for whom.
+void Running::fail_stuck() {
+  const auto rests = [](const Thread* fiber) { return !fiber->left; };
+  const Thread& self = **std::find_if(fibers_.begin(), fibers_.end(), rests);
+  std::string text = "CUDA shim: " + where(self) + " " + rest_of(self);
+  for (const Thread* const other : fibers_) {
+    if (other->block->cluster != self.block->cluster) continue;
+    if (self.wait != Wait::cluster && other->block != self.block) continue;
+    const bool lane = other->block == self.block && other->index.x / 32 == self.index.x / 32;
+    const bool named = lane && (self.mask >> other->index.x % 32 & 1) != 0;
+    if (self.wait != Wait::cluster && self.wait != Wait::block && !named) continue;
+    const bool same = other->wait == self.wait && !other->left;
+    if (same && (self.wait == Wait::cluster || self.wait == Wait::block || other->mask == self.mask))
+      continue;
+    text += ", but thread " + std::to_string(other->index.x) + " of block " +
+            std::to_string(other->block->index.x) + " " + rest_of(*other);
+    break;
+  }
+  throw Fault(text);
+}
+
+}  // namespace dive::cuda::shim
