@@ -5,7 +5,7 @@ Hooks on the model's own decoder layers; no class is patched and no weight is to
 
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -34,14 +34,19 @@ class Attachment:
     calls: how often a layer was steered outside compiled code, to assert that there was an effect.
     """
 
+    adapter: SteeringAdapter | None
+
     def __init__(self, model: nn.Module, adapter: SteeringAdapter) -> None:
-        self.model = model
         self.adapter = adapter
+        adapter.check_backbone(model)
+        self._hang(model, [int(index) for index in adapter.layers])
+
+    def _hang(self, model: nn.Module, indices: Iterable[int]) -> None:
+        """Hooks on these layers of a model that has no attachment yet."""
+        self.model = model
         self.mask: Tensor | None = None
         self.enabled = True
         self.calls = 0
-        self._last_only = adapter.config.positions == "response"
-        adapter.check_backbone(model)
         layers = decoder_layers(model)
         self._first = layers[0]
         if id(self._first) in _attached:
@@ -53,29 +58,42 @@ class Attachment:
         model.__dict__.pop("_compiled_call", None)
         if "torch._dynamo" in sys.modules:
             torch._dynamo.reset()
-        pairs = [(layers[int(index)], steering) for index, steering in adapter.layers.items()]
-        for layer, steering in pairs:
-            steering.to(computes_on(layer))
+        edits = [
+            (layers[index], self._edit(index, computes_on(layers[index]))) for index in indices
+        ]
         self._handles = [
             # first in line: transformers records hidden states by hooks, which must see our output
-            layer.register_forward_hook(self._hook(steering), prepend=True)
-            for layer, steering in pairs
+            layer.register_forward_hook(self._hook(edit), prepend=True)
+            for layer, edit in edits
         ]
         _attached[id(self._first)] = self
 
-    def _hook(self, steering: nn.Module) -> Any:
+    def _edit(self, index: int, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """What happens to the output [B, T, D] of layer `index`, which computes on `device`."""
+        assert self.adapter is not None
+        layers: Any = self.adapter.layers
+        steering = layers[str(index)].to(device)
+        last_only = self.adapter.config.positions == "response"
+        return lambda hidden: steering(hidden, self._positions(hidden, last_only))
+
+    @property
+    def steers(self) -> tuple[SteeringAdapter | None, ...]:
+        """The adapter of all rows of a batch, or one entry a row."""
+        return (self.adapter,)
+
+    def _hook(self, edit: Callable[[Tensor], Tensor]) -> Any:
         def steer_output(_module: nn.Module, _inputs: tuple, output: Any) -> Any:
             if not self.enabled:
                 return output
             hidden = output[0] if isinstance(output, tuple) else output
-            steered = steering(hidden, self._positions(hidden))
+            steered = edit(hidden)
             if not torch.compiler.is_compiling():
                 self.calls += 1
             return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
         return steer_output
 
-    def _positions(self, hidden: Tensor) -> Tensor | None:
+    def _positions(self, hidden: Tensor, last_only: bool) -> Tensor | None:
         if self.mask is not None:
             if self.mask.shape != hidden.shape[:-1]:
                 raise DiveError(
@@ -83,7 +101,7 @@ class Attachment:
                     f"positions {list(hidden.shape[:-1])}"
                 )
             return self.mask.to(hidden.device)
-        if not self._last_only or hidden.shape[-2] == 1:
+        if not last_only or hidden.shape[-2] == 1:
             return None
         last = torch.zeros(hidden.shape[:-1], dtype=torch.bool, device=hidden.device)
         last[..., -1] = True

@@ -1,13 +1,17 @@
-"""From studies to reports, batch by batch: what `dive.generate` runs on checked input."""
+"""From studies to reports, in slots or batch by batch: what `dive.generate` runs on checked input.
+
+Where the engine decodes, a waiting study takes the row of a report that has ended (`run_slots`).
+Where transformers does, batches wait for their longest report (`run_batches`).
+"""
 
 import copy
-import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import Any
 
 from PIL import Image
@@ -15,17 +19,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from transformers import GenerationConfig
+from transformers.generation.configuration_utils import GenerationMode
 
 from dive.adapter import SteeringAdapter
+from dive.ahead import Job, Prompts
 from dive.attach import steer
+from dive.attach_rows import RowAttachment
 from dive.backbone import Backbone
 from dive.data.jsonl import Skipped
 from dive.data.study import Study
 from dive.decode import DecodeSession
-from dive.errors import DiveError
 from dive.prompting import Prompter
-
-log = logging.getLogger(__name__)
+from dive.sampling import seed_of_this_call, seeded
+from dive.slots import Request
 
 # Greedy search, whatever the model's generation_config proposes for chatting. Given as values and
 # not left out, because transformers fills what is left out from the model's file.
@@ -51,8 +57,8 @@ class Report:
         token_ids: what was generated, with the token that ended it, if one did.
         finish_reason: "eos" if the model ended the report, else "length".
         num_tokens: len(token_ids).
-        seconds: wall time of the model on its batch, from prompt to last token, divided by the
-            batch's size.
+        seconds: wall time of the model on this report: of reading its prompt, and its share of
+            the steps that it took part in. In transformers its share of its batch's time.
         id: of the study; for a bare image its path as given.
         images: paths as given; PIL images are named by their place.
         prompt_tokens: length of the prompt, images and demonstrations included.
@@ -70,54 +76,28 @@ class Report:
 
 @dataclass
 class Run:
-    """What stays the same from batch to batch."""
+    """What stays the same from study to study.
+
+    seed: of sampling; report i is drawn with `seed + i`. None: drawn from torch's generator.
+    """
 
     backbone: Backbone
-    prompter: Prompter
-    adapter: SteeringAdapter | None
     demonstrations: list[Study]
     max_new_tokens: int
     streamer: Any
     generate_kwargs: dict[str, Any]
     session: DecodeSession | None = None  # decodes in the place of transformers, where it can
+    seed: int | None = None
 
-    def encode(self, study: Study) -> dict[str, Tensor]:
-        shown = []
-        for one in self.demonstrations:
-            same = [
-                name
-                for name in ("id", "patient")
-                if getattr(one, name) is not None and getattr(one, name) == getattr(study, name)
-            ]
-            if same:
-                log.warning(
-                    "%s: demonstration %r has the same %s and is left out",
-                    study.where,
-                    one.id,
-                    same[0],
-                )
-            else:
-                shown.append(one)
-        return self.prompter.encode(study, shown)
-
-    def config(self, longest: int) -> GenerationConfig:
-        """The decoding that was asked for, over greedy defaults."""
+    def config(self, prompter: Prompter, longest: int = 0) -> GenerationConfig:
+        """The decoding that was asked for, over greedy defaults, after the longest prompt."""
         kwargs = self.generate_kwargs
         given = kwargs.get("generation_config")
         config = copy.deepcopy(given) if given is not None else GenerationConfig(**_GREEDY)
-        new_tokens = self.max_new_tokens
-        context = self.prompter.max_length
-        if context is not None and longest + new_tokens > context:
-            new_tokens = context - longest
-            warnings.warn(
-                f"a prompt of {longest} tokens leaves {new_tokens} of the model's context of "
-                f"{context} for the report; max_new_tokens was {self.max_new_tokens}",
-                stacklevel=2,
-            )
-        config.max_new_tokens = new_tokens
+        config.max_new_tokens = self._new_tokens(prompter, longest)
         config.max_length = None
-        config.eos_token_id = self.prompter.eos_token_ids
-        config.pad_token_id = self.prompter.pad_token_id
+        config.eos_token_id = prompter.eos_token_ids
+        config.pad_token_id = prompter.pad_token_id
         known = {name: value for name, value in kwargs.items() if hasattr(config, name)}
         if known.get("do_sample"):
             # sampling without values of one's own is the model's proposal
@@ -127,35 +107,67 @@ class Run:
         config.update(**known)
         return config
 
-    def reports(self, studies: list[Study], prompts: list[dict[str, Tensor]]) -> list[Report]:
-        start = time.perf_counter()
-        prompter, model = self.prompter, self.backbone.model
-        generate: Any = model.generate if self.session is None else self.session.generate
-        batch = prompter.place(prompter.collate(prompts, side="left"))
-        config = self.config(batch["input_ids"].shape[1])
-        others = {
+    def _new_tokens(self, prompter: Prompter, longest: int) -> int:
+        context = prompter.max_length
+        if context is None or longest + self.max_new_tokens <= context:
+            return self.max_new_tokens
+        if longest == 0:  # there is no prompt yet
+            return context
+        warnings.warn(
+            f"a prompt of {longest} tokens leaves {context - longest} of the model's context of "
+            f"{context} for the report; max_new_tokens was {self.max_new_tokens}",
+            stacklevel=2,
+        )
+        return context - longest
+
+    def others(self) -> dict[str, Any]:
+        """Arguments of `model.generate` that are no setting of its config."""
+        known = GenerationConfig()
+        return {
             name: value
             for name, value in self.generate_kwargs.items()
-            if name != "generation_config" and not hasattr(config, name)
+            if name != "generation_config" and not hasattr(known, name)
         }
+
+    def mode(self, prompter: Prompter) -> GenerationMode:
+        assistant = self.generate_kwargs.get("assistant_model")
+        return self.config(prompter).get_generation_mode(assistant)
+
+    def seeds(self, prompter: Prompter, count: int) -> list[int] | None:
+        """One a study where tokens are drawn one by one; else None."""
+        if self.mode(prompter) != GenerationMode.SAMPLE or "custom_generate" in self.others():
+            return None
+        base = seed_of_this_call() if self.seed is None else self.seed
+        return list(range(base, base + count))
+
+    def reports(
+        self, jobs: Sequence[Job], prompts: list[dict[str, Tensor]], seeds: list[int] | None
+    ) -> list[Report]:
+        """A batch in transformers."""
+        start = time.perf_counter()
+        prompter = jobs[0].prompter
+        model: Any = self.backbone.model
+        batch = prompter.place(prompter.collate(prompts, side="left"))
+        config = self.config(prompter, batch["input_ids"].shape[1])
+        others = self.others()
+        if seeds is not None:
+            own = [seeds[job.number] for job in jobs]
+            others["custom_generate"] = seeded(own, self.streamer)
         arguments = {**batch, **others, "generation_config": config, "streamer": self.streamer}
-        output = generate(**arguments)
+        output = model.generate(**arguments)
         sequences = output if isinstance(output, Tensor) else output.sequences
         answers = sequences[:, batch["input_ids"].shape[1] :].tolist()
-        each = (time.perf_counter() - start) / len(studies)
+        each = (time.perf_counter() - start) / len(jobs)
         return [
-            self._report(study, prompt["input_ids"].shape[1], answer, each, config)
-            for study, prompt, answer in zip(studies, prompts, answers, strict=True)
+            self.report(job, prompt["input_ids"].shape[1], answer, each, config)
+            for job, prompt, answer in zip(jobs, prompts, answers, strict=True)
         ]
 
-    def _report(
-        self,
-        study: Study,
-        prompt_tokens: int,
-        ids: list[int],
-        seconds: float,
-        config: GenerationConfig,
+    def report(
+        self, job: Job, prompt_tokens: int, ids: list[int], seconds: float, config: GenerationConfig
     ) -> Report:
+        """`ids` may have padding behind them."""
+        study = job.study
         eos: Any = config.eos_token_id
         ends = set(eos if isinstance(eos, list) else [eos])
         stop = next((place for place, index in enumerate(ids) if index in ends), None)
@@ -165,7 +177,7 @@ class Run:
             # shorter than the batch without an end token: a stopping criterion of the caller's
             while ids and ids[-1] == config.pad_token_id:
                 ids.pop()
-        text = self.prompter.tokenizer.decode(
+        text = job.prompter.tokenizer.decode(
             ids if stop is None else ids[:-1], skip_special_tokens=True
         )
         return Report(
@@ -183,56 +195,104 @@ class Run:
         )
 
 
-def run_batches(
+def write(
     run: Run,
-    studies: list[Study],
+    jobs: list[Job],
     batch_size: int,
     progress: bool | None,
     on_error: str,
     skipped: Skipped,
 ) -> Iterator[Report]:
-    """Batches in order; the images of the next one are decoded while the model runs."""
-    chunks = [studies[at : at + batch_size] for at in range(0, len(studies), batch_size)]
+    """Reports in order, by the engine where it can."""
     with (
         ThreadPoolExecutor(max_workers=1) as pool,
-        _bar(len(studies), batch_size, progress) as bar,
-        _steered(run) as steered,
+        _bar(len(jobs), batch_size, progress) as bar,
     ):
-        ahead: list[Future] = [pool.submit(_load, study) for study in chunks[0]]
-        for number, chunk in enumerate(chunks):
-            loading = ahead
-            following = chunks[number + 1] if number + 1 < len(chunks) else []
-            ahead = [pool.submit(_load, study) for study in following]
-            kept, prompts = [], []
-            for study, future in zip(chunk, loading, strict=True):
-                try:
-                    prompts.append(run.encode(future.result()))
-                    kept.append(study)
-                except DiveError as error:
-                    if on_error == "fail":
-                        for waiting in ahead:
-                            waiting.cancel()
-                        raise
-                    skipped.add(study.id, study.source, error)
-            if kept:
-                with steered():
-                    reports = run.reports(kept, prompts)
-                yield from reports
-            bar(len(chunk))
+        prompts = Prompts(jobs, run.demonstrations, pool, batch_size, on_error, skipped, bar)
+        if run.session is not None:
+            plan = run.session.plan(generation_config=run.config(jobs[0].prompter), **run.others())
+            if plan.engine == "dive._C":
+                yield from run_slots(run, prompts, batch_size)
+                return
+            run.session.say(plan.reason)
+        yield from run_batches(run, prompts, batch_size)
+
+
+def run_slots(run: Run, prompts: Prompts, rows: int) -> Iterator[Report]:
+    """Every report on its own, `rows` at once, handed out in the order of the studies."""
+    assert run.session is not None
+    seeds = run.seeds(prompts.jobs[0].prompter, len(prompts.jobs))
+    others = run.others()
+    asked: list[tuple[Job, int, GenerationConfig]] = []
+
+    def requests() -> Iterator[Request]:
+        before: dict[str, Tensor] | None = None
+        inputs: dict[str, Tensor] = {}
+        for job, prompt in prompts:
+            if prompt is not before:
+                before, inputs = prompt, job.prompter.place(prompt)
+            length = prompt["input_ids"].shape[1]
+            config = run.config(job.prompter, length)
+            asked.append((job, length, config))
+            settings = {**others, "generation_config": config}
+            seed = None if seeds is None else seeds[job.number]
+            yield Request(inputs, settings, job.adapter, seed, run.streamer)
+
+    done: dict[int, Report] = {}
+    following = 0
+    for place, token_ids, seconds in run.session.stream(requests(), rows):
+        job, length, config = asked[place]
+        done[place] = run.report(job, length, token_ids, seconds, config)
+        prompts.bar(1)
+        while following in done:
+            yield done.pop(following)
+            following += 1
+    if prompts.error is not None:
+        raise prompts.error
+
+
+def run_batches(run: Run, prompts: Prompts, batch_size: int) -> Iterator[Report]:
+    """Batches in order."""
+    seeds = run.seeds(prompts.jobs[0].prompter, len(prompts.jobs))
+    with _steered(run, [job.adapter for job in prompts.jobs]) as steered:
+        for chunk in _chunks(prompts, batch_size):
+            jobs = [job for job, _ in chunk]
+            with steered([job.adapter for job in jobs]):
+                reports = run.reports(jobs, [prompt for _, prompt in chunk], seeds)
+            yield from reports
+            prompts.bar(len(chunk))
+    if prompts.error is not None:
+        raise prompts.error
+
+
+def _chunks(prompts: Prompts, size: int) -> Iterator[list[tuple[Job, dict[str, Tensor]]]]:
+    """Prompts that end at the same tokens, `size` at once."""
+    for _, alike in groupby(prompts, key=lambda one: one[0].prompter.eos_token_ids):
+        while chunk := list(islice(alike, size)):
+            yield chunk
 
 
 @contextmanager
-def _steered(run: Run) -> Iterator[Callable]:
-    """Attaches the adapter once, as attaching throws away compiled code; yields a context in which
-    it works. Between two batches the caller's own forwards pass unchanged."""
-    if run.adapter is None:
-        yield nullcontext
+def _steered(
+    run: Run, adapters: list[SteeringAdapter | None]
+) -> Iterator[Callable[[list[SteeringAdapter | None]], Any]]:
+    """Attaches the adapters once, as attaching throws away compiled code; yields a context in which
+    those of a batch work. Between two batches the caller's own forwards pass unchanged."""
+    if all(adapter is None for adapter in adapters):
+        yield lambda rows: nullcontext()
         return
-    with steer(run.backbone, run.adapter) as attachment:
+    one = adapters[0]
+    if one is not None and all(adapter is one for adapter in adapters):
+        attached = steer(run.backbone, one)
+    else:
+        attached = RowAttachment(run.backbone)
+    with attached as attachment:
         attachment.enabled = False
 
         @contextmanager
-        def steered() -> Iterator[None]:
+        def steered(rows: list[SteeringAdapter | None]) -> Iterator[None]:
+            if isinstance(attachment, RowAttachment):
+                attachment.rows = rows
             attachment.enabled = True
             try:
                 yield
@@ -255,7 +315,3 @@ def _bar(total: int, batch_size: int, progress: bool | None) -> Iterator[Callabl
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("reports", total=total)
         yield lambda count: bar.advance(task, count)
-
-
-def _load(study: Study) -> Study:
-    return replace(study, images=tuple(study.load_images()))

@@ -3,34 +3,36 @@
     session = DecodeSession(backbone, adapter)
     session.generate(**inputs, max_new_tokens=200)
     model.generate(**inputs, max_new_tokens=200, custom_generate=session)     # the same
+    session.stream(requests, rows=8)      # many prompts; a waiting one takes a finished one's row
 
 Hugging Face's model reads the prompt and its images; the session takes over the cache and writes
 the answer. What it cannot do it hands to transformers with the adapter attached, and says so.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.configuration_utils import GenerationMode
-from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from dive import extension
 from dive.adapter import SteeringAdapter
 from dive.attach import attachment_of, steer
+from dive.attach_rows import RowAttachment
+from dive.decode_batch import BatchRun
 from dive.decode_limits import EMBEDS, config_reason, input_reason, keyword_reason
-from dive.decoder_spec import DecoderSpec, Unsupported, check_modules, read
+from dive.decode_rows import Rows
+from dive.decoder_spec import DecoderSpec, Unsupported, read
 from dive.errors import DiveError
-from dive.structure import decoder, unwrap
+from dive.slots import Request, Slots, Written
+from dive.structure import unwrap
 
 log = logging.getLogger(__name__)
-
-_POSITIONS = 512  # tables of cos and sin grow by so many
 
 
 class Plan(NamedTuple):
@@ -43,37 +45,46 @@ class Plan(NamedTuple):
 class DecodeSession:
     """Decodes for one model. It holds no state from one call to the next but bound weights.
 
-    adapter: steers prompt and answer; None takes what `dive.steer` has attached, if anything.
+    adapter: steers prompt and answer; None takes what `dive.steer` has attached, if anything. A
+        list has one adapter, or None for no steering, for every row of the batches that follow.
     The weights are used where they lie: memory holds them once. Training, moving or replacing them
     between two calls is noticed. Not to be used by two threads at once.
     """
 
-    def __init__(self, backbone_or_model: Any, adapter: SteeringAdapter | None = None) -> None:
+    def __init__(
+        self,
+        backbone_or_model: Any,
+        adapter: SteeringAdapter | Sequence[SteeringAdapter | None] | None = None,
+    ) -> None:
         self.model: Any = unwrap(backbone_or_model)
-        self.adapter = adapter
-        if adapter is not None:
-            adapter.check_backbone(self.model)
+        self.adapter: SteeringAdapter | None = None
+        self.adapters: tuple[SteeringAdapter | None, ...] | None = None
+        if adapter is None or isinstance(adapter, SteeringAdapter):
+            self.adapter = adapter
+        else:
+            self.adapters = tuple(adapter)
+            if not self.adapters:
+                raise DiveError("adapter is an empty list, want an adapter or None for every row")
+        for one in (adapter,) if self.adapters is None else self.adapters:
+            if isinstance(one, SteeringAdapter):
+                one.check_backbone(self.model)
+            elif one is not None:
+                raise DiveError(f"adapter holds a {type(one).__name__}, want a SteeringAdapter")
         self._spec: DecoderSpec | None = None
-        self._engine: Any = None
-        self._weights: tuple[Any, ...] = ()
-        self._positions = 0
-        self._packed: tuple[Any, list[Any]] = (None, [])
+        self._rows: Rows | None = None
+        self._packed: WeakKeyDictionary[Any, tuple[Any, list[Any]]] = WeakKeyDictionary()
         self._said: set[str] = set()
 
     def plan(self, **generate_kwargs: Any) -> Plan:
         """Which engine would run `generate(**generate_kwargs)`, and why."""
-        given = generate_kwargs.get("generation_config") or self.model.generation_config
-        config = GenerationConfig(**given.to_dict())
-        config.update(**{k: v for k, v in generate_kwargs.items() if hasattr(config, k)})
-        reason = self._bind() or keyword_reason(generate_kwargs) or config_reason(config)
-        if reason is None and generate_kwargs.get("inputs_embeds") is not None:
-            reason = EMBEDS
+        reason = self._bind() or self._settings_reason(generate_kwargs)
         if reason is not None:
             return Plan("transformers", reason)
         assert self._spec is not None
         info = extension.build_info() or {}
         dtype = str(self._spec.dtype).removeprefix("torch.")
-        return Plan("dive._C", f"a {self._spec.family} decoder in {dtype} on {info.get('isa')}")
+        on = info.get("isa") if self._spec.device.type == "cpu" else self._spec.device
+        return Plan("dive._C", f"a {self._spec.family} decoder in {dtype} on {on}")
 
     def generate(self, *args: Any, streamer: Any = None, **kwargs: Any) -> Any:
         """`model.generate` with the same arguments, decoded by this session where it can.
@@ -82,7 +93,7 @@ class DecodeSession:
         """
         plan = self.plan(**kwargs)
         if plan.engine != "dive._C":
-            self._say(plan.reason)
+            self.say(plan.reason)
             with self._steered():
                 return self.model.generate(*args, streamer=streamer, **kwargs)
         self._streamer = streamer
@@ -92,6 +103,18 @@ class DecodeSession:
             self._streamer = None
 
     _streamer: Any = None
+
+    def stream(self, requests: Iterable[Request], rows: int = 8) -> Iterator[Written]:
+        """Answers to many prompts, each as it ends; the next prompt then takes its row.
+
+        `requests` is read as rows become free. Every answer is the one that its prompt gets alone.
+        Other calls of this session in between are no harm.
+        """
+        if rows < 1:
+            raise DiveError(f"rows is {rows}, want 1 or more")
+        if self.adapters is not None:
+            raise DiveError("a session with an adapter a row: give each request its own instead")
+        return Slots(self, requests, rows).run()
 
     def __call__(
         self,
@@ -119,7 +142,7 @@ class DecodeSession:
             or self._attachment_reason()
         )
         if reason is not None:
-            self._say(reason)
+            self.say(reason)
             more = {} if streamer is None else {"streamer": streamer}
             return self._by_transformers(
                 input_ids,
@@ -130,10 +153,20 @@ class DecodeSession:
                 **more,
                 **model_kwargs,
             )
-        run = _Run(self, input_ids, processors, criteria, generation_config, streamer)
+        assert self._rows is not None
+        run = BatchRun(
+            model, self._rows, input_ids, processors, criteria, generation_config, streamer
+        )
         run.check_context(model_kwargs)
-        with self._steered() as adapter:
-            scores = run.prefill(model_kwargs, self._steering(adapter))
+        with self._steered() as adapters:
+            each, left = divmod(input_ids.shape[0], len(adapters))
+            if left:
+                raise DiveError(
+                    f"the session has {len(adapters)} adapters, one a row, and the batch "
+                    f"{input_ids.shape[0]} rows"
+                )
+            steerings = [self._steering(one) for one in adapters for _ in range(each)]
+            scores = run.prefill(model_kwargs, steerings)
         return run.decode(scores)
 
     # which engine
@@ -144,23 +177,36 @@ class DecodeSession:
         if module is None:
             return "dive._C is not built here"
         try:
-            if self._spec is not None and self._weights == _signature(self.model, self._spec):
-                check_modules(self._spec.text, self._spec.head)
+            if self._rows is not None and not self._rows.moved():
                 return None
         except Unsupported as error:
             return str(error)
-        except AttributeError:
-            pass  # a module was replaced by one of another kind: read again
-        self._engine = self._spec = None
+        self._rows = self._spec = None
         try:
             with _rope_deltas_kept(self.model):
                 spec = read(self.model)
-            positions = _POSITIONS
-            self._engine = module.Engine(spec.describe(positions))
+                self._rows = Rows(module, spec, self.model)
         except (Unsupported, ValueError) as error:
             return str(error)
-        self._spec, self._positions, self._weights = spec, positions, _signature(self.model, spec)
+        self._spec = spec
         return None
+
+    def _settings_reason(self, kwargs: dict[str, Any]) -> str | None:
+        given = kwargs.get("generation_config") or self.model.generation_config
+        config = GenerationConfig(**given.to_dict())
+        config.update(**{k: v for k, v in kwargs.items() if hasattr(config, k)})
+        embeds = EMBEDS if kwargs.get("inputs_embeds") is not None else None
+        return keyword_reason(kwargs) or config_reason(config) or embeds
+
+    def _lend_rows(self) -> Rows:
+        """The bound engine, for somebody to keep; the session binds another when it needs one."""
+        assert self._rows is not None
+        rows, self._rows = self._rows, None
+        return rows
+
+    @property
+    def _engine(self) -> Any:
+        return None if self._rows is None else self._rows.engine
 
     def _attachment_reason(self) -> str | None:
         attachment = attachment_of(self.model)
@@ -168,7 +214,8 @@ class DecodeSession:
             return None
         return None if attachment.mask is None else "the attached adapter has a mask of positions"
 
-    def _say(self, reason: str) -> None:
+    def say(self, reason: str) -> None:
+        """One line of log, the first time, about what runs in transformers."""
         if reason not in self._said:
             self._said.add(reason)
             log.info("decoding in transformers: %s", reason)
@@ -196,26 +243,28 @@ class DecodeSession:
     # steering
 
     @contextmanager
-    def _steered(self) -> Iterator[SteeringAdapter | None]:
-        """The adapter at work on the model's own forwards inside; yields it."""
+    def _steered(self) -> Iterator[Sequence[SteeringAdapter | None]]:
+        """The adapters at work on the model's own forwards inside; yields one, or one a row."""
         attachment = attachment_of(self.model)
-        if attachment is None:
+        if self.adapters is not None:
+            with RowAttachment(self.model, self.adapters):  # refuses a second one
+                yield self.adapters
+        elif attachment is None:
             if self.adapter is None:
-                yield None
+                yield (None,)
                 return
             with steer(self.model, self.adapter):
-                yield self.adapter
-            return
-        if self.adapter is None:
-            yield attachment.adapter if attachment.enabled else None
-            return
-        if attachment.adapter is not self.adapter:
+                yield (self.adapter,)
+        elif self.adapter is None:
+            yield attachment.steers if attachment.enabled else (None,)
+        elif attachment.steers != (self.adapter,):
             raise DiveError("another adapter than the session's is attached to the model")
-        before, attachment.enabled = attachment.enabled, True
-        try:
-            yield self.adapter
-        finally:
-            attachment.enabled = before
+        else:
+            before, attachment.enabled = attachment.enabled, True
+            try:
+                yield (self.adapter,)
+            finally:
+                attachment.enabled = before
 
     def _steering(self, adapter: SteeringAdapter | None) -> list[Any] | None:
         """One packed steering or None a layer; packed again where a parameter changed."""
@@ -223,167 +272,27 @@ class DecodeSession:
             return None
         assert self._spec is not None
         tensors = [*adapter.parameters(), *adapter.buffers()]
-        key = tuple((id(t), t.data_ptr(), t._version) for t in tensors)
-        if self._packed[0] != key:
-            steering: list[Any] = [None] * len(self._spec.layers)
-            layers: Any = adapter.layers
-            for index, layer in layers.items():
-                packed = extension.pack_steering(
-                    layer.down.detach().cpu(),
-                    layer.down_bias.detach().cpu(),
-                    layer.up.detach().cpu(),
-                    layer.static.detach().cpu(),
-                    layer.scale.detach() * layer.sigma,
-                    dtype=self._spec.dtype,
-                    activation=adapter.config.activation,
-                    norm_preserving=adapter.config.norm_preserving,
-                    eps=adapter.config.eps,
-                )
-                steering[int(index)] = packed.compiled
-            self._packed = (key, steering)
-        return self._packed[1]
-
-
-class _Run:
-    """One call of `generate`."""
-
-    def __init__(
-        self,
-        session: DecodeSession,
-        input_ids: Tensor,
-        processors: LogitsProcessorList,
-        criteria: StoppingCriteriaList,
-        config: Any,
-        streamer: Any,
-    ) -> None:
-        assert session._spec is not None
-        self.session, self.spec, self.engine = session, session._spec, session._engine
-        self.processors, self.criteria, self.config = processors, criteria, config
-        self.streamer = streamer
-        self.input_ids = input_ids
-        self.batch, self.prompt = input_ids.shape
-        self.longest = criteria.max_length or config.max_length
-        # what is decided here token by token; anything else is asked with all ids so far
-        self.plain_stop = all(type(c) in (MaxLengthCriteria, EosTokenCriteria) for c in criteria)
-        self.eos = {
-            int(index)
-            for criterion in criteria
-            if hasattr(criterion, "eos_token_id")
-            for index in criterion.eos_token_id.flatten().tolist()
-        }
-        self.pads = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
-
-    def check_context(self, model_kwargs: dict[str, Any]) -> None:
-        mask = model_kwargs.get("attention_mask")
-        self.pad = [0] * self.batch if mask is None else (mask == 0).sum(-1).tolist()
-        context = self.spec.context
-        longest = self.prompt - min(self.pad)
-        new = self.longest - self.prompt
-        if context is not None and longest + new > context:
-            raise DiveError(
-                f"a prompt of {longest} tokens and {new} new ones pass the model's context of "
-                f"{context}"
+        key = (self._spec.dtype, *((id(t), t.data_ptr(), t._version) for t in tensors))
+        known = self._packed.get(adapter)
+        if known is not None and known[0] == key:
+            return known[1]
+        steering: list[Any] = [None] * len(self._spec.layers)
+        layers: Any = adapter.layers
+        for index, layer in layers.items():
+            packed = extension.pack_steering(
+                layer.down.detach().cpu(),
+                layer.down_bias.detach().cpu(),
+                layer.up.detach().cpu(),
+                layer.static.detach().cpu(),
+                layer.scale.detach() * layer.sigma,
+                dtype=self._spec.dtype,
+                activation=adapter.config.activation,
+                norm_preserving=adapter.config.norm_preserving,
+                eps=adapter.config.eps,
             )
-
-    def prefill(self, model_kwargs: dict[str, Any], steering: list[Any] | None) -> Tensor:
-        """Runs the model on the prompt and takes its cache over; float32 logits after it [B, V]."""
-        model = self.session.model
-        inputs = model.prepare_inputs_for_generation(
-            self.input_ids, is_first_iteration=True, **model_kwargs
-        )
-        outputs = model(**inputs, return_dict=True)
-        positions = self._positions(inputs)
-        self._reserve(max(positions) + self.longest - self.prompt)
-        layers = outputs.past_key_values.layers
-        for index, layer in enumerate(layers):
-            first_slot = self.prompt - layer.keys.shape[-2]  # a sliding layer keeps the last ones
-            for row, pad in enumerate(self.pad):
-                start = max(first_slot, pad)
-                kept = slice(start - first_slot, None)
-                keys, values = layer.keys[row, :, kept], layer.values[row, :, kept]
-                self.engine.adopt(index, row, start - pad, keys, values)
-        for row, pad in enumerate(self.pad):
-            self.engine.start_row(row, self.prompt - pad, positions[row])
-            self.engine.steer_row(row, steering)
-        return outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
-
-    def _positions(self, inputs: dict[str, Any]) -> list[int]:
-        """The rotary position of each row's next token."""
-        positions = inputs.get("position_ids")
-        if positions is None:
-            return [self.prompt - pad for pad in self.pad]
-        # of several coordinates (Qwen-VL) the last tokens' are equal: text follows every image
-        last = positions if positions.dim() == 2 else positions[-1]
-        return (last[:, -1] + 1).expand(self.batch).tolist()
-
-    def _reserve(self, positions: int) -> None:
-        session = self.session
-        if positions > session._positions:
-            whole = -(-positions // _POSITIONS) * _POSITIONS
-            self.engine.set_ropes(self.spec.ropes(whole))
-            session._positions = whole
-        try:
-            self.engine.reserve(self.batch, self.longest - min(self.pad))
-        except (RuntimeError, MemoryError) as error:
-            raise DiveError(f"decoding: {error}") from None
-
-    def decode(self, scores: Tensor) -> Tensor:
-        """Tokens until every row ends; `scores` are the logits after the prompt."""
-        pad_token = self.config._pad_token_tensor
-        padding = 0 if pad_token is None else int(pad_token)
-        sample = bool(self.config.do_sample)
-        greedy = not sample and not self.processors
-        ids = torch.full((self.batch, self.longest), padding, dtype=torch.long)
-        ids[:, : self.prompt] = self.input_ids
-        logits = None if greedy else scores.clone()
-        tokens = scores.argmax(-1) if greedy else None
-        rows = torch.arange(self.batch)
-        alive = [True] * self.batch
-        length = self.prompt
-        while True:
-            if tokens is None:
-                assert logits is not None
-                # a copy, since processors may write; of all rows, as the generator is drawn for all
-                tokens = self._choose(ids[:, :length], logits.clone(), sample)
-            if self.pads and rows.shape[0] < self.batch:
-                tokens = torch.where(torch.tensor(alive), tokens, padding)
-            ids[:, length] = tokens
-            length += 1
-            if self.streamer is not None:
-                self.streamer.put(tokens)
-            if self._stop(ids[:, :length], tokens, alive):
-                break
-            if self.pads and sum(alive) < rows.shape[0]:
-                rows = torch.tensor([row for row, live in enumerate(alive) if live])
-            whole = rows.shape[0] == self.batch
-            new = torch.empty_like(rows)
-            self.engine.step(tokens if whole else tokens[rows], rows, new, logits)
-            if not greedy:
-                tokens = None
-            elif whole:
-                tokens = new
-            else:
-                tokens = torch.full((self.batch,), padding).index_copy_(0, rows, new)
-        if self.streamer is not None:
-            self.streamer.end()
-        return ids[:, :length].contiguous()
-
-    def _choose(self, ids: Tensor, logits: Tensor, sample: bool) -> Tensor:
-        scores = self.processors(ids, logits)  # type: ignore[arg-type]
-        if not sample:
-            return scores.argmax(-1)
-        return torch.multinomial(scores.softmax(-1), num_samples=1)[:, 0]
-
-    def _stop(self, ids: Tensor, tokens: Tensor, alive: list[bool]) -> bool:
-        """Marks the rows that end with these tokens; True when all have."""
-        if not self.plain_stop:
-            for row, done in enumerate(self.criteria(ids, None).tolist()):  # type: ignore[arg-type]
-                alive[row] = alive[row] and not done
-        elif self.eos:
-            for row, token in enumerate(tokens.tolist()):
-                if token in self.eos:
-                    alive[row] = False
-        return ids.shape[1] >= self.longest or not any(alive)
+            steering[int(index)] = packed.compiled
+        self._packed[adapter] = (key, steering)
+        return steering
 
 
 @contextmanager
@@ -396,11 +305,3 @@ def _rope_deltas_kept(model: Any) -> Iterator[None]:
     finally:
         if "rope_deltas" in base:
             base["rope_deltas"] = kept
-
-
-def _signature(model: Any, spec: DecoderSpec) -> tuple[Any, ...]:
-    """The modules and weights that the engine was bound to; another one means to bind again."""
-    text: Any = decoder(model)
-    modules = (text, model.get_output_embeddings(), *text.layers)
-    weights = tuple((id(w), w.data_ptr(), w.dtype) for w in spec.weights())
-    return (tuple(map(id, modules)), weights)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dive import extension
 from dive.errors import DiveError
 from dive.structure import decoder, output_head, text_config, unwrap
 
@@ -30,7 +31,10 @@ GATES = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+DTYPES = {  # of the weights, by the device on which they lie
+    "cpu": {torch.float32: "float32", torch.bfloat16: "bfloat16"},
+    "cuda": {torch.bfloat16: "bfloat16", torch.float16: "float16"},
+}
 # tables of these do not change with the length of what is read
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
@@ -81,12 +85,14 @@ class LayerSpec:
 class DecoderSpec:
     """A decoder that the engine can run.
 
-    family: as users call it; dtype: of weights and cache; context: longest sequence or None.
+    family: as users call it; dtype and device: of weights and cache; context: longest sequence or
+    None.
     rope_types: the layer types that `rotary_emb` tells apart, or (None,) where it knows one.
     """
 
     family: str
     dtype: torch.dtype
+    device: torch.device
     width: int
     heads: int
     kv_heads: int
@@ -128,8 +134,9 @@ class DecoderSpec:
 
     @torch.no_grad()
     def _rope(self, layer_type: str | None, positions: int) -> dict[str, Tensor]:
-        places = torch.arange(positions)[None]
-        x = torch.zeros(1, 1, 1)  # float32: the tables are not rounded to the model's dtype
+        places = torch.arange(positions, device=self.device)[None]
+        # float32: the tables are not rounded to the model's dtype
+        x = torch.zeros(1, 1, 1, device=self.device)
         if "mrope_section" in (getattr(self.text.config, "rope_parameters", None) or {}):
             # of the three coordinates all are equal in generated text
             places = places.expand(3, 1, positions)
@@ -157,7 +164,7 @@ class DecoderSpec:
             return None if module is None else module.weight.detach()
 
         return {
-            "dtype": DTYPES[self.dtype],
+            "dtype": DTYPES[self.device.type][self.dtype],
             "width": self.width,
             "heads": self.heads,
             "kv_heads": self.kv_heads,
@@ -223,6 +230,7 @@ def _read(model: Any) -> DecoderSpec:
     spec = DecoderSpec(
         family=family,
         dtype=embedding.weight.dtype,
+        device=embedding.weight.device,
         width=embedding.weight.shape[1],
         heads=first.q_proj.weight.shape[0] // first.head_dim,
         kv_heads=first.k_proj.weight.shape[0] // first.head_dim,
@@ -317,16 +325,23 @@ def _norm_plus_one(norm: Any, eps: float) -> bool:
 
 
 def _check_weights(spec: DecoderSpec) -> None:
-    if spec.dtype not in DTYPES:
-        raise Unsupported(f"its weights are {spec.dtype}; known are " + ", ".join(DTYPES.values()))
+    devices = {str(weight.device): weight.device for weight in spec.weights()}
+    if len(devices) > 1:
+        raise Unsupported(f"its weights are on {', '.join(sorted(devices))}, want one device")
+    if spec.device.type not in DTYPES:
+        raise Unsupported(f"its weights are on {spec.device}; known are " + ", ".join(DTYPES))
+    if spec.device.type == "cuda" and not (extension.build_info() or {}).get("cuda"):
+        raise Unsupported(f"its weights are on {spec.device}, and dive._C was built without CUDA")
+    dtypes = DTYPES[spec.device.type]
+    if spec.dtype not in dtypes:
+        raise Unsupported(
+            f"its weights are {spec.dtype}; known on {spec.device.type} are "
+            + ", ".join(dtypes.values())
+        )
     norms = {id(spec.text.norm.weight)}
     for layer in spec.layers:
         norms |= {id(norm.weight) for norm in layer.norms().values() if norm is not None}
     for weight in spec.weights():
-        if weight.device.type != "cpu":
-            raise Unsupported(
-                f"its weights are on {weight.device}; this version decodes on the CPU"
-            )
         if weight.dtype != spec.dtype and not (
             id(weight) in norms and weight.dtype == torch.float32
         ):

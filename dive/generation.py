@@ -1,17 +1,19 @@
 """`dive.generate`: reports from images or studies, with an adapter, demonstrations, or neither."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from transformers import PreTrainedModel
+from transformers.generation.configuration_utils import GenerationMode
 
 from dive.adapter import SteeringAdapter
+from dive.ahead import Job
 from dive.backbone import Backbone
-from dive.batches import Report, Run, run_batches
+from dive.batches import Report, Run, write
 from dive.data.jsonl import Skipped, check_on_error
 from dive.data.study import Study
 from dive.decode import DecodeSession
@@ -23,13 +25,14 @@ __all__ = ["Report", "as_studies", "generate", "iter_reports", "prompter_for"]
 ENGINES = ("auto", "transformers")
 ImageLike = str | Path | Image.Image
 Item = Study | ImageLike | Sequence[ImageLike]
+Adapters = SteeringAdapter | Sequence[SteeringAdapter | None] | Mapping[str, SteeringAdapter | None]
 
 
 def generate(
     backbone: Backbone | PreTrainedModel,
     images_or_studies: Item | Iterable[Item],
     prompt: str | None = None,
-    adapter: SteeringAdapter | None = None,
+    adapter: Adapters | None = None,
     demonstrations: Sequence[Study] | None = None,
     *,
     max_new_tokens: int = 256,
@@ -43,6 +46,7 @@ def generate(
     on_error: str = "fail",
     skipped: Skipped | None = None,
     engine: str = "auto",
+    seed: int | None = None,
     **generate_kwargs: Any,
 ) -> list[Report]:
     """Write one report for each image or study, in the order given.
@@ -53,11 +57,15 @@ def generate(
             inside the sequence is one study of several images: `[[frontal, lateral]]`.
         prompt: what the model is asked. Default: the prompt that the adapter was trained with,
             else `prompting.DEFAULT_PROMPTS[target]`. Another prompt than the adapter's warns.
-        adapter: attached while the model runs and gone afterwards.
+        adapter: attached while the model runs and gone afterwards. A list with one adapter, or None
+            for no steering, for every image or study, or a mapping from their ids, steers each
+            report by its own, all in the same steps. With positions="response" an image that comes
+            several times in a row is read once for all its adapters.
         demonstrations: studies with reports, shown before the query (k-shot prompting). One that
             has the query's id or patient is left out for that query, with a line of log.
         max_new_tokens: longest report. Cut down, with a warning, to what the context has left.
-        batch_size: studies that run at once, padded on the left.
+        batch_size: reports that are written at once. When one ends, the next study takes its
+            place; where transformers decodes, batches wait for their longest report.
         target: "findings", "impression" or "both"; chooses the default prompt and the
             demonstrations' text. Default: the adapter's, else "findings".
         max_image_tokens: budget an image (see `Prompter`); "auto" is the adapter's, else 576.
@@ -68,6 +76,9 @@ def generate(
             records it in `skipped`: fewer reports than studies come back.
         engine: "auto" decodes in `dive._C` where it can (see `dive.decode.DecodeSession`),
             "transformers" never does. The reports are the same.
+        seed: of sampling (do_sample=True). Report i is drawn with `seed + i`, whatever the batch
+            size: it is the report that `torch.manual_seed(seed + i)` gives for its study alone.
+            None takes a seed from torch's generator, so that `torch.manual_seed` repeats a call.
         generate_kwargs: go to `model.generate` as they are. Without them decoding is greedy: the
             sampling, beams and penalties of the model's generation_config are not used.
 
@@ -92,6 +103,7 @@ def generate(
             on_error=on_error,
             skipped=skipped,
             engine=engine,
+            seed=seed,
             **generate_kwargs,
         )
     )
@@ -101,7 +113,7 @@ def iter_reports(
     backbone: Backbone | PreTrainedModel,
     images_or_studies: Item | Iterable[Item],
     prompt: str | None = None,
-    adapter: SteeringAdapter | None = None,
+    adapter: Adapters | None = None,
     demonstrations: Sequence[Study] | None = None,
     *,
     max_new_tokens: int = 256,
@@ -115,12 +127,15 @@ def iter_reports(
     on_error: str = "fail",
     skipped: Skipped | None = None,
     engine: str = "auto",
+    seed: int | None = None,
     **generate_kwargs: Any,
 ) -> Iterator[Report]:
-    """`generate`, one report at a time, as its batch is done. What is wrong is raised at once.
+    """`generate`, one report at a time: each when it and all before it have ended.
 
-    The adapter is attached until the last report is taken or the iterator is closed. It works only
-    inside: what the caller runs through the model between two reports is not steered.
+    What is wrong with the arguments is raised at once. Where a study cannot be prompted and
+    on_error is "fail", the reports of the studies before it come first. The adapter is attached
+    until the last report is taken or the iterator is closed. It works only inside: what the caller
+    runs through the model between two reports is not steered.
     """
     backbone = _as_backbone(backbone, processor)
     skipped = check_on_error(on_error, skipped)
@@ -135,22 +150,65 @@ def iter_reports(
         raise DiveError(f"a streamer takes one study at a time, got {len(studies)}")
     if engine not in ENGINES:
         raise DiveError(f"engine is {engine!r}, want one of " + ", ".join(ENGINES))
-    _check_kwargs(generate_kwargs, adapter)
-    prompter = prompter_for(
-        backbone,
-        adapter,
-        prompt=prompt,
-        target=target,
-        max_image_tokens=max_image_tokens,
-        template=template,
-    )
-    if adapter is not None:
-        adapter.check_backbone(backbone.model)
-    shown = _shown(demonstrations, prompter)
-    run = Run(backbone, prompter, adapter, shown, max_new_tokens, streamer, generate_kwargs)
+    adapters = _one_a_study(adapter, studies)
+    jobs: list[Job] = []
+    prompters: dict[int, Prompter] = {}
+    for number, (study, own) in enumerate(zip(studies, adapters, strict=True)):
+        if id(own) not in prompters:
+            _check_kwargs(generate_kwargs, own)
+            prompters[id(own)] = prompter_for(
+                backbone,
+                own,
+                prompt=prompt,
+                target=target,
+                max_image_tokens=max_image_tokens,
+                template=template,
+            )
+            if own is not None:
+                own.check_backbone(backbone.model)
+        jobs.append(Job(number, study, prompters[id(own)], own))
+    for prompter in prompters.values():
+        shown = _shown(demonstrations, prompter)
+    run = Run(backbone, shown, max_new_tokens, streamer, generate_kwargs, seed=seed)
     if engine == "auto" and "custom_generate" not in generate_kwargs:
-        run.session = DecodeSession(backbone)  # it follows the adapter that the run attaches
-    return run_batches(run, studies, batch_size, progress, on_error, skipped)
+        run.session = DecodeSession(backbone)  # each request brings its adapter
+    if seed is not None:
+        mode = run.mode(jobs[0].prompter)
+        if mode not in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH):
+            raise DiveError(f"seed does not go with {mode.value}; call torch.manual_seed before it")
+        if "custom_generate" in generate_kwargs:
+            raise DiveError("seed does not go with custom_generate; call torch.manual_seed before")
+    return write(run, jobs, batch_size, progress, on_error, skipped)
+
+
+def _one_a_study(adapter: Any, studies: list[Study]) -> list[SteeringAdapter | None]:
+    """The adapter of each study."""
+    if adapter is None or isinstance(adapter, SteeringAdapter):
+        return [adapter] * len(studies)
+    if isinstance(adapter, Mapping):
+        missing = [study.id for study in studies if study.id not in adapter]
+        if missing:
+            raise DiveError(
+                f"adapter has no entry for {missing[0]!r}; wants an adapter or None for every id"
+            )
+        adapters = [adapter[study.id] for study in studies]
+    elif isinstance(adapter, Sequence) and not isinstance(adapter, str):
+        if len(adapter) != len(studies):
+            raise DiveError(
+                f"adapter has {len(adapter)} entries for {len(studies)} images or studies; wants "
+                "one for each"
+            )
+        adapters = list(adapter)
+    else:
+        raise DiveError(
+            f"adapter is a {type(adapter).__name__}; wants a SteeringAdapter, or one a study"
+        )
+    for one in adapters:
+        if one is not None and not isinstance(one, SteeringAdapter):
+            raise DiveError(
+                f"adapter holds a {type(one).__name__}; wants a SteeringAdapter or None for each"
+            )
+    return adapters
 
 
 def prompter_for(

@@ -1,0 +1,166 @@
+"""One call of `generate` on a batch: what transformers' own loop does, with the engine's steps."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+
+from dive.decode_rows import Answer, Live, Rows, ends_of
+from dive.errors import DiveError
+
+
+def plain_stop(criteria: StoppingCriteriaList) -> bool:
+    """Whether tokens and length alone end an answer; anything else is asked with all ids so far."""
+    return all(type(one) in (MaxLengthCriteria, EosTokenCriteria) for one in criteria)
+
+
+def last_position(inputs: dict[str, Any]) -> Tensor | None:
+    """The rotary position of each row's last token [B], as prepared for the model's forward."""
+    positions = inputs.get("position_ids")
+    if positions is None:
+        return None
+    # of several coordinates (Qwen-VL) the last tokens' are equal: text follows every image
+    last = positions if positions.dim() == 2 else positions[-1]
+    return last[:, -1]
+
+
+def check_context(context: int | None, prompt: int, new: int) -> None:
+    """DiveError where so many new tokens do not fit behind the prompt."""
+    if context is not None and prompt + new > context:
+        raise DiveError(
+            f"a prompt of {prompt} tokens and {new} new ones pass the model's context of {context}"
+        )
+
+
+class BatchRun:
+    """A batch that was prompted together, decoded until its last row ends."""
+
+    def __init__(
+        self,
+        model: Any,
+        rows: Rows,
+        input_ids: Tensor,
+        processors: LogitsProcessorList,
+        criteria: StoppingCriteriaList,
+        config: Any,
+        streamer: Any,
+    ) -> None:
+        self.model, self.rows = model, rows
+        self.processors, self.criteria, self.config = processors, criteria, config
+        self.streamer = streamer
+        self.device = rows.spec.device
+        self.input_ids = input_ids.to(self.device)
+        self.batch, self.prompt = input_ids.shape
+        self.longest = criteria.max_length or config.max_length
+        self.plain_stop = plain_stop(criteria)
+        self.eos = ends_of(criteria)
+        self.pads = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
+        pad_token = config._pad_token_tensor
+        self.padding = 0 if pad_token is None else int(pad_token)
+        self.ids = self.input_ids.new_full((self.batch, self.longest), self.padding)
+        self.ids[:, : self.prompt] = self.input_ids
+
+    def check_context(self, model_kwargs: dict[str, Any]) -> None:
+        mask = model_kwargs.get("attention_mask")
+        self.pad = [0] * self.batch if mask is None else (mask == 0).sum(-1).tolist()
+        new = self.longest - self.prompt
+        check_context(self.rows.spec.context, self.prompt - min(self.pad), new)
+
+    def prefill(
+        self, model_kwargs: dict[str, Any], steerings: Sequence[list[Any] | None]
+    ) -> Tensor:
+        """Runs the model on the prompt and takes its cache over; float32 logits after it [B, V].
+
+        steerings: one for every row.
+        """
+        inputs = self.model.prepare_inputs_for_generation(
+            self.input_ids, is_first_iteration=True, **model_kwargs
+        )
+        outputs = self.model(**inputs, return_dict=True)
+        last = last_position(inputs)
+        if last is None:
+            positions = [self.prompt - pad for pad in self.pad]
+        else:
+            positions = (last + 1).expand(self.batch).tolist()
+        self.rows.allow_positions(max(positions) + self.longest - self.prompt)
+        self.rows.reserve(self.batch, self.longest - min(self.pad))
+        layers = outputs.past_key_values.layers
+        for row, pad in enumerate(self.pad):
+            length, position = self.prompt - pad, positions[row]
+            self.rows.adopt(row, layers, row, pad, length, position, steerings[row])
+        return outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
+
+    def decode(self, scores: Tensor) -> Tensor:
+        """Prompt and answers [B, T]; `scores` are the logits after the prompt."""
+        greedy = not self.config.do_sample and not self.processors and self.plain_stop
+        length = self._most_likely(scores) if greedy else self._chosen(scores)
+        if self.streamer is not None:
+            self.streamer.end()
+        return self.ids[:, :length].contiguous()
+
+    def _most_likely(self, scores: Tensor) -> int:
+        """Greedy, until each row's own end; returns the length of the longest."""
+        tokens, live = scores.argmax(-1), Live(self.rows, self.device)
+        longest, ends = self.longest - self.prompt, self.eos
+        answers = [Answer(row, longest, ends) for row in range(self.batch)]
+        for answer, token in zip(answers, tokens.tolist(), strict=True):
+            answer.take(token)
+            if not answer.ended:
+                live.add(answer, tokens[answer.row : answer.row + 1])
+        self._stream(answers)
+        while live.answers:
+            told = live.advance()
+            if told:
+                self._stream(told)
+        for answer in answers:
+            own = torch.tensor(answer.tokens, device=self.device)
+            self.ids[answer.row, self.prompt : self.prompt + len(answer.tokens)] = own
+        return self.prompt + max(len(answer.tokens) for answer in answers)
+
+    def _stream(self, told: list[Answer]) -> None:
+        if self.streamer is not None:
+            tokens = torch.full((self.batch,), self.padding)
+            for answer in told:
+                tokens[answer.row] = answer.tokens[-1]
+            self.streamer.put(tokens)
+
+    def _chosen(self, logits: Tensor) -> int:
+        """Tokens by processors, sampling and the caller's own criteria; returns the length."""
+        rows = torch.arange(self.batch, device=self.device)
+        alive = [True] * self.batch
+        length = self.prompt
+        while True:
+            # a copy, since processors may write; of all rows, as the generator is drawn for all
+            tokens = self._choose(self.ids[:, :length], logits.clone())
+            if self.pads and rows.shape[0] < self.batch:
+                tokens = torch.where(torch.tensor(alive, device=self.device), tokens, self.padding)
+            self.ids[:, length] = tokens
+            length += 1
+            if self.streamer is not None:
+                self.streamer.put(tokens.cpu())
+            if self._stop(self.ids[:, :length], tokens, alive):
+                return length
+            if self.pads and sum(alive) < rows.shape[0]:
+                left = [row for row, live in enumerate(alive) if live]
+                rows = torch.tensor(left, device=self.device)
+            self.rows.step(rows, tokens[rows], logits)
+
+    def _choose(self, ids: Tensor, logits: Tensor) -> Tensor:
+        scores = self.processors(ids, logits)  # type: ignore[arg-type]
+        if not self.config.do_sample:
+            return scores.argmax(-1)
+        return torch.multinomial(scores.softmax(-1), num_samples=1)[:, 0]
+
+    def _stop(self, ids: Tensor, tokens: Tensor, alive: list[bool]) -> bool:
+        """Marks the rows that end with these tokens; True when all have."""
+        if not self.plain_stop:
+            for row, done in enumerate(self.criteria(ids, None).tolist()):  # type: ignore[arg-type]
+                alive[row] = alive[row] and not done
+        elif self.eos:
+            for row, token in enumerate(tokens.tolist()):
+                if token in self.eos:
+                    alive[row] = False
+        return ids.shape[1] >= self.longest or not any(alive)

@@ -1,0 +1,243 @@
+"""The engine's rows: caches taken over from transformers, steps, and the answers they write."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dive.decoder_spec import DecoderSpec, check_modules
+from dive.errors import DiveError
+from dive.sampling import draw
+from dive.structure import decoder
+
+_POSITIONS = 512  # tables of cos and sin grow by so many
+
+
+class Rows:
+    """A `dive._C.Engine` of one model, and the room that it has for sequences.
+
+    capacity: tokens, prompt and answer, that each of the `count` rows has room for.
+    """
+
+    def __init__(self, module: Any, spec: DecoderSpec, model: Any) -> None:
+        self.spec, self.model = spec, model
+        self._signature = _signature(model, spec)
+        self.engine = module.Engine(spec.describe(_POSITIONS))
+        self.count = self.capacity = 0
+        self._positions = _POSITIONS
+
+    def moved(self) -> bool:
+        """Whether the model is no longer what was bound; raises `Unsupported` as `read` does."""
+        try:
+            if self._signature != _signature(self.model, self.spec):
+                return True
+            check_modules(self.spec.text, self.spec.head)
+        except AttributeError:
+            return True  # a module was replaced by one of another kind
+        return False
+
+    def vacate(self) -> None:
+        """No row and no room, until some is reserved."""
+        self.count = self.capacity = 0
+
+    def reserve(self, count: int, capacity: int) -> None:
+        """Room for so many sequences; what the rows held is gone. DiveError: out of memory."""
+        self.vacate()
+        try:
+            self.engine.reserve(count, capacity)
+        except (RuntimeError, MemoryError) as error:
+            raise DiveError(f"decoding: {error}") from None
+        self.count, self.capacity = count, capacity
+
+    def allow_positions(self, positions: int) -> None:
+        """Tables of the rotary embedding for positions below this one."""
+        if positions > self._positions:
+            whole = -(-positions // _POSITIONS) * _POSITIONS
+            self.engine.set_ropes(self.spec.ropes(whole))
+            self._positions = whole
+
+    def adopt(
+        self,
+        row: int,
+        layers: Sequence[Any],
+        source: int,
+        pad: int,
+        length: int,
+        position: int,
+        steering: list[Any] | None,
+    ) -> None:
+        """Takes sequence `source` of a transformers cache over into a row.
+
+        layers: of the cache; pad: positions at its left that are none of the sequence's; length:
+        tokens read so far, without them; position: the rotary position of the next one.
+        """
+        for index, layer in enumerate(layers):
+            # a sliding layer keeps the last ones
+            first = pad + length - layer.keys.shape[-2]
+            start = max(first, pad)
+            kept = slice(start - first, None)
+            keys, values = layer.keys[source, :, kept], layer.values[source, :, kept]
+            self.engine.adopt(index, row, start - pad, keys, values)
+        self.engine.start_row(row, length, position)
+        self.engine.steer_row(row, steering)
+
+    def step(self, rows: Tensor, tokens: Tensor, logits: Tensor | None = None) -> Tensor:
+        """One token for each of these rows; returns the most likely ones after them.
+
+        rows, tokens and what is returned: int64 [n]. logits: float32 [count, vocabulary], of which
+        the rows' own are written.
+        """
+        following = torch.empty_like(tokens)
+        self.engine.step(tokens, rows, following, logits)
+        return following
+
+
+class Chooser:
+    """Chooses one answer's tokens by transformers' processors, as for a batch of one."""
+
+    def __init__(
+        self,
+        prompt: Tensor,
+        longest: int,
+        processors: Any,
+        criteria: Any,
+        sample: bool,
+        generator: torch.Generator | None,
+    ) -> None:
+        self.length = prompt.shape[1]
+        # one more: a token may be chosen behind the end before it is known to be that
+        self.ids = prompt.new_zeros(1, self.length + longest + 1)
+        self.ids[:, : self.length] = prompt
+        self.processors, self.criteria = processors, criteria
+        self.sample, self.generator = sample, generator
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """The next token [1] by logits [1, V], which may be written to."""
+        scores = self.processors(self.ids[:, : self.length], logits)
+        token = draw(scores, self.generator) if self.sample else scores.argmax(-1)
+        self.ids[:, self.length] = token
+        self.length += 1
+        return token
+
+    def stops(self) -> bool:
+        """Whether a criterion of the caller's own ends the answer here."""
+        if self.criteria is None:
+            return False
+        return bool(self.criteria(self.ids[:, : self.length], None).all())
+
+
+@dataclass(eq=False)
+class Answer:
+    """One answer in the making.
+
+    chooser: None takes what the engine finds most likely.
+    """
+
+    row: int
+    longest: int
+    ends: frozenset[int]
+    chooser: Chooser | None = None
+    streamer: Any = None
+    tokens: list[int] = field(default_factory=list)
+    ended: bool = False
+
+    def take(self, token: int) -> None:
+        self.tokens.append(token)
+        if self.streamer is not None:
+            self.streamer.put(torch.tensor([token]))
+        self.ended = (
+            token in self.ends
+            or len(self.tokens) >= self.longest
+            or (self.chooser is not None and self.chooser.stops())
+        )
+        if self.ended and self.streamer is not None:
+            self.streamer.end()
+
+
+class Live:
+    """The answers that are being written: one step gives each of them one token more.
+
+    behind: read a step's tokens only once the next step is on its way, as suits a device that
+        works by itself. An answer that ended then has run one step for nothing.
+    """
+
+    def __init__(self, rows: Rows, device: torch.device) -> None:
+        self.rows, self.device = rows, device
+        self.behind = device.type == "cuda"
+        self.answers: list[Answer] = []
+        self._tokens = torch.empty(0, dtype=torch.long, device=device)  # what is run next
+        self._places = self._tokens  # the rows in which
+        self._unread: tuple[list[Answer], Tensor] | None = None
+        self._logits: Tensor | None = None
+
+    def add(self, answer: Answer, token: Tensor) -> None:
+        """token [1]: what the answer's row is to run next."""
+        self.answers.append(answer)
+        self._tokens = torch.cat([self._tokens, token.to(self.device)])
+        self._seat()
+        if answer.chooser is not None and answer.chooser.criteria is not None:
+            self.behind = False  # it wants to see every token
+
+    def advance(self) -> list[Answer]:
+        """One step; returns the answers that got a token. Those that `ended` run no further."""
+        logits = self._scores()
+        new = self.rows.step(self._places, self._tokens, logits)
+        if logits is not None:
+            for place, answer in enumerate(self.answers):
+                if answer.chooser is not None:
+                    own = logits[answer.row : answer.row + 1]
+                    new[place : place + 1] = answer.chooser.choose(own)
+        told = self._read(new)
+        left = [place for place, answer in enumerate(self.answers) if not answer.ended]
+        if len(left) < len(self.answers):
+            self.answers = [self.answers[place] for place in left]
+            new = new[torch.tensor(left, dtype=torch.long, device=self.device)]
+            self._seat()
+        self._tokens = new
+        return told
+
+    def _read(self, new: Tensor) -> list[Answer]:
+        """Reads the tokens of the step that was just launched or, `behind`, of the one before."""
+        steps = [] if self._unread is None else [self._unread]
+        steps.append((list(self.answers), new))
+        self._unread = steps.pop() if self.behind else None
+        told = []
+        for answers, tokens in steps:
+            for answer, token in zip(answers, tokens.tolist(), strict=True):
+                if not answer.ended:
+                    answer.take(token)
+                    told.append(answer)
+        return told
+
+    def _seat(self) -> None:
+        places = [answer.row for answer in self.answers]
+        self._places = torch.tensor(places, dtype=torch.long, device=self.device)
+
+    def _scores(self) -> Tensor | None:
+        """Room for logits, where any token is not simply the most likely one."""
+        if all(answer.chooser is None for answer in self.answers):
+            return None
+        if self._logits is None or self._logits.shape[0] != self.rows.count:
+            size = (self.rows.count, self.rows.spec.vocabulary)
+            self._logits = torch.empty(size, device=self.device)
+        return self._logits
+
+
+def ends_of(criteria: Any) -> frozenset[int]:
+    """The tokens that end an answer by these stopping criteria."""
+    return frozenset(
+        int(index)
+        for criterion in criteria
+        if hasattr(criterion, "eos_token_id")
+        for index in criterion.eos_token_id.flatten().tolist()
+    )
+
+
+def _signature(model: Any, spec: DecoderSpec) -> tuple[Any, ...]:
+    """The modules and weights that the engine was bound to; another one means to bind again."""
+    text: Any = decoder(model)
+    modules = (text, model.get_output_embeddings(), *text.layers)
+    weights = tuple((id(w), w.data_ptr(), w.dtype) for w in spec.weights())
+    return (tuple(map(id, modules)), weights)

@@ -1,0 +1,419 @@
+"""Many prompts in few rows: each answer is the one that its prompt gets alone."""
+
+import copy
+import gc
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_decoders import FAMILIES, small, steered
+from tiny_steering import fingerprint, randomised
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+import dive
+from dive.attach import attachment_of
+from dive.decode import DecodeSession
+from dive.decode_rows import Live, Rows
+from dive.errors import DiveError
+from dive.slots import Request
+
+C = pytest.importorskip("dive._C", reason="dive._C is not built; pip install -e . builds it")
+
+WAYS = {
+    "greedy": {},
+    "sampled": {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "top_k": 20},
+    "processed": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
+    "min_p": {"do_sample": True, "min_p": 0.05, "repetition_penalty": 1.1},
+}
+LENGTHS = (9, 4, 31, 2, 17, 12, 40, 5)
+
+
+def prompt(length, seed=0):
+    g = torch.Generator().manual_seed(100 * length + seed)
+    return {"input_ids": torch.randint(2, 96, (1, length), generator=g)}
+
+
+def alone(model, request, adapter=None):
+    """transformers' own answer to one request."""
+    if request.seed is not None:
+        torch.manual_seed(request.seed)
+    inputs = dict(request.inputs)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    with steered(model, request.adapter or adapter):
+        ids = model.generate(**inputs, **request.settings)
+    return ids[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def requests_of(model, way="greedy", adapters=(None,), lengths=LENGTHS, **more):
+    """Requests whose answers end at very different lengths."""
+    inputs = [prompt(length) for length in lengths]
+    free = [
+        model.generate(**one, max_new_tokens=30)[0, one["input_ids"].shape[1] :] for one in inputs
+    ]
+    # a token of the first answer and one of the fourth end whatever writes them
+    ends = [int(free[0][3]), int(free[3][11])]
+    settings = {"eos_token_id": ends, "pad_token_id": 0, **WAYS[way], **more}
+    return [
+        Request(
+            one,
+            {"max_new_tokens": 8 + 5 * (place % 5), **settings},
+            adapter=adapters[place % len(adapters)],
+            seed=50 + place if settings.get("do_sample") else None,
+        )
+        for place, one in enumerate(inputs)
+    ]
+
+
+def written(session, requests, rows):
+    answers = list(session.stream(iter(requests), rows))
+    assert sorted(one.place for one in answers) == list(range(len(requests)))
+    assert all(one.seconds > 0 for one in answers)
+    return [one.token_ids for one in sorted(answers)]
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """How many rows each step of the engine ran."""
+    seen = []
+    real = Rows.step
+
+    def step(self, rows, tokens, logits=None):
+        seen.append(len(rows))
+        return real(self, rows, tokens, logits)
+
+    monkeypatch.setattr(Rows, "step", step)
+    return seen
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("way", WAYS)
+def test_refilled_rows_give_what_one_by_one_gives(family, way):
+    model = small(family)
+    requests = requests_of(model, way)
+    wanted = [alone(model, request) for request in requests]
+    assert len({len(tokens) for tokens in wanted}) > 3
+    session = DecodeSession(model)
+    for rows in (1, 3, 20):
+        assert written(session, requests, rows) == wanted, rows
+    assert not session._said
+
+
+def test_the_rows_stay_full_and_ended_ones_cost_nothing(steps):
+    model = small("llama")
+    requests = requests_of(model)
+    wanted = [alone(model, request) for request in requests]
+    assert written(DecodeSession(model), requests, 3) == wanted
+    # the first token of an answer comes with its prompt, and the last one is not run
+    assert sum(steps) == sum(len(tokens) - 1 for tokens in wanted)
+    assert max(steps) == 3 and steps.index(2) > len(steps) / 2
+    assert len(steps) < 1.3 * sum(steps) / 3
+
+
+def test_answers_come_as_they_end():
+    model = small("llama")
+    requests = [
+        Request(prompt(5, place), {"max_new_tokens": new, "eos_token_id": None})
+        for place, new in enumerate((20, 1, 3, 4, 2))
+    ]
+    places = [one.place for one in DecodeSession(model).stream(requests, rows=2)]
+    assert places == [1, 2, 3, 4, 0]
+
+
+@pytest.mark.parametrize("way", ["greedy", "sampled"])
+def test_a_device_that_is_read_one_step_behind(way, monkeypatch, steps):
+    """What CUDA does, on the CPU: the next step is launched before a step's tokens are read."""
+    model = small("qwen3")
+    requests = requests_of(model, way)
+    wanted = [alone(model, request) for request in requests]
+    real, read = Live.__init__, Live._read
+
+    def behind(self, *args):
+        real(self, *args)
+        self.behind = True
+
+    late = []
+
+    def spy(self, new):
+        told = read(self, new)
+        late.append(self._unread[1] is new)
+        return told
+
+    monkeypatch.setattr(Live, "__init__", behind)
+    monkeypatch.setattr(Live, "_read", spy)
+    session = DecodeSession(model)
+    assert written(session, requests, 3) == wanted
+    assert all(late)
+    # one step more for every answer, but for one that ended with the token its prompt gave
+    assert sum(steps) == sum(len(tokens) for tokens in wanted if len(tokens) > 1)
+    batch = {"input_ids": torch.cat([prompt(9, seed)["input_ids"] for seed in range(3)])}
+    ends = requests[0].settings["eos_token_id"]
+    kwargs = {"max_new_tokens": 25, "eos_token_id": ends, "pad_token_id": 0}
+    got = session.generate(**batch, **kwargs)
+    assert torch.equal(got, model.generate(**batch, **kwargs))
+
+
+def test_prompts_longer_than_the_room_wait_for_it(monkeypatch):
+    model = small("gemma3")
+    lengths = (3, 4, 5, 80, 6, 200, 7)
+    requests = requests_of(model, lengths=lengths, eos_token_id=None)
+    wanted = [alone(model, request) for request in requests]
+    rooms = []
+    real = Rows.reserve
+
+    def reserve(self, count, capacity):
+        rooms.append((count, capacity))
+        return real(self, count, capacity)
+
+    monkeypatch.setattr(Rows, "reserve", reserve)
+    assert written(DecodeSession(model), requests, 2) == wanted
+    # the first three are known; 80 and 200 are each met with more room, and nothing ever shrinks
+    assert rooms == [(2, 64), (2, 128), (2, 256)]
+    rooms.clear()
+    assert written(DecodeSession(model), requests, 10) == wanted
+    assert rooms == [(7, 256)]
+
+
+@pytest.mark.parametrize(("family", "way"), [("qwen3", "greedy"), ("gemma3", "sampled")])
+def test_each_answer_is_steered_by_its_own_adapter(family, way):
+    model = small(family)
+    adapters = [
+        randomised(model, seed=1),
+        None,
+        randomised(model, seed=2, positions="response", layers=[0, 2]),
+        randomised(model, seed=3, norm_preserving=True, activation="tanh"),
+    ]
+    trace = fingerprint(model)
+    requests = requests_of(model, way, adapters)
+    wanted = [alone(model, request) for request in requests]
+    bare = [alone(model, replace(request, adapter=None)) for request in requests]
+    assert sum(a != b for a, b in zip(wanted, bare, strict=True)) >= 5
+    session = DecodeSession(model)
+    for rows in (1, 3, 8):
+        assert written(session, requests, rows) == wanted
+    assert fingerprint(model) == trace and attachment_of(model) is None
+
+
+class Forwards:
+    """Lengths of the prompts that the model itself reads."""
+
+    def __init__(self, model):
+        self.lengths = []
+        self.handle = model.register_forward_pre_hook(self.note, with_kwargs=True)
+
+    def note(self, _model, _args, kwargs):
+        self.lengths.append(kwargs["input_ids"].shape[1])
+
+    def __enter__(self):
+        return self.lengths
+
+    def __exit__(self, *_error):
+        self.handle.remove()
+
+
+@pytest.mark.parametrize("family", ["llama3", "mistral", "gemma3", "qwen2-window"])
+@pytest.mark.parametrize("way", ["greedy", "sampled"])
+def test_one_reading_serves_several_adapters_of_the_response(family, way):
+    model = small(family)
+    response = [randomised(model, seed=s, positions="response") for s in (1, 2)]
+    whole = randomised(model, seed=3)
+    long, short, single = prompt(37), prompt(6), prompt(1)
+    settings = {"max_new_tokens": 12, "eos_token_id": None, "pad_token_id": 0, **WAYS[way]}
+    order = [(long, response[0]), (long, None), (long, response[1]), (long, whole),
+             (short, response[0]), (long, response[0]), (short, response[1]), (short, response[0]),
+             (single, response[0]), (single, response[1])]  # fmt: skip
+    requests = [
+        Request(inputs, settings, adapter, seed=9 + place if "do_sample" in settings else None)
+        for place, (inputs, adapter) in enumerate(order)
+    ]
+    wanted = [alone(model, request) for request in requests]
+    assert len(set(map(tuple, wanted[:4]))) >= 3
+    for rows in (1, 4):
+        session = DecodeSession(model)
+        session.plan()
+        with Forwards(model) as lengths:
+            assert written(session, requests, rows) == wanted
+        assert lengths == [36, 37, 6, 37, 5, 1, 1]
+
+
+def test_one_reading_serves_several_seeds():
+    model = small("llama")
+    same, settings = prompt(11), {"max_new_tokens": 9, "do_sample": True, "eos_token_id": None}
+    requests = [Request(same, settings, seed=seed) for seed in range(5)]
+    wanted = [alone(model, request) for request in requests]
+    session = DecodeSession(model)
+    session.plan()
+    with Forwards(model) as lengths:
+        assert written(session, requests, 2) == wanted
+    assert lengths == [10] and len(set(map(tuple, wanted))) > 1
+
+
+@pytest.mark.parametrize("positions", ["all", "response"])
+def test_the_sessions_own_adapter_and_an_attached_one(positions):
+    model = small("llama")
+    adapter = randomised(model, strength=0.4, positions=positions)
+    requests = requests_of(model)
+    requests.append(replace(requests[-1]))  # the same prompt twice: nothing may be shared unsteered
+    wanted = [alone(model, request, adapter) for request in requests]
+    assert written(DecodeSession(model, adapter), requests, 3) == wanted
+    session = DecodeSession(model)
+    with dive.steer(model, adapter) as attachment:
+        assert written(session, requests, 3) == wanted
+        attachment.enabled = False
+        assert written(session, requests, 3) == [alone(model, request) for request in requests]
+        with pytest.raises(DiveError, match="already attached"):
+            list(session.stream([replace(requests[0], adapter=randomised(model))]))
+
+
+def test_seeds_come_from_torchs_generator_where_none_are_given():
+    model = small("llama")
+    settings = {"max_new_tokens": 12, "do_sample": True, "eos_token_id": None}
+    requests = [Request(prompt(6, place), settings) for place in range(5)]
+    session = DecodeSession(model)
+    got = []
+    for seed, rows in ((3, 2), (3, 5), (4, 2)):
+        torch.manual_seed(seed)
+        got.append(written(session, requests, rows))
+    assert got[0] == got[1] != got[2]
+
+
+def test_other_calls_in_between_are_no_harm():
+    model = small("mistral")
+    adapter = randomised(model, strength=0.4)
+    requests = requests_of(model, adapters=[adapter])
+    wanted = [alone(model, request) for request in requests]
+    session = DecodeSession(model)
+    batch = prompt(30)
+    plain = model.generate(**batch, max_new_tokens=20)
+    got = {}
+    for one in session.stream(requests, 3):
+        got[one.place] = one.token_ids
+        assert torch.equal(session.generate(**batch, max_new_tokens=20), plain)
+        assert torch.equal(model.generate(**batch, max_new_tokens=20), plain)
+        inner = list(session.stream([replace(requests[0], adapter=None)]))
+        assert inner[0].token_ids == alone(model, replace(requests[0], adapter=None))
+    assert [got[place] for place in range(len(requests))] == wanted
+
+
+def test_what_is_left_is_given_up_with_the_iterator():
+    model = small("llama")
+    trace = fingerprint(model)
+    requests = requests_of(model, adapters=[randomised(model)])
+    stream = DecodeSession(model).stream(requests, 2)
+    next(stream)
+    assert attachment_of(model) is not None
+    del stream
+    gc.collect()
+    assert attachment_of(model) is None and fingerprint(model) == trace
+
+
+def test_a_model_that_moves_in_between_is_an_error():
+    model = small("llama")
+    stream = DecodeSession(model).stream(requests_of(model), 2)
+    next(stream)
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    with pytest.raises(DiveError, match="moved or replaced between two answers"):
+        list(stream)
+
+
+class Listener:
+    def __init__(self):
+        self.heard, self.ended = [], 0
+
+    def put(self, value):
+        self.heard += value.reshape(-1).tolist()
+
+    def end(self):
+        self.ended += 1
+
+
+def test_each_answer_has_a_streamer_of_its_own():
+    model = small("llama")
+    requests = [replace(one, streamer=Listener()) for one in requests_of(model)]
+    answers = written(DecodeSession(model), requests, 3)
+    for request, tokens in zip(requests, answers, strict=True):
+        assert request.streamer.heard == [*request.inputs["input_ids"][0].tolist(), *tokens]
+        assert request.streamer.ended == 1
+
+
+class Long(StoppingCriteria):
+    """Ends at a length that is a multiple of seven, as only all ids so far can tell."""
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return torch.full((input_ids.shape[0],), input_ids.shape[1] % 7 == 0)
+
+
+def test_a_callers_own_criterion():
+    model = small("llama")
+    own = StoppingCriteriaList([Long()])
+    requests = requests_of(model, stopping_criteria=own)
+    wanted = [alone(model, request) for request in requests]
+    assert len({len(tokens) for tokens in wanted}) > 2
+    assert written(DecodeSession(model), requests, 3) == wanted
+
+
+FALLBACKS = {
+    "beams": ({"num_beams": 2}, "beam search"),
+    "static": ({"cache_implementation": "static"}, "static"),
+    "not built": ({}, "not built"),
+    "training": ({}, "training mode"),
+}
+
+
+@pytest.mark.parametrize("name", FALLBACKS)
+@pytest.mark.parametrize("way", ["greedy", "sampled"])
+def test_transformers_writes_what_the_engine_cannot(name, way, monkeypatch, caplog):
+    more, words = FALLBACKS[name]
+    model = small("llama")
+    adapters = [randomised(model, strength=0.4), None, randomised(model, strength=0.4, seed=5)]
+    if name == "beams" and way == "sampled":
+        pytest.skip("beams are not drawn token by token")
+    if name == "not built":
+        monkeypatch.setattr("dive.extension.load", lambda: None)
+    requests = requests_of(model, way, adapters, lengths=LENGTHS[:4], **more)
+    if name == "training":
+        model.train()
+    wanted = [alone(model, request) for request in requests]
+    session = DecodeSession(model)
+    with caplog.at_level(logging.INFO, logger="dive"):
+        for _ in range(2):
+            assert written(session, requests, 3) == wanted
+    lines = [r.message for r in caplog.records if "decoding in transformers" in r.message]
+    assert len(lines) == 1 and words in lines[0]
+    assert attachment_of(model) is None
+
+
+def test_one_request_that_the_engine_cannot_take_among_others():
+    model = small("llama")
+    requests = requests_of(model, "sampled")
+    odd = dict(requests[2].inputs)
+    odd["attention_mask"] = torch.ones_like(odd["input_ids"])
+    odd["attention_mask"][0, 3] = 0  # a hole
+    requests[2] = replace(requests[2], inputs=odd)
+    wanted = [alone(model, request) for request in requests]
+    torch.manual_seed(requests[2].seed)
+    ids = model.generate(**odd, **requests[2].settings)
+    wanted[2] = ids[0, odd["input_ids"].shape[1] :].tolist()
+    session = DecodeSession(model)
+    assert written(session, requests, 3) == wanted
+    assert "padded on the left" in next(iter(session._said))
+
+
+def test_bad_requests():
+    model = small("llama")
+    session = DecodeSession(model)
+    with pytest.raises(DiveError, match="rows is 0"):
+        session.stream([], rows=0)
+    assert list(session.stream([])) == []
+    two = {"input_ids": torch.cat([prompt(3)["input_ids"]] * 2)}
+    with pytest.raises(DiveError, match="request 1 has 2 sequences"):
+        list(session.stream([Request(prompt(3), {"max_new_tokens": 2}), Request(two)]))
+    with pytest.raises(DiveError, match="one request has one answer"):
+        settings = {"max_new_tokens": 2, "do_sample": True, "num_return_sequences": 2}
+        list(session.stream([Request(prompt(3), settings)]))
+    with pytest.raises(DiveError, match="context of 512"):
+        list(session.stream([Request(prompt(3), {"max_new_tokens": 510})]))
+    with pytest.raises(DiveError, match="hidden_size"):
+        other = copy.deepcopy(model)
+        other.config.hidden_size = 64
+        list(session.stream([Request(prompt(3), {"max_new_tokens": 2}, randomised(other))]))
