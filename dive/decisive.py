@@ -1,7 +1,8 @@
 """Which tokens of a report are decisive: the mentions of pathology, and the end of the report.
 
 `find_mentions` reads a report with the lexicon of dive/lexicon and the polarity rules of
-dive/polarity.py; `DecisiveTokens` carries the mentions over to the tokens of any fast tokenizer.
+dive/polarity.py, `radgraph_mentions` takes them from a RadGraph annotation; `DecisiveTokens`
+carries the mentions over to the tokens of any fast tokenizer.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dive.errors import DiveError
-from dive.lexicon import Entry, Lexicon, default_lexicon
+from dive.lexicon import OTHER, Entry, Lexicon, default_lexicon
 from dive.lexicon.modifiers import widen
 from dive.lexicon.terms import Match, longest_first
 from dive.lexicon.words import split
@@ -21,6 +22,7 @@ from dive.polarity import (
     asking_sections,
     polarities,
 )
+from dive.radgraph import Annotation, Annotator, entity_kind, entity_spans
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,6 +97,32 @@ def _spans(
     return tuple(spans)
 
 
+def radgraph_mentions(
+    text: str, annotation: Annotation, lexicon: Lexicon | None = None
+) -> list[Mention]:
+    """The observations of a RadGraph annotation, in the report's order; class "Other".
+
+    Anatomy alone is no finding. RadGraph also calls it an observation, and present, that all is
+    well ("clear", "normal"): where the lexicon reads a word so, the mention is negative here, as it
+    is in `find_mentions`.
+
+    Raises:
+        DiveError: the annotation is of another text, or has a label that RadGraph does not give.
+    """
+    well = [m.spans for m in find_mentions(text, lexicon) if m.cls == "No Finding"]
+    normal = [span for spans in well for span in spans]
+    entities = annotation["entities"].values()
+    mentions = []
+    for (start, end, label), entity in zip(entity_spans(text, annotation), entities, strict=True):
+        kind, state = entity_kind(label)
+        if kind != "observation":
+            continue
+        if state == POSITIVE and any(a < end and start < b for a, b in normal):
+            state = NEGATIVE
+        mentions.append(Mention(start, end, entity["tokens"], OTHER, state, ((start, end),)))
+    return sorted(mentions)
+
+
 class DecisiveTokens:
     """Classes and weights of a report's tokens: template 1, pathology and EOS as given.
 
@@ -110,6 +138,9 @@ class DecisiveTokens:
             turned off: a hedged finding is what the reader acts on, as a stated one is.
         modifiers: weight the severity, side and place beside a decisive mention with it ("small
             left pleural effusion"); see dive/lexicon/modifiers.yaml.
+        annotator: RadGraph's annotations (`dive.radgraph.RadGraph`, `RadGraphFile`) in place of the
+            lexicon's mentions. Give all reports to `prepare` first: a model that is started for
+            one report at a time takes minutes for what it does in seconds.
     """
 
     def __init__(
@@ -122,6 +153,7 @@ class DecisiveTokens:
         *,
         uncertain: bool = True,
         modifiers: bool = False,
+        annotator: Annotator | None = None,
     ) -> None:
         if polarity not in ("positive", "all"):
             raise DiveError(f"polarity is {polarity!r}; wants 'positive' or 'all'")
@@ -137,10 +169,28 @@ class DecisiveTokens:
         self.pathology, self.eos = float(pathology), float(eos)
         self.polarity, self.uncertain, self.modifiers = polarity, uncertain, modifiers
         self.lexicon = default_lexicon() if lexicon is None else lexicon
+        self.annotator = annotator
+        self._annotations: dict[str, Annotation] = {}
+
+    def prepare(self, texts: Iterable[str]) -> None:
+        """Annotate reports, all at once; nothing to do where the lexicon reads them."""
+        if self.annotator is None:
+            return
+        missing = [text for text in dict.fromkeys(texts) if text not in self._annotations]
+        if missing:
+            found = self.annotator.annotate(missing)
+            self._annotations.update(zip(missing, found, strict=True))
+
+    def mentions(self, text: str) -> list[Mention]:
+        """All mentions of a report, whatever their polarity."""
+        if self.annotator is None:
+            return find_mentions(text, self.lexicon)
+        self.prepare([text])
+        return radgraph_mentions(text, self._annotations[text], self.lexicon)
 
     def decisive(self, text: str) -> list[Mention]:
         """The mentions that count under this polarity."""
-        mentions = find_mentions(text, self.lexicon)
+        mentions = self.mentions(text)
         if self.polarity == "all":
             return mentions
         if self.uncertain:
@@ -150,7 +200,7 @@ class DecisiveTokens:
     def spans(self, text: str) -> list[tuple[int, int]]:
         """The characters of decisive words, sorted and without overlaps."""
         spans = [span for mention in self.decisive(text) for span in mention.spans]
-        return merged(widen(text, *span) for span in spans) if self.modifiers else sorted(spans)
+        return merged(widen(text, *span) if self.modifiers else span for span in spans)
 
     def label(self, text: str, offsets: Sequence[tuple[int, int]], count: int) -> list[int]:
         """The class of each of a response's `count` tokens.

@@ -29,6 +29,7 @@ from dive.plan import describe
 from dive.presets import DistillConfig
 from dive.progress import JsonLog, ProgressBar
 from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS, Prompter
+from dive.radgraph import RadGraph, annotator_of
 from dive.structure import output_head
 from dive.teacher import Demonstrations, Teacher, same_case
 from dive.trainer import DistillTrainer, Student
@@ -107,13 +108,17 @@ def distill(
         max_image_tokens=max_image_tokens,
         template=template,
     )
+    annotator = None if config.decisive == "lexicon" else annotator_of(config.decisive)
     weigher = DecisiveTokens(
         backbone.tokenizer,
         pathology=float(config.pathology_weight or 0),
         eos=float(config.eos_weight or 0),
         polarity=config.polarity,
         modifiers=config.modifiers,
+        annotator=annotator,
     )
+    if isinstance(annotator, RadGraph):  # a process that loads a model: once, for all reports
+        weigher.prepare(_reports([*studies, *held_out], target))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task("reading studies", total=len(studies) + len(held_out))
@@ -157,6 +162,7 @@ def distill(
             "steps": steps,
             "seconds": round(time.perf_counter() - start, 1),
             "sources": _sources(examples, checked, teacher),
+            "decisive_source": "dive's lexicon" if annotator is None else annotator.source,
         }
     }
     return adapter
@@ -310,6 +316,15 @@ def _train(
         torch.random.set_rng_state(states)  # Trainer seeds torch's global generator
         if recompute is not None:
             recompute.remove()
+
+
+def _reports(studies: Sequence[Study], target: str) -> Iterator[str]:
+    """The reports that there are; what lacks one is named when every study is looked at."""
+    for study in studies:
+        try:
+            yield study.report(target)
+        except DiveError:
+            continue
 
 
 def _calibration(examples: Examples, count: int) -> Iterator[tuple[dict[str, Any], Tensor]]:

@@ -59,7 +59,10 @@ class Examples(Dataset):
             inputs = self.prompter.with_response(prompt, response.ids)
         except DiveError as error:
             raise DiveError(f"{study.where}: {error}") from error
-        classes = self.weigher.label(response.text, response.offsets, len(response.ids))
+        try:
+            classes = self.weigher.label(response.text, response.offsets, len(response.ids))
+        except DiveError as error:
+            raise DiveError(f"{study.where}: {error}") from error
         example = Example(
             index,
             inputs,

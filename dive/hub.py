@@ -129,12 +129,24 @@ def _forget_paths(path: Path) -> None:
     for owner in (metadata, metadata.get("distillation") or {}):
         if isinstance(owner.get("backbone"), dict):
             owner["backbone"]["name"] = _public_name(owner["backbone"])
+    config = (metadata.get("distillation") or {}).get("config") or {}
+    if "decisive" in config:
+        config["decisive"] = _public_source(config["decisive"])
     write_text(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 
 def _objective(settings: dict[str, Any]) -> str:
     names = ("ce_weight", "kd_weight", "align_weight", "pathology_weight", "eos_weight", "polarity")
-    return ", ".join(f"{name} {settings[name]}" for name in names if name in settings)
+    parts = [f"{name} {settings[name]}" for name in names if name in settings]
+    if "decisive" in settings:
+        parts.append(f"decisive by {_public_source(settings['decisive'])}")
+    return ", ".join(parts)
+
+
+def _public_source(decisive: str) -> str:
+    """ "radgraph:/somebody/annotations.json" without whose it is."""
+    kind, colon, what = decisive.partition(":")
+    return f"{kind}{colon}{Path(what).name}"
 
 
 def _trained_on(run: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from dive.adapter import SteeringConfig
 from dive.errors import DiveError
+from dive.radgraph import parse_source
 
 # The paper's own values were not available; `live` and its weights are as LIVE (arXiv 2406.13185)
 # published them, the rest is this project's choice (docs/choices.md).
@@ -43,6 +44,9 @@ class DistillConfig:
     pathology_weight, eos_weight: weight of a pathology token and of the end of the report; every
         other token of the report weighs 1.
     polarity: "positive" (mentions said to be there) or "all" (negated ones too).
+    decisive: what names the pathology in a report: "lexicon" (the built-in one), "radgraph" (the
+        observations of the RadGraph model; its weights must be there, annotations are kept), or
+        "radgraph:X" (a type of model, a folder or archive of weights, or a file of annotations).
     modifiers: severity, side and place beside a mention are weighted with it.
     ce_weight, kd_weight, align_weight: weights of cross entropy, of KL to the teacher, and of the
         mean squared distance of teacher and student hidden states. 0 switches a term off.
@@ -77,6 +81,7 @@ class DistillConfig:
     pathology_weight: float | None = None
     eos_weight: float | None = None
     polarity: str = "positive"
+    decisive: str = "lexicon"
     modifiers: bool = True
     ce_weight: float | None = None
     kd_weight: float | None = None
@@ -143,6 +148,8 @@ class DistillConfig:
             )
         if self.polarity not in ("positive", "all"):
             raise DiveError(f"DistillConfig: polarity is {self.polarity!r}, want positive or all")
+        if self.decisive != "lexicon":
+            parse_source(self.decisive, "DistillConfig: decisive")
         if not (self.ce_weight or self.kd_weight or self.align_weight):
             raise DiveError(
                 "DistillConfig: ce_weight, kd_weight and align_weight are all 0; nothing to learn"

@@ -12,10 +12,9 @@ import pytest
 
 import dive
 from dive.errors import DiveError
-from dive.metrics import radgraph_model
-from dive.metrics.radgraph_file import RadGraphFile
-from dive.metrics.radgraph_model import RadGraph
-from dive.metrics.radgraph_scores import LEVELS, check_annotation, entity_spans, radgraph_f1
+from dive.metrics.radgraph_scores import LEVELS, radgraph_f1
+from dive.radgraph import RadGraph, RadGraphFile, check_annotation, entity_spans
+from dive.radgraph import model as radgraph_model
 
 needs_radgraph = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("radgraph", "requests")),
@@ -419,6 +418,6 @@ def test_the_real_package_on_random_weights(tmp_path: Path) -> None:
 
 
 def test_radgraph_is_never_imported_here() -> None:
-    code = "import sys, dive.metrics, dive.metrics.radgraph_model; print('radgraph' in sys.modules)"
+    code = "import sys, dive.metrics, dive.radgraph; print('radgraph' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr

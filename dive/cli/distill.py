@@ -67,6 +67,14 @@ def distill(
     pathology_weight: Annotated[float | None, typer.Option(help="Default: the preset's.")] = None,
     eos_weight: Annotated[float | None, typer.Option(help="Default: the preset's.")] = None,
     polarity: Annotated[str | None, typer.Option(help="positive (default) or all.")] = None,
+    decisive: Annotated[
+        str | None,
+        typer.Option(
+            "--decisive",
+            help="What names the pathology: lexicon (default), radgraph, or radgraph:X with a type "
+            "of model, a folder of weights, or a file of annotations.",
+        ),
+    ] = None,
     ce_weight: Annotated[float | None, typer.Option(help="Default: the preset's.")] = None,
     kd_weight: Annotated[float | None, typer.Option(help="Default: the preset's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Default 0.")] = None,
@@ -115,6 +123,7 @@ def distill(
         "pathology_weight": pathology_weight,
         "eos_weight": eos_weight,
         "polarity": polarity,
+        "decisive": decisive,
         "ce_weight": ce_weight,
         "kd_weight": kd_weight,
         "seed": seed,

@@ -49,13 +49,20 @@ def tokens(
     modifiers: Annotated[
         bool, typer.Option(help="Severity, side and place count with their finding.")
     ] = True,
+    decisive: Annotated[
+        str, typer.Option("--decisive", help="lexicon, radgraph or radgraph:X, as in distill.")
+    ] = "lexicon",
     as_json: JsonOption = False,
 ) -> None:
     """Show a report with its findings, and what share of tokens and of loss each class holds."""
-    from dive.decisive import CLASS_NAMES, DecisiveTokens, find_mentions, share
+    from dive.decisive import CLASS_NAMES, DecisiveTokens, share
+    from dive.radgraph import annotator_of
 
     text = _read(file)
+    if decisive != "lexicon":
+        text = text.strip()  # as a report is when it is learnt
     settings: dict[str, Any] = {
+        "annotator": None if decisive == "lexicon" else annotator_of(decisive, "--decisive"),
         "pathology": pathology,
         "eos": eos,
         "polarity": polarity,
@@ -77,7 +84,7 @@ def tokens(
         offsets = [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
     classes = weigher.label(text, offsets, len(offsets) + 1)
     shares = share(classes, weigher.weights_of(classes))
-    mentions = find_mentions(text)
+    mentions = weigher.mentions(text)
     if as_json:
         answer = {
             "unit": unit,

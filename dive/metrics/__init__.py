@@ -3,9 +3,8 @@
 from dive.metrics.chexbert import CheXbert
 from dive.metrics.evaluation import FINISH_REASONS, METRICS, evaluate
 from dive.metrics.normalization import NORMALIZATIONS
-from dive.metrics.radgraph_file import RadGraphFile
-from dive.metrics.radgraph_model import RadGraph
 from dive.metrics.requirements import requirements
+from dive.radgraph import RadGraph, RadGraphFile
 
 __all__ = [
     "FINISH_REASONS",

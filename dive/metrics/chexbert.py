@@ -21,7 +21,7 @@ import numpy as np
 from dive.errors import DiveError
 from dive.lexicon import CHEXPERT_CLASSES
 from dive.metrics.measure import Measure, f1
-from dive.metrics.radgraph_model import WEIGHTS_REPO, user_cache
+from dive.radgraph.model import WEIGHTS_REPO, user_cache
 
 CLASSES = CHEXPERT_CLASSES  # in the order of the model's heads
 TOP_FIVE = ("Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion")

@@ -15,9 +15,8 @@ from dive.metrics.findings import finding_measure
 from dive.metrics.measure import Measure, mean_measure
 from dive.metrics.meteor import meteor_measure
 from dive.metrics.normalization import words
-from dive.metrics.radgraph_file import RadGraphFile
-from dive.metrics.radgraph_model import RadGraph
-from dive.metrics.radgraph_scores import Annotator, radgraph_measure
+from dive.metrics.radgraph_scores import radgraph_measure
+from dive.radgraph import Annotator, RadGraph, RadGraphFile
 
 FINISH_REASONS = ("eos", "length")
 METRICS = ("bleu", "rougeL", "meteor", "findings", "radgraph", "chexbert")

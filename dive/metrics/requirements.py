@@ -6,7 +6,7 @@ from typing import Any
 
 from dive.metrics.chexbert import default_tokenizer, default_weights
 from dive.metrics.meteor import wordnet_present
-from dive.metrics.radgraph_model import MODEL_TYPES, WEIGHTS_REPO, default_radgraph_weights
+from dive.radgraph.model import MODEL_TYPES, WEIGHTS_REPO, default_radgraph_weights
 
 _HERE = "in this Python environment"
 

@@ -16,11 +16,11 @@ from typing import Any
 
 from dive.data.io import write_text
 from dive.errors import DiveError
-from dive.metrics.radgraph_scores import NO_ENTITIES, Annotation
+from dive.radgraph.annotations import NO_ENTITIES, Annotation
 
 MODEL_TYPES = ("radgraph", "radgraph-xl", "modern-radgraph-xl", "echograph")
 WEIGHTS_REPO = "StanfordAIMI/RRG_scorers"
-_WORKER = Path(__file__).with_name("radgraph_worker.py")
+_WORKER = Path(__file__).with_name("worker.py")
 _PARTS = ("config.json", "vocabulary", "weights.th")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dive.errors import DiveError
-from dive.metrics.radgraph_scores import NO_ENTITIES, Annotation, check_annotation
+from dive.radgraph.annotations import NO_ENTITIES, Annotation, check_annotation
 
 
 class RadGraphFile:

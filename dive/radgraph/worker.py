@@ -1,11 +1,11 @@
-"""Runs the `radgraph` package on texts; a process of its own, started by `radgraph_model`.
+"""Runs the `radgraph` package on texts; a process of its own, started by `dive.radgraph.model`.
 
 radgraph 0.1.18 calls two tokenizer methods that transformers 5 took away. They are put back here,
 in this process and nowhere else. Only the standard library, radgraph and transformers are imported,
 so this file also runs under another Python than the one that has dive.
 
-    python radgraph_worker.py version
-    python radgraph_worker.py annotate REQUEST.json
+    python worker.py version
+    python worker.py annotate REQUEST.json
 
 The request: {"model_type", "model_dir", "cuda", "texts"}. Answers are JSON lines on stdout:
 {"index", "annotation"} for each text in order, or {"index", "error"}.

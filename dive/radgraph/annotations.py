@@ -1,0 +1,105 @@
+"""RadGraph annotations: what they look like, and where their entities lie in a report.
+
+An annotation is a dict as the `radgraph` package returns it and PhysioNet's files hold it:
+
+    {"text": "no pleural effusion .",                    # words, separated by spaces
+     "entities": {"1": {"tokens": "effusion", "label": "Observation::definitely absent",
+                        "start_ix": 2, "end_ix": 2,      # words, both ends included
+                        "relations": [["located_at", "2"]]}, ...}}
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from dive.errors import DiveError
+
+Annotation = Mapping[str, Any]
+NO_ENTITIES: Annotation = {"text": "", "entities": {}}
+
+
+class Annotator(Protocol):
+    """Anything that gives annotations for texts, and says what it is."""
+
+    @property
+    def source(self) -> str: ...
+
+    def annotate(self, texts: Sequence[str]) -> list[Annotation]: ...
+
+
+def check_annotation(annotation: Any, where: str) -> None:
+    """DiveError that names `where` unless this is an annotation as described above."""
+    if not isinstance(annotation, Mapping) or not isinstance(annotation.get("entities"), Mapping):
+        raise DiveError(f"{where}: not a RadGraph annotation: no mapping `entities`")
+    entities = annotation["entities"]
+    for key, entity in entities.items():
+        entry = f"{where}: entity {key!r}"
+        if not isinstance(entity, Mapping):
+            raise DiveError(f"{entry} is not a mapping")
+        for name in ("tokens", "label"):
+            if not isinstance(entity.get(name), str):
+                raise DiveError(f"{entry}: `{name}` must be a text, got {entity.get(name)!r}")
+        relations = entity.get("relations", [])
+        if not isinstance(relations, list):
+            raise DiveError(f"{entry}: `relations` must be a list, got {relations!r}")
+        for relation in relations:
+            if not isinstance(relation, list | tuple) or len(relation) != 2:
+                raise DiveError(f"{entry}: a relation is [name, entity], got {relation!r}")
+            if relation[1] not in entities:
+                raise DiveError(f"{entry}: relation to {relation[1]!r}, which is no entity")
+
+
+def entity_spans(text: str, annotation: Annotation) -> list[tuple[int, int, str]]:
+    """(start, end, label) of every entity, as characters of `text`, in the order of the entities.
+
+    The annotation's words are the text with spaces put in, so that its letters in order, spaces
+    left out, are the text's. Raises DiveError where they are not: an annotation of another text.
+    """
+    places = np.array([i for i, letter in enumerate(text) if not letter.isspace()])
+    annotated = annotation["text"].split()
+    if "".join(annotated) != "".join(text.split()):
+        raise DiveError(
+            f"the RadGraph annotation is of another text: {annotation['text'][:60]!r}... is not "
+            f"{text[:60]!r}..."
+        )
+    ends = np.cumsum([len(word) for word in annotated])
+    spans = []
+    for entity in annotation["entities"].values():
+        first, last = int(entity["start_ix"]), int(entity["end_ix"])
+        if not 0 <= first <= last < len(annotated):
+            raise DiveError(
+                f"RadGraph entity {entity['tokens']!r}: words {first} to {last} of {len(annotated)}"
+            )
+        start = ends[first] - len(annotated[first])
+        spans.append((int(places[start]), int(places[ends[last] - 1]) + 1, entity["label"]))
+    return spans
+
+
+_KINDS = {
+    "obs": "observation",
+    "anat": "anatomy",
+    "observation": "observation",
+    "anatomy": "anatomy",
+}
+_STATES = {
+    "dp": "positive", "da": "negative", "u": "uncertain",
+    "definitely present": "positive", "definitely absent": "negative", "uncertain": "uncertain",
+}  # fmt: skip
+
+
+def entity_kind(label: str) -> tuple[str, str]:
+    """("observation" or "anatomy", "positive", "negative" or "uncertain") of a label, whichever the
+    model: "OBS-DA", "Observation::measurement::definitely present", ...
+
+    Raises:
+        DiveError: a label of no RadGraph model.
+    """
+    parts = re.split("::|-", label.casefold())
+    kind, state = _KINDS.get(parts[0]), _STATES.get(parts[-1])
+    if kind is None or state is None:
+        raise DiveError(
+            f"RadGraph label {label!r}: want OBS-DP, Observation::uncertain or the like"
+        )
+    return kind, state
