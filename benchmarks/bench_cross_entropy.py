@@ -1,120 +1,186 @@
-"""`dive.ops.decisive_cross_entropy` on a CPU: forward and backward against plain PyTorch.
+"""`dive.ops.decisive_cross_entropy`: forward and backward beside its peers (benchmarks/peers.py).
 
     python -m pytest benchmarks/bench_cross_entropy.py --benchmark-only
-    python -m benchmarks.bench_cross_entropy [--threads 1] [--rounds 7]    # results/*.json
+    python -m benchmarks.bench_cross_entropy [--device cuda] [--threads 1] [--rounds 7]
 
-`floor` is the two products alone, over the live rows, in one piece and into memory that is there:
-what no implementation can beat. `torch core` is F.linear_cross_entropy, with the weights applied to
-its rows. All see the same N rows; "on live rows" means that the caller gathered them first.
+The second writes benchmarks/results/<device>-cross-entropy.json, case by case. `floor` is the
+matrix products alone, over the live rows, in one piece and into memory that is there: one for the
+loss, two with its gradient, one more for a teacher. `forward` is the loss without gradients.
+"on live rows" is given rows that were gathered before the clock starts.
 """
 
 import argparse
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from dive import ops, reference
+from benchmarks import peers, timing
+from benchmarks.timing import TOY
 
-TOY = os.environ.get("DIVE_BENCH_TOY") == "1"
-ROWS, WIDTH, VOCAB = (48, 16, 128) if TOY else (1920, 1024, 32000)
-LIVE = {"third live": ROWS // 3, "all live": ROWS}
+MODES = ("forward", "forward+backward")
 
 
-def variants(live: int, dtype: torch.dtype = torch.float32) -> dict[str, Callable[[], object]]:
-    """Forward and backward of each, on random normal data with `live` of ROWS rows weighted 1."""
-    torch.manual_seed(0)
-    hidden = torch.randn(ROWS, WIDTH).to(dtype).requires_grad_()
-    head = (torch.randn(VOCAB, WIDTH) / WIDTH**0.5).to(dtype)
-    targets = torch.randint(VOCAB, (ROWS,))
-    chosen = torch.randperm(ROWS)[:live].sort().values
-    weights = torch.zeros(ROWS).index_fill_(0, chosen, 1.0)
-    dense = torch.randn(live, WIDTH).to(dtype)
-    logits, back = dense.new_empty(live, VOCAB), torch.empty_like(dense)
+class Case(NamedTuple):
+    name: str
+    tokens: int
+    width: int
+    vocabulary: int
+    live: int
+    dtype: str = "float32"
+    distils: bool = False
 
-    def backward(loss: torch.Tensor) -> None:
-        hidden.grad = None
-        loss.backward()
 
-    def core(states: torch.Tensor, wanted: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
-        rows = F.linear_cross_entropy(states, head, wanted, reduction="none")
-        return (rows * by).sum() / by.sum()
+def cases(device: str, dtypes: list[str]) -> Iterator[Case]:
+    """On a GPU most wanted first. VLM batch: 8 x (576 image + 64 prompt + 160 report)."""
+    if TOY:
+        yield Case("toy, third live", 48, 16, 128, 16)
+        yield Case("toy, third live, KD", 48, 16, 128, 16, distils=True)
+    elif device == "cpu":
+        for dtype in dtypes or ["float32"]:
+            kind = "" if dtype == "float32" else f", {dtype}"
+            yield Case(f"1920 tokens, third live{kind}", 1920, 1024, 32000, 640, dtype)
+            yield Case(f"1920 tokens, all live{kind}", 1920, 1024, 32000, 1920, dtype)
+        yield Case("480 tokens, third live", 480, 1024, 32000, 160)
+        yield Case("1920 tokens, third live, KD", 1920, 1024, 32000, 640, distils=True)
+        yield Case("1920 tokens, third live, V 8000", 1920, 1024, 8000, 640)
+    else:
+        for dtype in dtypes or ["bfloat16"]:
+            wide, vlm = (4096, 128256), (6400, 4096, 128256, 1280)
+            yield Case(f"4096 tokens, all live, {dtype}", 4096, *wide, 4096, dtype)
+            yield Case(f"VLM batch, 20% live, {dtype}", *vlm, dtype)
+            yield Case(f"8192 tokens, all live, {dtype}", 8192, *wide, 8192, dtype)
+            yield Case(f"4096 tokens, all live, KD, {dtype}", 4096, *wide, 4096, dtype, True)
+            yield Case(f"VLM batch, 20% live, KD, {dtype}", *vlm, dtype, True)
+        yield Case("4096 tokens, half live, bfloat16", 4096, 4096, 128256, 2048, "bfloat16")
+        yield Case("4096 tokens, V 32000, bfloat16", 4096, 4096, 32000, 4096, "bfloat16")
+        yield Case("4096 tokens, V 262208, bfloat16", 4096, 2560, 262208, 4096, "bfloat16")
+        yield Case("4096 tokens, all live, float16", 4096, 4096, 128256, 4096, "float16")
+        yield Case("4096 tokens, V 32000, float32", 4096, 4096, 32000, 4096, "float32")
 
-    def floor() -> None:
-        torch.mm(dense, head.T, out=logits)
-        torch.mm(logits, head, out=back)
 
-    given = (hidden, head, targets, weights)
-    all_of_them: dict[str, Callable[[], object]] = {
-        "dive": lambda: backward(ops.decisive_cross_entropy(*given).loss),
-        "floor": floor,
-        "reference": lambda: backward(reference.decisive_cross_entropy(*given).loss),
+def problem(case: Case, device: torch.device) -> peers.Problem:
+    dtype = getattr(torch, case.dtype)
+    sizes = (case.tokens, case.width, case.vocabulary, case.live)
+    return peers.Problem.random(*sizes, dtype, device, case.distils)
+
+
+def floors(p: peers.Problem) -> dict[str, timing.Call]:
+    """The products that none can do without."""
+    dense = p.hidden.detach()[p.rows]
+    logits, back = dense.new_empty(len(dense), len(p.head)), torch.empty_like(dense)
+    before = 1 if p.teacher is None else 2
+
+    def forward() -> None:
+        for _ in range(before):
+            torch.mm(dense, p.head.T, out=logits)
+
+    def both() -> None:
+        forward()
+        torch.mm(logits, p.head, out=back)
+
+    return {"forward": forward, "forward+backward": both}
+
+
+def call(p: peers.Problem, loss: peers.Loss, mode: str) -> Callable[[], object]:
+    def forward() -> None:
+        with torch.no_grad():
+            loss()
+
+    def both() -> None:
+        p.hidden.grad = None
+        loss().backward()
+
+    return forward if mode == "forward" else both
+
+
+def measure(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
+    p = problem(case, device)
+    found, why = peers.losses(p)
+    seconds: dict[str, Any] = {}
+    peak: dict[str, dict[str, int]] = {}
+    floor = floors(p)
+    for mode in MODES:
+        functions = {name: call(*one, mode) for name, one in found.items()}
+        functions, failed = timing.working(functions)
+        why |= {f"{name} ({mode})": reason for name, reason in failed.items()}
+        seconds[mode] = timing.interleaved({"floor": floor[mode], **functions}, rounds, device)
+        for name, function in functions.items():
+            peak.setdefault(name, {})[mode] = timing.peak_extra_bytes(function, device)
+    product = 2 * case.live * case.width * case.vocabulary
+    products = {"forward": 1 + case.distils, "forward+backward": 2 + case.distils}
+    flop = {mode: number * product for mode, number in products.items()}
+    clock = timing.clock(device)
+    times = {mode: {name: one[clock] for name, one in seconds[mode].items()} for mode in MODES}
+    print(case.name, {k: f"{1e3 * v:.2f} ms" for k, v in times["forward+backward"].items()}, why)
+    return {
+        "case": case.name,
+        **{key: value for key, value in case._asdict().items() if key != "name"},
+        "flop": flop,
+        "seconds": seconds,
+        "tflops": {
+            mode: {name: flop[mode] / one / 1e12 for name, one in times[mode].items()}
+            for mode in MODES
+        },
+        "times_dive": {  # of the same clock; floor: the share of it that is reached
+            mode: {name: one / times[mode]["dive"] for name, one in times[mode].items()}
+            for mode in MODES
+        },
+        "peak_extra_bytes": peak,
+        "not_run": why,
     }
-    if hasattr(F, "linear_cross_entropy"):
-        all_of_them["torch core"] = lambda: backward(core(hidden, targets, weights))
-        if live < ROWS:
-            all_of_them["torch core on live rows"] = lambda: backward(
-                core(hidden[chosen], targets[chosen], weights[chosen])
-            )
-    return all_of_them
 
 
-NAMES = ("dive", "floor", "reference", "torch core", "torch core on live rows")
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("live", LIVE)
-def test_forward_and_backward(benchmark, live: str, name: str) -> None:
-    functions = variants(LIVE[live])
-    if name not in functions:
-        pytest.skip(f"{name}: not there, or the same as another")
-    benchmark.group = live
-    benchmark.pedantic(functions[name], rounds=3, warmup_rounds=1)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["dive", "floor", *peers.PEERS])
+@pytest.mark.parametrize("case", list(cases("cpu", []))[:2], ids=lambda case: case.name)
+def test_cross_entropy(benchmark: Any, case: Case, name: str, mode: str) -> None:
+    torch.set_num_threads(1)
+    p = problem(case, timing.CPU)
+    benchmark.group = f"{case.name}, {mode}"
+    if name == "floor":
+        function = floors(p)[mode]
+    else:
+        make = peers.dive if name == "dive" else peers.PEERS[name]
+        try:
+            function = call(p, make(p), mode)
+        except peers.Unavailable as reason:
+            pytest.skip(f"{name}: {reason}")
+    benchmark.pedantic(function, rounds=3, warmup_rounds=1)
+    assert p.hidden.grad is None or p.hidden.grad[p.rows].isfinite().all()
 
 
 def main() -> None:
-    from benchmarks.timing import interleaved, write
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--dtypes", nargs="+", default=["float32"], help="also bfloat16")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=timing.default_device().type)
+    parser.add_argument("--threads", type=int, default=1, help="on a CPU")
+    parser.add_argument("--rounds", type=int, default=2 if TOY else 7)
+    parser.add_argument("--dtypes", nargs="+", default=[], help="of the first cases")
+    parser.add_argument("--minutes", type=float, help="begin no case after so many")
+    parser.add_argument("--again", action="store_true", help="measure what is there already")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    cases = []
-    for name, live in LIVE.items():
-        for dtype in options.dtypes:
-            seconds = interleaved(variants(live, getattr(torch, dtype)), options.rounds)
-            by = {clock: seconds["dive"][clock] for clock in ("cpu", "wall")}
-            cases.append(
-                {
-                    "case": name,
-                    "dtype": dtype,
-                    "live_rows": live,
-                    "seconds": seconds,
-                    "times_dive": {  # of the same clock; floor: the share of it that is reached
-                        clock: {other: seconds[other][clock] / by[clock] for other in seconds}
-                        for clock in by
-                    },
-                }
-            )
-            print(name, dtype, {k: f"{v:.2f}x" for k, v in cases[-1]["times_dive"]["cpu"].items()})
-    suffix = "" if options.threads == 1 else f"-{options.threads}-threads"
-    path = write(
-        f"cpu-cross-entropy{suffix}",
-        {
-            "what": "decisive_cross_entropy, forward and backward, CPU",
-            "command": f"python -m benchmarks.bench_cross_entropy --threads {options.threads} "
-            f"--rounds {options.rounds} --dtypes {' '.join(options.dtypes)}",
-            "threads": options.threads,
-            "rounds": options.rounds,
-            "shape": {"rows": ROWS, "width": WIDTH, "vocabulary": VOCAB},
-            "cases": cases,
-        },
+    device = torch.device(options.device)
+    suffix = ""
+    if device.type == "cpu":
+        torch.set_num_threads(options.threads)
+        suffix = "" if options.threads == 1 else f"-{options.threads}-threads"
+    head = {
+        "what": f"decisive_cross_entropy on a {'CPU' if device.type == 'cpu' else 'GPU'}",
+        "threads": options.threads if device.type == "cpu" else None,
+        "rounds": options.rounds,
+    }
+    record = timing.Record(
+        f"{timing.short_name(device)}-cross-entropy{suffix}",
+        head,
+        device,
+        again=options.again,
+        minutes=options.minutes,
     )
-    print(path)
+    for case in cases(device.type, options.dtypes):
+        if record.wanted(case.name):
+            record.add(measure(case, device, options.rounds))
+    print(record.close())
 
 
 if __name__ == "__main__":

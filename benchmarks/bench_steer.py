@@ -1,112 +1,234 @@
-"""`dive.ops.steer` on a CPU: what a call costs beside its arithmetic, and against plain PyTorch.
+"""`dive.ops.steer`: what a call costs beside its arithmetic, and against PyTorch.
 
     python -m pytest benchmarks/bench_steer.py --benchmark-only
-    python -m benchmarks.bench_steer [--rounds 200]    # writes results/cpu-steer.json
+    python -m benchmarks.bench_steer [--device cuda] [--rounds 200]
 
-Small: 1 x 64, rank 4, where the call is all overhead. "arithmetic" runs the same tensor operations
-with neither checks nor dispatch nor gradient; "bare function" is an autograd.Function around them.
+The second writes benchmarks/results/<device>-steer.json, case by case. `forward` is recorded for
+gradients. `floor` is the least that must be read and written, at the rate of a copy measured in the
+same run: h and h' forward, and h and both gradients backward. No library has a kernel for this
+edit; what PyTorch does:
+
+reference           dive/reference.py, eager and compiled
+hand algebra        the fewest PyTorch calls: the state is never normalised, for rstd * (h A^T) is
+                    the same, and v is one more column of B, so that addmm does the rest; its
+                    parameters are rounded to the stream's dtype beforehand
+bare function       (1 x 64, CPU) an autograd.Function around the arithmetic, without checks
+arithmetic          (1 x 64, CPU) the same tensor operations with no gradient either
 """
 
 import argparse
-import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from benchmarks import timing
+from benchmarks.peers import compiled
+from benchmarks.timing import TOY
 from dive import ops, reference
 from dive.ops import steering
 
-TOY = os.environ.get("DIVE_BENCH_TOY") == "1"
-SMALL = (1, 64, 4)
-LARGE = (16, 64, 4) if TOY else (2048, 1024, 16)
-CALLS = 1 if TOY else 50
+MODES = ("forward", "forward+backward")
+PASSES = {"forward": 2, "forward+backward": 5}  # over [T, D]
+
+
+class Case(NamedTuple):
+    name: str
+    tokens: int
+    width: int
+    rank: int
+    dtype: str = "float32"
+
+
+SMALL = Case("a call's overhead", 1, 64, 4)
+
+
+def cases(device: str) -> Iterator[Case]:
+    if TOY:
+        yield Case("toy", 16, 64, 4)
+    elif device == "cpu":
+        yield Case("2048 tokens", 2048, 1024, 16)
+        yield Case("256 tokens", 256, 1024, 16)
+        yield Case("2048 tokens, rank 64", 2048, 1024, 64)
+        yield Case("2048 tokens, bfloat16", 2048, 1024, 16, "bfloat16")
+    else:
+        for rank in (16, 0, 64, 128):
+            yield Case(f"16384 tokens, rank {rank}, bfloat16", 16384, 4096, rank, "bfloat16")
+        yield Case("2048 tokens, rank 16, bfloat16", 2048, 4096, 16, "bfloat16")
+        yield Case("16384 tokens, width 2560, bfloat16", 16384, 2560, 16, "bfloat16")
+        yield Case("16384 tokens, rank 16, float16", 16384, 4096, 16, "float16")
+        yield Case("16384 tokens, rank 16, float32", 16384, 4096, 16, "float32")
+    yield SMALL
 
 
 class _Bare(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *args: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, *args: Tensor) -> Tensor:
         out, pre, rstd = steering._forward(*args, None, "silu", False, 1e-6, True)
         ctx.save_for_backward(*args, pre, rstd)
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         saved = ctx.saved_tensors
         return steering._backward(grad, *saved[:6], None, *saved[6:], "silu", False)
 
 
-def variants(tokens: int, width: int, rank: int, backward: bool) -> dict[str, Callable[[], object]]:
+def hand_algebra(h: Tensor, down: Tensor, bias: Tensor, up_static: Tensor, scale: Tensor) -> Tensor:
+    """up_static [R + 1, D]: B^T, and v below it."""
+    rstd = torch.rsqrt(torch.linalg.vector_norm(h, dim=-1, keepdim=True).square() / h.shape[-1])
+    mix = F.silu(rstd * (h @ down.T) + bias)
+    mix = F.pad(mix, (0, 1), value=1.0) * scale
+    return torch.addmm(h, mix, up_static)
+
+
+def inputs(case: Case, device: torch.device) -> list[Tensor]:
     torch.manual_seed(0)
-    shapes = ((tokens, width), (rank, width), (rank,), (width, rank), (width,), ())
-    args = [torch.randn(shape).requires_grad_() for shape in shapes]
-    plain = [x.detach() for x in args]
-    upstream = torch.randn(tokens, width)
+    dtype = getattr(torch, case.dtype)
+    tokens, width, rank = case.tokens, case.width, case.rank
+    h = torch.randn(tokens, width, device=device).to(dtype)
+    shapes = ((rank, width), (rank,), (width, rank), (width,), ())
+    parameters = [torch.randn(shape, device=device) for shape in shapes]
+    parameters[0] /= width**0.5
+    return [x.requires_grad_() for x in (h, *parameters)]
 
-    def run(function: Callable[..., torch.Tensor]) -> Callable[[], object]:
-        if backward:
-            return lambda: torch.autograd.grad(function(*args), args, upstream)
-        return lambda: function(*args)
 
-    functions = {"dive": run(ops.steer), "bare function": run(_Bare.apply)}
-    functions["reference"] = run(reference.steer)
-    if not backward:
-        functions["arithmetic"] = lambda: steering._forward(*plain, None, "silu", False, 1e-6, True)
+def variants(case: Case, device: torch.device, mode: str) -> dict[str, Callable[[], object]]:
+    args = inputs(case, device)
+    h, down, bias, up, static, scale = (x.detach() for x in args)
+    folded = [h, down, bias, torch.cat([up.T, static[None]]), scale]
+    folded = [x.to(h.dtype).requires_grad_() for x in folded]
+    upstream = torch.randn_like(h)
+
+    def run(function: Callable[..., Tensor], given: list[Tensor]) -> Callable[[], object]:
+        if mode == "forward":
+            return lambda: function(*given)
+        return lambda: torch.autograd.grad(function(*given), given, upstream)
+
+    functions = {
+        "dive": run(ops.steer, args),
+        "reference": run(reference.steer, args),
+        "hand algebra": run(hand_algebra, folded),
+    }
+    if case is not SMALL:
+        functions["reference, compiled"] = run(compiled(reference.steer), args)
+        functions["hand algebra, compiled"] = run(compiled(hand_algebra), folded)
+    elif device.type == "cpu":
+        functions["bare function"] = run(_Bare.apply, args)
+        if mode == "forward":
+            plain = [h, down, bias, up, static, scale]
+            functions["arithmetic"] = lambda: steering._forward(
+                *plain, None, "silu", False, 1e-6, True
+            )
     return functions
 
 
-@pytest.mark.parametrize("name", ["dive", "bare function", "reference"])
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
-@pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["small", "large"])
-def test_steer(benchmark, shape: tuple[int, int, int], backward: bool, name: str) -> None:
+def copy(case: Case, device: torch.device) -> Callable[[], object]:
+    source = torch.ones(case.tokens, case.width, dtype=getattr(torch, case.dtype), device=device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+def measure(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
+    calls = 50 if case is SMALL and device.type == "cpu" and not TOY else 1
+    clock = timing.clock(device)
+    seconds: dict[str, Any] = {}
+    peak: dict[str, dict[str, int]] = {}
+    why: dict[str, str] = {}
+    for mode in MODES:
+        functions, failed = timing.working(variants(case, device, mode))
+        why |= {f"{name} ({mode})": reason for name, reason in failed.items()}
+        everything = {"copy": copy(case, device), **functions}
+        if calls > 1:
+            everything = {name: _repeated(one, calls) for name, one in everything.items()}
+        taken = timing.interleaved(everything, rounds, device)
+        one_call = {
+            name: {kind: value / calls for kind, value in times.items()}
+            for name, times in taken.items()
+        }
+        once = one_call.pop("copy")
+        floor = {kind: value * PASSES[mode] / 2 for kind, value in once.items()}
+        seconds[mode] = {"floor": floor, **one_call}
+        for name, function in functions.items():
+            peak.setdefault(name, {})[mode] = timing.peak_extra_bytes(function, device)
+    times = {mode: {name: one[clock] for name, one in seconds[mode].items()} for mode in MODES}
+    stream = case.tokens * case.width * getattr(torch, case.dtype).itemsize
+    print(case.name, {k: f"{1e6 * v:.1f} us" for k, v in times["forward+backward"].items()}, why)
+    return {
+        "case": case.name,
+        **{key: value for key, value in case._asdict().items() if key != "name"},
+        "bytes": {mode: passes * stream for mode, passes in PASSES.items()},
+        "seconds": seconds,
+        "gb_s": {
+            mode: {name: PASSES[mode] * stream / one / 1e9 for name, one in times[mode].items()}
+            for mode in MODES
+        },
+        "times_dive": {
+            mode: {name: one / times[mode]["dive"] for name, one in times[mode].items()}
+            for mode in MODES
+        },
+        "peak_extra_bytes": peak,
+        "not_run": why,
+    }
+
+
+def _repeated(function: Callable[[], object], times: int) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(times):
+            function()
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["dive", "bare function", "reference", "hand algebra"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", [SMALL, next(cases("cpu"))], ids=["small", "large"])
+def test_steer(benchmark: Any, case: Case, mode: str, name: str) -> None:
     torch.set_num_threads(1)
-    benchmark.group = f"{shape} backward={backward}"
-    benchmark(variants(*shape, backward)[name])
+    functions = variants(case, timing.CPU, mode)
+    if name not in functions:
+        pytest.skip(f"{name}: at the small size only")
+    benchmark.group = f"{case.name}, {mode}"
+    assert benchmark(functions[name]) is not None
+
+
+def test_the_ways_agree() -> None:
+    case = Case("small", 6, 64, 4)
+    h, down, bias, up, static, scale = inputs(case, timing.CPU)
+    want = reference.steer(h, down, bias, up, static, scale)
+    got = hand_algebra(h, down, bias, torch.cat([up.T, static[None]]), scale)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(ops.steer(h, down, bias, up, static, scale), want)
 
 
 def main() -> None:
-    from benchmarks.timing import interleaved, write
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=timing.default_device().type)
+    parser.add_argument("--rounds", type=int, default=2 if TOY else 25, help="4 times, small case")
+    parser.add_argument("--minutes", type=float, help="begin no case after so many")
+    parser.add_argument("--again", action="store_true", help="measure what is there already")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    cases = []
-    for (tokens, width, rank), calls in ((SMALL, CALLS), (LARGE, 1)):
-        for backward in (False, True):
-            functions = variants(tokens, width, rank, backward)
-
-            def repeated(function: Callable[[], object], times: int = calls) -> Callable[[], None]:
-                def run() -> None:
-                    for _ in range(times):
-                        function()
-
-                return run
-
-            rounds = options.rounds if calls > 1 else max(3, options.rounds // 10)
-            seconds = interleaved({k: repeated(f) for k, f in functions.items()}, rounds)
-            micros = {k: 1e6 * v["cpu"] / calls for k, v in seconds.items()}
-            what = "forward+backward" if backward else "forward, gradients on"
-            cases.append(
-                {
-                    "case": what,
-                    "tokens": tokens,
-                    "width": width,
-                    "rank": rank,
-                    "cpu_microseconds_a_call": micros,
-                }
-            )
-            print(tokens, what, {k: f"{v:.1f} us" for k, v in micros.items()})
-    path = write(
-        "cpu-steer",
-        {
-            "what": "steer, float32, CPU, 1 thread",
-            "command": f"python -m benchmarks.bench_steer --rounds {options.rounds}",
-            "cases": cases,
-        },
+    device = torch.device(options.device)
+    head = {
+        "what": f"steer on a {'CPU, 1 thread' if device.type == 'cpu' else 'GPU'}",
+        "rounds": options.rounds,
+    }
+    record = timing.Record(
+        f"{timing.short_name(device)}-steer",
+        head,
+        device,
+        again=options.again,
+        minutes=options.minutes,
     )
-    print(path)
+    for case in cases(device.type):
+        if record.wanted(case.name):
+            rounds = options.rounds * (4 if case is SMALL else 1)
+            record.add(measure(case, device, rounds))
+    print(record.close())
 
 
 if __name__ == "__main__":

@@ -1,29 +1,45 @@
-"""Interleaved timing, and what a result must say about the machine and the versions it is of."""
+"""Interleaved timing, peak memory, and results files that say what they are of.
+
+DIVE_BENCH_TOY=1 asks every benchmark for toy sizes; its results never go to benchmarks/results.
+"""
 
 import datetime
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+TOY = os.environ.get("DIVE_BENCH_TOY") == "1"
 RESULTS = Path(__file__).parent / "results"
+CPU = torch.device("cpu")
+PACKAGES = ("triton", "transformers", "numpy")
+
+Call = Callable[[], object]
 
 
 def interleaved(
-    functions: dict[str, Callable[[], object]], rounds: int
+    functions: dict[str, Call], rounds: int, device: torch.device = CPU
 ) -> dict[str, dict[str, float]]:
-    """Median seconds of each, run in turns so that a noisy moment meets them all alike.
+    """Median seconds a call of each, run in turns so that a noisy moment meets them all alike.
 
-    `cpu` is the time of this process on all its threads, which neighbours disturb less; `wall` is
-    what a clock shows. The first round is a warm-up.
+    On a CPU `cpu` is the time of this process on all its threads, which neighbours disturb less,
+    and `wall` is what a clock shows. On a GPU `gpu` is the time between two events on the stream;
+    calls below 5 ms are repeated between them, so that the first one's launch counts little. The
+    first round is a warm-up.
     """
+    if device.type == "cuda":
+        return _interleaved_gpu(functions, rounds)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
     for turn in range(rounds + 1):
         for name, function in functions.items():
@@ -40,35 +56,244 @@ def interleaved(
     }
 
 
-def machine() -> dict[str, Any]:
-    """Processor, versions, commit and date, for a results file."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        processor = names[0].split(":", 1)[1].strip() if names else processor
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
+def _interleaved_gpu(functions: dict[str, Call], rounds: int) -> dict[str, dict[str, float]]:
+    def milliseconds(function: Call, repeats: int) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        for _ in range(repeats):
+            function()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / repeats
+
+    repeats = {}
+    for name, function in functions.items():
+        function()
+        repeats[name] = min(50, max(1, round(5 / milliseconds(function, 1))))
+    taken: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            taken[name].append(milliseconds(function, repeats[name]))
+    return {name: {"gpu": statistics.median(times) / 1e3} for name, times in taken.items()}
+
+
+def clock(device: torch.device) -> str:
+    """The clock by which results on this device are compared."""
+    return "gpu" if device.type == "cuda" else "cpu"
+
+
+def peak_extra_bytes(function: Call, device: torch.device = CPU) -> int:
+    """The most that one call holds beyond what was there before it."""
+    function()  # compiles and fills caches
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        function()
+    held = most = 0
+    results: Any = profile.profiler
+    for event in sorted(results.kineto_results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most
+
+
+def working(functions: dict[str, Call]) -> tuple[dict[str, Call], dict[str, str]]:
+    """Those that run, and of the others why not: memory, compiler, device."""
+    good, why = {}, {}
+    for name, function in functions.items():
+        try:
+            function()
+        except Exception as error:
+            text = " ".join(str(error).split())
+            why[name] = f"{type(error).__name__}: {text}"[:300]
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        else:
+            good[name] = function
+    return good, why
+
+
+def interval(values: list[float]) -> list[float]:
+    """Median and a 95% interval of it, by order statistics."""
+    ordered, n = sorted(values), len(values)
+    half = 0.98 * n**0.5
+    low, high = max(0, int(n / 2 - half)), min(n - 1, int(n / 2 + half))
+    return [round(x, 4) for x in (statistics.median(ordered), ordered[low], ordered[high])]
+
+
+def default_device() -> torch.device:
+    """The first GPU where there is one; the toy run stays on the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() and not TOY else "cpu")
+
+
+def short_name(device: torch.device) -> str:
+    """What begins a results file's name: cpu, h100, h200, a100 ..."""
+    if device.type == "cpu":
+        return "cpu"
+    name = torch.cuda.get_device_name(device).lower()
+    found = re.search(r"\b([abhl]\d{2,3}|gb\d{3}|rtx\D{0,8}\d{4})", name)
+    return re.sub(r"\W+", "-", found[1] if found else name).strip("-")
+
+
+@cache
+def commit() -> str | None:
+    """$DIVE_COMMIT, else the checkout's, marked where tracked sources differ from it."""
+    if os.environ.get("DIVE_COMMIT"):
+        return os.environ["DIVE_COMMIT"]
+    here = Path(__file__).parents[1]
+    others = ("--", ".", ":!benchmarks/results", ":!benchmarks/README.md")
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        name = git("rev-parse", "--short=9", "HEAD")
+        dirty = git("status", "--porcelain", "--untracked-files=no", *others)
+    except OSError:
+        name = dirty = ""
+    return f"{name}{'-dirty' if dirty else ''}" or None
+
+
+def machine(device: torch.device = CPU) -> dict[str, Any]:
+    """Device, versions, commit and time, for a results file."""
+    known: dict[str, Any] = {"device": _processor(), "cores": os.cpu_count()}
+    if device.type == "cuda":
+        known["host"] = known["device"]
+        known["device"] = torch.cuda.get_device_name(device)
+        known["cuda"] = torch.version.cuda
+        known["driver, power limit, top clock"] = _nvidia_smi()
+    now = datetime.datetime.now(datetime.UTC)
     return {
-        "device": processor,
-        "cores": os.cpu_count(),
+        **known,
         "load_1min": round(os.getloadavg()[0], 1),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "commit": commit or None,
-        "date": datetime.date.today().isoformat(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "commit": commit(),
+        "date": now.date().isoformat(),
+        "time": now.strftime("%H:%M UTC"),
     }
 
 
-def write(name: str, result: dict[str, Any]) -> Path:
-    """benchmarks/results/<name>.json, with the machine."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({**machine(), **result}, indent=2) + "\n", encoding="utf-8")
+def version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _nvidia_smi() -> str | None:
+    what = "--query-gpu=driver_version,power.limit,clocks.max.sm"
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", what, "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+@cache
+def folder() -> Path:
+    """$OUT, else benchmarks/results; a toy run's results go anywhere but there."""
+    given = os.environ.get("OUT")
+    if not given and TOY:
+        given = tempfile.mkdtemp(prefix="dive-bench-toy-")
+    path = Path(given) if given else RESULTS
+    if TOY and path.resolve() == RESULTS.resolve():
+        raise SystemExit("a toy run measures nothing: OUT must not be benchmarks/results")
+    path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def write(name: str, result: dict[str, Any], device: torch.device = CPU) -> Path:
+    """<name>.json in the results folder, with the machine."""
+    path = folder() / f"{name}.json"
+    path.write_text(json.dumps({**machine(device), **result}, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def earlier(name: str, device: torch.device) -> dict[str, Any] | None:
+    """What <name>.json holds of this commit and device, in $OUT or in benchmarks/results."""
+    if commit() is None or str(commit()).endswith("-dirty"):
+        return None
+    for place in (folder(), *([] if TOY else [RESULTS])):
+        path = place / f"{name}.json"
+        if path.exists():
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            now = machine(device)
+            if all(found.get(k) == now[k] for k in ("commit", "device", "torch")):
+                return found
+    return None
+
+
+class Record:
+    """A results file of many cases, written as they come; goes on where it stopped.
+
+    head: what stands above the cases. minutes: after so many no new case is begun.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        head: dict[str, Any],
+        device: torch.device = CPU,
+        *,
+        again: bool = False,
+        minutes: float | None = None,
+    ) -> None:
+        self.name, self.device = name, device
+        self.end = None if minutes is None else time.monotonic() + 60 * minutes
+        self.result = {**head, "complete": False, "cases": []}
+        before = None if again else earlier(name, device)
+        if before is not None and all(before.get(k) == json_like(v) for k, v in head.items()):
+            self.result["cases"] = before.get("cases", [])
+
+    def wanted(self, case: str) -> bool:
+        """Whether this case is still to be measured, and there is time for it."""
+        if any(one["case"] == case for one in self.result["cases"]):
+            return False
+        if self.end is not None and time.monotonic() > self.end:
+            left = self.result.setdefault("left", [])
+            left.append(case)
+            print(f"no time is left for: {case}", flush=True)
+            return False
+        return True
+
+    def add(self, case: dict[str, Any]) -> None:
+        self.result["cases"].append(case)
+        write(self.name, self.result, self.device)
+
+    def close(self) -> Path:
+        """Complete, unless a case was left out for want of time."""
+        self.result["complete"] = not self.result.get("left")
+        return write(self.name, self.result, self.device)
+
+
+def json_like(value: Any) -> Any:
+    """As it comes back from a file."""
+    return json.loads(json.dumps(value))

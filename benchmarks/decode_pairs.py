@@ -1,0 +1,222 @@
+"""Decoding with a model of real size: every way beside the session, in interleaved pairs.
+
+A way is a function of the number of new tokens. A token's time is that of a call with NEW tokens,
+less the median of calls with one (the prompt), over NEW - 1; ratios are those of calls that ran one
+after the other, in turns of order, and stand with a 95% interval. What `DecodeSession.plan` says
+ran is written beside each. The floor is the bytes that a step must read over the best rate at which
+this device reads memory (sum, maximum or matrix-vector product over 4 GiB) in the same run.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from transformers import StaticCache
+
+import dive
+from benchmarks import timing
+from benchmarks.compiled_loop import CompiledLoop
+from benchmarks.decode_models import SHAPES, adapter_for, build, step_bytes
+from benchmarks.timing import TOY
+from dive.decode import DecodeSession
+
+CONTEXT = 12 if TOY else 1024
+READ_BYTES = 1 << (20 if TOY else 32)
+SECONDS_A_WAY = 1 if TOY else 75  # for the pairs; at least 4, 3 at toy size
+ADAPTERS = 4
+
+Way = Callable[[int], Any]
+
+
+class Case(NamedTuple):
+    shape: str
+    batch: int
+    way: str
+    beside: str  # the way it is paired with
+    pairs: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.shape}, batch {self.batch}: {self.way}"
+
+
+def cases() -> Iterator[Case]:
+    """8B at batch 1 first. Compiled ways come last: attaching an adapter resets the compiler."""
+    for shape in ("Llama-3-8B", "Qwen2.5-7B", "Gemma-3-4B"):
+        for batch in (1, 2) if TOY else (1, 8, 32):
+            ways = [
+                Case(shape, batch, "session, steered", "session", 24),
+                Case(shape, batch, "session, 4 adapters", "session, steered", 24),
+                Case(shape, batch, "transformers, steered by hooks", "session, steered", 4),
+                Case(shape, batch, "transformers", "session", 4),
+                Case(shape, batch, "transformers, static + compile", "session", 12),
+                Case(shape, batch, "compiled loop", "session", 12),
+            ]
+            if batch == 1:
+                del ways[1]
+            if TOY and shape != "Llama-3-8B":  # what a family may differ in
+                ways = ways[:1] if batch == 1 else ways[-1:]
+            yield from ways
+
+
+class Bench:
+    """One model on one device, and the ways to decode with it."""
+
+    def __init__(self, shape: str, dtype: torch.dtype, device: torch.device) -> None:
+        self.shape, self.device = shape, device
+        self.model = build(shape, dtype, device, context=CONTEXT + 512)
+        self.adapters = [adapter_for(self.model, seed) for seed in range(ADAPTERS)]
+        self.rates = read_rates(device)
+        self.plan: dict[str, Any] = {}
+
+    def way(self, name: str, batch: int, new: int) -> Way:
+        """Raises where this way cannot be taken."""
+        torch.manual_seed(batch)
+        vocabulary = self.model.config.vocab_size
+        ids = torch.randint(5, vocabulary, (batch, CONTEXT), device=self.device)
+        given = {"attention_mask": torch.ones_like(ids), "do_sample": False}
+        if name == "compiled loop":
+            loop = CompiledLoop(self.model, batch, CONTEXT + new)
+            return lambda count: loop.generate(ids, count)
+        if name == "transformers, static + compile":
+            cache = StaticCache(self.model.config, max_cache_len=CONTEXT + new)
+
+            def static(count: int) -> Any:
+                cache.reset()
+                more = {"past_key_values": cache, "max_new_tokens": count}
+                return self.model.generate(ids, **given, **more)
+
+            return static
+        if name.startswith("transformers"):
+            steered = name.endswith("hooks")
+
+            def eager(count: int) -> Any:
+                with dive.steer(self.model, self.adapters[0]) if steered else nullcontext():
+                    return self.model.generate(ids, **given, max_new_tokens=count)
+
+            return eager
+        adapter: Any = None
+        if name == "session, steered":
+            adapter = self.adapters[0]
+        elif name == "session, 4 adapters":
+            adapter = [self.adapters[row % ADAPTERS] for row in range(batch)]
+        session = DecodeSession(self.model, adapter)
+        self.plan[name] = session.plan()._asdict()
+        return lambda count: session.generate(ids, **given, max_new_tokens=count)
+
+
+def read_rates(device: torch.device) -> dict[str, float]:
+    """GB/s of reading READ_BYTES, by several ways to read."""
+    memory = torch.ones(READ_BYTES // 4, device=device)
+    half = memory.view(torch.bfloat16)
+    matrix, vector = half.view(-1, 4096), torch.ones(4096, dtype=torch.bfloat16, device=device)
+    functions: dict[str, timing.Call] = {
+        "sum": memory.sum,
+        "maximum": memory.amax,
+        "matrix-vector product": lambda: torch.mv(matrix, vector),
+    }
+    times = timing.interleaved(functions, 2 if TOY else 11, device)
+    clock = timing.clock(device)
+    return {name: READ_BYTES / one[clock] / 1e9 for name, one in times.items()}
+
+
+def measure(bench: Bench, case: Case) -> dict[str, Any]:
+    new = 4 if TOY else 128 if case.batch == 1 else 64
+    found: dict[str, Any] = {
+        "case": case.name,
+        **case._asdict(),
+        "dtype": str(bench.model.dtype).removeprefix("torch."),
+        "context": CONTEXT,
+        "new_tokens": new,
+    }
+    needed = step_bytes(bench.model, bench.adapters[0], case.batch, CONTEXT + new // 2)
+    rate = max(bench.rates.values())
+    floor = (needed["weights"] + needed["cache"]) / rate / 1e6
+    found |= {"bytes_a_step": needed, "read_GB_s": bench.rates, "floor_ms": floor}
+    bench.plan = {}
+    try:
+        ways = [bench.way(name, case.batch, new) for name in (case.beside, case.way)]
+        beside, own, ratios = pairs(ways, bench.device, case.pairs, new)
+    except Exception as error:
+        text = " ".join(str(error).split())
+        found["not_run"] = f"{type(error).__name__}: {text}"[:400]
+        print(case.name, found["not_run"], flush=True)
+        return found
+    found |= {
+        "plan": bench.plan,
+        "ms_a_token": {case.beside: beside, case.way: own},
+        "share_of_floor": {case.beside: floor / beside, case.way: floor / own},
+        "times_beside": timing.interval(ratios),
+        "measured_pairs": len(ratios),
+    }
+    print(case.name, found["ms_a_token"], found["times_beside"], bench.plan, flush=True)
+    return found
+
+
+def pairs(
+    ways: list[Way], device: torch.device, wanted: int, new: int
+) -> tuple[float, float, list[float]]:
+    """ms a token of both, medians; and of each pair the second's time over the first's."""
+
+    def seconds(way: Way, count: int) -> float:
+        _synchronize(device)
+        start = time.perf_counter()
+        tokens = way(count)
+        _synchronize(device)
+        taken = time.perf_counter() - start
+        if tokens.shape[1] != CONTEXT + count:
+            raise RuntimeError(f"{tokens.shape[1] - CONTEXT} tokens came, want {count}")
+        return taken
+
+    prompt = []
+    for way in ways:
+        seconds(way, new)  # compiles
+        prompt.append(statistics.median(seconds(way, 1) for _ in range(3)))
+    once = sum(seconds(way, new) for way in ways)
+    count = min(wanted, max(3 if TOY else 4, int(SECONDS_A_WAY / once)))
+    taken: list[list[float]] = [[], []]
+    for turn in range(count):
+        for index in (0, 1) if turn % 2 else (1, 0):
+            step = (seconds(ways[index], new) - prompt[index]) / (new - 1)
+            taken[index].append(1e3 * step)
+    ratios = [own / beside for beside, own in zip(*taken, strict=True)]
+    return statistics.median(taken[0]), statistics.median(taken[1]), ratios
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def run(device: torch.device, *, again: bool = False, minutes: float | None = None) -> None:
+    """<device>-decode.json, way by way."""
+    head = {
+        "what": "ms a token, greedy, bfloat16; medians of interleaved pairs",
+        "context": CONTEXT,
+    }
+    name = f"{timing.short_name(device)}-decode"
+    record = timing.Record(name, head, device, again=again, minutes=minutes)
+    bench: Bench | None = None
+    for case in cases():
+        assert case.shape in SHAPES
+        if not record.wanted(case.name):
+            continue
+        if bench is None or bench.shape != case.shape:
+            bench = None
+            _free()
+            bench = Bench(case.shape, torch.bfloat16, device)
+        record.add(measure(bench, case))
+        _free()
+    print(record.close())
+
+
+def _free() -> None:
+    """What the last way held: its caches and graphs."""
+    torch._dynamo.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

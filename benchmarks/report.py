@@ -1,0 +1,398 @@
+"""benchmarks/README.md from benchmarks/results/*.json: tables, and a plot for each operator.
+
+    python -m benchmarks.report
+
+No figure stands on that page that a results file does not hold; a test renders it again.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report_text import CLOSING, INTRODUCTION, SECTIONS
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+PAGE = HERE / "README.md"
+
+Result = dict[str, Any]
+
+
+def number(value: float | None) -> str:
+    """Three digits that count."""
+    if value is None:
+        return ""
+    if value == 0:
+        return "0"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
+    """First column to the left, the others to the right."""
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return [*lines, ""]
+
+
+def origin(name: str, result: Result) -> list[str]:
+    """Which machine, versions and commit a file is of."""
+    old = result.get("machine", {})
+    machine = {"processor": old} if isinstance(old, str) else old
+    versions = result.get("versions") or {}
+    device = result.get("device") or machine.get("processor") or "unknown"
+    cores = result.get("cores") or machine.get("cpus") or machine.get("cores")
+    said = [str(device)]
+    said += [f"{cores} cores"] if cores and "device" in result and "host" not in result else []
+    for package in ("torch", "triton", "transformers", "python"):
+        version = result.get(package) or versions.get(package) or machine.get(package)
+        said += [f"{package} {version}"] if version else []
+    said += [f"commit {result['commit'][:9]}"] if result.get("commit") else []
+    said += [str(result["date"])] if result.get("date") else []
+    said += [f"load {result['load_1min']}"] if "load_1min" in result else []
+    what = str(result.get("what") or result.get("about") or result.get("command") or "")
+    lines = [f"[{name}](results/{name}.json): {', '.join(said)}.", what.split(";")[0] + ".", ""]
+    if result.get("complete") is False:
+        lines[1] += f" Not complete: {result.get('failed') or 'time ran out'}."
+    return lines
+
+
+def one_clock(times: dict[str, float]) -> float:
+    """Seconds by the clock that results are compared by."""
+    return times.get("gpu") or times["cpu"]
+
+
+def not_run(case: Result) -> list[str]:
+    """Peers that are not in the table, by their reasons."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in case.get("not_run", {}).items():
+        reasons.setdefault(reason, []).append(name)
+    if not reasons:
+        return []
+    said = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
+    return [f"Not run: {said}.", ""]
+
+
+def operator_rows(case: Result, unit: str, rate: str) -> list[str]:
+    """One case of an operator's benchmark: every way, with rate, floor and memory."""
+    seconds: dict[str, Any] = case["seconds"]
+    both = seconds["forward+backward"]
+    ahead = seconds.get("forward", {})
+    peaks = case.get("peak_extra_bytes", {})
+    scale = {"ms": 1e3, "us": 1e6}[unit]
+    floor = one_clock(both["floor"]) if "floor" in both else None
+    rates = case.get(rate, {}).get("forward+backward", {})
+    rows = []
+    for name in dict.fromkeys([*both, *ahead]):
+        time = one_clock(both[name]) if name in both else None
+        peak = peaks.get(name, {}).get("forward+backward")
+        rows.append(
+            [
+                name,
+                number(scale * one_clock(ahead[name])) if name in ahead else "",
+                number(scale * time) if time else "",
+                number(time / one_clock(both["dive"])) if time else "",
+                f"{100 * floor / time:.0f} %" if floor and time else "",
+                number(rates.get(name)),
+                number(peak / 2**20) if peak is not None else "",
+            ]
+        )
+    head = ["", f"forward {unit}", f"forward+backward {unit}", "times dive", "of the floor"]
+    return table([*head, {"tflops": "TFLOP/s", "gb_s": "GB/s"}[rate], "peak extra MiB"], rows)
+
+
+def cross_entropy(result: Result) -> list[str]:
+    lines = []
+    for case in result["cases"]:
+        sizes = f"N {case['tokens']}, D {case['width']}, V {case['vocabulary']}"
+        lines += [f"**{case['case']}** ({sizes}, {case['live']} live, {case['dtype']})", ""]
+        lines += operator_rows(case, "ms", "tflops") + not_run(case)
+    return lines
+
+
+def steer(result: Result) -> list[str]:
+    lines = []
+    for case in result["cases"]:
+        sizes = f"{case['tokens']} x {case['width']}, rank {case['rank']}"
+        lines += [f"**{case['case']}** ({sizes}, {case['dtype']})", ""]
+        lines += operator_rows(case, "us", "gb_s") + not_run(case)
+    return lines
+
+
+def decode(result: Result) -> list[str]:
+    return decode_pairs(result) if "cases" in result else decode_cpu(result)
+
+
+def decode_cpu(result: Result) -> list[str]:
+    rows = []
+    for one in result["results"]:
+        ms, steering = one["ms_a_token"], one["steering_percent_of_step_median_low_high"]
+        rows.append(
+            [
+                f"{one['shape']}, {one['dtype']}",
+                *(number(ms[way]) for way in ("session", "session_steered")),
+                *(number(ms[way]) for way in ("transformers", "transformers_steered")),
+                f"{number(one['speedup'])} / {number(one['speedup_steered'])}",
+                number(one["floor_ms"]),
+                f"{100 * one['share_of_floor']:.0f} %",
+                f"{steering[0]:.1f} % ({steering[1]:.1f} to {steering[2]:.1f})",
+                f"{one['hooks_percent']:.1f} %",
+            ]
+        )
+    head = ["ms a token", "session", "steered", "transformers", "steered", "faster", "floor",
+            "of the floor", "steering costs (95%)", "in transformers"]  # fmt: skip
+    return table(head, rows)
+
+
+def decode_pairs(result: Result) -> list[str]:
+    rows = []
+    for case in result["cases"]:
+        if "not_run" in case:
+            rows.append([case["case"], "not run", "", "", "", case["not_run"]])
+            continue
+        own, beside = (case["ms_a_token"][case[key]] for key in ("way", "beside"))
+        median, low, high = case["times_beside"]
+        engines = {plan["engine"] for plan in case["plan"].values()}
+        reasons = {p["reason"] for p in case["plan"].values() if p["engine"] != "dive._C"}
+        rows.append(
+            [
+                case["case"],
+                number(own),
+                f"{100 * case['share_of_floor'][case['way']]:.0f} %",
+                f"{case['beside']}: {number(beside)}",
+                f"{median:.3f} ({low:.3f} to {high:.3f})",
+                "; ".join([*sorted(engines), *sorted(reasons)]),
+            ]
+        )
+    head = ["", "ms a token", "of the floor", "beside, ms", "times it (95%)", "the session ran in"]
+    return table(head, rows)
+
+
+def steer_step(result: Result) -> list[str]:
+    rows = []
+    for one in result["results"]:
+        us = one["microseconds"]
+        rows.append(
+            [
+                f"{one['dtype']}, {one['width']} wide, {one['rows']} rows, {one['weights']}",
+                *(number(us[k]) for k in ("fused", "without_steering", "pytorch")),
+                number(us["pytorch_without_steering"]),
+                number(one["steering_us"]),
+            ]
+        )
+    head = ["us", "fused", "without steering", "PyTorch", "PyTorch without", "steering"]
+    return table(head, rows)
+
+
+def distill(result: Result) -> list[str]:
+    rows = [[f"{r['name']} ({r['group']})", number(r["median_ms"])] for r in result["rows"]]
+    return table(["", "median ms"], rows)
+
+
+def distill_run(result: Result) -> list[str]:
+    rows = []
+    for case in result["cases"]:
+        asked = case["config"]
+        rows.append(
+            [
+                case["case"],
+                str(case["studies"]),
+                number(case["seconds"]),
+                number(case.get("projected_seconds_1000_studies")),
+                number(case.get("peak_gib")),
+                f"{asked['batch_size']} x {asked['gradient_accumulation']}",
+                "yes" if asked["gradient_checkpointing"] else "no",
+            ]
+        )
+    head = ["", "studies", "seconds", "projected for 1000", "peak GiB", "batch", "checkpointing"]
+    return table(head, rows)
+
+
+def readers(result: Result) -> list[str]:
+    keys = ("studies", "images", "first_study_s", "all_s", "peak_mib")
+    head = ["", "studies", "images", "first study s", "all s", "peak MiB"]
+    return table(head, [[r["tree"], *(number(r[key]) for key in keys)] for r in result["results"]])
+
+
+def study(result: Result) -> list[str]:
+    """Its tables are on the project's page."""
+    return [f"{len(result['records'])} records; its tables are in [README.md](../README.md).", ""]
+
+
+def stage(result: Result) -> list[str]:
+    rows = [["", str(result["state"]), str(result.get("reason", ""))]] if "state" in result else []
+    for tool in ("memcheck", "racecheck"):
+        if tool in result:
+            found = result[tool]
+            rows.append([tool, found["state"], found.get("reason") or " ".join(found["summary"])])
+    for word in ("passed", "failed", "skipped"):
+        if word in result:
+            rows.append([f"tests {word}", str(result[word]), ""])
+    for case in result.get("cases", []):
+        rows.append([case["case"], "runs", ", ".join(case["runs"])])
+        rows += [[case["case"], name, reason] for name, reason in case["not_run"].items()]
+    return table(["", "", ""], rows)
+
+
+def tuning(result: Result) -> list[str]:
+    keys = result["keys"]
+    beaten = sum(one["best"] != "default" for one in keys)
+    return [f"{len(keys)} keys, of which {beaten} have a better row than the default.", ""]
+
+
+KINDS: dict[str, Callable[[Result], list[str]]] = {
+    "cross-entropy": cross_entropy,
+    "steer": steer,
+    "decode": decode,
+    "steer-step": steer_step,
+    "distill-run": distill_run,
+    "distill": distill,
+    "readers": readers,
+    "demo-study": study,
+    "tune": tuning,
+    **dict.fromkeys(("build", "test", "peers", "sanitize"), stage),
+}
+
+
+def kind_of(name: str) -> str:
+    """cpu-cross-entropy-2-threads: cross-entropy."""
+    if name in KINDS:
+        return name
+    if name.startswith("tune_"):
+        return "tune"
+    rest = name.partition("-")[2]
+    found = [kind for kind in KINDS if rest == kind or rest.startswith(f"{kind}-")]
+    if not found:
+        raise SystemExit(f"benchmarks/results/{name}.json: report.py knows no such results")
+    return max(found, key=len)
+
+
+def load(folder: Path = RESULTS) -> dict[str, dict[str, Result]]:
+    """Kind, file name, contents; GPUs before CPUs."""
+    found: dict[str, dict[str, Result]] = {}
+    paths = sorted(folder.glob("*.json"), key=lambda p: (p.name.startswith("cpu"), p.name))
+    for path in paths:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found.setdefault(kind_of(path.stem), {})[path.stem] = current(content)
+    return found
+
+
+def current(result: Result) -> Result:
+    """Results of the first weeks, which had one time a way, in the terms of now."""
+    for case in result.get("cases", []):
+        if "live_rows" in case:
+            sizes = result["shape"]
+            case |= {"tokens": sizes["rows"], "live": case["live_rows"]}
+            case |= {"width": sizes["width"], "vocabulary": sizes["vocabulary"]}
+            case["seconds"] = {"forward+backward": case["seconds"]}
+    if any("cpu_microseconds_a_call" in case for case in result.get("cases", [])):
+        merged: dict[Any, Result] = {}
+        for case in result["cases"]:
+            size = case["tokens"], case["width"], case["rank"]
+            one = merged.setdefault(size, {**case, "dtype": "float32", "seconds": {}})
+            one["case"] = f"{case['tokens']} tokens"
+            mode = "forward+backward" if "backward" in case["case"] else "forward"
+            micros = case["cpu_microseconds_a_call"].items()
+            one["seconds"][mode] = {name: {"cpu": value / 1e6} for name, value in micros}
+        result["cases"] = list(merged.values())
+    return result
+
+
+def render(folder: Path = RESULTS) -> str:
+    """The whole page."""
+    found = load(folder)
+    lines = [INTRODUCTION]
+    for title, kinds, words in SECTIONS:
+        files = [(kind, *item) for kind in kinds for item in found.get(kind, {}).items()]
+        if not files:
+            continue
+        lines += [f"## {title}", "", words, ""] if words else [f"## {title}", ""]
+        lines += [f"![{title}](results/{kind}.svg)\n" for kind in kinds if bars(kind, found)]
+        for kind, name, result in files:
+            lines += origin(name, result) + KINDS[kind](result)
+    return "\n".join([*lines, CLOSING])
+
+
+# plots
+
+
+def bars(kind: str, found: dict[str, dict[str, Result]]) -> dict[str, dict[str, float]]:
+    """What an operator's plot shows: case, way, and its time over that of dive's."""
+    shown: dict[str, dict[str, float]] = {}
+    for name, result in found.get(kind, {}).items():
+        device = name.split("-")[0]
+        if kind in ("cross-entropy", "steer"):
+            for case in result["cases"][:6]:
+                both = case["seconds"]["forward+backward"]
+                times = {way: one_clock(one) for way, one in both.items()}
+                label = f"{device}: {case['case']}"
+                shown[label] = {way: one / times["dive"] for way, one in times.items()}
+        elif kind == "decode" and "results" in result:
+            for one in result["results"]:
+                own = one["ms_a_token"]["session"]
+                shown[f"{device}: {one['shape']}, {one['dtype']}"] = {
+                    way: ms / own
+                    for way, ms in {**one["ms_a_token"], "floor": one["floor_ms"]}.items()
+                }
+        elif kind == "decode":
+            for case in result["cases"]:
+                if "not_run" in case or case["beside"] != "session":
+                    continue
+                ways = shown.setdefault(f"{device}: {case['case'].split(':')[0]}", {"session": 1.0})
+                ways[case["way"]] = case["times_beside"][0]
+                ways.setdefault("floor", case["share_of_floor"]["session"])
+    return shown
+
+
+def digest(shown: dict[str, dict[str, float]]) -> str:
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]
+
+
+def plot(kind: str, shown: dict[str, dict[str, float]], path: Path) -> None:
+    """Horizontal bars, one group a case; the file tells by `digest` what it was drawn from."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": kind, "font.size": 8}
+    ways = list(dict.fromkeys(way for case in shown.values() for way in case))
+    colours = dict(zip(ways, [pyplot.get_cmap("tab20")(i % 20) for i in range(len(ways))],
+                       strict=True))  # fmt: skip
+    places, labels, place = [], [], 0.0
+    height = sum(len(case) + 1.5 for case in shown.values())
+    figure, axes = pyplot.subplots(figsize=(8, 0.6 + 0.15 * height), layout="constrained")
+    for label, case in shown.items():
+        axes.text(
+            0.0, place, label, weight="bold", va="center", transform=axes.get_yaxis_transform()
+        )
+        for way, value in case.items():
+            place += 1
+            axes.barh(place, value, color=colours[way], height=0.8)
+            axes.text(value, place, f" {value:.2f}", va="center", fontsize=7)
+            places.append(place)
+            labels.append(way)
+        place += 1.5
+    axes.set_yticks(places, labels)
+    axes.set_ylim(place - 0.5, -1.2)
+    axes.axvline(1, color="black", linewidth=0.8)
+    own = "the session's" if kind == "decode" else "dive's"
+    axes.set_xlabel(f"time over {own} (longer is slower)")
+    figure.savefig(path, metadata={"Description": digest(shown), "Date": None})
+    pyplot.close(figure)
+
+
+def main() -> None:
+    found = load()
+    PAGE.write_text(render(), encoding="utf-8")
+    print(PAGE)
+    for kind in ("cross-entropy", "steer", "decode"):
+        shown = bars(kind, found)
+        if shown:
+            plot(kind, shown, RESULTS / f"{kind}.svg")
+            print(RESULTS / f"{kind}.svg")
+
+
+if __name__ == "__main__":
+    main()

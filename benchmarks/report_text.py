@@ -1,0 +1,64 @@
+"""The words of benchmarks/README.md; its figures come from the results alone."""
+
+INTRODUCTION = """# Benchmarks
+
+Written by `python -m benchmarks.report` from [results/](results/); change nothing here by hand.
+
+    make bench                                       a look at everything here, by pytest-benchmark
+    python -m benchmarks.bench_cross_entropy         one operator, into results/<device>-*.json
+    benchmarks/gpu.sh loss steer decode              on a GPU machine that is had for minutes
+    DIVE_BENCH_TOY=1 benchmarks/gpu.sh all           all of it at toy size on a CPU, in a minute
+
+All ways of one case run in turns in one process, and a figure is the median of its turns: of the
+time between events on a GPU, of the process's CPU time on a CPU, where neighbours disturb the
+wall clock. The floor is measured in the same turns. A way that did not run is named with its
+reason. A results file says which machine, versions, commit and load it is of.
+"""
+
+# title, kinds of results, what to know
+SECTIONS: list[tuple[str, tuple[str, ...], str]] = [
+    (
+        "Decisive cross entropy",
+        ("cross-entropy",),
+        """The floor is the matrix products over the live rows, alone: one for the loss, two with
+its gradient, one more for a teacher. "on live rows" was given rows that were gathered before the
+clock started. TFLOP/s count those products, whatever a way computes beside them. Peers are called
+with a frozen head; those without weights a token leave dead rows out by their ignored target.""",
+    ),
+    (
+        "Steering",
+        ("steer",),
+        """The floor is two passes over [T, D] forward and five with the gradient, at the rate of
+a copy in the same turns. `hand algebra` is the fewest PyTorch calls that do it; `bare function` an
+autograd.Function around the same arithmetic, which shows what checks and registration cost.""",
+    ),
+    (
+        "Decoding",
+        ("decode",),
+        """The floor is the bytes that a step must read, weights and cache, over the rate at which
+the device reads memory, measured in the same turns. Random weights, greedy.""",
+    ),
+    (
+        "Steering in a decode step",
+        ("steer-step",),
+        """[residual add + steering + RMSNorm] of one layer. `hot` weights lie in the cache, `cold`
+ones do not, as between two steps of a real model.""",
+    ),
+    ("Distillation", ("distill-run", "distill"), ""),
+    ("Readers", ("readers",), ""),
+    ("The built-in world", ("demo-study",), ""),
+    ("Tuning of kernels", ("tune",), ""),
+    ("GPU stages", ("build", "test", "peers", "sanitize"), ""),
+]
+
+CLOSING = """## Peers
+
+| package | what of it | where it runs |
+| --- | --- | --- |
+| torch | `F.linear_cross_entropy`: mean, none; whole, or in its own chunks | where torch has it |
+| liger-kernel | fused linear cross entropy (mean, none), fused JSD at beta 0 | GPU |
+| cut-cross-entropy | `linear_cross_entropy` | GPU |
+| quack-kernels | `chunked_linear_cross_entropy` | GPU (Hopper and later) |
+
+A peer is timed only if its gradient is within 5% of the reference's: the same work on both sides.
+"""

@@ -1,0 +1,190 @@
+"""The page of benchmarks, what stages conclude, resumption, and that peers compute the same."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+from benchmarks import compiled_loop, peers, report, stages, timing
+
+
+def test_the_committed_page_is_what_the_results_say() -> None:
+    assert report.PAGE.read_text(encoding="utf-8") == report.render(), (
+        "python -m benchmarks.report renders it again"
+    )
+
+
+def test_the_committed_plots_are_drawn_from_the_results() -> None:
+    found = report.load()
+    for kind in ("cross-entropy", "steer", "decode"):
+        shown = report.bars(kind, found)
+        path = report.RESULTS / f"{kind}.svg"
+        assert shown and report.digest(shown) in path.read_text(encoding="utf-8"), kind
+        assert path.stat().st_size < 100_000
+
+
+def test_a_plot(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    shown = {"cpu: a case": {"dive": 1.0, "reference": 2.5}}
+    report.plot("steer", shown, tmp_path / "one.svg")
+    text = (tmp_path / "one.svg").read_text(encoding="utf-8")
+    assert "reference" in text and " 2.50" in text and report.digest(shown) in text
+
+
+def test_results_of_no_known_kind_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "cpu-surprise.json").write_text("{}")
+    with pytest.raises(SystemExit, match="cpu-surprise"):
+        report.render(tmp_path)
+
+
+def test_reasons_stand_in_the_page(tmp_path: Path) -> None:
+    seconds = {"floor": {"gpu": 0.001}, "dive": {"gpu": 0.0012}}
+    case = {
+        "case": "all live", "tokens": 8, "width": 4, "vocabulary": 16, "live": 8,
+        "dtype": "bfloat16", "seconds": {"forward": seconds, "forward+backward": seconds},
+        "tflops": {"forward+backward": {"floor": 600.0, "dive": 500.0}},
+        "peak_extra_bytes": {"dive": {"forward+backward": 3 << 20}},
+        "not_run": {"Liger": "liger-kernel is not installed"},
+    }  # fmt: skip
+    content = {"device": "a GPU", "complete": False, "failed": "out of time", "cases": [case]}
+    (tmp_path / "h100-cross-entropy.json").write_text(json.dumps(content))
+    page = report.render(tmp_path)
+    assert "| dive | 1.2 | 1.2 | 1 | 83 % | 500 | 3 |" in page
+    assert "Not run: Liger: liger-kernel is not installed." in page
+    assert "Not complete: out of time." in page
+
+
+CLEAN = "tests/gpu/a.py::test_b PASSED\n========= ERROR SUMMARY: 0 errors\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "state"),
+    [
+        (0, CLEAN, "clean"),
+        (0, "tests/gpu/a.py::test_b PASSED\n", "not run"),  # no summary
+        (0, "tests/gpu/a.py::test_b SKIPPED\n========= ERROR SUMMARY: 0 errors\n", "not run"),
+        (0, "========= Error: Device not supported\n" + CLEAN, "not run"),
+        (1, "========= Target application terminated before first instrumented API call\n",
+         "not run"),
+        (86, CLEAN.replace("0 errors", "3 errors"), "errors"),
+        (0, CLEAN.replace("ERROR SUMMARY: 0 errors",
+                          "RACECHECK SUMMARY: 2 hazards displayed (2 errors)"), "errors"),
+        (0, CLEAN.replace("ERROR SUMMARY: 0 errors",
+                          "RACECHECK SUMMARY: 0 hazards displayed"), "clean"),
+        (124, "tests/gpu/a.py::test_b PASSED\n", "out of time"),
+        (1, CLEAN, "not run"),
+        (127, "", "not run"),
+    ],
+)  # fmt: skip
+def test_a_sanitizer_that_did_not_look_is_never_clean(status: int, output: str, state: str) -> None:
+    assert stages.verdict(status, output)["state"] == state
+
+
+def test_what_a_run_of_tests_comes_to() -> None:
+    passed = (
+        "tests/gpu/a.py::test_b[x y] PASSED [ 50%]\ntests/gpu/a.py::test_c SKIPPED (no) [100%]\n"
+    )
+    assert stages.outcome(0, passed) == {"passed": 1, "skipped": 1, "state": "passed"}
+    failed = stages.outcome(1, passed + "tests/gpu/a.py::test_d FAILED [100%]\n")
+    assert failed["state"] == "failed" and failed["failing"] == ["tests/gpu/a.py::test_d"]
+    assert stages.outcome(124, passed)["state"] == "out of time"
+    skipped = stages.outcome(5, "SKIPPED [1] tests/gpu/a.py:11: needs a CUDA device\n")
+    assert skipped["state"] == "not run" and "needs a CUDA device" in skipped["reason"]
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.setattr(timing, "RESULTS", tmp_path / "none")
+    timing.folder.cache_clear()
+    timing.commit.cache_clear()
+    yield tmp_path
+    monkeypatch.undo()
+    timing.folder.cache_clear()
+    timing.commit.cache_clear()
+
+
+def test_a_record_goes_on_where_it_stopped(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIVE_COMMIT", "abc")
+    record = timing.Record("cpu-x", {"rounds": 2}, minutes=1)
+    assert record.wanted("one")
+    record.add({"case": "one"})
+    record.end = 0.0
+    assert not record.wanted("two")
+    written = json.loads(record.close().read_text())
+    assert written["commit"] == "abc" and written["left"] == ["two"] and not written["complete"]
+
+    record = timing.Record("cpu-x", {"rounds": 2})
+    assert not record.wanted("one") and record.wanted("two")
+    record.add({"case": "two"})
+    written = json.loads(record.close().read_text())
+    assert written["complete"] and [case["case"] for case in written["cases"]] == ["one", "two"]
+
+    assert timing.Record("cpu-x", {"rounds": 2}, again=True).wanted("one")
+    assert timing.Record("cpu-x", {"rounds": 3}).wanted("one")  # another measurement
+    for other in ("def", "abc-dirty"):
+        monkeypatch.setenv("DIVE_COMMIT", other)
+        timing.commit.cache_clear()
+        assert timing.Record("cpu-x", {"rounds": 2}).wanted("one"), other
+
+
+def test_a_toy_run_has_no_place_among_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "TOY", True)
+    monkeypatch.setenv("OUT", str(timing.RESULTS))
+    timing.folder.cache_clear()
+    with pytest.raises(SystemExit, match="toy"):
+        timing.folder()
+    monkeypatch.delenv("OUT")
+    assert timing.folder() != timing.RESULTS
+    timing.folder.cache_clear()
+
+
+@pytest.mark.parametrize("distils", [False, True])
+def test_every_peer_runs_or_says_why(distils: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "TOY", True)
+    p = peers.Problem.random(24, 16, 64, 8, torch.float32, timing.CPU, distils)
+    found, why = peers.losses(p)
+    for name in peers.PEERS:
+        assert name in found or why[name], name
+        assert name not in found or name + peers.GATHERED in found
+    assert {"dive", "reference", "reference" + peers.GATHERED} <= set(found)
+
+
+def test_a_peer_that_computes_something_else_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = peers.Problem.random(24, 16, 64, 8, torch.float32, timing.CPU)
+    twice = lambda p: lambda: 2 * peers.reference_eager(p)()  # noqa: E731
+    monkeypatch.setattr(peers, "PEERS", {"reference": peers.reference_eager, "twice": twice})
+    found, why = peers.losses(p)
+    assert "twice" not in found and re.search("100% off", why["twice"])
+
+
+def test_memory_of_a_call() -> None:
+    def call() -> None:
+        first = torch.empty(1000, 250)
+        del first
+        both = torch.empty(1000, 250), torch.empty(1000, 500)
+        assert len(both) == 2
+
+    assert timing.peak_extra_bytes(call) == pytest.approx(3_000_000, rel=0.01)
+
+
+def test_the_compiled_loop_writes_what_generate_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sliding windows and all: else the peer would be timed on other work."""
+    monkeypatch.setattr(compiled_loop, "TOY", True)
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"], max_position_embeddings=64,
+        eos_token_id=None,
+    )  # fmt: skip
+    model = Gemma3ForCausalLM(config).eval()
+    ids = torch.randint(5, 96, (2, 12))
+    model.generation_config.eos_token_id = None
+    want = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    got = compiled_loop.CompiledLoop(model, 2, 20).generate(ids, 8)
+    assert torch.equal(got, want)
