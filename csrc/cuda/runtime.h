@@ -149,3 +149,7 @@ class Graph {
 };
 
 }  // namespace dive::cuda
+
+#ifdef DIVE_CUDA_SHIM
+#include "cuda/shim/launch.h"
+#endif

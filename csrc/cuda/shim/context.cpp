@@ -29,8 +29,8 @@ Stack::Stack() {
     return;
   }
   const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-  void* const all = mmap(nullptr, kStackBytes + page, PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* const all =
+      mmap(nullptr, kStackBytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (all == MAP_FAILED || mprotect(all, page, PROT_NONE) != 0) throw std::bad_alloc();
   memory = static_cast<unsigned char*>(all) + page;
 }

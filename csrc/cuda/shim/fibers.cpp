@@ -309,7 +309,8 @@ void Running::fail_stuck() {
     const bool named = lane && (self.mask >> other->index.x % 32 & 1) != 0;
     if (self.wait != Wait::cluster && self.wait != Wait::block && !named) continue;
     const bool same = other->wait == self.wait && !other->left;
-    if (same && (self.wait == Wait::cluster || self.wait == Wait::block || other->mask == self.mask))
+    if (same &&
+        (self.wait == Wait::cluster || self.wait == Wait::block || other->mask == self.mask))
       continue;
     text += ", but thread " + std::to_string(other->index.x) + " of block " +
             std::to_string(other->block->index.x) + " " + rest_of(*other);

@@ -31,9 +31,9 @@ enum class Order { forward, backward, shuffled };
 struct Settings {
   Order order = Order::forward;
   std::uint32_t seed = 0;
-  int capability = 90;                         // of the GPU that is played
+  int capability = 90;  // of the GPU that is played
   int multiprocessors = 4;
-  std::size_t memory = std::size_t{1} << 31;   // that cudaMalloc gives in all
+  std::size_t memory = std::size_t{1} << 31;  // that cudaMalloc gives in all
   unsigned ahead = 2;  // kernels of a graph that start before the one that they wait for has run
 };
 Settings& settings();
@@ -59,8 +59,8 @@ struct Stack;
 
 // Where a fiber, or the code that started it, goes on.
 struct Context {
-  void* top = nullptr;      // its stack pointer while it rests
-  void* bottom = nullptr;   // for AddressSanitizer: its stack
+  void* top = nullptr;     // its stack pointer while it rests
+  void* bottom = nullptr;  // for AddressSanitizer: its stack
   std::size_t bytes = 0;
   void* fake_stack = nullptr;
 };
@@ -70,10 +70,10 @@ struct Block;
 struct Thread {
   uint3 index{};
   Block* block = nullptr;
-  std::size_t place = 0;    // among the fibers of its batch
-  bool left = false;        // the kernel
-  unsigned waited = 0;      // calls of wait_for_previous
-  Wait wait = Wait::none;   // what it rests at, in which line of the source
+  std::size_t place = 0;   // among the fibers of its batch
+  bool left = false;       // the kernel
+  unsigned waited = 0;     // calls of wait_for_previous
+  Wait wait = Wait::none;  // what it rests at, in which line of the source
   int line = 0;
   unsigned mask = 0;        // the lanes that a shuffle is among
   void* payload = nullptr;  // what it brings to it
@@ -92,9 +92,9 @@ struct Block {
   uint3 index{};
   dim3 dim, grid;
   Cluster* cluster = nullptr;
-  unsigned rank = 0;   // in its cluster
+  unsigned rank = 0;  // in its cluster
   bool started = false;
-  unsigned left = 0;   // threads that left the kernel
+  unsigned left = 0;  // threads that left the kernel
   Barrier barrier;
   std::size_t shared_bytes = 0;
   std::unique_ptr<unsigned char, void (*)(void*)> shared{nullptr, nullptr};
