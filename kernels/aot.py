@@ -19,7 +19,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dive.kernels import cross_entropy, steer, steer_backward
+from dive.kernels import bookkeeping, cross_entropy, steer, steer_backward
 from dive.kernels.table import BUCKETS, DTYPES, RANKS, configuration
 
 ARCHITECTURES = (80, 90, 100)
@@ -31,7 +31,7 @@ _MULTIPLES = ("width", "stride", "grad_stride", "vocab", "gradient_stride")
 _INTEGERS = {
     *("tokens", "width", "rank", "stride", "grad_stride"),
     *("first_token", "end", "span", "count", "programs"),
-    *("vocab", "gradient_stride"),
+    *("vocab", "gradient_stride", "total", "capacity"),
 }
 
 
@@ -66,16 +66,24 @@ _KERNELS = {
     "steer_backward": steer_backward.backward_kernel,
     "steer_parameters": steer_backward.parameters_kernel,
     "steer_reduce": steer_backward.reduce_kernel,
+    "cross_entropy_prepare": bookkeeping.prepare_kernel,
+    "cross_entropy_gather": bookkeeping.gather_kernel,
     "cross_entropy_rows": cross_entropy.rows_kernel,
+    "cross_entropy_finish": bookkeeping.finish_kernel,
     "cross_entropy_scale": cross_entropy.scale_kernel,
 }
 # of the dtype of the stream; what is in neither list is float32
-_STREAMS = {"h", "grad", "grad_h", "out", "bias", "gradient", "stored", "grad_hidden"}
+_STREAMS = {"h", "grad", "grad_h", "out", "bias", "gradient", "stored", "grad_hidden", "states"}
+_BYTES = ("mask", "labelled", "distilled", "live", "keep")
+_BYTES += ("live_out", "labelled_out", "distilled_out")
+_LONGS = ("target", "targets", "rows", "index", "argmax", "token_class", "class_count")
+_LONGS += ("argmax_out", "index_out", "target_out", "row_argmax")
 _POINTERS = {
-    **dict.fromkeys(("mask", "labelled", "distilled"), "*u8"),
-    **dict.fromkeys(("target", "rows", "argmax_out"), "*i64"),
+    **dict.fromkeys(_BYTES, "*u8"),
+    **dict.fromkeys(_LONGS, "*i64"),
+    "status": "*fp64",
 }
-_NUMBERS = {"eps", "cap", "temperature"}
+_NUMBERS = {"eps", "cap", "temperature", "ce_weight", "kd_weight", "gain"}
 
 
 def steer_variants(
@@ -108,14 +116,32 @@ def cross_entropy_variants(
     teachers: tuple[bool, ...] = (False, True),
     more: tuple[bool, ...] = (True,),
 ) -> Iterator[Variant]:
-    """The row pass with a teacher or not, and the scaling of backward. more: with bias, cap,
+    """The row pass with a teacher or not, and the two that move rows. more: with bias, cap,
     temperature and gradient, or without any."""
     for architecture, dtype, width in itertools.product(architectures, dtypes, widths):
         for teacher, most in itertools.product(teachers, more):
             flags = {name: most for name in ("BIAS", "CAP", "GRADIENT")}
             flags |= {"HEATED": teacher and most, "DISTILS": teacher}
             yield Variant("cross_entropy_rows", architecture, dtype, 0, width, tuple(flags.items()))
-        yield Variant("cross_entropy_scale", architecture, dtype, 0, width, (("HIDDEN", True),))
+        for kernel, flags in (
+            ("cross_entropy_gather", ()),
+            ("cross_entropy_scale", (("HIDDEN", True),)),
+        ):
+            yield Variant(kernel, architecture, dtype, 0, width, flags)
+
+
+def bookkeeping_variants(
+    architectures: tuple[int, ...], more: tuple[bool, ...] = (True, False)
+) -> Iterator[Variant]:
+    """What is one program a call: the same code for every dtype and size. more: with a teacher and
+    everything that can be given, or without any."""
+    for architecture, most in itertools.product(architectures, more):
+        common = (("DISTILS", most), ("KD_GIVEN", most))
+        for kernel, flags in (
+            ("cross_entropy_prepare", (("MEAN", True), ("GIVEN", most), ("KD_NORM_GIVEN", most))),
+            ("cross_entropy_finish", (("CENTRED", True), ("BY_ROW", most), ("CLASSED", most))),
+        ):
+            yield Variant(kernel, architecture, torch.float32, 0, 1024, (*common, *flags))
 
 
 def whole_table() -> list[Variant]:
@@ -124,6 +150,7 @@ def whole_table() -> list[Variant]:
     for variant in itertools.chain(
         steer_variants(ARCHITECTURES, DTYPES, RANKS, BUCKETS),
         cross_entropy_variants(ARCHITECTURES, DTYPES, BUCKETS),
+        bookkeeping_variants(ARCHITECTURES),
         # the other options of the code, once
         steer_variants((90,), DTYPES, (0, 16), BUCKETS[:1], activations=_OTHERS, more=(False,)),
         cross_entropy_variants((90,), DTYPES, BUCKETS[-1:], more=(False,)),

@@ -178,19 +178,19 @@ def gradient_view(logits: Tensor, vocab: int, dtype: torch.dtype) -> Tensor:
 def product(states: Tensor, head: Tensor, out: Tensor) -> None:
     """out [rows, vocab] float32 = states head^T: cuBLAS keeps its float32 sums."""
     if states.dtype == torch.float32:
-        torch.mm(states, head.T, out=out)
-    elif states.is_cuda:
-        torch.mm(states, head.T, out_dtype=torch.float32, out=out)
-    else:  # under the interpreter: a CPU has no such product
-        torch.mm(states.float(), head.T.float(), out=out)
+        torch.mm(states, head.t(), out=out)
+    elif states.is_cpu:  # under the interpreter: a CPU has no such product
+        torch.mm(states.float(), head.t().float(), out=out)
+    else:
+        torch.mm(states, head.t(), out_dtype=torch.float32, out=out)
 
 
 def states(gradient: Tensor, head: Tensor, out: Tensor) -> None:
     """out [rows, D] = gradient head, rounded once."""
-    if gradient.is_cuda or gradient.dtype == torch.float32:
-        torch.mm(gradient, head, out=out)
-    else:
+    if gradient.is_cpu and gradient.dtype != torch.float32:  # as above
         out.copy_(gradient.float() @ head.float())
+    else:
+        torch.mm(gradient, head, out=out)
 
 
 def turn_into_gradient(

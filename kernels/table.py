@@ -75,8 +75,15 @@ def _scale(capability: int, wide: bool, padded: int, width: int) -> dict[str, in
     return {"BLOCK": 1024 if width <= 1024 else 4096, "num_warps": 4}
 
 
+def _one_program(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
+    return {"BLOCK": 1024, "num_warps": 16}  # a few numbers a row: latency is all it costs
+
+
 _DEFAULTS = {
+    "cross_entropy_prepare": _one_program,
+    "cross_entropy_gather": _scale,
     "cross_entropy_rows": _rows,
+    "cross_entropy_finish": _one_program,
     "cross_entropy_scale": _scale,
     "steer_forward": _steer_forward,
     "steer_backward": _steer_backward,

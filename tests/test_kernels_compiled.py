@@ -26,8 +26,11 @@ PLAIN = list(
 PLAIN += aot.cross_entropy_variants((90,), (torch.float16,), (16384,), more=(False,))
 # the reduction is the same code for every dtype of the stream
 VARIANTS = [v for v in (*HOPPER, *LARGEST, *LOSS) if v.kernel != "steer_reduce"]
-VARIANTS = [v for v in VARIANTS if (v.architecture, v.kernel) != (100, "cross_entropy_scale")]
-VARIANTS += PLAIN
+LOSS_MOVES = list(aot.cross_entropy_variants((90,), (torch.bfloat16,), (16384,)))
+SMALL = ("cross_entropy_scale", "cross_entropy_gather")
+VARIANTS = [v for v in VARIANTS if v.kernel not in SMALL or v in LOSS_MOVES]
+VARIANTS += [v for v in PLAIN if v.kernel not in SMALL]
+VARIANTS += aot.bookkeeping_variants((90,), (True,))
 
 
 def test_the_part_is_small() -> None:

@@ -14,10 +14,12 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from typing import Any
 
 import torch
+from test_ops_cross_entropy import test_bad_values  # noqa: F401  # with the kernels below
 from torch import Tensor
 
 from dive import ops, reference
 from dive.kernels import cross_entropy as kernel
+from dive.kernels import table
 from dive.ops import fused
 
 fused.install("CPU")
@@ -216,6 +218,27 @@ def test_chunks_and_the_order_of_rows_change_only_rounding() -> None:
     mixed, turned = run(ops.decisive_cross_entropy, given, None, rows=order, **KD)
     torch.testing.assert_close(mixed.loss, whole.loss)
     torch.testing.assert_close(turned, grads)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_more_rows_than_a_block(reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes before and after the chunks is one program that loops over the rows."""
+    for name in ("cross_entropy_prepare", "cross_entropy_finish"):
+        small = lambda *_: {"BLOCK": 2, "num_warps": 1}  # noqa: E731
+        monkeypatch.setitem(table._DEFAULTS, name, small)
+    table._row.cache_clear()
+    given = problem(7, weights=torch.tensor([1.0, 0, 2, 0.5, 0, 0, 3]), teacher=True)
+    kd_weights = torch.tensor([0.0, 1, 1, 0, 0, 2, 1])
+    kinds = torch.tensor([0, 1, 2, 1, 1, 0, 1], dtype=torch.int8)
+    rows = torch.tensor([6, -1, 0, 5, 2, 4, 3, 1, -1])
+    upstream = torch.rand(7) if reduction == "none" else None
+    options = {"token_class": kinds, "rows": rows, "reduction": reduction, **KD}
+    options["kd_weights"] = kd_weights
+    assert_same(given, upstream, **options)
+    given["weights"].data[4] = -2
+    result = ops.decisive_cross_entropy(**given, **options, validate=False)
+    assert result.loss.isnan().all() and result.status.tolist() == [2, 4, -2]
+    table._row.cache_clear()
 
 
 @pytest.mark.parametrize("vocab", [37, 2050])

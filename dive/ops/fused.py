@@ -43,8 +43,9 @@ def _steer_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
 
 
 def _loss(hidden: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    kind = sweep.Sweep if hidden.dtype == torch.float64 else _FusedSweep
-    return sweep.forward(hidden, *args, kind=kind)
+    if hidden.dtype == torch.float64:
+        return sweep.forward(hidden, *args)
+    return _fused_loss(hidden, *args)
 
 
 def _loss_backward(
@@ -57,72 +58,111 @@ def _loss_backward(
     return backward(grad, rows, stored, row_scale, weight_slope, total)
 
 
-class _FusedSweep(sweep.Sweep):
-    """Logits in float32 whatever the inputs; one kernel between a chunk's two products.
+def _fused_loss(
+    hidden: Tensor,
+    lm_head: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    rows: Tensor,
+    bias: Tensor | None,
+    teacher_hidden: Tensor | None,
+    kd_weights: Tensor | None,
+    normalizer: Tensor | None,
+    kd_normalizer: Tensor | None,
+    token_class: Tensor | None,
+    softcap: float | None,
+    ce_weight: float,
+    kd_weight: float,
+    temperature: float,
+    reduction: str,
+    chunk_bytes: int,
+    validate: bool,
+    compute_grad: bool,
+) -> tuple[Tensor, ...]:
+    """`sweep.forward` in a launch before the chunks, one after them, and for each chunk its
+    products, a gathering of the states of each and the row pass.
 
-    It asks the device nothing: every slot of `rows` is computed, live or not.
+    Logits are float32 whatever the inputs. It asks the device nothing (but to validate): every slot
+    of `rows` is computed, live or not.
     """
+    from dive.kernels import cross_entropy as kernel
+    from dive.kernels.bookkeeping import finish, gather, prepare
 
-    compacts = False
-
-    def _chunks(
-        self,
-        index: Tensor,
-        live: Tensor,
-        target: Tensor,
-        labelled: Tensor,
-        ce: Tensor,
-        kd: Tensor,
-        distilled: Tensor,
-        chunk_bytes: int,
-    ) -> None:
-        from dive.kernels import cross_entropy as kernel
-
-        vocab = self.head.shape[0]
-        stride = kernel.row_stride(vocab)
-        layout = sweep.plan(
-            index.shape[0],
-            stride,
-            torch.float32,
-            self.hidden.device,
-            chunk_bytes,
-            self.teacher is not None,
-            self.softcap is not None,
-            self.temperature != 1,
-            fused=True,
+    vocab, width = lm_head.shape
+    device, dtype, capacity = hidden.device, hidden.dtype, rows.shape[0]
+    distils = teacher_hidden is not None
+    gain = sweep.gain(dtype, vocab)
+    slots = prepare(
+        targets,
+        weights,
+        rows,
+        kd_weights,
+        normalizer,
+        kd_normalizer,
+        distils,
+        ce_weight,
+        kd_weight,
+        temperature,
+        reduction == "mean",
+        gain,
+        vocab,
+    )
+    if validate:
+        sweep.raise_for_bad(
+            slots.status, weights, rows, kd_weights, distils, ce_weight, kd_weight, vocab
         )
-        buffers = [
-            ce.new_empty(layout.chunk_rows, stride) for _ in range(1 + (self.teacher is not None))
-        ]
-        for start in range(0, index.shape[0], layout.chunk_rows):
-            part = slice(start, min(start + layout.chunk_rows, index.shape[0]))
-            chosen = index[part]
-            logits, *others = (buffer[: chosen.shape[0]] for buffer in buffers)
-            # a row that takes no part may hold anything
-            states = self.hidden[chosen].masked_fill_(~live[part, None], 0.0)
-            kernel.product(states, self.head, logits[:, :vocab])
-            teacher = None
-            if self.teacher is not None:
-                teacher = others[0]
-                states = self.teacher[chosen].masked_fill_(~distilled[part, None], 0.0)
-                kernel.product(states, self.head, teacher[:, :vocab])
-            gradient = None
-            if self.compute_grad:
-                gradient = kernel.gradient_view(logits, vocab, self.hidden.dtype)
-            kernel.turn_into_gradient(
-                logits,
-                teacher,
-                self.bias,
-                gradient,
-                target[part],
-                labelled[part],
-                ce[part],
-                kd[part],
-                distilled[part],
-                (self.lse[part], self.picked[part], self.argmax[part], self.kl[part]),
-                vocab,
-                self.softcap,
-                self.temperature,
-            )
-            if gradient is not None:
-                kernel.states(gradient, self.head, self.stored[part])
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    results = empty(capacity), empty(capacity), empty(capacity, dtype=torch.int64), empty(capacity)
+    stored = empty(capacity if compute_grad else 0, width, dtype=dtype)
+    stride = kernel.row_stride(vocab)
+    layout = sweep.plan(
+        capacity, stride, torch.float32, device, chunk_bytes, distils, False, False, fused=True
+    )
+    student = empty(layout.chunk_rows, stride)
+    teacher = empty(layout.chunk_rows, stride) if distils else None
+    for start in range(0, capacity, max(layout.chunk_rows, 1)):
+        part = slice(start, min(start + layout.chunk_rows, capacity))
+        index, count = slots.index[part], part.stop - part.start
+        logits = student[:count]
+        # a row that takes no part may hold anything
+        states = gather(hidden, index, slots.live[part])
+        kernel.product(states, lm_head, logits[:, :vocab])
+        logits_teacher = None
+        if teacher_hidden is not None and teacher is not None:
+            logits_teacher = teacher[:count]
+            states = gather(teacher_hidden, index, slots.distilled[part])
+            kernel.product(states, lm_head, logits_teacher[:, :vocab])
+        gradient = kernel.gradient_view(logits, vocab, dtype) if compute_grad else None
+        lse, picked, argmax, kl = results
+        kernel.turn_into_gradient(
+            logits,
+            logits_teacher,
+            bias,
+            gradient,
+            slots.target[part],
+            slots.labelled[part],
+            slots.ce[part],
+            slots.kd[part],
+            slots.distilled[part],
+            (lse[part], picked[part], argmax[part], kl[part]),
+            vocab,
+            softcap,
+            temperature,
+        )
+        if gradient is not None:
+            kernel.states(gradient, lm_head, stored[part])
+    outputs = finish(
+        slots,
+        results,
+        weights,
+        kd_weights,
+        token_class,
+        distils,
+        temperature,
+        centred=reduction == "mean" and normalizer is None,
+        by_row=reduction == "none",
+    )
+    return (*outputs[:-1], slots.status, stored, slots.scale, outputs[-1])

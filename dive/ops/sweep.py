@@ -70,6 +70,30 @@ def plan(
     return Plan(chunk_rows, min(tile_rows, max(chunk_rows, 1)), scratch)
 
 
+def gain(dtype: torch.dtype, vocab: int) -> float:
+    """float16 has too little range for probabilities of a large vocabulary: gradients of logits
+    are stored times this, and the target's entry still fits."""
+    return 2.0 ** round(math.log2(max(vocab, 2)) / 2) if dtype == torch.float16 else 1.0
+
+
+def raise_for_bad(
+    status: Tensor,
+    weights: Tensor,
+    rows: Tensor,
+    kd_weights: Tensor | None,
+    distils: bool,
+    ce_weight: float,
+    kd_weight: float,
+    vocab: int,
+) -> None:
+    """DiveError for a bad value, or for `rows` that are not the live ones; a few host syncs."""
+    raise_for(status, weights.shape[0], vocab)
+    live = ce_weight * weights.detach() > 0
+    if distils:
+        live |= kd_weight * (weights.detach() if kd_weights is None else kd_weights) > 0
+    check_listed(rows, live)
+
+
 def forward(
     hidden: Tensor,
     lm_head: Tensor,
@@ -90,8 +114,6 @@ def forward(
     chunk_bytes: int,
     validate: bool,
     compute_grad: bool,
-    *,
-    kind: "type[Sweep] | None" = None,
 ) -> tuple[Tensor, ...]:
     """loss, row_ce, row_kl, lse, argmax, class_loss, class_accuracy, class_count, status, stored,
     row_scale, weight_slope.
@@ -100,9 +122,7 @@ def forward(
     (R = length of rows; [0, D] without compute_grad), row_scale [R] and weight_slope [R] are for
     backward: d loss / d hidden[rows[i]] = row_scale[i] * stored[i],
     d loss / d weights[rows[i]] = weight_slope[i], both 0 at slots that are not live.
-    kind: how the rows are swept, `Sweep` if not given.
     """
-    kind = kind or Sweep
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     total, vocab = hidden.shape[0], lm_head.shape[0]
     distils = teacher_hidden is not None
@@ -112,30 +132,24 @@ def forward(
         m = (w > 0).to(wide) if kd_weights is None else kd_weights.detach().to(wide)
     status = first_violation(targets, weights, rows, kd_weights, normalizer, kd_normalizer, vocab)
     if validate:
-        raise_for(status, total, vocab)
-        check_listed(rows, (ce_weight * w > 0) | (kd_weight * m > 0))
+        raise_for_bad(status, weights, rows, kd_weights, distils, ce_weight, kd_weight, vocab)
 
-    # what belongs to the slots of `rows`; those that are not live are left out, or where that would
-    # cost a host sync they stay and weigh nothing
+    # what belongs to the slots of `rows`; those that are not live are left out
     listed = rows if total > 0 else rows[:0]
     live = (listed >= 0) & (listed < total)
     index = torch.where(live, listed, 0)
     live &= (ce_weight * w[index] > 0) | (kd_weight * m[index] > 0)
-    slots = torch.arange(index.shape[0], device=rows.device)
-    if kind.compacts:
-        slots = live.nonzero()[:, 0]
-        index, live = index[slots], live[slots]
+    slots = live.nonzero()[:, 0]
+    index = index[slots]
     w, m, target = w[index], m[index], targets[index]
-    if not kind.compacts:
-        w, m = torch.where(live, w, 0.0), torch.where(live, m, 0.0)
-    in_range = live & (target >= 0) & (target < vocab)
+    in_range = (target >= 0) & (target < vocab)
     target = torch.where(in_range, target, 0)
     ce_share = ce_weight * _share(w, normalizer, reduction)  # of a row in the loss, over its weight
     kd_share = kd_weight * _share(m, kd_normalizer, reduction)
 
-    sweep = kind(hidden, lm_head, bias, teacher_hidden, softcap, temperature, compute_grad)
+    sweep = Sweep(hidden, lm_head, bias, teacher_hidden, softcap, temperature, compute_grad)
     ce_factor, kd_factor = w * ce_share, m * kd_share * temperature
-    sweep.run(index, live, target, in_range, ce_factor, kd_factor, m > 0, chunk_bytes)
+    sweep.run(index, target, in_range, ce_factor, kd_factor, m > 0, chunk_bytes)
     row_ce = torch.where(in_range, sweep.lse - sweep.picked, 0.0)
     row_kl = sweep.kl * temperature**2
 
@@ -143,13 +157,9 @@ def forward(
     slope = ce_share * row_ce
     if reduction == "mean" and normalizer is None:
         slope = slope - ce_share * _share(w, None, "mean") * (w * row_ce).sum()
-    slope = torch.where(live, slope, 0.0)
-
-    # one place more takes what the slots without a live row hold
-    place = index if kind.compacts else torch.where(live, index, total)
 
     def by_row(values: Tensor, empty: int = 0) -> Tensor:
-        return values.new_full((total + 1,), empty).index_copy_(0, place, values)[:total]
+        return values.new_full((total,), empty).index_copy_(0, index, values)
 
     loss = by_row(ce + kl) if reduction == "none" else (ce + kl).sum()
     loss = torch.where(status[0] == 0, loss, float("nan"))
@@ -207,8 +217,6 @@ def backward(
 class Sweep:
     """The live rows' results, filled chunk by chunk."""
 
-    compacts = True  # rows that are not live are taken out first, which asks the device how many
-
     def __init__(
         self,
         hidden: Tensor,
@@ -222,16 +230,11 @@ class Sweep:
         self.hidden, self.head, self.bias, self.teacher = hidden, head, bias, teacher
         self.softcap, self.temperature, self.compute_grad = softcap, temperature, compute_grad
         self.wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        # float16 has too little range for probabilities of a large vocabulary: they are stored
-        # times this, and the target's entry still fits
-        self.gain = 1.0
-        if hidden.dtype == torch.float16:
-            self.gain = 2.0 ** round(math.log2(max(head.shape[0], 2)) / 2)
+        self.gain = gain(hidden.dtype, head.shape[0])
 
     def run(
         self,
         index: Tensor,
-        live: Tensor,
         target: Tensor,
         labelled: Tensor,
         ce: Tensor,
@@ -239,7 +242,7 @@ class Sweep:
         distilled: Tensor,
         chunk_bytes: int,
     ) -> None:
-        """index [n]: rows, of which `live` take part. Their gradient with respect to the logits is
+        """index [n]: live rows. Their gradient with respect to the logits is
         ce (softmax(z) - onehot(target)) + kd (softmax(z / T) - softmax(teacher / T))."""
         count, width = index.shape[0], self.head.shape[1]
         # one factor a row brings its larger coefficient to 1: no weight leaves the range of a dtype
@@ -255,12 +258,11 @@ class Sweep:
         self.kl = rows().zero_()
         self.stored = self.hidden.new_empty(count if self.compute_grad else 0, width)
         if count > 0:
-            self._chunks(index, live, target, labelled, ce, kd, distilled, chunk_bytes)
+            self._chunks(index, target, labelled, ce, kd, distilled, chunk_bytes)
 
     def _chunks(
         self,
         index: Tensor,
-        live: Tensor,
         target: Tensor,
         labelled: Tensor,
         ce: Tensor,
@@ -268,7 +270,7 @@ class Sweep:
         distilled: Tensor,
         chunk_bytes: int,
     ) -> None:
-        """`run`, chunk by chunk; no factor is above the gain, and a factor is 0 where not live."""
+        """`run`, chunk by chunk; no factor is above the gain."""
         count, vocab = index.shape[0], self.head.shape[0]
         layout = plan(
             count,

@@ -1,0 +1,381 @@
+"""Triton kernels of `dive::decisive_cross_entropy`: what a call does beside its products and its
+row pass. In PyTorch this is some 160 small operations, which cost as much as a tenth of the loss of
+a small batch; here it is one launch before the chunks, one a chunk, and one after them.
+
+`prepare_kernel` and `finish_kernel` are one program each: they read a few numbers a row, their sums
+have one order, and where one warp reads what another wrote there is a barrier.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dive.kernels.table import configuration
+
+NOWHERE = tl.constexpr(2147483647)
+
+
+@triton.jit
+def _slot(
+    rows, weights, kd_weights, slot, capacity, total, ce_weight, kd_weight,
+    DISTILS: tl.constexpr, KD_GIVEN: tl.constexpr,
+):  # fmt: skip
+    """Row of each slot (0 where there is none), whether it is live, and its two weights."""
+    row = tl.load(rows + slot, mask=slot < capacity, other=-1)
+    valid = (row >= 0) & (row < total)
+    row = tl.where(valid, row, 0)
+    w = tl.load(weights + row, mask=valid, other=0.0).to(tl.float32)
+    m = w * 0.0
+    if DISTILS:
+        if KD_GIVEN:
+            m = tl.load(kd_weights + row, mask=valid, other=0.0).to(tl.float32)
+        else:
+            m = tl.where(w > 0, 1.0, 0.0)
+    live = valid & ((ce_weight * w > 0) | (kd_weight * m > 0))
+    return row, live, tl.where(live, w, 0.0), tl.where(live, m, 0.0)
+
+
+@triton.jit
+def _share(normalizer, total, GIVEN: tl.constexpr, MEAN: tl.constexpr):
+    """1 / normaliser, 0 where it is 0; and whether a given one is no number >= 0."""
+    amount = total * 0.0 + 1.0
+    if GIVEN:
+        amount = tl.load(normalizer).to(tl.float32)
+    elif MEAN:
+        amount = total
+    some = amount > 0
+    bad = (amount >= 0) & (amount < float("inf"))
+    return tl.where(some, 1.0 / tl.where(some, amount, 1.0), 0.0), bad == 0
+
+
+@triton.jit
+def _told(code, row, value, place, values, number: tl.constexpr):
+    """Code, row and value so far, or those of a violation at `place` where there is none so far."""
+    found = (place < NOWHERE) & (code == 0)
+    here = tl.load(values + place, mask=found, other=0).to(tl.float64)
+    code = tl.where(found, number, code)
+    return code, tl.where(found, place, row), tl.where(found, here, value)
+
+
+@triton.jit(do_not_specialize=["total", "capacity"])
+def prepare_kernel(
+    targets, weights, rows, kd_weights, normalizer, kd_normalizer,
+    index_out, target_out, live_out, labelled_out, distilled_out, ce_out, kd_out, scale_out,
+    shares, status,
+    total, capacity, vocab, ce_weight, kd_weight, temperature, gain,
+    DISTILS: tl.constexpr, KD_GIVEN: tl.constexpr, MEAN: tl.constexpr,
+    GIVEN: tl.constexpr, KD_NORM_GIVEN: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """For every slot of `rows` its row, target and flags, the factors of its two terms (the larger
+    one is `gain`, or both are 0) and what brings them back to size; shares [3]: ce_weight / n_w,
+    kd_weight / n_m, 1 / n_w; status [3] float64, as in `dive.ops.values`."""
+    lane = tl.arange(0, BLOCK)
+    bad_target = tl.full([BLOCK], NOWHERE, tl.int32)
+    bad_weight = tl.full([BLOCK], NOWHERE, tl.int32)
+    bad_kd = tl.full([BLOCK], NOWHERE, tl.int32)
+    bad_row = tl.full([BLOCK], NOWHERE, tl.int32)
+    for first in range(0, total, BLOCK):
+        row = first + lane
+        inside = row < total
+        target = tl.load(targets + row, mask=inside, other=0)
+        w = tl.load(weights + row, mask=inside, other=0.0).to(tl.float32)
+        wrong = (w > 0) & ((target < 0) | (target >= vocab))
+        bad_target = tl.where(wrong, tl.minimum(bad_target, row), bad_target)
+        wrong = ((w >= 0) & (w < float("inf"))) == 0  # NaN, too
+        bad_weight = tl.where(wrong, tl.minimum(bad_weight, row), bad_weight)
+        if KD_GIVEN:
+            m = tl.load(kd_weights + row, mask=inside, other=0.0).to(tl.float32)
+            wrong = ((m >= 0) & (m < float("inf"))) == 0
+            bad_kd = tl.where(wrong, tl.minimum(bad_kd, row), bad_kd)
+    sum_w = tl.zeros([BLOCK], tl.float32)
+    sum_m = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, capacity, BLOCK):
+        slot = first + lane
+        listed = tl.load(rows + slot, mask=slot < capacity, other=-1)
+        wrong = (listed < -1) | (listed >= total)
+        bad_row = tl.where(wrong, tl.minimum(bad_row, slot), bad_row)
+        _row, _live, w, m = _slot(
+            rows, weights, kd_weights, slot, capacity, total, ce_weight, kd_weight,
+            DISTILS, KD_GIVEN,
+        )  # fmt: skip
+        sum_w += w
+        sum_m += m
+    share, no_number = _share(normalizer, tl.sum(sum_w, 0), GIVEN, MEAN)
+    kd_share, kd_no_number = _share(kd_normalizer, tl.sum(sum_m, 0), KD_NORM_GIVEN, MEAN)
+    tl.store(shares, ce_weight * share)
+    tl.store(shares + 1, kd_weight * kd_share)
+    tl.store(shares + 2, share)
+
+    # in the order in which they are told
+    code = tl.min(bad_target, 0) * 0
+    at, value = code, code.to(tl.float64)
+    code, at, value = _told(code, at, value, tl.min(bad_target, 0), targets, 1)
+    code, at, value = _told(code, at, value, tl.min(bad_row, 0), rows, 4)
+    code, at, value = _told(code, at, value, tl.min(bad_weight, 0), weights, 2)
+    if KD_GIVEN:
+        code, at, value = _told(code, at, value, tl.min(bad_kd, 0), kd_weights, 3)
+    if GIVEN:
+        place = tl.where(no_number, 0, NOWHERE)
+        code, at, value = _told(code, at, value, place, normalizer, 5)
+    if KD_NORM_GIVEN:
+        place = tl.where(kd_no_number, 0, NOWHERE)
+        code, at, value = _told(code, at, value, place, kd_normalizer, 6)
+    tl.store(status, code.to(tl.float64))
+    tl.store(status + 1, at.to(tl.float64))
+    tl.store(status + 2, value)
+
+    for first in range(0, capacity, BLOCK):
+        slot = first + lane
+        inside = slot < capacity
+        row, live, w, m = _slot(
+            rows, weights, kd_weights, slot, capacity, total, ce_weight, kd_weight,
+            DISTILS, KD_GIVEN,
+        )  # fmt: skip
+        target = tl.load(targets + row, mask=live, other=-1)
+        labelled = live & (target >= 0) & (target < vocab)
+        ce = w * (ce_weight * share)
+        kd = m * (kd_weight * kd_share) * temperature
+        top = tl.maximum(ce, kd)
+        safe = tl.where(top > 0, top, 1.0)
+        tl.store(index_out + slot, row, mask=inside)
+        tl.store(target_out + slot, tl.where(labelled, target, 0), mask=inside)
+        tl.store(live_out + slot, live.to(tl.uint8), mask=inside)
+        tl.store(labelled_out + slot, labelled.to(tl.uint8), mask=inside)
+        tl.store(distilled_out + slot, (m > 0).to(tl.uint8), mask=inside)
+        tl.store(ce_out + slot, gain * ce / safe, mask=inside)
+        tl.store(kd_out + slot, gain * kd / safe, mask=inside)
+        tl.store(scale_out + slot, top / gain, mask=inside)
+
+
+@triton.jit
+def gather_kernel(states, index, keep, out, width, stride, BLOCK: tl.constexpr):
+    """out[i] = states[index[i]], or 0 where keep[i] is 0, whatever lies there."""
+    slot = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.load(index + slot)
+    known = tl.where(tl.load(keep + slot) != 0, width, 0)
+    value = tl.load(states + row * stride + column, mask=column < known, other=0.0)
+    tl.store(out + slot * width + column, value, mask=column < width)
+
+
+@triton.jit(do_not_specialize=["total", "capacity"])
+def finish_kernel(
+    index, live, labelled, target, weights, kd_weights, shares, status,
+    lse, picked, argmax, kl, token_class,
+    loss, row_ce, row_kl, row_lse, row_argmax, slope_out, class_loss, class_accuracy, class_count,
+    total, capacity, temperature,
+    DISTILS: tl.constexpr, KD_GIVEN: tl.constexpr, CENTRED: tl.constexpr, BY_ROW: tl.constexpr,
+    CLASSED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """From the slots' results to the rows': [total] each, 0 (argmax -1) where no live slot is.
+
+    CENTRED: the normaliser is the sum of the weights, which the slope of a weight has to know.
+    """
+    lane = tl.arange(0, BLOCK)
+    ce_share, kd_share = tl.load(shares), tl.load(shares + 1)
+    spoilt = tl.load(status) != 0
+    nothing = tl.zeros([BLOCK], tl.float32)
+    blank = tl.where(spoilt, float("nan"), nothing)
+    for first in range(0, total, BLOCK):
+        row = first + lane
+        inside = row < total
+        tl.store(row_ce + row, nothing, mask=inside)
+        tl.store(row_lse + row, nothing, mask=inside)
+        tl.store(row_argmax + row, tl.full([BLOCK], -1, tl.int64), mask=inside)
+        if DISTILS:
+            tl.store(row_kl + row, nothing, mask=inside)
+        if BY_ROW:
+            tl.store(loss + row, blank, mask=inside)
+
+    sum_loss = nothing
+    sum_ce = nothing
+    count_0, count_1, count_2 = nothing, nothing, nothing
+    loss_0, loss_1, loss_2 = nothing, nothing, nothing
+    hits_0, hits_1, hits_2 = nothing, nothing, nothing
+    for first in range(0, capacity, BLOCK):
+        slot = first + lane
+        lives = tl.load(live + slot, mask=slot < capacity, other=0) != 0
+        with_label = tl.load(labelled + slot, mask=lives, other=0) != 0
+        row = tl.load(index + slot, mask=lives, other=0)
+        w = tl.load(weights + row, mask=lives, other=0.0).to(tl.float32)
+        ce = tl.load(lse + slot, mask=with_label, other=0.0)
+        ce -= tl.load(picked + slot, mask=with_label, other=0.0)
+        sum_ce += w * ce
+        sum_loss += w * ce_share * ce
+        if DISTILS:
+            m = tl.where(w > 0, 1.0, 0.0)
+            if KD_GIVEN:
+                m = tl.load(kd_weights + row, mask=lives, other=0.0).to(tl.float32)
+            divergence = tl.load(kl + slot, mask=lives, other=0.0) * (temperature * temperature)
+            sum_loss += m * kd_share * divergence
+        if CLASSED:
+            kind = tl.load(token_class + row, mask=with_label & (w > 0), other=-1).to(tl.int32)
+            right = tl.load(argmax + slot, mask=with_label, other=-1)
+            right = right == tl.load(target + slot, mask=with_label, other=-2)
+            hit = tl.where(right, 1.0, 0.0)
+            count_0 += tl.where(kind == 0, 1.0, 0.0)
+            count_1 += tl.where(kind == 1, 1.0, 0.0)
+            count_2 += tl.where(kind == 2, 1.0, 0.0)
+            loss_0 += tl.where(kind == 0, ce, 0.0)
+            loss_1 += tl.where(kind == 1, ce, 0.0)
+            loss_2 += tl.where(kind == 2, ce, 0.0)
+            hits_0 += tl.where(kind == 0, hit, 0.0)
+            hits_1 += tl.where(kind == 1, hit, 0.0)
+            hits_2 += tl.where(kind == 2, hit, 0.0)
+    if not BY_ROW:
+        tl.store(loss, tl.where(spoilt, float("nan"), tl.sum(sum_loss, 0)))
+    if CLASSED:
+        for k in tl.static_range(3):
+            if k == 0:
+                count, losses, hits = tl.sum(count_0, 0), tl.sum(loss_0, 0), tl.sum(hits_0, 0)
+            elif k == 1:
+                count, losses, hits = tl.sum(count_1, 0), tl.sum(loss_1, 0), tl.sum(hits_1, 0)
+            else:
+                count, losses, hits = tl.sum(count_2, 0), tl.sum(loss_2, 0), tl.sum(hits_2, 0)
+            some = tl.maximum(count, 1.0)
+            tl.store(class_count + k, count.to(tl.int64))
+            tl.store(class_loss + k, losses / some)
+            tl.store(class_accuracy + k, hits / some)
+
+    middle = ce_share * 0.0
+    if CENTRED:
+        middle = ce_share * tl.load(shares + 2) * tl.sum(sum_ce, 0)
+    tl.debug_barrier()  # the blanks are written, whichever warp did it
+    for first in range(0, capacity, BLOCK):
+        slot = first + lane
+        inside = slot < capacity
+        lives = tl.load(live + slot, mask=inside, other=0) != 0
+        with_label = tl.load(labelled + slot, mask=lives, other=0) != 0
+        row = tl.load(index + slot, mask=lives, other=0)
+        w = tl.load(weights + row, mask=lives, other=0.0).to(tl.float32)
+        own = tl.load(lse + slot, mask=lives, other=0.0)
+        ce = tl.where(with_label, own - tl.load(picked + slot, mask=lives, other=0.0), 0.0)
+        tl.store(slope_out + slot, tl.where(lives, ce_share * ce - middle, 0.0), mask=inside)
+        tl.store(row_ce + row, ce, mask=lives)
+        tl.store(row_lse + row, own, mask=lives)
+        best = tl.load(argmax + slot, mask=lives, other=0)
+        tl.store(row_argmax + row, best, mask=lives)
+        combined = w * ce_share * ce
+        if DISTILS:
+            m = tl.where(w > 0, 1.0, 0.0)
+            if KD_GIVEN:
+                m = tl.load(kd_weights + row, mask=lives, other=0.0).to(tl.float32)
+            divergence = tl.load(kl + slot, mask=lives, other=0.0) * (temperature * temperature)
+            tl.store(row_kl + row, divergence, mask=lives)
+            combined += m * kd_share * divergence
+        if BY_ROW:
+            tl.store(loss + row, tl.where(spoilt, float("nan"), combined), mask=lives)
+
+
+# --- launching ---------------------------------------------------------------------------------
+
+
+class Slots(NamedTuple):
+    """What belongs to the slots of `rows`, [capacity] each; flags are uint8."""
+
+    index: Tensor
+    target: Tensor
+    live: Tensor
+    labelled: Tensor
+    distilled: Tensor
+    ce: Tensor
+    kd: Tensor
+    scale: Tensor
+    shares: Tensor  # [3]
+    status: Tensor  # [3] float64
+
+
+def prepare(
+    targets: Tensor,
+    weights: Tensor,
+    rows: Tensor,
+    kd_weights: Tensor | None,
+    normalizer: Tensor | None,
+    kd_normalizer: Tensor | None,
+    distils: bool,
+    ce_weight: float,
+    kd_weight: float,
+    temperature: float,
+    mean: bool,
+    gain: float,
+    vocab: int,
+) -> Slots:
+    """One launch."""
+    capacity = rows.shape[0]
+
+    def new(dtype: torch.dtype, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=rows.device)
+
+    index, target = new(torch.int64, 2, capacity)
+    flags, factors = new(torch.uint8, 3, capacity), new(torch.float32, 2, capacity)
+    scale, shares = new(torch.float32, capacity), new(torch.float32, 3)
+    status = new(torch.float64, 3)
+    options = configuration("cross_entropy_prepare", rows.device, torch.float32, 0, 1)
+    targets, weights, rows = targets.contiguous(), weights.contiguous(), rows.contiguous()
+    prepare_kernel[(1,)](
+        targets, weights, rows, weights if kd_weights is None else kd_weights.contiguous(),
+        weights if normalizer is None else normalizer,
+        weights if kd_normalizer is None else kd_normalizer,
+        index, target, *flags, *factors, scale, shares, status,
+        targets.shape[0], capacity, vocab, ce_weight, kd_weight, temperature, gain,
+        DISTILS=distils, KD_GIVEN=kd_weights is not None, MEAN=mean,
+        GIVEN=normalizer is not None, KD_NORM_GIVEN=kd_normalizer is not None, **options,
+    )  # fmt: skip
+    return Slots(index, target, *flags, *factors, scale, shares, status)
+
+
+def gather(states: Tensor, index: Tensor, keep: Tensor) -> Tensor:
+    """[n, D]: rows of states [N, D], 0 where not kept."""
+    states = states if states.stride(1) == 1 else states.contiguous()
+    count, width = index.shape[0], states.shape[1]
+    out = states.new_empty(count, width)
+    options = configuration("cross_entropy_gather", states.device, states.dtype, 0, width)
+    columns = triton.cdiv(width, options["BLOCK"])
+    if out.numel():
+        gather_kernel[(count, columns)](
+            states, index, keep, out, width, states.stride(0), **options
+        )
+    return out
+
+
+def finish(
+    slots: Slots,
+    results: tuple[Tensor, Tensor, Tensor, Tensor],
+    weights: Tensor,
+    kd_weights: Tensor | None,
+    token_class: Tensor | None,
+    distils: bool,
+    temperature: float,
+    centred: bool,
+    by_row: bool,
+) -> list[Tensor]:
+    """loss, row_ce, row_kl, lse, argmax, class_loss, class_accuracy, class_count, slope.
+
+    results: lse, picked, argmax, kl of the slots. One launch.
+    """
+    total, capacity = weights.shape[0], slots.index.shape[0]
+
+    def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=weights.device)
+
+    classes = 0 if token_class is None else 3
+    loss = new(total) if by_row else new()
+    outputs: list[Any] = [
+        loss, new(total), new(total if distils else 0), new(total), new(total, dtype=torch.int64),
+    ]  # fmt: skip
+    slope = new(capacity)
+    statistics = [new(classes), new(classes), new(classes, dtype=torch.int64)]
+    options = configuration("cross_entropy_finish", weights.device, torch.float32, 0, 1)
+    weights = weights.contiguous()
+    finish_kernel[(1,)](
+        slots.index, slots.live, slots.labelled, slots.target, weights,
+        weights if kd_weights is None else kd_weights.contiguous(), slots.shares, slots.status,
+        *results, weights if token_class is None else token_class.contiguous(),
+        *outputs, slope, *statistics, total, capacity, temperature,
+        DISTILS=distils, KD_GIVEN=kd_weights is not None, CENTRED=centred, BY_ROW=by_row,
+        CLASSED=token_class is not None, **options,
+    )  # fmt: skip
+    return [*outputs, *statistics, slope]

@@ -1,0 +1,151 @@
+"""What the CUDA path asks of a device, seen without one: tensors without data, on "meta", and
+kernels that only note their launch. Where there is no value, a host sync is an error."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+pytest.importorskip("triton", reason="the kernels are Triton's")
+
+from dive.kernels import bookkeeping, cross_entropy, steer, steer_backward
+from dive.ops import fused, sweep
+
+FREE = (
+    "empty",
+    "new_empty",
+    "view",
+    "slice",
+    "select",
+    "unbind",
+    "t",
+    "detach",
+)  # nothing is launched
+META = torch.device("meta")
+KERNELS = (
+    (bookkeeping, ("prepare_kernel", "gather_kernel", "finish_kernel")),
+    (cross_entropy, ("rows_kernel", "scale_kernel")),
+    (steer, ("forward_kernel",)),
+    (steer_backward, ("backward_kernel", "parameters_kernel", "reduce_kernel")),
+)
+
+
+class Launches(TorchDispatchMode):
+    """Names of what is launched, in order: kernels of ours and operations of PyTorch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name not in FREE:
+            self.names.append(name)
+        result = func(*args, **(kwargs or {}))
+        if name in ("empty", "new_empty") or name not in FREE:
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+class Noted:
+    """Stands in for a kernel: kernel[grid](...)."""
+
+    def __init__(self, name: str, seen: Launches) -> None:
+        self.name, self.seen = name, seen
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launch(*args: Any, **options: Any) -> None:
+            assert all(isinstance(n, int) and n > 0 for n in grid)
+            assert all(x.is_meta for x in args if isinstance(x, Tensor))
+            self.seen.names.append(self.name)
+
+        return launch
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
+    seen = Launches()
+    for module, names in KERNELS:
+        for name in names:
+            monkeypatch.setattr(module, name, Noted(name, seen))
+    with seen:
+        yield seen
+
+
+def arguments(
+    count: int, vocab: int, width: int, dtype: torch.dtype, teacher: bool, **more: Any
+) -> list[Any]:
+    def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=META)
+
+    rows = new(count, dtype=torch.int64)
+    given = {
+        "bias": new(vocab, dtype=dtype) if teacher else None,
+        "kd_weights": new(count) if teacher else None,
+        "normalizer": new(),
+        "chunk_bytes": 2**40,
+        "reduction": "mean",
+        **more,
+    }
+    return [
+        new(count, width, dtype=dtype), new(vocab, width, dtype=dtype), rows, new(count), rows,
+        given["bias"], new(count, width, dtype=dtype) if teacher else None, given["kd_weights"],
+        given["normalizer"], new() if teacher else None, rows, 30.0, 1.0, 0.5 if teacher else 0.0,
+        2.0, given["reduction"], given["chunk_bytes"], False, True,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("teacher", [False, True])
+def test_a_loss_is_a_few_launches_and_no_host_sync(
+    launches: Launches, teacher: bool, dtype: torch.dtype, reduction: str
+) -> None:
+    results = fused._loss(*arguments(300, 5000, 64, dtype, teacher, reduction=reduction))
+    chunk = ["gather_kernel", "mm"] * (1 + teacher) + ["rows_kernel", "mm"]
+    assert launches.names == ["prepare_kernel", *chunk, "finish_kernel"]
+    loss, stored = results[0], results[-3]
+    assert loss.shape == ((300,) if reduction == "none" else ()) and loss.dtype == torch.float32
+    assert stored.dtype == dtype and stored.shape == (300, 64)
+
+    launches.names.clear()
+    grad = torch.empty(loss.shape, device=META)
+    rows = torch.empty(300, dtype=torch.int64, device=META)
+    launches.names.clear()
+    fused._loss_backward(grad, rows, *results[-3:], 300)
+    assert launches.names == ["new_zeros", "new_zeros", "scale_kernel"]
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+def test_no_tensor_is_larger_than_a_chunk(launches: Launches, teacher: bool) -> None:
+    """At the size of a real model: nothing is allocated here."""
+    count, vocab, width = 8192, 128256, 4096
+    budget = sweep.default_chunk_bytes(torch.device("cuda"), teacher)
+    given = arguments(count, vocab, width, torch.bfloat16, teacher, chunk_bytes=budget)
+    launches.elements = 0
+    fused._loss(*given)
+    chunks = launches.names.count("rows_kernel")
+    rows = launches.elements // cross_entropy.row_stride(vocab)
+    assert chunks >= 4 and rows * chunks >= count and rows % 128 == 0
+    assert rows * vocab * 4 * (1 + teacher) <= budget
+    assert launches.elements == rows * cross_entropy.row_stride(vocab)
+
+
+@pytest.mark.parametrize("norm_preserving", [False, True])
+def test_steering_is_one_launch_and_three_back(launches: Launches, norm_preserving: bool) -> None:
+    def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=META)
+
+    h = new(4, 4096, 4096, dtype=torch.bfloat16)
+    args = [h, new(16, 4096), new(16), new(4096, 16), new(4096), new(), None]
+    out, pre, rstd = fused._steer(*args, "silu", norm_preserving, 1e-6, True)
+    assert launches.names == ["forward_kernel"]
+    assert out.shape == h.shape and pre.shape == (4 * 4096, 16) and rstd.shape == (4 * 4096,)
+    launches.elements = 0
+    fused._steer_backward(out, *args, pre, rstd, "silu", norm_preserving)
+    assert launches.names[1:] == ["backward_kernel", "parameters_kernel", "reduce_kernel"]
+    assert launches.elements == h.numel()
