@@ -47,6 +47,13 @@ class Backend {
   Backend& operator=(const Backend&) = delete;
   virtual ~Backend() = default;
 
+  // Threads of the host that a step's work is shared among; where a device works, one.
+  virtual int threads() const { return 1; }
+  virtual void set_threads(int) {}
+
+  // Where work is put from now on, on a device that has streams.
+  virtual void use_stream(void*) {}
+
   virtual std::int64_t cache_bytes() const = 0;
   // Room for `rows` sequences of `capacity` tokens, unsteered; what was in the cache is lost.
   virtual void reserve(std::int64_t rows, std::int64_t capacity) = 0;

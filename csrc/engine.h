@@ -25,6 +25,10 @@ class Engine {
   std::int64_t rows() const { return rows_; }
   std::int64_t capacity() const { return capacity_; }
   std::int64_t cache_bytes() const { return backend_->cache_bytes(); }
+  int threads() const { return backend_->threads(); }
+  void set_threads(int count) { backend_->set_threads(count); }
+
+  void use_stream(void* stream) { backend_->use_stream(stream); }
 
   // Tables for more positions; the old ones are no longer read.
   void set_ropes(std::vector<RopeSpec> ropes);

@@ -56,7 +56,8 @@ std::string current_error() {
 
 }  // namespace
 
-TensorArgument::TensorArgument(std::string name, py::handle object) : name_(std::move(name)) {
+TensorArgument::TensorArgument(std::string name, py::handle object, dlpack::Device device)
+    : name_(std::move(name)), device_(device) {
   if (!take_by_table(object)) take_by_capsule(object);
 }
 
@@ -114,8 +115,11 @@ void TensorArgument::take_by_capsule(py::handle object) {
 }
 
 void TensorArgument::read(const dlpack::Tensor& tensor) {
-  if (tensor.device.type != dlpack::kCpu && tensor.device.type != dlpack::kCudaHost) {
-    fail("is on " + device_text(tensor.device) + ", want cpu");
+  const bool same = tensor.device.type == device_.type && tensor.device.id == device_.id;
+  const bool of_host =
+      tensor.device.type == dlpack::kCpu || tensor.device.type == dlpack::kCudaHost;
+  if (!same && !(device_.type == dlpack::kCpu && of_host)) {
+    fail("is on " + device_text(tensor.device) + ", want " + device_text(device_));
   }
   type_ = tensor.dtype;
   item_bytes_ = (static_cast<std::int64_t>(type_.bits) * type_.lanes + 7) / 8;

@@ -20,8 +20,9 @@ namespace dive {
 class TensorArgument {
  public:
   // By the type's exchange table where there is one (no Python object is made and parameters that
-  // require a gradient are accepted), by `__dlpack__` elsewhere.
-  TensorArgument(std::string name, pybind11::handle object);
+  // require a gradient are accepted), by `__dlpack__` elsewhere. Its memory is that of `device`.
+  TensorArgument(std::string name, pybind11::handle object,
+                 dlpack::Device device = {dlpack::kCpu, 0});
 
   TensorArgument(TensorArgument&&) = default;
   TensorArgument& operator=(TensorArgument&&) = default;
@@ -57,6 +58,7 @@ class TensorArgument {
   std::string dtype_text() const;
 
   std::string name_;
+  dlpack::Device device_;
   std::shared_ptr<void> owner_;  // what must live on; empty where the caller's object suffices
   unsigned char* data_ = nullptr;
   dlpack::DataType type_{};

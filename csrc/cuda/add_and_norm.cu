@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreads, 1) add_and_norm(const AddArguments a
 
   // what no kernel of the step writes: before the wait
   SteerView view;
-  if (a.steering != nullptr) view = a.steering[a.rows[blockIdx.y]];
+  if (a.steering != nullptr) view = a.steering[a.rows[blockIdx.y] * a.steering_stride];
   const T* down = static_cast<const T*>(view.down) + begin;
   const T* up = static_cast<const T*>(view.up) + begin;
   std::int64_t stride = a.width;

@@ -67,7 +67,7 @@ __device__ void prepare_head(const AttendArguments& a, const float* from, const 
 }
 
 template <class T, int kLanes, int kHeads>
-__global__ void __launch_bounds__(kThreads) attend(const AttendArguments a) {
+__global__ void __launch_bounds__(kThreads, kHeads == 1 ? 4 : 3) attend(const AttendArguments a) {
   constexpr int kKeys = kWarp / kLanes;  // keys that a warp takes at once, of kLanes lanes each
   DIVE_SHARED(shared);
   // queries [kHeads][width], new key [width], new value [width]; later each warp's result

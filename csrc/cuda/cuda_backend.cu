@@ -1,0 +1,471 @@
+#include "cuda/cuda_backend.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <map>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "cuda/add_and_norm.h"
+#include "cuda/attention.h"
+#include "cuda/ends.h"
+#include "cuda/product.h"
+#include "cuda/runtime.h"
+
+namespace dive::cuda {
+namespace {
+
+using cpu::Steering;
+
+// Two blocks of steering and a product's blocks find room on a multiprocessor together.
+constexpr std::size_t kSharedLimit = 96 * 1024;
+
+NormView view_of(const NormSpec& norm) { return {norm.weight, norm.dtype == DType::f32}; }
+
+// One layer's steering weights on the device.
+class DeviceSteering {
+ public:
+  DeviceSteering(const Steering& from, cudaStream_t stream) {
+    const auto rank = static_cast<std::size_t>(from.rank());
+    const auto width = static_cast<std::size_t>(from.width());
+    const auto item = static_cast<std::size_t>(size_of(from.dtype()));
+    const std::size_t matrix = rank * width * item, floats = (rank + width) * sizeof(float);
+    std::vector<unsigned char> host(2 * matrix + floats);
+    const auto copy = [&](std::size_t to, const void* source, std::int64_t index) {
+      std::memcpy(
+          host.data() + to * item,
+          static_cast<const unsigned char*>(source) + static_cast<std::size_t>(index) * item, item);
+    };
+    for (std::size_t r = 0; r < rank; ++r) {
+      for (std::size_t i = 0; i < width; ++i) {
+        const auto row = static_cast<std::int64_t>(r), column = static_cast<std::int64_t>(i);
+        copy(r * width + i, from.down(), from.down_index(row, column));
+        copy((rank + r) * width + i, from.up(), from.up_index(column, row));
+      }
+    }
+    std::memcpy(host.data() + 2 * matrix, from.fixed(), width * sizeof(float));
+    std::memcpy(host.data() + 2 * matrix + width * sizeof(float), from.down_bias(),
+                rank * sizeof(float));
+    memory_.grow(host.size(), "an adapter");
+    check(cudaMemcpyAsync(memory_.data(), host.data(), host.size(), cudaMemcpyHostToDevice, stream),
+          "copy of an adapter");
+    view_.down = memory_.data();
+    view_.up = memory_.data() + matrix;
+    view_.fixed = reinterpret_cast<const float*>(memory_.data() + 2 * matrix);
+    view_.down_bias = view_.fixed + width;
+    view_.scale = from.scale();
+    view_.eps = from.eps();
+    view_.rank = static_cast<int>(rank);
+    view_.activation = from.activation();
+    view_.norm_preserving = from.norm_preserving();
+  }
+  const SteerView& view() const { return view_; }
+
+ private:
+  Buffer<unsigned char> memory_;
+  SteerView view_;
+};
+
+class CudaBackend final : public Backend {
+ public:
+  CudaBackend(ModelSpec spec, int device) : spec_(std::move(spec)), device_(device) {
+    const OnDevice here(device_);
+    processors_ = attribute(cudaDevAttrMultiProcessorCount);
+    clusters_ = queue_.overlap = attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
+    shared_limit_ = std::min(
+        kSharedLimit, static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)));
+    allow_shared_memory(shared_limit_);
+    check(cudaStreamCreateWithFlags(&recording_, cudaStreamNonBlocking), "a stream");
+  }
+  ~CudaBackend() override {
+    if (recording_ != nullptr) cudaStreamDestroy(recording_);
+  }
+
+  void use_stream(void* stream) override { queue_.stream = static_cast<cudaStream_t>(stream); }
+  std::int64_t cache_bytes() const override { return static_cast<std::int64_t>(cache_.size()); }
+  void reserve(std::int64_t rows, std::int64_t capacity) override;
+  void set_ropes(const std::vector<RopeSpec>& ropes) override {
+    spec_.ropes = ropes;
+    forget_graphs();
+  }
+  void adopt(std::size_t layer, std::int64_t row, std::int64_t first, std::int64_t count,
+             const CacheSource& keys, const CacheSource& values) override;
+  void start_row(std::int64_t row, std::int64_t length, std::int64_t position) override;
+  void steer_row(std::int64_t row, const std::vector<const Steering*>& layers) override;
+
+  void run(const StepInput& input, const std::function<void()>& schedule) override;
+  void embed() override;
+  void add_and_norm(const AddAndNorm& what) override;
+  void project_heads(const LayerSpec& layer) override;
+  void attend(std::size_t index) override;
+  void project_attention(const LayerSpec& layer) override;
+  void gated(const LayerSpec& layer) override;
+  void project_mlp(const LayerSpec& layer) override;
+  void predict() override;
+
+ private:
+  using Bytes = Buffer<unsigned char>;
+
+  int attribute(cudaDeviceAttr which) const {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, which, device_), "a device's attribute");
+    return value;
+  }
+  template <class T>
+  void copy(T* to, const T* from, std::int64_t count, cudaMemcpyKind kind) {
+    check(
+        cudaMemcpyAsync(to, from, static_cast<std::size_t>(count) * sizeof(T), kind, queue_.stream),
+        "a copy");
+  }
+  void multiply(Output output, Product product, const Bytes& x, void* y);
+  unsigned char* cache_at(std::size_t layer, int which, std::int64_t row) const;
+  void forget_graphs() { graphs_.clear(); }
+
+  ModelSpec spec_;
+  int device_;
+  int processors_ = 1;
+  bool clusters_ = false;
+  std::size_t shared_limit_ = 0;
+  Queue queue_;
+  cudaStream_t recording_ = nullptr;
+  std::map<std::int64_t, Graph> graphs_;  // by count; without a graph where it ran once
+
+  std::int64_t rows_ = 0;
+  std::int64_t capacity_ = 0;
+  std::int64_t count_ = 0;  // of this step
+  int splits_ = 1;
+
+  Bytes cache_;  // [layer][key, value][row][head][slot][head_width]
+  std::vector<std::size_t> cache_offset_;
+  Buffer<int> step_rows_, lengths_, positions_;
+  std::vector<int> step_rows_host_;
+  Buffer<std::int64_t> tokens_, next_, best_at_;
+  Buffer<float> best_, heads_, shares_, logits_;
+  Bytes residual_, delta_, normed_, mixed_, gated_;
+  Buffer<unsigned> arrived_;
+
+  Buffer<SteerView> steering_;  // [row][layer]
+  std::vector<std::vector<std::shared_ptr<DeviceSteering>>> row_steering_;
+  std::map<std::uint64_t, std::weak_ptr<DeviceSteering>> known_steering_;
+  int max_rank_ = 0;  // of all that was in use: graphs hold it
+};
+
+void CudaBackend::reserve(std::int64_t rows, std::int64_t capacity) {
+  const OnDevice here(device_);
+  rows_ = capacity_ = 0;  // until there is room for all of it
+  forget_graphs();
+  const double slot = 2.0 * static_cast<double>(rows) *
+                      static_cast<double>(spec_.kv_heads * spec_.head_width * size_of(spec_.dtype));
+  double wanted = 0;
+  cache_offset_.clear();
+  for (const LayerSpec& layer : spec_.layers) {
+    cache_offset_.push_back(wanted < 0x1p47 ? static_cast<std::size_t>(wanted) : 0);
+    wanted += slot * static_cast<double>(slots(layer, capacity));
+  }
+  const std::string of_rows =
+      std::to_string(rows) + " sequences of " + std::to_string(capacity) + " tokens";
+  if (wanted >= 0x1p47) {
+    throw std::runtime_error("out of memory: the cache of " + of_rows + " wants " +
+                             std::to_string(static_cast<std::int64_t>(wanted / 0x1p20)) + " MiB");
+  }
+  cache_.grow(static_cast<std::size_t>(wanted), "the cache of " + of_rows);
+
+  const std::string what = "room for a step of " + std::to_string(rows) + " sequences";
+  const auto grow = [&](auto& buffer, std::int64_t width) {
+    buffer.grow(static_cast<std::size_t>(rows * width), what);
+  };
+  const std::int64_t item = size_of(spec_.dtype), width = spec_.width;
+  const auto query_heads = static_cast<int>(spec_.heads),
+             kv_heads = static_cast<int>(spec_.kv_heads);
+  const std::int64_t queries = spec_.heads * spec_.head_width;
+  const int groups = head_groups(query_heads, kv_heads);
+  splits_ = splits_for(1, query_heads, kv_heads, capacity, processors_);
+  for (auto* buffer : {&step_rows_, &lengths_, &positions_}) grow(*buffer, 1);
+  for (auto* buffer : {&tokens_, &next_}) grow(*buffer, 1);
+  for (auto* buffer : {&residual_, &delta_, &normed_}) grow(*buffer, width * item);
+  grow(best_, kPredictBlocks);
+  grow(best_at_, kPredictBlocks);
+  grow(heads_, queries + 2 * spec_.kv_heads * spec_.head_width);
+  grow(shares_, spec_.heads * splits_ * (spec_.head_width + 2));
+  grow(mixed_, queries * item);
+  grow(gated_, spec_.mlp_width * item);
+  grow(logits_, spec_.head.rows);
+  grow(arrived_, groups + 1);
+  grow(steering_, static_cast<std::int64_t>(spec_.layers.size()));
+  check(cudaMemsetAsync(arrived_.data(), 0, arrived_.size() * sizeof(unsigned), queue_.stream),
+        "clearing of counters");
+  step_rows_host_.clear();
+  rows_ = rows;
+  capacity_ = capacity;
+  row_steering_.assign(static_cast<std::size_t>(rows), {});
+  for (std::int64_t row = 0; row < rows; ++row) {
+    start_row(row, 0, 0);
+    steer_row(row, {});
+  }
+}
+
+unsigned char* CudaBackend::cache_at(std::size_t layer, int which, std::int64_t row) const {
+  const std::int64_t bytes = slots(spec_.layers[layer], capacity_) * spec_.kv_heads *
+                             spec_.head_width * size_of(spec_.dtype);
+  return cache_.data() + cache_offset_[layer] + (which * rows_ + row) * bytes;
+}
+
+void CudaBackend::adopt(std::size_t layer, std::int64_t row, std::int64_t first, std::int64_t count,
+                        const CacheSource& keys, const CacheSource& values) {
+  const OnDevice here(device_);
+  const std::int64_t room = slots(spec_.layers[layer], capacity_);
+  const std::int64_t skipped = std::max<std::int64_t>(0, count - room);
+  AdoptArguments a;
+  for (int which = 0; which < 2; ++which) {
+    const CacheSource& source = which == 0 ? keys : values;
+    a.source[which] = static_cast<const unsigned char*>(source.data) +
+                      skipped * source.token_stride * size_of(spec_.dtype);
+    a.head_stride[which] = source.head_stride;
+    a.token_stride[which] = source.token_stride;
+    a.cache[which] = cache_at(layer, which, row);
+  }
+  a.first = first + skipped;
+  a.count = static_cast<int>(count - skipped);
+  a.slots = static_cast<int>(room);
+  a.kv_heads = static_cast<int>(spec_.kv_heads);
+  a.width = static_cast<int>(spec_.head_width);
+  run_adopt({queue_.stream, false}, spec_.dtype, a);
+}
+
+void CudaBackend::start_row(std::int64_t row, std::int64_t length, std::int64_t position) {
+  const OnDevice here(device_);
+  const auto tokens = static_cast<int>(length), place = static_cast<int>(position);
+  copy(lengths_.data() + row, &tokens, 1, cudaMemcpyHostToDevice);
+  copy(positions_.data() + row, &place, 1, cudaMemcpyHostToDevice);
+}
+
+void CudaBackend::steer_row(std::int64_t row, const std::vector<const Steering*>& layers) {
+  const OnDevice here(device_);
+  std::vector<SteerView> views(spec_.layers.size());
+  std::vector<std::shared_ptr<DeviceSteering>> own;
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    if (layers[l] == nullptr) continue;
+    std::weak_ptr<DeviceSteering>& known = known_steering_[layers[l]->id()];
+    std::shared_ptr<DeviceSteering> steering = known.lock();
+    if (steering == nullptr) {
+      steering = std::make_shared<DeviceSteering>(*layers[l], queue_.stream);
+      known = steering;
+    }
+    views[l] = steering->view();
+    own.push_back(std::move(steering));
+    if (views[l].rank > max_rank_) {
+      max_rank_ = views[l].rank;
+      forget_graphs();
+    }
+  }
+  const auto count = static_cast<std::int64_t>(views.size());
+  copy(steering_.data() + row * count, views.data(), count, cudaMemcpyHostToDevice);
+  row_steering_[static_cast<std::size_t>(row)] = std::move(own);
+  for (auto it = known_steering_.begin(); it != known_steering_.end();) {
+    it = it->second.expired() ? known_steering_.erase(it) : std::next(it);
+  }
+}
+
+void CudaBackend::run(const StepInput& input, const std::function<void()>& schedule) {
+  const OnDevice here(device_);
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(queue_.stream, &status), "cudaStreamIsCapturing");
+  if (status != cudaStreamCaptureStatusNone) {
+    throw std::runtime_error("a decode step cannot be captured: it reads the host's rows");
+  }
+  count_ = input.count;
+  const std::vector<int> rows(input.rows, input.rows + input.count);
+  if (rows != step_rows_host_) {
+    copy(step_rows_.data(), rows.data(), count_, cudaMemcpyHostToDevice);
+    step_rows_host_ = rows;
+  }
+  copy(tokens_.data(), input.tokens, count_, cudaMemcpyDeviceToDevice);
+
+  const auto known = graphs_.find(count_);
+  if (known == graphs_.end()) {
+    schedule();  // at once: it also loads the kernels, which a capture must not do
+    graphs_.emplace(count_, Graph());
+  } else {
+    if (!known->second) {
+      const Queue queue = std::exchange(queue_, Queue{recording_, queue_.overlap});
+      try {
+        known->second = Graph::record(recording_, schedule);
+      } catch (...) {
+        queue_ = queue;
+        throw;
+      }
+      queue_ = queue;
+    }
+    known->second.run(queue_.stream);
+  }
+
+  copy(input.next, next_.data(), count_, cudaMemcpyDeviceToDevice);
+  if (input.logits == nullptr) return;
+  for (std::int64_t i = 0; i < count_; ++i) {
+    copy(input.logits + input.rows[i] * spec_.head.rows, logits_.data() + i * spec_.head.rows,
+         spec_.head.rows, cudaMemcpyDeviceToDevice);
+  }
+}
+
+void CudaBackend::embed() {
+  EmbedArguments a;
+  a.embedding = spec_.embedding.weight;
+  a.stride = spec_.embedding.stride;
+  a.vocabulary = spec_.embedding.rows;
+  a.tokens = tokens_.data();
+  a.scale = spec_.embedding_scale;
+  a.residual = residual_.data();
+  a.width = static_cast<int>(spec_.width);
+  run_embed(queue_, spec_.dtype, a, static_cast<int>(count_));
+}
+
+void CudaBackend::add_and_norm(const AddAndNorm& what) {
+  AddArguments a;
+  a.residual = residual_.data();
+  a.delta = what.add ? delta_.data() : nullptr;
+  a.delta_norm = view_of(what.delta_norm);
+  a.norm = view_of(what.norm);
+  a.out = normed_.data();
+  a.rows = step_rows_.data();
+  a.norm_eps = spec_.norm_eps;
+  a.norm_plus_one = spec_.norm_plus_one;
+  a.width = static_cast<int>(spec_.width);
+  if (what.steer_after >= 0) {
+    a.steering = steering_.data() + what.steer_after;
+    a.steering_stride = static_cast<std::int64_t>(spec_.layers.size());
+  }
+  run_add_and_norm(queue_, spec_.dtype, a, static_cast<int>(count_), max_rank_, clusters_,
+                   shared_limit_);
+}
+
+void CudaBackend::multiply(Output output, Product product, const Bytes& x, void* y) {
+  product.x = x.data();
+  product.batch = static_cast<int>(count_);
+  product.y = y;
+  product.gate = spec_.gate;
+  run_product(queue_, spec_.dtype, output, product, processors_);
+}
+
+void CudaBackend::project_heads(const LayerSpec& layer) {
+  Product product;
+  for (const LinearSpec* linear : {&layer.query, &layer.key, &layer.value}) product.add(*linear);
+  multiply(Output::floats, product, normed_, heads_.data());
+}
+
+void CudaBackend::attend(std::size_t index) {
+  const LayerSpec& layer = spec_.layers[index];
+  const RopeSpec& rope = spec_.ropes[layer.rope];
+  AttendArguments a;
+  a.heads = heads_.data();
+  a.query_norm = view_of(layer.query_norm);
+  a.key_norm = view_of(layer.key_norm);
+  a.cosines = rope.cosines;
+  a.sines = rope.sines;
+  a.half = static_cast<int>(rope.half);
+  a.keys = cache_at(index, 0, 0);
+  a.values = cache_at(index, 1, 0);
+  a.rows = step_rows_.data();
+  a.lengths = lengths_.data();
+  a.positions = positions_.data();
+  a.query_heads = static_cast<int>(spec_.heads);
+  a.kv_heads = static_cast<int>(spec_.kv_heads);
+  a.width = static_cast<int>(spec_.head_width);
+  a.slots = static_cast<int>(slots(layer, capacity_));
+  a.scale = spec_.attention_scale;
+  a.softcap = spec_.attention_softcap;
+  a.norm_eps = spec_.norm_eps;
+  a.norm_plus_one = spec_.norm_plus_one;
+  a.out = mixed_.data();
+  a.shares = shares_.data();
+  a.arrived = arrived_.data();
+  a.splits = std::min(splits_, splits_for(static_cast<int>(count_), a.query_heads, a.kv_heads,
+                                          a.slots, processors_));
+  run_attention(queue_, spec_.dtype, a, static_cast<int>(count_));
+}
+
+void CudaBackend::project_attention(const LayerSpec& layer) {
+  Product product;
+  product.add(layer.output);
+  multiply(Output::model, product, mixed_, delta_.data());
+}
+
+void CudaBackend::gated(const LayerSpec& layer) {
+  Product product;
+  product.add(layer.gate);
+  product.add(layer.up);
+  multiply(Output::gated, product, normed_, gated_.data());
+}
+
+void CudaBackend::project_mlp(const LayerSpec& layer) {
+  Product product;
+  product.add(layer.down);
+  multiply(Output::model, product, gated_, delta_.data());
+}
+
+void CudaBackend::predict() {
+  Product product;
+  product.add(spec_.head);
+  multiply(Output::floats, product, normed_, logits_.data());
+  PredictArguments a;
+  a.logits = logits_.data();
+  a.vocabulary = spec_.head.rows;
+  a.softcap = spec_.logits_softcap;
+  a.next = next_.data();
+  a.rows = step_rows_.data();
+  a.lengths = lengths_.data();
+  a.positions = positions_.data();
+  a.best = best_.data();
+  a.best_at = best_at_.data();
+  // behind the counters of attention
+  a.arrived = arrived_.data() +
+              rows_ * head_groups(static_cast<int>(spec_.heads), static_cast<int>(spec_.kv_heads));
+  run_predict(queue_, spec_.dtype, a, static_cast<int>(count_));
+}
+
+// What the kernels' loads of 16 bytes want of a matrix, in words; empty where all is well.
+std::string misfit(const std::string& name, const LinearSpec& linear, DType dtype) {
+  const auto address = reinterpret_cast<std::uintptr_t>(linear.weight);
+  if (linear.columns % 8 != 0 || linear.stride * size_of(dtype) % 16 != 0 || address % 16 != 0) {
+    return name + " has rows of " + std::to_string(linear.columns) +
+           " numbers that do not start at multiples of 16 bytes";
+  }
+  return "";
+}
+
+}  // namespace
+
+std::string unsupported(const ModelSpec& spec, int device) {
+  int devices = 0, major = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || device >= devices) {
+    cudaGetLastError();
+    return "CUDA finds no device " + std::to_string(device);
+  }
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
+      major < 8) {
+    return "its GPU is older than compute capability 8.0";
+  }
+  if (spec.head_width % 8 != 0 || spec.head_width > kMaxHeadWidth) {
+    return "its heads have " + std::to_string(spec.head_width) +
+           " numbers; on a GPU this wants a multiple of 8, up to " + std::to_string(kMaxHeadWidth);
+  }
+  std::string reason = misfit("the head", spec.head, spec.dtype);
+  for (std::size_t l = 0; l < spec.layers.size() && reason.empty(); ++l) {
+    const LayerSpec& layer = spec.layers[l];
+    const std::string at = "layers." + std::to_string(l) + ".";
+    const std::pair<const char*, const LinearSpec*> linears[] = {
+        {"query", &layer.query},   {"key", &layer.key},   {"value", &layer.value},
+        {"output", &layer.output}, {"gate", &layer.gate}, {"up", &layer.up},
+        {"down", &layer.down}};
+    for (const auto& [name, linear] : linears) {
+      if (reason.empty()) reason = misfit(at + name, *linear, spec.dtype);
+    }
+  }
+  return reason;
+}
+
+std::unique_ptr<Backend> make_backend(ModelSpec spec, int device) {
+  return std::make_unique<CudaBackend>(std::move(spec), device);
+}
+
+}  // namespace dive::cuda

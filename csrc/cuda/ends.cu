@@ -1,0 +1,128 @@
+#include "cuda/ends.h"
+
+namespace dive::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) embed(const EmbedArguments a) {
+  let_next_start();
+  wait_for_previous();
+  const std::int64_t token = a.tokens[blockIdx.y];
+  const bool known = token >= 0 && token < a.vocabulary;
+  const T* const from = static_cast<const T*>(a.embedding) + (known ? token : 0) * a.stride;
+  T* const to = static_cast<T*>(a.residual) + static_cast<std::int64_t>(blockIdx.y) * a.width;
+  const int i = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
+  if (i < a.width) to[i] = from_float<T>(to_float(from[i]) * a.scale);
+}
+
+// As torch.argmax: the first of equals, and a NaN is larger than any number.
+struct Best {
+  float value;
+  std::int64_t at;  // -1: nothing yet
+
+  __device__ void take(float other, std::int64_t other_at) {
+    if (other_at < 0) return;
+    const bool nan = value != value, other_nan = other != other;
+    const bool equal = value == other || (nan && other_nan);
+    const bool larger = (other > value && !nan) || (other_nan && !nan);
+    if (at < 0 || larger || (equal && other_at < at)) {
+      value = other;
+      at = other_at;
+    }
+  }
+  __device__ void take_warp() {
+    for (int distance = 16; distance > 0; distance /= 2) {
+      const float other = __shfl_xor_sync(kFullWarp, value, distance);
+      const int low = __shfl_xor_sync(kFullWarp, static_cast<int>(at), distance);
+      take(other, low);
+    }
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) predict(const PredictArguments a) {
+  DIVE_SHARED(shared);
+  float* const values = reinterpret_cast<float*>(shared);  // [kWarps]
+  int* const places = reinterpret_cast<int*>(values + kWarps);
+  int* const last = places + kWarps;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  let_next_start();
+  wait_for_previous();
+
+  float* const logits = a.logits + static_cast<std::int64_t>(blockIdx.y) * a.vocabulary;
+  Best best{0, -1};
+  for (std::int64_t i = blockIdx.x * kThreads + threadIdx.x; i < a.vocabulary;
+       i += static_cast<std::int64_t>(gridDim.x) * kThreads) {
+    float x = rounded<T>(logits[i]);
+    if (a.softcap > 0) {  // every step rounded, as an operator after another rounds
+      x = rounded<T>(x / a.softcap);
+      x = rounded<T>(tanhf(x));
+      x = rounded<T>(x * a.softcap);
+    }
+    logits[i] = x;
+    best.take(x, i);
+  }
+  best.take_warp();
+  if (lane == 0) {
+    values[warp] = best.value;
+    places[warp] = static_cast<int>(best.at);
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int w = 1; w < kWarps; ++w) best.take(values[w], places[w]);
+    a.best[blockIdx.y * kPredictBlocks + blockIdx.x] = best.value;
+    a.best_at[blockIdx.y * kPredictBlocks + blockIdx.x] = best.at;
+    __threadfence();
+    *last = atomicAdd(a.arrived + blockIdx.y, 1u) + 1 == gridDim.x;
+    if (*last != 0) {
+      __threadfence();
+      best = {0, -1};
+      for (unsigned b = 0; b < gridDim.x; ++b) {
+        best.take(a.best[blockIdx.y * kPredictBlocks + b],
+                  a.best_at[blockIdx.y * kPredictBlocks + b]);
+      }
+      a.next[blockIdx.y] = best.at;
+      a.arrived[blockIdx.y] = 0;
+      ++a.lengths[a.rows[blockIdx.y]];
+      ++a.positions[a.rows[blockIdx.y]];
+    }
+  }
+}
+
+template <class T>
+void run(const Queue& queue, const PredictArguments& a, int count) {
+  Shape shape;
+  const std::int64_t blocks = (a.vocabulary + kThreads - 1) / kThreads;
+  shape.grid = dim3(static_cast<unsigned>(blocks < kPredictBlocks ? blocks : kPredictBlocks),
+                    static_cast<unsigned>(count));
+  shape.threads = kThreads;
+  shape.shared = (2 * kWarps + 1) * sizeof(float);
+  launch(queue, shape, predict<T>, a);
+}
+
+}  // namespace
+
+void run_embed(const Queue& queue, DType dtype, const EmbedArguments& a, int count) {
+  Shape shape;
+  shape.grid = dim3(static_cast<unsigned>((a.width + kThreads - 1) / kThreads),
+                    static_cast<unsigned>(count));
+  shape.threads = kThreads;
+  switch (dtype) {
+    case DType::f32: return launch(queue, shape, embed<float>, a);
+    case DType::bf16: return launch(queue, shape, embed<BFloat16>, a);
+    case DType::f16: return launch(queue, shape, embed<Half>, a);
+  }
+}
+
+void run_predict(const Queue& queue, DType dtype, const PredictArguments& a, int count) {
+  switch (dtype) {
+    case DType::f32: return run<float>(queue, a, count);
+    case DType::bf16: return run<BFloat16>(queue, a, count);
+    case DType::f16: return run<Half>(queue, a, count);
+  }
+}
+
+}  // namespace dive::cuda

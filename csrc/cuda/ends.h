@@ -1,0 +1,40 @@
+// The two ends of a decode step: tokens to rows of the embedding, and logits to tokens.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/runtime.h"
+#include "model.h"
+
+namespace dive::cuda {
+
+struct EmbedArguments {
+  const void* embedding = nullptr;  // of the model's dtype
+  std::int64_t stride = 0;
+  std::int64_t vocabulary = 0;
+  const std::int64_t* tokens = nullptr;  // [count]; one outside the vocabulary is taken as 0
+  float scale = 1;
+  void* residual = nullptr;  // [count, width]
+  int width = 0;
+};
+void run_embed(const Queue& queue, DType dtype, const EmbedArguments& arguments, int count);
+
+// Rounds logits to the model's dtype as transformers does (soft-cap included), takes the first of
+// the largest, and counts the token: its row is one longer.
+struct PredictArguments {
+  float* logits = nullptr;  // [count, vocabulary]
+  std::int64_t vocabulary = 0;
+  float softcap = 0;
+  std::int64_t* next = nullptr;  // [count]
+  const int* rows = nullptr;
+  int* lengths = nullptr;    // by row of the cache
+  int* positions = nullptr;  // by row of the cache
+  // of each block its largest; how many blocks are done, 0 between two steps
+  float* best = nullptr;  // [count, kPredictBlocks]
+  std::int64_t* best_at = nullptr;
+  unsigned* arrived = nullptr;  // [count]
+};
+constexpr int kPredictBlocks = 32;
+void run_predict(const Queue& queue, DType dtype, const PredictArguments& arguments, int count);
+
+}  // namespace dive::cuda

@@ -1,0 +1,27 @@
+// A decoder's description as Python gives it (`dive.decoder_spec`), checked entry by entry.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "dlpack.h"
+#include "model.h"
+
+namespace dive {
+
+// ValueError with the text.
+[[noreturn]] void fail(const std::string& text);
+
+// The entry "device" of a description: "cpu", or "cuda:" and a number; "cpu" where there is none.
+dlpack::Device read_device(const pybind11::dict& description);
+
+// Both hold pointers into the tensors, which must live on. ValueError names the entry that is bad,
+// what it got and what it wants.
+ModelSpec read_model(const pybind11::dict& description, dlpack::Device device);
+std::vector<RopeSpec> read_ropes(const pybind11::list& ropes, const ModelSpec& model,
+                                 dlpack::Device device);
+
+}  // namespace dive
