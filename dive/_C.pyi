@@ -68,6 +68,14 @@ class Engine:
 
     @property
     def cache_bytes(self) -> int: ...
+    @property
+    def threads(self) -> int:
+        """That share a step's work, the calling one included: 1 (at first) to `physical_cores`.
+
+        The numbers are the same for any. On a CPU; elsewhere it has no effect.
+        """
+    @threads.setter
+    def threads(self, count: int) -> None: ...
 
 def steer_step(
     residual: Any,

@@ -2,10 +2,23 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
 namespace dive::cpu {
+void CpuBackend::set_threads(int count) {
+  std::vector<Scratch> scratch(static_cast<std::size_t>(count));
+  for (Scratch& one : scratch) grow(one);
+  threads_ = std::make_unique<Threads>(count);
+  scratch_ = std::move(scratch);
+}
+
+void CpuBackend::grow(Scratch& scratch) const {
+  scratch.workspace.prepare(spec_.width);
+  scratch.scores.grow(
+      static_cast<std::size_t>(spec_.heads / spec_.kv_heads * score_stride(capacity_)));
+}
 
 void CpuBackend::reserve(std::int64_t rows, std::int64_t capacity) {
   rows_ = capacity_ = 0;  // until there is room for all of it
@@ -57,9 +70,9 @@ void CpuBackend::reserve(std::int64_t rows, std::int64_t capacity) {
   grow(mixed_, queries);
   grow(gate_, spec_.mlp_width);
   grow(up_, spec_.mlp_width);
-  scores_.grow(static_cast<std::size_t>(spec_.heads / spec_.kv_heads * score_stride(capacity)));
-  rows_ = rows;
   capacity_ = capacity;
+  for (Scratch& one : scratch_) this->grow(one);
+  rows_ = rows;
 }
 
 unsigned char* CpuBackend::cache_at(std::size_t layer, int which, std::int64_t row,
@@ -114,7 +127,7 @@ void CpuBackend::embed() {
 
 StepArguments CpuBackend::step_arguments(const NormSpec& norm) const {
   StepArguments step;
-  step.rows = step_.count;
+  step.rows = 1;
   step.width = spec_.width;
   step.residual_stride = step.delta_stride = step.out_stride = spec_.width;
   step.norm_weight = norm.weight;
@@ -124,121 +137,178 @@ StepArguments CpuBackend::step_arguments(const NormSpec& norm) const {
   return step;
 }
 
-const Steering* const* CpuBackend::steerings_after(std::int64_t layer) {
-  bool steered = false;
-  for (std::int64_t i = 0; layer >= 0 && i < step_.count; ++i) {
+void CpuBackend::find_steerings(std::int64_t layer) {
+  for (std::int64_t i = 0; i < step_.count; ++i) {
     const auto& own = steering_[static_cast<std::size_t>(step_.rows[i])];
-    const Steering* const one = own.empty() ? nullptr : own[static_cast<std::size_t>(layer)];
-    layer_steering_[static_cast<std::size_t>(i)] = one;
-    steered = steered || one != nullptr;
+    layer_steering_[static_cast<std::size_t>(i)] =
+        layer < 0 || own.empty() ? nullptr : own[static_cast<std::size_t>(layer)];
   }
-  return steered ? layer_steering_.data() : nullptr;
+}
+
+template <class Work>
+void CpuBackend::each_row(std::int64_t numbers, const Work& work) {
+  if (step_.count * numbers * 4 >= chunk_bytes_) {
+    threads_->share(step_.count, work);
+  } else {
+    for (std::int64_t i = 0; i < step_.count; ++i) work(i, 0);
+  }
 }
 
 void CpuBackend::add_and_norm(const AddAndNorm& what) {
-  void* delta = what.add ? delta_.data() : nullptr;
+  find_steerings(what.steer_after);
+  each_row(spec_.width, [&](std::int64_t i, int thread) { add_and_norm_row(what, i, thread); });
+}
+
+void CpuBackend::add_and_norm_row(const AddAndNorm& what, std::int64_t i, int thread) {
+  const std::int64_t at = i * spec_.width * size_of(spec_.dtype);
+  Workspace& workspace = scratch_[static_cast<std::size_t>(thread)].workspace;
+  void* delta = what.add ? delta_.data() + at : nullptr;
   if (what.delta_norm.weight != nullptr) {
     StepArguments step = step_arguments(what.delta_norm);
     step.residual = delta;
-    step.out = delta = normed_.data();
-    step_kernel(isa_, spec_.dtype, DType::f32)(step, workspace_);
+    step.out = delta = normed_.data() + at;
+    step_kernel(isa_, spec_.dtype, DType::f32)(step, workspace);
   }
   StepArguments step = step_arguments(what.norm);
-  step.residual = residual_.data();
+  step.residual = residual_.data() + at;
   step.delta = delta;
-  step.steerings = steerings_after(what.steer_after);
-  step.out = normed_.data();  // each row is read before it is written, so `delta` may be the same
-  step_kernel(isa_, spec_.dtype, steering_dtype_)(step, workspace_);
+  step.steerings = layer_steering_.data() + i;
+  step.out = normed_.data() + at;  // read before it is written, so `delta` may be the same
+  step_kernel(isa_, spec_.dtype, steering_dtype_)(step, workspace);
 }
 
-void CpuBackend::multiply(const LinearSpec& linear, const void* x, std::int64_t x_stride,
-                          float* y) {
+CpuBackend::Parts CpuBackend::parts_of(const LinearSpec& linear) const {
+  Parts parts{linear.rows, linear.rows, 1};
+  if (threads() == 1) return parts;
+  // whole vectors too, so that what follows a product row by row treats no number differently
+  const std::int64_t unit = std::lcm(std::int64_t{16}, kernels_->row_tile);
+  const std::int64_t bytes = unit * linear.columns * size_of(spec_.dtype);
+  parts.size = unit * ((chunk_bytes_ + bytes - 1) / bytes);
+  parts.count = (linear.rows + parts.size - 1) / parts.size;
+  return parts;
+}
+
+void CpuBackend::multiply(const LinearSpec& linear, const void* x, float* y, std::int64_t first,
+                          std::int64_t last) const {
   Matvec m;
   m.weight = linear.weight;
   m.weight_stride = linear.stride;
   m.columns = linear.columns;
   m.bias = linear.bias;
   m.x = x;
-  m.x_stride = x_stride;
+  m.x_stride = padded(linear.columns);
   m.batch = step_.count;
   m.y = y;
   m.y_stride = linear.rows;
-  m.first = 0;
-  m.last = linear.rows;
+  m.first = first;
+  m.last = last;
   kernels_->matvec(m);
 }
 
 const void* CpuBackend::model_input(const void* from, std::int64_t width) {
   const std::int64_t item = size_of(spec_.dtype), wanted = size_of(kernels_->input);
-  for (std::int64_t i = 0; i < step_.count; ++i) {
+  each_row(width, [&](std::int64_t i, int) {
     kernels_->input_from_model(static_cast<const unsigned char*>(from) + i * width * item,
                                input_.data() + i * padded(width) * wanted, width);
-  }
+  });
   return input_.data();
 }
 
 const void* CpuBackend::float_input(const float* from, std::int64_t width) {
   const std::int64_t wanted = size_of(kernels_->input);
-  for (std::int64_t i = 0; i < step_.count; ++i) {
+  each_row(width, [&](std::int64_t i, int) {
     kernels_->input_from_float(from + i * width, input_.data() + i * padded(width) * wanted, width);
-  }
+  });
   return input_.data();
 }
 
 void CpuBackend::project_heads(const LayerSpec& layer) {
   const void* const in = model_input(normed_.data(), spec_.width);
-  multiply(layer.query, in, padded(spec_.width), query_.data());
-  multiply(layer.key, in, padded(spec_.width), key_.data());
-  multiply(layer.value, in, padded(spec_.width), value_.data());
+  struct Product {
+    const LinearSpec& linear;
+    float* y;
+    Parts parts;
+  };
+  const Product products[] = {{layer.query, query_.data(), parts_of(layer.query)},
+                              {layer.key, key_.data(), parts_of(layer.key)},
+                              {layer.value, value_.data(), parts_of(layer.value)}};
+  std::int64_t count = 0;
+  for (const Product& one : products) count += one.parts.count;
+  threads_->share(count, [&](std::int64_t part, int) {
+    const Product* one = products;
+    for (; part >= one->parts.count; ++one) part -= one->parts.count;
+    multiply(one->linear, in, one->y, one->parts.first(part), one->parts.last(part));
+  });
 }
 
 void CpuBackend::attend(std::size_t index) {
   const LayerSpec& layer = spec_.layers[index];
+  std::int64_t slots_read = 0;
+  for (std::int64_t i = 0; i < step_.count; ++i) {
+    slots_read += std::min(step_.lengths[step_.rows[i]] + 1, slots(layer, capacity_));
+  }
+  // heads of keys and values that are worth a chunk
+  const std::int64_t pairs = step_.count * spec_.kv_heads;
+  const std::int64_t bytes =
+      2 * slots_read * spec_.kv_heads * spec_.head_width * size_of(spec_.dtype);
+  const std::int64_t size = std::min(pairs, (chunk_bytes_ * pairs + bytes - 1) / bytes);
+  threads_->share((pairs + size - 1) / size, [&](std::int64_t part, int thread) {
+    const std::int64_t end = std::min(pairs, (part + 1) * size);
+    for (std::int64_t pair = part * size; pair < end; ++pair) {
+      attend_head(layer, index, pair / spec_.kv_heads, pair % spec_.kv_heads, thread);
+    }
+  });
+}
+
+// One head of keys and values of row i of the step, and the queries that go with it.
+void CpuBackend::attend_head(const LayerSpec& layer, std::size_t index, std::int64_t i,
+                             std::int64_t head, int thread) {
   const RopeSpec& rope = spec_.ropes[layer.rope];
   const std::int64_t width = spec_.head_width, group = spec_.heads / spec_.kv_heads;
-  const std::int64_t item = size_of(spec_.dtype), room = slots(layer, capacity_);
-  const HeadNorm query_norm{layer.query_norm.weight, layer.query_norm.dtype, spec_.norm_eps,
-                            spec_.norm_plus_one};
-  const HeadNorm key_norm{layer.key_norm.weight, layer.key_norm.dtype, spec_.norm_eps,
-                          spec_.norm_plus_one};
-  for (std::int64_t i = 0; i < step_.count; ++i) {
-    const std::int64_t row = step_.rows[i], length = step_.lengths[row];
-    const float* const cosines = rope.cosines + step_.positions[row] * rope.half;
-    const float* const sines = rope.sines + step_.positions[row] * rope.half;
-    const auto prepare = [&](float* head, const HeadNorm& norm) {
-      if (norm.weight != nullptr) norm_head(norm, head, width);
-      rotate_head(cosines, sines, rope.half, head);
-    };
-    float* const queries = query_.data() + i * spec_.heads * width;
-    float* const keys = key_.data() + i * spec_.kv_heads * width;
-    float* const values = value_.data() + i * spec_.kv_heads * width;
-    for (std::int64_t h = 0; h < spec_.heads; ++h) prepare(queries + h * width, query_norm);
-    for (std::int64_t h = 0; h < spec_.kv_heads; ++h) {
-      prepare(keys + h * width, key_norm);
-      unsigned char* const key_cache = cache_at(index, 0, row, h);
-      unsigned char* const value_cache = cache_at(index, 1, row, h);
-      const std::int64_t slot = length % room * width * item;
-      kernels_->round(keys + h * width, key_cache + slot, width);
-      kernels_->round(values + h * width, value_cache + slot, width);
-      Attention a;
-      a.query = queries + h * group * width;
-      a.group = group;
-      a.width = width;
-      a.keys = key_cache;
-      a.values = value_cache;
-      a.count = std::min(length + 1, room);
-      a.scale = spec_.attention_scale;
-      a.softcap = spec_.attention_softcap;
-      a.scores = scores_.data();
-      a.out = mixed_.data() + (i * spec_.heads + h * group) * width;
-      kernels_->attend(a);
+  const std::int64_t room = slots(layer, capacity_);
+  const std::int64_t row = step_.rows[i], length = step_.lengths[row];
+  const auto prepare = [&](float* one, const NormSpec& norm) {
+    if (norm.weight != nullptr) {
+      norm_head({norm.weight, norm.dtype, spec_.norm_eps, spec_.norm_plus_one}, one, width);
     }
-  }
+    const std::int64_t at = step_.positions[row] * rope.half;
+    rotate_head(rope.cosines + at, rope.sines + at, rope.half, one);
+  };
+  float* const queries = query_.data() + (i * spec_.heads + head * group) * width;
+  float* const key = key_.data() + (i * spec_.kv_heads + head) * width;
+  float* const value = value_.data() + (i * spec_.kv_heads + head) * width;
+  for (std::int64_t g = 0; g < group; ++g) prepare(queries + g * width, layer.query_norm);
+  prepare(key, layer.key_norm);
+  unsigned char* const keys = cache_at(index, 0, row, head);
+  unsigned char* const values = cache_at(index, 1, row, head);
+  const std::int64_t slot = length % room * width * size_of(spec_.dtype);
+  kernels_->round(key, keys + slot, width);
+  kernels_->round(value, values + slot, width);
+  Attention a;
+  a.query = queries;
+  a.group = group;
+  a.width = width;
+  a.keys = keys;
+  a.values = values;
+  a.count = std::min(length + 1, room);
+  a.scale = spec_.attention_scale;
+  a.softcap = spec_.attention_softcap;
+  a.scores = scratch_[static_cast<std::size_t>(thread)].scores.data();
+  a.out = mixed_.data() + (i * spec_.heads + head * group) * width;
+  kernels_->attend(a);
 }
 
 void CpuBackend::project_back(const LinearSpec& linear, const float* from) {
-  multiply(linear, float_input(from, linear.columns), padded(linear.columns), wide_.data());
-  kernels_->round(wide_.data(), delta_.data(), step_.count * spec_.width);
+  const void* const in = float_input(from, linear.columns);
+  const Parts parts = parts_of(linear);
+  threads_->share(parts.count, [&](std::int64_t part, int) {
+    const std::int64_t first = parts.first(part), last = parts.last(part);
+    multiply(linear, in, wide_.data(), first, last);
+    for (std::int64_t i = 0; i < step_.count; ++i) {
+      const std::int64_t at = i * linear.rows + first;
+      kernels_->round(wide_.data() + at, delta_.data() + at * size_of(spec_.dtype), last - first);
+    }
+  });
 }
 
 void CpuBackend::project_attention(const LayerSpec& layer) {
@@ -247,24 +317,47 @@ void CpuBackend::project_attention(const LayerSpec& layer) {
 
 void CpuBackend::gated(const LayerSpec& layer) {
   const void* const in = model_input(normed_.data(), spec_.width);
-  multiply(layer.gate, in, padded(spec_.width), gate_.data());
-  multiply(layer.up, in, padded(spec_.width), up_.data());
-  kernels_->gate(spec_.gate, gate_.data(), up_.data(), step_.count * spec_.mlp_width);
+  const Parts parts = parts_of(layer.gate);
+  threads_->share(parts.count, [&](std::int64_t part, int) {
+    const std::int64_t first = parts.first(part), last = parts.last(part);
+    multiply(layer.gate, in, gate_.data(), first, last);
+    multiply(layer.up, in, up_.data(), first, last);
+    for (std::int64_t i = 0; i < step_.count; ++i) {
+      const std::int64_t at = i * spec_.mlp_width + first;
+      kernels_->gate(spec_.gate, gate_.data() + at, up_.data() + at, last - first);
+    }
+  });
 }
 
 void CpuBackend::project_mlp(const LayerSpec& layer) { project_back(layer.down, gate_.data()); }
 
 void CpuBackend::predict() {
   const std::int64_t vocabulary = spec_.head.rows;
+  const Parts parts = parts_of(spec_.head);
   logits_.grow(static_cast<std::size_t>(step_.count * vocabulary));
-  multiply(spec_.head, model_input(normed_.data(), spec_.width), padded(spec_.width),
-           logits_.data());
+  best_.resize(static_cast<std::size_t>(step_.count * parts.count));
+  const void* const in = model_input(normed_.data(), spec_.width);
+  threads_->share(parts.count, [&](std::int64_t part, int) {
+    const std::int64_t first = parts.first(part), last = parts.last(part);
+    multiply(spec_.head, in, logits_.data(), first, last);
+    for (std::int64_t i = 0; i < step_.count; ++i) {
+      float* const own = logits_.data() + i * vocabulary + first;
+      best_[static_cast<std::size_t>(i * parts.count + part)] =
+          first + kernels_->finish_logits(own, spec_.logits_softcap, last - first);
+      if (step_.logits != nullptr) {
+        std::memcpy(step_.logits + step_.rows[i] * vocabulary + first, own,
+                    static_cast<std::size_t>(last - first) * sizeof(float));
+      }
+    }
+  });
   for (std::int64_t i = 0; i < step_.count; ++i) {
-    float* const own = logits_.data() + i * vocabulary;
-    step_.next[i] = kernels_->finish_logits(own, spec_.logits_softcap, vocabulary);
-    if (step_.logits != nullptr) {
-      std::memcpy(step_.logits + step_.rows[i] * vocabulary, own,
-                  static_cast<std::size_t>(vocabulary) * sizeof(float));
+    // as within a part: the first of equals, and a NaN is larger than any number
+    const float* const own = logits_.data() + i * vocabulary;
+    const std::int64_t* const best = best_.data() + i * parts.count;
+    step_.next[i] = best[0];
+    for (std::int64_t part = 1; part < parts.count; ++part) {
+      const float most = own[step_.next[i]], more = own[best[part]];
+      if (most == most && !(more <= most)) step_.next[i] = best[part];
     }
   }
 }

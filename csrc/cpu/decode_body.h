@@ -343,6 +343,7 @@ const DecodeKernels& decode_kernels(DType model) {
   using Narrow = float;
 #endif
   static const DecodeKernels full{DType::f32,
+                                  kRowTile,
                                   matvec<float, float>,
                                   convert_padded<float, float>,
                                   input_from_float<float>,
@@ -352,6 +353,7 @@ const DecodeKernels& decode_kernels(DType model) {
                                   gate_rows,
                                   finish_logits<float>};
   static const DecodeKernels half{dtype_of<Narrow>::value,
+                                  kRowTile,
                                   matvec<BFloat16, Narrow>,
                                   convert_padded<BFloat16, Narrow>,
                                   input_from_float<Narrow>,

@@ -51,6 +51,8 @@ constexpr std::int64_t score_stride(std::int64_t positions) { return padded(posi
 
 struct DecodeKernels {
   DType input;  // what `Matvec::x` holds: float32, or T where products of T are in the instructions
+  // Parts of a product that begin at multiples of this give the bits of the whole.
+  std::int64_t row_tile;
   void (*matvec)(const Matvec&);
   // Rows of `x` from T or float32 to `input`, with zeros after them.
   void (*input_from_model)(const void* from, void* to, std::int64_t count);

@@ -1,0 +1,216 @@
+#include "cpu/threads.h"
+
+#include <pthread.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "cpu/x86.h"
+
+namespace dive::cpu {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::microseconds;
+
+// Between two sections the calling thread is alone for 1 to 10 us: the norms, the rows' conversion.
+constexpr microseconds kSpin{20};
+// Between two steps it is away for longer: Python, and the choice of a token.
+constexpr microseconds kYield{500};
+// How long a thread works before it lets others run of its own accord. The system would interrupt
+// it for them sooner or later, and then in the middle of a chunk that everybody waits for.
+constexpr microseconds kTurn{50};
+
+void pause() {
+#if DIVE_X86
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// How often this process is the child of a fork, counted from its first pool on.
+std::atomic<int>& forks() {
+  static std::atomic<int> count{0};
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { ++count; });
+  static_cast<void>(registered);
+  return count;
+}
+
+}  // namespace
+
+// The threads other than the calling one.
+class Crew {
+ public:
+  explicit Crew(int count) {
+    try {
+      for (int thread = 1; thread < count; ++thread) {
+        threads_.emplace_back([this, thread] { serve(thread); });
+      }
+    } catch (...) {
+      dismiss();
+      throw;
+    }
+  }
+  Crew(const Crew&) = delete;
+  Crew& operator=(const Crew&) = delete;
+  ~Crew() { dismiss(); }
+
+  void share(std::int64_t chunks, const Task& task) {
+    task_ = task;
+    chunks_ = chunks;
+    unfinished_.store(chunks, std::memory_order_relaxed);
+    left_.store(chunks);  // from here on the others help
+    if (asleep_.load() > 0) wake();
+    std::int64_t done = 0;
+    while (take_one(0)) ++done;
+    finish(done);
+    await_others();
+    if (failed_.load(std::memory_order_relaxed)) {
+      failed_.store(false, std::memory_order_relaxed);
+      std::rethrow_exception(std::exchange(error_, nullptr));
+    }
+  }
+
+ private:
+  // Runs one chunk of the section; false where all are taken.
+  bool take_one(int thread) {
+    if (left_.load(std::memory_order_relaxed) <= 0) return false;
+    // Whatever section it is by now, the chunk belongs to it, and it does not end without it.
+    const std::int64_t left = left_.fetch_sub(1, std::memory_order_acq_rel);
+    if (left <= 0) return false;
+    if (failed_.load(std::memory_order_relaxed)) return true;
+    try {
+      task_.function(task_.context, chunks_ - left, thread);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!failed_.exchange(true)) error_ = std::current_exception();
+    }
+    return true;
+  }
+
+  void finish(std::int64_t chunks) { unfinished_.fetch_sub(chunks, std::memory_order_acq_rel); }
+
+  void await_others() {
+    const auto finished = [this] { return unfinished_.load(std::memory_order_acquire) == 0; };
+    for (int i = 0; i < 64; ++i) {
+      if (finished()) return;
+      pause();
+    }
+    const Clock::time_point start = Clock::now();
+    while (!finished()) {
+      if (Clock::now() - start < kSpin) {
+        pause();
+      } else {
+        std::this_thread::yield();  // the other may be waiting for this very processor
+      }
+    }
+  }
+
+  void serve(int thread) {
+    Clock::time_point turn = Clock::now();  // since when it works without letting others run
+    while (true) {
+      if (take_one(thread)) {
+        finish(1);
+        const Clock::time_point now = Clock::now();
+        if (now - turn > kTurn) {
+          std::this_thread::yield();
+          turn = Clock::now();
+        }
+      } else if (!await_section()) {
+        return;
+      } else {
+        turn = Clock::now();
+      }
+    }
+  }
+
+  // False where there will be none.
+  bool await_section() {
+    const auto begun = [this] {
+      return left_.load(std::memory_order_relaxed) > 0 || stop_.load(std::memory_order_relaxed);
+    };
+    const Clock::time_point start = Clock::now();
+    for (Clock::duration waited{0}; !begun(); waited = Clock::now() - start) {
+      if (waited < kSpin) {
+        for (int i = 0; i < 8; ++i) pause();
+      } else if (waited < kYield) {
+        std::this_thread::yield();
+      } else {
+        sleep();
+        break;
+      }
+    }
+    return !stop_.load(std::memory_order_acquire);
+  }
+
+  void sleep() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    asleep_.fetch_add(1);
+    // a section that began before `share` could see this thread asleep is seen here
+    if (left_.load() > 0 || stop_.load()) {
+      asleep_.fetch_sub(1);
+      return;
+    }
+    const std::int64_t call = calls_;
+    called_.wait(lock, [&] { return calls_ != call; });
+  }
+
+  void wake() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      asleep_.store(0);
+      ++calls_;
+    }
+    called_.notify_all();
+  }
+
+  void dismiss() {
+    stop_.store(true);
+    wake();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  // what all threads write lies a cache line apart
+  alignas(64) std::atomic<std::int64_t> left_{0};  // chunks that nobody has taken; 0 or less: none
+  alignas(64) std::atomic<std::int64_t> unfinished_{0};
+  alignas(64) Task task_;
+  std::int64_t chunks_ = 0;
+  std::atomic<int> asleep_{0};
+  std::atomic<bool> stop_{false};
+  std::atomic<bool> failed_{false};
+  std::exception_ptr error_;
+  std::mutex mutex_;
+  std::condition_variable called_;
+  std::int64_t calls_ = 0;
+  std::vector<std::thread> threads_;
+};
+
+Threads::Threads(int count) : count_(count), forks_(forks()) {
+  if (count > 1) crew_ = std::make_unique<Crew>(count);
+}
+
+Threads::~Threads() { drop_if_forked(); }
+
+// The parent's threads are not here, and nothing can be said of the locks that they held: the crew
+// is left as it is, for good.
+void Threads::drop_if_forked() {
+  if (forks_ != forks()) static_cast<void>(crew_.release());
+}
+
+void Threads::share_task(std::int64_t chunks, const Task& task) {
+  drop_if_forked();
+  if (!crew_) {
+    crew_ = std::make_unique<Crew>(count_);
+    forks_ = forks();
+  }
+  crew_->share(chunks, task);
+}
+
+}  // namespace dive::cpu

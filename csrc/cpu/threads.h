@@ -1,0 +1,59 @@
+// A few threads that share the sections of a decode step.
+//
+// A section is cut into many small chunks, which whoever is free takes one after another from a
+// common counter, the calling thread too. A thread that is slow, or that the system has put aside
+// for another process, so holds up the others by one chunk at most, and what it does not take, they
+// take. A thread without work spins for about as long as the calling thread is busy between two
+// sections, then lets others run, then sleeps.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+namespace dive::cpu {
+
+class Crew;
+
+// What is called for each chunk: function(context, chunk, thread).
+struct Task {
+  void (*function)(const void* context, std::int64_t chunk, int thread) = nullptr;
+  const void* context = nullptr;
+};
+
+// In the child of a fork the threads are started anew at the first section.
+class Threads {
+ public:
+  // `count` threads, the calling one among them; std::system_error where they cannot be started.
+  explicit Threads(int count);
+  Threads(const Threads&) = delete;
+  Threads& operator=(const Threads&) = delete;
+  ~Threads();  // waits for them to end; nobody may be in `share`
+
+  int count() const { return count_; }
+
+  // Calls work(chunk, thread) for each chunk from 0 to `chunks`, on any thread and in any order;
+  // `thread`, from 0 to `count`, tells apart what runs at the same time. Returns when all is done;
+  // an exception leaves out the chunks not begun, and the first one is thrown here. For one caller
+  // at a time.
+  template <class Work>
+  void share(std::int64_t chunks, const Work& work) {
+    if (chunks < 2 || count_ < 2) {
+      for (std::int64_t chunk = 0; chunk < chunks; ++chunk) work(chunk, 0);
+      return;
+    }
+    share_task(chunks, {[](const void* context, std::int64_t chunk, int thread) {
+                          (*static_cast<const Work*>(context))(chunk, thread);
+                        },
+                        &work});
+  }
+
+ private:
+  void share_task(std::int64_t chunks, const Task& task);
+  void drop_if_forked();
+
+  int count_;
+  int forks_;  // of this process, when the crew was made
+  std::unique_ptr<Crew> crew_;
+};
+
+}  // namespace dive::cpu
