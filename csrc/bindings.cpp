@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,13 @@
 #include "cpu/steering.h"
 #include "engine_bindings.h"
 #include "tensor.h"
+#ifdef DIVE_CUDA_SHIM
+#include "cuda/shim/shim_bindings.h"
+#endif
+
+#ifndef DIVE_MODULE_NAME
+#define DIVE_MODULE_NAME _C
+#endif
 
 namespace py = pybind11;
 
@@ -239,18 +247,28 @@ py::dict build_info() {
   info["isa_compiled"] = names(cpu::compiled_isas());
   info["isa_usable"] = names(cpu::usable_isas());
   info["isa"] = cpu::name_of(cpu::current_isa());
+  py::list archs;
+#ifdef DIVE_CUDA
+  std::istringstream list(DIVE_CUDA_ARCHS);
+  for (std::string arch; std::getline(list, arch, ',');) archs.append(arch);
+  info["cuda"] = true;
+#else
   info["cuda"] = false;
+#endif
+  info["cuda_archs"] = archs;
   return info;
 }
 
 }  // namespace
 }  // namespace dive
 
-PYBIND11_MODULE(_C, module) {
+PYBIND11_MODULE(DIVE_MODULE_NAME, module) {
   using namespace dive;
   module.doc() = "Compiled kernels of dive; dive.extension is the door to them.";
 
-  py::class_<Steering>(module, "Steering", "One layer's steering weights, copied and packed.")
+  // local: the tests load a second build of this module beside it
+  py::class_<Steering>(module, "Steering", py::module_local(),
+                       "One layer's steering weights, copied and packed.")
       .def(py::init(&pack_steering), py::arg("down"), py::arg("down_bias"), py::arg("up"),
            py::arg("static"), py::arg("scale"), py::kw_only(), py::arg("activation") = "silu",
            py::arg("norm_preserving") = false, py::arg("eps") = 1e-6)
@@ -264,6 +282,9 @@ PYBIND11_MODULE(_C, module) {
              py::arg("out") = py::none(), py::kw_only(), py::arg("norm_eps") = 1e-6,
              py::arg("norm_plus_one") = false, py::arg("mask") = py::none());
   bind_engine(module);
+#ifdef DIVE_CUDA_SHIM
+  cuda::shim::bind_shim(module);
+#endif
   module.def("build_info", &build_info);
   module.def("use_isa", &cpu::use_isa, py::arg("name"));
 }
