@@ -29,6 +29,8 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+	@echo
+	@echo "Next: what was recorded is in benchmarks/README.md, with how to record it anew."
 
 # needs triton, not a GPU: `pip install triton` where torch did not bring it
 aot: $(VENV)/.installed

@@ -49,7 +49,7 @@ class CompiledLoop:
         self.sliding = "sliding_attention" in kinds
         self.window: int = getattr(model.config.get_text_config(), "sliding_window", None) or slots
         if TOY:
-            self.compiled = torch.compile(self._step, backend="aot_eager", fullgraph=True)
+            self.compiled = torch.compile(self._step, backend="eager", fullgraph=True)
         else:
             options: dict[str, Any] = {"triton.cudagraphs": True, "coordinate_descent_tuning": True}
             self.compiled = torch.compile(self._step, fullgraph=True, options=options)
