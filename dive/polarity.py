@@ -36,6 +36,8 @@ _RESTART = word_set(
     " midline incidental incidentally note hyperinflated hyperexpanded low residual resolving"
     " patient patient's left's sternotomy median cardiomediastinal hilar thoracic spine we"
 )
+# ... unless "or" shows that they go on with a list: "no mass, hilar adenopathy or fracture"
+_PLACES = word_set("cardiac mediastinal bony osseous cardiomediastinal hilar thoracic spine")
 # a finding that is there begins so, unless "or" shows that the list goes on
 _DEGREE = word_set(
     "mild moderate severe small tiny trace minimal slight minor marked left right bilateral"
@@ -62,6 +64,8 @@ _TELLING = re.compile(
     r"|comment|narrative|wet[ \t]read|final[ \t]report)[ \t]*:|\n[ \t]*[A-Z][A-Z /,()]{3,40}:",
     re.IGNORECASE,
 )
+_END_OF_SENTENCE = re.compile(r"(?<!\bdr)\.(?=\s)|\n", re.IGNORECASE)
+_PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
 _CAPITAL_HEADING = re.compile(r"\n[ \t]*[A-Z][A-Z /,()]{3,40}:")
 
 
@@ -86,7 +90,13 @@ def asking_sections(text: str) -> list[tuple[int, int]]:
     ranges = []
     for match in _ASKING.finditer(text):
         start = match.end()
-        ends = [m.start() for p in (_TELLING, _CAPITAL_HEADING) if (m := p.search(text, start))]
+        marks = [_TELLING, _CAPITAL_HEADING]
+        if match.group().lower().lstrip().startswith("comparison"):
+            # names earlier films; what follows in running text is said of this one
+            line = text.rfind("\n", 0, match.start() + 1) + 1
+            inline = text[line : match.start()].strip() or "\n" not in text[start:]
+            marks.append(_END_OF_SENTENCE if inline else _PARAGRAPH)
+        ends = [m.start() for p in marks if (m := p.search(text, start))]
         ranges.append((start, min(ends, default=len(text))))
     return ranges
 
@@ -192,7 +202,8 @@ class _Sentence:
             return True
         if word == "and" and not after_and:
             return i + 1 < self.stop and self._list_goes_on(i + 1, after_and=True)
-        if word in _RESTART and not (self.specific and word in ("the", "a", "an")):
+        begins = word in _RESTART and not (self.specific and word in ("the", "a", "an"))
+        if begins and word not in _PLACES:
             return False
         later = verb = False
         for j in range(i, min(i + _FAR, self.stop)):
@@ -209,6 +220,8 @@ class _Sentence:
                 break
         if later:
             return True
+        if begins:
+            return False
         if self.state == UNCERTAIN and not after_and:
             return False
         if (
@@ -272,6 +285,19 @@ class _Sentence:
             elif not self.heading or self._follows(cue.end):
                 self._open(NEGATIVE)
             self.asserted = True
+        elif kind == "negative_back":
+            self._say(self.passed, NEGATIVE)
+        elif kind == "negative_either":
+            if self.passed and not self._follows(cue.end):
+                self._say(self.passed, NEGATIVE)
+                self.state = ""
+            else:
+                self._new_statement()
+                self._open(NEGATIVE)
+            self.asserted = True
+        elif kind == "uncertain_kind":
+            if self._follows(cue.end):
+                self._open(UNCERTAIN)
         elif kind == "uncertain_before":
             if self.passed and not self._follows(cue.end):
                 self._say(self.passed, UNCERTAIN)  # "small effusions are difficult to exclude"

@@ -130,6 +130,25 @@ def test_slips_of_the_pen(slip, name):
     assert names(f"There is {slip}.") == [name]
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("Worsening RLL atx.", ["Atelectasis"]),
+        ("Large bilat effs, no pneumo.", ["Pleural Effusion", "Pneumothorax"]),
+        ("Right pleural eff.", ["Pleural Effusion"]),
+        ("Side eff of the drug.", []),
+        ("Trach in place. Trachea unremarkable.", ["Tube or Drain", "No Finding"]),
+        ("Swan tip in the main pulmonary artery.", ["Catheter or Line"]),
+        ("No rib injury or skeletal injuries.", ["Fracture", "Fracture"]),
+        ("Adult respiratory distress syndrome.", ["Acute Respiratory Distress Syndrome"]),
+        ("In no acute distress, ARDS.", ["Acute Respiratory Distress Syndrome"]),
+        ("Pneumonectomy and pneumoconiosis.", ["Surgical Change", "Interstitial Disease"]),
+    ],
+)
+def test_shorthand_of_intensive_care(text, wanted):
+    assert names(text) == wanted
+
+
 @pytest.mark.parametrize("word", ["hemithorax", "injection", "perfusion", "position", "capacities"])
 def test_neighbours_of_findings_are_left_alone(word):
     assert names(f"There is {word}.") == []

@@ -115,6 +115,17 @@ def test_absent(before, after, finding):
         ("Persistent ", " without fracture."),
         ("", ": present."),
         ("", " has decreased, and no fracture is seen."),
+        ("There is a ", ", not seen on the prior radiograph."),
+        ("New ", " which was not present on the previous exam."),
+        ("", " that was not identified on the most recent comparison study."),
+        ("The ", " has improved but not resolved."),
+        ("The ", " has decreased but has not disappeared."),
+        ("No further increase in the known ", "."),
+        ("Mild ", ", possibly chronic."),
+        ("", ", likely old."),
+        ("No fracture. Comparison: none. There is a ", "."),
+        ("Comparison: film of 5/6/2020. Small ", "."),
+        ("COMPARISON: 5/6/2020.\n\nSmall ", "."),
     ],
 )
 @pytest.mark.parametrize("finding", ["pneumothorax", "consolidation", "effusion"])
@@ -143,6 +154,13 @@ def test_present(before, after, finding):
         ("Evaluate for ", "."),
         ("Indication: ", "."),
         ("Although ", " cannot be entirely excluded, no fracture is seen."),
+        ("Heart size is normal. ? RLL ", "."),
+        ("Low volumes.\n? early ", "\nLine in place."),
+        ("Bones are normal. (? ", ")"),
+        ("Possibly acute ", "."),
+        ("A small ", " is difficult to exclude."),
+        ("COMPARISON: film with ", ".\n\nNo fracture."),
+        ("Heart is large. Comparison: an earlier film with ", ". No fracture."),
     ],
 )
 @pytest.mark.parametrize("finding", ["pneumothorax", "consolidation", "effusion"])
@@ -172,6 +190,39 @@ def test_all_is_well(text):
 
 def test_not_normal_is_a_finding():
     assert [m.polarity for m in find_mentions("The chest is not normal.")] == ["positive"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("Removal of left chest tube with no residual effusion.", ["negative", "negative"]),
+        ("Removal of drain, with no residual pneumothorax or collapse.", ["negative"] * 3),
+        ("The effusion was drained, with no residual.", ["negative"]),
+        ("Left lower lobe collapse has re-expanded.", ["negative"]),
+        ("The pneumothorax has now reexpanded.", ["negative"]),
+        ("Pulmonary vascular engorgement appears within limits of normal.", ["negative"] * 2),
+        (
+            "There is cardiomegaly, and the effusion appears within normal limits.",
+            ["positive"] + ["negative"] * 2,
+        ),
+        ("Central line has been withdrawn.", ["negative"]),
+        ("Central line has been pulled back by 3 cm.", ["positive"]),
+        ("PICC line has been withdrawn and now ends in the axilla.", ["positive"]),
+        ("Nodule is not visible on the lateral view.", ["negative"]),
+        ("No effusion? Possible.", ["negative"]),
+        ("Was there an effusion?? No fracture.", ["positive", "negative"]),
+        ("No effusion, mass, mediastinal adenopathy or rib fracture.", ["negative"] * 4),
+        (
+            "No effusion, suspicious nodule, mass, osseous lesion, or rib fracture.",
+            ["negative"] * 5,
+        ),
+        ("No effusion, cardiac enlargement.", ["negative", "positive"]),
+        ("No effusion, thoracic scoliosis is mild.", ["negative", "positive"]),
+    ],
+)
+def test_forms_that_a_second_reader_used(text, wanted):
+    """Found on tests/data/second_reader.yaml, a development set since; with other words here."""
+    assert [m.polarity for m in find_mentions(text)] == wanted
 
 
 def test_long_lists():

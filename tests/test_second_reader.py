@@ -1,7 +1,8 @@
 """A second reader: invented reports with the mentions that a radiologist would mark in them.
 
-tests/data/second_reader.yaml was written apart from the lexicon and its cues, so what comes out
-here is a measure and not an echo.
+tests/data/second_reader.yaml was written apart from the lexicon and its cues. Its first reading was
+a measure: recall 0.984, polarity 0.978. Lexicon and cues were repaired on what it showed, so it is
+a development set since, and the floors below only keep what was reached.
 """
 
 import re
@@ -20,7 +21,7 @@ DATA = Path(__file__).parent / "data" / "second_reader.yaml"
 REPORTS: list[dict[str, Any]] = yaml.safe_load(DATA.read_text(encoding="utf-8"))
 IDS = [report["id"] for report in REPORTS]
 POLARITIES = ("positive", "negative", "uncertain")
-BAR = 0.95
+RECALL, POLARITY = 0.99, 0.99  # reached: 0.998 and 1.000
 TOKENIZERS = {
     "llama2": llama2_tokenizer,
     "unigram": unigram_tokenizer,
@@ -95,7 +96,7 @@ def test_recall_and_polarity() -> None:
                 misses.append(f"{label}: got {got}")
     recall, accuracy = found / count, right / found
     summary = f"recall {recall:.4f} ({found}/{count}), polarity {accuracy:.4f} ({right}/{found})"
-    assert recall >= BAR and accuracy >= BAR, "\n".join([summary, *misses])
+    assert recall >= RECALL and accuracy >= POLARITY, "\n".join([summary, *misses])
 
 
 @pytest.mark.parametrize(

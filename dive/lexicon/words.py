@@ -76,6 +76,9 @@ def split(text: str) -> Words:
         if kind == END and words and len(words) > opened:
             sentences.append((opened, len(words)))
             opened = len(words)
+            mark = between.rstrip(" ([")
+            if mark.endswith("?") and mark[:-1].strip(" ?"):
+                kind = QUERY  # "... normal. ? pneumonia": a new sentence that asks
         words.append(match.group().lower().replace("’", "'"))
         starts.append(start)
         ends.append(end)
