@@ -44,7 +44,7 @@ def test_logits_of_128_steps_are_those_of_transformers(isa, family, with_adapter
     assert torch.equal(got.argmax(-1)[clear], want.argmax(-1)[clear])
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("with_adapter", [False, True])
 def test_bfloat16_loses_no_more_than_transformers(isa, family, with_adapter):
     exact = small(family)

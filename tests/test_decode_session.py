@@ -65,8 +65,9 @@ def test_the_embedded_backbone_writes_the_same_reports():
         assert torch.equal(got, want)
 
 
-def test_padded_batches_equal_single_runs():
-    model = small("mistral")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padded_batches_equal_single_runs(family):
+    model = small(family)
     session = DecodeSession(model)
     batch = text_batch()
     together = session.generate(**batch, max_new_tokens=40)
