@@ -1,4 +1,4 @@
-"""How the lexicon reads Open-i's real reports: `python docs/measure_lexicon.py indiana_reports.csv`.
+"""How the lexicon reads Open-i's reports: `python docs/measure_lexicon.py indiana_reports.csv`.
 
 Every report carries headings that a human tagged. A tag counts as found where the report's findings
 and impression hold a mention of an entry with that heading; whether the text says it at all is not
