@@ -30,8 +30,8 @@ _LAUNCH = ("num_warps", "num_stages", "enable_fp_fusion")
 _MULTIPLES = ("width", "stride", "grad_stride", "vocab", "gradient_stride")
 _INTEGERS = {
     *("tokens", "width", "rank", "stride", "grad_stride"),
-    *("first_token", "end", "span", "count", "programs"),
-    *("vocab", "gradient_stride", "total", "capacity"),
+    *("first_token", "end", "span", "count"),
+    *("vocab", "gradient_stride", "total", "capacity", "blocks"),
 }
 
 

@@ -309,8 +309,13 @@ def prepare(
     def new(dtype: torch.dtype, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=rows.device)
 
-    index, target = new(torch.int64, 2, capacity)
-    flags, factors = new(torch.uint8, 3, capacity), new(torch.float32, 2, capacity)
+    def several(count: int, dtype: torch.dtype) -> list[Tensor]:
+        # each starts at a multiple of 16 bytes: a kernel is compiled anew for one that does not
+        whole = new(dtype, count, triton.cdiv(capacity, 16) * 16)
+        return [one[:capacity] for one in whole]
+
+    index, target = several(2, torch.int64)
+    flags, factors = several(3, torch.uint8), several(2, torch.float32)
     scale, shares = new(torch.float32, capacity), new(torch.float32, 3)
     status = new(torch.float64, 3)
     options = configuration("cross_entropy_prepare", rows.device, torch.float32, 0, 1)

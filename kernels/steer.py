@@ -1,10 +1,13 @@
 """Triton kernel of `dive::steer`, forward. float16, bfloat16 and float32; sums in float32.
 
-A program takes BLOCK_T tokens and sweeps the width in blocks of BLOCK_D: once for the mixing
-weights (pre = down u + bias), once to write h'. The second sweep finds the tokens in the L2 cache,
-so that HBM sees about one read and one write of the stream. Norm preservation needs the norm of the
-result before it writes, which is a sweep more. The backward pass is steer_backward.py.
+A program takes BLOCK_T tokens at a time and sweeps the width in blocks of BLOCK_D: once for the
+mixing weights (pre = down u + bias), once to write h'. Norm preservation needs the norm of the
+result before it writes, which is a sweep more. HBM should see one read and one write of the stream:
+no more tokens are under way than the L2 cache holds, and each sweep starts where the one before
+ended. The backward pass is steer_backward.py.
 """
+
+import functools
 
 import torch
 import triton
@@ -31,7 +34,7 @@ def edit_of(edit, mix, up, static, d, r, width, rank, PADDED: tl.constexpr):
     return edit + fixed[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def forward_kernel(
     h, down, bias, up, static, scale, mask, out, pre, rstd,
     tokens, width, rank, stride, eps,
@@ -39,7 +42,24 @@ def forward_kernel(
     SAVE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """out [tokens, width]; with SAVE also pre [tokens, rank] and rstd [tokens]."""
-    t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    for block in tl.range(
+        tl.program_id(0), tl.cdiv(tokens, BLOCK_T), tl.num_programs(0), disable_licm=True
+    ):
+        _forward_block(
+            block, h, down, bias, up, static, scale, mask, out, pre, rstd,
+            tokens, width, rank, stride, eps,
+            PADDED, ACTIVATION, NORM, MASKED, SAVE, BLOCK_T, BLOCK_D,
+        )  # fmt: skip
+
+
+@triton.jit
+def _forward_block(
+    block, h, down, bias, up, static, scale, mask, out, pre, rstd,
+    tokens, width, rank, stride, eps,
+    PADDED: tl.constexpr, ACTIVATION: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
+    SAVE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    t = block * BLOCK_T + tl.arange(0, BLOCK_T)
     inside = t < tokens
     keep = inside
     if MASKED:
@@ -61,13 +81,12 @@ def forward_kernel(
         wide = x.to(tl.float32)
         squares += tl.sum(wide * wide, 1)
         if PADDED > 0:
-            block = tl.load(
+            part = tl.load(
                 down + r[None, :] * width + d[:, None],
                 mask=(r < rank)[None, :] & (d < width)[:, None],
                 other=0.0,
             )
-            block = rounded(block, x.dtype)
-            mixing = product(x, block, mixing)
+            mixing = product(x, rounded(part, x.dtype), mixing)
     inverse = tl.rsqrt(squares / width + eps)
     if PADDED > 0:
         offset = tl.load(bias + r, mask=r < rank, other=0.0).to(tl.float32)
@@ -85,11 +104,12 @@ def forward_kernel(
     factor = tl.load(scale).to(tl.float32)
 
     ratio = tl.full([BLOCK_T], 1.0, tl.float32)
+    last = tl.cdiv(width, BLOCK_D) - 1
     if NORM:
         after = tl.zeros([BLOCK_T], tl.float32)
         largest = tl.zeros([BLOCK_T], tl.float32)
-        for first in range(0, width, BLOCK_D):
-            d = first + tl.arange(0, BLOCK_D)
+        for step in range(0, last + 1):
+            d = (last - step) * BLOCK_D + tl.arange(0, BLOCK_D)
             inner = keep[:, None] & (d < width)[None, :]
             x = tl.load(h + start[:, None] + d[None, :], mask=inner, other=0.0).to(tl.float32)
             edit = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
@@ -101,10 +121,15 @@ def forward_kernel(
         change = (after > 0) & (largest > 0)
         ratio = tl.where(change, tl.sqrt(squares) / tl.sqrt(tl.where(change, after, 1.0)), 1.0)
 
-    for first in range(0, width, BLOCK_D):
-        d = first + tl.arange(0, BLOCK_D)
+    for step in range(0, last + 1):
+        d = tl.arange(0, BLOCK_D)
+        if NORM:
+            d += step * BLOCK_D
+        else:
+            d += (last - step) * BLOCK_D
         inner = inside[:, None] & (d < width)[None, :]
-        raw = tl.load(h + start[:, None] + d[None, :], mask=inner, other=0.0)
+        place = h + start[:, None] + d[None, :]
+        raw = tl.load(place, mask=inner, other=0.0, eviction_policy="evict_first")
         edit = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
         edit = factor * edit_of(edit, mix, up, static, d, r, width, rank, PADDED)
         result = raw.to(tl.float32) + edit
@@ -113,7 +138,8 @@ def forward_kernel(
         result = rounded(result, h.dtype.element_ty)
         if MASKED:
             result = tl.where(keep[:, None], result, raw)
-        tl.store(out + out_start[:, None] + d[None, :], result, mask=inner)
+        place = out + out_start[:, None] + d[None, :]
+        tl.store(place, result, mask=inner, eviction_policy="evict_first")
 
 
 # --- launching ---------------------------------------------------------------------------------
@@ -127,6 +153,28 @@ def rows(x: Tensor) -> Tensor:
 
 def marks(mask: Tensor | None, other: Tensor) -> Tensor:
     return other if mask is None else mask.reshape(-1).contiguous().view(torch.uint8)
+
+
+@functools.cache
+def _processors(index: int | None) -> tuple[int, int]:
+    """Multiprocessors of a GPU, and bytes of its L2 cache."""
+    properties = torch.cuda.get_device_properties(index)
+    return properties.multi_processor_count, properties.L2_cache_size
+
+
+def programs(x: Tensor, blocks: int, block_t: int) -> int:
+    """How many programs share the blocks of block_t tokens of x [T, D] between them."""
+    if not x.is_cuda:
+        return blocks
+    return shared(blocks, block_t * x.shape[1] * x.element_size(), *_processors(x.device.index))
+
+
+def shared(blocks: int, block_bytes: int, processors: int, cache_bytes: int) -> int:
+    """So many programs that what they have under way fits into three quarters of the cache, but two
+    for each multiprocessor at least, to have something to do while one waits; and all get as many
+    blocks."""
+    most = max(2 * processors, 3 * cache_bytes // 4 // block_bytes)
+    return triton.cdiv(blocks, triton.cdiv(blocks, most))
 
 
 def forward(
@@ -151,7 +199,8 @@ def forward(
     padded = padded_rank(rank)
     options = configuration("steer_forward", h.device, h.dtype, padded, width)
     if out.numel():
-        forward_kernel[(triton.cdiv(tokens, options["BLOCK_T"]),)](
+        blocks = triton.cdiv(tokens, options["BLOCK_T"])
+        forward_kernel[(programs(x, blocks, options["BLOCK_T"]),)](
             x, down.contiguous(), down_bias.contiguous(), up.contiguous(), static.contiguous(),
             scale, marks(mask, x), out, pre, rstd, tokens, width, rank, x.stride(0), eps,
             PADDED=padded, ACTIVATION=activation, NORM=norm_preserving, MASKED=mask is not None,

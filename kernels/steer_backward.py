@@ -15,7 +15,7 @@ from torch import Tensor
 from dive.kernels.functions import activation as phi
 from dive.kernels.functions import activation_slope as phi_slope
 from dive.kernels.functions import product, rounded
-from dive.kernels.steer import edit_of, marks, rows
+from dive.kernels.steer import edit_of, marks, programs, rows
 from dive.kernels.table import configuration, padded_rank
 
 MIB = 2**20
@@ -32,21 +32,38 @@ def _half_range(x, DTYPE: tl.constexpr):
     return (x / top).to(DTYPE), top
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_token", "tokens", "blocks"])
 def backward_kernel(
     grad, h, down, bias, up, static, scale, mask, pre, rstd,
     grad_h, scaled_out, row_out, bias_part, scale_part,
-    first_token, tokens, width, rank, grad_stride, stride,
+    first_token, tokens, blocks, width, rank, grad_stride, stride,
     PADDED: tl.constexpr, ACTIVATION: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
     ADD: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """grad_h, and for the tokens from first_token on what the parameters' gradients need:
 
     scaled_out [., rank] (gradient of pre, times rstd), row_out [., 2] (NORM: the gradient before
-    the norm is row_out[0] * grad - row_out[1] * moved), and one row a program of
+    the norm is row_out[0] * grad - row_out[1] * moved), and one row a block of tokens of
     bias_part [., rank] and scale_part [.], added to what is there with ADD.
     """
-    local = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    for block in tl.range(tl.program_id(0), blocks, tl.num_programs(0), disable_licm=True):
+        _backward_block(
+            block, grad, h, down, bias, up, static, scale, mask, pre, rstd,
+            grad_h, scaled_out, row_out, bias_part, scale_part,
+            first_token, tokens, width, rank, grad_stride, stride,
+            PADDED, ACTIVATION, NORM, MASKED, ADD, BLOCK_T, BLOCK_D,
+        )  # fmt: skip
+
+
+@triton.jit
+def _backward_block(
+    block, grad, h, down, bias, up, static, scale, mask, pre, rstd,
+    grad_h, scaled_out, row_out, bias_part, scale_part,
+    first_token, tokens, width, rank, grad_stride, stride,
+    PADDED: tl.constexpr, ACTIVATION: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
+    ADD: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    local = block * BLOCK_T + tl.arange(0, BLOCK_T)
     t = first_token + local
     inside = t < tokens
     keep = inside
@@ -64,6 +81,7 @@ def backward_kernel(
     inverse = tl.load(rstd + t, mask=keep, other=0.0)
     mix = rounded(phi(before, ACTIVATION), h.dtype.element_ty)
 
+    last = tl.cdiv(width, BLOCK_D) - 1
     from_grad = tl.full([BLOCK_T], 1.0, tl.float32)
     from_moved = tl.zeros([BLOCK_T], tl.float32)
     through = tl.zeros([BLOCK_T], tl.float32)
@@ -94,14 +112,17 @@ def backward_kernel(
         tl.store(row_out + here, from_grad, mask=inside)
         tl.store(row_out + here + 1, from_moved, mask=inside)
 
-    program = tl.program_id(0)
     at_edit = tl.zeros([BLOCK_T], tl.float32)  # gradient times edit: what the scale gets of a token
     scaled = tl.zeros([BLOCK_T, RANKS], tl.float32)
     along_x = tl.zeros([BLOCK_T], tl.float32)
     if PADDED > 0:
         at_mix = tl.zeros([BLOCK_T, RANKS], tl.float32)
-        for first in range(0, width, BLOCK_D):
-            d = first + tl.arange(0, BLOCK_D)
+        for step in range(0, last + 1):
+            d = tl.arange(0, BLOCK_D)
+            if NORM:
+                d += (last - step) * BLOCK_D
+            else:
+                d += step * BLOCK_D
             inner = keep[:, None] & (d < width)[None, :]
             g = tl.load(grad + grad_start[:, None] + d[None, :], mask=inner, other=0.0)
             if NORM:
@@ -112,13 +133,12 @@ def backward_kernel(
                     x.to(tl.float32) + factor * edit
                 )
                 g = rounded(g, h.dtype.element_ty)
-            block = tl.load(
+            part = tl.load(
                 up + d[:, None] * rank + r[None, :],
                 mask=(d < width)[:, None] & (r < rank)[None, :],
                 other=0.0,
             )
-            block = rounded(block, h.dtype.element_ty)
-            at_mix = product(g, block, at_mix)
+            at_mix = product(g, rounded(part, h.dtype.element_ty), at_mix)
         at_mix = tl.where(ranked, at_mix, 0.0)
         if not NORM:
             at_edit += tl.sum(at_mix * mix.to(tl.float32), 1)
@@ -128,7 +148,7 @@ def backward_kernel(
         # u = x rstd: its part along x comes from here alone, as down u = pre - bias
         along_x = tl.sum(at_pre * (before - offset[None, :]), 1) * inverse * inverse / width
         scaled = at_pre * inverse[:, None]
-        slot = bias_part + program.to(tl.int64) * rank + r
+        slot = bias_part + block * rank + r  # in the workspace, where 32 bits are enough
         if ADD:
             at_bias += tl.load(slot, mask=r < rank, other=0.0)
         tl.store(slot, at_bias, mask=r < rank)
@@ -142,8 +162,12 @@ def backward_kernel(
     else:
         narrow, top = rounded(scaled, h.dtype.element_ty), 1.0
 
-    for first in range(0, width, BLOCK_D):
-        d = first + tl.arange(0, BLOCK_D)
+    for step in range(0, last + 1):
+        d = tl.arange(0, BLOCK_D)
+        if NORM:
+            d += step * BLOCK_D
+        else:
+            d += (last - step) * BLOCK_D
         inner = inside[:, None] & (d < width)[None, :]
         raw = tl.load(grad + grad_start[:, None] + d[None, :], mask=inner, other=0.0)
         x = tl.load(
@@ -157,25 +181,26 @@ def backward_kernel(
             at_edit += tl.sum(tl.where(keep[:, None], result * edit, 0.0), 1)
         result += (through - along_x)[:, None] * x
         if PADDED > 0:
-            block = tl.load(
+            part = tl.load(
                 down + r[:, None] * width + d[None, :],
                 mask=(r < rank)[:, None] & (d < width)[None, :],
                 other=0.0,
             )
-            block = rounded(block, h.dtype.element_ty)
+            part = rounded(part, h.dtype.element_ty)
             nothing = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
-            result += top * product(narrow, block, nothing)
+            result += top * product(narrow, part, nothing)
         result = rounded(result, h.dtype.element_ty)
         if MASKED:
             result = tl.where(keep[:, None], result, raw)
-        tl.store(grad_h + out_start[:, None] + d[None, :], result, mask=inner)
+        place = grad_h + out_start[:, None] + d[None, :]
+        tl.store(place, result, mask=inner, eviction_policy="evict_first")
     at_scale = tl.sum(at_edit, 0)
     if ADD:
-        at_scale += tl.load(scale_part + program)
-    tl.store(scale_part + program, at_scale)
+        at_scale += tl.load(scale_part + block)
+    tl.store(scale_part + block, at_scale)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_token", "end", "span"])
 def parameters_kernel(
     grad, h, up, static, scale, mask, pre, scaled_in, row_in, slots,
     first_token, end, width, rank, span, grad_stride, stride,
@@ -246,11 +271,11 @@ def parameters_kernel(
         tl.store(place + rank * width + matrix, at_down, mask=filled)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "blocks"])
 def reduce_kernel(
     slots, bias_part, scale_part, static, scale,
     grad_down, grad_bias, grad_up, grad_static, grad_scale,
-    count, programs, width, rank,
+    count, blocks, width, rank,
     PADDED: tl.constexpr, NORM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Adds the slots in order. Program (i, k): columns of block i of up, down, static (k 0, 1, 2);
@@ -293,12 +318,12 @@ def reduce_kernel(
         p = tl.arange(0, BLOCK_P)
         scales = tl.zeros([BLOCK_P], tl.float32)
         biases = tl.zeros([BLOCK_P, RANKS], tl.float32)
-        for first in range(0, programs, BLOCK_P):
+        for first in range(0, blocks, BLOCK_P):
             row = first + p
-            scales += tl.load(scale_part + row, mask=row < programs, other=0.0)
+            scales += tl.load(scale_part + row, mask=row < blocks, other=0.0)
             biases += tl.load(
                 bias_part + row[:, None] * rank + r[None, :],
-                mask=(row < programs)[:, None] & (r < rank)[None, :],
+                mask=(row < blocks)[:, None] & (r < rank)[None, :],
                 other=0.0,
             )
         at_scale = tl.sum(dot, 0) + tl.sum(scales, 0)
@@ -372,14 +397,14 @@ def backward(
     rowwise, columnwise = options("steer_backward"), options("steer_parameters")
     steps = (rowwise["BLOCK_T"], columnwise["BLOCK_T"])
     plan = layout(tokens, width, rank, max(steps), columnwise["BLOCK_D"])
-    programs = triton.cdiv(plan.tokens, rowwise["BLOCK_T"])
+    blocks = triton.cdiv(plan.tokens, rowwise["BLOCK_T"])
 
     def room(*shape: int) -> Tensor:
         return x.new_empty(shape, dtype=torch.float32)
 
     slots = room(plan.slots, 2 * rank + 1, width)
-    scaled, bias_part = room(plan.tokens, rank), room(programs, rank)
-    row, scale_part = room(plan.tokens if norm_preserving else 0, 2), room(programs)
+    scaled, bias_part = room(plan.tokens, rank), room(blocks, rank)
+    row, scale_part = room(plan.tokens if norm_preserving else 0, 2), room(blocks)
     masked = marks(mask, x)
     shared = {
         "PADDED": padded,
@@ -388,12 +413,13 @@ def backward(
         "MASKED": mask is not None,
     }
     for first in range(0, tokens, plan.tokens):
-        # the last round may leave programs without tokens: they add zeros
+        # the last round may leave blocks without tokens: they add zeros
         add, end = first > 0, min(tokens, first + plan.tokens)
-        backward_kernel[(programs,)](
+        backward_kernel[(programs(x, blocks, rowwise["BLOCK_T"]),)](
             g, x, down, down_bias, up, static, scale, masked, pre, rstd,
             grad_h, scaled, row, bias_part, scale_part,
-            first, tokens, width, rank, g.stride(0), x.stride(0), ADD=add, **shared, **rowwise,
+            first, tokens, blocks, width, rank, g.stride(0), x.stride(0),
+            ADD=add, **shared, **rowwise,
         )  # fmt: skip
         parameters_kernel[(triton.cdiv(width, columnwise["BLOCK_D"]), plan.slots)](
             g, x, up, static, scale, masked, pre, scaled, row, slots,
@@ -404,6 +430,6 @@ def backward(
     reduce_kernel[(triton.cdiv(width, reduce["BLOCK_D"]), 4)](
         slots, bias_part, scale_part, static, scale,
         grad_down, grad_bias, grad_up, grad_static, grad_scale,
-        plan.slots, programs, width, rank, PADDED=padded, NORM=norm_preserving, **reduce,
+        plan.slots, blocks, width, rank, PADDED=padded, NORM=norm_preserving, **reduce,
     )  # fmt: skip
     return grads  # type: ignore[return-value]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dive import ops, reference
-from dive.kernels import steer_backward, table
+from dive.kernels import steer, steer_backward, table
 from dive.ops import fused, steering
 
 fused.install("CPU")
@@ -99,6 +99,27 @@ def test_more_tokens_and_columns_than_a_block(norm_preserving: bool) -> None:
     args = inputs(40, 133, 5, torch.float32)
     mask = torch.rand(40) > 0.3
     assert_as_good_as_pytorch(args, norm_preserving=norm_preserving, mask=mask)
+
+
+@pytest.mark.parametrize("norm_preserving", [False, True])
+def test_programs_that_take_several_blocks(
+    norm_preserving: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = inputs(100, 37, 3, torch.float32)
+    upstream, options = torch.randn(100, 37), {"norm_preserving": norm_preserving}
+    want = results(ops.steer, args, upstream, **options)
+    for module in (steer, steer_backward):
+        monkeypatch.setattr(module, "programs", lambda _x, blocks, _size: min(blocks, 2))
+    for got, one_each in zip(results(ops.steer, args, upstream, **options), want, strict=True):
+        assert torch.equal(got, one_each)
+
+
+def test_programs_keep_their_tokens_in_the_cache() -> None:
+    mib, block = 2**20, 32 * 4096 * 2
+    assert steer.shared(512, block, 132, 50 * mib) == 256  # of 264, two blocks each
+    assert steer.shared(100, block, 132, 50 * mib) == 100
+    assert steer.shared(4096, block // 16, 132, 50 * mib) * block // 16 <= 0.75 * 50 * mib
+    assert steer.shared(1, 1, 1, 1) == 1
 
 
 @pytest.mark.parametrize("norm_preserving", [False, True])
