@@ -348,13 +348,13 @@ class Sweep:
         if teacher is not None:
             zt = self._capped(teacher, scratch)
             apart = torch.sub(zt, z, out=scratch.pop())
-            lse_teacher = _softmax_(zt, zt.amax(1, keepdim=True), temperature)
+            lse_teacher = _softmax_(zt, *_largest(zt), temperature)
             kl = apart.mul_(zt).sum(1, keepdim=True) / temperature - lse_teacher
         student = z
         if teacher is not None and heated:
             student = scratch.pop().copy_(z)
-            lse_student = _softmax_(student, peak, temperature)
-        lse = _softmax_(z, peak, 1.0)
+            lse_student = _softmax_(student, peak, argmax, temperature)
+        lse = _softmax_(z, peak, argmax, 1.0)
         self.lse[rows] = lse[:, 0]
         if teacher is not None:
             kl += lse_student if heated else lse
@@ -424,15 +424,15 @@ def _largest(z: Tensor) -> tuple[Tensor, Tensor]:
     return peak, block * parts.shape[2] + within
 
 
-def _softmax_(z: Tensor, peak: Tensor, temperature: float) -> Tensor:
+def _softmax_(z: Tensor, peak: Tensor, argmax: Tensor, temperature: float) -> Tensor:
     """Turns z [r, V] into softmax(z / temperature) in place; returns its logsumexp [r, 1].
 
-    peak [r, 1] is the maximum of z, whose probability is 1 / sum(exp(z - peak)).
+    peak, argmax [r, 1]: the maximum of z, whose probability is 1 / sum(exp(z - peak)).
     """
     if temperature != 1:
         z.div_(temperature)
     torch.softmax(z, 1, out=z)
-    return peak / temperature - z.amax(1, keepdim=True).log_()
+    return peak / temperature - z.gather(1, argmax).log_()
 
 
 def _share(factors: Tensor, normalizer: Tensor | None, reduction: str) -> Tensor:
