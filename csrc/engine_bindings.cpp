@@ -277,6 +277,7 @@ void bind_engine(py::module_& module) {
            py::arg("logits") = py::none())
       .def_property_readonly("cache_bytes", &BoundEngine::cache_bytes)
       .def_property("threads", &BoundEngine::threads, &BoundEngine::set_threads);
+  module.def("physical_cores", &cpu::physical_cores);
 }
 
 }  // namespace dive

@@ -77,6 +77,9 @@ class Engine:
     @threads.setter
     def threads(self, count: int) -> None: ...
 
+def physical_cores() -> int:
+    """Cores that this process may run on, which is the most threads that an Engine takes."""
+
 def steer_step(
     residual: Any,
     delta: Any = None,

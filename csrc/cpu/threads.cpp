@@ -19,9 +19,13 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::microseconds;
 
-// Between two sections the calling thread is alone for 1 to 10 us: the norms, the rows' conversion.
+// Between two sections the calling thread is alone for a few microseconds, the norms of one row:
+// 10 at most in 99 of 100 cases, measured at width 512 and 1536.
 constexpr microseconds kSpin{20};
-// Between two steps it is away for longer: Python, and the choice of a token.
+// Between two steps it is away for longer: Python, and the choice of a token. To sleep sooner would
+// cost more than it saves: beside a busy process, the system wakes a thread on the calling one's
+// own core (measured: a step of two threads then takes 1.3 times that of one, and never with a
+// yield).
 constexpr microseconds kYield{500};
 // How long a thread works before it lets others run of its own accord. The system would interrupt
 // it for them sooner or later, and then in the middle of a chunk that everybody waits for.

@@ -4,7 +4,8 @@
 // common counter, the calling thread too. A thread that is slow, or that the system has put aside
 // for another process, so holds up the others by one chunk at most, and what it does not take, they
 // take. A thread without work spins for about as long as the calling thread is busy between two
-// sections, then lets others run, then sleeps.
+// sections, then lets others run, then sleeps. Beside a process that never rests, the others so
+// give way to it, and the calling thread does nearly all the work, in the time that it takes alone.
 #pragma once
 
 #include <cstdint>
