@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dive.kernels.functions import activation as phi
 from dive.kernels.functions import product, rounded
-from dive.kernels.table import configuration, padded_rank
+from dive.kernels.table import configuration, padded_rank, residents
 
 
 @triton.jit
@@ -162,18 +162,19 @@ def _processors(index: int | None) -> tuple[int, int]:
     return properties.multi_processor_count, properties.L2_cache_size
 
 
-def programs(x: Tensor, blocks: int, block_t: int) -> int:
+def programs(kernel: str, x: Tensor, padded: int, blocks: int, block_t: int) -> int:
     """How many programs share the blocks of block_t tokens of x [T, D] between them."""
     if not x.is_cuda:
         return blocks
-    return shared(blocks, block_t * x.shape[1] * x.element_size(), *_processors(x.device.index))
+    least = residents(kernel, x.device, x.dtype, padded, x.shape[1])
+    block_bytes = block_t * x.shape[1] * x.element_size()
+    return shared(blocks, block_bytes, least, *_processors(x.device.index))
 
 
-def shared(blocks: int, block_bytes: int, processors: int, cache_bytes: int) -> int:
-    """So many programs that what they have under way fits into three quarters of the cache, but two
-    for each multiprocessor at least, to have something to do while one waits; and all get as many
-    blocks."""
-    most = max(2 * processors, 3 * cache_bytes // 4 // block_bytes)
+def shared(blocks: int, block_bytes: int, least: int, processors: int, cache_bytes: int) -> int:
+    """So many programs that what they have under way fits into three quarters of the cache, but
+    `least` for each multiprocessor; and all get as many blocks."""
+    most = max(least * processors, 3 * cache_bytes // 4 // block_bytes)
     return triton.cdiv(blocks, triton.cdiv(blocks, most))
 
 
@@ -200,7 +201,8 @@ def forward(
     options = configuration("steer_forward", h.device, h.dtype, padded, width)
     if out.numel():
         blocks = triton.cdiv(tokens, options["BLOCK_T"])
-        forward_kernel[(programs(x, blocks, options["BLOCK_T"]),)](
+        grid = (programs("steer_forward", x, padded, blocks, options["BLOCK_T"]),)
+        forward_kernel[grid](
             x, down.contiguous(), down_bias.contiguous(), up.contiguous(), static.contiguous(),
             scale, marks(mask, x), out, pre, rstd, tokens, width, rank, x.stride(0), eps,
             PADDED=padded, ACTIVATION=activation, NORM=norm_preserving, MASKED=mask is not None,

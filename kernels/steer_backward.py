@@ -412,10 +412,11 @@ def backward(
         "NORM": norm_preserving,
         "MASKED": mask is not None,
     }
+    grid = (programs("steer_backward", x, padded, blocks, rowwise["BLOCK_T"]),)
     for first in range(0, tokens, plan.tokens):
         # the last round may leave blocks without tokens: they add zeros
         add, end = first > 0, min(tokens, first + plan.tokens)
-        backward_kernel[(programs(x, blocks, rowwise["BLOCK_T"]),)](
+        backward_kernel[grid](
             g, x, down, down_bias, up, static, scale, masked, pre, rstd,
             grad_h, scaled, row, bias_part, scale_part,
             first, tokens, blocks, width, rank, g.stride(0), x.stride(0),

@@ -17,6 +17,7 @@ RANKS = (0, 16, 32, 64, 128)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # of sum and of product: passed to every launch, so that a build's default cannot change results
 ENABLE_FP_FUSION = True
+RESIDENTS = 2  # one has something to do while the other waits
 
 
 def padded_rank(rank: int) -> int:
@@ -102,7 +103,15 @@ def _capability(index: int | None) -> int:
 def _row(kernel: str, capability: int, dtype: torch.dtype, padded: int, width: int) -> Any:
     tuned = TUNED.get((kernel, capability, str(dtype).removeprefix("torch."), padded, width))
     row = tuned or _DEFAULTS[kernel](capability, dtype == torch.float32, padded, width)
-    return {"num_stages": 2, **row, "enable_fp_fusion": ENABLE_FP_FUSION}
+    options = {"num_stages": 2, **row, "enable_fp_fusion": ENABLE_FP_FUSION}
+    return options, options.pop("residents", RESIDENTS)
+
+
+def _found(kernel: str, device: Any, dtype: torch.dtype, padded: int, width: int) -> Any:
+    capability = device if isinstance(device, int) else 0
+    if isinstance(device, torch.device) and device.type == "cuda":
+        capability = _capability(device.index)
+    return _row(kernel, capability, dtype, padded, bucket(width))
 
 
 def configuration(
@@ -113,7 +122,12 @@ def configuration(
     device: where it runs, or a compute capability such as 90. padded: `padded_rank` of the adapter,
     0 for kernels that know no rank. width: hidden size or vocabulary.
     """
-    capability = device if isinstance(device, int) else 0
-    if isinstance(device, torch.device) and device.type == "cuda":
-        capability = _capability(device.index)
-    return _row(kernel, capability, dtype, padded, bucket(width))
+    return _found(kernel, device, dtype, padded, width)[0]
+
+
+def residents(
+    kernel: str, device: torch.device | int, dtype: torch.dtype, padded: int, width: int
+) -> int:
+    """How many programs a multiprocessor should have at least where the L2 cache holds the tokens
+    of fewer: for kernels of `dive::steer` that read their tokens more than once."""
+    return _found(kernel, device, dtype, padded, width)[1]

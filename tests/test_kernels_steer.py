@@ -109,17 +109,18 @@ def test_programs_that_take_several_blocks(
     upstream, options = torch.randn(100, 37), {"norm_preserving": norm_preserving}
     want = results(ops.steer, args, upstream, **options)
     for module in (steer, steer_backward):
-        monkeypatch.setattr(module, "programs", lambda _x, blocks, _size: min(blocks, 2))
+        monkeypatch.setattr(module, "programs", lambda *given: min(given[3], 2))
     for got, one_each in zip(results(ops.steer, args, upstream, **options), want, strict=True):
         assert torch.equal(got, one_each)
 
 
 def test_programs_keep_their_tokens_in_the_cache() -> None:
     mib, block = 2**20, 32 * 4096 * 2
-    assert steer.shared(512, block, 132, 50 * mib) == 256  # of 264, two blocks each
-    assert steer.shared(100, block, 132, 50 * mib) == 100
-    assert steer.shared(4096, block // 16, 132, 50 * mib) * block // 16 <= 0.75 * 50 * mib
-    assert steer.shared(1, 1, 1, 1) == 1
+    assert steer.shared(512, block, 2, 132, 50 * mib) == 256  # of 264, two blocks each
+    assert steer.shared(512, block, 4, 132, 50 * mib) == 512
+    assert steer.shared(100, block, 2, 132, 50 * mib) == 100
+    assert steer.shared(4096, block // 16, 2, 132, 50 * mib) * block // 16 <= 0.75 * 50 * mib
+    assert steer.shared(1, 1, 1, 1, 1) == 1
 
 
 @pytest.mark.parametrize("norm_preserving", [False, True])
@@ -224,3 +225,5 @@ def test_every_key_of_the_table_has_a_row() -> None:
     for kernel in ("steer_forward", "steer_backward", "steer_parameters", "steer_reduce"):
         row = table.configuration(kernel, 90, torch.bfloat16, table.padded_rank(100), 10**6)
         assert row["num_warps"] in (4, 8) and row["enable_fp_fusion"] is True
+        assert "residents" not in row  # which is no option of a launch
+    assert table.residents("steer_forward", 90, torch.bfloat16, 16, 4096) == table.RESIDENTS

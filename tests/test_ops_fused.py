@@ -120,6 +120,13 @@ def test_a_loss_is_a_few_launches_and_no_host_sync(
     assert launches.names == ["new_zeros", "new_zeros", "scale_kernel"]
 
 
+def test_without_gradients_none_is_made_or_stored(launches: Launches) -> None:
+    given = arguments(300, 5000, 64, torch.bfloat16, True)
+    given[-1] = False
+    results = fused._loss(*given)
+    assert launches.names.count("mm") == 2 and results[-3].shape == (0, 64)
+
+
 @pytest.mark.parametrize("teacher", [False, True])
 def test_no_tensor_is_larger_than_a_chunk(launches: Launches, teacher: bool) -> None:
     """At the size of a real model: nothing is allocated here."""
