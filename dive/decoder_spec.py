@@ -215,6 +215,7 @@ def _read(model: Any) -> DecoderSpec:
         )
     head: Any = model.get_output_embeddings()
     check_modules(text, head)
+    _check_device(text.embed_tokens.weight.device)
     if getattr(config, "use_bidirectional_attention", False):
         raise Unsupported("its text attends in both directions")
     if getattr(config, "attn_logit_softcapping", None) is not None:
@@ -324,14 +325,18 @@ def _norm_plus_one(norm: Any, eps: float) -> bool:
     raise Unsupported(f"its norm, a {type(norm).__name__}, is no RMSNorm that is known")
 
 
+def _check_device(device: torch.device) -> None:
+    if device.type not in DTYPES:
+        raise Unsupported(f"its weights are on {device}; known are " + ", ".join(DTYPES))
+    if device.type == "cuda" and not (extension.build_info() or {}).get("cuda"):
+        raise Unsupported(f"its weights are on {device}, and dive._C was built without CUDA")
+
+
 def _check_weights(spec: DecoderSpec) -> None:
     devices = {str(weight.device): weight.device for weight in spec.weights()}
     if len(devices) > 1:
         raise Unsupported(f"its weights are on {', '.join(sorted(devices))}, want one device")
-    if spec.device.type not in DTYPES:
-        raise Unsupported(f"its weights are on {spec.device}; known are " + ", ".join(DTYPES))
-    if spec.device.type == "cuda" and not (extension.build_info() or {}).get("cuda"):
-        raise Unsupported(f"its weights are on {spec.device}, and dive._C was built without CUDA")
+    _check_device(spec.device)
     dtypes = DTYPES[spec.device.type]
     if spec.dtype not in dtypes:
         raise Unsupported(

@@ -252,6 +252,8 @@ CHANGES = {
     "float16": (lambda m: m.to(torch.float16), "float16"),
     "mixed": (halve, "one dtype"),
     "training": (lambda m: m.train(), "training mode"),
+    "spread out": (lambda m: m.model.layers[1].to("meta"), "on cpu, meta, want one device"),
+    "elsewhere": (lambda m: m.to("meta"), "on meta; known are cpu, cuda"),
     "hook": (hook, "forward hook"),
     "linear": (replace, "layers.1.self_attn.k_proj is a Odd"),
     "forward": (lambda m: setattr(m.model, "forward", m.model.forward), "was replaced"),
@@ -273,6 +275,32 @@ def test_a_changed_model_says_why_it_runs_in_transformers(name):
     change(model)
     plan = session.plan()
     assert plan.engine == "transformers" and words in plan.reason
+
+
+@pytest.mark.parametrize(
+    ("dtype", "built", "reason"),
+    [
+        ("bfloat16", False, "built without CUDA"),
+        ("bfloat16", True, None),
+        ("float16", True, None),
+        ("float32", True, "weights are torch.float32; known on cuda are bfloat16, float16"),
+    ],
+)
+def test_what_is_asked_of_weights_on_a_gpu(dtype, built, reason, monkeypatch):
+    """By the words alone: the weights lie on the CPU and the spec says that they do not."""
+    from dive import decoder_spec
+
+    model = small("llama", torch.bfloat16 if dtype == "float16" else getattr(torch, dtype))
+    spec = dataclasses.replace(decoder_spec.read(model), device=torch.device("cuda", 0))
+    if dtype == "float16":
+        model.to(torch.float16)
+        spec = dataclasses.replace(spec, dtype=torch.float16)
+    monkeypatch.setattr("dive.extension.build_info", lambda: {"cuda": built})
+    if reason is None:
+        decoder_spec._check_weights(spec)
+    else:
+        with pytest.raises(decoder_spec.Unsupported, match=reason):
+            decoder_spec._check_weights(spec)
 
 
 def test_a_mask_of_positions_runs_in_transformers():
