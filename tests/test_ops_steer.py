@@ -287,3 +287,21 @@ def test_a_call_costs_little_more_than_its_arithmetic() -> None:
     assert best["called"] - best["arithmetic"] < 40e-6
     assert best["called"] < 2 * best["bare"]
     assert best["called both ways"] < 2 * best["bare both ways"]
+
+
+def test_checkpointing_a_layer_together_with_its_steering() -> None:
+    """The layer is recomputed when steer's backward asks for what it saved: with autograd on."""
+    torch.manual_seed(0)
+    shapes = ((5, 8), (3, 8), (3,), (8, 3), (8,), ())
+    h, *parameters = [torch.randn(s, dtype=torch.float64).requires_grad_() for s in shapes]
+    layer = torch.nn.Linear(8, 8, dtype=torch.float64)
+
+    def block(x: torch.Tensor) -> torch.Tensor:
+        return ops.steer(torch.tanh(layer(x)), *parameters)
+
+    given = [h, *parameters, *layer.parameters()]
+    want = torch.autograd.grad(block(h).square().sum(), given)
+    kept = torch.utils.checkpoint.checkpoint(block, h, use_reentrant=False)
+    got = torch.autograd.grad(kept.square().sum(), given)
+    for mine, other in zip(got, want, strict=True):
+        assert torch.equal(mine, other)

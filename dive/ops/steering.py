@@ -330,8 +330,10 @@ class _Steer(torch.autograd.Function):
             return (None,) * 11
         if not compute_grad:
             raise DiveError("steer: backward of a call that was made with compute_grad=False")
+        # outside what follows: under checkpointing this recomputes a layer, with its autograd
+        saved = ctx.saved_tensors
         with torch._C._AutoDispatchBelowAutograd():
-            grads = _steer_backward(grad, *ctx.saved_tensors, activation, norm_preserving)
+            grads = _steer_backward(grad, *saved, activation, norm_preserving)
         return (*grads, None, None, None, None, None)
 
 
