@@ -186,11 +186,17 @@ def product(states: Tensor, head: Tensor, out: Tensor) -> None:
 
 
 def states(gradient: Tensor, head: Tensor, out: Tensor) -> None:
-    """out [rows, D] = gradient head, rounded once."""
-    if gradient.is_cpu and gradient.dtype != torch.float32:  # as above
+    """out [rows, D] = gradient head, summed in float32 and rounded once.
+
+    A narrow product may add up its parts in its own dtype (PyTorch allows cuBLAS to, where the sum
+    is as long as a vocabulary), and in float16 they overflow.
+    """
+    if gradient.dtype == torch.float32:
+        torch.mm(gradient, head, out=out)
+    elif gradient.is_cpu:  # as above
         out.copy_(gradient.float() @ head.float())
     else:
-        torch.mm(gradient, head, out=out)
+        out.copy_(torch.mm(gradient, head, out_dtype=torch.float32))
 
 
 def turn_into_gradient(
