@@ -88,7 +88,7 @@ class Teacher:
             return kept[1].to(device)
         states = self._run(self.examples[index], self.examples.studies[index], epoch)
         self._kept[index] = (epoch, states.cpu())
-        return states
+        return states.to(device)  # under a device_map the last layer may be elsewhere
 
     # One prompt at a time: there is no padding, and what a study gets does not depend on its batch.
     @torch.no_grad()

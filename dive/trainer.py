@@ -67,6 +67,10 @@ class Student(nn.Module):
         hidden, weights = hidden.to(device), weights.to(device)
         if teacher_hidden is not None:
             teacher_hidden = teacher_hidden.to(device)
+        if normalizer is not None:
+            normalizer = normalizer.to(device)
+        if kd_normalizer is not None:
+            kd_normalizer = kd_normalizer.to(device)
         parts = ops.decisive_cross_entropy(
             hidden,
             self._head.weight,
@@ -210,7 +214,8 @@ class DistillTrainer(Trainer):
             self._watch.look()
         self._meter.add(parts)
         # the gradients of ranks are averaged, and the normalisers are sums over all of them
-        loss = loss * self.args.world_size
+        # (Trainer adds losses up on its own device, under a device_map not always the head's)
+        loss = (loss * self.args.world_size).to(self.args.device)
         return (loss, parts) if return_outputs else loss
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
@@ -231,7 +236,7 @@ class DistillTrainer(Trainer):
                 loss, parts = self._student(inputs, **rest)
                 watch.add("validation", shown, batch["rows"], loss, parts)
                 meter.add(parts)
-                weights = rest["weights"].double()
+                weights = rest["weights"].to(parts.row_ce.device).double()
                 total += torch.stack([(weights * parts.row_ce).sum(), weights.sum()]).cpu()
         watch.look()
         reduce = self._sum_over_ranks

@@ -139,3 +139,19 @@ def test_bitsandbytes_layers_distil_and_generate(tiny_llava, studies):
     options = {"max_new_tokens": 4, "progress": False}
     made = dive.generate(backbone, studies[:2], adapter=adapter, **options)
     assert all(1 <= one.num_tokens <= 4 for one in made)
+
+
+def test_the_command_line_spreads_a_backbone(tiny_llava, monkeypatch):
+    from dive.cli.options import open_backbone
+
+    seen = []
+    own = dive.load_backbone
+
+    def load(path, **options):
+        seen.append(options)
+        return own(path, **options)
+
+    monkeypatch.setattr(dive, "load_backbone", load)
+    open_backbone(str(tiny_llava), "auto", "map")
+    open_backbone(str(tiny_llava), "auto", "cpu")
+    assert [sorted(options) for options in seen] == [["device_map", "dtype"], ["device", "dtype"]]

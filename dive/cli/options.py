@@ -60,7 +60,14 @@ TemplateOption = Annotated[
     typer.Option("--template", help="A Jinja chat template in place of the model's own."),
 ]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16, float32.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="auto, cpu, cuda, cuda:1 ..., or map: layers spread over all devices "
+        "(device_map='auto').",
+    ),
+]
 ImageTokensOption = Annotated[
     str | None,
     typer.Option(
@@ -90,6 +97,8 @@ def open_backbone(path: str, dtype: str, device: str) -> "Backbone":
     import dive
 
     quiet_libraries()
+    if device == "map":
+        return dive.load_backbone(path, dtype=dtype, device_map="auto")
     return dive.load_backbone(path, dtype=dtype, device=device)
 
 
