@@ -80,6 +80,8 @@ void Running::start_batch() {
            fibers_.size() + launch_.cluster * launch_.threads <= kBatch);
   unfinished_ = fibers_.size();
   ready_.assign((fibers_.size() + 63) / 64, 0);
+  low_ = ready_.size();
+  high_ = 0;
   for (Thread* const fiber : fibers_) make_ready(*fiber);
 }
 
@@ -183,35 +185,37 @@ void Running::switch_to(Context& from, Context& to, [[maybe_unused]] bool leaves
 
 void Running::make_ready(Thread& thread) {
   thread.wait = Wait::none;
-  ready_[thread.place / 64] |= std::uint64_t{1} << thread.place % 64;
+  const std::size_t word = thread.place / 64;
+  ready_[word] |= std::uint64_t{1} << thread.place % 64;
+  low_ = std::min(low_, word);
+  high_ = std::max(high_, word);
 }
 
 // The first, the last, or the first from somewhere on of the fibers that can go on; none: null.
 Thread* Running::take_next() {
-  const std::size_t words = ready_.size();
-  std::size_t word = 0, place = 0;
+  while (low_ <= high_ && ready_[low_] == 0) ++low_;
+  if (low_ > high_) {
+    low_ = ready_.size();
+    high_ = 0;
+    return nullptr;
+  }
+  while (ready_[high_] == 0) --high_;
+  std::size_t word = low_, place = 0;
   if (settings().order == Order::backward) {
-    for (word = words; word > 0 && ready_[word - 1] == 0;) --word;
-    if (word == 0) return nullptr;
-    --word;
+    word = high_;
     place = 63 - static_cast<std::size_t>(__builtin_clzll(ready_[word]));
   } else {
-    std::size_t start = 0;
+    std::uint64_t candidates = ready_[word];
     if (settings().order == Order::shuffled) {
-      start = random_() % (words * 64);
-      const std::uint64_t from_here = ready_[start / 64] & ~std::uint64_t{0} << start % 64;
-      if (from_here != 0) {
-        place = static_cast<std::size_t>(__builtin_ctzll(from_here));
-        ready_[start / 64] &= ~(std::uint64_t{1} << place);
-        return fibers_[start / 64 * 64 + place];
+      const std::size_t start = low_ * 64 + random_() % ((high_ - low_ + 1) * 64);
+      word = start / 64;
+      candidates = ready_[word] & ~std::uint64_t{0} << start % 64;
+      while (candidates == 0) {
+        word = word == high_ ? low_ : word + 1;
+        candidates = ready_[word];
       }
-      start = start / 64 + 1;
     }
-    std::size_t seen = 0;
-    while (seen < words && ready_[(start + seen) % words] == 0) ++seen;
-    if (seen == words) return nullptr;
-    word = (start + seen) % words;
-    place = static_cast<std::size_t>(__builtin_ctzll(ready_[word]));
+    place = static_cast<std::size_t>(__builtin_ctzll(candidates));
   }
   ready_[word] &= ~(std::uint64_t{1} << place);
   return fibers_[word * 64 + place];
@@ -270,15 +274,20 @@ void meet(unsigned mask, Wait what, int line, void* payload, Resolve resolve) {
   self.line = line;
   self.mask = mask;
   self.payload = payload;
-  void* payloads[32] = {};
-  bool all = true;
-  for (unsigned l = 0; l < there && all; ++l) {
-    if ((mask >> l & 1) == 0) continue;
-    all = lanes[l].wait == what && lanes[l].mask == mask;
-    payloads[l] = lanes[l].payload;
+  const auto arrived = [&](unsigned l) {
+    return l >= there || (mask >> l & 1) == 0 || (lanes[l].wait == what && lanes[l].mask == mask);
+  };
+  // first the neighbours: in most orders they tell that it is too early
+  bool all = arrived(lane + 1) && (lane == 0 || arrived(lane - 1));
+  for (unsigned l = 0; l < there && all; ++l) all = arrived(l);
+  if (all && resolve != nullptr) {
+    void* payloads[32] = {};
+    for (unsigned l = 0; l < there; ++l) {
+      if (mask >> l & 1) payloads[l] = lanes[l].payload;
+    }
+    resolve(payloads, mask);
   }
   if (all) {
-    if (resolve != nullptr) resolve(payloads, mask);
     for (unsigned l = 0; l < there; ++l) {
       if (mask >> l & 1) running->make_ready(lanes[l]);
     }

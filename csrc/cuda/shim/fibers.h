@@ -153,6 +153,7 @@ class Running {
   std::vector<std::unique_ptr<Cluster>> batch_;
   std::vector<Thread*> fibers_;
   std::vector<std::uint64_t> ready_;  // a bit a fiber
+  std::size_t low_ = 0, high_ = 0;    // between which words the ready ones are
   std::size_t unfinished_ = 0;
   bool hold_ = false;  // threads rest in wait_for_previous
   std::vector<Thread*> held_;
