@@ -183,7 +183,7 @@ class DecodeSession:
             return str(error)
         self._rows = self._spec = None
         try:
-            with _rope_deltas_kept(self.model):
+            with _looked_at(self.model):
                 spec = read(self.model)
                 self._rows = Rows(module, spec, self.model)
         except (Unsupported, ValueError) as error:
@@ -296,12 +296,24 @@ class DecodeSession:
 
 
 @contextmanager
-def _rope_deltas_kept(model: Any) -> Iterator[None]:
-    """Qwen-VL notes down offsets at every forward; the prompt's own must outlive ours."""
+def _looked_at(model: Any) -> Iterator[None]:
+    """For a forward that only looks at the model: unsteered, and it leaves no trace.
+
+    Qwen-VL notes down offsets at every forward; the prompt's own must outlive ours.
+    """
+    try:
+        attachment = attachment_of(model)
+    except DiveError:
+        attachment = None  # it has no decoder layers that are known
+    enabled = attachment is not None and attachment.enabled
     base = vars(getattr(model, "base_model", model))
     kept = base.get("rope_deltas")
+    if attachment is not None:
+        attachment.enabled = False
     try:
         yield
     finally:
+        if attachment is not None:
+            attachment.enabled = enabled
         if "rope_deltas" in base:
             base["rope_deltas"] = kept

@@ -63,6 +63,21 @@ def test_a_mixed_batch_is_its_single_runs(family):
     assert fingerprint(model) == trace and attachment_of(model) is None
 
 
+def test_rows_that_the_caller_attached_are_followed():
+    model = small("llama")
+    adapters = mixed(model)
+    kwargs = {"max_new_tokens": 15, "eos_token_id": None, "pad_token_id": 0}
+    wanted = alone(model, adapters, **kwargs)
+    with RowAttachment(model, adapters) as attachment:
+        session = DecodeSession(model)
+        assert session.plan().engine == "dive._C"
+        assert rows_of(session.generate(**text_batch(rows=4), **kwargs)) == wanted
+        attachment.enabled = False
+        bare = rows_of(session.generate(**text_batch(rows=4), **kwargs))
+    assert not session._said
+    assert bare == alone(model, [None] * 4, **kwargs)
+
+
 def test_mixed_rows_sampled_repeated_and_stopped():
     """As transformers itself draws them, with the same adapters attached row by row."""
     model = small("llama")
