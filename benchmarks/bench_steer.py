@@ -133,6 +133,7 @@ def copy(case: Case, device: torch.device) -> Callable[[], object]:
 
 
 def measure(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
+    torch._dynamo.reset()  # it compiles a function only so many times, and then no more
     calls = 50 if case is SMALL and device.type == "cpu" and not TOY else 1
     clock = timing.clock(device)
     seconds: dict[str, Any] = {}

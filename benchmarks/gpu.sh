@@ -10,13 +10,13 @@
 #
 # The machine needs Python, torch, triton, transformers and, for `build`, nvcc. What else is missing
 # and the machine has no network for travels in wheels/, of which `build` installs what is not
-# there. Made on a machine with a network:
+# there in that version. Made on a machine with a network (some 40 MB):
 #
 #   pip download -d wheels --no-deps --only-binary=:all: --python-version 3.12 \
 #       --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 \
-#       pybind11 cmake ninja "setuptools>=77" accelerate typer rich shellingham markdown-it-py \
-#       mdurl pygments pytest pytest-timeout pytest-benchmark py-cpuinfo iniconfig pluggy \
-#       hypothesis sortedcontainers sentencepiece liger-kernel cut-cross-entropy
+#       pybind11 cmake ninja "setuptools>=77" accelerate psutil pillow sentencepiece \
+#       pytest pluggy iniconfig pytest-timeout pytest-benchmark py-cpuinfo2 \
+#       hypothesis sortedcontainers liger-kernel cut-cross-entropy
 #
 # quack-kernels needs nvidia-cutlass-dsl, apache-tvm-ffi, torch-c-dlpack-ext and einops beside it.
 set -euo pipefail

@@ -78,10 +78,10 @@ class Problem:
 
     def gradient(self, loss: Callable[[], Tensor]) -> Tensor:
         """Of the live rows, by one call of `loss`."""
-        self.hidden.grad = None
         loss().backward()
-        assert self.hidden.grad is not None
-        return self.hidden.grad[self.rows]
+        gradient, self.hidden.grad = self.hidden.grad, None
+        assert gradient is not None
+        return gradient[self.rows]
 
     @property
     def left_out(self) -> Tensor:
