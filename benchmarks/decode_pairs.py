@@ -26,7 +26,7 @@ from dive.decode import DecodeSession
 
 CONTEXT = 12 if TOY else 1024
 READ_BYTES = 1 << (20 if TOY else 32)
-SECONDS_A_WAY = 1 if TOY else 75  # for the pairs; at least 4, 3 at toy size
+SECONDS_A_WAY = 1 if TOY else 90  # for the pairs; at least 4, 3 at toy size
 ADAPTERS = 4
 
 Way = Callable[[int], Any]
@@ -125,7 +125,9 @@ def read_rates(device: torch.device) -> dict[str, float]:
 
 
 def measure(bench: Bench, case: Case) -> dict[str, Any]:
-    new = 4 if TOY else 128 if case.batch == 1 else 64
+    new = 4 if TOY else 64
+    if case.way == "session, steered" and not TOY:  # what the prompt takes must count for little
+        new = {1: 256, 8: 128}.get(case.batch, 64)
     found: dict[str, Any] = {
         "case": case.name,
         **case._asdict(),
@@ -175,7 +177,8 @@ def pairs(
     prompt = []
     for way in ways:
         seconds(way, new)  # compiles
-        prompt.append(statistics.median(seconds(way, 1) for _ in range(3)))
+        again = 3 if TOY else min(15, max(3, int(3 / seconds(way, 1))))
+        prompt.append(statistics.median(seconds(way, 1) for _ in range(again)))
     once = sum(seconds(way, new) for way in ways)
     count = min(wanted, max(3 if TOY else 4, int(SECONDS_A_WAY / once)))
     taken: list[list[float]] = [[], []]
