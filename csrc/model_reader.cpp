@@ -134,7 +134,7 @@ std::vector<RopeSpec> ropes_of(const Entries& from, std::int64_t head_width) {
 ModelSpec model_of(const Entries& from) {
   ModelSpec m;
   const std::string dtype = from.text("dtype");
-  const bool half = from.device.type != dlpack::kCpu;  // there are kernels for it
+  const bool half = read_device(from.dict).type != dlpack::kCpu;  // there are kernels for it
   if (dtype == "float32") {
     m.dtype = DType::f32;
   } else if (dtype == "bfloat16") {

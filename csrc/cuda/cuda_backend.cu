@@ -41,7 +41,7 @@ class DeviceSteering {
       for (std::size_t i = 0; i < width; ++i) {
         const auto row = static_cast<std::int64_t>(r), column = static_cast<std::int64_t>(i);
         copy(r * width + i, from.down(), from.down_index(row, column));
-        copy((rank + r) * width + i, from.up(), from.up_index(column, row));
+        copy((rank + r) * width + i, from.up(), from.up_index(row, column));
       }
     }
     std::memcpy(host.data() + 2 * matrix, from.fixed(), width * sizeof(float));

@@ -120,7 +120,7 @@ __device__ __forceinline__ float* shared_of_block(float* own, unsigned rank) {
 
 namespace dive::cuda {
 
-constexpr unsigned kWarp = 32;
+constexpr int kWarp = 32;
 constexpr unsigned kFullWarp = 0xffffffffu;
 
 // The same sum in every lane, always added in the same order.
