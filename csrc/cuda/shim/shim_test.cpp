@@ -66,11 +66,11 @@ __global__ void block_sum(const float* values, float* sums, int count) {
     sum += values[blockIdx.x * static_cast<unsigned>(count) + i];
   }
   sum = warp_sum(sum);
-  if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = sum;
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
   if (kBarrier) __syncthreads();
   if (threadIdx.x == 0) {
     float total = 0;
-    for (unsigned w = 0; w < blockDim.x / kWarp; ++w) total += partial[w];
+    for (unsigned w = 0; w < blockDim.x / 32; ++w) total += partial[w];
     sums[blockIdx.x] = total;
   }
 }
@@ -206,7 +206,7 @@ __global__ void wrong(int which, float* data) {
   if (which == 2 && threadIdx.x >= 64) __syncwarp();
   if (which == 2 && threadIdx.x < 64) __syncthreads();
   if (which == 3 && threadIdx.x != 5) __shfl_xor_sync(kFullWarp, 1.0f, 1);
-  if (which == 4) __shfl_sync(0xffu << threadIdx.x % kWarp / 8 * 8, 1, 31);
+  if (which == 4) __shfl_sync(0xffu << threadIdx.x % 32 / 8 * 8, 1, 31);
   if (which == 5) load_words(data + 1);
   if (which == 6) shared_of_block(reinterpret_cast<float*>(shared), 1);
   if (which == 7) (threadIdx.x < 64) ? __syncthreads() : cluster_sync();
