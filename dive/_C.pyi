@@ -44,6 +44,9 @@ class Engine:
     """
 
     def __init__(self, spec: dict[str, Any]) -> None: ...
+    def use_stream(self, stream: int) -> None:
+        """The CUDA stream, by its handle, that the calls after this one put their work on."""
+
     def reserve(self, rows: int, capacity: int) -> None:
         """Room for `rows` sequences of `capacity` tokens, all empty and unsteered."""
 
@@ -62,7 +65,8 @@ class Engine:
     def step(self, tokens: Any, rows: Any, next: Any, logits: Any = None) -> None:
         """Runs tokens[i] in row rows[i]; next[i] becomes the most likely token after it.
 
-        tokens, rows, next: int64 [n]. logits: float32 [reserved rows, vocabulary], of which the
+        tokens, rows, next: int64 [n], rows on the CPU, the others on the model's device; on CUDA a
+        token outside the vocabulary is taken as 0, where the CPU refuses it. logits: float32 [reserved rows, vocabulary], of which the
         rows that ran are written.
         """
 

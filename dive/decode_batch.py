@@ -129,7 +129,7 @@ class BatchRun:
 
     def _chosen(self, logits: Tensor) -> int:
         """Tokens by processors, sampling and the caller's own criteria; returns the length."""
-        rows = torch.arange(self.batch, device=self.device)
+        rows = torch.arange(self.batch)  # on the CPU, as the engine takes them
         alive = [True] * self.batch
         length = self.prompt
         while True:
@@ -145,8 +145,8 @@ class BatchRun:
                 return length
             if self.pads and sum(alive) < rows.shape[0]:
                 left = [row for row, live in enumerate(alive) if live]
-                rows = torch.tensor(left, device=self.device)
-            self.rows.step(rows, tokens[rows], logits)
+                rows = torch.tensor(left)
+            self.rows.step(rows, tokens[rows.to(self.device)], logits)
 
     def _choose(self, ids: Tensor, logits: Tensor) -> Tensor:
         scores = self.processors(ids, logits)  # type: ignore[arg-type]

@@ -45,6 +45,7 @@ class Rows:
     def reserve(self, count: int, capacity: int) -> None:
         """Room for so many sequences; what the rows held is gone. DiveError: out of memory."""
         self.vacate()
+        self._use_stream()
         try:
             self.engine.reserve(count, capacity)
         except (RuntimeError, MemoryError) as error:
@@ -73,6 +74,7 @@ class Rows:
         layers: of the cache; pad: positions at its left that are none of the sequence's; length:
         tokens read so far, without them; position: the rotary position of the next one.
         """
+        self._use_stream()
         for index, layer in enumerate(layers):
             # a sliding layer keeps the last ones
             first = pad + length - layer.keys.shape[-2]
@@ -86,12 +88,18 @@ class Rows:
     def step(self, rows: Tensor, tokens: Tensor, logits: Tensor | None = None) -> Tensor:
         """One token for each of these rows; returns the most likely ones after them.
 
-        rows, tokens and what is returned: int64 [n]. logits: float32 [count, vocabulary], of which
-        the rows' own are written.
+        tokens and what is returned: int64 [n] on the model's device; rows: int64 [n] on the CPU.
+        logits: float32 [count, vocabulary] on the device, of which the rows' own are written.
         """
+        self._use_stream()
         following = torch.empty_like(tokens)
         self.engine.step(tokens, rows, following, logits)
         return following
+
+    def _use_stream(self) -> None:
+        """Puts the engine's work behind what torch has under way on a GPU."""
+        if self.spec.device.type == "cuda":
+            self.engine.use_stream(torch.cuda.current_stream(self.spec.device).cuda_stream)
 
 
 class Chooser:
@@ -168,7 +176,7 @@ class Live:
         self.behind = device.type == "cuda"
         self.answers: list[Answer] = []
         self._tokens = torch.empty(0, dtype=torch.long, device=device)  # what is run next
-        self._places = self._tokens  # the rows in which
+        self._places = torch.empty(0, dtype=torch.long)  # the rows in which, on the CPU
         self._unread: tuple[list[Answer], Tensor] | None = None
         self._logits: Tensor | None = None
 
@@ -212,8 +220,7 @@ class Live:
         return told
 
     def _seat(self) -> None:
-        places = [answer.row for answer in self.answers]
-        self._places = torch.tensor(places, dtype=torch.long, device=self.device)
+        self._places = torch.tensor([answer.row for answer in self.answers], dtype=torch.long)
 
     def _scores(self) -> Tensor | None:
         """Room for logits, where any token is not simply the most likely one."""

@@ -163,7 +163,9 @@ class DecoderSpec:
         def norm(module: Any) -> Tensor | None:
             return None if module is None else module.weight.detach()
 
+        index = self.device.index or 0
         return {
+            "device": "cpu" if self.device.type == "cpu" else f"{self.device.type}:{index}",
             "dtype": DTYPES[self.device.type][self.dtype],
             "width": self.width,
             "heads": self.heads,
