@@ -1,4 +1,4 @@
-"""The GPU tests of the operators, rehearsed on a CPU: every line of them runs, at small sizes."""
+"""The tests for a GPU, rehearsed on a CPU: every line of them runs, at small sizes."""
 
 import os
 import re
@@ -6,12 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-FILE = Path(__file__).parent / "gpu" / "test_gpu_operators.py"
+import pytest
+
+FOLDER = Path(__file__).parent / "gpu"
 
 
-def test_all_of_them_run() -> None:
+@pytest.mark.parametrize(
+    ("name", "least", "skipped"),
+    [("test_gpu_operators.py", 80, 0), ("test_gpu_decode.py", 25, 2)],  # no streams, no GPU memory
+)
+def test_all_of_them_run(name: str, least: int, skipped: int) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FILE)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER / name)],
         env=os.environ | {"DIVE_REHEARSE_GPU": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -19,4 +25,6 @@ def test_all_of_them_run() -> None:
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed is not None and int(passed[1]) > 80 and "skipped" not in done.stdout
+    left = re.search(r"(\d+) skipped", done.stdout)
+    assert passed is not None and int(passed[1]) > least
+    assert (int(left[1]) if left else 0) == skipped

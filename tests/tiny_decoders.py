@@ -99,8 +99,8 @@ def forced(session: DecodeSession, ids, prompt: int, adapter=None):
         engine.adopt(index, 0, prompt - kept, layer.keys[0], layer.values[0])
     engine.start_row(0, prompt, prompt)
     engine.steer_row(0, session._steering(adapter))
-    out = torch.zeros(ids.shape[1] - prompt, spec.vocabulary)
-    following = torch.zeros(1, dtype=torch.long)
+    out = torch.zeros(ids.shape[1] - prompt, spec.vocabulary, device=ids.device)
+    following = torch.zeros(1, dtype=torch.long, device=ids.device)
     for step in range(prompt, ids.shape[1]):
         row = out[step - prompt][None]
         engine.step(ids[0, step : step + 1], torch.tensor([0]), following, row)

@@ -1,0 +1,220 @@
+"""The decode engine on a GPU: precision, graphs, adapters, batches and whole answers.
+
+Skipped without a GPU. tests/test_gpu_rehearsal.py runs it on a CPU (DIVE_REHEARSE_GPU=1), where the
+engine's kernels are those of the CPU; tests/test_cuda_shim.py runs the CUDA kernels on the host.
+"""
+
+import copy
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tiny_decoders import FAMILIES, distance, forced, steered
+from tiny_steering import logits as all_logits
+from tiny_steering import randomised
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from dive import extension
+from dive.decode import DecodeSession
+
+REHEARSAL = os.environ.get("DIVE_REHEARSE_GPU") == "1"
+if not REHEARSAL:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device", allow_module_level=True)
+    if not (extension.build_info() or {}).get("cuda"):
+        pytest.skip("dive._C was built without CUDA", allow_module_level=True)
+elif not extension.available():
+    pytest.skip("dive._C is not built", allow_module_level=True)
+
+DEVICE = torch.device("cpu") if REHEARSAL else torch.device("cuda", 0)
+HALVES = (torch.bfloat16,) if REHEARSAL else (torch.bfloat16, torch.float16)
+SIZES = {"hidden_size": 96, "intermediate_size": 104, "num_hidden_layers": 3}
+PROMPT, STEPS = 24, 256 if not REHEARSAL else 16
+
+
+def small(family: str, dtype: torch.dtype = torch.float32, **more):
+    """As tiny_decoders.small, in sizes that a GPU takes: multiples of eight."""
+    kind, config, own = FAMILIES[family]
+    from tiny_decoders import SIZES as tiny
+
+    sizes = {**tiny, **own, **SIZES}
+    if "head_dim" in sizes:
+        sizes["head_dim"] = 24
+    torch.manual_seed(0)
+    model = kind(config(**{**sizes, **more})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return model.to(DEVICE, dtype)
+
+
+def wide(dtype: torch.dtype):
+    """A decoder of real widths and few layers: clusters, slices and splits as in a large model."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 4096, "intermediate_size": 14336} if not REHEARSAL else SIZES
+    config = LlamaConfig(
+        **{**size, "num_hidden_layers": 2},
+        vocab_size=32000 if not REHEARSAL else 96,
+        num_attention_heads=32 if not REHEARSAL else 4,
+        num_key_value_heads=8 if not REHEARSAL else 2,
+        max_position_embeddings=4096,
+    )
+    return LlamaForCausalLM(config).eval().to(DEVICE, dtype)
+
+
+def random_ids(rows: int, tokens: int, vocabulary: int = 96):
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(2, vocabulary, (rows, tokens), generator=generator).to(DEVICE)
+
+
+def engine_logits(session: DecodeSession, ids, adapters=()):
+    """Logits [steps, rows, V] of a batch from empty caches; two runs use and reuse a graph."""
+    count, steps = ids.shape
+    assert session.plan().engine == "dive._C", session.plan()
+    rows = session._rows
+    rows.reserve(count, steps)
+    for row in range(count):
+        rows.engine.start_row(row, 0, 0)
+    for row, adapter in enumerate(adapters):
+        rows.engine.steer_row(row, session._steering(adapter))
+    every = []
+    for step in range(steps):
+        out = torch.zeros(count, rows.spec.vocabulary, device=DEVICE)
+        following = rows.step(torch.arange(count), ids[:, step].contiguous(), out)
+        assert torch.equal(following, out.argmax(-1))
+        every.append(out)
+    return torch.stack(every)
+
+
+@pytest.mark.parametrize("with_adapter", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float32_logits_are_those_of_transformers(family, with_adapter):
+    torch.backends.cuda.matmul.allow_tf32 = False
+    model = small(family)
+    adapter = randomised(model, strength=0.3) if with_adapter else None
+    ids = random_ids(1, PROMPT + STEPS)
+    got = forced(DecodeSession(model), ids, PROMPT, adapter)
+    with torch.no_grad(), steered(model, adapter):
+        want = all_logits(model, {"input_ids": ids})[0, PROMPT:]
+    assert distance(got, want) < 1e-5
+
+
+@pytest.mark.parametrize("with_adapter", [False, True])
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3", "wide"])
+def test_half_precision_loses_no_more_than_transformers(family, dtype, with_adapter):
+    torch.backends.cuda.matmul.allow_tf32 = False
+    model = wide(dtype) if family == "wide" else small(family, dtype)
+    exact = copy.deepcopy(model).float()
+    adapter = randomised(model, strength=0.3) if with_adapter else None
+    ids = random_ids(1, PROMPT + STEPS, model.config.get_text_config().vocab_size)
+    with torch.no_grad(), steered(exact, adapter):
+        truth = exact(input_ids=ids).logits[0, PROMPT:]
+    got = forced(DecodeSession(model), ids, PROMPT, adapter)
+    theirs = []
+    with torch.no_grad(), steered(model, adapter):
+        cache = model(input_ids=ids[:, :PROMPT], use_cache=True).past_key_values
+        for step in range(PROMPT, PROMPT + STEPS):
+            one = model(input_ids=ids[:, step : step + 1], past_key_values=cache)
+            theirs.append(one.logits[0])
+    assert distance(got, truth) <= 1.1 * distance(torch.cat(theirs), truth)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 16, 33, 64] if not REHEARSAL else [1, 5])
+def test_rows_of_a_batch_are_what_they_are_alone(count):
+    """Each row with its own adapter or none; products by tensor cores from five rows on."""
+    model = wide(HALVES[0])
+    adapters = [randomised(model, seed=s, strength=0.4) for s in (1, 2)] + [None]
+    session = DecodeSession(model)
+    ids = random_ids(count, 6, model.config.vocab_size)
+    own = [adapters[row % 3] for row in range(count)]
+    together = engine_logits(session, ids, own)
+    for row in range(min(count, 3)):
+        alone = engine_logits(session, ids[row : row + 1], own[row : row + 1])
+        assert distance(together[:, row], alone[:, 0]) < 2e-2
+
+
+def test_two_runs_are_equal_and_adapters_change_between_replays():
+    model = wide(HALVES[0])
+    session = DecodeSession(model)
+    ids = random_ids(2, 8, model.config.vocab_size)
+    first = randomised(model, seed=1, strength=0.4)
+    second = randomised(model, seed=2, strength=0.4)
+    one = engine_logits(session, ids, [first, second])
+    other = engine_logits(session, ids, [second, first])
+    assert torch.equal(one, engine_logits(session, ids, [first, second]))
+    plain = engine_logits(session, ids)
+    assert distance(one, plain) > 1e-2 and distance(one, other) > 1e-2
+    session._rows.engine.steer_row(0, None)
+    assert torch.equal(plain, engine_logits(session, ids))
+
+
+@pytest.mark.parametrize("context", [70, 1000, 3000] if not REHEARSAL else [70])
+def test_long_contexts_are_cut_into_shares(context):
+    model = wide(HALVES[0])
+    exact = copy.deepcopy(model).float()
+    ids = random_ids(1, context + 4, model.config.vocab_size)
+    with torch.no_grad():
+        truth = exact(input_ids=ids).logits[0, context:]
+        theirs = model(input_ids=ids).logits[0, context:]
+    got = forced(DecodeSession(model), ids, context)
+    assert distance(got, truth) <= 1.2 * distance(theirs, truth)  # theirs is one prefill here
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_generate_writes_what_transformers_writes(sample):
+    """In float32 without TF32; random models tie now and then: nine tokens of ten."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    model = small("gemma3")
+    adapter = randomised(model, strength=0.3)
+    ids = random_ids(3, 12)
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    how = {"max_new_tokens": 40, "do_sample": sample, "eos_token_id": 7, "pad_token_id": 0}
+    torch.manual_seed(5)
+    with steered(model, adapter):
+        want = model.generate(input_ids=ids, attention_mask=mask, **how)
+    torch.manual_seed(5)
+    session = DecodeSession(model, adapter)
+    got = session.generate(input_ids=ids, attention_mask=mask, **how)
+    assert session.plan(**how).engine == "dive._C"
+    length = min(got.shape[1], want.shape[1])
+    assert (got[:, :length] == want[:, :length]).float().mean() > 0.9
+
+
+@pytest.mark.skipif(REHEARSAL, reason="there are no streams on a CPU")
+def test_the_engine_works_on_torchs_current_stream():
+    model = small("llama", HALVES[0])
+    session = DecodeSession(model)
+    ids = random_ids(1, 12)
+    want = engine_logits(session, ids)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)  # what is put behind must wait for it
+        late = (ids + 0).contiguous()
+        got = engine_logits(session, late)
+    torch.cuda.current_stream().wait_stream(stream)
+    assert torch.equal(got, want)
+    with pytest.raises(RuntimeError, match="cannot be captured"):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            session._rows.step(torch.tensor([0]), ids[:, 0].contiguous())
+
+
+@pytest.mark.skipif(REHEARSAL, reason="there is no memory of a GPU")
+def test_no_second_copy_of_the_weights():
+    model = wide(HALVES[0])
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    torch.cuda.synchronize()
+    before = torch.cuda.mem_get_info()[0]
+    session = DecodeSession(model)
+    engine_logits(session, random_ids(1, 4, model.config.vocab_size))
+    torch.cuda.synchronize()
+    assert before - torch.cuda.mem_get_info()[0] < weights / 4
