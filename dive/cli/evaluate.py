@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dive.cli.options import (
+    DropComparisonsOption,
     ImagesRootOption,
     JsonOption,
     ReadOption,
@@ -76,6 +77,16 @@ def evaluate(
     radgraph_weights: Annotated[
         Path | None, typer.Option(help="RadGraph: folder or archive; default its own cache.")
     ] = None,
+    radgraph_encoder: Annotated[
+        Path | None,
+        typer.Option(
+            help="RadGraph: folder of the BERT model that its config.json names, if that is not "
+            "in the Hugging Face cache."
+        ),
+    ] = None,
+    radgraph_python: Annotated[
+        str | None, typer.Option(help="RadGraph: another Python that has the package.")
+    ] = None,
     radgraph_case_sensitive: Annotated[
         bool, typer.Option("--radgraph-case-sensitive", help="As radgraph 0.1.18 from PyPI.")
     ] = False,
@@ -88,6 +99,7 @@ def evaluate(
     split: SplitOption = None,
     images_root: ImagesRootOption = None,
     reports_root: ReportsRootOption = None,
+    drop_comparisons: DropComparisonsOption = False,
     read: ReadOption = None,
     allow_missing: Annotated[
         bool,
@@ -106,13 +118,16 @@ def evaluate(
     sources: dict[str, Any] = {}
     if "radgraph" in asked:
         sources["radgraph"] = radgraph_annotations or RadGraph(
-            radgraph_model, weights=radgraph_weights
+            radgraph_model,
+            weights=radgraph_weights,
+            encoder=radgraph_encoder,
+            python=radgraph_python,
         )
         sources["radgraph_case_sensitive"] = radgraph_case_sensitive
     if "chexbert" in asked:
         sources["chexbert"] = CheXbert(chexbert_weights, chexbert_tokenizer)
     rows = _predictions(predictions)
-    options = reading(split, images_root, reports_root, False, read)
+    options = reading(split, images_root, reports_root, drop_comparisons, read)
     truth = _references(references, target, options)
     files = {predictions: rows}
     if baseline is not None:

@@ -12,9 +12,14 @@ from rich.text import Text
 
 from dive.cli.options import (
     BackboneOption,
+    DropComparisonsOption,
+    ImagesRootOption,
     ImageTokensOption,
     JsonOption,
     PromptOption,
+    ReadOption,
+    ReportsRootOption,
+    SplitOption,
     StudiesOption,
     TargetOption,
     TemplateOption,
@@ -23,6 +28,7 @@ from dive.cli.options import (
     open_all,
     open_backbone,
     quiet_libraries,
+    reading,
 )
 from dive.errors import DiveError
 
@@ -145,6 +151,11 @@ def prompt(
     ] = "2",
     target: TargetOption = "findings",
     prompt: PromptOption = None,
+    split: SplitOption = None,
+    images_root: ImagesRootOption = None,
+    reports_root: ReportsRootOption = None,
+    drop_comparisons: DropComparisonsOption = False,
+    read: ReadOption = None,
     max_image_tokens: ImageTokensOption = None,
     template: TemplateOption = None,
     study: Annotated[str | None, typer.Option(help="Id of the query; default the first.")] = None,
@@ -154,7 +165,8 @@ def prompt(
     from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS, Prompter
     from dive.teacher import Demonstrations
 
-    rows = open_all(studies, target=target)
+    options = reading(split, images_root, reports_root, drop_comparisons, read)
+    rows = open_all(studies, target=target, **options)
     query = rows[0] if study is None else next((row for row in rows if row.id == study), None)
     if query is None:
         raise DiveError(f"{studies}: there is no study {study!r}")
