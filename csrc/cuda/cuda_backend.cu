@@ -9,6 +9,7 @@
 
 #include "cuda/add_and_norm.h"
 #include "cuda/attention.h"
+#include "cuda/device_steering.h"
 #include "cuda/ends.h"
 #include "cuda/product.h"
 #include "cuda/runtime.h"
@@ -22,50 +23,6 @@ using cpu::Steering;
 constexpr std::size_t kSharedLimit = 96 * 1024;
 
 NormView view_of(const NormSpec& norm) { return {norm.weight, norm.dtype == DType::f32}; }
-
-// One layer's steering weights on the device.
-class DeviceSteering {
- public:
-  DeviceSteering(const Steering& from, cudaStream_t stream) {
-    const auto rank = static_cast<std::size_t>(from.rank());
-    const auto width = static_cast<std::size_t>(from.width());
-    const auto item = static_cast<std::size_t>(size_of(from.dtype()));
-    const std::size_t matrix = rank * width * item, floats = (rank + width) * sizeof(float);
-    std::vector<unsigned char> host(2 * matrix + floats);
-    const auto copy = [&](std::size_t to, const void* source, std::int64_t index) {
-      std::memcpy(
-          host.data() + to * item,
-          static_cast<const unsigned char*>(source) + static_cast<std::size_t>(index) * item, item);
-    };
-    for (std::size_t r = 0; r < rank; ++r) {
-      for (std::size_t i = 0; i < width; ++i) {
-        const auto row = static_cast<std::int64_t>(r), column = static_cast<std::int64_t>(i);
-        copy(r * width + i, from.down(), from.down_index(row, column));
-        copy((rank + r) * width + i, from.up(), from.up_index(row, column));
-      }
-    }
-    std::memcpy(host.data() + 2 * matrix, from.fixed(), width * sizeof(float));
-    std::memcpy(host.data() + 2 * matrix + width * sizeof(float), from.down_bias(),
-                rank * sizeof(float));
-    memory_.grow(host.size(), "an adapter");
-    check(cudaMemcpyAsync(memory_.data(), host.data(), host.size(), cudaMemcpyHostToDevice, stream),
-          "copy of an adapter");
-    view_.down = memory_.data();
-    view_.up = memory_.data() + matrix;
-    view_.fixed = reinterpret_cast<const float*>(memory_.data() + 2 * matrix);
-    view_.down_bias = view_.fixed + width;
-    view_.scale = from.scale();
-    view_.eps = from.eps();
-    view_.rank = static_cast<int>(rank);
-    view_.activation = from.activation();
-    view_.norm_preserving = from.norm_preserving();
-  }
-  const SteerView& view() const { return view_; }
-
- private:
-  Buffer<unsigned char> memory_;
-  SteerView view_;
-};
 
 class CudaBackend final : public Backend {
  public:
@@ -147,7 +104,7 @@ class CudaBackend final : public Backend {
 
   Buffer<SteerView> steering_;  // [row][layer]
   std::vector<std::vector<std::shared_ptr<DeviceSteering>>> row_steering_;
-  std::map<std::uint64_t, std::weak_ptr<DeviceSteering>> known_steering_;
+  KnownSteerings known_steering_;
   int max_rank_ = 0;  // of all that was in use: graphs hold it
 };
 
@@ -246,12 +203,7 @@ void CudaBackend::steer_row(std::int64_t row, const std::vector<const Steering*>
   std::vector<std::shared_ptr<DeviceSteering>> own;
   for (std::size_t l = 0; l < layers.size(); ++l) {
     if (layers[l] == nullptr) continue;
-    std::weak_ptr<DeviceSteering>& known = known_steering_[layers[l]->id()];
-    std::shared_ptr<DeviceSteering> steering = known.lock();
-    if (steering == nullptr) {
-      steering = std::make_shared<DeviceSteering>(*layers[l], queue_.stream);
-      known = steering;
-    }
+    std::shared_ptr<DeviceSteering> steering = known_steering_.get(*layers[l], queue_.stream);
     views[l] = steering->view();
     own.push_back(std::move(steering));
     if (views[l].rank > max_rank_) {
@@ -262,9 +214,7 @@ void CudaBackend::steer_row(std::int64_t row, const std::vector<const Steering*>
   const auto count = static_cast<std::int64_t>(views.size());
   copy(steering_.data() + row * count, views.data(), count, cudaMemcpyHostToDevice);
   row_steering_[static_cast<std::size_t>(row)] = std::move(own);
-  for (auto it = known_steering_.begin(); it != known_steering_.end();) {
-    it = it->second.expired() ? known_steering_.erase(it) : std::next(it);
-  }
+  known_steering_.forget_unused();
 }
 
 void CudaBackend::run(const StepInput& input, const std::function<void()>& schedule) {
@@ -423,46 +373,7 @@ void CudaBackend::predict() {
   run_predict(queue_, spec_.dtype, a, static_cast<int>(count_));
 }
 
-// What the kernels' loads of 16 bytes want of a matrix, in words; empty where all is well.
-std::string misfit(const std::string& name, const LinearSpec& linear, DType dtype) {
-  const auto address = reinterpret_cast<std::uintptr_t>(linear.weight);
-  if (linear.columns % 8 != 0 || linear.stride * size_of(dtype) % 16 != 0 || address % 16 != 0) {
-    return name + " has rows of " + std::to_string(linear.columns) +
-           " numbers that do not start at multiples of 16 bytes";
-  }
-  return "";
-}
-
 }  // namespace
-
-std::string unsupported(const ModelSpec& spec, int device) {
-  int devices = 0, major = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || device >= devices) {
-    cudaGetLastError();
-    return "CUDA finds no device " + std::to_string(device);
-  }
-  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
-      major < 8) {
-    return "its GPU is older than compute capability 8.0";
-  }
-  if (spec.head_width % 8 != 0 || spec.head_width > kMaxHeadWidth) {
-    return "its heads have " + std::to_string(spec.head_width) +
-           " numbers; on a GPU this wants a multiple of 8, up to " + std::to_string(kMaxHeadWidth);
-  }
-  std::string reason = misfit("the head", spec.head, spec.dtype);
-  for (std::size_t l = 0; l < spec.layers.size() && reason.empty(); ++l) {
-    const LayerSpec& layer = spec.layers[l];
-    const std::string at = "layers." + std::to_string(l) + ".";
-    const std::pair<const char*, const LinearSpec*> linears[] = {
-        {"query", &layer.query},   {"key", &layer.key},   {"value", &layer.value},
-        {"output", &layer.output}, {"gate", &layer.gate}, {"up", &layer.up},
-        {"down", &layer.down}};
-    for (const auto& [name, linear] : linears) {
-      if (reason.empty()) reason = misfit(at + name, *linear, spec.dtype);
-    }
-  }
-  return reason;
-}
 
 std::unique_ptr<Backend> make_backend(ModelSpec spec, int device) {
   return std::make_unique<CudaBackend>(std::move(spec), device);
