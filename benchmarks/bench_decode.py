@@ -2,7 +2,7 @@
 
     python -m pytest benchmarks/bench_decode.py --benchmark-only     a look at each, on a CPU
     python -m benchmarks.bench_decode                                results/cpu-decode.json
-    python -m benchmarks.bench_decode --device cuda                  see benchmarks/decode_pairs.py
+    python -m benchmarks.bench_decode --pairs                        see benchmarks/decode_pairs.py
 
 On a CPU: random weights, one sequence, a prompt of 64 tokens, greedy. Times are the thread's own
 CPU clock (the machine may be busy), one thread, from the first new token to the last, so that the
@@ -33,7 +33,12 @@ from dive.decode import DecodeSession
 
 PROMPT, NEW = (8, 5) if TOY else (64, 33)
 READ_BYTES = 1 << (20 if TOY else 30)
-CASES = [("512x12", "bfloat16"), ("512x12", "float32"), ("1536x16", "bfloat16")]
+CASES = [
+    ("512x12", "bfloat16"),
+    ("512x12", "float32"),
+    ("1536x16", "bfloat16"),
+    ("1536x16", "float32"),
+]
 
 
 class Clock:
@@ -163,11 +168,11 @@ def measure_all() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default=timing.default_device().type)
-    parser.add_argument("--real-sizes", action="store_true", help="the GPU's models on a CPU too")
+    parser.add_argument("--pairs", action="store_true", help="as on a GPU: every way in pairs")
     parser.add_argument("--minutes", type=float, help="begin no case after so many")
     parser.add_argument("--again", action="store_true", help="measure what is there already")
     options = parser.parse_args()
-    if options.device == "cpu" and not options.real_sizes:
+    if options.device == "cpu" and not options.pairs:
         measure_all()
         return
     from benchmarks import decode_pairs

@@ -51,7 +51,9 @@ class CompiledLoop:
         if TOY:
             self.compiled = torch.compile(self._step, backend="eager", fullgraph=True)
         else:
-            options: dict[str, Any] = {"triton.cudagraphs": True, "coordinate_descent_tuning": True}
+            options: dict[str, Any] = {}
+            if model.device.type == "cuda":
+                options = {"triton.cudagraphs": True, "coordinate_descent_tuning": True}
             self.compiled = torch.compile(self._step, fullgraph=True, options=options)
 
     def _step(self, tokens: Tensor, positions: Tensor) -> Tensor:

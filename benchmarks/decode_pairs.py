@@ -1,10 +1,11 @@
-"""Decoding with a model of real size: every way beside the session, in interleaved pairs.
+"""Decoding: every way beside the session, in interleaved pairs, several rows and adapters too.
 
 A way is a function of the number of new tokens. A token's time is that of a call with NEW tokens,
 less the median of calls with one (the prompt), over NEW - 1; ratios are those of calls that ran one
 after the other, in turns of order, and stand with a 95% interval. What `DecodeSession.plan` says
 ran is written beside each. The floor is the bytes that a step must read over the best rate at which
-this device reads memory (sum, maximum or matrix-vector product over 4 GiB) in the same run.
+this device reads memory in the same run: sum, maximum or matrix-vector product over 4 GiB, on a CPU
+over 1 GiB.
 """
 
 import gc
@@ -20,20 +21,23 @@ from transformers import StaticCache
 import dive
 from benchmarks import timing
 from benchmarks.compiled_loop import CompiledLoop
-from benchmarks.decode_models import SHAPES, adapter_for, build, step_bytes
+from benchmarks.decode_models import adapter_for, build, step_bytes
 from benchmarks.timing import TOY
 from dive.decode import DecodeSession
 
-CONTEXT = 12 if TOY else 1024
-READ_BYTES = 1 << (20 if TOY else 32)
+# by kind of device: tokens in the prompt, what is read to measure the rate of reading
+CONTEXT = {"cuda": 1024, "cpu": 12 if TOY else 64}
+READ_BYTES = {"cuda": 1 << 32, "cpu": 1 << (20 if TOY else 30)}
 SECONDS_A_WAY = 1 if TOY else 90  # for the pairs; at least 4, 3 at toy size
 ADAPTERS = 4
+CPU_SHAPES = ("512x12", "1536x16")
 
 Way = Callable[[int], Any]
 
 
 class Case(NamedTuple):
     shape: str
+    dtype: str
     batch: int
     way: str
     beside: str  # the way it is paired with
@@ -41,20 +45,27 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.shape}, batch {self.batch}: {self.way}"
+        kind = "" if self.dtype == "bfloat16" else f" {self.dtype}"
+        return f"{self.shape}{kind}, batch {self.batch}: {self.way}"
 
 
-def cases() -> Iterator[Case]:
+def cases(device: str) -> Iterator[Case]:
     """8B at batch 1 first. Compiled ways come last: attaching an adapter resets the compiler."""
-    for shape in ("Llama-3-8B", "Qwen2.5-7B", "Gemma-3-4B"):
-        for batch in (1, 2) if TOY else (1, 8, 32):
+    shapes = [("Llama-3-8B", "bfloat16"), ("Qwen2.5-7B", "bfloat16"), ("Gemma-3-4B", "bfloat16")]
+    batches: tuple[int, ...] = (1, 2) if TOY else (1, 8, 32)
+    if device == "cpu" and not TOY:
+        shapes = [(shape, dtype) for shape in CPU_SHAPES for dtype in ("bfloat16", "float32")]
+        batches = (1, 4)
+    for shape, dtype in shapes:
+        for batch in batches:
+            size = shape, dtype, batch
             ways = [
-                Case(shape, batch, "session, steered", "session", 24),
-                Case(shape, batch, "session, 4 adapters", "session, steered", 24),
-                Case(shape, batch, "transformers, steered by hooks", "session, steered", 4),
-                Case(shape, batch, "transformers", "session", 4),
-                Case(shape, batch, "transformers, static + compile", "session", 12),
-                Case(shape, batch, "compiled loop", "session", 12),
+                Case(*size, "session, steered", "session", 24),
+                Case(*size, "session, 4 adapters", "session, steered", 24),
+                Case(*size, "transformers, steered by hooks", "session, steered", 4),
+                Case(*size, "transformers", "session", 4),
+                Case(*size, "transformers, static + compile", "session", 12),
+                Case(*size, "compiled loop", "session", 12),
             ]
             if batch == 1:
                 del ways[1]
@@ -66,9 +77,9 @@ def cases() -> Iterator[Case]:
 class Bench:
     """One model on one device, and the ways to decode with it."""
 
-    def __init__(self, shape: str, dtype: torch.dtype, device: torch.device) -> None:
-        self.shape, self.device = shape, device
-        self.model = build(shape, dtype, device, context=CONTEXT + 512)
+    def __init__(self, shape: str, dtype: str, device: torch.device) -> None:
+        self.key, self.device, self.context = (shape, dtype), device, CONTEXT[device.type]
+        self.model = build(shape, getattr(torch, dtype), device, context=self.context + 512)
         self.adapters = [adapter_for(self.model, seed) for seed in range(ADAPTERS)]
         self.rates = read_rates(device)
         self.plan: dict[str, Any] = {}
@@ -77,13 +88,13 @@ class Bench:
         """Raises where this way cannot be taken."""
         torch.manual_seed(batch)
         vocabulary = self.model.config.vocab_size
-        ids = torch.randint(5, vocabulary, (batch, CONTEXT), device=self.device)
+        ids = torch.randint(5, vocabulary, (batch, self.context), device=self.device)
         given = {"attention_mask": torch.ones_like(ids), "do_sample": False}
         if name == "compiled loop":
-            loop = CompiledLoop(self.model, batch, CONTEXT + new)
+            loop = CompiledLoop(self.model, batch, self.context + new)
             return lambda count: loop.generate(ids, count)
         if name == "transformers, static + compile":
-            cache = StaticCache(self.model.config, max_cache_len=CONTEXT + new)
+            cache = StaticCache(self.model.config, max_cache_len=self.context + new)
 
             def static(count: int) -> Any:
                 cache.reset()
@@ -110,8 +121,9 @@ class Bench:
 
 
 def read_rates(device: torch.device) -> dict[str, float]:
-    """GB/s of reading READ_BYTES, by several ways to read."""
-    memory = torch.ones(READ_BYTES // 4, device=device)
+    """GB/s of reading, by several ways to read."""
+    size = READ_BYTES[device.type]
+    memory = torch.ones(size // 4, device=device)
     half = memory.view(torch.bfloat16)
     matrix, vector = half.view(-1, 4096), torch.ones(4096, dtype=torch.bfloat16, device=device)
     functions: dict[str, timing.Call] = {
@@ -121,7 +133,7 @@ def read_rates(device: torch.device) -> dict[str, float]:
     }
     times = timing.interleaved(functions, 2 if TOY else 11, device)
     clock = timing.clock(device)
-    return {name: READ_BYTES / one[clock] / 1e9 for name, one in times.items()}
+    return {name: size / one[clock] / 1e9 for name, one in times.items()}
 
 
 def measure(bench: Bench, case: Case) -> dict[str, Any]:
@@ -131,18 +143,17 @@ def measure(bench: Bench, case: Case) -> dict[str, Any]:
     found: dict[str, Any] = {
         "case": case.name,
         **case._asdict(),
-        "dtype": str(bench.model.dtype).removeprefix("torch."),
-        "context": CONTEXT,
+        "context": bench.context,
         "new_tokens": new,
     }
-    needed = step_bytes(bench.model, bench.adapters[0], case.batch, CONTEXT + new // 2)
+    needed = step_bytes(bench.model, bench.adapters[0], case.batch, bench.context + new // 2)
     rate = max(bench.rates.values())
     floor = (needed["weights"] + needed["cache"]) / rate / 1e6
     found |= {"bytes_a_step": needed, "read_GB_s": bench.rates, "floor_ms": floor}
     bench.plan = {}
     try:
         ways = [bench.way(name, case.batch, new) for name in (case.beside, case.way)]
-        beside, own, ratios = pairs(ways, bench.device, case.pairs, new)
+        beside, own, ratios = pairs(ways, bench, case.pairs, new)
     except Exception as error:
         text = " ".join(str(error).split())
         found["not_run"] = f"{type(error).__name__}: {text}"[:400]
@@ -159,19 +170,23 @@ def measure(bench: Bench, case: Case) -> dict[str, Any]:
     return found
 
 
-def pairs(
-    ways: list[Way], device: torch.device, wanted: int, new: int
-) -> tuple[float, float, list[float]]:
+def pairs(ways: list[Way], bench: Bench, wanted: int, new: int) -> tuple[float, float, list[float]]:
     """ms a token of both, medians; and of each pair the second's time over the first's."""
 
+    on_gpu = bench.device.type == "cuda"
+    clock = time.perf_counter if on_gpu else time.thread_time
+
     def seconds(way: Way, count: int) -> float:
-        _synchronize(device)
-        start = time.perf_counter()
+        if on_gpu:
+            torch.cuda.synchronize()
+        start = clock()
         tokens = way(count)
-        _synchronize(device)
-        taken = time.perf_counter() - start
-        if tokens.shape[1] != CONTEXT + count:
-            raise RuntimeError(f"{tokens.shape[1] - CONTEXT} tokens came, want {count}")
+        if on_gpu:
+            torch.cuda.synchronize()
+        taken = clock() - start
+        came = tokens.shape[1] - bench.context
+        if came != count:
+            raise RuntimeError(f"{came} tokens came, want {count}")
         return taken
 
     prompt = []
@@ -190,28 +205,22 @@ def pairs(
     return statistics.median(taken[0]), statistics.median(taken[1]), ratios
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def run(device: torch.device, *, again: bool = False, minutes: float | None = None) -> None:
-    """<device>-decode.json, way by way."""
-    head = {
-        "what": "ms a token, greedy, bfloat16; medians of interleaved pairs",
-        "context": CONTEXT,
-    }
-    name = f"{timing.short_name(device)}-decode"
+    """<device>-decode-pairs.json, way by way."""
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    clock = "" if device.type == "cuda" else ", CPU time of one thread"
+    head = {"what": f"ms a token, greedy, medians of interleaved pairs{clock}"}
+    name = f"{timing.short_name(device)}-decode-pairs"
     record = timing.Record(name, head, device, again=again, minutes=minutes)
     bench: Bench | None = None
-    for case in cases():
-        assert case.shape in SHAPES
+    for case in cases(device.type):
         if not record.wanted(case.name):
             continue
-        if bench is None or bench.shape != case.shape:
+        if bench is None or bench.key != (case.shape, case.dtype):
             bench = None
             _free()
-            bench = Bench(case.shape, torch.bfloat16, device)
+            bench = Bench(case.shape, case.dtype, device)
         record.add(measure(bench, case))
         _free()
     print(record.close())

@@ -38,23 +38,25 @@ def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
 
 def origin(name: str, result: Result) -> list[str]:
     """Which machine, versions and commit a file is of."""
-    old = result.get("machine", {})
-    machine = {"processor": old} if isinstance(old, str) else old
+    machine = result.get("machine", {})
+    machine = {"processor": machine} if isinstance(machine, str) else machine
+    result = {**machine, **result}
     versions = result.get("versions") or {}
-    device = result.get("device") or machine.get("processor") or "unknown"
-    cores = result.get("cores") or machine.get("cpus") or machine.get("cores")
+    device = result.get("device") or result.get("processor") or "unknown"
+    cores = result.get("cores")
     said = [str(device)]
     said += [f"{cores} cores"] if cores and "device" in result and "host" not in result else []
     for package in ("torch", "triton", "transformers", "python"):
-        version = result.get(package) or versions.get(package) or machine.get(package)
+        version = result.get(package) or versions.get(package)
         said += [f"{package} {version}"] if version else []
     said += [f"commit {result['commit'][:9]}"] if result.get("commit") else []
     said += [str(result["date"])] if result.get("date") else []
     said += [f"load {result['load_1min']}"] if "load_1min" in result else []
     what = str(result.get("what") or result.get("about") or result.get("command") or "")
-    lines = [f"[{name}](results/{name}.json): {', '.join(said)}.", what.split(";")[0] + ".", ""]
+    lines = [f"[{name}](results/{name}.json): {', '.join(said)}."]
+    lines += [what.split(";")[0] + ".", ""] if what else [""]
     if result.get("complete") is False:
-        lines[1] += f" Not complete: {result.get('failed') or 'time ran out'}."
+        lines[-2] += f" Not complete: {result.get('failed') or 'time ran out'}."
     return lines
 
 
@@ -118,10 +120,6 @@ def steer(result: Result) -> list[str]:
         lines += [f"**{case['case']}** ({sizes}, {case['dtype']})", ""]
         lines += operator_rows(case, "us", "gb_s") + not_run(case)
     return lines
-
-
-def decode(result: Result) -> list[str]:
-    return decode_pairs(result) if "cases" in result else decode_cpu(result)
 
 
 def decode_cpu(result: Result) -> list[str]:
@@ -241,18 +239,38 @@ def tuning(result: Result) -> list[str]:
     return [f"{len(keys)} keys, of which {beaten} have a better row than the default.", ""]
 
 
+def other(result: Result) -> list[str]:
+    """A file that nothing here is written for: its rows as they are."""
+    rows: list[Result] = next((result[k] for k in ("rows", "results", "cases") if k in result), [])
+    head = list(dict.fromkeys(key for row in rows for key in row))
+    return table(head, [[cell(row.get(key)) for key in head] for row in rows]) if rows else []
+
+
+def cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {cell(one)}" for key, one in value.items())
+    if isinstance(value, list):
+        return ", ".join(cell(one) for one in value)
+    return number(value) if isinstance(value, float) else "" if value is None else str(value)
+
+
 KINDS: dict[str, Callable[[Result], list[str]]] = {
     "cross-entropy": cross_entropy,
     "steer": steer,
-    "decode": decode,
+    "decode": decode_cpu,
+    "decode-pairs": decode_pairs,
     "steer-step": steer_step,
     "distill-run": distill_run,
     "distill": distill,
     "readers": readers,
     "demo-study": study,
     "tune": tuning,
+    "other": other,
     **dict.fromkeys(("build", "test", "peers", "sanitize"), stage),
 }
+
+
+OPERATORS = ("cross-entropy", "steer", "decode")  # each with a plot
 
 
 def kind_of(name: str) -> str:
@@ -263,9 +281,7 @@ def kind_of(name: str) -> str:
         return "tune"
     rest = name.partition("-")[2]
     found = [kind for kind in KINDS if rest == kind or rest.startswith(f"{kind}-")]
-    if not found:
-        raise SystemExit(f"benchmarks/results/{name}.json: report.py knows no such results")
-    return max(found, key=len)
+    return max(found, key=len, default="other")
 
 
 def load(folder: Path = RESULTS) -> dict[str, dict[str, Result]]:
@@ -308,7 +324,11 @@ def render(folder: Path = RESULTS) -> str:
         if not files:
             continue
         lines += [f"## {title}", "", words, ""] if words else [f"## {title}", ""]
-        lines += [f"![{title}](results/{kind}.svg)\n" for kind in kinds if bars(kind, found)]
+        lines += [
+            f"![{title}](results/{kind}.svg)\n"
+            for kind in OPERATORS
+            if kind in kinds and bars(kind, found)
+        ]
         for kind, name, result in files:
             lines += origin(name, result) + KINDS[kind](result)
     return "\n".join([*lines, CLOSING])
@@ -320,7 +340,10 @@ def render(folder: Path = RESULTS) -> str:
 def bars(kind: str, found: dict[str, dict[str, Result]]) -> dict[str, dict[str, float]]:
     """What an operator's plot shows: case, way, and its time over that of dive's."""
     shown: dict[str, dict[str, float]] = {}
-    for name, result in found.get(kind, {}).items():
+    files = found.get(kind, {})
+    if kind == "decode":
+        files = found.get("decode-pairs", {}) | files
+    for name, result in files.items():
         device = name.split("-")[0]
         if kind in ("cross-entropy", "steer"):
             for case in result["cases"][:6]:
@@ -387,7 +410,7 @@ def main() -> None:
     found = load()
     PAGE.write_text(render(), encoding="utf-8")
     print(PAGE)
-    for kind in ("cross-entropy", "steer", "decode"):
+    for kind in OPERATORS:
         shown = bars(kind, found)
         if shown:
             plot(kind, shown, RESULTS / f"{kind}.svg")

@@ -34,7 +34,7 @@ autograd.Function around the same arithmetic, which shows what checks and regist
     ),
     (
         "Decoding",
-        ("decode",),
+        ("decode-pairs", "decode"),
         """The floor is the bytes that a step must read, weights and cache, over the rate at which
 the device reads memory, measured in the same turns. Random weights, greedy.""",
     ),
@@ -48,6 +48,7 @@ ones do not, as between two steps of a real model.""",
     ("Readers", ("readers",), ""),
     ("The built-in world", ("demo-study",), ""),
     ("Tuning of kernels", ("tune",), ""),
+    ("More", ("other",), ""),
     ("GPU stages", ("build", "test", "peers", "sanitize"), ""),
 ]
 

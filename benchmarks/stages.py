@@ -212,7 +212,7 @@ BENCHMARKS = {
     "peers": ("peers", "peers", []),
     "loss": ("bench_cross_entropy", "cross-entropy", []),
     "steer": ("bench_steer", "steer", []),
-    "decode": ("bench_decode", "decode", ["--real-sizes"]),
+    "decode": ("bench_decode", "decode-pairs", ["--pairs"]),
     "distill": ("bench_distill", "distill-run", []),
 }
 ORDER = ("build", "test", "peers", "loss", "steer", "decode", "distill", "sanitize")

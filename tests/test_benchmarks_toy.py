@@ -15,7 +15,7 @@ FILES = {  # what a stage leaves, and what it must say on a CPU
     "cpu-peers": {"complete": True},
     "cpu-cross-entropy": {"complete": True},
     "cpu-steer": {"complete": True},
-    "cpu-decode": {"complete": True},
+    "cpu-decode-pairs": {"complete": True},
     "cpu-distill-run": {"complete": True},
     "cpu-sanitize": {"state": "not run", "complete": False},
 }
@@ -54,7 +54,7 @@ def test_all_stages(tmp_path: Path) -> None:
             found.get(key) for key in ("device", "torch", "versions", "date", "time", "what")
         )
         assert found["commit"] == "toy"
-    ways = json.loads((tmp_path / "cpu-decode.json").read_text())["cases"]
+    ways = json.loads((tmp_path / "cpu-decode-pairs.json").read_text())["cases"]
     assert not [way["not_run"] for way in ways if "not_run" in way]
     assert {way["way"] for way in ways} >= {"session, 4 adapters", "compiled loop"}
     assert all(plan for way in ways for plan in way["plan"].values())
