@@ -5,6 +5,9 @@ import os
 # set before transformers or tokenizers are imported: tests never reach for the network
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# set before torch is imported: its threads wait for each other at every small product, and on a
+# machine that has other work too the same tests then take ten times as long
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 from typing import TYPE_CHECKING
