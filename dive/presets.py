@@ -139,6 +139,11 @@ class DistillConfig:
                 raise DiveError(f"DistillConfig: {name} is {value!r}, want {wanted} {bound}")
         if self.warmup >= 1:
             raise DiveError(f"DistillConfig: warmup is {self.warmup!r}, want a share below 1")
+        for name in ("modifiers", "redraw_demonstrations", "gradient_checkpointing"):
+            if not isinstance(getattr(self, name), bool):
+                raise DiveError(
+                    f"DistillConfig: {name} is {getattr(self, name)!r}, want True or False"
+                )
         if isinstance(self.cache_images, Path):
             self.cache_images = str(self.cache_images)
         if not isinstance(self.cache_images, (bool, str)) or self.cache_images == "":

@@ -100,6 +100,12 @@ def test_one_setting_in_two_places(tiny_llava, tmp_path):
             distill(tiny_llava, "none.jsonl", tmp_path / "a", *more)
 
 
+@pytest.mark.parametrize("name", ["modifiers", "redraw_demonstrations", "gradient_checkpointing"])
+def test_switches_are_true_or_false(name):
+    with pytest.raises(DiveError, match=f"DistillConfig: {name} is 'maybe', want True or False"):
+        dive.DistillConfig(**{name: "maybe"})
+
+
 def test_the_image_cache_is_an_option(tiny_llava, studies_folder, tmp_path):
     studies, cache = studies_folder / "studies.jsonl", tmp_path / "cache"
     said = [
@@ -275,6 +281,30 @@ def test_help_says_what_metrics_take():
         assert option in said
 
 
+def test_a_split_of_references_in_json_lines(pair):
+    command = pair(A)
+    references = command[4]
+    lines = references.read_text().splitlines()
+    references.write_text(
+        "\n".join(
+            json.dumps(json.loads(line) | {"split": name})
+            for line, name in zip(lines, ("val", "train"), strict=True)
+        )
+    )
+    with pytest.raises(DiveError, match="1 ids have no prediction"):
+        call(*command)
+    assert json.loads(call(*command, "--split", "validation", "--json").stdout)["scored"] == 1
+    for split, message in [
+        ("test", "no reference is of the split 'test'"),
+        ("x", "--split is 'x'"),
+    ]:
+        with pytest.raises(DiveError, match=message):
+            call(*command, "--split", split)
+    references.write_text("\n".join(lines))
+    with pytest.raises(DiveError, match="r.jsonl:1: has no 'split', and --split is 'train'"):
+        call(*command, "--split", "train")
+
+
 # demo, inspect
 
 
@@ -285,6 +315,16 @@ def test_values_of_the_demo(option, value, least, tmp_path):
     with pytest.raises(DiveError, match=f"{option} is {value}, want a whole number >= {least}"):
         call("demo", option, value, "--out", tmp_path / "demo")
     assert not (tmp_path / "demo").exists()
+
+
+def test_outputs_that_cannot_be(tiny_llava, studies_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DiveError, match="cannot write into file: File exists"):
+        call("demo", "--out", "file")
+    with pytest.raises(DiveError, match=r"\. is a folder; wants the name of a file"):
+        call("generate", "--backbone", tiny_llava, "--studies", studies_folder / "studies.jsonl",
+             "--out", ".")  # fmt: skip
 
 
 def test_a_tokenizer_that_is_not_there(tmp_path):

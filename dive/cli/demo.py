@@ -26,6 +26,10 @@ def demo(
     for name, value, least in (("--hospital", seed, 0), ("--test", test, 1), ("--steps", steps, 1)):
         if value < least:
             raise DiveError(f"{name} is {value}, want a whole number >= {least}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiveError(f"cannot write into {out}: {error.strerror}") from error
     run.main(out, seed=seed, test=test, steps=steps, console=Console())
 
 

@@ -253,17 +253,28 @@ def _references(spec: str, target: str, options: dict[str, Any]) -> dict[str, st
     """Reports by id. Images are neither needed nor looked for."""
     from dive.data import Study, check_target
     from dive.data.open import parse_spec
+    from dive.data.reading import SPLITS
 
     check_target(target)
     kind, path = parse_spec(spec)
     if kind != "jsonl":
         found = open_all(spec, target=target, **options | {"check_files": False})
         return {study.id: study.report(target) for study in found}
+    # the readers of JSON lines want the images to be there; of their options this one is left
+    split = options.pop("split", None)
+    if split is not None and split.casefold() not in SPLITS:
+        raise DiveError(f"--split is {split!r}; wants one of {', '.join(SPLITS)}")
     given = [name for name, value in options.items() if value not in (None, False)]
     if given:
         raise DiveError(f"{spec}: is JSON lines, for which {', '.join(given)} has no use")
     reports: dict[str, str] = {}
     for number, row in _lines(path):
+        if split is not None:
+            own = row.get("split")
+            if not isinstance(own, str):
+                raise DiveError(f"{path}:{number}: has no 'split', and --split is {split!r}")
+            if SPLITS.get(own.casefold(), own) != SPLITS[split.casefold()]:
+                continue
         name = row.get("id")
         if not isinstance(name, (str, int)):
             raise DiveError(f'{path}:{number}: "id" is missing')
@@ -275,6 +286,8 @@ def _references(spec: str, target: str, options: dict[str, Any]) -> dict[str, st
                 raise DiveError(f"{path}:{number}: {key!r} wants a text")
         study = Study(id=str(name), images=(), source=f"{path}:{number}", **texts)
         reports[study.id] = study.report(target)
+    if not reports:
+        raise DiveError(f"{path}: no reference is of the split {split!r}")
     return reports
 
 

@@ -70,10 +70,10 @@ class JsonlWriter:
 
     def __init__(self, path: str | Path, *, run: Mapping | None = None) -> None:
         self.path = Path(path)
-        self.partial = self.path.with_name(self.path.name + ".partial")
-        self._run_path = self.path.with_name(self.path.name + ".partial.run")
         if self.path.is_dir():
             raise DiveError(f"{self.path} is a folder; wants the name of a file to write")
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self._run_path = self.path.with_name(self.path.name + ".partial.run")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
