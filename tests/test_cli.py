@@ -146,7 +146,7 @@ def test_skipping_is_counted_and_written(tiny_llava, studies_folder, tmp_path):
         call(*command)
     result = call(*command, "--on-error", "skip")
     assert len(rows(out)) == 5
-    skipped = rows(tmp_path / "skipped.jsonl")
+    skipped = rows(tmp_path / "reports.skipped.jsonl")
     assert {row["source"].rsplit(":", 1)[1] for row in skipped} == {"1", "4"}
     assert "2 skipped" in result.stderr
     adapter = tmp_path / "adapter"

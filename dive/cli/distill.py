@@ -184,7 +184,7 @@ def distill(
         return  # under torchrun every rank has the same adapter, and the first one writes it
     adapter.save_pretrained(out)
     remove_checkpoints(out / "checkpoints")
-    note = write_skipped(skipped, out)
+    note = write_skipped(skipped, out / "skipped.jsonl")
     facts = adapter.metadata["distillation"]
     if as_json:
         answer = {"adapter": str(out), "parameters": adapter.num_parameters()}

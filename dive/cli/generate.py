@@ -141,10 +141,10 @@ def generate(
                 )
         written = len(writer.done)
         if not written:
-            write_skipped(skipped, out.parent)
+            write_skipped(skipped, out.with_suffix(".skipped.jsonl"))
             raise DiveError(f"no report was written; all {len(skipped)} studies were skipped")
         writer.finish()
-    note = write_skipped(skipped, out.parent)
+    note = write_skipped(skipped, out.with_suffix(".skipped.jsonl"))
     if as_json:
         print(json.dumps({"reports": written, "skipped": len(skipped), "out": str(out)}))
         return

@@ -79,7 +79,9 @@ ImageTokensOption = Annotated[
 OnErrorOption = Annotated[
     str,
     typer.Option(
-        "--on-error", help="fail at the first bad study, or skip it and write skipped.jsonl."
+        "--on-error",
+        help="fail at the first bad study, or skip it and write what was skipped beside the output "
+        "(skipped.jsonl in an adapter's folder, reports.skipped.jsonl beside reports.jsonl).",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
@@ -195,9 +197,8 @@ def demonstrations_of(
     return given
 
 
-def write_skipped(skipped: "Skipped", folder: Path) -> str:
-    """skipped.jsonl beside the output; what to say about it."""
-    path = folder / "skipped.jsonl"
+def write_skipped(skipped: "Skipped", path: Path) -> str:
+    """What was skipped, as JSON lines; what to say about it."""
     if not len(skipped):
         path.unlink(missing_ok=True)  # of an earlier run, it would speak of this one
         return ""
