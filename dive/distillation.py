@@ -25,6 +25,7 @@ from dive.decisive import DecisiveTokens
 from dive.errors import DiveError
 from dive.examples import Examples, survey
 from dive.image_cache import image_cache
+from dive.lexicon import lexicon_version
 from dive.plan import describe
 from dive.presets import DistillConfig
 from dive.progress import JsonLog, ProgressBar
@@ -162,7 +163,9 @@ def distill(
             "steps": steps,
             "seconds": round(time.perf_counter() - start, 1),
             "sources": _sources(examples, checked, teacher),
-            "decisive_source": "dive's lexicon" if annotator is None else annotator.source,
+            "decisive_source": f"the lexicon of dive {lexicon_version()}"
+            if annotator is None
+            else annotator.source,
         }
     }
     return adapter

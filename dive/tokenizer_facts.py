@@ -34,7 +34,7 @@ def special_tokens(tokenizer: Any, image: int | None) -> re.Pattern[str]:
     names |= set(tokenizer.all_special_tokens)
     if image is not None:
         names.add(str(tokenizer.convert_ids_to_tokens(image)))
-    names = {name for name in names if len(name) > 2 and not name.isalnum()}
+    names = {name for name in names if len(name.strip()) > 2 and not name.isalnum()}
     return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
 
 

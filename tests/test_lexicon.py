@@ -1,17 +1,19 @@
 """The lexicon's files, its little language, the user's own files, and headings."""
 
 import random
+import re
 import time
 
 import numpy as np
 import pytest
 
+import dive
 from dive.decisive import find_mentions
 from dive.demo.reports import write_report
 from dive.demo.style import draw_style
 from dive.demo.world import FINDINGS, draw_labels
 from dive.errors import DiveError
-from dive.lexicon import CHEXPERT_CLASSES, OTHER, default_lexicon, load_lexicon
+from dive.lexicon import CHEXPERT_CLASSES, OTHER, default_lexicon, lexicon_version, load_lexicon
 from dive.lexicon.terms import Automaton, expand, longest_first
 
 
@@ -398,3 +400,12 @@ def test_time_is_linear_in_length(part):
     seconds(10)
     # ten times as long may take ten times as long, not a hundred times
     assert seconds(5000) < 40 * max(seconds(500), 0.005)
+
+
+def test_its_version_names_release_and_content():
+    assert re.fullmatch(rf"{re.escape(dive.__version__)} [0-9a-f]{{8}}", lexicon_version())
+    found = dive.evaluate(["Effusion."], ["Effusion."], ["findings"])
+    assert all(
+        f"the lexicon of dive {lexicon_version()}" in found["variants"][name]
+        for name in ("finding_f1", "finding_state_f1")
+    )

@@ -7,10 +7,11 @@ from dive.lexicon.lexicon import (
     Lexicon,
     default_cues,
     default_lexicon,
+    lexicon_version,
     load_lexicon,
 )
 
 __all__ = [
     "CHEXPERT_CLASSES", "OTHER", "Entry", "Lexicon", "default_cues", "default_lexicon",
-    "load_lexicon",
+    "lexicon_version", "load_lexicon",
 ]  # fmt: skip

@@ -1,5 +1,6 @@
 """Entries of the lexicon: read from YAML, extended by the user's own files."""
 
+import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from dive import __version__
 from dive.errors import DiveError
 from dive.lexicon.terms import Automaton, expand
 
@@ -136,6 +138,16 @@ def load_lexicon(*files: str | Path, default: bool = True) -> Lexicon:
 def default_lexicon() -> Lexicon:
     """The built-in lexicon, read once."""
     return load_lexicon()
+
+
+@lru_cache(maxsize=1)
+def lexicon_version() -> str:
+    """Names the built-in lexicon and cues, for what was computed with them ("0.1.0 1f2e3d4c")."""
+    digest = hashlib.sha256()
+    for source in sorted(_HERE.iterdir(), key=lambda file: file.name):
+        if source.name.endswith(".yaml"):
+            digest.update(source.read_bytes())
+    return f"{__version__} {digest.hexdigest()[:8]}"
 
 
 @lru_cache(maxsize=1)

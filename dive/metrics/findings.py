@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from dive.lexicon import lexicon_version
 from dive.metrics.measure import Measure, f1, ratio
 
 _RANK = {"negative": 0, "uncertain": 1, "positive": 2}
@@ -44,10 +45,11 @@ def finding_measure(predictions: Sequence[str], references: Sequence[str]) -> Me
         (said, said_states), (true, true_states) = _sets(prediction, cache), _sets(reference, cache)
         row[:3] = len(said & true), len(said), len(true)
         row[3:] = len(said_states & true_states), len(said_states), len(true_states)
-    variant = "micro over findings of the dive lexicon, uncertain counted as present"
+    lexicon = f"the lexicon of dive {lexicon_version()}"
+    variant = f"micro over findings of {lexicon}, uncertain counted as present"
     variants = dict.fromkeys(_NAMES[:3], f"{variant}, negated and normal statements left out")
     variants["finding_state_f1"] = (
-        "micro over (finding of the dive lexicon, present / uncertain / absent), all mentions"
+        f"micro over (finding of {lexicon}, present / uncertain / absent), all mentions"
     )
     return Measure(rows, _scores, variants, _NAMES)
 
