@@ -74,6 +74,8 @@ _KERNELS = {
 }
 # of the dtype of the stream; what is in neither list is float32
 _STREAMS = {"h", "grad", "grad_h", "out", "bias", "gradient", "stored", "grad_hidden", "states"}
+_STREAMS |= {"mix_out", "mix_in"}
+_SCALED = ("scaled_out", "scaled_in")  # float32 for float16
 _BYTES = ("mask", "labelled", "distilled", "live", "keep")
 _BYTES += ("live_out", "labelled_out", "distilled_out")
 _LONGS = ("target", "targets", "rows", "index", "argmax", "token_class", "class_count")
@@ -99,10 +101,11 @@ def steer_variants(
     round of tokens, or without: the former is the larger code."""
     axes = (architectures, dtypes, ranks, widths, norms, activations, more)
     for architecture, dtype, rank, width, norm, activation, most in itertools.product(*axes):
-        common = (("NORM", norm), ("MASKED", most), ("ACTIVATION", activation))
+        common = (("NORM", norm), ("MASKED", most))
+        active = (*common, ("ACTIVATION", activation))
         for kernel, flags in (
-            ("steer_forward", (*common, ("SAVE", most))),
-            ("steer_backward", (*common, ("ADD", most))),
+            ("steer_forward", (*active, ("SAVE", most))),
+            ("steer_backward", (*active, ("ADD", most))),
             ("steer_parameters", (*common, ("ADD", most))),
             ("steer_reduce", (("NORM", norm),)),
         ):
@@ -182,7 +185,8 @@ def build(variant: Variant) -> Any:
         elif name in _INTEGERS:
             signature[name] = "i32"
         else:
-            kind = _TYPES[variant.dtype] if name in _STREAMS else "fp32"
+            narrow = name in _STREAMS or (name in _SCALED and variant.dtype == torch.bfloat16)
+            kind = _TYPES[variant.dtype] if narrow else "fp32"
             signature[name] = _POINTERS.get(name, f"*{kind}")
         # as in a launch with sizes that are multiples of 16
         if signature[name].startswith("*") or name in _MULTIPLES:

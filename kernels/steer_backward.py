@@ -20,7 +20,7 @@ from dive.kernels.table import configuration, padded_rank
 
 MIB = 2**20
 WORKSPACE_BYTES = 64 * MIB
-_MIXING_BYTES = 16 * MIB  # of the workspace, for what is kept of each token; the rest is slots
+_MIXING_BYTES = 20 * MIB  # of the workspace, for what is kept of each token; the rest is slots
 _PROGRAMS = 512  # of the second kernel: a few for each processor of a large part
 
 
@@ -35,21 +35,21 @@ def _half_range(x, DTYPE: tl.constexpr):
 @triton.jit(do_not_specialize=["first_token", "tokens", "blocks"])
 def backward_kernel(
     grad, h, down, bias, up, static, scale, mask, pre, rstd,
-    grad_h, scaled_out, row_out, bias_part, scale_part,
+    grad_h, mix_out, scaled_out, row_out, bias_part, scale_part,
     first_token, tokens, blocks, width, rank, grad_stride, stride,
     PADDED: tl.constexpr, ACTIVATION: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
     ADD: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """grad_h, and for the tokens from first_token on what the parameters' gradients need:
 
-    scaled_out [., rank] (gradient of pre, times rstd), row_out [., 2] (NORM: the gradient before
-    the norm is row_out[0] * grad - row_out[1] * moved), and one row a block of tokens of
-    bias_part [., rank] and scale_part [.], added to what is there with ADD.
+    mix_out [., rank] (phi(pre)), scaled_out [., rank] (gradient of pre, times rstd), row_out [., 2]
+    (NORM: the gradient before the norm is row_out[0] * grad - row_out[1] * moved), and one row a
+    block of tokens of bias_part [., rank] and scale_part [.], added to what is there with ADD.
     """
     for block in tl.range(tl.program_id(0), blocks, tl.num_programs(0), disable_licm=True):
         _backward_block(
             block, grad, h, down, bias, up, static, scale, mask, pre, rstd,
-            grad_h, scaled_out, row_out, bias_part, scale_part,
+            grad_h, mix_out, scaled_out, row_out, bias_part, scale_part,
             first_token, tokens, width, rank, grad_stride, stride,
             PADDED, ACTIVATION, NORM, MASKED, ADD, BLOCK_T, BLOCK_D,
         )  # fmt: skip
@@ -58,7 +58,7 @@ def backward_kernel(
 @triton.jit
 def _backward_block(
     block, grad, h, down, bias, up, static, scale, mask, pre, rstd,
-    grad_h, scaled_out, row_out, bias_part, scale_part,
+    grad_h, mix_out, scaled_out, row_out, bias_part, scale_part,
     first_token, tokens, width, rank, grad_stride, stride,
     PADDED: tl.constexpr, ACTIVATION: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
     ADD: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -152,11 +152,10 @@ def _backward_block(
         if ADD:
             at_bias += tl.load(slot, mask=r < rank, other=0.0)
         tl.store(slot, at_bias, mask=r < rank)
-        tl.store(
-            scaled_out + local.to(tl.int64)[:, None] * rank + r[None, :],
-            scaled,
-            mask=inside[:, None] & (r < rank)[None, :],
-        )
+        kept = local.to(tl.int64)[:, None] * rank + r[None, :]
+        filled = inside[:, None] & (r < rank)[None, :]
+        tl.store(mix_out + kept, mix, mask=filled)
+        tl.store(scaled_out + kept, rounded(scaled, scaled_out.dtype.element_ty), mask=filled)
     if h.dtype.element_ty == tl.float16:
         narrow, top = _half_range(scaled, tl.float16)
     else:
@@ -202,9 +201,9 @@ def _backward_block(
 
 @triton.jit(do_not_specialize=["first_token", "end", "span"])
 def parameters_kernel(
-    grad, h, up, static, scale, mask, pre, scaled_in, row_in, slots,
+    grad, h, up, static, scale, mask, mix_in, scaled_in, row_in, slots,
     first_token, end, width, rank, span, grad_stride, stride,
-    PADDED: tl.constexpr, ACTIVATION: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
+    PADDED: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
     ADD: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Program (i, j): slots[j], columns of block i, summed over `span` tokens.
@@ -241,9 +240,9 @@ def parameters_kernel(
         g = tl.load(grad + (long * grad_stride)[:, None] + d[None, :], mask=inner, other=0.0)
         x = tl.load(h + (long * stride)[:, None] + d[None, :], mask=inner, other=0.0)
         mix = tl.zeros([BLOCK_T, RANKS], tl.float32).to(h.dtype.element_ty)
+        kept = local[:, None] * rank + r[None, :]
         if PADDED > 0:
-            before = tl.load(pre + long[:, None] * rank + r[None, :], mask=ranked, other=0.0)
-            mix = rounded(phi(before, ACTIVATION), h.dtype.element_ty)
+            mix = tl.load(mix_in + kept, mask=ranked, other=0.0)
         if NORM:
             edit = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
             edit = edit_of(edit, mix, up, static, d, r, width, rank, PADDED)
@@ -257,7 +256,7 @@ def parameters_kernel(
             total += tl.sum(g.to(tl.float32), 0)
         if PADDED > 0:
             at_up = product(tl.trans(mix), g, at_up)
-            scaled = tl.load(scaled_in + local[:, None] * rank + r[None, :], mask=ranked, other=0.0)
+            scaled = tl.load(scaled_in + kept, mask=ranked, other=0.0)
             if h.dtype.element_ty == tl.float16:
                 narrow, top = _half_range(scaled, tl.float16)
                 nothing = tl.zeros([RANKS, BLOCK_D], tl.float32)
@@ -350,7 +349,7 @@ def layout(tokens: int, width: int, rank: int, block_t: int, block_d: int) -> La
     A round ends where what is kept of each token has filled its share of the workspace; the next
     one adds to the same slots.
     """
-    per_token = 4 * (rank + 2)
+    per_token = 4 * (2 * rank + 2)
     per_round = max(block_t, _MIXING_BYTES // per_token // block_t * block_t)
     per_round = min(per_round, triton.cdiv(tokens, block_t) * block_t)
     partials = triton.cdiv(per_round, block_t) * 4 * (rank + 1)
@@ -403,12 +402,14 @@ def backward(
         return x.new_empty(shape, dtype=torch.float32)
 
     slots = room(plan.slots, 2 * rank + 1, width)
-    scaled, bias_part = room(plan.tokens, rank), room(blocks, rank)
+    mix, bias_part = x.new_empty(plan.tokens, rank), room(blocks, rank)
+    # bfloat16 has the range for it, float16 is brought into its own only where it is needed
+    narrow = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
+    scaled = x.new_empty(plan.tokens, rank, dtype=narrow)
     row, scale_part = room(plan.tokens if norm_preserving else 0, 2), room(blocks)
     masked = marks(mask, x)
     shared = {
         "PADDED": padded,
-        "ACTIVATION": activation,
         "NORM": norm_preserving,
         "MASKED": mask is not None,
     }
@@ -418,12 +419,12 @@ def backward(
         add, end = first > 0, min(tokens, first + plan.tokens)
         backward_kernel[grid](
             g, x, down, down_bias, up, static, scale, masked, pre, rstd,
-            grad_h, scaled, row, bias_part, scale_part,
+            grad_h, mix, scaled, row, bias_part, scale_part,
             first, tokens, blocks, width, rank, g.stride(0), x.stride(0),
-            ADD=add, **shared, **rowwise,
+            ACTIVATION=activation, ADD=add, **shared, **rowwise,
         )  # fmt: skip
         parameters_kernel[(triton.cdiv(width, columnwise["BLOCK_D"]), plan.slots)](
-            g, x, up, static, scale, masked, pre, scaled, row, slots,
+            g, x, up, static, scale, masked, mix, scaled, row, slots,
             first, end, width, rank, plan.span, g.stride(0), x.stride(0),
             ADD=add, **shared, **columnwise,
         )  # fmt: skip

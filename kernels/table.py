@@ -35,7 +35,7 @@ def bucket(width: int) -> int:
 def _steer_forward(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
     # 32 tokens halve the L2 traffic of the parameters against 16, and their slab still fits there
     if padded >= 128:
-        return {"BLOCK_T": 16, "BLOCK_D": 32 if wide else 64, "num_warps": 8}
+        return {"BLOCK_T": 16 if wide else 32, "BLOCK_D": 32, "num_warps": 8}
     if wide:
         return {"BLOCK_T": 16, "BLOCK_D": 32 if padded >= 64 else 64, "num_warps": 4}
     return {"BLOCK_T": 32, "BLOCK_D": 64 if padded >= 64 else 128, "num_warps": 4}
@@ -43,22 +43,25 @@ def _steer_forward(capability: int, wide: bool, padded: int, width: int) -> dict
 
 def _steer_backward(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
     if padded >= 128:
-        return {"BLOCK_T": 16, "BLOCK_D": 32, "num_warps": 8}
+        columns = 16 if wide and capability < 90 else 32
+        return {"BLOCK_T": 16, "BLOCK_D": columns, "num_warps": 8}
     if wide:
-        return {"BLOCK_T": 16, "BLOCK_D": 32, "num_warps": 4}
-    return {"BLOCK_T": 32, "BLOCK_D": 64, "num_warps": 8 if padded >= 32 else 4}
+        return {"BLOCK_T": 16, "BLOCK_D": 32, "num_warps": 8 if padded >= 64 else 4}
+    columns = 32 if padded >= 64 else 64
+    return {"BLOCK_T": 32, "BLOCK_D": columns, "num_warps": 8 if padded >= 32 else 4}
 
 
 def _steer_parameters(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
-    if wide:
-        return {"BLOCK_T": 16, "BLOCK_D": 32, "num_warps": 8 if padded >= 128 else 4}
+    # wide blocks: what is kept of each token is read again for every one of them
     if padded >= 128:
-        return {"BLOCK_T": 32, "BLOCK_D": 16 if capability < 90 else 32, "num_warps": 8}
-    if padded == 64:
-        return {"BLOCK_T": 16, "BLOCK_D": 64 if capability >= 100 else 32, "num_warps": 4}
-    if padded == 16:  # larger blocks or prefetching spill a few bytes with gelu and tanh
-        return {"BLOCK_T": 16, "BLOCK_D": 32, "num_warps": 4, "num_stages": 1}
-    return {"BLOCK_T": 32, "BLOCK_D": 32, "num_warps": 4}
+        return {"BLOCK_T": 16 if wide else 32, "BLOCK_D": 32, "num_warps": 8}
+    if wide:
+        return {"BLOCK_T": 16, "BLOCK_D": 32 if padded >= 64 else 64, "num_warps": 4}
+    if padded == 0:
+        return {"BLOCK_T": 32, "BLOCK_D": 128, "num_warps": 4}
+    if capability < 90 and padded >= 32:
+        return {"BLOCK_T": 32 if padded == 32 else 16, "BLOCK_D": 32, "num_warps": 4}
+    return {"BLOCK_T": 32, "BLOCK_D": 64, "num_warps": 8 if padded >= 64 else 4}
 
 
 def _steer_reduce(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
