@@ -39,10 +39,12 @@ aot: $(VENV)/.installed
 wheel: $(VENV)/.installed
 	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
 
-# The extension is compiled here, so its sources are what this depends on.
+# The extension is compiled here, so its sources are what this depends on: for the GPUs of this
+# machine alone (a wheel is for all of them), and without CUDA where there is none.
 $(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt constraints.txt $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,bench,dev]'
+	DIVE_CUDA_ARCHS="$${DIVE_CUDA_ARCHS-native}" $(BIN)/python -m pip install -q \
+	  --disable-pip-version-check -c constraints.txt -e '.[test,bench,dev,cuda-build]'
 	touch $@
 
 clean:

@@ -2,10 +2,13 @@
 
 Switches, read from the environment:
   DIVE_BUILD_EXT   1 (default) or 0: install without the extension, on a machine without a compiler
-  DIVE_BUILD_CUDA  auto (default), on or off; there are no CUDA sources yet, so on is an error
+  DIVE_BUILD_CUDA  auto (default: the CUDA kernels where nvcc is found), on or off
+  DIVE_CUDA_ARCHS  the GPUs to compile for, as 80;90a, or native for those of this machine;
+                   empty: every kind from Ampere on
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +27,14 @@ def switch(name: str, default: str, choices: tuple[str, ...]) -> str:
     return value
 
 
+def cuda_archs() -> str:
+    value = os.environ.get("DIVE_CUDA_ARCHS", "")
+    archs = ";".join(re.split(r"[;, ]+", value.strip()))
+    if not re.fullmatch(r"(native|\d+[af]?(;\d+[af]?)*)?", archs):
+        raise SetupError(f"DIVE_CUDA_ARCHS is {value!r}, want numbers such as 80;86;90a, or native")
+    return archs
+
+
 class CMakeBuild(build_ext):
     """Runs CMake once; the module lands where setuptools wants it (beside dive/ if editable)."""
 
@@ -38,6 +49,8 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DDIVE_CUDA={with_cuda.upper()}",
+            f"-DDIVE_CUDA_ARCHS={archs}" if archs else "-UDIVE_CUDA_ARCHS",
             *(["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []),
         ]
         try:
@@ -45,7 +58,8 @@ class CMakeBuild(build_ext):
             subprocess.run(["cmake", "--build", str(folder), "--target", "_C"], check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise SetupError(
-                f"building dive._C failed ({error}); it needs CMake and a C++17 compiler. "
+                f"building dive._C failed ({error}); it needs CMake and a C++17 compiler, and nvcc "
+                "for the CUDA kernels, which DIVE_BUILD_CUDA=off leaves out. "
                 "DIVE_BUILD_EXT=0 installs without it, on the slower PyTorch path."
             ) from error
         built = folder / target.name
@@ -63,10 +77,8 @@ class CMakeBuild(build_ext):
         return str(program) if program.exists() else None
 
 
-if switch("DIVE_BUILD_CUDA", "auto", ("auto", "on", "off")) == "on":
-    raise SetupError(
-        "DIVE_BUILD_CUDA is 'on', but this version has no CUDA sources; want 'auto' or 'off'"
-    )
+with_cuda = switch("DIVE_BUILD_CUDA", "auto", ("auto", "on", "off"))
+archs = cuda_archs()
 with_extension = switch("DIVE_BUILD_EXT", "1", ("0", "1")) == "1"
 
 setup(

@@ -98,7 +98,8 @@ def steer_step(
     """See `dive.extension.steer_step`; `residual` and `out` are written."""
 
 def build_info() -> dict[str, Any]:
-    """version, compiler, build_type, isa_compiled, isa_usable, isa (the one in use), cuda."""
+    """version, compiler, build_type, isa_compiled, isa_usable, isa (the one in use), cuda,
+    cuda_archs (the GPUs that it was compiled for)."""
 
 def use_isa(name: str) -> None:
     """Runs the kernels of one instruction set from now on, for tests and comparisons."""

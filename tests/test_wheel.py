@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from nvcc import find_nvcc
 
 ROOT = Path(__file__).parents[1]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
@@ -117,7 +118,7 @@ def test_kernels_are_inside_dive_and_nowhere_else(plain):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("DIVE_BUILD_CUDA", "on", "DIVE_BUILD_CUDA is 'on', but this version has no CUDA sources"),
+        ("DIVE_CUDA_ARCHS", "sm_90", "DIVE_CUDA_ARCHS is 'sm_90', want numbers such as 80;86;90a"),
         ("DIVE_BUILD_CUDA", "maybe", "DIVE_BUILD_CUDA is 'maybe', want one of auto, on, off"),
         ("DIVE_BUILD_EXT", "no", "DIVE_BUILD_EXT is 'no', want one of 0, 1"),
     ],
@@ -167,9 +168,23 @@ def check_compiled_wheel(wheel, folder):
 def test_the_compiled_wheel_works_and_knows_nothing_of_torch(tmp_path):
     needs("pybind11", "ninja", "cmake")
     source = copy_of_the_checkout(tmp_path / "source")
-    wheel = build_wheel(source, tmp_path / "wheel", "--no-build-isolation")
+    wheel = build_wheel(source, tmp_path / "wheel", "--no-build-isolation", DIVE_BUILD_CUDA="off")
     assert "-cp3" in wheel.name
     check_compiled_wheel(wheel, tmp_path / "site")
+
+
+@pytest.mark.skipif(os.environ.get("DIVE_SLOW_TESTS") != "1", reason="DIVE_SLOW_TESTS=1 runs it")
+def test_a_wheel_with_cuda_needs_no_library_of_cuda(tmp_path):
+    needs("pybind11", "ninja", "cmake")
+    if find_nvcc() is None:
+        pytest.skip("no nvcc")
+    source = copy_of_the_checkout(tmp_path / "source")
+    switches = {"DIVE_BUILD_CUDA": "on", "DIVE_CUDA_ARCHS": "80;90a"}
+    wheel = build_wheel(source, tmp_path / "wheel", "--no-build-isolation", **switches)
+    check_compiled_wheel(wheel, tmp_path / "site")
+    script = "from dive import _C; print(_C.build_info()['cuda_archs'])"
+    code, log = run_with(tmp_path / "site", script, tmp_path)
+    assert code == 0 and "['80', '90a', '80-ptx', '120-ptx']" in log, log
 
 
 @pytest.mark.skipif(os.environ.get("DIVE_SLOW_TESTS") != "1", reason="DIVE_SLOW_TESTS=1 runs it")

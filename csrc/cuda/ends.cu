@@ -43,7 +43,7 @@ struct Best {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) predict(const PredictArguments a) {
+__global__ void __launch_bounds__(kThreads, 1) predict(const PredictArguments a) {
   DIVE_SHARED(shared);
   float* const values = reinterpret_cast<float*>(shared);  // [kWarps]
   int* const places = reinterpret_cast<int*>(values + kWarps);

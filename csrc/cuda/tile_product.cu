@@ -14,7 +14,7 @@ constexpr int kChunk = 32;  // columns that a warp reads of its 16 rows at once
 constexpr int kAhead = 4;   // chunks whose loads are under way
 
 template <class T, int kTiles, Output kOutput>
-__global__ void __launch_bounds__(kProductWarps* kWarp) tile_product(const Product p) {
+__global__ void __launch_bounds__(kProductWarps* kWarp, 1) tile_product(const Product p) {
   DIVE_SHARED(shared);
   float* const partial = reinterpret_cast<float*>(shared);  // [warps][4 kTiles][lanes]
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
