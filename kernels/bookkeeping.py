@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dive.kernels.table import configuration
+from dive.kernels.table import cdiv, configuration
 
 NOWHERE = tl.constexpr(2147483647)
 
@@ -311,7 +311,7 @@ def prepare(
 
     def several(count: int, dtype: torch.dtype) -> list[Tensor]:
         # each starts at a multiple of 16 bytes: a kernel is compiled anew for one that does not
-        whole = new(dtype, count, triton.cdiv(capacity, 16) * 16)
+        whole = new(dtype, count, cdiv(capacity, 16) * 16)
         return [one[:capacity] for one in whole]
 
     index, target = several(2, torch.int64)
@@ -338,7 +338,7 @@ def gather(states: Tensor, index: Tensor, keep: Tensor) -> Tensor:
     count, width = index.shape[0], states.shape[1]
     out = states.new_empty(count, width)
     options = configuration("cross_entropy_gather", states.device, states.dtype, 0, width)
-    columns = triton.cdiv(width, options["BLOCK"])
+    columns = cdiv(width, options["BLOCK"])
     if out.numel():
         gather_kernel[(count, columns)](
             states, index, keep, out, width, states.stride(0), **options

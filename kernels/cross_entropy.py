@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dive.kernels.functions import hyperbolic_tangent, rounded
-from dive.kernels.table import configuration
+from dive.kernels.table import cdiv, configuration
 
 ALIGNMENT = 64  # elements: rows of a buffer start at whole cache lines, and so does a half row
 
@@ -164,7 +164,7 @@ def scale_kernel(
 
 def row_stride(vocab: int) -> int:
     """Float32 elements from one row of a buffer of logits to the next."""
-    return triton.cdiv(vocab, ALIGNMENT) * ALIGNMENT
+    return cdiv(vocab, ALIGNMENT) * ALIGNMENT
 
 
 def gradient_view(logits: Tensor, vocab: int, dtype: torch.dtype) -> Tensor:
@@ -241,7 +241,7 @@ def backward(
     grad_weights = weight_slope.new_zeros(total)
     options = configuration("cross_entropy_scale", stored.device, stored.dtype, 0, width)
     if rows.shape[0] > 0:
-        columns = triton.cdiv(width, options["BLOCK"]) if hidden else 1
+        columns = cdiv(width, options["BLOCK"]) if hidden else 1
         scale_kernel[(rows.shape[0], max(columns, 1))](
             grad, rows, stored, row_scale, weight_slope, grad_hidden, grad_weights,
             width, grad.stride(0) if grad.dim() else 0, HIDDEN=hidden, **options,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dive.kernels.functions import activation as phi
 from dive.kernels.functions import product, rounded
-from dive.kernels.table import configuration, padded_rank, residents
+from dive.kernels.table import cdiv, configuration, padded_rank, residents
 
 
 @triton.jit
@@ -175,7 +175,7 @@ def shared(blocks: int, block_bytes: int, least: int, processors: int, cache_byt
     """So many programs that what they have under way fits into three quarters of the cache, but
     `least` for each multiprocessor; and all get as many blocks."""
     most = max(least * processors, 3 * cache_bytes // 4 // block_bytes)
-    return triton.cdiv(blocks, triton.cdiv(blocks, most))
+    return cdiv(blocks, cdiv(blocks, most))
 
 
 def forward(
@@ -194,13 +194,13 @@ def forward(
     """h', and with compute_grad pre [T, R] and rstd [T] in float32, else empty ones."""
     x = rows(h)
     (tokens, width), rank = x.shape, down.shape[0]
-    out = torch.empty(h.shape, dtype=h.dtype, device=h.device)
+    out = h.new_empty(h.shape)
     pre = x.new_empty((tokens, rank) if compute_grad else (0, 0), dtype=torch.float32)
     rstd = x.new_empty(tokens if compute_grad else 0, dtype=torch.float32)
     padded = padded_rank(rank)
     options = configuration("steer_forward", h.device, h.dtype, padded, width)
     if out.numel():
-        blocks = triton.cdiv(tokens, options["BLOCK_T"])
+        blocks = cdiv(tokens, options["BLOCK_T"])
         grid = (programs("steer_forward", x, padded, blocks, options["BLOCK_T"]),)
         forward_kernel[grid](
             x, down.contiguous(), down_bias.contiguous(), up.contiguous(), static.contiguous(),

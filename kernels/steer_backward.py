@@ -5,6 +5,7 @@ of the second kernel sum their own span of tokens into a slot of a workspace, a 
 the slots. There are no atomics, and kernels meet only at launches.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from dive.kernels.functions import activation as phi
 from dive.kernels.functions import activation_slope as phi_slope
 from dive.kernels.functions import product, rounded
 from dive.kernels.steer import edit_of, marks, programs, rows
-from dive.kernels.table import configuration, padded_rank
+from dive.kernels.table import cdiv, configuration, padded_rank
 
 MIB = 2**20
 WORKSPACE_BYTES = 64 * MIB
@@ -343,6 +344,7 @@ class Layout(NamedTuple):
     span: int
 
 
+@functools.lru_cache(1024)
 def layout(tokens: int, width: int, rank: int, block_t: int, block_d: int) -> Layout:
     """Depends on the sizes alone, so that two runs sum in one order; the workspace is bounded.
 
@@ -351,16 +353,16 @@ def layout(tokens: int, width: int, rank: int, block_t: int, block_d: int) -> La
     """
     per_token = 4 * (2 * rank + 2)
     per_round = max(block_t, _MIXING_BYTES // per_token // block_t * block_t)
-    per_round = min(per_round, triton.cdiv(tokens, block_t) * block_t)
-    partials = triton.cdiv(per_round, block_t) * 4 * (rank + 1)
+    per_round = min(per_round, cdiv(tokens, block_t) * block_t)
+    partials = cdiv(per_round, block_t) * 4 * (rank + 1)
     room = WORKSPACE_BYTES - per_round * per_token - partials
     slots = min(
         max(1, room // (4 * (2 * rank + 1) * width)),
-        triton.cdiv(_PROGRAMS, triton.cdiv(width, block_d)),
-        triton.cdiv(per_round, block_t),
+        cdiv(_PROGRAMS, cdiv(width, block_d)),
+        cdiv(per_round, block_t),
     )
-    span = triton.cdiv(triton.cdiv(per_round, block_t), slots) * block_t
-    return Layout(per_round, triton.cdiv(per_round, span), span)
+    span = cdiv(cdiv(per_round, block_t), slots) * block_t
+    return Layout(per_round, cdiv(per_round, span), span)
 
 
 def backward(
@@ -380,10 +382,7 @@ def backward(
     """Gradients of h, down, down_bias, up, static and scale, each of its own dtype."""
     g, x = rows(grad), rows(h)
     (tokens, width), rank = x.shape, down.shape[0]
-    grads = tuple(
-        torch.empty(p.shape, dtype=p.dtype, device=p.device)
-        for p in (h, down, down_bias, up, static, scale)
-    )
+    grads = tuple(p.new_empty(p.shape) for p in (h, down, down_bias, up, static, scale))
     if x.numel() == 0:
         return tuple(p.zero_() for p in grads)  # type: ignore[return-value]
     grad_h, grad_down, grad_bias, grad_up, grad_static, grad_scale = grads
@@ -396,7 +395,7 @@ def backward(
     rowwise, columnwise = options("steer_backward"), options("steer_parameters")
     steps = (rowwise["BLOCK_T"], columnwise["BLOCK_T"])
     plan = layout(tokens, width, rank, max(steps), columnwise["BLOCK_D"])
-    blocks = triton.cdiv(plan.tokens, rowwise["BLOCK_T"])
+    blocks = cdiv(plan.tokens, rowwise["BLOCK_T"])
 
     def room(*shape: int) -> Tensor:
         return x.new_empty(shape, dtype=torch.float32)
@@ -423,13 +422,13 @@ def backward(
             first, tokens, blocks, width, rank, g.stride(0), x.stride(0),
             ACTIVATION=activation, ADD=add, **shared, **rowwise,
         )  # fmt: skip
-        parameters_kernel[(triton.cdiv(width, columnwise["BLOCK_D"]), plan.slots)](
+        parameters_kernel[(cdiv(width, columnwise["BLOCK_D"]), plan.slots)](
             g, x, up, static, scale, masked, mix, scaled, row, slots,
             first, end, width, rank, plan.span, g.stride(0), x.stride(0),
             ADD=add, **shared, **columnwise,
         )  # fmt: skip
     reduce = options("steer_reduce")
-    reduce_kernel[(triton.cdiv(width, reduce["BLOCK_D"]), 4)](
+    reduce_kernel[(cdiv(width, reduce["BLOCK_D"]), 4)](
         slots, bias_part, scale_part, static, scale,
         grad_down, grad_bias, grad_up, grad_static, grad_scale,
         plan.slots, blocks, width, rank, PADDED=padded, NORM=norm_preserving, **reduce,
