@@ -112,6 +112,7 @@ void CpuBackend::run(const StepInput& input, const std::function<void()>& schedu
   step_ = input;
   isa_ = current_isa();
   kernels_ = &decode_kernels(isa_, spec_.dtype);
+  const Threads::Step under_way(*threads_);
   schedule();
 }
 

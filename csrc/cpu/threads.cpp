@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -11,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/cores.h"
 #include "cpu/x86.h"
 
 namespace dive::cpu {
@@ -39,10 +41,16 @@ void pause() {
 #endif
 }
 
+// Threads of the steps that are under way in this process.
+std::atomic<int> at_work{0};
+
 // How often this process is the child of a fork, counted from its first pool on.
 std::atomic<int>& forks() {
   static std::atomic<int> count{0};
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { ++count; });
+  static const int registered = pthread_atfork(nullptr, nullptr, [] {
+    ++count;
+    at_work = 0;  // what was under way is under way in the parent
+  });
   static_cast<void>(registered);
   return count;
 }
@@ -66,7 +74,9 @@ class Crew {
   Crew& operator=(const Crew&) = delete;
   ~Crew() { dismiss(); }
 
-  void share(std::int64_t chunks, const Task& task) {
+  // Among the calling thread and the first `count - 1` others.
+  void share(std::int64_t chunks, const Task& task, int count) {
+    called_up_.store(count, std::memory_order_relaxed);
     task_ = task;
     chunks_ = chunks;
     unfinished_.store(chunks, std::memory_order_relaxed);
@@ -118,16 +128,17 @@ class Crew {
   }
 
   void serve(int thread) {
+    sleep();                                // the first section may be far off
     Clock::time_point turn = Clock::now();  // since when it works without letting others run
     while (true) {
-      if (take_one(thread)) {
+      if (thread < called_up_.load(std::memory_order_relaxed) && take_one(thread)) {
         finish(1);
         const Clock::time_point now = Clock::now();
         if (now - turn > kTurn) {
           std::this_thread::yield();
           turn = Clock::now();
         }
-      } else if (!await_section()) {
+      } else if (!await_section(thread)) {
         return;
       } else {
         turn = Clock::now();
@@ -136,9 +147,11 @@ class Crew {
   }
 
   // False where there will be none.
-  bool await_section() {
-    const auto begun = [this] {
-      return left_.load(std::memory_order_relaxed) > 0 || stop_.load(std::memory_order_relaxed);
+  bool await_section(int thread) {
+    const auto begun = [&] {
+      return (left_.load(std::memory_order_relaxed) > 0 &&
+              thread < called_up_.load(std::memory_order_relaxed)) ||
+             stop_.load(std::memory_order_relaxed);
     };
     const Clock::time_point start = Clock::now();
     for (Clock::duration waited{0}; !begun(); waited = Clock::now() - start) {
@@ -186,6 +199,7 @@ class Crew {
   alignas(64) std::atomic<std::int64_t> unfinished_{0};
   alignas(64) Task task_;
   std::int64_t chunks_ = 0;
+  std::atomic<int> called_up_{0};
   std::atomic<int> asleep_{0};
   std::atomic<bool> stop_{false};
   std::atomic<bool> failed_{false};
@@ -196,7 +210,8 @@ class Crew {
   std::vector<std::thread> threads_;
 };
 
-Threads::Threads(int count) : count_(count), forks_(forks()) {
+Threads::Threads(int count)
+    : count_(count), most_(std::max(count, physical_cores())), granted_(count), forks_(forks()) {
   if (count > 1) crew_ = std::make_unique<Crew>(count);
 }
 
@@ -208,13 +223,24 @@ void Threads::drop_if_forked() {
   if (forks_ != forks()) static_cast<void>(crew_.release());
 }
 
+Threads::Step::Step(Threads& threads) : threads_(threads) {
+  const int count = threads.count_, others = at_work.fetch_add(count);
+  threads.granted_ = std::min(count, std::max(1, threads.most_ - others));
+  at_work.fetch_sub(count - threads.granted_);
+}
+
+Threads::Step::~Step() {
+  at_work.fetch_sub(threads_.granted_);
+  threads_.granted_ = threads_.count_;
+}
+
 void Threads::share_task(std::int64_t chunks, const Task& task) {
   drop_if_forked();
   if (!crew_) {
     crew_ = std::make_unique<Crew>(count_);
     forks_ = forks();
   }
-  crew_->share(chunks, task);
+  crew_->share(chunks, task, granted_);
 }
 
 }  // namespace dive::cpu

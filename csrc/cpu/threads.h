@@ -32,13 +32,26 @@ class Threads {
 
   int count() const { return count_; }
 
+  // A step while it lives. Steps at the same time, of several engines, share the cores: one that
+  // begins gets the threads that the others leave, and itself at least.
+  class Step {
+   public:
+    explicit Step(Threads& threads);
+    Step(const Step&) = delete;
+    Step& operator=(const Step&) = delete;
+    ~Step();
+
+   private:
+    Threads& threads_;
+  };
+
   // Calls work(chunk, thread) for each chunk from 0 to `chunks`, on any thread and in any order;
   // `thread`, from 0 to `count`, tells apart what runs at the same time. Returns when all is done;
   // an exception leaves out the chunks not begun, and the first one is thrown here. For one caller
   // at a time.
   template <class Work>
   void share(std::int64_t chunks, const Work& work) {
-    if (chunks < 2 || count_ < 2) {
+    if (chunks < 2 || granted_ < 2) {
       for (std::int64_t chunk = 0; chunk < chunks; ++chunk) work(chunk, 0);
       return;
     }
@@ -53,7 +66,9 @@ class Threads {
   void drop_if_forked();
 
   int count_;
-  int forks_;  // of this process, when the crew was made
+  int most_;     // threads at work in the process: its cores
+  int granted_;  // of `count_`, in this step
+  int forks_;    // of this process, when the crew was made
   std::unique_ptr<Crew> crew_;
 };
 

@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -105,6 +106,28 @@ void ends_at_any_time(int count) {
   }
 }
 
+// Two steps at a time have no more threads between them than there are cores, and the calling ones.
+void steps_share_the_cores() {
+  const int count = std::max(3, physical_cores());
+  Threads first(count), second(count);
+  const auto others_help = [&] {
+    std::atomic<int> helped{0};
+    for (int section = 0; section < 50 && helped == 0; ++section) {
+      second.share(20, [&](std::int64_t, int thread) {
+        helped += thread != 0;
+        pause_for(100);
+      });
+    }
+    return helped > 0;
+  };
+  {
+    const Threads::Step under_way(first), another(second);
+    expect(!others_help(), "more threads than cores", count);
+  }
+  const Threads::Step alone(second);
+  expect(others_help(), "alone and without help", count);
+}
+
 // A child of a fork has none of the threads: it works, and ends.
 void survives_a_fork(int count) {
   auto used = std::make_unique<Threads>(count), unused = std::make_unique<Threads>(count);
@@ -194,6 +217,7 @@ int main(int argc, char** argv) {
     if (argc < 2 || std::strcmp(argv[1], "--no-fork") != 0) survives_a_fork(count);
   }
   a_slow_thread_holds_up_one_chunk(3);
+  steps_share_the_cores();
 
   Sizes odd, even;
   odd.window = 9;
