@@ -32,7 +32,7 @@ from dive.progress import JsonLog, ProgressBar
 from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS, Prompter
 from dive.radgraph import RadGraph, annotator_of
 from dive.structure import output_head
-from dive.teacher import Demonstrations, Teacher, same_case
+from dive.teacher import Demonstrations, Teacher, case_names
 from dive.trainer import DistillTrainer, Student
 from dive.training_run import describe_run, find_checkpoint
 
@@ -98,6 +98,11 @@ def distill(
         torch.manual_seed(config.seed)
         adapter = SteeringAdapter(config.steering(), backbone)
     studies, held_out = split(studies, validation, config.seed)
+    if config.needs_teacher and isinstance(demonstrations, int | None):
+        # too few to draw from is said before any image is read
+        drawn = Demonstrations(studies, DEFAULT_SHOTS if demonstrations is None else demonstrations)
+        for study in studies:
+            drawn.of(study)
     console = Console(stderr=True)
     rank, ranks = (int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1)))
     shown = rank == 0 and (console.is_terminal if progress is None else progress)
@@ -182,8 +187,9 @@ def split(
         return studies, []
     if not isinstance(validation, (int, float)):
         held_out = list(validation)
+        owners = {name: study for study in reversed(studies) for name in case_names(study)}
         for one in held_out:
-            twin = next((other for other in studies if same_case(one, other)), None)
+            twin = next((owners[name] for name in case_names(one) if name in owners), None)
             if twin is not None:
                 raise DiveError(
                     f"{one.where}: is for validation, and {twin.where}, of the same patient, is "

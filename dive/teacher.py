@@ -39,25 +39,32 @@ class Demonstrations:
         self.count = count
         self.seed = seed
         self.redraw = redraw and count is not None
+        # places in the pool by id and by patient, so that a draw does not go through the pool
+        self._places: dict[tuple[str, str], list[int]] = {}
+        for place, one in enumerate(self.pool):
+            for name in case_names(one):
+                self._places.setdefault(name, []).append(place)
 
     def of(self, study: Study, epoch: int = 0) -> list[Study]:
         """The demonstrations for this query, in the order in which they are shown."""
-        others = [one for one in self.pool if not same_case(one, study)]
+        own = {place for name in case_names(study) for place in self._places.get(name, ())}
         if self.count is None:
-            return others
-        if len(others) < self.count:
+            return [one for place, one in enumerate(self.pool) if place not in own]
+        if len(self.pool) - len(own) < self.count:
             raise DiveError(
                 f"{study.where}: {self.count} demonstrations are wanted, and there are "
-                f"{len(others)} studies of other patients to draw from"
+                f"{len(self.pool) - len(own)} studies of other patients to draw from"
             )
         key = f"{self.seed}/{epoch if self.redraw else 0}/{study.id}"
         digest = hashlib.sha256(key.encode("utf-8")).digest()
-        return random.Random(digest).sample(others, self.count)
+        drawn = random.Random(digest).sample(range(len(self.pool)), self.count + len(own))
+        return [self.pool[place] for place in drawn if place not in own][: self.count]
 
 
-def same_case(one: Study, other: Study) -> bool:
-    """The same study, or one of the same patient."""
-    return one.id == other.id or (one.patient is not None and one.patient == other.patient)
+def case_names(study: Study) -> list[tuple[str, str]]:
+    """Of two studies that share one of these, one is the other, or of the same patient."""
+    names = [("id", study.id)]
+    return names if study.patient is None else [*names, ("patient", study.patient)]
 
 
 class Teacher:

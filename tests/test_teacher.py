@@ -1,5 +1,9 @@
 """Demonstrations that are drawn, and the states of the teacher that is shown them."""
 
+import time
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -35,12 +39,12 @@ def test_draws_repeat_and_differ_by_study_seed_and_epoch(studies):
     drawn = Demonstrations(studies, 2, seed=3, redraw=True)
     again = Demonstrations(list(studies), 2, seed=3, redraw=True)
     table = {
-        (s.id, epoch): [d.id for d in drawn.of(s, epoch)] for s in studies for epoch in range(4)
+        (s.id, epoch): [d.id for d in drawn.of(s, epoch)] for s in studies for epoch in range(8)
     }
     for study in studies:
-        for epoch in range(4):
+        for epoch in range(8):
             assert [d.id for d in again.of(study, epoch)] == table[study.id, epoch]
-        assert len({tuple(table[study.id, epoch]) for epoch in range(4)}) > 1
+        assert len({tuple(table[study.id, epoch]) for epoch in range(8)}) > 1
     other = Demonstrations(studies, 2, seed=4, redraw=True)
     assert any([d.id for d in other.of(s)] != table[s.id, 0] for s in studies)
     fixed = Demonstrations(studies, 2, seed=3)
@@ -54,6 +58,27 @@ def test_no_study_of_the_same_patient_demonstrates(studies):
             shown = chosen.of(study)
             assert len(shown) == (count or len(studies) - 2)  # patients have two studies each
             assert all(one.patient != study.patient for one in shown)
+
+
+def test_draws_are_even_and_do_not_go_through_the_pool(studies):
+    """By patient and by id alike; 50,000 draws from 50,000 studies in seconds."""
+    pool = [replace(studies[0], id=f"s{n}", patient=f"p{n // 3}") for n in range(12)]
+    counts: Counter[str] = Counter()
+    for seed in range(900):
+        shown = Demonstrations(pool, 3, seed=seed).of(pool[4])
+        assert len({one.id for one in shown}) == 3
+        counts.update(one.id for one in shown)
+    assert set(counts) == {f"s{n}" for n in (0, 1, 2, *range(6, 12))}
+    assert max(counts.values()) < 360 and min(counts.values()) > 240  # 300 each, 5 sigma
+    alone = replace(studies[0], id="s4", patient=None)
+    assert {one.id for one in Demonstrations(pool, 11).of(alone)} == {
+        f"s{n}" for n in range(12) if n != 4
+    }
+    many = [replace(studies[0], id=f"s{n}", patient=f"p{n // 2}") for n in range(50_000)]
+    start, drawn = time.process_time(), Demonstrations(many, 4)
+    for study in many:
+        drawn.of(study)
+    assert time.process_time() - start < 60  # 2.5 s here; through the pool it would be an hour
 
 
 def test_too_few_to_draw_from(studies):
