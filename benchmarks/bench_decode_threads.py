@@ -1,0 +1,96 @@
+"""Threads of the CPU engine beside processes that never rest: a step's time, by a clock.
+
+    python -m benchmarks.bench_decode_threads                  results/cpu-decode-threads.json
+
+One sequence, 64 tokens in the cache, random weights, bfloat16. The neighbours are Python loops on
+one core, the last that this process may use; the engine's threads may run on any. What counts is
+"ratio", the time with so many threads over that of one thread beside the same neighbours: without
+any it says what a thread more brings, with some it must stay below 1.2. Runs take turns; medians.
+What else the machine does shows in `load`, and in the figures.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks import timing
+from benchmarks.decode_models import build
+from benchmarks.timing import TOY
+from dive import _C
+from dive.decode import DecodeSession
+
+CACHED = 64
+NEIGHBOURS = (0, 1, 2)
+
+
+@contextmanager
+def neighbours(count: int) -> Iterator[None]:
+    """So many processes that never rest, on one core."""
+    command = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(command) for _ in range(count)]
+    try:
+        for process in processes:
+            os.sched_setaffinity(process.pid, {max(os.sched_getaffinity(0))})
+        time.sleep(0.0 if TOY else 0.5)
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def steps(engine: Any, count: int) -> None:
+    engine.reserve(1, CACHED + count)
+    engine.start_row(0, CACHED, CACHED)
+    row, token = torch.zeros(1, dtype=torch.long), torch.full((1,), 7)
+    for _ in range(count):
+        engine.step(token, row, token)
+
+
+def measure(shape: str, beside: int, rounds: int, count: int) -> list[dict[str, Any]]:
+    session = DecodeSession(build(shape, torch.bfloat16, timing.CPU))
+    assert session.plan().engine == "dive._C", session.plan()
+    assert session._spec is not None
+    engines = {}
+    for threads in sorted({1, 2, _C.physical_cores()}):
+        engines[threads] = _C.Engine(session._spec.describe(CACHED + count))
+        engines[threads].threads = threads
+    with neighbours(beside):
+        load = os.getloadavg()[0]
+        taken = timing.interleaved(
+            {str(n): partial(steps, engine, count) for n, engine in engines.items()}, rounds
+        )
+    rows = []
+    for name, seconds in taken.items():
+        row: dict[str, Any] = {"shape": shape, "neighbours": beside, "threads": int(name)}
+        row["ms"] = round(seconds["wall"] / count * 1e3, 3)
+        row["ratio"] = round(seconds["wall"] / taken["1"]["wall"], 3)
+        rows.append(row | {"load": round(load, 1)})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=2 if TOY else 15)
+    rounds = parser.parse_args().rounds
+    if _C.physical_cores() < 2:
+        raise SystemExit("this process may run on one core only: there are no threads to compare")
+    torch.set_num_threads(1)
+    rows = []
+    for shape, count in (("512x12", 30), ("1536x16", 6)):
+        for beside in NEIGHBOURS:
+            rows += measure(shape, beside, rounds, 2 if TOY else count)
+    print(timing.write("cpu-decode-threads", {"rounds": rounds, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
