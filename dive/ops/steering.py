@@ -58,11 +58,14 @@ def steer(
         or down_bias.requires_grad
         or scale.requires_grad
     )
-    # the operator's Autograd kernel is called as it stands where nobody traces: one dispatch less
-    call = _steer if torch.compiler.is_compiling() else _with_gradient
-    return call(
-        h, down, down_bias, up, static, scale, mask, activation, norm_preserving, eps, compute_grad
-    )[0]
+    args = (h, down, down_bias, up, static, scale, mask, activation, norm_preserving, eps)
+    if torch.compiler.is_compiling():
+        return _steer(*args, compute_grad)[0]
+    # what the operator's Autograd kernel does, without a dispatch: this runs at every layer
+    if compute_grad:
+        return _Steered.apply(*args, True)
+    with torch._C._AutoDispatchBelowAutograd():
+        return _steer(*args, False)[0]
 
 
 def _check(
@@ -311,16 +314,17 @@ _steer_backward = register(
 # dive.ops.fused puts the Triton kernels in the place of both on CUDA
 
 
-class _Steer(torch.autograd.Function):
+class _Steered(torch.autograd.Function):
+    """With h' as its only result."""
+
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, *args: Any) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
             out, pre, rstd = _steer(*args)
-        ctx.mark_non_differentiable(pre, rstd)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*args[:7], pre, rstd)
         ctx.options = args[7:]
-        return out, pre, rstd
+        return out
 
     @staticmethod
     @once_differentiable
@@ -337,9 +341,22 @@ class _Steer(torch.autograd.Function):
         return (*grads, None, None, None, None, None)
 
 
+class _Steer(_Steered):
+    """With all that the operator returns."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        with torch._C._AutoDispatchBelowAutograd():
+            out, pre, rstd = _steer(*args)
+        ctx.mark_non_differentiable(pre, rstd)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*args[:7], pre, rstd)
+        ctx.options = args[7:]
+        return out, pre, rstd
+
+
 def _with_gradient(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    # compute_grad says so already when the call comes from `steer`: nothing is asked again
-    if torch.is_grad_enabled() and (args[-1] or any(t.requires_grad for t in args[:6])):
+    if torch.is_grad_enabled() and any(t.requires_grad for t in args[:6]):
         return _Steer.apply(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return _steer(*args)
