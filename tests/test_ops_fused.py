@@ -158,3 +158,27 @@ def test_steering_is_one_launch_and_three_back(launches: Launches, norm_preservi
     fused._steer_backward(out, *args, pre, rstd, "silu", norm_preserving)
     assert launches.names[1:] == ["backward_kernel", "parameters_kernel", "reduce_kernel"]
     assert launches.elements == h.numel()
+
+
+def test_kernels_run_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0]
+
+    class Entered:
+        def __init__(self, device: torch.device) -> None:
+            self.index = device.index
+
+        def __enter__(self) -> None:
+            now.append(self.index)
+
+        def __exit__(self, *_error: object) -> None:
+            now.pop()
+
+    class OnSecond:
+        device = torch.device("cuda", 1)
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: now[-1])
+    monkeypatch.setattr(torch.cuda, "device", Entered)
+    kernel = fused._on_its_device(lambda first, *args: (now[-1], len(now), args))
+    assert kernel(OnSecond(), 7) == (1, 2, (7,)) and now == [0]
+    now.append(1)
+    assert kernel(OnSecond()) == (1, 2, ())  # nothing is entered where it is the current one

@@ -3,7 +3,9 @@
 float64 stays on the PyTorch path: the kernels sum in float32. Triton is imported at the first call.
 """
 
+import functools
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,10 +22,27 @@ def available() -> bool:
 
 def install(key: str = "CUDA") -> None:
     """Registers the kernels for a device; for "CPU" Triton's interpreter has to be on."""
-    register_kernel("steer", _steer, key)
-    register_kernel("steer_backward", _steer_backward, key)
-    register_kernel("decisive_cross_entropy", _loss, key)
-    register_kernel("decisive_cross_entropy_backward", _loss_backward, key)
+    kernels = {
+        "steer": _steer,
+        "steer_backward": _steer_backward,
+        "decisive_cross_entropy": _loss,
+        "decisive_cross_entropy_backward": _loss_backward,
+    }
+    for name, kernel in kernels.items():
+        register_kernel(name, _on_its_device(kernel) if key == "CUDA" else kernel, key)
+
+
+def _on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Triton launches on the current device; a backbone may lie on several."""
+
+    @functools.wraps(kernel)
+    def run(first: Tensor, *args: Any) -> Any:
+        if first.device.index == torch.cuda.current_device():
+            return kernel(first, *args)
+        with torch.cuda.device(first.device):
+            return kernel(first, *args)
+
+    return run
 
 
 def _steer(h: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -423,6 +423,21 @@ def test_compiled_whole() -> None:
     torch.testing.assert_close(torch.autograd.grad(loss, args), torch.autograd.grad(want, args))
 
 
+def test_tensors_on_another_device_than_the_current_one() -> None:
+    if not REHEARSAL and torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    other = DEVICE if REHEARSAL else torch.device("cuda", 1)
+    args = [x.detach().to(other).requires_grad_() for x in steer_inputs(9, 24, 3, torch.bfloat16)]
+    ops.steer(*args).sum().backward()
+    given = loss_inputs(9, 37, 24, torch.bfloat16, teacher=True)
+    moved = {name: x.detach().to(other) for name, x in given.items()}
+    moved["hidden"].requires_grad_()
+    want = ops.decisive_cross_entropy(**given, kd_weight=0.5).loss
+    loss = ops.decisive_cross_entropy(**moved, kd_weight=0.5).loss
+    loss.backward()
+    torch.testing.assert_close(loss.to(DEVICE), want)
+
+
 def test_float64_runs_too() -> None:
     args = exactly(steer_inputs(9, 24, 3, torch.float32))
     torch.testing.assert_close(ops.steer(*args), reference.steer(*args))
