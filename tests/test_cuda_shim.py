@@ -224,6 +224,22 @@ def test_attention_in_shares_does_not_depend_on_the_order_either(gpu):
     assert distance(results[0], all_logits(model, {"input_ids": ids})[0, 200:]) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("count", "dtype", "bound"), [(2, torch.float32, 1e-5), (6, torch.float16, 5e-3)]
+)
+def test_long_rows_of_weights_are_shared_by_warps(gpu, count, dtype, bound):
+    model = small("llama", dtype, num_hidden_layers=1, intermediate_size=2312)
+    ids = random_ids(count, 2)
+    results = []
+    for order, seed in ORDERS:
+        gpu.shim_settings(order=order, seed=seed, multiprocessors=32)
+        results.append(run_rows(DecodeSession(model), ids))
+    for result in results[1:]:
+        assert torch.equal(result, results[0])
+    want = all_logits(copy.deepcopy(model).float(), {"input_ids": ids})
+    assert distance(results[0].transpose(0, 1), want) < bound
+
+
 def test_what_changes_between_steps_is_read_anew_by_the_recorded_one(gpu):
     model = small("llama")
     session = DecodeSession(model)
