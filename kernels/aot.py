@@ -27,7 +27,7 @@ SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # that one pro
 _TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 _OTHERS = ("silu", "gelu", "tanh", "identity")
 _LAUNCH = ("num_warps", "num_stages", "enable_fp_fusion")
-_MULTIPLES = ("width", "stride", "grad_stride", "vocab", "gradient_stride")
+_MULTIPLES = ("width", "stride", "grad_stride", "gradient_stride")  # but no vocabulary
 _INTEGERS = {
     *("tokens", "width", "rank", "stride", "grad_stride"),
     *("first_token", "end", "span", "count"),

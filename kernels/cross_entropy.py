@@ -23,17 +23,21 @@ ALIGNMENT = 64  # elements: rows of a buffer start at whole cache lines, and so 
 
 
 @triton.jit
-def _capped(place, bias, column, within, cap, BIAS: tl.constexpr, CAP: tl.constexpr):
-    """Logits of a block, -inf outside, and the slope of the cap."""
-    z = tl.load(place + column, mask=within, other=-float("inf"))
+def _capped(place, bias, column, held, within, cap, BIAS: tl.constexpr, CAP: tl.constexpr):
+    """Logits of a block, -inf outside, and the slope of the cap.
+
+    held: the columns that the buffer has, `within` those of the vocabulary: what is between may be
+    anything, but with it rows of any vocabulary are read four numbers at a time.
+    """
+    z = tl.load(place + column, mask=held, other=0.0)
     if BIAS:
         z += tl.load(bias + column, mask=within, other=0.0).to(tl.float32)
     slope = 1.0
     if CAP:
         bent = hyperbolic_tangent(tl.where(within, z, 0.0) / cap)
         slope = 1.0 - bent * bent
-        z = tl.where(within, cap * bent, -float("inf"))
-    return z, slope
+        z = cap * bent
+    return tl.where(within, z, -float("inf")), slope
 
 
 @triton.jit
@@ -51,7 +55,8 @@ def rows_kernel(
     BIAS: tl.constexpr, CAP: tl.constexpr, DISTILS: tl.constexpr, HEATED: tl.constexpr,
     GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """logits, teacher [rows, vocab] float32 with rows `stride` apart; gradient may lie over logits.
+    """logits, teacher [rows, vocab] float32 with rows `stride` apart; gradient may lie over logits,
+    and has `stride` columns too, the last of which get anything.
 
     gradient = ce (softmax(z) - labelled * onehot(target)) + kd (softmax(z/T) - softmax(teacher/T)),
     through the cap. ce, kd, and the results lse, picked (z at the target), kl are float32 a row;
@@ -74,8 +79,8 @@ def rows_kernel(
     apart = tl.zeros([BLOCK], tl.float32)
     for first in range(0, vocab, BLOCK):
         column = first + lane
-        within = column < vocab
-        z, _slope = _capped(place, bias, column, within, cap, BIAS, CAP)
+        held, within = column < stride, column < vocab
+        z, _slope = _capped(place, bias, column, held, within, cap, BIAS, CAP)
         step = z - peak
         higher = step > 0
         decay = tl.exp(-tl.abs(step))
@@ -85,7 +90,7 @@ def rows_kernel(
             if HEATED:
                 decay = tl.exp(-tl.abs(step) * sharpness)
                 hot = tl.where(higher, hot * decay + 1.0, hot + decay)
-            zt, _slope_teacher = _capped(place_teacher, bias, column, within, cap, BIAS, CAP)
+            zt, _slope_teacher = _capped(place_teacher, bias, column, held, within, cap, BIAS, CAP)
             difference = tl.where(within, zt - z, 0.0)
             step = zt - peak_teacher
             decay = tl.exp(-tl.abs(step) * sharpness)
@@ -99,7 +104,7 @@ def rows_kernel(
     tl.store(argmax_out + row, tl.min(tl.where(peak == top, best, 2147483647), 0).to(tl.int64))
     goal = tl.load(target + row)
     one = tl.arange(0, 1)
-    picked, _slope = _capped(place, bias, goal + one, one == 0, cap, BIAS, CAP)
+    picked, _slope = _capped(place, bias, goal + one, one == 0, one == 0, cap, BIAS, CAP)
     tl.store(picked_out + row + one, picked)
     lse_hot, lse_teacher = lse, 0.0
     if DISTILS:
@@ -120,18 +125,20 @@ def rows_kernel(
         blocks = (vocab + BLOCK - 1) // BLOCK
         for done in range(0, blocks):
             column = (blocks - 1 - done) * BLOCK + lane
-            within = column < vocab
-            z, slope = _capped(place, bias, column, within, cap, BIAS, CAP)
+            held, within = column < stride, column < vocab
+            z, slope = _capped(place, bias, column, held, within, cap, BIAS, CAP)
             g = ce_row * tl.exp(z - lse)
             if DISTILS:
-                zt, _slope_teacher = _capped(place_teacher, bias, column, within, cap, BIAS, CAP)
+                zt, _slope_teacher = _capped(
+                    place_teacher, bias, column, held, within, cap, BIAS, CAP
+                )
                 student = tl.exp(sharpness * z - lse_hot)
                 g += kd_row * (student - tl.exp(sharpness * zt - lse_teacher))
             g = tl.where(column == goal, g - hit, g)
             if CAP:
                 g = g * slope
             tl.debug_barrier()  # every warp has its logits before one of them is overwritten
-            tl.store(into + column, rounded(g, gradient.dtype.element_ty), mask=within)
+            tl.store(into + column, rounded(g, gradient.dtype.element_ty), mask=held)
 
 
 @triton.jit

@@ -78,7 +78,7 @@ def _rows(capability: int, wide: bool, padded: int, width: int) -> dict[str, int
     # one program fills much of a multiprocessor: the rows that are under way fit in the L2 cache
     if width <= 1024:
         return {"BLOCK": 1024, "num_warps": 4}
-    return {"BLOCK": 4096, "num_warps": 16}
+    return {"BLOCK": 4096, "num_warps": 32 if wide else 16}
 
 
 def _scale(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:

@@ -4,6 +4,7 @@ A part of the table; `make aot` builds all of it.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,16 @@ def test_a_barrier_stands_between_the_logits_and_the_gradient_on_top_of_them() -
     load = max(i for i, line in enumerate(before) if "ld.global" in line)
     label = max(i for i, line in enumerate(before) if line.startswith("$L__BB"))
     assert label < load < barrier < last, "in the loop, in this order"
+
+
+def test_rows_of_any_vocabulary_are_read_and_written_in_vectors() -> None:
+    """A vocabulary need be no multiple of anything; the rows of the buffer are."""
+    (variant, *_) = aot.cross_entropy_variants(
+        (90,), (torch.bfloat16,), (16384,), (False,), (False,)
+    )
+    flags = tuple((name, name == "GRADIENT") for name, _ in variant.flags)
+    lines = aot.build(replace(variant, flags=flags)).asm["ptx"].splitlines()
+    loads = [line for line in lines if "ld.global" in line]
+    assert sum("v4" in line for line in loads) >= 2 * 2  # two sweeps, two of four for each thread
+    assert sum("v4" in line for line in lines if "st.global" in line) >= 1
+    assert sum("v4" not in line for line in loads) <= 6  # of the row: target, factors, flags

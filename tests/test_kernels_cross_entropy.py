@@ -162,6 +162,27 @@ def test_a_narrow_gradient_never_lands_on_logits_still_to_be_read(blocks: int) -
     assert view.shape == (2, 37) and not buffer[:, :32].any() and buffer[:, 32:50].all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_lies_behind_a_row_of_logits_takes_no_part(dtype: torch.dtype) -> None:
+    rows, stride = 3, kernel.row_stride(V)
+    assert stride > V
+    logits = torch.full((rows, stride), float("nan"))
+    logits[:, :V] = torch.randn(rows, V)
+    z, target = logits[:, :V].clone(), torch.tensor([0, V - 1, 5])
+    found = torch.empty(rows), torch.empty(rows), torch.empty(rows).long(), torch.empty(rows)
+    one, yes = torch.ones(rows), torch.ones(rows, dtype=torch.uint8)
+    gradient = kernel.gradient_view(logits, V, dtype)
+    kernel.turn_into_gradient(
+        logits, None, None, gradient, target, yes, one, one, yes, found, V, 9.0, 1.0
+    )
+    capped = (9 * torch.tanh(z / 9)).requires_grad_()
+    torch.testing.assert_close(found[0], capped.logsumexp(1))
+    assert torch.equal(found[2], z.argmax(1))
+    loss = torch.nn.functional.cross_entropy(capped, target, reduction="sum")
+    want = torch.autograd.grad(loss, capped)[0] * (1 - torch.tanh(z / 9) ** 2)
+    torch.testing.assert_close(gradient.float(), want, rtol=1e-2, atol=1e-3)
+
+
 @pytest.mark.parametrize("teacher", [False, True])
 def test_dead_rows_may_hold_anything(teacher: bool) -> None:
     weights = torch.tensor([1.0, 0, 2, 0, 0.5])
