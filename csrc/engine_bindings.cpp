@@ -57,7 +57,7 @@ class BoundEngine {
 
   void reserve(std::int64_t rows, std::int64_t capacity) {
     const auto lock = locked();
-    if (rows < 1 || rows > 65536) fail("rows is " + std::to_string(rows) + ", want 1 to 65536");
+    if (rows < 1 || rows > 65535) fail("rows is " + std::to_string(rows) + ", want 1 to 65535");
     if (capacity < 1 || capacity > (std::int64_t{1} << 24)) {
       fail("capacity is " + std::to_string(capacity) + ", want 1 to 16777216 tokens");
     }

@@ -33,7 +33,11 @@ GATES = {
 }
 DTYPES = {  # of the weights, by the device on which they lie
     "cpu": {torch.float32: "float32", torch.bfloat16: "bfloat16"},
-    "cuda": {torch.bfloat16: "bfloat16", torch.float16: "float16"},
+    "cuda": {
+        torch.float32: "float32",
+        torch.bfloat16: "bfloat16",
+        torch.float16: "float16",
+    },
 }
 # tables of these do not change with the length of what is read
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")

@@ -51,6 +51,11 @@ struct AddArguments {
 void run_add_and_norm(const Queue& queue, DType dtype, AddArguments arguments, int count,
                       int max_rank, bool clusters, std::size_t shared_limit);
 
+// Whether the device has clusters of blocks and waits between kernels (wait_for_previous), and the
+// kernels were compiled with them: code for an older one, translated when it is loaded, has
+// neither.
+bool has_clusters(int device);
+
 // Lets the kernels use that much shared memory; once for each device, and not while capturing.
 void allow_shared_memory(std::size_t bytes);
 

@@ -7,7 +7,6 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kAhead = 4;        // keys and values of one lane whose loads are under way
 constexpr int kLeastShare = 64;  // tokens: less is not worth a block
 constexpr float kNothing = -1e30f;
 
@@ -20,12 +19,19 @@ struct Running {
   float sum = 0;
   float mixed[8] = {};
 
-  __device__ __forceinline__ void add(float score, const float (&value)[8]) {
-    const float high = fmaxf(largest, score), old = expf(largest - high), own = expf(score - high);
-    sum = fmaf(sum, old, own);
+  // Makes `high` the largest: what is there already is rescaled once for several scores.
+  __device__ __forceinline__ void rise(float high) {
+    const float old = expf(largest - high);
+    sum *= old;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) mixed[i] = fmaf(mixed[i], old, own * value[i]);
+    for (int i = 0; i < 8; ++i) mixed[i] *= old;
     largest = high;
+  }
+  __device__ __forceinline__ void add(float score, const float (&value)[8]) {
+    const float own = expf(score - largest);
+    sum += own;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) mixed[i] = fmaf(own, value[i], mixed[i]);
   }
   __device__ __forceinline__ void merge_lane(int distance) {
     const float other = __shfl_xor_sync(kFullWarp, largest, distance);
@@ -67,8 +73,11 @@ __device__ void prepare_head(const AttendArguments& a, const float* from, const 
 }
 
 template <class T, int kLanes, int kHeads>
-__global__ void __launch_bounds__(kThreads, kHeads == 1 ? 4 : 3) attend(const AttendArguments a) {
+__global__ void __launch_bounds__(kThreads, kHeads == 1   ? 4
+                                            : kHeads == 2 ? 3
+                                                          : 2) attend(const AttendArguments a) {
   constexpr int kKeys = kWarp / kLanes;  // keys that a warp takes at once, of kLanes lanes each
+  constexpr int kAhead = sizeof(T) == 2 ? 4 : 2;  // of a lane, whose loads are under way
   DIVE_SHARED(shared);
   // queries [kHeads][width], new key [width], new value [width]; later each warp's result
   // [kWarps][kHeads][width + 2]
@@ -85,14 +94,30 @@ __global__ void __launch_bounds__(kThreads, kHeads == 1 ? 4 : 3) attend(const At
   const int row = a.rows[blockIdx.z];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   let_next_start();
-  wait_for_previous();
 
+  // Lengths are of the step before, and so is every key but this step's own: before the wait.
   const int length = a.lengths[row];
   const int own = length % a.slots, tokens = min(length + 1, a.slots);
   const int least = max(kLeastShare, (tokens + a.splits - 1) / a.splits);
   const int share = (least + kWarps * kKeys - 1) / (kWarps * kKeys) * (kWarps * kKeys);
   const int shares = (tokens + share - 1) / share;
   const int begin = static_cast<int>(blockIdx.x) * share, end = min(tokens, begin + share);
+  const int column = lane % kLanes * 8;
+  const bool inside = column < a.width;
+  const std::int64_t at = (static_cast<std::int64_t>(row) * a.kv_heads + kv_head) * a.slots;
+  T* const keys = static_cast<T*>(a.keys) + at * a.width;
+  T* const values = static_cast<T*>(a.values) + at * a.width;
+  Eight<T> key[kAhead], value[kAhead];
+  const auto load = [&](int u, int token) {
+    const bool here = inside && token < end && token != own;
+    const std::int64_t from = static_cast<std::int64_t>(token) * a.width + column;
+    key[u] = here ? load_eight(keys + from) : Eight<T>{};
+    value[u] = here ? load_eight(values + from) : Eight<T>{};
+  };
+  const int first_token = begin + warp * kKeys + lane / kLanes;
+#pragma unroll
+  for (int u = 0; u < kAhead; ++u) load(u, first_token + u * kWarps * kKeys);
+  wait_for_previous();
   if (begin >= tokens) return;
 
   const std::int64_t stride = static_cast<std::int64_t>(a.query_heads + 2 * a.kv_heads) * a.width;
@@ -110,9 +135,6 @@ __global__ void __launch_bounds__(kThreads, kHeads == 1 ? 4 : 3) attend(const At
       for (int i = lane; i < a.width; i += kWarp) queries[h * a.width + i] = 0;
     }
   }
-  const std::int64_t at = (static_cast<std::int64_t>(row) * a.kv_heads + kv_head) * a.slots;
-  T* const keys = static_cast<T*>(a.keys) + at * a.width;
-  T* const values = static_cast<T*>(a.values) + at * a.width;
   __syncthreads();
   const bool append = tile == 0 && begin <= own && own < end;
   for (int i = threadIdx.x; i < a.width; i += kThreads) {
@@ -127,8 +149,6 @@ __global__ void __launch_bounds__(kThreads, kHeads == 1 ? 4 : 3) attend(const At
   }
   __syncthreads();
 
-  const int column = lane % kLanes * 8;
-  const bool inside = column < a.width;
   float query[kHeads][8];
 #pragma unroll
   for (int h = 0; h < kHeads; ++h) {
@@ -136,42 +156,52 @@ __global__ void __launch_bounds__(kThreads, kHeads == 1 ? 4 : 3) attend(const At
     for (int i = 0; i < 8; ++i) query[h][i] = inside ? queries[h * a.width + column + i] : 0.0f;
   }
   Running running[kHeads];
-  for (int base = begin + warp * kKeys; base < end; base += kAhead * kWarps * kKeys) {
-    Eight<T> key[kAhead], value[kAhead];
+  constexpr int kStep = kAhead * kWarps * kKeys;
+  // all lanes of a warp take part in each sum, so they leave together
+  for (int base = first_token; base - lane / kLanes < end; base += kStep) {
+    float score[kHeads][kAhead];
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
-      const int token = base + u * kWarps * kKeys + lane / kLanes;
-      const bool here = inside && token < end && token != own;
-      const std::int64_t from = static_cast<std::int64_t>(token) * a.width + column;
-      key[u] = here ? load_eight(keys + from) : Eight<T>{};
-      value[u] = here ? load_eight(values + from) : Eight<T>{};
-    }
-#pragma unroll
-    for (int u = 0; u < kAhead; ++u) {
-      const int token = base + u * kWarps * kKeys + lane / kLanes;
-      float k[8], v[8];
+      const int token = base + u * kWarps * kKeys;
+      float k[8];
       unpack(key[u], k);
-      unpack(value[u], v);
       if (token == own && inside) {  // from this step: other blocks' writes are not waited for
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          k[i] = new_key[column + i];
-          v[i] = new_value[column + i];
-        }
+        for (int i = 0; i < 8; ++i) k[i] = new_key[column + i];
       }
 #pragma unroll
       for (int h = 0; h < kHeads; ++h) {
-        float score = 0;
+        float sum = 0;
 #pragma unroll
-        for (int i = 0; i < 8; ++i) score = fmaf(query[h][i], k[i], score);
+        for (int i = 0; i < 8; ++i) sum = fmaf(query[h][i], k[i], sum);
 #pragma unroll
         for (int distance = kLanes / 2; distance > 0; distance /= 2) {
-          score += __shfl_xor_sync(kFullWarp, score, distance);
+          sum += __shfl_xor_sync(kFullWarp, sum, distance);
         }
-        score *= a.scale;
-        if (a.softcap > 0) score = a.softcap * tanhf(score / a.softcap);
-        if (token < end) running[h].add(score, v);
+        sum *= a.scale;
+        if (a.softcap > 0) sum = a.softcap * tanhf(sum / a.softcap);
+        score[h][u] = token < end ? sum : -INFINITY;
       }
+    }
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      float high = running[h].largest;
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) high = fmaxf(high, score[h][u]);
+      running[h].rise(high);
+    }
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      const int token = base + u * kWarps * kKeys;
+      float v[8];
+      unpack(value[u], v);
+      if (token == own && inside) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) v[i] = new_value[column + i];
+      }
+#pragma unroll
+      for (int h = 0; h < kHeads; ++h) running[h].add(score[h][u], v);
+      load(u, token + kStep);
     }
   }
 #pragma unroll

@@ -29,7 +29,7 @@ class CudaBackend final : public Backend {
   CudaBackend(ModelSpec spec, int device) : spec_(std::move(spec)), device_(device) {
     const OnDevice here(device_);
     processors_ = attribute(cudaDevAttrMultiProcessorCount);
-    clusters_ = queue_.overlap = attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
+    clusters_ = queue_.overlap = has_clusters(device_);
     shared_limit_ = std::min(
         kSharedLimit, static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)));
     allow_shared_memory(shared_limit_);
@@ -39,7 +39,11 @@ class CudaBackend final : public Backend {
     if (recording_ != nullptr) cudaStreamDestroy(recording_);
   }
 
-  void use_stream(void* stream) override { queue_.stream = static_cast<cudaStream_t>(stream); }
+  void use_stream(void* stream) override {
+    const OnDevice here(device_);
+    const cudaStream_t before = std::exchange(queue_.stream, static_cast<cudaStream_t>(stream));
+    if (before != queue_.stream) order(before, queue_.stream);
+  }
   std::int64_t cache_bytes() const override { return static_cast<std::int64_t>(cache_.size()); }
   void reserve(std::int64_t rows, std::int64_t capacity) override;
   void set_ropes(const std::vector<RopeSpec>& ropes) override {
@@ -75,6 +79,13 @@ class CudaBackend final : public Backend {
         cudaMemcpyAsync(to, from, static_cast<std::size_t>(count) * sizeof(T), kind, queue_.stream),
         "a copy");
   }
+  // From the host, whose memory is free again when this returns.
+  template <class T>
+  void upload(T* to, const T* from, std::int64_t count) {
+    copy(to, from, count, cudaMemcpyHostToDevice);
+    check(cudaStreamSynchronize(queue_.stream), "a copy");
+  }
+  void allocate(std::int64_t rows, std::int64_t capacity);
   void multiply(Output output, Product product, const Bytes& x, void* y);
   unsigned char* cache_at(std::size_t layer, int which, std::int64_t row) const;
   void forget_graphs() { graphs_.clear(); }
@@ -103,13 +114,25 @@ class CudaBackend final : public Backend {
   Buffer<unsigned> arrived_;
 
   Buffer<SteerView> steering_;  // [row][layer]
-  std::vector<std::vector<std::shared_ptr<DeviceSteering>>> row_steering_;
+  std::vector<std::vector<std::shared_ptr<DeviceSteering>>> row_steering_, unused_steering_;
   KnownSteerings known_steering_;
   int max_rank_ = 0;  // of all that was in use: graphs hold it
 };
 
 void CudaBackend::reserve(std::int64_t rows, std::int64_t capacity) {
   const OnDevice here(device_);
+  // adapters that the next sequences use again are found, and not copied again
+  std::swap(unused_steering_, row_steering_);
+  row_steering_.assign(static_cast<std::size_t>(rows), {});
+  if (rows != rows_ || capacity != capacity_) allocate(rows, capacity);
+  const std::vector<int> nothing(static_cast<std::size_t>(rows), 0);
+  const std::vector<SteerView> unsteered(static_cast<std::size_t>(rows) * spec_.layers.size());
+  upload(lengths_.data(), nothing.data(), rows);
+  upload(positions_.data(), nothing.data(), rows);
+  upload(steering_.data(), unsteered.data(), static_cast<std::int64_t>(unsteered.size()));
+}
+
+void CudaBackend::allocate(std::int64_t rows, std::int64_t capacity) {
   rows_ = capacity_ = 0;  // until there is room for all of it
   forget_graphs();
   const double slot = 2.0 * static_cast<double>(rows) *
@@ -155,11 +178,6 @@ void CudaBackend::reserve(std::int64_t rows, std::int64_t capacity) {
   step_rows_host_.clear();
   rows_ = rows;
   capacity_ = capacity;
-  row_steering_.assign(static_cast<std::size_t>(rows), {});
-  for (std::int64_t row = 0; row < rows; ++row) {
-    start_row(row, 0, 0);
-    steer_row(row, {});
-  }
 }
 
 unsigned char* CudaBackend::cache_at(std::size_t layer, int which, std::int64_t row) const {
@@ -193,8 +211,8 @@ void CudaBackend::adopt(std::size_t layer, std::int64_t row, std::int64_t first,
 void CudaBackend::start_row(std::int64_t row, std::int64_t length, std::int64_t position) {
   const OnDevice here(device_);
   const auto tokens = static_cast<int>(length), place = static_cast<int>(position);
-  copy(lengths_.data() + row, &tokens, 1, cudaMemcpyHostToDevice);
-  copy(positions_.data() + row, &place, 1, cudaMemcpyHostToDevice);
+  upload(lengths_.data() + row, &tokens, 1);
+  upload(positions_.data() + row, &place, 1);
 }
 
 void CudaBackend::steer_row(std::int64_t row, const std::vector<const Steering*>& layers) {
@@ -212,7 +230,7 @@ void CudaBackend::steer_row(std::int64_t row, const std::vector<const Steering*>
     }
   }
   const auto count = static_cast<std::int64_t>(views.size());
-  copy(steering_.data() + row * count, views.data(), count, cudaMemcpyHostToDevice);
+  upload(steering_.data() + row * count, views.data(), count);
   row_steering_[static_cast<std::size_t>(row)] = std::move(own);
   known_steering_.forget_unused();
 }
@@ -227,7 +245,7 @@ void CudaBackend::run(const StepInput& input, const std::function<void()>& sched
   count_ = input.count;
   const std::vector<int> rows(input.rows, input.rows + input.count);
   if (rows != step_rows_host_) {
-    copy(step_rows_.data(), rows.data(), count_, cudaMemcpyHostToDevice);
+    upload(step_rows_.data(), rows.data(), count_);
     step_rows_host_ = rows;
   }
   copy(tokens_.data(), input.tokens, count_, cudaMemcpyDeviceToDevice);

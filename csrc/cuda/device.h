@@ -21,8 +21,10 @@
 
 namespace dive::cuda {
 
-// Nothing that an earlier kernel of the stream wrote may be read, and nothing at all written,
-// before this (programmatic dependent launch; every thread of every kernel calls it).
+// Nothing that an earlier kernel of the step wrote may be read, and nothing at all written, before
+// this (programmatic dependent launch; every thread of every kernel calls it). What copies put into
+// memory before the step, and what kernels of earlier steps wrote, may be read at any time: a step
+// begins with copies, which wait for all that came before.
 __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -95,6 +97,7 @@ __device__ __forceinline__ unsigned cluster_rank() {
 // A barrier of all threads of the cluster, after which its blocks see each other's writes.
 __device__ __forceinline__ void cluster_sync() {
 #if __CUDA_ARCH__ >= 900
+  __syncwarp();  // the barrier is one instruction of a whole warp
   asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
                    : "memory");
 #else

@@ -42,6 +42,7 @@ class DeviceSteering {
     memory_.grow(host.size(), "an adapter");
     check(cudaMemcpyAsync(memory_.data(), host.data(), host.size(), cudaMemcpyHostToDevice, stream),
           "copy of an adapter");
+    check(cudaStreamSynchronize(stream), "copy of an adapter");
     view_.down = memory_.data();
     view_.up = memory_.data() + matrix;
     view_.fixed = reinterpret_cast<const float*>(memory_.data() + 2 * matrix);

@@ -96,8 +96,9 @@ template <class T>
 void run(const Queue& queue, const PredictArguments& a, int count) {
   Shape shape;
   const std::int64_t blocks = (a.vocabulary + kThreads - 1) / kThreads;
-  shape.grid = dim3(static_cast<unsigned>(blocks < kPredictBlocks ? blocks : kPredictBlocks),
-                    static_cast<unsigned>(count));
+  const std::int64_t most = count <= 4 ? kPredictBlocks : kPredictBlocks / 4;
+  shape.grid =
+      dim3(static_cast<unsigned>(blocks < most ? blocks : most), static_cast<unsigned>(count));
   shape.threads = kThreads;
   shape.shared = (2 * kWarps + 1) * sizeof(float);
   launch(queue, shape, predict<T>, a);

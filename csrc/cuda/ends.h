@@ -34,7 +34,7 @@ struct PredictArguments {
   std::int64_t* best_at = nullptr;
   unsigned* arrived = nullptr;  // [count]
 };
-constexpr int kPredictBlocks = 32;
+constexpr int kPredictBlocks = 128;  // at most; for many sequences fewer each
 void run_predict(const Queue& queue, DType dtype, const PredictArguments& arguments, int count);
 
 }  // namespace dive::cuda

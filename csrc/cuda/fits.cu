@@ -23,9 +23,12 @@ std::string misfit(const std::string& name, const LinearSpec& linear, DType dtyp
 
 std::string unsupported(const ModelSpec& spec, int device) {
   int devices = 0, major = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || device >= devices) {
+  const cudaError_t status = cudaGetDeviceCount(&devices);
+  if (status != cudaSuccess || device >= devices) {
     cudaGetLastError();
-    return "CUDA finds no device " + std::to_string(device);
+    const std::string why =
+        status == cudaSuccess ? "" : std::string(": ") + cudaGetErrorString(status);
+    return "CUDA finds no device " + std::to_string(device) + why;
   }
   if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
       major < 8) {

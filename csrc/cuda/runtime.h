@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <memory>
+#include <mutex>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -83,8 +85,22 @@ struct Queue {
 };
 
 #ifndef DIVE_CUDA_SHIM
+// A multiprocessor cannot change how it divides its memory between cache and shared while blocks
+// are on it: with one division for all kernels, the next one's blocks can start beside this one's.
+inline void divide_memory(const void* kernel) {
+  static std::mutex busy;
+  static std::set<std::pair<int, const void*>> done;
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  const std::lock_guard<std::mutex> lock(busy);
+  if (!done.insert({device, kernel}).second) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 50),
+        "shared memory of a kernel");
+}
+
 template <class... P, class... A>
 void launch(const Queue& queue, const Shape& shape, void (*kernel)(P...), A&&... arguments) {
+  divide_memory(reinterpret_cast<const void*>(kernel));
   cudaLaunchAttribute attributes[2];
   unsigned count = 0;
   if (queue.overlap) {
@@ -107,6 +123,16 @@ void launch(const Queue& queue, const Shape& shape, void (*kernel)(P...), A&&...
   check(cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...), "a kernel's launch");
 }
 #endif
+
+// What is put on `to` from now on comes after what is on `from`.
+inline void order(cudaStream_t from, cudaStream_t to) {
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "an event");
+  cudaError_t status = cudaEventRecord(event, from);
+  if (status == cudaSuccess) status = cudaStreamWaitEvent(to, event, 0);
+  cudaEventDestroy(event);
+  check(status, "order of two streams");
+}
 
 // The kernels between `begin` and `end` of a stream, to be run again at once.
 class Graph {

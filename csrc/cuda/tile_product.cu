@@ -1,5 +1,6 @@
-// y[b] = weight x[b] + bias for 5 to 64 vectors on tensor cores: 16 weight rows a warp are the rows
-// of the tile, eight vectors each of its kTiles parts are the columns.
+// y[b] = weight x[b] + bias for 5 to 64 vectors on tensor cores: 16 weight rows, or 32 for more
+// than 16 vectors, are the rows of a warp's tiles, eight vectors each of its kTiles parts are the
+// columns.
 //
 // A product of tiles does not mind in which order the columns of the weights are summed, as long as
 // x has the same. So lane 4 g + t, which owns the columns 2t, 2t + 1, 2t + 8 and 2t + 9 of two
@@ -10,32 +11,46 @@
 namespace dive::cuda {
 namespace {
 
-constexpr int kChunk = 32;  // columns that a warp reads of its 16 rows at once
-constexpr int kAhead = 4;   // chunks whose loads are under way
+constexpr int kChunk = 32;  // columns that a warp reads of its rows at once
 
-template <class T, int kTiles, Output kOutput>
+// Outputs of a tile of 16 rows.
+template <Output kOutput>
+constexpr int kTileOutputs = kOutput == Output::gated ? 8 : 16;
+
+// kRowTiles: tiles of 16 rows a warp, which share what is read of x.
+template <class T, int kRowTiles, int kTiles, Output kOutput>
 __global__ void __launch_bounds__(kProductWarps* kWarp, 1) tile_product(const Product p) {
+  constexpr int kAhead = 4 / kRowTiles;  // chunks whose loads are under way
   DIVE_SHARED(shared);
   float* const partial = reinterpret_cast<float*>(shared);  // [warps][4 kTiles][lanes]
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int g = lane / 4, t = lane % 4;
   const int slice = warp % p.slices;
-  const int tile = blockIdx.x * (kProductWarps / p.slices) + warp / p.slices;
-  // rows g and g + 8 of the tile; of gate and up, one row each
-  const int first = kOutput == Output::gated ? 8 * tile + g : 16 * tile + g;
-  int second = first + 8;
-  if constexpr (kOutput == Output::gated) {
-    second = first < p.parts[0].rows ? p.parts[0].rows + first : p.rows;
+  const int tile = (blockIdx.x * (kProductWarps / p.slices) + warp / p.slices) * kRowTiles;
+  // rows g and g + 8 of a tile; of gate and up, one row each
+  const auto first_row = [&](int m) { return kTileOutputs<kOutput> * (tile + m) + g; };
+  const auto second_row = [&](int m) {
+    const int first = first_row(m);
+    if (kOutput != Output::gated) return first + 8;
+    return first < p.parts[0].rows ? p.parts[0].rows + first : p.rows;
+  };
+  const T* weights[kRowTiles][2];
+#pragma unroll
+  for (int m = 0; m < kRowTiles; ++m) {
+    weights[m][0] = WeightRow<T>(p, first_row(m)).weight;
+    weights[m][1] = WeightRow<T>(p, second_row(m)).weight;
   }
-  const WeightRow<T> rows[2] = {{p, first}, {p, second}};
 
   const int step = p.slices * kChunk;
   int column = slice * kChunk + 8 * t;
-  Eight<T> ahead[kAhead][2];
+  Eight<T> ahead[kAhead][kRowTiles][2];
   const auto load = [&](int a, int at) {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      ahead[a][r] = at < p.columns ? load_eight_weights(rows[r].weight + at) : Eight<T>{};
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        ahead[a][m][r] = at < p.columns ? load_eight_weights(weights[m][r] + at) : Eight<T>{};
+      }
     }
   };
 #pragma unroll
@@ -43,13 +58,25 @@ __global__ void __launch_bounds__(kProductWarps* kWarp, 1) tile_product(const Pr
   let_next_start();
   wait_for_previous();
 
-  float sums[kTiles][4] = {};
+  float sums[kRowTiles][kTiles][4] = {};
   // all lanes of a warp take part in each product, those past the last column with zeros
   for (int base = slice * kChunk; base < p.columns; base += kAhead * step) {
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) {
       const int at = column + a * step;
-      const Eight<T> low = ahead[a][0], high = ahead[a][1];
+      std::uint32_t even_weights[kRowTiles][4], odd_weights[kRowTiles][4];
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+        const uint4 low = ahead[a][m][0].words[0], high = ahead[a][m][1].words[0];
+        even_weights[m][0] = low.x;
+        even_weights[m][1] = high.x;
+        even_weights[m][2] = low.y;
+        even_weights[m][3] = high.y;
+        odd_weights[m][0] = low.z;
+        odd_weights[m][1] = high.z;
+        odd_weights[m][2] = low.w;
+        odd_weights[m][3] = high.w;
+      }
       load(a, at + kAhead * step);
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
@@ -61,64 +88,69 @@ __global__ void __launch_bounds__(kProductWarps* kWarp, 1) tile_product(const Pr
         }
         const std::uint32_t even[2] = {x.words[0].x, x.words[0].y};
         const std::uint32_t odd[2] = {x.words[0].z, x.words[0].w};
-        const std::uint32_t even_weights[4] = {low.words[0].x, high.words[0].x, low.words[0].y,
-                                               high.words[0].y};
-        const std::uint32_t odd_weights[4] = {low.words[0].z, high.words[0].z, low.words[0].w,
-                                              high.words[0].w};
-        mma_16816<T>(sums[n], even_weights, even);
-        mma_16816<T>(sums[n], odd_weights, odd);
+#pragma unroll
+        for (int m = 0; m < kRowTiles; ++m) {
+          mma_16816<T>(sums[m][n], even_weights[m], even);
+          mma_16816<T>(sums[m][n], odd_weights[m], odd);
+        }
       }
     }
     column += kAhead * step;
   }
-  if (p.slices > 1) {
 #pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        partial[(warp * 4 * kTiles + 4 * n + i) * kWarp + lane] = sums[n][i];
-      }
-    }
-    __syncthreads();
-    if (slice != 0) return;
-    for (int s = 1; s < p.slices; ++s) {
+  for (int m = 0; m < kRowTiles; ++m) {
+    if (p.slices > 1) {
+      if (m > 0) __syncthreads();  // the tile before has been read
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          sums[n][i] += partial[((warp + s) * 4 * kTiles + 4 * n + i) * kWarp + lane];
+          partial[(warp * 4 * kTiles + 4 * n + i) * kWarp + lane] = sums[m][n][i];
+        }
+      }
+      __syncthreads();
+      for (int s = 1; s < p.slices && slice == 0; ++s) {
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            sums[m][n][i] += partial[((warp + s) * 4 * kTiles + 4 * n + i) * kWarp + lane];
+          }
         }
       }
     }
-  }
+    if (slice != 0) continue;
+    const int first = first_row(m), second = second_row(m);
+    const float bias = WeightRow<T>(p, first).bias, other_bias = WeightRow<T>(p, second).bias;
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
+    for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {  // this lane's two columns of the tile
-      store_pair<T, kOutput>(p, 8 * n + 2 * t + i, first, second, sums[n][i] + rows[0].bias,
-                             sums[n][2 + i] + rows[1].bias);
+      for (int i = 0; i < 2; ++i) {  // this lane's two columns of the tile
+        store_pair<T, kOutput>(p, 8 * n + 2 * t + i, first, second, sums[m][n][i] + bias,
+                               sums[m][n][2 + i] + other_bias);
+      }
     }
   }
 }
 
-template <class T, int kTiles, Output kOutput>
+template <class T, int kRowTiles, int kTiles, Output kOutput>
 void run(const Queue& queue, const Product& p) {
   const int outputs = kOutput == Output::gated ? p.parts[0].rows : p.rows;
-  const int rows = kOutput == Output::gated ? 8 : 16;
+  const int rows = kTileOutputs<kOutput> * kRowTiles;
   const int tiles = (outputs + rows - 1) / rows, groups = kProductWarps / p.slices;
   Shape shape;
   shape.grid = dim3(static_cast<unsigned>((tiles + groups - 1) / groups));
   shape.threads = kProductWarps * kWarp;
   shape.shared = p.slices > 1 ? kProductWarps * 4 * kTiles * kWarp * sizeof(float) : 0;
-  launch(queue, shape, tile_product<T, kTiles, kOutput>, p);
+  launch(queue, shape, tile_product<T, kRowTiles, kTiles, kOutput>, p);
 }
 
 template <class T, Output kOutput>
 void run(const Queue& queue, const Product& p) {
-  if (p.batch <= 8) return run<T, 1, kOutput>(queue, p);
-  if (p.batch <= 16) return run<T, 2, kOutput>(queue, p);
-  if (p.batch <= 32) return run<T, 4, kOutput>(queue, p);
-  run<T, 8, kOutput>(queue, p);
+  if (p.batch <= 8) return run<T, 1, 1, kOutput>(queue, p);
+  if (p.batch <= 16) return run<T, 1, 2, kOutput>(queue, p);
+  if (p.batch <= 32) return run<T, 2, 4, kOutput>(queue, p);
+  run<T, 2, 8, kOutput>(queue, p);
 }
 
 template <class T>

@@ -140,6 +140,15 @@ inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute at
                                         int value) {
   return dive::cuda::shim::set_attribute(kernel, attribute, value);
 }
+struct cudaFuncAttributes {
+  int ptxVersion = 0;  // as compiled: ten times the compute capability
+};
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  return cudaDeviceGetAttribute(&attributes->ptxVersion, cudaDevAttrComputeCapabilityMajor, 0) ==
+                 cudaSuccess
+             ? (attributes->ptxVersion *= 10, cudaSuccess)
+             : cudaErrorInvalidValue;
+}
 template <class... P>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute attribute, int value) {
   const auto address = reinterpret_cast<const void*>(kernel);
