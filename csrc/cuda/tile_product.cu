@@ -17,9 +17,12 @@ constexpr int kChunk = 32;  // columns that a warp reads of its rows at once
 template <Output kOutput>
 constexpr int kTileOutputs = kOutput == Output::gated ? 8 : 16;
 
-// kRowTiles: tiles of 16 rows a warp, which share what is read of x.
+// kRowTiles: tiles of 16 rows a warp, which share what is read of x. Two of them, for up to 32
+// vectors, would leave room for one block a multiprocessor (174 registers), and so for half the
+// loads under way.
 template <class T, int kRowTiles, int kTiles, Output kOutput>
-__global__ void __launch_bounds__(kProductWarps* kWarp, 1) tile_product(const Product p) {
+__global__ void __launch_bounds__(kProductWarps* kWarp, kTiles < 8 ? 2 : 1)
+    tile_product(const Product p) {
   constexpr int kAhead = 4 / kRowTiles;  // chunks whose loads are under way
   DIVE_SHARED(shared);
   float* const partial = reinterpret_cast<float*>(shared);  // [warps][4 kTiles][lanes]
@@ -149,7 +152,7 @@ template <class T, Output kOutput>
 void run(const Queue& queue, const Product& p) {
   if (p.batch <= 8) return run<T, 1, 1, kOutput>(queue, p);
   if (p.batch <= 16) return run<T, 1, 2, kOutput>(queue, p);
-  if (p.batch <= 32) return run<T, 2, 4, kOutput>(queue, p);
+  if (p.batch <= 32) return run<T, 1, 4, kOutput>(queue, p);
   run<T, 2, 8, kOutput>(queue, p);
 }
 
