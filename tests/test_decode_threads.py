@@ -1,13 +1,18 @@
 """Threads of the engine: the same bits for any number of them, and their beginning and end.
 
-csrc/tests/threads_test.cpp does the same without Python, for the sanitizers and for more threads.
+csrc/tests/threads_test.cpp does the same without Python and with more threads; DIVE_SLOW_TESTS=1
+builds it with the sanitizers and runs it.
 """
 
 import gc
 import os
+import shutil
+import subprocess
+import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -172,6 +177,7 @@ def test_threads_end_with_their_engine():
 
 @more_than_one
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="ASan's lock may be held")
 def test_the_child_of_a_fork_starts_threads_of_its_own():
     model = wide()
     want = Run(model).logits(steps=2)
@@ -194,3 +200,27 @@ def test_the_child_of_a_fork_starts_threads_of_its_own():
             os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
     assert torch.equal(unused.logits(steps=2), want)
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(os.environ.get("DIVE_SLOW_TESTS") != "1", reason="DIVE_SLOW_TESTS=1 runs it")
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_the_sanitizers_find_nothing(sanitizer, tmp_path):
+    cmake = Path(sys.executable).parent / "cmake"
+    program = str(cmake) if cmake.exists() else shutil.which("cmake")
+    if program is None:
+        pytest.skip("needs cmake")
+    flags = f"-fsanitize={sanitizer} -fno-sanitize-recover=all -O1 -g"
+    options = ["-DDIVE_MODULE=OFF", "-DDIVE_HOST_TESTS=ON", f"-DCMAKE_CXX_FLAGS={flags}"]
+    options.append("-DCMAKE_BUILD_TYPE=Debug")
+    run = [str(tmp_path / "dive_threads_test"), "--no-fork"]
+    if sanitizer == "thread" and shutil.which("setarch"):
+        run = ["setarch", "-R", *run]  # its memory map wants addresses that are not random
+    for command in (
+        [program, "-S", str(Path(__file__).parents[1]), "-B", str(tmp_path), *options],
+        [program, "--build", str(tmp_path), "--target", "dive_threads_test", "-j", "2"],
+        run,
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert "0 failures" in done.stdout

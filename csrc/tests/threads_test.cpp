@@ -213,7 +213,7 @@ int main(int argc, char** argv) {
     shares_every_chunk(count);
     an_exception_reaches_the_caller(count);
     ends_at_any_time(count);
-    // ThreadSanitizer ends a child that starts threads
+    // a sanitizer's own locks may be held at a fork, and ThreadSanitizer forbids the child threads
     if (argc < 2 || std::strcmp(argv[1], "--no-fork") != 0) survives_a_fork(count);
   }
   a_slow_thread_holds_up_one_chunk(3);
