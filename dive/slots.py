@@ -199,14 +199,14 @@ class Slots:
             self._prefix = None
         shared = self._shares(request) and (self._prefix is not None or self._next_shares(request))
         settings_reason = self.session._settings_reason(dict(request.settings))
-        with self._steered(None if shared else request.adapter) as adapter:
+        with self._steered(request, unsteered=shared) as adapter:
             if self._rows is None or settings_reason is not None:
                 if settings_reason is not None:
                     self.session.say(settings_reason)
                 one = self._by_transformers(request, place)
             else:
                 one = self._read(request, place, shared)
-        one.adapter = request.adapter if shared else adapter
+        one.adapter = self._own(request) if shared else adapter
         one.seconds = time.perf_counter() - started
         return one
 
@@ -295,16 +295,17 @@ class Slots:
 
     # steering
 
+    def _own(self, request: Request) -> SteeringAdapter | None:
+        return self.session.adapter if request.adapter is None else request.adapter
+
     def _shares(self, request: Request) -> bool:
         """Whether nothing before its prompt's last token is steered."""
-        adapter = request.adapter
         if request.inputs["input_ids"].shape[1] < 2:
             return False
-        if adapter is not None:
-            return adapter.config.positions == "response"
-        if self._attachment is not None:
-            return True
-        return self.session.adapter is None and attachment_of(self.model) is None
+        if self._attachment is None and attachment_of(self.model) is not None:
+            return False  # the caller's own, whatever it does
+        own = self._own(request)
+        return own is None or own.config.positions == "response"
 
     def _next_shares(self, request: Request) -> bool:
         following = self._look_ahead(1)
@@ -313,21 +314,24 @@ class Slots:
         )
 
     @contextmanager
-    def _steered(self, adapter: SteeringAdapter | None) -> Iterator[SteeringAdapter | None]:
-        """One prompt's adapter at work inside; yields it. Attached once for all requests."""
-        if self._attachment is None and adapter is not None:
+    def _steered(self, request: Request, unsteered: bool) -> Iterator[SteeringAdapter | None]:
+        """What steers one prompt at work inside; yields it. Attached once for all requests."""
+        if self._attachment is None and request.adapter is not None:
             self._attachment = RowAttachment(self.model)
             self._attachment.enabled = False
-        if self._attachment is None:
+        if self._attachment is not None:
+            adapter = None if unsteered else self._own(request)
+            self._attachment.rows = (adapter,)
+            self._attachment.enabled = True
+            try:
+                yield adapter
+            finally:
+                self._attachment.enabled = False
+        elif unsteered:
+            yield None  # nothing is attached
+        else:
             with self.session._steered() as adapters:
                 yield adapters[0]
-            return
-        self._attachment.rows = (adapter,)
-        self._attachment.enabled = True
-        try:
-            yield adapter
-        finally:
-            self._attachment.enabled = False
 
 
 def _written(request: Request, place: int, output: Any) -> _Prompted:

@@ -265,6 +265,21 @@ def test_the_sessions_own_adapter_and_an_attached_one(positions):
             list(session.stream([replace(requests[0], adapter=randomised(model))]))
 
 
+@pytest.mark.parametrize("positions", ["all", "response"])
+def test_a_request_without_an_adapter_has_the_sessions(positions):
+    model = small("qwen3")
+    own, other = (randomised(model, seed=s, positions=positions) for s in (1, 2))
+    requests = requests_of(model, adapters=[None, other])
+    # three times the same prompt, once more by the session's own adapter
+    requests += [replace(requests[0], adapter=one) for one in (None, other, None)]
+    wanted = [alone(model, request, own) for request in requests]
+    assert wanted[0] != alone(model, requests[0])
+    session = DecodeSession(model, own)
+    assert written(session, requests, 3) == wanted
+    assert written(session, requests[::-1], 3) == wanted[::-1]
+    assert attachment_of(model) is None
+
+
 def test_seeds_come_from_torchs_generator_where_none_are_given():
     model = small("llama")
     settings = {"max_new_tokens": 12, "do_sample": True, "eos_token_id": None}
