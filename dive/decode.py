@@ -199,10 +199,14 @@ class DecodeSession:
         return keyword_reason(kwargs) or config_reason(config) or embeds
 
     def _lend_rows(self) -> Rows:
-        """The bound engine, for somebody to keep; the session binds another when it needs one."""
+        """The bound engine, until it is given back; the session binds another if it needs one."""
         assert self._rows is not None
         rows, self._rows = self._rows, None
         return rows
+
+    def _give_back(self, rows: Rows) -> None:
+        if self._rows is None:
+            self._rows, self._spec = rows, rows.spec
 
     @property
     def _engine(self) -> Any:

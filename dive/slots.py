@@ -129,6 +129,8 @@ class Slots:
         finally:
             if self._attachment is not None:
                 self._attachment.detach()
+            if self._rows is not None:
+                self.session._give_back(self._rows)
 
     def _look_ahead(self, count: int) -> Request | None:
         """Has so many requests waiting, if there are; returns the first."""

@@ -314,12 +314,16 @@ def test_what_is_left_is_given_up_with_the_iterator():
     model = small("llama")
     trace = fingerprint(model)
     requests = requests_of(model, adapters=[randomised(model)])
-    stream = DecodeSession(model).stream(requests, 2)
+    session = DecodeSession(model)
+    session.plan()
+    engine = session._engine
+    stream = session.stream(requests, 2)
     next(stream)
-    assert attachment_of(model) is not None
+    assert attachment_of(model) is not None and session._engine is None
     del stream
     gc.collect()
     assert attachment_of(model) is None and fingerprint(model) == trace
+    assert session._engine is engine  # with its memory, for the next one
 
 
 def test_a_model_that_moves_in_between_is_an_error():
