@@ -1,12 +1,14 @@
 """Threads of the CPU engine beside processes that never rest: a step's time, by a clock.
 
-    python -m benchmarks.bench_decode_threads                  results/cpu-decode-threads.json
+    python -m benchmarks.bench_decode_threads                  results/cpu-engine-threads.json
 
 One sequence, 64 tokens in the cache, random weights, bfloat16. The neighbours are Python loops on
 one core, the last that this process may use; the engine's threads may run on any. What counts is
 "ratio", the time with so many threads over that of one thread beside the same neighbours: without
 any it says what a thread more brings, with some it must stay below 1.2. Runs take turns; medians.
-What else the machine does shows in `load`, and in the figures.
+What else the machine does shows in `load`, and in the figures: where it is much, as root
+`echo -15 > /proc/self/autogroup` in the shell puts this, with its neighbours, ahead of the rest.
+The figures of results/ were taken so.
 """
 
 import argparse
@@ -89,7 +91,7 @@ def main() -> None:
     for shape, count in (("512x12", 30), ("1536x16", 6)):
         for beside in NEIGHBOURS:
             rows += measure(shape, beside, rounds, 2 if TOY else count)
-    print(timing.write("cpu-decode-threads", {"rounds": rounds, "rows": rows}))
+    print(timing.write("cpu-engine-threads", {"rounds": rounds, "rows": rows}))
 
 
 if __name__ == "__main__":
