@@ -283,18 +283,22 @@ def test_a_changed_model_says_why_it_runs_in_transformers(name):
         ("bfloat16", False, "built without CUDA"),
         ("bfloat16", True, None),
         ("float16", True, None),
-        ("float32", True, "weights are torch.float32; known on cuda are bfloat16, float16"),
+        ("float32", True, None),
+        (
+            "float64",
+            True,
+            "weights are torch.float64; known on cuda are float32, bfloat16, float16",
+        ),
     ],
 )
 def test_what_is_asked_of_weights_on_a_gpu(dtype, built, reason, monkeypatch):
     """By the words alone: the weights lie on the CPU and the spec says that they do not."""
     from dive import decoder_spec
 
-    model = small("llama", torch.bfloat16 if dtype == "float16" else getattr(torch, dtype))
-    spec = dataclasses.replace(decoder_spec.read(model), device=torch.device("cuda", 0))
-    if dtype == "float16":
-        model.to(torch.float16)
-        spec = dataclasses.replace(spec, dtype=torch.float16)
+    model = small("llama")
+    spec = decoder_spec.read(model)
+    model.to(getattr(torch, dtype))
+    spec = dataclasses.replace(spec, dtype=getattr(torch, dtype), device=torch.device("cuda", 0))
     monkeypatch.setattr("dive.extension.build_info", lambda: {"cuda": built})
     if reason is None:
         decoder_spec._check_weights(spec)
