@@ -98,7 +98,7 @@ def steer_variants(
     more: tuple[bool, ...] = (True,),
 ) -> Iterator[Variant]:
     """Forward, both backward kernels and their reduction. more: with mask, gradients and a second
-    round of tokens, or without: the former is the larger code."""
+    round of tokens, or without: neither is always the one that wants more registers."""
     axes = (architectures, dtypes, ranks, widths, norms, activations, more)
     for architecture, dtype, rank, width, norm, activation, most in itertools.product(*axes):
         common = (("NORM", norm), ("MASKED", most))
@@ -155,6 +155,7 @@ def whole_table() -> list[Variant]:
         cross_entropy_variants(ARCHITECTURES, DTYPES, BUCKETS),
         bookkeeping_variants(ARCHITECTURES),
         # the other options of the code, once
+        steer_variants(ARCHITECTURES, DTYPES, RANKS, BUCKETS[:1], more=(False,)),
         steer_variants((90,), DTYPES, (0, 16), BUCKETS[:1], activations=_OTHERS, more=(False,)),
         cross_entropy_variants((90,), DTYPES, BUCKETS[-1:], more=(False,)),
     ):
