@@ -17,12 +17,11 @@ constexpr int kChunk = 32;  // columns that a warp reads of its rows at once
 template <Output kOutput>
 constexpr int kTileOutputs = kOutput == Output::gated ? 8 : 16;
 
-// kRowTiles: tiles of 16 rows a warp, which share what is read of x. Two of them, for up to 32
-// vectors, would leave room for one block a multiprocessor (174 registers), and so for half the
-// loads under way.
+// kRowTiles: tiles of 16 rows a warp, which share what is read of x. Two of them for up to 32
+// vectors would leave room for one block a multiprocessor (138 registers), and so for half the
+// loads under way. No least number of blocks is asked for: ptxas then spills where it need not.
 template <class T, int kRowTiles, int kTiles, Output kOutput>
-__global__ void __launch_bounds__(kProductWarps* kWarp, kTiles < 8 ? 2 : 1)
-    tile_product(const Product p) {
+__global__ void __launch_bounds__(kProductWarps* kWarp) tile_product(const Product p) {
   constexpr int kAhead = 4 / kRowTiles;  // chunks whose loads are under way
   DIVE_SHARED(shared);
   float* const partial = reinterpret_cast<float*>(shared);  // [warps][4 kTiles][lanes]
