@@ -44,9 +44,10 @@ def _steer_forward(capability: int, wide: bool, padded: int, width: int) -> dict
         return {"BLOCK_T": 16 if wide else 32, "BLOCK_D": 32, "num_warps": 8}
     if wide:
         return {"BLOCK_T": 16, "BLOCK_D": 32 if padded >= 64 else 64, "num_warps": 4}
-    # a few tiles ahead where there is room: little is under way otherwise
-    stages = 4 if padded <= 32 else 2
-    return {"BLOCK_T": 32, "BLOCK_D": 64, "num_warps": 4, "num_stages": stages}
+    if padded >= 64:
+        return {"BLOCK_T": 32, "BLOCK_D": 32, "num_warps": 4}
+    # a few tiles ahead: little is under way otherwise
+    return {"BLOCK_T": 32, "BLOCK_D": 64, "num_warps": 4, "num_stages": 4}
 
 
 def _steer_backward(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
