@@ -66,7 +66,8 @@ class Engine:
         """Runs tokens[i] in row rows[i]; next[i] becomes the most likely token after it.
 
         tokens, rows, next: int64 [n], rows on the CPU, the others on the model's device; on CUDA a
-        token outside the vocabulary is taken as 0, where the CPU refuses it. logits: float32 [reserved rows, vocabulary], of which the
+        token outside the vocabulary is taken as 0, where the CPU refuses it.
+        logits: float32 [reserved rows, vocabulary] on the device, of which the
         rows that ran are written.
         """
 

@@ -13,6 +13,7 @@ from dive.sampling import draw
 from dive.structure import decoder
 
 _POSITIONS = 512  # tables of cos and sin grow by so many
+_ROOM = 64  # rows are given room in steps of so many tokens
 
 
 class Rows:
@@ -22,7 +23,7 @@ class Rows:
     """
 
     def __init__(self, module: Any, spec: DecoderSpec, model: Any) -> None:
-        self.spec, self.model = spec, model
+        self.spec, self.model, self._module = spec, model, module
         self._signature = _signature(model, spec)
         self.engine = module.Engine(spec.describe(_POSITIONS))
         self.count = self.capacity = 0
@@ -43,13 +44,30 @@ class Rows:
         self.count = self.capacity = 0
 
     def reserve(self, count: int, capacity: int) -> None:
-        """Room for so many sequences; what the rows held is gone. DiveError: out of memory."""
+        """Room for so many sequences; what the rows held is gone. DiveError: out of memory.
+
+        On a CPU the engine works with as many threads as torch does (torch.set_num_threads), up to
+        the cores there are.
+        """
         self.vacate()
         self._use_stream()
+        on_gpu = self.spec.device.type == "cuda"
+        if not on_gpu:
+            threads = min(torch.get_num_threads(), self._module.physical_cores())
+            if threads != self.engine.threads:
+                self.engine.threads = threads
+        # in steps, so that a call much like the last finds its room, and its graphs on a GPU, ready
+        capacity = -(-capacity // _ROOM) * _ROOM
         try:
             self.engine.reserve(count, capacity)
         except (RuntimeError, MemoryError) as error:
-            raise DiveError(f"decoding: {error}") from None
+            if not (on_gpu and "out of memory" in str(error)):
+                raise DiveError(f"decoding: {error}") from None
+            torch.cuda.empty_cache()  # torch holds what the prompt's forward gave back
+            try:
+                self.engine.reserve(count, capacity)
+            except RuntimeError as again:
+                raise DiveError(f"decoding: {again}") from None
         self.count, self.capacity = count, capacity
 
     def allow_positions(self, positions: int) -> None:
@@ -177,7 +195,7 @@ class Live:
         self.answers: list[Answer] = []
         self._tokens = torch.empty(0, dtype=torch.long, device=device)  # what is run next
         self._places = torch.empty(0, dtype=torch.long)  # the rows in which, on the CPU
-        self._unread: tuple[list[Answer], Tensor] | None = None
+        self._unread: tuple[list[Answer], Tensor, Any] | None = None
         self._logits: Tensor | None = None
 
     def add(self, answer: Answer, token: Tensor) -> None:
@@ -209,15 +227,30 @@ class Live:
     def _read(self, new: Tensor) -> list[Answer]:
         """Reads the tokens of the step that was just launched or, `behind`, of the one before."""
         steps = [] if self._unread is None else [self._unread]
-        steps.append((list(self.answers), new))
+        steps.append((list(self.answers), *self._to_host(new)))
         self._unread = steps.pop() if self.behind else None
         told = []
-        for answers, tokens in steps:
+        for answers, tokens, arrived in steps:
+            if arrived is not None:
+                arrived.synchronize()
             for answer, token in zip(answers, tokens.tolist(), strict=True):
                 if not answer.ended:
                     answer.take(token)
                     told.append(answer)
         return told
+
+    def _to_host(self, new: Tensor) -> tuple[Tensor, Any]:
+        """The tokens, and on a GPU the event after which they are there.
+
+        The copy stands right behind its own step: whoever waits for it does not wait for the next.
+        """
+        if self.device.type != "cuda":
+            return new, None
+        host = torch.empty(new.shape, dtype=new.dtype, pin_memory=True)
+        host.copy_(new, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+        return host, event
 
     def _seat(self) -> None:
         self._places = torch.tensor([answer.row for answer in self.answers], dtype=torch.long)
