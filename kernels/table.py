@@ -41,7 +41,8 @@ def bucket(width: int) -> int:
 def _steer_forward(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
     # 32 tokens halve the L2 traffic of the parameters against 16, and their slab still fits there
     if padded >= 128:
-        return {"BLOCK_T": 16 if wide else 32, "BLOCK_D": 32, "num_warps": 8}
+        tokens, stages = (16, 2) if wide else (32, 3)
+        return {"BLOCK_T": tokens, "BLOCK_D": 32, "num_warps": 8, "num_stages": stages}
     if wide:
         return {"BLOCK_T": 16, "BLOCK_D": 32 if padded >= 64 else 64, "num_warps": 4}
     if padded >= 64:
@@ -64,8 +65,10 @@ def _steer_parameters(capability: int, wide: bool, padded: int, width: int) -> d
     # wide blocks: what is kept of each token is read again for every one of them
     if padded >= 128:
         return {"BLOCK_T": 16 if wide else 32, "BLOCK_D": 32, "num_warps": 8}
+    if wide and padded >= 64:
+        return {"BLOCK_T": 16, "BLOCK_D": 32, "num_warps": 8 if capability < 90 else 4}
     if wide:
-        return {"BLOCK_T": 16, "BLOCK_D": 32 if padded >= 64 else 64, "num_warps": 4}
+        return {"BLOCK_T": 16, "BLOCK_D": 64, "num_warps": 4}
     if padded == 0:
         return {"BLOCK_T": 32, "BLOCK_D": 128, "num_warps": 4}
     if capability < 90 and padded >= 32:
