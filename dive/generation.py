@@ -77,7 +77,9 @@ def generate(
         engine: "auto" decodes in `dive._C` where it can (see `dive.decode.DecodeSession`),
             "transformers" never does. The reports are the same.
         seed: of sampling (do_sample=True). Report i is drawn with `seed + i`, whatever the batch
-            size: it is the report that `torch.manual_seed(seed + i)` gives for its study alone.
+            size: it is the report that `torch.manual_seed(seed + i)` gives for its study alone (in
+            half precision up to the last bits of its logits, which one row sums in another order
+            than several).
             None takes a seed from torch's generator, so that `torch.manual_seed` repeats a call.
         generate_kwargs: go to `model.generate` as they are. Without them decoding is greedy: the
             sampling, beams and penalties of the model's generation_config are not used.
