@@ -190,7 +190,7 @@ def test_a_wrong_description_names_the_entry(change, message):
 def test_out_of_memory_says_how_much_and_for_what():
     session = DecodeSession(small("llama"))
     session.plan()
-    with pytest.raises(RuntimeError, match=r"cache of 65536 sequences of 16777216 tokens wants \d"):
-        session._engine.reserve(65536, 1 << 24)
+    with pytest.raises(RuntimeError, match=r"cache of 65535 sequences of 16777216 tokens wants \d"):
+        session._engine.reserve(65535, 1 << 24)
     with pytest.raises(ValueError, match="0 rows that are reserved"):
         session._engine.start_row(0, 0, 0)
