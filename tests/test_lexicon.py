@@ -392,10 +392,13 @@ def test_fast_enough_for_whole_datasets():
 
 @pytest.mark.parametrize("part", ["No effusion, nodule, ", "No effusion. Nodule. ", "heart is "])
 def test_time_is_linear_in_length(part):
-    def seconds(count):
-        start = time.process_time()
-        find_mentions(part * count)
-        return time.process_time() - start
+    def seconds(count):  # the least of three: a collection of garbage may fall into one
+        times = []
+        for _ in range(3):
+            start = time.process_time()
+            find_mentions(part * count)
+            times.append(time.process_time() - start)
+        return min(times)
 
     seconds(10)
     # ten times as long may take ten times as long, not a hundred times
