@@ -203,7 +203,8 @@ def _one_a_study(adapter: Any, studies: list[Study]) -> list[SteeringAdapter | N
         adapters = list(adapter)
     else:
         raise DiveError(
-            f"adapter is a {type(adapter).__name__}; wants a SteeringAdapter, or one a study"
+            f"adapter is a {type(adapter).__name__}; wants a SteeringAdapter (its from_pretrained "
+            "reads one), or one a study"
         )
     for one in adapters:
         if one is not None and not isinstance(one, SteeringAdapter):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from dive.examples import Examples
 from dive.presets import DistillConfig
 from dive.prompting import Prompter
 from dive.teacher import Teacher
+
+log = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 
@@ -100,6 +103,8 @@ def find_checkpoint(folder: Path | None, resume: bool, run: dict[str, Any]) -> s
                 "from there"
             )
     elif int(os.environ.get("RANK", 0)) == 0:
+        if resume:
+            log.warning("%s: has no checkpoint to resume; the training starts anew", folder)
         write_text(folder / RUN_FILE, json.dumps(run, indent=1) + "\n")
     return last
 

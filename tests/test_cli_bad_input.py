@@ -1,13 +1,14 @@
 """What a new user of the command line gets wrong: one line says what, and no work is lost."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 import dive
-from dive import adapter, distillation
+from dive import adapter, cli, distillation
 from dive.cli import app
 from dive.errors import DiveError
 from dive.ops import steering
@@ -335,3 +336,33 @@ def test_a_tokenizer_that_is_not_there(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(DiveError, match="cannot load the tokenizer"):
         call("inspect", "tokens", report, "--backbone", tmp_path)
+
+
+def test_scores_a_report_do_not_replace_what_they_are_of(tmp_path):
+    reports, truth = tmp_path / "reports.jsonl", tmp_path / "truth.jsonl"
+    reports.write_text('{"id": "a", "report": "Clear lungs."}\n')
+    truth.write_text('{"id": "a", "findings": "Clear lungs."}\n')
+    before = reports.read_bytes(), truth.read_bytes()
+    for taken in (reports, truth, tmp_path / "." / "reports.jsonl"):
+        with pytest.raises(DiveError, match="is one of the files to read; name another"):
+            call("evaluate", "--predictions", reports, "--references", truth, "--metrics", "bleu",
+                 "--per-report", taken)  # fmt: skip
+    assert (reports.read_bytes(), truth.read_bytes()) == before
+
+
+def test_an_interruption_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["dive.cli.generate"], "open_all", interrupted)
+    monkeypatch.setattr("sys.argv", ["dive", "generate", "--backbone", "b", "--studies", "s.jsonl",
+                                     "--out", "never-written.jsonl"])  # fmt: skip
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 130
+    assert "interrupted; dive generate goes on with the same command" in capsys.readouterr().err
+
+
+def test_nothing_to_resume_is_said(tiny_llava, studies_folder, tmp_path, caplog):
+    distill(tiny_llava, studies_folder / "studies.jsonl", tmp_path / "new", *QUICK, "--resume")
+    assert "has no checkpoint to resume; the training starts anew" in caplog.text

@@ -56,10 +56,21 @@ def main() -> None:
         )
         sys.exit(1)
     except KeyboardInterrupt:
-        Console(stderr=True).print(
-            "interrupted; dive generate goes on with the same command, dive distill with --resume"
-        )
-        sys.exit(130)
+        _interrupted()
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:  # typer makes it of a KeyboardInterrupt
+            _interrupted()
+        raise
+
+
+_INTERRUPTED = 130
+
+
+def _interrupted() -> None:
+    Console(stderr=True, soft_wrap=True).print(
+        "interrupted; dive generate goes on with the same command, dive distill with --resume"
+    )
+    sys.exit(_INTERRUPTED)
 
 
 def _plain(text: str) -> str:

@@ -115,6 +115,10 @@ def evaluate(
     unknown = [name for name in asked if name not in METRICS]
     if not asked or unknown:
         raise DiveError(f"--metrics is {metrics!r}; wants some of {','.join(METRICS)}")
+    if per_report is not None:
+        given = [Path(name) for name in (predictions, baseline, references) if name is not None]
+        if any(per_report.resolve() == one.resolve() for one in given):
+            raise DiveError(f"--per-report {per_report}: is one of the files to read; name another")
     sources: dict[str, Any] = {}
     if "radgraph" in asked:
         sources["radgraph"] = radgraph_annotations or RadGraph(

@@ -153,7 +153,10 @@ def generate(
     console.print(f"{written} reports in {out}; {ended} of the {new} new ones ended by themselves")
     if note:
         console.print(note)
-    console.print(f"next: dive evaluate --predictions {out} --references {studies or 'test.jsonl'}")
+    if studies is not None:  # of bare images there is no reference
+        more = "" if section == "findings" else f" --target {section}"
+        more += " --allow-missing" if len(skipped) else ""
+        console.print(f"next: dive evaluate --predictions {out} --references {studies}{more}")
 
 
 def _refuse_twice(names: list[str]) -> None:
