@@ -3,8 +3,10 @@
 import hashlib
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -280,8 +282,9 @@ def _train(
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     per_epoch = total_steps(replace(config, steps=None, epochs=1), len(examples), ranks)
     often = max(per_epoch, steps // 20)
+    # Trainer makes its folder even where it has nothing to save
+    scratch = tempfile.TemporaryDirectory() if folder is None else nullcontext(str(folder))
     arguments = TrainingArguments(
-        output_dir=str(folder) if folder is not None else "unused",
         max_steps=steps,
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
@@ -313,7 +316,7 @@ def _train(
     recompute = enable_gradient_checkpointing(backbone) if config.gradient_checkpointing else None
     states = torch.random.get_rng_state()
     try:
-        with steer(backbone, adapter) as attachment:
+        with scratch as arguments.output_dir, steer(backbone, adapter) as attachment:
             student = Student(attachment, config)
             trainer = DistillTrainer(
                 student, arguments, config, examples, validation, teacher, callbacks

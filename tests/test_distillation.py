@@ -402,6 +402,14 @@ def test_demonstrations_without_a_teacher_are_an_error(llava, studies):
         dive.distill(llava, studies, demonstrations=2, config=bare())
 
 
+def test_without_a_folder_nothing_is_left_behind(llava, studies, tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    dive.distill(llava, studies, config=bare())
+    assert list(here.iterdir()) == []
+
+
 def test_bad_input_before_the_first_step(llava, studies, tmp_path):
     with pytest.raises(DiveError, match="no study"):
         dive.distill(llava, [], config=bare())
