@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_decoders import FAMILIES, SIZES, distance, forced, steered
+from tiny_decoders import small_for_gpu as small
 from tiny_steering import logits as all_logits
 from tiny_steering import randomised
 from transformers import DynamicCache
@@ -81,23 +82,6 @@ def gpu(shim, monkeypatch):
     monkeypatch.setitem(decoder_spec.DTYPES["cpu"], torch.float16, "float16")
     yield shim
     shim.shim_settings()
-
-
-def small(family, dtype=torch.float32, seed=0, **more):
-    """As tiny_decoders.small, in sizes that a GPU takes: multiples of eight."""
-    kind, config, own = FAMILIES[family]
-    sizes = {**SIZES, **own, "hidden_size": 96, "intermediate_size": 104, "num_hidden_layers": 2}
-    if "head_dim" in sizes:
-        sizes["head_dim"] = 24
-    if "layer_types" in sizes:
-        sizes["layer_types"] = sizes["layer_types"][:2]
-    torch.manual_seed(seed)
-    model = kind(config(**{**sizes, **more})).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    return model.to(dtype)
 
 
 def random_ids(rows, tokens):

@@ -68,16 +68,27 @@ FAMILIES = {
 }
 
 
-def small(family: str, dtype=torch.float32, seed: int = 0):
-    """A random decoder in which norms and biases matter too."""
-    kind, config, more = FAMILIES[family]
+def small(family: str, dtype=torch.float32, seed: int = 0, **more):
+    """A random decoder in which norms and biases matter too; `more` sizes replace its own."""
+    kind, config, own = FAMILIES[family]
     torch.manual_seed(seed)
-    model = kind(config(**{**SIZES, **more})).eval()
+    model = kind(config(**{**SIZES, **own, **more})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     return model.to(dtype)
+
+
+def small_for_gpu(family: str, dtype=torch.float32, seed: int = 0, **more):
+    """As `small`, in sizes that a GPU takes: multiples of eight; two layers unless asked."""
+    own = FAMILIES[family][2]
+    sizes = {"hidden_size": 96, "intermediate_size": 104, "num_hidden_layers": 2, **more}
+    if "head_dim" in own:
+        sizes.setdefault("head_dim", 24)
+    if "layer_types" in own:
+        sizes["layer_types"] = own["layer_types"][: sizes["num_hidden_layers"]]
+    return small(family, dtype, seed, **sizes)
 
 
 def steered(model, adapter):

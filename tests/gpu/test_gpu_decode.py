@@ -14,7 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tiny_decoders import FAMILIES, distance, forced, steered
+from tiny_decoders import FAMILIES, distance, forced, small_for_gpu, steered
 from tiny_steering import logits as all_logits
 from tiny_steering import randomised
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -33,31 +33,19 @@ elif not extension.available():
 
 DEVICE = torch.device("cpu") if REHEARSAL else torch.device("cuda", 0)
 HALVES = (torch.bfloat16,) if REHEARSAL else (torch.bfloat16, torch.float16)
-SIZES = {"hidden_size": 96, "intermediate_size": 104, "num_hidden_layers": 3}
 PROMPT, STEPS = 24, 256 if not REHEARSAL else 16
 
 
-def small(family: str, dtype: torch.dtype = torch.float32, **more):
-    """As tiny_decoders.small, in sizes that a GPU takes: multiples of eight."""
-    kind, config, own = FAMILIES[family]
-    from tiny_decoders import SIZES as tiny
-
-    sizes = {**tiny, **own, **SIZES}
-    if "head_dim" in sizes:
-        sizes["head_dim"] = 24
-    torch.manual_seed(0)
-    model = kind(config(**{**sizes, **more})).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    return model.to(DEVICE, dtype)
+def small(family: str, dtype: torch.dtype = torch.float32):
+    return small_for_gpu(family, dtype, num_hidden_layers=3).to(DEVICE)
 
 
 def wide(dtype: torch.dtype):
     """A decoder of real widths and few layers: clusters, slices and splits as in a large model."""
     torch.manual_seed(0)
-    size = {"hidden_size": 4096, "intermediate_size": 14336} if not REHEARSAL else SIZES
+    size = {"hidden_size": 4096, "intermediate_size": 14336}
+    if REHEARSAL:
+        size = {"hidden_size": 96, "intermediate_size": 104}
     config = LlamaConfig(
         **{**size, "num_hidden_layers": 2},
         vocab_size=32000 if not REHEARSAL else 96,
