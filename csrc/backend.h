@@ -77,11 +77,6 @@ class Backend {
   virtual void gated(const LayerSpec& layer) = 0;  // act(gate) * up
   virtual void project_mlp(const LayerSpec& layer) = 0;
   virtual void predict() = 0;  // logits, rounded to the model's dtype, and the first largest
-
-  // Slots that a layer's cache keeps a row: a sliding window's tokens take turns in theirs.
-  static std::int64_t slots(const LayerSpec& layer, std::int64_t capacity) {
-    return layer.window > 0 && layer.window < capacity ? layer.window : capacity;
-  }
 };
 
 }  // namespace dive

@@ -22,27 +22,17 @@ void CpuBackend::grow(Scratch& scratch) const {
 
 void CpuBackend::reserve(std::int64_t rows, std::int64_t capacity) {
   rows_ = capacity_ = 0;  // until there is room for all of it
-  const double slot = 2.0 * static_cast<double>(rows) *
-                      static_cast<double>(spec_.kv_heads * spec_.head_width) *
-                      static_cast<double>(size_of(spec_.dtype));
-  double wanted = 0;
-  cache_offset_.clear();
-  for (const LayerSpec& layer : spec_.layers) {
-    cache_offset_.push_back(wanted < 0x1p47 ? static_cast<std::size_t>(wanted) : 0);
-    wanted += slot * static_cast<double>(slots(layer, capacity));
-  }
-  const std::size_t bytes = wanted < 0x1p47 ? static_cast<std::size_t>(wanted) : 0;
-  if (bytes > cache_bytes_ || bytes == 0) {
+  layout_ = CacheLayout(spec_, rows, capacity);
+  if (layout_.bytes() > cache_bytes_) {
     // not zeroed: the system hands out pages as they are first written, so that room for tokens
     // that never come costs nothing
     cache_.reset();
     cache_bytes_ = 0;
-    const std::size_t whole = (bytes + 63) / 64 * 64;
-    if (whole > 0) cache_.reset(static_cast<unsigned char*>(std::aligned_alloc(64, whole)));
+    const std::size_t whole = (layout_.bytes() + 63) / 64 * 64;
+    cache_.reset(static_cast<unsigned char*>(std::aligned_alloc(64, whole)));
     if (!cache_) {
-      throw std::runtime_error("out of memory: the cache of " + std::to_string(rows) +
-                               " sequences of " + std::to_string(capacity) + " tokens wants " +
-                               std::to_string(static_cast<std::int64_t>(wanted / 0x1p20)) + " MiB");
+      throw std::runtime_error("out of memory: " + layout_.what() + " wants " +
+                               std::to_string(layout_.bytes() >> 20) + " MiB");
     }
     cache_bytes_ = whole;
   }
@@ -75,24 +65,16 @@ void CpuBackend::reserve(std::int64_t rows, std::int64_t capacity) {
   rows_ = rows;
 }
 
-unsigned char* CpuBackend::cache_at(std::size_t layer, int which, std::int64_t row,
-                                    std::int64_t head) {
-  const std::int64_t bytes =
-      slots(spec_.layers[layer], capacity_) * spec_.head_width * size_of(spec_.dtype);
-  return cache_.get() + cache_offset_[layer] +
-         ((which * rows_ + row) * spec_.kv_heads + head) * bytes;
-}
-
 void CpuBackend::adopt(std::size_t layer, std::int64_t row, std::int64_t first, std::int64_t count,
                        const CacheSource& keys, const CacheSource& values) {
   const std::int64_t item = size_of(spec_.dtype);
-  const std::int64_t room = slots(spec_.layers[layer], capacity_);
+  const std::int64_t room = layout_.slots(layer);
   const auto bytes = static_cast<std::size_t>(spec_.head_width * item);
   for (int which = 0; which < 2; ++which) {
     const CacheSource& source = which == 0 ? keys : values;
     const auto* const from = static_cast<const unsigned char*>(source.data);
     for (std::int64_t head = 0; head < spec_.kv_heads; ++head) {
-      unsigned char* const to = cache_at(layer, which, row, head);
+      unsigned char* const to = cache_.get() + layout_.at(layer, which, row, head);
       for (std::int64_t t = std::max<std::int64_t>(0, count - room); t < count; ++t) {
         std::memcpy(to + static_cast<std::size_t>((first + t) % room) * bytes,
                     from + (head * source.head_stride + t * source.token_stride) * item, bytes);
@@ -246,7 +228,7 @@ void CpuBackend::attend(std::size_t index) {
   const LayerSpec& layer = spec_.layers[index];
   std::int64_t slots_read = 0;
   for (std::int64_t i = 0; i < step_.count; ++i) {
-    slots_read += std::min(step_.lengths[step_.rows[i]] + 1, slots(layer, capacity_));
+    slots_read += std::min(step_.lengths[step_.rows[i]] + 1, layout_.slots(index));
   }
   // heads of keys and values that are worth a chunk
   const std::int64_t pairs = step_.count * spec_.kv_heads;
@@ -266,7 +248,7 @@ void CpuBackend::attend_head(const LayerSpec& layer, std::size_t index, std::int
                              std::int64_t head, int thread) {
   const RopeSpec& rope = spec_.ropes[layer.rope];
   const std::int64_t width = spec_.head_width, group = spec_.heads / spec_.kv_heads;
-  const std::int64_t room = slots(layer, capacity_);
+  const std::int64_t room = layout_.slots(index);
   const std::int64_t row = step_.rows[i], length = step_.lengths[row];
   const auto prepare = [&](float* one, const NormSpec& norm) {
     if (norm.weight != nullptr) {
@@ -280,8 +262,8 @@ void CpuBackend::attend_head(const LayerSpec& layer, std::size_t index, std::int
   float* const value = value_.data() + (i * spec_.kv_heads + head) * width;
   for (std::int64_t g = 0; g < group; ++g) prepare(queries + g * width, layer.query_norm);
   prepare(key, layer.key_norm);
-  unsigned char* const keys = cache_at(index, 0, row, head);
-  unsigned char* const values = cache_at(index, 1, row, head);
+  unsigned char* const keys = cache_.get() + layout_.at(index, 0, row, head);
+  unsigned char* const values = cache_.get() + layout_.at(index, 1, row, head);
   const std::int64_t slot = length % room * width * size_of(spec_.dtype);
   kernels_->round(key, keys + slot, width);
   kernels_->round(value, values + slot, width);

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "backend.h"
+#include "cache_layout.h"
 #include "cpu/aligned.h"
 #include "cpu/decode_kernels.h"
 #include "cpu/steer_step.h"
@@ -81,7 +82,6 @@ class CpuBackend final : public Backend {
     AlignedBuffer<float> scores;
   };
   void grow(Scratch& scratch) const;
-  unsigned char* cache_at(std::size_t layer, int which, std::int64_t row, std::int64_t head);
 
   ModelSpec spec_;
   std::int64_t chunk_bytes_;
@@ -97,8 +97,8 @@ class CpuBackend final : public Backend {
   struct Free {
     void operator()(unsigned char* pointer) const { std::free(pointer); }
   };
-  std::unique_ptr<unsigned char, Free> cache_;  // [layer][key, value][row][head][slot][head_width]
-  std::vector<std::size_t> cache_offset_;       // bytes, by layer
+  std::unique_ptr<unsigned char, Free> cache_;
+  CacheLayout layout_;
   std::size_t cache_bytes_ = 0;
 
   AlignedBuffer<unsigned char> residual_, normed_, delta_, input_;

@@ -71,8 +71,8 @@ __device__ float normed(float x, float inverse_rms, float weight, bool plus_one)
 
 __device__ float activated(cpu::Activation activation, float x) {
   switch (activation) {
-    case cpu::Activation::silu: return x / (1.0f + expf(-x));
-    case cpu::Activation::gelu: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+    case cpu::Activation::silu: return silu(x);
+    case cpu::Activation::gelu: return gelu(x);
     case cpu::Activation::tanh: return tanhf(x);
     case cpu::Activation::identity: break;
   }

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "cache_layout.h"
 #include "cuda/add_and_norm.h"
 #include "cuda/attention.h"
 #include "cuda/device_steering.h"
@@ -87,7 +88,6 @@ class CudaBackend final : public Backend {
   }
   void allocate(std::int64_t rows, std::int64_t capacity);
   void multiply(Output output, Product product, const Bytes& x, void* y);
-  unsigned char* cache_at(std::size_t layer, int which, std::int64_t row) const;
   void forget_graphs() { graphs_.clear(); }
 
   ModelSpec spec_;
@@ -104,8 +104,8 @@ class CudaBackend final : public Backend {
   std::int64_t count_ = 0;  // of this step
   int splits_ = 1;
 
-  Bytes cache_;  // [layer][key, value][row][head][slot][head_width]
-  std::vector<std::size_t> cache_offset_;
+  Bytes cache_;
+  CacheLayout layout_;
   Buffer<int> step_rows_, lengths_, positions_;
   std::vector<int> step_rows_host_;
   Buffer<std::int64_t> tokens_, next_, best_at_;
@@ -135,21 +135,8 @@ void CudaBackend::reserve(std::int64_t rows, std::int64_t capacity) {
 void CudaBackend::allocate(std::int64_t rows, std::int64_t capacity) {
   rows_ = capacity_ = 0;  // until there is room for all of it
   forget_graphs();
-  const double slot = 2.0 * static_cast<double>(rows) *
-                      static_cast<double>(spec_.kv_heads * spec_.head_width * size_of(spec_.dtype));
-  double wanted = 0;
-  cache_offset_.clear();
-  for (const LayerSpec& layer : spec_.layers) {
-    cache_offset_.push_back(wanted < 0x1p47 ? static_cast<std::size_t>(wanted) : 0);
-    wanted += slot * static_cast<double>(slots(layer, capacity));
-  }
-  const std::string of_rows =
-      std::to_string(rows) + " sequences of " + std::to_string(capacity) + " tokens";
-  if (wanted >= 0x1p47) {
-    throw std::runtime_error("out of memory: the cache of " + of_rows + " wants " +
-                             std::to_string(static_cast<std::int64_t>(wanted / 0x1p20)) + " MiB");
-  }
-  cache_.grow(static_cast<std::size_t>(wanted), "the cache of " + of_rows);
+  layout_ = CacheLayout(spec_, rows, capacity);
+  cache_.grow(layout_.bytes(), layout_.what());
 
   const std::string what = "room for a step of " + std::to_string(rows) + " sequences";
   const auto grow = [&](auto& buffer, std::int64_t width) {
@@ -180,16 +167,10 @@ void CudaBackend::allocate(std::int64_t rows, std::int64_t capacity) {
   capacity_ = capacity;
 }
 
-unsigned char* CudaBackend::cache_at(std::size_t layer, int which, std::int64_t row) const {
-  const std::int64_t bytes = slots(spec_.layers[layer], capacity_) * spec_.kv_heads *
-                             spec_.head_width * size_of(spec_.dtype);
-  return cache_.data() + cache_offset_[layer] + (which * rows_ + row) * bytes;
-}
-
 void CudaBackend::adopt(std::size_t layer, std::int64_t row, std::int64_t first, std::int64_t count,
                         const CacheSource& keys, const CacheSource& values) {
   const OnDevice here(device_);
-  const std::int64_t room = slots(spec_.layers[layer], capacity_);
+  const std::int64_t room = layout_.slots(layer);
   const std::int64_t skipped = std::max<std::int64_t>(0, count - room);
   AdoptArguments a;
   for (int which = 0; which < 2; ++which) {
@@ -198,7 +179,7 @@ void CudaBackend::adopt(std::size_t layer, std::int64_t row, std::int64_t first,
                       skipped * source.token_stride * size_of(spec_.dtype);
     a.head_stride[which] = source.head_stride;
     a.token_stride[which] = source.token_stride;
-    a.cache[which] = cache_at(layer, which, row);
+    a.cache[which] = cache_.data() + layout_.at(layer, which, row);
   }
   a.first = first + skipped;
   a.count = static_cast<int>(count - skipped);
@@ -331,15 +312,15 @@ void CudaBackend::attend(std::size_t index) {
   a.cosines = rope.cosines;
   a.sines = rope.sines;
   a.half = static_cast<int>(rope.half);
-  a.keys = cache_at(index, 0, 0);
-  a.values = cache_at(index, 1, 0);
+  a.keys = cache_.data() + layout_.at(index, 0, 0);
+  a.values = cache_.data() + layout_.at(index, 1, 0);
   a.rows = step_rows_.data();
   a.lengths = lengths_.data();
   a.positions = positions_.data();
   a.query_heads = static_cast<int>(spec_.heads);
   a.kv_heads = static_cast<int>(spec_.kv_heads);
   a.width = static_cast<int>(spec_.head_width);
-  a.slots = static_cast<int>(slots(layer, capacity_));
+  a.slots = static_cast<int>(layout_.slots(index));
   a.scale = spec_.attention_scale;
   a.softcap = spec_.attention_softcap;
   a.norm_eps = spec_.norm_eps;

@@ -73,17 +73,7 @@ __device__ __forceinline__ void mma_16816(float (&d)[4], const std::uint32_t (&a
   }
 }
 
-// Blocks of a cluster (sm_90 and later); one block alone elsewhere.
-__device__ __forceinline__ unsigned cluster_blocks() {
-#if __CUDA_ARCH__ >= 900
-  unsigned count;
-  asm volatile("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(count));
-  return count;
-#else
-  return 1;
-#endif
-}
-
+// The block's place in its cluster (sm_90 and later); elsewhere a block is alone.
 __device__ __forceinline__ unsigned cluster_rank() {
 #if __CUDA_ARCH__ >= 900
   unsigned rank;
@@ -165,6 +155,12 @@ __device__ __forceinline__ void unpack(const Eight<T>& eight, float (&values)[8]
   std::memcpy(numbers, &eight, sizeof numbers);
 #pragma unroll
   for (int i = 0; i < 8; ++i) values[i] = to_float(numbers[i]);
+}
+
+__device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
+
+__device__ __forceinline__ float gelu(float x) {
+  return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
 }
 
 template <class T>

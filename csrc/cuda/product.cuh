@@ -10,8 +10,8 @@ namespace dive::cuda {
 constexpr int kProductWarps = 8;
 
 __device__ __forceinline__ float activated(Gate gate, float x) {
-  if (gate == Gate::silu) return x / (1.0f + expf(-x));
-  if (gate == Gate::gelu) return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+  if (gate == Gate::silu) return silu(x);
+  if (gate == Gate::gelu) return gelu(x);
   return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
 }
 

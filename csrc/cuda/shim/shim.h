@@ -214,10 +214,6 @@ void mma_16816(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (
   shim::meet(0xffffffffu, shim::Wait::mma, line, &own, &shim::resolve_mma<T>);
 }
 
-inline unsigned cluster_blocks() {
-  return static_cast<unsigned>(shim::current->block->cluster->blocks.size());
-}
-
 inline unsigned cluster_rank() { return shim::current->block->rank; }
 
 inline void cluster_sync(int line = __builtin_LINE()) { shim::sync_cluster(line); }

@@ -1,0 +1,67 @@
+// Where the keys and values of all sequences lie in one piece of memory:
+// [layer][key, value][row][kv head][slot][head width], each layer with the slots it needs.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "model.h"
+
+namespace dive {
+
+class CacheLayout {
+ public:
+  CacheLayout() = default;
+  // std::runtime_error where no memory could hold it.
+  CacheLayout(const ModelSpec& spec, std::int64_t rows, std::int64_t capacity)
+      : rows_(rows), kv_heads_(spec.kv_heads), capacity_(capacity) {
+    head_slot_ = static_cast<std::size_t>(spec.head_width * size_of(spec.dtype));
+    const double slot =
+        2.0 * static_cast<double>(rows * spec.kv_heads) * static_cast<double>(head_slot_);
+    double bytes = 0;
+    for (const LayerSpec& layer : spec.layers) {
+      const bool slides = layer.window > 0 && layer.window < capacity;
+      const std::size_t offset = bytes < kMost ? static_cast<std::size_t>(bytes) : 0;
+      layers_.push_back({offset, slides ? layer.window : capacity});
+      bytes += slot * static_cast<double>(layers_.back().slots);
+    }
+    if (bytes >= kMost) {
+      throw std::runtime_error("out of memory: " + what() + " wants " +
+                               std::to_string(static_cast<std::int64_t>(bytes / 0x1p20)) + " MiB");
+    }
+    bytes_ = static_cast<std::size_t>(bytes);
+  }
+
+  std::size_t bytes() const { return bytes_; }
+  // For what the memory is, in words.
+  std::string what() const {
+    return "the cache of " + std::to_string(rows_) + " sequences of " + std::to_string(capacity_) +
+           " tokens";
+  }
+  // Slots that a layer keeps a row: a sliding window's tokens take turns in theirs.
+  std::int64_t slots(std::size_t layer) const { return layers_[layer].slots; }
+  // The byte at which the keys (which = 0) or values (1) of a row's head begin.
+  std::size_t at(std::size_t layer, int which, std::int64_t row, std::int64_t head = 0) const {
+    const Layer& own = layers_[layer];
+    const auto heads = static_cast<std::size_t>((which * rows_ + row) * kv_heads_ + head);
+    return own.offset + heads * static_cast<std::size_t>(own.slots) * head_slot_;
+  }
+
+ private:
+  static constexpr double kMost = 0x1p47;  // what a process can address
+  struct Layer {
+    std::size_t offset;
+    std::int64_t slots;
+  };
+  std::vector<Layer> layers_;
+  std::int64_t rows_ = 0;
+  std::int64_t kv_heads_ = 0;
+  std::int64_t capacity_ = 0;
+  std::size_t head_slot_ = 0;  // bytes of one head in one slot
+  std::size_t bytes_ = 0;
+};
+
+}  // namespace dive
