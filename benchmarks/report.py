@@ -213,11 +213,6 @@ def readers(result: Result) -> list[str]:
     return table(head, [[r["tree"], *(number(r[key]) for key in keys)] for r in result["results"]])
 
 
-def study(result: Result) -> list[str]:
-    """Its tables are on the project's page."""
-    return [f"{len(result['records'])} records; its tables are in [README.md](../README.md).", ""]
-
-
 def stage(result: Result) -> list[str]:
     rows = [["", str(result["state"]), str(result.get("reason", ""))]] if "state" in result else []
     for tool in ("memcheck", "racecheck"):
@@ -263,7 +258,6 @@ KINDS: dict[str, Callable[[Result], list[str]]] = {
     "distill-run": distill_run,
     "distill": distill,
     "readers": readers,
-    "demo-study": study,
     "tune": tuning,
     "other": other,
     **dict.fromkeys(("build", "test", "peers", "sanitize"), stage),

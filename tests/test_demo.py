@@ -1,19 +1,17 @@
 """The embedded world: drawn films, worded reports, exact extractors, the demo itself."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import dive
 from dive.data import read_studies
-from dive.demo import methods, run, study
+from dive.demo import methods, run
 from dive.demo.processor import build_tokenizer
 from dive.demo.reports import concept_findings, micro_f1, style_findings, write_report
 from dive.demo.style import draw_style, hospital
 from dive.demo.world import FINDINGS, HOME, SHIFTED, SIZE, draw_images, draw_labels
-from dive.errors import DiveError
 
 
 def drawn_reports(styles, each, seed):
@@ -83,8 +81,6 @@ def test_hospitals_are_repeatable_and_differ():
     assert np.array_equal(np.asarray(image), np.asarray(twin))
     groups = (first.train, first.demonstrations, first.test)
     assert len({s.id for group in groups for s in group}) == 3 + methods.DEMONSTRATIONS + 2
-    used = {*study.TEST_HOSPITALS, *study.DEVELOPMENT_HOSPITALS, run.HOSPITAL}
-    assert len(used) == len(study.TEST_HOSPITALS) + len(study.DEVELOPMENT_HOSPITALS) + 1
 
 
 def test_f1_is_of_all_findings_together():
@@ -137,20 +133,3 @@ def test_the_demo_writes_what_it_says(backbone, tmp_path, capsys):
     )
     assert again[0].text == reports[0]["report"]
     assert "Try next" in capsys.readouterr().out
-
-
-def test_the_table_is_made_from_the_records():
-    record = {
-        "hospital": 1, "seed": 0, "group": "test", "method": "DIVE", "bleu4": 90.0, "rouge_l": 92.0,
-        "style_f1": 60.0, "concept_f1": 70.0, "terminated": 99.0, "length_ratio": 1.0,
-    }  # fmt: skip
-    text = study.table([record, record | {"hospital": 2, "bleu4": 80.0}])
-    assert "| **DIVE** | 2 | 85.0 ± 7.1 |" in text
-
-
-def test_the_readme_shows_the_study_as_it_was_recorded():
-    readme = Path(__file__).parents[1] / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    assert study.into_readme(text, study.table(study.load(study.RESULTS))) == text
-    with pytest.raises(DiveError, match="the README has no"):
-        study.into_readme("nothing", "table")

@@ -6,7 +6,7 @@ Everything goes through the public names: `dive.distill`, `dive.generate`, `dive
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,7 @@ class Method:
     shots: int = 0
     config: dict[str, Any] | None = None  # fields of DistillConfig; None: nothing is trained
     teacher: bool = False  # whether demonstrations are shown to a teacher while training
+    others_images: bool = False  # a control: reports are written from the next patient's image
 
 
 # Chosen on the two development hospitals, never on the test hospitals; `study.py` says how.
@@ -172,9 +173,16 @@ def run_method(
             output_dir=output_dir,
             progress=False,
         )
+    test = where.test
+    if method.others_images:
+        following = [*test[1:], test[0]]
+        test = [
+            replace(study, images=other.images)
+            for study, other in zip(test, following, strict=True)
+        ]
     reports = dive.generate(
         backbone,
-        where.test,
+        test,
         prompt=PROMPT,
         adapter=adapter,
         demonstrations=where.demonstrations[: method.shots] or None,

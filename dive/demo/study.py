@@ -1,13 +1,16 @@
-"""The study behind README's table: `python -m dive.demo.study`.
+"""The study behind README's table: every method on hospitals that nothing was chosen on.
 
-Every method on four hospitals that nothing was chosen on, with two seeds each. Results go into
-benchmarks/results/demo-study.json, one record a hospital, seed and method, as they come: a run that
-was interrupted goes on where it stopped. About an hour on one core.
+The protocol was written down before the first of its runs: six hospitals that no run had touched,
+three seeds each, and four parts that are reported whatever comes out. The choices (rates, weights)
+were made on two other hospitals. docs/study.md shows all of it.
 
-    python -m dive.demo.study                   what is missing of the study
-    python -m dive.demo.study --development     the choices, on two other hospitals
-    python -m dive.demo.study --table           the table from the file
-    python -m dive.demo.study --readme FILE     the same, between README's two markers
+    python -m dive.demo.study                    what is missing of all parts
+    python -m dive.demo.study --part main        of one
+    python -m dive.demo.study --render           docs/study.md and README.md from the records
+
+Records are appended to benchmarks/results/demo-study.jsonl as they come, one line a hospital, seed
+and method: an interrupted run goes on where it stopped, and several processes with a share of the
+`--hospitals` each may write at once. All parts take two and a half hours on one core.
 """
 
 from __future__ import annotations
@@ -18,25 +21,23 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
-from dive.data.io import write_text
 from dive.errors import DiveError
 
 from . import methods as m
+from . import study_tables
 from .methods import Method
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "demo-study.json"
-TEST_HOSPITALS = (1, 2, 3, 4)
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "demo-study.jsonl"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "study.md")
+TEST_HOSPITALS = (11, 12, 13, 14, 15, 16)
 DEVELOPMENT_HOSPITALS = (901, 902)
-SEEDS = (0, 1)
-STEPS = 100
-TRAIN, TEST = 128, 160
-SCORES = ("bleu4", "rouge_l", "style_f1", "concept_f1", "terminated", "length_ratio")
+TEST = 160  # studies a hospital
 
 
 def _but(method: Method, name: str, **changes: Any) -> Method:
@@ -55,13 +56,10 @@ RANK_ONE = _but(m.DIVE, "DIVE, rank 1", rank=1)
 NO_MODIFIERS = _but(m.DIVE, "DIVE, no modifiers", modifiers=False)
 ALL_MENTIONS = _but(m.DIVE, "DIVE, negated mentions too", polarity="all")
 NO_END = _but(m.DIVE, "DIVE, no end-token weight", eos_weight=1.0)
-STUDY_METHODS = (
-    *m.DEMO_METHODS, NO_TEACHER, NO_TEACHER_UNIFORM, FIXED_CE, RANK_ONE, NO_MODIFIERS,
-    ALL_MENTIONS, NO_END,
-)  # fmt: skip
+OTHERS_IMAGES = replace(m.DIVE, name="DIVE, shown another patient's image", others_images=True)
 
-# What the two development hospitals were asked: one change at a time.
-DEVELOPMENT_METHODS = (
+# What the development hospitals were asked: one change at a time.
+CHOICES = (
     *(_but(m.DIVE, f"DIVE, rate {rate:g}", learning_rate=rate) for rate in (6e-3, 2.5e-2, 5e-2)),
     *(
         _but(m.DIVE, f"DIVE, weights {w:g}", pathology_weight=w, eos_weight=w)
@@ -71,23 +69,46 @@ DEVELOPMENT_METHODS = (
     NO_TEACHER,
     NO_MODIFIERS,
     *(
-        _but(m.FIXED_UNIFORM, f"fixed, rate {rate:g}", learning_rate=rate)
+        _but(m.FIXED_UNIFORM, f"fixed vectors, rate {rate:g}", learning_rate=rate)
         for rate in (0.05, 0.1, 0.2)
     ),
     *(_but(m.LIVE, f"LIVE, rate {rate:g}", learning_rate=rate) for rate in (2e-2, 5e-2, 1e-1)),
 )
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some methods under one set of conditions."""
+
+    methods: tuple[Method, ...]
+    hospitals: tuple[int, ...] = TEST_HOSPITALS
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int = 100
+    train: int = 128  # studies a hospital
+
+
+PARTS = {
+    "development": Part(CHOICES, DEVELOPMENT_HOSPITALS, seeds=(0, 1)),
+    "main": Part(
+        (
+            *m.DEMO_METHODS, NO_TEACHER, NO_TEACHER_UNIFORM, FIXED_CE, RANK_ONE, NO_MODIFIERS,
+            ALL_MENTIONS, NO_END, OTHERS_IMAGES,
+        )
+    ),
+    "400 steps": Part((m.FIXED_UNIFORM, m.FIXED, m.UNIFORM, m.DIVE), steps=400),
+    "16 studies": Part((NO_TEACHER_UNIFORM, NO_TEACHER, m.UNIFORM, m.DIVE), train=16),
+}  # fmt: skip
+
+
 def load(path: Path) -> list[dict[str, Any]]:
-    return json.loads(path.read_text(encoding="utf-8"))["records"] if path.exists() else []
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def save(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    body = ",\n".join("  " + json.dumps(record) for record in records)
-    about = (
-        "python -m dive.demo.study; percentages 0 to 100; one record a hospital, seed and method"
-    )
-    write_text(path, f'{{\n "about": {json.dumps(about)},\n "records": [\n{body}\n ]\n}}\n')
+def append(path: Path, record: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:  # one write a line: two processes do not mix
+        file.write(json.dumps(record) + "\n")
 
 
 def surroundings() -> dict[str, Any]:
@@ -125,78 +146,39 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def run(
-    methods: Iterable[Method],
-    hospitals: Sequence[int],
-    seeds: Sequence[int],
-    group: str,
-    path: Path,
-    *,
-    steps: int = STEPS,
-    train: int = TRAIN,
-    test: int = TEST,
-) -> None:
-    """Run what `path` does not have yet; prompting without training has no seed and is run once."""
+def run(name: str, hospitals: Sequence[int], path: Path) -> None:
+    """Run what `path` does not have of a part; what is not trained has no seed and runs once."""
     import dive
 
+    part = PARTS[name]
     backbone = dive.load_backbone(m.BACKBONE, dtype="float32", device="cpu")
-    methods, facts = list(methods), surroundings()
-    for seed in seeds:
-        for number in hospitals:
-            where = m.open_hospital(number, train, test)
-            for method in methods:
-                own_seed = None if method.config is None else seed
-                key = {"hospital": number, "seed": own_seed, "group": group, "method": method.name}
-                records = load(path)
-                if any(all(r[k] == v for k, v in key.items()) for r in records):
+    facts = surroundings()
+    for number in hospitals:
+        where = m.open_hospital(number, part.train, TEST)
+        for seed in part.seeds:
+            for method in part.methods:
+                trained = method.config is not None
+                key = {
+                    "part": name,
+                    "hospital": number,
+                    "seed": seed if trained else None,
+                    "method": method.name,
+                }
+                if any(key.items() <= record.items() for record in load(path)):
                     continue
                 start = time.perf_counter()
-                row = m.run_method(method, backbone, where, seed=seed, steps=steps).row
+                row = m.run_method(method, backbone, where, seed=seed, steps=part.steps).row
                 record = (
                     key
                     | row
                     | {"seconds": round(time.perf_counter() - start, 1)}
-                    | {"config": method.config, "steps": steps if method.config else 0}
-                    | {"train": train, "test": test}
+                    | {"config": method.config, "steps": part.steps if trained else 0}
+                    | {"train": part.train, "test": TEST}
                     | facts
                 )
-                save(path, [*load(path), record])
-                print(json.dumps({k: record[k] for k in (*key, *SCORES, "seconds")}), flush=True)
-
-
-def table(records: Sequence[dict[str, Any]], group: str = "test") -> str:
-    """Markdown: mean and standard deviation over hospitals and seeds."""
-    records = [record for record in records if record["group"] == group]
-    heads = ("BLEU-4", "ROUGE-L", "style F1", "concept F1", "ended %", "length")
-    lines = [
-        "| method | runs | " + " | ".join(heads) + " |",
-        "| --- | --- |" + " ---: |" * len(heads),
-    ]
-    for name in dict.fromkeys(record["method"] for record in records):
-        rows = [record for record in records if record["method"] == name]
-        values = []
-        for key in SCORES:
-            numbers = [row[key] for row in rows]
-            digits = 2 if key == "length_ratio" else 1
-            text = f"{mean(numbers):.{digits}f}"
-            if key != "length_ratio" and len(numbers) > 1:
-                text += f" ± {stdev(numbers):.{digits}f}"
-            values.append(text)
-        label = f"**{name}**" if name == m.DIVE.name else name
-        lines.append(f"| {label} | {len(rows)} | " + " | ".join(values) + " |")
-    return "\n".join(lines)
-
-
-MARKERS = ("<!-- study table: made by python -m dive.demo.study --readme -->", "<!-- end -->")
-
-
-def into_readme(text: str, made: str) -> str:
-    """A README with the table between its two markers."""
-    before, _, rest = text.partition(MARKERS[0])
-    _, end, after = rest.partition(MARKERS[1])
-    if not end:
-        raise DiveError(f"the README has no {MARKERS[0]} ... {MARKERS[1]}")
-    return f"{before}{MARKERS[0]}\n{made}\n{end}{after}"
+                append(path, record)
+                shown = (*key, *study_tables.SCORES, "seconds")
+                print(json.dumps({k: record[k] for k in shown}), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -205,31 +187,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("--development", action="store_true", help="the two development hospitals")
-    parser.add_argument("--table", action="store_true", help="print the table, run nothing")
-    parser.add_argument("--readme", type=Path, help="write the table into this file, run nothing")
-    parser.add_argument("--hospitals", type=int, nargs="+", help="default: all of the group")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--methods", nargs="+", help="only these, by name")
-    parser.add_argument("--train", type=int, default=TRAIN, help="training studies a hospital")
+    parser.add_argument("--part", choices=PARTS, action="append", help="default: all")
+    parser.add_argument("--hospitals", type=int, nargs="+", help="default: all of the part")
+    parser.add_argument("--render", action="store_true", help="fill the pages, run nothing")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
-    group = "development" if args.development else "test"
-    if args.train != TRAIN:
-        group += f", {args.train} training studies"
-    if args.table:
-        print(table(load(args.out), group))
+    if args.render:
+        records = load(args.out)
+        for page in PAGES:
+            text = page.read_text(encoding="utf-8")
+            page.write_text(study_tables.fill(text, records), encoding="utf-8")
         return
-    if args.readme:
-        text = args.readme.read_text(encoding="utf-8")
-        write_text(args.readme, into_readme(text, table(load(args.out))))
-        return
-    chosen: tuple[Method, ...] = DEVELOPMENT_METHODS if args.development else STUDY_METHODS
-    if args.methods:
-        chosen = tuple(method for method in chosen if method.name in args.methods)
-    hospitals = args.hospitals or (DEVELOPMENT_HOSPITALS if args.development else TEST_HOSPITALS)
-    run(chosen, hospitals, args.seeds, group, args.out, train=args.train)
-    print(table(load(args.out), group))
+    for name in args.part or PARTS:
+        own = PARTS[name].hospitals
+        chosen = [number for number in own if args.hospitals is None or number in args.hospitals]
+        if args.hospitals and args.part and not chosen:
+            raise DiveError(f"none of the hospitals {args.hospitals} is of part {name}: {own}")
+        run(name, chosen, args.out)
 
 
 if __name__ == "__main__":
