@@ -152,11 +152,20 @@ def _activation_gradient(grad: Tensor, pre: Tensor, activation: str) -> Tensor:
     return grad * (1 - torch.tanh(pre).square()) if activation == "tanh" else grad
 
 
-def _edit(pre: Tensor, up: Tensor, static: Tensor, dtype: torch.dtype, activation: str) -> Tensor:
-    """[T, D]: up phi(pre) + static."""
+def _edited(
+    x: Tensor,
+    pre: Tensor,
+    up: Tensor,
+    static: Tensor,
+    scale: Tensor,
+    dtype: torch.dtype,
+    activation: str,
+) -> Tensor:
+    """[T, D]: x + scale * (up phi(pre) + static), with the scale on the small tensors."""
     wide = pre.dtype
     mix = _operand(_activate(pre, activation), dtype, wide)
-    return torch.addmm(_to(static, wide), mix, _operand(up, dtype, wide).t())
+    out = x + _to(static, wide) * scale
+    return out.addmm_(mix * scale, _operand(up, dtype, wide).t())
 
 
 def _forward(
@@ -178,7 +187,7 @@ def _forward(
     rstd = torch.addcmul(norm.new_full((), eps), norm, norm, value=1 / max(x.shape[1], 1)).rsqrt_()
     pre = torch.mm(x, _operand(down, h.dtype, wide).t())
     pre = torch.addcmul(_to(down_bias, wide), pre, rstd)
-    out = torch.addcmul(x, _edit(pre, up, static, h.dtype, activation), _to(scale, wide))
+    out = _edited(x, pre, up, static, _to(scale, wide), h.dtype, activation)
     if norm_preserving:
         new = torch.linalg.vector_norm(out, dim=1, keepdim=True)
         # without an edit both norms are the same number and their ratio is exactly 1
@@ -238,7 +247,7 @@ def _backward(
     s = _to(scale, wide)
     through_norm = None
     if norm_preserving:
-        out = torch.addcmul(x, _edit(pre, up, static, dtype, activation), s)
+        out = _edited(x, pre, up, static, s, dtype, activation)
         old = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         new = torch.linalg.vector_norm(out, dim=1, keepdim=True)
         safe = torch.where(new > 0, new, 1.0)
@@ -262,8 +271,7 @@ def _backward(
     # u = x rstd: the part along x comes from the [T, R] tensors alone, as (down u) = pre - bias
     along_x = (at_pre * (pre - _to(down_bias, wide))).sum(1)
     along_x = along_x * rstd.square() / max(x.shape[1], 1)
-    grad_h = torch.addmm(passed, scaled, wide_down)
-    grad_h = torch.addcmul(grad_h, along_x[:, None], x, value=-1)
+    grad_h = torch.addcmul(passed, along_x[:, None], x, value=-1).addmm_(scaled, wide_down)
     if through_norm is not None:
         grad_h += through_norm
     grad_h = _to(grad_h, dtype)
