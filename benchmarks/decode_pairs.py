@@ -28,9 +28,8 @@ from dive.decode import DecodeSession
 # by kind of device: tokens in the prompt, what is read to measure the rate of reading
 CONTEXT = {"cuda": 1024, "cpu": 12 if TOY else 64}
 READ_BYTES = {"cuda": 1 << 32, "cpu": 1 << (20 if TOY else 30)}
-SECONDS_A_WAY = 1 if TOY else 90  # for the pairs; at least 4, 3 at toy size
-ADAPTERS = 4
-CPU_SHAPES = ("512x12", "1536x16")
+# for the pairs; at least 4, 3 at toy size
+SECONDS_A_WAY = {"cuda": 1 if TOY else 90, "cpu": 1 if TOY else 40}
 
 Way = Callable[[int], Any]
 
@@ -54,21 +53,26 @@ def cases(device: str) -> Iterator[Case]:
     shapes = [("Llama-3-8B", "bfloat16"), ("Qwen2.5-7B", "bfloat16"), ("Gemma-3-4B", "bfloat16")]
     batches: tuple[int, ...] = (1, 2) if TOY else (1, 8, 32)
     if device == "cpu" and not TOY:
-        shapes = [(shape, dtype) for shape in CPU_SHAPES for dtype in ("bfloat16", "float32")]
-        batches = (1, 4)
+        shapes = [("512x12", "bfloat16"), ("512x12", "float32")]
+        batches = (4, 32)  # one alone is in cpu-decode.json
     for shape, dtype in shapes:
         for batch in batches:
             size = shape, dtype, batch
             ways = [
                 Case(*size, "session, steered", "session", 24),
                 Case(*size, "session, 4 adapters", "session, steered", 24),
+                Case(*size, "session, an adapter each", "session, steered", 24),
                 Case(*size, "transformers, steered by hooks", "session, steered", 4),
                 Case(*size, "transformers", "session", 4),
                 Case(*size, "transformers, static + compile", "session", 12),
                 Case(*size, "compiled loop", "session", 12),
             ]
             if batch == 1:
-                del ways[1]
+                del ways[1:3]
+            elif batch != batches[-1]:
+                del ways[2]
+            if device == "cpu" and batch == 32:
+                del ways[3:]
             if TOY and shape != "Llama-3-8B":  # what a family may differ in
                 ways = ways[:1] if batch == 1 else ways[-1:] if shape == "Gemma-3-4B" else []
             yield from ways
@@ -80,7 +84,7 @@ class Bench:
     def __init__(self, shape: str, dtype: str, device: torch.device) -> None:
         self.key, self.device, self.context = (shape, dtype), device, CONTEXT[device.type]
         self.model = build(shape, getattr(torch, dtype), device, context=self.context + 512)
-        self.adapters = [adapter_for(self.model, seed) for seed in range(ADAPTERS)]
+        self.adapters = [adapter_for(self.model, seed) for seed in range(2 if TOY else 32)]
         self.rates = read_rates(device)
         self.plan: dict[str, Any] = {}
 
@@ -113,8 +117,9 @@ class Bench:
         adapter: Any = None
         if name == "session, steered":
             adapter = self.adapters[0]
-        elif name == "session, 4 adapters":
-            adapter = [self.adapters[row % ADAPTERS] for row in range(batch)]
+        elif name != "session":
+            count = min(4 if name == "session, 4 adapters" else batch, len(self.adapters))
+            adapter = [self.adapters[row % count] for row in range(batch)]
         session = DecodeSession(self.model, adapter)
         self.plan[name] = session.plan()._asdict()
         return lambda count: session.generate(ids, **given, max_new_tokens=count)
@@ -195,7 +200,7 @@ def pairs(ways: list[Way], bench: Bench, wanted: int, new: int) -> tuple[float, 
         again = 3 if TOY else min(15, max(3, int(3 / seconds(way, 1))))
         prompt.append(statistics.median(seconds(way, 1) for _ in range(again)))
     once = sum(seconds(way, new) for way in ways)
-    count = min(wanted, max(3 if TOY else 4, int(SECONDS_A_WAY / once)))
+    count = min(wanted, max(3 if TOY else 4, int(SECONDS_A_WAY[bench.device.type] / once)))
     taken: list[list[float]] = [[], []]
     for turn in range(count):
         for index in (0, 1) if turn % 2 else (1, 0):
