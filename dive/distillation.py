@@ -34,9 +34,16 @@ from dive.progress import JsonLog, ProgressBar
 from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS, Prompter
 from dive.radgraph import RadGraph, annotator_of
 from dive.structure import output_head
-from dive.teacher import Demonstrations, Teacher, case_names
+from dive.teacher import Demonstrations, Teacher, as_demonstrations, case_names
 from dive.trainer import DistillTrainer, Student
-from dive.training_run import describe_run, find_checkpoint
+from dive.training_run import (
+    IntervalsOfNow,
+    begin,
+    describe_model,
+    describe_studies,
+    describe_wish,
+    find_checkpoint,
+)
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +83,9 @@ def distill(
             `generate` uses the same.
         output_dir: checkpoints and `log.jsonl` go here while training. None: no checkpoints.
         resume: go on from the last checkpoint in `output_dir`, if there is one: the adapter is
-            what an uninterrupted run gives (bit for bit on a CPU).
+            what an uninterrupted run gives (bit for bit on a CPU). Whatever decides what is learnt
+            must be as it was; validation, logging, saving, workers and gradient_checkpointing may
+            differ.
         progress: a plan before the first step and a progress bar, on stderr; None: on a terminal.
         on_error: "fail" raises at the first study that cannot be used; "skip" goes on without it
             and records it in `skipped`.
@@ -100,11 +109,10 @@ def distill(
         torch.manual_seed(config.seed)
         adapter = SteeringAdapter(config.steering(), backbone)
     studies, held_out = split(studies, validation, config.seed)
-    if config.needs_teacher and isinstance(demonstrations, int | None):
-        # too few to draw from is said before any image is read
-        drawn = Demonstrations(studies, DEFAULT_SHOTS if demonstrations is None else demonstrations)
-        for study in studies:
-            drawn.of(study)
+    shots = _demonstrations(demonstrations, config, studies)
+    if shots is not None and shots.count is not None:
+        for study in studies:  # too few to draw from is said before any image is read
+            shots.of(study)
     console = Console(stderr=True)
     rank, ranks = (int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1)))
     shown = rank == 0 and (console.is_terminal if progress is None else progress)
@@ -116,6 +124,12 @@ def distill(
         max_image_tokens=max_image_tokens,
         template=template,
     )
+    run = describe_wish(config, target, prompt, max_image_tokens)
+    run |= describe_model(prompter, adapter)
+    if on_error == "fail":  # then these are the studies: none is left out below
+        run |= describe_studies(studies, held_out, shots, target)
+    folder = None if output_dir is None else Path(output_dir)
+    checkpoint = find_checkpoint(folder, resume, run)
     annotator = None if config.decisive == "lexicon" else annotator_of(config.decisive)
     weigher = DecisiveTokens(
         backbone.tokenizer,
@@ -139,7 +153,13 @@ def distill(
         examples.features = image_cache(prompter, examples.studies[0], place)
         if checked is not None:
             checked.features = examples.features
-    teacher = _teacher(demonstrations, config, prompter, examples)
+    if on_error == "skip":
+        if shots is not None and shots.count is not None:
+            shots = _demonstrations(shots.count, config, examples.studies)
+        kept = [] if checked is None else checked.studies
+        run |= describe_studies(examples.studies, kept, shots, target)
+        checkpoint = find_checkpoint(folder, resume, run)
+    teacher = _teacher(shots, prompter, examples)
     teacher_lengths = teacher.prompt_lengths(found) if teacher is not None else None
 
     calibrate(backbone, adapter, _calibration(examples, config.calibration_studies))
@@ -148,9 +168,8 @@ def distill(
     if shown:
         plan = describe(config, prompter, adapter, found, teacher_lengths, steps, ranks)
         console.print(plan, highlight=False, soft_wrap=True)
-    folder = None if output_dir is None else Path(output_dir)
-    run = describe_run(config, prompter, adapter, examples, checked, teacher)
-    checkpoint = find_checkpoint(folder, resume, run)
+    if folder is not None and checkpoint is None:
+        begin(folder, resume, run)
     _train(
         backbone, adapter, config, examples, checked, teacher, steps, folder, checkpoint,
         console if shown else None,
@@ -241,30 +260,33 @@ def check_teacher(config: DistillConfig) -> None:
         )
 
 
-def _teacher(
-    demonstrations: int | Sequence[Study] | None,
-    config: DistillConfig,
-    prompter: Prompter,
-    examples: Examples,
-) -> Teacher | None:
+def _demonstrations(
+    given: int | Sequence[Study] | None, config: DistillConfig, studies: Sequence[Study]
+) -> Demonstrations | None:
+    """What the teacher is shown, drawn from `studies` where a number is given; None without one."""
     if not config.needs_teacher:
+        return None
+    if given is None:
+        given = DEFAULT_SHOTS
+    if isinstance(given, int) and not isinstance(given, bool):
+        redraw = config.redraw_demonstrations
+        return Demonstrations(studies, given, seed=config.seed, redraw=redraw)
+    return Demonstrations(as_demonstrations(given, "a whole number or a list of studies"))
+
+
+def _teacher(
+    shots: Demonstrations | None, prompter: Prompter, examples: Examples
+) -> Teacher | None:
+    if shots is None:
         log.info("no teacher is run: the adapter learns from the reports alone")
         return None
-    if demonstrations is None:
-        demonstrations = DEFAULT_SHOTS
-    if isinstance(demonstrations, int):
-        drawn = Demonstrations(
-            examples.studies,
-            demonstrations,
-            seed=config.seed,
-            redraw=config.redraw_demonstrations,
-        )
-        return Teacher(prompter, examples, drawn)
-    # shown with every query: their images are decoded once
-    fixed = [replace(one, images=tuple(one.load_images())) for one in demonstrations]
-    for one in fixed:
-        one.report(prompter.target)
-    return Teacher(prompter, examples, Demonstrations(fixed))
+    if shots.count is None:
+        # shown with every query: their images are decoded once
+        fixed = [replace(one, images=tuple(one.load_images())) for one in shots.pool]
+        for one in fixed:
+            one.report(prompter.target)
+        shots = Demonstrations(fixed)
+    return Teacher(prompter, examples, shots)
 
 
 def _train(
@@ -310,7 +332,9 @@ def _train(
     )
     # several GPUs in one process would be wrapped in DataParallel, which knows no hooks
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    callbacks: list[Any] = [] if console is None else [ProgressBar(console)]
+    callbacks: list[Any] = [IntervalsOfNow()]
+    if console is not None:
+        callbacks.append(ProgressBar(console))
     if folder is not None:
         callbacks.append(JsonLog(folder / "log.jsonl"))
     recompute = enable_gradient_checkpointing(backbone) if config.gradient_checkpointing else None

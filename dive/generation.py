@@ -19,6 +19,7 @@ from dive.data.study import Study
 from dive.decode import DecodeSession
 from dive.errors import DiveError
 from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS, Prompter
+from dive.teacher import as_demonstrations
 
 __all__ = ["Report", "as_studies", "generate", "iter_reports", "prompter_for"]
 
@@ -276,12 +277,8 @@ def _as_study(item: Item, number: int) -> Study:
 
 def _shown(demonstrations: Sequence[Study] | None, prompter: Prompter) -> list[Study]:
     """The demonstrations, checked, with their images decoded: every query shows them again."""
-    if not isinstance(demonstrations, (Iterable, type(None))):
-        raise DiveError(f"demonstrations is {demonstrations!r}; wants a list of studies")
-    shown = list(demonstrations or ())
+    shown = [] if demonstrations is None else as_demonstrations(demonstrations)
     for one in shown:
-        if not isinstance(one, Study):
-            raise DiveError(f"demonstrations holds a {type(one).__name__}; wants studies")
         one.report(prompter.target)
     return [replace(one, images=tuple(one.load_images())) for one in shown]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from dive.adapter import SteeringAdapter
@@ -18,45 +19,60 @@ from dive.data.images import LazyImage
 from dive.data.io import write_text
 from dive.data.study import Study
 from dive.errors import DiveError
-from dive.examples import Examples
 from dive.presets import DistillConfig
-from dive.prompting import Prompter
-from dive.teacher import Teacher
+from dive.prompting import DEFAULT_PROMPTS, Prompter
+from dive.teacher import Demonstrations
 
 log = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 
+# How a training runs and is watched: none of it reaches the adapter, so it may differ before and
+# after an interruption.
+_FREE = {
+    "logging_steps", "eval_steps", "save_steps", "workers", "gradient_checkpointing",
+    "validation_hash",
+}  # fmt: skip
 
-def describe_run(
-    config: DistillConfig,
-    prompter: Prompter,
-    adapter: SteeringAdapter,
-    examples: Examples,
-    validation: Examples | None,
-    teacher: Teacher | None,
+
+def describe_wish(
+    config: DistillConfig, target: str, prompt: str | None, max_image_tokens: int | None
 ) -> dict[str, Any]:
-    """What must be equal for two trainings to be one; JSON values only."""
+    """What is known of a training before the backbone or any study is read; JSON values only."""
+    return {
+        # where features are kept changes nothing, and is nobody else's business
+        "config": asdict(config) | {"cache_images": bool(config.cache_images)},
+        "prompt": DEFAULT_PROMPTS.get(target) if prompt is None else prompt,
+        "target": target,
+        "max_image_tokens": max_image_tokens,
+    }
+
+
+def describe_model(prompter: Prompter, adapter: SteeringAdapter) -> dict[str, Any]:
+    """What is known of it with the backbone."""
+    return {"backbone": adapter.metadata["backbone"], "template_hash": prompter.template_hash}
+
+
+def describe_studies(
+    studies: Sequence[Study],
+    validation: Sequence[Study],
+    demonstrations: Demonstrations | None,
+    target: str,
+) -> dict[str, Any]:
+    """What is known of it with the studies. DiveError where one lacks a report."""
 
     def digest(studies: Sequence[Study]) -> str:
         parts = [
-            [study.id, study.report(prompter.target), study.indication or "", study.patient or ""]
+            [study.id, study.report(target), study.indication or "", study.patient or ""]
             + [_name_of(image) for image in study.images]
             for study in studies
         ]
         return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()[:16]
 
-    shown = teacher.demonstrations if teacher is not None else None
+    shown = demonstrations
     return {
-        # where features are kept changes nothing, and is nobody else's business
-        "config": asdict(config) | {"cache_images": bool(config.cache_images)},
-        "backbone": adapter.metadata["backbone"],
-        "prompt": prompter.prompt,
-        "target": prompter.target,
-        "template_hash": prompter.template_hash,
-        "max_image_tokens": prompter.max_image_tokens,
-        "studies_hash": digest(examples.studies),
-        "validation_hash": None if validation is None else digest(validation.studies),
+        "studies_hash": digest(studies),
+        "validation_hash": digest(validation) if validation else None,
         "demonstrations": None if shown is None else shown.count or len(shown.pool),
         "demonstrations_hash": None if shown is None else digest(shown.pool),
     }
@@ -72,47 +88,60 @@ def _name_of(image: Path | Image.Image | LazyImage) -> str:
     return str(image)
 
 
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint in a folder, which need not be there."""
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
 def find_checkpoint(folder: Path | None, resume: bool, run: dict[str, Any]) -> str | None:
-    """The checkpoint to go on from, after checking that it belongs to this very training."""
+    """The checkpoint to go on from, after checking that it belongs to this very training.
+
+    `run` is a description, or as much of one as is known by now: to be asked as early as possible,
+    and again when more is known.
+    """
     if folder is None:
         if resume:
             raise DiveError("distill: resume wants output_dir, where the checkpoints are")
         return None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiveError(f"cannot write into {folder}: {error.strerror}") from error
-    last = get_last_checkpoint(str(folder))
-    if last is not None and not resume:
+    last = last_checkpoint(folder)
+    if last is None:
+        return None
+    if not resume:
         raise DiveError(
             f"{folder}: holds the checkpoints of an unfinished training; resume it, delete them, "
             "or choose another folder"
         )
-    if last is not None:
-        try:
-            earlier = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DiveError(
-                f"{folder}: its {RUN_FILE} cannot be read, so the unfinished training cannot go "
-                "on; delete the folder to start again"
-            ) from error
-        differing = _differences(earlier, json.loads(json.dumps(run)))
-        if differing:
-            raise DiveError(
-                f"{folder}: the unfinished training had {', '.join(differing)}; it cannot go on "
-                "from there"
-            )
-    elif int(os.environ.get("RANK", 0)) == 0:
-        if resume:
-            log.warning("%s: has no checkpoint to resume; the training starts anew", folder)
-        write_text(folder / RUN_FILE, json.dumps(run, indent=1) + "\n")
+    try:
+        earlier = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DiveError(
+            f"{folder}: its {RUN_FILE} cannot be read, so the unfinished training cannot go on; "
+            "delete the folder to start again"
+        ) from error
+    differing = _differences(earlier, json.loads(json.dumps(run)))
+    if differing:
+        raise DiveError(
+            f"{folder}: the unfinished training had {', '.join(differing)}; it cannot go on from "
+            "there"
+        )
     return last
+
+
+def begin(folder: Path, resume: bool, run: dict[str, Any]) -> None:
+    """A folder for the checkpoints of a training that starts, with its description."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if int(os.environ.get("RANK", 0)) == 0:
+            if resume:
+                log.warning("%s: has no checkpoint to resume; the training starts anew", folder)
+            write_text(folder / RUN_FILE, json.dumps(run, indent=1) + "\n")
+    except OSError as error:
+        raise DiveError(f"cannot write into {folder}: {error.strerror}") from error
 
 
 # what differs between two digests says nothing; what they are of does
 _DIGESTS = {
     "studies_hash": "other studies to learn from (ids, reports, indications, patients or images)",
-    "validation_hash": "other studies for validation",
     "demonstrations_hash": "other demonstrations",
     "template_hash": "another chat template",
 }
@@ -125,7 +154,7 @@ def _differences(earlier: Any, now: dict[str, Any]) -> list[str]:
     found = []
     for name in now:
         old, new = earlier.get(name), now[name]
-        if old == new:
+        if old == new or name in _FREE:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             found += _differences(old, new)
@@ -134,9 +163,17 @@ def _differences(earlier: Any, now: dict[str, Any]) -> list[str]:
     return found
 
 
+class IntervalsOfNow(TrainerCallback):
+    """A checkpoint brings the intervals of logging, evaluation and saving under which it was
+    written; those that are asked for now hold."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        state.compute_steps(args, state.max_steps)
+
+
 def remove_checkpoints(folder: str | Path) -> None:
     """After the adapter is saved: the checkpoints of its training, and nothing else."""
     folder = Path(folder)
-    while (last := get_last_checkpoint(str(folder))) is not None:
+    while (last := last_checkpoint(folder)) is not None:
         shutil.rmtree(last)
     (folder / RUN_FILE).unlink(missing_ok=True)

@@ -182,6 +182,12 @@ def test_resuming_names_what_differs_and_nothing_else(
         distill(tiny_llava, studies, out, *command, "--resume", "--learning-rate", 0.5,
                 "--prompt", "Now?")  # fmt: skip
     said = str(caught.value)
+    with monkeypatch.context() as patch:  # what options say is compared before anything is read
+        patch.setattr("dive.data.open.open_studies", unread)
+        with pytest.raises(DiveError, match="had learning_rate"):
+            distill(tiny_llava, studies, out, *command, "--resume", "--learning-rate", 0.5)
+        with pytest.raises(DiveError, match="unfinished training; resume it"):
+            distill(tiny_llava, studies, out, *command)
     assert "had learning_rate 0.002 (now 0.5), prompt 'Describe" in said
     assert "it cannot go on from there" in said and "kd_weight" not in said
     table = rows(studies)
@@ -197,8 +203,16 @@ def test_resuming_names_what_differs_and_nothing_else(
         with pytest.raises(DiveError, match="had other studies to learn from .*cannot go on"):
             distill(tiny_llava, studies, out, *command, "--resume")
     studies.write_text("".join(json.dumps(row) + "\n" for row in table))
-    distill(tiny_llava, studies, out, *command, "--resume")
+    distill(tiny_llava, studies, out, *command, "--resume", "--set", "logging_steps=1")
     assert (out / "adapter.safetensors").is_file()
+    monkeypatch.setattr("dive.data.open.open_studies", unread)
+    with pytest.raises(
+        DiveError, match=r"is finished.*nothing to resume; write reports.*--adapter"
+    ):
+        distill(tiny_llava, studies, out, *command, "--resume")
+    (out / "checkpoints" / "checkpoint-1").mkdir()
+    with pytest.raises(DiveError, match="unfinished training that is to replace it; .*--overwrite"):
+        distill(tiny_llava, studies, out, *command, "--resume")
 
 
 # evaluate

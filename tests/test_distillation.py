@@ -248,30 +248,76 @@ class Kill(TrainerCallback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("preset", ["dive", "dive-ce"])
-def test_killed_and_resumed_is_the_same_bit_for_bit(preset, llava, studies, tmp_path, monkeypatch):
-    config = short(preset=preset, steps=7, batch_size=2, save_steps=2, logging_steps=1)
-    whole = dive.distill(llava, studies, config=config)
+@pytest.fixture
+def killed(llava, studies, tmp_path, monkeypatch):
+    """A function that trains into `tmp_path` and is killed in step 5 of 7, after checkpoint 4."""
 
     class Killed(DistillTrainer):
         def __init__(self, *args):
             super().__init__(*args)
             self.add_callback(Kill(5))
 
-    with monkeypatch.context() as patch:
-        patch.setattr(distillation, "DistillTrainer", Killed)
-        with pytest.raises(KeyboardInterrupt):
-            dive.distill(llava, studies, config=config, output_dir=tmp_path)
-    assert (tmp_path / "checkpoint-4").is_dir()
-    with pytest.raises(DiveError, match="unfinished training"):
-        dive.distill(llava, studies, config=config, output_dir=tmp_path)
-    with pytest.raises(DiveError, match=r"had learning_rate .* \(now 0.5\); it cannot"):
-        other = replace(config, learning_rate=0.5)
-        dive.distill(llava, studies, config=other, output_dir=tmp_path, resume=True)
+    def train(**more):
+        config = short(steps=7, batch_size=2, save_steps=2, logging_steps=1, **more)
+        with monkeypatch.context() as patch:
+            patch.setattr(distillation, "DistillTrainer", Killed)
+            with pytest.raises(KeyboardInterrupt):
+                dive.distill(llava, studies, config=config, output_dir=tmp_path)
+        assert (tmp_path / "checkpoint-4").is_dir()
+        return config
+
+    return train
+
+
+@pytest.mark.parametrize("preset", ["dive", "dive-ce"])
+def test_killed_and_resumed_is_the_same_bit_for_bit(preset, llava, studies, tmp_path, killed):
+    config = killed(preset=preset)
+    whole = dive.distill(llava, studies, config=config)
     resumed = dive.distill(llava, studies, config=config, output_dir=tmp_path, resume=True)
     assert equal(whole, resumed)
     steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert set(range(1, 8)) <= set(steps)
+
+
+def test_what_does_not_reach_the_adapter_may_change_on_the_way(llava, studies, tmp_path, killed):
+    """Another interval of logging holds at once, and the adapter is the same bit for bit."""
+    config = killed(preset="dive-ce")
+    whole = dive.distill(llava, studies, config=config)
+    watched = replace(
+        config, logging_steps=2, eval_steps=3, save_steps=1, gradient_checkpointing=True, workers=1
+    )
+    before = len((tmp_path / "log.jsonl").read_text().splitlines())
+    others = [replace(one, id=f"new-{one.id}", patient=None) for one in studies[:2]]
+    resumed = dive.distill(
+        llava, studies, config=watched, output_dir=tmp_path, resume=True, validation=others
+    )
+    assert equal(whole, resumed)
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()[before:]
+    logs = [json.loads(line) for line in lines]
+    assert [line["step"] for line in logs if "loss" in line] == [6]
+    assert [line["step"] for line in logs if "eval_loss" in line] == [6, 7]  # 7: the end
+
+
+def test_another_training_is_refused_before_the_studies_are_read(
+    llava, studies, tmp_path, killed, monkeypatch
+):
+    config = killed(preset="dive-ce")
+
+    def unread(*_, **__):
+        raise AssertionError("studies were read before the folder was refused")
+
+    monkeypatch.setattr(distillation, "survey", unread)
+    again = {"output_dir": tmp_path, "resume": True}
+    with pytest.raises(DiveError, match="unfinished training; resume it"):
+        dive.distill(llava, studies, config=config, output_dir=tmp_path)
+    with pytest.raises(DiveError, match=r"had learning_rate .* \(now 0.5\); it cannot"):
+        dive.distill(llava, studies, config=replace(config, learning_rate=0.5), **again)
+    with pytest.raises(DiveError, match="had other studies to learn from"):
+        dive.distill(llava, studies[1:], config=config, **again)
+    monkeypatch.undo()
+    # with studies left out, which ones those are is known only when all were read
+    with pytest.raises(DiveError, match="had other studies to learn from"):
+        dive.distill(llava, studies[1:], config=config, on_error="skip", **again)
 
 
 def test_checkpoints_hold_the_adapter_alone(llava, studies, tmp_path):
@@ -400,6 +446,21 @@ def test_no_checkpoint_is_written_after_a_bad_value(
 def test_demonstrations_without_a_teacher_are_an_error(llava, studies):
     with pytest.raises(DiveError, match="runs no teacher"):
         dive.distill(llava, studies, demonstrations=2, config=bare())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("four", "demonstrations is 'four'; wants a whole number or a list of studies"),
+        (2.5, "demonstrations is 2.5; wants a whole number or"),
+        (True, "demonstrations is True; wants a whole number or"),
+        (["film.png"], "demonstrations holds a str; wants studies"),
+        (0, "demonstrations is 0, want 1 or more"),
+    ],
+)
+def test_demonstrations_are_a_number_or_studies(given, message, llava, studies):
+    with pytest.raises(DiveError, match=message):
+        dive.distill(llava, studies, given, short(), progress=False)
 
 
 def test_without_a_folder_nothing_is_left_behind(llava, studies, tmp_path, monkeypatch):

@@ -136,7 +136,7 @@ def distill(
     from dive.distillation import distill as run
     from dive.presets import DistillConfig
     from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS
-    from dive.training_run import remove_checkpoints
+    from dive.training_run import describe_wish, find_checkpoint, remove_checkpoints
 
     named = {name: value for name, value in given.items() if value is not None}
     by_set = pairs(setting, [field.name for field in fields(DistillConfig)], "--set")
@@ -145,12 +145,14 @@ def distill(
             option = "--image-cache" if name == "cache_images" else f"--{name.replace('_', '-')}"
             raise DiveError(f"{name} is given twice, by {option} and by --set; leave one out")
     config = DistillConfig(**{**named, **by_set})
-    if (out / CONFIG_FILE).exists() and not overwrite:
-        raise DiveError(
-            f"{out}: holds an adapter already; give --overwrite to replace it, or another --out"
-        )
     if demonstrations is not None:
         check_teacher(config)
+    budget = image_budget(max_image_tokens, DEFAULT_MAX_IMAGE_TOKENS)
+    if (out / CONFIG_FILE).exists() and not overwrite:
+        raise DiveError(f"{out}: {_finished(out, resume)}")
+    # another training is refused before the studies are read, as far as it can be told by then
+    checkpoints = out / "checkpoints"
+    find_checkpoint(checkpoints, resume, describe_wish(config, target, prompt, budget))
     skipped = Skipped()
     options = reading(split, images_root, reports_root, drop_comparisons, read)
     options |= {"target": target, "on_error": on_error, "skipped": skipped}
@@ -172,9 +174,9 @@ def distill(
         validation=held_out,
         prompt=prompt,
         target=target,
-        max_image_tokens=image_budget(max_image_tokens, DEFAULT_MAX_IMAGE_TOKENS),
+        max_image_tokens=budget,
         template=template,
-        output_dir=out / "checkpoints",
+        output_dir=checkpoints,
         resume=resume,
         progress=True,
         on_error=on_error,
@@ -183,7 +185,7 @@ def distill(
     if int(os.environ.get("RANK", 0)) > 0:
         return  # under torchrun every rank has the same adapter, and the first one writes it
     adapter.save_pretrained(out)
-    remove_checkpoints(out / "checkpoints")
+    remove_checkpoints(checkpoints)
     note = write_skipped(skipped, out / "skipped.jsonl")
     facts = adapter.metadata["distillation"]
     if as_json:
@@ -202,4 +204,22 @@ def distill(
     console.print(
         f"next: dive generate --backbone {backbone} --adapter {out} --studies test.jsonl "
         "--out reports.jsonl"
+    )
+
+
+def _finished(out: Path, resume: bool) -> str:
+    """What to do about a folder that holds an adapter already."""
+    from dive.training_run import last_checkpoint
+
+    if not resume:
+        return "holds an adapter already; give --overwrite to replace it, or another --out"
+    if last_checkpoint(out / "checkpoints") is not None:
+        return (
+            "holds an adapter, and an unfinished training that is to replace it; to go on with "
+            "that one, give --overwrite too"
+        )
+    return (
+        "the training there is finished, and there is nothing to resume; write reports with it "
+        f"(dive generate --adapter {out}), or train anew: into another --out, or over this one "
+        "with --overwrite"
     )
