@@ -98,7 +98,8 @@ class Examples(Dataset):
         positions [B, T] bool: the positions whose hidden states predict the response; index [N]
             int64: the same as places in the flattened batch
         targets [N] int64, weights [N] float32, classes [N] int64
-        study [B] int64: indices into `studies`; rows [B]: response tokens of each
+        studies: B indices into `self.studies`; rows: response tokens of each. Lists of int: on a
+            device they would cost a host sync in every step
         """
         inputs = self.prompter.collate([one.inputs for one in examples], side="right")
         rows = [len(one.response.ids) for one in examples]
@@ -112,8 +113,8 @@ class Examples(Dataset):
             "targets": response_targets(inputs["input_ids"], positions),
             "weights": torch.tensor([w for one in examples for w in one.weights]),
             "classes": torch.tensor([c for one in examples for c in one.classes]),
-            "study": torch.tensor([one.index for one in examples]),
-            "rows": torch.tensor(rows),
+            "studies": [one.index for one in examples],
+            "rows": rows,
         }
 
 

@@ -21,7 +21,7 @@ from dive.reference import DecisiveLoss
 class _Forward:
     when: str
     studies: Sequence[Study]
-    rows: Tensor  # [B], response tokens of each study
+    rows: Sequence[int]  # response tokens of each study
     loss: Tensor
     status: Tensor | None
     terms: list[Tensor]  # [N] a row each
@@ -35,7 +35,12 @@ class LossWatch:
         self._pending: list[_Forward] = []
 
     def add(
-        self, when: str, studies: Sequence[Study], rows: Tensor, loss: Tensor, parts: DecisiveLoss
+        self,
+        when: str,
+        studies: Sequence[Study],
+        rows: Sequence[int],
+        loss: Tensor,
+        parts: DecisiveLoss,
     ) -> None:
         """A forward over `studies`, whose rows lie one after the other; it is not looked at yet."""
         # not `parts` itself, whose loss would keep the graph
@@ -68,7 +73,7 @@ class LossWatch:
 
 
 def _owner(one: _Forward) -> Tensor:
-    return torch.repeat_interleave(torch.arange(len(one.studies)), one.rows.cpu())
+    return torch.repeat_interleave(torch.arange(len(one.studies)), torch.tensor(one.rows))
 
 
 def _of_row(one: _Forward, row: int) -> list[Study]:

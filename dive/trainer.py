@@ -202,7 +202,7 @@ class DistillTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         inputs = dict(inputs)
-        studies, rows = inputs.pop("study").tolist(), inputs.pop("rows")
+        studies, rows = inputs.pop("studies"), inputs.pop("rows")
         shown = [self._examples.studies[index] for index in studies]
         inputs["inputs"] = self._examples.model_inputs(inputs["inputs"], shown)
         if self._teacher is not None:
@@ -231,7 +231,7 @@ class DistillTrainer(Trainer):
                 names = ("positions", "index", "targets", "weights", "classes")
                 device = prompter.backbone.device
                 rest = {name: batch[name].to(device) for name in names}
-                shown = [validation.studies[index] for index in batch["study"].tolist()]
+                shown = [validation.studies[index] for index in batch["studies"]]
                 inputs = validation.model_inputs(batch["inputs"], shown)
                 loss, parts = self._student(inputs, **rest)
                 watch.add("validation", shown, batch["rows"], loss, parts)
