@@ -37,6 +37,11 @@ class Attachment:
     adapter: SteeringAdapter | None
 
     def __init__(self, model: nn.Module, adapter: SteeringAdapter) -> None:
+        if not isinstance(adapter, SteeringAdapter):
+            raise DiveError(
+                f"steer: adapter is a {type(adapter).__name__}; wants a SteeringAdapter (its "
+                "from_pretrained reads one)"
+            )
         self.adapter = adapter
         adapter.check_backbone(model)
         self._hang(model, [int(index) for index in adapter.layers])

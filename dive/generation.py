@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from dive.data.study import Study
 from dive.decode import DecodeSession
 from dive.errors import DiveError
 from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS, Prompter
+from dive.sampling import SEEDS
 from dive.teacher import as_demonstrations
 
 __all__ = ["Report", "as_studies", "generate", "iter_reports", "prompter_for"]
@@ -77,10 +79,10 @@ def generate(
             records it in `skipped`: fewer reports than studies come back.
         engine: "auto" decodes in `dive._C` where it can (see `dive.decode.DecodeSession`),
             "transformers" never does. The reports are the same.
-        seed: of sampling (do_sample=True). Report i is drawn with `seed + i`, whatever the batch
-            size: it is the report that `torch.manual_seed(seed + i)` gives for its study alone (in
-            half precision up to the last bits of its logits, which one row sums in another order
-            than several).
+        seed: of sampling (do_sample=True); without it an error. Report i is drawn with `seed + i`,
+            whatever the batch size: it is the report that `torch.manual_seed(seed + i)` gives for
+            its study alone (in half precision up to the last bits of its logits, which one row sums
+            in another order than several).
             None takes a seed from torch's generator, so that `torch.manual_seed` repeats a call.
         generate_kwargs: go to `model.generate` as they are. Without them decoding is greedy: the
             sampling, beams and penalties of the model's generation_config are not used.
@@ -149,6 +151,10 @@ def iter_reports(
         raise DiveError(
             f"batch_size {batch_size} and max_new_tokens {max_new_tokens}: both want 1 or more"
         )
+    if seed is not None and (
+        isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < SEEDS
+    ):
+        raise DiveError(f"seed is {seed!r}, want a whole number from 0 to {SEEDS - 1}")
     if streamer is not None and len(studies) > 1:
         raise DiveError(f"a streamer takes one study at a time, got {len(studies)}")
     if engine not in ENGINES:
@@ -159,6 +165,8 @@ def iter_reports(
     for number, (study, own) in enumerate(zip(studies, adapters, strict=True)):
         if id(own) not in prompters:
             _check_kwargs(generate_kwargs, own)
+            if own is not None:  # another backbone's explains what the prompter would warn of
+                own.check_backbone(backbone.model)
             prompters[id(own)] = prompter_for(
                 backbone,
                 own,
@@ -167,8 +175,6 @@ def iter_reports(
                 max_image_tokens=max_image_tokens,
                 template=template,
             )
-            if own is not None:
-                own.check_backbone(backbone.model)
         jobs.append(Job(number, study, prompters[id(own)], own))
     for prompter in prompters.values():
         shown = _shown(demonstrations, prompter)
@@ -176,11 +182,16 @@ def iter_reports(
     if engine == "auto" and "custom_generate" not in generate_kwargs:
         run.session = DecodeSession(backbone)  # each request brings its adapter
     if seed is not None:
-        mode = run.mode(jobs[0].prompter)
-        if mode not in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH):
-            raise DiveError(f"seed does not go with {mode.value}; call torch.manual_seed before it")
         if "custom_generate" in generate_kwargs:
             raise DiveError("seed does not go with custom_generate; call torch.manual_seed before")
+        mode = run.mode(jobs[0].prompter)
+        if mode == GenerationMode.GREEDY_SEARCH:
+            raise DiveError(
+                "seed has no use without sampling: greedy decoding draws nothing; give "
+                "do_sample=True too, or leave it out"
+            )
+        if mode != GenerationMode.SAMPLE:
+            raise DiveError(f"seed does not go with {mode.value}; call torch.manual_seed before it")
     return write(run, jobs, batch_size, progress, on_error, skipped)
 
 

@@ -113,6 +113,12 @@ def test_another_backbone_is_refused_and_left_alone(tiny_llama, tiny_gemma):
     assert fingerprint(llama) == trace and attachment_of(llama) is None
 
 
+@pytest.mark.parametrize(("given", "name"), [(None, "NoneType"), ("adapter/", "str")])
+def test_what_is_no_adapter_is_refused(given, name, tiny_llama):
+    with pytest.raises(DiveError, match=f"steer: adapter is a {name}; wants a SteeringAdapter"):
+        dive.steer(dive.load_backbone(tiny_llama), given)
+
+
 def test_a_mask_limits_the_edit_to_its_positions(any_backbone, studies):
     model, batch = any_backbone.model, prompts(any_backbone, studies[:1])
     mask = torch.zeros_like(batch["input_ids"], dtype=torch.bool)

@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 import dive
+from dive import cli
 from dive.cli import app
 from dive.errors import DiveError
 
@@ -230,6 +232,15 @@ def test_exit_codes_and_one_line_errors(tmp_path):
     assert helped.returncode == 0
     for name in ("demo", "distill", "generate", "evaluate", "inspect", "study", "bench", "doctor"):
         assert name in helped.stdout
+
+
+def test_a_warning_is_a_line_without_a_place_in_the_source(capsys, monkeypatch):
+    def warns(**_):
+        warnings.warn("the adapter was trained with [prompt] 'A'", stacklevel=1)
+
+    monkeypatch.setattr(cli, "app", warns)
+    cli.main()
+    assert capsys.readouterr().err == "warning: the adapter was trained with [prompt] 'A'\n"
 
 
 def test_help_does_not_load_torch():

@@ -207,6 +207,7 @@ def test_demonstrations_are_checked_before_the_model_runs(llava, studies, tmp_pa
         ([replace(studies[1], images=(tmp_path / "gone.png",))], "study-01.*gone.png"),
         ([studies[1].images[0]], "demonstrations holds a PosixPath; wants studies"),
         (4, "demonstrations is 4; wants a list of studies"),
+        ("four", "demonstrations is 'four'; wants a list of studies"),
     ]:
         with pytest.raises(DiveError, match=message):
             iter_reports(llava, studies[0], demonstrations=bad)
@@ -324,6 +325,10 @@ def test_a_bare_model_wants_a_processor(llava, studies):
         (3, {}, "got 3; wants a path"),
         ("film.png", {"batch_size": 0}, "batch_size 0 and max_new_tokens 256"),
         ("film.png", {"max_new_tokens": 0}, "both want 1 or more"),
+        ("film.png", {"seed": "abc"}, "seed is 'abc', want a whole number from 0 to"),
+        ("film.png", {"seed": -1, "do_sample": True}, "seed is -1, want a whole number"),
+        ("film.png", {"seed": 1 << 64, "do_sample": True}, "want a whole number from 0 to"),
+        ("film.png", {"seed": 5}, "seed has no use without sampling: greedy decoding draws"),
         ("film.png", {"num_return_sequences": 2}, "one study has one report"),
         ("film.png", {"prompt": ""}, "the prompt is empty"),
         ("film.png", {"target": "all"}, "target is 'all'"),
@@ -336,9 +341,13 @@ def test_bad_input(llava, given, options, message):
 
 
 def test_an_adapter_of_another_backbone(llava, tiny_llama):
-    other = randomised(dive.load_backbone(tiny_llama))
-    with pytest.raises(DiveError, match="belongs to another backbone: architecture"):
-        dive.generate(llava, "film.png", adapter=other)
+    backbone = dive.load_backbone(tiny_llama)
+    other = randomised(backbone)
+    other.metadata |= Prompter(backbone).metadata()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of its other template there is nothing to say then
+        with pytest.raises(DiveError, match="belongs to another backbone: architecture"):
+            dive.generate(llava, "film.png", adapter=other)
 
 
 @pytest.mark.parametrize("options", [

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 bad input (one line on stderr), 2 wrong usage, 130 interru
 import logging
 import os
 import sys
+import warnings
 
 import typer
 from rich.console import Console
@@ -48,12 +49,11 @@ def common(
 
 
 def main() -> None:
+    warnings.showwarning = _warn
     try:
         app()
     except DiveError as error:
-        Console(stderr=True).print(
-            f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True
-        )
+        _say("[bold red]error:[/]", error)
         sys.exit(1)
     except KeyboardInterrupt:
         _interrupted()
@@ -73,6 +73,12 @@ def _interrupted() -> None:
     sys.exit(_INTERRUPTED)
 
 
-def _plain(text: str) -> str:
+def _warn(message: Warning | str, *_where: object, **_more: object) -> None:
+    """A line of our source tells a user of the command line nothing."""
+    _say("[bold yellow]warning:[/]", message)
+
+
+def _say(mark: str, message: object) -> None:
     """Brackets in a message are text, not markup."""
-    return text.replace("[", r"\[")
+    text = str(message).replace("[", r"\[")
+    Console(stderr=True).print(f"{mark} {text}", highlight=False, soft_wrap=True)
