@@ -25,7 +25,7 @@ from dive.adapter import SteeringAdapter
 from dive.attach import attachment_of, steer
 from dive.attach_rows import RowAttachment
 from dive.decode_batch import BatchRun
-from dive.decode_limits import EMBEDS, config_reason, input_reason, keyword_reason
+from dive.decode_limits import EMBEDS, check_names, config_reason, input_reason, keyword_reason
 from dive.decode_rows import Rows
 from dive.decoder_spec import DecoderSpec, Unsupported, read
 from dive.errors import DiveError
@@ -76,7 +76,11 @@ class DecodeSession:
         self._said: set[str] = set()
 
     def plan(self, **generate_kwargs: Any) -> Plan:
-        """Which engine would run `generate(**generate_kwargs)`, and why."""
+        """Which engine would run `generate(**generate_kwargs)`, and why.
+
+        DiveError where `generate` would not know one of the names.
+        """
+        check_names(self.model, generate_kwargs)
         reason = self._bind() or self._settings_reason(generate_kwargs)
         if reason is not None:
             return Plan("transformers", reason)

@@ -1,16 +1,42 @@
 """What a call of `generate` may ask for that `DecodeSession` leaves to transformers, in words."""
 
+import inspect
 from typing import Any
 
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode
+
+from dive.errors import DiveError
 
 EMBEDS = "the prompt is given as embeddings"
 _CACHE_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
 # transformers gives none of these to a custom_generate function
 _KEYWORDS = ("assistant_model", "assistant_tokenizer", "tokenizer")
 _SETTINGS = ("stop_strings", "prompt_lookup_num_tokens")
+
+
+def check_names(model: Any, kwargs: dict[str, Any]) -> None:
+    """DiveError that names the arguments which `model.generate(**kwargs)` would not know."""
+    if kwargs.get("custom_generate") is not None:
+        return  # it may have arguments of its own
+    config = GenerationConfig()
+    own = {*inspect.signature(GenerationMixin.generate).parameters, *_KEYWORDS, "trust_remote_code"}
+    others = {n: v for n, v in kwargs.items() if n not in own and not hasattr(config, n)}
+    unknown = [name for name, value in others.items() if not _is_input(model, name, value)]
+    if unknown:
+        raise DiveError(
+            f"{', '.join(unknown)}: no argument of generate, no setting of its GenerationConfig, "
+            f"and no input of {type(model).__name__}"
+        )
+
+
+def _is_input(model: Any, name: str, value: Any) -> bool:
+    try:
+        model._validate_model_kwargs({name: value})
+    except ValueError:
+        return False
+    return True
 
 
 def keyword_reason(kwargs: dict[str, Any]) -> str | None:

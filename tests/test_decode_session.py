@@ -224,6 +224,16 @@ def test_what_it_cannot_do_runs_in_transformers_with_the_adapter(name, caplog):
     assert len(lines) == 1 and words in lines[0].message
 
 
+def test_unknown_options_are_named():
+    session, batch = DecodeSession(small("llama")), text_batch()
+    for call in (session.plan, session.generate):
+        with pytest.raises(DiveError, match="^max_new_token, tempreature: no argument of generate"):
+            call(**batch, max_new_token=3, tempreature=0.5, top_k=3)
+    # what generate knows without its being a setting
+    known = {"streamer": None, "tokenizer": None, "output_attentions": False, "position_ids": None}
+    assert session.plan(**batch, **known, min_new_tokens=1).engine == "dive._C"
+
+
 def test_prompts_padded_on_the_right_run_in_transformers():
     model = small("llama")
     session, batch = DecodeSession(model), text_batch()
