@@ -187,6 +187,10 @@ def test_inspect_tokens(tiny_llava, tmp_path):
     states = {m["class"]: m["polarity"] for m in found["mentions"]}
     assert states == {"Pleural Effusion": "positive", "Pneumothorax": "negative"}
     assert sum(share["tokens"] for share in found["shares"].values()) == pytest.approx(1)
+    plain = call("inspect", "tokens", report).stdout  # not to a terminal: no underlines
+    assert "[Small right pleural effusion]. No pneumothorax." in plain and "[weighted]" in plain
+    every = call("inspect", "tokens", report, "--polarity", "all", "--no-modifiers").stdout
+    assert "Small right pleural [effusion]. No [pneumothorax]." in every
     result = call("inspect", "tokens", report, "--backbone", tiny_llava)
     assert "Pleural Effusion" in result.stdout and "% of loss" in result.stdout
     with pytest.raises(DiveError, match="cannot read the report"):

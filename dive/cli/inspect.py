@@ -33,8 +33,11 @@ from dive.cli.options import (
 from dive.errors import DiveError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
+    from dive.decisive import Mention
     from dive.prompting import Prompter
 
 inspect = typer.Typer(no_args_is_help=True, help="See what training will see.")
@@ -113,19 +116,18 @@ def tokens(
         print(json.dumps(answer, ensure_ascii=False))
         return
     console = Console()
-    shown = Text(text)
-    for start, end in weigher.spans(text):
-        shown.stylize("underline", start, end)
-    for mention in mentions:
-        for start, end in mention.spans:
-            shown.stylize(_STYLES[mention.polarity], start, end)
-    console.print(shown)
-    legend = Text("\n")
-    for name, style in _STYLES.items():
-        legend.append(f" {name} ", style=style)
-        legend.append(" ")
-    legend.append("weighted", style="underline")
-    console.print(legend)
+    if console.color_system is None:  # a file or a pipe shows no styles
+        console.out(
+            _bracketed(text, weigher.spans(text)), "\n\n[weighted]", sep="", highlight=False
+        )
+    else:
+        console.print(_styled(text, weigher.spans(text), mentions))
+        legend = Text("\n")
+        for name, style in _STYLES.items():
+            legend.append(f" {name} ", style=style)
+            legend.append(" ")
+        legend.append("weighted", style="underline")
+        console.print(legend)
     found = Table("finding", "class", "polarity", "words", box=None, pad_edge=False)
     for mention in mentions:
         words = " ... ".join(text[start:end] for start, end in mention.spans)
@@ -140,6 +142,27 @@ def tokens(
         f"end {eos:g}, others 1; the share of loss is by weight, as if every token cost the same",
         style="dim",
     )
+
+
+def _styled(
+    text: str, weighted: "Sequence[tuple[int, int]]", mentions: "Sequence[Mention]"
+) -> Text:
+    shown = Text(text)
+    for start, end in weighted:
+        shown.stylize("underline", start, end)
+    for mention in mentions:
+        for start, end in mention.spans:
+            shown.stylize(_STYLES[mention.polarity], start, end)
+    return shown
+
+
+def _bracketed(text: str, weighted: "Sequence[tuple[int, int]]") -> str:
+    """What is weighted in brackets; the table below has every mention with its polarity."""
+    pieces, last = [], 0
+    for start, end in weighted:
+        pieces += [text[last:start], f"[{text[start:end]}]"]
+        last = end
+    return "".join([*pieces, text[last:]])
 
 
 @inspect.command()
