@@ -226,7 +226,9 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
         return dtype
     found = getattr(torch, str(dtype), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise DiveError(f"load_backbone: dtype is {dtype!r}, want auto, bfloat16, float32 ...")
+        raise DiveError(
+            f"load_backbone: dtype is {dtype!r}, want auto, bfloat16, float16, float32 ..."
+        )
     return found
 
 

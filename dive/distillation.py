@@ -21,6 +21,7 @@ from dive.adapter import SteeringAdapter
 from dive.attach import attachment_of, calibrate, steer
 from dive.backbone import Backbone
 from dive.checkpointing import enable_gradient_checkpointing
+from dive.counting import counted
 from dive.data.jsonl import Skipped, check_on_error
 from dive.data.study import Study
 from dive.decisive import DecisiveTokens
@@ -147,6 +148,7 @@ def distill(
         options: dict[str, Any] = {"on_error": on_error, "skipped": skipped}
         options["step"] = lambda: bar.advance(task)
         examples, found = survey(studies, prompter, weigher, **options)
+        options["purpose"] = "for validation"
         checked = survey(held_out, prompter, weigher, **options)[0] if held_out else None
     if config.cache_images:
         place = None if config.cache_images is True else config.cache_images
@@ -236,8 +238,8 @@ def split(
     train = [study for study in studies if study.id not in kept]
     if not train:
         raise DiveError(
-            f"distill: {len(studies)} studies of {len(groups)} patients are too few to keep "
-            f"{validation:.0%} apart for validation"
+            f"distill: to keep {100 * validation:g}% apart for validation leaves nothing to learn "
+            f"from, of {counted(len(studies), 'study')} of {counted(len(groups), 'patient')}"
         )
     return train, [study for study in studies if study.id in kept]
 

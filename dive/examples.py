@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dive.counting import counted
 from dive.data.jsonl import Skipped
 from dive.data.study import Study
 from dive.decisive import DecisiveTokens
@@ -144,6 +145,7 @@ def survey(
     on_error: str = "fail",
     skipped: Skipped,
     step: Callable[[], None] = lambda: None,
+    purpose: str = "to learn from",
 ) -> tuple[Examples, Survey]:
     """Encode every study once: unreadable images, empty reports and overlong prompts are found
     before the first step. With on_error="skip" they are left out and noted in `skipped`."""
@@ -170,7 +172,7 @@ def survey(
         for kind in one.classes:
             found.class_counts[kind] += 1
     if not good:
-        raise DiveError(f"no study is left to learn from; all {len(studies)} were skipped")
+        raise DiveError(f"no study is left {purpose}: {counted(len(studies), 'study')} skipped")
     if len(good) < len(studies):
         examples = examples.subset(good)
     return examples, found

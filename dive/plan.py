@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from dive.adapter import SteeringAdapter
+from dive.counting import counted
 from dive.decisive import CLASS_NAMES
 from dive.examples import Survey
 from dive.presets import DistillConfig
@@ -24,7 +25,7 @@ def describe(
     """Tokens an image, lengths of prompts, decisive share, memory and steps, as lines of text."""
     longest, usual = Survey.quantiles(survey.prompt_lengths)
     images = sum(survey.images)
-    per_image = f"{sum(survey.image_tokens) / images:.0f} tokens each" if images else ""
+    per_image = f", {sum(survey.image_tokens) / images:.0f} tokens each" if images else ""
     report, usual_report = Survey.quantiles(survey.response_lengths)
     total = sum(survey.class_counts)
     shares = ", ".join(
@@ -33,8 +34,8 @@ def describe(
     )
     lines = [
         f"preset {config.preset}: {adapter.num_parameters():,} parameters, rank {config.rank}, "
-        f"{len(adapter.layers)} layers",
-        f"{len(survey.studies)} studies, {images} images, {per_image}",
+        f"{counted(len(adapter.layers), 'layer')}",
+        f"{counted(len(survey.studies), 'study')}, {counted(images, 'image')}{per_image}",
         f"student prompt: at most {longest} tokens, 95% within {usual}; "
         f"report: at most {report}, 95% within {usual_report}",
     ]
@@ -51,7 +52,7 @@ def describe(
         + ("" if config.gradient_checkpointing else " (gradient_checkpointing takes less)")
     )
     each = config.batch_size * config.gradient_accumulation * ranks
-    lines.append(f"{steps} steps of {each} studies")
+    lines.append(f"{counted(steps, 'step')} of {counted(each, 'study')}")
     return "\n".join(lines)
 
 

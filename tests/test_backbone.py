@@ -200,7 +200,7 @@ def test_a_few_weights_outside_the_decoder_are_a_warning(tiny_llava, tmp_path, c
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "int3"}, "dtype is 'int3', want auto, bfloat16"),
+        ({"dtype": "int3"}, "dtype is 'int3', want auto, bfloat16, float16, float32"),
         ({"dtype": "int8"}, "dtype is 'int8', want auto"),
         ({"device": "gpu0"}, "device is 'gpu0', want auto, cpu, cuda"),
         ({"device": "cuda:63"}, r"device is 'cuda:63', but torch \S+ sees \d+ CUDA devices"),

@@ -89,6 +89,12 @@ def test_bare_images_and_demonstrations(tiny_llava, studies_folder, tmp_path):
     call("generate", "--backbone", tiny_llava, *images, "--out", out, "--max-new-tokens", 3)
     assert [row["id"] for row in rows(out)] == [str(path) for path in images]
     shown = tmp_path / "k.jsonl"
+    one = call(
+        "generate", "--backbone", tiny_llava, images[0], "--out", tmp_path / "one.jsonl",
+        "--max-new-tokens", 1,
+    )  # fmt: skip
+    assert "1 report in" in one.stderr
+    assert "of 1 new one the model ended 0 by itself" in " ".join(one.stderr.split())
     call(
         "generate", "--backbone", tiny_llava, *images, "--out", shown, "--max-new-tokens", 3,
         "--demonstrations", studies_folder / "studies.jsonl",
@@ -166,7 +172,7 @@ def test_predictions_and_references_must_match(tmp_path):
         '{"id": "a", "findings": "No effusion."}\n{"id": "b", "findings": "Y."}\n'
     )
     files = ["--predictions", predictions, "--references", references]
-    with pytest.raises(DiveError, match="1 ids have no prediction in .*: b"):
+    with pytest.raises(DiveError, match="p.jsonl has no prediction under 1 id: b"):
         call("evaluate", *files)
     found = json.loads(call("evaluate", *files, "--allow-missing", "--json").stdout)
     assert found["scored"] == 1 and found["termination_rate"] == 1.0

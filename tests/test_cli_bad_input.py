@@ -306,7 +306,7 @@ def test_a_split_of_references_in_json_lines(pair):
             for line, name in zip(lines, ("val", "train"), strict=True)
         )
     )
-    with pytest.raises(DiveError, match="1 ids have no prediction"):
+    with pytest.raises(DiveError, match="has no prediction under 1 id"):
         call(*command)
     assert json.loads(call(*command, "--split", "validation", "--json").stdout)["scored"] == 1
     for split, message in [

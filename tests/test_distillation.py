@@ -485,6 +485,12 @@ def test_bad_input_before_the_first_step(llava, studies, tmp_path):
     blank = replace(studies[0], id="blank", patient=None, findings=None, source="f.jsonl:9")
     with pytest.raises(DiveError, match="f.jsonl:9.*'findings' is absent"):
         dive.distill(llava, [*studies, blank], config=bare())
+    with pytest.raises(
+        DiveError, match="keep 0.1% apart .* nothing to learn from, of 1 study of 1 patient"
+    ):
+        dive.distill(llava, studies[:1], config=bare(), validation=0.001)
+    with pytest.raises(DiveError, match="no study is left for validation: 1 study skipped"):
+        dive.distill(llava, studies, config=bare(), validation=[blank], on_error="skip")
     skipped = Skipped()
     adapter = dive.distill(
         llava, [blank, *studies], config=bare(), on_error="skip", skipped=skipped

@@ -34,6 +34,7 @@ from dive.cli.options import (
     reading,
     write_skipped,
 )
+from dive.counting import counted
 from dive.errors import DiveError
 
 
@@ -196,8 +197,8 @@ def distill(
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     size = sum(p.stat().st_size for p in out.glob("adapter*")) / 1e6
     console.print(
-        f"{facts['steps']} steps on {facts['studies']} studies in {facts['seconds']:.0f} s: "
-        f"{adapter.num_parameters():,} parameters, {size:.1f} MB in {out}"
+        f"{counted(facts['steps'], 'step')} on {counted(facts['studies'], 'study')} in "
+        f"{facts['seconds']:.0f} s: {adapter.num_parameters():,} parameters, {size:.1f} MB in {out}"
     )
     if note:
         console.print(note)

@@ -18,6 +18,7 @@ from dive.cli.options import (
     open_all,
     reading,
 )
+from dive.counting import counted
 from dive.errors import DiveError
 
 _SHOWN = 8  # ids named in a message
@@ -323,13 +324,15 @@ def _joined(
     for path, rows in files.items():
         lost = [name for name in truth if name not in rows]
         odd = [name for name in rows if name not in truth]
-        for names, what in ((lost, "no prediction in"), (odd, "no reference for")):
+        for names, what in (
+            (lost, f"{path} has no prediction"),
+            (odd, f"{references} has no reference for what {path} has"),
+        ):
             if names and not allow_missing:
                 listed = ", ".join(names[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
-                where = str(path) if names is lost else f"{path} in {references}"
                 raise DiveError(
-                    f"{len(names)} ids have {what} {where}: {listed}; --allow-missing counts them "
-                    "and scores the rest"
+                    f"{what} under {counted(len(names), 'id')}: {listed}; --allow-missing counts "
+                    "them and scores the rest"
                 )
     ids = [name for name in truth if all(name in rows for rows in files.values())]
     if not ids:

@@ -28,6 +28,7 @@ from dive.cli.options import (
     reading,
     write_skipped,
 )
+from dive.counting import counted
 from dive.errors import DiveError
 
 
@@ -111,7 +112,8 @@ def generate(
         earlier = len(writer.done)
         left = [item for item in items if item.id not in writer.done]
         if earlier:
-            Console(stderr=True).print(f"going on: {earlier} of {len(items)} reports are there")
+            there = f"{earlier} of {counted(len(items), 'report')}"
+            Console(stderr=True).print(f"going on: {there} written before")
         if left:
             reports = iter_reports(
                 open_backbone(backbone, dtype, device),
@@ -142,7 +144,7 @@ def generate(
         written = len(writer.done)
         if not written:
             write_skipped(skipped, out.with_suffix(".skipped.jsonl"))
-            raise DiveError(f"no report was written; all {len(skipped)} studies were skipped")
+            raise DiveError(f"no report was written: {counted(len(skipped), 'study')} skipped")
         writer.finish()
     note = write_skipped(skipped, out.with_suffix(".skipped.jsonl"))
     if as_json:
@@ -150,7 +152,10 @@ def generate(
         return
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     new = written - earlier
-    console.print(f"{written} reports in {out}; {ended} of the {new} new ones ended by themselves")
+    console.print(
+        f"{counted(written, 'report')} in {out}; of {counted(new, 'new one')} the model ended "
+        f"{ended} by itself"
+    )
     if note:
         console.print(note)
     if studies is not None:  # of bare images there is no reference
