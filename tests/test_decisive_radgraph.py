@@ -84,6 +84,14 @@ def test_an_annotation_of_another_text_is_refused():
         radgraph_mentions("No effusion.", annotated())
 
 
+def test_escapes_that_a_table_kept_are_no_words():
+    text = 'Mild\\n edema.  \\"Effusion\\".'
+    (mention,) = radgraph_mentions(
+        text, annotation("Mild edema . `` Effusion `` .", (4, 4, "OBS-DP"))
+    )
+    assert text[mention.start : mention.end] == "Effusion"
+
+
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "annotations.json"
@@ -169,7 +177,7 @@ def test_a_report_without_annotation_is_named_or_skipped(llava, studies, tmp_pat
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps([first_word(study.report()) for study in some[:3]]))
     settings = config(decisive=f"radgraph:{path}")
-    with pytest.raises(DiveError, match="study-03.*: .*no annotation for 1 of 1 texts"):
+    with pytest.raises(DiveError, match="study-03.*: .*no annotation for '"):
         dive.distill(llava, some, config=settings, progress=False)
     skipped = dive.data.Skipped()
     adapter = dive.distill(

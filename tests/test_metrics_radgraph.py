@@ -213,6 +213,22 @@ def test_text_that_is_not_in_the_file_or_ambiguous(tmp_path: Path) -> None:
         annotator.annotate(["No pleural effusion."])
 
 
+def test_the_files_of_chexpert_plus(tmp_path: Path) -> None:
+    """A list of {"0": annotation}, of reports whose escapes RadGraph-XL took as white space."""
+    path = tmp_path / "section_findings.json"
+    rows = [
+        {"text": "Small left pleural effusion . 5 % .", "entities": {}},
+        {"text": "A `` mild `` edema .", "entities": {}},
+    ]
+    path.write_text(json.dumps([{"0": row} for row in rows]), encoding="utf-8-sig")
+    found = RadGraphFile(path).annotate(
+        ["Small left\\n pleural effusion.\n5%.", 'A \\"mild\\" edema.']
+    )
+    assert found == rows
+    with pytest.raises(DiveError, match="json: no annotation for 'Small right effusion.'"):
+        RadGraphFile(path).annotate(["Small right effusion."])
+
+
 # ---- the model in its own process: a script in the place of radgraph
 
 _FAKE_WORKER = """

@@ -12,7 +12,6 @@ from PIL import Image
 from test_readers import balanced
 
 from dive.data import Skipped, Studies, open_studies
-from dive.data.chexpert_plus import RadgraphFile
 from dive.data.images import LazyImage
 from dive.data.iu_xray import hashed_split
 from dive.errors import DiveError
@@ -109,22 +108,6 @@ def test_labels_come_from_the_json_lines_of_the_target(plus: Plus) -> None:
     assert [entry["source"] for entry in skipped] == [f"{path}:2"]
     with pytest.raises(DiveError, match=r"there is no file .*report_fixed\.json of labels"):
         read(plus, labels="report")
-
-
-def test_radgraph_annotations_are_found_by_text(tmp_path: Path) -> None:
-    path = tmp_path / "section_findings.json"
-    annotation = {"text": "Small left pleural effusion . 5 % .", "entities": {}}
-    path.write_text(json.dumps([{"0": annotation}]))
-    annotations = RadgraphFile(path)
-    assert len(annotations) == 1
-    assert annotations.get("Small left\n pleural effusion. 5%.") == annotation
-    assert annotations.get("Small right pleural effusion.") is None
-    path.write_text('[{"0": {"entities": {}}}]')
-    with pytest.raises(DiveError, match="entry 0 has no 'text'"):
-        RadgraphFile(path)
-    path.write_text("[")
-    with pytest.raises(DiveError, match="is not JSON"):
-        RadgraphFile(path)
 
 
 @pytest.mark.parametrize(

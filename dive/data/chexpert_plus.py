@@ -212,48 +212,6 @@ class ChexpertPlus(Reader):
         return self._images.find(image.key)
 
 
-class RadgraphFile:
-    """`radgraph-XL-annotations/section_findings.json` or `section_impression.json`, by text.
-
-    The file is a list of `{"0": annotation}`. Its order follows a filter of its authors, so that
-    annotations are looked up by the report they annotate and not by place: both are compared
-    without white space, because the annotator only splits words.
-
-        annotations = RadgraphFile(root / "radgraph-XL-annotations" / "section_findings.json")
-        annotation = annotations.get(study.findings)      # None where there is none
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        path = Path(path)
-        self._by_text: dict[str, dict] = {}
-        try:
-            rows = json.loads(path.read_text(encoding="utf-8-sig"))
-        except FileNotFoundError:
-            raise DiveError(f"there is no file {path} of RadGraph annotations") from None
-        except (OSError, ValueError) as error:
-            raise DiveError(f"{path}: is not JSON ({error}); is the download complete?") from error
-        if not isinstance(rows, list):
-            raise DiveError(f"{path}: wants a list of annotations, got a {type(rows).__name__}")
-        for number, row in enumerate(rows):
-            annotation = row.get("0", row) if isinstance(row, dict) else None
-            if not isinstance(annotation, dict) or not isinstance(annotation.get("text"), str):
-                raise DiveError(f"{path}: entry {number} has no 'text'; wants RadGraph annotations")
-            self._by_text.setdefault(_packed(annotation["text"]), annotation)
-
-    def __len__(self) -> int:
-        return len(self._by_text)
-
-    def get(self, report: str) -> dict | None:
-        """The annotation of a report ({"text", "entities", ...}), or None."""
-        return self._by_text.get(_packed(report))
-
-
-def _packed(text: str) -> str:
-    for escape in ("\\n", "\\f", "\\u2122"):
-        text = text.replace(escape, "")
-    return "".join(text.replace('\\"', "``").split())
-
-
 def _view(side: str, position: str) -> str | None:
     """Frontal films as PA or AP where the table says so; capitals differ between releases."""
     side, position = side.casefold(), position.upper()

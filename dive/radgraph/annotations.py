@@ -51,15 +51,25 @@ def check_annotation(annotation: Any, where: str) -> None:
                 raise DiveError(f"{entry}: relation to {relation[1]!r}, which is no entity")
 
 
+def as_annotated(text: str) -> str:
+    """A text as RadGraph-XL reads it, in as many characters: escapes that a table has kept as such
+    (CheXpert Plus) become spaces and quotation marks."""
+    for escape in ("\\n", "\\f", "\\u2122"):
+        text = text.replace(escape, " " * len(escape))
+    return text.replace('\\"', "``")
+
+
 def entity_spans(text: str, annotation: Annotation) -> list[tuple[int, int, str]]:
     """(start, end, label) of every entity, as characters of `text`, in the order of the entities.
 
     The annotation's words are the text with spaces put in, so that its letters in order, spaces
     left out, are the text's. Raises DiveError where they are not: an annotation of another text.
     """
-    places = np.array([i for i, letter in enumerate(text) if not letter.isspace()])
-    annotated = annotation["text"].split()
-    if "".join(annotated) != "".join(text.split()):
+    letters, annotated = text, annotation["text"].split()
+    if "".join(annotated) != "".join(letters.split()):
+        letters = as_annotated(text)
+    places = np.array([i for i, letter in enumerate(letters) if not letter.isspace()])
+    if "".join(annotated) != "".join(letters.split()):
         raise DiveError(
             f"the RadGraph annotation is of another text: {annotation['text'][:60]!r}... is not "
             f"{text[:60]!r}..."

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from dive.errors import DiveError
-from dive.radgraph.annotations import NO_ENTITIES, Annotation, check_annotation
+from dive.radgraph.annotations import NO_ENTITIES, Annotation, as_annotated, check_annotation
 
 
 class RadGraphFile:
     """Annotations that somebody made before, looked up by text.
 
     The file is JSON: {"0": annotation, ...} as the package returns it, a list of annotations, a
-    list of such dicts (CheXpert Plus), or one annotation a line. An annotation's text has spaces
-    around its words and marks, so texts are compared with white space left out.
+    list of such dicts (CheXpert Plus, whose order follows a filter of its authors), or one
+    annotation a line. An annotation's text has spaces around its words and marks, so texts are
+    compared with white space left out.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -43,10 +44,8 @@ class RadGraphFile:
             t for t, key in zip(texts, wanted, strict=True) if key and key not in self._found
         ]
         if missing:
-            raise DiveError(
-                f"{self.path}: no annotation for {len(missing)} of {len(texts)} texts, the first: "
-                f"{missing[0][:80]!r}"
-            )
+            many = f"{len(missing)} of {len(texts)} texts, the first: " if len(texts) > 1 else ""
+            raise DiveError(f"{self.path}: no annotation for {many}{missing[0][:80]!r}")
         for text, key in zip(texts, wanted, strict=True):
             if key in self._conflicts:
                 raise DiveError(f"{self.path}: differing annotations of one text: {text[:80]!r}")
@@ -54,7 +53,7 @@ class RadGraphFile:
 
     def _read(self) -> Iterator[tuple[str, Any]]:
         try:
-            content = self.path.read_text(encoding="utf-8")
+            content = self.path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise DiveError(f"{self.path}: cannot read RadGraph annotations: {error}") from error
         try:
@@ -85,4 +84,4 @@ def _flat(table: Any, where: str) -> Iterator[tuple[str, Any]]:
 
 
 def _letters(text: str) -> str:
-    return "".join(text.split())
+    return "".join(as_annotated(text).split())
