@@ -61,7 +61,10 @@ class BoundEngine {
     if (capacity < 1 || capacity > (std::int64_t{1} << 24)) {
       fail("capacity is " + std::to_string(capacity) + ", want 1 to 16777216 tokens");
     }
-    engine_.reserve(rows, capacity);
+    {
+      const py::gil_scoped_release others;  // it waits for the device
+      engine_.reserve(rows, capacity);
+    }
     steerings_.assign(static_cast<std::size_t>(rows), py::none());
   }
 
@@ -114,6 +117,7 @@ class BoundEngine {
            std::to_string(engine_.capacity()) + ", the room that was reserved");
     }
     if (position < 0) fail("position is " + std::to_string(position) + ", want 0 or more");
+    const py::gil_scoped_release others;
     engine_.start_row(row, length, position);
   }
 
@@ -153,7 +157,10 @@ class BoundEngine {
       fail("steering has " + std::to_string(layers.size()) + " entries, want " +
            std::to_string(m.layers.size()) + ", one a layer");
     }
-    engine_.steer_row(row, std::move(layers));
+    {
+      const py::gil_scoped_release others;
+      engine_.steer_row(row, std::move(layers));
+    }
     steerings_[static_cast<std::size_t>(row)] = own;
   }
 

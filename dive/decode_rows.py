@@ -225,19 +225,22 @@ class Live:
         return told
 
     def _read(self, new: Tensor) -> list[Answer]:
-        """Reads the tokens of the step that was just launched or, `behind`, of the one before."""
+        """Reads the tokens of the step that was just launched or, `behind`, of the one before.
+
+        Where `behind` has just ended both are read; each answer is told of once.
+        """
         steps = [] if self._unread is None else [self._unread]
         steps.append((list(self.answers), *self._to_host(new)))
         self._unread = steps.pop() if self.behind else None
-        told = []
+        told: dict[Answer, None] = {}
         for answers, tokens, arrived in steps:
             if arrived is not None:
                 arrived.synchronize()
             for answer, token in zip(answers, tokens.tolist(), strict=True):
                 if not answer.ended:
                     answer.take(token)
-                    told.append(answer)
-        return told
+                    told[answer] = None
+        return list(told)
 
     def _to_host(self, new: Tensor) -> tuple[Tensor, Any]:
         """The tokens, and on a GPU the event after which they are there.

@@ -290,6 +290,9 @@ def test_sizes_that_the_kernels_do_not_take_are_refused(gpu):
     assert "its heads have 20 numbers" in plan(head_dim=20).reason
     assert "its heads have 264 numbers" in plan(head_dim=264).reason
     assert plan(intermediate_size=100).engine == "transformers"
+    gpu.shim_settings(capability=130)
+    assert "built without kernels for its GPU" in plan().reason
+    gpu.shim_settings()
     description = decoder_spec.read(small("llama")).describe(8)
     with pytest.raises(ValueError, match="CUDA finds no device 1"):
         gpu.Engine(description | {"device": "cuda:1"})

@@ -153,6 +153,30 @@ def test_a_device_that_is_read_one_step_behind(way, monkeypatch, steps):
     assert torch.equal(got, model.generate(**batch, **kwargs))
 
 
+def test_a_request_that_ends_reading_behind_tells_of_each_answer_once(monkeypatch):
+    """Its own criterion wants every token, so two steps are read at once; one answer ends in each
+    of them, and one gets a token from both."""
+    real = Live.__init__
+
+    def behind(self, *args):
+        real(self, *args)
+        self.behind = True
+
+    monkeypatch.setattr(Live, "__init__", behind)
+    model = small("qwen3")
+    requests = requests_of(model, lengths=(9, 4, 31, 2, 17, 12), eos_token_id=None)
+    for place, new in enumerate((3, 4, 5, 9, 12, 6)):
+        requests[place].settings["max_new_tokens"] = new
+
+    class Never(StoppingCriteria):
+        def __call__(self, ids, scores, **_):
+            return torch.zeros(len(ids), dtype=torch.bool)
+
+    requests[3].settings["stopping_criteria"] = StoppingCriteriaList([Never()])
+    wanted = [alone(model, request) for request in requests]
+    assert written(DecodeSession(model), requests, 3) == wanted
+
+
 def test_prompts_longer_than_the_room_wait_for_it(monkeypatch):
     model = small("gemma3")
     lengths = (3, 4, 5, 80, 6, 200, 7)

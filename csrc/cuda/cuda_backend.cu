@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <map>
+#include <set>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -20,7 +21,7 @@ namespace {
 
 using cpu::Steering;
 
-// Two blocks of steering and a product's blocks find room on a multiprocessor together.
+// Of one block of steering: a product's blocks find room on the multiprocessor beside it.
 constexpr std::size_t kSharedLimit = 96 * 1024;
 
 NormView view_of(const NormSpec& norm) { return {norm.weight, norm.dtype == DType::f32}; }
@@ -30,7 +31,11 @@ class CudaBackend final : public Backend {
   CudaBackend(ModelSpec spec, int device) : spec_(std::move(spec)), device_(device) {
     const OnDevice here(device_);
     processors_ = attribute(cudaDevAttrMultiProcessorCount);
-    clusters_ = queue_.overlap = has_clusters(device_);
+    clusters_ = has_clusters(device_);
+    // graphs keep the overlap of kernels from CUDA 12.3 on
+    int driver = 0;
+    check(cudaDriverGetVersion(&driver), "the driver's version");
+    queue_.overlap = clusters_ && driver >= 12030;
     shared_limit_ = std::min(
         kSharedLimit, static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)));
     allow_shared_memory(shared_limit_);
@@ -42,8 +47,14 @@ class CudaBackend final : public Backend {
 
   void use_stream(void* stream) override {
     const OnDevice here(device_);
-    const cudaStream_t before = std::exchange(queue_.stream, static_cast<cudaStream_t>(stream));
-    if (before != queue_.stream) order(before, queue_.stream);
+    const auto next = static_cast<cudaStream_t>(stream);
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    check(cudaStreamIsCapturing(next, &status), "cudaStreamIsCapturing");
+    if (status != cudaStreamCaptureStatusNone) {
+      throw std::runtime_error("a decode step cannot be captured: it reads the host's rows");
+    }
+    if (next != queue_.stream) order(queue_.stream, next);
+    queue_.stream = next;
   }
   std::int64_t cache_bytes() const override { return static_cast<std::int64_t>(cache_.size()); }
   void reserve(std::int64_t rows, std::int64_t capacity) override;
@@ -88,7 +99,11 @@ class CudaBackend final : public Backend {
   }
   void allocate(std::int64_t rows, std::int64_t capacity);
   void multiply(Output output, Product product, const Bytes& x, void* y);
-  void forget_graphs() { graphs_.clear(); }
+  Graph recorded(const std::function<void()>& schedule);
+  void forget_graphs() {
+    graphs_.clear();
+    ran_.clear();
+  }
 
   ModelSpec spec_;
   int device_;
@@ -97,7 +112,9 @@ class CudaBackend final : public Backend {
   std::size_t shared_limit_ = 0;
   Queue queue_;
   cudaStream_t recording_ = nullptr;
-  std::map<std::int64_t, Graph> graphs_;  // by count; without a graph where it ran once
+  // by number of sequences: which steps ran kernel by kernel, and graphs of those that came again
+  std::set<std::int64_t> ran_;
+  std::map<std::int64_t, Graph> graphs_;
 
   std::int64_t rows_ = 0;
   std::int64_t capacity_ = 0;
@@ -218,11 +235,6 @@ void CudaBackend::steer_row(std::int64_t row, const std::vector<const Steering*>
 
 void CudaBackend::run(const StepInput& input, const std::function<void()>& schedule) {
   const OnDevice here(device_);
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  check(cudaStreamIsCapturing(queue_.stream, &status), "cudaStreamIsCapturing");
-  if (status != cudaStreamCaptureStatusNone) {
-    throw std::runtime_error("a decode step cannot be captured: it reads the host's rows");
-  }
   count_ = input.count;
   const std::vector<int> rows(input.rows, input.rows + input.count);
   if (rows != step_rows_host_) {
@@ -231,29 +243,32 @@ void CudaBackend::run(const StepInput& input, const std::function<void()>& sched
   }
   copy(tokens_.data(), input.tokens, count_, cudaMemcpyDeviceToDevice);
 
-  const auto known = graphs_.find(count_);
-  if (known == graphs_.end()) {
+  if (ran_.insert(count_).second) {
     schedule();  // at once: it also loads the kernels, which a capture must not do
-    graphs_.emplace(count_, Graph());
   } else {
-    if (!known->second) {
-      const Queue queue = std::exchange(queue_, Queue{recording_, queue_.overlap});
-      try {
-        known->second = Graph::record(recording_, schedule);
-      } catch (...) {
-        queue_ = queue;
-        throw;
-      }
-      queue_ = queue;
-    }
-    known->second.run(queue_.stream);
+    Graph& graph = graphs_[count_];
+    if (!graph) graph = recorded(schedule);
+    graph.run(queue_.stream);
   }
 
   copy(input.next, next_.data(), count_, cudaMemcpyDeviceToDevice);
   if (input.logits == nullptr) return;
-  for (std::int64_t i = 0; i < count_; ++i) {
+  for (std::int64_t i = 0, next = 0; i < count_; i = next) {  // neighbours in one copy
+    while (next < count_ && input.rows[next] - input.rows[i] == next - i) ++next;
     copy(input.logits + input.rows[i] * spec_.head.rows, logits_.data() + i * spec_.head.rows,
-         spec_.head.rows, cudaMemcpyDeviceToDevice);
+         (next - i) * spec_.head.rows, cudaMemcpyDeviceToDevice);
+  }
+}
+
+Graph CudaBackend::recorded(const std::function<void()>& schedule) {
+  const Queue queue = std::exchange(queue_, Queue{recording_, queue_.overlap});
+  try {
+    Graph graph = Graph::record(recording_, schedule);
+    queue_ = queue;
+    return graph;
+  } catch (...) {
+    queue_ = queue;
+    throw;
   }
 }
 

@@ -71,25 +71,26 @@ __global__ void __launch_bounds__(kThreads, 1) predict(const PredictArguments a)
     places[warp] = static_cast<int>(best.at);
   }
   __syncthreads();
+  float* const block_values = a.best + blockIdx.y * kPredictBlocks;
+  std::int64_t* const block_places = a.best_at + blockIdx.y * kPredictBlocks;
   if (threadIdx.x == 0) {
     for (int w = 1; w < kWarps; ++w) best.take(values[w], places[w]);
-    a.best[blockIdx.y * kPredictBlocks + blockIdx.x] = best.value;
-    a.best_at[blockIdx.y * kPredictBlocks + blockIdx.x] = best.at;
+    block_values[blockIdx.x] = best.value;
+    block_places[blockIdx.x] = best.at;
     __threadfence();
     *last = atomicAdd(a.arrived + blockIdx.y, 1u) + 1 == gridDim.x;
-    if (*last != 0) {
-      __threadfence();
-      best = {0, -1};
-      for (unsigned b = 0; b < gridDim.x; ++b) {
-        best.take(a.best[blockIdx.y * kPredictBlocks + b],
-                  a.best_at[blockIdx.y * kPredictBlocks + b]);
-      }
-      a.next[blockIdx.y] = best.at;
-      a.arrived[blockIdx.y] = 0;
-      ++a.lengths[a.rows[blockIdx.y]];
-      ++a.positions[a.rows[blockIdx.y]];
-    }
+    __threadfence();
   }
+  __syncthreads();
+  if (*last == 0 || warp != 0) return;
+  best = {0, -1};
+  for (unsigned b = lane; b < gridDim.x; b += kWarp) best.take(block_values[b], block_places[b]);
+  best.take_warp();
+  if (lane != 0) return;
+  a.next[blockIdx.y] = best.at;
+  a.arrived[blockIdx.y] = 0;
+  ++a.lengths[a.rows[blockIdx.y]];
+  ++a.positions[a.rows[blockIdx.y]];
 }
 
 template <class T>
@@ -124,6 +125,16 @@ void run_predict(const Queue& queue, DType dtype, const PredictArguments& a, int
     case DType::bf16: return run<BFloat16>(queue, a, count);
     case DType::f16: return run<Half>(queue, a, count);
   }
+}
+
+bool compiled_for_current_device() {
+  void (*const kernel)(EmbedArguments) = embed<float>;
+  cudaFuncAttributes compiled{};
+  if (cudaFuncGetAttributes(&compiled, reinterpret_cast<const void*>(kernel)) == cudaSuccess) {
+    return true;
+  }
+  cudaGetLastError();
+  return false;
 }
 
 }  // namespace dive::cuda

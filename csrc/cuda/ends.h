@@ -37,4 +37,7 @@ struct PredictArguments {
 constexpr int kPredictBlocks = 128;  // at most; for many sequences fewer each
 void run_predict(const Queue& queue, DType dtype, const PredictArguments& arguments, int count);
 
+// Whether this build has kernels for the current device: all are compiled for the same GPUs.
+bool compiled_for_current_device();
+
 }  // namespace dive::cuda

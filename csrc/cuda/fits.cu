@@ -4,6 +4,7 @@
 
 #include "cuda/attention.h"
 #include "cuda/cuda_backend.h"
+#include "cuda/ends.h"
 #include "cuda/runtime.h"
 
 namespace dive::cuda {
@@ -33,6 +34,10 @@ std::string unsupported(const ModelSpec& spec, int device) {
   if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
       major < 8) {
     return "its GPU is older than compute capability 8.0";
+  }
+  const OnDevice here(device);
+  if (!compiled_for_current_device()) {
+    return "dive._C was built without kernels for its GPU; dive._C.build_info() names those it has";
   }
   if (spec.head_width % 8 != 0 || spec.head_width > kMaxHeadWidth) {
     return "its heads have " + std::to_string(spec.head_width) +

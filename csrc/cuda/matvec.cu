@@ -7,9 +7,12 @@ namespace {
 
 constexpr int kChunk = 8 * kWarp;  // columns that a warp reads at once
 
+template <class T>
+constexpr int kChunksAhead = sizeof(T) == 2 ? 4 : 2;  // whose loads are under way
+
 template <class T, int kBatch, Output kOutput>
 __global__ void __launch_bounds__(kProductWarps* kWarp) matvec(const Product p) {
-  constexpr int kAhead = sizeof(T) == 2 ? 4 : 2;  // chunks whose loads are under way
+  constexpr int kAhead = kChunksAhead<T>;
   DIVE_SHARED(shared);
   float* const partial = reinterpret_cast<float*>(shared);  // [warps][2][kBatch]
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -91,9 +94,10 @@ __global__ void __launch_bounds__(kProductWarps* kWarp) matvec(const Product p) 
 }
 
 template <class T, Output kOutput>
-void run(const Queue& queue, const Product& p) {
-  const int outputs = kOutput == Output::gated ? p.parts[0].rows : p.rows;
-  const int pairs = kOutput == Output::gated ? outputs : (outputs + 1) / 2;
+void run(const Queue& queue, Product p, int processors) {
+  const int pairs = kOutput == Output::gated ? p.parts[0].rows : (p.rows + 1) / 2;
+  constexpr int kBytes = 2 * kChunksAhead<T> * kChunk * sizeof(T);
+  p.slices = slices_for(pairs, p.columns, 2 * kChunk, kBytes, processors);
   const int groups = kProductWarps / p.slices;
   Shape shape;
   shape.grid = dim3(static_cast<unsigned>((pairs + groups - 1) / groups));
@@ -109,21 +113,21 @@ void run(const Queue& queue, const Product& p) {
 }
 
 template <class T>
-void run(const Queue& queue, Output output, const Product& p) {
+void run(const Queue& queue, Output output, const Product& p, int processors) {
   switch (output) {
-    case Output::floats: return run<T, Output::floats>(queue, p);
-    case Output::model: return run<T, Output::model>(queue, p);
-    case Output::gated: return run<T, Output::gated>(queue, p);
+    case Output::floats: return run<T, Output::floats>(queue, p, processors);
+    case Output::model: return run<T, Output::model>(queue, p, processors);
+    case Output::gated: return run<T, Output::gated>(queue, p, processors);
   }
 }
 
 }  // namespace
 
-void run_matvec(const Queue& queue, DType dtype, Output output, const Product& p) {
+void run_matvec(const Queue& queue, DType dtype, Output output, Product p, int processors) {
   switch (dtype) {
-    case DType::f32: return run<float>(queue, output, p);
-    case DType::bf16: return run<BFloat16>(queue, output, p);
-    case DType::f16: return run<Half>(queue, output, p);
+    case DType::f32: return run<float>(queue, output, p, processors);
+    case DType::bf16: return run<BFloat16>(queue, output, p, processors);
+    case DType::f16: return run<Half>(queue, output, p, processors);
   }
 }
 

@@ -7,18 +7,23 @@ namespace {
 
 constexpr int kTileBatch = 64;
 
-// Enough warps that their loads under way cover the memory's latency: about 16 a multiprocessor,
-// each with 4 KiB, where 29 KiB a multiprocessor is the least that an H200's memory needs (4.8 TB/s
-// times 0.8 us). A slice of fewer than two chunks of columns has nothing to overlap.
-int slices_for(int warps, int columns, int chunk, int processors) {
+// Loads under way of a multiprocessor. An H200's memory needs 29 KiB at least (4.8 TB/s times
+// 0.8 us); more slices than needed read more of x, which is no less than the weights for 32
+// vectors.
+constexpr int kUnderWay = 48 * 1024;
+
+}  // namespace
+
+int slices_for(int warps, int columns, int chunk, int bytes, int processors) {
+  const std::int64_t wanted = static_cast<std::int64_t>(processors) * kUnderWay;
   int slices = 1;
-  while (slices < 8 && warps * slices < 16 * processors && columns >= 4 * chunk * slices) {
+  // a slice of fewer than two chunks of columns has nothing to overlap
+  while (slices < 8 && static_cast<std::int64_t>(warps) * slices * bytes < wanted &&
+         columns >= 4 * chunk * slices) {
     slices *= 2;
   }
   return slices;
 }
-
-}  // namespace
 
 void Product::add(const LinearSpec& linear) {
   int part = 0;
@@ -34,15 +39,13 @@ void run_product(const Queue& queue, DType dtype, Output output, Product p, int 
   const std::int64_t x_step = static_cast<std::int64_t>(most) * p.columns * size_of(dtype);
   const std::int64_t y_item = output == Output::floats ? 4 : size_of(dtype);
   const int outputs = output == Output::gated ? p.parts[0].rows : p.rows;
-  p.slices = tiles ? slices_for((outputs + 15) / 16, p.columns, 64, processors)
-                   : slices_for((outputs + 1) / 2, p.columns, 512, processors);
   p.y_stride = outputs;
   for (int first = 0; first < whole; first += most) {
     p.batch = std::min(most, whole - first);
     if (tiles) {
-      run_tile_product(queue, dtype, output, p);
+      run_tile_product(queue, dtype, output, p, processors);
     } else {
-      run_matvec(queue, dtype, output, p);
+      run_matvec(queue, dtype, output, p, processors);
     }
     p.x = static_cast<const unsigned char*>(p.x) + x_step;
     p.y = static_cast<unsigned char*>(p.y) + static_cast<std::int64_t>(most) * outputs * y_item;

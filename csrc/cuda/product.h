@@ -34,7 +34,7 @@ struct Product {
   int batch = 0;
   void* y = nullptr;
   int y_stride = 0;
-  int slices = 1;  // warps that share a row's columns: a power of two up to 8
+  int slices = 1;  // warps that share a row's columns, see slices_for
   Gate gate = Gate::silu;
 
   void add(const LinearSpec& linear);
@@ -44,7 +44,13 @@ struct Product {
 void run_product(const Queue& queue, DType dtype, Output output, Product product, int processors);
 
 // The two kinds; a batch up to 4, and up to 64 of a 16-bit dtype.
-void run_matvec(const Queue& queue, DType dtype, Output output, const Product& product);
-void run_tile_product(const Queue& queue, DType dtype, Output output, const Product& product);
+void run_matvec(const Queue& queue, DType dtype, Output output, Product product, int processors);
+void run_tile_product(const Queue& queue, DType dtype, Output output, Product product,
+                      int processors);
+
+// Warps that share a row's columns, a power of two up to 8: enough that the loads of all `warps`
+// times these cover the memory's latency. `chunk` columns are read at once, `bytes` a warp are
+// under way.
+int slices_for(int warps, int columns, int chunk, int bytes, int processors);
 
 }  // namespace dive::cuda

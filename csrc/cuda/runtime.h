@@ -33,11 +33,13 @@ class Buffer {
     data_.reset();
     count_ = 0;
     void* data = nullptr;
-    if (cudaMalloc(&data, count * sizeof(T)) != cudaSuccess) {
+    const cudaError_t status = cudaMalloc(&data, count * sizeof(T));
+    if (status == cudaErrorMemoryAllocation) {
       cudaGetLastError();
       throw std::runtime_error("out of memory: " + what + " wants " +
                                std::to_string(count * sizeof(T) >> 20) + " MiB on the GPU");
     }
+    check(status, "cudaMalloc");  // a kernel's fault from before is told at the next call
     data_.reset(static_cast<T*>(data));
     count_ = count;
   }

@@ -1,5 +1,5 @@
 // y[b] = weight x[b] + bias for 5 to 64 vectors on tensor cores: 16 weight rows, or 32 for more
-// than 16 vectors, are the rows of a warp's tiles, eight vectors each of its kTiles parts are the
+// than 8 vectors, are the rows of a warp's tiles, eight vectors each of its kTiles parts are the
 // columns.
 //
 // A product of tiles does not mind in which order the columns of the weights are summed, as long as
@@ -17,12 +17,16 @@ constexpr int kChunk = 32;  // columns that a warp reads of its rows at once
 template <Output kOutput>
 constexpr int kTileOutputs = kOutput == Output::gated ? 8 : 16;
 
-// kRowTiles: tiles of 16 rows a warp, which share what is read of x. Two of them for up to 32
-// vectors would leave room for one block a multiprocessor (138 registers), and so for half the
-// loads under way. No least number of blocks is asked for: ptxas then spills where it need not.
+// Chunks of a warp whose loads are under way.
+template <int kTiles>
+constexpr int kChunksAhead = kTiles == 8 ? 2 : 4;
+
+// kRowTiles: tiles of 16 rows a warp, which share what is read of x: for 32 vectors and one tile
+// that is twice the weights, and more than the second cache can give while memory is read at its
+// rate. No least number of blocks is asked for: ptxas then spills where it need not.
 template <class T, int kRowTiles, int kTiles, Output kOutput>
 __global__ void __launch_bounds__(kProductWarps* kWarp) tile_product(const Product p) {
-  constexpr int kAhead = 4 / kRowTiles;  // chunks whose loads are under way
+  constexpr int kAhead = kChunksAhead<kTiles>;
   DIVE_SHARED(shared);
   float* const partial = reinterpret_cast<float*>(shared);  // [warps][4 kTiles][lanes]
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -136,10 +140,12 @@ __global__ void __launch_bounds__(kProductWarps* kWarp) tile_product(const Produ
 }
 
 template <class T, int kRowTiles, int kTiles, Output kOutput>
-void run(const Queue& queue, const Product& p) {
+void run(const Queue& queue, Product p, int processors) {
   const int outputs = kOutput == Output::gated ? p.parts[0].rows : p.rows;
-  const int rows = kTileOutputs<kOutput> * kRowTiles;
-  const int tiles = (outputs + rows - 1) / rows, groups = kProductWarps / p.slices;
+  const int rows = kTileOutputs<kOutput> * kRowTiles, tiles = (outputs + rows - 1) / rows;
+  constexpr int kBytes = kRowTiles * 16 * kChunksAhead<kTiles> * kChunk * sizeof(T);
+  p.slices = slices_for(tiles, p.columns, 2 * kChunk, kBytes, processors);
+  const int groups = kProductWarps / p.slices;
   Shape shape;
   shape.grid = dim3(static_cast<unsigned>((tiles + groups - 1) / groups));
   shape.threads = kProductWarps * kWarp;
@@ -148,27 +154,27 @@ void run(const Queue& queue, const Product& p) {
 }
 
 template <class T, Output kOutput>
-void run(const Queue& queue, const Product& p) {
-  if (p.batch <= 8) return run<T, 1, 1, kOutput>(queue, p);
-  if (p.batch <= 16) return run<T, 1, 2, kOutput>(queue, p);
-  if (p.batch <= 32) return run<T, 1, 4, kOutput>(queue, p);
-  run<T, 2, 8, kOutput>(queue, p);
+void run(const Queue& queue, const Product& p, int processors) {
+  if (p.batch <= 8) return run<T, 1, 1, kOutput>(queue, p, processors);
+  if (p.batch <= 16) return run<T, 2, 2, kOutput>(queue, p, processors);
+  if (p.batch <= 32) return run<T, 2, 4, kOutput>(queue, p, processors);
+  run<T, 2, 8, kOutput>(queue, p, processors);
 }
 
 template <class T>
-void run(const Queue& queue, Output output, const Product& p) {
+void run(const Queue& queue, Output output, const Product& p, int processors) {
   switch (output) {
-    case Output::floats: return run<T, Output::floats>(queue, p);
-    case Output::model: return run<T, Output::model>(queue, p);
-    case Output::gated: return run<T, Output::gated>(queue, p);
+    case Output::floats: return run<T, Output::floats>(queue, p, processors);
+    case Output::model: return run<T, Output::model>(queue, p, processors);
+    case Output::gated: return run<T, Output::gated>(queue, p, processors);
   }
 }
 
 }  // namespace
 
-void run_tile_product(const Queue& queue, DType dtype, Output output, const Product& p) {
-  if (dtype == DType::bf16) return run<BFloat16>(queue, output, p);
-  run<Half>(queue, output, p);
+void run_tile_product(const Queue& queue, DType dtype, Output output, Product p, int processors) {
+  if (dtype == DType::bf16) return run<BFloat16>(queue, output, p, processors);
+  run<Half>(queue, output, p, processors);
 }
 
 }  // namespace dive::cuda

@@ -15,6 +15,7 @@ enum cudaError_t {
   cudaErrorMemoryAllocation = 2,
   cudaErrorInvalidConfiguration = 9,
   cudaErrorInvalidDevice = 101,
+  cudaErrorNoKernelImageForDevice = 209,
   cudaErrorInvalidResourceHandle = 400,
   cudaErrorNotSupported = 801,
   cudaErrorStreamCaptureUnsupported = 900,
@@ -143,11 +144,14 @@ inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute at
 struct cudaFuncAttributes {
   int ptxVersion = 0;  // as compiled: ten times the compute capability
 };
+// Kernels are there for the GPUs up to 12.0.
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
-  return cudaDeviceGetAttribute(&attributes->ptxVersion, cudaDevAttrComputeCapabilityMajor, 0) ==
-                 cudaSuccess
-             ? (attributes->ptxVersion *= 10, cudaSuccess)
-             : cudaErrorInvalidValue;
+  attributes->ptxVersion = dive::cuda::shim::settings().capability;
+  return attributes->ptxVersion <= 120 ? cudaSuccess : cudaErrorNoKernelImageForDevice;
+}
+inline cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
 }
 template <class... P>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute attribute, int value) {
