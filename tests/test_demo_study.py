@@ -75,6 +75,8 @@ def test_a_run_appends_what_is_missing(tmp_path, monkeypatch):
     assert [(one["hospital"], one["seed"]) for one in found] == [
         (12, None), (12, 0), (12, 1), (11, None), (11, 0), (11, 1),
     ]  # fmt: skip
+    with pytest.raises(DiveError, match="part is 'mane', want one of development, main"):
+        study.main(["--part", "mane"])
     with pytest.raises(DiveError, match="none of the hospitals"):
         study.main(["--part", "main", "--hospitals", "3", "--out", str(out)])
 

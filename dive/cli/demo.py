@@ -34,18 +34,21 @@ def demo(
 
 
 def study(
+    part: Annotated[
+        list[str] | None, typer.Option(help="One of its parts; default: all, hours on one core.")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Results file; default in the tree.")
-    ] = (None),
-    development: Annotated[bool, typer.Option(help="The two development hospitals.")] = False,
-    table: Annotated[bool, typer.Option(help="Print the table of the results, run nothing.")] = (
-        False
-    ),
+        Path | None, typer.Option("--out", help="Records; default: those of the tree, or here.")
+    ] = None,
+    render: Annotated[
+        bool, typer.Option("--render", help="Fill the tree's pages from the records, run nothing.")
+    ] = False,
 ) -> None:
-    """The study behind the README's table: four unseen hospitals, two seeds; about an hour."""
+    """The study behind the README's table: every method, six unseen hospitals, three seeds."""
     from dive.cli.options import quiet_libraries
     from dive.demo import study as module
 
     quiet_libraries()
-    arguments = [*(["--development"] if development else []), *(["--table"] if table else [])]
+    arguments = [word for name in part or () for word in ("--part", name)]
+    arguments += ["--render"] if render else []
     module.main([*arguments, *(["--out", str(out)] if out is not None else [])])

@@ -187,13 +187,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("--part", choices=PARTS, action="append", help="default: all")
+    parser.add_argument("--part", action="append", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--hospitals", type=int, nargs="+", help="default: all of the part")
     parser.add_argument("--render", action="store_true", help="fill the pages, run nothing")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="default: the tree's, else demo-study.jsonl here")
     args = parser.parse_args(argv)
+    for name in args.part or ():
+        if name not in PARTS:
+            raise DiveError(f"part is {name!r}, want one of {', '.join(PARTS)}")
+    out: Path = args.out or (RESULTS if RESULTS.parent.is_dir() else Path(RESULTS.name))
     if args.render:
-        records = load(args.out)
+        records = load(out)
         for page in PAGES:
             text = page.read_text(encoding="utf-8")
             page.write_text(study_tables.fill(text, records), encoding="utf-8")
@@ -203,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         chosen = [number for number in own if args.hospitals is None or number in args.hospitals]
         if args.hospitals and args.part and not chosen:
             raise DiveError(f"none of the hospitals {args.hospitals} is of part {name}: {own}")
-        run(name, chosen, args.out)
+        run(name, chosen, out)
 
 
 if __name__ == "__main__":
