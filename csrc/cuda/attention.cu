@@ -1,272 +1,351 @@
+// Of one query head of one sequence:
+//
+//   q = turn(norm(query)), and for this step's token k = turn(norm(key)) and v, which are appended
+//   score_t = scale q . k_t, soft-capped where the model does
+//   out = sum_t e^(score_t) v_t / sum_t e^(score_t)
+//
+// with RMSNorm where the model has it for heads, RoPE, and t over the tokens that the cache holds.
+//
+// A softmax over a part of the tokens is kept as its largest score, the sum of e^(score - largest),
+// and the values mixed with these; such parts add up to that of all. Each few lanes have a part,
+// then each warp, each block (its share of the tokens), and the last block adds up the shares.
 #include "cuda/attention.h"
 
 #include <algorithm>
+
+#include "cuda/heads.cuh"
+#include "cuda/softmax.cuh"
 
 namespace dive::cuda {
 namespace {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kLeastShare = 64;  // tokens: less is not worth a block
-constexpr float kNothing = -1e30f;
+constexpr int kLeastShare = 64;         // tokens: less is not worth a block
+constexpr int kMostShares = 2 * kWarp;  // of a sequence: a warp weighs them, two a lane
 
 int heads_of_block(int group) { return group >= 3 ? 4 : group; }
 
-// One softmax over part of the tokens: the largest score, the sum of e^(score - largest), and the
-// values weighted with these.
-struct Running {
-  float largest = kNothing;
-  float sum = 0;
-  float mixed[8] = {};
+// The block's shared memory.
+template <class T, int kHeads>
+struct Shared {
+  float* queries;  // [kHeads + 1][width]: behind them room to prepare the key
+  Parts warps;     // [kHeads][kWarps]
+  float* factors;  // [kHeads][kMostShares]
+  T* new_key;      // [width]
+  T* new_value;    // [width]
+  unsigned* last;  // whether this is the sequence's last block
 
-  // Makes `high` the largest: what is there already is rescaled once for several scores.
-  __device__ __forceinline__ void rise(float high) {
-    const float old = expf(largest - high);
-    sum *= old;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) mixed[i] *= old;
-    largest = high;
+  __device__ Shared(unsigned char* memory, int width) {
+    queries = reinterpret_cast<float*>(memory);
+    warps.mixed = queries + (kHeads + 1) * width;
+    warps.totals = reinterpret_cast<Total*>(warps.mixed + kHeads * kWarps * width);
+    warps.room = kWarps;
+    factors = reinterpret_cast<float*>(warps.totals + kHeads * kWarps);
+    new_key = reinterpret_cast<T*>(factors + kHeads * kMostShares);
+    new_value = new_key + width;
+    last = reinterpret_cast<unsigned*>(new_value + width);
   }
-  __device__ __forceinline__ void add(float score, const float (&value)[8]) {
-    const float own = expf(score - largest);
-    sum += own;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) mixed[i] = fmaf(own, value[i], mixed[i]);
-  }
-  __device__ __forceinline__ void merge_lane(int distance) {
-    const float other = __shfl_xor_sync(kFullWarp, largest, distance);
-    const float high = fmaxf(largest, other);
-    const float own = expf(largest - high), theirs = expf(other - high);
-    sum = fmaf(sum, own, __shfl_xor_sync(kFullWarp, sum, distance) * theirs);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      mixed[i] = fmaf(mixed[i], own, __shfl_xor_sync(kFullWarp, mixed[i], distance) * theirs);
-    }
-    largest = high;
+  static std::size_t bytes(int width) {
+    const int floats = (kHeads + 1 + kHeads * kWarps) * width + kHeads * kMostShares;
+    return floats * sizeof(float) + kHeads * kWarps * sizeof(Total) + 2 * width * sizeof(T) +
+           sizeof(unsigned);
   }
 };
 
-// One head by one warp: from memory to `to` in shared memory, with norm and RoPE.
-template <class T>
-__device__ void prepare_head(const AttendArguments& a, const float* from, const NormView& norm,
-                             const float* cosines, const float* sines, float* to) {
-  const int lane = threadIdx.x % kWarp;
-  float squares = 0;
-  for (int i = lane; i < a.width; i += kWarp) squares = fmaf(from[i], from[i], squares);
-  squares = warp_sum(squares);
-  const float inverse_rms = rsqrtf(squares / static_cast<float>(a.width) + a.norm_eps);
-  for (int i = lane; i < a.width; i += kWarp) {
-    float gain = 1;
-    if (norm.weight != nullptr) {
-      gain = norm.wide ? static_cast<const float*>(norm.weight)[i]
-                       : to_float(static_cast<const T*>(norm.weight)[i]);
-      gain = inverse_rms * (a.norm_plus_one ? 1.0f + gain : gain);
-    }
-    to[i] = from[i] * gain;
-  }
-  __syncwarp();
-  for (int i = lane; i < a.half; i += kWarp) {
-    const float x = to[i], y = to[i + a.half];
-    to[i] = x * cosines[i] - y * sines[i];
-    to[i + a.half] = y * cosines[i] + x * sines[i];
-  }
+// What a block is to do.
+struct Work {
+  int position;  // of this step's token
+  int kv_head;
+  std::int64_t first_slot;  // of the head's keys in the cache
+  int first_head, heads;    // its query heads
+  int shares;               // blocks that the sequence's tokens are for
+  int begin, end;           // its own share; none where `begin` is not below `end`
+  int new_slot;             // of this step's token, which no block reads from the cache
+  bool appends;
+};
+
+// Shares are multiples of `unit` tokens.
+template <int kHeads>
+__device__ __forceinline__ Work find_work(const AttendArguments& a, int unit) {
+  Work work;
+  const int group = a.query_heads / a.kv_heads, tiles = (group + kHeads - 1) / kHeads;
+  const int tile = blockIdx.y % tiles;
+  work.kv_head = blockIdx.y / tiles;
+  work.first_head = work.kv_head * group + tile * kHeads;
+  work.heads = min(kHeads, group - tile * kHeads);
+  const int row = a.rows[blockIdx.z];
+  work.position = a.positions[row];
+  work.first_slot = (static_cast<std::int64_t>(row) * a.kv_heads + work.kv_head) * a.slots;
+  const int length = a.lengths[row], tokens = min(length + 1, a.slots);
+  const int least = max(kLeastShare, (tokens + a.splits - 1) / a.splits);
+  const int share = (least + unit - 1) / unit * unit;
+  work.shares = (tokens + share - 1) / share;
+  work.begin = static_cast<int>(blockIdx.x) * share;
+  work.end = min(tokens, work.begin + share);
+  work.new_slot = length % a.slots;
+  work.appends = tile == 0 && work.begin <= work.new_slot && work.new_slot < work.end;
+  return work;
 }
 
-template <class T, int kLanes, int kHeads>
-__global__ void __launch_bounds__(kThreads, kHeads == 1   ? 4
-                                            : kHeads == 2 ? 3
-                                                          : 2) attend(const AttendArguments a) {
-  constexpr int kKeys = kWarp / kLanes;  // keys that a warp takes at once, of kLanes lanes each
-  constexpr int kAhead = sizeof(T) == 2 ? 4 : 2;  // of a lane, whose loads are under way
-  DIVE_SHARED(shared);
-  // queries [kHeads][width], new key [width], new value [width]; later each warp's result
-  // [kWarps][kHeads][width + 2]
-  float* const queries = reinterpret_cast<float*>(shared);
-  float* const new_key = queries + kHeads * a.width;
-  float* const new_value = new_key + a.width;
-  float* const results = new_value + a.width;
-  unsigned* const last = reinterpret_cast<unsigned*>(results + kWarps * kHeads * (a.width + 2));
+// The queries, and this step's key and value as the cache will hold them, to shared memory; the
+// block whose share has their slot appends them to the cache.
+template <class T, int kHeads>
+__device__ __forceinline__ void prepare(const AttendArguments& a, const Work& work,
+                                        const Angles& angles, const Shared<T, kHeads>& shared) {
+  static_assert(kHeads <= kWarps);
+  const int warp = threadIdx.x / kWarp;
+  const bool has_key = warp == kWarps - 1, has_value = warp == kWarps - 2;
+  const std::int64_t heads = a.query_heads + 2 * a.kv_heads;
+  const float* const queries = a.heads + blockIdx.z * heads * a.width;
+  const float* const keys = queries + a.query_heads * a.width;
+  const float* const values = keys + a.kv_heads * a.width;
+  // all that the warp reads at once: it comes from the second cache
+  float query[kColumns] = {}, key[kColumns] = {}, value[kColumns] = {};
+  float query_gain[kColumns] = {}, key_gain[kColumns] = {};
+  if (warp < work.heads) {
+    load_columns(queries + (work.first_head + warp) * a.width, a.width, query);
+  }
+  if (has_key) load_columns(keys + work.kv_head * a.width, a.width, key);
+  if (has_value) load_columns(values + work.kv_head * a.width, a.width, value);
+  if (warp < work.heads) load_gain<T>(a, a.query_norm, query_gain);
+  if (has_key) load_gain<T>(a, a.key_norm, key_gain);
 
-  const int group = a.query_heads / a.kv_heads, tiles = (group + kHeads - 1) / kHeads;
-  const int kv_head = blockIdx.y / tiles, tile = blockIdx.y % tiles;
-  const int heads = min(kHeads, group - tile * kHeads);  // of this block
-  const int first_head = kv_head * group + tile * kHeads;
-  const int row = a.rows[blockIdx.z];
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  let_next_start();
-
-  // Lengths are of the step before, and so is every key but this step's own: before the wait.
-  const int length = a.lengths[row];
-  const int own = length % a.slots, tokens = min(length + 1, a.slots);
-  const int least = max(kLeastShare, (tokens + a.splits - 1) / a.splits);
-  const int share = (least + kWarps * kKeys - 1) / (kWarps * kKeys) * (kWarps * kKeys);
-  const int shares = (tokens + share - 1) / share;
-  const int begin = static_cast<int>(blockIdx.x) * share, end = min(tokens, begin + share);
-  const int column = lane % kLanes * 8;
-  const bool inside = column < a.width;
-  const std::int64_t at = (static_cast<std::int64_t>(row) * a.kv_heads + kv_head) * a.slots;
-  T* const keys = static_cast<T*>(a.keys) + at * a.width;
-  T* const values = static_cast<T*>(a.values) + at * a.width;
-  Eight<T> key[kAhead], value[kAhead];
-  const auto load = [&](int u, int token) {
-    const bool here = inside && token < end && token != own;
-    const std::int64_t from = static_cast<std::int64_t>(token) * a.width + column;
-    key[u] = here ? load_eight(keys + from) : Eight<T>{};
-    value[u] = here ? load_eight(values + from) : Eight<T>{};
+  if (warp < kHeads) {
+    prepare_head(a, angles, a.query_norm.weight != nullptr, query_gain, query,
+                 shared.queries + warp * a.width);
+  }
+  const std::int64_t slot = (work.first_slot + work.new_slot) * a.width;
+  const auto append = [&](const float (&columns)[kColumns], T* to, void* cache) {
+    store_columns(columns, a.width, to);
+    if (work.appends) store_columns(columns, a.width, static_cast<T*>(cache) + slot);
   };
-  const int first_token = begin + warp * kKeys + lane / kLanes;
-#pragma unroll
-  for (int u = 0; u < kAhead; ++u) load(u, first_token + u * kWarps * kKeys);
-  wait_for_previous();
-  if (begin >= tokens) return;
+  if (has_key) {
+    float* const room = shared.queries + kHeads * a.width;
+    prepare_head(a, angles, a.key_norm.weight != nullptr, key_gain, key, room);
+    load_columns(room, a.width, key);
+    append(key, shared.new_key, a.keys);
+  }
+  if (has_value) append(value, shared.new_value, a.values);
+}
 
-  const std::int64_t stride = static_cast<std::int64_t>(a.query_heads + 2 * a.kv_heads) * a.width;
-  const float* const mine = a.heads + blockIdx.z * stride;
-  const float* const cosines = a.cosines + static_cast<std::int64_t>(a.positions[row]) * a.half;
-  const float* const sines = a.sines + static_cast<std::int64_t>(a.positions[row]) * a.half;
-  for (int h = warp; h <= kHeads; h += kWarps) {
-    if (h == kHeads) {
-      prepare_head<T>(a, mine + (a.query_heads + kv_head) * a.width, a.key_norm, cosines, sines,
-                      new_key);
-    } else if (h < heads) {
-      prepare_head<T>(a, mine + (first_head + h) * a.width, a.query_norm, cosines, sines,
-                      queries + h * a.width);
+// A lane's eight columns of the tokens that it takes: kLanes lanes have a token, and a lane has
+// kAhead tokens whose loads are under way.
+template <class T, int kLanes>
+struct Tokens {
+  static constexpr int kAhead = sizeof(T) == 2 ? 4 : 2;
+  static constexpr int kUnit = kWarps * kWarp / kLanes;  // tokens that the block takes at once
+  static constexpr int kStep = kAhead * kUnit;
+
+  const T* keys;
+  const T* values;
+  int width, end, new_slot;
+  int column;
+  bool inside;  // whether the head has these columns
+  int first;    // the lane's first token
+  int warp_first;
+  Eight<T> key[kAhead] = {}, value[kAhead] = {};
+
+  __device__ __forceinline__ Tokens(const AttendArguments& a, const Work& work)
+      : width(a.width), end(work.end), new_slot(work.new_slot) {
+    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    column = lane % kLanes * 8;
+    inside = column < width;
+    keys = static_cast<const T*>(a.keys) + work.first_slot * width + column;
+    values = static_cast<const T*>(a.values) + work.first_slot * width + column;
+    warp_first = work.begin + warp * (kWarp / kLanes);
+    first = warp_first + lane / kLanes;
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      const int token = first + u * kUnit;
+      if (token == new_slot) continue;
+      load(key[u], keys, nullptr, token);
+      load(value[u], values, nullptr, token);
+    }
+  }
+  // This step's token is not read from the cache: the write of the block that appends it is not
+  // waited for. A branch, and not one load over the other, which would wait for the first.
+  __device__ __forceinline__ void load(Eight<T>& to, const T* cached, const T* of_step,
+                                       int token) const {
+    to = Eight<T>{};
+    if (!inside || token >= end) return;
+    if (token == new_slot) {
+      to = load_eight(of_step + column);
     } else {
-      for (int i = lane; i < a.width; i += kWarp) queries[h * a.width + i] = 0;
+      to = load_eight(cached + static_cast<std::int64_t>(token) * width);
     }
   }
-  __syncthreads();
-  const bool append = tile == 0 && begin <= own && own < end;
-  for (int i = threadIdx.x; i < a.width; i += kThreads) {
-    const T key = from_float<T>(new_key[i]);
-    const T value = from_float<T>(mine[(a.query_heads + a.kv_heads + kv_head) * a.width + i]);
-    new_key[i] = to_float(key);
-    new_value[i] = to_float(value);
-    if (append) {
-      keys[static_cast<std::int64_t>(own) * a.width + i] = key;
-      values[static_cast<std::int64_t>(own) * a.width + i] = value;
+  // What could not be loaded before this step's token was there.
+  __device__ __forceinline__ void load_new(const T* new_key, const T* new_value) {
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      if (first + u * kUnit != new_slot) continue;
+      load(key[u], keys, new_key, new_slot);
+      load(value[u], values, new_value, new_slot);
     }
   }
-  __syncthreads();
+};
 
-  float query[kHeads][8];
+// q . k, in each of the lanes that have the token.
+template <int kLanes>
+__device__ __forceinline__ float product_of(const float (&query)[8], const float (&key)[8]) {
+  float sum = 0;
 #pragma unroll
-  for (int h = 0; h < kHeads; ++h) {
+  for (int i = 0; i < 8; ++i) sum = fmaf(query[i], key[i], sum);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) query[h][i] = inside ? queries[h * a.width + column + i] : 0.0f;
+  for (int distance = kLanes / 2; distance > 0; distance /= 2) {
+    sum += __shfl_xor_sync(kFullWarp, sum, distance);
   }
-  Running running[kHeads];
-  constexpr int kStep = kAhead * kWarps * kKeys;
-  // all lanes of a warp take part in each sum, so they leave together
-  for (int base = first_token; base - lane / kLanes < end; base += kStep) {
+  return sum;
+}
+
+// The warp's tokens of the block's share, to shared.warps.
+template <class T, int kLanes, int kHeads>
+__device__ __forceinline__ void attend_share(const AttendArguments& a, Tokens<T, kLanes>& tokens,
+                                             const Shared<T, kHeads>& shared) {
+  constexpr int kAhead = Tokens<T, kLanes>::kAhead, kUnit = Tokens<T, kLanes>::kUnit;
+  constexpr int kStep = Tokens<T, kLanes>::kStep;
+  float query[kHeads][8] = {};
+  if (tokens.inside) {
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      unpack(load_eight(shared.queries + h * tokens.width + tokens.column), query[h]);
+    }
+  }
+  tokens.load_new(shared.new_key, shared.new_value);
+  Softmax softmax[kHeads];
+  // A token's loads for the next round start as soon as its registers are free.
+  // All lanes of a warp take part in each sum, so they leave together.
+  for (int done = 0; tokens.warp_first + done < tokens.end; done += kStep) {
     float score[kHeads][kAhead];
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
-      const int token = base + u * kWarps * kKeys;
-      float k[8];
-      unpack(key[u], k);
-      if (token == own && inside) {  // from this step: other blocks' writes are not waited for
-#pragma unroll
-        for (int i = 0; i < 8; ++i) k[i] = new_key[column + i];
-      }
+      const int token = tokens.first + done + u * kUnit;
+      float key[8];
+      unpack(tokens.key[u], key);
+      tokens.load(tokens.key[u], tokens.keys, shared.new_key, token + kStep);
 #pragma unroll
       for (int h = 0; h < kHeads; ++h) {
-        float sum = 0;
+        score[h][u] = a.scale * product_of<kLanes>(query[h], key);
+      }
+    }
+    if (a.softcap > 0) {  // apart, so that no branch keeps the sums above from overlapping
 #pragma unroll
-        for (int i = 0; i < 8; ++i) sum = fmaf(query[h][i], k[i], sum);
+      for (int h = 0; h < kHeads; ++h) {
 #pragma unroll
-        for (int distance = kLanes / 2; distance > 0; distance /= 2) {
-          sum += __shfl_xor_sync(kFullWarp, sum, distance);
+        for (int u = 0; u < kAhead; ++u) {
+          score[h][u] = a.softcap * tanhf(score[h][u] / a.softcap);
         }
-        sum *= a.scale;
-        if (a.softcap > 0) sum = a.softcap * tanhf(sum / a.softcap);
-        score[h][u] = token < end ? sum : -INFINITY;
       }
     }
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
-      float high = running[h].largest;
+      float high = softmax[h].largest;
 #pragma unroll
-      for (int u = 0; u < kAhead; ++u) high = fmaxf(high, score[h][u]);
-      running[h].rise(high);
+      for (int u = 0; u < kAhead; ++u) {
+        if (tokens.first + done + u * kUnit >= tokens.end) score[h][u] = -INFINITY;
+        high = fmaxf(high, score[h][u]);
+      }
+      softmax[h].rise(high);
     }
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
-      const int token = base + u * kWarps * kKeys;
-      float v[8];
-      unpack(value[u], v);
-      if (token == own && inside) {
+      const int token = tokens.first + done + u * kUnit;
+      float value[8];
+      unpack(tokens.value[u], value);
+      tokens.load(tokens.value[u], tokens.values, shared.new_value, token + kStep);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) v[i] = new_value[column + i];
-      }
-#pragma unroll
-      for (int h = 0; h < kHeads; ++h) running[h].add(score[h][u], v);
-      load(u, token + kStep);
+      for (int h = 0; h < kHeads; ++h) softmax[h].add(score[h][u], value);
     }
   }
+
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
 #pragma unroll
   for (int h = 0; h < kHeads; ++h) {
 #pragma unroll
-    for (int distance = kLanes; distance < kWarp; distance *= 2) running[h].merge_lane(distance);
-    float* const result = results + (warp * kHeads + h) * (a.width + 2);
-    if (lane < kLanes && inside) {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) result[2 + column + i] = running[h].mixed[i];
+    for (int distance = kLanes; distance < kWarp; distance *= 2) softmax[h].merge_lane(distance);
+    const int part = h * kWarps + warp;
+    if (lane < kLanes && tokens.inside) {
+      float* const mixed = shared.warps.mixed + part * tokens.width + tokens.column;
+      const float (&of)[8] = softmax[h].mixed;
+      store_four(mixed, {of[0], of[1], of[2], of[3]});
+      store_four(mixed + 4, {of[4], of[5], of[6], of[7]});
     }
-    if (lane == 0) {
-      result[0] = running[h].largest;
-      result[1] = running[h].sum;
-    }
+    if (lane == 0) shared.warps.totals[part] = {softmax[h].largest, softmax[h].sum};
   }
+}
+
+// Where the shares of the block's heads are: of all heads of the step first the mixed values.
+__device__ __forceinline__ Parts shares_of(const AttendArguments& a, int first_head) {
+  const std::int64_t room = gridDim.x, heads = static_cast<std::int64_t>(gridDim.z) * a.query_heads;
+  const std::int64_t at =
+      (static_cast<std::int64_t>(blockIdx.z) * a.query_heads + first_head) * room;
+  Total* const totals = reinterpret_cast<Total*>(a.shares + heads * room * a.width);
+  return {a.shares + at * a.width, totals + at, static_cast<int>(room)};
+}
+
+// Whether all other blocks of these heads have written their shares, which this one then sees.
+// Readies the counter for the next layer.
+__device__ __forceinline__ bool is_last(const AttendArguments& a, int shares, unsigned* last) {
+  unsigned* const arrived = a.arrived + blockIdx.z * gridDim.y + blockIdx.y;
+  // The barrier puts the block's writes before the arrival of its thread 0, which releases them all
+  // (release is cumulative); the last arrival acquires those of all blocks through the chain of
+  // additions, and the second barrier puts it before what the block reads.
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    *last = count_arrival(arrived) + 1 == static_cast<unsigned>(shares);
+    if (*last != 0) *arrived = 0;
+  }
+  __syncthreads();
+  return *last != 0;
+}
+
+template <class T, int kLanes, int kHeads>
+__global__ void __launch_bounds__(kThreads, kHeads == 4 ? 3 : 4) attend(const AttendArguments a) {
+  DIVE_SHARED(memory);
+  const Shared<T, kHeads> shared(memory, a.width);
+  let_next_start();
+
+  // Before the wait, what is of earlier steps or never changes: lengths and positions, the cache
+  // but for this step's token, angles and the norms' weights.
+  const Work work = find_work<kHeads>(a, Tokens<T, kLanes>::kUnit);
+  Tokens<T, kLanes> tokens(a, work);
+  const Angles angles(a, work.position);
+  if (threadIdx.x / kWarp == 0) prefetch_gain<T>(a, a.query_norm);
+  if (threadIdx.x / kWarp == 1) prefetch_gain<T>(a, a.key_norm);
+  wait_for_previous();
+  if (work.begin >= work.end) return;
+
+  prepare(a, work, angles, shared);
+  __syncthreads();
+  attend_share(a, tokens, shared);
   __syncthreads();
 
-  // the warps' results to one, and where there are more shares, these to one
-  T* const out = static_cast<T*>(a.out) +
-                 (static_cast<std::int64_t>(blockIdx.z) * a.query_heads + first_head) * a.width;
-  float* const own_shares =
-      a.shares + (static_cast<std::int64_t>(blockIdx.z) * a.query_heads + first_head) * a.splits *
-                     (a.width + 2);
-  const auto combine = [&](const float* parts, int count, int step, int i, float* sums) {
-    float high = kNothing;
-    for (int p = 0; p < count; ++p) high = fmaxf(high, parts[p * step]);
-    sums[0] = high;
-    sums[1] = sums[2] = 0;
-    for (int p = 0; p < count; ++p) {
-      const float factor = expf(parts[p * step] - high);
-      sums[1] = fmaf(parts[p * step + 1], factor, sums[1]);
-      sums[2] = fmaf(parts[p * step + 2 + i], factor, sums[2]);
-    }
+  T* const out =
+      static_cast<T*>(a.out) +
+      (static_cast<std::int64_t>(blockIdx.z) * a.query_heads + work.first_head) * a.width;
+  const auto finish = [&](int h, int i, const Four<float>& mixed) {
+    Four<T> four;
+#pragma unroll
+    for (int x = 0; x < 4; ++x) four.x[x] = from_float<T>(mixed.x[x]);
+    store_four(out + h * a.width + i, four);
   };
-  for (int j = threadIdx.x; j < heads * a.width; j += kThreads) {
-    const int h = j / a.width, i = j % a.width;
-    float sums[3];
-    combine(results + h * (a.width + 2), kWarps, kHeads * (a.width + 2), i, sums);
-    if (shares == 1) {
-      out[j] = from_float<T>(sums[2] / sums[1]);
-    } else {
-      float* const part = own_shares + (h * a.splits + blockIdx.x) * (a.width + 2);
-      part[2 + i] = sums[2];
-      if (i == 0) {
-        part[0] = sums[0];
-        part[1] = sums[1];
-      }
-    }
-  }
-  if (shares == 1) return;
-  __threadfence();
-  __syncthreads();
-  unsigned* const arrived = a.arrived + blockIdx.z * gridDim.y + blockIdx.y;
-  if (threadIdx.x == 0) *last = atomicAdd(arrived, 1u) + 1 == static_cast<unsigned>(shares);
-  __syncthreads();
-  if (*last == 0) return;
-  __threadfence();
-  if (threadIdx.x == 0) *arrived = 0;
-  for (int j = threadIdx.x; j < heads * a.width; j += kThreads) {
-    const int h = j / a.width, i = j % a.width;
-    float sums[3];
-    combine(own_shares + h * a.splits * (a.width + 2), shares, a.width + 2, i, sums);
-    out[j] = from_float<T>(sums[2] / sums[1]);
-  }
+  const bool alone = work.shares == 1;
+  const Parts shares = shares_of(a, work.first_head);
+  const auto keep = [&](int h, int i, const Four<float>& mixed) {
+    if (alone) return finish(h, i, mixed);
+    store_four(shares.mixed + (h * shares.room + static_cast<int>(blockIdx.x)) * a.width + i,
+               mixed);
+  };
+  const Total total = combine<kWarps, kWarps>(shared.warps, kWarps, work.heads, a.width, alone,
+                                              shared.factors, keep);
+  if (alone) return;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  if (warp < work.heads && lane == 0) shares.totals[warp * shares.room + blockIdx.x] = total;
+  if (!is_last(a, work.shares, shared.last)) return;
+  // as many shares at once as there are registers for; 1000 tokens have 17
+  combine<kMostShares, kHeads == 4 ? 32 : 16>(shares, work.shares, work.heads, a.width, true,
+                                              shared.factors, finish);
 }
 
 template <class T, int kLanes, int kHeads>
@@ -276,8 +355,7 @@ void run(const Queue& queue, const AttendArguments& a, int count) {
                     static_cast<unsigned>(head_groups(a.query_heads, a.kv_heads)),
                     static_cast<unsigned>(count));
   shape.threads = kThreads;
-  shape.shared =
-      ((kHeads + 2) * a.width + kWarps * kHeads * (a.width + 2)) * sizeof(float) + sizeof(unsigned);
+  shape.shared = Shared<T, kHeads>::bytes(a.width);
   launch(queue, shape, attend<T, kLanes, kHeads>, a);
 }
 
@@ -297,21 +375,6 @@ void run(const Queue& queue, const AttendArguments& a, int count) {
   run<T, 32>(queue, a, count);
 }
 
-template <class T>
-__global__ void adopt(const AdoptArguments a) {
-  wait_for_previous();
-  const int head = blockIdx.y, which = blockIdx.z;
-  const T* const from = static_cast<const T*>(a.source[which]) + head * a.head_stride[which];
-  T* const to =
-      static_cast<T*>(a.cache[which]) + static_cast<std::int64_t>(head) * a.slots * a.width;
-  for (int t = blockIdx.x; t < a.count; t += gridDim.x) {
-    const std::int64_t slot = (a.first + t) % a.slots;
-    for (int i = threadIdx.x; i < a.width; i += blockDim.x) {
-      to[slot * a.width + i] = from[t * a.token_stride[which] + i];
-    }
-  }
-}
-
 }  // namespace
 
 int head_groups(int query_heads, int kv_heads) {
@@ -321,8 +384,8 @@ int head_groups(int query_heads, int kv_heads) {
 
 int splits_for(int count, int query_heads, int kv_heads, std::int64_t capacity, int processors) {
   const int blocks = count * head_groups(query_heads, kv_heads);
-  const auto most =
-      static_cast<int>(std::min<std::int64_t>(64, (capacity + kLeastShare - 1) / kLeastShare));
+  const auto most = static_cast<int>(
+      std::min<std::int64_t>(kMostShares, (capacity + kLeastShare - 1) / kLeastShare));
   return std::clamp((2 * processors + blocks - 1) / blocks, 1, most);
 }
 
@@ -331,18 +394,6 @@ void run_attention(const Queue& queue, DType dtype, const AttendArguments& a, in
     case DType::f32: return run<float>(queue, a, count);
     case DType::bf16: return run<BFloat16>(queue, a, count);
     case DType::f16: return run<Half>(queue, a, count);
-  }
-}
-
-void run_adopt(const Queue& queue, DType dtype, const AdoptArguments& a) {
-  Shape shape;
-  shape.grid =
-      dim3(static_cast<unsigned>(std::min(a.count, 1024)), static_cast<unsigned>(a.kv_heads), 2);
-  shape.threads = 64;
-  switch (dtype) {
-    case DType::f32: return launch(queue, shape, adopt<float>, a);
-    case DType::bf16: return launch(queue, shape, adopt<BFloat16>, a);
-    case DType::f16: return launch(queue, shape, adopt<Half>, a);
   }
 }
 

@@ -33,10 +33,12 @@ struct AttendArguments {
   float softcap = 0;
   float norm_eps = 0;
   bool norm_plus_one = false;
-  void* out = nullptr;          // of the model's dtype, [rows of the step, query heads * width]
-  float* shares = nullptr;      // [rows of the step, query heads, splits, width + 2]
+  void* out = nullptr;  // of the model's dtype, [rows of the step, query heads * width]
+  // of each share the mixed values, [rows of the step, query heads, splits, width], and behind all
+  // of these its largest score and sum, [rows of the step, query heads, splits, 2]
+  float* shares = nullptr;
   unsigned* arrived = nullptr;  // [rows of the step, groups of heads], 0 between two steps
-  int splits = 1;
+  int splits = 1;               // shares of a sequence, at most
 };
 
 // Groups of query heads for a block each, and how many shares a sequence's tokens are cut into.

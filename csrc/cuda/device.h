@@ -51,6 +51,22 @@ __device__ __forceinline__ uint4 load_words(const void* address) {
   return *static_cast<const uint4*>(address);
 }
 
+// Brings what lies there as near as the second cache.
+__device__ __forceinline__ void prefetch(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
+// Adds one to what counts the blocks that have come so far, and returns what it was. A release and
+// an acquire for the whole GPU: who comes later sees all that came before who came earlier.
+__device__ __forceinline__ unsigned count_arrival(unsigned* counter) {
+  unsigned before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
+               : "=r"(before)
+               : "l"(counter)
+               : "memory");
+  return before;
+}
+
 // d[16 x 8] += a[16 x 16] b[16 x 8], spread over a warp as PTX's mma.m16n8k16 has it: lane 4 g + t
 // holds of a the rows g and g + 8 at columns 2t, 2t + 1 (a[0], a[1]) and 2t + 8, 2t + 9 (a[2],
 // a[3]); of b the column g at the same rows (b[0], b[1]); of d the rows g (d[0], d[1]) and g + 8

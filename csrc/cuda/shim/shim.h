@@ -207,6 +207,10 @@ inline uint4 load_words(const void* address) {
 
 inline uint4 load_weights(const void* address) { return load_words(address); }
 
+inline void prefetch(const void*) {}
+
+inline unsigned count_arrival(unsigned* counter) { return (*counter)++; }
+
 template <class T>
 void mma_16816(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
                int line = __builtin_LINE()) {

@@ -123,6 +123,29 @@ void test_cluster() {
   expect(std::isnan(told[1]), "a block that left has no shared memory any more");
 }
 
+// The last block to come, whichever it is, finds what all have written.
+__global__ void sum_by_last(float* parts, unsigned* counter, float* sum) {
+  DIVE_SHARED(shared);
+  unsigned* const before = reinterpret_cast<unsigned*>(shared);
+  wait_for_previous();
+  parts[blockIdx.x * blockDim.x + threadIdx.x] = static_cast<float>(blockIdx.x + threadIdx.x);
+  __syncthreads();
+  if (threadIdx.x == 0) *before = count_arrival(counter);
+  __syncthreads();
+  if (*before + 1 != gridDim.x || threadIdx.x != 0) return;
+  for (unsigned i = 0; i < gridDim.x * blockDim.x; ++i) *sum += parts[i];
+}
+
+void test_arrivals() {
+  in_every_order([] {
+    std::vector<float> parts(3 * 64, -1.0f);
+    unsigned counter = 0;
+    float sum = 0;
+    launch({}, shape(3, 64, 4), sum_by_last, parts.data(), &counter, &sum);
+    expect(counter == 3 && sum == 3 * 2016 + 64 * 3, "what the last of three blocks adds up");
+  });
+}
+
 template <class T>
 __global__ void one_tile(const T* a, const T* b, float* d) {
   wait_for_previous();
@@ -330,6 +353,7 @@ void test_memory() {
 int main() {
   test_reduction();
   test_cluster();
+  test_arrivals();
   test_mma<BFloat16>();
   test_mma<Half>();
   test_lanes();
