@@ -77,9 +77,7 @@ __global__ void __launch_bounds__(kThreads, 1) predict(const PredictArguments a)
     for (int w = 1; w < kWarps; ++w) best.take(values[w], places[w]);
     block_values[blockIdx.x] = best.value;
     block_places[blockIdx.x] = best.at;
-    __threadfence();
-    *last = atomicAdd(a.arrived + blockIdx.y, 1u) + 1 == gridDim.x;
-    __threadfence();
+    *last = count_arrival(a.arrived + blockIdx.y) + 1 == gridDim.x;
   }
   __syncthreads();
   if (*last == 0 || warp != 0) return;

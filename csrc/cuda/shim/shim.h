@@ -169,17 +169,6 @@ inline int __all_sync(unsigned mask, int predicate, int line = __builtin_LINE())
   return __ballot_sync(mask, predicate, line) == mask;
 }
 
-// One fiber runs at a time: its writes are seen, and nothing comes between.
-inline void __threadfence() {}
-inline void __threadfence_block() {}
-
-template <class T>
-T atomicAdd(T* to, T value) {
-  const T before = *to;
-  *to = before + value;
-  return before;
-}
-
 namespace dive::cuda {
 
 // Of CUDA's own functions, those that <cmath> lacks.
@@ -209,6 +198,7 @@ inline uint4 load_weights(const void* address) { return load_words(address); }
 
 inline void prefetch(const void*) {}
 
+// One fiber runs at a time: its writes are seen, and nothing comes between.
 inline unsigned count_arrival(unsigned* counter) { return (*counter)++; }
 
 template <class T>
