@@ -242,6 +242,8 @@ def backward(
     grad: Tensor, rows: Tensor, stored: Tensor, row_scale: Tensor, weight_slope: Tensor, total: int
 ) -> tuple[Tensor, Tensor]:
     """Gradients of hidden [total, D], rounded once, and of weights [total]; no host sync."""
+    rows, stored = rows.contiguous(), stored.contiguous()  # rows are as the caller had them
+    row_scale, weight_slope = row_scale.contiguous(), weight_slope.contiguous()
     width = stored.shape[1]
     hidden = stored.shape[0] > 0
     grad_hidden = stored.new_zeros(total, width)

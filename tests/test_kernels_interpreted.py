@@ -26,7 +26,10 @@ def need_an_interpreter() -> None:
         pytest.skip("this Triton's interpreter needs numpy < 2.4")
 
 
-@pytest.mark.parametrize("name", ["test_kernels_steer.py", "test_kernels_cross_entropy.py"])
+@pytest.mark.parametrize(
+    "name",
+    ["test_kernels_steer.py", "test_kernels_cross_entropy.py", "test_kernels_strides.py"],
+)
 def test_under_the_interpreter(name: str) -> None:
     need_an_interpreter()
     done = subprocess.run(

@@ -111,6 +111,7 @@ def _fused_loss(
     device, dtype, capacity = hidden.device, hidden.dtype, rows.shape[0]
     distils = teacher_hidden is not None
     gain = sweep.gain(dtype, vocab)
+    bias = None if bias is None else bias.contiguous()
     slots = prepare(
         targets,
         weights,
