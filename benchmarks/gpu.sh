@@ -4,8 +4,8 @@
 #   benchmarks/gpu.sh build|test|peers|loss|steer|decode|distill|sanitize|all ... [--again]
 #
 # A stage takes 8 minutes at most and writes one JSON into $OUT (default benchmarks/results) as it
-# goes. What is there of this commit and device is not repeated without --again; what ran out of
-# time goes on at the next call. DIVE_COMMIT names the commit where the copy has no git.
+# goes. What is there of this commit and device is not repeated without --again, `build` apart; what
+# ran out of time goes on at the next call. DIVE_COMMIT names the commit where the copy has no git.
 # DIVE_BENCH_TOY=1 walks through everything on a CPU in a minute and leaves no results here.
 #
 # The machine needs Python, torch, triton, transformers and, for `build`, nvcc. What else is missing

@@ -1,5 +1,5 @@
 """Arguments as callers have them, under Triton's interpreter: every other element of a tensor, a
-column of one, or one number expanded. A kernel that takes a pointer must not take those as they lie.
+column of one, or one number expanded. A kernel that takes a pointer must not take them like that.
 
 tests/test_kernels_interpreted.py runs this file in a process of its own.
 """
