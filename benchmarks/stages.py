@@ -217,8 +217,10 @@ BENCHMARKS = {
     "steer": ("bench_steer", "steer", []),
     "decode": ("bench_decode", "decode-pairs", ["--pairs"]),
     "distill": ("bench_distill", "distill-run", []),
+    # the shape that the benchmarks have most of; at toy size there is but one
+    "tune": ("tune", "tune", [] if TOY else ["--dtype=bfloat16", "--width=4096", "--rank=16"]),
 }
-ORDER = ("build", "test", "peers", "loss", "steer", "decode", "distill", "sanitize")
+ORDER = ("build", "test", "peers", "loss", "steer", "decode", "distill", "sanitize")  # of `all`
 
 
 def run(stage: str, device: torch.device, again: bool) -> bool:
@@ -259,7 +261,7 @@ def run(stage: str, device: torch.device, again: bool) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stages", nargs="+", choices=(*ORDER, "all"))
+    parser.add_argument("stages", nargs="+", choices=(*ORDER, "tune", "all"))
     parser.add_argument("--again", action="store_true", help="repeat what is there already")
     options = parser.parse_args()
     stages = ORDER if "all" in options.stages else options.stages
