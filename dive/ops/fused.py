@@ -173,7 +173,7 @@ def _fused_loss(
             temperature,
         )
         if gradient is not None:
-            kernel.states(gradient, lm_head, stored[part])
+            kernel.to_hidden(gradient, lm_head, stored[part])
     outputs = finish(
         slots,
         results,
