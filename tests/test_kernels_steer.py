@@ -5,6 +5,7 @@ file in a process of its own.
 """
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -124,6 +125,38 @@ def test_programs_keep_their_tokens_in_the_cache() -> None:
     assert steer.shared(100, block, 2, 132, 50 * mib) == 100
     assert steer.shared(4096, block // 16, 2, 132, 50 * mib) * block // 16 <= 0.75 * 50 * mib
     assert steer.shared(1, 1, 1, 1, 1) == 1
+
+
+def test_few_tokens_come_in_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steer, "_processors", lambda index: (132, 50 * 2**20))
+    device = SimpleNamespace(index=0)
+    for tokens, want in ((1, True), (800, True), (132 * 32, False)):
+        x = SimpleNamespace(is_cuda=True, device=device, shape=(tokens, 4096))
+        assert steer.few(x, 32) is want
+    taken = []
+    for module in (steer, steer_backward):
+        monkeypatch.setattr(module, "few", lambda *_: True)
+        small = lambda options: taken.append(1) or table.narrowed(options)  # noqa: E731
+        monkeypatch.setattr(module, "narrowed", small)
+    for dtype in (torch.float32, *HALVES):
+        assert_as_good_as_pytorch(inputs(40, 37, 3, dtype), norm_preserving=True)
+    assert len(taken) == 2 * 3
+
+
+@pytest.mark.parametrize("norm_preserving", [False, True])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_parameters_that_come_in_the_streams_dtype_change_no_bit(
+    dtype: torch.dtype, norm_preserving: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernels round what is float32 to it anyway, block by block."""
+    args = inputs(40, 37, 3, dtype)
+    upstream, options = torch.randn(40, 37).to(dtype), {"norm_preserving": norm_preserving}
+    want = results(ops.steer, args, upstream, **options)
+    assert steer.operand(args[1], args[0]).dtype == dtype and want[2].dtype == torch.float32
+    for module in (steer, steer_backward):
+        monkeypatch.setattr(module, "operand", lambda parameter, x: parameter)
+    for got, brought in zip(results(ops.steer, args, upstream, **options), want, strict=True):
+        assert torch.equal(got, brought)
 
 
 @pytest.mark.parametrize("norm_preserving", [False, True])
