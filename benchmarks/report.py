@@ -229,7 +229,7 @@ def stage(result: Result) -> list[str]:
 
 
 def tuning(result: Result) -> list[str]:
-    keys = result["keys"]
+    keys = result["cases"]
     beaten = sum(one["best"] != "default" for one in keys)
     return [f"{len(keys)} keys, of which {beaten} have a better row than the default.", ""]
 
@@ -271,8 +271,6 @@ def kind_of(name: str) -> str:
     """cpu-cross-entropy-2-threads: cross-entropy."""
     if name in KINDS:
         return name
-    if name.startswith("tune_"):
-        return "tune"
     rest = name.partition("-")[2]
     found = [kind for kind in KINDS if rest == kind or rest.startswith(f"{kind}-")]
     return max(found, key=len, default="other")

@@ -1,19 +1,22 @@
 """Fills kernels/tuned.py on a GPU: the fastest configuration of every kernel, key by key.
 
-    python -m benchmarks.tune                  every key of this GPU: minutes
-    python -m benchmarks.tune --kernel steer_forward --dtype bfloat16 --width 4096
+    python -m benchmarks.tune                  every key of this GPU: hours
+    python -m benchmarks.tune --dtype bfloat16 --width 4096 --rank 16       what gpu.sh tune does
 
-Candidates of a kernel run in turns in whole calls of its operator, and the median decides; another
-kernel's rows stay as they are. benchmarks/results/tune_<device>.json keeps every time. Without a
-GPU, DIVE_BENCH_TOY=1 walks through the same code at toy size under Triton's interpreter and writes
-nothing.
+Candidates of a kernel run in whole calls of its operator: each once, for half of the key's time,
+and the fastest ones then in turns, where the median decides; another kernel's rows stay as they
+are. <device>-tune.json among the results keeps every time, and tuned.py beside it is the table to
+copy to kernels/, for a machine that nothing else comes back from. Without a GPU, DIVE_BENCH_TOY=1
+walks through the same code at toy size under Triton's interpreter and leaves kernels/ alone.
 """
 
 import argparse
 import itertools
 import os
 import pprint
+import random
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,7 @@ WIDTHS = (64,) if TOY else (2048, 4096, 8192)
 VOCABULARY = 1200 if TOY else 128256
 RANKS = (3,) if TOY else (0, 16, 32, 64, 128)
 DTYPES = (torch.bfloat16,) if TOY else table.DTYPES
+FINALISTS = 8
 
 
 def candidates(kernel: str) -> Iterator[dict[str, int]]:
@@ -50,9 +54,13 @@ def candidates(kernel: str) -> Iterator[dict[str, int]]:
             yield {"BLOCK_D": block, "BLOCK_P": 16, "num_warps": warps}
     else:
         sizes = itertools.product((16, 32, 64), (32, 64, 128, 256), (4, 8), (2, 3))
-        for tokens, columns, warps, stages in sizes:
+        # what another count of programs would change, the second kernel of the backward has not
+        counts = (None,) if kernel == "steer_parameters" else (1, 2, 4)
+        for (tokens, columns, warps, stages), residents in itertools.product(sizes, counts):
+            more = {} if residents is None else {"residents": residents}
             yield {
                 "BLOCK_T": tokens, "BLOCK_D": columns, "num_warps": warps, "num_stages": stages,
+                **more,
             }  # fmt: skip
 
 
@@ -102,79 +110,119 @@ def keys(arguments: argparse.Namespace) -> Iterator[tuple[str, torch.dtype, int,
                 continue
             ranks = RANKS if kernel.startswith("steer") else (0,)
             for rank, width in itertools.product(ranks, WIDTHS):
-                if arguments.width in (None, width):
+                of_rank = arguments.rank in (None, rank) or not kernel.startswith("steer")
+                if arguments.width in (None, width) and of_rank:
                     yield kernel, dtype, rank, width
 
 
-def tune(kernel: str, dtype: torch.dtype, rank: int, width: int, rounds: int) -> dict[str, Any]:
-    """Leaves the fastest row in the table; every candidate's median seconds."""
+def key_of(kernel: str, dtype: torch.dtype, rank: int, width: int) -> tuple[Any, ...]:
+    """In the table."""
     capability = table._capability(DEVICE.index) if DEVICE.type == "cuda" else 0
     name = str(dtype).removeprefix("torch.")
-    key = (kernel, capability, name, table.padded_rank(rank), table.bucket(width))
+    return kernel, capability, name, table.padded_rank(rank), table.bucket(width)
+
+
+def set_row(key: tuple[Any, ...], row: dict[str, int] | None) -> None:
+    tuned.TUNED.pop(key, None)
+    if row is not None:
+        tuned.TUNED[key] = row
+    table._row.cache_clear()
+
+
+def tune(
+    kernel: str, dtype: torch.dtype, rank: int, width: int, rounds: int, seconds: float
+) -> dict[str, Any]:
+    """Leaves the fastest row in the table; the medians of all that came to the second round."""
+    key = key_of(kernel, dtype, rank, width)
     if kernel.startswith("steer"):
         call = steer_call(kernel, dtype, rank, width)
     else:
         call = loss_call(kernel, dtype, width)
 
     def taking(row: dict[str, int] | None) -> Callable[[], object]:
-        def run() -> None:
-            tuned.TUNED.pop(key, None)
-            if row is not None:
-                tuned.TUNED[key] = row
-            table._row.cache_clear()
-            call()
-            if DEVICE.type == "cuda":
-                torch.cuda.synchronize()
+        def run() -> object:
+            set_row(key, row)
+            return call()
 
         return run
 
-    functions: dict[str, Callable[[], object]] = {"default": taking(None)}
+    def median(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+        times = timing.interleaved(functions, rounds, DEVICE)
+        return {label: taken[timing.clock(DEVICE)] for label, taken in times.items()}
+
     rows: dict[str, dict[str, int] | None] = {"default": None}
-    refused = {}
-    for row in itertools.islice(candidates(kernel), 2 if TOY else None):
+    first, refused = {}, {}
+    # in no order, so that what there is no time for is nothing in particular
+    drawn = list(candidates(kernel))
+    random.Random(0).shuffle(drawn)
+    end, left = time.monotonic() + seconds / 2, 0
+    for row in drawn[:2] if TOY else drawn:
+        if time.monotonic() > end:
+            left += 1
+            continue
         label = " ".join(f"{k}={v}" for k, v in row.items())
-        try:
-            taking(row)()  # compiles; some want more registers or shared memory than there are
+        try:  # compiles; some want more registers or shared memory than there are
+            first |= median({label: taking(row)}, 1)
+            rows[label] = row
         except Exception as error:
             refused[label] = f"{type(error).__name__}: {error}"[:200]
-            continue
-        functions[label], rows[label] = taking(row), row
-    times = {k: v["wall"] for k, v in timing.interleaved(functions, rounds).items()}
+    best_first = sorted(first, key=lambda label: first[label])[:FINALISTS]
+    times = median({label: taking(rows[label]) for label in ("default", *best_first)}, rounds)
     best = min(times, key=lambda label: times[label])
     # a default that is within the noise of the best stands
     if times["default"] <= 1.02 * times[best]:
         best = "default"
-    taking(rows[best])()
-    return {"key": list(key), "best": best, "seconds": times, "refused": refused}
+    set_row(key, rows[best])
+    return {
+        "key": list(key), "best": best, "row": rows[best], "seconds": times,
+        "seconds of one call": first, "refused": refused, "not tried": left,
+    }  # fmt: skip
 
 
-def write(found: list[dict[str, Any]]) -> None:
+def write() -> None:
+    """The table among the results, and on a GPU in its place."""
     path = Path(table.__file__).with_name("tuned.py")
     head = path.read_text().split("TUNED:", 1)[0]
     body = pprint.pformat(tuned.TUNED, width=96, sort_dicts=True)
-    path.write_text(f"{head}TUNED: dict[tuple[str, int, str, int, int], dict[str, Any]] = {body}\n")
-    name = torch.cuda.get_device_name()
-    timing.write(f"tune_{name.replace(' ', '-').lower()}", {"gpu": name, "keys": found})
+    text = f"{head}TUNED: dict[tuple[str, int, str, int, int], dict[str, Any]] = {body}\n"
+    for place in (timing.folder() / path.name, *([] if TOY else [path])):
+        place.write_text(text)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kernel")
     parser.add_argument("--dtype")
+    parser.add_argument("--rank", type=int)
     parser.add_argument("--width", type=int)
     parser.add_argument("--rounds", type=int, default=1 if TOY else 15)
+    parser.add_argument("--seconds", type=float, default=200, help="a key, half of them to compile")
+    parser.add_argument("--minutes", type=float, help="begin no key after so many")
+    parser.add_argument("--again", action="store_true", help="measure what is there already")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="as the stages say it")
     arguments = parser.parse_args()
     if DEVICE.type == "cuda" and not torch.cuda.is_available():
         print("needs a CUDA device; DIVE_BENCH_TOY=1 walks through it without one")
         return 1
-    found = []
-    for key in keys(arguments):
-        found.append(tune(*key, arguments.rounds))
-        kernel, dtype, rank, width = key
-        print(f"{kernel} {dtype} rank {rank} width {width}: {found[-1]['best']}", flush=True)
-        if not TOY:
-            write(found)  # as it goes
-    return 0 if found else 1
+    record = timing.Record(
+        f"{timing.short_name(DEVICE)}-tune",
+        {"what": "rows of kernels/table.py", "rounds": arguments.rounds},
+        DEVICE,
+        again=arguments.again,
+        minutes=arguments.minutes,
+    )
+    for case in record.result["cases"]:  # of a run that this one goes on with
+        set_row(tuple(case["key"]), case["row"])
+    wanted = list(keys(arguments))
+    for kernel, dtype, rank, width in wanted:
+        case = f"{kernel} {dtype} rank {rank} width {width}"
+        if record.wanted(case):
+            found = tune(kernel, dtype, rank, width, arguments.rounds, arguments.seconds)
+            record.add({"case": case, **found})
+            write()  # as it goes
+            print(f"{case}: {found['best']}", flush=True)
+    print(record.close())
+    return 0 if wanted else 1
 
 
 if __name__ == "__main__":

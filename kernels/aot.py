@@ -1,7 +1,7 @@
 """Ahead-of-time compilation of the kernels, without a GPU, and what ptxas says of the result.
 
-`python -m dive.kernels.aot` builds every row of the table for every architecture and exits with 1
-if one spills, or wants more shared memory than the part has. `make aot` calls it.
+`python -m dive.kernels.aot` builds every row of the table for every architecture. It exits with 1
+if one spills more than is TOLERATED, or wants more shared memory than the part has: `make aot`.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import itertools
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,19 +20,21 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dive.kernels import bookkeeping, cross_entropy, steer, steer_backward
-from dive.kernels.table import BUCKETS, DTYPES, RANKS, configuration
+from dive.kernels.table import BUCKETS, DTYPES, RANKS, configuration, narrowed
 
 ARCHITECTURES = (80, 90, 100)
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # that one program may have
+# Triton, kernel, architecture, dtype, padded rank -> bytes that a variant may spill, where no row
+# was found that spills under neither Triton
+TOLERATED: dict[tuple[str, str, int, str, int], int] = {}
 _TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 _OTHERS = ("silu", "gelu", "tanh", "identity")
 _LAUNCH = ("num_warps", "num_stages", "enable_fp_fusion")
-_MULTIPLES = ("width", "stride", "grad_stride", "gradient_stride")  # but no vocabulary
-_INTEGERS = {
-    *("tokens", "width", "rank", "stride", "grad_stride"),
-    *("first_token", "end", "span", "count"),
-    *("vocab", "gradient_stride", "total", "capacity", "blocks"),
-}
+# integers of a launch, which is compiled for multiples of 16 where they are; the others are not
+# looked at (do_not_specialize). A stride of 0 is a multiple, too
+_SPECIALISED = ("width", "rank", "stride", "grad_stride", "gradient_stride", "vocab")
+_INTEGERS = {*_SPECIALISED, "tokens", "first_token", "end", "span", "count", "total", "capacity"}
+_INTEGERS.add("blocks")
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,24 @@ class Variant:
     padded: int
     width: int
     flags: tuple[tuple[str, Any], ...]  # of the operator, in the kernel's own words
+    even: bool = (
+        True  # rank and vocabulary are multiples of 16, as width and strides always are here
+    )
+    few: bool = False  # tokens: smaller blocks, and parameters of float32 as they are
 
     def __str__(self) -> str:
         flags = ",".join(f"{name}={value}" for name, value in self.flags)
         return (
             f"{self.kernel} sm_{self.architecture} {_TYPES[self.dtype]} rank {self.padded} "
-            f"width {self.width} {flags}"
+            f"width {self.width} {flags}{'' if self.even else ',odd'}{',few' if self.few else ''}"
         )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Block sizes and launch options."""
+        found = configuration(self.kernel, self.architecture, self.dtype, self.padded, self.width)
+        narrow = self.few and self.kernel in ("steer_forward", "steer_backward")
+        return narrowed(found) if narrow else found
 
 
 @dataclass(frozen=True)
@@ -72,10 +85,17 @@ _KERNELS = {
     "cross_entropy_finish": bookkeeping.finish_kernel,
     "cross_entropy_scale": cross_entropy.scale_kernel,
 }
-# of the dtype of the stream; what is in neither list is float32
-_STREAMS = {"h", "grad", "grad_h", "out", "bias", "gradient", "stored", "grad_hidden", "states"}
-_STREAMS |= {"mix_out", "mix_in"}
-_SCALED = ("scaled_out", "scaled_in")  # float32 for float16
+# pointers of the dtype of the stream; what stands nowhere here is float32
+_STREAMS: dict[str, tuple[str, ...]] = {
+    "steer_forward": ("h", "down", "up", "out"),
+    "steer_backward": ("grad", "h", "down", "up", "grad_h", "mix_out"),
+    "steer_parameters": ("grad", "h", "up", "mix_in"),
+    "cross_entropy_gather": ("states", "out"),
+    "cross_entropy_rows": ("bias", "gradient"),
+    "cross_entropy_scale": ("stored", "grad_hidden"),
+}
+_PARAMETERS = ("down", "up")  # float32 where tokens are few
+_SCALED = ("scaled_out", "scaled_in")  # bfloat16, or else float32
 _BYTES = ("mask", "labelled", "distilled", "live", "keep")
 _BYTES += ("live_out", "labelled_out", "distilled_out")
 _LONGS = ("target", "targets", "rows", "index", "argmax", "token_class", "class_count")
@@ -96,6 +116,8 @@ def steer_variants(
     norms: tuple[bool, ...] = (False, True),
     activations: tuple[str, ...] = ("silu",),
     more: tuple[bool, ...] = (True,),
+    even: bool = True,
+    few: bool = False,
 ) -> Iterator[Variant]:
     """Forward, both backward kernels and their reduction. more: with mask, gradients and a second
     round of tokens, or without: neither is always the one that wants more registers."""
@@ -109,7 +131,8 @@ def steer_variants(
             ("steer_parameters", (*common, ("ADD", most))),
             ("steer_reduce", (("NORM", norm),)),
         ):
-            yield Variant(kernel, architecture, dtype, rank, width, flags)
+            fewer = few and kernel != "steer_reduce"
+            yield Variant(kernel, architecture, dtype, rank, width, flags, even, fewer)
 
 
 def cross_entropy_variants(
@@ -118,6 +141,7 @@ def cross_entropy_variants(
     widths: tuple[int, ...],
     teachers: tuple[bool, ...] = (False, True),
     more: tuple[bool, ...] = (True,),
+    even: bool = True,
 ) -> Iterator[Variant]:
     """The row pass with a teacher or not, and the two that move rows. more: with bias, cap,
     temperature and gradient, or without any."""
@@ -125,7 +149,8 @@ def cross_entropy_variants(
         for teacher, most in itertools.product(teachers, more):
             flags = {name: most for name in ("BIAS", "CAP", "GRADIENT")}
             flags |= {"HEATED": teacher and most, "DISTILS": teacher}
-            yield Variant("cross_entropy_rows", architecture, dtype, 0, width, tuple(flags.items()))
+            given = tuple(flags.items())
+            yield Variant("cross_entropy_rows", architecture, dtype, 0, width, given, even)
         for kernel, flags in (
             ("cross_entropy_gather", ()),
             ("cross_entropy_scale", (("HIDDEN", True),)),
@@ -134,7 +159,7 @@ def cross_entropy_variants(
 
 
 def bookkeeping_variants(
-    architectures: tuple[int, ...], more: tuple[bool, ...] = (True, False)
+    architectures: tuple[int, ...], more: tuple[bool, ...] = (True, False), even: bool = True
 ) -> Iterator[Variant]:
     """What is one program a call: the same code for every dtype and size. more: with a teacher and
     everything that can be given, or without any."""
@@ -144,7 +169,8 @@ def bookkeeping_variants(
             ("cross_entropy_prepare", (("MEAN", True), ("GIVEN", most), ("KD_NORM_GIVEN", most))),
             ("cross_entropy_finish", (("CENTRED", True), ("BY_ROW", most), ("CLASSED", most))),
         ):
-            yield Variant(kernel, architecture, torch.float32, 0, 1024, (*common, *flags))
+            given = (*common, *flags)
+            yield Variant(kernel, architecture, torch.float32, 0, 1024, given, even)
 
 
 def whole_table() -> list[Variant]:
@@ -156,45 +182,64 @@ def whole_table() -> list[Variant]:
         bookkeeping_variants(ARCHITECTURES),
         # the other options of the code, once
         steer_variants(ARCHITECTURES, DTYPES, RANKS, BUCKETS[:1], more=(False,)),
+        # float32 has no other code for few tokens
+        steer_variants(ARCHITECTURES, DTYPES[:2], RANKS, BUCKETS[:1], few=True),
+        steer_variants(ARCHITECTURES, DTYPES, RANKS[1:], BUCKETS[:1], even=False),
+        cross_entropy_variants(ARCHITECTURES, DTYPES, BUCKETS[-1:], even=False),
         steer_variants((90,), DTYPES, (0, 16), BUCKETS[:1], activations=_OTHERS, more=(False,)),
         cross_entropy_variants((90,), DTYPES, BUCKETS[-1:], more=(False,)),
     ):
-        options = configuration(
-            variant.kernel, variant.architecture, variant.dtype, variant.padded, variant.width
-        )
-        code = (variant.kernel, variant.architecture, variant.dtype, variant.padded, variant.flags)
-        found.setdefault((code, tuple(sorted(options.items()))), variant)
+        code = replace(variant, width=0), tuple(sorted(variant.options.items()))
+        found.setdefault(code, variant)
     return list(found.values())
+
+
+def parameters(variant: Variant) -> dict[str, tuple[str, bool]]:
+    """Type of every argument of the kernel that is no constant, and whether its value (a pointer's
+    address) is known to be a multiple of 16: what Triton compiles for, as kernels are launched."""
+    constants = _constants(variant)
+    found = {}
+    for name in _KERNELS[variant.kernel].arg_names:
+        multiple = name in _SPECIALISED and (variant.even or name not in ("rank", "vocab"))
+        if name in constants:
+            continue
+        elif name in _NUMBERS:
+            found[name] = "fp32", False
+        elif name in _INTEGERS:
+            found[name] = "i32", multiple
+        else:
+            found[name] = _POINTERS.get(name, f"*{_TYPES[_dtype(variant, name)]}"), True
+    return found
+
+
+def _dtype(variant: Variant, name: str) -> torch.dtype:
+    """Of a tensor of floats."""
+    narrow = name in _STREAMS.get(variant.kernel, ())
+    if name in _PARAMETERS:
+        narrow = narrow and not variant.few
+    if name in _SCALED:
+        narrow = variant.dtype == torch.bfloat16
+    return variant.dtype if narrow else torch.float32
+
+
+def _constants(variant: Variant) -> dict[str, Any]:
+    named = {**variant.options, **dict(variant.flags), "PADDED": variant.padded}
+    return {k: v for k, v in named.items() if k in _KERNELS[variant.kernel].arg_names}
 
 
 def build(variant: Variant) -> Any:
     """The compiled kernel of Triton, with its PTX in `asm`."""
-    kernel = _KERNELS[variant.kernel]
-    options = configuration(
-        variant.kernel, variant.architecture, variant.dtype, variant.padded, variant.width
-    )
-    constants = {k: v for k, v in options.items() if k not in _LAUNCH} | dict(variant.flags)
-    constants["PADDED"] = variant.padded
-    constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
-    signature: dict[str, str] = {}
-    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    for position, name in enumerate(kernel.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name in _NUMBERS:
-            signature[name] = "fp32"
-        elif name in _INTEGERS:
-            signature[name] = "i32"
-        else:
-            narrow = name in _STREAMS or (name in _SCALED and variant.dtype == torch.bfloat16)
-            kind = _TYPES[variant.dtype] if narrow else "fp32"
-            signature[name] = _POINTERS.get(name, f"*{kind}")
-        # as in a launch with sizes that are multiples of 16
-        if signature[name].startswith("*") or name in _MULTIPLES:
-            attributes[(position,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, attributes)
+    kernel, typed = _KERNELS[variant.kernel], parameters(variant)
+    # in the order of the arguments
+    signature = {name: typed.get(name, ("constexpr", False))[0] for name in kernel.arg_names}
+    attributes = {
+        (position,): [["tt.divisibility", 16]]
+        for position, name in enumerate(kernel.arg_names)
+        if name in typed and typed[name][1]
+    }
+    source = ASTSource(kernel, signature, _constants(variant), attributes)
     target = GPUTarget("cuda", variant.architecture, 32)
-    launch = {k: v for k, v in options.items() if k in _LAUNCH}
+    launch = {k: v for k, v in variant.options.items() if k in _LAUNCH}
     return triton.compile(source, target=target, options=launch)
 
 
@@ -222,9 +267,17 @@ def ptxas(architecture: int) -> str:
     return str(get_ptxas(architecture).path)
 
 
+def tolerated(variant: Variant) -> int:
+    """Bytes of spills that are known of this Triton and this row."""
+    version = ".".join(triton.__version__.split(".")[:2])
+    dtype = _TYPES[variant.dtype]
+    key = (version, variant.kernel, variant.architecture, dtype, variant.padded)
+    return TOLERATED.get(key, 0)
+
+
 def faults(variant: Variant, report: Report) -> list[str]:
     found = []
-    if report.spills:
+    if report.spills > tolerated(variant):
         found.append(f"spills {report.spills} bytes")
     if report.shared > SHARED_BYTES[variant.architecture]:
         found.append(f"wants {report.shared} bytes of shared memory")

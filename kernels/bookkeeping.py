@@ -39,7 +39,7 @@ def _slot(
 
 
 @triton.jit
-def _share(normalizer, total, GIVEN: tl.constexpr, MEAN: tl.constexpr):
+def _reciprocal(normalizer, total, GIVEN: tl.constexpr, MEAN: tl.constexpr):
     """1 / normaliser, 0 where it is 0; and whether a given one is no number >= 0."""
     amount = total * 0.0 + 1.0
     if GIVEN:
@@ -52,7 +52,7 @@ def _share(normalizer, total, GIVEN: tl.constexpr, MEAN: tl.constexpr):
 
 
 @triton.jit
-def _told(code, row, value, place, values, number: tl.constexpr):
+def _unless_found(code, row, value, place, values, number: tl.constexpr):
     """Code, row and value so far, or those of a violation at `place` where there is none so far."""
     found = (place < NOWHERE) & (code == 0)
     here = tl.load(values + place, mask=found, other=0).to(tl.float64)
@@ -103,8 +103,8 @@ def prepare_kernel(
         )  # fmt: skip
         sum_w += w
         sum_m += m
-    share, no_number = _share(normalizer, tl.sum(sum_w, 0), GIVEN, MEAN)
-    kd_share, kd_no_number = _share(kd_normalizer, tl.sum(sum_m, 0), KD_NORM_GIVEN, MEAN)
+    share, no_number = _reciprocal(normalizer, tl.sum(sum_w, 0), GIVEN, MEAN)
+    kd_share, kd_no_number = _reciprocal(kd_normalizer, tl.sum(sum_m, 0), KD_NORM_GIVEN, MEAN)
     tl.store(shares, ce_weight * share)
     tl.store(shares + 1, kd_weight * kd_share)
     tl.store(shares + 2, share)
@@ -112,17 +112,17 @@ def prepare_kernel(
     # in the order in which they are told
     code = tl.min(bad_target, 0) * 0
     at, value = code, code.to(tl.float64)
-    code, at, value = _told(code, at, value, tl.min(bad_target, 0), targets, 1)
-    code, at, value = _told(code, at, value, tl.min(bad_row, 0), rows, 4)
-    code, at, value = _told(code, at, value, tl.min(bad_weight, 0), weights, 2)
+    code, at, value = _unless_found(code, at, value, tl.min(bad_target, 0), targets, 1)
+    code, at, value = _unless_found(code, at, value, tl.min(bad_row, 0), rows, 4)
+    code, at, value = _unless_found(code, at, value, tl.min(bad_weight, 0), weights, 2)
     if KD_GIVEN:
-        code, at, value = _told(code, at, value, tl.min(bad_kd, 0), kd_weights, 3)
+        code, at, value = _unless_found(code, at, value, tl.min(bad_kd, 0), kd_weights, 3)
     if GIVEN:
         place = tl.where(no_number, 0, NOWHERE)
-        code, at, value = _told(code, at, value, place, normalizer, 5)
+        code, at, value = _unless_found(code, at, value, place, normalizer, 5)
     if KD_NORM_GIVEN:
         place = tl.where(kd_no_number, 0, NOWHERE)
-        code, at, value = _told(code, at, value, place, kd_normalizer, 6)
+        code, at, value = _unless_found(code, at, value, place, kd_normalizer, 6)
     tl.store(status, code.to(tl.float64))
     tl.store(status + 1, at.to(tl.float64))
     tl.store(status + 2, value)

@@ -3,8 +3,10 @@ products, and the row scaling of the backward pass. Everything is computed in fl
 
 One program works on one row of logits. It reads the row once for logsumexp, argmax and divergence
 (each lane keeps a running maximum and sum of its own, so that warps meet once a row), then a second
-time from the end to the start, where the row's tail is still in the L2 cache, and leaves the
-gradient with respect to the raw logits in the place of the logits.
+time from the end to the start, and leaves the gradient with respect to the raw logits in the place
+of the logits. The L2 cache of a GPU does not hold all rows that are under way (of 128256 columns
+each is half a megabyte, and two programs a multiprocessor have 135 of an H100's 50): going
+backwards, the second sweep meets what was read last before it is gone.
 
 A narrow gradient (bfloat16, float16) goes into the upper half of its float32 row: going backwards
 it only overwrites logits that were read. Within a block the barrier sees to that, as another warp
@@ -192,7 +194,7 @@ def product(states: Tensor, head: Tensor, out: Tensor) -> None:
         torch.mm(states, head.t(), out_dtype=torch.float32, out=out)
 
 
-def states(gradient: Tensor, head: Tensor, out: Tensor) -> None:
+def to_hidden(gradient: Tensor, head: Tensor, out: Tensor) -> None:
     """out [rows, D] = gradient head, summed in float32 and rounded once.
 
     A narrow product may add up its parts in its own dtype (PyTorch allows cuBLAS to, where the sum
@@ -242,6 +244,8 @@ def backward(
     grad: Tensor, rows: Tensor, stored: Tensor, row_scale: Tensor, weight_slope: Tensor, total: int
 ) -> tuple[Tensor, Tensor]:
     """Gradients of hidden [total, D], rounded once, and of weights [total]; no host sync."""
+    rows, stored = rows.contiguous(), stored.contiguous()  # rows are as the caller had them
+    row_scale, weight_slope = row_scale.contiguous(), weight_slope.contiguous()
     width = stored.shape[1]
     hidden = stored.shape[0] > 0
     grad_hidden = stored.new_zeros(total, width)

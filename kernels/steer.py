@@ -2,9 +2,10 @@
 
 A program takes BLOCK_T tokens at a time and sweeps the width in blocks of BLOCK_D: once for the
 mixing weights (pre = down u + bias), once to write h'. Norm preservation needs the norm of the
-result before it writes, which is a sweep more. HBM should see one read and one write of the stream:
-no more tokens are under way than the L2 cache holds, and each sweep starts where the one before
-ended. The backward pass is steer_backward.py.
+result before it writes, which is a sweep more. At best HBM sees one read and one write of the
+stream: programs are no more than the L2 cache holds the tokens of, unless multiprocessors would
+have too little to do, and each sweep starts where the one before ended, with what is left there.
+The backward pass is steer_backward.py.
 """
 
 import functools
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from dive.kernels.functions import activation as phi
 from dive.kernels.functions import product, rounded
-from dive.kernels.table import cdiv, configuration, padded_rank, residents
+from dive.kernels.table import cdiv, configuration, narrowed, padded_rank, residents
 
 
 @triton.jit
@@ -32,6 +33,16 @@ def edit_of(edit, mix, up, static, d, r, width, rank, PADDED: tl.constexpr):
         edit = product(mix, block, edit)
     fixed = tl.load(static + d, mask=d < width, other=0.0).to(tl.float32)
     return edit + fixed[None, :]
+
+
+@triton.jit
+def columns_of(step, last, FORWARDS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Columns of the block that a sweep over blocks 0 to last takes at this step. A sweep goes the
+    other way than the one before it, and begins with what is left of that in the cache."""
+    if FORWARDS:
+        return tl.arange(0, BLOCK_D) + step * BLOCK_D
+    else:
+        return tl.arange(0, BLOCK_D) + (last - step) * BLOCK_D
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -109,7 +120,7 @@ def _forward_block(
         after = tl.zeros([BLOCK_T], tl.float32)
         largest = tl.zeros([BLOCK_T], tl.float32)
         for step in range(0, last + 1):
-            d = (last - step) * BLOCK_D + tl.arange(0, BLOCK_D)
+            d = columns_of(step, last, False, BLOCK_D)
             inner = keep[:, None] & (d < width)[None, :]
             x = tl.load(h + start[:, None] + d[None, :], mask=inner, other=0.0).to(tl.float32)
             edit = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
@@ -122,11 +133,7 @@ def _forward_block(
         ratio = tl.where(change, tl.sqrt(squares) / tl.sqrt(tl.where(change, after, 1.0)), 1.0)
 
     for step in range(0, last + 1):
-        d = tl.arange(0, BLOCK_D)
-        if NORM:
-            d += step * BLOCK_D
-        else:
-            d += (last - step) * BLOCK_D
+        d = columns_of(step, last, NORM, BLOCK_D)
         inner = inside[:, None] & (d < width)[None, :]
         place = h + start[:, None] + d[None, :]
         raw = tl.load(place, mask=inner, other=0.0, eviction_policy="evict_first")
@@ -162,18 +169,30 @@ def _processors(index: int | None) -> tuple[int, int]:
     return properties.multi_processor_count, properties.L2_cache_size
 
 
-def programs(kernel: str, x: Tensor, padded: int, blocks: int, block_t: int) -> int:
-    """How many programs share the blocks of block_t tokens of x [T, D] between them."""
+def few(x: Tensor, block_t: int) -> bool:
+    """Whether blocks of so many tokens of x [T, D] leave multiprocessors of a GPU without one."""
+    return x.is_cuda and cdiv(x.shape[0], block_t) < _processors(x.device.index)[0]
+
+
+def operand(parameter: Tensor, x: Tensor) -> Tensor:
+    """A factor of a product as every block of tokens reads it: in the dtype of x, to which the
+    kernels round it anyway."""
+    return parameter.to(x.dtype).contiguous()
+
+
+def programs(kernel: str, x: Tensor, padded: int, blocks: int, block_t: int, swept: int = 1) -> int:
+    """How many programs share the blocks of block_t tokens of x [T, D] between them, where so many
+    tensors of its size are swept more than once."""
     if not x.is_cuda:
         return blocks
     least = residents(kernel, x.device, x.dtype, padded, x.shape[1])
-    block_bytes = block_t * x.shape[1] * x.element_size()
+    block_bytes = swept * block_t * x.shape[1] * x.element_size()
     return shared(blocks, block_bytes, least, *_processors(x.device.index))
 
 
 def shared(blocks: int, block_bytes: int, least: int, processors: int, cache_bytes: int) -> int:
     """So many programs that what they have under way fits into three quarters of the cache, but
-    `least` for each multiprocessor; and all get as many blocks."""
+    `least` for each multiprocessor even where it does not; and all get as many blocks."""
     most = max(least * processors, 3 * cache_bytes // 4 // block_bytes)
     return cdiv(blocks, cdiv(blocks, most))
 
@@ -200,6 +219,10 @@ def forward(
     padded = padded_rank(rank)
     options = configuration("steer_forward", h.device, h.dtype, padded, width)
     if out.numel():
+        if few(x, options["BLOCK_T"]):
+            options = narrowed(options)  # and the parameters are read by few as they are
+        else:
+            down, up = operand(down, x), operand(up, x)
         blocks = cdiv(tokens, options["BLOCK_T"])
         grid = (programs("steer_forward", x, padded, blocks, options["BLOCK_T"]),)
         forward_kernel[grid](

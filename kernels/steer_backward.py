@@ -16,8 +16,8 @@ from torch import Tensor
 from dive.kernels.functions import activation as phi
 from dive.kernels.functions import activation_slope as phi_slope
 from dive.kernels.functions import product, rounded
-from dive.kernels.steer import edit_of, marks, programs, rows
-from dive.kernels.table import cdiv, configuration, padded_rank
+from dive.kernels.steer import columns_of, edit_of, few, marks, operand, programs, rows
+from dive.kernels.table import cdiv, configuration, narrowed, padded_rank
 
 MIB = 2**20
 WORKSPACE_BYTES = 64 * MIB
@@ -89,7 +89,7 @@ def _backward_block(
     if NORM:
         old = tl.zeros([BLOCK_T], tl.float32)
         new = tl.zeros([BLOCK_T], tl.float32)
-        along = tl.zeros([BLOCK_T], tl.float32)
+        dot = tl.zeros([BLOCK_T], tl.float32)
         for first in range(0, width, BLOCK_D):
             d = first + tl.arange(0, BLOCK_D)
             inner = keep[:, None] & (d < width)[None, :]
@@ -100,10 +100,10 @@ def _backward_block(
             moved = tl.where(inner, x + factor * edit, 0.0)
             old += tl.sum(x * x, 1)
             new += tl.sum(moved * moved, 1)
-            along += tl.sum(g.to(tl.float32) * moved, 1)
+            dot += tl.sum(g.to(tl.float32) * moved, 1)
         some = new > 0
         length, safe = tl.sqrt(old), tl.sqrt(tl.where(some, new, 1.0))
-        along = along / safe
+        along = dot / safe  # the gradient's part along the result
         from_grad = tl.where(some, length / safe, 1.0)
         from_moved = tl.where(some, from_grad * along / safe, 0.0)
         # d|x|/dx is 0 at 0, and a result of 0 was left as it was
@@ -119,11 +119,7 @@ def _backward_block(
     if PADDED > 0:
         at_mix = tl.zeros([BLOCK_T, RANKS], tl.float32)
         for step in range(0, last + 1):
-            d = tl.arange(0, BLOCK_D)
-            if NORM:
-                d += (last - step) * BLOCK_D
-            else:
-                d += step * BLOCK_D
+            d = columns_of(step, last, not NORM, BLOCK_D)
             inner = keep[:, None] & (d < width)[None, :]
             g = tl.load(grad + grad_start[:, None] + d[None, :], mask=inner, other=0.0)
             if NORM:
@@ -163,11 +159,7 @@ def _backward_block(
         narrow, top = rounded(scaled, h.dtype.element_ty), 1.0
 
     for step in range(0, last + 1):
-        d = tl.arange(0, BLOCK_D)
-        if NORM:
-            d += step * BLOCK_D
-        else:
-            d += (last - step) * BLOCK_D
+        d = columns_of(step, last, NORM, BLOCK_D)
         inner = inside[:, None] & (d < width)[None, :]
         raw = tl.load(grad + grad_start[:, None] + d[None, :], mask=inner, other=0.0)
         x = tl.load(
@@ -393,6 +385,10 @@ def backward(
         return configuration(kernel, h.device, h.dtype, padded, width)
 
     rowwise, columnwise = options("steer_backward"), options("steer_parameters")
+    if few(x, rowwise["BLOCK_T"]):
+        rowwise = narrowed(rowwise)
+    else:
+        down, up = operand(down, x), operand(up, x)
     steps = (rowwise["BLOCK_T"], columnwise["BLOCK_T"])
     plan = layout(tokens, width, rank, max(steps), columnwise["BLOCK_D"])
     blocks = cdiv(plan.tokens, rowwise["BLOCK_T"])
@@ -412,7 +408,9 @@ def backward(
         "NORM": norm_preserving,
         "MASKED": mask is not None,
     }
-    grid = (programs("steer_backward", x, padded, blocks, rowwise["BLOCK_T"]),)
+    # without the norm h is read once, in the second sweep
+    swept = 2 if norm_preserving else 1
+    grid = (programs("steer_backward", x, padded, blocks, rowwise["BLOCK_T"], swept),)
     for first in range(0, tokens, plan.tokens):
         # the last round may leave blocks without tokens: they add zeros
         add, end = first > 0, min(tokens, first + plan.tokens)

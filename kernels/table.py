@@ -17,7 +17,7 @@ RANKS = (0, 16, 32, 64, 128)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # of sum and of product: passed to every launch, so that a build's default cannot change results
 ENABLE_FP_FUSION = True
-RESIDENTS = 2  # one has something to do while the other waits
+RESIDENTS = 2  # one has something to do while the other waits; benchmarks/tune.py tries others
 
 
 def padded_rank(rank: int) -> int:
@@ -35,16 +35,19 @@ def bucket(width: int) -> int:
     return next((size for size in BUCKETS if width <= size), BUCKETS[-1])
 
 
-# No row of these spills on sm_80, sm_90 or sm_100 (tests/test_kernels_compiled.py, make aot).
+# Rows that spill neither under Triton 3.6 nor 3.9, but for what aot.TOLERATED names, which is why
+# some look arbitrary (tests/test_kernels_compiled.py, make aot).
 
 
 def _steer_forward(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
-    # 32 tokens halve the L2 traffic of the parameters against 16, and their slab still fits there
+    # 32 tokens halve the L2 traffic of the parameters against 16. What they are of the stream fits
+    # there for one program a multiprocessor, not for two: 4096 columns are 66 MiB on an H100
     if padded >= 128:
-        tokens, stages = (16, 2) if wide else (32, 3)
-        return {"BLOCK_T": tokens, "BLOCK_D": 32, "num_warps": 8, "num_stages": stages}
+        tokens, columns, stages = (16, 16, 2) if wide else (32, 32, 3)
+        return {"BLOCK_T": tokens, "BLOCK_D": columns, "num_warps": 8, "num_stages": stages}
     if wide:
-        return {"BLOCK_T": 16, "BLOCK_D": 32 if padded >= 64 else 64, "num_warps": 4}
+        columns, warps = (64, 8 if padded == 32 else 4) if padded in (0, 32) else (32, 4)
+        return {"BLOCK_T": 16, "BLOCK_D": columns, "num_warps": warps}
     if padded >= 64:
         return {"BLOCK_T": 32, "BLOCK_D": 32, "num_warps": 4}
     # a few tiles ahead: little is under way otherwise
@@ -53,27 +56,33 @@ def _steer_forward(capability: int, wide: bool, padded: int, width: int) -> dict
 
 def _steer_backward(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
     if padded >= 128:
-        columns = 16 if wide and capability < 90 else 32
-        return {"BLOCK_T": 16, "BLOCK_D": columns, "num_warps": 8}
+        return {"BLOCK_T": 16, "BLOCK_D": 16 if wide else 32, "num_warps": 8, "num_stages": 3}
     if wide:
-        return {"BLOCK_T": 16, "BLOCK_D": 32, "num_warps": 8 if padded >= 64 else 4}
-    columns = 32 if padded >= 64 else 64
+        columns, warps = 64 if padded == 16 and capability >= 90 else 32, 8 if padded >= 64 else 4
+        return {"BLOCK_T": 16, "BLOCK_D": columns, "num_warps": warps}
+    columns = 32 if padded >= 32 else 64
     return {"BLOCK_T": 32, "BLOCK_D": columns, "num_warps": 8 if padded >= 16 else 4}
 
 
 def _steer_parameters(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
     # wide blocks: what is kept of each token is read again for every one of them
     if padded >= 128:
-        return {"BLOCK_T": 16 if wide else 32, "BLOCK_D": 32, "num_warps": 8}
+        stages = 3 if wide and capability < 90 else 2
+        tokens = 16 if wide else 32
+        return {"BLOCK_T": tokens, "BLOCK_D": 32, "num_warps": 8, "num_stages": stages}
     if wide and padded >= 64:
         return {"BLOCK_T": 16, "BLOCK_D": 32, "num_warps": 8 if capability < 90 else 4}
     if wide:
-        return {"BLOCK_T": 16, "BLOCK_D": 64, "num_warps": 4}
+        columns = 32 if padded == 16 and capability < 90 else 64
+        return {"BLOCK_T": 16, "BLOCK_D": columns, "num_warps": 4}
     if padded == 0:
         return {"BLOCK_T": 32, "BLOCK_D": 128, "num_warps": 4}
     if capability < 90 and padded >= 32:
         return {"BLOCK_T": 32 if padded == 32 else 16, "BLOCK_D": 32, "num_warps": 4}
-    return {"BLOCK_T": 32, "BLOCK_D": 64, "num_warps": 8 if padded >= 64 else 4}
+    stages = 3 if padded == 32 else 2
+    return {
+        "BLOCK_T": 32, "BLOCK_D": 64, "num_warps": 8 if padded >= 64 else 4, "num_stages": stages,
+    }  # fmt: skip
 
 
 def _steer_reduce(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
@@ -81,7 +90,8 @@ def _steer_reduce(capability: int, wide: bool, padded: int, width: int) -> dict[
 
 
 def _rows(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
-    # one program fills much of a multiprocessor: the rows that are under way fit in the L2 cache
+    # one program fills much of a multiprocessor, so that few rows are under way; as the second
+    # sweep goes backwards it begins with what of them is still in the L2 cache
     if width <= 1024:
         return {"BLOCK": 1024, "num_warps": 4}
     return {"BLOCK": 4096, "num_warps": 32 if wide else 16}
@@ -140,9 +150,14 @@ def configuration(
     return _found(kernel, device, dtype, padded, width)[0]
 
 
+def narrowed(options: dict[str, Any]) -> dict[str, Any]:
+    """With the fewest tokens a block that a tile product takes, for a call with few tokens."""
+    return {**options, "BLOCK_T": 16}
+
+
 def residents(
     kernel: str, device: torch.device | int, dtype: torch.dtype, padded: int, width: int
 ) -> int:
-    """How many programs a multiprocessor should have at least where the L2 cache holds the tokens
-    of fewer: for kernels of `dive::steer` that read their tokens more than once."""
+    """How many programs a multiprocessor should have at least, though the L2 cache may hold the
+    tokens of fewer: for kernels of `dive::steer` that read their tokens more than once."""
     return _found(kernel, device, dtype, padded, width)[1]

@@ -86,6 +86,11 @@ def test_a_sanitizer_that_did_not_look_is_never_clean(status: int, output: str, 
     assert stages.verdict(status, output)["state"] == state
 
 
+def test_no_graph_is_captured_under_the_sanitizer() -> None:
+    """Nothing is cached there, and a cudaMalloc during a capture is an error."""
+    assert "capture" not in stages.SANITIZED
+
+
 def test_what_a_run_of_tests_comes_to() -> None:
     passed = (
         "tests/gpu/a.py::test_b[x y] PASSED [ 50%]\ntests/gpu/a.py::test_c SKIPPED (no) [100%]\n"
@@ -143,6 +148,23 @@ def test_a_toy_run_has_no_place_among_the_results(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("OUT")
     assert timing.folder() != timing.RESULTS
     timing.folder.cache_clear()
+
+
+def test_a_build_is_never_taken_from_a_file(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results come along to a bare machine, the extension does not."""
+    monkeypatch.setenv("DIVE_COMMIT", "abc")
+    ran = []
+
+    def stage(shell: stages.Shell) -> dict[str, str]:
+        """Passes."""
+        ran.append(shell)
+        return {"state": "passed"}
+
+    for name, times in (("test", 1), ("build", 2)):
+        ran.clear()
+        monkeypatch.setitem(stages.OWN, name, stage)
+        assert stages.run(name, timing.CPU, False) and stages.run(name, timing.CPU, False)
+        assert len(ran) == times, name
 
 
 @pytest.mark.parametrize("distils", [False, True])

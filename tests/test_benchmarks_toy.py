@@ -59,7 +59,8 @@ def test_all_stages(tmp_path: Path) -> None:
     assert {way["way"] for way in ways} >= {"session, 4 adapters", "compiled loop"}
     assert all(plan for way in ways for plan in way["plan"].values())
     again = gpu_sh(tmp_path, "loss", "build")
-    assert again.count("of this commit and complete") == 2
+    # a build is of a machine, whatever files were brought to it
+    assert again.count("of this commit and complete") == 1 and "build: passed" in again
     assert {path: path.stat().st_mtime_ns for path in results.iterdir()} == before
     page = subprocess.run(
         [sys.executable, "-c", "import sys; from pathlib import Path\n"

@@ -5,12 +5,14 @@ file in a process of its own.
 """
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run by tests/test_kernels_interpreted.py", allow_module_level=True)
 
+import steer_terms
 import torch
 from torch import Tensor
 
@@ -45,18 +47,18 @@ def assert_as_good_as_pytorch(args: list[Tensor], **options: object) -> None:
     """Each result's distance from float64 is within twice that of the reference.
 
     One rounding of the operands is allowed beside: with a handful of tokens the reference's own
-    error is a matter of luck, and most so in the gradients of bias and scale, whose terms cancel.
+    error is a matter of luck, and most so in the gradients of bias and scale, whose terms cancel:
+    there it is a rounding of the terms.
     """
     upstream = torch.randn(args[0].shape).to(args[0].dtype)
     exact = [x.detach().double().requires_grad_() for x in args]
     truth = results(reference.steer, exact, upstream.double(), **options)
     plain = results(reference.steer, args, upstream, **options)
     mine = results(ops.steer, args, upstream, **options)
+    terms = steer_terms.norms(exact, upstream, **options)
     for position, (m, p, t) in enumerate(zip(mine, plain, truth, strict=True)):
         assert m.dtype == p.dtype and m.shape == p.shape
-        size = t.norm()
-        if position in (3, 6):
-            size = size.maximum(upstream.double().norm())
+        size = terms.get(position, t.norm())
         slack = torch.finfo(upstream.dtype).eps + 8 * torch.finfo(torch.float32).eps
         bound = 2 * (p.double() - t).norm() + slack * size
         assert (m.double() - t).norm() <= bound, position
@@ -116,11 +118,45 @@ def test_programs_that_take_several_blocks(
 
 def test_programs_keep_their_tokens_in_the_cache() -> None:
     mib, block = 2**20, 32 * 4096 * 2
+    assert steer.shared(512, block, 1, 132, 50 * mib) == 128  # of 150, which fit; four blocks each
+    assert steer.shared(512, 2 * block, 1, 132, 50 * mib) == 128  # of 132, which do not
     assert steer.shared(512, block, 2, 132, 50 * mib) == 256  # of 264, two blocks each
     assert steer.shared(512, block, 4, 132, 50 * mib) == 512
     assert steer.shared(100, block, 2, 132, 50 * mib) == 100
     assert steer.shared(4096, block // 16, 2, 132, 50 * mib) * block // 16 <= 0.75 * 50 * mib
     assert steer.shared(1, 1, 1, 1, 1) == 1
+
+
+def test_few_tokens_come_in_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steer, "_processors", lambda index: (132, 50 * 2**20))
+    device = SimpleNamespace(index=0)
+    for tokens, want in ((1, True), (800, True), (132 * 32, False)):
+        x = SimpleNamespace(is_cuda=True, device=device, shape=(tokens, 4096))
+        assert steer.few(x, 32) is want
+    taken = []
+    for module in (steer, steer_backward):
+        monkeypatch.setattr(module, "few", lambda *_: True)
+        small = lambda options: taken.append(1) or table.narrowed(options)  # noqa: E731
+        monkeypatch.setattr(module, "narrowed", small)
+    for dtype in (torch.float32, *HALVES):
+        assert_as_good_as_pytorch(inputs(40, 37, 3, dtype), norm_preserving=True)
+    assert len(taken) == 2 * 3
+
+
+@pytest.mark.parametrize("norm_preserving", [False, True])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_parameters_that_come_in_the_streams_dtype_change_no_bit(
+    dtype: torch.dtype, norm_preserving: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernels round what is float32 to it anyway, block by block."""
+    args = inputs(40, 37, 3, dtype)
+    upstream, options = torch.randn(40, 37).to(dtype), {"norm_preserving": norm_preserving}
+    want = results(ops.steer, args, upstream, **options)
+    assert steer.operand(args[1], args[0]).dtype == dtype and want[2].dtype == torch.float32
+    for module in (steer, steer_backward):
+        monkeypatch.setattr(module, "operand", lambda parameter, x: parameter)
+    for got, brought in zip(results(ops.steer, args, upstream, **options), want, strict=True):
+        assert torch.equal(got, brought)
 
 
 @pytest.mark.parametrize("norm_preserving", [False, True])

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dive import ops, reference
 from dive.errors import DiveError
-from dive.ops import sweep
+from dive.ops import cross_entropy, sweep
 
 F64 = torch.float64
 N, V, D = 9, 37, 6
@@ -418,6 +418,21 @@ def test_compiled_whole(listed: bool) -> None:
     for other in results[1:]:
         for eager, mine in zip(results[0], other, strict=True):
             assert torch.equal(eager, mine)
+
+
+def test_live_rows_are_traced_for_cuda_too() -> None:
+    """On CUDA a capture is asked about, which no compiler traces. It never runs here."""
+    graphs = []
+
+    def live(x: Tensor) -> Tensor:
+        return cross_entropy._live_rows(torch.ones(x.shape, device="cuda"), None, 1.0, 0.0)
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return lambda *_: [torch.arange(3)]
+
+    rows = torch.compile(live, fullgraph=True, backend=backend)(torch.ones(3))
+    assert rows.tolist() == [0, 1, 2] and "arange" in graphs[0].code
 
 
 def test_autocast_has_no_effect() -> None:

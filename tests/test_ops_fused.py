@@ -144,19 +144,28 @@ def test_no_tensor_is_larger_than_a_chunk(launches: Launches, teacher: bool) -> 
     assert launches.elements > count * width  # the stored gradient is not what was found
 
 
+@pytest.mark.parametrize("few", [False, True])
 @pytest.mark.parametrize("norm_preserving", [False, True])
-def test_steering_is_one_launch_and_three_back(launches: Launches, norm_preserving: bool) -> None:
+def test_steering_is_one_launch_and_three_back(
+    launches: Launches, norm_preserving: bool, few: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And two to bring the parameters to the stream's dtype, unless tokens are few."""
+    for module in (steer, steer_backward):
+        monkeypatch.setattr(module, "few", lambda *_: few)
+    brought = [] if few else ["_to_copy"] * 2
+
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=META)
 
     h = new(4, 4096, 4096, dtype=torch.bfloat16)
     args = [h, new(16, 4096), new(16), new(4096, 16), new(4096), new(), None]
     out, pre, rstd = fused._steer(*args, "silu", norm_preserving, 1e-6, True)
-    assert launches.names == ["forward_kernel"]
+    assert launches.names == [*brought, "forward_kernel"]
     assert out.shape == h.shape and pre.shape == (4 * 4096, 16) and rstd.shape == (4 * 4096,)
     launches.elements = 0
     fused._steer_backward(out, *args, pre, rstd, "silu", norm_preserving)
-    assert launches.names[1:] == ["backward_kernel", "parameters_kernel", "reduce_kernel"]
+    kernels = ["backward_kernel", "parameters_kernel", "reduce_kernel"]
+    assert launches.names[len(brought) + 1 :] == [*brought, *kernels]
     assert launches.elements == h.numel()
 
 

@@ -205,8 +205,10 @@ def _live_rows(
             live = (live & (kd_weights > 0)) if ce_weight == 0 else (live | (kd_weights > 0))
         elif kd_weight == 0 and ce_weight == 0:
             live = torch.zeros_like(live)
-        captured = weights.is_cuda and torch.cuda.is_current_stream_capturing()
-        if torch.compiler.is_compiling() or captured:
+        # in this order: a compiler cannot trace the question for the stream
+        if torch.compiler.is_compiling() or (
+            weights.is_cuda and torch.cuda.is_current_stream_capturing()
+        ):
             every = torch.arange(live.shape[0], device=live.device)
             return torch.where(live, every, -1)
         return live.nonzero()[:, 0]

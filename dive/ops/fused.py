@@ -111,6 +111,7 @@ def _fused_loss(
     device, dtype, capacity = hidden.device, hidden.dtype, rows.shape[0]
     distils = teacher_hidden is not None
     gain = sweep.gain(dtype, vocab)
+    bias = None if bias is None else bias.contiguous()
     slots = prepare(
         targets,
         weights,
@@ -172,7 +173,7 @@ def _fused_loss(
             temperature,
         )
         if gradient is not None:
-            kernel.states(gradient, lm_head, stored[part])
+            kernel.to_hidden(gradient, lm_head, stored[part])
     outputs = finish(
         slots,
         results,

@@ -144,8 +144,10 @@ def forward(
     w, m, target = w[index], m[index], targets[index]
     in_range = (target >= 0) & (target < vocab)
     target = torch.where(in_range, target, 0)
-    ce_share = ce_weight * _share(w, normalizer, reduction)  # of a row in the loss, over its weight
-    kd_share = kd_weight * _share(m, kd_normalizer, reduction)
+    ce_share = ce_weight * _reciprocal(
+        w, normalizer, reduction
+    )  # of a row in the loss, over its weight
+    kd_share = kd_weight * _reciprocal(m, kd_normalizer, reduction)
 
     sweep = Sweep(hidden, lm_head, bias, teacher_hidden, softcap, temperature, compute_grad)
     ce_factor, kd_factor = w * ce_share, m * kd_share * temperature
@@ -156,7 +158,7 @@ def forward(
     ce, kl = w * ce_share * row_ce, m * kd_share * row_kl
     slope = ce_share * row_ce
     if reduction == "mean" and normalizer is None:
-        slope = slope - ce_share * _share(w, None, "mean") * (w * row_ce).sum()
+        slope = slope - ce_share * _reciprocal(w, None, "mean") * (w * row_ce).sum()
 
     def by_row(values: Tensor, empty: int = 0) -> Tensor:
         return values.new_full((total,), empty).index_copy_(0, index, values)
@@ -435,7 +437,7 @@ def _softmax_(z: Tensor, peak: Tensor, argmax: Tensor, temperature: float) -> Te
     return peak / temperature - z.gather(1, argmax).log_()
 
 
-def _share(factors: Tensor, normalizer: Tensor | None, reduction: str) -> Tensor:
+def _reciprocal(factors: Tensor, normalizer: Tensor | None, reduction: str) -> Tensor:
     """1 / normaliser [], 0 where it is 0; for a mean it is the sum of the factors unless given."""
     if normalizer is None:
         if reduction != "mean":
