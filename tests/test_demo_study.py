@@ -33,8 +33,11 @@ def test_every_difference_names_methods_of_the_study():
 
 
 def test_scores_are_means_over_runs():
-    text = study_tables.scores([record(), record(hospital=2, bleu4=80.0)])
-    assert "| **DIVE** | 2 | 85.0 ± 7.1 |" in text
+    records = [record(), record(hospital=2, bleu4=80.0), record("DIVE, rank 1")]
+    for name, rows in (("scores", 4), ("demo scores", 3)):
+        page = study_tables.fill(f"<!-- study: {name}, main -->\n<!-- end -->", records)
+        assert "| **DIVE** | 2 | 85.0 ± 7.1 |" in page
+        assert page.count("\n|") == rows
 
 
 def test_differences_are_paired_and_spread_over_hospitals():

@@ -1,8 +1,9 @@
 """The study's records as tables, written between markers of a page.
 
 <!-- study: scores, main -->           every method: mean and standard deviation over runs
+<!-- study: demo scores, main -->      of the methods that `dive demo` shows
 <!-- study: differences, main -->      one change each: what it brings, run by run
-<!-- end -->                           ends either
+<!-- end -->                           ends each
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from dive.errors import DiveError
 
-from .methods import DIVE
+from .methods import DEMO_METHODS, DIVE
 
 Record = dict[str, Any]
 SCORES = ("bleu4", "rouge_l", "style_f1", "concept_f1", "terminated", "length_ratio")
@@ -66,6 +67,11 @@ def scores(records: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
+def demo_scores(records: Sequence[Record]) -> str:
+    shown = {method.name for method in DEMO_METHODS}
+    return scores([record for record in records if record["method"] in shown])
+
+
 def differences(records: Sequence[Record]) -> str:
     """What each change brings: paired by hospital and seed.
 
@@ -110,8 +116,8 @@ def _difference(pairs: Sequence[tuple[Record, Record]], key: str) -> str:
     return f"{mean(means):+.1f} ± {half:.1f} {better}"
 
 
-_MARKED = re.compile(r"(<!-- study: (\w+), ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
-_TABLES = {"scores": scores, "differences": differences}
+_MARKED = re.compile(r"(<!-- study: ([\w ]+), ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_TABLES = {"scores": scores, "demo scores": demo_scores, "differences": differences}
 
 
 def fill(page: str, records: Sequence[Record]) -> str:
