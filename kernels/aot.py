@@ -24,9 +24,23 @@ from dive.kernels.table import BUCKETS, DTYPES, RANKS, configuration, narrowed
 
 ARCHITECTURES = (80, 90, 100)
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # that one program may have
-# Triton, kernel, architecture, dtype, padded rank -> bytes that a variant may spill, where no row
-# was found that spills under neither Triton
-TOLERATED: dict[tuple[str, str, int, str, int], int] = {}
+# Triton, kernel, architecture, dtype, padded rank -> bytes that a variant spills at most, where the
+# table has no row that does not. None of them is of sm_90
+TOLERATED = {
+    ("3.6", "steer_backward", 100, "fp32", 64): 8,
+    ("3.6", "steer_backward", 100, "fp32", 128): 40,
+    ("3.6", "steer_parameters", 100, "fp16", 128): 48,
+    ("3.6", "steer_parameters", 100, "bf16", 64): 32,
+    ("3.6", "steer_parameters", 100, "bf16", 128): 16,
+    ("3.6", "steer_parameters", 100, "fp32", 128): 32,
+    ("3.9", "steer_forward", 80, "fp16", 128): 8,
+    ("3.9", "steer_forward", 80, "bf16", 128): 8,
+    ("3.9", "steer_forward", 100, "fp16", 16): 8,
+    ("3.9", "steer_parameters", 80, "fp16", 128): 16,
+    ("3.9", "steer_parameters", 100, "fp16", 64): 8,
+    ("3.9", "steer_parameters", 100, "fp16", 128): 8,
+    ("3.9", "steer_parameters", 100, "bf16", 64): 24,
+}
 _TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 _OTHERS = ("silu", "gelu", "tanh", "identity")
 _LAUNCH = ("num_warps", "num_stages", "enable_fp_fusion")

@@ -73,12 +73,13 @@ def _steer_parameters(capability: int, wide: bool, padded: int, width: int) -> d
     if wide and padded >= 64:
         return {"BLOCK_T": 16, "BLOCK_D": 32, "num_warps": 8 if capability < 90 else 4}
     if wide:
-        columns = 32 if padded == 16 and capability < 90 else 64
+        narrow = (padded == 16 and capability < 90) or (padded == 32 and capability >= 100)
+        columns = 32 if narrow else 64
         return {"BLOCK_T": 16, "BLOCK_D": columns, "num_warps": 4}
     if padded == 0:
         return {"BLOCK_T": 32, "BLOCK_D": 128, "num_warps": 4}
     if capability < 90 and padded >= 32:
-        return {"BLOCK_T": 32 if padded == 32 else 16, "BLOCK_D": 32, "num_warps": 4}
+        return {"BLOCK_T": 32 if padded == 32 else 16, "BLOCK_D": 32, "num_warps": 8}
     stages = 3 if padded == 32 else 2
     return {
         "BLOCK_T": 32, "BLOCK_D": 64, "num_warps": 8 if padded >= 64 else 4, "num_stages": stages,
