@@ -1,75 +1,204 @@
+// For each row, with `round` to the model's dtype where transformers rounds:
+//   r      = round(residual + delta)         (delta normed first, where it has a norm)
+//   mixing = phi(down r / rms(r) + bias)
+//   s      = r + scale (up mixing + fixed)
+//   r'     = round(s |r| / |s|)              (round(s), where the norm may change)
+//   out    = rmsnorm(r')
+// r' replaces the residual; it is r where the row is not steered.
+//
+// The kernel runs twice a layer and its work is small: what it costs is the times that it waits,
+// for memory and for its blocks. So
+// - what no kernel of the step writes (norms, adapters) is on its way before wait_for_previous; the
+//   weights of the model have been through all caches since they were last read, and come from far;
+// - blocks tell each other by writing into each other's shared memory. Behind the barrier that
+//   publishes it each finds all it needs in its own, and none has to outlive the reads of others.
 #include "cuda/add_and_norm.h"
 
 #include <algorithm>
 #include <array>
 
+#include "cuda/row_part.cuh"
+
 namespace dive::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / kWarp;
-constexpr int kMaxRank = static_cast<int>(cpu::Steering::kMaxRank);
-constexpr int kClusterBlocks = 8;
-constexpr int kSums = 4;  // sums over a row, each with a place of its own in shared memory
+// ---- before the wait: what no kernel of the step writes ----
 
-// Shared memory of a block, in floats: the row's columns, room for each sum over the cluster, the
-// products with `down`, and the mixing weights; then `staged_rank` rows of down and of up.
-struct Layout {
-  float* row;
-  float* sums;    // [kSums][kWarps + 1]
-  float* dots;    // [kMaxRank]
-  float* mixing;  // [kMaxRank]
-  unsigned char* staged;
-
-  __device__ Layout(unsigned char* shared, int span) {
-    row = reinterpret_cast<float*>(shared);
-    sums = row + span;
-    dots = sums + kSums * (kWarps + 1);
-    mixing = dots + kMaxRank;
-    staged = shared + bytes(span);
-  }
-  __host__ __device__ static std::size_t bytes(int span) {
-    const std::size_t floats = span + kSums * (kWarps + 1) + 2 * kMaxRank;
-    return (floats * sizeof(float) + 15) / 16 * 16;
-  }
-};
-
-// The sum of every thread's value over the cluster, always added in the same order, and the same in
-// every thread. `place` [kWarps + 1] is written once in a kernel.
-template <int kBlocks>
-__device__ float cluster_total(float value, float* place) {
-  value = warp_sum(value);
-  if (threadIdx.x % kWarp == 0) place[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    float sum = 0;
-    for (int w = 0; w < kWarps; ++w) sum += place[w];
-    place[kWarps] = sum;
-  }
-  cluster_sync();
-  float parts[kBlocks];
+// The thread's own columns of a norm's weights.
+template <int kBlocks, class N>
+__device__ __forceinline__ void stage_own(N* to, const N* from, int columns) {
+  constexpr int kBytes = kOwn<kBlocks> * sizeof(N), kPiece = kBytes < 16 ? kBytes : 16;
+  for_own_columns<kBlocks>(columns, [&](int i) {
 #pragma unroll
-  for (int b = 0; b < kBlocks; ++b) parts[b] = *shared_of_block(place + kWarps, b);
-  float total = 0;
-#pragma unroll
-  for (int b = 0; b < kBlocks; ++b) total += parts[b];
-  return total;
+    for (int piece = 0; piece < kBytes; piece += kPiece) {
+      const int at = i + piece / static_cast<int>(sizeof(N));
+      copy_to_shared<kPiece>(to + at, from + at);
+    }
+  });
 }
 
+template <class T, int kBlocks>
+__device__ __forceinline__ void stage_norm(const NormView& norm, unsigned char* to,
+                                           const Part<T, kBlocks>& part) {
+  if (norm.weight == nullptr) return;
+  if (norm.wide) {
+    const float* const from = static_cast<const float*>(norm.weight) + part.begin;
+    stage_own<kBlocks>(reinterpret_cast<float*>(to), from, part.columns);
+  } else {
+    const T* const from = static_cast<const T*>(norm.weight) + part.begin;
+    stage_own<kBlocks>(reinterpret_cast<T*>(to), from, part.columns);
+  }
+}
+
+// An adapter at this block's columns.
 template <class T>
-__device__ float norm_weight(const NormView& norm, int column) {
-  return norm.wide ? static_cast<const float*>(norm.weight)[column]
-                   : to_float(static_cast<const T*>(norm.weight)[column]);
+struct Adapter {
+  const T* down;  // [rank, stride]
+  const T* up;    // [rank, stride]
+  const float* fixed;
+  std::int64_t stride;
+  float bias;  // of the rank that is the thread's number
+};
+
+// Into shared memory where there is room for it, into the second cache where there is none.
+template <class T, int kBlocks>
+__device__ __forceinline__ Adapter<T> bring_near(const SteerView& view, const AddArguments& a,
+                                                 const Part<T, kBlocks>& part) {
+  Adapter<T> own{static_cast<const T*>(view.down) + part.begin,
+                 static_cast<const T*>(view.up) + part.begin, view.fixed + part.begin, a.width, 0};
+  if (view.rank < 0) return own;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread < view.rank) own.bias = view.down_bias[thread];
+  if (view.rank <= a.staged_rank) {
+    constexpr int kPiece = 16 / sizeof(T);
+    const int pieces = max(part.columns, 0) / kPiece, all = view.rank * pieces;
+#pragma unroll 1
+    for (int i = thread; i < all; i += kThreads) {
+      const int r = i / pieces, column = i % pieces * kPiece;
+      copy_to_shared<16>(part.down + r * a.span + column, own.down + r * own.stride + column);
+      copy_to_shared<16>(part.up + r * a.span + column, own.up + r * own.stride + column);
+    }
+    stage_own<kBlocks>(part.fixed, own.fixed, part.columns);
+    return {part.down, part.up, part.fixed, a.span, own.bias};
+  }
+  constexpr int kLine = 128 / sizeof(T);
+  const int lines = (max(part.columns, 0) + kLine - 1) / kLine, all = view.rank * lines;
+#pragma unroll 1
+  for (int i = thread; i < all; i += kThreads) {
+    const std::int64_t at = i / lines * own.stride + i % lines * kLine;
+    prefetch(own.down + at);
+    prefetch(own.up + at);
+  }
+#pragma unroll 1
+  for (int i = 32 * thread; i < part.columns; i += 32 * kThreads) prefetch(own.fixed + i);
+  return own;
+}
+
+// ---- behind it ----
+
+// The norm's weights at the thread's columns from `i` of the part on: of `staged`, null where there
+// was no room.
+template <class T, int kCount>
+__device__ __forceinline__ void norm_weights(const NormView& norm, const unsigned char* staged,
+                                             int begin, int i, float (&weights)[kCount]) {
+  if (staged != nullptr) {
+    if (norm.wide) {
+      load(reinterpret_cast<const float*>(staged) + i, weights);
+    } else {
+      load(reinterpret_cast<const T*>(staged) + i, weights);
+    }
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) {
+    weights[k] = norm.wide ? static_cast<const float*>(norm.weight)[begin + i + k]
+                           : to_float(static_cast<const T*>(norm.weight)[begin + i + k]);
+  }
 }
 
 // As transformers rounds: Llama weight * round(x / rms), Gemma round(x / rms * (1 + weight)).
 template <class T>
-__device__ float normed(float x, float inverse_rms, float weight, bool plus_one) {
+__device__ __forceinline__ float normed(float x, float inverse_rms, float weight, bool plus_one) {
   if (plus_one) return rounded<T>(x * inverse_rms * (1.0f + weight));
   return rounded<T>(rounded<T>(x * inverse_rms) * weight);
 }
 
-__device__ float activated(cpu::Activation activation, float x) {
+// residual + delta into part.row. Returns the thread's part of the sum of squares.
+template <class T, int kBlocks>
+__device__ __forceinline__ float add(const AddArguments& a, const Part<T, kBlocks>& part,
+                                     std::int64_t offset) {
+  constexpr int kCount = kOwn<kBlocks>;
+  const T* const residual = static_cast<const T*>(a.residual) + offset;
+  const T* const delta = a.delta == nullptr ? nullptr : static_cast<const T*>(a.delta) + offset;
+  float delta_rms = 0;
+  if (a.delta_norm.weight != nullptr) {
+    float squares = 0;
+    for_own_columns<kBlocks>(part.columns, [&](int i) {
+      float x[kCount];
+      load(delta + i, x);
+      squares = add_squares(x, squares);
+    });
+    tell_sum(part, kOfDelta, squares);
+    all_told<kBlocks>();
+    squares = sum_of_row(part, kOfDelta);
+    delta_rms = rsqrtf(squares / static_cast<float>(a.width) + a.norm_eps);
+    copies_done();
+  }
+  float squares = 0;
+  for_own_columns<kBlocks>(part.columns, [&](int i) {
+    float x[kCount], more[kCount];
+    load(residual + i, x);
+    if (delta != nullptr) {
+      load(delta + i, more);
+      if (a.delta_norm.weight != nullptr) {
+        float weights[kCount];
+        norm_weights<T>(a.delta_norm, a.norms_staged ? part.delta_norm : nullptr, part.begin, i,
+                        weights);
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) {
+          more[k] = normed<T>(more[k], delta_rms, weights[k], a.norm_plus_one);
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) x[k] = rounded<T>(x[k] + more[k]);
+    }
+    store(part.row + i, x);
+    squares = add_squares(x, squares);
+  });
+  return squares;
+}
+
+// The products of `down` with this block's columns, told to all: two ranks a warp at once.
+template <class T, int kBlocks>
+__device__ __forceinline__ void down_products(const Adapter<T>& adapter, int rank,
+                                              const Part<T, kBlocks>& part) {
+  const int lane = threadIdx.x % kWarp;
+  float* const dots = part.dots + part.rank * kMaxRank;
+#pragma unroll 1
+  for (int r = threadIdx.x / kWarp; r < rank; r += 2 * kWarps) {
+    const bool two = r + kWarps < rank;
+    const T* const first = adapter.down + r * adapter.stride;
+    const T* const second = two ? first + kWarps * adapter.stride : first;
+    float sum = 0, other = 0;
+#pragma unroll(kBlocks == 1 ? 4 : 1)
+    for (int i = 8 * lane; i < part.columns; i += 8 * kWarp) {
+      float x[8], w[8], v[8];
+      load(first + i, w);
+      load(second + i, v);
+      load(part.row + i, x);
+#pragma unroll
+      for (int k = 0; k < 8; ++k) {
+        sum = fmaf(w[k], x[k], sum);
+        other = fmaf(v[k], x[k], other);
+      }
+    }
+    tell<kBlocks>(dots + r, warp_sum(sum));
+    other = warp_sum(other);
+    if (two) tell<kBlocks>(dots + r + kWarps, other);
+  }
+}
+
+__device__ __forceinline__ float activated(cpu::Activation activation, float x) {
   switch (activation) {
     case cpu::Activation::silu: return silu(x);
     case cpu::Activation::gelu: return gelu(x);
@@ -79,198 +208,159 @@ __device__ float activated(cpu::Activation activation, float x) {
   return x;
 }
 
-// dots[r] = down[r] . row over this block's columns: two ranks a warp at once.
-template <class T>
-__device__ void down_products(const T* down, std::int64_t stride, int rank, const float* row,
-                              int columns, float* dots) {
-  const int lane = threadIdx.x % kWarp;
-  for (int r = threadIdx.x / kWarp; r < rank; r += 2 * kWarps) {
-    const bool two = r + kWarps < rank;
-    const T* const first = down + r * stride;
-    const T* const second = two ? first + kWarps * stride : first;
-    float sum = 0, other = 0;
-    for (int i = 8 * lane; i < columns; i += 8 * kWarp) {
-      float x[8], w[8];
-      unpack(load_eight(row + i), x);
-      unpack(load_eight(first + i), w);
+// sums += up mixing for columns side by side, with the loads of up to eight ranks under way.
+template <class T, int kCount>
+__device__ __forceinline__ void up_products(const T* up, std::int64_t stride, int rank,
+                                            const float* mixing, float (&sums)[kCount]) {
+  using Weights = Numbers<T, kCount>;
+  constexpr int kRanks = sizeof(Weights) <= 16 ? 8 : 4;
+  const auto add_rank = [&](const Weights& weights, float factor) {
 #pragma unroll
-      for (int k = 0; k < 8; ++k) sum = fmaf(w[k], x[k], sum);
-      unpack(load_eight(second + i), w);
+    for (int k = 0; k < kCount; ++k) {
+      sums[k] = fmaf(to_float(weights.values[k]), factor, sums[k]);
+    }
+  };
+  const auto of_rank = [&](int r) { return *reinterpret_cast<const Weights*>(up + r * stride); };
+  int r = 0;
+#pragma unroll 1
+  for (; r + kRanks <= rank; r += kRanks) {
+    Weights weights[kRanks];
 #pragma unroll
-      for (int k = 0; k < 8; ++k) other = fmaf(w[k], x[k], other);
-    }
-    sum = warp_sum(sum);
-    other = warp_sum(other);
-    if (lane == 0) {
-      dots[r] = sum;
-      if (two) dots[r + kWarps] = other;
-    }
+    for (int k = 0; k < kRanks; ++k) weights[k] = of_rank(r + k);
+#pragma unroll
+    for (int k = 0; k < kRanks; ++k) add_rank(weights[k], mixing[r + k]);
   }
+#pragma unroll 1
+  for (; r < rank; ++r) add_rank(of_rank(r), mixing[r]);
 }
 
-// sums += up mixing for two columns, with eight ranks' loads under way.
-template <class T>
-__device__ __forceinline__ void up_products(const T* up, std::int64_t stride, int rank,
-                                            const float* mixing, float (&sums)[2]) {
-  struct alignas(2 * sizeof(T)) Two {
-    T first, second;
-  };
-  int r = 0;
-  for (; r + 8 <= rank; r += 8) {
-    Two weights[8];
+// Steers part.row, whose sum of squares is `before`. Returns the sum of squares of the result.
+template <class T, int kBlocks>
+__device__ __forceinline__ float steer(const SteerView& view, const Adapter<T>& adapter,
+                                       const AddArguments& a, const Part<T, kBlocks>& part,
+                                       float before) {
+  constexpr int kCount = kOwn<kBlocks>;
+  const float inverse_rms = rsqrtf(before / static_cast<float>(a.width) + view.eps);
+  const int r = static_cast<int>(threadIdx.x);
+  if (r < view.rank) {
+    float dot = 0;
 #pragma unroll
-    for (int k = 0; k < 8; ++k) weights[k] = *reinterpret_cast<const Two*>(up + (r + k) * stride);
+    for (int b = 0; b < kBlocks; ++b) dot += part.dots[b * kMaxRank + r];
+    part.mixing[r] = activated(view.activation, fmaf(dot, inverse_rms, adapter.bias));
+  }
+  __syncthreads();
+  float after = 0;
+  for_own_columns<kBlocks>(part.columns, [&](int i) {
+    float change[kCount], x[kCount];
+    load(adapter.fixed + i, change);
+    up_products(adapter.up + i, adapter.stride, view.rank, part.mixing, change);
+    load(part.row + i, x);
 #pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      sums[0] = fmaf(to_float(weights[k].first), mixing[r + k], sums[0]);
-      sums[1] = fmaf(to_float(weights[k].second), mixing[r + k], sums[1]);
-    }
+    for (int k = 0; k < kCount; ++k) x[k] = fmaf(view.scale, change[k], x[k]);
+    store(part.row + i, x);
+    after = add_squares(x, after);
+  });
+  float factor = 1;
+  if (view.norm_preserving) {
+    tell_sum(part, kOfSteered, after);
+    all_told<kBlocks>();
+    after = sum_of_row(part, kOfSteered);
+    // exactly 1 where nothing changed, and where the result has no direction (dive/reference.py)
+    if (after > 0.0f && after != before) factor = sqrtf(before) * rsqrtf(after);
   }
-  for (; r < rank; ++r) {
-    const Two weights = *reinterpret_cast<const Two*>(up + r * stride);
-    sums[0] = fmaf(to_float(weights.first), mixing[r], sums[0]);
-    sums[1] = fmaf(to_float(weights.second), mixing[r], sums[1]);
-  }
+  float squares = 0;
+  for_own_columns<kBlocks>(part.columns, [&](int i) {
+    float x[kCount];
+    load(part.row + i, x);
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) x[k] = rounded<T>(x[k] * factor);
+    store(part.row + i, x);
+    squares = add_squares(x, squares);
+  });
+  tell_sum(part, kOfResult, squares);
+  all_told<kBlocks>();
+  return sum_of_row(part, kOfResult);
 }
 
 template <class T, int kBlocks>
 __global__ void __launch_bounds__(kThreads, 1) add_and_norm(const AddArguments a) {
   DIVE_SHARED(shared);
-  const Layout place(shared, a.span);
-  const int begin = static_cast<int>(cluster_rank()) * a.span;
-  const int columns = min(a.span, a.width - begin);  // of this block; negative where it has none
-  const std::int64_t offset = static_cast<std::int64_t>(blockIdx.y) * a.width + begin;
-  const float width = static_cast<float>(a.width);
-
+  const Part<T, kBlocks> part(shared, a);
+  const std::int64_t offset = static_cast<std::int64_t>(blockIdx.y) * a.width + part.begin;
+  constexpr int kCount = kOwn<kBlocks>;
+  // blocks may write into each other's shared memory once all have begun
+  if constexpr (kBlocks > 1) cluster_arrive();
   let_next_start();
 
-  // what no kernel of the step writes: before the wait
   SteerView view;
   if (a.steering != nullptr) view = a.steering[a.rows[blockIdx.y] * a.steering_stride];
-  const T* down = static_cast<const T*>(view.down) + begin;
-  const T* up = static_cast<const T*>(view.up) + begin;
-  std::int64_t stride = a.width;
-  if (view.rank > 0 && view.rank <= a.staged_rank) {
-    T* const staged = reinterpret_cast<T*>(place.staged);
-    const int eights = max(columns, 0) / 8, all = view.rank * eights;
-    for (int i = threadIdx.x; i < all; i += kThreads) {
-      const int r = i / eights, column = i % eights * 8;
-      *reinterpret_cast<Eight<T>*>(staged + r * a.span + column) =
-          load_eight(down + r * stride + column);
-      *reinterpret_cast<Eight<T>*>(staged + (view.rank + r) * a.span + column) =
-          load_eight(up + r * stride + column);
-    }
-    down = staged;
-    up = staged + view.rank * a.span;
-    stride = a.span;
+  if (a.norms_staged) {
+    stage_norm(a.delta_norm, part.delta_norm, part);
+    stage_norm(a.norm, part.norm, part);
   }
+  const Adapter<T> adapter = bring_near(view, a, part);
+  if constexpr (kBlocks > 1) cluster_wait();
   wait_for_previous();
 
-  // Each thread has the same pairs of columns all along: so it needs no barrier for what it wrote
-  // itself, and equal rows have equal sums of squares.
-  const auto for_each_column = [&](const auto& action) {
-    for (int i = 2 * static_cast<int>(threadIdx.x); i < columns; i += 2 * kThreads) {
-      action(i);
-      action(i + 1);
-    }
-  };
-  T* const residual = static_cast<T*>(a.residual) + offset;
-  const T* const delta = a.delta == nullptr ? nullptr : static_cast<const T*>(a.delta) + offset;
-  float delta_rms = 0;
-  if (a.delta_norm.weight != nullptr) {
-    float squares = 0;
-    for_each_column([&](int i) {
-      const float x = to_float(delta[i]);
-      squares = fmaf(x, x, squares);
-    });
-    squares = cluster_total<kBlocks>(squares, place.sums);
-    delta_rms = rsqrtf(squares / width + a.norm_eps);
+  float squares = add(a, part, offset);
+  tell_sum(part, kOfRow, squares);
+  copies_done();
+  if (view.rank > 0) {
+    __syncthreads();  // the row and `down` are there
+    down_products(adapter, view.rank, part);
   }
-  float squares = 0;
-  for_each_column([&](int i) {
-    float x = to_float(residual[i]);
-    if (delta != nullptr) {
-      float more = to_float(delta[i]);
-      if (a.delta_norm.weight != nullptr) {
-        more = normed<T>(more, delta_rms, norm_weight<T>(a.delta_norm, begin + i), a.norm_plus_one);
-      }
-      x = rounded<T>(x + more);
-    }
-    place.row[i] = x;
-    squares = fmaf(x, x, squares);
-  });
-  __syncthreads();
-  if (view.rank > 0) down_products(down, stride, view.rank, place.row, columns, place.dots);
-  squares = cluster_total<kBlocks>(squares, place.sums + (kWarps + 1));
+  all_told<kBlocks>();
+  squares = sum_of_row(part, kOfRow);
+  if (view.rank >= 0) squares = steer(view, adapter, a, part, squares);
 
-  if (view.rank >= 0) {
-    const float inverse_rms = rsqrtf(squares / width + view.eps);
-    for (int r = threadIdx.x; r < view.rank; r += kThreads) {
-      float parts[kBlocks];
+  const float inverse_rms = rsqrtf(squares / static_cast<float>(a.width) + a.norm_eps);
+  for_own_columns<kBlocks>(part.columns, [&](int i) {
+    float x[kCount], weights[kCount], out[kCount];
+    norm_weights<T>(a.norm, a.norms_staged ? part.norm : nullptr, part.begin, i, weights);
+    load(part.row + i, x);
 #pragma unroll
-      for (int b = 0; b < kBlocks; ++b) parts[b] = *shared_of_block(place.dots + r, b);
-      float dot = 0;
-#pragma unroll
-      for (int b = 0; b < kBlocks; ++b) dot += parts[b];
-      place.mixing[r] = activated(view.activation, fmaf(dot, inverse_rms, view.down_bias[r]));
+    for (int k = 0; k < kCount; ++k) {
+      out[k] = normed<T>(x[k], inverse_rms, weights[k], a.norm_plus_one);
     }
-    __syncthreads();
-    float after = 0;
-    for (int i = 2 * static_cast<int>(threadIdx.x); i < columns; i += 2 * kThreads) {
-      float d[2] = {view.fixed[begin + i], view.fixed[begin + i + 1]};
-      up_products(up + i, stride, view.rank, place.mixing, d);
-#pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        const float x = fmaf(view.scale, d[k], place.row[i + k]);
-        place.row[i + k] = x;
-        after = fmaf(x, x, after);
-      }
-    }
-    float factor = 1;
-    if (view.norm_preserving) {
-      after = cluster_total<kBlocks>(after, place.sums + 2 * (kWarps + 1));
-      // exactly 1 where nothing changed, and where the result has no direction (dive/reference.py)
-      if (after > 0.0f && after != squares) factor = sqrtf(squares) * rsqrtf(after);
-    }
-    squares = 0;
-    for_each_column([&](int i) {
-      const float x = rounded<T>(place.row[i] * factor);
-      place.row[i] = x;
-      squares = fmaf(x, x, squares);
-    });
-    squares = cluster_total<kBlocks>(squares, place.sums + 3 * (kWarps + 1));
-  }
-  const float inverse_rms = rsqrtf(squares / width + a.norm_eps);
-  T* const out = static_cast<T*>(a.out) + offset;
-  for_each_column([&](int i) {
-    residual[i] = from_float<T>(place.row[i]);
-    out[i] = from_float<T>(
-        normed<T>(place.row[i], inverse_rms, norm_weight<T>(a.norm, begin + i), a.norm_plus_one));
+    store(static_cast<T*>(a.residual) + offset + i, x);
+    store(static_cast<T*>(a.out) + offset + i, out);
   });
-  cluster_sync();  // no block ends while another may read its shared memory
+}
+
+template <class T, int kBlocks>
+void run(const Queue& queue, AddArguments a, int count, int max_rank, std::size_t shared_limit) {
+  using Memory = Part<T, kBlocks>;
+  a.span = ((a.width + kBlocks - 1) / kBlocks + 7) / 8 * 8;
+  Shape shape;
+  shape.grid = dim3(kBlocks, static_cast<unsigned>(count));
+  shape.threads = kThreads;
+  shape.cluster = kBlocks;
+  shape.shared = Memory::bytes(a.span);
+
+  // into shared memory goes what there is room for: the norms first, which every row needs
+  const auto aligned = [](const void* weights) {
+    return reinterpret_cast<std::uintptr_t>(weights) % 16 == 0;
+  };
+  const std::size_t norms =
+      Memory::norm_bytes(a.norm, a.span) + Memory::norm_bytes(a.delta_norm, a.span);
+  a.norms_staged = aligned(a.norm.weight) && aligned(a.delta_norm.weight) &&
+                   shape.shared + norms <= shared_limit;
+  if (a.norms_staged) shape.shared += norms;
+  const std::size_t adapter = Memory::adapter_bytes(max_rank, a.span);
+  const bool staged = a.steering != nullptr && shape.shared + adapter <= shared_limit;
+  a.staged_rank = staged ? max_rank : -1;
+  if (staged) shape.shared += adapter;
+  launch(queue, shape, add_and_norm<T, kBlocks>, a);
 }
 
 template <class T>
-void run(const Queue& queue, AddArguments a, int count, int max_rank, bool clusters,
+void run(const Queue& queue, const AddArguments& a, int count, int max_rank, bool clusters,
          std::size_t shared_limit) {
-  // a block's share of the weights fits into shared memory only where a row has several blocks; 64
-  // rows' find room at once
-  const int blocks = clusters && count <= 64 ? kClusterBlocks : 1;
-  a.span = ((a.width + blocks - 1) / blocks + 7) / 8 * 8;
-  Shape shape;
-  shape.grid = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(count));
-  shape.threads = kThreads;
-  shape.cluster = static_cast<unsigned>(blocks);
-  shape.shared = Layout::bytes(a.span);
-  const std::size_t staged = 2 * static_cast<std::size_t>(max_rank) * a.span * sizeof(T);
-  if (a.steering != nullptr && shape.shared + staged <= shared_limit) {
-    a.staged_rank = max_rank;
-    shape.shared += staged;
-  }
-  if (blocks == 1) {
-    launch(queue, shape, add_and_norm<T, 1>, a);
+  // 64 rows' clusters find room at once
+  if (clusters && count <= 64) {
+    run<T, kClusterBlocks>(queue, a, count, max_rank, shared_limit);
   } else {
-    launch(queue, shape, add_and_norm<T, kClusterBlocks>, a);
+    run<T, 1>(queue, a, count, max_rank, shared_limit);
   }
 }
 

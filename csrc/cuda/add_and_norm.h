@@ -1,8 +1,8 @@
 // [residual add + steering + RMSNorm] of one decode step; csrc/cpu/steer_step.h has the formula.
 //
 // A row is spread over a cluster of up to eight blocks where the GPU has clusters (sm_90 and later)
-// and there are few rows; over one block elsewhere. What a row's blocks exchange are one sum of
-// squares, and the rank's products with it where the row is steered.
+// and there are few rows; over one block elsewhere. What a row's blocks exchange are sums of
+// squares, and the rank's products where the row is steered.
 #pragma once
 
 #include <cstdint>
@@ -43,8 +43,10 @@ struct AddArguments {
   float norm_eps = 0;
   bool norm_plus_one = false;
   int width = 0;
-  int span = 0;         // columns of a block
-  int staged_rank = 0;  // ranks whose weights are copied to shared memory while waiting
+  int span = 0;  // columns of a block
+  // what the launch has shared memory for, to be copied there before the wait:
+  bool norms_staged = false;
+  int staged_rank = -1;  // adapters of up to this rank; -1: none
 };
 
 // `max_rank` over all steerings in use; `shared_limit` is what a block may have.

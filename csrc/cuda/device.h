@@ -67,6 +67,22 @@ __device__ __forceinline__ unsigned count_arrival(unsigned* counter) {
   return before;
 }
 
+// kBytes (4, 8 or 16, both addresses multiples of it) on their way into shared memory, without a
+// register or a wait: the thread that copied them may read them after copies_done, the others of
+// its block after a barrier behind that.
+template <int kBytes>
+__device__ __forceinline__ void copy_to_shared(void* to, const void* from) {
+  const auto shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  if constexpr (kBytes == 16) {  // read once: past the first cache
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(from) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared), "l"(from), "n"(kBytes)
+                 : "memory");
+  }
+}
+
+__device__ __forceinline__ void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 // d[16 x 8] += a[16 x 16] b[16 x 8], spread over a warp as PTX's mma.m16n8k16 has it: lane 4 g + t
 // holds of a the rows g and g + 8 at columns 2t, 2t + 1 (a[0], a[1]) and 2t + 8, 2t + 9 (a[2],
 // a[3]); of b the column g at the same rows (b[0], b[1]); of d the rows g (d[0], d[1]) and g + 8
@@ -106,6 +122,23 @@ __device__ __forceinline__ void cluster_sync() {
   __syncwarp();  // the barrier is one instruction of a whole warp
   asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
                    : "memory");
+#else
+  __syncthreads();
+#endif
+}
+
+// A barrier in two halves, for work to lie between them. Behind it all blocks of the cluster run,
+// as the first access to their shared memory wants; of writes before it, it says nothing.
+__device__ __forceinline__ void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  __syncwarp();
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  __syncwarp();
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #else
   __syncthreads();
 #endif

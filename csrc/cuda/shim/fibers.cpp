@@ -221,34 +221,57 @@ Thread* Running::take_next() {
   return fibers_[word * 64 + place];
 }
 
-void Running::arrive(Barrier& barrier, unsigned expected, Wait what, int line) {
-  Thread& self = *current;
+// True for the last one that the barrier waits for.
+bool Running::arrive(Barrier& barrier, unsigned expected, Wait what, int line) {
   if (barrier.arrived > 0 && barrier.line != line) {
     fault(std::string("is at ") + name_of(what) + " of line " + std::to_string(line) +
           ", where others wait at that of line " + std::to_string(barrier.line));
   }
   barrier.line = line;
-  self.wait = what;
-  self.line = line;
-  if (++barrier.arrived == expected) {
-    barrier.arrived = 0;
-    for (Block& block : self.block->cluster->blocks) {
-      if (what == Wait::block && &block != self.block) continue;
-      for (Thread& thread : block.threads) make_ready(thread);
-    }
-  }
-  rest();
+  if (++barrier.arrived < expected) return false;
+  barrier.arrived = 0;
+  return true;
 }
 
 void sync_block(int line) {
-  Block& block = *current->block;
-  running->arrive(block.barrier, block.dim.x, Wait::block, line);
+  Thread& self = *current;
+  Block& block = *self.block;
+  self.wait = Wait::block;
+  self.line = line;
+  if (running->arrive(block.barrier, block.dim.x, Wait::block, line)) {
+    for (Thread& thread : block.threads) running->make_ready(thread);
+  }
+  running->rest();
+}
+
+void arrive_at_cluster(int line) {
+  Thread& self = *current;
+  Cluster& cluster = *self.block->cluster;
+  if (self.cluster != Thread::free) fault("arrives at the cluster's barrier twice");
+  self.cluster = Thread::arrived;
+  const auto expected = static_cast<unsigned>(cluster.blocks.size()) * self.block->dim.x;
+  if (!running->arrive(cluster.barrier, expected, Wait::cluster, line)) return;
+  for (Block& block : cluster.blocks) {
+    for (Thread& thread : block.threads) {
+      thread.cluster = Thread::passed;
+      if (thread.wait == Wait::cluster) running->make_ready(thread);
+    }
+  }
+}
+
+void wait_for_cluster(int line) {
+  Thread& self = *current;
+  if (self.cluster == Thread::free) fault("waits at the cluster's barrier without an arrival");
+  self.wait = Wait::cluster;
+  self.line = line;
+  if (self.cluster == Thread::passed) running->make_ready(self);
+  running->rest();
+  self.cluster = Thread::free;
 }
 
 void sync_cluster(int line) {
-  Block& block = *current->block;
-  const auto blocks = static_cast<unsigned>(block.cluster->blocks.size());
-  running->arrive(block.cluster->barrier, block.dim.x * blocks, Wait::cluster, line);
+  arrive_at_cluster(line);
+  wait_for_cluster(line);
 }
 
 void wait_for_previous() {

@@ -67,6 +67,13 @@ struct Context {
 
 struct Block;
 
+// On its way into shared memory.
+struct Copy {
+  void* to;
+  const void* from;
+  std::size_t bytes;
+};
+
 struct Thread {
   uint3 index{};
   Block* block = nullptr;
@@ -75,6 +82,8 @@ struct Thread {
   unsigned waited = 0;     // calls of wait_for_previous
   Wait wait = Wait::none;  // what it rests at, in which line of the source
   int line = 0;
+  enum { free, arrived, passed } cluster = free;  // its place at the cluster's barrier
+  std::vector<Copy> copies;
   unsigned mask = 0;        // the lanes that a shuffle is among
   void* payload = nullptr;  // what it brings to it
   Context context;
@@ -112,6 +121,8 @@ extern Thread* current;  // the fiber that runs
 void wait_for_previous();
 void sync_block(int line);
 void sync_cluster(int line);
+void arrive_at_cluster(int line);
+void wait_for_cluster(int line);
 // All lanes of `mask` meet; the last one calls `resolve` with what each of the 32 brought.
 using Resolve = void (*)(void* const* payloads, unsigned mask);
 void meet(unsigned mask, Wait what, int line, void* payload, Resolve resolve);
@@ -131,7 +142,8 @@ class Running {
  private:
   friend void wait_for_previous();
   friend void sync_block(int line);
-  friend void sync_cluster(int line);
+  friend void arrive_at_cluster(int line);
+  friend void wait_for_cluster(int line);
   friend void meet(unsigned mask, Wait what, int line, void* payload, Resolve resolve);
   friend void fault(const std::string& what);
 
@@ -139,7 +151,7 @@ class Running {
   void start_cluster(std::size_t number);
   void run();
   void rest();
-  void arrive(Barrier& barrier, unsigned expected, Wait what, int line);
+  bool arrive(Barrier& barrier, unsigned expected, Wait what, int line);
   void make_ready(Thread& thread);
   Thread* take_next();
   void switch_to(Context& from, Context& to, bool leaves);

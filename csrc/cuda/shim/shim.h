@@ -201,6 +201,22 @@ inline void prefetch(const void*) {}
 // One fiber runs at a time: its writes are seen, and nothing comes between.
 inline unsigned count_arrival(unsigned* counter) { return (*counter)++; }
 
+// What is copied arrives at the last moment: who reads it earlier finds what was there before.
+template <int kBytes>
+void copy_to_shared(void* to, const void* from) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+  shim::want_aligned(to, kBytes);
+  shim::want_aligned(from, kBytes);
+  shim::current->copies.push_back({to, from, kBytes});
+}
+
+inline void copies_done() {
+  for (const shim::Copy& copy : shim::current->copies) {
+    std::memcpy(copy.to, copy.from, copy.bytes);
+  }
+  shim::current->copies.clear();
+}
+
 template <class T>
 void mma_16816(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
                int line = __builtin_LINE()) {
@@ -211,6 +227,8 @@ void mma_16816(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (
 inline unsigned cluster_rank() { return shim::current->block->rank; }
 
 inline void cluster_sync(int line = __builtin_LINE()) { shim::sync_cluster(line); }
+inline void cluster_arrive(int line = __builtin_LINE()) { shim::arrive_at_cluster(line); }
+inline void cluster_wait(int line = __builtin_LINE()) { shim::wait_for_cluster(line); }
 
 inline float* shared_of_block(float* own, unsigned rank) {
   const shim::Block& block = *shim::current->block;

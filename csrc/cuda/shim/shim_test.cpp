@@ -146,6 +146,55 @@ void test_arrivals() {
   });
 }
 
+// Each block writes its number into the shared memory of the next one.
+template <bool kBegin>
+__global__ void tell_next(float* told, unsigned blocks) {
+  DIVE_SHARED(shared);
+  float* const number = reinterpret_cast<float*>(shared);
+  if (kBegin) cluster_arrive();
+  const unsigned to = (cluster_rank() + 1) % blocks;
+  if (kBegin) cluster_wait();
+  if (threadIdx.x == 0) *shared_of_block(number, to) = 10.0f + static_cast<float>(blockIdx.x);
+  wait_for_previous();
+  cluster_sync();
+  if (threadIdx.x == 0) told[blockIdx.x] = number[0];
+}
+
+void test_cluster_in_halves() {
+  std::vector<float> told(8);
+  in_every_order([&] {
+    told.assign(8, -1.0f);
+    launch({}, shape(8, 32, 4, 4), tell_next<true>, told.data(), 4u);
+    expect(told == std::vector<float>({13, 10, 11, 12, 17, 14, 15, 16}), "the neighbour's number");
+  });
+  // told before it began: lost
+  launch({}, shape(8, 32, 4, 4), tell_next<false>, told.data(), 4u);
+  expect(std::isnan(told[1]), "a block that has not begun has no shared memory yet");
+}
+
+// Four numbers through shared memory, read too early or in time.
+template <bool kWait>
+__global__ void copy_four(const float* from, float* to) {
+  DIVE_SHARED(shared);
+  float* const four = reinterpret_cast<float*>(shared);
+  if (threadIdx.x == 0) copy_to_shared<16>(four, from);
+  wait_for_previous();
+  if (kWait) copies_done();
+  __syncthreads();
+  if (threadIdx.x < 4) to[threadIdx.x] = four[threadIdx.x];
+}
+
+void test_copies() {
+  in_every_order([] {
+    alignas(16) const float from[4] = {1, 2, 3, 4};
+    std::vector<float> to(4);
+    launch({}, shape(1, 32, 16), copy_four<true>, from, to.data());
+    expect(to == std::vector<float>({1, 2, 3, 4}), "a copy into shared memory");
+    launch({}, shape(1, 32, 16), copy_four<false>, from, to.data());
+    expect(std::isnan(to[2]), "a copy that nobody waited for is not there");
+  });
+}
+
 template <class T>
 __global__ void one_tile(const T* a, const T* b, float* d) {
   wait_for_previous();
@@ -238,6 +287,9 @@ __global__ void wrong(int which, float* data) {
   } else if (which == 8) {
     __syncthreads();
   }
+  if (which == 9) cluster_wait();
+  for (int twice = 0; which == 10 && twice < 2; ++twice) cluster_arrive();
+  if (which == 11) copy_to_shared<16>(shared, data + 1);
   if (which == 1) __syncthreads();
 }
 
@@ -255,6 +307,9 @@ void test_mistakes() {
     expect_fault(run(5), "no multiple", "a load that is not aligned");
     expect_fault(run(6), "of a cluster of 1", "a block that the cluster lacks");
     expect_fault(run(7), "__syncthreads", "two kinds of barrier");
+    expect_fault(run(9), "without an arrival", "the second half of a barrier alone");
+    expect_fault(run(10), "barrier twice", "the first half of a barrier twice");
+    expect_fault(run(11), "no multiple", "a copy that is not aligned");
     expect_fault(run(8), "where others wait at that of line", "two barriers at once");
   });
   expect_fault(run(0), "wrong(int, float*), block (0, 0, 0), thread 0 left", "the kernel's name");
@@ -354,6 +409,8 @@ int main() {
   test_reduction();
   test_cluster();
   test_arrivals();
+  test_cluster_in_halves();
+  test_copies();
   test_mma<BFloat16>();
   test_mma<Half>();
   test_lanes();
