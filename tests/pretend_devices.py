@@ -91,7 +91,7 @@ def check(config, first, second, head, backward, **settings):
                 args=SimpleNamespace(world_size=1, device=torch.device(first)),
                 state=SimpleNamespace(global_step=0),
             )  # fmt: skip
-            batch = {"inputs": {}, "study": SimpleNamespace(tolist=list), "rows": None}
+            batch = {"inputs": {}, "studies": [], "rows": []}
             own = DistillTrainer.compute_loss(trainer, lambda **_: (loss, parts), batch)
             assert own.device == torch.device(first), "Trainer wants the loss on its own device"
             if backward:
