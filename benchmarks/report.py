@@ -259,7 +259,7 @@ KINDS: dict[str, Callable[[Result], list[str]]] = {
     "distill": distill,
     "readers": readers,
     "tune": tuning,
-    "other": other,
+    **dict.fromkeys(("engine-threads", "refill", "other"), other),
     **dict.fromkeys(("build", "test", "peers", "sanitize"), stage),
 }
 
@@ -282,29 +282,8 @@ def load(folder: Path = RESULTS) -> dict[str, dict[str, Result]]:
     paths = sorted(folder.glob("*.json"), key=lambda p: (p.name.startswith("cpu"), p.name))
     for path in paths:
         content = json.loads(path.read_text(encoding="utf-8"))
-        found.setdefault(kind_of(path.stem), {})[path.stem] = current(content)
+        found.setdefault(kind_of(path.stem), {})[path.stem] = content
     return found
-
-
-def current(result: Result) -> Result:
-    """Results of the first weeks, which had one time a way, in the terms of now."""
-    for case in result.get("cases", []):
-        if "live_rows" in case:
-            sizes = result["shape"]
-            case |= {"tokens": sizes["rows"], "live": case["live_rows"]}
-            case |= {"width": sizes["width"], "vocabulary": sizes["vocabulary"]}
-            case["seconds"] = {"forward+backward": case["seconds"]}
-    if any("cpu_microseconds_a_call" in case for case in result.get("cases", [])):
-        merged: dict[Any, Result] = {}
-        for case in result["cases"]:
-            size = case["tokens"], case["width"], case["rank"]
-            one = merged.setdefault(size, {**case, "dtype": "float32", "seconds": {}})
-            one["case"] = f"{case['tokens']} tokens"
-            mode = "forward+backward" if "backward" in case["case"] else "forward"
-            micros = case["cpu_microseconds_a_call"].items()
-            one["seconds"][mode] = {name: {"cpu": value / 1e6} for name, value in micros}
-        result["cases"] = list(merged.values())
-    return result
 
 
 def render(folder: Path = RESULTS) -> str:

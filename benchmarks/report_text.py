@@ -39,6 +39,17 @@ autograd.Function around the same arithmetic, which shows what checks and regist
 the device reads memory, measured in the same turns. Random weights, greedy.""",
     ),
     (
+        "Decoding: reports of mixed lengths",
+        ("refill",),
+        """32 prompts with answers of 10 to 160 tokens in 8 rows, one thread. "in groups" is the same
+without the refill of rows; transformers pads a batch to its longest.""",
+    ),
+    (
+        "Decoding: threads beside busy neighbours",
+        ("engine-threads",),
+        """ms a step of the wall clock, and its ratio to that of one thread.""",
+    ),
+    (
         "Steering in a decode step",
         ("steer-step",),
         """[residual add + steering + RMSNorm] of one layer. `hot` weights lie in the cache, `cold`
