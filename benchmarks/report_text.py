@@ -41,8 +41,8 @@ the device reads memory, measured in the same turns. Random weights, greedy.""",
     (
         "Decoding: reports of mixed lengths",
         ("refill",),
-        """32 prompts with answers of 10 to 160 tokens in 8 rows, one thread. `in_groups` is the same
-without the refill; transformers pads a batch to its longest.""",
+        """32 prompts with answers of 10 to 160 tokens in 8 rows, one thread. `in_groups` is the
+same without the refill; transformers pads a batch to its longest.""",
     ),
     (
         "Decoding: threads beside busy neighbours",
