@@ -1,17 +1,14 @@
-"""`dive doctor` and `dive bench`: what is installed, and how fast it is here."""
+"""`dive doctor`: what is installed."""
 
 import json
 import platform
-from importlib import metadata, util
-from pathlib import Path
-from typing import Annotated, Any
+from importlib import metadata
+from typing import Any
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
 from dive.cli.options import JsonOption
-from dive.errors import DiveError
 
 _PACKAGES = (
     "torch", "triton", "transformers", "accelerate", "safetensors", "flash-attn", "radgraph",
@@ -66,18 +63,3 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def bench(
-    only: Annotated[str | None, typer.Option("--only", "-k", help="As pytest's -k.")] = None,
-) -> None:
-    """Time the operators against the plain PyTorch path (from a checkout of the project)."""
-    folder = Path(__file__).parents[2] / "benchmarks"
-    if not folder.is_dir():
-        raise DiveError("bench: the benchmarks are in the project's checkout, not in the wheel")
-    if util.find_spec("pytest_benchmark") is None:
-        raise DiveError("bench: pytest-benchmark is missing; pip install 'dive-mrg[bench]'")
-    import pytest
-
-    arguments = [str(folder), "--benchmark-only", *(["-k", only] if only else [])]
-    raise typer.Exit(int(pytest.main(arguments)))
