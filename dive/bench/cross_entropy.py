@@ -127,8 +127,8 @@ class CrossEntropy:
             if name != best:
                 yield missing(
                     name,
-                    f"not the fastest library: {1e3 * taken:.3g} ms in one call, "
-                    f"{best} {1e3 * min(once.values()):.3g} ms",
+                    f"not the fastest library: {1e3 * taken:,.0f} ms in one call, "
+                    f"{best} {1e3 * min(once.values()):,.0f} ms",
                 )
         if best is not None:
             calls[best + suffix] = found[best]

@@ -120,11 +120,17 @@ def _cells(row: Row) -> list[str]:
 
 def milliseconds(taken: Interval) -> str:
     """Median with its interval in parentheses, to three digits."""
-    return f"{taken.median:.3g} ({taken.low:.3g} to {taken.high:.3g})"
+    median, low, high = (digits(value) for value in taken)
+    return f"{median} ({low} to {high})"
+
+
+def digits(value: float) -> str:
+    """Three of them, and none for 10 to some power."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def rate(value: float, unit: str) -> str:
     """Three digits, thousands of GFLOP/s as TFLOP/s."""
     if unit == "GFLOP/s" and value >= 1000:
         value, unit = value / 1000, "TFLOP/s"
-    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+    return f"{digits(value)} {unit}"
