@@ -19,8 +19,8 @@ def show(results: Results, console: Console | None = None) -> None:
     """Prints it all."""
     if console is None:
         console = Console(highlight=False)
-        if not console.is_terminal:
-            console = Console(highlight=False, width=_WIDE)
+        if not console.is_terminal:  # nothing is folded that somebody may search for
+            console = Console(highlight=False, width=max(_WIDE, sum(_widths(results.rows)) + 12))
     say = lambda text, style="": console.print(text, style=style, markup=False)  # noqa: E731
     for line in _machine(results):
         say(line)
@@ -66,10 +66,14 @@ def _machine(results: Results) -> list[str]:
     return lines
 
 
+def _widths(rows: list[Row]) -> list[int]:
+    """Of the columns, the same in every case's table."""
+    return [max(map(len, column)) for column in zip(_COLUMNS, *map(_cells, rows), strict=True)]
+
+
 def _tables(rows: list[Row]) -> Iterator[tuple[str, Table]]:
     """A line and a table for each case."""
-    cells = {id(row): _cells(row) for row in rows}
-    widths = [max(map(len, column)) for column in zip(_COLUMNS, *cells.values(), strict=True)]
+    widths = _widths(rows)
     for (operator, case, mode), group in groupby(rows, lambda r: (r.operator, r.case, r.mode)):
         table = Table(box=None, pad_edge=False)
         for at, (name, width) in enumerate(zip(_COLUMNS, widths, strict=True)):
@@ -83,7 +87,7 @@ def _tables(rows: list[Row]) -> Iterator[tuple[str, Table]]:
                 width=None if right else width,
             )
         for row in group:
-            styled = [Text(cell) for cell in cells[id(row)]]
+            styled = [Text(cell) for cell in _cells(row)]
             if row.way.startswith("session") and row.ran != "dive._C":
                 styled[1].stylize("bold yellow")
             table.add_row(*styled)
