@@ -13,14 +13,15 @@ class OutOfTime(BaseException):
 
 
 class Deadline:
-    """`seconds` from `started` (of time.monotonic()), less what printing and leaving take.
+    """`seconds` from `started` (of time.monotonic()), less what is not seen from inside.
 
+    That is the interpreter's start, printing and leaving.
     Inside `bound` the work in hand is broken off by a timer signal where there is one (the main
     thread, not Windows); elsewhere it ends between two rounds.
     """
 
     def __init__(self, seconds: float, started: float) -> None:
-        self.end = started + seconds - min(2.0, seconds / 5)
+        self.end = started + seconds - min(4.0, seconds / 5)
 
     @property
     def left(self) -> float:

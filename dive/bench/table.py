@@ -111,7 +111,7 @@ def _cells(row: Row) -> list[str]:
     times = ""
     if row.times is not None:
         of = "" if row.beside in ("dive", "session") else f" {row.beside}"
-        times = f"{row.times.median:.2f}x{of}"
+        times = "{:.2f}x ({:.2f} to {:.2f})".format(*row.times) + of
     return [
         row.way,
         row.ran,
