@@ -60,12 +60,14 @@ class Checkpointing:
 
     @contextmanager
     def _in_eval(self) -> Iterator[None]:
-        """Inside the layer the flag is down: no dropout of a layer's own wakes up."""
+        """Inside the layer the flag is down: no dropout of a layer's own wakes up.
+
+        It stays down where the layer fails. torch leaves this context only when it collects its
+        generator then, which may be after the decoder's own forward has ended.
+        """
         self._flag(False)
-        try:
-            yield
-        finally:
-            self._flag(True)
+        yield
+        self._flag(True)
 
     @contextmanager
     def _replay(self, attachment: Any, state: Any) -> Iterator[None]:
