@@ -6,6 +6,7 @@ what the trainer recorded) and `adapter.safetensors` (parameters in float32). No
 
 import json
 import math
+import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from dive import __version__
 from dive.data.io import write_bytes, write_text
 from dive.errors import DiveError
+from dive.fingerprint import difference, fingerprint
 from dive.structure import description, unwrap
 
 CONFIG_FILE = "adapter_config.json"
@@ -28,6 +30,7 @@ POSITIONS = ("all", "response")
 MAX_RANK = 128  # what the operator takes
 # what must be equal in the backbone of training and the backbone of use; an unknown (None) matches
 MUST_MATCH = ("architecture", "model_type", "hidden_size", "num_layers", "vocab_size", "revision")
+_WRAPPERS = ("OptimizedModule", "PeftM", "DistributedDataParallel", "DataParallel")
 
 
 @dataclass
@@ -135,7 +138,9 @@ class SteeringAdapter(nn.Module):
 
     def __init__(self, config: SteeringConfig, backbone_or_model: Any) -> None:
         super().__init__()
-        self._assemble(config, {"backbone": description(unwrap(backbone_or_model))})
+        model = unwrap(backbone_or_model)
+        known = {"backbone": description(model), "weights": fingerprint(model)}
+        self._assemble(config, known)
 
     def _assemble(self, config: SteeringConfig, metadata: dict[str, Any]) -> None:
         self.config = config
@@ -159,15 +164,24 @@ class SteeringAdapter(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def check_backbone(self, backbone_or_model: Any) -> None:
-        """DiveError naming the first field in which this backbone is not the adapter's own."""
-        mine, theirs = self.metadata["backbone"], description(unwrap(backbone_or_model))
+        """DiveError naming the first field in which this backbone is not the adapter's own; a
+        warning where it is the same model with other weights (a LoRA at work in one of them)."""
+        model = unwrap(backbone_or_model)
+        mine, theirs = self.metadata["backbone"], description(model)
         for field in MUST_MATCH:
             trained, given = mine.get(field), theirs.get(field)
+            if field == "architecture" and str(trained).startswith(_WRAPPERS):
+                continue  # made before dive looked through these
             if trained is not None and given is not None and trained != given:
                 raise DiveError(
                     f"this adapter belongs to another backbone: {field} is {given!r} here and was "
                     f"{trained!r} where the adapter was made ({mine.get('name') or 'unnamed'})"
                 )
+        found = difference(self.metadata.get("weights"), fingerprint(model))
+        if found is not None:
+            warnings.warn(
+                f"the backbone: {found}; the adapter may do nothing or harm", stacklevel=2
+            )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the folder; each file appears whole or not at all, also over an older one."""

@@ -31,6 +31,7 @@ from dive.structure import (
     last_hidden_state,
     output_head,
     text_config,
+    unwrap,
 )
 
 __all__ = [
@@ -60,7 +61,10 @@ _LOADING_ERRORS = (
 
 @dataclass
 class Backbone:
-    """A frozen model and its processor (for a text model: its tokenizer)."""
+    """A frozen model and its processor (for a text model: its tokenizer).
+
+    The model may be in wrappers (PEFT, torch.compile); `dive.structure.unwrap` looks through them.
+    """
 
     model: PreTrainedModel
     processor: Any
@@ -72,17 +76,17 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where inputs go (under a device_map: where the embeddings are)."""
-        embeddings: Any = self.model.get_input_embeddings()
+        embeddings: Any = unwrap(self.model).get_input_embeddings()
         return computes_on(embeddings)
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.dtype
+        return unwrap(self.model).dtype
 
     @property
     def image_token_id(self) -> int | None:
         """The token whose embedding an image feature takes; None for a text model."""
-        return getattr(self.model.config, "image_token_id", None)
+        return getattr(unwrap(self.model).config, "image_token_id", None)
 
 
 def load_backbone(
