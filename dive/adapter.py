@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dive import __version__
-from dive.data.io import write_bytes, write_text
+from dive.data.io import check_folder, write_bytes, write_text
 from dive.errors import DiveError
 from dive.fingerprint import difference, fingerprint
 from dive.structure import description, unwrap
@@ -184,8 +184,13 @@ class SteeringAdapter(nn.Module):
             )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the folder; each file appears whole or not at all, also over an older one."""
+        """Writes the folder; each file appears whole or not at all, also over an older one.
+
+        Raises:
+            DiveError: the folder cannot be written.
+        """
         folder = Path(folder)
+        check_folder(folder)
         settings = {
             "format": FORMAT,
             "dive_version": __version__,
@@ -200,8 +205,11 @@ class SteeringAdapter(nn.Module):
             name: tensor.detach().to("cpu", torch.float32).contiguous().clone()
             for name, tensor in self.state_dict().items()
         }
-        write_bytes(folder / WEIGHTS_FILE, save(tensors))
-        write_text(folder / CONFIG_FILE, text)
+        try:
+            write_bytes(folder / WEIGHTS_FILE, save(tensors))
+            write_text(folder / CONFIG_FILE, text)
+        except OSError as error:
+            raise DiveError(f"cannot write into {folder}: {error.strerror}") from error
 
     def push_to_hub(
         self,
@@ -255,8 +263,26 @@ class SteeringAdapter(nn.Module):
         return adapter if device is None else adapter.to(device)
 
 
+def as_adapter(given: Any, name: str = "adapter") -> SteeringAdapter:
+    """An adapter, or the one that a folder or hub id holds; DiveError that says what was given."""
+    if isinstance(given, SteeringAdapter):
+        return given
+    if isinstance(given, (str, Path)):
+        return SteeringAdapter.from_pretrained(given)
+    if isinstance(given, SteeringConfig):
+        raise DiveError(
+            f"{name} is a SteeringConfig, which has no weights; wants a SteeringAdapter (of "
+            "dive.distill), or the folder of one"
+        )
+    what = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
+    raise DiveError(
+        f"{name} is {what}; wants a SteeringAdapter (its from_pretrained reads one), or the "
+        "folder of one"
+    )
+
+
 def _find(source: str | Path, name: str, revision: str | None, token: Any) -> Path:
-    folder = Path(source)
+    folder = Path(source).expanduser()
     if folder.is_dir():
         if not (folder / name).is_file():
             raise DiveError(f"{folder}: no {name} here, so this is not a saved adapter")

@@ -268,7 +268,8 @@ def check_modules(text: Any, head: Any) -> None:
     """Whether each module computes what its class says; `dive.attach`'s own hooks are known."""
     if text.training:
         raise Unsupported("the model is in training mode")
-    if torch.is_autocast_enabled(head.weight.device.type):
+    device = head.weight.device.type
+    if device in DTYPES and torch.is_autocast_enabled(device):
         raise Unsupported("autocast is on, under which modules compute in another dtype")
     for name, module in [*text.named_modules(), ("head", head)]:
         if not type(module).__module__.startswith(_KNOWN):

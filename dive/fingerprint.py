@@ -13,7 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from dive.structure import unwrap
-from dive.tuners import PROMPTED, added, is_tuner, kinds, lora_entries, own_tensors, replaced, tuners
+from dive.tuners import (
+    PROMPTED,
+    added,
+    is_tuner,
+    kinds,
+    lora_entries,
+    own_tensors,
+    replaced,
+    tuners,
+)
 
 _TENSORS = 1024  # at most so many weights are sampled, evenly over the model
 _SAMPLES = 2048  # about so many numbers in all
@@ -39,7 +48,9 @@ def fingerprint(backbone_or_model: Any) -> dict[str, Any]:
     folded = PROMPTED not in sorts and not odd
     # a merge that is to be undone at the next forward leaves weights that say nothing
     stale = any(sign < 0 for one in odd for sign, _ in added(one))
-    readable = bool(found) and not stale and not _quantised(model) and all(_plain(w) for w, _ in found)
+    readable = (
+        bool(found) and not stale and not _quantised(model) and all(_plain(w) for w, _ in found)
+    )
     samples = [_entries(weight, each, changes) for weight, changes in found] if readable else []
     own = [
         _entries(tensor, 16, [])

@@ -84,7 +84,7 @@ def own_tensors(module: Any, name: str) -> list[Tensor]:
     """The tensors of one adapter in one tuner, its scaling last."""
     found: list[Tensor] = []
     for store in _stores(module):
-        one = store[name] if name in store else None
+        one = dict(store.items()).get(name)
         if isinstance(one, nn.Module):
             found += [p.detach() for p in one.parameters()]
         elif isinstance(one, Tensor):
