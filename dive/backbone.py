@@ -23,6 +23,7 @@ from transformers.utils import is_flash_attn_2_available, is_torchvision_availab
 from dive.checkpointing import enable_gradient_checkpointing
 from dive.errors import DiveError
 from dive.image_processor import processor_without_video
+from dive.processor_check import settle
 from dive.structure import (
     Head,
     computes_on,
@@ -157,7 +158,10 @@ def load_backbone(
         model.device,
         model.config._attn_implementation,
     )
-    return Backbone(model, _processor(source, config, auto, shared))
+    processor = _processor(source, config, auto, shared)
+    if getattr(processor, "image_processor", None) is not None:
+        settle(processor, model)
+    return Backbone(model, processor)
 
 
 def load_tokenizer(path: str | Path) -> Any:

@@ -108,7 +108,9 @@ def distill(
     skipped = check_on_error(on_error, skipped)
     for place in (output_dir, config.cache_images):
         if place is not None and not isinstance(place, bool):
-            check_folder(place)  # what cannot be written is refused before any image is read
+            check_folder(
+                Path(place).expanduser()
+            )  # what cannot be written is refused before any image is read
     if attachment_of(backbone.model) is not None:
         raise DiveError("distill: an adapter is attached to the backbone; detach it first")
     if demonstrations is not None:

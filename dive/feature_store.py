@@ -27,6 +27,7 @@ from dive.data.study import Study
 from dive.errors import DiveError
 from dive.prompting import Prompter
 from dive.structure import decoder, unwrap
+from dive.tuners import is_tuner, state_of
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +157,9 @@ def _weights_before_decoder(model: Any) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         digest.update(memoryview(data.numpy()))
+    for name, module in sorted(model.named_modules(), key=lambda pair: pair[0]):
+        if is_tuner(module) and not any(id(p) in behind for p in module.parameters()):
+            digest.update(f"{name} {state_of(module)}\n".encode())
     return digest.hexdigest()
 
 

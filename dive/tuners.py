@@ -126,6 +126,14 @@ def lora_entries(module: Any, name: str, places: Tensor, shape: torch.Size) -> T
     return entries * scale
 
 
+def state_of(module: Any) -> str:
+    """In which state a tuner is, beside its tensors: what is switched on, merged and how strong."""
+    scaling = getattr(module, "scaling", None)
+    parts = [getattr(module, "active_adapters", ()), getattr(module, "merged_adapters", ())]
+    off = bool(getattr(module, "disable_adapters", False))
+    return repr([kind_of(module), [*map(list, parts)], off, scaling])
+
+
 def _saved(module: Any) -> bool:
     copies = module._modules.get("modules_to_save")
     return copies is not None and replaced(module) is not module.original_module
