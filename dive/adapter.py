@@ -154,7 +154,7 @@ class SteeringAdapter(nn.Module):
                 f"0 to {count - 1}"
             )
         # float32 and on the CPU whatever torch's defaults are at this moment
-        with torch.device("cpu"):
+        with torch.device("cpu"), torch.inference_mode(False):
             self.layers = nn.ModuleDict(
                 {str(i): LayerSteering(backbone["hidden_size"], config).float() for i in indices}
             )
@@ -226,6 +226,7 @@ class SteeringAdapter(nn.Module):
         return push(self, repo_id, private, token, revision, commit_message)
 
     @classmethod
+    @torch.inference_mode(False)  # parameters, also for a caller that learns nothing now
     def from_pretrained(
         cls,
         folder_or_hub_id: str | Path,

@@ -90,6 +90,7 @@ class Backbone:
         return getattr(unwrap(self.model).config, "image_token_id", None)
 
 
+@torch.inference_mode(False)  # its weights are to be learnt through, wherever they are loaded
 def load_backbone(
     path: str | Path,
     *,
