@@ -29,6 +29,7 @@ from dive.data.study import Study
 from dive.decisive import DecisiveTokens
 from dive.errors import DiveError
 from dive.examples import Examples, survey
+from dive.feature_store import check_cache
 from dive.image_cache import image_cache
 from dive.lexicon import lexicon_version
 from dive.plan import describe
@@ -106,11 +107,11 @@ def distill(
     start = time.perf_counter()
     config = as_config(config)
     skipped = check_on_error(on_error, skipped)
-    for place in (output_dir, config.cache_images):
-        if place is not None and not isinstance(place, bool):
-            check_folder(
-                Path(place).expanduser()
-            )  # what cannot be written is refused before any image is read
+    # what cannot be written is refused before any image is read
+    if output_dir is not None:
+        check_folder(output_dir)
+    if isinstance(config.cache_images, str):
+        check_cache(config.cache_images)
     if attachment_of(backbone.model) is not None:
         raise DiveError("distill: an adapter is attached to the backbone; detach it first")
     if demonstrations is not None:

@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from dive.data.images import LazyImage, load_rgb
-from dive.data.io import write_bytes, write_text
+from dive.data.io import check_folder, write_bytes, write_text
 from dive.data.study import Study
 from dive.errors import DiveError
 from dive.prompting import Prompter
@@ -33,6 +33,15 @@ log = logging.getLogger(__name__)
 
 _FORMAT = 1  # of the entries, and of how images are read
 SETTINGS_FILE = "settings.json"
+
+
+def check_cache(folder: str | Path) -> None:
+    """DiveError unless features could be kept in this folder, which need not be there yet."""
+    root = Path(folder).expanduser()
+    try:
+        check_folder(root)
+    except DiveError as error:
+        raise DiveError(f"the image cache {root} cannot be written: {error}") from error
 
 
 class FeatureStore:

@@ -69,7 +69,8 @@ def check_features(
     """DiveError where one image takes another number of tokens than the model makes features.
 
     example: a prompt with one image, those of its inputs that are the image's, and how many image
-    tokens it has. It is run through the vision tower once for each state of the settings.
+    tokens it has. Asked for once for each state of the settings; only where it does not look as
+    the model's config has it, it is run through the vision tower.
     """
     model: Any = unwrap(backbone_or_model)
     own = {name: _setting(processor, name) for name in _implied(processor, model)}
@@ -89,18 +90,21 @@ def check_features(
         raise DiveError(
             f"{name} cannot be used with this model: {'; '.join(more)} ({error})"
         ) from error
+    if not misfits(processor, model) and _expected(model, batch, tokens):
+        _checked[model].add(key)
+        return
     features: int | None = None
     refusal = ""
     try:
         output: Any = get(**images, return_dict=True)
-        parts = output["pooler_output"] if hasattr(output, "keys") else None
-        if parts is not None:
+        parts = output.get("pooler_output") if hasattr(output, "get") else output
+        if parts is not None and all(isinstance(part, Tensor) for part in parts):
             features = sum(part.numel() // part.shape[-1] for part in parts)
     except torch.OutOfMemoryError:
         raise
     except _REFUSALS as error:
         refusal = " ".join(str(error).split())
-    if refusal or (features is not None and features != tokens):
+    if features != tokens:
         try:
             last_hidden_state(model, batch)  # what a tower counts may not be what a model puts in
         except torch.OutOfMemoryError:
@@ -117,6 +121,48 @@ def check_features(
                 f"{what}: " + ("; ".join(more) or "its settings do not fit the model's config")
             ) from error
     _checked[model].add(key)
+
+
+def _expected(model: Any, batch: dict[str, Tensor], tokens: int) -> bool:
+    """Whether pixels and image tokens are as many as the model's config says."""
+    config = model.config
+    vision = getattr(config, "vision_config", None)
+    patch, size = _edge(vision, "patch_size"), _edge(vision, "image_size")
+    grids = batch.get("image_grid_thw")
+    merge = getattr(vision, "spatial_merge_size", None)
+    if grids is not None and isinstance(merge, int):
+        return int(grids.prod(-1).sum()) // merge**2 == tokens
+    pixels = batch.get("pixel_values")
+    if pixels is None or patch is None or size is None or pixels.dim() < 4:
+        return False
+    if "image_sizes" in batch and pixels.dim() == 4 and pixels.shape[0] == 1:
+        # Pixtral's line keeps an image's shape, and marks the rows of its tokens
+        merge, (height, width) = getattr(config, "spatial_merge_size", None) or 1, pixels.shape[-2:]
+        return (height // (patch * merge)) * (width // (patch * merge)) == tokens
+    if pixels.shape[-2:] != (size, size):
+        return False
+    strategy = getattr(config, "vision_feature_select_strategy", None)
+    grid = (size // patch) ** 2
+    if strategy is not None and pixels.dim() == 4 and config.model_type == "llava":
+        more = _additional(model, grid)
+        return more is not None and grid + more - (strategy == "default") == tokens
+    each = _each(config, grid)
+    return strategy is not None or (each is not None and tokens > 0 and tokens % each == 0)
+
+
+def _each(config: Any, grid: int | None) -> int | None:
+    """Image tokens a tile, where the config has it."""
+    each, scale = (
+        getattr(config, "mm_tokens_per_image", None),
+        getattr(config, "scale_factor", None),
+    )
+    if each is not None or grid is None:
+        return each
+    if isinstance(scale, int):
+        return grid // scale**2  # Idefics 3 and its kin
+    if "paligemma" in str(config.model_type):
+        return grid
+    return getattr(config, "image_seq_length", None)
 
 
 def _owner(processor: Any, name: str) -> tuple[Any, str]:
@@ -178,14 +224,7 @@ def _implied(processor: Any, model: Any) -> dict[str, Any]:
     else:
         cropped = "crop_size" if getattr(images, "do_center_crop", False) else "size"
         found[f"image_processor.{cropped}"] = size
-    each = getattr(config, "mm_tokens_per_image", None)
-    scale = getattr(config, "scale_factor", None)
-    if grid is not None and each is None and isinstance(scale, int):
-        each = grid // scale**2  # Idefics 3 and its kin
-    if each is None and "paligemma" in str(config.model_type):
-        each = grid
-    if each is None and "vision_feature_select_strategy" not in found:
-        each = getattr(config, "image_seq_length", None)
+    each = None if "vision_feature_select_strategy" in found else _each(config, grid)
     for name in ("image_seq_length", "image_seq_len"):
         if hasattr(processor, name):
             found[name] = each

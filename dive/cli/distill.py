@@ -213,13 +213,14 @@ def _check_out(out: Path, cache: Any) -> None:
     """What cannot be written is refused before the backbone or any study is read."""
     from dive.adapter import CONFIG_FILE, WEIGHTS_FILE
     from dive.data.io import check_file, check_folder
+    from dive.feature_store import check_cache
 
     check_folder(out)
     check_folder(out / "checkpoints")
     for name in (CONFIG_FILE, WEIGHTS_FILE, "skipped.jsonl"):
         check_file(out / name)
     if isinstance(cache, str):
-        check_folder(Path(cache).expanduser())
+        check_cache(cache)
 
 
 def _finished(out: Path, resume: bool) -> str:

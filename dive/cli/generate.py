@@ -75,8 +75,9 @@ def generate(
         raise DiveError("give either --studies FILE or image files, and not both")
     from dive.data.io import check_file
 
-    for name in (out, out.with_name(out.name + ".partial"), out.with_suffix(".skipped.jsonl")):
-        check_file(name)  # what cannot be written is refused before anything is read
+    check_file(out)  # what cannot be written is refused before anything is read
+    for name in (out.with_name(out.name + ".partial"), out.with_suffix(".skipped.jsonl")):
+        check_file(name)
     if out.is_file() and not overwrite:
         raise DiveError(
             f"{out}: is there already; give --overwrite to replace it, or another --out"
