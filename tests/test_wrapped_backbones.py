@@ -212,6 +212,17 @@ def test_distil_learns_through_a_lora_and_leaves_it_as_it_was(peft, backbone, st
     no_warning(adapter, backbone.model)
 
 
+def test_a_training_does_not_go_on_with_another_lora(peft, backbone, studies, tmp_path):
+    model = with_lora(peft, backbone.model)
+    options = dict(processor=backbone.processor, output_dir=tmp_path, resume=True)
+    config = dict(preset="dive-ce", **STEPS, save_steps=1)
+    dive.distill(model, studies, config=config, **options)
+    dive.distill(model, studies, config=config, **options)  # with the same one it does
+    model.base_model.disable_adapter_layers()
+    with pytest.raises(DiveError, match="other layers of PEFT's .LoRA. at work"):
+        dive.distill(model, studies, config=config, **options)
+
+
 def test_generate_is_without_dropout_and_training_mode_comes_back(peft, backbone, studies):
     model = with_lora(peft, backbone.model, lora_dropout=0.9)
     wanted = written(model.eval(), backbone, studies)
