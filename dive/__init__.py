@@ -1,6 +1,6 @@
 """DIVE: the effect of in-context demonstrations, distilled into a small steering adapter.
 
-Names are loaded on first use, so `import dive` and `dive --help` do not import torch.
+Names and modules are loaded on first use, so `import dive` and `dive --help` do not import torch.
 """
 
 from importlib import import_module
@@ -25,10 +25,46 @@ _EXPORTS = {
     "generate": "dive.generation",
     "evaluate": "dive.metrics",
 }
+# every module is an attribute without an import of its own; these are what a user looks for
+_MODULES = (
+    "adapter", "attach", "backbone", "bench", "cli", "data", "decisive", "decode", "demo",
+    "distillation", "errors", "extension", "fingerprint", "generation", "hub", "image_cache",
+    "kernels", "lexicon", "metrics", "ops", "polarity", "presets", "prompting", "radgraph",
+    "reference", "structure", "teacher", "templates", "trainer",
+)  # fmt: skip
 
 __all__ = ["__version__", *sorted(_EXPORTS)]
 
 if TYPE_CHECKING:
+    from dive import adapter as adapter
+    from dive import attach as attach
+    from dive import backbone as backbone
+    from dive import bench as bench
+    from dive import cli as cli
+    from dive import data as data
+    from dive import decisive as decisive
+    from dive import decode as decode
+    from dive import demo as demo
+    from dive import distillation as distillation
+    from dive import errors as errors
+    from dive import extension as extension
+    from dive import fingerprint as fingerprint
+    from dive import generation as generation
+    from dive import hub as hub
+    from dive import image_cache as image_cache
+    from dive import kernels as kernels
+    from dive import lexicon as lexicon
+    from dive import metrics as metrics
+    from dive import ops as ops
+    from dive import polarity as polarity
+    from dive import presets as presets
+    from dive import prompting as prompting
+    from dive import radgraph as radgraph
+    from dive import reference as reference
+    from dive import structure as structure
+    from dive import teacher as teacher
+    from dive import templates as templates
+    from dive import trainer as trainer
     from dive.adapter import SteeringAdapter as SteeringAdapter
     from dive.adapter import SteeringConfig as SteeringConfig
     from dive.attach import steer as steer
@@ -50,10 +86,15 @@ def __getattr__(name: str) -> object:
         value = getattr(import_module(_EXPORTS[name]), name)
         globals()[name] = value
         return value
-    if name == "ops":
-        return import_module("dive.ops")
-    raise AttributeError(f"module 'dive' has no attribute {name!r}")
+    if name.startswith("_"):
+        raise AttributeError(f"module 'dive' has no attribute {name!r}")
+    try:
+        return import_module(f"dive.{name}")
+    except ImportError as error:  # kernels without triton: hasattr() is to answer, not to raise
+        if error.name == f"dive.{name}":
+            raise AttributeError(f"module 'dive' has no attribute {name!r}") from None
+        raise AttributeError(f"dive.{name} cannot be imported here: {error}") from error
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "ops"]
+    return [*__all__, *_MODULES]

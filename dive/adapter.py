@@ -6,6 +6,7 @@ what the trainer recorded) and `adapter.safetensors` (parameters in float32). No
 
 import json
 import math
+import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -16,8 +17,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dive import __version__
-from dive.data.io import write_bytes, write_text
+from dive.data.io import check_folder, write_bytes, write_text
 from dive.errors import DiveError
+from dive.fingerprint import difference, fingerprint
 from dive.structure import description, unwrap
 
 CONFIG_FILE = "adapter_config.json"
@@ -28,6 +30,7 @@ POSITIONS = ("all", "response")
 MAX_RANK = 128  # what the operator takes
 # what must be equal in the backbone of training and the backbone of use; an unknown (None) matches
 MUST_MATCH = ("architecture", "model_type", "hidden_size", "num_layers", "vocab_size", "revision")
+_WRAPPERS = ("OptimizedModule", "PeftM", "DistributedDataParallel", "DataParallel")
 
 
 @dataclass
@@ -135,7 +138,9 @@ class SteeringAdapter(nn.Module):
 
     def __init__(self, config: SteeringConfig, backbone_or_model: Any) -> None:
         super().__init__()
-        self._assemble(config, {"backbone": description(unwrap(backbone_or_model))})
+        model = unwrap(backbone_or_model)
+        known = {"backbone": description(model), "weights": fingerprint(model)}
+        self._assemble(config, known)
 
     def _assemble(self, config: SteeringConfig, metadata: dict[str, Any]) -> None:
         self.config = config
@@ -149,7 +154,7 @@ class SteeringAdapter(nn.Module):
                 f"0 to {count - 1}"
             )
         # float32 and on the CPU whatever torch's defaults are at this moment
-        with torch.device("cpu"):
+        with torch.device("cpu"), torch.inference_mode(False):
             self.layers = nn.ModuleDict(
                 {str(i): LayerSteering(backbone["hidden_size"], config).float() for i in indices}
             )
@@ -159,19 +164,33 @@ class SteeringAdapter(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def check_backbone(self, backbone_or_model: Any) -> None:
-        """DiveError naming the first field in which this backbone is not the adapter's own."""
-        mine, theirs = self.metadata["backbone"], description(unwrap(backbone_or_model))
+        """DiveError naming the first field in which this backbone is not the adapter's own; a
+        warning where it is the same model with other weights (a LoRA at work in one of them)."""
+        model = unwrap(backbone_or_model)
+        mine, theirs = self.metadata["backbone"], description(model)
         for field in MUST_MATCH:
             trained, given = mine.get(field), theirs.get(field)
+            if field == "architecture" and str(trained).startswith(_WRAPPERS):
+                continue  # made before dive looked through these
             if trained is not None and given is not None and trained != given:
                 raise DiveError(
                     f"this adapter belongs to another backbone: {field} is {given!r} here and was "
                     f"{trained!r} where the adapter was made ({mine.get('name') or 'unnamed'})"
                 )
+        found = difference(self.metadata.get("weights"), fingerprint(model))
+        if found is not None:
+            warnings.warn(
+                f"the backbone: {found}; the adapter may do nothing or harm", stacklevel=2
+            )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the folder; each file appears whole or not at all, also over an older one."""
+        """Writes the folder; each file appears whole or not at all, also over an older one.
+
+        Raises:
+            DiveError: the folder cannot be written.
+        """
         folder = Path(folder)
+        check_folder(folder)
         settings = {
             "format": FORMAT,
             "dive_version": __version__,
@@ -186,8 +205,11 @@ class SteeringAdapter(nn.Module):
             name: tensor.detach().to("cpu", torch.float32).contiguous().clone()
             for name, tensor in self.state_dict().items()
         }
-        write_bytes(folder / WEIGHTS_FILE, save(tensors))
-        write_text(folder / CONFIG_FILE, text)
+        try:
+            write_bytes(folder / WEIGHTS_FILE, save(tensors))
+            write_text(folder / CONFIG_FILE, text)
+        except OSError as error:
+            raise DiveError(f"cannot write into {folder}: {error.strerror}") from error
 
     def push_to_hub(
         self,
@@ -204,6 +226,7 @@ class SteeringAdapter(nn.Module):
         return push(self, repo_id, private, token, revision, commit_message)
 
     @classmethod
+    @torch.inference_mode(False)  # parameters, also for a caller that learns nothing now
     def from_pretrained(
         cls,
         folder_or_hub_id: str | Path,
@@ -241,8 +264,26 @@ class SteeringAdapter(nn.Module):
         return adapter if device is None else adapter.to(device)
 
 
+def as_adapter(given: Any, name: str = "adapter") -> SteeringAdapter:
+    """An adapter, or the one that a folder or hub id holds; DiveError that says what was given."""
+    if isinstance(given, SteeringAdapter):
+        return given
+    if isinstance(given, (str, Path)):
+        return SteeringAdapter.from_pretrained(given)
+    if isinstance(given, SteeringConfig):
+        raise DiveError(
+            f"{name} is a SteeringConfig, which has no weights; wants a SteeringAdapter (of "
+            "dive.distill), or the folder of one"
+        )
+    what = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
+    raise DiveError(
+        f"{name} is {what}; wants a SteeringAdapter (its from_pretrained reads one), or the "
+        "folder of one"
+    )
+
+
 def _find(source: str | Path, name: str, revision: str | None, token: Any) -> Path:
-    folder = Path(source)
+    folder = Path(source).expanduser()
     if folder.is_dir():
         if not (folder / name).is_file():
             raise DiveError(f"{folder}: no {name} here, so this is not a saved adapter")

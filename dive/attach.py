@@ -6,13 +6,14 @@ Hooks on the model's own decoder layers; no class is patched and no weight is to
 import statistics
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-from dive.adapter import SteeringAdapter
+from dive.adapter import SteeringAdapter, as_adapter
 from dive.errors import DiveError
 from dive.structure import computes_on, decoder_layers, last_hidden_state, unwrap
 
@@ -37,11 +38,6 @@ class Attachment:
     adapter: SteeringAdapter | None
 
     def __init__(self, model: nn.Module, adapter: SteeringAdapter) -> None:
-        if not isinstance(adapter, SteeringAdapter):
-            raise DiveError(
-                f"steer: adapter is a {type(adapter).__name__}; wants a SteeringAdapter (its "
-                "from_pretrained reads one)"
-            )
         self.adapter = adapter
         adapter.check_backbone(model)
         self._hang(model, [int(index) for index in adapter.layers])
@@ -127,13 +123,14 @@ class Attachment:
         self.detach()
 
 
-def steer(backbone_or_model: Any, adapter: SteeringAdapter) -> Attachment:
-    """Attaches `adapter`; use it in a `with`, or call `.detach()` on what is returned.
+def steer(backbone_or_model: Any, adapter: SteeringAdapter | str | Path) -> Attachment:
+    """Attaches `adapter` (or what its folder holds); use it in a `with`, or call `.detach()` on
+    what is returned.
 
     The adapter's parameters move to the devices of their layers. DiveError where the adapter
     belongs to another backbone, or another one is attached already.
     """
-    return Attachment(unwrap(backbone_or_model), adapter)
+    return Attachment(unwrap(backbone_or_model), as_adapter(adapter, "steer: adapter"))
 
 
 def attachment_of(model: Any) -> Attachment | None:

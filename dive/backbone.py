@@ -23,6 +23,7 @@ from transformers.utils import is_flash_attn_2_available, is_torchvision_availab
 from dive.checkpointing import enable_gradient_checkpointing
 from dive.errors import DiveError
 from dive.image_processor import processor_without_video
+from dive.processor_check import settle
 from dive.structure import (
     Head,
     computes_on,
@@ -31,6 +32,7 @@ from dive.structure import (
     last_hidden_state,
     output_head,
     text_config,
+    unwrap,
 )
 
 __all__ = [
@@ -60,7 +62,10 @@ _LOADING_ERRORS = (
 
 @dataclass
 class Backbone:
-    """A frozen model and its processor (for a text model: its tokenizer)."""
+    """A frozen model and its processor (for a text model: its tokenizer).
+
+    The model may be in wrappers (PEFT, torch.compile); `dive.structure.unwrap` looks through them.
+    """
 
     model: PreTrainedModel
     processor: Any
@@ -72,19 +77,20 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where inputs go (under a device_map: where the embeddings are)."""
-        embeddings: Any = self.model.get_input_embeddings()
+        embeddings: Any = unwrap(self.model).get_input_embeddings()
         return computes_on(embeddings)
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.dtype
+        return unwrap(self.model).dtype
 
     @property
     def image_token_id(self) -> int | None:
         """The token whose embedding an image feature takes; None for a text model."""
-        return getattr(self.model.config, "image_token_id", None)
+        return getattr(unwrap(self.model).config, "image_token_id", None)
 
 
+@torch.inference_mode(False)  # its weights are to be learnt through, wherever they are loaded
 def load_backbone(
     path: str | Path,
     *,
@@ -153,7 +159,10 @@ def load_backbone(
         model.device,
         model.config._attn_implementation,
     )
-    return Backbone(model, _processor(source, config, auto, shared))
+    processor = _processor(source, config, auto, shared)
+    if getattr(processor, "image_processor", None) is not None:
+        settle(processor, model)
+    return Backbone(model, processor)
 
 
 def load_tokenizer(path: str | Path) -> Any:

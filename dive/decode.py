@@ -13,6 +13,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,7 +23,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from dive import extension
-from dive.adapter import SteeringAdapter
+from dive.adapter import SteeringAdapter, as_adapter
 from dive.attach import attachment_of, steer
 from dive.attach_rows import RowAttachment
 from dive.decode_batch import BatchRun
@@ -59,7 +60,7 @@ class DecodeSession:
     def __init__(
         self,
         backbone_or_model: Any,
-        adapter: SteeringAdapter | Sequence[SteeringAdapter | None] | None = None,
+        adapter: SteeringAdapter | str | Path | Sequence[SteeringAdapter | None] | None = None,
         *,
         strict: bool = False,
     ) -> None:
@@ -67,17 +68,17 @@ class DecodeSession:
         self.model: Any = unwrap(backbone_or_model)
         self.adapter: SteeringAdapter | None = None
         self.adapters: tuple[SteeringAdapter | None, ...] | None = None
-        if adapter is None or isinstance(adapter, SteeringAdapter):
-            self.adapter = adapter
-        else:
-            self.adapters = tuple(adapter)
+        if adapter is None:
+            pass
+        elif isinstance(adapter, (list, tuple)):
+            self.adapters = tuple(None if one is None else as_adapter(one) for one in adapter)
             if not self.adapters:
                 raise DiveError("adapter is an empty list, want an adapter or None for every row")
-        for one in (adapter,) if self.adapters is None else self.adapters:
-            if isinstance(one, SteeringAdapter):
-                one.check_backbone(self.model)
-            elif one is not None:
-                raise DiveError(f"adapter holds a {type(one).__name__}, want a SteeringAdapter")
+        else:
+            self.adapter = as_adapter(adapter)
+        for one in {self.adapter, *(self.adapters or ())} - {None}:
+            assert one is not None
+            one.check_backbone(self.model)
         self._spec: DecoderSpec | None = None
         self._rows: Rows | None = None
         self._packed: WeakKeyDictionary[Any, tuple[Any, list[Any]]] = WeakKeyDictionary()
@@ -307,7 +308,10 @@ class DecodeSession:
             return None
         assert self._spec is not None
         tensors = [*adapter.parameters(), *adapter.buffers()]
-        key = (self._spec.dtype, *((id(t), t.data_ptr(), t._version) for t in tensors))
+        key = (
+            self._spec.dtype,
+            *((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors),
+        )
         known = self._packed.get(adapter)
         if known is not None and known[0] == key:
             return known[1]

@@ -39,6 +39,8 @@ DTYPES = {  # of the weights, by the device on which they lie
         torch.float16: "float16",
     },
 }
+# whose modules compute what the engine does in their place, or are refused by their family or type
+_KNOWN = ("torch.nn.modules.", "transformers.")
 # tables of these do not change with the length of what is read
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
@@ -266,7 +268,17 @@ def check_modules(text: Any, head: Any) -> None:
     """Whether each module computes what its class says; `dive.attach`'s own hooks are known."""
     if text.training:
         raise Unsupported("the model is in training mode")
+    device = head.weight.device.type
+    if device in DTYPES and torch.is_autocast_enabled(device):
+        raise Unsupported("autocast is on, under which modules compute in another dtype")
     for name, module in [*text.named_modules(), ("head", head)]:
+        if not type(module).__module__.startswith(_KNOWN):
+            package = type(module).__module__.partition(".")[0]
+            raise Unsupported(
+                f"{name or 'its decoder'} is a {type(module).__name__} of {package} (quantised "
+                "weights and added adapters run in transformers; PEFT's merge_and_unload() leaves "
+                "plain layers)"
+            )
         if "forward" in vars(module):
             raise Unsupported(f"the forward of {name or 'its decoder'} was replaced (offloaded?)")
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]

@@ -18,15 +18,18 @@ from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from dive.adapter import SteeringAdapter
+from dive.arguments import as_config, prepared
 from dive.attach import attachment_of, calibrate, steer
 from dive.backbone import Backbone
 from dive.checkpointing import enable_gradient_checkpointing
 from dive.counting import counted
+from dive.data.io import check_folder
 from dive.data.jsonl import Skipped, check_on_error
 from dive.data.study import Study
 from dive.decisive import DecisiveTokens
 from dive.errors import DiveError
 from dive.examples import Examples, survey
+from dive.feature_store import check_cache
 from dive.image_cache import image_cache
 from dive.lexicon import lexicon_version
 from dive.plan import describe
@@ -35,7 +38,7 @@ from dive.progress import JsonLog, ProgressBar
 from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS, Prompter
 from dive.radgraph import RadGraph, annotator_of
 from dive.structure import output_head
-from dive.teacher import Demonstrations, Teacher, as_demonstrations, case_names
+from dive.teacher import Demonstrations, Teacher, case_names
 from dive.trainer import DistillTrainer, Student
 from dive.training_run import (
     IntervalsOfNow,
@@ -51,13 +54,14 @@ log = logging.getLogger(__name__)
 DEFAULT_SHOTS = 4
 
 
+@prepared
 def distill(
     backbone: Backbone | Any,
-    studies: Sequence[Study],
-    demonstrations: int | Sequence[Study] | None = None,
-    config: DistillConfig | None = None,
+    studies: Sequence[Study] | Any,
+    demonstrations: int | Sequence[Study] | Any | None = None,
+    config: DistillConfig | Any | None = None,
     *,
-    validation: float | Sequence[Study] | None = None,
+    validation: float | Sequence[Study] | Any | None = None,
     prompt: str | None = None,
     target: str = "findings",
     max_image_tokens: int | None = DEFAULT_MAX_IMAGE_TOKENS,
@@ -72,12 +76,15 @@ def distill(
     """Distil what demonstrations do for a frozen backbone into a steering adapter.
 
     Args:
-        backbone: from `load_backbone`, or a bare model together with `processor`.
-        studies: with reports for `target`; what the adapter learns from.
+        backbone: from `load_backbone`, or what it takes, or a bare model together with `processor`.
+            LoRA and its kin (PEFT) are at work as they are; wrappers are looked through.
+        studies: with reports for `target`; what the adapter learns from. Many of them, or rows as
+            dicts, or as the command line takes them: "train.jsonl", "mimic-cxr:ROOT". So may
+            demonstrations and validation be given.
         demonstrations: studies that are shown to the teacher before every query; a number draws
             that many from `studies` for each query, never of the same patient. None: 4 where the
             preset runs a teacher. With a preset that runs none they are an error.
-        config: preset and settings; default `DistillConfig()`.
+        config: a `DistillConfig`, or a dict of its fields; default `DistillConfig()`.
         validation: studies, or the share of `studies` (whole patients) that is kept apart; loss
             and accuracy by token class are logged for them.
         prompt, target, max_image_tokens, template: see `Prompter`; stored in the adapter, whose
@@ -98,9 +105,13 @@ def distill(
         DiveError: bad input, before the first step. NonFiniteLoss: in a step, with the study's id.
     """
     start = time.perf_counter()
-    config = DistillConfig() if config is None else config
+    config = as_config(config)
     skipped = check_on_error(on_error, skipped)
-    backbone = _as_backbone(backbone, processor)
+    # what cannot be written is refused before any image is read
+    if output_dir is not None:
+        check_folder(output_dir)
+    if isinstance(config.cache_images, str):
+        check_cache(config.cache_images)
     if attachment_of(backbone.model) is not None:
         raise DiveError("distill: an adapter is attached to the backbone; detach it first")
     if demonstrations is not None:
@@ -270,10 +281,10 @@ def _demonstrations(
         return None
     if given is None:
         given = DEFAULT_SHOTS
-    if isinstance(given, int) and not isinstance(given, bool):
+    if isinstance(given, int):
         redraw = config.redraw_demonstrations
         return Demonstrations(studies, given, seed=config.seed, redraw=redraw)
-    return Demonstrations(as_demonstrations(given, "a whole number or a list of studies"))
+    return Demonstrations(given)
 
 
 def _teacher(
@@ -380,14 +391,3 @@ def _sources(examples: Examples, validation: Examples | None, teacher: Teacher |
     studies += validation.studies if validation is not None else []
     studies += teacher.demonstrations.pool if teacher is not None else []
     return sorted({study.origin for study in studies if study.origin})
-
-
-def _as_backbone(backbone: Any, processor: Any) -> Backbone:
-    if isinstance(backbone, Backbone):
-        return backbone if processor is None else replace(backbone, processor=processor)
-    if processor is None:
-        raise DiveError(
-            f"got a bare {type(backbone).__name__}; wants a Backbone from dive.load_backbone, "
-            "or processor= too"
-        )
-    return Backbone(backbone, processor)

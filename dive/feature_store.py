@@ -22,16 +22,26 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from dive.data.images import LazyImage, load_rgb
-from dive.data.io import write_bytes, write_text
+from dive.data.io import check_folder, write_bytes, write_text
 from dive.data.study import Study
 from dive.errors import DiveError
 from dive.prompting import Prompter
 from dive.structure import decoder, unwrap
+from dive.tuners import is_tuner, state_of
 
 log = logging.getLogger(__name__)
 
 _FORMAT = 1  # of the entries, and of how images are read
 SETTINGS_FILE = "settings.json"
+
+
+def check_cache(folder: str | Path) -> None:
+    """DiveError unless features could be kept in this folder, which need not be there yet."""
+    root = Path(folder).expanduser()
+    try:
+        check_folder(root)
+    except DiveError as error:
+        raise DiveError(f"the image cache {root} cannot be written: {error}") from error
 
 
 class FeatureStore:
@@ -156,6 +166,9 @@ def _weights_before_decoder(model: Any) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         digest.update(memoryview(data.numpy()))
+    for name, module in sorted(model.named_modules(), key=lambda pair: pair[0]):
+        if is_tuner(module) and not any(id(p) in behind for p in module.parameters()):
+            digest.update(f"{name} {state_of(module)}\n".encode())
     return digest.hexdigest()
 
 

@@ -11,24 +11,27 @@ from PIL import Image
 from transformers import PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 
-from dive.adapter import SteeringAdapter
+from dive.adapter import SteeringAdapter, as_adapter
 from dive.ahead import Job
+from dive.arguments import as_backbone, as_studies_of, each_evaluating
 from dive.backbone import Backbone
 from dive.batches import Report, Run, write
 from dive.data.jsonl import Skipped, check_on_error
+from dive.data.open import names_studies
 from dive.data.study import Study
 from dive.decode import DecodeSession
 from dive.errors import DiveError
 from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS, Prompter
 from dive.sampling import SEEDS
-from dive.teacher import as_demonstrations
+from dive.structure import unwrap
 
 __all__ = ["Report", "as_studies", "generate", "iter_reports", "prompter_for"]
 
 ENGINES = ("auto", "dive._C", "transformers")
 ImageLike = str | Path | Image.Image
 Item = Study | ImageLike | Sequence[ImageLike]
-Adapters = SteeringAdapter | Sequence[SteeringAdapter | None] | Mapping[str, SteeringAdapter | None]
+Adapter = SteeringAdapter | str | Path
+Adapters = Adapter | Sequence[Adapter | None] | Mapping[str, Adapter | None]
 
 
 def generate(
@@ -55,15 +58,18 @@ def generate(
     """Write one report for each image or study, in the order given.
 
     Args:
-        backbone: from `load_backbone`, or a bare model together with `processor`.
+        backbone: from `load_backbone`, or what it takes, or a bare model together with `processor`.
+            LoRA and its kin (PEFT) are at work as they are; wrappers are looked through.
         images_or_studies: a path, PIL image or `Study`, or many of them. A sequence of images
-            inside the sequence is one study of several images: `[[frontal, lateral]]`.
+            inside the sequence is one study of several images: `[[frontal, lateral]]`. Also rows
+            as dicts, a .jsonl file, or a dataset as the command line names it.
         prompt: what the model is asked. Default: the prompt that the adapter was trained with,
             else `prompting.DEFAULT_PROMPTS[target]`. Another prompt than the adapter's warns.
-        adapter: attached while the model runs and gone afterwards. A list with one adapter, or None
-            for no steering, for every image or study, or a mapping from their ids, steers each
-            report by its own, all in the same steps. With positions="response" an image that comes
-            several times in a row is read once for all its adapters.
+        adapter: an adapter or its folder, attached while the model runs and gone afterwards. A list
+            with one adapter, or None for no steering, for every image or study, or a mapping from
+            their ids, steers each report by its own, all in the same steps. With
+            positions="response" an image that comes several times in a row is read once for all
+            its adapters.
         demonstrations: studies with reports, shown before the query (k-shot prompting). One that
             has the query's id or patient is left out for that query, with a line of log.
         max_new_tokens: longest report. Cut down, with a warning, to what the context has left.
@@ -143,9 +149,9 @@ def iter_reports(
     until the last report is taken or the iterator is closed. It works only inside: what the caller
     runs through the model between two reports is not steered.
     """
-    backbone = _as_backbone(backbone, processor)
+    backbone = as_backbone(backbone, processor)
     skipped = check_on_error(on_error, skipped)
-    studies = as_studies(images_or_studies)
+    studies = as_studies(images_or_studies, on_error, skipped)
     if not studies:
         raise DiveError("there is no image or study to write a report for")
     if batch_size < 1 or max_new_tokens < 1:
@@ -193,7 +199,8 @@ def iter_reports(
             )
         if mode != GenerationMode.SAMPLE:
             raise DiveError(f"seed does not go with {mode.value}; call torch.manual_seed before it")
-    return write(run, jobs, batch_size, progress, on_error, skipped)
+    reports = write(run, jobs, batch_size, progress, on_error, skipped)
+    return each_evaluating(unwrap(backbone), reports)
 
 
 def check_engine(engine: str) -> None:
@@ -204,8 +211,8 @@ def check_engine(engine: str) -> None:
 
 def _one_a_study(adapter: Any, studies: list[Study]) -> list[SteeringAdapter | None]:
     """The adapter of each study."""
-    if adapter is None or isinstance(adapter, SteeringAdapter):
-        return [adapter] * len(studies)
+    if adapter is None:
+        return [None] * len(studies)
     if isinstance(adapter, Mapping):
         missing = [study.id for study in studies if study.id not in adapter]
         if missing:
@@ -213,7 +220,7 @@ def _one_a_study(adapter: Any, studies: list[Study]) -> list[SteeringAdapter | N
                 f"adapter has no entry for {missing[0]!r}; wants an adapter or None for every id"
             )
         adapters = [adapter[study.id] for study in studies]
-    elif isinstance(adapter, Sequence) and not isinstance(adapter, str):
+    elif isinstance(adapter, (list, tuple)):
         if len(adapter) != len(studies):
             raise DiveError(
                 f"adapter has {len(adapter)} entries for {len(studies)} images or studies; wants "
@@ -221,16 +228,14 @@ def _one_a_study(adapter: Any, studies: list[Study]) -> list[SteeringAdapter | N
             )
         adapters = list(adapter)
     else:
-        raise DiveError(
-            f"adapter is a {type(adapter).__name__}; wants a SteeringAdapter (its from_pretrained "
-            "reads one), or one a study"
-        )
+        return [as_adapter(adapter)] * len(studies)
+    read: dict[str, SteeringAdapter] = {}  # of a folder that is named several times, one adapter
+    found: list[SteeringAdapter | None] = []
     for one in adapters:
-        if one is not None and not isinstance(one, SteeringAdapter):
-            raise DiveError(
-                f"adapter holds a {type(one).__name__}; wants a SteeringAdapter or None for each"
-            )
-    return adapters
+        if isinstance(one, (str, Path)):
+            one = read.setdefault(str(one), read.get(str(one)) or as_adapter(one))
+        found.append(None if one is None else as_adapter(one))
+    return found
 
 
 def prompter_for(
@@ -267,8 +272,19 @@ def prompter_for(
     return prompter
 
 
-def as_studies(items: Item | Iterable[Item]) -> list[Study]:
+def as_studies(
+    items: Item | Iterable[Item], on_error: str = "fail", skipped: Skipped | None = None
+) -> list[Study]:
     """Whatever `generate` takes, as studies; image files are not opened."""
+    rows = items if isinstance(items, (list, tuple)) and items else [None]
+    if (
+        names_studies(items)
+        or isinstance(items, Mapping)
+        or hasattr(items, "column_names")
+        or (all(isinstance(row, Mapping) for row in rows))
+    ):
+        # what is written need not have been written before: no section is asked for
+        return as_studies_of(items, "studies", None, on_error=on_error, skipped=skipped)
     if isinstance(items, (Study, str, Path, Image.Image)):
         items = [items]
     if not isinstance(items, Iterable):
@@ -295,7 +311,8 @@ def _as_study(item: Item, number: int) -> Study:
 
 def _shown(demonstrations: Sequence[Study] | None, prompter: Prompter) -> list[Study]:
     """The demonstrations, checked, with their images decoded: every query shows them again."""
-    shown = [] if demonstrations is None else as_demonstrations(demonstrations)
+    given: Any = [] if demonstrations is None else demonstrations
+    shown = as_studies_of(given, "demonstrations", prompter.target)
     for one in shown:
         one.report(prompter.target)
     return [replace(one, images=tuple(one.load_images())) for one in shown]
@@ -312,14 +329,3 @@ def _check_kwargs(kwargs: dict[str, Any], adapter: SteeringAdapter | None) -> No
     for name in ("assistant_model", "prompt_lookup_num_tokens", "prefill_chunk_size"):
         if asked.get(name) is not None:
             raise DiveError(f'{name} does not go with an adapter that has positions="response"')
-
-
-def _as_backbone(backbone: Backbone | PreTrainedModel, processor: Any) -> Backbone:
-    if isinstance(backbone, Backbone):
-        return backbone if processor is None else replace(backbone, processor=processor)
-    if processor is None:
-        raise DiveError(
-            f"got a bare {type(backbone).__name__}; wants a Backbone from dive.load_backbone, "
-            "or processor= too"
-        )
-    return Backbone(backbone, processor)

@@ -1,5 +1,6 @@
 """Studies and demonstrations to token ids, and back to where the answer lies."""
 
+import inspect
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from dive.backbone import Backbone, text_config
 from dive.data.study import Study, check_target
 from dive.errors import DiveError
 from dive.image_processor import budget_kwargs
+from dive.processor_check import check_features, settle
+from dive.structure import unwrap
 from dive.templates import ChatTemplate, assistant_turn, user_turn
 from dive.tokenizer_facts import appended_by, context_of, generation_eos, special_tokens
 
@@ -64,7 +67,8 @@ class Prompter:
         image_settings: what its processor is called with beside the images, by the budget.
 
     Raises:
-        DiveError: no usable template, no end token.
+        DiveError: no usable template, no end token, a processor whose settings do not fit the model
+            (it makes another number of image tokens than the model makes features).
     """
 
     def __init__(
@@ -88,6 +92,8 @@ class Prompter:
         self.prompt = DEFAULT_PROMPTS[target] if prompt is None else prompt
         self.target = target
         self.max_image_tokens = max_image_tokens
+        if self.sees:
+            settle(self.processor, backbone)
         self.template = ChatTemplate(self.processor, self.tokenizer, template)
         self.template_hash = self.template.hash
         generation_ids = generation_eos(backbone.model)
@@ -105,6 +111,8 @@ class Prompter:
         # everywhere else 0 is text. (Gemma 4 says "vision" here: images alone attend both ways.)
         both_ways = getattr(text_config(backbone.model), "use_bidirectional_attention", None)
         self._answer_type = 1 if both_ways is True else 0
+        if self.sees:
+            check_features(backbone, self.processor, self.image_settings, self._one_image)
 
     @property
     def context(self) -> str:
@@ -322,6 +330,16 @@ class Prompter:
         """How many tokens this image takes under the budget."""
         study = Study(id="one image", images=(image,))
         return self.count_image_tokens(self.encode(study))
+
+    def _one_image(self) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+        """A prompt with a blank image; what of it is the image's; how many image tokens it has."""
+        study = Study(id="a blank image", images=(Image.new("RGB", (96, 72)),))
+        encoded = self.encode_any_length(study)
+        sequences = set(sequence_names(encoded))
+        base: Any = unwrap(self.backbone).base_model
+        takes = inspect.signature(base.get_image_features).parameters
+        images = {n: v for n, v in encoded.items() if n not in sequences and n in takes}
+        return self.place(encoded), self.place(images), self.count_image_tokens(encoded)
 
     # adapters
 

@@ -3,6 +3,7 @@
 Every function takes a `Backbone` or a bare transformers model.
 """
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -12,16 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dive.errors import DiveError
+from dive.tuners import added, computed_around, is_tuner, kind_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 def unwrap(backbone_or_model: Any) -> "PreTrainedModel":
-    """The transformers model of a `Backbone`; a bare model is returned as it is."""
+    """The transformers model that computes, of a `Backbone`, a bare model or one in wrappers.
+
+    Looks through torch.compile, PEFT and data parallelism. LoRA and its kin stay at work: PEFT puts
+    them into the model's own layers. DiveError for what a wrapper computes itself (prompt tuning).
+    """
     model: Any = backbone_or_model
     if not isinstance(model, nn.Module):
         model = getattr(backbone_or_model, "model", None)
+    while isinstance(model, nn.Module) and (inner := _beneath(model)) is not None:
+        model = inner
     # by its config and not by its class: a wrapper that passes attributes on will do
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise DiveError(
@@ -29,6 +37,37 @@ def unwrap(backbone_or_model: Any) -> "PreTrainedModel":
         )
     found: Any = model
     return found
+
+
+def _beneath(model: nn.Module) -> Any:
+    """What a wrapper of torch's or PEFT's is around; None for a model that is none."""
+    parts = model._modules
+    if "_orig_mod" in parts:  # torch.compile
+        return parts["_orig_mod"]
+    if [*parts] == ["module"]:  # DistributedDataParallel, DataParallel
+        return parts["module"]
+    if "_fsdp_wrapped_module" in parts:
+        raise DiveError(
+            "the model is in FullyShardedDataParallel, which shards its weights: give dive a model "
+            "that is whole in every process (or spread by load_backbone's device_map)"
+        )
+    peft: Any = sys.modules.get("peft")  # where it was not imported, nothing is of PEFT's
+    if peft is None:
+        return None
+    if isinstance(model, (peft.PeftModel, peft.PeftMixedModel)):
+        held: Any = model
+        off = bool(getattr(held, "_adapters_disabled", False))
+        around = None if off else computed_around(held.peft_config, held.active_adapter)
+        if around is not None:
+            raise DiveError(
+                f"{type(model).__name__} with {around}: PEFT computes this around the model and "
+                "not in its layers, and dive runs the model itself; LoRA and its kin work in the "
+                "layers (get_base_model() is the model without it)"
+            )
+        return held.get_base_model() if isinstance(held, peft.PeftModel) else held.base_model.model
+    if isinstance(model, peft.tuners.tuners_utils.BaseTuner):
+        return model.model
+    return None
 
 
 def text_config(model: Any) -> Any:
@@ -135,11 +174,11 @@ def output_head(model: Any) -> Head:
     head = _heads.get(model)
     layer: Any = model.get_output_embeddings()
     weight = getattr(layer, "weight", None)
-    if head is not None and head.weight is weight:
+    if head is not None and head.weight is weight and not is_tuner(layer):
         return head
     if not isinstance(weight, Tensor):
         raise DiveError(f"{type(model).__name__} has no output head with a weight [V, D]")
-    _check_weight(type(model).__name__, weight)
+    _check_weight(type(model).__name__, layer, weight)
     softcap = getattr(text_config(model), "final_logit_softcapping", None)
     head = Head(weight, getattr(layer, "bias", None), softcap)
     _check_head(model, head)
@@ -147,7 +186,13 @@ def output_head(model: Any) -> Head:
     return head
 
 
-def _check_weight(name: str, weight: Tensor) -> None:
+def _check_weight(name: str, layer: Any, weight: Tensor) -> None:
+    if is_tuner(layer) and added(layer):
+        raise DiveError(
+            f"{name}: its output head has PEFT's {kind_of(layer)} at work, and dive reads the "
+            "weight alone: merge it (merge_and_unload(), merge_adapter()), or leave the head out "
+            "of its target_modules"
+        )
     if hasattr(weight, "placements"):  # a DTensor
         raise DiveError(
             f"{name}: its output head is sharded over devices (tensor parallelism), and dive reads "

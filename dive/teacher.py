@@ -2,8 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -66,17 +65,6 @@ def case_names(study: Study) -> list[tuple[str, str]]:
     """Of two studies that share one of these, one is the other, or of the same patient."""
     names = [("id", study.id)]
     return names if study.patient is None else [*names, ("patient", study.patient)]
-
-
-def as_demonstrations(given: Any, wanted: str = "a list of studies") -> list[Study]:
-    """Studies that a caller gave to be shown; DiveError, saying what is wanted, if it is not so."""
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        raise DiveError(f"demonstrations is {given!r}; wants {wanted}")
-    shown = list(given)
-    for one in shown:
-        if not isinstance(one, Study):
-            raise DiveError(f"demonstrations holds a {type(one).__name__}; wants studies")
-    return shown
 
 
 class Teacher:

@@ -50,7 +50,12 @@ def describe_wish(
 
 def describe_model(prompter: Prompter, adapter: SteeringAdapter) -> dict[str, Any]:
     """What is known of it with the backbone."""
-    return {"backbone": adapter.metadata["backbone"], "template_hash": prompter.template_hash}
+    tuners = adapter.metadata["weights"]["tuner_samples"]
+    return {
+        "backbone": adapter.metadata["backbone"],
+        "template_hash": prompter.template_hash,
+        "peft_hash": None if tuners is None else hashlib.sha256(tuners.encode()).hexdigest()[:16],
+    }
 
 
 def describe_studies(
@@ -144,6 +149,7 @@ _DIGESTS = {
     "studies_hash": "other studies to learn from (ids, reports, indications, patients or images)",
     "demonstrations_hash": "other demonstrations",
     "template_hash": "another chat template",
+    "peft_hash": "other layers of PEFT's (LoRA) at work",
 }
 
 

@@ -113,9 +113,17 @@ def test_another_backbone_is_refused_and_left_alone(tiny_llama, tiny_gemma):
     assert fingerprint(llama) == trace and attachment_of(llama) is None
 
 
-@pytest.mark.parametrize(("given", "name"), [(None, "NoneType"), ("adapter/", "str")])
-def test_what_is_no_adapter_is_refused(given, name, tiny_llama):
-    with pytest.raises(DiveError, match=f"steer: adapter is a {name}; wants a SteeringAdapter"):
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "steer: adapter is a NoneType; wants a SteeringAdapter"),
+        (dive.SteeringAdapter, "steer: adapter is the class SteeringAdapter; wants"),
+        (dive.SteeringConfig(), "steer: adapter is a SteeringConfig, which has no weights"),
+        ("no-such-folder", "no-such-folder: an adapter's folder is wanted, and there is none"),
+    ],
+)
+def test_what_is_no_adapter_is_refused(given, message, tiny_llama):
+    with pytest.raises(DiveError, match=message):
         dive.steer(dive.load_backbone(tiny_llama), given)
 
 

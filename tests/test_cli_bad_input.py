@@ -1,6 +1,7 @@
 """What a new user of the command line gets wrong: one line says what, and no work is lost."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -356,11 +357,66 @@ def test_values_of_the_demo(option, value, least, tmp_path):
 def test_outputs_that_cannot_be(tiny_llava, studies_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(DiveError, match="cannot write into file: File exists"):
+    with pytest.raises(DiveError, match="file is a file; wants a folder"):
         call("demo", "--out", "file")
     with pytest.raises(DiveError, match=r"\. is a folder; wants the name of a file"):
         call("generate", "--backbone", tiny_llava, "--studies", studies_folder / "studies.jsonl",
              "--out", ".")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("taken", "taken is a file; wants a folder"),
+        ("taken/adapter", "cannot write into .*taken/adapter: .*taken is a file"),
+        ("odd", "checkpoints is a file; wants a folder"),
+        ("heavy", "adapter.safetensors is a folder; wants the name of a file"),
+        ("x" * 300, "cannot write into .*too long"),
+    ],
+)
+def test_an_adapters_place_is_looked_at_before_anything_is_read(out, message, tmp_path):
+    """Neither the backbone nor the studies are there: they would be named first."""
+    (tmp_path / "taken").write_text("mine")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "checkpoints").write_text("")
+    (tmp_path / "heavy" / "adapter.safetensors").mkdir(parents=True)
+    with pytest.raises(DiveError, match=message):
+        distill("/no/backbone", tmp_path / "none.jsonl", tmp_path / out, *QUICK)
+    with pytest.raises(DiveError, match="the image cache .*taken cannot be written"):
+        distill("/no/backbone", tmp_path / "none.jsonl", tmp_path / "new", *QUICK, "--image-cache",
+                tmp_path / "taken")  # fmt: skip
+    assert (tmp_path / "taken").read_text() == "mine" and not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_refused(tmp_path):
+    tmp_path.chmod(0o555)
+    with pytest.raises(DiveError, match="cannot write into .*adapter: Permission denied"):
+        distill("/no/backbone", "none.jsonl", tmp_path / "adapter", *QUICK)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("folder", "folder is a folder; wants the name of a file"),
+        ("taken/reports.jsonl", "cannot write .*reports.jsonl: .*taken is a file"),
+        ("half.jsonl", "half.jsonl.partial is a folder"),
+    ],
+)
+def test_a_reports_file_is_looked_at_before_anything_is_read(out, message, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "half.jsonl.partial").mkdir()
+    with pytest.raises(DiveError, match=message):
+        call("generate", "--backbone", "/no/backbone", "--studies", tmp_path / "none.jsonl",
+             "--out", tmp_path / out)  # fmt: skip
+    scores = tmp_path / out.replace("half.jsonl", "half.jsonl.partial")
+    with pytest.raises(DiveError, match=message):
+        call("evaluate", "--predictions", tmp_path / "none.jsonl", "--references", "none.jsonl",
+             "--per-report", scores)  # fmt: skip
+    assert sorted(one.name for one in tmp_path.iterdir()) == [
+        "folder", "half.jsonl.partial", "taken",
+    ]  # fmt: skip
 
 
 def test_a_tokenizer_that_is_not_there(tmp_path):

@@ -208,10 +208,11 @@ def test_seconds_add_up_to_what_the_model_took(llava, studies):
     ("options", "message"),
     [
         ({"adapter": []}, "adapter has 0 entries for 2 images or studies"),
-        ({"adapter": ["a", None]}, "adapter holds a str"),
+        ({"adapter": ["a", None]}, "a: an adapter's folder is wanted, and there is none"),
+        ({"adapter": [3, None]}, "adapter is a int; wants a SteeringAdapter"),
         ({"adapter": {"study-00": None}}, "adapter has no entry for 'study-01'"),
         ({"adapter": 3}, "adapter is a int"),
-        ({"adapter": "folder"}, "adapter is a str"),
+        ({"adapter": "folder"}, "folder: an adapter's folder is wanted, and there is none"),
         ({"seed": 3, "do_sample": True, "num_beams": 2}, "seed does not go with beam"),
         ({"seed": 3, "custom_generate": print}, "seed does not go with custom_generate"),
     ],

@@ -93,7 +93,7 @@ def test_training_and_generation_see_the_same(backbone, studies, positions):
     those of one training forward over prompt and answer."""
     prompter = Prompter(backbone)
     pair = [studies[0], studies[2]]
-    batch = prompts(backbone, pair)
+    batch, head = prompts(backbone, pair), output_head(backbone)
     with steer(backbone, randomised(backbone, strength=0.2, positions=positions)) as attached:
         torch.manual_seed(0)  # drawn, as random models like to repeat the likeliest for ever
         out = backbone.model.generate(
@@ -107,7 +107,7 @@ def test_training_and_generation_see_the_same(backbone, studies, positions):
             inputs, marked = answered(prompter, study, ids)
             attached.mask = marked if positions == "response" else None
             with torch.no_grad():
-                whole = output_head(backbone)(last_hidden_state(backbone, inputs)[marked])
+                whole = head(last_hidden_state(backbone, inputs)[marked])
             attached.mask = None
             assert len({*ids}) > 2
             torch.testing.assert_close(whole, stepped[row], atol=2e-4, rtol=1e-4)

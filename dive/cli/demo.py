@@ -19,6 +19,7 @@ def demo(
 ) -> None:
     """Distil and compare seven methods on a small built-in world, in minutes."""
     from dive.cli.options import quiet_libraries
+    from dive.data.io import check_file, check_folder
     from dive.demo import run
 
     quiet_libraries()
@@ -26,10 +27,12 @@ def demo(
     for name, value, least in (("--hospital", seed, 0), ("--test", test, 1), ("--steps", steps, 1)):
         if value < least:
             raise DiveError(f"{name} is {value}, want a whole number >= {least}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiveError(f"cannot write into {out}: {error.strerror}") from error
+    check_folder(out)
+    for folder in ("adapter", "images"):
+        check_folder(out / folder)
+    for file in ("index.html", "results.json", "reports.jsonl", "test.jsonl"):
+        check_file(out / file)
+    out.mkdir(parents=True, exist_ok=True)
     run.main(out, seed=seed, test=test, steps=steps, console=Console())
 
 
@@ -46,7 +49,11 @@ def study(
 ) -> None:
     """The study behind the README's table: every method, six unseen hospitals, three seeds."""
     from dive.cli.options import quiet_libraries
+    from dive.data.io import check_file
     from dive.demo import study as module
+
+    if out is not None:
+        check_file(out)
 
     quiet_libraries()
     arguments = [word for name in part or () for word in ("--part", name)]

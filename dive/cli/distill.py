@@ -149,6 +149,7 @@ def distill(
     if demonstrations is not None:
         check_teacher(config)
     budget = image_budget(max_image_tokens, DEFAULT_MAX_IMAGE_TOKENS)
+    _check_out(out, config.cache_images)
     if (out / CONFIG_FILE).exists() and not overwrite:
         raise DiveError(f"{out}: {_finished(out, resume)}")
     # another training is refused before the studies are read, as far as it can be told by then
@@ -206,6 +207,20 @@ def distill(
         f"next: dive generate --backbone {backbone} --adapter {out} --studies test.jsonl "
         "--out reports.jsonl"
     )
+
+
+def _check_out(out: Path, cache: Any) -> None:
+    """What cannot be written is refused before the backbone or any study is read."""
+    from dive.adapter import CONFIG_FILE, WEIGHTS_FILE
+    from dive.data.io import check_file, check_folder
+    from dive.feature_store import check_cache
+
+    check_folder(out)
+    check_folder(out / "checkpoints")
+    for name in (CONFIG_FILE, WEIGHTS_FILE, "skipped.jsonl"):
+        check_file(out / name)
+    if isinstance(cache, str):
+        check_cache(cache)
 
 
 def _finished(out: Path, resume: bool) -> str:

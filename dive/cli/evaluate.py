@@ -109,6 +109,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Score reports: BLEU, ROUGE-L, findings by the lexicon, termination, length."""
+    from dive.data.io import check_file
     from dive.metrics import METRICS, CheXbert, RadGraph
     from dive.metrics import evaluate as score
 
@@ -120,6 +121,7 @@ def evaluate(
         given = [Path(name) for name in (predictions, baseline, references) if name is not None]
         if any(per_report.resolve() == one.resolve() for one in given):
             raise DiveError(f"--per-report {per_report}: is one of the files to read; name another")
+        check_file(per_report)
     sources: dict[str, Any] = {}
     if "radgraph" in asked:
         sources["radgraph"] = radgraph_annotations or RadGraph(

@@ -80,6 +80,11 @@ def generate(
     """Write a report for every study or image. An interrupted run goes on where it stopped."""
     if bool(images) == (studies is not None):
         raise DiveError("give either --studies FILE or image files, and not both")
+    from dive.data.io import check_file
+
+    check_file(out)  # what cannot be written is refused before anything is read
+    for name in (out.with_name(out.name + ".partial"), out.with_suffix(".skipped.jsonl")):
+        check_file(name)
     if out.is_file() and not overwrite:
         raise DiveError(
             f"{out}: is there already; give --overwrite to replace it, or another --out"

@@ -38,6 +38,52 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         raise
 
 
+def check_folder(path: str | Path) -> None:
+    """DiveError unless files could be written into this folder, which need not be there yet."""
+    path = Path(path)
+    try:
+        place = path
+        while not _stat(place):
+            place = place.parent
+        if not place.is_dir():
+            more = "" if place == path else f": {place} is a file"
+            raise DiveError(
+                f"cannot write into {path}{more}" if more else f"{path} is a file; wants a folder"
+            )
+        # a file without a name: permissions, full and read-only file systems show for root, too
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except (OSError, ValueError) as error:
+        raise DiveError(f"cannot write into {path}: {_reason(error)}") from error
+
+
+def check_file(path: str | Path) -> None:
+    """DiveError unless a file of this name could be written; it need not be there yet."""
+    path = Path(path)
+    try:
+        if _stat(path) and path.is_dir():
+            raise DiveError(f"{path} is a folder; wants the name of a file to write")
+    except (OSError, ValueError) as error:
+        raise DiveError(f"cannot write {path}: {_reason(error)}") from error
+    try:
+        check_folder(path.parent)
+    except DiveError as error:
+        raise DiveError(f"cannot write {path}: {error}") from error
+
+
+def _stat(path: Path) -> bool:
+    """Whether there is anything of this name; OSError for what can never be one."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return path.is_symlink()  # one that leads nowhere is in the way, too
+    return True
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
 def json_line(row: Mapping) -> str:
     """One row as one line of JSON, readable as written (no escapes for letters beyond ASCII)."""
     return json.dumps(row, ensure_ascii=False) + "\n"

@@ -111,6 +111,14 @@ def open_studies(
     return Studies(select(reader), reader.report)
 
 
+def names_studies(given: Any) -> bool:
+    """Whether a path or text is a file or dataset of studies, by its name alone: no image is."""
+    if not isinstance(given, (str, Path)):
+        return False
+    kind, colon, _ = str(given).partition(":")
+    return (bool(colon) and kind in _READERS) or Path(given).suffix.lower() == ".jsonl"
+
+
 def parse_spec(spec: Any) -> tuple[str, Path]:
     """("mimic-cxr", ROOT) and so on; ("jsonl", FILE) of a path."""
     kinds = ", ".join(f"{kind}:PATH" for kind in _READERS)

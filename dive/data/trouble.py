@@ -18,7 +18,10 @@ class Skipped:
 
     def write(self, path: str | Path) -> None:
         """Write one JSON line an entry, atomically."""
-        write_jsonl(path, self.entries)
+        try:
+            write_jsonl(path, self.entries)
+        except OSError as error:
+            raise DiveError(f"cannot write {path}: {error.strerror}") from error
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -1,0 +1,198 @@
+"""Whose weights an adapter was made on: samples of them, with what PEFT adds to them.
+
+Samples are compared within one step of bfloat16, so a checkpoint is known again in any dtype, on
+any device, and a LoRA is the same merged or not. What cannot be sampled (quantised, offloaded or
+sharded weights) is unknown, and an unknown is never held against a backbone.
+"""
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dive.structure import unwrap
+from dive.tuners import (
+    PROMPTED,
+    added,
+    is_tuner,
+    kinds,
+    lora_entries,
+    own_tensors,
+    replaced,
+    tuners,
+)
+
+_TENSORS = 1024  # at most so many weights are sampled, evenly over the model
+_SAMPLES = 2048  # about so many numbers in all
+_STEP = 2.0**-7  # of bfloat16: what rounding to another dtype can move a number by
+_TINY = 1e-7  # below this float16 rounds more coarsely than bfloat16
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@torch.no_grad()
+def fingerprint(backbone_or_model: Any) -> dict[str, Any]:
+    """What `difference` compares; JSON values only, some 5 kB.
+
+    each: samples a weight. samples: base64 of bfloat16, None where the weights cannot be read;
+    plain LoRA that is at work is in them. tuners: sorts of PEFT's layers at work, not counting
+    merged ones. tuner_samples: of their own tensors. folded: all of them are in `samples`.
+    """
+    model: Any = unwrap(backbone_or_model)
+    found = [(weight, changes) for weight, changes in _weights(model)]
+    found = found[:: -(-len(found) // _TENSORS)] if found else found
+    each = max(3, min(8, _SAMPLES // max(1, len(found))))
+    sorts = kinds(model)
+    odd = [one for one in tuners(model) if not _folds(one)]
+    folded = PROMPTED not in sorts and not odd
+    # a merge that is to be undone at the next forward leaves weights that say nothing
+    stale = any(sign < 0 for one in odd for sign, _ in added(one))
+    readable = (
+        bool(found) and not stale and not _quantised(model) and all(_plain(w) for w, _ in found)
+    )
+    samples = [_entries(weight, each, changes) for weight, changes in found] if readable else []
+    own = [
+        _entries(tensor, 16, [])
+        for one in tuners(model)
+        for sign, name in added(one)
+        if sign > 0
+        for tensor in own_tensors(one, name)
+        if _plain(tensor)
+    ]
+    return {
+        "each": each,
+        "samples": _text(samples) if readable else None,
+        "tuners": sorts,
+        "tuner_samples": _text(own) if own else None,
+        "folded": folded,
+    }
+
+
+def difference(made: Any, here: dict[str, Any]) -> str | None:
+    """How the weights of use are not those where the adapter was made, in words; None if they are
+    the same as far as can be told. `made` is an earlier fingerprint or None."""
+    if not isinstance(made, dict) or not {"each", "samples", "tuners"} <= made.keys():
+        return None
+    there, now = _at_work(made["tuners"]), _at_work(here["tuners"])
+    same_tuners = _same(made.get("tuner_samples"), here["tuner_samples"], 16)
+    same = None
+    if made["samples"] is not None and here["samples"] is not None and made["each"] == here["each"]:
+        same = _same(made["samples"], here["samples"], made["each"])
+    if made.get("folded") and here["folded"] and same is not None:
+        differs = not same
+    elif same_tuners:
+        differs = same is False
+    else:
+        differs = made["tuners"] != here["tuners"] or same_tuners is False
+    if not differs:
+        return None
+    if made["tuners"] == here["tuners"] and (same_tuners or not made["tuners"]):
+        return (
+            "its weights are not those on which the adapter was made (further trained, or with a "
+            "LoRA merged on one side only)"
+        )
+    if made["tuners"] == here["tuners"]:
+        return f"{there} with other weights or another scale where the adapter was made"
+    found = f"{there} where the adapter was made, and {now} here"
+    one_sided = not (made["tuners"] and here["tuners"])
+    # samples of a whole embedding hardly meet the few tokens of trainable_tokens
+    few = "trainable_tokens" in made["tuners"] + here["tuners"]
+    told = (same and not few) or (same is False and made.get("folded") and here["folded"])
+    if one_sided and not told:
+        # what is at work on one side may have been merged on the other
+        found += "; whether it is merged into the weights cannot be told (if it is, all is well)"
+    return found
+
+
+def _at_work(names: list[str]) -> str:
+    return f"PEFT's {', '.join(names)} was at work" if names else "nothing of PEFT's was at work"
+
+
+def _weights(module: Any) -> Iterator[tuple[Tensor, list[tuple[Any, float, str]]]]:
+    """Every weight as the bare model would list it, and what tuners add to it."""
+    changes: list[tuple[Any, float, str]] = []
+    while is_tuner(module):
+        changes += [(module, sign, name) for sign, name in added(module)]
+        module = replaced(module)
+    for key, weight in module._parameters.items():
+        if weight is not None and weight.dim() >= 2:
+            yield weight, changes if key == "weight" else []
+    for child in module._modules.values():
+        if child is not None:
+            yield from _weights(child)
+
+
+def _folds(module: Any) -> bool:
+    """Whether all that a tuner adds is in the samples: it is a plain LoRA of a plain weight."""
+    if not added(module):
+        return True
+    base = replaced(module)
+    while is_tuner(base):
+        base = replaced(base)
+    weight = base._parameters.get("weight")
+    nowhere = torch.zeros(0, dtype=torch.long)
+    return weight is not None and all(
+        lora_entries(module, name, nowhere, weight.shape) is not None for _, name in added(module)
+    )
+
+
+def _quantised(model: Any) -> bool:
+    config = getattr(model, "config", None)
+    return bool(getattr(model, "is_quantized", False)) or (
+        getattr(config, "quantization_config", None) is not None
+    )
+
+
+def _plain(weight: Tensor) -> bool:
+    known = type(weight) in (Tensor, nn.Parameter) and weight.dtype in _DTYPES
+    return known and weight.device.type != "meta" and weight.numel() > 0
+
+
+def _entries(weight: Tensor, count: int, changes: list[tuple[Any, float, str]]) -> Tensor:
+    """So many numbers of a weight, from all over it, with what tuners add to them; float32."""
+    size = weight.numel()
+    places = (torch.arange(count) * 2654435761 + 12345) % size  # a step that shares no factor
+    entries = weight.detach().take(places.to(weight.device)).float()
+    for tuner, sign, name in changes:
+        more = lora_entries(tuner, name, places, weight.shape)
+        if more is not None:
+            entries = entries + sign * more.to(entries.device)
+    return entries
+
+
+def _text(entries: list[Tensor]) -> str:
+    # one copy from each device
+    devices = {one.device for one in entries}
+    joined = {
+        device: iter(torch.cat([one for one in entries if one.device == device]).cpu().split(
+            [one.numel() for one in entries if one.device == device]
+        ))
+        for device in devices
+    }  # fmt: skip
+    whole = torch.cat([next(joined[one.device]) for one in entries])
+    return base64.b64encode(whole.bfloat16().view(torch.int16).numpy().tobytes()).decode("ascii")
+
+
+def _numbers(text: str) -> Tensor | None:
+    try:
+        data = bytearray(base64.b64decode(text, validate=True))
+    except (ValueError, TypeError):
+        return None
+    if len(data) % 2 or not data:
+        return None
+    return torch.frombuffer(data, dtype=torch.int16).view(torch.bfloat16).float()
+
+
+def _same(one: str | None, other: str | None, each: int) -> bool | None:
+    """Whether two lists of samples are of the same tensors; None where they cannot be compared."""
+    if one is None or other is None:
+        return None
+    first, second = _numbers(one), _numbers(other)
+    if first is None or second is None or first.shape != second.shape or len(first) % each:
+        return None
+    limit = _STEP * torch.maximum(first.abs(), second.abs()) + _TINY
+    differing = ~((first - second).abs() <= limit).view(-1, each)
+    # a few numbers may move further where a merge rounds, but not most of those of one tensor
+    most = int(differing.sum(1).max()) * 2 > each
+    return not (most or int(differing.sum()) > 2 + differing.numel() // 200)

@@ -1,0 +1,247 @@
+"""Whether a processor's settings fit the model: what is missing, and what makes another number of
+image tokens than the model makes features.
+
+A checkpoint keeps the two in different files, and neither transformers nor the hub compares them.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from dive.errors import DiveError
+from dive.structure import last_hidden_state, unwrap
+
+log = logging.getLogger("dive")
+
+# what a vision tower raises for pixels that are not its own
+_REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError)
+_SIZES = ("crop_size", "size")
+
+
+def settle(processor: Any, backbone_or_model: Any) -> None:
+    """Gives a processor the settings that it lacks, as the model's config implies them, and says so
+    once. Older LLaVA checkpoints leave theirs out."""
+    model: Any = unwrap(backbone_or_model)
+    implied = _implied(processor, model)
+    lacking = []
+    for name, wanted in implied.items():
+        owner, own = _owner(processor, name)
+        if wanted is not None and own not in _SIZES and getattr(owner, own, 0) in (None, ""):
+            lacking.append(name)
+    counted = "num_additional_image_tokens"
+    if lacking and getattr(processor, counted, None) == 0 and implied.get(counted):
+        lacking.append(counted)  # its default is 0, which cannot be told from none
+    for name in lacking:
+        owner, own = _owner(processor, name)
+        setattr(owner, own, implied[name])
+    if lacking:
+        log.warning(
+            "%s: not set, and taken from the model's config: %s",
+            type(processor).__name__,
+            ", ".join(f"{name} = {implied[name]!r}" for name in lacking),
+        )
+
+
+def misfits(processor: Any, backbone_or_model: Any) -> list[str]:
+    """Settings that are not what the model's config implies: "patch_size is 16 (... 14)"."""
+    found = []
+    for name, wanted in _implied(processor, unwrap(backbone_or_model)).items():
+        value = _setting(processor, name)
+        if wanted is not None and value is not None and value != wanted:
+            found.append(f"{name} is {value!r} and the model's config implies {wanted!r}")
+    return found
+
+
+_checked: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def check_features(
+    backbone_or_model: Any,
+    processor: Any,
+    settings: dict[str, Any],
+    example: Callable[[], tuple[dict[str, Tensor], dict[str, Tensor], int]],
+) -> None:
+    """DiveError where one image takes another number of tokens than the model makes features.
+
+    example: a prompt with one image, those of its inputs that are the image's, and how many image
+    tokens it has. Asked for once for each state of the settings; only where it does not look as
+    the model's config has it, it is run through the vision tower.
+    """
+    model: Any = unwrap(backbone_or_model)
+    own = {name: _setting(processor, name) for name in _implied(processor, model)}
+    key = repr([id(processor), settings, own, processor.image_processor.to_dict()])
+    if key in _checked.setdefault(model, set()):
+        return
+    get = getattr(model.base_model, "get_image_features", None)
+    if get is None or model.base_model is model:
+        return
+    try:
+        batch, images, tokens = example()
+    except DiveError as error:
+        more = misfits(processor, model)
+        if not more:
+            return  # of the template or the tokenizer: every study will say so itself
+        name = type(processor).__name__
+        raise DiveError(
+            f"{name} cannot be used with this model: {'; '.join(more)} ({error})"
+        ) from error
+    if not misfits(processor, model) and _expected(model, batch, tokens):
+        _checked[model].add(key)
+        return
+    features: int | None = None
+    refusal = ""
+    try:
+        output: Any = get(**images, return_dict=True)
+        parts = output.get("pooler_output") if hasattr(output, "get") else output
+        if parts is not None and all(isinstance(part, Tensor) for part in parts):
+            features = sum(part.numel() // part.shape[-1] for part in parts)
+    except torch.OutOfMemoryError:
+        raise
+    except _REFUSALS as error:
+        refusal = " ".join(str(error).split())
+    if features != tokens:
+        try:
+            last_hidden_state(model, batch)  # what a tower counts may not be what a model puts in
+        except torch.OutOfMemoryError:
+            raise
+        except _REFUSALS as error:
+            name, more = type(processor).__name__, misfits(processor, model)
+            what = (
+                f"the model refuses what {name} makes of an image ({refusal or error})"
+                if features is None
+                else f"{name} puts {tokens} image tokens into the prompt for an image of which "
+                f"the model makes {features} features"
+            )
+            raise DiveError(
+                f"{what}: " + ("; ".join(more) or "its settings do not fit the model's config")
+            ) from error
+    _checked[model].add(key)
+
+
+def _expected(model: Any, batch: dict[str, Tensor], tokens: int) -> bool:
+    """Whether pixels and image tokens are as many as the model's config says."""
+    config = model.config
+    vision = getattr(config, "vision_config", None)
+    patch, size = _edge(vision, "patch_size"), _edge(vision, "image_size")
+    grids = batch.get("image_grid_thw")
+    merge = getattr(vision, "spatial_merge_size", None)
+    if grids is not None and isinstance(merge, int):
+        return int(grids.prod(-1).sum()) // merge**2 == tokens
+    pixels = batch.get("pixel_values")
+    if pixels is None or patch is None or size is None or pixels.dim() < 4:
+        return False
+    if "image_sizes" in batch and pixels.dim() == 4 and pixels.shape[0] == 1:
+        # Pixtral's line keeps an image's shape, and marks the rows of its tokens
+        merge, (height, width) = getattr(config, "spatial_merge_size", None) or 1, pixels.shape[-2:]
+        return (height // (patch * merge)) * (width // (patch * merge)) == tokens
+    if pixels.shape[-2:] != (size, size):
+        return False
+    strategy = getattr(config, "vision_feature_select_strategy", None)
+    grid = (size // patch) ** 2
+    if strategy is not None and pixels.dim() == 4 and config.model_type == "llava":
+        more = _additional(model, grid)
+        return more is not None and grid + more - (strategy == "default") == tokens
+    each = _each(config, grid)
+    return strategy is not None or (each is not None and tokens > 0 and tokens % each == 0)
+
+
+def _each(config: Any, grid: int | None) -> int | None:
+    """Image tokens a tile, where the config has it."""
+    each, scale = (
+        getattr(config, "mm_tokens_per_image", None),
+        getattr(config, "scale_factor", None),
+    )
+    if each is not None or grid is None:
+        return each
+    if isinstance(scale, int):
+        return grid // scale**2  # Idefics 3 and its kin
+    if "paligemma" in str(config.model_type):
+        return grid
+    return getattr(config, "image_seq_length", None)
+
+
+def _owner(processor: Any, name: str) -> tuple[Any, str]:
+    owner, _, own = name.rpartition(".")
+    return (processor.image_processor if owner else processor), own
+
+
+def _setting(processor: Any, name: str) -> Any:
+    owner, own = _owner(processor, name)
+    value = getattr(owner, own, None)
+    if own == "image_token" and value is not None:
+        return str(value)
+    if own in _SIZES and value is not None:
+        read = dict(value)
+        edges = [read.get("height"), read.get("width")]
+        if None in edges:
+            return None
+        return edges[0] if edges[0] == edges[1] else edges
+    return value
+
+
+def _implied(processor: Any, model: Any) -> dict[str, Any]:
+    """Settings of the processor, and "image_processor."-settings, by the model's config."""
+    config = model.config
+    vision = getattr(config, "vision_config", None)
+    images = getattr(processor, "image_processor", None)
+    if vision is None or images is None:
+        return {}
+    patch, size = _edge(vision, "patch_size"), _edge(vision, "image_size")
+    grid = None if patch is None or size is None else (size // patch) ** 2
+    merge = getattr(vision, "spatial_merge_size", None) or getattr(
+        config, "spatial_merge_size", None
+    )
+    strategy = getattr(config, "vision_feature_select_strategy", None)
+    found: dict[str, Any] = {}
+    token = getattr(config, "image_token_id", None)
+    # in Gemma 3's line a prompt's mark is another token than those that images take
+    if (
+        token is not None
+        and hasattr(processor, "image_token")
+        and not hasattr(processor, "boi_token")
+    ):
+        found["image_token"] = str(processor.tokenizer.convert_ids_to_tokens(token))
+    if hasattr(processor, "vision_feature_select_strategy"):
+        found["vision_feature_select_strategy"] = strategy
+        if hasattr(processor, "num_additional_image_tokens"):
+            found["patch_size"] = patch
+            found["num_additional_image_tokens"] = _additional(model, grid)
+        if hasattr(processor, "num_image_tokens"):
+            found["num_image_tokens"] = grid
+    if hasattr(processor, "spatial_merge_size"):
+        found |= {"patch_size": patch, "spatial_merge_size": merge}
+    if hasattr(images, "merge_size"):
+        found |= {
+            "image_processor.merge_size": merge,
+            "image_processor.patch_size": patch,
+            "image_processor.temporal_patch_size": getattr(vision, "temporal_patch_size", None),
+        }
+    else:
+        cropped = "crop_size" if getattr(images, "do_center_crop", False) else "size"
+        found[f"image_processor.{cropped}"] = size
+    each = None if "vision_feature_select_strategy" in found else _each(config, grid)
+    for name in ("image_seq_length", "image_seq_len"):
+        if hasattr(processor, name):
+            found[name] = each
+    return found
+
+
+def _edge(vision: Any, name: str) -> int | None:
+    value = getattr(vision, name, None)
+    if isinstance(value, (list, tuple)):
+        value = value[0] if len({*value}) == 1 else None
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _additional(model: Any, grid: int | None) -> int | None:
+    """Tokens of the vision tower beside those of the patches: 1 for a CLS token."""
+    for name, module in model.named_modules():
+        positions = getattr(module, "num_positions", None)
+        if "vision" in name and isinstance(positions, int) and grid is not None:
+            return positions - grid if 0 <= positions - grid <= 8 else None
+    return None

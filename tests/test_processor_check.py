@@ -1,0 +1,165 @@
+"""Processors whose settings do not fit the model: filled in, or refused with both numbers."""
+
+import json
+import logging
+import shutil
+
+import pytest
+from test_more_backbones import RECENT, TORCHVISION
+from tiny_more import FAMILIES
+
+import dive
+from dive.errors import DiveError
+from dive.processor_check import misfits
+from dive.prompting import Prompter
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    made = {}
+
+    def folder(name):
+        if name in ("Idefics3", "SmolVLM") and not (TORCHVISION or RECENT):
+            pytest.skip("this transformers has no image processor of theirs without torchvision")
+        if name not in made:
+            made[name] = FAMILIES[name](tmp_path_factory.mktemp("family") / "model")
+        return made[name]
+
+    return folder
+
+
+def changed(folders, family, settings):
+    backbone = dive.load_backbone(folders(family))
+    for name, value in settings.items():
+        owner = backbone.processor
+        if name.startswith("image_processor."):
+            owner, name = owner.image_processor, name.partition(".")[2]
+        setattr(owner, name, value)
+    return backbone
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_processor_as_it_is_shipped_has_no_misfit(folders, family):
+    backbone = dive.load_backbone(folders(family))
+
+    def never(*_args, **_kwargs):
+        raise AssertionError("the vision tower need not run for this")
+
+    backbone.model.base_model.get_image_features = never
+    Prompter(backbone)
+    assert misfits(backbone.processor, backbone) == []
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "said"),
+    [
+        ("LLaVA", {"patch_size": None}, "patch_size = 14"),
+        ("LLaVA", {"vision_feature_select_strategy": None}, "strategy = 'default'"),
+        ("LLaVA", {"num_additional_image_tokens": None}, "num_additional_image_tokens = 1"),
+        # as the first LLaVA 1.5 repositories have it
+        (
+            "LLaVA",
+            {
+                "patch_size": None,
+                "vision_feature_select_strategy": None,
+                "num_additional_image_tokens": 0,
+            },
+            "vision_feature_select_strategy = 'default', patch_size = 14, "
+            "num_additional_image_tokens = 1",
+        ),
+        ("LLaVA", {"image_token": None}, "image_token = '<image>'"),
+        ("LLaVA-NeXT", {"patch_size": None}, "patch_size = 14"),
+        ("LLaVA-OneVision", {"num_image_tokens": None}, "num_image_tokens = 16"),
+        ("LLaVA-OneVision", {"vision_feature_select_strategy": None}, "strategy = 'full'"),
+        ("InternVL", {"image_seq_length": None}, "image_seq_length = 4"),
+        ("PaliGemma", {"image_seq_length": None}, "image_seq_length = 16"),
+        ("Idefics3", {"image_seq_len": None}, "image_seq_len = 4"),
+        ("Mistral 3", {"spatial_merge_size": None}, "spatial_merge_size = 2"),
+        ("Qwen2-VL", {"image_processor.merge_size": None}, "image_processor.merge_size = 2"),
+    ],
+)
+def test_what_is_not_set_is_the_models(folders, studies, family, settings, said, caplog):
+    wanted = Prompter(dive.load_backbone(folders(family))).encode(studies[0])["input_ids"]
+    backbone = changed(folders, family, settings)
+    with caplog.at_level(logging.WARNING, "dive"):
+        got = Prompter(backbone).encode(studies[0])["input_ids"]
+        Prompter(backbone)
+    assert got.tolist() == wanted.tolist()
+    lines = [
+        one.message for one in caplog.records if "taken from the model's config" in one.message
+    ]
+    assert len(lines) == 1 and lines[0].endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        (
+            "LLaVA",
+            {"num_additional_image_tokens": 0},
+            "15 image tokens .* 16 features: num_additional_image_tokens is 0 and the model's "
+            "config implies 1",
+        ),
+        ("LLaVA", {"patch_size": 7}, "64 image tokens .* 16 features: patch_size is 7 .* 14"),
+        (
+            "LLaVA",
+            {"vision_feature_select_strategy": "full"},
+            "17 image tokens .* 16 features: vision_feature_select_strategy is 'full' .*'default'",
+        ),
+        (
+            "LLaVA",
+            {"image_processor.crop_size": {"height": 42, "width": 42}},
+            "image_processor.crop_size is 42 and the model's config implies 56",
+        ),
+        (
+            "LLaVA",
+            {
+                "image_processor.do_center_crop": False,
+                "image_processor.size": {"shortest_edge": 42},
+            },
+            "the model refuses what LlavaProcessor makes of an image .*doesn't match",
+        ),
+        ("LLaVA", {"image_token": "<s>"}, "image_token is '<s>' .* implies '<image>'"),
+        ("LLaVA-NeXT", {"num_additional_image_tokens": 0}, "43 image tokens .* 44 features"),
+        ("LLaVA-OneVision", {"num_image_tokens": 9}, "num_image_tokens is 9 .* implies 16"),
+        ("Qwen2-VL", {"image_processor.merge_size": 1}, "24 image tokens .* 6 features: .*merge"),
+        ("Qwen2.5-VL", {"image_processor.patch_size": 16}, "patch_size is 16 .* implies 14"),
+        ("Gemma 3", {"image_processor.size": {"height": 42, "width": 42}}, "size is 42 .* 56"),
+        ("InternVL", {"image_seq_length": 9}, "9 image tokens .* 4 features: image_seq_length"),
+        ("PaliGemma", {"image_seq_length": 9}, "9 image tokens .* 16 features: image_seq_length"),
+        ("Idefics3", {"image_seq_len": 9}, "9 image tokens .* 4 features: image_seq_len is 9"),
+        ("Mistral 3", {"spatial_merge_size": 1}, "spatial_merge_size is 1 .* implies 2"),
+    ],
+)
+def test_what_does_not_fit_is_named_before_an_image_is_read(folders, family, settings, message):
+    backbone = changed(folders, family, settings)
+    with pytest.raises(DiveError, match=message):
+        dive.generate(backbone, ["no-such-film.png"])
+
+
+def test_two_settings_that_make_up_for_each_other_are_left(folders, studies):
+    settings = {"vision_feature_select_strategy": "full", "num_additional_image_tokens": 0}
+    backbone = changed(folders, "LLaVA", settings)
+    assert Prompter(backbone).tokens_per_image(studies[0].images[0]) == 16
+    assert len(misfits(backbone.processor, backbone)) == 2
+
+
+def test_a_setting_that_changes_is_checked_anew(folders):
+    backbone = changed(folders, "LLaVA", {})
+    Prompter(backbone)
+    backbone.processor.patch_size = 28
+    with pytest.raises(DiveError, match="patch_size is 28"):
+        Prompter(backbone)
+
+
+def test_a_checkpoint_without_the_settings_loads_and_writes(folders, studies, tmp_path):
+    folder = shutil.copytree(folders("LLaVA"), tmp_path / "old")
+    file = folder / "processor_config.json"
+    settings = json.loads(file.read_text())
+    for name in ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens"):
+        del settings[name]
+    file.write_text(json.dumps(settings))
+    old, new = dive.load_backbone(folder), dive.load_backbone(folders("LLaVA"))
+    assert (old.processor.patch_size, old.processor.num_additional_image_tokens) == (14, 1)
+    got, want = (dive.generate(one, studies[:1], max_new_tokens=5)[0] for one in (old, new))
+    assert got.token_ids == want.token_ids and got.prompt_tokens == want.prompt_tokens
