@@ -1,15 +1,13 @@
 """`dive bench`: how fast the operators and decoding are here, beside PyTorch and transformers."""
 
 import json
-import os
-import stat
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from dive.data.io import check_file, write_text
 from dive.errors import DiveError
 
 
@@ -50,7 +48,7 @@ def bench(
     """
     started = time.monotonic()
     if json_file is not None and json_file != "-":
-        check_file(Path(json_file))
+        check_file(json_file)
     from dive.bench import run
     from dive.cli.options import quiet_libraries
 
@@ -75,38 +73,9 @@ def bench(
 
         show(results)
         if json_file is not None:
-            write(Path(json_file), text + "\n")
+            write_text(json_file, text + "\n")
     if results.wrong:
         one = results.wrong[0]
         raise DiveError(f"bench: {one.operator} is wrong here ({one.case}): {one.reason}")
     if not results.rows:
         raise DiveError(f"bench: nothing was measured in {seconds:g} seconds")
-
-
-def check_file(path: Path) -> None:
-    """DiveError unless a regular file can be written there; looked at before anything is timed."""
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        if path.is_symlink():
-            raise DiveError(f"--json {path}: is a link that leads nowhere") from None
-        if not path.parent.is_dir():
-            raise DiveError(f"--json {path}: {path.parent} is not a folder") from None
-        if not os.access(path.parent, os.W_OK | os.X_OK):
-            raise DiveError(f"--json {path}: {path.parent} cannot be written to") from None
-    except (OSError, ValueError) as error:
-        raise DiveError(f"--json {path}: {error}") from None
-    else:
-        if not stat.S_ISREG(mode):
-            raise DiveError(f"--json {path}: is no regular file; - writes to stdout")
-        if not os.access(path, os.W_OK):
-            raise DiveError(f"--json {path}: cannot be written to")
-
-
-def write(path: Path, text: str) -> None:
-    """The file as a whole, or DiveError."""
-    check_file(path)  # it may have changed meanwhile
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DiveError(f"--json {path}: {error.strerror}") from error

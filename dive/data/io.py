@@ -58,11 +58,16 @@ def check_folder(path: str | Path) -> None:
 
 
 def check_file(path: str | Path) -> None:
-    """DiveError unless a file of this name could be written; it need not be there yet."""
+    """DiveError unless a file of this name could be written; it need not be there yet.
+
+    What is there and no regular file (a device, a pipe, a link that leads nowhere) is refused.
+    """
     path = Path(path)
     try:
         if _stat(path) and path.is_dir():
             raise DiveError(f"{path} is a folder; wants the name of a file to write")
+        if _stat(path) and not path.is_file():
+            raise DiveError(f"{path} is no regular file; wants the name of a file to write")
     except (OSError, ValueError) as error:
         raise DiveError(f"cannot write {path}: {_reason(error)}") from error
     try:
