@@ -26,7 +26,7 @@ from dive.data.jsonl import Skipped, check_on_error
 from dive.data.study import Study
 from dive.decisive import DecisiveTokens
 from dive.errors import DiveError
-from dive.examples import Examples, survey
+from dive.examples import Examples
 from dive.image_cache import image_cache
 from dive.lexicon import lexicon_version
 from dive.plan import describe
@@ -35,6 +35,7 @@ from dive.progress import JsonLog, ProgressBar
 from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS, Prompter
 from dive.radgraph import RadGraph, annotator_of
 from dive.structure import output_head
+from dive.survey import survey
 from dive.teacher import Demonstrations, Teacher, as_demonstrations, case_names
 from dive.trainer import DistillTrainer, Student
 from dive.training_run import (

@@ -1,16 +1,13 @@
 """Training examples: a study's prompt and report as tokens with classes and weights, in batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dive.counting import counted
-from dive.data.jsonl import Skipped
 from dive.data.study import Study
 from dive.decisive import DecisiveTokens
 from dive.errors import DiveError
@@ -60,10 +57,7 @@ class Examples(Dataset):
             inputs = self.prompter.with_response(prompt, response.ids)
         except DiveError as error:
             raise DiveError(f"{study.where}: {error}") from error
-        try:
-            classes = self.weigher.label(response.text, response.offsets, len(response.ids))
-        except DiveError as error:
-            raise DiveError(f"{study.where}: {error}") from error
+        classes = label(self.weigher, study, response)
         example = Example(
             index,
             inputs,
@@ -119,73 +113,13 @@ class Examples(Dataset):
         }
 
 
-@dataclass
-class Survey:
-    """What a first look at every study found, before the first step."""
+def label(weigher: DecisiveTokens, study: Study, response: Response) -> list[int]:
+    """The class of each token of a study's answer.
 
-    studies: list[Study]
-    image_tokens: list[int]  # a study
-    images: list[int]
-    prompt_lengths: list[int]
-    added: list[int]  # tokens that the processor adds to the text of the prompt
-    response_lengths: list[int]
-    class_counts: list[int]  # tokens a class
-
-    @staticmethod
-    def quantiles(lengths: Sequence[int]) -> tuple[int, int]:
-        """Longest, and the length that 95% do not exceed."""
-        return max(lengths), int(np.percentile(lengths, 95, method="higher"))
-
-
-def survey(
-    studies: Sequence[Study],
-    prompter: Prompter,
-    weigher: DecisiveTokens,
-    *,
-    on_error: str = "fail",
-    skipped: Skipped,
-    step: Callable[[], None] = lambda: None,
-    purpose: str = "to learn from",
-) -> tuple[Examples, Survey]:
-    """Encode every study once: unreadable images, empty reports and overlong prompts are found
-    before the first step. With on_error="skip" they are left out and noted in `skipped`."""
-    examples = Examples(studies, prompter, weigher)
-    good: list[int] = []
-    found = Survey([], [], [], [], [], [], [0, 0, 0])
-    for index, study in enumerate(studies):
-        try:
-            one = examples[index]
-        except DiveError as error:
-            if on_error == "fail":
-                raise
-            skipped.add(study.id, study.source, error)
-            continue
-        finally:
-            step()
-        good.append(index)
-        found.studies.append(study)
-        found.images.append(len(study.images))
-        found.image_tokens.append(prompter.count_image_tokens(one.inputs))
-        found.prompt_lengths.append(one.prompt_length)
-        found.added.append(one.prompt_length - rendered_length(prompter, study))
-        found.response_lengths.append(len(one.response.ids))
-        for kind in one.classes:
-            found.class_counts[kind] += 1
-    if not good:
-        raise DiveError(f"no study is left {purpose}: {counted(len(studies), 'study')} skipped")
-    if len(good) < len(studies):
-        examples = examples.subset(good)
-    return examples, found
-
-
-def rendered_length(prompter: Prompter, study: Study, shown: Sequence[Study] = ()) -> int:
-    """Tokens of the prompt's text, in which an image is one placeholder."""
-    text = prompter.render(study, shown)
-    return len(prompter.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def added(prompter: Prompter, study: Study, shown: Sequence[Study] = ()) -> int:
-    """Tokens that the processor adds to the prompt's text: an image is more than its placeholder,
-    and some processors put marks around a prompt."""
-    length = prompter.encode_any_length(study, shown)["input_ids"].shape[1]
-    return length - rendered_length(prompter, study, shown)
+    Raises:
+        DiveError: its annotation is missing or of another text; names the study.
+    """
+    try:
+        return weigher.label(response.text, response.offsets, len(response.ids))
+    except DiveError as error:
+        raise DiveError(f"{study.where}: {error}") from error

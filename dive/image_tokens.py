@@ -76,6 +76,8 @@ class ImageTokens:
 
     def _look_around(self, sizes: list[Size]) -> None:
         """What a prompt costs without its images, and whether images keep each other company."""
+        if not self._prompter.sees:
+            self.around = self._added([])[0]
         for size in _different(sizes, 5):
             try:
                 one, two, three = (self._added([size] * count)[0] for count in (1, 2, 3))

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dive.adapter import SteeringAdapter
 from dive.counting import counted
 from dive.decisive import CLASS_NAMES
-from dive.examples import Survey
 from dive.presets import DistillConfig
 from dive.prompting import Prompter
 from dive.structure import text_config
+from dive.survey import Survey
 
 GIB = 1 << 30
 

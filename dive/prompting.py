@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,24 +145,31 @@ class Prompter:
         """
         batch = self.encode_any_length(study, demonstrations)
         length, images = batch["input_ids"].shape[1], self.count_image_tokens(batch)
+        count = sum(len(one.images) for one in (*demonstrations, study))
+        self.check_prompt(study, length, images, count, len(demonstrations))
+        return batch
+
+    def check_prompt(
+        self, study: Study, length: int, image_tokens: int, images: int, demonstrations: int = 0
+    ) -> None:
+        """DiveError where a prompt of `length` tokens leaves no room for an answer; a warning where
+        images take more than their budget."""
         if self.max_length is not None and length >= self.max_length:
-            shown = f" with {len(demonstrations)} demonstrations" if demonstrations else ""
+            shown = f" with {demonstrations} demonstrations" if demonstrations else ""
             raise DiveError(
                 f"{study.where}: the prompt{shown} has {length} tokens "
-                f"({images} of them for images); {self.context}"
+                f"({image_tokens} of them for images); {self.context}"
             )
-        count = sum(len(one.images) for one in (*demonstrations, study))
         budget = self.max_image_tokens
-        if budget is not None and images > budget * count and not self._over_budget:
+        if budget is not None and image_tokens > budget * images and not self._over_budget:
             self._over_budget = True  # once is enough
             log.warning(
                 "%s: %d tokens an image, and max_image_tokens is %d: %s has no setting for fewer",
                 study.where,
-                images // count,
+                image_tokens // images,
                 budget,
                 type(self.processor.image_processor).__name__,
             )
-        return batch
 
     def encode_any_length(
         self, study: Study, demonstrations: Sequence[Study] = ()
@@ -213,8 +221,7 @@ class Prompter:
                 "tokens are found; wants a fast tokenizer (tokenizer.json)"
             )
         # Cut in context: a space before the first word belongs to its token, or to none.
-        before = self.template.anchor()
-        opening = self.tokenizer(before, add_special_tokens=False)["input_ids"]
+        before, opening = self._before_answer
         start = len(before) + len(self.template.lead)
         whole = self.tokenizer(
             before + self.template.lead + text,
@@ -238,6 +245,12 @@ class Prompter:
         spans = [(max(first - start, 0), max(last - start, 0)) for first, last in offsets]
         return Response(text, [*ids, self.end_token_id], spans)
 
+    @cached_property
+    def _before_answer(self) -> tuple[str, list[int]]:
+        """What stands before an answer, as text and as tokens."""
+        before = self.template.anchor()
+        return before, self.tokenizer(before, add_special_tokens=False)["input_ids"]
+
     def with_response(
         self, encoded: dict[str, Tensor], response_ids: Sequence[int]
     ) -> dict[str, Tensor]:
@@ -248,12 +261,7 @@ class Prompter:
             DiveError: both together are longer than the model's context.
         """
         count = len(response_ids)
-        length = encoded["input_ids"].shape[1] + count
-        if self.max_length is not None and length > self.max_length:
-            raise DiveError(
-                f"prompt and report have {length} tokens, {count} of them for the report; "
-                f"{self.context}"
-            )
+        self.check_answer(encoded["input_ids"].shape[1], count)
         joined = dict(encoded)
         for name in sequence_names(encoded):
             value = encoded[name]
@@ -270,6 +278,14 @@ class Prompter:
                 more = value[:, -1:].expand(-1, count, *value.shape[2:])
             joined[name] = torch.cat([value, more], dim=1)
         return joined
+
+    def check_answer(self, prompt: int, answer: int) -> None:
+        """DiveError where a prompt and an answer of so many tokens exceed the model's context."""
+        if self.max_length is not None and prompt + answer > self.max_length:
+            raise DiveError(
+                f"prompt and report have {prompt + answer} tokens, {answer} of them for the "
+                f"report; {self.context}"
+            )
 
     # batches
 

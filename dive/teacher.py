@@ -11,9 +11,13 @@ from torch import Tensor
 from dive.attach import attachment_of
 from dive.data.study import Study
 from dive.errors import DiveError
-from dive.examples import Example, Examples, Survey, added, rendered_length
+from dive.examples import Example, Examples
+from dive.image_tokens import rendered_length
 from dive.prompting import Prompter
 from dive.structure import last_hidden_state
+from dive.survey import Survey
+
+PROBES = 8  # teacher prompts whose text is measured as a whole, to see that turns add up
 
 
 class Demonstrations:
@@ -140,12 +144,30 @@ class Teacher:
         Raises:
             DiveError: a prompt with its report is longer than the model's context.
         """
-        images = ImageLengths(self.prompter, survey)
+        ruler = survey.ruler
+        looks = {id(one): look for one, look in zip(survey.studies, survey.looks, strict=True)}
+        turns: dict[int, int] = {}
+        queries = [(one, self.demonstrations.of(one, epoch)) for one in survey.studies]
+        for one in (one for _, shown in queries for one in shown):
+            if id(one) in turns:
+                continue
+            if id(one) not in looks:
+                looks[id(one)] = ruler.look(one)
+            known = looks[id(one)].turn
+            turns[id(one)] = ruler.turn(one) if known is None else known
+
+        def text(query: Study, shown: list[Study]) -> int:
+            return ruler.text(looks[id(query)], [turns[id(one)] for one in shown])
+
+        # turns add up wherever a template sets them apart by tokens of its own
+        probes = queries[:: -(-len(queries) // PROBES)]
+        exact = self.prompter
+        adds_up = all(text(*one) == rendered_length(exact, *one) for one in probes)
         lengths = []
-        for study, response in zip(survey.studies, survey.response_lengths, strict=True):
-            shown = self.demonstrations.of(study, epoch)
-            more = sum(images.of(one) for one in (*shown, study))
-            length = images.around + rendered_length(self.prompter, study, shown) + more
+        for place, (study, shown) in enumerate(queries):
+            words = text(study, shown) if adds_up else rendered_length(exact, study, shown)
+            more = ruler.taken([looks[id(one)] for one in (*shown, study)])
+            length, response = words + more, survey.response_lengths[place]
             limit = self.prompter.max_length
             if limit is not None and length + response > limit:
                 raise DiveError(
@@ -156,35 +178,3 @@ class Teacher:
                 )
             lengths.append(length)
         return lengths
-
-
-class ImageLengths:
-    """By how much a study's images make a prompt of several studies longer than its text.
-
-    around: tokens that the processor adds once a prompt, whatever is in it (a bos, say).
-
-    Both come from one study, shown once and twice before itself. What an image takes may depend
-    on whether it is alone in its prompt (LLaVA-OneVision tiles only then); where it does, every
-    study is looked at in company.
-    """
-
-    def __init__(self, prompter: Prompter, survey: Survey) -> None:
-        self._prompter = prompter
-        self._known: dict[str, int] = {}
-        self.around = min(survey.added)
-        if not any(survey.images):
-            self._known = {one.id: 0 for one in survey.studies}
-            return
-        fewest = min(range(len(survey.studies)), key=lambda index: survey.images[index])
-        probe = survey.studies[fewest]
-        twice, thrice = (added(prompter, probe, [probe] * count) for count in (1, 2))
-        each = thrice - twice
-        self.around = twice - 2 * each
-        if survey.added[fewest] == self.around + each:
-            pairs = zip(survey.studies, survey.added, strict=True)
-            self._known = {one.id: count - self.around for one, count in pairs}
-
-    def of(self, study: Study) -> int:
-        if study.id not in self._known:
-            self._known[study.id] = (added(self._prompter, study, [study]) - self.around) // 2
-        return self._known[study.id]

@@ -15,9 +15,9 @@ import dive
 from dive.attach import calibrate, steer
 from dive.data import Skipped
 from dive.decisive import DecisiveTokens
-from dive.examples import survey
 from dive.prompting import Prompter, response_positions
 from dive.structure import decoder_layers, last_hidden_state, output_head
+from dive.survey import survey
 from dive.teacher import Demonstrations, Teacher
 
 TORCHVISION = is_torchvision_available()

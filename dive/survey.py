@@ -1,0 +1,178 @@
+"""A first look at every study before the first step: texts and image headers, no pixels."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from dive.counting import counted
+from dive.data.images import image_size
+from dive.data.jsonl import Skipped
+from dive.data.study import Study
+from dive.decisive import CLASS_NAMES, DecisiveTokens
+from dive.errors import DiveError
+from dive.examples import Examples, label
+from dive.image_tokens import ImageTokens, Size, rendered_length
+from dive.prompting import Prompter
+from dive.workers import spread
+
+_BLANK = Image.new("RGB", (1, 1))  # stands in texts, and is never shown
+
+
+class Look(NamedTuple):
+    """What is known of a study without decoding its images.
+
+    sizes: width and height of each image, as it is shown; text: tokens of the prompt's text, an
+    image being one; turn: tokens of the text that it adds to a prompt where it demonstrates (None:
+    not measured); response: tokens of the answer; classes: how many of them are of each class.
+    """
+
+    sizes: tuple[Size, ...]
+    text: int
+    turn: int | None = None
+    response: int = 0
+    classes: tuple[int, ...] = ()
+
+
+class Ruler:
+    """Lengths of prompts in tokens, from texts and image sizes."""
+
+    def __init__(self, prompter: Prompter) -> None:
+        self.prompter = prompter
+        self.images = ImageTokens(prompter)
+        picture = (_BLANK,) if prompter.sees else ()
+        words = {name: "No effusion." for name in ("findings", "impression")}
+        self._other = Study(id="another", images=picture, **words)
+        once, twice, thrice = (
+            rendered_length(prompter, self._other, [self._other] * count) for count in range(3)
+        )
+        self._between = twice
+        # by how much more the first turn of several takes than it would between two others
+        self._first = (twice - once) - (thrice - twice)
+
+    def look(self, study: Study, turn: bool = False) -> Look:
+        """Text and image headers of one study.
+
+        Raises:
+            DiveError: an image that is missing or none, a text that makes no prompt.
+        """
+        text = rendered_length(self.prompter, study)
+        sizes: tuple[Size, ...] = ()
+        if self.prompter.sees:
+            sizes = tuple(image_size(image, study.where) for image in study.images)
+        return Look(sizes, text, self.turn(study) if turn else None)
+
+    def turn(self, study: Study) -> int:
+        """Tokens of its text as a demonstration between others."""
+        return rendered_length(self.prompter, self._other, [self._other, study]) - self._between
+
+    def text(self, query: Look, turns: Sequence[int]) -> int:
+        """Tokens of a prompt's text with these demonstrations' turns before the query's."""
+        return query.text + (self._first + sum(turns) if turns else 0)
+
+    def taken(self, looks: Sequence[Look]) -> int:
+        """Tokens that the processor adds to the text of a prompt of these studies.
+
+        Raises:
+            DiveError: the processor refuses images of such a size.
+        """
+        sizes = [size for look in looks for size in look.sizes]
+        alone = len(sizes) == 1
+        return self.images.around + sum(self.images.taken(size, alone) for size in sizes)
+
+    def shown(self, look: Look) -> int:
+        """Image tokens of the study's own prompt."""
+        alone = len(look.sizes) == 1
+        return sum(self.images.shown(size, alone) for size in look.sizes)
+
+
+@dataclass
+class Survey:
+    """What a first look at every study found, before the first step."""
+
+    ruler: Ruler
+    studies: list[Study]
+    looks: list[Look]
+    image_tokens: list[int]  # a study
+    images: list[int]
+    prompt_lengths: list[int]
+    response_lengths: list[int]
+    class_counts: list[int]  # tokens a class
+
+    @staticmethod
+    def quantiles(lengths: Sequence[int]) -> tuple[int, int]:
+        """Longest, and the length that 95% do not exceed."""
+        return max(lengths), int(np.percentile(lengths, 95, method="higher"))
+
+
+def survey(
+    studies: Sequence[Study],
+    prompter: Prompter,
+    weigher: DecisiveTokens,
+    *,
+    on_error: str = "fail",
+    skipped: Skipped,
+    step: Callable[[], None] = lambda: None,
+    purpose: str = "to learn from",
+    turns: bool = False,
+    workers: int = 0,
+) -> tuple[Examples, Survey]:
+    """Measure every study: missing images, empty reports and overlong prompts are found before the
+    first step. With on_error="skip" they are left out and noted in `skipped`.
+
+    No image is decoded; what is behind its header shows when its turn comes.
+
+    turns: measure studies as demonstrations, too. workers: processes that look.
+    """
+    ruler = Ruler(prompter)
+
+    def look(study: Study) -> Look | DiveError:
+        try:
+            seen = ruler.look(study, turns)
+            response = prompter.response(study)
+            classes = label(weigher, study, response)
+        except DiveError as error:
+            return error
+        counts = tuple(classes.count(kind) for kind in range(len(CLASS_NAMES)))
+        return seen._replace(response=len(response.ids), classes=counts)
+
+    found: list[tuple[Study, Look]] = []
+
+    def bad(study: Study, error: DiveError) -> None:
+        if on_error == "fail":
+            raise error
+        skipped.add(study.id, study.source, error)
+
+    for study, seen in zip(studies, spread(look, studies, workers), strict=True):
+        step()
+        if isinstance(seen, DiveError):
+            bad(study, seen)
+        else:
+            found.append((study, seen))
+    ruler.images.learn((size, len(seen.sizes) == 1) for _, seen in found for size in seen.sizes)
+    result = Survey(ruler, [], [], [], [], [], [], [0] * len(CLASS_NAMES))
+    for study, seen in found:
+        try:
+            length, images = seen.text + ruler.taken([seen]), ruler.shown(seen)
+            prompter.check_prompt(study, length, images, len(seen.sizes))
+            prompter.check_answer(length, seen.response)
+        except DiveError as error:
+            bad(study, error if str(error).startswith(study.where) else _of(study, error))
+            continue
+        result.studies.append(study)
+        result.looks.append(seen)
+        result.images.append(len(seen.sizes))
+        result.image_tokens.append(images)
+        result.prompt_lengths.append(length)
+        result.response_lengths.append(seen.response)
+        for kind, count in enumerate(seen.classes):
+            result.class_counts[kind] += count
+    if not result.studies:
+        raise DiveError(f"no study is left {purpose}: {counted(len(studies), 'study')} skipped")
+    return Examples(result.studies, prompter, weigher), result
+
+
+def _of(study: Study, error: DiveError) -> DiveError:
+    return DiveError(f"{study.where}: {error}")
