@@ -1,7 +1,7 @@
 """Training examples: a study's prompt and report as tokens with classes and weights, in batches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,7 +31,10 @@ class Example:
 
 
 class Examples(Dataset):
-    """Studies encoded for one prompter, lazily; as many as fit into `CACHE_BYTES` are kept."""
+    """Studies encoded for one prompter, lazily; as many as fit into `CACHE_BYTES` are kept.
+
+    failed: why studies are left out that could not be encoded, by their index.
+    """
 
     def __init__(
         self, studies: Sequence[Study], prompter: Prompter, weigher: DecisiveTokens
@@ -40,6 +43,7 @@ class Examples(Dataset):
         self.prompter = prompter
         self.weigher = weigher
         self.features: ImageCache | None = None
+        self.failed: dict[int, str] = {}
         self._kept: dict[int, Example] = {}
         self._room = CACHE_BYTES
 
@@ -47,10 +51,28 @@ class Examples(Dataset):
         return len(self.studies)
 
     def __getitem__(self, index: int) -> Example:
-        kept = self._kept.get(index)
-        if kept is not None:
-            return kept
-        study = self.studies[index]
+        kept = self.kept(index)
+        return self.keep(self.make(index)) if kept is None else kept
+
+    def kept(self, index: int) -> Example | None:
+        """The example, if it is in memory."""
+        return self._kept.get(index)
+
+    def keep(self, example: Example) -> Example:
+        """Keep it, if there is room; the example itself."""
+        size = sum(t.numel() * t.element_size() for t in example.inputs.values())
+        if example.index not in self._kept and size <= self._room:
+            self._room -= size
+            self._kept[example.index] = example
+        return example
+
+    def make(self, index: int, study: Study | None = None) -> Example:
+        """Encode a study; `study` is the same with its images in memory, where they are.
+
+        Raises:
+            DiveError: an image that cannot be read, no report, or one too long for the context.
+        """
+        study = self.studies[index] if study is None else study
         response = self.prompter.response(study)
         prompt = self.prompter.encode(study)
         try:
@@ -58,7 +80,7 @@ class Examples(Dataset):
         except DiveError as error:
             raise DiveError(f"{study.where}: {error}") from error
         classes = label(self.weigher, study, response)
-        example = Example(
+        return Example(
             index,
             inputs,
             prompt["input_ids"].shape[1],
@@ -66,20 +88,6 @@ class Examples(Dataset):
             classes,
             self.weigher.weights_of(classes),
         )
-        size = sum(t.numel() * t.element_size() for t in inputs.values())
-        if size <= self._room:
-            self._room -= size
-            self._kept[index] = example
-        return example
-
-    def subset(self, indices: Sequence[int]) -> "Examples":
-        """Only these studies, renumbered."""
-        smaller = Examples([self.studies[i] for i in indices], self.prompter, self.weigher)
-        for new, old in enumerate(indices):
-            if old in self._kept:
-                smaller._kept[new] = replace(self._kept[old], index=new)
-        smaller._room = self._room
-        return smaller
 
     def model_inputs(self, inputs: dict[str, Tensor], studies: Sequence[Study]) -> dict[str, Any]:
         """`inputs`, which show `studies` in this order, on the model's device; with kept image
@@ -96,8 +104,15 @@ class Examples(Dataset):
         studies: B indices into `self.studies`; rows: response tokens of each. Lists of int: on a
             device they would cost a host sync in every step
         """
-        inputs = self.prompter.collate([one.inputs for one in examples], side="right")
         rows = [len(one.response.ids) for one in examples]
+        if not examples:  # every study of the batch is left out
+            none = torch.zeros(0, dtype=torch.int64)
+            return {
+                "inputs": {}, "positions": torch.zeros(0, 0, dtype=torch.bool), "index": none,
+                "targets": none, "weights": torch.zeros(0), "classes": none, "studies": [],
+                "rows": [],
+            }  # fmt: skip
+        inputs = self.prompter.collate([one.inputs for one in examples], side="right")
         positions = response_positions(
             [one.prompt_length for one in examples], rows, inputs["input_ids"].shape[1]
         )

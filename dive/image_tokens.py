@@ -8,6 +8,7 @@ sizes, if that agrees with every answer; without such a rule it is asked about e
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from PIL import Image
 
@@ -163,7 +164,7 @@ def rule_of(prompter: Prompter) -> Rule | None:
     processor, settings = prompter.processor, prompter.image_settings
     images = processor.image_processor
     given = settings.get("images_kwargs", {})
-    merge = getattr(images, "merge_size", None)
+    merge: Any = getattr(images, "merge_size", None)
     if isinstance(merge, int) and hasattr(images, "get_number_of_image_patches"):
         # the Qwen-VL line; its processor's rule overlooks a size that is given with the call
         size = dict(given.get("size") or images.size)
@@ -171,13 +172,14 @@ def rule_of(prompter: Prompter) -> Rule | None:
 
         def area(size: Size) -> tuple[int, int]:
             width, height = size
-            return (images.get_number_of_image_patches(height, width, limits) // merge**2,) * 2
+            patches = images.get_number_of_image_patches(height, width, limits)
+            return (patches // int(merge) ** 2,) * 2
 
         return area
-    merge = getattr(processor, "spatial_merge_size", None)
-    if isinstance(merge, int):
+    cells = getattr(processor, "spatial_merge_size", None)
+    if isinstance(cells, int):
         edge = dict(given.get("size") or images.size).get("longest_edge")
-        return None if edge is None else _pixtral(int(edge), int(processor.patch_size) * merge)
+        return None if edge is None else _pixtral(int(edge), int(processor.patch_size) * cells)
     count = getattr(processor, "_get_num_multimodal_tokens", None)
     if count is None:
         # where tiling is switched off, an image is one tile of a fixed size

@@ -189,7 +189,9 @@ class Prompter:
                     return_tensors="pt",
                     **self.image_settings,
                 )
-            except (ValueError, TypeError, IndexError, StopIteration) as error:
+            except MemoryError:
+                raise
+            except Exception as error:  # a processor's own code: anything may come out of it
                 raise DiveError(
                     f"{study.where}: the processor refuses the prompt: {error}"
                 ) from error

@@ -18,6 +18,7 @@ from dive.image_tokens import ImageTokens, Size, rendered_length
 from dive.prompting import Prompter
 from dive.workers import spread
 
+LABELLED = 4096  # reports by which the shares of the classes are told, of more than so many
 _BLANK = Image.new("RGB", (1, 1))  # stands in texts, and is never shown
 
 
@@ -25,14 +26,13 @@ class Look(NamedTuple):
     """What is known of a study without decoding its images.
 
     sizes: width and height of each image, as it is shown; text: tokens of the prompt's text, an
-    image being one; turn: tokens of the text that it adds to a prompt where it demonstrates (None:
-    not measured); response: tokens of the answer; classes: how many of them are of each class.
+    image being one; response: tokens of the answer; classes: how many of them are of each class
+    (empty: not looked at).
     """
 
     sizes: tuple[Size, ...]
     text: int
-    turn: int | None = None
-    response: int = 0
+    response: int
     classes: tuple[int, ...] = ()
 
 
@@ -43,44 +43,46 @@ class Ruler:
         self.prompter = prompter
         self.images = ImageTokens(prompter)
         picture = (_BLANK,) if prompter.sees else ()
-        words = {name: "No effusion." for name in ("findings", "impression")}
-        self._other = Study(id="another", images=picture, **words)
-        once, twice, thrice = (
-            rendered_length(prompter, self._other, [self._other] * count) for count in range(3)
-        )
-        self._between = twice
-        # by how much more the first turn of several takes than it would between two others
+        words = "No effusion."
+        one = Study("one", picture, findings=words, impression=words)
+        once, twice, thrice = (rendered_length(prompter, one, [one] * count) for count in range(3))
+        # what a template puts around a turn beside its prompt and its answer, between two others
+        self._around_turn = (thrice - twice) - once - len(prompter.response(one).ids)
+        # and by how much more the first turn of several takes
         self._first = (twice - once) - (thrice - twice)
 
-    def look(self, study: Study, turn: bool = False) -> Look:
-        """Text and image headers of one study.
+    def look(self, study: Study, weigher: DecisiveTokens | None = None) -> Look:
+        """Text and image headers of one study; `weigher` tells the classes of its answer.
 
         Raises:
-            DiveError: an image that is missing or none, a text that makes no prompt.
+            DiveError: an image that is missing or none, a text that makes no prompt or no answer.
         """
         text = rendered_length(self.prompter, study)
         sizes: tuple[Size, ...] = ()
         if self.prompter.sees:
             sizes = tuple(image_size(image, study.where) for image in study.images)
-        return Look(sizes, text, self.turn(study) if turn else None)
+        response = self.prompter.response(study)
+        counts: tuple[int, ...] = ()
+        if weigher is not None:
+            classes = label(weigher, study, response)
+            counts = tuple(classes.count(kind) for kind in range(len(CLASS_NAMES)))
+        return Look(sizes, text, len(response.ids), counts)
 
-    def turn(self, study: Study) -> int:
-        """Tokens of its text as a demonstration between others."""
-        return rendered_length(self.prompter, self._other, [self._other, study]) - self._between
-
-    def text(self, query: Look, turns: Sequence[int]) -> int:
-        """Tokens of a prompt's text with these demonstrations' turns before the query's."""
-        return query.text + (self._first + sum(turns) if turns else 0)
+    def text(self, query: Look, shown: Sequence[Look] = ()) -> int:
+        """Tokens of a prompt but for its images, with these demonstrations before the query: their
+        prompts and answers add up wherever a template sets turns apart by tokens of its own."""
+        turns = sum(one.text + one.response + self._around_turn for one in shown)
+        return self.images.around + query.text + turns + (self._first if shown else 0)
 
     def taken(self, looks: Sequence[Look]) -> int:
-        """Tokens that the processor adds to the text of a prompt of these studies.
+        """Tokens that the images of a prompt of these studies take, beside their placeholders.
 
         Raises:
             DiveError: the processor refuses images of such a size.
         """
         sizes = [size for look in looks for size in look.sizes]
         alone = len(sizes) == 1
-        return self.images.around + sum(self.images.taken(size, alone) for size in sizes)
+        return sum(self.images.taken(size, alone) for size in sizes)
 
     def shown(self, look: Look) -> int:
         """Image tokens of the study's own prompt."""
@@ -99,7 +101,7 @@ class Survey:
     images: list[int]
     prompt_lengths: list[int]
     response_lengths: list[int]
-    class_counts: list[int]  # tokens a class
+    class_counts: list[int]  # tokens a class, in the reports that were labelled
 
     @staticmethod
     def quantiles(lengths: Sequence[int]) -> tuple[int, int]:
@@ -116,27 +118,25 @@ def survey(
     skipped: Skipped,
     step: Callable[[], None] = lambda: None,
     purpose: str = "to learn from",
-    turns: bool = False,
     workers: int = 0,
 ) -> tuple[Examples, Survey]:
     """Measure every study: missing images, empty reports and overlong prompts are found before the
     first step. With on_error="skip" they are left out and noted in `skipped`.
 
-    No image is decoded; what is behind its header shows when its turn comes.
+    No image is decoded; what is behind its header shows when its turn comes. Of many reports a
+    sample is labelled, where labelling cannot fail.
 
-    turns: measure studies as demonstrations, too. workers: processes that look.
+    workers: processes that look.
     """
     ruler = Ruler(prompter)
 
-    def look(study: Study) -> Look | DiveError:
+    every = 1 if weigher.annotator is not None else -(-len(studies) // LABELLED)
+
+    def look(place: int) -> Look | DiveError:
         try:
-            seen = ruler.look(study, turns)
-            response = prompter.response(study)
-            classes = label(weigher, study, response)
+            return ruler.look(studies[place], None if place % every else weigher)
         except DiveError as error:
             return error
-        counts = tuple(classes.count(kind) for kind in range(len(CLASS_NAMES)))
-        return seen._replace(response=len(response.ids), classes=counts)
 
     found: list[tuple[Study, Look]] = []
 
@@ -145,7 +145,7 @@ def survey(
             raise error
         skipped.add(study.id, study.source, error)
 
-    for study, seen in zip(studies, spread(look, studies, workers), strict=True):
+    for study, seen in zip(studies, spread(look, range(len(studies)), workers), strict=True):
         step()
         if isinstance(seen, DiveError):
             bad(study, seen)
@@ -155,7 +155,7 @@ def survey(
     result = Survey(ruler, [], [], [], [], [], [], [0] * len(CLASS_NAMES))
     for study, seen in found:
         try:
-            length, images = seen.text + ruler.taken([seen]), ruler.shown(seen)
+            length, images = ruler.text(seen) + ruler.taken([seen]), ruler.shown(seen)
             prompter.check_prompt(study, length, images, len(seen.sizes))
             prompter.check_answer(length, seen.response)
         except DiveError as error:

@@ -1,5 +1,6 @@
 """Processes that read images beside the one that trains."""
 
+import gc
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 from dive.errors import DiveError
 
 T = TypeVar("T")
+_ready: set[int] = set()  # workers that know that they are one
 
 MOST = 8  # processes, where nobody asks for more
 FEW = 64  # images that are read sooner than processes start
@@ -38,8 +40,12 @@ def loaders(asked: int | None, images: int) -> int:
 
 
 def alone() -> None:
-    """Called in a worker: a tokenizer's threads did not come along when it was forked."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    """Called in a worker: a tokenizer's threads did not come along when it was forked, and the
+    collector would copy what its parent holds by looking at it."""
+    if os.getpid() not in _ready:
+        _ready.add(os.getpid())
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        gc.freeze()
 
 
 _function: Callable[[Any], Any] | None = None

@@ -5,6 +5,7 @@ import io
 import warnings
 import zlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -67,10 +68,11 @@ def dicom_size(path: Path | str, max_pixels: int, where: str = "") -> tuple[int,
     """
 
     def front(file: Any, pydicom: Any) -> tuple[int, int]:
-        unpacked: Any = gzip.open(file) if str(path).lower().endswith(".gz") else file
+        packed = str(path).lower().endswith(".gz")
         wanted = ["Rows", "Columns", "NumberOfFrames"]
         try:
-            header = pydicom.dcmread(unpacked, stop_before_pixels=True, specific_tags=wanted)
+            with gzip.open(file) if packed else nullcontext(file) as unpacked:
+                header = pydicom.dcmread(unpacked, stop_before_pixels=True, specific_tags=wanted)
         except (zlib.error, gzip.BadGzipFile) as error:
             raise DiveError(f"damaged gzip ({error})") from error
         _check(header, max_pixels)
