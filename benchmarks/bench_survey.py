@@ -28,7 +28,21 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-SENTENCES = ["The heart is normal in size", "There is a small right pleural effusion", "Mild cardiomegaly", "No pneumothorax", "Patchy opacity in the left lower lobe may be atelectasis or pneumonia", "Calcified granuloma in the left upper lobe", "Streaky bibasilar opacities, likely atelectasis", "The mediastinal contours are within normal limits", "Lung volumes are low", "Right internal jugular line ends in the low superior vena cava", "No focal consolidation", "Degenerative changes of the thoracic spine", "Pulmonary vascular congestion without edema."]
+SENTENCES = [
+    "The heart is normal in size",
+    "There is a small right pleural effusion",
+    "Mild cardiomegaly",
+    "No pneumothorax",
+    "Patchy opacity in the left lower lobe may be atelectasis or pneumonia",
+    "Calcified granuloma in the left upper lobe",
+    "Streaky bibasilar opacities, likely atelectasis",
+    "The mediastinal contours are within normal limits",
+    "Lung volumes are low",
+    "Right internal jugular line ends in the low superior vena cava",
+    "No focal consolidation",
+    "Degenerative changes of the thoracic spine",
+    "Pulmonary vascular congestion without edema",
+]
 SIZES = ((2544, 3056), (3056, 2544), (2022, 2022), (2320, 2828))
 
 
@@ -69,7 +83,7 @@ def write_studies(folder: Path, count: int) -> Path:
                 os.symlink(films[number % len(films)], folder / name)
             row = {"id": f"s{number}", "patient": f"p{number // 3}", "images": [name]}
             row["indication"] = f"{draw.randint(20, 95)} year old with cough, {number}."
-            row["findings"] = ". ".join(draw.choices(SENTENCES, k=8)).strip(".") + "."
+            row["findings"] = ". ".join(draw.choices(SENTENCES, k=8)) + "."
             file.write(json.dumps(row) + "\n")
     return path
 
