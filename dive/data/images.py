@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,7 +112,13 @@ def _opened(
             if isinstance(opened, Image.Image):
                 opened.load()
                 return film(opened, prefix + name)
-            with Image.open(opened) as lazy:
+            # Opened here, for of a file that Pillow opens it maps the pixels of a turned TIFF into
+            # memory wrongly (version 13).
+            path = isinstance(opened, (str, Path))
+            with (
+                open(opened, "rb") if path else nullcontext(opened) as file,
+                Image.open(file) as lazy,
+            ):
                 if lazy.width * lazy.height > max_pixels:
                     raise DiveError(
                         f"{prefix}the image {name} has {lazy.width} x {lazy.height} pixels, the "
