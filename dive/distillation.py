@@ -96,13 +96,16 @@ def distill(
             differ.
         progress: a plan before the first step and a progress bar, on stderr; None: on a terminal.
         on_error: "fail" raises at the first study that cannot be used; "skip" goes on without it
-            and records it in `skipped`.
+            and records it in `skipped`. Before the first step only the headers of images are read;
+            one that cannot be decoded in its turn is left out of its batch, or stops the training
+            with its last checkpoint whole.
 
     Returns:
         The adapter, on the CPU, in eval mode; its metadata says how it was made.
 
     Raises:
-        DiveError: bad input, before the first step. NonFiniteLoss: in a step, with the study's id.
+        DiveError: bad input, before the first step; a study that cannot be decoded, in its turn.
+        NonFiniteLoss: in a step, with the study's id.
     """
     start = time.perf_counter()
     config = DistillConfig() if config is None else config

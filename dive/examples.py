@@ -1,7 +1,7 @@
 """Training examples: a study's prompt and report as tokens with classes and weights, in batches."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from dive.data.study import Study
 from dive.decisive import DecisiveTokens
 from dive.errors import DiveError
-from dive.image_cache import ImageCache
+from dive.image_cache import ImageCache, has_pixels
 from dive.prompting import Prompter, Response, response_positions, response_targets
 
 CACHE_BYTES = 4 << 30  # encoded studies that are kept in memory between epochs
@@ -59,12 +59,21 @@ class Examples(Dataset):
         return self._kept.get(index)
 
     def keep(self, example: Example) -> Example:
-        """Keep it, if there is room; the example itself."""
-        size = sum(t.numel() * t.element_size() for t in example.inputs.values())
+        """Keep it, if there is room, without pixels whose features are kept; the example itself."""
+        if self.features is not None and self.features.holds(self.studies[example.index]):
+            inputs = {n: t for n, t in example.inputs.items() if not has_pixels([n])}
+            self._drop(example.index)
+            example = replace(example, inputs=inputs)
+        size = _bytes(example)
         if example.index not in self._kept and size <= self._room:
             self._room -= size
             self._kept[example.index] = example
         return example
+
+    def _drop(self, index: int) -> None:
+        known = self._kept.pop(index, None)
+        if known is not None:
+            self._room += _bytes(known)
 
     def make(self, index: int, study: Study | None = None) -> Example:
         """Encode a study; `study` is the same with its images in memory, where they are.
@@ -89,11 +98,16 @@ class Examples(Dataset):
             self.weigher.weights_of(classes),
         )
 
-    def model_inputs(self, inputs: dict[str, Tensor], studies: Sequence[Study]) -> dict[str, Any]:
+    def model_inputs(
+        self,
+        inputs: dict[str, Tensor],
+        studies: Sequence[Study],
+        own: Sequence[Mapping[str, Tensor] | None] | None = None,
+    ) -> dict[str, Any]:
         """`inputs`, which show `studies` in this order, on the model's device; with kept image
-        features in place of pixels where there are such."""
+        features in place of pixels where there are such. own: see `ImageCache.fill`."""
         placed = self.prompter.place(inputs)
-        return placed if self.features is None else self.features.fill(placed, studies)
+        return placed if self.features is None else self.features.fill(placed, studies, own)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Right-padded model inputs, and one entry a response token in row order:
@@ -126,6 +140,10 @@ class Examples(Dataset):
             "studies": [one.index for one in examples],
             "rows": rows,
         }
+
+
+def _bytes(example: Example) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in example.inputs.values())
 
 
 def label(weigher: DecisiveTokens, study: Study, response: Response) -> list[int]:

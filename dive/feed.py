@@ -1,7 +1,7 @@
 """What a training loads, study by study, in its own process or in workers: examples, with the
 prompt that the teacher is to see where it has not seen it yet."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -101,16 +101,20 @@ class _Array:
 def _packed(value: Any) -> Any:
     if isinstance(value, torch.Tensor) and value.dtype != torch.bfloat16:
         return _Array(value.numpy())
-    if isinstance(value, (Example, TeacherPrompt)):
-        inputs = {name: _packed(one) for name, one in value.inputs.items()}
-        return replace(value, inputs=inputs)
-    return value
+    return _inside(value, _packed)
 
 
 def _unpacked(value: Any) -> Any:
     if isinstance(value, _Array):
         return torch.from_numpy(value.values)
-    if isinstance(value, (Example, TeacherPrompt)):
-        inputs = {name: _unpacked(one) for name, one in value.inputs.items()}
-        return replace(value, inputs=inputs)
+    return _inside(value, _unpacked)
+
+
+def _inside(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {name: change(one) for name, one in value.items()}
+    if isinstance(value, Example):
+        return replace(value, inputs=change(value.inputs))
+    if isinstance(value, TeacherPrompt):
+        return replace(value, inputs=change(value.inputs), alone=change(value.alone))
     return value

@@ -107,11 +107,13 @@ class TeacherPrompt:
     """A k-shot prompt with its report, ready for the model.
 
     shown: the studies before the query, by their places in the pool. count: the report's tokens.
+    alone: own prompts of studies that are shown, from which their image features can be made.
     """
 
     inputs: dict[str, Tensor]
     shown: list[int]
     count: int
+    alone: dict[int, dict[str, Tensor]]
 
 
 class Teacher:
@@ -136,11 +138,13 @@ class Teacher:
         indices: Sequence[int],
         epoch: int = 0,
         prompts: Mapping[int, TeacherPrompt] | None = None,
+        queries: Mapping[int, Example] | None = None,
     ) -> Tensor:
         """[N, D] on the backbone's device: the rows of these studies, one after the other. What is
-        not in `prompts` is encoded here."""
-        prompts = {} if prompts is None else prompts
-        return torch.cat([self._one(index, epoch, prompts.get(index)) for index in indices])
+        not in `prompts` is encoded here; `queries` are the studies' own examples."""
+        prompts, queries = prompts or {}, queries or {}
+        each = [self._one(i, epoch, prompts.get(i), queries.get(i)) for i in indices]
+        return torch.cat(each)
 
     def knows(self, index: int, epoch: int) -> bool:
         """Whether the states of a study are kept, for this epoch."""
@@ -202,7 +206,18 @@ class Teacher:
         own = example.inputs["input_ids"][0, -count:]
         if not torch.equal(inputs["input_ids"][0, -count:], own):
             raise AssertionError("teacher and student must share the report's tokens")
-        return TeacherPrompt(inputs, list(shown), count)
+        return TeacherPrompt(inputs, list(shown), count, self._alone(shown))
+
+    def _alone(self, shown: Mapping[int, Study]) -> dict[int, dict[str, Tensor]]:
+        """Own prompts of those of these studies whose image features are still to be made."""
+        features, pool = self.examples.features, self.demonstrations.pool
+        if features is None:
+            return {}
+        return {
+            place: self.prompter.encode_any_length(one)
+            for place, one in shown.items()
+            if not features.holds(pool[place])
+        }
 
     def _refused(self, shown: Mapping[int, Study]) -> dict[int, str]:
         """Those of these studies that the processor refuses even alone."""
@@ -217,20 +232,23 @@ class Teacher:
     def _drawn(self, epoch: int) -> int:
         return epoch if self.demonstrations.redraw else 0
 
-    def _one(self, index: int, epoch: int, prompt: TeacherPrompt | None) -> Tensor:
+    def _one(
+        self, index: int, epoch: int, prompt: TeacherPrompt | None, query: Example | None
+    ) -> Tensor:
         device = self.prompter.backbone.device
         if self.knows(index, epoch):
             return self._kept[index][1].to(device)
         if prompt is None:
             bad: dict[int, str] = {}
             prompt = self.prompt(self.examples[index], self.examples.studies[index], epoch, bad)
-        states = self._run(self.examples.studies[index], prompt)
+        own = None if query is None else query.inputs
+        states = self._run(self.examples.studies[index], prompt, own)
         self._kept[index] = (self._drawn(epoch), states.cpu())
         return states.to(device)  # under a device_map the last layer may be elsewhere
 
     # One prompt at a time: there is no padding, and what a study gets does not depend on its batch.
     @torch.no_grad()
-    def _run(self, study: Study, prompt: TeacherPrompt) -> Tensor:
+    def _run(self, study: Study, prompt: TeacherPrompt, query: dict[str, Tensor] | None) -> Tensor:
         shown = [self.demonstrations.pool[place] for place in prompt.shown]
         inputs, count = prompt.inputs, prompt.count
         model = self.prompter.backbone.model
@@ -239,7 +257,9 @@ class Teacher:
         if attachment is not None:
             attachment.enabled = False
         try:
-            states = last_hidden_state(model, self.examples.model_inputs(inputs, [*shown, study]))
+            own = [*(prompt.alone.get(place) for place in prompt.shown), query]
+            filled = self.examples.model_inputs(inputs, [*shown, study], own)
+            states = last_hidden_state(model, filled)
         finally:
             if attachment is not None:
                 attachment.enabled = enabled

@@ -16,7 +16,7 @@ from dive.attach import Attachment
 from dive.counting import counted
 from dive.decisive import CLASS_NAMES
 from dive.errors import DiveError
-from dive.examples import Examples
+from dive.examples import Example, Examples
 from dive.feed import Feed, Loaded, as_they_come
 from dive.left_out import LeftOut
 from dive.loss_watch import LossWatch
@@ -227,12 +227,10 @@ class DistillTrainer(Trainer):
     def _batch(self, items: Sequence[Loaded]) -> dict[str, Any]:
         """Model inputs of those studies that could be read, with their teacher's prompts."""
         good = [one for one in items if one.error is None]
-        examples = [
-            self._examples[one.index] if one.example is None else self._examples.keep(one.example)
-            for one in good
-        ]
+        examples = [self._examples[o.index] if o.example is None else o.example for o in good]
         batch = self._examples.collate(examples)
-        batch["prompts"] = Prompts({one.index: one.teacher for one in good if one.teacher})
+        prompts = {one.index: one.teacher for one in good if one.teacher}
+        batch["made"] = Made({one.index: one for one in examples}, prompts)
         return batch
 
     def _unreadable(self, items: Sequence[Loaded]) -> list[tuple[int, str]]:
@@ -264,14 +262,17 @@ class DistillTrainer(Trainer):
     ) -> Any:
         inputs = dict(inputs)
         studies, rows = inputs.pop("studies"), inputs.pop("rows")
-        prompts = inputs.pop("prompts", None)
+        made: Made | None = inputs.pop("made", None)
         shown = [self._examples.studies[index] for index in studies]
-        if shown:
-            inputs["inputs"] = self._examples.model_inputs(inputs["inputs"], shown)
+        if made is not None and shown:
+            own = [made.examples[index].inputs for index in studies]
+            inputs["inputs"] = self._examples.model_inputs(inputs["inputs"], shown, own)
             if self._teacher is not None:
                 inputs["teacher_hidden"] = self._teacher.hidden(
-                    studies, self._feed.epoch, prompts.by_index
+                    studies, self._feed.epoch, made.prompts, made.examples
                 )
+            for one in made.examples.values():
+                self._examples.keep(one)
         loss, parts = model(**inputs)
         if shown:
             self._watch.add(f"step {self.state.global_step + 1}", shown, rows, loss, parts)
@@ -298,19 +299,16 @@ class DistillTrainer(Trainer):
                 new += [(one.index, one.error) for one in items if one.error is not None]
                 if not good:
                     continue
-                batch = validation.collate(
-                    [
-                        validation[one.index]
-                        if one.example is None
-                        else validation.keep(one.example)
-                        for one in good
-                    ]
-                )
+                examples = [validation[o.index] if o.example is None else o.example for o in good]
+                batch = validation.collate(examples)
                 names = ("positions", "index", "targets", "weights", "classes")
                 device = prompter.backbone.device
                 rest = {name: batch[name].to(device) for name in names}
                 shown = [validation.studies[index] for index in batch["studies"]]
-                inputs = validation.model_inputs(batch["inputs"], shown)
+                own = [one.inputs for one in examples]
+                inputs = validation.model_inputs(batch["inputs"], shown, own)
+                for one in examples:
+                    validation.keep(one)
                 loss, parts = self._student(inputs, **rest)
                 watch.add("validation", shown, batch["rows"], loss, parts)
                 meter.add(parts)
@@ -382,11 +380,12 @@ class DistillTrainer(Trainer):
 
 
 @dataclass
-class Prompts:
-    """The teacher's prompts of a batch, by study. Not a dict: Trainer would move one to the device
-    as a whole, and the images of many demonstrations at once."""
+class Made:
+    """Of a batch the examples, and the teacher's prompts, by study. No dict: Trainer would move one
+    to the device as a whole, and with it the images of all demonstrations at once."""
 
-    by_index: dict[int, TeacherPrompt]
+    examples: dict[int, Example]
+    prompts: dict[int, TeacherPrompt]
 
 
 class _Turns(TrainerCallback):

@@ -166,8 +166,8 @@ def stopped(
         described = run | {"unreadable": sorted(unreadable)}
         write_text(folder / RUN_FILE, json.dumps(described, indent=1) + "\n")
     return DiveError(
-        f"{error}; the training can be resumed from {last}, with the file made whole or with "
-        "on_error='skip'"
+        f"{error}; the training can be resumed from {last}, once the file is whole or with "
+        "on_error='skip' (--on-error skip)"
     )
 
 
