@@ -51,7 +51,7 @@ from dive.training_run import (
     stopped,
     unreadable_before,
 )
-from dive.workers import START, cores, loaders
+from dive.workers import START, cores, deaths, loaders
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,8 @@ def distill(
     run = describe_wish(config, target, prompt, max_image_tokens)
     run |= describe_model(prompter, adapter)
     folder = None if output_dir is None else Path(output_dir)
-    mended = unreadable_before(folder)
+    mended = unreadable_before(folder) if resume else []
+    run |= {"unreadable": mended} if mended else {}
     if on_error == "fail":  # then these are the studies: none is left out below
         run |= describe_studies(studies, held_out, shots, target, mended)
     checkpoint = find_checkpoint(folder, resume, run)
@@ -196,7 +197,7 @@ def distill(
         known = {*mended, error.study.id}
         kept = [] if checked is None else checked.studies
         again = run | describe_studies(examples.studies, kept, shots, target, known)
-        raise stopped(error, folder, again, known) from error
+        raise stopped(error, folder, again, known) from None
 
     store = None if examples.features is None else examples.features.store
     if store is not None:
@@ -367,7 +368,7 @@ def _train(
         dataloader_num_workers=workers,
         dataloader_prefetch_factor=1 if workers else None,  # a batch each is far enough ahead
         dataloader_multiprocessing_context=START if workers else None,
-        dataloader_pin_memory=backbone.device.type == "cuda",
+        dataloader_pin_memory=False,  # batches are put together only when it is known of what
         remove_unused_columns=False,
         report_to="none",
         ddp_find_unused_parameters=False,
@@ -391,7 +392,8 @@ def _train(
             )
             trainer.remove_callback(PrinterCallback)
             trainer.remove_callback(ProgressCallback)
-            trainer.train(resume_from_checkpoint=checkpoint)
+            with deaths():
+                trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         torch.random.set_rng_state(states)  # Trainer seeds torch's global generator
         if recompute is not None:

@@ -36,6 +36,7 @@ class ImageTokens:
     def __init__(self, prompter: Prompter) -> None:
         self._prompter = prompter
         self._known: dict[tuple[Size, bool], tuple[int, int] | DiveError] = {}
+        self._asked: dict[tuple[Size, int], tuple[int, int]] = {}
         self.around = 0
         self.company = False
         self._ready = False
@@ -78,15 +79,17 @@ class ImageTokens:
     def _look_around(self, sizes: list[Size]) -> None:
         """What a prompt costs without its images, and whether images keep each other company."""
         if not self._prompter.sees:
-            self.around = self._added([])[0]
+            self.around = self._added((1, 1), 0)[0]
+        known = False
         for size in _different(sizes, 5):
             try:
-                one, two, three = (self._added([size] * count)[0] for count in (1, 2, 3))
+                one, two = (self._added(size, count)[0] for count in (1, 2))
+                if not known:
+                    self.around = two - 2 * (self._added(size, 3)[0] - two)
+                    known = True
             except DiveError:
                 continue  # said of every study that has this size
-            each = three - two
-            self.around = two - 2 * each
-            self.company |= one != self.around + each
+            self.company |= one - self.around != (two - self.around) / 2
 
     def _learn(self, sizes: list[Size], alone: bool) -> None:
         chosen = sizes if len(sizes) <= ASKED else _different(sizes, ASKED)
@@ -108,23 +111,25 @@ class ImageTokens:
     def _ask(self, size: Size, alone: bool) -> None:
         count = 1 if alone else 2
         try:
-            added, shown = self._added([size] * count)
+            added, shown = self._added(size, count)
             self._known[size, alone] = (added - self.around) // count, shown // count
         except DiveError as error:
             self._known[size, alone] = error
 
-    def _added(self, sizes: Sequence[Size]) -> tuple[int, int]:
-        """Tokens that the processor adds to a prompt's text for blank images of these sizes, and
+    def _added(self, size: Size, count: int) -> tuple[int, int]:
+        """Tokens that the processor adds to a prompt's text for so many blank images of a size, and
         how many of all are image tokens."""
-        blank = {size: Image.new("RGB", size) for size in sizes}
-        study = Study(id="a blank image", images=tuple(blank[size] for size in sizes))
+        if (size, count) in self._asked:
+            return self._asked[size, count]
+        study = Study(id="a blank image", images=(Image.new("RGB", size),) * count)
         try:
             encoded = self._prompter.encode_any_length(study)
         except DiveError as error:
             reason = str(error).removeprefix(f"{study.where}: ")
             raise DiveError(reason) from error
         length = encoded["input_ids"].shape[1] - rendered_length(self._prompter, study)
-        return length, self._prompter.count_image_tokens(encoded)
+        self._asked[size, count] = length, self._prompter.count_image_tokens(encoded)
+        return self._asked[size, count]
 
     def _by_rule(self, chosen: list[Size], others: list[Size], alone: bool) -> bool:
         """Count `others` by a rule that gives what is known of `chosen`; False without one."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -44,12 +45,16 @@ class Ruler:
         self.images = ImageTokens(prompter)
         picture = (_BLANK,) if prompter.sees else ()
         words = "No effusion."
-        one = Study("one", picture, findings=words, impression=words)
+        self._one = Study("one", picture, findings=words, impression=words)
+
+    @cached_property
+    def _turns(self) -> tuple[int, int]:
+        """What a template puts around a turn beside its prompt and its answer, where it stands
+        between two others, and by how much more the first turn of several takes."""
+        prompter, one = self.prompter, self._one
         once, twice, thrice = (rendered_length(prompter, one, [one] * count) for count in range(3))
-        # what a template puts around a turn beside its prompt and its answer, between two others
-        self._around_turn = (thrice - twice) - once - len(prompter.response(one).ids)
-        # and by how much more the first turn of several takes
-        self._first = (twice - once) - (thrice - twice)
+        around = (thrice - twice) - once - len(prompter.response(one).ids)
+        return around, (twice - once) - (thrice - twice)
 
     def look(self, study: Study, weigher: DecisiveTokens | None = None) -> Look:
         """Text and image headers of one study; `weigher` tells the classes of its answer.
@@ -71,8 +76,11 @@ class Ruler:
     def text(self, query: Look, shown: Sequence[Look] = ()) -> int:
         """Tokens of a prompt but for its images, with these demonstrations before the query: their
         prompts and answers add up wherever a template sets turns apart by tokens of its own."""
-        turns = sum(one.text + one.response + self._around_turn for one in shown)
-        return self.images.around + query.text + turns + (self._first if shown else 0)
+        length = self.images.around + query.text
+        if not shown:
+            return length
+        around, first = self._turns
+        return length + first + sum(one.text + one.response + around for one in shown)
 
     def taken(self, looks: Sequence[Look]) -> int:
         """Tokens that the images of a prompt of these studies take, beside their placeholders.

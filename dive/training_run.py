@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import operator
 import os
 import shutil
 from collections.abc import Collection, Sequence
@@ -73,12 +74,18 @@ def describe_studies(
         ]
         return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()[:16]
 
-    shown = demonstrations
+    shown, learnt = demonstrations, digest(studies)
+    if shown is None:
+        pool = None
+    elif len(shown.pool) == len(studies) and all(map(operator.is_, shown.pool, studies)):
+        pool = learnt  # drawn from the studies themselves; a digest of many takes seconds
+    else:
+        pool = digest(shown.pool)
     return {
-        "studies_hash": digest(studies),
+        "studies_hash": learnt,
         "validation_hash": digest(validation) if validation else None,
         "demonstrations": None if shown is None else shown.count or len(shown.pool),
-        "demonstrations_hash": None if shown is None else digest(shown.pool),
+        "demonstrations_hash": pool,
     }
 
 

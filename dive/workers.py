@@ -3,9 +3,11 @@
 import gc
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from dive.errors import DiveError
@@ -18,7 +20,8 @@ FEW = 64  # images that are read sooner than processes start
 CHUNK = 64  # studies that are handed to a process at a time
 
 # Forked, so that a backbone need not be pickled and what is kept in memory is there at once.
-START = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+_CAN = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
+START = "fork" if _CAN else None
 
 
 def cores() -> int:
@@ -46,6 +49,24 @@ def alone() -> None:
         _ready.add(os.getpid())
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         gc.freeze()
+
+
+@contextmanager
+def deaths() -> Iterator[None]:
+    """Says what it means that a worker of torch's died, which may be told at any moment.
+
+    Raises:
+        DiveError: one did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DiveError(
+            f"a process that decodes images died ({str(error).splitlines()[0]}); give it more "
+            "memory, or fewer workers (0: images are decoded by the process that trains)"
+        ) from error
 
 
 _function: Callable[[Any], Any] | None = None

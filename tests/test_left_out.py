@@ -466,3 +466,18 @@ def test_all_ranks_stop_where_nothing_is_skipped(tiny_llava, studies, tmp_path):
     done, found = ranks(tiny_llava, studies, tmp_path, on_error="fail")
     assert done.returncode != 0 and found is None
     assert done.stderr.count("studies.jsonl:4: study 's3': cannot read") >= 2
+
+
+def test_a_worker_that_dies_is_said(llava, studies, monkeypatch):
+    own = Examples.make
+
+    def make(self, index, study=None):
+        if index == 3 and os.getpid() != here:
+            os._exit(9)
+        return own(self, index, study)
+
+    here = os.getpid()
+    monkeypatch.setattr(Examples, "make", make)
+    with pytest.raises(DiveError, match=r"process that decodes images died .* fewer workers"):
+        config = bare(steps=8, batch_size=1, calibration_studies=1, workers=2)
+        dive.distill(llava, studies, config=config, progress=False)
