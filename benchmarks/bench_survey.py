@@ -1,6 +1,7 @@
 """Seconds from the start of a program to the first step of a distillation, on many full-size films.
 
     python benchmarks/bench_survey.py [--studies 120000] [--backbone qwen2.5-vl ...] [--workers N]
+                                                                      results/cpu-survey.json
 
 Draws a few grey JPEG films of usual sizes (one of them turned by its EXIF tag), links every study's
 image to one of them in a temporary folder, and distils one step from all: `dive.data.read_studies`
@@ -8,16 +9,16 @@ and `dive.distill` with the default preset (a teacher with 4 demonstrations), a 
 on a backbone whose processor has its family's real sizes and whose weights are tiny and random: the
 model's own time is not what is measured. A process of its own each; imports count.
 
-Prints one JSON line a backbone and, with --out, writes them as a results file. `cpu_s` is of all
-processes together; `first_step_s` ends where the student's first forward begins, with its batch
-decoded and its teacher run. Page cache: the films are few, so reading them from a disk or over a
-network is not in it; an opened header is.
+Prints one JSON line a backbone; of the whole number of studies a results file is written. Seconds
+are the clock's, from the start of the program; `first_step_s` is where the student's first forward
+begins, its batch decoded and its teacher run. `cpu_s` is of all processes together, to the end of
+the step: on a machine with other work it says more. The films are few, so reading them from a disk
+or over a network is not in it.
 """
 
 import argparse
 import json
 import os
-import platform
 import random
 import resource
 import subprocess
@@ -43,6 +44,7 @@ SENTENCES = [
     "Degenerative changes of the thoracic spine",
     "Pulmonary vascular congestion without edema",
 ]
+STUDIES = 120_000
 SIZES = ((2544, 3056), (3056, 2544), (2022, 2022), (2320, 2828))
 
 
@@ -156,10 +158,9 @@ def measure(backbone: str, studies: str, workers: int | None) -> dict[str, Any]:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--studies", type=int, default=120_000)
+    options.add_argument("--studies", type=int, default=STUDIES)
     options.add_argument("--backbone", nargs="*", default=["qwen2.5-vl", "llava"])
     options.add_argument("--workers", type=int)
-    options.add_argument("--out", type=Path, help="results file")
     options.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.measure:
@@ -176,14 +177,14 @@ def main() -> None:
             answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             rows.append({"backbone": name, **json.loads(answer), "load_1min": round(load, 1)})
             print(json.dumps(rows[-1]), flush=True)
-    if given.out:
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-        }
-        result = {"command": "python benchmarks/bench_survey.py", "machine": machine}
-        given.out.write_text(json.dumps(result | {"results": rows}, indent=1) + "\n")
+    if given.studies == STUDIES:
+        sys.path.insert(0, str(HERE.parent))
+        from benchmarks import timing
+
+        what = (
+            f"dive.distill to its first step on {STUDIES:,} studies of a full-size JPEG film each"
+        )
+        print(timing.write("cpu-survey", {"what": what, "results": rows}))
 
 
 if __name__ == "__main__":
