@@ -28,7 +28,6 @@ from dive.data.study import Study
 from dive.decisive import DecisiveTokens
 from dive.errors import DiveError
 from dive.examples import Example, Examples
-from dive.feed import in_memory
 from dive.image_cache import image_cache
 from dive.left_out import LeftOut, UnreadableStudy
 from dive.lexicon import lexicon_version
@@ -39,7 +38,13 @@ from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS, Prompter
 from dive.radgraph import RadGraph, annotator_of
 from dive.structure import output_head
 from dive.survey import survey
-from dive.teacher import Demonstrations, Teacher, as_demonstrations, case_names
+from dive.teacher import (
+    Demonstrations,
+    Teacher,
+    as_demonstrations,
+    case_names,
+    fixed_demonstrations,
+)
 from dive.trainer import DistillTrainer, Student
 from dive.training_run import (
     IntervalsOfNow,
@@ -206,10 +211,10 @@ def distill(
             console.print(store.summary(), highlight=False, soft_wrap=True)
     adapter.to("cpu").eval()
     adapter.metadata |= prompter.metadata() | {
-        "distillation": run
+        "distillation": {name: value for name, value in run.items() if name != "unreadable"}
         | {
-            "studies": len(examples),
-            "validation_studies": 0 if checked is None else len(checked),
+            "studies": len(examples) - len(examples.failed),
+            "validation_studies": 0 if checked is None else len(checked) - len(checked.failed),
             "steps": steps,
             "seconds": round(time.perf_counter() - start, 1),
             "sources": _sources(examples, checked, teacher),
@@ -309,23 +314,7 @@ def _teacher(
         log.info("no teacher is run: the adapter learns from the reports alone")
         return None
     if shots.count is None:
-        # shown with every query: they are looked at first, and their images are decoded once
-        fixed: list[Study] = []
-        for one in shots.pool:
-            try:
-                one.report(prompter.target)
-                study = in_memory(one)
-                prompter.encode_any_length(study)
-            except DiveError as error:
-                if on_error == "fail":
-                    raise
-                skipped.add(one.id, one.source, error)
-                continue
-            fixed.append(study)
-        if not fixed:
-            raise DiveError(
-                f"no demonstration is left: {counted(len(shots.pool), 'study')} skipped"
-            )
+        fixed = fixed_demonstrations(shots.pool, prompter, on_error, skipped)
         shots = Demonstrations(fixed)
     return Teacher(prompter, examples, shots)
 

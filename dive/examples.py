@@ -85,7 +85,7 @@ class Examples(Dataset):
         response = self.prompter.response(study)
         prompt = self.prompter.encode(study)
         try:
-            inputs = self.prompter.with_response(prompt, response.ids)
+            inputs = self.prompter.slim(self.prompter.with_response(prompt, response.ids))
         except DiveError as error:
             raise DiveError(f"{study.where}: {error}") from error
         classes = label(self.weigher, study, response)
@@ -140,6 +140,15 @@ class Examples(Dataset):
             "studies": [one.index for one in examples],
             "rows": rows,
         }
+
+
+def in_memory(study: Study) -> Study:
+    """The study with its images decoded.
+
+    Raises:
+        DiveError: one of them cannot be read.
+    """
+    return replace(study, images=tuple(study.load_images()))
 
 
 def _bytes(example: Example) -> int:

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from dive.data.study import Study
 from dive.errors import DiveError
-from dive.examples import Example, Examples
+from dive.examples import Example, Examples, in_memory
 from dive.teacher import Teacher, TeacherPrompt
 from dive.workers import alone
 
@@ -84,29 +83,22 @@ def as_they_come(loaded: Sequence[Loaded]) -> list[Loaded]:
     return list(loaded)
 
 
-def in_memory(study: Study) -> Study:
-    """The study with its images decoded.
-
-    Raises:
-        DiveError: one of them cannot be read.
-    """
-    return replace(study, images=tuple(study.load_images()))
-
-
 @dataclass
 class _Array:
     values: np.ndarray
+    dtype: torch.dtype
 
 
 def _packed(value: Any) -> Any:
-    if isinstance(value, torch.Tensor) and value.dtype != torch.bfloat16:
-        return _Array(value.numpy())
-    return _inside(value, _packed)
+    if not isinstance(value, torch.Tensor):
+        return _inside(value, _packed)
+    bits = value.view(torch.int16) if value.dtype == torch.bfloat16 else value
+    return _Array(bits.numpy(), value.dtype)
 
 
 def _unpacked(value: Any) -> Any:
     if isinstance(value, _Array):
-        return torch.from_numpy(value.values)
+        return torch.from_numpy(value.values).view(value.dtype)
     return _inside(value, _unpacked)
 
 

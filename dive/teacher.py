@@ -4,7 +4,7 @@ import hashlib
 import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from dive.attach import attachment_of
+from dive.counting import counted
+from dive.data.jsonl import Skipped
 from dive.data.study import Study
 from dive.errors import DiveError
-from dive.examples import Example, Examples
+from dive.examples import Example, Examples, in_memory
 from dive.image_tokens import rendered_length
 from dive.prompting import Prompter
 from dive.structure import last_hidden_state
@@ -102,6 +104,33 @@ def as_demonstrations(given: Any, wanted: str = "a list of studies") -> list[Stu
     return shown
 
 
+def fixed_demonstrations(
+    pool: Sequence[Study], prompter: Prompter, on_error: str, skipped: Skipped
+) -> list[Study]:
+    """Studies that are to be shown with every query, with their images in memory. They are few, and
+    looked at first.
+
+    Raises:
+        DiveError: one has no report, cannot be read, or the processor refuses it; with
+            on_error="skip": none is left.
+    """
+    fixed = []
+    for one in pool:
+        try:
+            one.report(prompter.target)
+            study = in_memory(one)
+            prompter.encode_any_length(study)
+        except DiveError as error:
+            if on_error == "fail":
+                raise
+            skipped.add(one.id, one.source, error)
+            continue
+        fixed.append(study)
+    if not fixed:
+        raise DiveError(f"no demonstration is left: {counted(len(pool), 'study')} skipped")
+    return fixed
+
+
 @dataclass
 class TeacherPrompt:
     """A k-shot prompt with its report, ready for the model.
@@ -184,7 +213,7 @@ class Teacher:
                     continue
                 one = self.demonstrations.pool[place]
                 try:
-                    shown[place] = replace(one, images=tuple(one.load_images()))
+                    shown[place] = in_memory(one)
                 except DiveError as error:
                     bad[place] = str(error)
             if not shown and (bad or lost):
@@ -202,6 +231,7 @@ class Teacher:
             inputs = self.prompter.with_response(prompt, example.response.ids)
         except DiveError as error:
             raise DiveError(f"{study.where}: as the teacher sees it, {error}") from error
+        inputs = self.prompter.slim(inputs)
         count = len(example.response.ids)
         own = example.inputs["input_ids"][0, -count:]
         if not torch.equal(inputs["input_ids"][0, -count:], own):
@@ -214,7 +244,7 @@ class Teacher:
         if features is None:
             return {}
         return {
-            place: self.prompter.encode_any_length(one)
+            place: self.prompter.slim(self.prompter.encode_any_length(one))
             for place, one in shown.items()
             if not features.holds(pool[place])
         }

@@ -481,3 +481,22 @@ def test_a_worker_that_dies_is_said(llava, studies, monkeypatch):
     with pytest.raises(DiveError, match=r"process that decodes images died .* fewer workers"):
         config = bare(steps=8, batch_size=1, calibration_studies=1, workers=2)
         dive.distill(llava, studies, config=config, progress=False)
+
+
+def test_in_half_precision_the_same_is_learnt_from_half_the_bytes(tiny_llava, studies, recorder):
+    backbone = dive.load_backbone(tiny_llava, device="cpu", dtype="bfloat16")
+    examples, teacher = parts(backbone, studies, 2)
+    loaded = Feed(examples, teacher)[0]
+    pixels = examples.prompter.encode(studies[0])["pixel_values"]
+    assert pixels.dtype == torch.float32
+    assert loaded.example.inputs["pixel_values"].dtype == torch.bfloat16
+    assert torch.equal(loaded.example.inputs["pixel_values"], pixels.to(torch.bfloat16))
+    adapters = [
+        dive.distill(
+            backbone, studies, 1, short(steps=4, workers=count, calibration_studies=1),
+            progress=False,
+        )
+        for count in (0, 1)
+    ]  # fmt: skip
+    assert equal(*adapters)
+    assert recorder[0].losses == recorder[1].losses
