@@ -11,6 +11,7 @@ import pytest
 from data_trees import write_dicom
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 from tiny import draw_film
+from tiny_features import needs
 from tiny_more import FAMILIES
 
 import dive
@@ -135,6 +136,7 @@ def test_bad_headers_are_refused_as_bad_images_are(tmp_path):
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def backbone(request, tmp_path_factory):
+    needs(request.param)
     folder = FAMILIES[request.param](tmp_path_factory.mktemp("family"))
     return dive.load_backbone(folder, device="cpu")
 
