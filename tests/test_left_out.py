@@ -500,3 +500,26 @@ def test_in_half_precision_the_same_is_learnt_from_half_the_bytes(tiny_llava, st
     ]  # fmt: skip
     assert equal(*adapters)
     assert recorder[0].losses == recorder[1].losses
+
+
+def test_from_the_command_line(tiny_llava, studies, tmp_path):
+    from test_cli import call, rows
+
+    path, out = studies[0].source.rsplit(":", 1)[0], tmp_path / "adapter"
+    command = [
+        "distill", "--backbone", tiny_llava, "--studies", path, "--out", out, "--preset", "dive-ce",
+        "--steps", 8, "--batch-size", 1, "--rank", 2, "--set", "save_steps=1",
+        "--set", "calibration_studies=1",
+    ]  # fmt: skip
+    mend = spoil(studies[6])
+    with pytest.raises(DiveError, match=r"studies\.jsonl:7: study 's6'.* .--on-error skip"):
+        call(*command)
+    checkpoints = list((out / "checkpoints").glob("checkpoint-*"))
+    assert checkpoints and all((one / "adapter.safetensors").is_file() for one in checkpoints)
+    result = call(*command, "--resume", "--on-error", "skip")
+    assert result.exit_code == 0 and "8 steps on 7 studies" in result.stderr
+    (entry,) = rows(out / "skipped.jsonl")
+    assert entry["id"] == "s6" and "6.png" in entry["reason"]
+    mend()
+    result = call(*command, "--overwrite")
+    assert "8 steps on 8 studies" in result.stderr
