@@ -213,6 +213,16 @@ def readers(result: Result) -> list[str]:
     return table(head, [[r["tree"], *(number(r[key]) for key in keys)] for r in result["results"]])
 
 
+def survey(result: Result) -> list[str]:
+    columns = {
+        "studies": "studies", "studies_read_s": "read s", "surveyed_s": "surveyed s",
+        "first_step_s": "first step s", "cpu_s": "CPU s", "peak_mib": "peak MiB",
+        "load_1min": "load",
+    }  # fmt: skip
+    rows = [[r["backbone"], *(number(r[key]) for key in columns)] for r in result["results"]]
+    return table(["", *columns.values()], rows)
+
+
 def stage(result: Result) -> list[str]:
     rows = [["", str(result["state"]), str(result.get("reason", ""))]] if "state" in result else []
     for tool in ("memcheck", "racecheck"):
@@ -258,6 +268,7 @@ KINDS: dict[str, Callable[[Result], list[str]]] = {
     "distill-run": distill_run,
     "distill": distill,
     "readers": readers,
+    "survey": survey,
     "tune": tuning,
     **dict.fromkeys(("engine-threads", "refill", "other"), other),
     **dict.fromkeys(("build", "test", "peers", "sanitize"), stage),

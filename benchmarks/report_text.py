@@ -58,6 +58,12 @@ ones do not, as between two steps of a real model.""",
     ),
     ("Distillation", ("distill-run", "distill"), ""),
     ("Readers", ("readers",), ""),
+    (
+        "Before the first step",
+        ("survey",),
+        """Seconds of the clock since the program's start, and of CPU in all processes together;
+`load` is what the machine had to do besides, before it began.""",
+    ),
     ("Tuning of kernels", ("tune",), ""),
     ("More", ("other",), ""),
     ("GPU stages", ("build", "test", "peers", "sanitize"), ""),

@@ -5,9 +5,10 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ from dive.data.jsonl import Skipped, check_on_error
 from dive.data.study import Study
 from dive.decisive import DecisiveTokens
 from dive.errors import DiveError
-from dive.examples import Examples, survey
+from dive.examples import Example, Examples
 from dive.feature_store import check_cache
 from dive.image_cache import image_cache
+from dive.left_out import LeftOut, UnreadableStudy
 from dive.lexicon import lexicon_version
 from dive.plan import describe
 from dive.presets import DistillConfig
@@ -38,7 +40,8 @@ from dive.progress import JsonLog, ProgressBar
 from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS, Prompter
 from dive.radgraph import RadGraph, annotator_of
 from dive.structure import output_head
-from dive.teacher import Demonstrations, Teacher, case_names
+from dive.survey import survey
+from dive.teacher import Demonstrations, Teacher, case_names, fixed_demonstrations
 from dive.trainer import DistillTrainer, Student
 from dive.training_run import (
     IntervalsOfNow,
@@ -47,7 +50,10 @@ from dive.training_run import (
     describe_studies,
     describe_wish,
     find_checkpoint,
+    stopped,
+    unreadable_before,
 )
+from dive.workers import START, cores, deaths, loaders
 
 log = logging.getLogger(__name__)
 
@@ -96,13 +102,16 @@ def distill(
             differ.
         progress: a plan before the first step and a progress bar, on stderr; None: on a terminal.
         on_error: "fail" raises at the first study that cannot be used; "skip" goes on without it
-            and records it in `skipped`.
+            and records it in `skipped`. Before the first step only the headers of images are read;
+            one that cannot be decoded in its turn is left out of its batch, or stops the training
+            with its last checkpoint whole.
 
     Returns:
         The adapter, on the CPU, in eval mode; its metadata says how it was made.
 
     Raises:
-        DiveError: bad input, before the first step. NonFiniteLoss: in a step, with the study's id.
+        DiveError: bad input, before the first step; a study that cannot be decoded, in its turn.
+        NonFiniteLoss: in a step, with the study's id.
     """
     start = time.perf_counter()
     config = as_config(config)
@@ -138,9 +147,11 @@ def distill(
     )
     run = describe_wish(config, target, prompt, max_image_tokens)
     run |= describe_model(prompter, adapter)
-    if on_error == "fail":  # then these are the studies: none is left out below
-        run |= describe_studies(studies, held_out, shots, target)
     folder = None if output_dir is None else Path(output_dir)
+    mended = unreadable_before(folder) if resume else []
+    run |= {"unreadable": mended} if mended else {}
+    if on_error == "fail":  # then these are the studies: none is left out below
+        run |= describe_studies(studies, held_out, shots, target, mended)
     checkpoint = find_checkpoint(folder, resume, run)
     annotator = None if config.decisive == "lexicon" else annotator_of(config.decisive)
     weigher = DecisiveTokens(
@@ -158,35 +169,45 @@ def distill(
         task = bar.add_task("reading studies", total=len(studies) + len(held_out))
         options: dict[str, Any] = {"on_error": on_error, "skipped": skipped}
         options["step"] = lambda: bar.advance(task)
+        options["workers"] = cores() if config.workers is None else config.workers
         examples, found = survey(studies, prompter, weigher, **options)
         options["purpose"] = "for validation"
         checked = survey(held_out, prompter, weigher, **options)[0] if held_out else None
-    if config.cache_images:
-        place = None if config.cache_images is True else config.cache_images
-        examples.features = image_cache(prompter, examples.studies[0], place)
-        if checked is not None:
-            checked.features = examples.features
     if on_error == "skip":
         if shots is not None and shots.count is not None:
             shots = _demonstrations(shots.count, config, examples.studies)
         kept = [] if checked is None else checked.studies
-        run |= describe_studies(examples.studies, kept, shots, target)
+        run |= describe_studies(examples.studies, kept, shots, target, mended)
         checkpoint = find_checkpoint(folder, resume, run)
-    teacher = _teacher(shots, prompter, examples)
+    teacher = _teacher(shots, prompter, examples, on_error, skipped)
     teacher_lengths = teacher.prompt_lengths(found) if teacher is not None else None
 
-    calibrate(backbone, adapter, _calibration(examples, config.calibration_studies))
-
+    left_out = LeftOut(on_error, skipped)
     steps = total_steps(config, len(examples), ranks)
-    if shown:
-        plan = describe(config, prompter, adapter, found, teacher_lengths, steps, ranks)
-        console.print(plan, highlight=False, soft_wrap=True)
-    if folder is not None and checkpoint is None:
-        begin(folder, resume, run)
-    _train(
-        backbone, adapter, config, examples, checked, teacher, steps, folder, checkpoint,
-        console if shown else None,
-    )  # fmt: skip
+    try:
+        if config.cache_images:
+            place = None if config.cache_images is True else config.cache_images
+            first = next(left_out.readable(examples))
+            examples.features = image_cache(prompter, examples.studies[first.index], place)
+            if checked is not None:
+                checked.features = examples.features
+        some = islice(left_out.readable(examples), config.calibration_studies)
+        calibrate(backbone, adapter, _calibration(examples, some))
+        if shown:
+            plan = describe(config, prompter, adapter, found, teacher_lengths, steps, ranks)
+            console.print(plan, highlight=False, soft_wrap=True)
+        if folder is not None and checkpoint is None:
+            begin(folder, resume, run)
+        _train(
+            backbone, adapter, config, examples, checked, teacher, left_out, steps, folder,
+            checkpoint, console if shown else None,
+        )  # fmt: skip
+    except UnreadableStudy as error:
+        # with its file made whole the training is still the same
+        known = {*mended, error.study.id}
+        kept = [] if checked is None else checked.studies
+        again = run | describe_studies(examples.studies, kept, shots, target, known)
+        raise stopped(error, folder, again, known) from None
 
     store = None if examples.features is None else examples.features.store
     if store is not None:
@@ -195,10 +216,10 @@ def distill(
             console.print(store.summary(), highlight=False, soft_wrap=True)
     adapter.to("cpu").eval()
     adapter.metadata |= prompter.metadata() | {
-        "distillation": run
+        "distillation": {name: value for name, value in run.items() if name != "unreadable"}
         | {
-            "studies": len(examples),
-            "validation_studies": 0 if checked is None else len(checked),
+            "studies": len(examples) - len(examples.failed),
+            "validation_studies": 0 if checked is None else len(checked) - len(checked.failed),
             "steps": steps,
             "seconds": round(time.perf_counter() - start, 1),
             "sources": _sources(examples, checked, teacher),
@@ -288,16 +309,17 @@ def _demonstrations(
 
 
 def _teacher(
-    shots: Demonstrations | None, prompter: Prompter, examples: Examples
+    shots: Demonstrations | None,
+    prompter: Prompter,
+    examples: Examples,
+    on_error: str,
+    skipped: Skipped,
 ) -> Teacher | None:
     if shots is None:
         log.info("no teacher is run: the adapter learns from the reports alone")
         return None
     if shots.count is None:
-        # shown with every query: their images are decoded once
-        fixed = [replace(one, images=tuple(one.load_images())) for one in shots.pool]
-        for one in fixed:
-            one.report(prompter.target)
+        fixed = fixed_demonstrations(shots.pool, prompter, on_error, skipped)
         shots = Demonstrations(fixed)
     return Teacher(prompter, examples, shots)
 
@@ -309,6 +331,7 @@ def _train(
     examples: Examples,
     validation: Examples | None,
     teacher: Teacher | None,
+    left_out: LeftOut,
     steps: int,
     folder: Path | None,
     checkpoint: str | None,
@@ -317,6 +340,7 @@ def _train(
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     per_epoch = total_steps(replace(config, steps=None, epochs=1), len(examples), ranks)
     often = max(per_epoch, steps // 20)
+    workers = loaders(config.workers, sum(len(one.images) for one in examples.studies))
     # Trainer makes its folder even where it has nothing to save
     scratch = tempfile.TemporaryDirectory() if folder is None else nullcontext(str(folder))
     arguments = TrainingArguments(
@@ -335,8 +359,10 @@ def _train(
         save_strategy="no" if folder is None else "steps",
         save_steps=config.save_steps or often,
         save_total_limit=2,
-        dataloader_num_workers=config.workers,
-        dataloader_pin_memory=backbone.device.type == "cuda",
+        dataloader_num_workers=workers,
+        dataloader_prefetch_factor=1 if workers else None,  # a batch each is far enough ahead
+        dataloader_multiprocessing_context=START if workers else None,
+        dataloader_pin_memory=False,  # batches are put together only when it is known of what
         remove_unused_columns=False,
         report_to="none",
         ddp_find_unused_parameters=False,
@@ -356,11 +382,12 @@ def _train(
         with scratch as arguments.output_dir, steer(backbone, adapter) as attachment:
             student = Student(attachment, config)
             trainer = DistillTrainer(
-                student, arguments, config, examples, validation, teacher, callbacks
+                student, arguments, config, examples, validation, teacher, left_out, callbacks
             )
             trainer.remove_callback(PrinterCallback)
             trainer.remove_callback(ProgressCallback)
-            trainer.train(resume_from_checkpoint=checkpoint)
+            with deaths():
+                trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         torch.random.set_rng_state(states)  # Trainer seeds torch's global generator
         if recompute is not None:
@@ -376,13 +403,13 @@ def _reports(studies: Sequence[Study], target: str) -> Iterator[str]:
             continue
 
 
-def _calibration(examples: Examples, count: int) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    for index in range(min(count, len(examples))):
-        batch = examples.collate([examples[index]])
-        yield (
-            examples.model_inputs(batch["inputs"], [examples.studies[index]]),
-            batch["positions"],
-        )
+def _calibration(
+    examples: Examples, some: Iterable[Example]
+) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    for one in some:
+        batch = examples.collate([one])
+        shown = [examples.studies[one.index]]
+        yield examples.model_inputs(batch["inputs"], shown), batch["positions"]
 
 
 def _sources(examples: Examples, validation: Examples | None, teacher: Teacher | None) -> list[str]:

@@ -1,20 +1,17 @@
 """Training examples: a study's prompt and report as tokens with classes and weights, in batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dive.counting import counted
-from dive.data.jsonl import Skipped
 from dive.data.study import Study
 from dive.decisive import DecisiveTokens
 from dive.errors import DiveError
-from dive.image_cache import ImageCache
+from dive.image_cache import ImageCache, has_pixels
 from dive.prompting import Prompter, Response, response_positions, response_targets
 
 CACHE_BYTES = 4 << 30  # encoded studies that are kept in memory between epochs
@@ -34,7 +31,10 @@ class Example:
 
 
 class Examples(Dataset):
-    """Studies encoded for one prompter, lazily; as many as fit into `CACHE_BYTES` are kept."""
+    """Studies encoded for one prompter, lazily; as many as fit into `CACHE_BYTES` are kept.
+
+    failed: why studies are left out that could not be encoded, by their index.
+    """
 
     def __init__(
         self, studies: Sequence[Study], prompter: Prompter, weigher: DecisiveTokens
@@ -43,6 +43,7 @@ class Examples(Dataset):
         self.prompter = prompter
         self.weigher = weigher
         self.features: ImageCache | None = None
+        self.failed: dict[int, str] = {}
         self._kept: dict[int, Example] = {}
         self._room = CACHE_BYTES
 
@@ -50,21 +51,45 @@ class Examples(Dataset):
         return len(self.studies)
 
     def __getitem__(self, index: int) -> Example:
-        kept = self._kept.get(index)
-        if kept is not None:
-            return kept
-        study = self.studies[index]
+        kept = self.kept(index)
+        return self.keep(self.make(index)) if kept is None else kept
+
+    def kept(self, index: int) -> Example | None:
+        """The example, if it is in memory."""
+        return self._kept.get(index)
+
+    def keep(self, example: Example) -> Example:
+        """Keep it, if there is room, without pixels whose features are kept; the example itself."""
+        if self.features is not None and self.features.holds(self.studies[example.index]):
+            inputs = {n: t for n, t in example.inputs.items() if not has_pixels([n])}
+            self._drop(example.index)
+            example = replace(example, inputs=inputs)
+        size = _bytes(example)
+        if example.index not in self._kept and size <= self._room:
+            self._room -= size
+            self._kept[example.index] = example
+        return example
+
+    def _drop(self, index: int) -> None:
+        known = self._kept.pop(index, None)
+        if known is not None:
+            self._room += _bytes(known)
+
+    def make(self, index: int, study: Study | None = None) -> Example:
+        """Encode a study; `study` is the same with its images in memory, where they are.
+
+        Raises:
+            DiveError: an image that cannot be read, no report, or one too long for the context.
+        """
+        study = self.studies[index] if study is None else study
         response = self.prompter.response(study)
         prompt = self.prompter.encode(study)
         try:
-            inputs = self.prompter.with_response(prompt, response.ids)
+            inputs = self.prompter.slim(self.prompter.with_response(prompt, response.ids))
         except DiveError as error:
             raise DiveError(f"{study.where}: {error}") from error
-        try:
-            classes = self.weigher.label(response.text, response.offsets, len(response.ids))
-        except DiveError as error:
-            raise DiveError(f"{study.where}: {error}") from error
-        example = Example(
+        classes = label(self.weigher, study, response)
+        return Example(
             index,
             inputs,
             prompt["input_ids"].shape[1],
@@ -72,26 +97,17 @@ class Examples(Dataset):
             classes,
             self.weigher.weights_of(classes),
         )
-        size = sum(t.numel() * t.element_size() for t in inputs.values())
-        if size <= self._room:
-            self._room -= size
-            self._kept[index] = example
-        return example
 
-    def subset(self, indices: Sequence[int]) -> "Examples":
-        """Only these studies, renumbered."""
-        smaller = Examples([self.studies[i] for i in indices], self.prompter, self.weigher)
-        for new, old in enumerate(indices):
-            if old in self._kept:
-                smaller._kept[new] = replace(self._kept[old], index=new)
-        smaller._room = self._room
-        return smaller
-
-    def model_inputs(self, inputs: dict[str, Tensor], studies: Sequence[Study]) -> dict[str, Any]:
+    def model_inputs(
+        self,
+        inputs: dict[str, Tensor],
+        studies: Sequence[Study],
+        own: Sequence[Mapping[str, Tensor] | None] | None = None,
+    ) -> dict[str, Any]:
         """`inputs`, which show `studies` in this order, on the model's device; with kept image
-        features in place of pixels where there are such."""
+        features in place of pixels where there are such. own: see `ImageCache.fill`."""
         placed = self.prompter.place(inputs)
-        return placed if self.features is None else self.features.fill(placed, studies)
+        return placed if self.features is None else self.features.fill(placed, studies, own)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Right-padded model inputs, and one entry a response token in row order:
@@ -102,8 +118,15 @@ class Examples(Dataset):
         studies: B indices into `self.studies`; rows: response tokens of each. Lists of int: on a
             device they would cost a host sync in every step
         """
-        inputs = self.prompter.collate([one.inputs for one in examples], side="right")
         rows = [len(one.response.ids) for one in examples]
+        if not examples:  # every study of the batch is left out
+            none = torch.zeros(0, dtype=torch.int64)
+            return {
+                "inputs": {}, "positions": torch.zeros(0, 0, dtype=torch.bool), "index": none,
+                "targets": none, "weights": torch.zeros(0), "classes": none, "studies": [],
+                "rows": [],
+            }  # fmt: skip
+        inputs = self.prompter.collate([one.inputs for one in examples], side="right")
         positions = response_positions(
             [one.prompt_length for one in examples], rows, inputs["input_ids"].shape[1]
         )
@@ -119,73 +142,26 @@ class Examples(Dataset):
         }
 
 
-@dataclass
-class Survey:
-    """What a first look at every study found, before the first step."""
+def in_memory(study: Study) -> Study:
+    """The study with its images decoded.
 
-    studies: list[Study]
-    image_tokens: list[int]  # a study
-    images: list[int]
-    prompt_lengths: list[int]
-    added: list[int]  # tokens that the processor adds to the text of the prompt
-    response_lengths: list[int]
-    class_counts: list[int]  # tokens a class
-
-    @staticmethod
-    def quantiles(lengths: Sequence[int]) -> tuple[int, int]:
-        """Longest, and the length that 95% do not exceed."""
-        return max(lengths), int(np.percentile(lengths, 95, method="higher"))
+    Raises:
+        DiveError: one of them cannot be read.
+    """
+    return replace(study, images=tuple(study.load_images()))
 
 
-def survey(
-    studies: Sequence[Study],
-    prompter: Prompter,
-    weigher: DecisiveTokens,
-    *,
-    on_error: str = "fail",
-    skipped: Skipped,
-    step: Callable[[], None] = lambda: None,
-    purpose: str = "to learn from",
-) -> tuple[Examples, Survey]:
-    """Encode every study once: unreadable images, empty reports and overlong prompts are found
-    before the first step. With on_error="skip" they are left out and noted in `skipped`."""
-    examples = Examples(studies, prompter, weigher)
-    good: list[int] = []
-    found = Survey([], [], [], [], [], [], [0, 0, 0])
-    for index, study in enumerate(studies):
-        try:
-            one = examples[index]
-        except DiveError as error:
-            if on_error == "fail":
-                raise
-            skipped.add(study.id, study.source, error)
-            continue
-        finally:
-            step()
-        good.append(index)
-        found.studies.append(study)
-        found.images.append(len(study.images))
-        found.image_tokens.append(prompter.count_image_tokens(one.inputs))
-        found.prompt_lengths.append(one.prompt_length)
-        found.added.append(one.prompt_length - rendered_length(prompter, study))
-        found.response_lengths.append(len(one.response.ids))
-        for kind in one.classes:
-            found.class_counts[kind] += 1
-    if not good:
-        raise DiveError(f"no study is left {purpose}: {counted(len(studies), 'study')} skipped")
-    if len(good) < len(studies):
-        examples = examples.subset(good)
-    return examples, found
+def _bytes(example: Example) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in example.inputs.values())
 
 
-def rendered_length(prompter: Prompter, study: Study, shown: Sequence[Study] = ()) -> int:
-    """Tokens of the prompt's text, in which an image is one placeholder."""
-    text = prompter.render(study, shown)
-    return len(prompter.tokenizer(text, add_special_tokens=False)["input_ids"])
+def label(weigher: DecisiveTokens, study: Study, response: Response) -> list[int]:
+    """The class of each token of a study's answer.
 
-
-def added(prompter: Prompter, study: Study, shown: Sequence[Study] = ()) -> int:
-    """Tokens that the processor adds to the prompt's text: an image is more than its placeholder,
-    and some processors put marks around a prompt."""
-    length = prompter.encode_any_length(study, shown)["input_ids"].shape[1]
-    return length - rendered_length(prompter, study, shown)
+    Raises:
+        DiveError: its annotation is missing or of another text; names the study.
+    """
+    try:
+        return weigher.label(response.text, response.offsets, len(response.ids))
+    except DiveError as error:
+        raise DiveError(f"{study.where}: {error}") from error

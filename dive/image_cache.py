@@ -8,7 +8,7 @@ types included. dive/feature_store.py keeps them on disk.
 
 import inspect
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,13 +93,27 @@ class ImageCache:
         self._keys: dict[Hashable, tuple[Study, str]] = {}  # in the store
         self._full = self._company = False  # said once each
 
-    def fill(self, inputs: dict[str, Tensor], studies: Sequence[Study]) -> dict[str, Any]:
+    def holds(self, study: Study) -> bool:
+        """Whether its features are in memory."""
+        return _name(study) in self._kept
+
+    def fill(
+        self,
+        inputs: dict[str, Tensor],
+        studies: Sequence[Study],
+        own: Sequence[Mapping[str, Tensor] | None] | None = None,
+    ) -> dict[str, Any]:
         """Model inputs with features in place of the pixels of `studies`, which `inputs` shows in
         this order. Unchanged where the features would not fit: what LLaVA-OneVision makes of an
-        image depends on whether it is alone in its prompt."""
-        if not any(name.startswith("pixel") for name in inputs):
+        image depends on whether it is alone in its prompt.
+
+        own: each study's own prompt, encoded, where it is at hand; else its images are read.
+        """
+        if not any(study.images for study in studies):
             return inputs
-        each = [self._of(study) for study in studies if study.images]
+        prompts = [None] * len(studies) if own is None else own
+        pairs = zip(studies, prompts, strict=True)
+        each = [self._of(study, prompt) for study, prompt in pairs if study.images]
         joined = {name: _join([one[name] for one in each]) for name in each[0]}
         if _rows(joined["pooler_output"]) != self._prompter.count_image_tokens(inputs):
             if not self._company:
@@ -112,14 +126,13 @@ class ImageCache:
         rest = {name: value for name, value in inputs.items() if not name.startswith("pixel")}
         return {**rest, "mm_encoder_outputs": {"image": Features(**joined)}}
 
-    def _of(self, study: Study) -> dict[str, Any]:
+    def _of(self, study: Study, prompt: Mapping[str, Tensor] | None) -> dict[str, Any]:
         device = self._prompter.backbone.device
-        # an image in memory is known by its place there, which is its own while its study lives
-        name = tuple(one if isinstance(one, Path) else id(one) for one in study.images)
+        name = _name(study)
         kept = self._kept.get(name)
         if kept is not None:
             return _map(kept[1], lambda tensor: tensor.to(device))
-        features = self._stored_or_run(study, name)
+        features = self._stored_or_run(study, name, prompt)
         sizes: list[int] = []
         in_memory = _map(features, lambda tensor: tensor.cpu())
         _map(in_memory, lambda tensor: sizes.append(tensor.numel() * tensor.element_size()))
@@ -135,21 +148,26 @@ class ImageCache:
             )
         return _map(features, lambda tensor: tensor.to(device))
 
-    def _stored_or_run(self, study: Study, name: Hashable) -> dict[str, Any]:
+    def _stored_or_run(
+        self, study: Study, name: Hashable, prompt: Mapping[str, Tensor] | None
+    ) -> dict[str, Any]:
         if self.store is None:
-            return self._run(study)
+            return self._run(study, prompt)
         if name not in self._keys:
             self._keys[name] = study, key_of(study)
         key = self._keys[name][1]
         features = self.store.get(key)
         if features is None:
-            features = self._run(study)
+            features = self._run(study, prompt)
             self.store.put(key, _map(features, lambda tensor: tensor.cpu()))
         return features
 
     @torch.no_grad()
-    def _run(self, study: Study) -> dict[str, Any]:
-        encoded = self._prompter.encode_any_length(study)
+    def _run(self, study: Study, prompt: Mapping[str, Tensor] | None) -> dict[str, Any]:
+        if prompt is None or not has_pixels(prompt):
+            encoded = self._prompter.encode_any_length(study)
+        else:
+            encoded = dict(prompt)
         sequences = set(sequence_names(encoded))
         images = {name: value for name, value in encoded.items() if name not in sequences}
         base: Any = unwrap(self._prompter.backbone).base_model
@@ -158,6 +176,16 @@ class ImageCache:
         output = base.get_image_features(**self._prompter.place(images), return_dict=True)
         read = Features().__dataclass_fields__
         return {name: output[name] for name in read if output.get(name) is not None}
+
+
+def has_pixels(inputs: Iterable[str]) -> bool:
+    """Whether images are among these model inputs, and not only what is said about them."""
+    return any(name.startswith("pixel") for name in inputs)
+
+
+def _name(study: Study) -> Hashable:
+    # an image in memory is known by its place there, which is its own while its study lives
+    return tuple(one if isinstance(one, Path) else id(one) for one in study.images)
 
 
 def _join(values: list[Any]) -> Any:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dive.adapter import SteeringAdapter
 from dive.counting import counted
 from dive.decisive import CLASS_NAMES
-from dive.examples import Survey
 from dive.presets import DistillConfig
 from dive.prompting import Prompter
 from dive.structure import text_config
+from dive.survey import Survey
 
 GIB = 1 << 30
 
@@ -27,7 +27,7 @@ def describe(
     images = sum(survey.images)
     per_image = f", {sum(survey.image_tokens) / images:.0f} tokens each" if images else ""
     report, usual_report = Survey.quantiles(survey.response_lengths)
-    total = sum(survey.class_counts)
+    total = max(sum(survey.class_counts), 1)
     shares = ", ".join(
         f"{name.lower()} {100 * count / total:.1f}%"
         for name, count in zip(CLASS_NAMES, survey.class_counts, strict=True)

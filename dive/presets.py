@@ -69,7 +69,8 @@ class DistillConfig:
     calibration_studies: studies on which the scale of each layer's stream is measured.
     logging_steps, eval_steps, save_steps: every so many steps. Default: evaluation and a
         checkpoint at the end of every epoch, and at most 20 times.
-    workers: processes that decode images ahead.
+    workers: processes that decode images ahead of the training, and look at the studies before it.
+        Default: one a core but for one, at most 8 (0 for fewer than 64 images).
     """
 
     preset: str = "dive"
@@ -104,7 +105,7 @@ class DistillConfig:
     logging_steps: int = 10
     eval_steps: int | None = None
     save_steps: int | None = None
-    workers: int = 0
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:

@@ -3,6 +3,7 @@
 import inspect
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,24 +153,31 @@ class Prompter:
         """
         batch = self.encode_any_length(study, demonstrations)
         length, images = batch["input_ids"].shape[1], self.count_image_tokens(batch)
+        count = sum(len(one.images) for one in (*demonstrations, study))
+        self.check_prompt(study, length, images, count, len(demonstrations))
+        return batch
+
+    def check_prompt(
+        self, study: Study, length: int, image_tokens: int, images: int, demonstrations: int = 0
+    ) -> None:
+        """DiveError where a prompt of `length` tokens leaves no room for an answer; a warning where
+        images take more than their budget."""
         if self.max_length is not None and length >= self.max_length:
-            shown = f" with {len(demonstrations)} demonstrations" if demonstrations else ""
+            shown = f" with {demonstrations} demonstrations" if demonstrations else ""
             raise DiveError(
                 f"{study.where}: the prompt{shown} has {length} tokens "
-                f"({images} of them for images); {self.context}"
+                f"({image_tokens} of them for images); {self.context}"
             )
-        count = sum(len(one.images) for one in (*demonstrations, study))
         budget = self.max_image_tokens
-        if budget is not None and images > budget * count and not self._over_budget:
+        if budget is not None and image_tokens > budget * images and not self._over_budget:
             self._over_budget = True  # once is enough
             log.warning(
                 "%s: %d tokens an image, and max_image_tokens is %d: %s has no setting for fewer",
                 study.where,
-                images // count,
+                image_tokens // images,
                 budget,
                 type(self.processor.image_processor).__name__,
             )
-        return batch
 
     def encode_any_length(
         self, study: Study, demonstrations: Sequence[Study] = ()
@@ -189,7 +197,9 @@ class Prompter:
                     return_tensors="pt",
                     **self.image_settings,
                 )
-            except (ValueError, TypeError, IndexError, StopIteration) as error:
+            except MemoryError:
+                raise
+            except Exception as error:  # a processor's own code: anything may come out of it
                 raise DiveError(
                     f"{study.where}: the processor refuses the prompt: {error}"
                 ) from error
@@ -221,8 +231,7 @@ class Prompter:
                 "tokens are found; wants a fast tokenizer (tokenizer.json)"
             )
         # Cut in context: a space before the first word belongs to its token, or to none.
-        before = self.template.anchor()
-        opening = self.tokenizer(before, add_special_tokens=False)["input_ids"]
+        before, opening = self._before_answer
         start = len(before) + len(self.template.lead)
         whole = self.tokenizer(
             before + self.template.lead + text,
@@ -246,6 +255,12 @@ class Prompter:
         spans = [(max(first - start, 0), max(last - start, 0)) for first, last in offsets]
         return Response(text, [*ids, self.end_token_id], spans)
 
+    @cached_property
+    def _before_answer(self) -> tuple[str, list[int]]:
+        """What stands before an answer, as text and as tokens."""
+        before = self.template.anchor()
+        return before, self.tokenizer(before, add_special_tokens=False)["input_ids"]
+
     def with_response(
         self, encoded: dict[str, Tensor], response_ids: Sequence[int]
     ) -> dict[str, Tensor]:
@@ -256,12 +271,7 @@ class Prompter:
             DiveError: both together are longer than the model's context.
         """
         count = len(response_ids)
-        length = encoded["input_ids"].shape[1] + count
-        if self.max_length is not None and length > self.max_length:
-            raise DiveError(
-                f"prompt and report have {length} tokens, {count} of them for the report; "
-                f"{self.context}"
-            )
+        self.check_answer(encoded["input_ids"].shape[1], count)
         joined = dict(encoded)
         for name in sequence_names(encoded):
             value = encoded[name]
@@ -278,6 +288,14 @@ class Prompter:
                 more = value[:, -1:].expand(-1, count, *value.shape[2:])
             joined[name] = torch.cat([value, more], dim=1)
         return joined
+
+    def check_answer(self, prompt: int, answer: int) -> None:
+        """DiveError where a prompt and an answer of so many tokens exceed the model's context."""
+        if self.max_length is not None and prompt + answer > self.max_length:
+            raise DiveError(
+                f"prompt and report have {prompt + answer} tokens, {answer} of them for the "
+                f"report; {self.context}"
+            )
 
     # batches
 
@@ -308,6 +326,12 @@ class Prompter:
                 padded.append(torch.cat([pad, value] if side == "left" else [value, pad], dim=1))
             joined[name] = torch.cat(_same_size(padded))
         return joined
+
+    def slim(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The batch with images in the model's dtype, as `place` makes them, where it is: half as
+        much to keep and to hand from one process to another, for most models."""
+        dtype = self.backbone.dtype
+        return {n: v.to(dtype) if v.is_floating_point() else v for n, v in batch.items()}
 
     def place(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The batch on the model's device, images in the model's dtype."""

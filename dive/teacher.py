@@ -1,18 +1,29 @@
 """The k-shot teacher: the same frozen backbone, unsteered, shown demonstrations first."""
 
 import hashlib
+import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from dive.attach import attachment_of
+from dive.counting import counted
+from dive.data.jsonl import Skipped
 from dive.data.study import Study
 from dive.errors import DiveError
-from dive.examples import Example, Examples, Survey, added, rendered_length
+from dive.examples import Example, Examples, in_memory
+from dive.image_tokens import rendered_length
 from dive.prompting import Prompter
 from dive.structure import last_hidden_state
+from dive.survey import Survey
+
+log = logging.getLogger(__name__)
+
+PROBES = 8  # teacher prompts whose text is measured as a whole, to see that turns add up
 
 
 class Demonstrations:
@@ -47,9 +58,15 @@ class Demonstrations:
 
     def of(self, study: Study, epoch: int = 0) -> list[Study]:
         """The demonstrations for this query, in the order in which they are shown."""
+        return [self.pool[place] for place in islice(self.places(study, epoch), self.count)]
+
+    def places(self, study: Study, epoch: int = 0) -> Iterator[int]:
+        """Places in the pool of all that could be shown; the first `count` of them are, and what
+        cannot be read gives way to the next."""
         own = {place for name in case_names(study) for place in self._places.get(name, ())}
         if self.count is None:
-            return [one for place, one in enumerate(self.pool) if place not in own]
+            yield from (place for place in range(len(self.pool)) if place not in own)
+            return
         if len(self.pool) - len(own) < self.count:
             raise DiveError(
                 f"{study.where}: {self.count} demonstrations are wanted, and there are "
@@ -57,14 +74,63 @@ class Demonstrations:
             )
         key = f"{self.seed}/{epoch if self.redraw else 0}/{study.id}"
         digest = hashlib.sha256(key.encode("utf-8")).digest()
-        drawn = random.Random(digest).sample(range(len(self.pool)), self.count + len(own))
-        return [self.pool[place] for place in drawn if place not in own][: self.count]
+        draw = random.Random(digest)
+        for place in draw.sample(range(len(self.pool)), self.count + len(own)):
+            if place not in own:
+                own.add(place)
+                yield place
+        while len(own) < len(self.pool):
+            place = draw.randrange(len(self.pool))
+            if place not in own:
+                own.add(place)
+                yield place
 
 
 def case_names(study: Study) -> list[tuple[str, str]]:
     """Of two studies that share one of these, one is the other, or of the same patient."""
     names = [("id", study.id)]
     return names if study.patient is None else [*names, ("patient", study.patient)]
+
+
+def fixed_demonstrations(
+    pool: Sequence[Study], prompter: Prompter, on_error: str, skipped: Skipped
+) -> list[Study]:
+    """Studies that are to be shown with every query, with their images in memory. They are few, and
+    looked at first.
+
+    Raises:
+        DiveError: one has no report, cannot be read, or the processor refuses it; with
+            on_error="skip": none is left.
+    """
+    fixed = []
+    for one in pool:
+        try:
+            one.report(prompter.target)
+            study = in_memory(one)
+            prompter.encode_any_length(study)
+        except DiveError as error:
+            if on_error == "fail":
+                raise
+            skipped.add(one.id, one.source, error)
+            continue
+        fixed.append(study)
+    if not fixed:
+        raise DiveError(f"no demonstration is left: {counted(len(pool), 'study')} skipped")
+    return fixed
+
+
+@dataclass
+class TeacherPrompt:
+    """A k-shot prompt with its report, ready for the model.
+
+    shown: the studies before the query, by their places in the pool. count: the report's tokens.
+    alone: own prompts of studies that are shown, from which their image features can be made.
+    """
+
+    inputs: dict[str, Tensor]
+    shown: list[int]
+    count: int
+    alone: dict[int, dict[str, Tensor]]
 
 
 class Teacher:
@@ -82,41 +148,136 @@ class Teacher:
         self.examples = examples
         self.demonstrations = demonstrations
         self._kept: dict[int, tuple[int, Tensor]] = {}
+        self._indices = {id(one): index for index, one in enumerate(examples.studies)}
 
-    def hidden(self, indices: Sequence[int], epoch: int = 0) -> Tensor:
-        """[N, D] on the backbone's device: the rows of these studies, one after the other."""
-        epoch = epoch if self.demonstrations.redraw else 0
-        return torch.cat([self._one(index, epoch) for index in indices])
+    def hidden(
+        self,
+        indices: Sequence[int],
+        epoch: int = 0,
+        prompts: Mapping[int, TeacherPrompt] | None = None,
+        queries: Mapping[int, Example] | None = None,
+    ) -> Tensor:
+        """[N, D] on the backbone's device: the rows of these studies, one after the other. What is
+        not in `prompts` is encoded here; `queries` are the studies' own examples."""
+        prompts, queries = prompts or {}, queries or {}
+        each = [self._one(i, epoch, prompts.get(i), queries.get(i)) for i in indices]
+        return torch.cat(each)
 
-    def _one(self, index: int, epoch: int) -> Tensor:
-        device = self.prompter.backbone.device
+    def knows(self, index: int, epoch: int) -> bool:
+        """Whether the states of a study are kept, for this epoch."""
         kept = self._kept.get(index)
-        if kept is not None and kept[0] == epoch:
-            return kept[1].to(device)
-        states = self._run(self.examples[index], self.examples.studies[index], epoch)
-        self._kept[index] = (epoch, states.cpu())
-        return states.to(device)  # under a device_map the last layer may be elsewhere
+        return kept is not None and kept[0] == self._drawn(epoch)
 
-    # One prompt at a time: there is no padding, and what a study gets does not depend on its batch.
-    @torch.no_grad()
-    def _run(self, example: Example, study: Study, epoch: int) -> Tensor:
-        shown = self.demonstrations.of(study, epoch)
-        prompt = self.prompter.encode(study, shown)
+    def index_of(self, place: int) -> int | None:
+        """Which training study it is that stands at this place among the demonstrations."""
+        return self._indices.get(id(self.demonstrations.pool[place]))
+
+    def prompt(
+        self, example: Example, study: Study, epoch: int, bad: dict[int, str]
+    ) -> TeacherPrompt:
+        """The k-shot prompt of a study with its report.
+
+        A demonstration that cannot be read gives way to the next of the draw, which is then the
+        same on every rank and in a resumed training; where there is none, fewer are shown.
+
+        Args:
+            study: with its images in memory, so that they are not decoded twice.
+            bad: gets the places of demonstrations that cannot be read, and why.
+
+        Raises:
+            DiveError: no demonstration is left; prompt and report do not fit the context.
+        """
+        wanted = self.demonstrations.count
+        shown: dict[int, Study] = {}
+        lost = 0
+        places = self.demonstrations.places(study, self._drawn(epoch))
+        while True:
+            while wanted is None or len(shown) < wanted:
+                place = next(places, None)
+                if place is None:
+                    break
+                if self.index_of(place) in self.examples.failed:
+                    lost += 1
+                    continue
+                one = self.demonstrations.pool[place]
+                try:
+                    shown[place] = in_memory(one)
+                except DiveError as error:
+                    bad[place] = str(error)
+            if not shown and (bad or lost):
+                raise DiveError(f"{study.where}: none of its demonstrations can be read")
+            try:
+                prompt = self.prompter.encode(study, list(shown.values()))
+                break
+            except DiveError:
+                refused = self._refused(shown)
+                if not refused:
+                    raise
+                bad |= refused
+                shown = {place: one for place, one in shown.items() if place not in refused}
         try:
             inputs = self.prompter.with_response(prompt, example.response.ids)
         except DiveError as error:
             raise DiveError(f"{study.where}: as the teacher sees it, {error}") from error
+        inputs = self.prompter.slim(inputs)
         count = len(example.response.ids)
         own = example.inputs["input_ids"][0, -count:]
         if not torch.equal(inputs["input_ids"][0, -count:], own):
             raise AssertionError("teacher and student must share the report's tokens")
+        return TeacherPrompt(inputs, list(shown), count, self._alone(shown))
+
+    def _alone(self, shown: Mapping[int, Study]) -> dict[int, dict[str, Tensor]]:
+        """Own prompts of those of these studies whose image features are still to be made."""
+        features, pool = self.examples.features, self.demonstrations.pool
+        if features is None:
+            return {}
+        return {
+            place: self.prompter.slim(self.prompter.encode_any_length(one))
+            for place, one in shown.items()
+            if not features.holds(pool[place])
+        }
+
+    def _refused(self, shown: Mapping[int, Study]) -> dict[int, str]:
+        """Those of these studies that the processor refuses even alone."""
+        found = {}
+        for place, one in shown.items():
+            try:
+                self.prompter.encode_any_length(one)
+            except DiveError as error:
+                found[place] = str(error)
+        return found
+
+    def _drawn(self, epoch: int) -> int:
+        return epoch if self.demonstrations.redraw else 0
+
+    def _one(
+        self, index: int, epoch: int, prompt: TeacherPrompt | None, query: Example | None
+    ) -> Tensor:
+        device = self.prompter.backbone.device
+        if self.knows(index, epoch):
+            return self._kept[index][1].to(device)
+        if prompt is None:
+            bad: dict[int, str] = {}
+            prompt = self.prompt(self.examples[index], self.examples.studies[index], epoch, bad)
+        own = None if query is None else query.inputs
+        states = self._run(self.examples.studies[index], prompt, own)
+        self._kept[index] = (self._drawn(epoch), states.cpu())
+        return states.to(device)  # under a device_map the last layer may be elsewhere
+
+    # One prompt at a time: there is no padding, and what a study gets does not depend on its batch.
+    @torch.no_grad()
+    def _run(self, study: Study, prompt: TeacherPrompt, query: dict[str, Tensor] | None) -> Tensor:
+        shown = [self.demonstrations.pool[place] for place in prompt.shown]
+        inputs, count = prompt.inputs, prompt.count
         model = self.prompter.backbone.model
         attachment = attachment_of(model)
         enabled = attachment.enabled if attachment is not None else False
         if attachment is not None:
             attachment.enabled = False
         try:
-            states = last_hidden_state(model, self.examples.model_inputs(inputs, [*shown, study]))
+            own = [*(prompt.alone.get(place) for place in prompt.shown), query]
+            filled = self.examples.model_inputs(inputs, [*shown, study], own)
+            states = last_hidden_state(model, filled)
         finally:
             if attachment is not None:
                 attachment.enabled = enabled
@@ -128,12 +289,29 @@ class Teacher:
         Raises:
             DiveError: a prompt with its report is longer than the model's context.
         """
-        images = ImageLengths(self.prompter, survey)
+        ruler = survey.ruler
+        looks = {id(one): look for one, look in zip(survey.studies, survey.looks, strict=True)}
+        queries = [(one, self.demonstrations.of(one, epoch)) for one in survey.studies]
+        for one in (one for _, shown in queries for one in shown):
+            if id(one) not in looks:
+                looks[id(one)] = ruler.look(one)
+
+        def text(query: Study, shown: list[Study]) -> int:
+            return ruler.text(looks[id(query)], [looks[id(one)] for one in shown])
+
+        probes = queries[:: -(-len(queries) // PROBES)]
+
+        def exact(query: Study, shown: list[Study]) -> int:
+            return ruler.images.around + rendered_length(self.prompter, query, shown)
+
+        adds_up = all(text(*one) == exact(*one) for one in probes)
+        if not adds_up:
+            log.info("turns of a prompt run into each other: every teacher prompt is measured")
         lengths = []
-        for study, response in zip(survey.studies, survey.response_lengths, strict=True):
-            shown = self.demonstrations.of(study, epoch)
-            more = sum(images.of(one) for one in (*shown, study))
-            length = images.around + rendered_length(self.prompter, study, shown) + more
+        for place, (study, shown) in enumerate(queries):
+            words = text(study, shown) if adds_up else exact(study, shown)
+            more = ruler.taken([looks[id(one)] for one in (*shown, study)])
+            length, response = words + more, survey.response_lengths[place]
             limit = self.prompter.max_length
             if limit is not None and length + response > limit:
                 raise DiveError(
@@ -144,35 +322,3 @@ class Teacher:
                 )
             lengths.append(length)
         return lengths
-
-
-class ImageLengths:
-    """By how much a study's images make a prompt of several studies longer than its text.
-
-    around: tokens that the processor adds once a prompt, whatever is in it (a bos, say).
-
-    Both come from one study, shown once and twice before itself. What an image takes may depend
-    on whether it is alone in its prompt (LLaVA-OneVision tiles only then); where it does, every
-    study is looked at in company.
-    """
-
-    def __init__(self, prompter: Prompter, survey: Survey) -> None:
-        self._prompter = prompter
-        self._known: dict[str, int] = {}
-        self.around = min(survey.added)
-        if not any(survey.images):
-            self._known = {one.id: 0 for one in survey.studies}
-            return
-        fewest = min(range(len(survey.studies)), key=lambda index: survey.images[index])
-        probe = survey.studies[fewest]
-        twice, thrice = (added(prompter, probe, [probe] * count) for count in (1, 2))
-        each = thrice - twice
-        self.around = twice - 2 * each
-        if survey.added[fewest] == self.around + each:
-            pairs = zip(survey.studies, survey.added, strict=True)
-            self._known = {one.id: count - self.around for one, count in pairs}
-
-    def of(self, study: Study) -> int:
-        if study.id not in self._known:
-            self._known[study.id] = (added(self._prompter, study, [study]) - self.around) // 2
-        return self._known[study.id]

@@ -1,6 +1,8 @@
 """One training step, and a `transformers.Trainer` that trains and saves the adapter alone."""
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,18 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from dive import ops
 from dive.adapter import SteeringAdapter
 from dive.attach import Attachment
+from dive.counting import counted
 from dive.decisive import CLASS_NAMES
-from dive.examples import Examples
+from dive.errors import DiveError
+from dive.examples import Example, Examples
+from dive.feed import Feed, Loaded, as_they_come
+from dive.left_out import LeftOut
 from dive.loss_watch import LossWatch
 from dive.presets import DistillConfig
 from dive.structure import last_hidden_state, output_head
-from dive.teacher import Teacher
+from dive.teacher import Teacher, TeacherPrompt
+
+log = logging.getLogger(__name__)
 
 
 class Student(nn.Module):
@@ -45,8 +53,9 @@ class Student(nn.Module):
         teacher_hidden: Tensor | None = None,
         normalizer: Tensor | None = None,
         kd_normalizer: Tensor | None = None,
-    ) -> tuple[Tensor, ops.DecisiveLoss]:
-        """Loss (float32 scalar) and its parts.
+    ) -> tuple[Tensor, ops.DecisiveLoss | None]:
+        """Loss (float32 scalar) and its parts. Of a batch without a row a loss of 0, no parts, and
+        gradients of 0: it has a backward like any other, for the ranks wait for each other in it.
 
         Args:
             inputs: model inputs, padded right. positions [B, T] bool: the N response rows; index
@@ -56,6 +65,9 @@ class Student(nn.Module):
             normalizer, kd_normalizer: sums over the whole batch of the step, float32 scalars.
         """
         attachment, settings = self._attachment[0], self._objective
+        if not len(index):
+            each = [p.float().sum() for p in self.adapter.parameters() if p.requires_grad]
+            return torch.stack([one.to(index.device) for one in each]).sum() * 0.0, None
         attachment.mask = positions if self.adapter.config.positions == "response" else None
         try:
             hidden = last_hidden_state(attachment.model, dict(inputs))
@@ -145,22 +157,28 @@ class DistillTrainer(Trainer):
         examples: Examples,
         validation: Examples | None,
         teacher: Teacher | None,
+        left_out: LeftOut,
         callbacks: list[TrainerCallback],
     ) -> None:
+        self._feed = Feed(examples, teacher)
+        as_lists: Any = as_they_come
         super().__init__(
             student,
             arguments,
-            data_collator=examples.collate,
-            train_dataset=examples,
-            eval_dataset=validation,
-            callbacks=callbacks,
+            data_collator=as_lists,
+            train_dataset=self._feed,
+            eval_dataset=None if validation is None else Feed(validation),
+            callbacks=[*callbacks, _Turns(self)],
             # says that compute_loss normalises over the accumulated batch itself
             compute_loss_func=lambda *_: None,
         )
         self._student = student
         self._config = config
         self._examples = examples
+        self._validation = validation
         self._teacher = teacher
+        self._left_out = left_out
+        self.nothing_to_learn = False  # every study of the step is left out
         self._meter = ClassMeter()
         self._watch = LossWatch(
             f". Lower the learning rate (it is {config.learning_rate}), or try dtype=float32 or "
@@ -176,23 +194,64 @@ class DistillTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Any]:
-        batches = []
-        for _, batch in zip(range(num_batches), epoch_iterator, strict=False):
-            batches.append(batch)
-        if not batches:
-            return batches, None
+        loaded = [items for _, items in zip(range(num_batches), epoch_iterator, strict=False)]
+        if not loaded:
+            return [], None
+        batches = [self._batch(items) for items in loaded]
+        new = self._unreadable([one for items in loaded for one in items])
         sums = torch.stack(
             [
                 torch.stack([b["weights"].double().sum(), (b["weights"] > 0).double().sum()])
                 for b in batches
             ]
         ).sum(0)
+        counts = torch.tensor([sum(len(b["studies"]) for b in batches), len(new)])
+        sums = torch.cat([sums, counts.to(sums)])
         if self.args.world_size > 1:
             sums = self.accelerator.gather(sums.float().to(device)[None]).sum(0)
         sums = sums.float()
+        used, bad = sums[2:].tolist()
+        if bad:  # on whichever rank: all of them leave the same studies out
+            for index, reason in self._of_all_ranks(new):
+                self._left_out.add(self._examples, index, reason)
+        self.nothing_to_learn = not used
+        if self.nothing_to_learn:
+            log.warning(
+                "step %d: every study of its batch is left out, so it changes nothing",
+                self.state.global_step + 1,
+            )
         for batch in batches:
             batch["normalizer"], batch["kd_normalizer"] = sums[0], sums[1]
         return batches, None
+
+    def _batch(self, items: Sequence[Loaded]) -> dict[str, Any]:
+        """Model inputs of those studies that could be read, with their teacher's prompts."""
+        good = [one for one in items if one.error is None]
+        examples = [self._examples[o.index] if o.example is None else o.example for o in good]
+        batch = self._examples.collate(examples)
+        prompts = {one.index: one.teacher for one in good if one.teacher}
+        batch["made"] = Made({one.index: one for one in examples}, prompts)
+        return batch
+
+    def _unreadable(self, items: Sequence[Loaded]) -> list[tuple[int, str]]:
+        """Studies that have not failed before: queries, and demonstrations."""
+        found: dict[int, str] = {}
+        for one in items:
+            if one.error is not None:
+                found.setdefault(one.index, one.error)
+            for place, reason in one.bad.items():
+                index = None if self._teacher is None else self._teacher.index_of(place)
+                if index is None:
+                    raise DiveError(reason)
+                found[index] = reason
+        return sorted(one for one in found.items() if one[0] not in self._examples.failed)
+
+    def _of_all_ranks(self, rows: list[tuple[int, str]]) -> list[tuple[int, str]]:
+        if self.args.world_size == 1:
+            return rows
+        each: list[Any] = [None] * self.args.world_size
+        torch.distributed.all_gather_object(each, rows)
+        return sorted({row for one in each for row in one})
 
     def compute_loss(
         self,
@@ -203,16 +262,23 @@ class DistillTrainer(Trainer):
     ) -> Any:
         inputs = dict(inputs)
         studies, rows = inputs.pop("studies"), inputs.pop("rows")
+        made: Made | None = inputs.pop("made", None)
         shown = [self._examples.studies[index] for index in studies]
-        inputs["inputs"] = self._examples.model_inputs(inputs["inputs"], shown)
-        if self._teacher is not None:
-            epoch = int(self.state.epoch or 0)
-            inputs["teacher_hidden"] = self._teacher.hidden(studies, epoch)
+        if made is not None and shown:
+            own = [made.examples[index].inputs for index in studies]
+            inputs["inputs"] = self._examples.model_inputs(inputs["inputs"], shown, own)
+            if self._teacher is not None:
+                inputs["teacher_hidden"] = self._teacher.hidden(
+                    studies, self._feed.epoch, made.prompts, made.examples
+                )
+            for one in made.examples.values():
+                self._examples.keep(one)
         loss, parts = model(**inputs)
-        self._watch.add(f"step {self.state.global_step + 1}", shown, rows, loss, parts)
-        if self._look_at_once:
-            self._watch.look()
-        self._meter.add(parts)
+        if shown:
+            self._watch.add(f"step {self.state.global_step + 1}", shown, rows, loss, parts)
+            if self._look_at_once:
+                self._watch.look()
+            self._meter.add(parts)
         # the gradients of ranks are averaged, and the normalisers are sums over all of them
         # (Trainer adds losses up on its own device, under a device_map not always the head's)
         loss = (loss * self.args.world_size).to(self.args.device)
@@ -224,23 +290,38 @@ class DistillTrainer(Trainer):
         self._student.eval()
         prompter = self._examples.prompter
         loader = self.get_eval_dataloader()
-        validation = self.eval_dataset
-        assert isinstance(validation, Examples)
+        validation = self._validation
+        assert validation is not None
+        new: list[tuple[int, str]] = []
         with torch.no_grad():
-            for batch in loader:
+            for items in loader:
+                good = [one for one in items if one.error is None]
+                new += [(one.index, one.error) for one in items if one.error is not None]
+                if not good:
+                    continue
+                examples = [validation[o.index] if o.example is None else o.example for o in good]
+                batch = validation.collate(examples)
                 names = ("positions", "index", "targets", "weights", "classes")
                 device = prompter.backbone.device
                 rest = {name: batch[name].to(device) for name in names}
                 shown = [validation.studies[index] for index in batch["studies"]]
-                inputs = validation.model_inputs(batch["inputs"], shown)
+                own = [one.inputs for one in examples]
+                inputs = validation.model_inputs(batch["inputs"], shown, own)
+                for one in examples:
+                    validation.keep(one)
                 loss, parts = self._student(inputs, **rest)
                 watch.add("validation", shown, batch["rows"], loss, parts)
                 meter.add(parts)
                 weights = rest["weights"].to(parts.row_ce.device).double()
                 total += torch.stack([(weights * parts.row_ce).sum(), weights.sum()]).cpu()
         watch.look()
+        for index, reason in self._of_all_ranks(new):
+            self._left_out.add(validation, index, reason)
         reduce = self._sum_over_ranks
         loss, weight = reduce(total).tolist()
+        if not weight:
+            count = counted(len(validation), "study")
+            raise DiveError(f"no study is left for validation: {count} skipped")
         prefix = f"{metric_key_prefix}_"
         metrics = {f"{prefix}loss": loss / weight, **meter.take(prefix, reduce)}
         self.log(metrics)
@@ -282,10 +363,41 @@ class DistillTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:
-            self._student.adapter.save_pretrained(output_dir or str(self.args.output_dir))
+            folder = Path(output_dir or str(self.args.output_dir))
+            self._student.adapter.save_pretrained(folder)
+            self._left_out.save(folder, self._parts)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         saved = SteeringAdapter.from_pretrained(Path(resume_from_checkpoint))
         self._student.adapter.load_state_dict(saved.state_dict())
+        self._left_out.load(Path(resume_from_checkpoint), self._parts)
+
+    @property
+    def _parts(self) -> dict[str, Examples | None]:
+        return {"training": self._examples, "validation": self._validation}
+
+
+@dataclass
+class Made:
+    """Of a batch the examples, and the teacher's prompts, by study. No dict: Trainer would move one
+    to the device as a whole, and with it the images of all demonstrations at once."""
+
+    examples: dict[int, Example]
+    prompts: dict[int, TeacherPrompt]
+
+
+class _Turns(TrainerCallback):
+    """Tells the feed which epoch begins, and keeps a step without a study from moving anything."""
+
+    def __init__(self, trainer: DistillTrainer) -> None:
+        self._trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer._feed.epoch = int(state.epoch or 0)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._trainer.nothing_to_learn:
+            # without a gradient neither momentum nor weight decay moves a parameter
+            self._trainer._student.zero_grad(set_to_none=True)

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import logging
+import operator
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -63,29 +64,41 @@ def describe_studies(
     validation: Sequence[Study],
     demonstrations: Demonstrations | None,
     target: str,
+    mended: Collection[str] = (),
 ) -> dict[str, Any]:
-    """What is known of it with the studies. DiveError where one lacks a report."""
+    """What is known of it with the studies. DiveError where one lacks a report.
+
+    mended: ids of studies whose image files may be others than they were.
+    """
 
     def digest(studies: Sequence[Study]) -> str:
         parts = [
             [study.id, study.report(target), study.indication or "", study.patient or ""]
-            + [_name_of(image) for image in study.images]
+            + [_name_of(image, study.id in mended) for image in study.images]
             for study in studies
         ]
         return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()[:16]
 
-    shown = demonstrations
+    shown, learnt = demonstrations, digest(studies)
+    if shown is None:
+        pool = None
+    elif len(shown.pool) == len(studies) and all(map(operator.is_, shown.pool, studies)):
+        pool = learnt  # drawn from the studies themselves; a digest of many takes seconds
+    else:
+        pool = digest(shown.pool)
     return {
-        "studies_hash": digest(studies),
+        "studies_hash": learnt,
         "validation_hash": digest(validation) if validation else None,
         "demonstrations": None if shown is None else shown.count or len(shown.pool),
-        "demonstrations_hash": None if shown is None else digest(shown.pool),
+        "demonstrations_hash": pool,
     }
 
 
-def _name_of(image: Path | Image.Image | LazyImage) -> str:
+def _name_of(image: Path | Image.Image | LazyImage, mended: bool) -> str:
     """An image, well enough to see that it was exchanged: a file by name and size, for reading
     200,000 films would take hours."""
+    if mended:
+        return image.name if isinstance(image, Path) else "an image"
     if isinstance(image, Image.Image):
         return hashlib.sha256(image.tobytes()).hexdigest()
     if isinstance(image, Path) and image.is_file():
@@ -142,6 +155,32 @@ def begin(folder: Path, resume: bool, run: dict[str, Any]) -> None:
             write_text(folder / RUN_FILE, json.dumps(run, indent=1) + "\n")
     except OSError as error:
         raise DiveError(f"cannot write into {folder}: {error.strerror}") from error
+
+
+def unreadable_before(folder: Path | None) -> list[str]:
+    """Ids of studies that could not be read, at which an earlier training into `folder` stopped."""
+    try:
+        earlier = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")) if folder else {}
+    except (OSError, ValueError):
+        return []  # `find_checkpoint` says what is wrong with it
+    found = earlier.get("unreadable", []) if isinstance(earlier, dict) else []
+    return [str(one) for one in found] if isinstance(found, list) else []
+
+
+def stopped(
+    error: DiveError, folder: Path | None, run: dict[str, Any], unreadable: Collection[str]
+) -> DiveError:
+    """`error`, with where the training can go on; notes there which studies were the reason."""
+    last = None if folder is None else last_checkpoint(folder)
+    if folder is None or last is None:
+        return error
+    if int(os.environ.get("RANK", 0)) == 0:
+        described = run | {"unreadable": sorted(unreadable)}
+        write_text(folder / RUN_FILE, json.dumps(described, indent=1) + "\n")
+    return DiveError(
+        f"{error}; the training can be resumed from {last}, once the file is whole or with "
+        "on_error='skip' (--on-error skip)"
+    )
 
 
 # what differs between two digests says nothing; what they are of does

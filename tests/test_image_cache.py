@@ -126,3 +126,36 @@ def test_a_text_model_has_nothing_to_keep(tiny_llama, studies, caplog):
     with caplog.at_level(logging.WARNING, "dive"):
         dive.distill(backbone, texts, 1, settings(epochs=1, cache_images=True), progress=False)
     assert "cache_images" not in caplog.text
+
+
+def test_what_has_features_is_not_decoded_again(llava, studies, monkeypatch):
+    """Examples with their pixels find no room here; without them they do. Demonstrations are
+    decoded with their query, and not by the one who trains."""
+    from dive import examples as module
+    from dive.examples import Examples
+
+    made, alone = [], []
+    make, encode = Examples.make, Prompter.encode_any_length
+    monkeypatch.setattr(Examples, "make", lambda *a: (made.append(a[1]), make(*a))[1])
+    small = sum(t.numel() * t.element_size() for t in Prompter(llava).encode(studies[0]).values())
+    monkeypatch.setattr(module, "CACHE_BYTES", small // 2)
+    settled = settings(preset="dive-ce", batch_size=2, epochs=3, calibration_studies=1)
+    plain = dive.distill(llava, studies[:4], None, settled, progress=False).state_dict()
+    assert sorted(made) == sorted([0, *[0, 1, 2, 3] * 3])
+    made.clear()
+    config = settings(
+        preset="dive-ce", batch_size=2, epochs=3, calibration_studies=1, cache_images=True
+    )
+    kept = dive.distill(llava, studies[:4], None, config, progress=False).state_dict()
+    assert len(made) <= 4 + 2  # once each; the first for the proof and the calibration, too
+    assert max((plain[key] - kept[key]).abs().max().item() for key in plain) < 1e-6
+
+    monkeypatch.setattr(
+        Prompter, "encode_any_length",
+        lambda self, study, shown=(): (alone.append((study.id, len(shown))), encode(
+            self, study, shown))[1],
+    )  # fmt: skip
+    config = settings(batch_size=2, epochs=2, calibration_studies=1, cache_images=True, workers=1)
+    dive.distill(llava, studies[:4], 1, config, progress=False)
+    # the rest is in the worker: here only blank images, and the first study
+    assert {name for name, _ in alone} <= {"a blank image", studies[0].id}

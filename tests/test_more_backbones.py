@@ -5,35 +5,26 @@ from dataclasses import replace
 
 import pytest
 import torch
-import transformers
-from packaging.version import Version
+from tiny_features import needs
 from tiny_more import FAMILIES
 from tiny_steering import logits, prompts, randomised
-from transformers.utils import is_torchvision_available
 
 import dive
 from dive.attach import calibrate, steer
 from dive.data import Skipped
 from dive.decisive import DecisiveTokens
-from dive.examples import survey
 from dive.prompting import Prompter, response_positions
 from dive.structure import decoder_layers, last_hidden_state, output_head
+from dive.survey import survey
 from dive.teacher import Demonstrations, Teacher
 
-TORCHVISION = is_torchvision_available()
-RECENT = Version(transformers.__version__) >= Version("5.23")
 PREFIX = ("PaliGemma", "PaliGemma 2")
 
 
 @pytest.fixture(scope="session", params=FAMILIES)
 def family(request, tmp_path_factory):
     """(name, folder) of each family in turn."""
-    if request.param == "SmolVLM":
-        pytest.importorskip("num2words", reason="SmolVLM's processor wants it")
-    if request.param in ("Idefics3", "SmolVLM") and not (TORCHVISION or RECENT):
-        pytest.skip("this transformers has no image processor of theirs without torchvision")
-    if request.param == "PaliGemma 2" and not RECENT:
-        pytest.skip("this transformers leaves out the head's soft-cap, so dive refuses the model")
+    needs(request.param)
     folder = tmp_path_factory.mktemp(request.param.replace(" ", "_"))
     return request.param, FAMILIES[request.param](folder)
 

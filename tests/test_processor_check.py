@@ -5,7 +5,7 @@ import logging
 import shutil
 
 import pytest
-from test_more_backbones import RECENT, TORCHVISION
+from tiny_features import needs
 from tiny_more import FAMILIES
 
 import dive
@@ -19,8 +19,7 @@ def folders(tmp_path_factory):
     made = {}
 
     def folder(name):
-        if name in ("Idefics3", "SmolVLM") and not (TORCHVISION or RECENT):
-            pytest.skip("this transformers has no image processor of theirs without torchvision")
+        needs(name)
         if name not in made:
             made[name] = FAMILIES[name](tmp_path_factory.mktemp("family") / "model")
         return made[name]

@@ -11,9 +11,9 @@ import dive
 from dive.data import Skipped, read_studies
 from dive.decisive import DecisiveTokens
 from dive.errors import DiveError
-from dive.examples import survey
 from dive.prompting import Prompter
 from dive.structure import decoder_layers
+from dive.survey import survey
 from dive.teacher import Demonstrations, Teacher
 
 

@@ -4,8 +4,10 @@ import gzip
 import io
 import warnings
 import zlib
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 MAX_FILE_BYTES = 1 << 30  # of a gzipped file, unpacked
+
+T = TypeVar("T")
 
 
 def is_dicom(path: Path | str) -> bool:
@@ -44,6 +48,41 @@ def read_dicom(path: Path | str, max_pixels: int, where: str = "") -> np.ndarray
         DiveError: pydicom is missing; no DICOM, damaged, no pixels, several frames, more than
             `max_pixels`, a compression for which a decoder is missing.
     """
+
+    def whole(file: Any, pydicom: Any) -> np.ndarray:
+        unpacked = _unpacked(file) if str(path).lower().endswith(".gz") else file
+        header = pydicom.dcmread(unpacked)
+        if "PixelData" not in header:
+            raise DiveError("the DICOM file holds no PixelData")
+        _check(header, max_pixels)
+        return _shown(header)
+
+    return _read(path, where, whole)
+
+
+def dicom_size(path: Path | str, max_pixels: int, where: str = "") -> tuple[int, int]:
+    """(width, height) of what `read_dicom` gives, in pixels, from what stands before the pixels.
+
+    Raises:
+        DiveError: as `read_dicom`, but for what is wrong with the pixels.
+    """
+
+    def front(file: Any, pydicom: Any) -> tuple[int, int]:
+        packed = str(path).lower().endswith(".gz")
+        wanted = ["Rows", "Columns", "NumberOfFrames"]
+        try:
+            with gzip.open(file) if packed else nullcontext(file) as unpacked:
+                header = pydicom.dcmread(unpacked, stop_before_pixels=True, specific_tags=wanted)
+        except (zlib.error, gzip.BadGzipFile) as error:
+            raise DiveError(f"damaged gzip ({error})") from error
+        _check(header, max_pixels)
+        return int(header.Columns), int(header.Rows)
+
+    return _read(path, where, front)
+
+
+def _read(path: Path | str, where: str, read: Callable[[Any, Any], T]) -> T:
+    """What `read` makes of the opened file and of pydicom; whatever goes wrong is a DiveError."""
     prefix = f"{where}: " if where else ""
     try:
         import pydicom
@@ -56,10 +95,7 @@ def read_dicom(path: Path | str, max_pixels: int, where: str = "") -> np.ndarray
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with open(path, "rb") as opened:
-                file = _unpacked(opened, path) if str(path).lower().endswith(".gz") else opened
-                header = pydicom.dcmread(file)
-                _check(header, max_pixels)
-                return _shown(header)
+                return read(opened, pydicom)
     except FileNotFoundError:
         raise DiveError(f"{prefix}there is no image file {path}") from None
     except DiveError as error:
@@ -72,7 +108,7 @@ def read_dicom(path: Path | str, max_pixels: int, where: str = "") -> np.ndarray
         ) from error
 
 
-def _unpacked(file: Any, path: Path | str) -> io.BytesIO:
+def _unpacked(file: Any) -> io.BytesIO:
     try:
         with gzip.open(file) as packed:
             data = packed.read(MAX_FILE_BYTES + 1)
@@ -84,8 +120,6 @@ def _unpacked(file: Any, path: Path | str) -> io.BytesIO:
 
 
 def _check(header: "Dataset", max_pixels: int) -> None:
-    if "PixelData" not in header:
-        raise DiveError("the DICOM file holds no PixelData")
     frames = int(header.get("NumberOfFrames") or 1)
     if frames > 1:
         raise DiveError(f"holds {frames} frames; wants a file with one image")

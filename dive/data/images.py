@@ -1,15 +1,16 @@
-"""One image file or PIL image to 8-bit RGB, fully decoded."""
+"""One image file or PIL image to 8-bit RGB, fully decoded; or its size, by its header."""
 
 import io
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
-from dive.data.dicom import is_dicom, read_dicom
+from dive.data.dicom import dicom_size, is_dicom, read_dicom
 from dive.errors import DiveError
 
 # A chest film has 5 to 20 million pixels; what has ten times as many is a mistake or an attack.
@@ -17,6 +18,12 @@ MAX_PIXELS = 100_000_000
 
 # Containers are 16 bits wide, detectors are not: 12-bit films in 16-bit files are the usual case.
 _BIT_DEPTHS = (8, 10, 12, 14, 16)
+
+# Formats whose size is known when a file is opened; others are decoded to learn it.
+_TOLD_BY_HEADER = {"JPEG", "MPO", "PNG", "TIFF", "WEBP", "GIF", "BMP", "PPM", "JPEG2000"}
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+
+T = TypeVar("T")
 
 
 class LazyImage:
@@ -57,6 +64,39 @@ def load_rgb(
         DiveError: the file is missing, is no image, is damaged, holds several frames or too many
             pixels.
     """
+
+    def dicom(path: Path | str) -> Image.Image:
+        return Image.fromarray(read_dicom(path, max_pixels, where)).convert("RGB")
+
+    def film(opened: Image.Image, name: str) -> Image.Image:
+        opened.load()
+        return _to_rgb(opened, name)
+
+    return _opened(image, where, max_pixels, dicom, film)
+
+
+def image_size(
+    image: Path | str | Image.Image | LazyImage, where: str = "", *, max_pixels: int = MAX_PIXELS
+) -> tuple[int, int]:
+    """(width, height) of what `load_rgb` gives, in pixels, from the header of the file.
+
+    What the pixels behind a header are like is not looked at. Only formats whose header does not
+    tell the size for certain are decoded.
+
+    Raises:
+        DiveError: as `load_rgb`, but for damage behind the header.
+    """
+    return _opened(image, where, max_pixels, lambda p: dicom_size(p, max_pixels, where), _size)
+
+
+def _opened(
+    image: Path | str | Image.Image | LazyImage,
+    where: str,
+    max_pixels: int,
+    dicom: Callable[[Path | str], T],
+    film: Callable[[Image.Image, str], T],
+) -> T:
+    """What `dicom` makes of a DICOM file, or `film` of any other image, opened but not decoded."""
     name = "an image in memory" if isinstance(image, Image.Image) else str(image)
     prefix = f"{where}: " if where else ""
     opened: Any = image
@@ -64,22 +104,27 @@ def load_rgb(
         opened = image.fetch()
         opened = io.BytesIO(opened) if isinstance(opened, bytes) else opened
     if isinstance(opened, (str, Path)) and is_dicom(opened):
-        return Image.fromarray(read_dicom(opened, max_pixels, where)).convert("RGB")
+        return dicom(opened)
     try:
         with warnings.catch_warnings():
             # Pillow warns of large images at 89 megapixels; the limit here is checked below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if isinstance(opened, Image.Image):
                 opened.load()
-                return _to_rgb(opened, prefix + name)
-            with Image.open(opened) as film:
-                if film.width * film.height > max_pixels:
+                return film(opened, prefix + name)
+            # Opened here, for of a file that Pillow opens it maps the pixels of a turned TIFF into
+            # memory wrongly (version 13).
+            path = isinstance(opened, (str, Path))
+            with (
+                open(opened, "rb") if path else nullcontext(opened) as file,
+                Image.open(file) as lazy,
+            ):
+                if lazy.width * lazy.height > max_pixels:
                     raise DiveError(
-                        f"{prefix}the image {name} has {film.width} x {film.height} pixels, the "
+                        f"{prefix}the image {name} has {lazy.width} x {lazy.height} pixels, the "
                         f"limit is {max_pixels:,} (decompression bomb?)"
                     )
-                film.load()
-                return _to_rgb(film, prefix + name)
+                return film(lazy, prefix + name)
     except DiveError:
         raise
     except FileNotFoundError:
@@ -92,10 +137,52 @@ def load_rgb(
         ) from error
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _size(film: Image.Image, name: str) -> tuple[int, int]:
+    in_file = isinstance(film, ImageFile.ImageFile) and bool(film.tile)
+    if in_file and (film.format not in _TOLD_BY_HEADER or _turned_later(film)):
+        film.load()
+        in_file = False
+    _one_frame(film, name)
+    width, height = film.size
+    if in_file and film.format == "TIFF":
+        # by its tags: some versions of Pillow turn the size when a file is opened, others later
+        tags: Any = film
+        width, height = int(tags.tag_v2[256]), int(tags.tag_v2[257])
+    # not the method of PNG files, which decodes the image first
+    turned = Image.Image.getexif(film).get(ExifTags.Base.Orientation) in _SIDEWAYS
+    return (height, width) if turned else (width, height)
+
+
+def _turned_later(film: Image.Image) -> bool:
+    """Whether a PNG file may hold its orientation behind the pixels, where Pillow finds it, too."""
+    if film.format != "PNG":
+        return False
+    file: Any = getattr(film, "fp")  # noqa: B009 (Pillow's types do not know it)
+    place = file.tell()
+    try:
+        file.seek(8)
+        behind = False
+        while len(head := file.read(8)) == 8:
+            kind = head[4:]
+            behind = behind or kind == b"IDAT"
+            if kind == b"IEND":
+                return False
+            if behind and kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return True
+            file.seek(int.from_bytes(head[:4], "big") + 4, io.SEEK_CUR)
+        return False
+    finally:
+        file.seek(place)
+
+
+def _one_frame(image: Image.Image, name: str) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         raise DiveError(f"{name} holds {frames} frames; wants a file with one image")
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    _one_frame(image, name)
     # Film viewers and phones note the rotation instead of turning the pixels.
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):

@@ -1,0 +1,105 @@
+"""Processes that read images beside the one that trains."""
+
+import gc
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from dive.errors import DiveError
+
+T = TypeVar("T")
+_ready: set[int] = set()  # workers that know that they are one
+
+MOST = 8  # processes, where nobody asks for more
+FEW = 64  # images that are read sooner than processes start
+CHUNK = 64  # studies that are handed to a process at a time
+
+# Forked, so that a backbone need not be pickled and what is kept in memory is there at once.
+_CAN = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
+START = "fork" if _CAN else None
+
+
+def cores() -> int:
+    """Cores that this process may use; its share of them where several ranks run on a machine."""
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    return max(1, count // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def loaders(asked: int | None, images: int) -> int:
+    """How many processes read ahead of the training: as asked, or a core each but for one."""
+    if asked is not None:
+        return asked
+    if START is None or images < FEW:
+        return 0
+    return min(MOST, max(1, cores() - 1))
+
+
+def alone() -> None:
+    """Called in a worker: a tokenizer's threads did not come along when it was forked, and the
+    collector would copy what its parent holds by looking at it."""
+    if os.getpid() not in _ready:
+        _ready.add(os.getpid())
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        gc.freeze()
+
+
+@contextmanager
+def deaths() -> Iterator[None]:
+    """Says what it means that a worker of torch's died, which may be told at any moment.
+
+    Raises:
+        DiveError: one did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DiveError(
+            f"a process that decodes images died ({str(error).splitlines()[0]}); give it more "
+            "memory, or fewer workers (0: images are decoded by the process that trains)"
+        ) from error
+
+
+_function: Callable[[Any], Any] | None = None
+
+
+def spread(function: Callable[[Any], T], items: Sequence[Any], workers: int) -> Iterator[T]:
+    """`function` of every item, in order, in forked processes; results are pickled, `function`
+    is not. workers 0 or 1: in this process.
+
+    Raises:
+        DiveError: a process died (the machine ran out of memory, mostly).
+    """
+    global _function
+    if workers < 2 or START is None or len(items) < 2 * CHUNK:
+        yield from map(function, items)
+        return
+    _function = function
+    context = multiprocessing.get_context(START)
+    pool = ProcessPoolExecutor(workers, context, initializer=alone)
+    try:
+        chunks = (items[at : at + CHUNK] for at in range(0, len(items), CHUNK))
+        for results in pool.map(_chunk, chunks):
+            yield from results
+    except BrokenProcessPool as error:
+        raise DiveError(
+            f"one of {workers} processes that look at studies died, for want of memory perhaps; "
+            "workers=0 reads in one process"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+        _function = None
+
+
+def _chunk(items: Sequence[Any]) -> list[Any]:
+    assert _function is not None
+    return [_function(item) for item in items]
