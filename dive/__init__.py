@@ -19,6 +19,8 @@ _EXPORTS = {
     "Study": "dive.data",
     "DistillConfig": "dive.distillation",
     "distill": "dive.distillation",
+    "DiveError": "dive.errors",
+    "FallbackWarning": "dive.errors",
     "Report": "dive.generation",
     "generate": "dive.generation",
     "evaluate": "dive.metrics",
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from dive.decisive import DecisiveTokens as DecisiveTokens
     from dive.distillation import DistillConfig as DistillConfig
     from dive.distillation import distill as distill
+    from dive.errors import DiveError as DiveError
+    from dive.errors import FallbackWarning as FallbackWarning
     from dive.generation import Report as Report
     from dive.generation import generate as generate
     from dive.metrics import evaluate as evaluate

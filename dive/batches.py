@@ -62,6 +62,7 @@ class Report:
         id: of the study; for a bare image its path as given.
         images: paths as given; PIL images are named by their place.
         prompt_tokens: length of the prompt, images and demonstrations included.
+        engine: what decoded it, "dive._C" or "transformers".
     """
 
     text: str
@@ -72,6 +73,7 @@ class Report:
     id: str
     images: list[str]
     prompt_tokens: int
+    engine: str
 
 
 @dataclass
@@ -159,12 +161,18 @@ class Run:
         answers = sequences[:, batch["input_ids"].shape[1] :].tolist()
         each = (time.perf_counter() - start) / len(jobs)
         return [
-            self.report(job, prompt["input_ids"].shape[1], answer, each, config)
+            self.report(job, prompt["input_ids"].shape[1], answer, each, config, "transformers")
             for job, prompt, answer in zip(jobs, prompts, answers, strict=True)
         ]
 
     def report(
-        self, job: Job, prompt_tokens: int, ids: list[int], seconds: float, config: GenerationConfig
+        self,
+        job: Job,
+        prompt_tokens: int,
+        ids: list[int],
+        seconds: float,
+        config: GenerationConfig,
+        engine: str,
     ) -> Report:
         """`ids` may have padding behind them."""
         study = job.study
@@ -192,6 +200,7 @@ class Run:
                 for place, image in enumerate(study.images)
             ],
             prompt_tokens=prompt_tokens,
+            engine=engine,
         )
 
 
@@ -214,7 +223,7 @@ def write(
             if plan.engine == "dive._C":
                 yield from run_slots(run, prompts, batch_size)
                 return
-            run.session.say(plan.reason)
+            run.session.note(plan)
         yield from run_batches(run, prompts, batch_size)
 
 
@@ -240,9 +249,11 @@ def run_slots(run: Run, prompts: Prompts, rows: int) -> Iterator[Report]:
 
     done: dict[int, Report] = {}
     following = 0
-    for place, token_ids, seconds in run.session.stream(requests(), rows):
-        job, length, config = asked[place]
-        done[place] = run.report(job, length, token_ids, seconds, config)
+    for written in run.session.stream(requests(), rows):
+        job, length, config = asked[written.place]
+        done[written.place] = run.report(
+            job, length, written.token_ids, written.seconds, config, written.engine
+        )
         prompts.bar(1)
         while following in done:
             yield done.pop(following)

@@ -10,9 +10,10 @@ the answer. What it cannot do it hands to transformers with the adapter attached
 """
 
 import logging
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
@@ -25,21 +26,23 @@ from dive.adapter import SteeringAdapter
 from dive.attach import attachment_of, steer
 from dive.attach_rows import RowAttachment
 from dive.decode_batch import BatchRun
-from dive.decode_limits import EMBEDS, check_names, config_reason, input_reason, keyword_reason
+from dive.decode_limits import (
+    EMBEDS,
+    Plan,
+    call_plan,
+    check_names,
+    config_reason,
+    keyword_reason,
+    offered_plan,
+    own_plan,
+)
 from dive.decode_rows import Rows
 from dive.decoder_spec import DecoderSpec, Unsupported, read
-from dive.errors import DiveError
+from dive.errors import DiveError, FallbackWarning
 from dive.slots import Request, Slots, Written
 from dive.structure import unwrap
 
 log = logging.getLogger(__name__)
-
-
-class Plan(NamedTuple):
-    """Which code decodes, "dive._C" or "transformers", and why or how."""
-
-    engine: str
-    reason: str
 
 
 class DecodeSession:
@@ -47,6 +50,8 @@ class DecodeSession:
 
     adapter: steers prompt and answer; None takes what `dive.steer` has attached, if anything. A
         list has one adapter, or None for no steering, for every row of the batches that follow.
+    strict: what the engine cannot decode is a DiveError and not left to transformers.
+    ran: what decoded the last call (of `stream`: the last request that was prompted); None before.
     The weights are used where they lie: memory holds them once. Training, moving or replacing them
     between two calls is noticed. Not to be used by two threads at once.
     """
@@ -55,7 +60,10 @@ class DecodeSession:
         self,
         backbone_or_model: Any,
         adapter: SteeringAdapter | Sequence[SteeringAdapter | None] | None = None,
+        *,
+        strict: bool = False,
     ) -> None:
+        self.strict = strict
         self.model: Any = unwrap(backbone_or_model)
         self.adapter: SteeringAdapter | None = None
         self.adapters: tuple[SteeringAdapter | None, ...] | None = None
@@ -73,31 +81,42 @@ class DecodeSession:
         self._spec: DecoderSpec | None = None
         self._rows: Rows | None = None
         self._packed: WeakKeyDictionary[Any, tuple[Any, list[Any]]] = WeakKeyDictionary()
+        self.ran: Plan | None = None
         self._said: set[str] = set()
 
     def plan(self, **generate_kwargs: Any) -> Plan:
         """Which engine would run `generate(**generate_kwargs)`, and why.
 
+        transformers is asked what it would hand over for these arguments; no forward is run.
         DiveError where `generate` would not know one of the names.
         """
+        plan = self._plan(generate_kwargs)
+        if plan.engine == "dive._C":
+            assert self._spec is not None
+            with _looked_at(self.model):
+                return offered_plan(self._spec, self.model, generate_kwargs)
+        return plan
+
+    def _plan(self, generate_kwargs: dict[str, Any]) -> Plan:
+        """By model and settings alone; what transformers hands over is looked at when it does."""
         check_names(self.model, generate_kwargs)
-        reason = self._bind() or self._settings_reason(generate_kwargs)
+        reason = self._bind()
         if reason is not None:
             return Plan("transformers", reason)
+        reason = self._settings_reason(generate_kwargs)
+        if reason is not None:
+            return Plan("transformers", reason, asked=True)
         assert self._spec is not None
-        info = extension.build_info() or {}
-        dtype = str(self._spec.dtype).removeprefix("torch.")
-        on = info.get("isa") if self._spec.device.type == "cpu" else self._spec.device
-        return Plan("dive._C", f"a {self._spec.family} decoder in {dtype} on {on}")
+        return own_plan(self._spec)
 
     def generate(self, *args: Any, streamer: Any = None, **kwargs: Any) -> Any:
         """`model.generate` with the same arguments, decoded by this session where it can.
 
         transformers gives a `custom_generate` function no streamer; here it gets the tokens.
         """
-        plan = self.plan(**kwargs)
+        plan = self._plan(kwargs)
         if plan.engine != "dive._C":
-            self.say(plan.reason)
+            self.note(plan)
             with self._steered():
                 return self.model.generate(*args, streamer=streamer, **kwargs)
         self._streamer = streamer
@@ -139,14 +158,14 @@ class DecodeSession:
         processors = logits_processor if logits_processor is not None else LogitsProcessorList()
         criteria = stopping_criteria if stopping_criteria is not None else StoppingCriteriaList()
         streamer = self._streamer if streamer is None else streamer
-        reason = (
-            self._bind()
-            or config_reason(generation_config)
-            or input_reason(input_ids, model_kwargs, synced_gpus)
-            or self._attachment_reason()
-        )
+        reason = self._bind() or self._attachment_reason()
         if reason is not None:
-            self.say(reason)
+            plan = Plan("transformers", reason)
+        else:
+            assert self._spec is not None
+            plan = call_plan(self._spec, generation_config, input_ids, model_kwargs, synced_gpus)
+        self.note(plan)
+        if plan.engine != "dive._C":
             more = {} if streamer is None else {"streamer": streamer}
             return self._by_transformers(
                 input_ids,
@@ -222,11 +241,19 @@ class DecodeSession:
             return None
         return None if attachment.mask is None else "the attached adapter has a mask of positions"
 
-    def say(self, reason: str) -> None:
-        """One line of log, the first time, about what runs in transformers."""
-        if reason not in self._said:
-            self._said.add(reason)
-            log.info("decoding in transformers: %s", reason)
+    def note(self, plan: Plan) -> None:
+        """Keeps what runs; says the first time why it is transformers, or refuses that."""
+        if self.strict and plan.engine != "dive._C":
+            raise DiveError(f"dive._C cannot decode this: {plan.reason}")
+        self.ran = plan
+        if plan.engine == "dive._C" or plan.reason in self._said:
+            return
+        self._said.add(plan.reason)
+        line = f"decoding in transformers: {plan.reason}"
+        if plan.asked:
+            log.info(line)
+        else:
+            warnings.warn(f"{line} (dive._C is not used)", FallbackWarning, stacklevel=3)
 
     def _by_transformers(
         self, input_ids: Tensor, processors: Any, criteria: Any, config: Any, **more: Any

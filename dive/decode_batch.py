@@ -10,6 +10,7 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 
 from dive.decode_rows import Answer, Live, Rows, ends_of
 from dive.errors import DiveError
+from dive.kv_cache import filled_layers
 
 
 def plain_stop(criteria: StoppingCriteriaList) -> bool:
@@ -87,7 +88,7 @@ class BatchRun:
             positions = (last + 1).expand(self.batch).tolist()
         self.rows.allow_positions(max(positions) + self.longest - self.prompt)
         self.rows.reserve(self.batch, self.longest - min(self.pad))
-        layers = outputs.past_key_values.layers
+        layers = filled_layers(outputs, self.prompt)
         for row, pad in enumerate(self.pad):
             length, position = self.prompt - pad, positions[row]
             self.rows.adopt(row, layers, row, pad, length, position, steerings[row])

@@ -1,19 +1,45 @@
 """What a call of `generate` may ask for that `DecodeSession` leaves to transformers, in words."""
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode
 
+from dive import extension
 from dive.errors import DiveError
+from dive.kv_cache import caches_in
+
+if TYPE_CHECKING:
+    from dive.decoder_spec import DecoderSpec
 
 EMBEDS = "the prompt is given as embeddings"
 _CACHE_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
-# transformers gives none of these to a custom_generate function
-_KEYWORDS = ("assistant_model", "assistant_tokenizer", "tokenizer")
+# transformers gives none of these to a custom_generate function, or takes one such function alone
+_KEYWORDS = ("assistant_model", "assistant_tokenizer", "tokenizer", "custom_generate")
 _SETTINGS = ("stop_strings", "prompt_lookup_num_tokens")
+
+
+class Plan(NamedTuple):
+    """Which code decodes, "dive._C" or "transformers", and why or how.
+
+    asked: whether the caller's own settings rule the engine out, as beam search does. Where they do
+        not, running in transformers is a `FallbackWarning`.
+    """
+
+    engine: str
+    reason: str
+    asked: bool = False
+
+
+def own_plan(spec: "DecoderSpec") -> Plan:
+    """The engine decodes, and in which form."""
+    info = extension.build_info() or {}
+    dtype = str(spec.dtype).removeprefix("torch.")
+    on = info.get("isa") if spec.device.type == "cpu" else spec.device
+    return Plan("dive._C", f"a {spec.family} decoder in {dtype} on {on}")
 
 
 def check_names(model: Any, kwargs: dict[str, Any]) -> None:
@@ -69,6 +95,46 @@ def config_reason(config: Any) -> str | None:
     return None
 
 
+def call_plan(
+    spec: "DecoderSpec", config: Any, input_ids: Tensor, model_kwargs: dict[str, Any], synced: bool
+) -> Plan:
+    """What decodes a call, by all that transformers hands over for it."""
+    reason = config_reason(config)
+    if reason is not None:
+        return Plan("transformers", reason, asked=True)
+    reason = input_reason(input_ids, model_kwargs, synced)
+    return own_plan(spec) if reason is None else Plan("transformers", reason)
+
+
+def offered_plan(spec: "DecoderSpec", model: Any, kwargs: dict[str, Any]) -> Plan:
+    """The `call_plan` of `model.generate(**kwargs)`: transformers prepares it, nothing is run.
+
+    A prompt of one token stands for one that is not among the arguments.
+    """
+    found: list[Plan] = []
+
+    def look(
+        _model: Any,
+        input_ids: Tensor,
+        generation_config: Any = None,
+        synced_gpus: bool = False,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        **model_kwargs: Any,
+    ) -> Tensor:
+        found.append(call_plan(spec, generation_config, input_ids, model_kwargs, synced_gpus))
+        return input_ids
+
+    given = {name: value for name, value in kwargs.items() if name != "streamer"}
+    if given.get("input_ids", given.get("inputs")) is None:
+        mask = given.get("attention_mask")
+        shape = (1, 1) if mask is None else mask.shape
+        given["input_ids"] = torch.ones(shape, dtype=torch.long, device=spec.device)
+        given.setdefault("attention_mask", torch.ones_like(given["input_ids"]))
+    model.generate(**given, custom_generate=look)
+    return found[0]
+
+
 def input_reason(input_ids: Tensor, model_kwargs: dict[str, Any], synced: bool) -> str | None:
     """Of the prompt and its cache."""
     if model_kwargs.get("inputs_embeds") is not None or input_ids.shape[1] == 0:
@@ -82,7 +148,11 @@ def input_reason(input_ids: Tensor, model_kwargs: dict[str, Any], synced: bool) 
         ones = mask != 0
         if not (ones[:, -1].all() and (ones[:, 1:] >= ones[:, :-1]).all()):
             return "the prompts are not padded on the left only"
-    cache = model_kwargs.get("past_key_values")
+    caches = caches_in(model_kwargs)
+    if len(caches) != 1:
+        names = ", ".join(sorted(model_kwargs))
+        return f"transformers hands over {len(caches)} caches, want one (it gave {names})"
+    cache = caches[0]
     if type(cache) is not DynamicCache:
         return f"the cache is a {type(cache).__name__}"
     if cache.get_seq_length() > 0 or getattr(cache, "_is_user_defined", False):

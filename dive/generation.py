@@ -25,7 +25,7 @@ from dive.teacher import as_demonstrations
 
 __all__ = ["Report", "as_studies", "generate", "iter_reports", "prompter_for"]
 
-ENGINES = ("auto", "transformers")
+ENGINES = ("auto", "dive._C", "transformers")
 ImageLike = str | Path | Image.Image
 Item = Study | ImageLike | Sequence[ImageLike]
 Adapters = SteeringAdapter | Sequence[SteeringAdapter | None] | Mapping[str, SteeringAdapter | None]
@@ -78,7 +78,8 @@ def generate(
         on_error: "fail" raises at the first study that cannot be prompted; "skip" goes on and
             records it in `skipped`: fewer reports than studies come back.
         engine: "auto" decodes in `dive._C` where it can (see `dive.decode.DecodeSession`),
-            "transformers" never does. The reports are the same.
+            "transformers" never does, and "dive._C" raises where it cannot. The reports are the
+            same; each says what decoded it.
         seed: of sampling (do_sample=True); without it an error. Report i is drawn with `seed + i`,
             whatever the batch size: it is the report that `torch.manual_seed(seed + i)` gives for
             its study alone (in half precision up to the last bits of its logits, which one row sums
@@ -179,8 +180,9 @@ def iter_reports(
     for prompter in prompters.values():
         shown = _shown(demonstrations, prompter)
     run = Run(backbone, shown, max_new_tokens, streamer, generate_kwargs, seed=seed)
-    if engine == "auto" and "custom_generate" not in generate_kwargs:
-        run.session = DecodeSession(backbone)  # each request brings its adapter
+    if engine == "dive._C" or (engine == "auto" and "custom_generate" not in generate_kwargs):
+        # each request brings its adapter
+        run.session = DecodeSession(backbone, strict=engine == "dive._C")
     if seed is not None:
         if "custom_generate" in generate_kwargs:
             raise DiveError("seed does not go with custom_generate; call torch.manual_seed before")

@@ -20,10 +20,11 @@ from dive.adapter import SteeringAdapter
 from dive.attach import attachment_of
 from dive.attach_rows import RowAttachment
 from dive.decode_batch import check_context, last_position, plain_stop
-from dive.decode_limits import config_reason, input_reason
+from dive.decode_limits import Plan, call_plan
 from dive.decode_rows import Answer, Chooser, Live, Rows, ends_of
 from dive.decoder_spec import Unsupported
 from dive.errors import DiveError
+from dive.kv_cache import filled_layers
 from dive.sampling import generator, seed_of_this_call, seeded
 
 if TYPE_CHECKING:
@@ -64,12 +65,14 @@ class Written(NamedTuple):
     """A request's answer.
 
     place: of the request, counted from 0. token_ids: with the token that ended it, if one did.
-    seconds: of reading its prompt, and its share of the steps that it took part in.
+    seconds: of reading its prompt, and its share of the steps that it took part in. engine: what
+    decoded it, "dive._C" or "transformers".
     """
 
     place: int
     token_ids: list[int]
     seconds: float
+    engine: str = "dive._C"
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,10 @@ class _Prompted:
     prefix: _Prefix | None = None
     token: Tensor | None = None  # [1], what its row runs first
     adapter: SteeringAdapter | None = None
+    engine: str = "dive._C"
+
+    def written(self) -> Written:
+        return Written(self.place, self.answer.tokens, self.seconds, self.engine)
 
 
 class Slots:
@@ -110,13 +117,12 @@ class Slots:
         self._running: dict[Answer, _Prompted] = {}
         self._free: list[int] = []
         self._rows: Rows | None = None
+        self._unable: str | None = None  # why there are none
         self._live: Live | None = None
 
     def run(self) -> Iterator[Written]:
-        reason = self.session._bind()
-        if reason is not None:
-            self.session.say(reason)
-        else:
+        self._unable = self.session._bind()
+        if self._unable is None:
             self._rows = self.session._lend_rows()
             self._rows.vacate()
             self._live = Live(self._rows, self._rows.spec.device)
@@ -150,7 +156,7 @@ class Slots:
                 return
             one, self._held = self._held or self._prompt(), None
             if one.answer.ended:
-                yield Written(one.place, one.answer.tokens, one.seconds)
+                yield one.written()
             elif self._rows is not None and one.room > self._rows.capacity and self._running:
                 self._held = one
                 return
@@ -185,7 +191,7 @@ class Slots:
         ended = [self._running.pop(answer) for answer in told if answer.ended]
         self._free += [one.answer.row for one in ended]
         for one in ended:
-            yield Written(one.place, one.answer.tokens, one.seconds)
+            yield one.written()
 
     # prompts
 
@@ -200,22 +206,28 @@ class Slots:
         if self._prefix is not None and self._prefix.inputs is not request.inputs:
             self._prefix = None
         shared = self._shares(request) and (self._prefix is not None or self._next_shares(request))
-        settings_reason = self.session._settings_reason(dict(request.settings))
+        plan = self._ruled_out(request)
         with self._steered(request, unsteered=shared) as adapter:
-            if self._rows is None or settings_reason is not None:
-                if settings_reason is not None:
-                    self.session.say(settings_reason)
-                one = self._by_transformers(request, place)
-            else:
+            if plan is None:
                 one = self._read(request, place, shared)
+            else:
+                self.session.note(plan)
+                one = self._by_transformers(request, place)
         one.adapter = self._own(request) if shared else adapter
         one.seconds = time.perf_counter() - started
         return one
 
+    def _ruled_out(self, request: Request) -> Plan | None:
+        """Why the engine cannot decode it, as far as that is known before transformers is asked."""
+        if self._unable is not None:
+            return Plan("transformers", self._unable)
+        reason = self.session._settings_reason(dict(request.settings))
+        return None if reason is None else Plan("transformers", reason, asked=True)
+
     def _read(self, request: Request, place: int, shared: bool) -> _Prompted:
         rows = self._rows
         assert rows is not None
-        reason = None
+        reason = self.session._attachment_reason()
         try:
             if rows.moved():
                 raise DiveError("the model's weights were moved or replaced between two answers")
@@ -234,14 +246,12 @@ class Slots:
             """Is given what transformers made of the request, and returns what is to be seated."""
             if input_ids.shape[0] != 1:
                 raise DiveError("num_return_sequences: one request has one answer")
-            unable = (
-                reason
-                or config_reason(generation_config)
-                or input_reason(input_ids, kwargs, synced_gpus)
-                or self.session._attachment_reason()
-            )
-            if unable is not None:
-                self.session.say(unable)
+            if reason is not None:
+                plan = Plan("transformers", reason)
+            else:
+                plan = call_plan(rows.spec, generation_config, input_ids, kwargs, synced_gpus)
+            self.session.note(plan)
+            if plan.engine != "dive._C":
                 sample: Any = self.session._by_transformers
                 if request.seed is not None and generation_config.do_sample:
                     sample = partial(seeded([request.seed]), model)
@@ -340,7 +350,8 @@ def _written(request: Request, place: int, output: Any) -> _Prompted:
     """What transformers wrote, prompt included."""
     sequences = output if isinstance(output, Tensor) else output.sequences
     tokens = sequences[0, request.inputs["input_ids"].shape[1] :].tolist()
-    return _Prompted(place, Answer(-1, 0, frozenset(), tokens=tokens, ended=True))
+    answer = Answer(-1, 0, frozenset(), tokens=tokens, ended=True)
+    return _Prompted(place, answer, engine="transformers")
 
 
 def _answer(
@@ -359,7 +370,7 @@ def _answer(
 def _cache_of(request: Request, inputs: dict[str, Any], outputs: Any, length: int) -> _Prefix:
     last = last_position(inputs)
     position = length if last is None else int(last[0]) + 1
-    return _Prefix(request.inputs, outputs.past_key_values.layers, length, position)
+    return _Prefix(request.inputs, filled_layers(outputs, length), length, position)
 
 
 def _prefix(model: Any, request: Request, prompt: Tensor, kwargs: dict[str, Any]) -> _Prefix:

@@ -56,7 +56,7 @@ def test_three_commands_join(folder, request, studies_folder, tmp_path):
         "--out", out, "--max-new-tokens", 6, "--batch-size", 4,
     )  # fmt: skip
     written = rows(out)
-    keys = ["id", "images", "report", "finish_reason", "num_tokens", "seconds"]
+    keys = ["id", "images", "report", "finish_reason", "num_tokens", "seconds", "engine"]
     assert [list(row) for row in written] == [keys] * 6
     assert [row["id"] for row in written] == [row["id"] for row in rows(studies)]
     assert not list(tmp_path.glob("*.partial*"))

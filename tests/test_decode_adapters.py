@@ -74,7 +74,7 @@ def test_rows_that_the_caller_attached_are_followed():
         assert rows_of(session.generate(**text_batch(rows=4), **kwargs)) == wanted
         attachment.enabled = False
         bare = rows_of(session.generate(**text_batch(rows=4), **kwargs))
-    assert not session._said
+    assert session.ran.engine == "dive._C" and not session._said
     assert bare == alone(model, [None] * 4, **kwargs)
 
 

@@ -16,7 +16,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 import dive
 from dive.decode import DecodeSession
-from dive.errors import DiveError
+from dive.errors import DiveError, FallbackWarning
 
 C = pytest.importorskip("dive._C", reason="dive._C is not built; pip install -e . builds it")
 
@@ -38,7 +38,7 @@ def test_every_family_with_images_and_padding(any_backbone, studies, positions):
     for way, kwargs in WAYS.items():
         got, want = both(session, batch, adapter, max_new_tokens=20, **kwargs)
         assert torch.equal(got, want), way
-    assert not session._said
+    assert session.ran.engine == "dive._C" and not session._said
 
 
 def test_calls_in_between_leave_no_trace(tiny_qwen, studies):
@@ -47,6 +47,7 @@ def test_calls_in_between_leave_no_trace(tiny_qwen, studies):
     session = DecodeSession(backbone)
     first, second = (prompts(backbone, studies[i : i + 2]) for i in (0, 2))
     want = [backbone.model.generate(**b, max_new_tokens=12) for b in (first, second)]
+    assert session.plan(**first).engine == "dive._C"
     got = [session.generate(**b, max_new_tokens=12) for b in (first, second, first)]
     assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
     assert torch.equal(got[2], want[0])
@@ -238,8 +239,9 @@ def test_prompts_padded_on_the_right_run_in_transformers():
     model = small("llama")
     session, batch = DecodeSession(model), text_batch()
     batch = {name: tensor.flip(1) for name, tensor in batch.items()}
-    got, want = both(session, batch, None, max_new_tokens=5)
-    assert torch.equal(got, want) and "padded on the left" in next(iter(session._said))
+    with pytest.warns(FallbackWarning, match="not padded on the left only"):
+        got, want = both(session, batch, None, max_new_tokens=5)
+    assert torch.equal(got, want) and session.ran.engine == "transformers"
 
 
 class Odd(nn.Linear):
@@ -322,8 +324,8 @@ def test_a_mask_of_positions_runs_in_transformers():
     session = DecodeSession(model)
     with dive.steer(model, randomised(model)) as attachment:
         attachment.mask = torch.ones(1, 9, dtype=torch.bool)
-        session.generate(**text_batch(rows=1), max_new_tokens=1)
-    assert "mask" in next(iter(session._said))
+        with pytest.warns(FallbackWarning, match="mask of positions"):
+            session.generate(**text_batch(rows=1), max_new_tokens=1)
 
 
 def test_without_the_extension(monkeypatch):
@@ -333,7 +335,8 @@ def test_without_the_extension(monkeypatch):
     model = small("llama")
     session = DecodeSession(model)
     assert "not built" in session.plan().reason
-    got, want = both(session, text_batch(), None, max_new_tokens=5)
+    with pytest.warns(FallbackWarning, match="not built"):
+        got, want = both(session, text_batch(), None, max_new_tokens=5)
     assert torch.equal(got, want)
 
 
@@ -376,7 +379,9 @@ def test_reports_do_not_depend_on_the_engine(any_backbone, studies, steered_by):
         for engine in ("auto", "transformers"):
             torch.manual_seed(2)
             reports = dive.generate(any_backbone, cases, engine=engine, **options, **more)
-            both.append([dataclasses.replace(report, seconds=0.0) for report in reports])
+            ran = "dive._C" if engine == "auto" and "num_beams" not in more else "transformers"
+            assert {report.engine for report in reports} == {ran}
+            both.append([dataclasses.replace(one, seconds=0.0, engine="") for one in reports])
         assert both[0] == both[1]
     with pytest.raises(DiveError, match="engine is 'gpu'"):
         dive.generate(any_backbone, cases, engine="gpu")

@@ -3,6 +3,7 @@
 import copy
 import gc
 import logging
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ import dive
 from dive.attach import attachment_of
 from dive.decode import DecodeSession
 from dive.decode_rows import Live, Rows
-from dive.errors import DiveError
+from dive.errors import DiveError, FallbackWarning
 from dive.slots import Request
 
 C = pytest.importorskip("dive._C", reason="dive._C is not built; pip install -e . builds it")
@@ -96,7 +97,7 @@ def test_refilled_rows_give_what_one_by_one_gives(family, way):
     session = DecodeSession(model)
     for rows in (1, 3, 20):
         assert written(session, requests, rows) == wanted, rows
-    assert not session._said
+    assert session.ran.engine == "dive._C" and not session._said
 
 
 def test_the_rows_stay_full_and_ended_ones_cost_nothing(steps):
@@ -418,11 +419,16 @@ def test_transformers_writes_what_the_engine_cannot(name, way, monkeypatch, capl
         model.train()
     wanted = [alone(model, request) for request in requests]
     session = DecodeSession(model)
-    with caplog.at_level(logging.INFO, logger="dive"):
+    with caplog.at_level(logging.INFO, logger="dive"), warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
         for _ in range(2):
             assert written(session, requests, 3) == wanted
-    lines = [r.message for r in caplog.records if "decoding in transformers" in r.message]
-    assert len(lines) == 1 and words in lines[0]
+    logged = [r.message for r in caplog.records if "decoding in transformers" in r.message]
+    warned = [str(one.message) for one in seen if one.category is FallbackWarning]
+    # beams and a static cache are asked for
+    said, silent = (logged, warned) if more else (warned, logged)
+    assert len(said) == 1 and words in said[0] and not silent
+    assert {one.engine for one in session.stream(requests, 3)} == {"transformers"}
     assert attachment_of(model) is None
 
 
@@ -438,8 +444,10 @@ def test_one_request_that_the_engine_cannot_take_among_others():
     ids = model.generate(**odd, **requests[2].settings)
     wanted[2] = ids[0, odd["input_ids"].shape[1] :].tolist()
     session = DecodeSession(model)
-    assert written(session, requests, 3) == wanted
-    assert "padded on the left" in next(iter(session._said))
+    with pytest.warns(FallbackWarning, match="padded on the left"):
+        answers = sorted(session.stream(requests, 3))
+    assert [one.token_ids for one in answers] == wanted
+    assert [one.place for one in answers if one.engine == "transformers"] == [2]
 
 
 def test_bad_requests():

@@ -139,6 +139,7 @@ def generate(
                         "finish_reason": report.finish_reason,
                         "num_tokens": report.num_tokens,
                         "seconds": round(report.seconds, 4),
+                        "engine": report.engine,
                     }
                 )
         written = len(writer.done)

@@ -1,17 +1,31 @@
 """The two operators: `steer` and `decisive_cross_entropy`, as torch.library operators.
 
 They work in eager mode, under torch.compile(fullgraph=True) and under activation checkpointing.
-`implementation` tells what computes one on a device, `check` reports values a loss found bad.
+`implementation` tells what computes one on a device, `missing` why the Triton kernels cannot,
+`check` reports values a loss found bad.
 """
 
+import warnings
+
+import torch
+
+from dive.errors import FallbackWarning
 from dive.ops import fused
 from dive.ops.cross_entropy import decisive_cross_entropy
+from dive.ops.fused import missing
 from dive.ops.registration import implementation
 from dive.ops.steering import steer
 from dive.ops.values import check
 from dive.reference import DecisiveLoss
 
-if fused.available():
+if fused.missing() is None:
     fused.install()
+elif torch.cuda.is_available():
+    warnings.warn(
+        f"dive's operators run in PyTorch on this GPU, slower than their Triton kernels: "
+        f"{fused.missing()}",
+        FallbackWarning,
+        stacklevel=2,
+    )
 
-__all__ = ["DecisiveLoss", "check", "decisive_cross_entropy", "implementation", "steer"]
+__all__ = ["DecisiveLoss", "check", "decisive_cross_entropy", "implementation", "missing", "steer"]

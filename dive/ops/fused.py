@@ -15,9 +15,11 @@ from dive.ops import steering, sweep
 from dive.ops.registration import register_kernel
 
 
-def available() -> bool:
-    """Whether this torch has CUDA and Triton can be imported."""
-    return torch.version.cuda is not None and importlib.util.find_spec("triton") is not None
+def missing() -> str | None:
+    """Why the kernels cannot be used on a GPU; None where they can."""
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    return None if importlib.util.find_spec("triton") is not None else "triton is not installed"
 
 
 def install(key: str = "CUDA") -> None:

@@ -1,0 +1,153 @@
+"""That the engine is used, and that nobody can miss it when it is not."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from tiny_decoders import both, small, text_batch
+from tiny_steering import for_backbone
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache, StaticCache
+
+import dive
+from dive.decode import DecodeSession
+from dive.decode_limits import input_reason
+from dive.errors import DiveError, FallbackWarning
+from dive.kv_cache import caches_in, filled_layers
+
+pytest.importorskip("dive._C", reason="dive._C is not built; pip install -e . builds it")
+
+
+def other_cache(model):
+    """`transformers` of some other version: what it hands over is no cache that is known."""
+    model._prepare_cache_for_generation = lambda config, kwargs, *more: kwargs.update(kv=object())
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache", "cache_params", "kv"])
+def test_the_cache_is_found_under_any_name(name):
+    ids = torch.ones(1, 4, dtype=torch.long)
+    assert input_reason(ids, {name: DynamicCache(), "logits_to_keep": 1}, False) is None
+
+
+def test_what_is_no_cache_of_its_own_is_refused_by_what_it_is():
+    ids, config = torch.ones(1, 4, dtype=torch.long), small("llama").config
+    static = StaticCache(config=config, max_cache_len=8)
+    assert input_reason(ids, {"cache": static}, False) == "the cache is a StaticCache"
+    two = {"cache": DynamicCache(), "past": DynamicCache()}
+    assert "hands over 2 caches, want one (it gave cache, past)" in input_reason(ids, two, False)
+    assert "hands over 0 caches" in input_reason(ids, {"cache": None}, False)
+    same = DynamicCache()
+    assert caches_in({"cache": same, "past_key_values": same, "x": ids}) == [same]
+
+
+@torch.no_grad()
+def test_a_forward_that_fills_no_cache_is_an_error():
+    model, ids = small("llama"), torch.ones(1, 4, dtype=torch.long)
+    outputs = model(ids, use_cache=True)
+    assert len(filled_layers(outputs, 4)) == model.config.num_hidden_layers
+    for bad in (model(ids, use_cache=False), {"cache": DynamicCache()}):
+        with pytest.raises(DiveError, match="want one of 4"):
+            filled_layers(bad, 4)
+    with pytest.raises(DiveError, match="caches of \\[4\\] tokens, want one of 5"):
+        filled_layers(outputs, 5)
+
+
+def test_a_cache_that_is_not_known_is_planned_for():
+    model = small("llama")
+    session = DecodeSession(model)
+    assert session.plan().engine == "dive._C" and session.ran is None
+    other_cache(model)
+    plan = session.plan(**text_batch(), max_new_tokens=4)
+    assert plan.engine == "transformers" and not plan.asked
+    assert "hands over 0 caches" in plan.reason and "kv" in plan.reason
+
+
+def test_a_fallback_that_was_not_asked_for_is_a_warning_and_only_once():
+    model, batch = small("llama"), text_batch()
+    want = model.generate(**batch, max_new_tokens=5)
+    session = DecodeSession(model)
+    batch["attention_mask"] = batch["attention_mask"].clone()
+    batch["attention_mask"][0, 4] = 0  # a hole, which plan() without the prompt cannot know of
+    assert session.plan(max_new_tokens=5).engine == "dive._C"
+    assert session.plan(**batch, max_new_tokens=5).engine == "transformers"
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            session.generate(**batch, max_new_tokens=5)
+    told = [str(one.message) for one in seen if one.category is FallbackWarning]
+    assert len(told) == 1 and "not padded on the left only" in told[0]
+    assert session.ran.engine == "transformers" and "padded" in session.ran.reason
+    batch = text_batch()
+    assert torch.equal(session.generate(**batch, max_new_tokens=5), want)
+    assert session.ran.engine == "dive._C"
+
+
+def test_what_was_asked_for_is_no_warning():
+    session = DecodeSession(small("llama"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FallbackWarning)
+        session.generate(**text_batch(), max_new_tokens=4, num_beams=2)
+    assert session.ran.asked and session.ran.reason == "beam search is asked for"
+
+
+def test_strict_refuses_in_place_of_falling_back():
+    model = small("llama")
+    session = DecodeSession(model, strict=True)
+    got, want = both(session, text_batch(), None, max_new_tokens=6)
+    assert torch.equal(got, want)
+    with pytest.raises(DiveError, match=r"dive\._C cannot decode this: beam search is asked for"):
+        session.generate(**text_batch(), max_new_tokens=4, num_beams=2)
+
+
+def test_reports_say_what_wrote_them(any_backbone, studies):
+    cases = for_backbone(any_backbone, studies)[:2]
+    options = {"max_new_tokens": 5, "engine": "dive._C"}
+    wanted = dive.generate(any_backbone, cases, **options)
+    assert [one.engine for one in wanted] == ["dive._C"] * 2
+    with pytest.raises(DiveError, match="cannot decode this: beam search"):
+        dive.generate(any_backbone, cases, num_beams=2, **options)
+    with pytest.raises(DiveError, match="cannot decode this: custom_generate is given"):
+        dive.generate(any_backbone, cases, custom_generate=lambda *a, **k: None, **options)
+
+
+def test_reports_of_a_cache_that_is_not_known(tiny_llava, studies):
+    """Whatever transformers calls it next, the reports are right and the user is told."""
+    backbone = dive.load_backbone(tiny_llava)
+    wanted = dive.generate(backbone, studies[:2], max_new_tokens=5)
+    model = copy.copy(backbone.model)
+    original = model._prepare_cache_for_generation
+
+    def wrapped(config, kwargs, *more):
+        original(config, kwargs, *more)
+        for name, value in list(kwargs.items()):
+            if isinstance(value, DynamicCache):
+                kwargs[name] = type("Renamed", (DynamicCache,), {})(config=model.config)
+
+    model._prepare_cache_for_generation = wrapped
+    other = dive.Backbone(model, backbone.processor)
+    with pytest.warns(FallbackWarning, match="the cache is a Renamed"):
+        reports = dive.generate(other, studies[:2], max_new_tokens=5)
+    assert [one.engine for one in reports] == ["transformers"] * 2
+    assert [one.token_ids for one in reports] == [one.token_ids for one in wanted]
+    with pytest.raises(DiveError, match="cannot decode this: the cache is a Renamed"):
+        dive.generate(other, studies[:2], max_new_tokens=5, engine="dive._C")
+
+
+class Products(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.name() in ("aten::mm", "aten::addmm", "aten::bmm")
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_plan_runs_no_forward():
+    session = DecodeSession(small("llama"))
+    with Products() as first:
+        session.plan()  # binds the engine: the head is checked by a forward
+    with Products() as again:
+        assert session.plan(**text_batch(), max_new_tokens=9).engine == "dive._C"
+    assert first.count > 0 and again.count == 0
