@@ -162,9 +162,11 @@ function(dive_add_cuda)
   endif()
   dive_gencode(targets "${archs}")
 
-  execute_process(COMMAND "${DIVE_NVCC}" --help OUTPUT_VARIABLE help)
+  # the tighter compression is read by drivers from 550 on alone: all that a toolkit of 13 runs on,
+  # and not all that one of 12 does
+  execute_process(COMMAND "${DIVE_NVCC}" --version OUTPUT_VARIABLE version)
   set(compress -Xfatbin -compress-all)
-  if(help MATCHES "--compress-mode")
+  if(version MATCHES "release ([0-9]+)" AND CMAKE_MATCH_1 GREATER_EQUAL 13)
     set(compress --compress-mode=size)
   endif()
   if(DIVE_WERROR)  # the host compiler's warnings among them
