@@ -65,7 +65,7 @@ def run_with(site, script, cwd):
     """
     packages = sysconfig.get_paths()["purelib"]
     start = f"import site, sys; site.addsitedir({str(site)!r}); sys.path.append({packages!r})\n"
-    return run(sys.executable, "-S", "-c", start + textwrap.dedent(script), cwd=cwd)
+    return run(sys.executable, "-I", "-S", "-c", start + textwrap.dedent(script), cwd=cwd)
 
 
 def needs(*modules):
