@@ -10,7 +10,7 @@ loss, two with its gradient, one more for a teacher. `forward` is the loss witho
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,8 +18,7 @@ import torch
 
 from benchmarks import peers, timing
 from benchmarks.timing import TOY
-
-MODES = ("forward", "forward+backward")
+from dive.bench.cross_entropy import MODES, call, floors
 
 
 class Case(NamedTuple):
@@ -64,35 +63,6 @@ def problem(case: Case, device: torch.device) -> peers.Problem:
     dtype = getattr(torch, case.dtype)
     sizes = (case.tokens, case.width, case.vocabulary, case.live)
     return peers.Problem.random(*sizes, dtype, device, case.distils)
-
-
-def floors(p: peers.Problem) -> dict[str, timing.Call]:
-    """The products that none can do without."""
-    dense = p.hidden.detach()[p.rows]
-    logits, back = dense.new_empty(len(dense), len(p.head)), torch.empty_like(dense)
-    before = 1 if p.teacher is None else 2
-
-    def forward() -> None:
-        for _ in range(before):
-            torch.mm(dense, p.head.T, out=logits)
-
-    def both() -> None:
-        forward()
-        torch.mm(logits, p.head, out=back)
-
-    return {"forward": forward, "forward+backward": both}
-
-
-def call(p: peers.Problem, loss: peers.Loss, mode: str) -> Callable[[], object]:
-    def forward() -> None:
-        with torch.no_grad():
-            loss()
-
-    def both() -> None:
-        loss().backward()
-        p.hidden.grad = None
-
-    return forward if mode == "forward" else both
 
 
 def measure(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:

@@ -26,9 +26,9 @@ import torch
 
 import dive
 from benchmarks import timing
-from benchmarks.decode_models import adapter_for, build, step_bytes
 from benchmarks.timing import TOY, interval
 from dive import extension
+from dive.bench.decoders import adapter_for, build, step_bytes
 from dive.decode import DecodeSession
 
 PROMPT, NEW = (8, 5) if TOY else (64, 33)
@@ -67,7 +67,7 @@ class Ways:
 
     def __init__(self, shape: str, dtype: str, read_bytes: int = READ_BYTES) -> None:
         torch.set_num_threads(1)
-        self.model = build(shape, getattr(torch, dtype), timing.CPU)
+        self.model = build(shape, getattr(torch, dtype), timing.CPU, toy=TOY)
         self.adapter = adapter_for(self.model)
         self.ids = torch.randint(5, 100, (1, PROMPT))
         self.decoder = DecodeSession(self.model)

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 
 from benchmarks import timing
-from benchmarks.decode_models import build
 from benchmarks.timing import TOY
 from dive import _C
+from dive.bench.decoders import build
 from dive.decode import DecodeSession
 
 CACHED = 64
@@ -58,7 +58,7 @@ def steps(engine: Any, count: int) -> None:
 
 
 def measure(shape: str, beside: int, rounds: int, count: int) -> list[dict[str, Any]]:
-    session = DecodeSession(build(shape, torch.bfloat16, timing.CPU))
+    session = DecodeSession(build(shape, torch.bfloat16, timing.CPU, toy=TOY))
     assert session.plan().engine == "dive._C", session.plan()
     assert session._spec is not None
     engines = {}

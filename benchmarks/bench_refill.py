@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from benchmarks import timing
-from benchmarks.decode_models import build
 from benchmarks.timing import TOY
+from dive.bench.decoders import build
 from dive.decode import DecodeSession
 from dive.decode_rows import Rows
 from dive.slots import Request
@@ -31,7 +31,7 @@ class Ways:
     def __init__(self, shape: str, dtype: str) -> None:
         torch.set_num_threads(1)
         torch.manual_seed(1)
-        self.model = build(shape, getattr(torch, dtype), timing.CPU)
+        self.model = build(shape, getattr(torch, dtype), timing.CPU, toy=TOY)
         self.session = DecodeSession(self.model)
         assert self.session.plan().engine == "dive._C", self.session.plan()
         generator = torch.Generator().manual_seed(1)

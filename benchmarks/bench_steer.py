@@ -29,10 +29,11 @@ from benchmarks import timing
 from benchmarks.peers import compiled
 from benchmarks.timing import TOY
 from dive import ops, reference
+from dive.bench import steer
+from dive.bench.steer import PASSES
 from dive.ops import steering
 
-MODES = ("forward", "forward+backward")
-PASSES = {"forward": 2, "forward+backward": 5}  # over [T, D]
+MODES = tuple(PASSES)
 
 
 class Case(NamedTuple):
@@ -86,14 +87,8 @@ def hand_algebra(h: Tensor, down: Tensor, bias: Tensor, up_static: Tensor, scale
 
 
 def inputs(case: Case, device: torch.device) -> list[Tensor]:
-    torch.manual_seed(0)
     dtype = getattr(torch, case.dtype)
-    tokens, width, rank = case.tokens, case.width, case.rank
-    h = torch.randn(tokens, width, device=device).to(dtype)
-    shapes = ((rank, width), (rank,), (width, rank), (width,), ())
-    parameters = [torch.randn(shape, device=device) for shape in shapes]
-    parameters[0] /= width**0.5
-    return [x.requires_grad_() for x in (h, *parameters)]
+    return steer.inputs(case.tokens, case.width, case.rank, dtype, device)
 
 
 def variants(case: Case, device: torch.device, mode: str) -> dict[str, Callable[[], object]]:
@@ -104,9 +99,7 @@ def variants(case: Case, device: torch.device, mode: str) -> dict[str, Callable[
     upstream = torch.randn_like(h)
 
     def run(function: Callable[..., Tensor], given: list[Tensor]) -> Callable[[], object]:
-        if mode == "forward":
-            return lambda: function(*given)
-        return lambda: torch.autograd.grad(function(*given), given, upstream)
+        return steer.run(function, given, upstream, mode)
 
     functions = {
         "dive": run(ops.steer, args),
@@ -126,12 +119,6 @@ def variants(case: Case, device: torch.device, mode: str) -> dict[str, Callable[
     return functions
 
 
-def copy(case: Case, device: torch.device) -> Callable[[], object]:
-    source = torch.ones(case.tokens, case.width, dtype=getattr(torch, case.dtype), device=device)
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source)
-
-
 def measure(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
     torch._dynamo.reset()  # it compiles a function only so many times, and then no more
     calls = 50 if case is SMALL and device.type == "cpu" and not TOY else 1
@@ -142,7 +129,7 @@ def measure(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
     for mode in MODES:
         functions, failed = timing.working(variants(case, device, mode))
         why |= {f"{name} ({mode})": reason for name, reason in failed.items()}
-        everything = {"copy": copy(case, device), **functions}
+        everything = {"copy": steer.copy(inputs(case, device)[0]), **functions}
         if calls > 1:
             everything = {name: _repeated(one, calls) for name, one in everything.items()}
         taken = timing.interleaved(everything, rounds, device)

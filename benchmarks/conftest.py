@@ -1,4 +1,4 @@
-"""Lets `dive bench`, which is run from anywhere, import `benchmarks.timing`."""
+"""Lets pytest, started from anywhere, import `benchmarks.timing`."""
 
 import sys
 from pathlib import Path

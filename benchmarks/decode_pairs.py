@@ -21,8 +21,8 @@ from transformers import StaticCache
 import dive
 from benchmarks import timing
 from benchmarks.compiled_loop import CompiledLoop
-from benchmarks.decode_models import adapter_for, build, step_bytes
 from benchmarks.timing import TOY
+from dive.bench.decoders import adapter_for, build, step_bytes
 from dive.decode import DecodeSession
 
 # by kind of device: tokens in the prompt, what is read to measure the rate of reading
@@ -83,7 +83,9 @@ class Bench:
 
     def __init__(self, shape: str, dtype: str, device: torch.device) -> None:
         self.key, self.device, self.context = (shape, dtype), device, CONTEXT[device.type]
-        self.model = build(shape, getattr(torch, dtype), device, context=self.context + 512)
+        self.model = build(
+            shape, getattr(torch, dtype), device, context=self.context + 512, toy=TOY
+        )
         self.adapters = [adapter_for(self.model, seed) for seed in range(2 if TOY else 32)]
         self.rates = read_rates(device)
         self.plan: dict[str, Any] = {}

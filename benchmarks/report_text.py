@@ -4,6 +4,7 @@ INTRODUCTION = """# Benchmarks
 
 Written by `python -m benchmarks.report` from [results/](results/); change nothing here by hand.
 
+    dive bench                                       from the wheel, on a user's machine
     make bench                                       a look at everything here, by pytest-benchmark
     python -m benchmarks.bench_cross_entropy         one operator, into results/<device>-*.json
     benchmarks/gpu.sh loss steer decode              on a GPU machine that is had for minutes

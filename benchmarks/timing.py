@@ -6,26 +6,26 @@ DIVE_BENCH_TOY=1 asks every benchmark for toy sizes; its results never go to ben
 import datetime
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
-from functools import cache
-from importlib import metadata
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dive.bench import timing as bench_timing
+from dive.bench.machine import facts, version
+from dive.bench.timing import Call, cpu_seconds, gpu_seconds, repeats_for, turns
+
+__all__ = ["Call", "version"]  # of dive.bench, for the suites
+
 TOY = os.environ.get("DIVE_BENCH_TOY") == "1"
 RESULTS = Path(__file__).parent / "results"
 CPU = torch.device("cpu")
-PACKAGES = ("triton", "transformers", "numpy")
-
-Call = Callable[[], object]
 
 
 def interleaved(
@@ -39,43 +39,19 @@ def interleaved(
     first round is a warm-up.
     """
     if device.type == "cuda":
-        return _interleaved_gpu(functions, rounds)
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
-    for turn in range(rounds + 1):
-        for name, function in functions.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            function()
-            if turn:
-                taken[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+        repeats = {name: repeats_for(function, 50) for name, function in functions.items()}
+        on_gpu = turns(
+            {n: partial(gpu_seconds, f, repeats[n]) for n, f in functions.items()}, rounds
+        )
+        return {name: {"gpu": statistics.median(values)} for name, values in on_gpu.items()}
+    on_cpu = turns({name: partial(cpu_seconds, f) for name, f in functions.items()}, rounds)
     return {
         name: {
             "wall": statistics.median(wall for wall, _ in times),
             "cpu": statistics.median(cpu for _, cpu in times),
         }
-        for name, times in taken.items()
+        for name, times in on_cpu.items()
     }
-
-
-def _interleaved_gpu(functions: dict[str, Call], rounds: int) -> dict[str, dict[str, float]]:
-    def milliseconds(function: Call, repeats: int) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
-        for _ in range(repeats):
-            function()
-        end.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(end) / repeats
-
-    repeats = {}
-    for name, function in functions.items():
-        function()
-        repeats[name] = min(50, max(1, round(5 / milliseconds(function, 1))))
-    taken: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            taken[name].append(milliseconds(function, repeats[name]))
-    return {name: {"gpu": statistics.median(times) / 1e3} for name, times in taken.items()}
 
 
 def clock(device: torch.device) -> str:
@@ -123,10 +99,7 @@ def working(functions: dict[str, Call]) -> tuple[dict[str, Call], dict[str, str]
 
 def interval(values: list[float]) -> list[float]:
     """Median and a 95% interval of it, by order statistics."""
-    ordered, n = sorted(values), len(values)
-    half = 0.98 * n**0.5
-    low, high = max(0, int(n / 2 - half)), min(n - 1, int(n / 2 + half))
-    return [round(x, 4) for x in (statistics.median(ordered), ordered[low], ordered[high])]
+    return [round(x, 4) for x in bench_timing.interval(values)]
 
 
 def default_device() -> torch.device:
@@ -167,54 +140,13 @@ def commit() -> str | None:
 
 def machine(device: torch.device = CPU) -> dict[str, Any]:
     """Device, versions, commit and time, for a results file."""
-    known: dict[str, Any] = {"device": _processor(), "cores": os.cpu_count()}
-    if device.type == "cuda":
-        known["host"] = known["device"]
-        known["device"] = torch.cuda.get_device_name(device)
-        known["cuda"] = torch.version.cuda
-        known["driver, power limit, top clock"] = _nvidia_smi()
     now = datetime.datetime.now(datetime.UTC)
     return {
-        **known,
-        "load_1min": round(os.getloadavg()[0], 1),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
+        **facts(device),
         "commit": commit(),
         "date": now.date().isoformat(),
         "time": now.strftime("%H:%M UTC"),
     }
-
-
-def version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _nvidia_smi() -> str | None:
-    what = "--query-gpu=driver_version,power.limit,clocks.max.sm"
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", what, "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except OSError:
-        return None
-    return done.stdout.strip() or None
 
 
 @cache

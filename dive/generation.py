@@ -158,8 +158,7 @@ def iter_reports(
         raise DiveError(f"seed is {seed!r}, want a whole number from 0 to {SEEDS - 1}")
     if streamer is not None and len(studies) > 1:
         raise DiveError(f"a streamer takes one study at a time, got {len(studies)}")
-    if engine not in ENGINES:
-        raise DiveError(f"engine is {engine!r}, want one of " + ", ".join(ENGINES))
+    check_engine(engine)
     adapters = _one_a_study(adapter, studies)
     jobs: list[Job] = []
     prompters: dict[int, Prompter] = {}
@@ -195,6 +194,12 @@ def iter_reports(
         if mode != GenerationMode.SAMPLE:
             raise DiveError(f"seed does not go with {mode.value}; call torch.manual_seed before it")
     return write(run, jobs, batch_size, progress, on_error, skipped)
+
+
+def check_engine(engine: str) -> None:
+    """DiveError unless it is one of `ENGINES`."""
+    if engine not in ENGINES:
+        raise DiveError(f"engine is {engine!r}, want one of " + ", ".join(ENGINES))
 
 
 def _one_a_study(adapter: Any, studies: list[Study]) -> list[SteeringAdapter | None]:

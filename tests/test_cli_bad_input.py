@@ -38,6 +38,23 @@ QUICK = ("--steps", 2, "--rank", 2, "--batch-size", 3, "--preset", "dive-ce")
 # generate
 
 
+def test_the_engine_is_an_option_and_every_line_says_which_ran(
+    tiny_llava, studies_folder, tmp_path
+):
+    command = ["generate", "--backbone", tiny_llava, "--max-new-tokens", 3,
+               "--studies", studies_folder / "studies.jsonl"]  # fmt: skip
+    texts = {}
+    for engine in ("auto", "dive._C", "transformers"):
+        out = tmp_path / f"{engine}.jsonl"
+        call(*command, "--engine", engine, "--out", out)
+        texts[engine] = [one["report"] for one in rows(out)]
+        ran = "transformers" if engine == "transformers" else "dive._C"
+        assert {one["engine"] for one in rows(out)} == {ran}
+    assert texts["auto"] == texts["dive._C"] == texts["transformers"]
+    with pytest.raises(DiveError, match="engine is 'gpu', want one of auto, dive._C, transformers"):
+        call("generate", "--backbone", "none", "--engine", "gpu", "--out", tmp_path / "x", "a.png")
+
+
 def test_finished_reports_are_replaced_only_when_asked_for(tiny_llava, studies_folder, tmp_path):
     out = tmp_path / "reports.jsonl"
     command = ["generate", "--backbone", tiny_llava, "--out", out, "--max-new-tokens", 2,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dive import ops, reference
+from dive.bench import observe
 from dive.kernels import steer, steer_backward, table
 from dive.ops import fused, steering
 
@@ -264,3 +265,16 @@ def test_every_key_of_the_table_has_a_row() -> None:
         assert row["num_warps"] in (4, 8) and row["enable_fp_fusion"] is True
         assert "residents" not in row  # which is no option of a launch
     assert table.residents("steer_forward", 90, torch.bfloat16, 16, 4096) == table.RESIDENTS
+
+
+@pytest.mark.parametrize(("dtype", "ran"), [(torch.float32, "triton"), (F64, "cpu operator")])
+@pytest.mark.parametrize("with_backward", [False, True])
+def test_dive_bench_sees_which_path_ran(dtype: torch.dtype, ran: str, with_backward: bool) -> None:
+    given = inputs(4, 32, 2, dtype, dtype)
+
+    def call() -> None:
+        out = ops.steer(*given)
+        if with_backward:
+            out.sum().backward()
+
+    assert observe.operator(call, torch.device("cpu")) == ran

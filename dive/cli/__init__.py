@@ -1,6 +1,7 @@
 """The command line: `dive demo | distill | generate | evaluate | inspect | study | bench | doctor`.
 
-Exit codes: 0 done, 1 bad input (one line on stderr), 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 bad input or an operator that is wrong (one line on stderr), 2 wrong usage,
+130 interrupted.
 """
 
 import logging
@@ -11,9 +12,10 @@ import warnings
 import typer
 from rich.console import Console
 
+from dive.cli.bench import bench
 from dive.cli.demo import demo, study
 from dive.cli.distill import distill
-from dive.cli.doctor import bench, doctor
+from dive.cli.doctor import doctor
 from dive.cli.evaluate import evaluate
 from dive.cli.generate import generate
 from dive.cli.inspect import inspect

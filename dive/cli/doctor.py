@@ -1,17 +1,15 @@
-"""`dive doctor` and `dive bench`: what is here and used, and how fast it is."""
+"""`dive doctor`: what is installed, and what is used."""
 
 import json
 import platform
-from importlib import metadata, util
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from dive.cli.options import JsonOption
-from dive.errors import DiveError
 
 if TYPE_CHECKING:
     from dive.self_test import Finding
@@ -90,18 +88,3 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def bench(
-    only: Annotated[str | None, typer.Option("--only", "-k", help="As pytest's -k.")] = None,
-) -> None:
-    """Time the operators against the plain PyTorch path (from a checkout of the project)."""
-    folder = Path(__file__).parents[2] / "benchmarks"
-    if not folder.is_dir():
-        raise DiveError("bench: the benchmarks are in the project's checkout, not in the wheel")
-    if util.find_spec("pytest_benchmark") is None:
-        raise DiveError("bench: pytest-benchmark is missing; pip install 'dive-mrg[bench]'")
-    import pytest
-
-    arguments = [str(folder), "--benchmark-only", *(["-k", only] if only else [])]
-    raise typer.Exit(int(pytest.main(arguments)))

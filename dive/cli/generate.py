@@ -64,6 +64,13 @@ def generate(
     template: TemplateOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            help="auto: dive._C where it can; dive._C: stop where it cannot; transformers.",
+        ),
+    ] = "auto",
     on_error: OnErrorOption = "fail",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the reports that --out holds.")
@@ -80,8 +87,9 @@ def generate(
     from dive.adapter import SteeringAdapter
     from dive.data import Skipped
     from dive.data.io import JsonlWriter
-    from dive.generation import as_studies, iter_reports
+    from dive.generation import as_studies, check_engine, iter_reports
 
+    check_engine(engine)
     skipped = Skipped()
     if studies is not None:
         options = reading(split, images_root, reports_root, False, read)
@@ -126,6 +134,7 @@ def generate(
                 target=target,
                 max_image_tokens=image_budget(max_image_tokens, "auto"),
                 template=template,
+                engine=engine,
                 on_error=on_error,
                 skipped=skipped,
             )

@@ -13,7 +13,6 @@ from transformers import (
 )
 
 import dive
-from benchmarks.timing import TOY
 
 FAMILIES = {
     "llama": (LlamaForCausalLM, LlamaConfig),
@@ -31,10 +30,17 @@ SHAPES: dict[str, tuple[str, int, int, int, int, int, int, dict[str, Any]]] = {
 PAD = 0
 
 
-def build(shape: str, dtype: torch.dtype, device: torch.device, context: int = 2048) -> Any:
+def build(
+    shape: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    context: int = 2048,
+    *,
+    toy: bool = False,
+) -> Any:
     """A decoder of this shape; at toy size one of its family."""
     family, width, layers, heads, kv, inner, vocabulary, more = SHAPES[shape]
-    if TOY:
+    if toy:
         width, layers, heads, kv, inner, vocabulary = 64, 2, 4, 2, 96, 128
         more = {name: 16 for name in more}
     model_class, config_class = FAMILIES[family]
@@ -63,7 +69,7 @@ def build(shape: str, dtype: torch.dtype, device: torch.device, context: int = 2
     return model
 
 
-def adapter_for(model: Any, seed: int = 1) -> dive.SteeringAdapter:
+def adapter_for(model: Any, seed: int = 1, scale: float = 1e-3) -> dive.SteeringAdapter:
     """Rank 16 in every layer, not zero, and too small to send random weights astray."""
     torch.manual_seed(seed)
     adapter = dive.SteeringAdapter(dive.SteeringConfig(rank=16), model)
@@ -72,7 +78,7 @@ def adapter_for(model: Any, seed: int = 1) -> dive.SteeringAdapter:
         for layer in layers.values():
             layer.up.normal_()
             layer.static.normal_()
-            layer.scale.fill_(1e-3)
+            layer.scale.fill_(scale)
     return adapter
 
 

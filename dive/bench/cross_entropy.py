@@ -1,0 +1,207 @@
+"""Cross entropy and distillation over a frozen head, forward and backward, beside its peers.
+
+The floor is the matrix products over the live rows alone, in one piece and into memory that is
+there: one for the loss, one for its gradient, one more for a teacher. Of the libraries that compute
+the same, the fastest of one call each is timed, on rows that were gathered beforehand.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from dive.bench import observe, peers
+from dive.bench.case import Here, off
+from dive.bench.peers import GATHERED, Loss, Problem
+from dive.bench.results import Found, NotRun, Setting, Wrong, reason_of, rows
+from dive.bench.timing import Call, stopwatches, turns, wall_seconds
+
+OPERATOR = "cross-entropy"
+MODES = ("forward", "forward+backward")
+_ROUNDS = 11
+
+
+def floors(p: Problem) -> dict[str, Call]:
+    """The products that none can do without."""
+    dense = p.hidden.detach()[p.rows]
+    logits, back = dense.new_empty(len(dense), len(p.head)), torch.empty_like(dense)
+    before = 1 if p.teacher is None else 2
+
+    def forward() -> None:
+        for _ in range(before):
+            torch.mm(dense, p.head.T, out=logits)
+
+    def both() -> None:
+        forward()
+        torch.mm(logits, p.head, out=back)
+
+    return {"forward": forward, "forward+backward": both}
+
+
+def call(p: Problem, loss: Loss, mode: str) -> Callable[[], object]:
+    """The loss alone, without gradients, or with its backward."""
+
+    def forward() -> None:
+        with torch.no_grad():
+            loss()
+
+    def both() -> None:
+        loss().backward()
+        p.hidden.grad = None
+
+    return forward if mode == "forward" else both
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """N rows of D over a vocabulary of V, of which some are live."""
+
+    tokens: int
+    width: int
+    vocabulary: int
+    live: int
+    distils: bool = False
+    share: float = 1.0
+
+    operator = OPERATOR
+
+    @property
+    def name(self) -> str:
+        live = "all live" if self.live == self.tokens else f"{self.live} live"
+        kind = ", distilled" if self.distils else ""
+        return f"{self.tokens} tokens, {live}, D {self.width}, V {self.vocabulary}{kind}"
+
+    @property
+    def flop(self) -> float:
+        """Of the products over the live rows."""
+        return 2.0 * self.live * self.width * self.vocabulary * (3 if self.distils else 2)
+
+    def seconds(self, here: Here) -> float:
+        # checks, warm-up and three rounds: of the reference over all rows, and of four over some
+        calls = 6 * (self.tokens / self.live + 4)
+        return calls * self.flop / here.rates.products
+
+    def run(self, here: Here, until: float) -> Iterator[Found]:
+        missing = partial(NotRun, OPERATOR, self.name)
+        sizes = (self.tokens, self.width, self.vocabulary, self.live)
+        try:
+            p = Problem.random(*sizes, here.dtype, here.device, self.distils)
+            reference = peers.reference_eager(p)
+            loss, gradient = p.result(reference)
+        except Exception as error:
+            yield missing("all", f"the reference fails, to compare with: {reason_of(error)}")
+            return
+        try:
+            own = peers.dive(p)
+            wrong = _difference(p.result(own), (loss, gradient), here.tolerance)
+            both = call(p, own, MODES[1])
+            ran = {"dive": observe.operator(both, here.device), "reference": "dive.reference"}
+        except torch.OutOfMemoryError as error:
+            yield missing("all", reason_of(error))
+            return
+        except Exception as error:
+            wrong = f"it fails: {reason_of(error)}"
+        if wrong:
+            yield Wrong(OPERATOR, self.name, wrong)
+            return
+        calls: dict[str, Call] = {
+            "floor": floors(p)[MODES[1]],
+            "dive": both,
+            "reference": call(p, reference, MODES[1]),
+        }
+        ran["floor"] = f"{3 if self.distils else 2} matrix products over the live rows"
+        gathered, suffix = p, ""
+        if self.live < self.tokens:
+            gathered, suffix = p.gathered(), GATHERED
+            calls["reference" + suffix] = call(gathered, peers.reference_eager(gathered), MODES[1])
+            ran["reference" + suffix] = "dive.reference"
+        found, once, why = _libraries(
+            gathered, gradient[p.rows].float(), time.monotonic() + (until - time.monotonic()) / 2
+        )
+        for name, reason in why.items():
+            yield missing(name, reason)
+        best = min(once, key=once.__getitem__, default=None)
+        for name, taken in once.items():
+            if name != best:
+                yield missing(
+                    name,
+                    f"not the fastest library: {1e3 * taken:,.0f} ms in one call, "
+                    f"{best} {1e3 * min(once.values()):,.0f} ms",
+                )
+        if best is not None:
+            calls[best + suffix] = found[best]
+            ran[best + suffix] = _code_of(best)
+        seconds = turns(stopwatches(calls, here.device), _ROUNDS, until=until)
+        beside = {name: "dive" for name in calls if name not in ("dive", "floor")}
+        setting = Setting(OPERATOR, self.name, MODES[1])
+        yield from rows(setting, seconds, ran, beside, self.flop / 1e9, "GFLOP/s")
+
+
+def _libraries(
+    p: Problem, truth: torch.Tensor, until: float
+) -> tuple[dict[str, Call], dict[str, float], dict[str, str]]:
+    """Of those that agree a call and its seconds; of the others why they are not timed."""
+    found: dict[str, Call] = {}
+    once: dict[str, float] = {}
+    why: dict[str, str] = {}
+    for name, make in peers.LIBRARIES.items():
+        if once and time.monotonic() > until:
+            why[name] = "there was no time to try it"
+            continue
+        start = time.perf_counter()
+        try:
+            loss = peers.checked(make, p, truth)  # waits for the device: it looks at the result
+        except peers.Unavailable as reason:
+            why[name] = str(reason)
+            continue
+        found[name] = call(p, loss, MODES[1])
+        once[name] = time.perf_counter() - start
+        if p.hidden.is_cuda or once[name] < 3 * min(once.values()):
+            # the first call may have compiled
+            once[name] = wall_seconds(found[name], p.hidden.device)
+    return found, once, why
+
+
+def _difference(
+    got: tuple[torch.Tensor, torch.Tensor], want: tuple[torch.Tensor, torch.Tensor], most: float
+) -> str:
+    """Where loss and gradient are too far off, in words; empty where they are not."""
+    for name, one, other in zip(("loss", "gradient"), got, want, strict=True):
+        distance = off(one, other)
+        if not distance <= most:
+            return f"its {name} is {distance:.2%} off dive.reference's, want {most:.1%} at most"
+    return ""
+
+
+def _code_of(peer: str) -> str:
+    from dive.bench.machine import version
+
+    packages = {"Liger": "liger-kernel", "cut-cross-entropy": "cut-cross-entropy"}
+    package = packages.get(peer.split(",")[0], "quack-kernels")
+    if peer.startswith("torch"):
+        return f"torch {torch.__version__}"
+    return f"{package} {version(package)}"
+
+
+def cases(device: torch.device, toy: bool, free: int) -> list[CrossEntropy]:
+    """Most wanted first. free: bytes of the device's memory, of which the reference takes most."""
+    if toy:
+        return [
+            CrossEntropy(48, 16, 128, 16),
+            CrossEntropy(48, 16, 128, 16, distils=True),
+        ]
+    if device.type == "cpu":
+        return [
+            CrossEntropy(288, 1024, 32000, 96, share=1.5),
+            CrossEntropy(288, 1024, 32000, 96, distils=True),
+        ]
+    if free < 36 << 30:
+        return [CrossEntropy(1024, 4096, 32000, 1024), CrossEntropy(1600, 4096, 32000, 320)]
+    vlm = (6400, 4096, 128256, 1280)  # 8 x (576 image + 64 prompt + 160 report)
+    return [
+        CrossEntropy(4096, 4096, 128256, 4096),
+        CrossEntropy(*vlm),
+        CrossEntropy(*vlm, distils=True),
+    ]

@@ -1,0 +1,230 @@
+"""Greedy decoding by the session and by transformers' generate, steered and not.
+
+A token's time is that of an answer, less that of an answer of one token, over the tokens between.
+The floor is the bytes that a step must read, weights and cache, at the rate at which the device
+reads memory in the same turns. Random weights.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import dive
+from dive.bench import observe
+from dive.bench.case import Here, off
+from dive.bench.rates import read_buffer, reads
+from dive.bench.results import Found, NotRun, Setting, Wrong, reason_of, rows
+from dive.bench.timing import interval, turns, wall_seconds
+
+OPERATOR = "decode"
+SESSION = "session"
+WAYS = (SESSION, "session, steered", "transformers", "transformers, steered")
+_BESIDE = {
+    "session, steered": SESSION,
+    "transformers": SESSION,
+    "transformers, steered": "session, steered",
+}
+_CHECKED = 6  # tokens
+_MOST = 65  # tokens of an answer
+_ROUNDS = 12
+_SCALE = 1e-2  # of the adapter: seen in the logits, and no cause of overflow
+
+
+@dataclass(frozen=True)
+class Decode:
+    """One decoder and a prompt of random tokens; `batch` rows."""
+
+    shape: str  # of dive.bench.decoders.SHAPES
+    prompt: int
+    parameters: float
+    batch: int = 1
+    share: float = 3.0
+
+    operator = OPERATOR
+
+    @property
+    def name(self) -> str:
+        rows = "1 row" if self.batch == 1 else f"{self.batch} rows"
+        return f"{self.shape} decoder, {rows}, prompt {self.prompt}"
+
+    def seconds(self, here: Here) -> float:
+        # transformers, building, and by four ways the prompts and tokens of checks and three rounds
+        size = self.parameters * here.dtype.itemsize
+        building = size / (50e9 if here.device.type == "cuda" else 0.2e9)
+        prompts = 30 * 2 * self.parameters * self.prompt * self.batch / here.rates.products
+        imports = 0 if here.toy else 3
+        return imports + building + prompts + 300 * size / here.rates.reads
+
+    def run(self, here: Here, until: float) -> Iterator[Found]:
+        missing = partial(NotRun, OPERATOR, self.name)
+        try:
+            bench = Bench(self, here)
+        except Exception as error:
+            yield missing("all", reason_of(error))
+            return
+        try:
+            wrong = bench.difference()
+        except torch.OutOfMemoryError as error:
+            yield missing("all", reason_of(error))
+            return
+        except Exception as error:
+            wrong = f"it fails: {reason_of(error)}"
+        if wrong:
+            yield Wrong(OPERATOR, self.name, wrong)
+            return
+        seconds, new = bench.measure(until)
+        ran = bench.ran | {"floor": f"weights and cache, by {here.rates.read_by}"}
+        setting = Setting(OPERATOR, self.name, f"a token of {new}")
+        yield from rows(setting, seconds, ran, _BESIDE, float(self.batch), "tokens/s")
+        for way in (SESSION, "session, steered"):
+            if bench.ran[way] != "dive._C":
+                why = "" if bench.session.ran is None else f": {bench.session.ran.reason}"
+                yield missing(f"dive._C ({way})", f"{bench.ran[way]} ran in its place{why}")
+
+
+class Bench:
+    """One model, and the ways to decode with it. Steered or not it is the same session."""
+
+    def __init__(self, case: Decode, here: Here) -> None:
+        from dive.bench.decoders import adapter_for, build, step_bytes
+        from dive.decode import DecodeSession
+
+        self.case, self.here = case, here
+        self.model = build(
+            case.shape, here.dtype, here.device, context=case.prompt + 512, toy=here.toy
+        )
+        self.adapter = adapter_for(self.model, scale=_SCALE)
+        self.step_bytes = partial(step_bytes, self.model, self.adapter, case.batch)
+        self.session = DecodeSession(self.model)
+        vocabulary = self.model.config.vocab_size
+        shape = (case.batch, case.prompt)
+        self.ids = torch.randint(5, vocabulary, shape, device=here.device)
+        self.memory = read_buffer(here.device, here.toy)
+        self.read = reads(self.memory)[here.rates.read_by]
+        self.ran: dict[str, str] = {}
+
+    def answer(self, way: str, new: int, **more: Any) -> Tensor:
+        """Prompt and answer [B, T + new]."""
+        generate = self.session.generate if way.startswith(SESSION) else self.model.generate
+        with self._steered(way):
+            ids = generate(
+                self.ids,
+                attention_mask=torch.ones_like(self.ids),
+                do_sample=False,
+                max_new_tokens=new,
+                **more,
+            )
+        came = ids.shape[1] - self.case.prompt
+        if came != new:
+            raise RuntimeError(f"{way}: {came} tokens came, want {new}")
+        return ids
+
+    def _steered(self, way: str) -> Any:
+        return dive.steer(self.model, self.adapter) if way.endswith("steered") else nullcontext()
+
+    def difference(self) -> str:
+        """Where the session is too far off the model's own forward, in words; else empty.
+
+        Each token that it chooses is to be the forward's most likely one, but for rounding, and
+        the logits that it chooses from are to be the forward's.
+        """
+        most = self.here.tolerance
+        for way in WAYS[:2]:
+            ids = self.answer(way, _CHECKED)
+            truth = self._forward(ids, way)
+            chosen = truth.gather(-1, ids[:, self.case.prompt :, None])[..., 0]
+            short = float(((truth.amax(-1) - chosen) / truth.std(-1)).max())
+            if not short <= 4 * most:
+                return (
+                    f"{way}: a token's logit is {short:.2f} deviations below the most likely "
+                    f"one's of the model's own forward, want {4 * most:g} at most"
+                )
+            seen: list[Tensor] = []
+            ids = self.answer(way, _CHECKED, logits_processor=[partial(_keep, seen)])
+            distance = off(torch.stack(seen, 1), self._forward(ids, way))
+            if not distance <= most:
+                return (
+                    f"{way}: its logits are {distance:.2%} off those of the model's own forward, "
+                    f"want {most:.1%} at most"
+                )
+        return ""
+
+    @torch.inference_mode()
+    def _forward(self, ids: Tensor, way: str) -> Tensor:
+        """float32 logits [B, new, V] behind the prompt, by one forward over all of it."""
+        with self._steered(way):
+            new = ids.shape[1] - self.case.prompt
+            return self.model(ids[:, :-1], logits_to_keep=new).logits.float()
+
+    def measure(self, until: float) -> tuple[dict[str, list[float]], int]:
+        """Seconds a token of each way and of the floor, and how many tokens an answer had."""
+        forwards = observe.Forwards(self.model)
+        try:
+            return self._measure(until, forwards)
+        finally:
+            forwards.close()
+
+    def _measure(
+        self, until: float, forwards: observe.Forwards
+    ) -> tuple[dict[str, list[float]], int]:
+        device = self.here.device
+        counted = {way: [0, 0, 0] for way in WAYS}  # forwards, calls, tokens
+
+        def seconds(way: str, new: int) -> float:
+            before = forwards.count
+            taken = wall_seconds(lambda: self.answer(way, new), device)
+            if new > 1:
+                for at, more in enumerate((forwards.count - before, 1, new)):
+                    counted[way][at] += more
+            return taken
+
+        for way in WAYS:
+            seconds(way, 2)  # reserves room and captures graphs
+        prompts: dict[str, list[float]] = {way: [seconds(way, 1)] for way in WAYS}
+        left = until - time.monotonic()
+        short = 3 if self.here.toy else 9
+        # how many tokens an answer may have, so that there is time for several rounds
+        step = sum(seconds(way, short) - prompts[way][0] for way in WAYS) / (short - 1)
+        once = sum(prompts[way][0] for way in WAYS)
+        new = max(short, min(_MOST, int((left / 7 - 2 * once) / max(step, 1e-6))))
+        if self.here.toy:
+            new = short
+        counted = {way: [0, 0, 0] for way in WAYS}
+
+        def token(way: str) -> float:
+            prompts[way].append(seconds(way, 1))
+            prompt = interval(prompts[way][-5:]).median
+            return max(seconds(way, new) - prompt, 1e-9) / (new - 1)
+
+        needed = self.step_bytes(self.case.prompt + new // 2)
+        read = (needed["weights"] + needed["cache"]) / self.memory.nbytes
+        measures: dict[str, Callable[[], float]] = {
+            "floor": lambda: read * wall_seconds(self.read, device)
+        }
+        measures |= {way: partial(token, way) for way in WAYS}
+        taken = turns(measures, 2 if self.here.toy else _ROUNDS, until=until)
+        self.ran = {way: observe.decoder(*counted[way]) for way in WAYS}
+        return taken, new
+
+
+def _keep(seen: list[Tensor], _ids: Tensor, scores: Tensor) -> Tensor:
+    """A logits processor that looks."""
+    seen.append(scores.float().clone())
+    return scores
+
+
+def cases(device: torch.device, toy: bool, free: int) -> list[Decode]:
+    """free: bytes of the device's memory."""
+    if toy:
+        return [Decode("512x12", 8, 1e5)]
+    if device.type == "cpu":
+        return [Decode("512x12", 64, 46e6)]
+    if free < 24 << 30:
+        return [Decode("1536x16", 256, 500e6)]
+    return [Decode("Llama-3-8B", 1024, 8e9), Decode("Llama-3-8B", 1024, 8e9, batch=8)]

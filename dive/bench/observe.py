@@ -1,0 +1,77 @@
+"""Which code ran: seen while it runs, not read off a plan."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Place = tuple[str, str]  # module and function
+# the PyTorch paths of the two operators
+_PYTORCH = {
+    ("dive.ops.steering", "_forward"), ("dive.ops.steering", "_backward"),
+    ("dive.ops.sweep", "forward"), ("dive.ops.sweep", "backward"),
+}  # fmt: skip
+
+
+def places(call: Callable[[], object]) -> set[Place]:
+    """The Python functions that run in one call, its backward included.
+
+    A backward on a GPU runs on a thread of autograd's own, where nobody watches; here it does not.
+    """
+    seen: set[Place] = set()
+
+    def note(frame: Any, event: str, _argument: Any) -> None:
+        if event == "call":
+            seen.add((frame.f_globals.get("__name__", ""), frame.f_code.co_name))
+
+    before = sys.getprofile()
+    with torch.autograd.set_multithreading_enabled(False):
+        sys.setprofile(note)
+        try:
+            call()
+        finally:
+            sys.setprofile(before)
+    return seen
+
+
+def operator(call: Callable[[], object], device: torch.device) -> str:
+    """What computed `dive.ops.steer` or `dive.ops.decisive_cross_entropy` in this call.
+
+    "triton", "cpu operator" ("pytorch operator" on a GPU), both joined by " + ", or "unknown".
+    """
+    seen = places(call)
+    found = []
+    if any(module.startswith("triton.runtime") for module, _ in seen):
+        found.append("triton")
+    if seen & _PYTORCH:
+        found.append("cpu operator" if device.type == "cpu" else "pytorch operator")
+    return " + ".join(found) or "unknown"
+
+
+class Forwards:
+    """Counts the model's own forwards, to tell who writes the tokens of an answer.
+
+    Of an answer of n tokens transformers computes each by a forward; the engine takes over after
+    the prompt's.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.count = 0
+        self._handle = model.register_forward_pre_hook(self._add)
+
+    def _add(self, *_: Any) -> None:
+        self.count += 1
+
+    def close(self) -> None:
+        """Takes the hook away."""
+        self._handle.remove()
+
+
+def decoder(forwards: int, calls: int, tokens: int) -> str:
+    """What wrote `tokens` tokens in so many calls, each of more than one token."""
+    if forwards == calls:
+        return "dive._C"
+    if forwards >= tokens:
+        return "transformers"
+    return f"transformers for {forwards - calls} of {tokens - calls} tokens, dive._C for the rest"

@@ -1,0 +1,149 @@
+"""What a run found, as rows with units, and as JSON."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+from dive.bench.timing import Interval, interval
+
+SCHEMA = 1  # of the JSON; a change of its meaning gets another number
+
+
+class Setting(NamedTuple):
+    """What the rows of one table have in common."""
+
+    operator: str
+    case: str
+    mode: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to compute one case, timed."""
+
+    operator: str  # cross-entropy, steer or decode
+    case: str
+    mode: str  # forward, forward+backward, or ms a token of what
+    way: str
+    ran: str  # what was seen to run
+    milliseconds: Interval
+    samples: int
+    beside: str | None  # the way that `times` compares with
+    times: Interval | None  # this one's time over that one's, of the same rounds
+    rate: float  # of the work that the case is defined by
+    rate_unit: str
+    floor_share: float | None  # the floor's time over this one's; 1 reaches the floor
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """What is missing from the rows, and why."""
+
+    operator: str
+    case: str
+    way: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """An operator that does not compute what it should; it was not timed."""
+
+    operator: str
+    case: str
+    reason: str
+
+
+Found = Row | NotRun | Wrong
+
+
+@dataclass
+class Results:
+    """All of a run."""
+
+    head: dict[str, Any]
+    rates: dict[str, Any] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    not_run: list[NotRun] = field(default_factory=list)
+    wrong: list[Wrong] = field(default_factory=list)
+
+    def add(self, found: Found) -> None:
+        """To the list of its kind."""
+        if isinstance(found, Row):
+            self.rows.append(found)
+        elif isinstance(found, NotRun):
+            self.not_run.append(found)
+        else:
+            self.wrong.append(found)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dictionaries; times in milliseconds."""
+        return {
+            "schema": SCHEMA,
+            **self.head,
+            "rates": self.rates,
+            "rows": [_row(row) for row in self.rows],
+            "not_run": [asdict(one) for one in self.not_run],
+            "wrong": [asdict(one) for one in self.wrong],
+        }
+
+
+def _row(row: Row) -> dict[str, Any]:
+    plain = asdict(row) | {
+        "milliseconds": _interval(row.milliseconds),
+        "times": None if row.times is None else _interval(row.times),
+        "rate": significant(row.rate),
+    }
+    if row.floor_share is not None:
+        plain["floor_share"] = significant(row.floor_share)
+    return plain
+
+
+def _interval(values: Interval) -> dict[str, float]:
+    return {name: significant(value) for name, value in values._asdict().items()}
+
+
+def significant(value: float) -> float:
+    """Five digits, which is more than any of these is known to."""
+    return float(f"{value:.5g}")
+
+
+def rows(
+    setting: Setting,
+    seconds: Mapping[str, list[float]],
+    ran: Mapping[str, str],
+    beside: Mapping[str, str],
+    work: float,
+    unit: str,
+) -> Iterator[Row]:
+    """A row a way from the seconds of its rounds; "floor" is what the shares are of.
+
+    work: what one call does, in `unit` times seconds. beside: of a way, the one to compare it with.
+    """
+    floor = seconds.get("floor")
+    for way, values in seconds.items():
+        other = beside.get(way)
+        times = share = None
+        if other is not None and other in seconds:
+            times = interval([a / b for a, b in zip(values, seconds[other], strict=True)])
+        if floor is not None:
+            share = interval([a / b for a, b in zip(floor, values, strict=True)]).median
+        taken = interval(values)
+        yield Row(
+            *setting,
+            way,
+            ran[way],
+            Interval(*(1e3 * one for one in taken)),
+            len(values),
+            other if times is not None else None,
+            times,
+            work / taken.median,
+            unit,
+            share,
+        )
+
+
+def reason_of(error: BaseException) -> str:
+    """An exception in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:300]

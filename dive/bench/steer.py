@@ -1,0 +1,168 @@
+"""Steering of the residual stream beside the same in PyTorch, eager and compiled.
+
+The floor is the least that must be read and written at the rate of a copy in the same turns: h and
+h' forward, and h and both gradients backward.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from dive import ops, reference
+from dive.bench import observe
+from dive.bench.case import Here, off
+from dive.bench.results import Found, NotRun, Setting, Wrong, reason_of, rows
+from dive.bench.timing import Call, stopwatches, turns
+
+OPERATOR = "steer"
+PASSES = {"forward": 2, "forward+backward": 5}  # over [T, D]
+NAMES = ("h", "down", "down_bias", "up", "static", "scale")
+_ROUNDS = 40
+
+
+def inputs(
+    tokens: int, width: int, rank: int, dtype: torch.dtype, device: torch.device
+) -> list[Tensor]:
+    """h [T, D] and the parameters in float32, all of which require a gradient."""
+    torch.manual_seed(0)
+    h = torch.randn(tokens, width, device=device).to(dtype)
+    shapes = ((rank, width), (rank,), (width, rank), (width,))
+    parameters = [torch.randn(shape, device=device) for shape in shapes]
+    parameters[0] /= width**0.5
+    return [x.requires_grad_() for x in (h, *parameters, torch.tensor(0.5, device=device))]
+
+
+def copy(h: Tensor) -> Call:
+    """A copy of the stream."""
+    source, target = h.detach(), torch.empty_like(h, requires_grad=False)
+    return lambda: target.copy_(source)
+
+
+def run(function: Callable[..., Tensor], given: list[Tensor], upstream: Tensor, mode: str) -> Call:
+    """One call, with its gradients where the mode asks for them."""
+    if mode == "forward":
+        return lambda: function(*given)
+    return lambda: torch.autograd.grad(function(*given), given, upstream)
+
+
+@dataclass(frozen=True)
+class Steer:
+    """[T, D] at one rank. compiled: beside torch.compile of the reference, which takes its time."""
+
+    tokens: int
+    width: int
+    rank: int
+    compiled: bool = False
+    share: float = 1.0
+
+    operator = OPERATOR
+
+    @property
+    def name(self) -> str:
+        more = ", beside torch.compile" if self.compiled else ""
+        return f"{self.tokens} tokens, D {self.width}, rank {self.rank}{more}"
+
+    def seconds(self, here: Here) -> float:
+        # the reference makes about ten passes of each of the floor's, in float32
+        size = 7 * self.tokens * self.width * 40
+        compiles = 12 if self.compiled and not here.toy else 0  # two graphs, and their backward
+        return 6 * size / here.rates.copies + compiles
+
+    def run(self, here: Here, until: float) -> Iterator[Found]:
+        missing = partial(NotRun, OPERATOR, self.name)
+        try:
+            given = inputs(self.tokens, self.width, self.rank, here.dtype, here.device)
+            want = reference.steer(*given)
+            # of the result itself: a sum over tokens of random signs would say little
+            upstream = want.detach()
+            gradients = torch.autograd.grad(want, given, upstream)
+        except Exception as error:
+            yield missing("all", f"the reference fails, to compare with: {reason_of(error)}")
+            return
+        try:
+            wrong = _difference(given, want, gradients, upstream, here.tolerance)
+            modes = {mode: run(_dive, given, upstream, mode) for mode in PASSES}
+            seen = {mode: observe.operator(one, here.device) for mode, one in modes.items()}
+        except torch.OutOfMemoryError as error:
+            yield missing("all", reason_of(error))
+            return
+        except Exception as error:
+            wrong = f"it fails: {reason_of(error)}"
+        if wrong:
+            yield Wrong(OPERATOR, self.name, wrong)
+            return
+        others: dict[str, Callable[..., Tensor]] = {"reference": reference.steer}
+        ran = {"reference": "dive.reference", "reference, compiled": "inductor"}
+        if self.compiled:
+            if here.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+                yield missing("reference, compiled", "no C++ compiler is on PATH")
+                return
+            torch._dynamo.reset()  # it compiles a function only so many times, and then no more
+            backend = "eager" if here.toy else "inductor"
+            others["reference, compiled"] = torch.compile(
+                reference.steer, backend=backend, dynamic=False
+            )
+            if here.toy:
+                ran["reference, compiled"] = "dynamo"
+        size = self.tokens * self.width * here.dtype.itemsize
+        for at, (mode, passes) in enumerate(PASSES.items()):
+            calls = {"floor": copy(given[0]), "dive": modes[mode]}
+            for name, function in others.items():
+                one = run(function, given, upstream, mode)
+                try:
+                    one()  # compiles
+                except Exception as error:
+                    yield missing(f"{name} ({mode})", reason_of(error))
+                else:
+                    calls[name] = one
+            if self.compiled and len(calls) == 3:
+                continue  # what is left stands in the case without it
+            part = (until - time.monotonic()) / (len(PASSES) - at)
+            watches = stopwatches(calls, here.device)
+            seconds = turns(watches, _ROUNDS, until=time.monotonic() + part)
+            seconds["floor"] = [passes / 2 * one for one in seconds["floor"]]
+            ran |= {"dive": seen[mode], "floor": f"{passes} passes at the rate of a copy"}
+            beside = {name: "dive" for name in others}
+            setting = Setting(OPERATOR, self.name, mode)
+            yield from rows(setting, seconds, ran, beside, passes * size / 1e9, "GB/s")
+
+
+def _dive(*given: Tensor) -> Tensor:
+    return ops.steer(*given)
+
+
+def _difference(
+    given: list[Tensor],
+    want: Tensor,
+    gradients: tuple[Tensor, ...],
+    upstream: Tensor,
+    most: float,
+) -> str:
+    """Where result or gradients are too far off, in words; empty where they are not."""
+    got = ops.steer(*given)
+    named = {"result": (got.detach(), want.detach())}
+    for name, one, other in zip(
+        NAMES, torch.autograd.grad(got, given, upstream), gradients, strict=True
+    ):
+        named[f"gradient for {name}"] = one, other
+    for name, (one, other) in named.items():
+        distance = off(one, other)
+        if not distance <= most:
+            return f"its {name} is {distance:.2%} off dive.reference's, want {most:.1%} at most"
+    return ""
+
+
+def cases(device: torch.device, toy: bool, free: int) -> list[Steer]:
+    """Most wanted first. free: bytes of the device's memory."""
+    if toy:
+        return [Steer(16, 64, 4), Steer(16, 64, 4, compiled=True)]
+    if device.type == "cpu":
+        sizes = (2048, 1024, 16)
+    else:
+        sizes = (16384 if free > 12 << 30 else 2048, 4096, 16)
+    return [Steer(*sizes), Steer(*sizes, compiled=True)]

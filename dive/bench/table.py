@@ -1,0 +1,140 @@
+"""The results as a table, with units and the machine."""
+
+from collections.abc import Iterator
+from itertools import groupby
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dive.bench.results import NotRun, Results, Row
+from dive.bench.timing import Interval
+from dive.counting import counted
+
+_COLUMNS = ("way", "what ran", "ms", "beside", "rate", "floor")
+_WIDE = 150  # columns in a file or a pipe, which wraps nothing
+
+
+def show(results: Results, console: Console | None = None) -> None:
+    """Prints it all."""
+    if console is None:
+        console = Console(highlight=False)
+        if not console.is_terminal:  # nothing is folded that somebody may search for
+            console = Console(highlight=False, width=max(_WIDE, sum(_widths(results.rows)) + 12))
+    say = lambda text, style="": console.print(text, style=style, markup=False)  # noqa: E731
+    for line in _machine(results):
+        say(line)
+    for title, table in _tables(results.rows):
+        say(f"\n{title}", "bold")
+        console.print(table)
+    if results.rows:
+        say(
+            "\nms: median and 95% interval of rounds in which all ways took turns. beside: the "
+            "time over dive's (or the named way's) of the same rounds. floor: the least time, by "
+            "what was measured in the same rounds, over the way's own; what fits a cache can pass "
+            "100%.",
+            "dim",
+        )
+    for line in _missing(results.not_run):
+        say(line, "yellow")
+    for bad in results.wrong:
+        say(f"WRONG: {bad.operator}, {bad.case}: {bad.reason}; not timed", "bold red")
+    if results.head["toy"]:
+        say("toy sizes: these times mean nothing", "yellow")
+
+
+def _machine(results: Results) -> list[str]:
+    head, rates = results.head, results.rates
+    machine = head["machine"]
+    cores = ""
+    if head["threads"]:
+        cores = f", {counted(head['threads'], 'thread')} on {counted(machine['cores'], 'core')}"
+    load = "" if machine["load_1min"] is None else f", load {machine['load_1min']}"
+    versions = {"torch": machine["torch"], **machine["versions"], "Python": machine["python"]}
+    lines = [
+        f"{machine['device']}{cores}{load}; {head['device']}, {head['dtype']}",
+        f"dive {head['dive']}, "
+        + ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+    ]
+    if rates:
+        lines.append(
+            f"measured here: matrix products {rate(rates['products_gflop_s'], 'GFLOP/s')}, "
+            f"copies {rate(rates['copies_gb_s'], 'GB/s')}, "
+            f"reads {rate(rates['reads_gb_s'], 'GB/s')} ({rates['read_by']})"
+        )
+    lines.append(f"{head['seconds_taken']} s of {head['seconds']:g} s")
+    return lines
+
+
+def _widths(rows: list[Row]) -> list[int]:
+    """Of the columns, the same in every case's table."""
+    return [max(map(len, column)) for column in zip(_COLUMNS, *map(_cells, rows), strict=True)]
+
+
+def _tables(rows: list[Row]) -> Iterator[tuple[str, Table]]:
+    """A line and a table for each case."""
+    widths = _widths(rows)
+    for (operator, case, mode), group in groupby(rows, lambda r: (r.operator, r.case, r.mode)):
+        table = Table(box=None, pad_edge=False)
+        for at, (name, width) in enumerate(zip(_COLUMNS, widths, strict=True)):
+            right = at > 1
+            table.add_column(
+                name,
+                justify="right" if right else "left",
+                no_wrap=right,
+                overflow="fold",
+                min_width=width if right else None,
+                width=None if right else width,
+            )
+        for row in group:
+            styled = [Text(cell) for cell in _cells(row)]
+            if row.way.startswith("session") and row.ran != "dive._C":
+                styled[1].stylize("bold yellow")
+            table.add_row(*styled)
+        yield f"{operator}, {mode}: {case}", table
+
+
+def _missing(not_run: list[NotRun]) -> list[str]:
+    """A line for each reason of an operator, with all that it kept away."""
+    lines: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for one in not_run:
+        lines.setdefault((one.operator, one.reason), {}).setdefault(one.case, []).append(one.way)
+    return [
+        f"not run: {operator}, "
+        + "; ".join(f"{case}: {' | '.join(ways)}" for case, ways in cases.items())
+        + f": {reason}"
+        for (operator, reason), cases in lines.items()
+    ]
+
+
+def _cells(row: Row) -> list[str]:
+    times = ""
+    if row.times is not None:
+        of = "" if row.beside in ("dive", "session") else f" {row.beside}"
+        times = "{:.2f}x ({:.2f} to {:.2f})".format(*row.times) + of
+    return [
+        row.way,
+        row.ran,
+        milliseconds(row.milliseconds),
+        times,
+        rate(row.rate, row.rate_unit),
+        "" if row.floor_share is None else f"{row.floor_share:.0%}",
+    ]
+
+
+def milliseconds(taken: Interval) -> str:
+    """Median with its interval in parentheses, to three digits."""
+    median, low, high = (digits(value) for value in taken)
+    return f"{median} ({low} to {high})"
+
+
+def digits(value: float) -> str:
+    """Three of them, and none for 10 to some power."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def rate(value: float, unit: str) -> str:
+    """Three digits, thousands of GFLOP/s as TFLOP/s."""
+    if unit == "GFLOP/s" and value >= 1000:
+        value, unit = value / 1000, "TFLOP/s"
+    return f"{digits(value)} {unit}"
