@@ -105,8 +105,6 @@ class CMakeBuild(build_ext):
         chosen = repr([bool(ninja), *((name, os.environ.get(name)) for name in names)])
         stamp = folder / "chosen.txt"
         known = stamp.read_text() if stamp.exists() else None
-        folder.mkdir(parents=True, exist_ok=True)
-        stamp.write_text(chosen)
         configure = [
             *(cmake, "-S", str(ROOT), "-B", str(folder)),
             *([] if known == chosen else ["--fresh"]),
@@ -121,6 +119,7 @@ class CMakeBuild(build_ext):
         build = [cmake, "--build", str(folder), "--target", "_C", "--parallel", str(parallel)]
         try:
             subprocess.run(configure, check=True)
+            stamp.write_text(chosen)
             subprocess.run(build, check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise SetupError(
