@@ -1,7 +1,9 @@
 # make demo | test | lint | bench | aot    each installs what it needs into .venv first
+# make wheel                               an sdist and a portable wheel in dist/, with tools of its own
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WHEEL_TOOLS := build/wheel-tools
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
 .PHONY: demo test lint format bench aot wheel clean
@@ -36,8 +38,30 @@ bench: $(VENV)/.installed
 aot: $(VENV)/.installed
 	$(BIN)/python -m dive.kernels.aot
 
-wheel: $(VENV)/.installed
-	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
+# The wheel is built from the sdist, in an isolated environment. zig's clang and C++ library compile
+# it for the C library of manylinux_2_28, whatever this machine's is; nvcc does not work with that
+# library, so the CUDA kernels are not in it: docs/release.md.
+MACHINE := $(shell uname -m)
+wheel: $(WHEEL_TOOLS)/.installed
+	mkdir -p build/wheel dist
+	rm -f build/wheel/*.whl build/wheel/*.tar.gz
+	zig="$$($(WHEEL_TOOLS)/bin/python -c 'import ziglang; print(ziglang.__path__[0])')/zig" && \
+	  CXX="$$zig c++ -target $(MACHINE)-linux-gnu.2.28" DIVE_BUILD_CUDA=off \
+	  $(WHEEL_TOOLS)/bin/python -m build --outdir build/wheel .
+	PATH="$(WHEEL_TOOLS)/bin:$$PATH" $(WHEEL_TOOLS)/bin/python -m auditwheel repair \
+	  --plat manylinux_2_28_$(MACHINE) --wheel-dir dist build/wheel/*.whl
+	cp build/wheel/*.tar.gz dist/
+	@ls -l dist
+
+# the extra `wheel` alone, without the project and so without torch
+$(WHEEL_TOOLS)/.installed: pyproject.toml constraints.txt
+	test -x $(WHEEL_TOOLS)/bin/python || $(PYTHON) -m venv $(WHEEL_TOOLS)
+	$(WHEEL_TOOLS)/bin/python -c "import tomllib; \
+	  project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+	  print(*project['optional-dependencies']['wheel'], sep='\n')" > $(WHEEL_TOOLS)/wheel.txt
+	$(WHEEL_TOOLS)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt \
+	  -r $(WHEEL_TOOLS)/wheel.txt
+	touch $@
 
 # The extension is compiled here, so its sources are what this depends on: for the GPUs of this
 # machine alone (a wheel is for all of them), and without CUDA where there is none.

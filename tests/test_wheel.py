@@ -1,10 +1,12 @@
 """What `pip wheel .` and `pip install -e .` produce, from a copy of the checkout.
 
-The layout is read from a wheel without the extension, which takes seconds. Compiling runs where the
-build tools are installed; DIVE_SLOW_TESTS=1 adds the isolated build, which fetches its own tools.
+The layout is read from a wheel without the extension, which takes seconds. DIVE_TEST_WHEEL names a
+compiled wheel that is there already, as of `make wheel`; else one is compiled where the build tools
+are installed. DIVE_SLOW_TESTS=1 adds the isolated build, which fetches its own tools.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -63,7 +65,7 @@ def run_with(site, script, cwd):
     """
     packages = sysconfig.get_paths()["purelib"]
     start = f"import site, sys; site.addsitedir({str(site)!r}); sys.path.append({packages!r})\n"
-    return run(sys.executable, "-S", "-c", start + textwrap.dedent(script), cwd=cwd)
+    return run(sys.executable, "-I", "-S", "-c", start + textwrap.dedent(script), cwd=cwd)
 
 
 def needs(*modules):
@@ -131,13 +133,13 @@ def test_build_switches_that_make_no_sense_are_errors(name, value, message):
 CHECK = """
     import os, sys
     import torch
-    import dive._C, dive.kernels.probe
+    import dive._C
     from dive import extension
     x = torch.ones(2, 64)
     out = extension.steer_step(x, torch.ones(2, 64), None, torch.ones(64))
     assert torch.equal(x, torch.full((2, 64), 2.0))
     assert extension.build_info()["build_type"] == "Release"
-    print("loaded", dive._C.__file__, dive.kernels.probe.VALUE)
+    print("loaded", dive._C.__file__)
 """
 
 
@@ -154,9 +156,9 @@ def check_compiled_wheel(wheel, folder):
         archive.extractall(folder)
     (module,) = (folder / "dive").glob("_C*.so")
     code, log = run_with(folder, CHECK, folder.parent)
-    assert code == 0 and f"loaded {module} 42" in log, log
+    assert code == 0 and f"loaded {module}" in log, log
     libraries = dynamic_libraries(module)
-    known = ("libc.", "libm.", "libstdc++.", "libgcc_s.", "libpthread.", "ld-linux")
+    known = ("libc.", "libm.", "libstdc++.", "libgcc_s.", "libpthread.", "libdl.", "ld-linux")
     assert libraries and all(name.startswith(known) for name in libraries), libraries
     # only the entry point and type information may be seen from outside
     if shutil.which("nm"):
@@ -166,6 +168,9 @@ def check_compiled_wheel(wheel, folder):
 
 
 def test_the_compiled_wheel_works_and_knows_nothing_of_torch(tmp_path):
+    if given := os.environ.get("DIVE_TEST_WHEEL"):
+        check_compiled_wheel(Path(given), tmp_path / "site")
+        return
     needs("pybind11", "ninja", "cmake")
     source = copy_of_the_checkout(tmp_path / "source")
     wheel = build_wheel(source, tmp_path / "wheel", "--no-build-isolation", DIVE_BUILD_CUDA="off")
@@ -184,13 +189,20 @@ def test_a_wheel_with_cuda_needs_no_library_of_cuda(tmp_path):
     check_compiled_wheel(wheel, tmp_path / "site")
     script = "from dive import _C; print(_C.build_info()['cuda_archs'])"
     code, log = run_with(tmp_path / "site", script, tmp_path)
-    assert code == 0 and "['80', '90a', '80-ptx', '120-ptx']" in log, log
+    assert code == 0 and "['80', '90a']" in log, log
 
 
 @pytest.mark.skipif(os.environ.get("DIVE_SLOW_TESTS") != "1", reason="DIVE_SLOW_TESTS=1 runs it")
 def test_the_wheel_builds_in_an_isolated_environment(tmp_path):
     source = copy_of_the_checkout(tmp_path / "source")
-    wheel = build_wheel(source, tmp_path / "wheel")
+    code, log = run(
+        *(*PIP, "wheel", ".", "-v", "--no-deps", "-w", tmp_path / "wheel"),
+        cwd=source,
+        DIVE_BUILD_CUDA="off",
+    )
+    assert code == 0, log[-4000:]
+    assert re.search(r"\[1/\d+\] Building CXX object", log)  # by ninja, which counts so
+    (wheel,) = (tmp_path / "wheel").glob("dive_mrg-*.whl")
     check_compiled_wheel(wheel, tmp_path / "site")
 
 
@@ -204,4 +216,4 @@ def test_an_editable_install_finds_kernels_and_extension(tmp_path):
     assert code == 0, log[-4000:]
     (module,) = (source / "dive").glob("_C*.so")
     code, log = run_with(target, CHECK, tmp_path)
-    assert code == 0 and f"loaded {module} 42" in log, log
+    assert code == 0 and f"loaded {module}" in log, log

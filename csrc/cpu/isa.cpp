@@ -1,6 +1,5 @@
 #include "cpu/isa.h"
 
-#include <algorithm>
 #include <atomic>
 #include <stdexcept>
 
@@ -12,31 +11,52 @@
 namespace dive::cpu {
 namespace {
 
-bool machine_has(Isa isa) {
-  if (isa == Isa::scalar) return true;
-#if DIVE_X86
-  __builtin_cpu_init();
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
-  if (!f16c || !__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return false;
-  if (isa == Isa::avx2) return true;
-  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-      !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq")) {
-    return false;
-  }
-  if (isa == Isa::avx512) return true;
-  return __builtin_cpu_supports("avx512bf16") != 0;
-#else
-  return false;
-#endif
-}
-
 std::atomic<Isa>& chosen() {
   static std::atomic<Isa> value{usable_isas().back()};
   return value;
 }
 
 }  // namespace
+
+CpuWords read_cpu_words() {
+  CpuWords words;
+#if DIVE_X86
+  // by hand and not by __builtin_cpu_supports: what that answers depends on the compiler's runtime
+  // library, and some fill its table for no processor or only in part
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  const unsigned last = __get_cpuid_max(0, nullptr);
+  if (last < 1) return words;
+  __cpuid(1, a, b, c, d);
+  words.leaf1_ecx = c;
+  if (last >= 7) {
+    __cpuid_count(7, 0, a, b, c, d);
+    words.leaf7_ebx = b;
+    if (a >= 1) {  // the last subleaf
+      __cpuid_count(7, 1, a, b, c, d);
+      words.leaf7_1_eax = a;
+    }
+  }
+  if ((words.leaf1_ecx & kOsXsave) != 0) {
+    __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+    words.xcr0 = a;
+  }
+#endif
+  return words;
+}
+
+Isa fastest_isa(const CpuWords& words) {
+  const auto all = [](unsigned word, unsigned bits) { return (word & bits) == bits; };
+  // xcr0 is unknown, and without OSXSAVE no system saves these registers
+  if (!all(words.leaf1_ecx, kOsXsave | kAvx | kFma | kF16c) || !all(words.xcr0, kAvxState) ||
+      !all(words.leaf7_ebx, kAvx2)) {
+    return Isa::scalar;
+  }
+  if (!all(words.leaf7_ebx, kAvx512F | kAvx512Dq | kAvx512Bw | kAvx512Vl) ||
+      !all(words.xcr0, kAvx512State)) {
+    return Isa::avx2;
+  }
+  return all(words.leaf7_1_eax, kAvx512Bf16) ? Isa::avx512_bf16 : Isa::avx512;
+}
 
 const char* name_of(Isa isa) {
   switch (isa) {
@@ -57,9 +77,10 @@ std::vector<Isa> compiled_isas() {
 }
 
 std::vector<Isa> usable_isas() {
+  static const Isa fastest = fastest_isa(read_cpu_words());
   std::vector<Isa> usable;
   for (const Isa isa : compiled_isas()) {
-    if (machine_has(isa)) usable.push_back(isa);
+    if (isa <= fastest) usable.push_back(isa);
   }
   return usable;
 }

@@ -3,10 +3,15 @@
 # nvcc is called as it is and not through CMake's own CUDA support, which does not know how NVIDIA's
 # Python packages are laid out. DIVE_CUDA is set to whether the library is there.
 
+include(CheckCXXSourceCompiles)
+
 set(DIVE_CUDA "AUTO" CACHE STRING "Build the CUDA kernels: ON, OFF, or AUTO where nvcc is found")
-set(DIVE_CUDA_ARCHS "80;86;89;90a;100;120" CACHE STRING
-  "GPUs to compile for; 'native' stands for those of this machine")
-set(DIVE_CUDA_PTX "80;120" CACHE STRING "What other GPUs translate when the module is loaded")
+set(DIVE_CUDA_ARCHS "auto" CACHE STRING "GPUs to compile for, as 80;90a;80-ptx: auto (those of this \
+machine, or a short list where there is none), native (those of this machine or nothing), or all")
+# each kind from Ampere on; -ptx is what GPUs of later kinds translate when the module is loaded
+set(DIVE_CUDA_ALL 80 80-ptx 86 89 90a 100 120 120-ptx)
+# one machine code for Ampere and Ada and one for Hopper; others translate
+set(DIVE_CUDA_SHORT 80 80-ptx 90a)
 
 # Why it cannot be built: an error where it was asked for, a line where it was not.
 function(dive_cuda_missing reason)
@@ -18,8 +23,12 @@ endfunction()
 
 # CUDACXX, PATH, CUDA_HOME, then the Python package nvidia-cuda-nvcc.
 function(dive_find_nvcc)
-  set(DIVE_NVCC_DEFAULT "$ENV{CUDACXX}")
-  if(NOT DIVE_NVCC_DEFAULT)
+  if(DIVE_NVCC)
+    return()
+  endif()
+  if(NOT "$ENV{CUDACXX}" STREQUAL "")
+    set(found "$ENV{CUDACXX}")
+  else()
     set(places $ENV{CUDA_HOME}/bin /usr/local/cuda/bin)
     if(Python_EXECUTABLE)
       execute_process(COMMAND "${Python_EXECUTABLE}" -c
@@ -28,16 +37,16 @@ function(dive_find_nvcc)
       file(GLOB installed ${packages}/nvidia/cu[0-9]*/bin)
       list(APPEND places ${installed})
     endif()
-    find_program(DIVE_NVCC_FOUND nvcc HINTS ENV PATH PATHS ${places} NO_DEFAULT_PATH NO_CACHE)
-    if(DIVE_NVCC_FOUND)
-      set(DIVE_NVCC_DEFAULT "${DIVE_NVCC_FOUND}")
-    endif()
+    find_program(found nvcc HINTS ENV PATH PATHS ${places} NO_DEFAULT_PATH NO_CACHE)
   endif()
-  set(DIVE_NVCC "${DIVE_NVCC_DEFAULT}" CACHE FILEPATH "CUDA's compiler")
+  if(found)  # where there is none, the next run looks again
+    set(DIVE_NVCC "${found}" CACHE FILEPATH "CUDA's compiler" FORCE)
+  endif()
 endfunction()
 
-# The compute capabilities of the GPUs that are here, as "90a": none where there is no driver.
-function(dive_native_archs result)
+# What to compile for the GPUs that are here, as "90a": none where there is no driver. `known` is
+# what nvcc can compile for; a GPU that is newer translates PTX of the newest of these.
+function(dive_native_archs result known)
   execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
     OUTPUT_VARIABLE lines RESULT_VARIABLE status ERROR_QUIET)
   set(archs "")
@@ -45,18 +54,82 @@ function(dive_native_archs result)
     string(REGEX MATCHALL "[0-9]+\\.[0-9]" lines "${lines}")
     foreach(line IN LISTS lines)
       string(REPLACE "." "" arch "${line}")
-      string(REGEX REPLACE "^90$" "90a" arch "${arch}")
-      list(APPEND archs ${arch})
+      if(arch LESS 80)
+        message(STATUS "CUDA: nothing for a GPU of compute capability ${line}, older than 8.0")
+      elseif(arch IN_LIST known)
+        string(REGEX REPLACE "^90$" "90a" arch "${arch}")
+        list(APPEND archs ${arch})
+      else()
+        set(newest 80)
+        foreach(one IN LISTS known)
+          if(one GREATER newest AND one LESS arch)
+            set(newest ${one})
+          endif()
+        endforeach()
+        list(APPEND archs ${newest}-ptx)
+      endif()
     endforeach()
     list(REMOVE_DUPLICATES archs)
   endif()
   set(${result} "${archs}" PARENT_SCOPE)
 endfunction()
 
+# The list that DIVE_CUDA_ARCHS stands for, or why there is none; `known` is as above.
+function(dive_choose_archs result why known)
+  set(archs ${DIVE_CUDA_ARCHS})
+  set(reason "")
+  if(archs STREQUAL "all")
+    set(archs ${DIVE_CUDA_ALL})
+  elseif(archs STREQUAL "native" OR archs STREQUAL "auto")
+    dive_native_archs(archs "${known}")
+    if(NOT archs AND DIVE_CUDA_ARCHS STREQUAL "native")
+      set(reason "DIVE_CUDA_ARCHS is 'native' and nvidia-smi shows no GPU to compile for")
+    elseif(NOT archs)
+      set(archs ${DIVE_CUDA_SHORT})
+      message(STATUS "CUDA: nvidia-smi shows no GPU to compile for, so for a short list of GPUs; "
+        "DIVE_CUDA_ARCHS names others")
+    endif()
+  endif()
+  foreach(arch IN LISTS archs)
+    string(REGEX MATCH "^[0-9]+" number "${arch}")
+    if(NOT number IN_LIST known)
+      set(reason "nvcc does not know sm_${number} of DIVE_CUDA_ARCHS")
+    endif()
+  endforeach()
+  set(${result} "${archs}" PARENT_SCOPE)
+  set(${why} "${reason}" PARENT_SCOPE)
+endfunction()
+
+# nvcc's options for a list of GPUs: one for each kind, its PTX beside the machine code
+function(dive_gencode result archs)
+  set(options "")
+  foreach(arch IN LISTS archs)
+    if(arch MATCHES "^(.*)-ptx$")
+      if(NOT CMAKE_MATCH_1 IN_LIST archs)
+        list(APPEND options -gencode arch=compute_${CMAKE_MATCH_1},code=compute_${CMAKE_MATCH_1})
+      endif()
+    elseif("${arch}-ptx" IN_LIST archs)
+      list(APPEND options -gencode "arch=compute_${arch},code=[sm_${arch},compute_${arch}]")
+    else()
+      list(APPEND options -gencode arch=compute_${arch},code=sm_${arch})
+    endif()
+  endforeach()
+  set(${result} "${options}" PARENT_SCOPE)
+endfunction()
+
 function(dive_add_cuda)
   string(TOUPPER "${DIVE_CUDA}" DIVE_CUDA_WANTED)
   set(DIVE_CUDA OFF PARENT_SCOPE)
   if(DIVE_CUDA_WANTED STREQUAL "OFF")
+    return()
+  endif()
+  check_cxx_source_compiles("#include <cstddef>
+    #ifndef _LIBCPP_VERSION
+    #error
+    #endif
+    int main() { return 0; }" DIVE_LIBCXX)
+  if(DIVE_LIBCXX)
+    dive_cuda_missing("nvcc does not work with libc++, which ${CMAKE_CXX_COMPILER} brings")
     return()
   endif()
   dive_find_nvcc()
@@ -80,39 +153,26 @@ function(dive_add_cuda)
     return()
   endif()
 
-  set(archs ${DIVE_CUDA_ARCHS})
-  set(ptx ${DIVE_CUDA_PTX})
-  if(archs STREQUAL "native")
-    dive_native_archs(archs)
-    set(ptx "")
-    if(NOT archs)
-      dive_cuda_missing("DIVE_CUDA_ARCHS is 'native' and nvidia-smi shows no GPU")
-      return()
-    endif()
-  endif()
   execute_process(COMMAND "${DIVE_NVCC}" --list-gpu-code OUTPUT_VARIABLE known)
-  set(targets "")
-  set(built "")
-  foreach(arch IN LISTS archs)
-    string(REGEX REPLACE "[af]$" "" number "${arch}")
-    if(NOT known MATCHES "sm_${number}\n")
-      dive_cuda_missing("${DIVE_NVCC} does not know sm_${number} of DIVE_CUDA_ARCHS")
-      return()
-    endif()
-    list(APPEND targets -gencode arch=compute_${arch},code=sm_${arch})
-    list(APPEND built ${arch})
-  endforeach()
-  foreach(arch IN LISTS ptx)
-    list(APPEND targets -gencode arch=compute_${arch},code=compute_${arch})
-    list(APPEND built ${arch}-ptx)
-  endforeach()
+  string(REGEX MATCHALL "[0-9]+" known "${known}")
+  dive_choose_archs(archs why "${known}")
+  if(why)
+    dive_cuda_missing("${why}")
+    return()
+  endif()
+  dive_gencode(targets "${archs}")
 
-  execute_process(COMMAND "${DIVE_NVCC}" --help OUTPUT_VARIABLE help)
+  # the tighter compression is read by drivers from 550 on alone: all that a toolkit of 13 runs on,
+  # and not all that one of 12 does
+  execute_process(COMMAND "${DIVE_NVCC}" --version OUTPUT_VARIABLE version)
   set(compress -Xfatbin -compress-all)
-  if(help MATCHES "--compress-mode")
+  if(version MATCHES "release ([0-9]+)" AND CMAKE_MATCH_1 GREATER_EQUAL 13)
     set(compress --compress-mode=size)
   endif()
-  set(flags -std=c++17 -O3 -Werror all-warnings ${compress} ${targets}
+  if(DIVE_WERROR)  # the host compiler's warnings among them
+    list(APPEND compress -Werror all-warnings)
+  endif()
+  set(flags -std=c++17 -O3 ${compress} ${targets}
     -ccbin ${CMAKE_CXX_COMPILER} -Xcompiler=-fPIC,-fvisibility=hidden,-Wall
     -I${CMAKE_CURRENT_SOURCE_DIR}/csrc)
 
@@ -130,7 +190,7 @@ function(dive_add_cuda)
   set_source_files_properties(${objects} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
   add_library(dive_cuda STATIC ${objects})
   set_target_properties(dive_cuda PROPERTIES LINKER_LANGUAGE CXX)
-  list(JOIN built "," built)
+  list(JOIN archs "," built)
   target_compile_definitions(dive_cuda INTERFACE DIVE_CUDA DIVE_CUDA_ARCHS="${built}")
   # after the objects that need it: the runtime as a part of the module, which finds libcuda itself
   target_link_libraries(dive_cuda PUBLIC dive_cpu ${DIVE_CUDART} Threads::Threads rt
