@@ -118,22 +118,12 @@ def llama2_tokenizer() -> LlamaTokenizer:
 
 def unigram_tokenizer() -> PreTrainedTokenizerFast:
     """A sentencepiece-like unigram model with byte fallback, with Mistral's special tokens."""
-    trained = Tokenizer(models.Unigram())
-    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    # pieces of a BPE: the trainer of unigram models gives other ones in every process
     special = ["<unk>", "<s>", "</s>", *BYTES]
-    trained.train_from_iterator(
-        REPORT_LINES * 2,
-        trainers.UnigramTrainer(
-            vocab_size=360,
-            special_tokens=special[:3],
-            unk_token="<unk>",
-            initial_alphabet=[chr(code) for code in range(33, 127)] + ["▁"],
-            show_progress=False,
-        ),
-    )
-    pieces = [tuple(piece) for piece in json.loads(trained.to_str())["model"]["vocab"]]
+    pieces = [piece for piece in _metaspace_bpe(special[:3], size=620)[0] if piece not in special]
     # byte pieces behind the special ones, where sentencepiece puts them; never likelier than text
-    vocab = pieces[:3] + [(piece, -30.0) for piece in BYTES] + pieces[3:]
+    vocab = [(piece, 0.0) for piece in special[:3]] + [(piece, -30.0) for piece in BYTES]
+    vocab += [(piece, -10.0 if len(piece) == 1 else -5.0) for piece in sorted(pieces)]
     tokenizer = Tokenizer(models.Unigram(vocab, unk_id=0, byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Sequence(
