@@ -34,7 +34,7 @@ bench: $(VENV)/.installed
 	@echo
 	@echo "Next: what was recorded is in benchmarks/README.md, with how to record it anew."
 
-# needs triton, not a GPU: `pip install triton` where torch did not bring it
+# needs no GPU
 aot: $(VENV)/.installed
 	$(BIN)/python -m dive.kernels.aot
 
