@@ -10,6 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
+
 from dive.errors import DiveError
 
 T = TypeVar("T")
@@ -43,11 +45,12 @@ def loaders(asked: int | None, images: int) -> int:
 
 
 def alone() -> None:
-    """Called in a worker: a tokenizer's threads did not come along when it was forked, and the
-    collector would copy what its parent holds by looking at it."""
+    """Called in a worker: the threads of tokenizers and of OpenMP did not come along when it was
+    forked, and the collector would copy what its parent holds by looking at it."""
     if os.getpid() not in _ready:
         _ready.add(os.getpid())
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        torch.set_num_threads(1)
         gc.freeze()
 
 
