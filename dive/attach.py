@@ -37,9 +37,11 @@ class Attachment:
 
     adapter: SteeringAdapter | None
 
-    def __init__(self, model: nn.Module, adapter: SteeringAdapter) -> None:
+    def __init__(self, model: nn.Module, adapter: SteeringAdapter, check: bool = True) -> None:
+        """check: False where the caller has done so: the model's weights are looked at."""
         self.adapter = adapter
-        adapter.check_backbone(model)
+        if check:
+            adapter.check_backbone(model)
         self._hang(model, [int(index) for index in adapter.layers])
 
     def _hang(self, model: nn.Module, indices: Iterable[int]) -> None:

@@ -22,9 +22,13 @@ class RowAttachment(Attachment):
     """
 
     def __init__(
-        self, backbone_or_model: Any, rows: Sequence[SteeringAdapter | None] = (None,)
+        self,
+        backbone_or_model: Any,
+        rows: Sequence[SteeringAdapter | None] = (None,),
+        check: bool = True,
     ) -> None:
         self.adapter = None
+        self._check = check
         self._known: list[SteeringAdapter] = []
         model = unwrap(backbone_or_model)
         self._devices = [computes_on(layer) for layer in decoder_layers(model)]
@@ -47,7 +51,8 @@ class RowAttachment(Attachment):
         for adapter in rows:
             if adapter is None or any(adapter is known for known in self._known):
                 continue
-            adapter.check_backbone(self.model)
+            if self._check:
+                adapter.check_backbone(self.model)
             for index, steering in adapter.layers.items():
                 steering.to(self._devices[int(index)])
             self._known.append(adapter)

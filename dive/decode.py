@@ -24,7 +24,7 @@ from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from dive import extension
 from dive.adapter import SteeringAdapter, as_adapter
-from dive.attach import attachment_of, steer
+from dive.attach import Attachment, attachment_of
 from dive.attach_rows import RowAttachment
 from dive.decode_batch import BatchRun
 from dive.decode_limits import (
@@ -283,13 +283,14 @@ class DecodeSession:
         """The adapters at work on the model's own forwards inside; yields one, or one a row."""
         attachment = attachment_of(self.model)
         if self.adapters is not None:
-            with RowAttachment(self.model, self.adapters):  # refuses a second one
+            # refuses a second one; the session has checked its own adapters
+            with RowAttachment(self.model, self.adapters, check=False):
                 yield self.adapters
         elif attachment is None:
             if self.adapter is None:
                 yield (None,)
                 return
-            with steer(self.model, self.adapter):
+            with Attachment(self.model, self.adapter, check=False):
                 yield (self.adapter,)
         elif self.adapter is None:
             yield attachment.steers if attachment.enabled else (None,)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, GenerationMixin
+from transformers.cache_utils import Cache
 from transformers.generation.configuration_utils import GenerationMode
 
 from dive import extension
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from dive.decoder_spec import DecoderSpec
 
 EMBEDS = "the prompt is given as embeddings"
+CACHE = "a cache is given"
+ASKED = (EMBEDS, CACHE)  # what the caller gave, and no surprise
 _CACHE_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
 # transformers gives none of these to a custom_generate function, or takes one such function alone
 _KEYWORDS = ("assistant_model", "assistant_tokenizer", "tokenizer", "custom_generate")
@@ -48,7 +51,12 @@ def check_names(model: Any, kwargs: dict[str, Any]) -> None:
         return  # it may have arguments of its own
     config = GenerationConfig()
     own = {*inspect.signature(GenerationMixin.generate).parameters, *_KEYWORDS, "trust_remote_code"}
-    others = {n: v for n, v in kwargs.items() if n not in own and not hasattr(config, n)}
+    others = {
+        name: value
+        for name, value in kwargs.items()
+        # a cache has one name in one transformers and another in the next
+        if name not in own and not hasattr(config, name) and not isinstance(value, Cache)
+    }
     unknown = [name for name, value in others.items() if not _is_input(model, name, value)]
     if unknown:
         raise DiveError(
@@ -103,7 +111,7 @@ def call_plan(
     if reason is not None:
         return Plan("transformers", reason, asked=True)
     reason = input_reason(input_ids, model_kwargs, synced)
-    return own_plan(spec) if reason is None else Plan("transformers", reason)
+    return own_plan(spec) if reason is None else Plan("transformers", reason, reason in ASKED)
 
 
 def offered_plan(spec: "DecoderSpec", model: Any, kwargs: dict[str, Any]) -> Plan:
@@ -156,6 +164,6 @@ def input_reason(input_ids: Tensor, model_kwargs: dict[str, Any], synced: bool) 
     if type(cache) is not DynamicCache:
         return f"the cache is a {type(cache).__name__}"
     if cache.get_seq_length() > 0 or getattr(cache, "_is_user_defined", False):
-        return "a cache is given"
+        return CACHE
     odd = [type(x).__name__ for x in cache.layers if type(x).__name__ not in _CACHE_LAYERS]
     return f"the cache has a {odd[0]}" if odd else None

@@ -55,10 +55,18 @@ def run() -> list[Finding]:
     findings = []
     with _quiet():
         for device in (torch.device("cpu"), *gpus):
-            backbone = load_backbone(BACKBONE, dtype="float32", device=device)
-            adapter = _adapter(backbone)
-            findings += [_guarded(name, check, backbone, adapter) for name, check in CHECKS.items()]
+            findings += _on(device)
     return findings
+
+
+def _on(device: torch.device) -> list[Finding]:
+    """A device that cannot even hold the backbone is a finding of every path on it."""
+    try:
+        backbone = load_backbone(BACKBONE, dtype="float32", device=device)
+        adapter = _adapter(backbone)
+    except Exception as error:
+        return [Finding(name, str(device), "wrong", _line_of(error), True) for name in CHECKS]
+    return [_guarded(name, check, backbone, adapter) for name, check in CHECKS.items()]
 
 
 def decoding(backbone: Backbone, adapter: SteeringAdapter) -> Finding:
@@ -136,10 +144,13 @@ def _guarded(name: str, check: Check, backbone: Backbone, adapter: SteeringAdapt
     """What breaks is a finding, too: the next one is still looked for."""
     try:
         return check(backbone, adapter)
-    except (RuntimeError, ValueError, TypeError, ImportError, OSError) as error:
-        kind = "" if isinstance(error, DiveError) else f"{type(error).__name__}: "
-        line = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-        return Finding(name, str(backbone.device), "wrong", kind + line, True)
+    except Exception as error:  # of Triton, of a C compiler that is missing, of a driver ...
+        return Finding(name, str(backbone.device), "wrong", _line_of(error), True)
+
+
+def _line_of(error: Exception) -> str:
+    kind = "" if isinstance(error, DiveError) else f"{type(error).__name__}: "
+    return kind + (str(error).strip().splitlines() or ["no message"])[0]
 
 
 CHECKS: dict[str, Check] = {ENGINE: decoding, STEER: steering, LOSS: loss}

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 from tiny_decoders import both, small, text_batch
-from tiny_steering import for_backbone
+from tiny_steering import for_backbone, randomised
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
 
@@ -81,6 +81,38 @@ def test_a_fallback_that_was_not_asked_for_is_a_warning_and_only_once():
     batch = text_batch()
     assert torch.equal(session.generate(**batch, max_new_tokens=5), want)
     assert session.ran.engine == "dive._C"
+
+
+def test_a_cache_of_the_callers_own_goes_to_transformers_under_either_name():
+    """Newer versions take past_key_values too, and hand it over as cache."""
+    model, batch = small("llama"), text_batch(rows=1)
+    name = "past_key_values"
+    want = model.generate(**batch, max_new_tokens=4, **{name: DynamicCache(config=model.config)})
+    session = DecodeSession(model)
+    given = {name: DynamicCache(config=model.config)}
+    assert session.plan(**batch, **given).reason == "a cache is given"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FallbackWarning)
+        got = session.generate(**batch, max_new_tokens=4, **given)
+    assert torch.equal(got, want) and session.ran.asked
+
+
+def test_a_session_looks_at_the_weights_once(monkeypatch):
+    """Each look samples them all, which a call of generate has no time for."""
+    from dive import adapter as module
+
+    model, looks = small("llama"), []
+    adapter = randomised(model)
+    right = module.fingerprint
+    monkeypatch.setattr(module, "fingerprint", lambda one: looks.append(1) or right(one))
+    session = DecodeSession(model, adapter)
+    for _ in range(3):
+        session.generate(**text_batch(), max_new_tokens=3)
+    assert len(looks) == 1
+    several = DecodeSession(model, [adapter] * 3)
+    for _ in range(3):
+        several.generate(**text_batch(), max_new_tokens=3)
+    assert len(looks) == 2
 
 
 def test_what_was_asked_for_is_no_warning():

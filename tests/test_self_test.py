@@ -81,6 +81,27 @@ def test_what_breaks_is_a_finding(monkeypatch):
     assert (one.state, one.why) == ("wrong", "RuntimeError: CUDA error: no kernel image")
 
 
+def test_a_device_that_cannot_be_used_costs_only_its_own_findings(monkeypatch):
+    """With GPUs that are full or that this torch has no kernels for the CPU is still looked at."""
+
+    class Broken(Exception):
+        pass
+
+    right = self_test.load_backbone
+
+    def load(path, dtype, device):
+        if device.type == "cuda":
+            raise Broken("no kernel image for this device\nmore")
+        return right(path, dtype=dtype, device=device)
+
+    monkeypatch.setattr(self_test, "load_backbone", load)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    found = self_test.run()
+    assert [one.state for one in found] == ["used", "not used", "not used"] + ["wrong"] * 3
+    assert {one.why for one in found[3:]} == {"Broken: no kernel image for this device"}
+    assert {one.device for one in found[3:]} == {"cuda:0"}
+
+
 INTERPRETED = """
 import json
 from dive import self_test
