@@ -301,9 +301,9 @@ def test_a_death_is_told_and_another_error_is_not():
         "DataLoader worker (pid 12) is killed by signal: Killed. ",
         "DataLoader worker (pid(s) 12, 13) exited unexpectedly",
     ):
-        with pytest.raises(DiveError, match=r"images died \(DataLoader .*12.*; give it more mem"):
-            with workers.deaths():
-                raise RuntimeError(text)
+        message = r"images died \(DataLoader .*12.*; give it more memory"
+        with pytest.raises(DiveError, match=message), workers.deaths():
+            raise RuntimeError(text)
     for error in (
         RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal: bad shapes"),
         RuntimeError("CUDA error: out of luck"),
