@@ -22,6 +22,7 @@ from dive.data.study import Study
 from dive.errors import DiveError
 from dive.presets import DistillConfig
 from dive.structure import unwrap
+from dive.workers import check_workers
 
 T = TypeVar("T")
 
@@ -94,6 +95,7 @@ def as_config(given: Any) -> DistillConfig:
     if given is None:
         return DistillConfig()
     if isinstance(given, DistillConfig):
+        check_workers(given.workers)  # it may have been made on another system
         return given
     if isinstance(given, Mapping):
         known = [field.name for field in fields(DistillConfig)]

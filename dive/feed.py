@@ -61,7 +61,7 @@ class Feed(Dataset):
         if index in examples.failed:
             return Loaded(index, error=examples.failed[index])
         kept = examples.kept(index)
-        seen = teacher is None or teacher.knows(index, self.epoch)
+        seen = teacher is None or teacher.knows(index)
         if kept is not None and seen:
             return Loaded(index)
         loaded = Loaded(index)

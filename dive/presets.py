@@ -8,6 +8,7 @@ from typing import Any
 from dive.adapter import SteeringConfig
 from dive.errors import DiveError
 from dive.radgraph import parse_source
+from dive.workers import check_workers
 
 # The paper's own values were not available; `live` and its weights are as LIVE (arXiv 2406.13185)
 # published them, the rest is this project's choice (docs/choices.md).
@@ -70,7 +71,8 @@ class DistillConfig:
     logging_steps, eval_steps, save_steps: every so many steps. Default: evaluation and a
         checkpoint at the end of every epoch, and at most 20 times.
     workers: processes that decode images ahead of the training, and look at the studies before it.
-        Default: one a core but for one, at most 8 (0 for fewer than 64 images).
+        Default: one a core but for one, at most 8 (0 for fewer than 64 images, and on macOS and
+        Windows, where only 0 will do). At most 32 of them look at the studies.
     """
 
     preset: str = "dive"
@@ -138,6 +140,7 @@ class DistillConfig:
             if not good or (value <= 0 if least is None else value < least):
                 bound = "> 0" if least is None else f">= {least}"
                 raise DiveError(f"DistillConfig: {name} is {value!r}, want {wanted} {bound}")
+        check_workers(self.workers)
         if self.warmup >= 1:
             raise DiveError(f"DistillConfig: warmup is {self.warmup!r}, want a share below 1")
         for name in ("modifiers", "redraw_demonstrations", "gradient_checkpointing"):

@@ -23,6 +23,7 @@ from dive.survey import Survey
 
 log = logging.getLogger(__name__)
 
+KEPT_BYTES = 4 << 30  # states that are kept in main memory between epochs
 PROBES = 8  # teacher prompts whose text is measured as a whole, to see that turns add up
 
 
@@ -136,9 +137,11 @@ class TeacherPrompt:
 class Teacher:
     """Hidden states of the k-shot prompted backbone at the positions that predict the report.
 
-    They are kept, in the backbone's dtype and in main memory: without `redraw` the teacher runs
-    once a study, whatever the number of epochs. Its logits are never stored; teacher and student
-    share one head.
+    Without `redraw` they are kept, in the backbone's dtype and in main memory, and the teacher runs
+    once a study, whatever the number of epochs. What does not fit into `KEPT_BYTES` (4 GiB, a
+    process: 5,000 reports of 100 tokens at width 4096 in half precision) is computed in every
+    epoch. Redrawn demonstrations make other states in every epoch: none is kept. Its logits are
+    never stored; teacher and student share one head.
     """
 
     def __init__(
@@ -147,7 +150,9 @@ class Teacher:
         self.prompter = prompter
         self.examples = examples
         self.demonstrations = demonstrations
-        self._kept: dict[int, tuple[int, Tensor]] = {}
+        self._kept: dict[int, Tensor] = {}
+        self._room = 0 if demonstrations.redraw else KEPT_BYTES
+        self._full = demonstrations.redraw  # said once, where it is news
         self._indices = {id(one): index for index, one in enumerate(examples.studies)}
 
     def hidden(
@@ -163,10 +168,9 @@ class Teacher:
         each = [self._one(i, epoch, prompts.get(i), queries.get(i)) for i in indices]
         return torch.cat(each)
 
-    def knows(self, index: int, epoch: int) -> bool:
-        """Whether the states of a study are kept, for this epoch."""
-        kept = self._kept.get(index)
-        return kept is not None and kept[0] == self._drawn(epoch)
+    def knows(self, index: int) -> bool:
+        """Whether the states of a study are kept: then nobody need make its prompt."""
+        return index in self._kept
 
     def index_of(self, place: int) -> int | None:
         """Which training study it is that stands at this place among the demonstrations."""
@@ -254,15 +258,30 @@ class Teacher:
         self, index: int, epoch: int, prompt: TeacherPrompt | None, query: Example | None
     ) -> Tensor:
         device = self.prompter.backbone.device
-        if self.knows(index, epoch):
-            return self._kept[index][1].to(device)
+        if self.knows(index):
+            return self._kept[index].to(device)
         if prompt is None:
             bad: dict[int, str] = {}
             prompt = self.prompt(self.examples[index], self.examples.studies[index], epoch, bad)
         own = None if query is None else query.inputs
         states = self._run(self.examples.studies[index], prompt, own)
-        self._kept[index] = (self._drawn(epoch), states.cpu())
+        self._keep(index, states)
         return states.to(device)  # under a device_map the last layer may be elsewhere
+
+    def _keep(self, index: int, states: Tensor) -> None:
+        size = states.numel() * states.element_size()
+        if size <= self._room:
+            self._room -= size
+            # a copy on a CPU, too: a view would keep the states of the whole prompt alive
+            self._kept[index] = states.to("cpu", copy=True)
+        elif not self._full:
+            self._full = True
+            log.warning(
+                "the teacher's states of %s fill the %.1f GiB there are for them; for the others "
+                "it runs in every epoch",
+                counted(len(self._kept), "study"),
+                KEPT_BYTES / 2**30,
+            )
 
     # One prompt at a time: there is no padding, and what a study gets does not depend on its batch.
     @torch.no_grad()

@@ -1,5 +1,7 @@
 """One training step, and a `transformers.Trainer` that trains and saves the adapter alone."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +15,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from dive import ops
 from dive.adapter import SteeringAdapter
 from dive.attach import Attachment
+from dive.class_meter import ClassMeter
 from dive.counting import counted
-from dive.decisive import CLASS_NAMES
 from dive.errors import DiveError
 from dive.examples import Example, Examples
 from dive.feed import Feed, Loaded, as_they_come
@@ -118,34 +120,6 @@ def output_head_of(attachment: Attachment) -> Any:
         attachment.enabled = enabled
 
 
-class ClassMeter:
-    """Loss and accuracy of the tokens of each class, summed up between two lines of log."""
-
-    def __init__(self) -> None:
-        self._sums: Tensor | None = None  # [3, classes]: loss, hits, tokens
-
-    def add(self, parts: ops.DecisiveLoss) -> None:
-        assert parts.class_count is not None  # the student passes token_class
-        assert parts.class_loss is not None and parts.class_accuracy is not None
-        count = parts.class_count.double()
-        mean = torch.stack([parts.class_loss.double(), parts.class_accuracy.double()])
-        rows = torch.cat([torch.where(count > 0, mean, 0.0) * count, count[None]])
-        self._sums = rows if self._sums is None else self._sums + rows
-
-    def take(self, prefix: str = "", reduce: Any = lambda sums: sums) -> dict[str, float]:
-        if self._sums is None:
-            return {}
-        loss, hits, count = reduce(self._sums).tolist()
-        self._sums = None
-        found = {}
-        for name, a, b, n in zip(CLASS_NAMES, loss, hits, count, strict=True):
-            if n:
-                key = name.lower()
-                found[f"{prefix}loss_{key}"] = a / n
-                found[f"{prefix}accuracy_{key}"] = b / n
-        return found
-
-
 class DistillTrainer(Trainer):
     """Trainer with normalisers over the whole batch of a step, and checkpoints of the adapter."""
 
@@ -185,6 +159,31 @@ class DistillTrainer(Trainer):
             "bfloat16 in place of float16"
         )
         self._look_at_once = examples.prompter.backbone.device.type == "cpu"
+        self._agree()
+
+    def _agree(self) -> None:
+        """Every rank has looked at the studies by itself, and one of them may have failed to read
+        what the others could: all leave that out. Of unlike lists of studies they would make
+        unlike numbers of steps, and wait for each other for ever.
+
+        Raises:
+            DiveError: on every rank, where the lists differ.
+        """
+        if self.args.world_size == 1:
+            return
+        parts = [part for part in self._parts.values() if part is not None]
+        names = json.dumps([[study.id for study in part.studies] for part in parts])
+        digest = hashlib.sha256(names.encode("utf-8")).hexdigest()
+        each = self._of_all_ranks([(sum(len(part) for part in parts), digest)])
+        if len(each) > 1:
+            counts = " and ".join(str(count) for count, _ in each)
+            raise DiveError(
+                f"the ranks found different studies ({counts} of them): one could not read what "
+                "another could, and was to skip it; start again once all of them see the same"
+            )
+        for part in parts:
+            for index, reason in self._of_all_ranks(sorted(part.failed.items())):
+                self._left_out.add(part, index, reason)
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
         """Adapter parameters are beside their layers already, wherever a device_map put those."""
@@ -210,6 +209,8 @@ class DistillTrainer(Trainer):
         if self.args.world_size > 1:
             sums = self.accelerator.gather(sums.float().to(device)[None]).sum(0)
         sums = sums.float()
+        # Of several ranks' sums this waits for the device: what one cannot read all must know
+        # before the step, in whose backward they wait for each other anyway.
         used, bad = sums[2:].tolist()
         if bad:  # on whichever rank: all of them leave the same studies out
             for index, reason in self._of_all_ranks(new):

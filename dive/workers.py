@@ -20,6 +20,7 @@ _ready: set[int] = set()  # workers that know that they are one
 MOST = 8  # processes, where nobody asks for more
 FEW = 64  # images that are read sooner than processes start
 CHUNK = 64  # studies that are handed to a process at a time
+SPREAD = 32  # processes that look at studies; more of them start longer than they look
 
 # Forked, so that a backbone need not be pickled and what is kept in memory is there at once.
 _CAN = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
@@ -35,8 +36,22 @@ def cores() -> int:
     return max(1, count // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
+def check_workers(asked: int | None) -> None:
+    """DiveError where processes are asked for and there can be none."""
+    if asked and START is None:
+        raise DiveError(
+            f"workers is {asked}, and this system cannot fork processes, as Linux can: want "
+            "workers=0 (images are decoded by the process that trains)"
+        )
+
+
 def loaders(asked: int | None, images: int) -> int:
-    """How many processes read ahead of the training: as asked, or a core each but for one."""
+    """How many processes read ahead of the training: as asked, or a core each but for one.
+
+    Raises:
+        DiveError: see `check_workers`.
+    """
+    check_workers(asked)
     if asked is not None:
         return asked
     if START is None or images < FEW:
@@ -59,12 +74,13 @@ def deaths() -> Iterator[None]:
     """Says what it means that a worker of torch's died, which may be told at any moment.
 
     Raises:
-        DiveError: one did.
+        DiveError: one did. Errors that were raised in a worker stay what they are.
     """
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        # torch's words for a death; "Caught RuntimeError in DataLoader worker process 0" is none
+        if not str(error).startswith("DataLoader worker (pid"):
             raise
         raise DiveError(
             f"a process that decodes images died ({str(error).splitlines()[0]}); give it more "
@@ -77,7 +93,8 @@ _function: Callable[[Any], Any] | None = None
 
 def spread(function: Callable[[Any], T], items: Sequence[Any], workers: int) -> Iterator[T]:
     """`function` of every item, in order, in forked processes; results are pickled, `function`
-    is not. workers 0 or 1: in this process.
+    is not. workers: at most so many, at most one a chunk, and at most `SPREAD`; 0 or 1: in this
+    process.
 
     Raises:
         DiveError: a process died (the machine ran out of memory, mostly).
@@ -86,6 +103,7 @@ def spread(function: Callable[[Any], T], items: Sequence[Any], workers: int) -> 
     if workers < 2 or START is None or len(items) < 2 * CHUNK:
         yield from map(function, items)
         return
+    workers = min(workers, -(-len(items) // CHUNK), SPREAD)
     _function = function
     context = multiprocessing.get_context(START)
     pool = ProcessPoolExecutor(workers, context, initializer=alone)

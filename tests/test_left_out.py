@@ -404,10 +404,18 @@ Recorder.made = []
 distillation.DistillTrainer = Recorder
 torch.set_num_threads(1)
 backbone = dive.load_backbone({backbone!r}, device="cpu")
-config = short(steps={steps}, batch_size={batch}, max_grad_norm=0.0, calibration_studies=1)
+config = short(
+    steps={steps}, batch_size={batch}, max_grad_norm=0.0, calibration_studies=1, **{more!r}
+)
 skipped = Skipped()
+studies = read_studies({studies!r})
+validation = studies[6:] if {folder!r} else None
+if validation:
+    studies = studies[:6]
+{before}
 adapter = dive.distill(
-    backbone, read_studies({studies!r}), 2, config, on_error={on_error!r}, skipped=skipped
+    backbone, studies, 2, config, on_error={on_error!r}, skipped=skipped,
+    validation=validation, output_dir={folder!r},
 )
 if Recorder.made[0].is_world_process_zero():
     found = {{"gradients": Recorder.made[0].gradients, "skipped": [e["id"] for e in skipped]}}
@@ -419,7 +427,9 @@ torch.distributed.destroy_process_group()
 
 def ranks(tiny_llava, studies, tmp_path, **more):
     script, out = tmp_path / "rank.py", tmp_path / "found.pt"
-    values = {"steps": 1, "batch": 4, "on_error": "skip", **more}
+    values = {
+        "steps": 1, "batch": 4, "on_error": "skip", "more": {}, "folder": None, "before": "", **more
+    }  # fmt: skip
     source = studies[0].source.rsplit(":", 1)[0]
     here = Path(__file__).parent
     script.write_text(
@@ -427,12 +437,23 @@ def ranks(tiny_llava, studies, tmp_path, **more):
             tests=str(here), backbone=str(tiny_llava), studies=source, out=str(out), **values
         )
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone",
-         str(script)],
-        timeout=240, cwd=here.parent, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here.parent)},
-    )  # fmt: skip
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone",
+        str(script),
+    ]  # fmt: skip
+    log = tmp_path / "ranks.log"
+    with log.open("w") as file:
+        launched = subprocess.Popen(
+            command, cwd=here.parent, stdout=file, stderr=file,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here.parent)},
+        )  # fmt: skip
+        try:
+            code = launched.wait(240)
+        except subprocess.TimeoutExpired:
+            launched.terminate()  # it ends the ranks, too
+            launched.wait(60)
+            pytest.fail(f"ranks wait for each other for ever: {log.read_text()[-2000:]}")
+    done = subprocess.CompletedProcess(command, code, stderr=log.read_text())
     return done, torch.load(out, weights_only=True) if out.exists() else None
 
 
@@ -461,6 +482,80 @@ def test_ranks_wait_for_one_that_has_nothing_left(tiny_llava, studies, tmp_path)
     assert all(g.isfinite().all() for step in found["gradients"] for g in step.values())
 
 
+def test_ranks_without_a_row_log_with_the_others(llava, tiny_llava, studies, tmp_path, caplog):
+    """A study each and a line of log a step: in two of three steps one rank has none, and its whole
+    share of the validation cannot be read. Every line is that of one process with both studies."""
+    for number in (1, 2, 7):
+        spoil(studies[number])
+    more = {"logging_steps": 1, "eval_steps": 1, "save_steps": 1}
+    config = short(steps=3, batch_size=2, max_grad_norm=0.0, calibration_studies=1, **more)
+    options = {"validation": studies[6:], "output_dir": tmp_path / "one", **SKIP}
+    dive.distill(llava, studies[:6], 2, config, **options)
+    assert "every study of its batch" not in caplog.text  # the other rank has one
+    done, found = ranks(
+        tiny_llava, studies, tmp_path, batch=1, steps=3, more=more, folder=str(tmp_path / "two")
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(found["skipped"]) == ["s1", "s2", "s7"]
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    compared = 0
+    assert len(one) == len(two) == 7  # training and validation a step, and the end
+    for wanted, got in zip(one[:6], two[:6], strict=True):
+        assert wanted.keys() == got.keys()
+        for key in wanted:
+            if "loss" in key or "accuracy" in key:
+                assert got[key] == pytest.approx(wanted[key], rel=1e-4), key
+                compared += 1
+    assert compared >= 6 * 5
+    kept = json.loads((tmp_path / "two" / "checkpoint-3" / "left_out.json").read_text())
+    assert [row[1] for row in kept["validation"]] == ["s7"]
+
+
+def test_ranks_that_see_different_studies_stop_at_once(tiny_llava, studies, tmp_path):
+    """One lost its network drive for a moment: they would make different numbers of steps."""
+    before = "import os\nif os.environ['RANK'] == '1':\n    studies = studies[:-1]"
+    done, found = ranks(tiny_llava, studies, tmp_path, before=before)
+    assert done.returncode != 0 and found is None
+    assert done.stderr.count("DiveError: the ranks found different studies (7 and 8 of them)") >= 1
+
+
+def test_what_one_rank_could_not_read_before_the_first_step_is_left_out_by_all(
+    tiny_llava, studies, tmp_path
+):
+    """The calibration reads studies on every rank for itself; on one of them a file is broken."""
+    before = """
+import os
+from dive.data import Study
+from dive.errors import DiveError
+own, late = Study.load_images, []
+def load_images(self):
+    if os.environ["RANK"] == "1" and self.id == "s0" and not late:
+        late.append(1)
+        raise DiveError("a mood of the network")
+    return own(self)
+Study.load_images = load_images
+"""
+    done, found = ranks(tiny_llava, studies, tmp_path, before=before, steps=1)
+    assert done.returncode == 0, done.stderr
+    assert found["skipped"] == ["s0"]  # as rank 0 has it, which could read it
+
+
+def test_one_process_waits_for_no_device(llava, studies, monkeypatch):
+    """What is read in every step is on the host: of a meta device nothing could be read."""
+
+    class Far(DistillTrainer):
+        def get_batch_samples(self, epoch_iterator, num_batches, device):
+            return super().get_batch_samples(epoch_iterator, num_batches, torch.device("meta"))
+
+    config = bare(steps=2, batch_size=2, calibration_studies=1)
+    wanted = dive.distill(llava, studies, config=config, progress=False)
+    monkeypatch.setattr(distillation, "DistillTrainer", Far)
+    assert equal(wanted, dive.distill(llava, studies, config=config, progress=False))
+
+
 def test_all_ranks_stop_where_nothing_is_skipped(tiny_llava, studies, tmp_path):
     spoil(studies[3])
     done, found = ranks(tiny_llava, studies, tmp_path, on_error="fail")
@@ -481,6 +576,27 @@ def test_a_worker_that_dies_is_said(llava, studies, monkeypatch):
     with pytest.raises(DiveError, match=r"process that decodes images died .* fewer workers"):
         config = bare(steps=8, batch_size=1, calibration_studies=1, workers=2)
         dive.distill(llava, studies, config=config, progress=False)
+
+
+def test_an_error_in_a_worker_stays_what_it_is(llava, studies, monkeypatch):
+    """torch wraps it: "Caught RuntimeError in DataLoader worker process 0." is no death."""
+    own = Examples.make
+    here = os.getpid()
+    config = bare(steps=8, batch_size=1, calibration_studies=1, workers=2)
+    for kind in (RuntimeError, KeyError):
+
+        def make(self, index, study=None, kind=kind):
+            if index == 3 and os.getpid() != here:
+                raise kind("the shapes do not match")
+            return own(self, index, study)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Examples, "make", make)
+            with pytest.raises(
+                kind, match="(?s)worker process .*the shapes do not match"
+            ) as caught:
+                dive.distill(llava, studies, config=config, progress=False)
+        assert not isinstance(caught.value, DiveError)
 
 
 def test_in_half_precision_the_same_is_learnt_from_half_the_bytes(tiny_llava, studies, recorder):

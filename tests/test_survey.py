@@ -275,6 +275,63 @@ def test_work_is_spread_over_processes_in_order():
         list(workers.spread(lambda n: {}[n], items, 2))
 
 
+def test_no_more_processes_than_there_is_work_for(monkeypatch):
+    asked = []
+
+    class Here:
+        """Runs what it is given in this process, and notes how many there were to be."""
+
+        def __init__(self, count, *_, **__):
+            asked.append(count)
+
+        def map(self, function, chunks):
+            return map(function, chunks)
+
+        def shutdown(self, **_):
+            pass
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", Here)
+    for items, wish in ((128, 500), (129, 500), (64 * 200, 500), (64 * 200, 5), (127, 500)):
+        assert list(workers.spread(lambda n: -n, range(items), wish)) == [-n for n in range(items)]
+    assert asked == [2, 3, 32, 5]  # of fewer than two chunks none is made
+
+
+def test_a_death_is_told_and_another_error_is_not():
+    for text in (
+        "DataLoader worker (pid 12) is killed by signal: Killed. ",
+        "DataLoader worker (pid(s) 12, 13) exited unexpectedly",
+    ):
+        message = r"images died \(DataLoader .*12.*; give it more memory"
+        with pytest.raises(DiveError, match=message), workers.deaths():
+            raise RuntimeError(text)
+    for error in (
+        RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal: bad shapes"),
+        RuntimeError("CUDA error: out of luck"),
+        KeyError("DataLoader worker (pid 12)"),
+    ):
+        with pytest.raises(type(error)) as caught, workers.deaths():
+            raise error
+        assert caught.value is error
+
+
+def test_where_nothing_can_be_forked_workers_are_refused_at_once(tiny_llava, studies, monkeypatch):
+    config = dive.DistillConfig(preset="dive-ce", workers=2, steps=1)
+    monkeypatch.setattr(workers, "START", None)
+    message = "workers is 2, and this system cannot fork .* want workers=0"
+    for make in (
+        lambda: dive.DistillConfig(workers=2),
+        lambda: dive.distill("nowhere", "nowhere.jsonl", config={"workers": 2}),
+        lambda: dive.distill("nowhere", "nowhere.jsonl", config=config),  # made elsewhere
+        lambda: workers.loaders(2, 10_000),
+    ):
+        with pytest.raises(DiveError, match=message):
+            make()
+    assert [workers.loaders(asked, 10_000) for asked in (None, 0)] == [0, 0]
+    for asked in (None, 0):
+        config = dive.DistillConfig(preset="dive-ce", rank=2, workers=asked, steps=1)
+        dive.distill(tiny_llava, studies, config=config, progress=False)
+
+
 def test_of_many_reports_a_sample_is_labelled(tiny_llava, studies, monkeypatch):
     backbone = dive.load_backbone(tiny_llava, device="cpu")
     monkeypatch.setattr("dive.survey.LABELLED", 3)

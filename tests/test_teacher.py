@@ -151,3 +151,36 @@ def test_redrawn_demonstrations_run_the_teacher_in_every_epoch(tiny_llava, studi
     later = [teacher.hidden([0, 1, 2], epoch=e) for e in (1, 2, 3)]
     assert any(not torch.equal(first, states) for states in later)
     assert torch.equal(teacher.hidden([0, 1, 2], epoch=0), first)
+    assert not any(teacher.knows(index) for index in range(3)) and not teacher._kept
+
+
+@pytest.mark.parametrize("room", [0, 1, 2.5, 6, 100])
+def test_what_does_not_fit_is_computed_again(room, tiny_llava, studies, monkeypatch, caplog):
+    """The budget holds, and states are the same bit for bit."""
+    backbone = dive.load_backbone(tiny_llava, device="cpu")
+    prompter, examples, _ = look(backbone, studies)
+    shown = Demonstrations(studies, 1)
+    each = [Teacher(prompter, examples, shown).hidden([index]) for index in range(6)]
+    sizes = [states.numel() * states.element_size() for states in each]
+    budget = int(room * max(sizes))
+    monkeypatch.setattr("dive.teacher.KEPT_BYTES", budget)
+    teacher = Teacher(prompter, examples, shown)
+    for _epoch in range(2):
+        assert torch.equal(teacher.hidden(range(6)), torch.cat(each))
+    known = [index for index in range(6) if teacher.knows(index)]
+    left, fit = budget, []
+    for index, size in enumerate(sizes):
+        if size <= left:
+            left -= size
+            fit.append(index)
+    assert known == fit and len(known) == {0: 0, 100: 6, 6: 6}.get(room, len(fit))
+    # with whatever else a view would keep alive
+    held = sum(kept.untyped_storage().nbytes() for kept in teacher._kept.values())
+    assert held == sum(sizes[index] for index in known) <= budget
+    told = caplog.text.count("the teacher's states of")
+    assert told == (len(known) < 6)
+    runs = []
+    handle = decoder_layers(backbone)[0].register_forward_hook(lambda *_: runs.append(1))
+    teacher.hidden(range(6), epoch=1)
+    handle.remove()
+    assert len(runs) == 6 - len(known)
