@@ -48,7 +48,7 @@ class Case(Protocol):
         ...
 
 
-def seed(number: int, device: torch.device) -> None:
+def reseed(number: int, device: torch.device) -> None:
     """Random numbers of the CPU and of the current device begin anew; those of others go on."""
     # torch.manual_seed would seed every GPU, which nothing here puts back
     torch.default_generator.manual_seed(number)

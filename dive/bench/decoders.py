@@ -13,7 +13,7 @@ from transformers import (
 )
 
 import dive
-from dive.bench.case import seed as begin_anew
+from dive.bench.case import reseed
 
 FAMILIES = {
     "llama": (LlamaForCausalLM, LlamaConfig),
@@ -45,7 +45,7 @@ def build(
         width, layers, heads, kv, inner, vocabulary = 64, 2, 4, 2, 96, 128
         more = {name: 16 for name in more}
     model_class, config_class = FAMILIES[family]
-    begin_anew(0, device)
+    reseed(0, device)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -73,7 +73,7 @@ def build(
 
 def adapter_for(model: Any, seed: int = 1, scale: float = 1e-3) -> dive.SteeringAdapter:
     """Rank 16 in every layer, not zero, and too small to send random weights astray."""
-    begin_anew(seed, model.device)
+    reseed(seed, model.device)
     adapter = dive.SteeringAdapter(dive.SteeringConfig(rank=16), model)
     with torch.no_grad():
         layers: Any = adapter.layers
