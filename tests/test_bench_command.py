@@ -377,6 +377,29 @@ def test_the_threads_are_what_the_load_leaves_and_are_put_back(monkeypatch):
     assert results.head["threads"] == 2 and torch.get_num_threads() == before
 
 
+@pytest.mark.parametrize("seconds", [60, 1e-3])
+def test_the_callers_torch_is_as_before(seconds):
+    torch.manual_seed(7)
+    torch.rand(3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.no_grad():
+            state, threads = torch.get_rng_state(), torch.get_num_threads()
+            results = toy(threads=threads + 1, seconds=seconds)
+            assert torch.equal(torch.get_rng_state(), state)
+            assert torch.get_default_dtype() == torch.float64
+            assert torch.get_num_threads() == threads and not torch.is_grad_enabled()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    # and the run does not depend on it
+    assert results.wrong == []
+    if seconds == 60:
+        assert {"forward", "forward+backward"} <= {row.mode for row in results.rows}
+        assert {row.operator for row in results.rows} == {*UNITS}
+    else:
+        assert results.rows == []
+
+
 # what ran
 
 

@@ -44,6 +44,25 @@ function(dive_find_nvcc)
   endif()
 endfunction()
 
+# What nvcc can compile for, as 80;90;90a. Its own list has none with a letter, so it is asked for
+# each of these: a toolkit of 11.8 knows 90 and not 90a.
+function(dive_known_archs result)
+  execute_process(COMMAND "${DIVE_NVCC}" --list-gpu-code OUTPUT_VARIABLE known ERROR_QUIET)
+  string(REGEX MATCHALL "[0-9]+" known "${known}")
+  foreach(arch IN LISTS DIVE_CUDA_ALL DIVE_CUDA_ARCHS)
+    string(REGEX REPLACE "-ptx$" "" arch "${arch}")
+    if(arch MATCHES "^[0-9]+[a-z]$" AND NOT arch IN_LIST known)
+      execute_process(COMMAND "${DIVE_NVCC}" --dryrun -x cu -c /dev/null
+        -gencode arch=compute_${arch},code=sm_${arch}
+        OUTPUT_QUIET ERROR_QUIET RESULT_VARIABLE status)
+      if(status EQUAL 0)
+        list(APPEND known ${arch})
+      endif()
+    endif()
+  endforeach()
+  set(${result} "${known}" PARENT_SCOPE)
+endfunction()
+
 # What to compile for the GPUs that are here, as "90a": none where there is no driver. `known` is
 # what nvcc can compile for; a GPU that is newer translates PTX of the newest of these.
 function(dive_native_archs result known)
@@ -56,13 +75,14 @@ function(dive_native_archs result known)
       string(REPLACE "." "" arch "${line}")
       if(arch LESS 80)
         message(STATUS "CUDA: nothing for a GPU of compute capability ${line}, older than 8.0")
+      elseif(arch EQUAL 90 AND "90a" IN_LIST known)
+        list(APPEND archs 90a)
       elseif(arch IN_LIST known)
-        string(REGEX REPLACE "^90$" "90a" arch "${arch}")
         list(APPEND archs ${arch})
       else()
         set(newest 80)
         foreach(one IN LISTS known)
-          if(one GREATER newest AND one LESS arch)
+          if(one MATCHES "^[0-9]+$" AND one GREATER newest AND one LESS arch)
             set(newest ${one})
           endif()
         endforeach()
@@ -71,6 +91,23 @@ function(dive_native_archs result known)
     endforeach()
     list(REMOVE_DUPLICATES archs)
   endif()
+  set(${result} "${archs}" PARENT_SCOPE)
+endfunction()
+
+# The short list, less what this nvcc is too old for.
+function(dive_short_archs result known)
+  set(archs "")
+  foreach(arch IN LISTS DIVE_CUDA_SHORT)
+    string(REGEX REPLACE "-ptx$" "" code "${arch}")
+    string(REGEX REPLACE "[a-z]$" "" plain "${code}")
+    if(code IN_LIST known)
+      list(APPEND archs ${arch})
+    elseif(plain IN_LIST known)  # the kernels use nothing that the letter stands for
+      list(APPEND archs ${plain})
+    else()
+      message(STATUS "CUDA: nothing for sm_${code}, which ${DIVE_NVCC} does not know")
+    endif()
+  endforeach()
   set(${result} "${archs}" PARENT_SCOPE)
 endfunction()
 
@@ -85,15 +122,18 @@ function(dive_choose_archs result why known)
     if(NOT archs AND DIVE_CUDA_ARCHS STREQUAL "native")
       set(reason "DIVE_CUDA_ARCHS is 'native' and nvidia-smi shows no GPU to compile for")
     elseif(NOT archs)
-      set(archs ${DIVE_CUDA_SHORT})
+      dive_short_archs(archs "${known}")
+      if(NOT archs)
+        set(reason "${DIVE_NVCC} is too old to know sm_80")
+      endif()
       message(STATUS "CUDA: nvidia-smi shows no GPU to compile for, so for a short list of GPUs; "
         "DIVE_CUDA_ARCHS names others")
     endif()
   endif()
   foreach(arch IN LISTS archs)
-    string(REGEX MATCH "^[0-9]+" number "${arch}")
-    if(NOT number IN_LIST known)
-      set(reason "nvcc does not know sm_${number} of DIVE_CUDA_ARCHS")
+    string(REGEX REPLACE "-ptx$" "" code "${arch}")
+    if(NOT code IN_LIST known)
+      set(reason "nvcc does not know sm_${code} of DIVE_CUDA_ARCHS")
     endif()
   endforeach()
   set(${result} "${archs}" PARENT_SCOPE)
@@ -117,6 +157,68 @@ function(dive_gencode result archs)
   set(${result} "${options}" PARENT_SCOPE)
 endfunction()
 
+# How DIVE_NVCC compiles here: the GPUs, its options and the toolkit's runtime; or why it does not.
+function(dive_plan_cuda archs_found flags_found runtime_found why)
+  # where nvcc itself says that its toolkit is, as it may be called through a script
+  execute_process(COMMAND "${DIVE_NVCC}" --dryrun -x cu -c /dev/null
+    OUTPUT_VARIABLE said ERROR_VARIABLE said RESULT_VARIABLE status)
+  if(NOT status EQUAL 0 OR NOT said MATCHES "#\\$ TOP=([^\n]*)")
+    set(${why} "${DIVE_NVCC} does not run:\n${said}" PARENT_SCOPE)
+    return()
+  endif()
+  string(STRIP "${CMAKE_MATCH_1}" root)
+  find_library(runtime libcudart_static.a NO_CACHE NO_DEFAULT_PATH PATHS ${root}
+    PATH_SUFFIXES lib64 lib targets/${CMAKE_SYSTEM_PROCESSOR}-linux/lib targets/sbsa-linux/lib)
+  if(NOT runtime)
+    set(${why} "there is no libcudart_static.a below ${root} (nvidia-cuda-runtime has it)"
+      PARENT_SCOPE)
+    return()
+  endif()
+
+  dive_known_archs(known)
+  dive_choose_archs(archs reason "${known}")
+  if(reason)
+    set(${why} "${reason}" PARENT_SCOPE)
+    return()
+  endif()
+  dive_gencode(targets "${archs}")
+
+  # the tighter compression is read by drivers from 550 on alone: all that a toolkit of 13 runs on,
+  # and not all that one of 12 does
+  execute_process(COMMAND "${DIVE_NVCC}" --version OUTPUT_VARIABLE version)
+  set(compress -Xfatbin -compress-all)
+  if(version MATCHES "release ([0-9]+)" AND CMAKE_MATCH_1 GREATER_EQUAL 13)
+    set(compress --compress-mode=size)
+  endif()
+  if(DIVE_WERROR)  # the host compiler's warnings among them
+    list(APPEND compress -Werror all-warnings)
+  endif()
+  set(flags -std=c++17 -O3 ${compress} ${targets}
+    -ccbin ${CMAKE_CXX_COMPILER} -Xcompiler=-fPIC,-fvisibility=hidden,-Wall
+    -I${CMAKE_CURRENT_SOURCE_DIR}/csrc)
+
+  # a dry run finds neither a host compiler that is too new for this nvcc nor a toolkit that is too
+  # old for the sources: what the sources ask of the toolkit is in this header
+  set(trial ${CMAKE_CURRENT_BINARY_DIR}/cuda/trial.cu)
+  file(WRITE ${trial} "#include \"cuda/runtime.h\"\n__global__ void dive_trial() {}\n")
+  execute_process(COMMAND "${DIVE_NVCC}" ${flags} -c ${trial} -o ${trial}.o
+    OUTPUT_VARIABLE said ERROR_VARIABLE said RESULT_VARIABLE status)
+  if(NOT status EQUAL 0)
+    if(NOT said MATCHES "[^\n]*(error|fatal) *:[^\n]*")
+      string(REGEX MATCH "[^\n]+" said "${said}")
+    else()
+      set(said "${CMAKE_MATCH_0}")
+    endif()
+    set(${why} "${DIVE_NVCC} does not compile with ${CMAKE_CXX_COMPILER} (CXX): ${said}"
+      PARENT_SCOPE)
+    return()
+  endif()
+  set(${archs_found} "${archs}" PARENT_SCOPE)
+  set(${flags_found} "${flags}" PARENT_SCOPE)
+  set(${runtime_found} "${runtime}" PARENT_SCOPE)
+  set(${why} "" PARENT_SCOPE)
+endfunction()
+
 function(dive_add_cuda)
   string(TOUPPER "${DIVE_CUDA}" DIVE_CUDA_WANTED)
   set(DIVE_CUDA OFF PARENT_SCOPE)
@@ -138,43 +240,11 @@ function(dive_add_cuda)
     return()
   endif()
 
-  # where nvcc itself says that its toolkit is, as it may be called through a script
-  execute_process(COMMAND "${DIVE_NVCC}" --dryrun -x cu -c /dev/null
-    OUTPUT_VARIABLE said ERROR_VARIABLE said RESULT_VARIABLE status)
-  if(NOT status EQUAL 0 OR NOT said MATCHES "#\\$ TOP=([^\n]*)")
-    dive_cuda_missing("${DIVE_NVCC} does not run:\n${said}")
+  dive_plan_cuda(archs flags runtime reason)
+  if(reason)
+    dive_cuda_missing("${reason}")
     return()
   endif()
-  string(STRIP "${CMAKE_MATCH_1}" root)
-  find_library(DIVE_CUDART libcudart_static.a NO_CACHE NO_DEFAULT_PATH PATHS ${root}
-    PATH_SUFFIXES lib64 lib targets/${CMAKE_SYSTEM_PROCESSOR}-linux/lib targets/sbsa-linux/lib)
-  if(NOT DIVE_CUDART)
-    dive_cuda_missing("there is no libcudart_static.a below ${root} (nvidia-cuda-runtime has it)")
-    return()
-  endif()
-
-  execute_process(COMMAND "${DIVE_NVCC}" --list-gpu-code OUTPUT_VARIABLE known)
-  string(REGEX MATCHALL "[0-9]+" known "${known}")
-  dive_choose_archs(archs why "${known}")
-  if(why)
-    dive_cuda_missing("${why}")
-    return()
-  endif()
-  dive_gencode(targets "${archs}")
-
-  # the tighter compression is read by drivers from 550 on alone: all that a toolkit of 13 runs on,
-  # and not all that one of 12 does
-  execute_process(COMMAND "${DIVE_NVCC}" --version OUTPUT_VARIABLE version)
-  set(compress -Xfatbin -compress-all)
-  if(version MATCHES "release ([0-9]+)" AND CMAKE_MATCH_1 GREATER_EQUAL 13)
-    set(compress --compress-mode=size)
-  endif()
-  if(DIVE_WERROR)  # the host compiler's warnings among them
-    list(APPEND compress -Werror all-warnings)
-  endif()
-  set(flags -std=c++17 -O3 ${compress} ${targets}
-    -ccbin ${CMAKE_CXX_COMPILER} -Xcompiler=-fPIC,-fvisibility=hidden,-Wall
-    -I${CMAKE_CURRENT_SOURCE_DIR}/csrc)
 
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/csrc/cuda/*.cu)
   set(objects "")
@@ -186,15 +256,13 @@ function(dive_add_cuda)
       DEPENDS ${source} DEPFILE ${object}.d VERBATIM COMMENT "nvcc ${name}")
     list(APPEND objects ${object})
   endforeach()
-  file(MAKE_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/cuda)
   set_source_files_properties(${objects} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
   add_library(dive_cuda STATIC ${objects})
   set_target_properties(dive_cuda PROPERTIES LINKER_LANGUAGE CXX)
   list(JOIN archs "," built)
   target_compile_definitions(dive_cuda INTERFACE DIVE_CUDA DIVE_CUDA_ARCHS="${built}")
   # after the objects that need it: the runtime as a part of the module, which finds libcuda itself
-  target_link_libraries(dive_cuda PUBLIC dive_cpu ${DIVE_CUDART} Threads::Threads rt
-    ${CMAKE_DL_LIBS})
+  target_link_libraries(dive_cuda PUBLIC dive_cpu ${runtime} Threads::Threads rt ${CMAKE_DL_LIBS})
   message(STATUS "CUDA: ${DIVE_NVCC} for ${built}")
   set(DIVE_CUDA ON PARENT_SCOPE)
 endfunction()

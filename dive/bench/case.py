@@ -48,6 +48,14 @@ class Case(Protocol):
         ...
 
 
+def reseed(number: int, device: torch.device) -> None:
+    """Random numbers of the CPU and of the current device begin anew; those of others go on."""
+    # torch.manual_seed would seed every GPU, which nothing here puts back
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
+
+
 def off(got: torch.Tensor, want: torch.Tensor) -> float:
     """The distance of two tensors as a share of the norm of the second, which is not 0."""
     if got.shape != want.shape:

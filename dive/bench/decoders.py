@@ -13,6 +13,7 @@ from transformers import (
 )
 
 import dive
+from dive.bench.case import reseed
 
 FAMILIES = {
     "llama": (LlamaForCausalLM, LlamaConfig),
@@ -44,7 +45,8 @@ def build(
         width, layers, heads, kv, inner, vocabulary = 64, 2, 4, 2, 96, 128
         more = {name: 16 for name in more}
     model_class, config_class = FAMILIES[family]
-    torch.manual_seed(0)
+    reseed(0, device)
+    before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         config = config_class(
@@ -62,7 +64,7 @@ def build(
         with device:
             model = model_class(config).eval().requires_grad_(False)
     finally:
-        torch.set_default_dtype(torch.float32)
+        torch.set_default_dtype(before)
     # a config of transformers brings its own end of sequence, at which an answer would stop
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
@@ -71,7 +73,7 @@ def build(
 
 def adapter_for(model: Any, seed: int = 1, scale: float = 1e-3) -> dive.SteeringAdapter:
     """Rank 16 in every layer, not zero, and too small to send random weights astray."""
-    torch.manual_seed(seed)
+    reseed(seed, model.device)
     adapter = dive.SteeringAdapter(dive.SteeringConfig(rank=16), model)
     with torch.no_grad():
         layers: Any = adapter.layers

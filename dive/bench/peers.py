@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dive import ops, reference
+from dive.bench.case import reseed
 from dive.bench.machine import version
 from dive.bench.results import reason_of
 
@@ -53,7 +54,7 @@ class Problem:
         distils: bool = False,
     ) -> "Problem":
         """Normal states, and weights of 1 at `live` random rows."""
-        torch.manual_seed(0)
+        reseed(0, device)
         on: dict[str, Any] = {"device": device}
         rows = torch.randperm(tokens, **on)[:live].sort().values
         return cls(

@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -63,10 +64,7 @@ def run(
     if threads is not None and threads < 1:
         raise DiveError(f"bench: threads is {threads}, want 1 or more")
     deadline = Deadline(seconds, started)
-    before = torch.get_num_threads()
-    if where.type == "cpu":
-        torch.set_num_threads(threads or idle_threads())
-    try:
+    with _own_state(where, threads):
         results = Results(
             {
                 "dive": dive.__version__,
@@ -79,10 +77,28 @@ def run(
             }
         )
         _run_all(list(dict.fromkeys(operators)), where, kind, deadline, results, say)
-    finally:
-        torch.set_num_threads(before)
     results.head["seconds_taken"] = round(time.monotonic() - started, 1)
     return results
+
+
+@contextmanager
+def _own_state(device: torch.device, threads: int | None) -> Iterator[None]:
+    """What is torch's own is here as in a new process, and afterwards as the caller had it."""
+    on_gpu = device.type == "cuda"
+    before, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, before)
+        stack.callback(torch.set_default_dtype, dtype)
+        if on_gpu:
+            stack.enter_context(torch.cuda.device(device))
+        # the cases seed the generators, for everyone to be timed on the same numbers
+        stack.enter_context(torch.random.fork_rng([torch.cuda.current_device()] if on_gpu else []))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        torch.set_default_dtype(torch.float32)
+        if not on_gpu:
+            torch.set_num_threads(threads or idle_threads())
+        yield
 
 
 def idle_threads() -> int:
@@ -170,7 +186,6 @@ def _device(name: str) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not (device.index or 0) < count:
             raise DiveError(f"bench: device is {name!r}, and there are {count} CUDA devices here")
-        torch.cuda.set_device(device)
     return device
 
 

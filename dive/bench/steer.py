@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dive import ops, reference
 from dive.bench import observe
-from dive.bench.case import Here, off
+from dive.bench.case import Here, off, reseed
 from dive.bench.results import Found, NotRun, Setting, Wrong, reason_of, rows
 from dive.bench.timing import Call, stopwatches, turns
 
@@ -29,7 +29,7 @@ def inputs(
     tokens: int, width: int, rank: int, dtype: torch.dtype, device: torch.device
 ) -> list[Tensor]:
     """h [T, D] and the parameters in float32, all of which require a gradient."""
-    torch.manual_seed(0)
+    reseed(0, device)
     h = torch.randn(tokens, width, device=device).to(dtype)
     shapes = ((rank, width), (rank,), (width, rank), (width,))
     parameters = [torch.randn(shape, device=device) for shape in shapes]
