@@ -5,9 +5,12 @@ few, it is asked about the most different of them, and the others are counted by
 sizes, if that agrees with every answer; without such a rule it is asked about each size once.
 """
 
+import copy
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
@@ -193,11 +196,30 @@ def rule_of(prompter: Prompter) -> Rule | None:
 
     def own(size: Size) -> tuple[int, int]:
         width, height = size
-        found = count(image_sizes=[(height, width)], **settings)
+        with _defaults_kept(processor):
+            found = count(image_sizes=[(height, width)], **given)
         tokens, tiles = found["num_image_tokens"][0], found["num_image_patches"][0]
         return int(tokens), int(tokens if tile is None else tile * tiles)
 
     return own
+
+
+@contextmanager
+def _defaults_kept(processor: Any) -> Iterator[None]:
+    """transformers' rules of sizes write what they are given into the defaults of the processor's
+    class (to 5.24 at least); every later call of any such processor would then have it, too."""
+    # they are of classes beside the processor's own, from which dive may have derived its own
+    places = {one.__module__ for one in type(processor).__mro__} & sys.modules.keys()
+    beside = [one for place in places for one in vars(sys.modules[place]).values()]
+    found = [vars(one).get("_defaults") for one in beside if isinstance(one, type)]
+    stores = list({id(one): one for one in found if isinstance(one, dict)}.values())
+    before = [copy.deepcopy(one) for one in stores]
+    try:
+        yield
+    finally:
+        for store, kept in zip(stores, before, strict=True):
+            store.clear()
+            store.update(kept)
 
 
 def _pixtral(edge: int, cell: int) -> Rule:

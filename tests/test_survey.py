@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from data_trees import write_dicom
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 from tiny import draw_film
@@ -175,6 +176,17 @@ def test_tokens_by_sizes_are_those_of_the_real_processor(backbone, budget, monke
                 count * tokens.shown(size, alone),
             )
             assert got == real(prompter, size, count), (size, count)
+
+
+def test_a_rule_of_sizes_leaves_the_processors_defaults_alone(backbone):
+    """transformers' rules write into the defaults of the class, which every later prompt has."""
+    study = Study("a", (draw_film(1, (300, 120)),))
+    wanted = Prompter(backbone, max_image_tokens=None).encode(study)
+    small = ImageTokens(Prompter(backbone, max_image_tokens=6))
+    small.learn((size, True) for size in many_sizes())
+    got = Prompter(backbone, max_image_tokens=None).encode(study)
+    assert wanted.keys() == got.keys()
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
 
 
 def test_images_of_several_sizes_in_one_prompt(backbone):
