@@ -2,17 +2,19 @@
 
 Samples are compared within one step of bfloat16, so a checkpoint is known again in any dtype, on
 any device, and a LoRA is the same merged or not. What cannot be sampled (quantised, offloaded or
-sharded weights) is unknown, and an unknown is never held against a backbone.
+sharded weights), or what the loading made up outside the text decoder since the checkpoint lacks it
+(a pooling head that nothing uses), is unknown, and an unknown is never held against a backbone.
 """
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dive.structure import unwrap
+from dive.errors import DiveError
+from dive.structure import decoder, unwrap
 from dive.tuners import (
     PROMPTED,
     added,
@@ -28,6 +30,7 @@ _TENSORS = 1024  # at most so many weights are sampled, evenly over the model
 _SAMPLES = 2048  # about so many numbers in all
 _STEP = 2.0**-7  # of bfloat16: what rounding to another dtype can move a number by
 _TINY = 1e-7  # below this float16 rounds more coarsely than bfloat16
+_LOADED = "_is_hf_initialized"  # on parameters, by transformers
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -36,8 +39,9 @@ def fingerprint(backbone_or_model: Any) -> dict[str, Any]:
     """What `difference` compares; JSON values only, some 5 kB.
 
     each: samples a weight. samples: base64 of bfloat16, None where the weights cannot be read;
-    plain LoRA that is at work is in them. tuners: sorts of PEFT's layers at work, not counting
-    merged ones. tuner_samples: of their own tensors. folded: all of them are in `samples`.
+    plain LoRA that is at work is in them. made_up: places in that list of weights outside the
+    decoder that no checkpoint had. tuners: sorts of PEFT's layers at work, not counting merged
+    ones. tuner_samples: of their own tensors. folded: all of them are in `samples`.
     """
     model: Any = unwrap(backbone_or_model)
     found = [(weight, changes) for weight, changes in _weights(model)]
@@ -51,9 +55,10 @@ def fingerprint(backbone_or_model: Any) -> dict[str, Any]:
     readable = (
         bool(found) and not stale and not _quantised(model) and all(_plain(w) for w, _ in found)
     )
-    samples = [_entries(weight, each, changes) for weight, changes in found] if readable else []
+    places, made_up = _Places(), _made_up(model) if readable else set()
+    samples = [_entries(w, each, changes, places) for w, changes in found] if readable else []
     own = [
-        _entries(tensor, 16, [])
+        _entries(tensor, 16, [], places)
         for one in tuners(model)
         for sign, name in added(one)
         if sign > 0
@@ -63,6 +68,7 @@ def fingerprint(backbone_or_model: Any) -> dict[str, Any]:
     return {
         "each": each,
         "samples": _text(samples) if readable else None,
+        "made_up": [at for at, (weight, _) in enumerate(found) if id(weight) in made_up],
         "tuners": sorts,
         "tuner_samples": _text(own) if own else None,
         "folded": folded,
@@ -78,7 +84,12 @@ def difference(made: Any, here: dict[str, Any]) -> str | None:
     same_tuners = _same(made.get("tuner_samples"), here["tuner_samples"], 16)
     same = None
     if made["samples"] is not None and here["samples"] is not None and made["each"] == here["each"]:
-        same = _same(made["samples"], here["samples"], made["each"])
+        # only what both loadings made up: a trained part that was put there is compared
+        there_too = made.get("made_up")
+        unknown = here["made_up"]
+        if isinstance(there_too, list):
+            unknown = [at for at in unknown if at in there_too]
+        same = _same(made["samples"], here["samples"], made["each"], unknown)
     if made.get("folded") and here["folded"] and same is not None:
         differs = not same
     elif same_tuners:
@@ -149,28 +160,58 @@ def _plain(weight: Tensor) -> bool:
     return known and weight.device.type != "meta" and weight.numel() > 0
 
 
-def _entries(weight: Tensor, count: int, changes: list[tuple[Any, float, str]]) -> Tensor:
-    """So many numbers of a weight, from all over it, with what tuners add to them; float32."""
-    size = weight.numel()
-    places = (torch.arange(count) * 2654435761 + 12345) % size  # a step that shares no factor
-    entries = weight.detach().take(places.to(weight.device)).float()
+def _made_up(model: Any) -> set[int]:
+    """The ids of weights that no checkpoint had and that are not of the text decoder, which is
+    whole or useless: they are other numbers at every loading."""
+    # transformers marks what it has loaded; elsewhere (a copied model, say) nothing is marked
+    weights = list(model.parameters())
+    if not any(hasattr(one, _LOADED) for one in weights):
+        return set()
+    parts = [model.get_input_embeddings(), model.get_output_embeddings()]
+    try:
+        parts.append(decoder(model))
+    except DiveError:
+        return set()
+    parts += tuners(model)  # PEFT's copies of what it trains
+    needed = {id(one) for part in parts if part is not None for one in part.parameters()}
+    return {id(one) for one in weights if not hasattr(one, _LOADED)} - needed
+
+
+class _Places(dict[tuple[torch.device, int, int], Tensor]):
+    """So many places all over a tensor of a size, on its device: a copy to it waits for the GPU,
+    and many tensors are of one size."""
+
+    def __missing__(self, key: tuple[torch.device, int, int]) -> Tensor:
+        device, size, count = key
+        places = (torch.arange(count) * 2654435761 + 12345) % size  # a step that shares no factor
+        self[key] = places.to(device)
+        return self[key]
+
+
+def _entries(
+    weight: Tensor, count: int, changes: list[tuple[Any, float, str]], known: _Places
+) -> Tensor:
+    """So many numbers of a weight, from all over it, with what tuners add to them."""
+    places = known[weight.device, weight.numel(), count]
+    entries = weight.detach().take(places)
     for tuner, sign, name in changes:
         more = lora_entries(tuner, name, places, weight.shape)
         if more is not None:
-            entries = entries + sign * more.to(entries.device)
+            entries = entries.float() + sign * more.to(entries.device)
     return entries
 
 
 def _text(entries: list[Tensor]) -> str:
     # one copy from each device
-    devices = {one.device for one in entries}
-    joined = {
-        device: iter(torch.cat([one for one in entries if one.device == device]).cpu().split(
-            [one.numel() for one in entries if one.device == device]
-        ))
-        for device in devices
-    }  # fmt: skip
-    whole = torch.cat([next(joined[one.device]) for one in entries])
+    by_device: dict[torch.device, list[int]] = {}
+    for at, one in enumerate(entries):
+        by_device.setdefault(one.device, []).append(at)
+    parts: dict[int, Tensor] = {}
+    for places in by_device.values():
+        joined = torch.cat([entries[at] for at in places]).float().cpu()
+        sizes = [entries[at].numel() for at in places]
+        parts.update(zip(places, joined.split(sizes), strict=True))
+    whole = torch.cat([parts[at] for at in range(len(entries))])
     return base64.b64encode(whole.bfloat16().view(torch.int16).numpy().tobytes()).decode("ascii")
 
 
@@ -184,8 +225,11 @@ def _numbers(text: str) -> Tensor | None:
     return torch.frombuffer(data, dtype=torch.int16).view(torch.bfloat16).float()
 
 
-def _same(one: str | None, other: str | None, each: int) -> bool | None:
-    """Whether two lists of samples are of the same tensors; None where they cannot be compared."""
+def _same(
+    one: str | None, other: str | None, each: int, unknown: Collection[int] = ()
+) -> bool | None:
+    """Whether two lists of samples are of the same tensors, but for those at `unknown`; None where
+    they cannot be compared."""
     if one is None or other is None:
         return None
     first, second = _numbers(one), _numbers(other)
@@ -193,6 +237,7 @@ def _same(one: str | None, other: str | None, each: int) -> bool | None:
         return None
     limit = _STEP * torch.maximum(first.abs(), second.abs()) + _TINY
     differing = ~((first - second).abs() <= limit).view(-1, each)
+    differing[[at for at in unknown if at < len(differing)]] = False
     # a few numbers may move further where a merge rounds, but not most of those of one tensor
     most = int(differing.sum(1).max()) * 2 > each
     return not (most or int(differing.sum()) > 2 + differing.numel() // 200)

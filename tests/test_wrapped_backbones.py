@@ -1,9 +1,13 @@
 """Backbones in wrappers: PEFT in all its states, torch.compile, data parallelism."""
 
+import base64
+import shutil
 import warnings
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 from tiny_steering import fingerprint as traces
 from tiny_steering import for_backbone, logits, prompts, randomised
 
@@ -350,3 +354,72 @@ def test_unsteered_text_models_too(peft, tiny_llama, studies):
     with dive.steer(model, adapter):
         wanted = model.eval().generate(**batch, max_new_tokens=8, do_sample=False)
     assert torch.equal(session.generate(**batch, max_new_tokens=8, do_sample=False), wanted)
+
+
+def without(folder, key, target):
+    """A copy of a checkpoint that lacks one weight."""
+    shutil.copytree(folder, target)
+    (file,) = target.glob("*.safetensors")
+    weights = load_file(file)
+    (name,) = [one for one in weights if one.endswith(key)]
+    del weights[name]
+    save_file(weights, file, metadata={"format": "pt"})
+    return target
+
+
+def test_what_the_loading_made_up_is_held_against_nothing(tiny_llava, tmp_path):
+    # the last layer of the vision tower, which LLaVA never runs
+    last = dive.load_backbone(tiny_llava).model.config.vision_config.num_hidden_layers - 1
+    key = f"encoder.layers.{last}.mlp.fc1.weight"
+    folder = without(tiny_llava, key, tmp_path / "lacking")
+    loaded = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        loaded.append(transformers.AutoModelForImageTextToText.from_pretrained(folder))
+    made, again = loaded
+    (one,), (other,) = ([p for n, p in m.named_parameters() if n.endswith(key)] for m in loaded)
+    assert not torch.equal(one, other)
+    adapter = randomised(made)
+    no_warning(adapter, again)
+    no_warning(adapter, dive.load_backbone(folder))
+    # one matrix that was loaded, and one of the decoder that somebody put there as a new parameter
+    layer = again.get_decoder().layers[0].self_attn.q_proj
+    kept = layer.weight
+    layer.weight = torch.nn.Parameter(kept.detach() * 1.05)
+    with pytest.warns(UserWarning, match="its weights are not those"):
+        adapter.check_backbone(again)
+    layer.weight = kept
+    no_warning(adapter, again)
+    with torch.no_grad():
+        next(p for n, p in again.named_parameters() if "patch_embedding" in n).mul_(1.05)
+    with pytest.warns(UserWarning, match="its weights are not those"):
+        adapter.check_backbone(again)
+
+
+def test_a_projector_that_was_trained_whole_is_not_taken_for_made_up(peft, backbone):
+    bare = randomised(backbone)
+    model = with_lora(peft, backbone.model, modules_to_save=["multi_modal_projector"])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.mul_(0 if "lora_B" in name else 1.05 if "modules_to_save" in name else 1)
+    own = randomised(model)
+    merged = model.merge_and_unload()
+    no_warning(own, merged)
+    with pytest.warns(UserWarning, match="its weights are not those"):
+        bare.check_backbone(merged)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_the_samples_are_numbers_of_the_weights(dtype, tiny_llava):
+    model = dive.load_backbone(tiny_llava, dtype=dtype).model
+    seen = {id(p): p for m in model.modules() for p in m.parameters(recurse=False)}
+    weights = [p.detach() for p in seen.values() if p.dim() >= 2]
+    got = fingerprint(model)
+    numbers = torch.frombuffer(bytearray(base64.b64decode(got["samples"])), dtype=torch.bfloat16)
+    wanted = [
+        float(one.flatten()[(at * 2654435761 + 12345) % one.numel()])
+        for one in weights
+        for at in range(got["each"])
+    ]
+    assert 3 <= got["each"] <= 8 and len(wanted) == len(numbers)
+    assert torch.equal(numbers, torch.tensor(wanted).bfloat16())
