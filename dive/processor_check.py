@@ -4,7 +4,9 @@ image tokens than the model makes features.
 A checkpoint keeps the two in different files, and neither transformers nor the hub compares them.
 """
 
+import contextlib
 import logging
+import warnings
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,6 +22,8 @@ log = logging.getLogger("dive")
 # what a vision tower raises for pixels that are not its own
 _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError)
 _SIZES = ("crop_size", "size")
+# what the model reads from its own config whatever the processor did: another value cannot work
+_THE_MODELS = ("image_processor.image_grid_pinpoints", "vision_aspect_ratio")
 
 
 def settle(processor: Any, backbone_or_model: Any) -> None:
@@ -38,12 +42,68 @@ def settle(processor: Any, backbone_or_model: Any) -> None:
     for name in lacking:
         owner, own = _owner(processor, name)
         setattr(owner, own, implied[name])
+    for name in _THE_MODELS:
+        owner, own = _owner(processor, name)
+        wanted = getattr(model.config, own, None)
+        if wanted is None or not hasattr(owner, own):
+            continue
+        if _listed(getattr(owner, own)) != _listed(wanted):
+            implied[name] = wanted
+            lacking.append(name)
+            setattr(owner, own, wanted)
     if lacking:
         log.warning(
-            "%s: not set, and taken from the model's config: %s",
+            "%s: not set or not the model's, and taken from the model's config: %s",
             type(processor).__name__,
             ", ".join(f"{name} = {implied[name]!r}" for name in lacking),
         )
+
+
+def check_types(processor: Any, backbone_or_model: Any) -> None:
+    """DiveError where a setting is not even of the kind that it has to be; a warning where images
+    are made smaller than what is cut out of them, which puts black around them."""
+    images, name = processor.image_processor, type(processor).__name__
+    sizes: dict[str, dict[str, Any]] = {}
+    qwen = all(isinstance(getattr(images, one, None), int) for one in ("patch_size", "merge_size"))
+    for own in _SIZES:
+        value = getattr(images, own, None)
+        if value is None and not (own == "size" and (qwen or hasattr(type(images), "size"))):
+            continue
+        with contextlib.suppress(TypeError, ValueError):
+            read: dict[str, Any] = dict(value)  # type: ignore[arg-type]
+            sizes[own] = {edge: one for edge, one in read.items() if one is not None}
+        needed = ("shortest_edge", "longest_edge") if qwen and own == "size" else ()
+        edges = sizes.get(own, {})
+        good = bool(edges) and all(isinstance(edges.get(one), int) for one in needed)
+        if not good or not all(isinstance(one, int) and one > 0 for one in edges.values()):
+            try:
+                usual = dict(getattr(type(images), own, None) or {})
+            except (TypeError, ValueError):
+                usual = {}
+            kept = {edge: one for edge, one in usual.items() if one is not None}
+            wants = f"such as {kept}" if kept else "of edges in pixels"
+            raise DiveError(f"{name}: image_processor.{own} is {value!r}; wants a dict {wants}")
+    for setting, wanted in _implied(processor, unwrap(backbone_or_model)).items():
+        value = _setting(processor, setting)
+        if isinstance(wanted, int) and isinstance(value, (str, float, bool)):
+            raise DiveError(
+                f"{name}: {setting} is {value!r}; wants a whole number, and the model's config "
+                f"implies {wanted}"
+            )
+    if getattr(images, "do_resize", False) and getattr(images, "do_center_crop", False):
+        edge = sizes.get("size", {}).get("shortest_edge")
+        cut = max(sizes.get("crop_size", {}).values(), default=0)
+        if edge is not None and edge < cut:
+            warnings.warn(
+                f"{name}: image_processor.size has the shortest_edge {edge}, and crop_size is "
+                f"{cut}: images get a black frame (a model's own processor has one value for both)",
+                stacklevel=4,
+            )
+
+
+def _listed(value: Any) -> Any:
+    """Lists for tuples, all the way down."""
+    return [_listed(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def misfits(processor: Any, backbone_or_model: Any) -> list[str]:

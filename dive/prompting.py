@@ -15,7 +15,7 @@ from dive.backbone import Backbone, text_config
 from dive.data.study import Study, check_target
 from dive.errors import DiveError
 from dive.image_processor import budget_kwargs
-from dive.processor_check import check_features, settle
+from dive.processor_check import check_features, check_types, settle
 from dive.structure import unwrap
 from dive.templates import ChatTemplate, assistant_turn, user_turn
 from dive.tokenizer_facts import appended_by, context_of, generation_eos, special_tokens
@@ -95,6 +95,7 @@ class Prompter:
         self.max_image_tokens = max_image_tokens
         if self.sees:
             settle(self.processor, backbone)
+            check_types(self.processor, backbone)
         self.template = ChatTemplate(self.processor, self.tokenizer, template)
         self.template_hash = self.template.hash
         generation_ids = generation_eos(backbone.model)

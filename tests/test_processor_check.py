@@ -162,3 +162,49 @@ def test_a_checkpoint_without_the_settings_loads_and_writes(folders, studies, tm
     assert (old.processor.patch_size, old.processor.num_additional_image_tokens) == (14, 1)
     got, want = (dive.generate(one, studies[:1], max_new_tokens=5)[0] for one in (old, new))
     assert got.token_ids == want.token_ids and got.prompt_tokens == want.prompt_tokens
+
+
+@pytest.mark.parametrize("family", ["LLaVA-NeXT", "LLaVA-OneVision"])
+@pytest.mark.parametrize("grids", [[[56, 56]], [[112, 112]], None])
+def test_grids_are_always_the_models(folders, family, grids, studies, caplog):
+    """The model unpacks features by its own grids; whether others fit hangs on an image's shape."""
+    right = dive.load_backbone(folders(family))
+    wanted = [one.token_ids for one in dive.generate(right, studies[:3], max_new_tokens=4)]
+    backbone = changed(folders, family, {"image_processor.image_grid_pinpoints": grids})
+    with caplog.at_level(logging.WARNING, logger="dive"):
+        got = dive.generate(backbone, studies[:3], max_new_tokens=4)
+    assert [one.token_ids for one in got] == wanted
+    assert f"image_grid_pinpoints = {backbone.model.config.image_grid_pinpoints!r}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "value", [{"shortest_edge": 3136}, {"height": 56, "width": 56}, {}, None, 28, {"x": "y"}]
+)
+def test_qwens_size_wants_both_edges(folders, value):
+    backbone = changed(folders, "Qwen2.5-VL", {"image_processor.size": value})
+    with pytest.raises(
+        DiveError, match=r"image_processor\.size is .* wants a dict such as .*longest"
+    ):
+        Prompter(backbone, max_image_tokens=None)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "value", "said"),
+    [
+        ("LLaVA", "image_processor.crop_size", 28, "crop_size is 28; wants a dict"),
+        ("Gemma 3", "image_processor.size", 28, "size is 28; wants a dict"),
+        ("Gemma 3", "image_processor.size", {"height": 0, "width": 0}, "wants a dict"),
+        ("InternVL", "image_processor.size", "28", "size is '28'; wants a dict"),
+        ("Mistral 3", "image_processor.size", None, "size is None; wants a dict"),
+        ("Mistral 3", "patch_size", "14", "patch_size is '14'; wants a whole number.* implies 14"),
+    ],
+)
+def test_settings_of_another_kind(folders, family, name, value, said):
+    with pytest.raises(DiveError, match=said):
+        Prompter(changed(folders, family, {name: value}))
+
+
+def test_images_smaller_than_what_is_cut_out_of_them_warn(folders):
+    size = {"shortest_edge": 28}
+    with pytest.warns(UserWarning, match="the shortest_edge 28, and crop_size is 56"):
+        Prompter(changed(folders, "LLaVA", {"image_processor.size": size}))

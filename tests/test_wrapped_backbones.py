@@ -413,7 +413,7 @@ def test_a_projector_that_was_trained_whole_is_not_taken_for_made_up(peft, backb
 def test_the_samples_are_numbers_of_the_weights(dtype, tiny_llava):
     model = dive.load_backbone(tiny_llava, dtype=dtype).model
     seen = {id(p): p for m in model.modules() for p in m.parameters(recurse=False)}
-    weights = [p.detach() for p in seen.values() if p.dim() >= 2]
+    weights = [p.detach() for p in seen.values()]
     got = fingerprint(model)
     numbers = torch.frombuffer(bytearray(base64.b64decode(got["samples"])), dtype=torch.bfloat16)
     wanted = [
@@ -423,3 +423,38 @@ def test_the_samples_are_numbers_of_the_weights(dtype, tiny_llava):
     ]
     assert 3 <= got["each"] <= 8 and len(wanted) == len(numbers)
     assert torch.equal(numbers, torch.tensor(wanted).bfloat16())
+
+
+def test_trained_norms_and_biases_are_other_weights(tiny_llava):
+    model = dive.load_backbone(tiny_llava).model
+    adapter = randomised(model)
+    no_warning(adapter, model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("language_model.norm.weight"):
+                parameter.add_(0.5)
+    with pytest.warns(UserWarning, match="its weights are not those"):
+        adapter.check_backbone(model)
+
+
+def test_norms_that_peft_trains_are_told_from_the_bare_base(peft, backbone, tiny_llava):
+    config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["input_layernorm"])
+    wrapped = peft.get_peft_model(dive.load_backbone(tiny_llava).model, config)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "modules_to_save" in name:
+                parameter.add_(0.5)
+    with pytest.warns(UserWarning, match=OTHER):
+        randomised(wrapped).check_backbone(backbone.model)
+
+
+def test_merged_norms_cannot_be_told(peft, tiny_llava):
+    config = peft.LNTuningConfig(target_modules=["input_layernorm"])
+    wrapped = peft.get_peft_model(dive.load_backbone(tiny_llava).model, config)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "ln_tuning" in name:
+                parameter.add_(0.5)
+    adapter = randomised(wrapped)
+    with pytest.warns(UserWarning, match="whether it is merged .* cannot be told"):
+        adapter.check_backbone(wrapped.merge_and_unload())
