@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from dive import __version__
+from dive import __version__, checks
 from dive.data.io import check_folder, write_bytes, write_text
 from dive.errors import DiveError
 from dive.fingerprint import difference, fingerprint
@@ -189,7 +189,7 @@ class SteeringAdapter(nn.Module):
         Raises:
             DiveError: the folder cannot be written.
         """
-        folder = Path(folder)
+        folder = checks.place("folder", folder)
         check_folder(folder)
         settings = {
             "format": FORMAT,
@@ -283,7 +283,7 @@ def as_adapter(given: Any, name: str = "adapter") -> SteeringAdapter:
 
 
 def _find(source: str | Path, name: str, revision: str | None, token: Any) -> Path:
-    folder = Path(source).expanduser()
+    folder = checks.place("adapter", source).expanduser()
     if folder.is_dir():
         if not (folder / name).is_file():
             raise DiveError(f"{folder}: no {name} here, so this is not a saved adapter")

@@ -5,6 +5,7 @@ the command line; and the caller's modes (no_grad, autocast, training) are put a
 """
 
 import functools
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
@@ -12,6 +13,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -40,6 +42,11 @@ def as_backbone(given: Any, processor: Any = None) -> Backbone:
         raise DiveError(
             f"got a bare {type(given).__name__}; wants a Backbone from dive.load_backbone, "
             "or processor= too"
+        )
+    if isinstance(processor, (str, Path)):
+        raise DiveError(
+            f"processor is {str(processor)!r}; wants a processor or tokenizer: load_backbone of a "
+            "folder has both, and transformers' AutoProcessor.from_pretrained reads one"
         )
     model = unwrap(given)
     if isinstance(given, Backbone):
@@ -138,10 +145,22 @@ def prepared(run: Callable[..., T]) -> Callable[..., T]:
                     raise DiveError("validation is empty; wants studies, a share, or None")
                 more["validation"] = held_out
             backbone = as_backbone(backbone, more.pop("processor", None))
-            with at_rest(backbone.model):
+            with at_rest(backbone.model), _same_draws():
                 return run(backbone, studies, demonstrations, config, **more)
 
     return with_prepared
+
+
+@contextmanager
+def _same_draws() -> Iterator[None]:
+    """Python's and numpy's generators as the caller had them: Trainer seeds them all. (torch's own
+    is put back where it is used.)"""
+    python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(of_numpy)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.utils import is_flash_attn_2_available, is_torchvision_available
 
+from dive import checks
 from dive.checkpointing import enable_gradient_checkpointing
 from dive.errors import DiveError
 from dive.image_processor import processor_without_video
@@ -178,7 +179,7 @@ def load_tokenizer(path: str | Path) -> Any:
 
 def _source(path: str | Path) -> str:
     """A folder with a config.json, or what can be the name of a repository on the hub."""
-    folder = Path(path).expanduser()
+    folder = checks.place("backbone", path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise DiveError(f"{folder}: no config.json here, so this is not a saved model")

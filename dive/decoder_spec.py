@@ -274,10 +274,12 @@ def check_modules(text: Any, head: Any) -> None:
     for name, module in [*text.named_modules(), ("head", head)]:
         if not type(module).__module__.startswith(_KNOWN):
             package = type(module).__module__.partition(".")[0]
+            hint = {
+                "peft": " (PEFT's merge_and_unload() leaves plain layers)",
+                "torch": " (compile the whole model, or none of it, for dive._C)",
+            }.get(package, " (quantised, perhaps)")
             raise Unsupported(
-                f"{name or 'its decoder'} is a {type(module).__name__} of {package} (quantised "
-                "weights and added adapters run in transformers; PEFT's merge_and_unload() leaves "
-                "plain layers)"
+                f"{name or 'its decoder'} is a {type(module).__name__} of {package}{hint}"
             )
         if "forward" in vars(module):
             raise Unsupported(f"the forward of {name or 'its decoder'} was replaced (offloaded?)")

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
+from dive import checks
 from dive.adapter import SteeringAdapter
 from dive.arguments import as_config, prepared
 from dive.attach import attachment_of, calibrate, steer
@@ -118,7 +119,7 @@ def distill(
     skipped = check_on_error(on_error, skipped)
     # what cannot be written is refused before any image is read
     if output_dir is not None:
-        check_folder(output_dir)
+        check_folder(checks.place("output_dir", output_dir))
     if isinstance(config.cache_images, str):
         check_cache(config.cache_images)
     if attachment_of(backbone.model) is not None:

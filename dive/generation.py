@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 
+from dive import checks
 from dive.adapter import SteeringAdapter, as_adapter
 from dive.ahead import Job
 from dive.arguments import as_backbone, as_studies_of, each_evaluating
@@ -154,10 +155,8 @@ def iter_reports(
     studies = as_studies(images_or_studies, on_error, skipped)
     if not studies:
         raise DiveError("there is no image or study to write a report for")
-    if batch_size < 1 or max_new_tokens < 1:
-        raise DiveError(
-            f"batch_size {batch_size} and max_new_tokens {max_new_tokens}: both want 1 or more"
-        )
+    batch_size = checks.whole("batch_size", batch_size, 1)
+    max_new_tokens = checks.whole("max_new_tokens", max_new_tokens, 1)
     if seed is not None and (
         isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < SEEDS
     ):

@@ -62,7 +62,8 @@ class LeftOut:
                 continue
             yield one
         if len(examples.failed) == len(examples):
-            count = counted(len(examples), "study")
+            # those that the survey skipped, too
+            count = counted(max(len(self._skipped), len(examples)), "study")
             raise DiveError(f"no study is left to learn from: {count} skipped")
 
     def save(self, folder: Path, parts: dict[str, Examples | None]) -> None:

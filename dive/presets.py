@@ -110,7 +110,7 @@ class DistillConfig:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
+        if not isinstance(self.preset, str) or self.preset not in PRESETS:
             raise DiveError(
                 f"DistillConfig: preset is {self.preset!r}, want one of {', '.join(PRESETS)}"
             )
@@ -128,10 +128,11 @@ class DistillConfig:
             "logging_steps": 1, "steps": 1, "eval_steps": 1, "save_steps": 1, "seed": 0,
         }  # fmt: skip
         above_zero = ("temperature", "epochs", "learning_rate", "scale_learning_rate")
+        optional = {field.name for field in fields(self) if "None" in str(field.type)}
         whole = {field.name for field in fields(self) if "int" in str(field.type)}
         for name in (*at_least, *above_zero):
             value = getattr(self, name)
-            if value is None:
+            if value is None and name in optional:
                 continue
             wanted = "a whole number" if name in whole else "a number"
             number = isinstance(value, int if name in whole else (int, float))

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dive import checks
 from dive.backbone import Backbone, text_config
 from dive.data.study import Study, check_target
 from dive.errors import DiveError
@@ -82,10 +83,12 @@ class Prompter:
         template: str | Path | None = None,
     ) -> None:
         check_target(target)
-        if prompt is not None and not prompt.strip():
+        if prompt is not None and not checks.text("prompt", prompt).strip():
             raise DiveError("the prompt is empty")
-        if max_image_tokens is not None and max_image_tokens < 1:
-            raise DiveError(f"max_image_tokens is {max_image_tokens}; wants 1 or more, or None")
+        if max_image_tokens is not None:
+            max_image_tokens = checks.whole("max_image_tokens", max_image_tokens, 1)
+        if template is not None:
+            checks.place("template", template)
         self.backbone = backbone
         self.processor = backbone.processor
         self.tokenizer = backbone.tokenizer

@@ -1,15 +1,18 @@
 """What distill and generate take: paths, rows, dicts; and the modes that they are called in."""
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny_steering import for_backbone, prompts, randomised
+from typer.testing import CliRunner
 
 import dive
 from dive.adapter import CONFIG_FILE, WEIGHTS_FILE
+from dive.cli import app
 from dive.data import Skipped
 from dive.decode import DecodeSession
 from dive.errors import DiveError
@@ -320,3 +323,101 @@ def test_what_runs_between_two_reports_is_in_the_callers_mode(tiny_llava, studie
     for _ in dive.generation.iter_reports(backbone, studies[:3], max_new_tokens=2, batch_size=1):
         assert backbone.model.training and torch.is_grad_enabled()
     assert all(module.training for module in backbone.model.modules())
+
+
+WRONG = {
+    "processor": ("folder", "processor is 'folder'; wants a processor or tokenizer"),
+    "prompt": (3, "prompt is 3, want a string"),
+    "max_image_tokens": ("x", "max_image_tokens is 'x', want a whole number from 1 on"),
+    "template": (3, "template is 3, want the name of a file"),
+    "output_dir": (3, "output_dir is 3, want the name of a file or folder"),
+    "skipped": ([], r"skipped is \[\]; wants a dive.data.Skipped"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_arguments_of_another_kind_are_one_error(name, tiny_llava, studies):
+    value, said = WRONG[name]
+    with pytest.raises(DiveError, match=said):
+        dive.distill(dive.load_backbone(tiny_llava), studies, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"preset": ["dive"]}, r"preset is \['dive'\], want one of"),
+        ({"warmup": None}, "warmup is None, want a number >= 0"),
+        ({"epochs": None}, "epochs is None, want a number > 0"),
+        ({"batch_size": None}, "batch_size is None, want a whole number >= 1"),
+    ],
+)
+def test_settings_of_another_kind_are_one_error(settings, said):
+    with pytest.raises(DiveError, match=said):
+        dive.DistillConfig(**settings)
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "batch_size"])
+@pytest.mark.parametrize("value", [2.5, "4", None, True, 0])
+def test_numbers_of_generate_are_whole(name, value, tiny_llava, studies):
+    with pytest.raises(DiveError, match=f"{name} is {value!r}, want a whole number from 1 on"):
+        dive.generate(dive.load_backbone(tiny_llava), studies[:1], **{name: value})
+
+
+def test_names_of_another_kind_and_empty_ones(tiny_llava, studies, tmp_path, monkeypatch):
+    """An empty name is the current folder to pathlib, and a variable that is not set to a shell."""
+    monkeypatch.chdir(tmp_path)
+    backbone = dive.load_backbone(tiny_llava)
+    adapter = dive.SteeringAdapter(dive.SteeringConfig(rank=2), backbone)
+    for bad in (None, 3, ""):
+        for call in (adapter.save_pretrained, dive.load_backbone):
+            with pytest.raises(DiveError, match="want the name of a file or folder"):
+                call(bad)
+    with pytest.raises(DiveError, match="output_dir is empty"):
+        dive.distill(backbone, studies, output_dir="")
+    with pytest.raises(DiveError, match="adapter is empty"):
+        dive.generate(backbone, studies[:1], adapter="")
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "distill --backbone b --studies s.jsonl --out",
+        "distill --backbone b --studies s.jsonl --out o --image-cache",
+        "distill --backbone b --studies s.jsonl --out o --images-root",
+        "distill --backbone b --studies s.jsonl --out o --reports-root",
+        "distill --backbone b --studies s.jsonl --out o --template",
+        "generate --backbone b --studies s.jsonl --out",
+        "generate --backbone b --studies s.jsonl --out o --demonstrations",
+        "evaluate --references r.jsonl --predictions",
+        "evaluate --predictions p --references r.jsonl --baseline",
+        "evaluate --predictions p --references r.jsonl --per-report",
+        "bench --toy --json",
+        "demo --out",
+        "study --out",
+    ],
+)
+def test_an_option_with_an_empty_name_is_not_the_current_folder(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = CliRunner().invoke(app, [*command.split(), ""])
+    assert told.exit_code == 2 and command.split()[-1] in told.output
+    assert "empty; wants a file's or folder's name" in " ".join(
+        told.output.replace("│", "").split()
+    )
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_distill_leaves_the_callers_generators_alone(tiny_llava, studies):
+    backbone = dive.load_backbone(tiny_llava)
+    draws = (random.random, np.random.rand, lambda: float(torch.rand(1)))
+
+    def seed():
+        for one in (random.seed, np.random.seed, torch.manual_seed):
+            one(5)
+
+    seed()
+    wanted = [draw() for draw in draws]
+    seed()
+    config = dive.DistillConfig(preset="dive-ce", steps=1, batch_size=2, rank=2)
+    dive.distill(backbone, studies, config=config)
+    assert [draw() for draw in draws] == wanted

@@ -462,7 +462,6 @@ def places_to_refuse(folder: Path):
         folder / "link": "no regular file",
         folder / "file" / "x.json": "is a file",
         folder / ("n" * 300): "File name too long",
-        "": "is a folder",
     }
 
 

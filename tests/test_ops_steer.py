@@ -266,7 +266,8 @@ class Bare(torch.autograd.Function):
 
 
 def test_a_call_costs_little_more_than_its_arithmetic() -> None:
-    """Generous, to hold on a loaded machine; benchmarks/bench_steer.py has the figures."""
+    """By the least time that each took: a busy or slow machine only takes more rounds to show it.
+    benchmarks/bench_steer.py has the figures."""
     args = inputs(1, width=8)
     plain = [x.detach() for x in args]
     upstream = torch.ones(1, 8)
@@ -277,16 +278,20 @@ def test_a_call_costs_little_more_than_its_arithmetic() -> None:
         "called both ways": lambda: gradients(ops.steer, args, upstream),
         "bare both ways": lambda: gradients(Bare.apply, args, upstream),
     }
+    most = {("called", "arithmetic"): 3, ("called", "bare"): 2}
+    most["called both ways", "bare both ways"] = 2
     best = dict.fromkeys(ways, float("inf"))
-    for _ in range(30):
+    ratios: dict[tuple[str, str], float] = {}
+    for _ in range(300):
         for name, way in ways.items():
             start = time.perf_counter()
             for _ in range(20):
                 way()
             best[name] = min(best[name], (time.perf_counter() - start) / 20)
-    assert best["called"] - best["arithmetic"] < 40e-6
-    assert best["called"] < 2 * best["bare"]
-    assert best["called both ways"] < 2 * best["bare both ways"]
+        ratios = {pair: best[pair[0]] / best[pair[1]] for pair in most}
+        if all(ratios[pair] < most[pair] for pair in most):
+            break
+    assert all(ratios[pair] < most[pair] for pair in most), ratios
 
 
 def test_checkpointing_a_layer_together_with_its_steering() -> None:

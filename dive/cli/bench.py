@@ -2,13 +2,17 @@
 
 import json
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from dive.cli.options import place, quiet_libraries
 from dive.data.io import check_file, write_text
 from dive.errors import DiveError
+
+_STDOUT = Path("-")
 
 
 def bench(
@@ -17,8 +21,10 @@ def bench(
         typer.Argument(help="cross-entropy, steer, decode; all three where none is named."),
     ] = None,
     json_file: Annotated[
-        str | None,
-        typer.Option("--json", metavar="FILE", help="Write the result there; - for stdout."),
+        Path | None,
+        typer.Option(
+            "--json", parser=place, metavar="FILE", help="Write the result there; - for stdout."
+        ),
     ] = None,
     device: Annotated[
         str, typer.Option("--device", help="auto (a GPU where there is one), cpu, cuda ...")
@@ -47,10 +53,9 @@ def bench(
     Exit code 1 where an operator computes something wrong, or nothing could be measured.
     """
     started = time.monotonic()
-    if json_file is not None and json_file != "-":
+    if json_file is not None and json_file != _STDOUT:
         check_file(json_file)
     from dive.bench import run
-    from dive.cli.options import quiet_libraries
 
     quiet_libraries()
     told = Console(stderr=True, highlight=False)
@@ -66,7 +71,7 @@ def bench(
             say=lambda text: status.update(text.replace("[", r"\[")),
         )
     text = json.dumps(results.as_json(), indent=1, allow_nan=False)
-    if json_file == "-":
+    if json_file == _STDOUT:
         print(text)
     else:
         from dive.bench.table import show

@@ -6,12 +6,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from dive.cli.options import place
 from dive.errors import DiveError
 
 
 def demo(
     out: Annotated[
-        Path, typer.Option("--out", help="Folder for page, table, reports, adapter.")
+        Path,
+        typer.Option(
+            "--out",
+            parser=place,
+            metavar="FOLDER",
+            help="For page, table, reports, adapter.",
+        ),
     ] = (Path("dive-demo")),
     hospital: Annotated[int | None, typer.Option(help="Another invented hospital.")] = None,
     test: Annotated[int, typer.Option(help="Test studies; more take longer.")] = 64,
@@ -41,7 +48,13 @@ def study(
         list[str] | None, typer.Option(help="One of its parts; default: all, hours on one core.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Records; default: those of the tree, or here.")
+        Path | None,
+        typer.Option(
+            "--out",
+            parser=place,
+            metavar="FILE",
+            help="Records; default: those of the tree, or here.",
+        ),
     ] = None,
     render: Annotated[
         bool, typer.Option("--render", help="Fill the tree's pages from the records, run nothing.")

@@ -31,6 +31,7 @@ from dive.cli.options import (
     open_all,
     open_backbone,
     pairs,
+    place,
     reading,
     write_skipped,
 )
@@ -41,7 +42,9 @@ from dive.errors import DiveError
 def distill(
     backbone: BackboneOption,
     studies: StudiesOption,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the adapter.")],
+    out: Annotated[
+        Path, typer.Option("--out", parser=place, metavar="FOLDER", help="For the adapter.")
+    ],
     validation: Annotated[
         str | None,
         typer.Option("--validation", help="A file of studies, or the share of --studies."),
@@ -86,6 +89,8 @@ def distill(
         Path | None,
         typer.Option(
             "--image-cache",
+            parser=place,
+            metavar="FOLDER",
             help="Folder where image features are kept: epochs after the first, and later "
             "trainings with the same folder, run no vision tower.",
         ),

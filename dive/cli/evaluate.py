@@ -16,6 +16,7 @@ from dive.cli.options import (
     ReportsRootOption,
     SplitOption,
     open_all,
+    place,
     reading,
 )
 from dive.counting import counted
@@ -26,7 +27,10 @@ _SHOWN = 8  # ids named in a message
 
 def evaluate(
     predictions: Annotated[
-        Path, typer.Option("--predictions", help="reports.jsonl of dive generate.")
+        Path,
+        typer.Option(
+            "--predictions", parser=place, metavar="FILE", help="reports.jsonl of dive generate."
+        ),
     ],
     references: Annotated[
         str,
@@ -46,7 +50,12 @@ def evaluate(
     ] = "lower",
     baseline: Annotated[
         Path | None,
-        typer.Option("--baseline", help="Other predictions; differences are printed, paired."),
+        typer.Option(
+            "--baseline",
+            parser=place,
+            metavar="FILE",
+            help="Other predictions; differences are printed, paired.",
+        ),
     ] = None,
     bootstrap: Annotated[
         int | None, typer.Option("--bootstrap", help="Resamples, for confidence intervals.")
@@ -57,6 +66,8 @@ def evaluate(
         Path | None,
         typer.Option(
             "--per-report",
+            parser=place,
+            metavar="FILE",
             help="Write every report's own scores here, one JSON line a report, in the order of "
             "the references.",
         ),
@@ -70,19 +81,30 @@ def evaluate(
     ] = True,
     radgraph_annotations: Annotated[
         Path | None,
-        typer.Option(help="RadGraph: a file of annotations of all texts; no model is run."),
+        typer.Option(
+            parser=place,
+            metavar="FILE",
+            help="RadGraph: a file of annotations of all texts; no model is run.",
+        ),
     ] = None,
     radgraph_model: Annotated[
         str, typer.Option(help="RadGraph: radgraph, radgraph-xl or modern-radgraph-xl.")
     ] = "radgraph-xl",
     radgraph_weights: Annotated[
-        Path | None, typer.Option(help="RadGraph: folder or archive; default its own cache.")
+        Path | None,
+        typer.Option(
+            parser=place,
+            metavar="PATH",
+            help="RadGraph: folder or archive; default its own cache.",
+        ),
     ] = None,
     radgraph_encoder: Annotated[
         Path | None,
         typer.Option(
+            parser=place,
+            metavar="FOLDER",
             help="RadGraph: folder of the BERT model that its config.json names, if that is not "
-            "in the Hugging Face cache."
+            "in the Hugging Face cache.",
         ),
     ] = None,
     radgraph_python: Annotated[
@@ -92,10 +114,14 @@ def evaluate(
         bool, typer.Option("--radgraph-case-sensitive", help="As radgraph 0.1.18 from PyPI.")
     ] = False,
     chexbert_weights: Annotated[
-        Path | None, typer.Option(help="CheXbert: chexbert.pth; default its usual place.")
+        Path | None,
+        typer.Option(
+            parser=place, metavar="FILE", help="CheXbert: chexbert.pth; default its usual place."
+        ),
     ] = None,
     chexbert_tokenizer: Annotated[
-        Path | None, typer.Option(help="CheXbert: folder of bert-base-uncased.")
+        Path | None,
+        typer.Option(parser=place, metavar="FOLDER", help="CheXbert: folder of bert-base-uncased."),
     ] = None,
     split: SplitOption = None,
     images_root: ImagesRootOption = None,

@@ -25,6 +25,7 @@ from dive.cli.options import (
     image_budget,
     open_all,
     open_backbone,
+    place,
     reading,
     write_skipped,
 )
@@ -34,7 +35,10 @@ from dive.errors import DiveError
 
 def generate(
     backbone: BackboneOption,
-    out: Annotated[Path, typer.Option("--out", help="JSON lines, one report a line.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", parser=place, metavar="FILE", help="JSON lines, one report a line."),
+    ],
     images: Annotated[
         list[Path] | None, typer.Argument(help="Image files, one report each.", show_default=False)
     ] = None,
@@ -47,7 +51,12 @@ def generate(
     ] = None,
     demonstrations: Annotated[
         Path | None,
-        typer.Option("--demonstrations", help="Studies shown before every query (k-shot)."),
+        typer.Option(
+            "--demonstrations",
+            parser=place,
+            metavar="FILE",
+            help="Studies shown before every query (k-shot).",
+        ),
     ] = None,
     target: Annotated[
         str | None,

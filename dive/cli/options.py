@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from dive.backbone import Backbone
     from dive.data import Skipped, Study
 
+
+def place(name: str | Path) -> Path:
+    """A file or folder by its name. Not "", which Path takes for the current folder."""
+    if name == "":
+        raise typer.BadParameter("empty; wants a file's or folder's name ('.' is this one)")
+    return Path(name)
+
+
 BackboneOption = Annotated[
     str, typer.Option("--backbone", help="Folder of save_pretrained, or a hub id.")
 ]
@@ -31,11 +39,19 @@ ImagesRootOption = Annotated[
     Path | None,
     typer.Option(
         "--images-root",
+        parser=place,
+        metavar="FOLDER",
         help="Images, if not under ROOT; of JSON lines: what their paths are relative to.",
     ),
 ]
 ReportsRootOption = Annotated[
-    Path | None, typer.Option("--reports-root", help="Of a dataset: reports, if not under ROOT.")
+    Path | None,
+    typer.Option(
+        "--reports-root",
+        parser=place,
+        metavar="FOLDER",
+        help="Of a dataset: reports, if not under ROOT.",
+    ),
 ]
 DropComparisonsOption = Annotated[
     bool,
@@ -57,7 +73,12 @@ PromptOption = Annotated[
 ]
 TemplateOption = Annotated[
     Path | None,
-    typer.Option("--template", help="A Jinja chat template in place of the model's own."),
+    typer.Option(
+        "--template",
+        parser=place,
+        metavar="FILE",
+        help="A Jinja chat template in place of the model's own.",
+    ),
 ]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16, float32.")]
 DeviceOption = Annotated[

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from dive import checks
 from dive.data.study import Study, check_target
 from dive.data.trouble import Skipped, check_on_error
 from dive.errors import DiveError
@@ -55,7 +56,7 @@ def read_studies(
         raise DiveError(f"{path}:1: is UTF-16; wants UTF-8")
     data = data.removeprefix(b"\xef\xbb\xbf")
 
-    folder = path.parent if images is None else Path(images)
+    folder = path.parent if images is None else checks.place("images", images)
     if not folder.is_dir():
         raise DiveError(f"there is no folder {folder} for the images of {path}")
     studies: list[Study] = []

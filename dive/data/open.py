@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dive import checks
 from dive.data.chexpert_plus import ChexpertPlus
 from dive.data.iu_xray import IuXray
 from dive.data.mimic_cxr import MimicCxr
@@ -89,9 +90,9 @@ def open_studies(
         views=views,
         max_images=max_images,
         min_words=min_words,
-        images=None if images is None else Path(images),
-        reports=None if reports is None else Path(reports),
-        sections=sections if sections in ("auto", "rules") else Path(sections),
+        images=None if images is None else checks.place("images", images),
+        reports=None if reports is None else checks.place("reports", reports),
+        sections=sections if sections in ("auto", "rules") else checks.place("sections", sections),
         last_paragraph=last_paragraph,
         labels=labels,
         drop_comparisons=drop_comparisons,

@@ -34,6 +34,8 @@ def check_on_error(on_error: str, skipped: Skipped | None) -> Skipped:
     """Validate the pair of options that every reader and writer of studies takes."""
     if on_error not in ("fail", "skip"):
         raise DiveError(f"on_error is {on_error!r}; wants 'fail' or 'skip'")
+    if skipped is not None and not isinstance(skipped, Skipped):
+        raise DiveError(f"skipped is {skipped!r}; wants a dive.data.Skipped(), or None")
     return Skipped() if skipped is None else skipped
 
 
