@@ -88,7 +88,9 @@ class DecodeSession:
     def plan(self, **generate_kwargs: Any) -> Plan:
         """Which engine would run `generate(**generate_kwargs)`, and why.
 
-        transformers is asked what it would hand over for these arguments; no forward is run.
+        transformers is asked what it would hand over for these arguments; no forward is run. (It
+        gives a `custom_generate` function neither assistant_model nor tokenizer: an assistant has
+        no part there, and stop_strings are for `session.generate`.)
         DiveError where `generate` would not know one of the names.
         """
         plan = self._plan(generate_kwargs)

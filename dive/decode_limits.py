@@ -22,6 +22,8 @@ ASKED = (EMBEDS, CACHE)  # what the caller gave, and no surprise
 _CACHE_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
 # transformers gives none of these to a custom_generate function, or takes one such function alone
 _KEYWORDS = ("assistant_model", "assistant_tokenizer", "tokenizer", "custom_generate")
+# "hybrid" is in the generation_config.json of Gemma 3 and MedGemma; transformers from 5.0 on drops it
+_DYNAMIC = (None, "dynamic", "hybrid")
 _SETTINGS = ("stop_strings", "prompt_lookup_num_tokens")
 
 
@@ -96,7 +98,7 @@ def config_reason(config: Any) -> str | None:
         return "use_cache is False"
     if config.prefill_chunk_size is not None:
         return "prefill_chunk_size is given"
-    if config.cache_implementation not in (None, "dynamic"):
+    if config.cache_implementation not in _DYNAMIC:
         return f"the {config.cache_implementation} cache is asked for"
     if getattr(config, "guidance_scale", None) not in (None, 1, 1.0):
         return "guidance_scale runs the model a second time"

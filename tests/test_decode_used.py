@@ -8,7 +8,7 @@ import torch
 from tiny_decoders import both, small, text_batch
 from tiny_steering import for_backbone, randomised
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, GenerationConfig, StaticCache
 
 import dive
 from dive.decode import DecodeSession
@@ -51,6 +51,29 @@ def test_a_forward_that_fills_no_cache_is_an_error():
             filled_layers(bad, 4)
     with pytest.raises(DiveError, match="caches of \\[4\\] tokens, want one of 5"):
         filled_layers(outputs, 5)
+
+
+# as the checkpoints' own generation_config.json has them, but for the ids of tokens
+CHECKPOINTS = {
+    "MedGemma": {"cache_implementation": "hybrid", "do_sample": True, "top_k": 64, "top_p": 0.95},
+    "Lingshu": {"do_sample": True, "repetition_penalty": 1.05, "temperature": 0.1, "top_k": 1,
+                "top_p": 0.001},
+    "Qwen3-VL": {"do_sample": True, "repetition_penalty": 1.0, "temperature": 0.7, "top_k": 20,
+                 "top_p": 0.8},
+    "LLaVA-Med": {"attn_implementation": "flash_attention_2", "use_cache": True,
+                  "_from_model_config": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_the_generation_configs_of_real_checkpoints_are_the_engines(name):
+    model = small("gemma3" if name == "MedGemma" else "llama")
+    told = {"bos_token_id": 2, "eos_token_id": [1, 90], "pad_token_id": 0, **CHECKPOINTS[name]}
+    model.generation_config = GenerationConfig.from_dict(told)
+    session = DecodeSession(model, strict=True)
+    assert session.plan(max_new_tokens=12).engine == "dive._C"
+    got, want = both(session, text_batch(), max_new_tokens=12)
+    assert torch.equal(got, want) and session.ran.engine == "dive._C"
 
 
 def test_a_cache_that_is_not_known_is_planned_for():
