@@ -18,7 +18,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
@@ -28,14 +28,12 @@ from dive.attach import Attachment, attachment_of
 from dive.attach_rows import RowAttachment
 from dive.decode_batch import BatchRun
 from dive.decode_limits import (
-    EMBEDS,
     Plan,
     call_plan,
     check_names,
-    config_reason,
-    keyword_reason,
     offered_plan,
     own_plan,
+    settings_plan,
 )
 from dive.decode_rows import Rows
 from dive.decoder_spec import DecoderSpec, Unsupported, read
@@ -106,11 +104,8 @@ class DecodeSession:
         reason = self._bind()
         if reason is not None:
             return Plan("transformers", reason)
-        reason = self._settings_reason(generate_kwargs)
-        if reason is not None:
-            return Plan("transformers", reason, asked=True)
         assert self._spec is not None
-        return own_plan(self._spec)
+        return settings_plan(self.model, generate_kwargs) or own_plan(self._spec)
 
     def generate(self, *args: Any, streamer: Any = None, **kwargs: Any) -> Any:
         """`model.generate` with the same arguments, decoded by this session where it can.
@@ -166,7 +161,9 @@ class DecodeSession:
             plan = Plan("transformers", reason)
         else:
             assert self._spec is not None
-            plan = call_plan(self._spec, generation_config, input_ids, model_kwargs, synced_gpus)
+            plan = call_plan(
+                self._spec, model, generation_config, input_ids, model_kwargs, synced_gpus
+            )
         self.note(plan)
         if plan.engine != "dive._C":
             more = {} if streamer is None else {"streamer": streamer}
@@ -216,13 +213,6 @@ class DecodeSession:
             return str(error)
         self._spec = spec
         return None
-
-    def _settings_reason(self, kwargs: dict[str, Any]) -> str | None:
-        given = kwargs.get("generation_config") or self.model.generation_config
-        config = GenerationConfig(**given.to_dict())
-        config.update(**{k: v for k, v in kwargs.items() if hasattr(config, k)})
-        embeds = EMBEDS if kwargs.get("inputs_embeds") is not None else None
-        return keyword_reason(kwargs) or config_reason(config) or embeds
 
     def _lend_rows(self) -> Rows:
         """The bound engine, until it is given back; the session binds another if it needs one."""

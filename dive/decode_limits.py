@@ -22,7 +22,7 @@ ASKED = (EMBEDS, CACHE)  # what the caller gave, and no surprise
 _CACHE_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
 # transformers gives none of these to a custom_generate function, or takes one such function alone
 _KEYWORDS = ("assistant_model", "assistant_tokenizer", "tokenizer", "custom_generate")
-# "hybrid" is in the generation_config.json of Gemma 3 and MedGemma; transformers from 5.0 on drops it
+# "hybrid" is in the generation_config.json of Gemma 3 and MedGemma; transformers 5 drops it
 _DYNAMIC = (None, "dynamic", "hybrid")
 _SETTINGS = ("stop_strings", "prompt_lookup_num_tokens")
 
@@ -105,13 +105,45 @@ def config_reason(config: Any) -> str | None:
     return None
 
 
-def call_plan(
-    spec: "DecoderSpec", config: Any, input_ids: Tensor, model_kwargs: dict[str, Any], synced: bool
-) -> Plan:
-    """What decodes a call, by all that transformers hands over for it."""
+def config_plan(model: Any, config: Any) -> Plan | None:
+    """What decodes where the generation config rules the engine out; None where it does not.
+
+    A setting of the model's own generation_config, which nobody gave, is not asked for.
+    """
     reason = config_reason(config)
+    if reason is None:
+        return None
+    if reason == config_reason(model.generation_config):
+        return Plan("transformers", f"{reason} (by the model's generation_config)")
+    return Plan("transformers", reason, asked=True)
+
+
+def settings_plan(model: Any, kwargs: dict[str, Any]) -> Plan | None:
+    """What decodes `model.generate(**kwargs)` where its settings rule the engine out, or None."""
+    reason = keyword_reason(kwargs)
     if reason is not None:
         return Plan("transformers", reason, asked=True)
+    given = kwargs.get("generation_config") or model.generation_config
+    config = GenerationConfig(**given.to_dict())
+    config.update(**{k: v for k, v in kwargs.items() if hasattr(config, k)})
+    plan = config_plan(model, config)
+    if plan is None and kwargs.get("inputs_embeds") is not None:
+        return Plan("transformers", EMBEDS, asked=True)
+    return plan
+
+
+def call_plan(
+    spec: "DecoderSpec",
+    model: Any,
+    config: Any,
+    input_ids: Tensor,
+    model_kwargs: dict[str, Any],
+    synced: bool,
+) -> Plan:
+    """What decodes a call, by all that transformers hands over for it."""
+    plan = config_plan(model, config)
+    if plan is not None:
+        return plan
     reason = input_reason(input_ids, model_kwargs, synced)
     return own_plan(spec) if reason is None else Plan("transformers", reason, reason in ASKED)
 
@@ -132,7 +164,9 @@ def offered_plan(spec: "DecoderSpec", model: Any, kwargs: dict[str, Any]) -> Pla
         stopping_criteria: Any = None,
         **model_kwargs: Any,
     ) -> Tensor:
-        found.append(call_plan(spec, generation_config, input_ids, model_kwargs, synced_gpus))
+        found.append(
+            call_plan(spec, model, generation_config, input_ids, model_kwargs, synced_gpus)
+        )
         return input_ids
 
     given = {name: value for name, value in kwargs.items() if name != "streamer"}

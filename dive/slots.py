@@ -20,7 +20,7 @@ from dive.adapter import SteeringAdapter
 from dive.attach import attachment_of
 from dive.attach_rows import RowAttachment
 from dive.decode_batch import check_context, last_position, plain_stop
-from dive.decode_limits import Plan, call_plan
+from dive.decode_limits import Plan, call_plan, settings_plan
 from dive.decode_rows import Answer, Chooser, Live, Rows, ends_of
 from dive.decoder_spec import Unsupported
 from dive.errors import DiveError
@@ -221,8 +221,7 @@ class Slots:
         """Why the engine cannot decode it, as far as that is known before transformers is asked."""
         if self._unable is not None:
             return Plan("transformers", self._unable)
-        reason = self.session._settings_reason(dict(request.settings))
-        return None if reason is None else Plan("transformers", reason, asked=True)
+        return settings_plan(self.session.model, dict(request.settings))
 
     def _read(self, request: Request, place: int, shared: bool) -> _Prompted:
         rows = self._rows
@@ -249,7 +248,9 @@ class Slots:
             if reason is not None:
                 plan = Plan("transformers", reason)
             else:
-                plan = call_plan(rows.spec, generation_config, input_ids, kwargs, synced_gpus)
+                plan = call_plan(
+                    rows.spec, model, generation_config, input_ids, kwargs, synced_gpus
+                )
             self.session.note(plan)
             if plan.engine != "dive._C":
                 sample: Any = self.session._by_transformers

@@ -15,6 +15,7 @@ from dive.decode import DecodeSession
 from dive.decode_limits import input_reason
 from dive.errors import DiveError, FallbackWarning
 from dive.kv_cache import caches_in, filled_layers
+from dive.slots import Request
 
 pytest.importorskip("dive._C", reason="dive._C is not built; pip install -e . builds it")
 
@@ -74,6 +75,37 @@ def test_the_generation_configs_of_real_checkpoints_are_the_engines(name):
     assert session.plan(max_new_tokens=12).engine == "dive._C"
     got, want = both(session, text_batch(), max_new_tokens=12)
     assert torch.equal(got, want) and session.ran.engine == "dive._C"
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"num_beams": 2}, "beam search is asked for (by the model's generation_config)"),
+        ({"cache_implementation": "static"}, "the static cache is asked for (by the model's"),
+        ({"use_cache": False}, "use_cache is False (by the model's"),
+    ],
+)
+def test_settings_of_the_models_own_generation_config_are_no_silent_reason(told, words):
+    model, batch = small("llama"), text_batch()
+    for name, value in told.items():
+        setattr(model.generation_config, name, value)
+    sessions = [DecodeSession(model) for _ in range(2)]
+    plan = sessions[0].plan(**batch, max_new_tokens=4)
+    assert plan.engine == "transformers" and words in plan.reason and not plan.asked
+    wanted = model.generate(**batch, max_new_tokens=4)
+    with pytest.warns(FallbackWarning) as warned:
+        got = sessions[0].generate(**batch, max_new_tokens=4)
+    assert torch.equal(got, wanted) and words in str(warned[0].message)
+    with pytest.warns(FallbackWarning) as warned:
+        [_] = sessions[1].stream([Request({"input_ids": batch["input_ids"][:1]},
+                                          {"max_new_tokens": 4})])  # fmt: skip
+    assert sessions[1].ran.engine == "transformers" and words in str(warned[0].message)
+    # of the caller's own it is no surprise
+    other = DecodeSession(small("llama"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FallbackWarning)
+        other.generate(**batch, max_new_tokens=4, **told)
+    assert other.ran.asked
 
 
 def test_a_cache_that_is_not_known_is_planned_for():
