@@ -55,6 +55,10 @@ class SteeringConfig:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        self.rank, self.eps = checks.plain(self.rank), checks.plain(self.eps)
+        if isinstance(self.layers, (list, tuple)):
+            self.layers = [checks.plain(index) for index in self.layers]
+
         def want(good: bool, name: str, wanted: str) -> None:
             if not good:
                 raise DiveError(f"SteeringConfig: {name} is {getattr(self, name)!r}, want {wanted}")
@@ -71,7 +75,7 @@ class SteeringConfig:
         want(self.positions in POSITIONS, "positions", "one of " + ", ".join(POSITIONS))
         want(isinstance(self.norm_preserving, bool), "norm_preserving", "True or False")
         want(
-            isinstance(self.eps, float) and math.isfinite(self.eps) and self.eps > 0,
+            type(self.eps) in (int, float) and math.isfinite(self.eps) and self.eps > 0,
             "eps",
             "a number > 0",
         )
@@ -143,6 +147,8 @@ class SteeringAdapter(nn.Module):
         self._assemble(config, known)
 
     def _assemble(self, config: SteeringConfig, metadata: dict[str, Any]) -> None:
+        if not isinstance(config, SteeringConfig):
+            raise DiveError(f"SteeringAdapter: config is {config!r}, want a SteeringConfig")
         self.config = config
         self.metadata = metadata
         backbone = metadata["backbone"]

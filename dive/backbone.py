@@ -221,7 +221,7 @@ def _device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         where = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise DiveError(f"load_backbone: device is {device!r}, want auto, cpu, cuda ...") from error
     if where.type == "cuda" and not (where.index or 0) < torch.cuda.device_count():
         raise DiveError(

@@ -14,6 +14,11 @@ def whole(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
+def plain(value: Any) -> Any:
+    """A number of numpy's or torch's (of a sweep, say) as Python's own; all else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
 def text(name: str, value: Any) -> str:
     """A string."""
     if not isinstance(value, str):

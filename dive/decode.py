@@ -22,7 +22,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
-from dive import extension
+from dive import checks, extension
 from dive.adapter import SteeringAdapter, as_adapter
 from dive.attach import Attachment, attachment_of
 from dive.attach_rows import RowAttachment
@@ -131,8 +131,9 @@ class DecodeSession:
         `requests` is read as rows become free. Every answer is the one that its prompt gets alone.
         Other calls of this session in between are no harm.
         """
-        if rows < 1:
-            raise DiveError(f"rows is {rows}, want 1 or more")
+        rows = checks.whole("rows", rows, 1)
+        if not isinstance(requests, Iterable):
+            raise DiveError(f"requests is {requests!r}, want an iterable of dive.slots.Request")
         if self.adapters is not None:
             raise DiveError("a session with an adapter a row: give each request its own instead")
         return Slots(self, requests, rows).run()

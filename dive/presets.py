@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from dive import checks
 from dive.adapter import SteeringConfig
 from dive.errors import DiveError
 from dive.radgraph import parse_source
@@ -114,6 +115,8 @@ class DistillConfig:
             raise DiveError(
                 f"DistillConfig: preset is {self.preset!r}, want one of {', '.join(PRESETS)}"
             )
+        for field in fields(self):
+            setattr(self, field.name, checks.plain(getattr(self, field.name)))
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)

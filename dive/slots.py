@@ -200,6 +200,8 @@ class Slots:
         started = time.perf_counter()
         request, place = self._waiting.popleft(), self._place
         self._place += 1
+        if not isinstance(request, Request):
+            raise DiveError(f"request {place} is {request!r}, want a dive.slots.Request")
         if request.inputs["input_ids"].shape[0] != 1:
             count = request.inputs["input_ids"].shape[0]
             raise DiveError(f"request {place} has {count} sequences, want one")

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -361,6 +362,31 @@ def test_settings_of_another_kind_are_one_error(settings, said):
 def test_numbers_of_generate_are_whole(name, value, tiny_llava, studies):
     with pytest.raises(DiveError, match=f"{name} is {value!r}, want a whole number from 1 on"):
         dive.generate(dive.load_backbone(tiny_llava), studies[:1], **{name: value})
+
+
+def test_numbers_of_numpy_and_torch_are_numbers():
+    got = dive.DistillConfig(
+        preset="dive-ce", rank=np.int64(2), learning_rate=np.float32(0.5), steps=torch.tensor(3)
+    )
+    assert got == dive.DistillConfig(preset="dive-ce", rank=2, learning_rate=0.5, steps=3)
+    json.dumps(asdict(got))
+    assert dive.SteeringConfig(layers=[np.int64(1), 0], eps=1).layers == [0, 1]
+
+
+def test_arguments_of_the_other_calls(tiny_llava):
+    backbone = dive.load_backbone(tiny_llava)
+    session = DecodeSession(backbone)
+    for call, said in [
+        (lambda: session.stream([], rows="4"), "rows is '4', want a whole number from 1 on"),
+        (lambda: session.stream(3), "requests is 3, want an iterable of dive.slots.Request"),
+        (lambda: [*session.stream([3])], "request 0 is 3, want a dive.slots.Request"),
+        (lambda: dive.SteeringAdapter(None, backbone), "config is None, want a SteeringConfig"),
+        (lambda: dive.load_backbone(tiny_llava, device=3.5), "device is 3.5, want auto, cpu"),
+        (lambda: dive.data.open_studies("s.jsonl", columns=3), "columns is 3; wants a dict"),
+        (lambda: dive.data.open_studies("s.jsonl", images=""), "images is empty, want the name"),
+    ]:
+        with pytest.raises(DiveError, match=said):
+            call()
 
 
 def test_names_of_another_kind_and_empty_ones(tiny_llava, studies, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import math
 import random
 import sys
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -175,7 +176,11 @@ def test_all_predictions_empty_is_zero(normalization: str) -> None:
     ("arguments", "options", "message"),
     [
         ((["a"], ["a", "b"]), {}, "predictions: 1 for 2 references"),
-        (("a", ["a"]), {}, "predictions: one text for 1 references"),
+        (("a", ["a"]), {}, "predictions: a list of texts is wanted, got one text"),
+        ((3, ["a"]), {}, "predictions: a list of texts is wanted, got a int"),
+        (({"x": "a"}, ["a"]), {}, "predictions: a list of texts is wanted, got a dict"),
+        (({"a"}, ["a"]), {}, "predictions: a list of texts is wanted, got a set"),
+        ((["a"], 3), {}, "references: a list of texts is wanted, got a int"),
         ((["a"], "a"), {}, "references: a list of texts"),
         ((["a"], [None]), {}, r"references\[0\]: a text is wanted, got NoneType"),
         (([3], ["a"]), {}, r"predictions\[0\]: a text is wanted, got int"),
@@ -281,6 +286,33 @@ def test_findings_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     # with their state: edema; effusion; edema absent: 3 of 5 predicted and of 5 in the references
     assert got["finding_state_f1"] == pytest.approx(2 * 3 / (5 + 5))
     assert got["per_report"]["finding_f1"] == pytest.approx([0.5, 1.0, 0.0])
+
+
+def test_texts_are_paired_in_their_order_whatever_they_are_held_in() -> None:
+    """A pandas Series that was shuffled or filtered is indexed by labels and listed in order."""
+
+    class Series:
+        def __init__(self, texts: list[str], labels: list[int]) -> None:
+            self.texts, self.labels = texts, labels
+
+        def __len__(self) -> int:
+            return len(self.texts)
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(self.texts)
+
+        def __getitem__(self, label: int) -> str:
+            return self.texts[self.labels.index(label)]
+
+    predictions, references = ["no edema", "large effusion"], ["no edema seen", "effusion is large"]
+    wanted = dive.evaluate(predictions, references)
+    for one, other in [
+        (Series(predictions, [1, 0]), Series(references, [0, 1])),
+        (Series(predictions, [7, 9]), references),
+        (iter(predictions), iter(references)),
+        (np.array(predictions), np.array(references)),
+    ]:
+        assert dive.evaluate(one, other) == wanted
 
 
 def test_ten_thousand_reports_in_time() -> None:

@@ -84,6 +84,8 @@ def open_studies(
         DiveError: here: unknown spec or option, wrong root, missing tables or columns. While
             reading: bad rows, missing files; no study left. Names file, row and column.
     """
+    if columns is not None and not isinstance(columns, Mapping):
+        raise DiveError(f"columns is {columns!r}; wants a dict of our names to the data's")
     options = Options(
         target=target,
         split=split,

@@ -1,6 +1,6 @@
 """`dive.evaluate`: predictions against references, every number with the name of its variant."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -287,8 +287,8 @@ class _Pairs:
         references: Sequence[str],
         baseline: Sequence[str] | None,
     ) -> None:
+        references = _texts("references", references)
         self.given = len(references)
-        _check_texts("references", references)
         self.places = [i for i, text in enumerate(references) if text.strip()]
         if not self.places:
             raise DiveError(
@@ -297,19 +297,17 @@ class _Pairs:
                 else "nothing to score: no references were given"
             )
         self.references = [references[i] for i in self.places]
-        self.predictions = self._texts("predictions", predictions)
-        self.baseline = None if baseline is None else self._texts("baseline", baseline)
-
-    def _texts(self, what: str, texts: Sequence[str]) -> list[str]:
-        kept = self.kept(texts, what)
-        _check_texts(what, texts)
-        return kept
+        self.predictions = self.kept(predictions, "predictions")
+        self.baseline = None if baseline is None else self.kept(baseline, "baseline")
 
     def kept(self, values: Sequence[str], what: str) -> list[str]:
-        if isinstance(values, str) or len(values) != self.given:
-            got = "one text" if isinstance(values, str) else f"{len(values)}"
-            raise DiveError(f"{what}: {got} for {self.given} references; one for each is wanted")
-        return [values[i] for i in self.places]
+        given = _listed(what, values)
+        if len(given) != self.given:
+            raise DiveError(
+                f"{what}: {len(given)} for {self.given} references; one for each is wanted"
+            )
+        texts = _texts(what, given)
+        return [texts[i] for i in self.places]
 
     def counts(self) -> dict[str, int]:
         return {
@@ -320,9 +318,18 @@ class _Pairs:
         }
 
 
-def _check_texts(what: str, texts: Sequence[str]) -> None:
-    if isinstance(texts, str):
-        raise DiveError(f"{what}: a list of texts is wanted, got one text")
+def _listed(what: str, values: Any) -> list[Any]:
+    """A list of what was given, in its order: a pandas Series is indexed by its labels."""
+    ordered = not isinstance(values, (str, bytes, Mapping, Set)) and not hasattr(values, "columns")
+    if not ordered or not isinstance(values, Iterable):
+        got = "one text" if isinstance(values, str) else f"a {type(values).__name__}"
+        raise DiveError(f"{what}: a list of texts is wanted, got {got}")
+    return list(values)
+
+
+def _texts(what: str, values: Any) -> list[str]:
+    texts = _listed(what, values)
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise DiveError(f"{what}[{i}]: a text is wanted, got {type(text).__name__}")
+    return texts
