@@ -36,7 +36,8 @@ from dive.decode_limits import (
     settings_plan,
 )
 from dive.decode_rows import Rows
-from dive.decoder_spec import DecoderSpec, Unsupported, read
+from dive.decoder_check import Unsupported
+from dive.decoder_spec import DecoderSpec, read
 from dive.errors import DiveError, FallbackWarning
 from dive.slots import Request, Slots, Written
 from dive.structure import unwrap

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dive.decoder_spec import DecoderSpec, check_modules
+from dive.decoder_check import check_modules, state_of
+from dive.decoder_spec import DecoderSpec
 from dive.errors import DiveError
 from dive.sampling import draw
 from dive.structure import decoder
@@ -34,7 +35,7 @@ class Rows:
         try:
             if self._signature != _signature(self.model, self.spec):
                 return True
-            check_modules(self.spec.text, self.spec.head)
+            check_modules(self.model, self.spec.path, self.spec.head)
         except AttributeError:
             return True  # a module was replaced by one of another kind
         return False
@@ -93,7 +94,8 @@ class Rows:
         tokens read so far, without them; position: the rotary position of the next one.
         """
         self._use_stream()
-        for index, layer in enumerate(layers):
+        # of a decoder whose last layers were cut off, transformers' cache has some that are empty
+        for index, layer in enumerate(layers[: len(self.spec.layers)]):
             # a sliding layer keeps the last ones
             first = pad + length - layer.keys.shape[-2]
             start = max(first, pad)
@@ -283,4 +285,4 @@ def _signature(model: Any, spec: DecoderSpec) -> tuple[Any, ...]:
     text: Any = decoder(model)
     modules = (text, model.get_output_embeddings(), *text.layers)
     weights = tuple((id(w), w.data_ptr(), w.dtype) for w in spec.weights())
-    return (tuple(map(id, modules)), weights)
+    return (tuple(map(id, modules)), weights, state_of(text))

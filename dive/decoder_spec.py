@@ -12,6 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from dive import extension
+from dive.decoder_check import (
+    Unsupported,
+    check_alike,
+    check_modules,
+    layers_of,
+    path_to,
+    window_of,
+)
 from dive.errors import DiveError
 from dive.structure import decoder, output_head, text_config, unwrap
 
@@ -39,14 +47,8 @@ DTYPES = {  # of the weights, by the device on which they lie
         torch.float16: "float16",
     },
 }
-# whose modules compute what the engine does in their place, or are refused by their family or type
-_KNOWN = ("torch.nn.modules.", "transformers.")
 # tables of these do not change with the length of what is read
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-
-
-class Unsupported(DiveError):
-    """The engine cannot run this decoder; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ class DecoderSpec:
     rope_types: tuple[str | None, ...]
     layers: tuple[LayerSpec, ...]
     text: Any  # the module that owns the layers
+    path: str  # its name in the model
     head: Any  # the output embeddings
 
     def weights(self) -> Iterator[Tensor]:
@@ -208,8 +211,13 @@ def read(backbone_or_model: Any) -> DecoderSpec:
         return _read(model)
     except Unsupported:
         raise
-    except (DiveError, AttributeError) as error:
-        raise Unsupported(f"{type(model).__name__}: {error}") from None
+    except AttributeError as error:
+        raise Unsupported(
+            f"{type(model).__name__} is not built as transformers builds it ({error})"
+        ) from None
+    except DiveError as error:
+        name = f"{type(model).__name__}: "
+        raise Unsupported(name + str(error).removeprefix(name)) from None
 
 
 def _read(model: Any) -> DecoderSpec:
@@ -222,14 +230,18 @@ def _read(model: Any) -> DecoderSpec:
             + ", ".join(FAMILIES.values())
         )
     head: Any = model.get_output_embeddings()
-    check_modules(text, head)
+    path = path_to(model, text)
+    check_modules(model, path, head)
+    check_alike(text)
     _check_device(text.embed_tokens.weight.device)
     if getattr(config, "use_bidirectional_attention", False):
         raise Unsupported("its text attends in both directions")
     if getattr(config, "attn_logit_softcapping", None) is not None:
         raise Unsupported("its attention has a soft-cap")  # which Gemma 3 reads and does not use
     rope_types = _rope_types(config)
-    layers = tuple(_layer(config, module, i, rope_types) for i, module in enumerate(text.layers))
+    layers = tuple(
+        _layer(config, module, i, rope_types) for i, module in enumerate(layers_of(text))
+    )
     first = layers[0].module.self_attn
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
     if activation not in GATES:
@@ -258,36 +270,11 @@ def _read(model: Any) -> DecoderSpec:
         rope_types=rope_types,
         layers=layers,
         text=text,
+        path=path,
         head=head,
     )
     _check_weights(spec)
     return spec
-
-
-def check_modules(text: Any, head: Any) -> None:
-    """Whether each module computes what its class says; `dive.attach`'s own hooks are known."""
-    if text.training:
-        raise Unsupported("the model is in training mode")
-    device = head.weight.device.type
-    if device in DTYPES and torch.is_autocast_enabled(device):
-        raise Unsupported("autocast is on, under which modules compute in another dtype")
-    for name, module in [*text.named_modules(), ("head", head)]:
-        if not type(module).__module__.startswith(_KNOWN):
-            package = type(module).__module__.partition(".")[0]
-            hint = {
-                "peft": " (PEFT's merge_and_unload() leaves plain layers)",
-                "torch": " (compile the whole model, or none of it, for dive._C)",
-            }.get(package, " (quantised, perhaps)")
-            raise Unsupported(
-                f"{name or 'its decoder'} is a {type(module).__name__} of {package}{hint}"
-            )
-        if "forward" in vars(module):
-            raise Unsupported(f"the forward of {name or 'its decoder'} was replaced (offloaded?)")
-        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-        for hook in hooks:
-            # transformers' own only look on
-            if not getattr(hook, "__module__", "").startswith(("dive.attach", "transformers.")):
-                raise Unsupported(f"{name or 'its decoder'} has a forward hook")
 
 
 def _rope_types(config: Any) -> tuple[str | None, ...]:
@@ -319,13 +306,9 @@ def _layer(config: Any, module: Any, index: int, rope_types: tuple[str | None, .
     kind = types[index] if types else None
     if kind not in (None, "full_attention", "sliding_attention"):
         raise Unsupported(f"layers.{index} is of the type {kind}")
-    if hasattr(attention, "sliding_window"):
-        window = attention.sliding_window
-    else:  # Mistral's layers all have the config's; Llama's have none
-        window = config.sliding_window if config.model_type == "mistral" else None
     return LayerSpec(
         module=module,
-        window=window or 0,
+        window=window_of(config, index) or 0,
         rope=rope_types.index(kind) if rope_types != (None,) else 0,
         four_norms=hasattr(module, "pre_feedforward_layernorm"),
     )

@@ -22,7 +22,7 @@ from dive.attach_rows import RowAttachment
 from dive.decode_batch import check_context, last_position, plain_stop
 from dive.decode_limits import Plan, call_plan, settings_plan
 from dive.decode_rows import Answer, Chooser, Live, Rows, ends_of
-from dive.decoder_spec import Unsupported
+from dive.decoder_check import Unsupported
 from dive.errors import DiveError
 from dive.kv_cache import filled_layers
 from dive.sampling import generator, seed_of_this_call, seeded

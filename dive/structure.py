@@ -159,30 +159,33 @@ class Head:
 
 _HEAD_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-_heads: WeakKeyDictionary[nn.Module, Head] = WeakKeyDictionary()
+_heads: WeakKeyDictionary[nn.Module, tuple[Any, Head]] = WeakKeyDictionary()
 
 
 def output_head(model: Any) -> Head:
     """The head that turns `last_hidden_state` into logits.
 
-    Checked once for each model against its own logits on a few text tokens: a model that does
-    anything else to them (a logit scale, say) is refused with a DiveError, because losses computed
-    with the head alone would be wrong. Call it before an adapter is attached with a mask. A head
-    that is quantised, sharded or offloaded is refused, too: losses read its weight as it lies.
+    Checked for each model against its own logits on a few text tokens, once until its head, its
+    soft-cap or its own hooks change: a model that does anything else to them (a logit scale, say)
+    is refused with a DiveError, because losses computed with the head alone would be wrong. Call it
+    before an adapter is attached with a mask. A head that is quantised, sharded or offloaded is
+    refused, too: losses read its weight as it lies.
     """
     model = unwrap(model)
-    head = _heads.get(model)
     layer: Any = model.get_output_embeddings()
     weight = getattr(layer, "weight", None)
-    if head is not None and head.weight is weight and not is_tuner(layer):
+    softcap = getattr(text_config(model), "final_logit_softcapping", None)
+    hooks = (*model._forward_hooks, *model._forward_pre_hooks, id(vars(model).get("forward")))
+    state = (id(weight), id(getattr(layer, "bias", None)), softcap, hooks)
+    known, head = _heads.get(model, (None, None))
+    if head is not None and known == state and not is_tuner(layer):
         return head
     if not isinstance(weight, Tensor):
         raise DiveError(f"{type(model).__name__} has no output head with a weight [V, D]")
     _check_weight(type(model).__name__, layer, weight)
-    softcap = getattr(text_config(model), "final_logit_softcapping", None)
     head = Head(weight, getattr(layer, "bias", None), softcap)
     _check_head(model, head)
-    _heads[model] = head
+    _heads[model] = state, head
     return head
 
 
