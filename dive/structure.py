@@ -174,19 +174,29 @@ def output_head(model: Any) -> Head:
     model = unwrap(model)
     layer: Any = model.get_output_embeddings()
     weight = getattr(layer, "weight", None)
-    softcap = getattr(text_config(model), "final_logit_softcapping", None)
-    hooks = (*model._forward_hooks, *model._forward_pre_hooks, id(vars(model).get("forward")))
-    state = (id(weight), id(getattr(layer, "bias", None)), softcap, hooks)
+    state = _head_state(model)
     known, head = _heads.get(model, (None, None))
     if head is not None and known == state and not is_tuner(layer):
         return head
     if not isinstance(weight, Tensor):
         raise DiveError(f"{type(model).__name__} has no output head with a weight [V, D]")
     _check_weight(type(model).__name__, layer, weight)
+    softcap = getattr(text_config(model), "final_logit_softcapping", None)
     head = Head(weight, getattr(layer, "bias", None), softcap)
     _check_head(model, head)
     _heads[model] = state, head
     return head
+
+
+def _head_state(model: Any) -> tuple[Any, ...]:
+    """All that makes logits of the last hidden state: another state is to be checked anew."""
+    layer: Any = model.get_output_embeddings()
+    return (
+        id(getattr(layer, "weight", None)),
+        id(getattr(layer, "bias", None)),
+        getattr(text_config(model), "final_logit_softcapping", None),
+        (*model._forward_hooks, *model._forward_pre_hooks, id(vars(model).get("forward"))),
+    )
 
 
 def _check_weight(name: str, layer: Any, weight: Tensor) -> None:

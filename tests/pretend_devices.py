@@ -57,7 +57,8 @@ def spread(config, first, second, head):
     put(base.norm, second)
     put(model.lm_head, head)
     # its check compares numbers
-    structure._heads[model] = structure.Head(model.lm_head.weight, None, None)
+    own = structure.Head(model.lm_head.weight, None, None)
+    structure._heads[model] = structure._head_state(model), own
     return model
 
 
