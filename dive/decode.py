@@ -31,6 +31,7 @@ from dive.decode_limits import (
     Plan,
     call_plan,
     check_names,
+    named,
     offered_plan,
     own_plan,
     settings_plan,
@@ -83,19 +84,20 @@ class DecodeSession:
         self.ran: Plan | None = None
         self._said: set[str] = set()
 
-    def plan(self, **generate_kwargs: Any) -> Plan:
-        """Which engine would run `generate(**generate_kwargs)`, and why.
+    def plan(self, *args: Any, **kwargs: Any) -> Plan:
+        """Which engine would run `generate(*args, **kwargs)`, and why.
 
         transformers is asked what it would hand over for these arguments; no forward is run. (It
         gives a `custom_generate` function neither assistant_model nor tokenizer: an assistant has
         no part there, and stop_strings are for `session.generate`.)
         DiveError where `generate` would not know one of the names.
         """
-        plan = self._plan(generate_kwargs)
+        given = named(self.model, args, kwargs)
+        plan = self._plan(given)
         if plan.engine == "dive._C":
             assert self._spec is not None
             with _looked_at(self.model):
-                return offered_plan(self._spec, self.model, generate_kwargs)
+                return offered_plan(self._spec, self.model, given)
         return plan
 
     def _plan(self, generate_kwargs: dict[str, Any]) -> Plan:
@@ -107,19 +109,20 @@ class DecodeSession:
         assert self._spec is not None
         return settings_plan(self.model, generate_kwargs) or own_plan(self._spec)
 
-    def generate(self, *args: Any, streamer: Any = None, **kwargs: Any) -> Any:
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
         """`model.generate` with the same arguments, decoded by this session where it can.
 
         transformers gives a `custom_generate` function no streamer; here it gets the tokens.
         """
-        plan = self._plan(kwargs)
+        given = named(self.model, args, kwargs)
+        plan = self._plan(given)
         if plan.engine != "dive._C":
             self.note(plan)
             with self._steered():
-                return self.model.generate(*args, streamer=streamer, **kwargs)
-        self._streamer = streamer
+                return self.model.generate(**given)
+        self._streamer = given.get("streamer")
         try:
-            return self.model.generate(*args, streamer=streamer, custom_generate=self, **kwargs)
+            return self.model.generate(**given, custom_generate=self)
         finally:
             self._streamer = None
 
