@@ -54,13 +54,13 @@ def check_names(model: Any, kwargs: dict[str, Any]) -> None:
     """DiveError that names the arguments which `model.generate(**kwargs)` would not know."""
     if kwargs.get("custom_generate") is not None:
         return  # it may have arguments of its own
-    config = GenerationConfig()
+    config = vars(GenerationConfig())
     own = {*inspect.signature(GenerationMixin.generate).parameters, *_KEYWORDS, "trust_remote_code"}
     others = {
         name: value
         for name, value in kwargs.items()
         # a cache has one name in one transformers and another in the next
-        if name not in own and not hasattr(config, name) and not isinstance(value, Cache)
+        if name not in own and name not in config and not isinstance(value, Cache)
     }
     unknown = [name for name, value in others.items() if not _is_input(model, name, value)]
     if unknown:
@@ -84,6 +84,8 @@ def named(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[st
     custom_generate=None is as not given.
     """
     parameters = inspect.signature(model.generate).parameters.values()
+    if any(one.kind == one.VAR_POSITIONAL for one in parameters):  # it hands them on
+        parameters = inspect.signature(GenerationMixin.generate.__get__(model)).parameters.values()
     names = [one.name for one in parameters if one.kind == one.POSITIONAL_OR_KEYWORD]
     if len(args) > len(names):
         raise DiveError(f"generate takes {len(names)} arguments by position, got {len(args)}")

@@ -33,7 +33,7 @@ _INPUTS = {"inputs", "input_ids", "inputs_embeds", "attention_mask", "position_i
 # Here a forward's last position is not all that it holds of the response, or is none of it.
 _SEVERAL_A_STEP = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp",
                    "prefill_chunk_size")  # fmt: skip
-_REFUSALS = (ValueError, TypeError, AttributeError, ImportError, NotImplementedError)
+_REFUSALS = (ValueError, TypeError, AttributeError, ImportError, NotImplementedError, OSError)
 _TRANSFORMERS = Path(transformers.__file__).parent
 _REFUSING = ("generation", "cache_utils.py", "dynamic_module_utils.py", "utils")
 
@@ -54,11 +54,16 @@ def checked(model: Any, processor: Any, kwargs: Mapping[str, Any]) -> dict[str, 
             f"{', '.join(made)}: dive.generate makes the model's inputs of images and prompt; for "
             "inputs of your own call model.generate, or DecodeSession.generate"
         )
+    custom = given.get("custom_generate")
+    if not (custom is None or callable(custom) or isinstance(custom, str)):
+        raise DiveError(f"custom_generate is {custom!r}; wants a function, a hub id or a folder")
     if "max_length" in given:
         raise DiveError("max_length counts the prompt too; give max_new_tokens, the report's own")
     if "generation_config" in given:
         given["generation_config"] = _as_config(given["generation_config"])
     check_names(model, given)
+    if asked_for(given).get("token_healing"):
+        raise DiveError("token_healing rewrites the prompt's end, which is the template's here")
     count = asked_for(given).get("num_return_sequences")
     if count not in (None, 1):
         raise DiveError(f"num_return_sequences is {count!r}: one study has one report")
@@ -118,7 +123,8 @@ def config_of(
     own = getattr(model, "generation_config", None) or GenerationConfig()
     config = WholeConfig()
     asked = {name: value for name, value in asked_for(given).items() if name in vars(config)}
-    asked.pop("max_length", None)
+    for name in ("max_length", "stop_strings"):  # max_new_tokens; among the criteria
+        asked.pop(name, None)
     # a copy of the model's own has its ids too, and no more is meant by it
     beside = "eos_token_id" not in given and "generation_config" in given
     if beside and _ids(asked.get("eos_token_id")) == _ids(own.eos_token_id):
@@ -143,9 +149,14 @@ def _ids(given: Any) -> list[int] | None:
 
 
 def arguments_of(given: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """What goes to `model.generate` beside a config: stop_strings are among the criteria."""
+    """What goes to `model.generate` beside a config.
+
+    stop_strings become a criterion, and the tokenizer is the backbone's where none is given.
+    """
     known = vars(GenerationConfig())
     others = {k: v for k, v in given.items() if k not in known and k != "generation_config"}
+    if "assistant_tokenizer" in others:
+        others.setdefault("tokenizer", tokenizer)
     strings = asked_for(given).get("stop_strings")
     if strings:
         # transformers gives a custom_generate function no tokenizer to look for them with

@@ -4,8 +4,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-# transformers makes these of max_new_tokens and min_new_tokens
-_OPEN = ("max_length", "min_length")
+_LENGTHS = ("max_length", "min_length")  # with the prompt; max_new_tokens is what counts
 
 
 class WholeConfig(GenerationConfig):  # type: ignore[misc]
@@ -13,12 +12,12 @@ class WholeConfig(GenerationConfig):  # type: ignore[misc]
 
     `generate` fills what is None from the generation_config of the model, then from its defaults.
     Here None stays, and of the model's only entries that transformers itself does not know are
-    taken, which its own code may read.
+    taken, which its own code may read. max_new_tokens is to be given.
     """
 
     def __init__(self, **settings: Any) -> None:
         defaults = GenerationConfig._get_default_generation_params()
-        super().__init__(**{k: v for k, v in defaults.items() if k not in _OPEN})
+        super().__init__(**{k: v for k, v in defaults.items() if k not in _LENGTHS})
         if settings:
             self.update(**settings)
 
@@ -26,6 +25,5 @@ class WholeConfig(GenerationConfig):  # type: ignore[misc]
         self, defaults_only: bool = False, allow_custom_entries: bool = False, **settings: Any
     ) -> Any:
         if defaults_only:
-            taken = _OPEN if not allow_custom_entries else ()
-            settings = {k: v for k, v in settings.items() if k in taken or not hasattr(self, k)}
+            settings = {k: v for k, v in settings.items() if not hasattr(self, k)}
         return super().update(defaults_only, allow_custom_entries, **settings)
