@@ -28,8 +28,9 @@ from dive.backbone import Backbone
 from dive.data.jsonl import Skipped
 from dive.data.study import Study
 from dive.decode import DecodeSession
-from dive.generation_settings import arguments_of, config_of, refusals
+from dive.generation_settings import arguments_of, config_of
 from dive.prompting import Prompter
+from dive.refusals import refusals
 from dive.sampling import seed_of_this_call, seeded
 from dive.slots import Request
 
@@ -192,8 +193,7 @@ def write(
         prompts = Prompts(jobs, run.demonstrations, pool, batch_size, on_error, skipped, bar)
         if run.session is not None:
             config = run.config(jobs[0].prompter)
-            with refusals():
-                plan = run.session.plan(generation_config=config, **run.others())
+            plan = run.session.plan(generation_config=config, **run.others())
             if plan.engine == "dive._C":
                 yield from run_slots(run, prompts, batch_size)
                 return
@@ -223,12 +223,7 @@ def run_slots(run: Run, prompts: Prompts, rows: int) -> Iterator[Report]:
 
     done: dict[int, Report] = {}
     following = 0
-    answers = run.session.stream(requests(), rows)
-    while True:
-        with refusals():
-            written = next(answers, None)
-        if written is None:
-            break
+    for written in run.session.stream(requests(), rows):
         job, length, config = asked[written.place]
         done[written.place] = run.report(
             job, length, written.token_ids, written.seconds, config, written.engine

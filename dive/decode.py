@@ -39,6 +39,7 @@ from dive.decode_limits import (
 from dive.decode_rows import Rows
 from dive.decoder_spec import DecoderSpec, Unsupported, read
 from dive.errors import DiveError, FallbackWarning
+from dive.refusals import refusals
 from dive.slots import Request, Slots, Written
 from dive.structure import unwrap
 
@@ -90,13 +91,13 @@ class DecodeSession:
         transformers is asked what it would hand over for these arguments; no forward is run. (It
         gives a `custom_generate` function neither assistant_model nor tokenizer: an assistant has
         no part there, and stop_strings are for `session.generate`.)
-        DiveError where `generate` would not know one of the names.
+        DiveError where `generate` would not know one of the names, or refuses a setting.
         """
         given = named(self.model, args, kwargs)
         plan = self._plan(given)
         if plan.engine == "dive._C":
             assert self._spec is not None
-            with _looked_at(self.model):
+            with _looked_at(self.model), refusals():
                 return offered_plan(self._spec, self.model, given)
         return plan
 
@@ -107,7 +108,8 @@ class DecodeSession:
         if reason is not None:
             return Plan("transformers", reason)
         assert self._spec is not None
-        return settings_plan(self.model, generate_kwargs) or own_plan(self._spec)
+        with refusals():
+            return settings_plan(self.model, generate_kwargs) or own_plan(self._spec)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """`model.generate` with the same arguments, decoded by this session where it can.
@@ -118,11 +120,12 @@ class DecodeSession:
         plan = self._plan(given)
         if plan.engine != "dive._C":
             self.note(plan)
-            with self._steered():
+            with self._steered(), refusals():
                 return self.model.generate(**given)
         self._streamer = given.get("streamer")
         try:
-            return self.model.generate(**given, custom_generate=self)
+            with refusals():
+                return self.model.generate(**given, custom_generate=self)
         finally:
             self._streamer = None
 

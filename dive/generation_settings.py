@@ -6,18 +6,15 @@ taken: their ids, those that must not be written, and, where sampling is asked f
 
 import copy
 import logging
-import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-import transformers
 from transformers import GenerationConfig, StoppingCriteriaList, StopStringCriteria
 
 from dive.decode_limits import check_names
 from dive.errors import DiveError
+from dive.refusals import refusals
 from dive.whole_config import WholeConfig
 
 log = logging.getLogger(__name__)
@@ -33,9 +30,6 @@ _INPUTS = {"inputs", "input_ids", "inputs_embeds", "attention_mask", "position_i
 # Here a forward's last position is not all that it holds of the response, or is none of it.
 _SEVERAL_A_STEP = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp",
                    "prefill_chunk_size")  # fmt: skip
-_REFUSALS = (ValueError, TypeError, AttributeError, ImportError, NotImplementedError, OSError)
-_TRANSFORMERS = Path(transformers.__file__).parent
-_REFUSING = ("generation", "cache_utils.py", "dynamic_module_utils.py", "utils")
 
 
 def checked(model: Any, processor: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,23 +169,3 @@ def tell_forbidden(model: Any, given: Mapping[str, Any]) -> None:
     held = [name for name in FORBIDDEN if getattr(own, name, None) and name not in asked]
     if held:
         log.info("the model's generation_config forbids tokens, and they are: %s", ", ".join(held))
-
-
-@contextmanager
-def refusals() -> Iterator[None]:
-    """Makes one DiveError of what transformers' `generate` says of its arguments.
-
-    An error of the model's forward, or of what the caller handed over, keeps its kind.
-    """
-    try:
-        yield
-    except DiveError:
-        raise
-    except _REFUSALS as error:
-        files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
-        inside = [f.relative_to(_TRANSFORMERS).parts[0] for f in files
-                  if f.is_relative_to(_TRANSFORMERS)]  # fmt: skip
-        last = files[-1].is_relative_to(_TRANSFORMERS)
-        if not (last and inside[-1] in _REFUSING and "generation" in inside):
-            raise
-        raise DiveError(f"transformers refuses these settings of generate: {error}") from error

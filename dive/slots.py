@@ -31,6 +31,7 @@ from dive.decode_rows import Answer, Chooser, Live, Rows, ends_of
 from dive.decoder_spec import Unsupported
 from dive.errors import DiveError
 from dive.kv_cache import filled_layers
+from dive.refusals import refusals
 from dive.sampling import as_seed, generator, seed_of_this_call, seeding
 
 if TYPE_CHECKING:
@@ -211,12 +212,13 @@ class Slots:
         if request.inputs["input_ids"].shape[0] != 1:
             count = request.inputs["input_ids"].shape[0]
             raise DiveError(f"request {place} has {count} sequences, want one")
-        request = self._checked(request, place)
+        with refusals():
+            request = self._checked(request, place)
         if self._prefix is not None and self._prefix.inputs is not request.inputs:
             self._prefix = None
         shared = self._shares(request) and (self._prefix is not None or self._next_shares(request))
         plan = self._ruled_out(request)
-        with self._steered(request, unsteered=shared) as adapter:
+        with self._steered(request, unsteered=shared) as adapter, refusals():
             if plan is None:
                 one = self._read(request, place, shared)
             else:

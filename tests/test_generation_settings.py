@@ -14,7 +14,7 @@ import dive
 from dive.decode import DecodeSession
 from dive.errors import DiveError, FallbackWarning
 from dive.generation import iter_reports
-from dive.generation_settings import refusals
+from dive.refusals import refusals
 from dive.slots import Request
 from dive.whole_config import WholeConfig
 
@@ -344,3 +344,23 @@ def test_bad_settings_of_requests():
     ]:
         with pytest.raises(DiveError, match=message):
             list(session.stream([Request(batch, settings, seed=seed)]))
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"temperature": 0.0, "do_sample": True}, "`temperature`.*strictly positive"),
+    ({"cache_implementation": "bogus"}, "Invalid `cache_implementation`"),
+    ({"max_new_tokens": -1}, "transformers refuses these settings"),
+    ({"stop_strings": ["a"]}, "tokenizer"),
+])  # fmt: skip
+def test_what_transformers_refuses_is_one_error_of_a_session_too(settings, message):
+    model, batch = small("llama"), text_batch(rows=1)
+    session = DecodeSession(model)
+    for call in (
+        lambda: session.generate(**batch, **settings),
+        lambda: list(session.stream([Request(batch, settings)])),
+    ):
+        with pytest.raises(DiveError, match=message):
+            call()
+    if "stop_strings" not in settings:  # a plan runs nothing
+        with pytest.raises(DiveError, match=message):
+            session.plan(**batch, **settings)
