@@ -31,4 +31,4 @@ def refusals() -> Iterator[None]:
         last = files[-1].is_relative_to(_TRANSFORMERS)
         if not (last and inside[-1] in _REFUSING and "generation" in inside):
             raise
-        raise DiveError(f"transformers refuses these settings of generate: {error}") from error
+        raise DiveError(f"transformers refuses this call of generate: {error}") from error

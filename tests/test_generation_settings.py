@@ -200,7 +200,7 @@ def test_none_is_as_not_given(llava, studies, engine):
     [
         ({"generation_config": "x"}, "generation_config is 'x'; wants a transformers.Generation"),
         ({"generation_config": {"num_beam": 2}}, "generation_config has num_beam, which is no"),
-        ({"generation_config": {"max_new_tokens": -1}}, "refuses these settings"),
+        ({"generation_config": {"max_new_tokens": -1}}, "refuses this call"),
         ({"input_ids": torch.ones(1, 3)}, "input_ids: dive.generate makes the model's inputs"),
         ({"attention_mask": 1, "pixel_values": 1}, "attention_mask, pixel_values: dive.generate"),
         ({"num_beam": 2}, "num_beam: no argument of generate"),
@@ -208,9 +208,9 @@ def test_none_is_as_not_given(llava, studies, engine):
         ({"max_length": 30}, "max_length counts the prompt too; give max_new_tokens"),
         ({"prompt_lookup_num_tokens": 3}, "only supported for batch_size = 1"),
         ({"temperature": 0.0, "do_sample": True}, "`temperature`.*strictly positive"),
-        ({"num_beams": "2"}, "transformers refuses these settings of generate"),
+        ({"num_beams": "2"}, "transformers refuses this call of generate"),
         ({"penalty_alpha": 0.6, "top_k": 4}, "refuses .*Contrastive Search requires"),
-        ({"dola_layers": "high"}, "refuses these settings of generate: Dola"),
+        ({"dola_layers": "high"}, "refuses this call of generate: Dola"),
         ({"cache_implementation": "bogus"}, "Invalid `cache_implementation`"),
         ({"token_healing": True}, "token_healing rewrites the prompt's end"),
         ({"synced_gpus": True}, "synced_gpus: .* has not"),
@@ -349,7 +349,7 @@ def test_bad_settings_of_requests():
 @pytest.mark.parametrize(("settings", "message"), [
     ({"temperature": 0.0, "do_sample": True}, "`temperature`.*strictly positive"),
     ({"cache_implementation": "bogus"}, "Invalid `cache_implementation`"),
-    ({"max_new_tokens": -1}, "transformers refuses these settings"),
+    ({"max_new_tokens": -1}, "transformers refuses this call"),
     ({"stop_strings": ["a"]}, "tokenizer"),
 ])  # fmt: skip
 def test_what_transformers_refuses_is_one_error_of_a_session_too(settings, message):
