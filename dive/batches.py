@@ -4,7 +4,6 @@ Where the engine decodes, a waiting study takes the row of a report that has end
 Where transformers does, batches wait for their longest report (`run_batches`).
 """
 
-import copy
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -29,23 +28,11 @@ from dive.backbone import Backbone
 from dive.data.jsonl import Skipped
 from dive.data.study import Study
 from dive.decode import DecodeSession
+from dive.generation_settings import arguments_of, config_of
 from dive.prompting import Prompter
+from dive.refusals import refusals
 from dive.sampling import seed_of_this_call, seeded
 from dive.slots import Request
-
-# Greedy search, whatever the model's generation_config proposes for chatting. Given as values and
-# not left out, because transformers fills what is left out from the model's file.
-_GREEDY = {
-    "do_sample": False,
-    "num_beams": 1,
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
-    "min_p": None,
-    "typical_p": 1.0,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-}
 
 
 @dataclass
@@ -92,21 +79,10 @@ class Run:
     seed: int | None = None
 
     def config(self, prompter: Prompter, longest: int = 0) -> GenerationConfig:
-        """The decoding that was asked for, over greedy defaults, after the longest prompt."""
-        kwargs = self.generate_kwargs
-        given = kwargs.get("generation_config")
-        config = copy.deepcopy(given) if given is not None else GenerationConfig(**_GREEDY)
+        """The decoding that was asked for, after the longest prompt."""
+        ends, padding = prompter.eos_token_ids, prompter.pad_token_id
+        config = config_of(self.backbone.model, self.generate_kwargs, ends, padding)
         config.max_new_tokens = self._new_tokens(prompter, longest)
-        config.max_length = None
-        config.eos_token_id = prompter.eos_token_ids
-        config.pad_token_id = prompter.pad_token_id
-        known = {name: value for name, value in kwargs.items() if hasattr(config, name)}
-        if known.get("do_sample"):
-            # sampling without values of one's own is the model's proposal
-            own = self.backbone.model.generation_config
-            for name in ("temperature", "top_k", "top_p", "min_p", "typical_p"):
-                setattr(config, name, getattr(own, name, None))
-        config.update(**known)
         return config
 
     def _new_tokens(self, prompter: Prompter, longest: int) -> int:
@@ -124,12 +100,7 @@ class Run:
 
     def others(self) -> dict[str, Any]:
         """Arguments of `model.generate` that are no setting of its config."""
-        known = GenerationConfig()
-        return {
-            name: value
-            for name, value in self.generate_kwargs.items()
-            if name != "generation_config" and not hasattr(known, name)
-        }
+        return arguments_of(self.generate_kwargs, self.backbone.tokenizer)
 
     def mode(self, prompter: Prompter) -> GenerationMode:
         assistant = self.generate_kwargs.get("assistant_model")
@@ -154,9 +125,11 @@ class Run:
         others = self.others()
         if seeds is not None:
             own = [seeds[job.number] for job in jobs]
-            others["custom_generate"] = seeded(own, self.streamer)
-        arguments = {**batch, **others, "generation_config": config, "streamer": self.streamer}
-        output = model.generate(**arguments)
+            in_step = bool(others.pop("synced_gpus", False))
+            others["custom_generate"] = seeded(own, self.streamer, in_step)
+        others |= {"generation_config": config, "streamer": self.streamer}
+        with refusals():
+            output = model.generate(**batch, **others)
         sequences = output if isinstance(output, Tensor) else output.sequences
         answers = sequences[:, batch["input_ids"].shape[1] :].tolist()
         each = (time.perf_counter() - start) / len(jobs)
@@ -219,7 +192,8 @@ def write(
     ):
         prompts = Prompts(jobs, run.demonstrations, pool, batch_size, on_error, skipped, bar)
         if run.session is not None:
-            plan = run.session.plan(generation_config=run.config(jobs[0].prompter), **run.others())
+            config = run.config(jobs[0].prompter)
+            plan = run.session.plan(generation_config=config, **run.others())
             if plan.engine == "dive._C":
                 yield from run_slots(run, prompts, batch_size)
                 return

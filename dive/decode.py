@@ -31,6 +31,7 @@ from dive.decode_limits import (
     Plan,
     call_plan,
     check_names,
+    named,
     offered_plan,
     own_plan,
     settings_plan,
@@ -39,6 +40,7 @@ from dive.decode_rows import Rows
 from dive.decoder_check import Unsupported
 from dive.decoder_spec import DecoderSpec, read
 from dive.errors import DiveError, FallbackWarning
+from dive.refusals import refusals
 from dive.slots import Request, Slots, Written
 from dive.structure import unwrap
 
@@ -84,19 +86,20 @@ class DecodeSession:
         self.ran: Plan | None = None
         self._said: set[str] = set()
 
-    def plan(self, **generate_kwargs: Any) -> Plan:
-        """Which engine would run `generate(**generate_kwargs)`, and why.
+    def plan(self, *args: Any, **kwargs: Any) -> Plan:
+        """Which engine would run `generate(*args, **kwargs)`, and why.
 
         transformers is asked what it would hand over for these arguments; no forward is run. (It
         gives a `custom_generate` function neither assistant_model nor tokenizer: an assistant has
         no part there, and stop_strings are for `session.generate`.)
-        DiveError where `generate` would not know one of the names.
+        DiveError where `generate` would not know one of the names, or refuses a setting.
         """
-        plan = self._plan(generate_kwargs)
+        given = named(self.model, args, kwargs)
+        plan = self._plan(given)
         if plan.engine == "dive._C":
             assert self._spec is not None
-            with _looked_at(self.model):
-                return offered_plan(self._spec, self.model, generate_kwargs)
+            with _looked_at(self.model), refusals():
+                return offered_plan(self._spec, self.model, given)
         return plan
 
     def _plan(self, generate_kwargs: dict[str, Any]) -> Plan:
@@ -106,21 +109,24 @@ class DecodeSession:
         if reason is not None:
             return Plan("transformers", reason)
         assert self._spec is not None
-        return settings_plan(self.model, generate_kwargs) or own_plan(self._spec)
+        with refusals():
+            return settings_plan(self.model, generate_kwargs) or own_plan(self._spec)
 
-    def generate(self, *args: Any, streamer: Any = None, **kwargs: Any) -> Any:
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
         """`model.generate` with the same arguments, decoded by this session where it can.
 
         transformers gives a `custom_generate` function no streamer; here it gets the tokens.
         """
-        plan = self._plan(kwargs)
+        given = named(self.model, args, kwargs)
+        plan = self._plan(given)
         if plan.engine != "dive._C":
             self.note(plan)
-            with self._steered():
-                return self.model.generate(*args, streamer=streamer, **kwargs)
-        self._streamer = streamer
+            with self._steered(), refusals():
+                return self.model.generate(**given)
+        self._streamer = given.get("streamer")
         try:
-            return self.model.generate(*args, streamer=streamer, custom_generate=self, **kwargs)
+            with refusals():
+                return self.model.generate(**given, custom_generate=self)
         finally:
             self._streamer = None
 

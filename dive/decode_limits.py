@@ -1,6 +1,8 @@
 """What a call of `generate` may ask for that `DecodeSession` leaves to transformers, in words."""
 
+import copy
 import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,19 +14,20 @@ from transformers.generation.configuration_utils import GenerationMode
 from dive import extension
 from dive.errors import DiveError
 from dive.kv_cache import caches_in
+from dive.whole_config import WholeConfig
 
 if TYPE_CHECKING:
     from dive.decoder_spec import DecoderSpec
 
 EMBEDS = "the prompt is given as embeddings"
 CACHE = "a cache is given"
+SYNCED = "several processes decode in step"
 ASKED = (EMBEDS, CACHE)  # what the caller gave, and no surprise
 _CACHE_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
 # transformers gives none of these to a custom_generate function, or takes one such function alone
 _KEYWORDS = ("assistant_model", "assistant_tokenizer", "tokenizer", "custom_generate")
 # "hybrid" is in the generation_config.json of Gemma 3 and MedGemma; transformers 5 drops it
 _DYNAMIC = (None, "dynamic", "hybrid")
-_SETTINGS = ("stop_strings", "prompt_lookup_num_tokens")
 
 
 class Plan(NamedTuple):
@@ -51,13 +54,13 @@ def check_names(model: Any, kwargs: dict[str, Any]) -> None:
     """DiveError that names the arguments which `model.generate(**kwargs)` would not know."""
     if kwargs.get("custom_generate") is not None:
         return  # it may have arguments of its own
-    config = GenerationConfig()
+    config = vars(GenerationConfig())
     own = {*inspect.signature(GenerationMixin.generate).parameters, *_KEYWORDS, "trust_remote_code"}
     others = {
         name: value
         for name, value in kwargs.items()
         # a cache has one name in one transformers and another in the next
-        if name not in own and not hasattr(config, name) and not isinstance(value, Cache)
+        if name not in own and name not in config and not isinstance(value, Cache)
     }
     unknown = [name for name, value in others.items() if not _is_input(model, name, value)]
     if unknown:
@@ -75,14 +78,46 @@ def _is_input(model: Any, name: str, value: Any) -> bool:
     return True
 
 
-def keyword_reason(kwargs: dict[str, Any]) -> str | None:
+def named(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `model.generate(*args, **kwargs)` by their names; DiveError.
+
+    custom_generate=None is as not given.
+    """
+    parameters = inspect.signature(model.generate).parameters.values()
+    if any(one.kind == one.VAR_POSITIONAL for one in parameters):  # it hands them on
+        parameters = inspect.signature(GenerationMixin.generate.__get__(model)).parameters.values()
+    names = [one.name for one in parameters if one.kind == one.POSITIONAL_OR_KEYWORD]
+    if len(args) > len(names):
+        raise DiveError(f"generate takes {len(names)} arguments by position, got {len(args)}")
+    given = dict(zip(names, args, strict=False))
+    twice = sorted(given.keys() & kwargs.keys())
+    if twice:
+        raise DiveError(f"{', '.join(twice)}: given by position and by name")
+    given |= kwargs
+    config = given.get("generation_config")
+    if config is not None and not isinstance(config, GenerationConfig):
+        raise DiveError(f"generation_config is {config!r}; wants a transformers.GenerationConfig")
+    if given.get("custom_generate", "") is None:
+        del given["custom_generate"]
+    return given
+
+
+def asked_config(model: Any, kwargs: Mapping[str, Any]) -> GenerationConfig:
+    """The config that `model.generate(**kwargs)` decodes by, as transformers puts it together."""
+    given = kwargs.get("generation_config")
+    config = GenerationConfig() if given is None else copy.deepcopy(given)
+    own = model.generation_config.to_dict()
+    config.update(**own, defaults_only=True, allow_custom_entries=True)
+    config.update(**{k: v for k, v in kwargs.items() if k in vars(config)})
+    return config
+
+
+def keyword_reason(kwargs: Mapping[str, Any]) -> str | None:
     """Of the arguments of `generate` itself."""
+    if kwargs.get("synced_gpus"):
+        return SYNCED
     for name in _KEYWORDS:
         if kwargs.get(name) is not None:
-            return f"{name} is given"
-    config = kwargs.get("generation_config")
-    for name in _SETTINGS:
-        if kwargs.get(name) is not None or getattr(config, name, None) is not None:
             return f"{name} is given"
     return None
 
@@ -110,23 +145,34 @@ def config_plan(model: Any, config: Any) -> Plan | None:
 
     A setting of the model's own generation_config, which nobody gave, is not asked for.
     """
-    reason = config_reason(config)
+    return _plan_of(model, config, config_reason)
+
+
+def _plan_of(model: Any, config: Any, reason_of: Callable[[Any], str | None]) -> Plan | None:
+    reason = reason_of(config)
     if reason is None:
         return None
-    if reason == config_reason(model.generation_config):
+    # of a whole config nothing is the model's
+    if not isinstance(config, WholeConfig) and reason == reason_of(model.generation_config):
         return Plan("transformers", f"{reason} (by the model's generation_config)")
     return Plan("transformers", reason, asked=True)
 
 
-def settings_plan(model: Any, kwargs: dict[str, Any]) -> Plan | None:
+def _settings_reason(config: Any) -> str | None:
+    """Of the generation config, before transformers has made criteria of it."""
+    if config.stop_strings is not None:
+        return "stop_strings is given"
+    if config.prompt_lookup_num_tokens is not None:
+        return "prompt_lookup_num_tokens is given"
+    return config_reason(config)
+
+
+def settings_plan(model: Any, kwargs: Mapping[str, Any]) -> Plan | None:
     """What decodes `model.generate(**kwargs)` where its settings rule the engine out, or None."""
     reason = keyword_reason(kwargs)
     if reason is not None:
         return Plan("transformers", reason, asked=True)
-    given = kwargs.get("generation_config") or model.generation_config
-    config = GenerationConfig(**given.to_dict())
-    config.update(**{k: v for k, v in kwargs.items() if hasattr(config, k)})
-    plan = config_plan(model, config)
+    plan = _plan_of(model, asked_config(model, kwargs), _settings_reason)
     if plan is None and kwargs.get("inputs_embeds") is not None:
         return Plan("transformers", EMBEDS, asked=True)
     return plan
@@ -184,7 +230,7 @@ def input_reason(input_ids: Tensor, model_kwargs: dict[str, Any], synced: bool) 
     if model_kwargs.get("inputs_embeds") is not None or input_ids.shape[1] == 0:
         return EMBEDS
     if synced:
-        return "several processes decode in step"
+        return SYNCED
     mask = model_kwargs.get("attention_mask")
     if mask is not None:
         if mask.dim() != 2 or mask.shape != input_ids.shape:

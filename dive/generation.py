@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,14 @@ from dive.data.open import names_studies
 from dive.data.study import Study
 from dive.decode import DecodeSession
 from dive.errors import DiveError
+from dive.generation_settings import asked_for, check_steps, checked, tell_forbidden
 from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS, Prompter
-from dive.sampling import SEEDS
+from dive.sampling import as_seed
 from dive.structure import unwrap
 
 __all__ = ["Report", "as_studies", "generate", "iter_reports", "prompter_for"]
 
+MAX_NEW_TOKENS = 256
 ENGINES = ("auto", "dive._C", "transformers")
 ImageLike = str | Path | Image.Image
 Item = Study | ImageLike | Sequence[ImageLike]
@@ -42,7 +43,7 @@ def generate(
     adapter: Adapters | None = None,
     demonstrations: Sequence[Study] | None = None,
     *,
-    max_new_tokens: int = 256,
+    max_new_tokens: int | None = None,
     batch_size: int = 8,
     target: str | None = None,
     max_image_tokens: int | str | None = "auto",
@@ -73,7 +74,8 @@ def generate(
             its adapters.
         demonstrations: studies with reports, shown before the query (k-shot prompting). One that
             has the query's id or patient is left out for that query, with a line of log.
-        max_new_tokens: longest report. Cut down, with a warning, to what the context has left.
+        max_new_tokens: longest report; default: the given generation_config's, else 256. Cut
+            down, with a warning, to what the context has left.
         batch_size: reports that are written at once. When one ends, the next study takes its
             place; where transformers decodes, batches wait for their longest report.
         target: "findings", "impression" or "both"; chooses the default prompt and the
@@ -92,8 +94,13 @@ def generate(
             its study alone (in half precision up to the last bits of its logits, which one row sums
             in another order than several).
             None takes a seed from torch's generator, so that `torch.manual_seed` repeats a call.
-        generate_kwargs: go to `model.generate` as they are. Without them decoding is greedy: the
-            sampling, beams and penalties of the model's generation_config are not used.
+        generate_kwargs: settings and arguments of `model.generate`; a generation_config may be a
+            dict. None is as not given, except that it switches off what would limit sampling
+            (top_k and its kin) or forbid tokens. Without them decoding is greedy: sampling, beams,
+            penalties, lengths and all else in the model's generation_config.json are not used, but
+            for ids of tokens and the tokens that it forbids (suppress_tokens,
+            begin_suppress_tokens, bad_words_ids, with a line of log). With do_sample=True it
+            proposes temperature, top_k and the like where you do not.
 
     Raises:
         DiveError: unreadable image, overlong prompt, no studies, an adapter of another backbone.
@@ -129,7 +136,7 @@ def iter_reports(
     adapter: Adapters | None = None,
     demonstrations: Sequence[Study] | None = None,
     *,
-    max_new_tokens: int = 256,
+    max_new_tokens: int | None = None,
     batch_size: int = 8,
     target: str | None = None,
     max_image_tokens: int | str | None = "auto",
@@ -156,11 +163,11 @@ def iter_reports(
     if not studies:
         raise DiveError("there is no image or study to write a report for")
     batch_size = checks.whole("batch_size", batch_size, 1)
+    generate_kwargs = checked(backbone.model, backbone.processor, generate_kwargs)
+    if max_new_tokens is None:
+        max_new_tokens = asked_for(generate_kwargs).get("max_new_tokens", MAX_NEW_TOKENS)
     max_new_tokens = checks.whole("max_new_tokens", max_new_tokens, 1)
-    if seed is not None and (
-        isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < SEEDS
-    ):
-        raise DiveError(f"seed is {seed!r}, want a whole number from 0 to {SEEDS - 1}")
+    seed = None if seed is None else as_seed(seed)
     if streamer is not None and len(studies) > 1:
         raise DiveError(f"a streamer takes one study at a time, got {len(studies)}")
     check_engine(engine)
@@ -169,7 +176,8 @@ def iter_reports(
     prompters: dict[int, Prompter] = {}
     for number, (study, own) in enumerate(zip(studies, adapters, strict=True)):
         if id(own) not in prompters:
-            _check_kwargs(generate_kwargs, own)
+            if own is not None and own.config.positions == "response":
+                check_steps(generate_kwargs)
             if own is not None:  # another backbone's explains what the prompter would warn of
                 own.check_backbone(backbone.model)
             prompters[id(own)] = prompter_for(
@@ -184,13 +192,14 @@ def iter_reports(
     for prompter in prompters.values():
         shown = _shown(demonstrations, prompter)
     run = Run(backbone, shown, max_new_tokens, streamer, generate_kwargs, seed=seed)
+    mode = run.mode(jobs[0].prompter)  # which looks at the settings, before a study is read
+    tell_forbidden(backbone.model, generate_kwargs)
     if engine == "dive._C" or (engine == "auto" and "custom_generate" not in generate_kwargs):
         # each request brings its adapter
         run.session = DecodeSession(backbone, strict=engine == "dive._C")
     if seed is not None:
         if "custom_generate" in generate_kwargs:
             raise DiveError("seed does not go with custom_generate; call torch.manual_seed before")
-        mode = run.mode(jobs[0].prompter)
         if mode == GenerationMode.GREEDY_SEARCH:
             raise DiveError(
                 "seed has no use without sampling: greedy decoding draws nothing; give "
@@ -315,16 +324,3 @@ def _shown(demonstrations: Sequence[Study] | None, prompter: Prompter) -> list[S
     for one in shown:
         one.report(prompter.target)
     return [replace(one, images=tuple(one.load_images())) for one in shown]
-
-
-def _check_kwargs(kwargs: dict[str, Any], adapter: SteeringAdapter | None) -> None:
-    config = kwargs.get("generation_config")
-    asked = kwargs if config is None else {**vars(config), **kwargs}
-    if asked.get("num_return_sequences") not in (None, 1):
-        raise DiveError("num_return_sequences: one study has one report")
-    if adapter is None or adapter.config.positions == "all":
-        return
-    # Here a forward's last position is not all that it holds of the response, or is none of it.
-    for name in ("assistant_model", "prompt_lookup_num_tokens", "prefill_chunk_size"):
-        if asked.get(name) is not None:
-            raise DiveError(f'{name} does not go with an adapter that has positions="response"')

@@ -1,6 +1,8 @@
 """Drawing tokens so that an answer depends on its own seed and on nothing that runs beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -8,6 +10,8 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GENERATION_MODES_MAPPING
+
+from dive.errors import DiveError
 
 SEEDS = 1 << 62  # a seed is drawn below this
 
@@ -40,10 +44,30 @@ class _Drawn(LogitsProcessor):
         return left
 
 
-def seeded(seeds: Sequence[int], streamer: Any = None) -> Any:
+def as_seed(given: Any) -> int:
+    """A seed, of a whole number of any kind; DiveError."""
+    whole = isinstance(given, Integral) and not isinstance(given, bool)
+    if not whole or not 0 <= int(given) < SEEDS:
+        raise DiveError(f"seed is {given!r}, want a whole number from 0 to {SEEDS - 1}")
+    return int(given)
+
+
+@contextmanager
+def seeding(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Whatever draws inside does so after `torch.manual_seed(seed)`; afterwards torch's generators
+    stand where they stood. None: they are used as they are."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if device.type == "cuda" else ()):
+        torch.manual_seed(seed)
+        yield
+
+
+def seeded(seeds: Sequence[int], streamer: Any = None, synced_gpus: bool = False) -> Any:
     """A `custom_generate` for transformers' own sampling, row i drawn with the seed seeds[i].
 
-    streamer: gets the tokens, as transformers gives a `custom_generate` function none.
+    streamer, synced_gpus: transformers gives a `custom_generate` function neither.
     """
 
     def sample(
@@ -58,6 +82,7 @@ def seeded(seeds: Sequence[int], streamer: Any = None) -> Any:
         processors.append(_Drawn(seeds, input_ids.device))
         if streamer is not None:
             more["streamer"] = streamer
+        more["synced_gpus"] = synced_gpus
         return getattr(type(model), GENERATION_MODES_MAPPING[GenerationMode.SAMPLE])(
             model,
             input_ids,

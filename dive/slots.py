@@ -9,8 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -20,12 +19,20 @@ from dive.adapter import SteeringAdapter
 from dive.attach import attachment_of
 from dive.attach_rows import RowAttachment
 from dive.decode_batch import check_context, last_position, plain_stop
-from dive.decode_limits import Plan, call_plan, settings_plan
+from dive.decode_limits import (
+    Plan,
+    asked_config,
+    call_plan,
+    check_names,
+    named,
+    settings_plan,
+)
 from dive.decode_rows import Answer, Chooser, Live, Rows, ends_of
 from dive.decoder_check import Unsupported
 from dive.errors import DiveError
 from dive.kv_cache import filled_layers
-from dive.sampling import generator, seed_of_this_call, seeded
+from dive.refusals import refusals
+from dive.sampling import as_seed, generator, seed_of_this_call, seeding
 
 if TYPE_CHECKING:
     from dive.decode import DecodeSession
@@ -205,11 +212,13 @@ class Slots:
         if request.inputs["input_ids"].shape[0] != 1:
             count = request.inputs["input_ids"].shape[0]
             raise DiveError(f"request {place} has {count} sequences, want one")
+        with refusals():
+            request = self._checked(request, place)
         if self._prefix is not None and self._prefix.inputs is not request.inputs:
             self._prefix = None
         shared = self._shares(request) and (self._prefix is not None or self._next_shares(request))
         plan = self._ruled_out(request)
-        with self._steered(request, unsteered=shared) as adapter:
+        with self._steered(request, unsteered=shared) as adapter, refusals():
             if plan is None:
                 one = self._read(request, place, shared)
             else:
@@ -218,6 +227,24 @@ class Slots:
         one.adapter = self._own(request) if shared else adapter
         one.seconds = time.perf_counter() - started
         return one
+
+    def _checked(self, request: Request, place: int) -> Request:
+        """The request, with settings that mean something; DiveError."""
+        settings = named(self.model, (), request.settings)
+        check_names(self.model, settings)
+        twice = sorted(settings.keys() & {*request.inputs, "streamer"})
+        if twice:
+            raise DiveError(
+                f"request {place} has {', '.join(twice)} among its settings; inputs and a streamer "
+                "have fields of their own"
+            )
+        config = asked_config(self.model, settings)
+        if config.num_return_sequences not in (None, 1):
+            raise DiveError(
+                f"num_return_sequences is {config.num_return_sequences}: one request has one answer"
+            )
+        seed = None if request.seed is None else as_seed(request.seed)
+        return replace(request, settings=settings, seed=seed)
 
     def _ruled_out(self, request: Request) -> Plan | None:
         """Why the engine cannot decode it, as far as that is known before transformers is asked."""
@@ -245,8 +272,6 @@ class Slots:
             **kwargs: Any,
         ) -> Any:
             """Is given what transformers made of the request, and returns what is to be seated."""
-            if input_ids.shape[0] != 1:
-                raise DiveError("num_return_sequences: one request has one answer")
             if reason is not None:
                 plan = Plan("transformers", reason)
             else:
@@ -255,14 +280,12 @@ class Slots:
                 )
             self.session.note(plan)
             if plan.engine != "dive._C":
-                sample: Any = self.session._by_transformers
-                if request.seed is not None and generation_config.do_sample:
-                    sample = partial(seeded([request.seed]), model)
                 if request.streamer is not None:
                     kwargs["streamer"] = request.streamer
-                output = sample(
-                    input_ids, logits_processor, stopping_criteria, generation_config, **kwargs
-                )
+                with seeding(request.seed, input_ids.device):
+                    output = self.session._by_transformers(
+                        input_ids, logits_processor, stopping_criteria, generation_config, **kwargs
+                    )
                 return _written(request, place, output)
             new = (stopping_criteria.max_length or generation_config.max_length) - (
                 input_ids.shape[1]
@@ -299,13 +322,9 @@ class Slots:
         )
 
     def _by_transformers(self, request: Request, place: int) -> _Prompted:
-        settings = dict(request.settings)
-        config = settings.get("generation_config") or self.model.generation_config
-        sample = settings.get("do_sample", config.do_sample)
-        beams = settings.get("num_beams", config.num_beams) or 1
-        if request.seed is not None and sample and beams == 1 and "custom_generate" not in settings:
-            settings["custom_generate"] = seeded([request.seed], request.streamer)
-        output = self.model.generate(**request.inputs, **settings, streamer=request.streamer)
+        settings = request.settings
+        with seeding(request.seed, self.model.device):
+            output = self.model.generate(**request.inputs, **settings, streamer=request.streamer)
         return _written(request, place, output)
 
     # steering

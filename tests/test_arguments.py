@@ -357,8 +357,14 @@ def test_settings_of_another_kind_are_one_error(settings, said):
         dive.DistillConfig(**settings)
 
 
-@pytest.mark.parametrize("name", ["max_new_tokens", "batch_size"])
-@pytest.mark.parametrize("value", [2.5, "4", None, True, 0])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        # max_new_tokens=None is as not given
+        *(("max_new_tokens", value) for value in (2.5, "4", True, 0)),
+        *(("batch_size", value) for value in (2.5, "4", None, True, 0)),
+    ],
+)
 def test_numbers_of_generate_are_whole(name, value, tiny_llava, studies):
     with pytest.raises(DiveError, match=f"{name} is {value!r}, want a whole number from 1 on"):
         dive.generate(dive.load_backbone(tiny_llava), studies[:1], **{name: value})

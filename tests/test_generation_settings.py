@@ -1,0 +1,366 @@
+"""What `dive.generate`, sessions and requests take as settings, and what a checkpoint proposes."""
+
+import json
+import logging
+import shutil
+import warnings
+
+import pytest
+import torch
+from tiny_decoders import small, text_batch
+from transformers import GenerationConfig
+
+import dive
+from dive.decode import DecodeSession
+from dive.errors import DiveError, FallbackWarning
+from dive.generation import iter_reports
+from dive.refusals import refusals
+from dive.slots import Request
+from dive.whole_config import WholeConfig
+
+ENGINES = ["dive._C", "transformers"]
+
+
+@pytest.fixture(scope="module")
+def shared(tiny_llava):
+    return dive.load_backbone(tiny_llava)
+
+
+@pytest.fixture
+def llava(shared):
+    """A backbone with a generation_config that the test may replace."""
+    own = shared.model.generation_config
+    yield shared
+    shared.model.generation_config = own
+
+
+def proposes(backbone, **settings):
+    """Has the model's own generation_config propose this too."""
+    told = backbone.model.generation_config.to_dict() | settings
+    backbone.model.generation_config = GenerationConfig.from_dict(told)
+
+
+def ids(reports):
+    return [report.token_ids for report in reports]
+
+
+PROPOSED = {
+    "sampling": {"do_sample": True, "temperature": 9.0, "top_k": 0},
+    "repetition": {"repetition_penalty": 5.0},
+    "prompt repetition": {"encoder_repetition_penalty": 3.0},
+    "n-grams": {"no_repeat_ngram_size": 1, "encoder_no_repeat_ngram_size": 1},
+    "length penalty": {"exponential_decay_length_penalty": [1, 3.0]},
+    "watermark": {"watermarking_config": {"bias": 8.0}},
+    "bias": {"sequence_bias": [[[5], 30.0]]},
+    "least": {"min_length": 300, "min_new_tokens": 8},
+    "most": {"max_length": 9},
+    "forced": {"forced_eos_token_id": 9, "forced_bos_token_id": 9},
+    "time": {"max_time": 1e-6},
+    "guidance": {"guidance_scale": 3.0},
+    "beams": {"num_beams": 3, "num_return_sequences": 3},
+    "strings": {"stop_strings": ["zz"]},
+    "contrastive": {"penalty_alpha": 0.6, "top_k": 4},
+    "lookup": {"prompt_lookup_num_tokens": 3},
+    "dola": {"dola_layers": "high"},
+    "words": {"force_words_ids": [[3]], "num_beams": 2},
+    "healing": {"token_healing": True},
+    "quantised": {"cache_implementation": "quantized"},
+    "static": {"cache_implementation": "static", "use_cache": False, "prefill_chunk_size": 4},
+    "more": {"return_dict_in_generate": True, "output_scores": True},
+    "unknown": {"attn_implementation": "flash_attention_2"},
+}
+
+
+@pytest.mark.parametrize("name", PROPOSED)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_a_checkpoint_proposes_is_not_used(llava, studies, name, engine):
+    options = {"max_new_tokens": 7, "engine": engine}
+    wanted = ids(dive.generate(llava, studies[:2], **options))
+    proposes(llava, **PROPOSED[name])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FallbackWarning)
+        reports = dive.generate(llava, studies[:2], **options)
+    assert ids(reports) == wanted and {report.engine for report in reports} == {engine}
+
+
+def test_what_is_asked_for_is_the_callers_though_the_checkpoint_proposes_it(llava, studies):
+    proposes(llava, num_beams=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FallbackWarning)  # it was asked for
+        (report,) = dive.generate(llava, studies[0], max_new_tokens=4, num_beams=2)
+    assert report.engine == "transformers"
+
+
+def test_the_command_line_takes_no_more_of_it(tiny_llava, studies, tmp_path):
+    from typer.testing import CliRunner
+
+    from dive.cli import app
+
+    folder = tmp_path / "backbone"
+    shutil.copytree(tiny_llava, folder)
+    file = folder / "generation_config.json"
+    told = json.loads(file.read_text()) if file.exists() else {}
+    told |= {"stop_strings": ["zz"], "num_beams": 3, "num_return_sequences": 3, "max_time": 1e-6}
+    file.write_text(json.dumps(told))
+    wanted = dive.generate(dive.load_backbone(tiny_llava), studies[0].images[0], max_new_tokens=5)
+    out = tmp_path / "reports.jsonl"
+    given = ["generate", "--backbone", str(folder), str(studies[0].images[0])]
+    done = CliRunner().invoke(app, [*given, "--out", str(out), "--max-new-tokens", "5"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(out.read_text().splitlines()[0])["report"] == wanted[0].text
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_tokens_that_a_checkpoint_forbids_are_not_written(llava, studies, engine, caplog):
+    options = {"max_new_tokens": 5, "engine": engine}
+    (free,) = ids(dive.generate(llava, studies[0], **options))
+    for name, value in {
+        "suppress_tokens": free,
+        "begin_suppress_tokens": free[:1],
+        "bad_words_ids": [[token] for token in free],
+    }.items():
+        proposes(llava, suppress_tokens=None, begin_suppress_tokens=None, bad_words_ids=None)
+        proposes(llava, **{name: value})
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="dive"):
+            (held,) = ids(dive.generate(llava, studies[0], **options))
+        assert held[0] != free[0] and (name.startswith("begin") or not set(held) & set(free))
+        assert [r.message for r in caplog.records if name in r.message]
+        # None lifts it
+        assert ids(dive.generate(llava, studies[0], **options, **{name: None})) == [free]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_sampling_is_the_checkpoints_where_the_caller_says_nothing_else(llava, studies, engine):
+    options = {"max_new_tokens": 6, "do_sample": True, "seed": 3, "engine": engine}
+    greedy = ids(dive.generate(llava, studies[0], max_new_tokens=6))
+    proposes(llava, top_k=1, repetition_penalty=9.0)
+    assert ids(dive.generate(llava, studies[0], **options)) == greedy
+    given = GenerationConfig(do_sample=True, top_k=50)
+    drawn = ids(dive.generate(llava, studies[0], **options, top_k=50))
+    assert drawn != greedy
+    # the same as a config or a dict, and by name beside one
+    for more in ({"generation_config": given}, {"generation_config": {"top_k": 50}}):
+        assert ids(dive.generate(llava, studies[0], **options, **more)) == drawn
+    # None is "not at all", and not the default of 50
+    all_tokens = ids(dive.generate(llava, studies[0], **options, top_k=0))
+    assert ids(dive.generate(llava, studies[0], **options, top_k=None)) == all_tokens != drawn
+
+
+def test_a_given_config_says_where_a_report_ends(llava, studies):
+    (free,) = ids(dive.generate(llava, studies[0], max_new_tokens=8))
+    assert len(free) == 8
+    short = dive.generate(llava, studies[0], generation_config=GenerationConfig(max_new_tokens=3))
+    assert ids(short) == [free[:3]]
+    both = {"max_new_tokens": 2, "generation_config": {"max_new_tokens": 3}}
+    assert ids(dive.generate(llava, studies[0], **both)) == [free[:2]]
+    end = free[2]
+    until = free[: free.index(end) + 1]
+    for given in (
+        {"generation_config": GenerationConfig(eos_token_id=end)},
+        {"eos_token_id": end},
+        {"eos_token_id": torch.tensor([end])},
+    ):
+        (report,) = dive.generate(llava, studies[0], max_new_tokens=8, **given)
+        assert report.token_ids == until and report.finish_reason == "eos"
+    # a copy of the checkpoint's has its ends too; the template's hold
+    own = llava.model.generation_config
+    assert ids(dive.generate(llava, studies[0], max_new_tokens=8, generation_config=own)) == [free]
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_stop_strings_are_found_with_the_backbones_tokenizer(llava, studies, sampled):
+    options = {"max_new_tokens": 8, **({"do_sample": True, "seed": 5} if sampled else {})}
+    free = ids(dive.generate(llava, studies[:2], **options))
+    word = next(w for w in map(llava.tokenizer.decode, free[0][1:]) if w.strip())
+    found = [
+        dive.generate(llava, studies[:2], **options, stop_strings=[word], engine=engine)
+        for engine in ENGINES
+    ]
+    assert ids(found[0]) == ids(found[1])
+    assert [{report.engine for report in reports} for reports in found] == [{e} for e in ENGINES]
+    (first, _) = ids(found[0])
+    assert len(first) < 8 and first == free[0][: len(first)]
+    assert word in llava.tokenizer.decode(first)
+
+
+@pytest.mark.parametrize("engine", ["auto", *ENGINES])
+def test_none_is_as_not_given(llava, studies, engine):
+    wanted = ids(dive.generate(llava, studies[0], max_new_tokens=4))
+    nothing = {"custom_generate": None, "generation_config": None, "num_beams": None,
+               "logits_processor": None, "assistant_model": None, "input_ids": None}  # fmt: skip
+    (report,) = dive.generate(llava, studies[0], max_new_tokens=4, engine=engine, **nothing)
+    assert [report.token_ids] == wanted
+    assert report.engine == ("dive._C" if engine == "auto" else engine)
+
+
+@pytest.mark.parametrize("engine", ["auto", "transformers"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"generation_config": "x"}, "generation_config is 'x'; wants a transformers.Generation"),
+        ({"generation_config": {"num_beam": 2}}, "generation_config has num_beam, which is no"),
+        ({"generation_config": {"max_new_tokens": -1}}, "refuses this call"),
+        ({"input_ids": torch.ones(1, 3)}, "input_ids: dive.generate makes the model's inputs"),
+        ({"attention_mask": 1, "pixel_values": 1}, "attention_mask, pixel_values: dive.generate"),
+        ({"num_beam": 2}, "num_beam: no argument of generate"),
+        ({"update": 3}, "update: no argument of generate"),
+        ({"max_length": 30}, "max_length counts the prompt too; give max_new_tokens"),
+        ({"prompt_lookup_num_tokens": 3}, "only supported for batch_size = 1"),
+        ({"temperature": 0.0, "do_sample": True}, "`temperature`.*strictly positive"),
+        ({"num_beams": "2"}, "transformers refuses this call of generate"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "refuses .*Contrastive Search requires"),
+        ({"dola_layers": "high"}, "refuses this call of generate: Dola"),
+        ({"cache_implementation": "bogus"}, "Invalid `cache_implementation`"),
+        ({"token_healing": True}, "token_healing rewrites the prompt's end"),
+        ({"synced_gpus": True}, "synced_gpus: .* has not"),
+        ({"custom_generate": 3}, "custom_generate is 3; wants a function"),
+        ({"generation_config": {"num_return_sequences": 2, "num_beams": 2}}, "one study has one"),
+    ],
+)
+def test_bad_settings_are_one_error(llava, studies, engine, options, message):
+    with pytest.raises(DiveError, match=message):
+        dive.generate(llava, studies[:2], max_new_tokens=3, engine=engine, **options)
+
+
+def test_an_error_of_the_callers_own_keeps_its_kind(llava, studies):
+    def breaks(ids, scores):
+        raise ValueError("mine")
+
+    for engine in ENGINES:
+        with pytest.raises(ValueError, match="mine") as raised:
+            dive.generate(llava, studies[0], max_new_tokens=3, engine=engine,
+                          logits_processor=[breaks])  # fmt: skip
+        assert type(raised.value) is ValueError
+    with pytest.raises(TypeError), refusals():
+        len(3)  # nothing of transformers
+
+
+def test_wrong_settings_are_told_of_before_the_first_report(llava, studies):
+    with pytest.raises(DiveError, match="refuses"):
+        iter_reports(llava, studies[:1], generation_config={"max_new_tokens": 2},
+                     cache_implementation="bogus")  # fmt: skip
+
+
+def test_a_whole_config_takes_entries_that_transformers_does_not_know():
+    model = small("llama")
+    model.generation_config.of_its_own = 7
+    model.generation_config.num_beams = 3
+    seen = []
+
+    def look(model, input_ids, generation_config=None, **more):
+        seen.append(generation_config)
+        return input_ids
+
+    config = WholeConfig(max_new_tokens=2)
+    model.generate(**text_batch(), generation_config=config, custom_generate=look)
+    assert seen[0].of_its_own == 7 and seen[0].num_beams == 1 and seen[0].do_sample is False
+
+
+# sessions and requests
+
+
+def test_arguments_by_position_have_names():
+    model, batch = small("llama"), text_batch(rows=1)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    session = DecodeSession(model)
+    lookup = GenerationConfig(prompt_lookup_num_tokens=3, max_new_tokens=5)
+    plan = session.plan(ids, lookup, attention_mask=mask)
+    assert plan.engine == "transformers" and "prompt_lookup" in plan.reason and plan.asked
+    want = model.generate(ids, lookup, attention_mask=mask)
+    assert torch.equal(session.generate(ids, lookup, attention_mask=mask), want)
+    assert session.ran == plan
+    assert session.plan(ids, attention_mask=mask).engine == "dive._C"
+    want = model.generate(ids, attention_mask=mask, max_new_tokens=5)
+    assert torch.equal(session.generate(ids, attention_mask=mask, max_new_tokens=5), want)
+    for call in (session.plan, session.generate):
+        with pytest.raises(DiveError, match="inputs: given by position and by name"):
+            call(ids, inputs=ids)
+        with pytest.raises(DiveError, match="generation_config is 'x'"):
+            call(ids, "x")
+        with pytest.raises(DiveError, match="arguments by position, got 30"):
+            call(*[None] * 30)
+
+
+def test_no_custom_generate_is_as_not_given():
+    model, batch = small("llama"), text_batch(rows=1)
+    settings = {"max_new_tokens": 4, "custom_generate": None}
+    session = DecodeSession(model, strict=True)
+    want = model.generate(**batch, max_new_tokens=4)
+    assert session.plan(**batch, **settings).engine == "dive._C"
+    assert torch.equal(session.generate(**batch, **settings), want)
+    (written,) = session.stream([Request(batch, settings)])
+    assert written.token_ids == want[0, batch["input_ids"].shape[1] :].tolist()
+
+
+def test_a_checkpoints_settings_hold_beside_a_given_config():
+    """As in transformers, which fills in what the given one leaves open."""
+    model, batch = small("llama"), text_batch(rows=1)
+    model.generation_config.prompt_lookup_num_tokens = 3
+    given = GenerationConfig(max_new_tokens=5)
+    session = DecodeSession(model)
+    want = model.generate(**batch, generation_config=given)
+    with pytest.warns(FallbackWarning, match="by the model's generation_config"):
+        assert torch.equal(session.generate(**batch, generation_config=given), want)
+    assert session.plan(**batch, generation_config=given) == session.ran
+
+
+@pytest.mark.parametrize("more", [
+    {"num_beams": 2}, {"prompt_lookup_num_tokens": 2}, {"cache_implementation": "static"}, {},
+])  # fmt: skip
+@pytest.mark.parametrize("by_model", [False, True])
+def test_the_seed_of_a_request_is_honoured_in_every_mode(more, by_model):
+    model, batch = small("llama"), text_batch(rows=1)
+    settings = {"max_new_tokens": 6, "do_sample": True, **more}
+    if by_model:
+        for name, value in settings.items():
+            setattr(model.generation_config, name, value)
+        settings = {}
+    wanted = []
+    for seed in (3, 4):
+        torch.manual_seed(seed)
+        out = model.generate(**batch, **settings)
+        wanted.append(out[0, batch["input_ids"].shape[1] :].tolist())
+    assert wanted[0] != wanted[1]
+    session = DecodeSession(model)
+    torch.manual_seed(9)
+    before = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FallbackWarning)
+        written = list(session.stream([Request(batch, settings, seed=s) for s in (3, 4, 3)]))
+    assert [one.token_ids for one in sorted(written)] == [*wanted, wanted[0]]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_bad_settings_of_requests():
+    model, batch = small("llama"), text_batch(rows=1)
+    session = DecodeSession(model)
+    for settings, seed, message in [
+        ({"input_ids": 3}, None, "request 0 has input_ids among its settings"),
+        ({"streamer": 3}, None, "request 0 has streamer among its settings"),
+        ({"num_beam": 2}, None, "num_beam: no argument of generate"),
+        ({"num_beams": 3, "num_return_sequences": 3}, None, "one request has one answer"),
+        ({"do_sample": True}, "abc", "seed is 'abc', want a whole number"),
+    ]:
+        with pytest.raises(DiveError, match=message):
+            list(session.stream([Request(batch, settings, seed=seed)]))
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"temperature": 0.0, "do_sample": True}, "`temperature`.*strictly positive"),
+    ({"cache_implementation": "bogus"}, "Invalid `cache_implementation`"),
+    ({"max_new_tokens": -1}, "transformers refuses this call"),
+    ({"stop_strings": ["a"]}, "tokenizer"),
+])  # fmt: skip
+def test_what_transformers_refuses_is_one_error_of_a_session_too(settings, message):
+    model, batch = small("llama"), text_batch(rows=1)
+    session = DecodeSession(model)
+    for call in (
+        lambda: session.generate(**batch, **settings),
+        lambda: list(session.stream([Request(batch, settings)])),
+    ):
+        with pytest.raises(DiveError, match=message):
+            call()
+    if "stop_strings" not in settings:  # a plan runs nothing
+        with pytest.raises(DiveError, match=message):
+            session.plan(**batch, **settings)
