@@ -4,7 +4,6 @@ Hooks on the model's own decoder layers; no class is patched and no weight is to
 """
 
 import statistics
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from dive.adapter import SteeringAdapter, as_adapter
 from dive.errors import DiveError
-from dive.structure import computes_on, decoder_layers, last_hidden_state, unwrap
+from dive.structure import computes_on, decoder_layers, forget_compiled, last_hidden_state, unwrap
 
 # id of the first decoder layer -> what is attached there; a layer, because a model and its base
 # share them. An attachment lives by its hooks, so it keeps no forgotten model alive, and as it
@@ -57,10 +56,7 @@ class Attachment:
                 "a steering adapter is already attached to this model; detach it first (two "
                 "adapters at once are not defined)"
             )
-        # transformers keeps a compiled call whose graph does not look for hooks added since
-        model.__dict__.pop("_compiled_call", None)
-        if "torch._dynamo" in sys.modules:
-            torch._dynamo.reset()
+        forget_compiled(model)
         edits = [
             (layers[index], self._edit(index, computes_on(layers[index]))) for index in indices
         ]
@@ -173,6 +169,7 @@ def calibrate(
 
         return hook
 
+    forget_compiled(model)
     handles = [layers[int(i)].register_forward_hook(measure(i)) for i in values]
     try:
         for batch, mask in inputs:
@@ -181,6 +178,7 @@ def calibrate(
     finally:
         for handle in handles:
             handle.remove()
+        forget_compiled(model)
     for index, measured in values.items():
         sigma = statistics.median(measured) if measured else float("nan")
         if not 0 < sigma < float("inf"):

@@ -1,5 +1,6 @@
 """One call of `generate` on a batch: what transformers' own loop does, with the engine's steps."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,9 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from dive.decode_rows import Answer, Live, Rows, ends_of
-from dive.errors import DiveError
 from dive.kv_cache import filled_layers
+
+log = logging.getLogger(__name__)
 
 
 def plain_stop(criteria: StoppingCriteriaList) -> bool:
@@ -28,12 +30,16 @@ def last_position(inputs: dict[str, Any]) -> Tensor | None:
     return last[:, -1]
 
 
-def check_context(context: int | None, prompt: int, new: int) -> None:
-    """DiveError where so many new tokens do not fit behind the prompt."""
+def tell_context(context: int | None, prompt: int, new: int) -> None:
+    """Says where so many new tokens do not fit behind the prompt, as transformers does.
+
+    No error: the answer may end before, and the rotary embedding goes on.
+    """
     if context is not None and prompt + new > context:
-        raise DiveError(
-            f"a prompt of {prompt} tokens and {new} new ones pass the model's context of {context}"
-        )
+        log.warning(
+            "a prompt of %d tokens and %d new ones may pass the model's context of %d; what is "
+            "written behind it may be worthless", prompt, new, context,
+        )  # fmt: skip
 
 
 class BatchRun:
@@ -68,7 +74,7 @@ class BatchRun:
         mask = model_kwargs.get("attention_mask")
         self.pad = [0] * self.batch if mask is None else (mask == 0).sum(-1).tolist()
         new = self.longest - self.prompt
-        check_context(self.rows.spec.context, self.prompt - min(self.pad), new)
+        tell_context(self.rows.spec.context, self.prompt - min(self.pad), new)
 
     def prefill(
         self, model_kwargs: dict[str, Any], steerings: Sequence[list[Any] | None]

@@ -32,6 +32,7 @@ _TENSORS = 4096
 _SAMPLES = 2048  # about so many numbers in all, and 3 a weight at least
 _STEP = 2.0**-7  # of bfloat16: what rounding to another dtype can move a number by
 _TINY = 1e-7  # below this float16 rounds more coarsely than bfloat16
+_SPARSE = ("shira", "trainable_tokens")  # change few numbers of a weight, which samples hardly meet
 _LOADED = "_is_hf_initialized"  # on parameters, by transformers
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -91,7 +92,8 @@ def difference(made: Any, here: dict[str, Any]) -> str | None:
         unknown = here["made_up"]
         if isinstance(there_too, list):
             unknown = [at for at in unknown if at in there_too]
-        same = _same(made["samples"], here["samples"], made["each"], unknown)
+        folds = "lora" in made["tuners"] + here["tuners"]
+        same = _same(made["samples"], here["samples"], made["each"], unknown, folds)
     if made.get("folded") and here["folded"] and same is not None:
         differs = not same
     elif same_tuners:
@@ -109,8 +111,7 @@ def difference(made: Any, here: dict[str, Any]) -> str | None:
         return f"{there} with other weights or another scale where the adapter was made"
     found = f"{there} where the adapter was made, and {now} here"
     one_sided = not (made["tuners"] and here["tuners"])
-    # samples of a whole embedding hardly meet the few tokens of trainable_tokens
-    few = "trainable_tokens" in made["tuners"] + here["tuners"]
+    few = not {*made["tuners"], *here["tuners"]}.isdisjoint(_SPARSE)
     told = (same and not few) or (same is False and made.get("folded") and here["folded"])
     if one_sided and not told:
         # what is at work on one side may have been merged on the other
@@ -228,16 +229,27 @@ def _numbers(text: str) -> Tensor | None:
 
 
 def _same(
-    one: str | None, other: str | None, each: int, unknown: Collection[int] = ()
+    one: str | None,
+    other: str | None,
+    each: int,
+    unknown: Collection[int] = (),
+    folded: bool = False,
 ) -> bool | None:
     """Whether two lists of samples are of the same tensors, but for those at `unknown`; None where
-    they cannot be compared."""
+    they cannot be compared.
+
+    folded: a LoRA was added to samples on either side. A sum is as exact as its larger part, so a
+    small one of two large ones may differ by more than its own step: by a part of the tensor's RMS.
+    """
     if one is None or other is None:
         return None
     first, second = _numbers(one), _numbers(other)
     if first is None or second is None or first.shape != second.shape or len(first) % each:
         return None
     limit = _STEP * torch.maximum(first.abs(), second.abs()) + _TINY
+    if folded:
+        rms = torch.maximum(*(x.view(-1, each).square().mean(1).sqrt() for x in (first, second)))
+        limit = limit + _STEP / 2 * rms.repeat_interleave(each)
     differing = ~((first - second).abs() <= limit).view(-1, each)
     differing[[at for at in unknown if at < len(differing)]] = False
     # a few numbers may move further where a merge rounds, but not most of those of one tensor

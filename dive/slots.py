@@ -18,7 +18,7 @@ from torch import Tensor
 from dive.adapter import SteeringAdapter
 from dive.attach import attachment_of
 from dive.attach_rows import RowAttachment
-from dive.decode_batch import check_context, last_position, plain_stop
+from dive.decode_batch import last_position, plain_stop, tell_context
 from dive.decode_limits import (
     Plan,
     asked_config,
@@ -290,7 +290,7 @@ class Slots:
             new = (stopping_criteria.max_length or generation_config.max_length) - (
                 input_ids.shape[1]
             )
-            check_context(rows.spec.context, input_ids.shape[1], new)
+            tell_context(rows.spec.context, input_ids.shape[1], new)
             prompt = input_ids.to(rows.spec.device)
             answer = _answer(request, prompt, new, logits_processor, stopping_criteria,
                              generation_config)  # fmt: skip

@@ -81,7 +81,10 @@ def decoder(model: Any) -> nn.Module:
     found: Any = model.get_decoder() if hasattr(model, "get_decoder") else model
     # in a few families get_decoder() returns a whole causal LM: one unwrap leads to its decoder
     owners: tuple[Any, ...] = (found, getattr(found, "model", None))
-    for module in owners:
+    for owner in owners:
+        module = owner
+        while isinstance(module, nn.Module) and (inner := _beneath(module)) is not None:
+            module = inner  # the decoder alone may be in wrappers, too
         layers = getattr(module, "layers", None)
         if isinstance(layers, nn.ModuleList) and len(layers) > 0:
             return module
@@ -114,7 +117,7 @@ def description(model: Any) -> dict[str, Any]:
     model = unwrap(model)
     config, text = model.config, text_config(model)
     return {
-        "architecture": type(model).__name__,
+        "architecture": _architecture(model),
         "model_type": config.model_type,
         "name": str(getattr(config, "_name_or_path", "") or ""),
         "revision": getattr(config, "_commit_hash", None),
@@ -125,13 +128,32 @@ def description(model: Any) -> dict[str, Any]:
     }
 
 
+def _architecture(model: Any) -> str:
+    """transformers' class of a model. One of the user's own that is derived from it, or passes all
+    on to one, is of the same architecture."""
+    for kind in type(model).__mro__:
+        if kind.__module__.startswith("transformers.models."):
+            return kind.__name__
+    named = getattr(model.config, "architectures", None)
+    passes_on = not hasattr(type(model), "config_class") and named
+    return str(named[0]) if passes_on else type(model).__name__
+
+
+def forget_compiled(model: Any) -> None:
+    """To be called where hooks of ours come or go: graphs that torch.compile made before do not
+    look for them, and transformers keeps a compiled call besides."""
+    model.__dict__.pop("_compiled_call", None)
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+
+
 def last_hidden_state(model: Any, batch: dict[str, Any]) -> Tensor:
     """[B, T, D]: the decoder's output after the final norm; no logits are computed.
 
     `batch` is what the model's forward takes (images included). Gradients flow to what is attached.
     """
     model = unwrap(model)
-    base = model.base_model
+    base = getattr(model, "base_model", model)
     if base is model:
         raise DiveError(
             f"{type(model).__name__} has no base model beneath its head, so its last hidden state "

@@ -17,6 +17,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 import dive
 from dive.decode import DecodeSession
 from dive.errors import DiveError, FallbackWarning
+from dive.slots import Request
 
 C = pytest.importorskip("dive._C", reason="dive._C is not built; pip install -e . builds it")
 
@@ -343,8 +344,6 @@ def test_without_the_extension(monkeypatch):
 def test_bad_calls_say_what_is_wrong():
     model = small("llama")
     session = DecodeSession(model)
-    with pytest.raises(DiveError, match="context of 512"):
-        session.generate(**text_batch(), max_new_tokens=505)
     with pytest.raises(DiveError, match="another LlamaForCausalLM"):
         small("llama").generate(**text_batch(), max_new_tokens=2, custom_generate=session)
     with pytest.raises(DiveError, match="hidden_size"):
@@ -355,6 +354,20 @@ def test_bad_calls_say_what_is_wrong():
     other = randomised(model)
     with dive.steer(model, other), pytest.raises(DiveError, match="another adapter"):
         DecodeSession(model, randomised(model)).generate(**text_batch(), max_new_tokens=2)
+
+
+def test_past_the_context_it_writes_on_as_transformers_does(caplog):
+    model, batch = small("llama"), text_batch()
+    session = DecodeSession(model, strict=True)
+    settings = {"max_new_tokens": 520, "eos_token_id": None}
+    assert session.plan(**batch, **settings).engine == "dive._C"
+    got, want = both(session, batch, None, **settings)
+    assert torch.equal(got, want) and want.shape[1] > 512
+    one = {name: value[:1] for name, value in batch.items()}
+    with caplog.at_level(logging.WARNING, logger="dive"):
+        [written] = session.stream([Request(one, settings)])
+    alone = model.generate(**one, **settings)[0, one["input_ids"].shape[1] :]
+    assert written.token_ids == alone.tolist() and "context of 512" in caplog.text
 
 
 def test_longer_than_the_first_tables():
