@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dive.attach import attachment_of
 from dive.errors import DiveError
-from dive.structure import decoder, decoder_layers, unwrap
+from dive.structure import decoder, decoder_layers, is_compiled, unwrap
 
 
 class Checkpointing:
@@ -25,6 +25,11 @@ class Checkpointing:
         self._model = model
         self._decoder = decoder(model)
         self._layers: list[Any] = list(decoder_layers(model))
+        if is_compiled(model):
+            raise DiveError(
+                "gradient checkpointing does not go with torch.compile of the model or of a part "
+                "of it, which cannot trace what is computed again: use one of the two"
+            )
         if any("gradient_checkpointing" in vars(layer) for layer in self._layers):
             raise DiveError("gradient checkpointing is on already for this model")
         if not all(hasattr(layer, "gradient_checkpointing") for layer in self._layers):

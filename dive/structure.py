@@ -134,9 +134,19 @@ def _architecture(model: Any) -> str:
     for kind in type(model).__mro__:
         if kind.__module__.startswith("transformers.models."):
             return kind.__name__
-    named = getattr(model.config, "architectures", None)
-    passes_on = not hasattr(type(model), "config_class") and named
+    named: Any = getattr(model.config, "architectures", None)
+    passes_on = bool(named) and not hasattr(type(model), "config_class")
     return str(named[0]) if passes_on else type(model).__name__
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether torch.compile was put to any of its modules."""
+    return any(
+        "_orig_mod" in module._modules
+        or module._compiled_call_impl is not None
+        or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+        for module in model.modules()
+    )
 
 
 def forget_compiled(model: Any) -> None:
