@@ -140,7 +140,8 @@ def test_a_fallback_is_a_warning_too(monkeypatch):
 
 
 def test_an_engine_that_is_not_there_is_seen_in_the_rows(monkeypatch):
-    monkeypatch.setattr(extension, "load", lambda: None)
+    missing = extension.Found(None, extension.NOT_BUILT, "dive._C is not built here")
+    monkeypatch.setattr(extension, "find", lambda: missing)
     with pytest.warns(FallbackWarning, match="not built"):
         results = toy("decode")
     assert {row.ran for row in results.rows if row.way != "floor"} == {"transformers"}
