@@ -165,6 +165,8 @@ def _libraries(
     for name, make in peers.LIBRARIES.items():
         start = time.perf_counter()
         try:
+            if not p.hidden.is_cuda:
+                make(p)  # what cannot run here says so, however little time there is
             with bound(until):
                 _try_some(make, p, left / 2, min(once.values(), default=math.inf))
                 start = time.perf_counter()

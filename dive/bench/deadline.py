@@ -35,8 +35,8 @@ def bound(until: float) -> Iterator[None]:
 
     The work inside is broken off by a timer signal where there is one (the main thread, not
     Windows); elsewhere it ends between two rounds. No signal comes through before a call of
-    compiled code returns, so that those are to be short; an import is let come to its end. Bounds may lie in each
-    other.
+    compiled code returns, so that those are to be short; an import is let come to its end.
+    Bounds may lie in each other.
     """
     left = until - time.monotonic()
     if left <= 0:

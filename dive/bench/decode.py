@@ -124,7 +124,7 @@ class Bench:
         vocabulary = self.model.config.vocab_size
         shape = (case.batch, case.prompt)
         self.ids = torch.randint(5, vocabulary, shape, device=here.device)
-        self.memory = read_buffer(here.device, here.toy)
+        self.memory = read_buffer(here.device, here.toy, here.rates.read_bytes)
         self.read = reads(self.memory)[here.rates.read_by]
         self.ran: dict[str, str] = {}
 

@@ -114,7 +114,7 @@ def _run_all(
     say("what the device can do")
     try:
         with bound(deadline.end):
-            rates = measure(device, dtype, toy)
+            rates = measure(device, dtype, toy, deadline.left)
     except OutOfTime:
         for case in (case for turn in _turns(cases) for case in turn):
             results.add(NotRun(case.operator, case.name, "all", _UP))
@@ -138,9 +138,10 @@ def _run_all(
             again = _run(case, here, deadline, most, least_wanted, results)
             if again is not None:
                 waiting.append(again)
-            gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            if deadline.left > 0:  # it takes a while, too
+                gc.collect()
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
     places = {name: at for at, name in enumerate(operators)}
     results.rows.sort(key=lambda row: places[row.operator])  # whichever order they ran in
     results.not_run.sort(key=lambda one: places[one.operator])
@@ -173,6 +174,8 @@ def _run(
     if least > room:
         return None
     # in time to go on with the next case, and to end by itself before it is broken off
+    if fits.smaller() is None:  # what else could be measured is dearer: an estimate is but one
+        room = max(room, min(3 * least, left / 2))
     begun, rows = time.monotonic(), len(results.rows)
     until = begun + min(max(left * wanted, least), 0.85 * room)
     try:

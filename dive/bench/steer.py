@@ -75,7 +75,8 @@ class Steer:
 
     def smaller(self) -> "Steer | None":
         # most of the compiled one's time is the compiler's, whatever the size
-        return replace(self, tokens=self.tokens // 4) if self.tokens > 512 else None
+        tokens = self.tokens // 4
+        return None if self.compiled or tokens < 128 else replace(self, tokens=tokens)
 
     def run(self, here: Here, until: float) -> Iterator[Found]:
         missing = partial(NotRun, OPERATOR, self.name)
