@@ -15,6 +15,7 @@ from dive.cli.options import (
     ReadOption,
     ReportsRootOption,
     SplitOption,
+    check_values,
     open_all,
     place,
     reading,
@@ -144,6 +145,7 @@ def evaluate(
     unknown = [name for name in asked if name not in METRICS]
     if not asked or unknown:
         raise DiveError(f"--metrics is {metrics!r}; wants some of {','.join(METRICS)}")
+    check_values(target=target)
     if per_report is not None:
         given = [Path(name) for name in (predictions, baseline, references) if name is not None]
         if any(per_report.resolve() == one.resolve() for one in given):

@@ -22,6 +22,7 @@ from dive.cli.options import (
     StudiesOption,
     TargetOption,
     TemplateOption,
+    check_values,
     demonstrations_of,
     image_budget,
     open_all,
@@ -185,6 +186,7 @@ def prompt(
     as_json: JsonOption = False,
 ) -> None:
     """Print one student's and one teacher's prompt with its report, image tokens collapsed."""
+    check_values(target=target, max_image_tokens=max_image_tokens)
     from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS, Prompter
     from dive.teacher import Demonstrations
 
