@@ -293,7 +293,7 @@ def test_a_case_that_needs_more_than_is_left_is_not_begun():
     here, results = Here(CPU, torch.float32, False, slow), bench.Results({})
     case = cross_entropy.cases(CPU, False, 0)[0]
     start = time.monotonic()
-    assert runner._run(case, here, Deadline(60, start), 1.0, 1.0, results) is None
+    assert runner._run(case, here, Deadline(60, start), 1.0, 1.0, 1.5, False, results) is None
     assert time.monotonic() - start < 1
     (missing,) = results.not_run
     assert missing.way == "all" and missing.reason.startswith("it takes about ")
@@ -307,6 +307,7 @@ class Fake:
     says: float
     takes: float
     share: float = 1.0
+    least: float = 0.2
     ran: ClassVar[list[str]] = []
 
     @property
@@ -317,7 +318,7 @@ class Fake:
         return self.says
 
     def smaller(self):
-        if self.says < 0.2:
+        if self.says <= self.least:
             return None
         return dataclasses.replace(self, says=self.says / 4, takes=self.takes / 4)
 
@@ -367,6 +368,13 @@ def test_a_smaller_case_runs_where_the_whole_one_does_not_fit(monkeypatch):
     assert (missing.case, missing.way) == ("80 s", "all")
     assert missing.reason.startswith("it takes about 80 s, and ")
     assert missing.reason.endswith("; in its place: 1.25 s")
+
+
+def test_what_is_too_dear_for_its_share_waits_for_what_others_leave_over(monkeypatch):
+    dear, shrinks = Fake("cross-entropy", 3.0, 0.05, least=3.0), Fake("decode", 3.1, 0.05)
+    results = run_fakes(monkeypatch, 5, [dear], [], [shrinks])
+    assert Fake.ran == ["decode 0.775 s", "cross-entropy 3 s"]
+    assert [row.case for row in results.rows] == ["3 s", "0.775 s"]
 
 
 def test_a_case_that_takes_longer_than_it_said_is_tried_smaller(monkeypatch):

@@ -34,11 +34,12 @@ _BESIDE = {
 _CHECKED = 6  # tokens
 _MOST = 65  # tokens of an answer
 _ROUNDS = 12
-# of a shape, another one with about a seventh to a tenth of its parameters, and their number
+# of a shape, the next smaller one and its parameters
 _SMALLER = {
     "Llama-3-8B": ("1536x16", 500e6),
     "1536x16": ("512x12", 46e6),
-    "512x12": ("256x4", 5.3e6),
+    "512x12": ("512x4", 21e6),
+    "512x4": ("256x4", 5.3e6),
 }
 _SCALE = 1e-2  # of the adapter: seen in the logits, and no cause of overflow
 

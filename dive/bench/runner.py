@@ -24,6 +24,8 @@ _MODULES: dict[str, Any] = {
 }
 DTYPES = {name: getattr(torch, name) for name in asked.DTYPES}
 _UP = "the time was up"
+# an operator's first case is rather tried in vain than left out by an estimate
+_SLACK = 1.5
 _SHARE_UP = "its share of the time was up"
 
 
@@ -128,6 +130,7 @@ def _run_all(
         # what is cheap leaves most of its share to the next ones
         waiting = sorted(turn, key=lambda case: case.seconds(here))
         behind = sum(case.share for later in turns[number + 1 :] for case in later)
+        asked_before: set[Case] = set()
         while waiting:
             case = waiting.pop(0)
             say(f"{case.operator}: {case.name}")
@@ -135,7 +138,10 @@ def _run_all(
             # an operator's first case takes no other's share; behind those it is who comes first
             most = case.share / (case.share + beside) if number == 0 else 1.0
             least_wanted = case.share / (case.share + beside + behind)
-            again = _run(case, here, deadline, most, least_wanted, results)
+            slack = _SLACK if number == 0 else 1.0
+            may_wait = bool(waiting) and case not in asked_before
+            asked_before.add(case)
+            again = _run(case, here, deadline, most, least_wanted, slack, may_wait, results)
             if again is not None:
                 waiting.append(again)
             if deadline.left > 0:  # it takes a while, too
@@ -153,12 +159,16 @@ def _run(
     deadline: Deadline,
     most: float,
     wanted: float,
+    slack: float,
+    may_wait: bool,
     results: Results,
 ) -> Case | None:
     """One case, or a smaller one, in its part of the time that is left.
 
     most: of that time, where the case is broken off. wanted: of it, for its rounds.
-    Returns what to try where that came before the first row.
+    slack: how many times that part the smallest one may be thought to take, and is begun.
+    may_wait: whether there may be more time behind others, where there is too little now.
+    Returns what to try behind the others: the same, or a smaller one if there was no row in time.
     """
     left = max(deadline.left, 0.0)
     room = most * left
@@ -166,12 +176,16 @@ def _run(
     while fits.seconds(here) > room and (smaller := fits.smaller()) is not None:
         fits = smaller
     least, what = fits.seconds(here), "are left" if most == 1 else "are its share"
-    if least > room or fits is not case:
-        reason = f"it takes about {case.seconds(here):.0f} s, and {room:.0f} s {what}"
-        if least <= room:
+    begins = least <= room * slack
+    if not begins and may_wait:
+        return case
+    if not begins or fits is not case:
+        smallest = "" if begins or fits is case else f" ({least:.0f} s at its smallest)"
+        reason = f"it takes about {case.seconds(here):.0f} s{smallest}, and {room:.0f} s {what}"
+        if begins:
             reason += f"; in its place: {fits.name}"
         results.add(NotRun(case.operator, case.name, "all", reason))
-    if least > room:
+    if not begins:
         return None
     # in time to go on with the next case, and to end by itself before it is broken off
     if fits.smaller() is None:  # what else could be measured is dearer: an estimate is but one
