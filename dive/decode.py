@@ -206,7 +206,7 @@ class DecodeSession:
         """Makes the engine ready, anew where the model changed; returns why it cannot be."""
         module = extension.load()
         if module is None:
-            return "dive._C is not built here"
+            return extension.find().reason
         try:
             if self._rows is not None and not self._rows.moved():
                 return None

@@ -1,12 +1,17 @@
 """The door to `dive._C`, the compiled kernels, and the same steps in PyTorch where it is missing.
 
 The extension is imported at first use. A checkout that was not built, or an installation with
-DIVE_BUILD_EXT=0, has none: one warning, then PyTorch.
+DIVE_BUILD_EXT=0, has none, and one that was built for another machine or Python cannot be loaded:
+one warning with the reason, then PyTorch.
 """
 
+import importlib
 import logging
+import platform
 from collections.abc import Sequence
 from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,21 +27,71 @@ logger = logging.getLogger(__name__)
 
 MAX_RANK = 128
 STREAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# the states of `Found`
+LOADED, NOT_BUILT, NOT_LOADABLE = "loaded", "not built", "not loadable"
+
+
+class Found(NamedTuple):
+    """What there is of `dive._C`.
+
+    state: LOADED, NOT_BUILT (there is no file for this Python) or NOT_LOADABLE (there is one, and
+        the loader refuses it). reason: empty where it is loaded; else one line with what lies
+        there, the loader's own words, and what to do.
+    """
+
+    module: ModuleType | None
+    state: str
+    reason: str = ""
 
 
 @cache
+def find() -> Found:
+    """`dive._C` by an attempt to load it."""
+    try:
+        return Found(importlib.import_module("dive._C"), LOADED)
+    except Exception as error:  # of the loader, or of the module's own start
+        if isinstance(error, ModuleNotFoundError) and error.name == "dive._C":
+            return Found(None, NOT_BUILT, f"dive._C is not built here{_others()}; {_advice()}")
+        words = " ".join(str(error).split())
+        if not isinstance(error, ImportError):
+            words = f"{type(error).__name__}: {words}"
+        return Found(
+            None, NOT_LOADABLE, f"dive._C is there but cannot be loaded: {words}; {_advice()}"
+        )
+
+
+def _others(folder: Path = Path(__file__).parent) -> str:
+    """The builds for other Pythons that lie beside this file, in words."""
+    names = sorted(
+        path.name for path in folder.glob("_C.*") if path.suffix in (".so", ".pyd", ".dylib")
+    )
+    if not names:
+        return ""
+    wanted = f"Python {platform.python_version()} here loads _C{EXTENSION_SUFFIXES[0]}"
+    return f" for this Python: {', '.join(names)} is there, and {wanted}"
+
+
+def _advice(root: Path = Path(__file__).parents[1]) -> str:
+    if (root / "setup.py").is_file() and (root / "csrc").is_dir():
+        return "`pip install -e .` in the checkout builds it"
+    version = ".".join(platform.python_version_tuple()[:2])
+    return (
+        f"install dive-mrg's wheel for Python {version} and this machine again "
+        "(pip install --force-reinstall --no-deps WHEEL)"
+    )
+
+
 def load() -> ModuleType | None:
     """`dive._C`, or None; the first call warns where it is missing or cannot be loaded."""
-    try:
-        from dive import _C
-    except ImportError as error:
-        logger.warning(
-            "dive._C is not usable (%s): decoding runs in PyTorch, which is slower. "
-            "`pip install -e .` in the checkout builds it.",
-            error,
-        )
-        return None
-    return _C
+    found = find()
+    if found.module is None:
+        _warn(found.reason)
+    return found.module
+
+
+@cache
+def _warn(reason: str) -> None:
+    logger.warning("%s. Decoding runs in PyTorch, which is slower.", reason)
 
 
 def available() -> bool:

@@ -1,21 +1,26 @@
 """`dive bench` at toy size: its rows and units, wrong operators, the end of its time, bad input."""
 
+import dataclasses
 import json
 import math
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from dive import bench, decode_limits, decode_rows, extension, ops
-from dive.bench import cross_entropy, decode, observe, peers, runner, steer, timing
+from dive.bench import asked, cross_entropy, decode, observe, peers, runner, steer, timing
 from dive.bench.case import Here
-from dive.bench.deadline import Deadline, OutOfTime
+from dive.bench.deadline import Deadline, OutOfTime, bound
 from dive.bench.rates import Rates
+from dive.bench.results import Setting, rows
 from dive.cli import app
 from dive.errors import DiveError, FallbackWarning
 
@@ -140,7 +145,8 @@ def test_a_fallback_is_a_warning_too(monkeypatch):
 
 
 def test_an_engine_that_is_not_there_is_seen_in_the_rows(monkeypatch):
-    monkeypatch.setattr(extension, "load", lambda: None)
+    missing = extension.Found(None, extension.NOT_BUILT, "dive._C is not built here")
+    monkeypatch.setattr(extension, "find", lambda: missing)
     with pytest.warns(FallbackWarning, match="not built"):
         results = toy("decode")
     assert {row.ran for row in results.rows if row.way != "floor"} == {"transformers"}
@@ -249,6 +255,9 @@ class Sleeps:
     def seconds(self, here):
         return 0.1
 
+    def smaller(self):
+        return None
+
     def run(self, here, until):
         yield bench.NotRun("steer", self.name, "one", "came before the end")
         try:
@@ -284,21 +293,165 @@ def test_a_case_that_needs_more_than_is_left_is_not_begun():
     here, results = Here(CPU, torch.float32, False, slow), bench.Results({})
     case = cross_entropy.cases(CPU, False, 0)[0]
     start = time.monotonic()
-    runner._run(case, here, Deadline(60, start), 1.0, results)
+    assert runner._run(case, here, Deadline(60, start), 1.0, 1.0, 1.5, False, results) is None
     assert time.monotonic() - start < 1
     (missing,) = results.not_run
     assert missing.way == "all" and missing.reason.startswith("it takes about ")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fake:
+    """A case of so many seconds, which may take longer than it says."""
+
+    operator: str
+    says: float
+    takes: float
+    share: float = 1.0
+    least: float = 0.2
+    ran: ClassVar[list[str]] = []
+
+    @property
+    def name(self):
+        return f"{self.says:g} s"
+
+    def seconds(self, here):
+        return self.says
+
+    def smaller(self):
+        if self.says <= self.least:
+            return None
+        return dataclasses.replace(self, says=self.says / 4, takes=self.takes / 4)
+
+    def run(self, here, until):
+        self.ran.append(f"{self.operator} {self.name}")
+        time.sleep(self.takes)
+        yield from results_of(self)
+
+
+def results_of(case):
+    found = {"a": [1.0, 1.0]}
+    yield from rows(Setting(case.operator, case.name, ""), found, {"a": "it"}, {}, 1.0, "GB/s")
+
+
+def run_fakes(monkeypatch, seconds, *lists):
+    Fake.ran.clear()
+    for module, cases in zip((cross_entropy, steer, decode), lists, strict=True):
+        monkeypatch.setattr(module, "cases", lambda *_, cases=cases: cases)
+    start = time.monotonic()
+    results = toy(seconds=seconds)
+    assert time.monotonic() - start < seconds
+    return results
+
+
+def test_each_operator_has_its_share_and_the_cheap_one_comes_first(monkeypatch):
+    """The first says 0.15 s and takes for ever: it costs the others nothing."""
+    results = run_fakes(
+        monkeypatch,
+        6,
+        [Fake("cross-entropy", 0.15, 60), Fake("cross-entropy", 0.1, 0.01)],
+        [Fake("steer", 0.1, 0.05)],
+        [Fake("decode", 0.6, 0.5)],
+    )
+    assert Fake.ran[:3] == ["steer 0.1 s", "cross-entropy 0.15 s", "decode 0.6 s"]
+    assert [row.operator for row in results.rows] == ["cross-entropy", "steer", "decode"]
+    assert [row.case for row in results.rows] == ["0.1 s", "0.1 s", "0.6 s"]
+    broken = [one for one in results.not_run if one.reason == "its share of the time was up"]
+    assert broken[0].case == "0.15 s" and broken[0].way == "the rest"
+
+
+def test_a_smaller_case_runs_where_the_whole_one_does_not_fit(monkeypatch):
+    results = run_fakes(
+        monkeypatch, 4, [], [Fake("steer", 80.0, 79.0)], [Fake("decode", 0.1, 0.05)]
+    )
+    assert Fake.ran == ["decode 0.1 s", "steer 1.25 s"]
+    (missing,) = results.not_run
+    assert (missing.case, missing.way) == ("80 s", "all")
+    assert missing.reason.startswith("it takes about 80 s, and ")
+    assert missing.reason.endswith("; in its place: 1.25 s")
+
+
+def test_what_is_too_dear_for_its_share_waits_for_what_others_leave_over(monkeypatch):
+    dear, shrinks = Fake("cross-entropy", 3.0, 0.05, least=3.0), Fake("decode", 3.1, 0.05)
+    results = run_fakes(monkeypatch, 5, [dear], [], [shrinks])
+    assert Fake.ran == ["decode 0.775 s", "cross-entropy 3 s"]
+    assert [row.case for row in results.rows] == ["3 s", "0.775 s"]
+
+
+def test_a_case_that_takes_longer_than_it_said_is_tried_smaller(monkeypatch):
+    results = run_fakes(monkeypatch, 8, [], [Fake("steer", 0.8, 4.0)], [Fake("decode", 0.9, 0.05)])
+    assert Fake.ran == ["steer 0.8 s", "decode 0.9 s", "steer 0.2 s"]
+    assert {row.case for row in results.rows} == {"0.9 s", "0.2 s"}
+
+
+@pytest.mark.parametrize("module", [cross_entropy, steer, decode])
+@pytest.mark.parametrize(("kind", "free"), [("cpu", 0), ("cuda", 139 << 30)])
+def test_every_first_case_becomes_small(module, kind, free):
+    here = Here(torch.device(kind), torch.float32, False, Rates(2e10, 1e10, 1e10, ""))
+    case = module.cases(here.device, False, free)[0]
+    names, taken = [case.name], [case.seconds(here)]
+    while (case := case.smaller()) is not None:
+        names.append(case.name)
+        taken.append(case.seconds(here))
+    assert len(set(names)) == len(names) >= 3 and taken == sorted(taken, reverse=True)
+    assert taken[-1] < 5
+
+
+def test_a_library_whose_one_call_would_eat_the_share_is_named(monkeypatch):
+    """Nothing breaks a call of compiled code off: this one sleeps where no signal comes through."""
+    called = []
+
+    def slow(p):
+        def loss():
+            called.append(len(p.targets))
+            end = time.monotonic() + 0.05 * len(p.targets)
+            while time.monotonic() < end:
+                pass
+            return peers.reference_eager(p)()
+
+        return loss
+
+    monkeypatch.setattr(peers, "LIBRARIES", {"slow": slow})
+    p = peers.Problem.random(64, 16, 128, 64, torch.float32, CPU)
+    truth = p.gradient(peers.reference_eager(p))
+    found, once, why = cross_entropy._libraries(p, truth, 3.0)
+    assert found == once == {} and called == [8, 8]
+    assert why["slow"].startswith("one call would take about 3.")
+    assert why["slow"].endswith("s, by 8 of 64 rows, and 1.5 s are left to try libraries")
+    monkeypatch.setattr(peers, "LIBRARIES", {"torch": peers.reference_eager, "slow": slow})
+    found, once, why = cross_entropy._libraries(p, truth, 60.0)
+    assert set(found) == {"torch"} and set(called) == {8}
+    assert why["slow"].startswith("not the fastest library: 4") and "8 of 64 rows" in why["slow"]
+
+
+def test_a_bound_inside_another_and_an_import_that_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(0.5)\nwhole = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    start = time.monotonic()
+    with pytest.raises(OutOfTime), bound(start + 0.1):
+        import slow_to_import
+
+        time.sleep(60)
+    assert slow_to_import.whole and time.monotonic() - start < 30
+    ended = []
+    start = time.monotonic()
+    with pytest.raises(OutOfTime), bound(start + 0.4):
+        with pytest.raises(OutOfTime), bound(start + 0.1):
+            time.sleep(60)
+        ended.append("inner")
+        with bound(start + 30):
+            time.sleep(60)
+    assert ended == ["inner"] and time.monotonic() - start < 30
 
 
 def test_a_deadline_off_the_main_thread_ends_between_rounds():
     ended = []
 
     def work():
-        with Deadline(0.5, time.monotonic()).bound():
+        with bound(time.monotonic() + 0.4):
             taken = timing.turns({"nap": lambda: time.sleep(0.1)}, 100,
                                  until=time.monotonic() + 0.4)  # fmt: skip
         ended.append(len(taken["nap"]))
-        with pytest.raises(OutOfTime), Deadline(0.1, time.monotonic() - 1).bound():
+        with pytest.raises(OutOfTime), bound(time.monotonic() - 1):
             ended.append("went on")
 
     thread = threading.Thread(target=work)
@@ -410,8 +563,6 @@ def test_code_that_is_not_known_is_not_given_a_name():
 
 
 def test_watching_leaves_no_trace():
-    import sys
-
     before, model = sys.getprofile(), torch.nn.Linear(2, 2)
     forwards = observe.Forwards(model)
     model(torch.zeros(1, 2))
@@ -426,12 +577,45 @@ def test_watching_leaves_no_trace():
 # bad input
 
 
+def test_bad_input_costs_no_import_of_torch():
+    code = "import sys; sys.argv = ['dive', 'bench', *sys.argv[1:]]\n" \
+           "from dive.cli import main\n" \
+           "try: main()\nexcept SystemExit as end: assert end.code == 1\n" \
+           "assert 'torch' not in sys.modules, 'torch was imported'"  # fmt: skip
+    for arguments in (["nonsense"], ["--seconds", "nan"], ["--device", "tpu"], ["--dtype", "int8"],
+                      ["--threads", "0"]):  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0 and done.stderr.startswith("error: bench: "), done.stderr
+
+
+def test_the_operators_may_have_the_names_of_the_api():
+    assert asked.operators_of(["cross_entropy", "steer", "cross-entropy"]) == [
+        "cross-entropy", "steer"
+    ]  # fmt: skip
+    assert asked.operators_of([]) == list(bench.OPERATORS)
+    results = bench.run(["cross_entropy"], device="cpu", toy=True)
+    assert {row.operator for row in results.rows} == {"cross-entropy"}
+
+
+def test_no_folder_is_made_for_a_result_that_is_none(tmp_path):
+    place = tmp_path / "not" / "there" / "bench.json"
+    with pytest.raises(DiveError, match="nothing was measured .* is not written, there is no such"):
+        call("--toy", "--device", "cpu", "--seconds", 0.01, "--json", place)
+    assert list(tmp_path.iterdir()) == []
+    call("steer", "--toy", "--device", "cpu", "--json", place)
+    assert json.loads(place.read_text())["rows"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("softmax",), "operator is 'softmax', want one of cross-entropy, steer, decode"),
         (("steer", "decode", ""), "operator is ''"),
         (("--device", "tpu"), "device is 'tpu', want auto, cpu, cuda"),
+        (("steering",), "operator is 'steering'"),
+        (("--device", "cuda:x"), "device is 'cuda:x'"),
         (("--device", "meta"), "device is 'meta'"),
         (("--device", "cuda:7"), "device is 'cuda:7', and there "),
         (("--dtype", "float64"), "dtype is 'float64', want auto, float32, bfloat16, float16"),

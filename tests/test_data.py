@@ -324,7 +324,7 @@ def test_another_run_is_not_mixed_in(tmp_path: Path) -> None:
 def test_a_partial_file_of_something_else_is_not_taken_over(tmp_path: Path) -> None:
     path = tmp_path / "reports.jsonl"
     with JsonlWriter(path) as writer:
-        pass
+        writer.append({"id": "a"})
     writer.partial.write_text('{"id": "a"}\nnotes\n')
     with pytest.raises(DiveError, match=r"partial:2: is not a row with an id"):
         JsonlWriter(path)
@@ -341,6 +341,16 @@ def test_a_killed_process_loses_no_finished_row(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == -9
     with JsonlWriter(path) as writer:
         assert list(writer.done) == [str(i) for i in range(50)]
+
+
+def test_a_run_that_never_comes_to_a_row_leaves_nothing(tmp_path):
+    path = tmp_path / "not" / "there" / "rows.jsonl"
+    with pytest.raises(ZeroDivisionError), JsonlWriter(path):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    with JsonlWriter(path) as writer:  # one without rows that came to its end does
+        writer.finish()
+    assert path.read_bytes() == b"" and [one.name for one in path.parent.iterdir()] == [path.name]
 
 
 def test_write_jsonl(tmp_path: Path) -> None:

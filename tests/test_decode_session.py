@@ -332,7 +332,8 @@ def test_a_mask_of_positions_runs_in_transformers():
 def test_without_the_extension(monkeypatch):
     from dive import extension
 
-    monkeypatch.setattr(extension, "load", lambda: None)
+    missing = extension.Found(None, extension.NOT_BUILT, "dive._C is not built here")
+    monkeypatch.setattr(extension, "find", lambda: missing)
     model = small("llama")
     session = DecodeSession(model)
     assert "not built" in session.plan().reason

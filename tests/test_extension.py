@@ -1,10 +1,15 @@
 """The compiled decode step against float64, on every instruction set this machine has."""
 
 import gc
+import json
+import os
 import random
+import shutil
 import subprocess
 import sys
 import textwrap
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -511,8 +516,65 @@ def test_without_the_extension_one_warning_and_the_same_numbers(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("WARNING dive._C is not usable (hidden by the test)") == 1
+    assert done.stdout.count("cannot be loaded: hidden by the test") == 1
     assert done.stdout.count("WARNING") == 1
     mask = torch.tensor([True, True, True, False])
     for got, want in zip(torch.load(tmp_path / "result.pt"), case.run(mask=mask), strict=True):
         torch.testing.assert_close(got, want, rtol=2**-6, atol=2**-6)
+
+
+COPY = """
+    import json, logging, sys
+    # an editable installation would find the checkout's module
+    sys.meta_path = [one for one in sys.meta_path if "Editable" not in str(one)]
+    logging.basicConfig(format="LOG %(message)s", stream=sys.stderr)
+    import dive
+    from dive import extension
+    from tiny_decoders import small
+    from dive.decode import DecodeSession
+
+    session = DecodeSession(small("llama"))
+    print(json.dumps([dive.__file__, extension.find().state, session.plan().reason]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("state", "name", "data", "said"),
+    [
+        ("not built", None, b"", ["dive._C is not built here; install dive-mrg's wheel for"]),
+        ("not built", "_C.cpython-399-x86_64-linux-gnu.so", b"",
+         ["not built here for this Python: _C.cpython-399-x86_64-linux-gnu.so is there",
+          f"loads _C{EXTENSION_SUFFIXES[0]}"]),
+        ("not loadable", f"_C{EXTENSION_SUFFIXES[0]}", b"",
+         ["there but cannot be loaded: ", "file too short", "force-reinstall"]),
+        ("not loadable", f"_C{EXTENSION_SUFFIXES[0]}", b"\x7fELF" + 200 * b"?",
+         ["there but cannot be loaded: "]),
+        ("loaded", f"_C{EXTENSION_SUFFIXES[0]}", None, ["a Llama decoder in float32 on "]),
+    ],
+)  # fmt: skip
+def test_missing_broken_and_loaded_are_told_apart(state, name, data, said, tmp_path):
+    """In a copy without csrc/, as an installed package is."""
+    own = Path(extension.__file__).parent
+    shutil.copytree(own, tmp_path / "dive", ignore=shutil.ignore_patterns("_C.*so", "__pycache__"))
+    if name is not None:
+        data = Path(C.__file__).read_bytes() if data is None else data
+        (tmp_path / "dive" / name).write_bytes(data)
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parent)])
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(COPY)],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    place, found, reason = json.loads(done.stdout)
+    assert Path(place).parent == tmp_path / "dive" and found == state
+    for words in said:
+        assert words.lower() in reason.lower()
+    assert "pip install -e" not in reason and "\n" not in reason
+    assert done.stderr.count(reason) == (state != "loaded")
+
+
+def test_a_checkout_is_told_to_build_it(tmp_path):
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "setup.py").touch()
+    assert "pip install -e ." in extension._advice(tmp_path)

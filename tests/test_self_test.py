@@ -10,7 +10,7 @@ import torch
 from test_kernels_interpreted import need_an_interpreter
 from typer.testing import CliRunner
 
-from dive import ops, self_test
+from dive import extension, ops, self_test
 from dive.cli import app
 from dive.decode import DecodeSession
 
@@ -31,16 +31,19 @@ def test_the_engine_is_used_and_a_cpu_has_no_use_for_triton():
 
 
 def test_an_engine_that_is_left_out_is_found(monkeypatch):
-    monkeypatch.setattr("dive.extension.load", lambda: None)
+    reason = "dive._C is there but cannot be loaded: [x] too short"
+    found = extension.Found(None, extension.NOT_LOADABLE, reason)
+    monkeypatch.setattr(extension, "find", lambda: found)
     engine = by_name()["dive._C"]
-    assert (engine.state, engine.fine, engine.why) == (
-        "not used",
-        False,
-        "dive._C is not built here",
-    )
+    assert (engine.state, engine.fine, engine.why) == ("not used", False, reason)
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 1 and "Not as it should be: dive._C on cpu" in result.stdout
-    assert CliRunner().invoke(app, ["doctor", "--json"]).exit_code == 1
+    assert result.stdout.count(reason) == 2 and f"not loadable: {reason}" in result.stdout
+    assert "not built" not in result.stdout
+    result = CliRunner().invoke(app, ["doctor", "--json"])
+    told = json.loads(result.stdout)
+    assert result.exit_code == 1 and told["extension"] is None
+    assert told["extension_state"] == {"state": "not loadable", "reason": reason}
 
 
 def test_an_engine_that_writes_something_else_is_found(monkeypatch):

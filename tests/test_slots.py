@@ -13,6 +13,7 @@ from tiny_steering import fingerprint, randomised
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 import dive
+from dive import extension
 from dive.attach import attachment_of
 from dive.decode import DecodeSession
 from dive.decode_rows import Live, Rows
@@ -416,7 +417,8 @@ def test_transformers_writes_what_the_engine_cannot(name, way, monkeypatch, capl
     if name == "beams" and way == "sampled":
         pytest.skip("beams are not drawn token by token")
     if name == "not built":
-        monkeypatch.setattr("dive.extension.load", lambda: None)
+        found = extension.Found(None, extension.NOT_BUILT, "dive._C is not built here")
+        monkeypatch.setattr("dive.extension.find", lambda: found)
     requests = requests_of(model, way, adapters, lengths=LENGTHS[:4], **more)
     if name == "training":
         model.train()

@@ -7,7 +7,25 @@ is timed, and says which code ran by watching it run. All ways of one case run i
 floor that the same machine sets in the same turns.
 """
 
-from dive.bench.results import NotRun, Results, Row, Wrong
-from dive.bench.runner import OPERATORS, run
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from dive.bench.asked import OPERATORS
+
+if TYPE_CHECKING:
+    from dive.bench.results import NotRun as NotRun
+    from dive.bench.results import Results as Results
+    from dive.bench.results import Row as Row
+    from dive.bench.results import Wrong as Wrong
+    from dive.bench.runner import run as run
 
 __all__ = ["OPERATORS", "NotRun", "Results", "Row", "Wrong", "run"]
+
+
+def __getattr__(name: str) -> object:
+    """What needs torch is imported when it is asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module 'dive.bench' has no attribute {name!r}")
+    home = "runner" if name == "run" else "results"
+    value = globals()[name] = getattr(import_module(f"dive.bench.{home}"), name)
+    return value

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 
@@ -41,6 +41,10 @@ class Case(Protocol):
 
     def seconds(self, here: Here) -> float:
         """The least that this takes, about: what is not begun with less left."""
+        ...
+
+    def smaller(self) -> Self | None:
+        """The same with less to compute, for where there is no time for this; None at the least."""
         ...
 
     def run(self, here: Here, until: float) -> Iterator[Found]:

@@ -5,20 +5,22 @@ there: one for the loss, one for its gradient, one more for a teacher. Of the li
 the same, the fastest of one call each is timed, on rows that were gathered beforehand.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
 from dive.bench import observe, peers
+from dive.bench.asked import CROSS_ENTROPY as OPERATOR
 from dive.bench.case import Here, off
+from dive.bench.deadline import OutOfTime, bound
 from dive.bench.peers import GATHERED, Loss, Problem
 from dive.bench.results import Found, NotRun, Setting, Wrong, reason_of, rows
-from dive.bench.timing import Call, stopwatches, turns, wall_seconds
+from dive.bench.timing import LEAST_ROUNDS, Call, stopwatches, turns, wall_seconds
 
-OPERATOR = "cross-entropy"
 MODES = ("forward", "forward+backward")
 _ROUNDS = 11
 
@@ -83,13 +85,20 @@ class CrossEntropy:
         calls = 6 * (self.tokens / self.live + 4)
         return calls * self.flop / here.rates.products
 
+    def smaller(self) -> "CrossEntropy | None":
+        if self.vocabulary > 2000:
+            return replace(self, vocabulary=self.vocabulary // 4)
+        return replace(self, width=self.width // 4) if self.width > 256 else None
+
     def run(self, here: Here, until: float) -> Iterator[Found]:
         missing = partial(NotRun, OPERATOR, self.name)
         sizes = (self.tokens, self.width, self.vocabulary, self.live)
         try:
             p = Problem.random(*sizes, here.dtype, here.device, self.distils)
             reference = peers.reference_eager(p)
+            begun = time.perf_counter()
             loss, gradient = p.result(reference)
+            taken = time.perf_counter() - begun
         except Exception as error:
             yield missing("all", f"the reference fails, to compare with: {reason_of(error)}")
             return
@@ -117,9 +126,11 @@ class CrossEntropy:
             gathered, suffix = p.gathered(), GATHERED
             calls["reference" + suffix] = call(gathered, peers.reference_eager(gathered), MODES[1])
             ran["reference" + suffix] = "dive.reference"
-        found, once, why = _libraries(
-            gathered, gradient[p.rows].float(), time.monotonic() + (until - time.monotonic()) / 2
-        )
+        # what is left beside the rounds of those that are timed in any case: the reference's over
+        # all rows and over the live ones, and ours and the floor, which take no longer than that
+        rounds = (LEAST_ROUNDS + 1) * taken * (1 + 3 * self.live / self.tokens)
+        left = max(0.0, until - time.monotonic() - rounds)
+        found, once, why = _libraries(gathered, gradient[p.rows].float(), left)
         for name, reason in why.items():
             yield missing(name, reason)
         best = min(once, key=once.__getitem__, default=None)
@@ -140,28 +151,81 @@ class CrossEntropy:
 
 
 def _libraries(
-    p: Problem, truth: torch.Tensor, until: float
+    p: Problem, truth: torch.Tensor, left: float
 ) -> tuple[dict[str, Call], dict[str, float], dict[str, str]]:
-    """Of those that agree a call and its seconds; of the others why they are not timed."""
+    """Of those that agree a call and its seconds; of the others why they are not timed.
+
+    p: all of its rows count. left: seconds, of which half are for trials, and half for the rounds
+    of the one that is the fastest.
+    """
     found: dict[str, Call] = {}
     once: dict[str, float] = {}
     why: dict[str, str] = {}
+    until = time.monotonic() + left / 2
     for name, make in peers.LIBRARIES.items():
-        if once and time.monotonic() > until:
-            why[name] = "there was no time to try it"
-            continue
         start = time.perf_counter()
         try:
-            loss = peers.checked(make, p, truth)  # waits for the device: it looks at the result
+            if not p.hidden.is_cuda:
+                make(p)  # what cannot run here says so, however little time there is
+            with bound(until):
+                _try_some(make, p, left / 2, min(once.values(), default=math.inf))
+                start = time.perf_counter()
+                loss = peers.checked(make, p, truth)  # waits for the device: it looks at the result
+                found[name] = call(p, loss, MODES[1])
+                once[name] = time.perf_counter() - start
+                if p.hidden.is_cuda or once[name] < 3 * min(once.values()):
+                    # the first call may have compiled
+                    once[name] = wall_seconds(found[name], p.hidden.device)
         except peers.Unavailable as reason:
             why[name] = str(reason)
-            continue
-        found[name] = call(p, loss, MODES[1])
-        once[name] = time.perf_counter() - start
-        if p.hidden.is_cuda or once[name] < 3 * min(once.values()):
-            # the first call may have compiled
-            once[name] = wall_seconds(found[name], p.hidden.device)
+        except OutOfTime:
+            p.hidden.grad = None
+            if name not in once:
+                found.pop(name, None)
+                tried = time.perf_counter() - start
+                why[name] = "there was no time to try it" + (
+                    f": one call did not end in {tried:.1f} s" if tried > 0.05 else ""
+                )
+    best = min(once, key=once.__getitem__, default=None)
+    if best is not None and (LEAST_ROUNDS + 1) * once[best] > left:
+        why[best] = (
+            f"one call took {once[best]:.1f} s, and {left:.1f} s are left for "
+            f"{LEAST_ROUNDS + 1} rounds of it"
+        )
+        del found[best], once[best]
     return found, once, why
+
+
+def _try_some(make: peers.Peer, p: Problem, left: float, best: float) -> None:
+    """`Unavailable` where a call on a CPU would take longer than `left` s, or than the best's.
+
+    Nothing breaks a call of compiled code off. It is told by one over an eighth of the rows.
+    """
+    rows = len(p.targets) // 8
+    if p.hidden.is_cuda or not rows:
+        return
+    part = p.first(rows)
+    try:
+        loss = make(part)
+        part.gradient(loss)  # warms up
+        start = time.perf_counter()
+        part.gradient(loss)
+    except peers.Unavailable:
+        raise
+    except Exception as error:
+        raise peers.Unavailable(reason_of(error)) from error
+    taken = time.perf_counter() - start
+    all_rows = taken * len(p.targets) / rows
+    if taken > best:
+        raise peers.Unavailable(
+            f"not the fastest library: {1e3 * taken:,.0f} ms for {rows} of {len(p.targets)} rows, "
+            f"the fastest {1e3 * best:,.0f} ms for all"
+        )
+    if all_rows > left:
+        raise peers.Unavailable(
+            f"one call would take about {all_rows:.1f} s, by {rows} of {len(p.targets)} rows, and "
+            f"{left:.1f} s are left to try libraries"
+        )
 
 
 def _difference(

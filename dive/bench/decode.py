@@ -5,10 +5,11 @@ The floor is the bytes that a step must read, weights and cache, at the rate at 
 reads memory in the same turns. Random weights.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,12 +18,12 @@ from torch import Tensor
 
 import dive
 from dive.bench import observe
+from dive.bench.asked import DECODE as OPERATOR
 from dive.bench.case import Here, off
 from dive.bench.rates import read_buffer, reads
 from dive.bench.results import Found, NotRun, Setting, Wrong, reason_of, rows
 from dive.bench.timing import interval, turns, wall_seconds
 
-OPERATOR = "decode"
 SESSION = "session"
 WAYS = (SESSION, "session, steered", "transformers", "transformers, steered")
 _BESIDE = {
@@ -33,6 +34,13 @@ _BESIDE = {
 _CHECKED = 6  # tokens
 _MOST = 65  # tokens of an answer
 _ROUNDS = 12
+# of a shape, the next smaller one and its parameters
+_SMALLER = {
+    "Llama-3-8B": ("1536x16", 500e6),
+    "1536x16": ("512x12", 46e6),
+    "512x12": ("512x4", 21e6),
+    "512x4": ("256x4", 5.3e6),
+}
 _SCALE = 1e-2  # of the adapter: seen in the logits, and no cause of overflow
 
 
@@ -58,8 +66,20 @@ class Decode:
         size = self.parameters * here.dtype.itemsize
         building = size / (50e9 if here.device.type == "cuda" else 0.2e9)
         prompts = 30 * 2 * self.parameters * self.prompt * self.batch / here.rates.products
-        imports = 0 if here.toy else 3
-        return imports + building + prompts + 300 * size / here.rates.reads
+        imports = 0 if here.toy or "dive.bench.decoders" in sys.modules else 3
+        # of small decoders Python takes more than the weights do
+        calls = (
+            0 if here.device.type == "cuda" or here.toy else min(2.0, 0.5 + self.parameters / 30e6)
+        )
+        return imports + building + prompts + calls + 300 * size / here.rates.reads
+
+    def smaller(self) -> "Decode | None":
+        if self.prompt > 16:
+            return replace(self, prompt=self.prompt // 4)
+        if self.shape in _SMALLER:
+            shape, parameters = _SMALLER[self.shape]
+            return replace(self, shape=shape, parameters=parameters)
+        return None
 
     def run(self, here: Here, until: float) -> Iterator[Found]:
         missing = partial(NotRun, OPERATOR, self.name)
@@ -105,7 +125,7 @@ class Bench:
         vocabulary = self.model.config.vocab_size
         shape = (case.batch, case.prompt)
         self.ids = torch.randint(5, vocabulary, shape, device=here.device)
-        self.memory = read_buffer(here.device, here.toy)
+        self.memory = read_buffer(here.device, here.toy, here.rates.read_bytes)
         self.read = reads(self.memory)[here.rates.read_by]
         self.ran: dict[str, str] = {}
 

@@ -22,6 +22,8 @@ FAMILIES = {
 }
 # family, width, layers, heads, heads of keys and values, inner width, vocabulary, further settings
 SHAPES: dict[str, tuple[str, int, int, int, int, int, int, dict[str, Any]]] = {
+    "256x4": ("llama", 256, 4, 4, 2, 768, 4096, {}),
+    "512x4": ("llama", 512, 4, 8, 4, 1536, 8192, {}),
     "512x12": ("llama", 512, 12, 8, 4, 1536, 8192, {}),
     "1536x16": ("llama", 1536, 16, 12, 4, 4096, 32000, {}),
     "Llama-3-8B": ("llama", 4096, 32, 32, 8, 14336, 128256, {}),

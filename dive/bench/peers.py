@@ -77,6 +77,17 @@ class Problem:
             teacher=None if self.teacher is None else self.teacher[self.rows],
         )
 
+    def first(self, rows: int) -> "Problem":
+        """The first rows of one whose rows all count."""
+        return replace(
+            self,
+            hidden=self.hidden.detach()[:rows].requires_grad_(),
+            targets=self.targets[:rows],
+            weights=self.weights[:rows],
+            rows=self.rows[:rows],
+            teacher=None if self.teacher is None else self.teacher[:rows],
+        )
+
     def result(self, loss: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         """Loss and gradient [N, D] of one call of `loss`."""
         value = loss()

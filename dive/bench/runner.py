@@ -1,7 +1,6 @@
 """One run: what the device can do, then case by case, until the time is up."""
 
 import gc
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,9 +9,9 @@ from typing import Any
 
 import torch
 
-from dive.bench import cross_entropy, decode, steer
-from dive.bench.case import TOLERANCES, Case, Here
-from dive.bench.deadline import Deadline, OutOfTime
+from dive.bench import asked, cross_entropy, decode, steer
+from dive.bench.case import Case, Here
+from dive.bench.deadline import Deadline, OutOfTime, bound
 from dive.bench.machine import facts
 from dive.bench.rates import Rates, measure
 from dive.bench.results import NotRun, Results, reason_of, significant
@@ -23,13 +22,15 @@ _MODULES: dict[str, Any] = {
     steer.OPERATOR: steer,
     decode.OPERATOR: decode,
 }
-OPERATORS = tuple(_MODULES)
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCES}
+DTYPES = {name: getattr(torch, name) for name in asked.DTYPES}
 _UP = "the time was up"
+# an operator's first case is rather tried in vain than left out by an estimate
+_SLACK = 1.5
+_SHARE_UP = "its share of the time was up"
 
 
 def run(
-    operators: Sequence[str] = OPERATORS,
+    operators: Sequence[str] = asked.OPERATORS,
     *,
     device: str = "auto",
     dtype: str = "auto",
@@ -41,7 +42,8 @@ def run(
 ) -> Results:
     """Times the operators on a device; nothing is left out without a word.
 
-    operators: of OPERATORS. device: auto (a GPU where there is one), cpu, cuda, cuda:1 ...
+    operators: of OPERATORS, each with a share of the time; what one leaves over goes to the next.
+    device: auto (a GPU where there is one), cpu, cuda, cuda:1 ...
     dtype: auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16.
     threads: on a CPU; None takes as many as torch does, less what the machine's load leaves busy,
     since threads that wait for each other's turn on a core measure that alone.
@@ -52,17 +54,10 @@ def run(
     import dive
 
     started = time.monotonic() if started is None else started
-    if not operators:
-        operators = OPERATORS
-    for name in operators:
-        if name not in OPERATORS:
-            raise DiveError(f"bench: operator is {name!r}, want one of {', '.join(OPERATORS)}")
-    if not 0 < seconds < math.inf:
-        raise DiveError(f"bench: seconds is {seconds}, want a finite number above 0")
+    asked.check(operators, device, dtype, seconds, threads)
+    names = asked.operators_of(operators)
     where = _device(device)
     kind = _dtype(dtype, where)
-    if threads is not None and threads < 1:
-        raise DiveError(f"bench: threads is {threads}, want 1 or more")
     deadline = Deadline(seconds, started)
     with _own_state(where, threads):
         results = Results(
@@ -76,7 +71,7 @@ def run(
                 "seconds": seconds,
             }
         )
-        _run_all(list(dict.fromkeys(operators)), where, kind, deadline, results, say)
+        _run_all(names, where, kind, deadline, results, say)
     results.head["seconds_taken"] = round(time.monotonic() - started, 1)
     return results
 
@@ -117,51 +112,103 @@ def _run_all(
 ) -> None:
     toy = results.head["toy"]
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-    cases = list(_in_turns([_MODULES[name].cases(device, toy, free) for name in operators]))
+    cases = [_MODULES[name].cases(device, toy, free) for name in operators]
     say("what the device can do")
     try:
-        with deadline.bound():
-            rates = measure(device, dtype, toy)
+        with bound(deadline.end):
+            rates = measure(device, dtype, toy, deadline.left)
     except OutOfTime:
-        for case in cases:
+        for case in (case for turn in _turns(cases) for case in turn):
             results.add(NotRun(case.operator, case.name, "all", _UP))
         return
     except Exception as error:
         raise DiveError(f"bench: {device} does not work: {reason_of(error)}") from error
     results.rates = _told(rates)
     here = Here(device, dtype, toy, rates)
-    for at, case in enumerate(cases):
-        say(f"{case.operator}: {case.name}")
-        _run(case, here, deadline, sum(one.share for one in cases[at:]), results)
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+    turns = list(_turns(cases))
+    for number, turn in enumerate(turns):
+        # what is cheap leaves most of its share to the next ones
+        waiting = sorted(turn, key=lambda case: case.seconds(here))
+        behind = sum(case.share for later in turns[number + 1 :] for case in later)
+        asked_before: set[Case] = set()
+        while waiting:
+            case = waiting.pop(0)
+            say(f"{case.operator}: {case.name}")
+            beside = sum(one.share for one in waiting)
+            # an operator's first case takes no other's share; behind those it is who comes first
+            most = case.share / (case.share + beside) if number == 0 else 1.0
+            least_wanted = case.share / (case.share + beside + behind)
+            slack = _SLACK if number == 0 else 1.0
+            may_wait = bool(waiting) and case not in asked_before
+            asked_before.add(case)
+            again = _run(case, here, deadline, most, least_wanted, slack, may_wait, results)
+            if again is not None:
+                waiting.append(again)
+            if deadline.left > 0:  # it takes a while, too
+                gc.collect()
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+    places = {name: at for at, name in enumerate(operators)}
+    results.rows.sort(key=lambda row: places[row.operator])  # whichever order they ran in
+    results.not_run.sort(key=lambda one: places[one.operator])
 
 
-def _run(case: Case, here: Here, deadline: Deadline, shares: float, results: Results) -> None:
-    """One case in its part of the time that is left."""
-    left, least = deadline.left, case.seconds(here)
-    if left < least:
-        reason = f"it takes about {least:.0f} s, and {max(left, 0):.0f} s are left"
+def _run(
+    case: Case,
+    here: Here,
+    deadline: Deadline,
+    most: float,
+    wanted: float,
+    slack: float,
+    may_wait: bool,
+    results: Results,
+) -> Case | None:
+    """One case, or a smaller one, in its part of the time that is left.
+
+    most: of that time, where the case is broken off. wanted: of it, for its rounds.
+    slack: how many times that part the smallest one may be thought to take, and is begun.
+    may_wait: whether there may be more time behind others, where there is too little now.
+    Returns what to try behind the others: the same, or a smaller one if there was no row in time.
+    """
+    left = max(deadline.left, 0.0)
+    room = most * left
+    fits = case
+    while fits.seconds(here) > room and (smaller := fits.smaller()) is not None:
+        fits = smaller
+    least, what = fits.seconds(here), "are left" if most == 1 else "are its share"
+    begins = least <= room * slack
+    if not begins and may_wait:
+        return case
+    if not begins or fits is not case:
+        smallest = "" if begins or fits is case else f" ({least:.0f} s at its smallest)"
+        reason = f"it takes about {case.seconds(here):.0f} s{smallest}, and {room:.0f} s {what}"
+        if begins:
+            reason += f"; in its place: {fits.name}"
         results.add(NotRun(case.operator, case.name, "all", reason))
-        return
+    if not begins:
+        return None
     # in time to go on with the next case, and to end by itself before it is broken off
-    until = time.monotonic() + min(max(left * case.share / shares, least), 0.85 * left)
+    if fits.smaller() is None:  # what else could be measured is dearer: an estimate is but one
+        room = max(room, min(3 * least, left / 2))
+    begun, rows = time.monotonic(), len(results.rows)
+    until = begun + min(max(left * wanted, least), 0.85 * room)
     try:
-        with deadline.bound():
-            for found in case.run(here, until):
+        with bound(min(begun + room, deadline.end)):
+            for found in fits.run(here, until):
                 results.add(found)
     except OutOfTime:
-        results.add(NotRun(case.operator, case.name, "the rest", _UP))
+        up = deadline.left <= 0 or most == 1
+        results.add(NotRun(fits.operator, fits.name, "the rest", _UP if up else _SHARE_UP))
+        return fits.smaller() if len(results.rows) == rows and not up else None
     except Exception as error:
-        results.add(NotRun(case.operator, case.name, "the rest", reason_of(error)))
+        results.add(NotRun(fits.operator, fits.name, "the rest", reason_of(error)))
+    return None
 
 
-def _in_turns(lists: Sequence[Sequence[Case]]) -> Iterator[Case]:
+def _turns(lists: Sequence[Sequence[Case]]) -> Iterator[list[Case]]:
     """The first case of each operator, then the second of each ..."""
     for at in range(max(map(len, lists))):
-        for one in lists:
-            yield from one[at : at + 1]
+        yield [case for one in lists for case in one[at : at + 1]]
 
 
 def _told(rates: Rates) -> dict[str, Any]:
@@ -176,12 +223,7 @@ def _told(rates: Rates) -> dict[str, Any]:
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError):
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise DiveError(f"bench: device is {name!r}, want auto, cpu, cuda, cuda:1 ...")
+    device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not (device.index or 0) < count:
@@ -192,6 +234,4 @@ def _device(name: str) -> torch.device:
 def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if name not in DTYPES:
-        raise DiveError(f"bench: dtype is {name!r}, want auto, {', '.join(DTYPES)}")
     return DTYPES[name]

@@ -7,7 +7,7 @@ h' forward, and h and both gradients backward.
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from dive import ops, reference
 from dive.bench import observe
+from dive.bench.asked import STEER as OPERATOR
 from dive.bench.case import Here, off, reseed
 from dive.bench.results import Found, NotRun, Setting, Wrong, reason_of, rows
 from dive.bench.timing import Call, stopwatches, turns
 
-OPERATOR = "steer"
 PASSES = {"forward": 2, "forward+backward": 5}  # over [T, D]
 NAMES = ("h", "down", "down_bias", "up", "static", "scale")
 _ROUNDS = 40
@@ -72,6 +72,11 @@ class Steer:
         size = 7 * self.tokens * self.width * 40
         compiles = 12 if self.compiled and not here.toy else 0  # two graphs, and their backward
         return 6 * size / here.rates.copies + compiles
+
+    def smaller(self) -> "Steer | None":
+        # most of the compiled one's time is the compiler's, whatever the size
+        tokens = self.tokens // 4
+        return None if self.compiled or tokens < 128 else replace(self, tokens=tokens)
 
     def run(self, here: Here, until: float) -> Iterator[Found]:
         missing = partial(NotRun, OPERATOR, self.name)

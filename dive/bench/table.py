@@ -12,6 +12,7 @@ from dive.bench.timing import Interval
 from dive.counting import counted
 
 _COLUMNS = ("way", "what ran", "ms", "beside", "rate", "floor")
+_NARROW = 12  # columns for a name, at least
 _WIDE = 150  # columns in a file or a pipe, which wraps nothing
 
 
@@ -24,7 +25,7 @@ def show(results: Results, console: Console | None = None) -> None:
     say = lambda text, style="": console.print(text, style=style, markup=False)  # noqa: E731
     for line in _machine(results):
         say(line)
-    for title, table in _tables(results.rows):
+    for title, table in _tables(results.rows, console.width):
         say(f"\n{title}", "bold")
         console.print(table)
     if results.rows:
@@ -71,20 +72,24 @@ def _widths(rows: list[Row]) -> list[int]:
     return [max(map(len, column)) for column in zip(_COLUMNS, *map(_cells, rows), strict=True)]
 
 
-def _tables(rows: list[Row]) -> Iterator[tuple[str, Table]]:
-    """A line and a table for each case."""
+def _tables(rows: list[Row], width: int) -> Iterator[tuple[str, Table]]:
+    """A line and a table for each case; nothing is cut where it is wider than `width` columns."""
     widths = _widths(rows)
+    # numbers in one line, and the same columns in every table, where there is room
+    least = sum(widths[2:]) + 2 * len(widths)
+    fits = least + sum(widths[:2]) <= width
+    numbers = fits or least + 2 * _NARROW <= width
     for (operator, case, mode), group in groupby(rows, lambda r: (r.operator, r.case, r.mode)):
         table = Table(box=None, pad_edge=False)
-        for at, (name, width) in enumerate(zip(_COLUMNS, widths, strict=True)):
+        for at, (name, wanted) in enumerate(zip(_COLUMNS, widths, strict=True)):
             right = at > 1
             table.add_column(
                 name,
                 justify="right" if right else "left",
-                no_wrap=right,
+                no_wrap=right and numbers,
                 overflow="fold",
-                min_width=width if right else None,
-                width=None if right else width,
+                min_width=wanted if right and numbers else None,
+                width=wanted if fits and not right else None,
             )
         for row in group:
             styled = [Text(cell) for cell in _cells(row)]

@@ -19,6 +19,7 @@ from dive.cli.doctor import doctor
 from dive.cli.evaluate import evaluate
 from dive.cli.generate import generate
 from dive.cli.inspect import inspect
+from dive.cli.tables import escape_on_stdout
 from dive.errors import DiveError
 
 app = typer.Typer(
@@ -52,6 +53,7 @@ def common(
 
 def main() -> None:
     warnings.showwarning = _warn
+    escape_on_stdout()
     try:
         app()
     except DiveError as error:

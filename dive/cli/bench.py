@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from dive.bench.asked import check
 from dive.cli.options import place, quiet_libraries
 from dive.data.io import check_file, write_text
 from dive.errors import DiveError
@@ -50,11 +51,13 @@ def bench(
 ) -> None:
     """Time the operators and decoding against PyTorch and transformers, on this machine.
 
-    Exit code 1 where an operator computes something wrong, or nothing could be measured.
+    Exit code 1 where an operator computes something wrong, or nothing could be measured (for which
+    --json makes no folder).
     """
     started = time.monotonic()
     if json_file is not None and json_file != _STDOUT:
         check_file(json_file)
+    check(operators or (), device, dtype, seconds, threads)  # before torch is imported
     from dive.bench import run
 
     quiet_libraries()
@@ -77,10 +80,12 @@ def bench(
         from dive.bench.table import show
 
         show(results)
-        if json_file is not None:
+        if json_file is not None and (results.rows or results.wrong or json_file.parent.is_dir()):
             write_text(json_file, text + "\n")
     if results.wrong:
         one = results.wrong[0]
         raise DiveError(f"bench: {one.operator} is wrong here ({one.case}): {one.reason}")
     if not results.rows:
-        raise DiveError(f"bench: nothing was measured in {seconds:g} seconds")
+        lost = json_file not in (None, _STDOUT) and not json_file.is_file()
+        more = f"; {json_file} is not written, there is no such folder" if lost else ""
+        raise DiveError(f"bench: nothing was measured in {seconds:g} seconds{more}")

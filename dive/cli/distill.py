@@ -25,6 +25,7 @@ from dive.cli.options import (
     StudiesOption,
     TargetOption,
     TemplateOption,
+    check_values,
     demonstrations_of,
     image_budget,
     number_or_file,
@@ -136,13 +137,8 @@ def distill(
         "gradient_checkpointing": gradient_checkpointing or None,
         "cache_images": None if image_cache is None else str(image_cache),
     }
-    from dive.adapter import CONFIG_FILE
-    from dive.data import Skipped
-    from dive.distillation import check_teacher
-    from dive.distillation import distill as run
+    check_values(target=target, on_error=on_error, dtype=dtype, max_image_tokens=max_image_tokens)
     from dive.presets import DistillConfig
-    from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS
-    from dive.training_run import describe_wish, find_checkpoint, remove_checkpoints
 
     named = {name: value for name, value in given.items() if value is not None}
     by_set = pairs(setting, [field.name for field in fields(DistillConfig)], "--set")
@@ -151,6 +147,14 @@ def distill(
             option = "--image-cache" if name == "cache_images" else f"--{name.replace('_', '-')}"
             raise DiveError(f"{name} is given twice, by {option} and by --set; leave one out")
     config = DistillConfig(**{**named, **by_set})
+    # what follows takes seconds to import
+    from dive.adapter import CONFIG_FILE
+    from dive.data import Skipped
+    from dive.distillation import check_teacher
+    from dive.distillation import distill as run
+    from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS
+    from dive.training_run import describe_wish, find_checkpoint, remove_checkpoints
+
     if demonstrations is not None:
         check_teacher(config)
     budget = image_budget(max_image_tokens, DEFAULT_MAX_IMAGE_TOKENS)

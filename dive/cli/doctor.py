@@ -6,10 +6,11 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dive.cli.options import JsonOption
+from dive.cli.tables import add_row, stdout, table
 
 if TYPE_CHECKING:
     from dive.self_test import Finding
@@ -32,6 +33,7 @@ def doctor(as_json: JsonOption = False) -> None:
     from dive.metrics import requirements
 
     findings = self_test.run()
+    present = extension.find()
     sick = [one for one in findings if not one.fine]
 
     facts: dict[str, Any] = {
@@ -39,35 +41,38 @@ def doctor(as_json: JsonOption = False) -> None:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "extension": extension.build_info() if extension.available() else None,
+        # how it was built and what it runs here; None where it is not loaded
+        "extension": extension.build_info(),
+        "extension_state": {"state": present.state, "reason": present.reason},
         "paths": [one._asdict() for one in findings],
         "metrics": requirements(),
     }
     if as_json:
         print(json.dumps(facts))
         raise typer.Exit(bool(sick))
-    console = Console(highlight=False)
-    table = Table("what", "state", box=None, pad_edge=False)
-    table.add_row("dive", facts["dive"])
-    table.add_row("python", facts["python"])
+    console = stdout()
+    what = table("what", "state")
+    add_row(what, "dive", facts["dive"])
+    add_row(what, "python", facts["python"])
     for name, version in facts["packages"].items():
-        table.add_row(name, version or "[yellow]not installed[/]")
-    table.add_row("GPUs", ", ".join(facts["gpus"]) or "none")
+        add_row(what, name, version or Text("not installed", "yellow"))
+    add_row(what, "GPUs", ", ".join(facts["gpus"]) or "none")
     built = facts["extension"]
-    table.add_row(
+    add_row(
+        what,
         "dive._C",
         ", ".join(f"{k} {v}" for k, v in built.items())
         if built
-        else "[yellow]not built: the PyTorch path is used; pip install . builds it[/]",
+        else Text(f"{present.state}: {present.reason}", "yellow"),
     )
-    console.print(table)
+    console.print(what)
     console.print("\nFast paths, run on the bundled backbone:")
     console.print(_paths(findings))
     console.print("\nMetrics that need weights or packages of their own:")
-    needs = Table("metric", "state", "where it must lie", "how to get it", box=None, pad_edge=False)
+    needs = table("metric", "state", "where it must lie", "how to get it")
     for one in facts["metrics"]:
-        state = "there" if one["present"] else "[yellow]missing[/]"
-        needs.add_row(one["name"], state, str(one["where"]), one["how"])
+        state = "there" if one["present"] else Text("missing", "yellow")
+        add_row(needs, one["name"], state, str(one["where"]), one["how"])
     console.print(needs)
     if sick:
         names = ", ".join(f"{one.name} on {one.device}" for one in sick)
@@ -76,11 +81,11 @@ def doctor(as_json: JsonOption = False) -> None:
 
 
 def _paths(findings: "list[Finding]") -> Table:
-    table = Table("path", "device", "state", "why", box=None, pad_edge=False)
+    made = table("path", "device", "state", "why")
     for one in findings:
-        colour = "green" if one.state == "used" else "default" if one.fine else "bold yellow"
-        table.add_row(one.name, one.device, f"[{colour}]{one.state}[/]", one.why)
-    return table
+        colour = "green" if one.state == "used" else "" if one.fine else "bold yellow"
+        add_row(made, one.name, one.device, Text(one.state, colour), one.why)
+    return made
 
 
 def _version(name: str) -> str | None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from dive.cli.options import (
     DropComparisonsOption,
@@ -15,10 +15,12 @@ from dive.cli.options import (
     ReadOption,
     ReportsRootOption,
     SplitOption,
+    check_values,
     open_all,
     place,
     reading,
 )
+from dive.cli.tables import add_column, add_row, stdout, table
 from dive.counting import counted
 from dive.errors import DiveError
 
@@ -143,6 +145,7 @@ def evaluate(
     unknown = [name for name in asked if name not in METRICS]
     if not asked or unknown:
         raise DiveError(f"--metrics is {metrics!r}; wants some of {','.join(METRICS)}")
+    check_values(target=target)
     if per_report is not None:
         given = [Path(name) for name in (predictions, baseline, references) if name is not None]
         if any(per_report.resolve() == one.resolve() for one in given):
@@ -193,12 +196,12 @@ def evaluate(
         counts["without_finish_reason"] = without
         print(json.dumps(found | {"target": target} | counts, ensure_ascii=False))
         return
-    console = Console(highlight=False)
+    console = stdout()
     _print(found, missing, extra, console)
     if known and without:
         console.print(
             f"[yellow]no termination_rate: {without} of {len(ids)} predictions have no "
-            f"finish_reason[/] ({predictions})"
+            f"finish_reason[/] ({escape(str(predictions))})"
         )
     if per_report is not None:
         console.print(f"every report's scores are in {per_report}", markup=False, style="dim")
@@ -222,13 +225,13 @@ def _print(
     found: dict[str, Any], missing: dict[str, int], extra: dict[str, int], console: Console
 ) -> None:
     intervals, differences = found.get("intervals", {}), found.get("differences", {})
-    table = Table("metric", "score", box=None, pad_edge=False)
+    shown = table("metric", "score")
     if intervals:
-        table.add_column(f"{100 * found['bootstrap']['confidence']:.0f}% interval")
+        add_column(shown, f"{100 * found['bootstrap']['confidence']:.0f}% interval")
     if differences:
-        table.add_column("baseline")
-        table.add_column("difference")
-    table.add_column("variant", style="dim")
+        add_column(shown, "baseline")
+        add_column(shown, "difference")
+    add_column(shown, "variant", "dim")
     for name, variant in found["variants"].items():
         row = [name, f"{found[name]:.4f}"]
         if intervals:
@@ -240,13 +243,13 @@ def _print(
             if one and "interval" in one:
                 text += " ({:+.4f} to {:+.4f}, p {:.3f})".format(*one["interval"], one["p"])
             row.append(text)
-        table.add_row(*row, variant)
-    console.print(table)
+        add_row(shown, *row, variant)
+    console.print(shown)
     console.print(f"{found['scored']} of {found['reports']} reports scored", style="dim")
     for what, counts in (("reference", extra), ("prediction", missing)):
         for path, count in counts.items():
             if count:
-                console.print(f"[yellow]{count} without a {what}[/] ({path})")
+                console.print(f"[yellow]{count} without a {what}[/] ({escape(path)})")
     for what in ("empty_predictions", "empty_references"):
         if found[what]:
             console.print(f"[yellow]{found[what]} {what.replace('_', ' ')}[/]")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from dive.checks import whole
 from dive.cli.options import (
     BackboneOption,
     DeviceOption,
@@ -21,6 +22,7 @@ from dive.cli.options import (
     ReportsRootOption,
     SplitOption,
     TemplateOption,
+    check_values,
     demonstrations_of,
     image_budget,
     open_all,
@@ -91,6 +93,15 @@ def generate(
         raise DiveError("give either --studies FILE or image files, and not both")
     from dive.data.io import check_file
 
+    check_values(
+        target=target,
+        on_error=on_error,
+        dtype=dtype,
+        engine=engine,
+        max_image_tokens=max_image_tokens,
+    )
+    for option, value in (("--max-new-tokens", max_new_tokens), ("--batch-size", batch_size)):
+        whole(option, value, 1)
     check_file(out)  # what cannot be written is refused before anything is read
     for name in (out.with_name(out.name + ".partial"), out.with_suffix(".skipped.jsonl")):
         check_file(name)
@@ -101,9 +112,8 @@ def generate(
     from dive.adapter import SteeringAdapter
     from dive.data import Skipped
     from dive.data.io import JsonlWriter
-    from dive.generation import as_studies, check_engine, iter_reports
+    from dive.generation import as_studies, iter_reports
 
-    check_engine(engine)
     skipped = Skipped()
     if studies is not None:
         options = reading(split, images_root, reports_root, False, read)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from dive.cli.options import (
@@ -23,6 +22,7 @@ from dive.cli.options import (
     StudiesOption,
     TargetOption,
     TemplateOption,
+    check_values,
     demonstrations_of,
     image_budget,
     open_all,
@@ -30,6 +30,7 @@ from dive.cli.options import (
     quiet_libraries,
     reading,
 )
+from dive.cli.tables import add_row, stdout, table
 from dive.errors import DiveError
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def tokens(
         }
         print(json.dumps(answer, ensure_ascii=False))
         return
-    console = Console()
+    console = stdout()
     if console.color_system is None:  # a file or a pipe shows no styles
         console.out(
             _bracketed(text, weigher.spans(text)), "\n\n[weighted]", sep="", highlight=False
@@ -128,15 +129,15 @@ def tokens(
             legend.append(" ")
         legend.append("weighted", style="underline")
         console.print(legend)
-    found = Table("finding", "class", "polarity", "words", box=None, pad_edge=False)
+    found = table("finding", "class", "polarity", "words")
     for mention in mentions:
         words = " ... ".join(text[start:end] for start, end in mention.spans)
-        found.add_row(mention.name, mention.cls, mention.polarity, " ".join(words.split()))
+        add_row(found, mention.name, mention.cls, mention.polarity, " ".join(words.split()))
     console.print(found)
-    table = Table("class", f"% of {unit}", "% of loss", box=None, pad_edge=False)
+    held = table("class", f"% of {unit}", "% of loss")
     for kind, (of_tokens, of_loss) in shares.items():
-        table.add_row(CLASS_NAMES[kind], f"{100 * of_tokens:.1f}", f"{100 * of_loss:.1f}")
-    console.print(table)
+        add_row(held, CLASS_NAMES[kind], f"{100 * of_tokens:.1f}", f"{100 * of_loss:.1f}")
+    console.print(held)
     console.print(
         f"{len(classes)} {unit} with the end; weights: pathology {pathology:g} ({polarity}), "
         f"end {eos:g}, others 1; the share of loss is by weight, as if every token cost the same",
@@ -185,6 +186,7 @@ def prompt(
     as_json: JsonOption = False,
 ) -> None:
     """Print one student's and one teacher's prompt with its report, image tokens collapsed."""
+    check_values(target=target, max_image_tokens=max_image_tokens)
     from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS, Prompter
     from dive.teacher import Demonstrations
 

@@ -1,6 +1,7 @@
 """Options that several commands share, and the reading of what they name."""
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -134,6 +135,32 @@ def image_budget(text: str | None, default: Any) -> Any:
     if not text.isdigit() or int(text) < 1:
         raise DiveError(f"--max-image-tokens is {text!r}, want a whole number >= 1 or none")
     return int(text)
+
+
+ENGINES = ("auto", "dive._C", "transformers")
+_DTYPE = re.compile(r"auto|bfloat16|half|double|float(\d+(_\w+)?)?")
+
+
+def check_values(
+    *,
+    target: str | None = None,
+    on_error: str = "fail",
+    dtype: str = "auto",
+    engine: str = "auto",
+    max_image_tokens: str | None = None,
+) -> None:
+    """DiveError on a value that nothing knows, before torch and transformers are imported."""
+    from dive.data import check_target
+    from dive.data.trouble import check_on_error
+
+    if target is not None:
+        check_target(target)
+    check_on_error(on_error, None)
+    image_budget(max_image_tokens, None)
+    if not _DTYPE.fullmatch(dtype):
+        raise DiveError(f"--dtype is {dtype!r}, want auto, bfloat16, float16, float32 ...")
+    if engine not in ENGINES:
+        raise DiveError(f"engine is {engine!r}, want one of {', '.join(ENGINES)}")
 
 
 def pairs(given: list[str] | None, known: Iterable[str], option: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 from dive.errors import DiveError
 
@@ -121,25 +122,29 @@ class JsonlWriter:
 
     def __init__(self, path: str | Path, *, run: Mapping | None = None) -> None:
         self.path = Path(path)
-        if self.path.is_dir():
-            raise DiveError(f"{self.path} is a folder; wants the name of a file to write")
         self.partial = self.path.with_name(self.path.name + ".partial")
         self._run_path = self.path.with_name(self.path.name + ".partial.run")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DiveError(f"cannot write {self.path}: {error.strerror}") from error
+        check_file(self.path)
         self.done: dict[str, None] = {}
-        description = json.dumps(run or {}, sort_keys=True, ensure_ascii=False, default=str)
+        self._file: BinaryIO | None = None
+        self._description = description = json.dumps(
+            run or {}, sort_keys=True, ensure_ascii=False, default=str
+        )
         # a run that ended before its first row leaves nothing to go on from, and nothing to mix
         if self.partial.exists() and self.partial.stat().st_size > 0:
             self._check_run(description)
             self._recover()
-        try:
-            write_text(self._run_path, description + "\n")
-        except OSError as error:
-            raise DiveError(f"cannot write {self.path}: {error.strerror}") from error
-        self._file = open(self.partial, "ab")  # noqa: SIM115 (closed by close)
+            self._open()
+
+    def _open(self) -> BinaryIO:
+        """The file of the rows, made for the first one: a run that never came to it leaves none."""
+        if self._file is None:
+            try:
+                write_text(self._run_path, self._description + "\n")
+                self._file = open(self.partial, "ab")  # noqa: SIM115 (closed by close)
+            except OSError as error:
+                raise DiveError(f"cannot write {self.path}: {error.strerror}") from error
+        return self._file
 
     def _check_run(self, description: str) -> None:
         try:
@@ -183,20 +188,23 @@ class JsonlWriter:
         name = row["id"]
         if name in self.done:
             raise DiveError(f"{self.path}: id {name!r} comes twice")
-        self._file.write(json_line(row).encode("utf-8"))
-        self._file.flush()
+        file = self._open()
+        file.write(json_line(row).encode("utf-8"))
+        file.flush()
         self.done[name] = None
 
     def finish(self) -> None:
         """All rows are there: rename the file to its final name."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        file = self._open()
+        file.flush()
+        os.fsync(file.fileno())
         self.close()
         os.replace(self.partial, self.path)
         self._run_path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def __enter__(self) -> "JsonlWriter":
         return self

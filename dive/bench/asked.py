@@ -1,0 +1,35 @@
+"""What a run may be asked for, looked at without torch: a slip of the pen costs no import."""
+
+import math
+import re
+from collections.abc import Sequence
+
+from dive.errors import DiveError
+
+CROSS_ENTROPY, STEER, DECODE = OPERATORS = ("cross-entropy", "steer", "decode")
+DTYPES = ("float32", "bfloat16", "float16")
+_DEVICE = re.compile(r"auto|(cpu|cuda)(:\d+)?")
+
+
+def operators_of(given: Sequence[str]) -> list[str]:
+    """Each of `OPERATORS` once; all where none is named. cross_entropy is cross-entropy."""
+    names = [name.replace("_", "-") for name in given]
+    for name, meant in zip(given, names, strict=True):
+        if meant not in OPERATORS:
+            raise DiveError(f"bench: operator is {name!r}, want one of {', '.join(OPERATORS)}")
+    return list(dict.fromkeys(names)) or list(OPERATORS)
+
+
+def check(
+    operators: Sequence[str], device: str, dtype: str, seconds: float, threads: int | None
+) -> None:
+    """DiveError on what no machine could do; whether there is such a device is not looked at."""
+    operators_of(operators)
+    if not 0 < seconds < math.inf:
+        raise DiveError(f"bench: seconds is {seconds}, want a finite number above 0")
+    if not _DEVICE.fullmatch(device):
+        raise DiveError(f"bench: device is {device!r}, want auto, cpu, cuda, cuda:1 ...")
+    if dtype != "auto" and dtype not in DTYPES:
+        raise DiveError(f"bench: dtype is {dtype!r}, want auto, {', '.join(DTYPES)}")
+    if threads is not None and threads < 1:
+        raise DiveError(f"bench: threads is {threads}, want 1 or more")

@@ -1,0 +1,53 @@
+"""Tables and texts on stdout that lose nothing: in a narrow terminal, in a pipe, in ASCII."""
+
+import codecs
+import sys
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+# columns in a file or a pipe: nothing is folded that somebody may search for
+_NO_END = 10_000
+_ESCAPES = "dive.escapes"
+
+
+def stdout() -> Console:
+    """The terminal in its own width; a file or a pipe without an end of the line."""
+    console = Console(highlight=False, emoji=False)
+    return console if console.is_terminal else Console(highlight=False, emoji=False, width=_NO_END)
+
+
+def table(*names: str) -> Table:
+    """Columns whose words are folded where they are too long, and never cut."""
+    made = Table(box=None, pad_edge=False)
+    for name in names:
+        add_column(made, name)
+    return made
+
+
+def add_column(made: Table, name: str, style: str = "") -> None:
+    """One more, of the same kind."""
+    made.add_column(Text(name), overflow="fold", style=style)
+
+
+def add_row(made: Table, *cells: str | Text) -> None:
+    """Brackets in a text are text, not markup."""
+    made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
+
+
+def escape_on_stdout() -> None:
+    r"""What stdout's encoding has no letters for is written as \u00e9: no error, and valid JSON."""
+    codecs.register_error(_ESCAPES, _escaped)
+    given = sys.stdout
+    # an error handler that somebody asked for (PYTHONIOENCODING=ascii:replace) is kept
+    if hasattr(given, "reconfigure") and given.errors in ("strict", "surrogateescape"):
+        given.reconfigure(errors=_ESCAPES)
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    wide = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    pairs = (wide[at : at + 2].hex() for at in range(0, len(wide), 2))
+    return "".join(f"\\u{pair}" for pair in pairs), error.end
