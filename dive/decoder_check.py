@@ -49,7 +49,7 @@ def path_to(model: nn.Module, text: nn.Module) -> str:
 
 
 def check_modules(model: nn.Module, path: str, head: nn.Module) -> None:
-    """Whether each module computes what its class says; `dive.attach`'s own hooks are known.
+    """Whether each module computes what its class says; dive's own hooks are known.
 
     path: `path_to` the text decoder. What lies around it is read by transformers for the prompt,
     and by nobody for the tokens after it, so that it may not change what passes through.
@@ -87,8 +87,8 @@ def _check_forward(name: str, module: nn.Module) -> None:
     if not (_is_known(type(module).forward) and _is_known(type(module).__call__)):
         raise Unsupported(f"the forward of {name}, a {type(module).__name__}, is not its library's")
     for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-        # transformers' own only look on
-        if not getattr(hook, "__module__", "").startswith(("dive.attach", "transformers.")):
+        # ours and transformers' only look on, or are the engine's to compute
+        if not getattr(hook, "__module__", "").startswith(("dive.", "transformers.")):
             raise Unsupported(f"{name} has a forward hook")
 
 
