@@ -127,7 +127,7 @@ def test_what_is_not_set_is_the_models(folders, studies, family, settings, said,
         ("InternVL", {"image_seq_length": 9}, "9 image tokens .* 4 features: image_seq_length"),
         ("PaliGemma", {"image_seq_length": 9}, "9 image tokens .* 16 features: image_seq_length"),
         ("Idefics3", {"image_seq_len": 9}, "9 image tokens .* 4 features: image_seq_len is 9"),
-        ("Mistral 3", {"spatial_merge_size": 1}, "spatial_merge_size is 1 .* implies 2"),
+        ("Mistral 3", {"spatial_merge_size": 3}, "spatial_merge_size is 3 .* implies 2"),
     ],
 )
 def test_what_does_not_fit_is_named_before_an_image_is_read(folders, family, settings, message):

@@ -15,10 +15,8 @@ from dive.errors import DiveError
 from dive.prompting import (
     DEFAULT_PROMPTS,
     Prompter,
-    response_positions,
-    response_targets,
-    sequence_names,
 )
+from dive.sequences import response_positions, response_targets, sequence_names
 from dive.templates import assistant_turn
 
 
