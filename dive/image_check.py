@@ -28,7 +28,7 @@ _EDGES = (
 _FILTERS = 6  # PIL's resampling filters are 0 to 5
 # Normalised pixels of released models lie within about -2 and 3, those not normalised within 0 and
 # 1; bytes that were never scaled down come out at hundreds.
-_FAR, _FLAT = 20.0, 0.05
+_FAR, _FLAT = 20.0, 0.5
 _VALUES = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 
 
@@ -45,6 +45,9 @@ def check_settings(processor: Any, stacklevel: int = 3) -> None:
         _whole_edges(images, longest, ("longest_edge",), name)
         if resizes and "longest_edge" not in sizes["size"]:
             raise _unfit(images, name, "size", f"a dict such as {_usual(images, 'size')}")
+    if hasattr(processor, "spatial_merge_size") and not resizes:
+        # in Pixtral's line it is what makes an image's edges multiples of a token's
+        raise _unfit(images, name, "do_resize", "True")
     if resizes:
         _check_filter(images, name)
     for on, settings in (
