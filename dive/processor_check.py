@@ -112,6 +112,9 @@ def misfits(
     among: the settings that are looked at; None for all.
     """
     found = []
+    token = getattr(unwrap(backbone_or_model).config, "image_token_id", None)
+    if among is None and token is not None and _token(processor, token) is None:
+        found.append(f"the tokenizer has no token {token}, which is the model's image token")
     for name, wanted in _implied(processor, unwrap(backbone_or_model)).items():
         if among is not None and name not in among:
             continue
@@ -300,7 +303,7 @@ def _implied(processor: Any, model: Any) -> dict[str, Any]:
         and hasattr(processor, "image_token")
         and not hasattr(processor, "boi_token")
     ):
-        found["image_token"] = str(processor.tokenizer.convert_ids_to_tokens(token))
+        found["image_token"] = _token(processor, token)
     if hasattr(processor, "vision_feature_select_strategy"):
         found["vision_feature_select_strategy"] = strategy
         if hasattr(processor, "num_additional_image_tokens"):
@@ -324,6 +327,11 @@ def _implied(processor: Any, model: Any) -> dict[str, Any]:
         if hasattr(processor, name):
             found[name] = each
     return found
+
+
+def _token(processor: Any, index: int) -> str | None:
+    token = processor.tokenizer.convert_ids_to_tokens(index) if index >= 0 else None
+    return None if token is None else str(token)
 
 
 def _edge(vision: Any, name: str) -> int | None:

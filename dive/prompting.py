@@ -119,12 +119,8 @@ class Prompter:
         self.eos_token_ids = list(dict.fromkeys([self.end_token_id, *generation_ids]))
         self._embedded = Embedded(backbone.model, self.tokenizer, backbone.image_token_id)
         self._embedded.check([self.end_token_id], "the chat template's end of a turn")
-        for what, text in (
-            ("the chat template", self._before_answer[0]),
-            ("the prompt", self.prompt),
-        ):
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            self._embedded.check(ids, what)
+        self._embedded.check(self._before_answer[1], "the chat template")
+        self._embedded.check(self.tokenizer(self.prompt)["input_ids"], "the prompt")
         pad = self.tokenizer.pad_token_id
         # padding is masked: any token does
         usable = pad is not None and pad in self._embedded

@@ -228,3 +228,17 @@ def test_what_no_image_can_pass_is_refused_before_a_study(folders, studies):
     backbone.processor.image_processor.preprocess = never
     with pytest.raises(DiveError, match="Idefics3Processor cannot be used .*no image has this"):
         dive.generate(backbone, studies, on_error="skip")
+
+
+def test_a_tokenizer_without_the_models_image_token_is_named(folders):
+    """And no token is made up from what the tokenizer gives for an id that it has not."""
+    backbone = dive.load_backbone(folders("LLaVA"))
+    token = backbone.model.config.image_token_id
+    tokenizer = dive.load_backbone(folders("Qwen2.5-VL")).tokenizer
+    assert tokenizer.convert_ids_to_tokens(token) is None
+    backbone.processor.tokenizer = tokenizer
+    with pytest.raises(DiveError, match=f"no token {token}, which is the model's image token"):
+        Prompter(backbone)
+    backbone.processor.image_token = None
+    with pytest.raises(DiveError, match="names no image token"):
+        Prompter(backbone)
