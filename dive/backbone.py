@@ -24,7 +24,7 @@ from dive import checks
 from dive.checkpointing import enable_gradient_checkpointing
 from dive.errors import DiveError
 from dive.image_processor import processor_without_video
-from dive.processor_check import settle
+from dive.processor_check import settled
 from dive.structure import (
     Head,
     computes_on,
@@ -162,7 +162,7 @@ def load_backbone(
     )
     processor = _processor(source, config, auto, shared)
     if getattr(processor, "image_processor", None) is not None:
-        settle(processor, model)
+        processor = settled(processor, model)
     return Backbone(model, processor)
 
 

@@ -12,7 +12,8 @@ from dive.data.study import Study
 from dive.decisive import DecisiveTokens
 from dive.errors import DiveError
 from dive.image_cache import ImageCache, has_pixels
-from dive.prompting import Prompter, Response, response_positions, response_targets
+from dive.prompting import Prompter, Response
+from dive.sequences import response_positions, response_targets
 
 CACHE_BYTES = 4 << 30  # encoded studies that are kept in memory between epochs
 

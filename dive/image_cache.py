@@ -19,7 +19,8 @@ from transformers.utils import ModelOutput
 
 from dive.data.study import Study
 from dive.feature_store import FeatureStore, key_of
-from dive.prompting import Prompter, sequence_names
+from dive.prompting import Prompter
+from dive.sequences import sequence_names
 from dive.structure import last_hidden_state, unwrap
 
 log = logging.getLogger(__name__)

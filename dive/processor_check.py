@@ -4,17 +4,21 @@ image tokens than the model makes features.
 A checkpoint keeps the two in different files, and neither transformers nor the hub compares them.
 """
 
-import contextlib
+import copy
+import inspect
 import logging
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from numbers import Integral
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from dive.errors import DiveError
+from dive.image_check import check_pixels
+from dive.image_marks import ids_of_marks
 from dive.structure import last_hidden_state, unwrap
 
 log = logging.getLogger("dive")
@@ -22,82 +26,76 @@ log = logging.getLogger("dive")
 # what a vision tower raises for pixels that are not its own
 _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError)
 _SIZES = ("crop_size", "size")
+# where images keep their shape, these say how many tokens they take: that of one image may be right
+# by luck, and that of the next is not
+_BY_SHAPE = (
+    "patch_size",
+    "spatial_merge_size",
+    "image_processor.patch_size",
+    "image_processor.merge_size",
+    "image_processor.temporal_patch_size",
+)
 # what the model reads from its own config whatever the processor did: another value cannot work
 _THE_MODELS = ("image_processor.image_grid_pinpoints", "vision_aspect_ratio")
 
+_said: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+_checked: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
-def settle(processor: Any, backbone_or_model: Any) -> None:
-    """Gives a processor the settings that it lacks, as the model's config implies them, and says so
-    once. Older LLaVA checkpoints leave theirs out."""
+
+def settled(processor: Any, backbone_or_model: Any) -> Any:
+    """The processor with the settings that it lacks, as the model's config implies them; which are
+    said once. Older LLaVA checkpoints leave theirs out.
+
+    A processor that lacks something is copied: the caller's own stays as it is.
+    """
     model: Any = unwrap(backbone_or_model)
+    taken: dict[str, Any] = {}
     implied = _implied(processor, model)
-    lacking = []
     for name, wanted in implied.items():
         owner, own = _owner(processor, name)
-        if wanted is not None and own not in _SIZES and getattr(owner, own, 0) in (None, ""):
-            lacking.append(name)
+        if wanted is None or own in _SIZES or not hasattr(owner, own):
+            continue
+        value = getattr(owner, own)
+        if value in (None, "") or (value != wanted and _is_default(processor, name)):
+            taken[name] = wanted
     counted = "num_additional_image_tokens"
-    if lacking and getattr(processor, counted, None) == 0 and implied.get(counted):
-        lacking.append(counted)  # its default is 0, which cannot be told from none
-    for name in lacking:
-        owner, own = _owner(processor, name)
-        setattr(owner, own, implied[name])
+    if taken and getattr(processor, counted, None) == 0 and implied.get(counted):
+        taken[counted] = implied[counted]  # its default is 0, which cannot be told from none
     for name in _THE_MODELS:
         owner, own = _owner(processor, name)
         wanted = getattr(model.config, own, None)
         if wanted is None or not hasattr(owner, own):
             continue
         if _listed(getattr(owner, own)) != _listed(wanted):
-            implied[name] = wanted
-            lacking.append(name)
-            setattr(owner, own, wanted)
-    if lacking:
-        log.warning(
-            "%s: not set or not the model's, and taken from the model's config: %s",
-            type(processor).__name__,
-            ", ".join(f"{name} = {implied[name]!r}" for name in lacking),
-        )
+            taken[name] = wanted
+    taken |= ids_of_marks(processor, getattr(model.config, "image_token_id", None))
+    if not taken:
+        return processor
+    line = f"{type(processor).__name__}: not set or not the model's, and taken from the model's "
+    line += "config: " + ", ".join(f"{name} = {value!r}" for name, value in taken.items())
+    said = _said.setdefault(processor, set())
+    if line not in said:
+        said.add(line)
+        log.warning("%s", line)
+    processor = copy.copy(processor)
+    processor.image_processor = copy.copy(processor.image_processor)
+    for name, value in taken.items():
+        owner, own = _owner(processor, name)
+        setattr(owner, own, value)
+    return processor
 
 
 def check_types(processor: Any, backbone_or_model: Any) -> None:
-    """DiveError where a setting is not even of the kind that it has to be; a warning where images
-    are made smaller than what is cut out of them, which puts black around them."""
-    images, name = processor.image_processor, type(processor).__name__
-    sizes: dict[str, dict[str, Any]] = {}
-    qwen = all(isinstance(getattr(images, one, None), int) for one in ("patch_size", "merge_size"))
-    for own in _SIZES:
-        value = getattr(images, own, None)
-        if value is None and not (own == "size" and (qwen or hasattr(type(images), "size"))):
-            continue
-        with contextlib.suppress(TypeError, ValueError):
-            read: dict[str, Any] = dict(value)  # type: ignore[arg-type]
-            sizes[own] = {edge: one for edge, one in read.items() if one is not None}
-        needed = ("shortest_edge", "longest_edge") if qwen and own == "size" else ()
-        edges = sizes.get(own, {})
-        good = bool(edges) and all(isinstance(edges.get(one), int) for one in needed)
-        if not good or not all(isinstance(one, int) and one > 0 for one in edges.values()):
-            try:
-                usual = dict(getattr(type(images), own, None) or {})
-            except (TypeError, ValueError):
-                usual = {}
-            kept = {edge: one for edge, one in usual.items() if one is not None}
-            wants = f"such as {kept}" if kept else "of edges in pixels"
-            raise DiveError(f"{name}: image_processor.{own} is {value!r}; wants a dict {wants}")
+    """DiveError where a setting that the model's config implies is not even of its kind."""
     for setting, wanted in _implied(processor, unwrap(backbone_or_model)).items():
         value = _setting(processor, setting)
-        if isinstance(wanted, int) and isinstance(value, (str, float, bool)):
+        sized = setting.removeprefix("image_processor.") in _SIZES
+        if sized or value is None or not isinstance(wanted, int):
+            continue
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
             raise DiveError(
-                f"{name}: {setting} is {value!r}; wants a whole number, and the model's config "
-                f"implies {wanted}"
-            )
-    if getattr(images, "do_resize", False) and getattr(images, "do_center_crop", False):
-        edge = sizes.get("size", {}).get("shortest_edge")
-        cut = max(sizes.get("crop_size", {}).values(), default=0)
-        if edge is not None and edge < cut:
-            warnings.warn(
-                f"{name}: image_processor.size has the shortest_edge {edge}, and crop_size is "
-                f"{cut}: images get a black frame (a model's own processor has one value for both)",
-                stacklevel=4,
+                f"{type(processor).__name__}: {setting} is {value!r}; wants a whole number, and "
+                f"the model's config implies {wanted}"
             )
 
 
@@ -106,17 +104,32 @@ def _listed(value: Any) -> Any:
     return [_listed(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
-def misfits(processor: Any, backbone_or_model: Any) -> list[str]:
-    """Settings that are not what the model's config implies: "patch_size is 16 (... 14)"."""
+def misfits(
+    processor: Any, backbone_or_model: Any, among: Container[str] | None = None
+) -> list[str]:
+    """Settings that are not what the model's config implies: "patch_size is 16 (... 14)".
+
+    among: the settings that are looked at; None for all.
+    """
     found = []
+    token = getattr(unwrap(backbone_or_model).config, "image_token_id", None)
+    if among is None and token is not None and _token(processor, token) is None:
+        found.append(f"the tokenizer has no token {token}, which is the model's image token")
     for name, wanted in _implied(processor, unwrap(backbone_or_model)).items():
+        if among is not None and name not in among:
+            continue
         value = _setting(processor, name)
         if wanted is not None and value is not None and value != wanted:
             found.append(f"{name} is {value!r} and the model's config implies {wanted!r}")
     return found
 
 
-_checked: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+def _is_default(processor: Any, name: str) -> bool:
+    """Whether a setting that follows an image's shape is what the class has for none at all."""
+    if name not in _BY_SHAPE:
+        return False
+    parameter = inspect.signature(type(processor).__init__).parameters.get(name)
+    return parameter is not None and parameter.default == getattr(processor, name)
 
 
 @torch.no_grad()
@@ -126,31 +139,34 @@ def check_features(
     settings: dict[str, Any],
     example: Callable[[], tuple[dict[str, Tensor], dict[str, Tensor], int]],
 ) -> None:
-    """DiveError where one image takes another number of tokens than the model makes features.
+    """DiveError where no image can pass the processor, or one takes another number of tokens than
+    the model makes features; or where its pixels are of no use.
 
     example: a prompt with one image, those of its inputs that are the image's, and how many image
     tokens it has. Asked for once for each state of the settings; only where it does not look as
     the model's config has it, it is run through the vision tower.
     """
     model: Any = unwrap(backbone_or_model)
-    own = {name: _setting(processor, name) for name in _implied(processor, model)}
-    key = repr([id(processor), settings, own, processor.image_processor.to_dict()])
+    key = repr([_state(processor), settings, processor.image_processor.to_dict()])
     if key in _checked.setdefault(model, set()):
         return
     get = getattr(model.base_model, "get_image_features", None)
     if get is None or model.base_model is model:
         return
+    name = type(processor).__name__
     try:
         batch, images, tokens = example()
     except DiveError as error:
         more = misfits(processor, model)
-        if not more:
-            return  # of the template or the tokenizer: every study will say so itself
-        name = type(processor).__name__
+        if not more and not getattr(processor.image_processor, "do_resize", True):
+            return  # other images may have the right size
+        why = "; ".join([*more, *_usual_class(processor, model)])
         raise DiveError(
-            f"{name} cannot be used with this model: {'; '.join(more)} ({error})"
+            f"{name} cannot be used with this model: {f'{why} ({error})' if why else error}"
         ) from error
-    if not misfits(processor, model) and _expected(model, batch, tokens):
+    check_pixels(processor, batch, stacklevel=6)
+    own = not _usual_class(processor, model)
+    if own and not misfits(processor, model) and _expected(model, batch, tokens):
         _checked[model].add(key)
         return
     features: int | None = None
@@ -164,23 +180,45 @@ def check_features(
         raise
     except _REFUSALS as error:
         refusal = " ".join(str(error).split())
-    if features != tokens:
+    if features != tokens or not own:
         try:
             last_hidden_state(model, batch)  # what a tower counts may not be what a model puts in
         except torch.OutOfMemoryError:
             raise
         except _REFUSALS as error:
-            name, more = type(processor).__name__, misfits(processor, model)
+            more = [*misfits(processor, model), *_usual_class(processor, model)]
             what = (
                 f"the model refuses what {name} makes of an image ({refusal or error})"
-                if features is None
+                if features in (None, tokens)
                 else f"{name} puts {tokens} image tokens into the prompt for an image of which "
                 f"the model makes {features} features"
             )
             raise DiveError(
                 f"{what}: " + ("; ".join(more) or "its settings do not fit the model's config")
             ) from error
+    if hasattr(processor, "spatial_merge_size") or hasattr(processor.image_processor, "merge_size"):
+        more = misfits(processor, model, _BY_SHAPE)
+        if more:
+            raise DiveError(
+                f"{name} cannot be used with this model, whose image tokens follow an image's "
+                f"shape: {'; '.join(more)}"
+            )
     _checked[model].add(key)
+
+
+def _state(processor: Any) -> list[Any]:
+    """All settings of a processor that are plain, and which tokenizer it has."""
+    kinds = (str, int, float, bool, list, tuple, type(None))
+    plain = {name: one for name, one in vars(processor).items() if isinstance(one, kinds)}
+    return [type(processor).__name__, plain, id(processor.tokenizer)]
+
+
+def _usual_class(processor: Any, model: Any) -> list[str]:
+    """In words, which class of processor this model's own is, where it is known and another."""
+    wanted = PROCESSOR_MAPPING_NAMES.get(model.config.model_type)
+    if wanted is None or any(one.__name__ == wanted for one in type(processor).__mro__):
+        return []
+    return [f"the processor of this model_type ({model.config.model_type}) is {wanted}"]
 
 
 def _expected(model: Any, batch: dict[str, Tensor], tokens: int) -> bool:
@@ -265,7 +303,7 @@ def _implied(processor: Any, model: Any) -> dict[str, Any]:
         and hasattr(processor, "image_token")
         and not hasattr(processor, "boi_token")
     ):
-        found["image_token"] = str(processor.tokenizer.convert_ids_to_tokens(token))
+        found["image_token"] = _token(processor, token)
     if hasattr(processor, "vision_feature_select_strategy"):
         found["vision_feature_select_strategy"] = strategy
         if hasattr(processor, "num_additional_image_tokens"):
@@ -289,6 +327,11 @@ def _implied(processor: Any, model: Any) -> dict[str, Any]:
         if hasattr(processor, name):
             found[name] = each
     return found
+
+
+def _token(processor: Any, index: int) -> str | None:
+    token = processor.tokenizer.convert_ids_to_tokens(index) if index >= 0 else None
+    return None if token is None else str(token)
 
 
 def _edge(vision: Any, name: str) -> int | None:

@@ -15,11 +15,21 @@ from dive import checks
 from dive.backbone import Backbone, text_config
 from dive.data.study import Study, check_target
 from dive.errors import DiveError
+from dive.image_check import check_settings
+from dive.image_marks import check_marks
 from dive.image_processor import budget_kwargs
-from dive.processor_check import check_features, check_types, settle
+from dive.processor_check import check_features, check_types, settled
+from dive.sequences import collate, sequence_names
 from dive.structure import unwrap
 from dive.templates import ChatTemplate, assistant_turn, user_turn
-from dive.tokenizer_facts import appended_by, context_of, generation_eos, special_tokens
+from dive.tokenizer_facts import (
+    Embedded,
+    appended_by,
+    check_tokenizer,
+    context_of,
+    generation_eos,
+    special_tokens,
+)
 
 log = logging.getLogger(__name__)
 
@@ -92,20 +102,29 @@ class Prompter:
         self.backbone = backbone
         self.processor = backbone.processor
         self.tokenizer = backbone.tokenizer
+        check_tokenizer(self.processor, self.tokenizer)
         self.sees = getattr(self.processor, "image_processor", None) is not None
         self.prompt = DEFAULT_PROMPTS[target] if prompt is None else prompt
         self.target = target
         self.max_image_tokens = max_image_tokens
         if self.sees:
-            settle(self.processor, backbone)
+            self.processor = settled(self.processor, backbone)
+            check_settings(self.processor, stacklevel=4)
             check_types(self.processor, backbone)
+            check_marks(self.processor)
         self.template = ChatTemplate(self.processor, self.tokenizer, template)
         self.template_hash = self.template.hash
         generation_ids = generation_eos(backbone.model)
         self.end_token_id = self.template.close(generation_ids)
         self.eos_token_ids = list(dict.fromkeys([self.end_token_id, *generation_ids]))
+        self._embedded = Embedded(backbone.model, self.tokenizer, backbone.image_token_id)
+        self._embedded.check([self.end_token_id], "the chat template's end of a turn")
+        self._embedded.check(self._before_answer[1], "the chat template")
+        self._embedded.check(self.tokenizer(self.prompt)["input_ids"], "the prompt")
         pad = self.tokenizer.pad_token_id
-        self.pad_token_id: int = self.eos_token_ids[0] if pad is None else pad
+        # padding is masked: any token does
+        usable = pad is not None and pad in self._embedded
+        self.pad_token_id: int = pad if usable else self.eos_token_ids[0]
         self.max_length, self._limited_by = context_of(backbone.model, self.tokenizer)
         self._special = special_tokens(self.tokenizer, backbone.image_token_id)
         self._check_plain(self.prompt, "the prompt")
@@ -217,6 +236,7 @@ class Prompter:
         if add and self._appended:
             for name in sequence_names(batch):
                 batch[name] = batch[name][:, : -self._appended]
+        self._embedded.check(batch["input_ids"], f"{study.where}: the prompt")
         return batch
 
     # answers
@@ -256,6 +276,7 @@ class Prompter:
                     f"{study.where}: the report holds the special token "
                     f"{self.tokenizer.convert_ids_to_tokens(index)!r}; wants plain text"
                 )
+        self._embedded.check(ids, f"{study.where}: the report")
         spans = [(max(first - start, 0), max(last - start, 0)) for first, last in offsets]
         return Response(text, [*ids, self.end_token_id], spans)
 
@@ -304,32 +325,8 @@ class Prompter:
     # batches
 
     def collate(self, batch: Sequence[dict[str, Tensor]], side: str = "left") -> dict[str, Tensor]:
-        """One batch of prompts: sequence tensors padded at `side`, images one after the other.
-
-        Left for generating, right for training. Padding has attention_mask 0. Image tensors whose
-        further dimensions differ (tiles an image) are padded with zeros there, as processors do.
-        """
-        if side not in ("left", "right"):
-            raise DiveError(f"side is {side!r}; wants 'left' or 'right'")
-        longest = max(one["input_ids"].shape[1] for one in batch)
-        names = list(dict.fromkeys(name for one in batch for name in one))
-        sequences = {name for one in batch for name in sequence_names(one)}
-        joined: dict[str, Tensor] = {}
-        for name in names:
-            values = [one[name] for one in batch if name in one]
-            if name not in sequences:
-                joined[name] = torch.cat(_same_size(values))
-                continue
-            if len(values) < len(batch):
-                raise DiveError(f"some prompts of the batch have {name!r} and some have not")
-            fill = self.pad_token_id if name == "input_ids" else 0
-            padded = []
-            for value in values:
-                short = longest - value.shape[1]
-                pad = value.new_full((1, short, *value.shape[2:]), fill)
-                padded.append(torch.cat([pad, value] if side == "left" else [value, pad], dim=1))
-            joined[name] = torch.cat(_same_size(padded))
-        return joined
+        """One batch of prompts, padded at `side`: left for generating, right for training."""
+        return collate(batch, self.pad_token_id, side)
 
     def slim(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The batch with images in the model's dtype, as `place` makes them, where it is: half as
@@ -360,8 +357,10 @@ class Prompter:
         return self.count_image_tokens(self.encode(study))
 
     def _one_image(self) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
-        """A prompt with a blank image; what of it is the image's; how many image tokens it has."""
-        study = Study(id="a blank image", images=(Image.new("RGB", (96, 72)),))
+        """A prompt with one image; what of it is the image's; how many image tokens it has."""
+        image = Image.new("RGB", (96, 72))
+        image.paste((255, 255, 255), (48, 0, 96, 72))  # half white, to see what pixels become
+        study = Study(id="a blank image", images=(image,))
         encoded = self.encode_any_length(study)
         sequences = set(sequence_names(encoded))
         base: Any = unwrap(self.backbone).base_model
@@ -396,47 +395,3 @@ class Prompter:
                 f"{what} holds the special token {found.group()!r}; wants plain text (images and "
                 "turns are put in by the chat template)"
             )
-
-
-def sequence_names(batch: dict[str, Tensor]) -> list[str]:
-    """Names of the tensors that have one entry a token: [1, T] or [1, T, ...]."""
-    shape = batch["input_ids"].shape
-    return [
-        name
-        for name, value in batch.items()
-        if value.shape[:2] == shape and not name.startswith(("pixel", "image"))
-    ]
-
-
-def response_positions(
-    prompt_lengths: Sequence[int],
-    response_lengths: Sequence[int],
-    total_length: int,
-    side: str = "right",
-) -> Tensor:
-    """Positions [B, T], bool, whose hidden states predict the answer's tokens.
-
-    The last prompt position is one of them, the position of the end token itself is not. Row b has
-    `response_lengths[b]` of them, in the order of the answer; `side` is where the batch is padded.
-    """
-    positions = torch.zeros(len(prompt_lengths), total_length, dtype=torch.bool)
-    for row, (prompt, response) in enumerate(zip(prompt_lengths, response_lengths, strict=True)):
-        pad = total_length - prompt - response if side == "left" else 0
-        positions[row, pad + prompt - 1 : pad + prompt + response - 1] = True
-    return positions
-
-
-def response_targets(input_ids: Tensor, positions: Tensor) -> Tensor:
-    """The tokens that `positions` predict, flat: one for each true entry, row by row."""
-    return input_ids.roll(-1, dims=1)[positions.to(input_ids.device)]
-
-
-def _same_size(values: list[Tensor]) -> list[Tensor]:
-    """Pad with zeros, behind, whatever dimension after the first differs."""
-    sizes = [max(extent) for extent in zip(*(value.shape[1:] for value in values), strict=True)]
-    padded = []
-    for value in values:
-        room = value.new_zeros(value.shape[0], *sizes)
-        room[tuple(slice(0, extent) for extent in value.shape)] = value
-        padded.append(room if list(value.shape[1:]) != sizes else value)
-    return padded

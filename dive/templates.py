@@ -6,6 +6,7 @@ out is read.
 
 import hashlib
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ class ChatTemplate:
                 self.plain = True
                 mark = placeholders[0] if placeholders else ""
                 self.source = PLAIN_TEMPLATE.replace("IMAGE_PLACEHOLDER", mark)
-                log.info("the model has no chat template; using the plain one")
+                self._say_plain(sees)
         if self.plain and not tokenizer.eos_token:
             raise DiveError(
                 "the model has neither a chat template nor an end-of-sequence token; "
@@ -163,6 +164,19 @@ class ChatTemplate:
         ]
         return {"role": message["role"], "content": "".join(texts)}
 
+    def _say_plain(self, sees: bool) -> None:
+        """A vision-language model mostly lost its template with a file; PaliGemma's line, like text
+        models before their tuning, never had one."""
+        name = type(self._renderer).__name__
+        if not sees or name.startswith("PaliGemma"):
+            log.info("the model has no chat template; using the plain one")
+            return
+        warnings.warn(
+            f"{name} has no chat template (chat_template.jinja), and a plain one is used: a model "
+            "that was trained on conversations writes other reports with it",
+            stacklevel=5,
+        )
+
     def _find_style(self, placeholders: list[str]) -> None:
         """Which roles want their content as parts and which as plain text; and the placeholder."""
         problem = ""
@@ -205,7 +219,11 @@ class ChatTemplate:
 def _own_template(holder: Any) -> str | None:
     template = getattr(holder, "chat_template", None)
     if isinstance(template, dict):
-        return template.get("default")
+        template = template.get("default")
+    if template is not None and not isinstance(template, str):
+        raise DiveError(
+            f"{type(holder).__name__}: chat_template is {template!r}; wants a Jinja template's text"
+        )
     return template
 
 

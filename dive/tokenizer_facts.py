@@ -1,9 +1,48 @@
 """What a tokenizer and a model's files say about themselves, that prompts have to respect."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from dive.structure import text_config
+from torch import Tensor
+
+from dive.errors import DiveError
+from dive.structure import text_config, unwrap
+
+
+def check_tokenizer(processor: Any, tokenizer: Any) -> None:
+    """DiveError where what is given for a processor comes without a tokenizer."""
+    if not callable(tokenizer) or not hasattr(tokenizer, "convert_ids_to_tokens"):
+        raise DiveError(
+            f"{type(processor).__name__} has no tokenizer; wants the model's processor, which has "
+            "an image processor and a tokenizer (for a text model: the tokenizer)"
+        )
+
+
+class Embedded:
+    """The ids that a model's input embedding has a row for."""
+
+    def __init__(self, model: Any, tokenizer: Any, image_token_id: int | None) -> None:
+        embeddings: Any = unwrap(model).get_input_embeddings()
+        rows = getattr(embeddings, "num_embeddings", None)
+        self.rows = int(embeddings.weight.shape[0]) if rows is None else int(rows)
+        self._tokenizer = tokenizer
+        self._image = image_token_id  # PaliGemma's line puts another token in its place
+
+    def __contains__(self, index: int) -> bool:
+        return 0 <= index < self.rows or index == self._image
+
+    def check(self, ids: Tensor | Sequence[int], what: str) -> None:
+        """DiveError where an id has no row, as of a token that was added to the tokenizer alone."""
+        if isinstance(ids, Tensor):
+            ids = ids[(ids >= self.rows) | (ids < 0)].tolist()
+        beyond = next((index for index in ids if index not in self), None)
+        if beyond is not None:
+            raise DiveError(
+                f"{what} has the token {self._tokenizer.convert_ids_to_tokens(beyond)!r} with the "
+                f"id {beyond}, and the model's embedding has {self.rows} rows; wants the model's "
+                "own tokenizer (or resize_token_embeddings, where tokens were added to it)"
+            )
 
 
 def generation_eos(model: Any) -> list[int]:

@@ -13,7 +13,8 @@ import dive
 from dive.attach import calibrate, steer
 from dive.data import Skipped
 from dive.decisive import DecisiveTokens
-from dive.prompting import Prompter, response_positions
+from dive.prompting import Prompter
+from dive.sequences import response_positions
 from dive.structure import decoder_layers, last_hidden_state, output_head
 from dive.survey import survey
 from dive.teacher import Demonstrations, Teacher

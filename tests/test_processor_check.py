@@ -5,10 +5,13 @@ import logging
 import shutil
 
 import pytest
-from tiny_features import needs
+import torch
+from PIL import Image
 from tiny_more import FAMILIES
+from tiny_processors import changed, writer
 
 import dive
+from dive.data import Study
 from dive.errors import DiveError
 from dive.processor_check import misfits
 from dive.prompting import Prompter
@@ -16,25 +19,7 @@ from dive.prompting import Prompter
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    made = {}
-
-    def folder(name):
-        needs(name)
-        if name not in made:
-            made[name] = FAMILIES[name](tmp_path_factory.mktemp("family") / "model")
-        return made[name]
-
-    return folder
-
-
-def changed(folders, family, settings):
-    backbone = dive.load_backbone(folders(family))
-    for name, value in settings.items():
-        owner = backbone.processor
-        if name.startswith("image_processor."):
-            owner, name = owner.image_processor, name.partition(".")[2]
-        setattr(owner, name, value)
-    return backbone
+    return writer(tmp_path_factory)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -127,7 +112,7 @@ def test_what_is_not_set_is_the_models(folders, studies, family, settings, said,
         ("InternVL", {"image_seq_length": 9}, "9 image tokens .* 4 features: image_seq_length"),
         ("PaliGemma", {"image_seq_length": 9}, "9 image tokens .* 16 features: image_seq_length"),
         ("Idefics3", {"image_seq_len": 9}, "9 image tokens .* 4 features: image_seq_len is 9"),
-        ("Mistral 3", {"spatial_merge_size": 1}, "spatial_merge_size is 1 .* implies 2"),
+        ("Mistral 3", {"spatial_merge_size": 3}, "spatial_merge_size is 3 .* implies 2"),
     ],
 )
 def test_what_does_not_fit_is_named_before_an_image_is_read(folders, family, settings, message):
@@ -177,34 +162,83 @@ def test_grids_are_always_the_models(folders, family, grids, studies, caplog):
     assert f"image_grid_pinpoints = {backbone.model.config.image_grid_pinpoints!r}" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "value", [{"shortest_edge": 3136}, {"height": 56, "width": 56}, {}, None, 28, {"x": "y"}]
-)
-def test_qwens_size_wants_both_edges(folders, value):
-    backbone = changed(folders, "Qwen2.5-VL", {"image_processor.size": value})
-    with pytest.raises(
-        DiveError, match=r"image_processor\.size is .* wants a dict such as .*longest"
-    ):
-        Prompter(backbone, max_image_tokens=None)
+@pytest.mark.parametrize("name", ["patch_size", "spatial_merge_size"])
+def test_a_missing_setting_that_follows_an_images_shape_is_the_models(
+    folders, tmp_path, studies, name, caplog
+):
+    """Its class would fill in a value of its own, by which some sizes of images fit by luck."""
+    folder = shutil.copytree(folders("Mistral 3"), tmp_path / "model")
+    file = folder / "processor_config.json"
+    settings = json.loads(file.read_text())
+    wanted = settings.pop(name)
+    file.write_text(json.dumps(settings))
+    with caplog.at_level(logging.WARNING, "dive"):
+        got = dive.load_backbone(folder)
+    assert f"{name} = {wanted}" in caplog.text
+    right = dive.load_backbone(folders("Mistral 3"))
+    large = Study(id="large", images=(Image.effect_noise((200, 300), 60).convert("RGB"),))
+    for study in (studies[0], large):
+        one, other = (Prompter(each).encode(study) for each in (got, right))
+        assert one["input_ids"].tolist() == other["input_ids"].tolist()
+        assert torch.equal(one["pixel_values"], other["pixel_values"])
 
 
-@pytest.mark.parametrize(
-    ("family", "name", "value", "said"),
-    [
-        ("LLaVA", "image_processor.crop_size", 28, "crop_size is 28; wants a dict"),
-        ("Gemma 3", "image_processor.size", 28, "size is 28; wants a dict"),
-        ("Gemma 3", "image_processor.size", {"height": 0, "width": 0}, "wants a dict"),
-        ("InternVL", "image_processor.size", "28", "size is '28'; wants a dict"),
-        ("Mistral 3", "image_processor.size", None, "size is None; wants a dict"),
-        ("Mistral 3", "patch_size", "14", "patch_size is '14'; wants a whole number.* implies 14"),
-    ],
-)
-def test_settings_of_another_kind(folders, family, name, value, said):
-    with pytest.raises(DiveError, match=said):
-        Prompter(changed(folders, family, {name: value}))
+@pytest.mark.parametrize("patch", [13, 15])
+def test_a_misfit_does_not_pass_by_the_size_of_one_image(folders, patch):
+    backbone = changed(folders, "Mistral 3", {"patch_size": patch})
+    with pytest.raises(DiveError, match=f"patch_size is {patch} and the model's config implies 14"):
+        Prompter(backbone)
 
 
-def test_images_smaller_than_what_is_cut_out_of_them_warn(folders):
-    size = {"shortest_edge": 28}
-    with pytest.warns(UserWarning, match="the shortest_edge 28, and crop_size is 56"):
-        Prompter(changed(folders, "LLaVA", {"image_processor.size": size}))
+def test_the_callers_own_processor_stays_as_it_is(folders):
+    backbone = changed(folders, "LLaVA", {"patch_size": None})
+    prompter = Prompter(backbone)
+    assert prompter.processor.patch_size == 14
+    assert backbone.processor.patch_size is None
+    assert Prompter(dive.load_backbone(folders("LLaVA"))).processor.patch_size == 14
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_id_of_the_image_token_is_the_models(folders, family, studies):
+    right = dive.load_backbone(folders(family))
+    wanted = Prompter(right).encode(studies[0])
+    if "image_token_id" not in vars(right.processor):
+        return
+    got = Prompter(changed(folders, family, {"image_token_id": None})).encode(studies[0])
+    assert got.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.equal(got[name], value), name
+
+
+@pytest.mark.parametrize("model, other", [("LLaVA", "LLaVA-NeXT"), ("LLaVA-NeXT", "LLaVA")])
+def test_the_processor_of_another_family(folders, model, other):
+    own = type(dive.load_backbone(folders(model)).processor).__name__
+    backbone = dive.load_backbone(folders(model))
+    backbone.processor = dive.load_backbone(folders(other)).processor
+    with pytest.raises(DiveError, match=f"the processor of this model_type .* is {own}"):
+        Prompter(backbone)
+
+
+def test_what_no_image_can_pass_is_refused_before_a_study(folders, studies):
+    backbone = changed(folders, "Idefics3", {"image_processor.do_convert_rgb": True})
+
+    def never(*_args, **_kwargs):
+        raise ValueError("no image has this")
+
+    backbone.processor.image_processor.preprocess = never
+    with pytest.raises(DiveError, match="Idefics3Processor cannot be used .*no image has this"):
+        dive.generate(backbone, studies, on_error="skip")
+
+
+def test_a_tokenizer_without_the_models_image_token_is_named(folders):
+    """And no token is made up from what the tokenizer gives for an id that it has not."""
+    backbone = dive.load_backbone(folders("LLaVA"))
+    token = backbone.model.config.image_token_id
+    tokenizer = dive.load_backbone(folders("Qwen2.5-VL")).tokenizer
+    assert tokenizer.convert_ids_to_tokens(token) is None
+    backbone.processor.tokenizer = tokenizer
+    with pytest.raises(DiveError, match=f"no token {token}, which is the model's image token"):
+        Prompter(backbone)
+    backbone.processor.image_token = None
+    with pytest.raises(DiveError, match="names no image token"):
+        Prompter(backbone)

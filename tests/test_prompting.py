@@ -1,5 +1,6 @@
 """Prompts and answers: token for token what the processor's own chat template gives."""
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -15,10 +16,8 @@ from dive.errors import DiveError
 from dive.prompting import (
     DEFAULT_PROMPTS,
     Prompter,
-    response_positions,
-    response_targets,
-    sequence_names,
 )
+from dive.sequences import response_positions, response_targets, sequence_names
 from dive.templates import assistant_turn
 
 
@@ -401,7 +400,9 @@ def test_models_without_a_chat_template(any_backbone, cases):
     processor, own = any_backbone.processor, any_backbone.processor.chat_template
     processor.chat_template = any_backbone.tokenizer.chat_template = None
     try:
-        prompter = Prompter(any_backbone)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # see test_templates.py
+            prompter = Prompter(any_backbone)
     finally:
         processor.chat_template = any_backbone.tokenizer.chat_template = own
     prompt = prompter.encode(cases[1], cases[2:3])
@@ -424,3 +425,38 @@ def test_metadata_is_what_another_prompter_is_made_from(any_backbone):
     names = ("prompt", "target", "max_image_tokens", "template")
     assert Prompter(any_backbone, **{name: stored[name] for name in names}).metadata() == stored
     assert stored["end_token_id"] == stored["eos_token_ids"][0]
+
+
+def test_tokens_that_the_embedding_has_no_row_for(tiny_llava, studies):
+    """The tokenizer was added to, and the model was not resized."""
+    backbone = dive.load_backbone(tiny_llava)
+    rows = backbone.model.get_input_embeddings().num_embeddings
+    beyond = len(backbone.tokenizer)
+    backbone.tokenizer.add_tokens([f"zz{index}" for index in range(rows - beyond + 2)])
+    inside, outside = "zz0" if rows > beyond else "clear", f"zz{rows - beyond + 1}"
+    prompter = Prompter(backbone)
+    said = f"'{outside}' with the id {rows + 1}, and the model's embedding has {rows} rows"
+    good = replace(studies[0], indication=inside, findings=inside)
+    assert prompter.encode(good)["input_ids"].max() < rows and prompter.response(good).ids
+    with pytest.raises(DiveError, match=f"study .*: the prompt has the token {said}"):
+        prompter.encode(replace(studies[0], indication=outside))
+    with pytest.raises(DiveError, match=f"study .*: the report has the token {said}"):
+        prompter.response(replace(studies[0], findings=outside))
+    bad = replace(studies[0], id="bad", indication=outside)
+    reports = dive.generate(backbone, [bad, good], max_new_tokens=2, on_error="skip")
+    assert [one.id for one in reports] == [good.id]
+    with pytest.raises(DiveError, match="the prompt has the token"):
+        Prompter(backbone, prompt=f"Write. {outside}")
+
+
+def test_a_padding_token_without_a_row_is_not_used(tiny_llava, studies):
+    """It is masked: another token does as well, and no model has to be resized for it."""
+    backbone = dive.load_backbone(tiny_llava)
+    wanted = [one.token_ids for one in dive.generate(backbone, studies[:3], max_new_tokens=4)]
+    rows = backbone.model.get_input_embeddings().num_embeddings
+    backbone.tokenizer.add_tokens([f"zz{index}" for index in range(rows + 1)])
+    backbone.tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert backbone.tokenizer.pad_token_id >= rows
+    assert Prompter(backbone).pad_token_id == backbone.tokenizer.eos_token_id
+    got = dive.generate(backbone, studies[:3], max_new_tokens=4)
+    assert [one.token_ids for one in got] == wanted

@@ -1,6 +1,12 @@
 """What is read off a chat template: content form, placeholder, end of turn, refusals."""
 
+import json
+import warnings
+from contextlib import nullcontext
+
 import pytest
+from tiny_features import needs
+from tiny_more import FAMILIES
 
 import dive
 from dive.errors import DiveError
@@ -109,8 +115,11 @@ def test_no_template_takes_the_plain_one(any_backbone):
     processor, tokenizer = any_backbone.processor, any_backbone.tokenizer
     own = processor.chat_template
     processor.chat_template = tokenizer.chat_template = None
+    sees = getattr(processor, "image_processor", None) is not None
+    said = pytest.warns(UserWarning, match="has no chat template") if sees else nullcontext()
     try:
-        template = template_of(any_backbone)
+        with said:
+            template = template_of(any_backbone)
     finally:
         processor.chat_template = tokenizer.chat_template = own
     assert template.plain and not template.given
@@ -180,3 +189,26 @@ def test_neither_template_nor_end_token(tiny_llama):
     backbone.tokenizer.chat_template = backbone.tokenizer.eos_token = None
     with pytest.raises(DiveError, match="neither a chat template nor an end-of-sequence token"):
         template_of(backbone)
+
+
+@pytest.mark.parametrize("lost", ["missing", "empty"])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if "PaliGemma" not in name])
+def test_a_folder_that_lost_its_template_is_said(tmp_path, family, lost):
+    needs(family)
+    folder = FAMILIES[family](tmp_path / "model")
+    (folder / "chat_template.jinja").unlink()
+    if lost == "empty":
+        (folder / "chat_template.jinja").write_text("")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    backbone = dive.load_backbone(folder)
+    with pytest.warns(UserWarning, match=r"has no chat template \(chat_template.jinja\)"):
+        template_of(backbone)
+
+
+def test_paligemma_has_no_template_to_lose(tmp_path):
+    backbone = dive.load_backbone(FAMILIES["PaliGemma"](tmp_path / "model"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert template_of(backbone).plain
