@@ -133,9 +133,13 @@ def test_one_image_is_read_once_for_several_adapters(any_backbone, cases, form):
     assert len(set(map(tuple, alone))) == 4
     lengths, seen = [], []
     model = any_backbone.model
-    handles = [model.register_forward_pre_hook(
-        lambda _m, _a, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
-    )]  # fmt: skip
+
+    def note(_model, _args, kwargs):
+        lengths.append(kwargs["input_ids"].shape[1])
+
+    # a hook of anybody else's on the model sends decoding to transformers
+    note.__module__ = "transformers.looks_on"
+    handles = [model.register_forward_pre_hook(note, with_kwargs=True)]
     tower = getattr(model.model, "vision_tower", None) or getattr(model.model, "visual", None)
     if tower is not None:
         handles.append(tower.register_forward_hook(lambda *_: seen.append(1)))
