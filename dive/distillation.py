@@ -415,7 +415,7 @@ def _calibration(
     for one in some:
         batch = examples.collate([one])
         shown = [examples.studies[one.index]]
-        yield examples.model_inputs(batch["inputs"], shown), batch["positions"]
+        yield examples.model_inputs(batch["inputs"], shown, [one.inputs]), batch["positions"]
 
 
 def _sources(examples: Examples, validation: Examples | None, teacher: Teacher | None) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
+from dive import checks
 from dive.errors import DiveError
 
 
@@ -45,16 +46,17 @@ def check_folder(path: str | Path) -> None:
         place = path
         while not _stat(place):
             place = place.parent
-        if not place.is_dir():
-            more = "" if place == path else f": {place} is a file"
-            raise DiveError(
-                f"cannot write into {path}{more}" if more else f"{path} is a file; wants a folder"
-            )
-        # a file without a name: permissions, full and read-only file systems show for root, too
-        with tempfile.TemporaryFile(dir=place):
-            pass
+        found = None if place.is_dir() else _kind(place)
+        if found is None:
+            # a file without a name: permissions, full and read-only file systems show for root, too
+            with tempfile.TemporaryFile(dir=place):
+                pass
     except (OSError, ValueError) as error:
         raise DiveError(f"cannot write into {path}: {_reason(error)}") from error
+    if found is not None:
+        if place == path:
+            raise DiveError(f"{path} is {found}; wants a folder")
+        raise DiveError(f"cannot write into {path}: {place} is {found}")
 
 
 def check_file(path: str | Path) -> None:
@@ -74,6 +76,13 @@ def check_file(path: str | Path) -> None:
         check_folder(path.parent)
     except DiveError as error:
         raise DiveError(f"cannot write {path}: {error}") from error
+
+
+def _kind(path: Path) -> str:
+    """What is there, and no folder."""
+    if path.is_symlink() and not path.exists():
+        return f"a link to {os.readlink(path)}, which is not there"
+    return "a file" if path.is_file() else "no folder"
 
 
 def _stat(path: Path) -> bool:
@@ -120,7 +129,7 @@ class JsonlWriter:
     """
 
     def __init__(self, path: str | Path, *, run: Mapping | None = None) -> None:
-        self.path = Path(path)
+        self.path = checks.place("path", path)
         if self.path.is_dir():
             raise DiveError(f"{self.path} is a folder; wants the name of a file to write")
         self.partial = self.path.with_name(self.path.name + ".partial")
