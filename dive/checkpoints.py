@@ -93,7 +93,8 @@ def publish(written: Path, folder: Path, keep: int) -> None:
     written.rename(named)
     _sync(folder)
     for old in checkpoints_in(folder)[keep:]:
-        shutil.rmtree(put_aside(old))
+        put_aside(old)
+    shutil.rmtree(folder / ASIDE)
 
 
 def put_aside(checkpoint: Path) -> Path:

@@ -15,6 +15,7 @@ import dive
 from dive.adapter import CONFIG_FILE
 from dive.cli import app
 from dive.data import Skipped
+from dive.data.__main__ import main as look
 from dive.errors import DiveError
 
 STEP = {"preset": "dive-ce", "steps": 1, "batch_size": 2, "rank": 2, "warmup": 0.0}
@@ -180,3 +181,22 @@ def test_what_is_in_the_way_is_said_once_and_by_its_kind(llava, tmp_path):
         with pytest.raises(DiveError, match=said):
             adapter.save_pretrained(place)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "lost"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--out", ""], "--out is empty"),
+        (["--out", "."], "is a folder; wants the name of a file"),
+        (["--images", ""], "images is empty"),
+        (["--images", " "], "images is blank"),
+    ],
+)
+def test_names_of_the_data_module(more, said, home, studies_folder, capsys):
+    assert look([str(studies_folder / "studies.jsonl"), *more]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_the_data_module_writes_to_the_home_folder(home, studies_folder):
+    assert look([str(studies_folder / "studies.jsonl"), "--out", "~/rows.jsonl"]) == 0
+    assert dive.data.read_studies("~/rows.jsonl")
