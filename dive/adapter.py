@@ -8,6 +8,7 @@ import json
 import math
 import warnings
 from dataclasses import asdict, dataclass, fields
+from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
@@ -189,7 +190,7 @@ class SteeringAdapter(nn.Module):
                 f"the backbone: {found}; the adapter may do nothing or harm", stacklevel=2
             )
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Writes the folder; each file appears whole or not at all, also over an older one.
 
         Raises:
@@ -235,7 +236,7 @@ class SteeringAdapter(nn.Module):
     @torch.inference_mode(False)  # parameters, also for a caller that learns nothing now
     def from_pretrained(
         cls,
-        folder_or_hub_id: str | Path,
+        folder_or_hub_id: str | PathLike[str],
         *,
         device: str | torch.device | None = None,
         revision: str | None = None,
@@ -274,7 +275,7 @@ def as_adapter(given: Any, name: str = "adapter") -> SteeringAdapter:
     """An adapter, or the one that a folder or hub id holds; DiveError that says what was given."""
     if isinstance(given, SteeringAdapter):
         return given
-    if isinstance(given, (str, Path)):
+    if isinstance(given, str) or checks.is_path(given):
         return SteeringAdapter.from_pretrained(given)
     if isinstance(given, SteeringConfig):
         raise DiveError(
@@ -288,13 +289,14 @@ def as_adapter(given: Any, name: str = "adapter") -> SteeringAdapter:
     )
 
 
-def _find(source: str | Path, name: str, revision: str | None, token: Any) -> Path:
-    folder = checks.place("adapter", source).expanduser()
+def _find(source: str | PathLike[str], name: str, revision: str | None, token: Any) -> Path:
+    folder = checks.place("adapter", source)
     if folder.is_dir():
         if not (folder / name).is_file():
             raise DiveError(f"{folder}: no {name} here, so this is not a saved adapter")
         return folder / name
-    if folder.exists() or isinstance(source, Path) or str(source).count("/") != 1:
+    is_path = checks.is_path(source) or str(source).startswith(("~", ".", "/"))
+    if folder.exists() or is_path or str(source).count("/") != 1:
         raise DiveError(f"{source}: an adapter's folder is wanted, and there is none")
     from huggingface_hub import hf_hub_download
 

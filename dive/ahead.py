@@ -116,4 +116,5 @@ class Prompts:
 
 
 def _load(study: Study) -> Study:
+    study.check()
     return replace(study, images=tuple(study.load_images()))

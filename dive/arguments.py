@@ -10,17 +10,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from numbers import Integral
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from dive import checks
 from dive.backbone import Backbone, load_backbone
 from dive.data.jsonl import Skipped
 from dive.data.open import names_studies, open_studies
 from dive.data.study import Study
+from dive.data.trouble import Trouble
 from dive.errors import DiveError
 from dive.presets import DistillConfig
 from dive.structure import unwrap
@@ -29,12 +30,17 @@ from dive.workers import check_workers
 T = TypeVar("T")
 
 
+def names_a_place(given: Any) -> bool:
+    """Whether it is the name of something to be read: a text or a path."""
+    return isinstance(given, str) or checks.is_path(given)
+
+
 def as_backbone(given: Any, processor: Any = None) -> Backbone:
     """A `Backbone` of what a caller gave: one, a path or hub id, or a model with its processor.
 
     Its model is the one that computes, without the wrappers around it.
     """
-    if isinstance(given, (str, Path)):
+    if names_a_place(given):
         given = load_backbone(given)
     if isinstance(given, Backbone):
         processor = given.processor if processor is None else processor
@@ -43,7 +49,7 @@ def as_backbone(given: Any, processor: Any = None) -> Backbone:
             f"got a bare {type(given).__name__}; wants a Backbone from dive.load_backbone, "
             "or processor= too"
         )
-    if isinstance(processor, (str, Path)):
+    if names_a_place(processor):
         raise DiveError(
             f"processor is {str(processor)!r}; wants a processor or tokenizer: load_backbone of a "
             "folder has both, and transformers' AutoProcessor.from_pretrained reads one"
@@ -69,12 +75,12 @@ def as_studies_of(
     """
     options: dict[str, Any] = {"target": target, "on_error": on_error, "skipped": skipped}
     if isinstance(given, Study):
-        return [given]
+        given = [given]
     wanted += ", or a file or dataset of them as the command line takes it"
-    plain = isinstance(given, (str, Path)) and not names_studies(given)
-    if plain and not Path(given).expanduser().exists():
+    named = names_a_place(given)
+    if named and not names_studies(given) and not checks.place(name, given).exists():
         raise DiveError(f"{name} is {str(given)!r}; wants {wanted} (there is no such file)")
-    if isinstance(given, (str, Path, Mapping)) or hasattr(given, "column_names"):
+    if named or isinstance(given, Mapping) or hasattr(given, "column_names"):
         return list(open_studies(given, **options))
     if not isinstance(given, Iterable) or isinstance(given, (bytes, bytearray)):
         raise DiveError(f"{name} is {given!r}; wants {wanted}")
@@ -86,7 +92,27 @@ def as_studies_of(
             raise DiveError(
                 f"{name} holds a {type(one).__name__}; wants studies, and item {number} is none"
             )
-    return found
+    return _sound(found, name, Trouble(on_error, skipped))
+
+
+def _sound(studies: list[Study], name: str, trouble: Trouble) -> list[Study]:
+    """Those studies whose fields are of their kind and whose id is theirs alone, as in a file."""
+    kept: list[Study] = []
+    first: dict[str, int] = {}
+    for number, one in enumerate(studies):
+        try:
+            one.check()
+            if one.id in first:
+                raise DiveError(
+                    f"{one.where}: item {number} of {name} has the id of item {first[one.id]}; "
+                    "wants every study once"
+                )
+        except DiveError as error:
+            trouble.bad(one.id if isinstance(one.id, str) else None, one.source, error)
+            continue
+        first[one.id] = number
+        kept.append(one)
+    return kept
 
 
 def as_demonstrations(given: Any, target: str) -> Any:

@@ -1,10 +1,12 @@
 """Load a frozen backbone with its processor; and the names that are used with it."""
 
 import inspect
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from transformers.utils import is_flash_attn_2_available, is_torchvision_availab
 
 from dive import checks
 from dive.checkpointing import enable_gradient_checkpointing
+from dive.config_check import check_settings
 from dive.errors import DiveError
 from dive.image_processor import processor_without_video
 from dive.processor_check import settled
@@ -48,17 +51,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger("dive")
-
-# what transformers raises for files that are missing, damaged or of another kind
-_LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    ImportError,
-    RuntimeError,
-)
 
 
 @dataclass
@@ -93,7 +85,7 @@ class Backbone:
 
 @torch.inference_mode(False)  # its weights are to be learnt through, wherever they are loaded
 def load_backbone(
-    path: str | Path,
+    path: str | PathLike[str],
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
@@ -161,12 +153,13 @@ def load_backbone(
         model.config._attn_implementation,
     )
     processor = _processor(source, config, auto, shared)
+    check_settings(source, model, getattr(processor, "tokenizer", processor))
     if getattr(processor, "image_processor", None) is not None:
         processor = settled(processor, model)
     return Backbone(model, processor)
 
 
-def load_tokenizer(path: str | Path) -> Any:
+def load_tokenizer(path: str | PathLike[str]) -> Any:
     """The tokenizer of a backbone, without its weights.
 
     Raises:
@@ -177,18 +170,50 @@ def load_tokenizer(path: str | Path) -> Any:
         return AutoTokenizer.from_pretrained(source)
 
 
-def _source(path: str | Path) -> str:
+def _source(path: str | PathLike[str]) -> str:
     """A folder with a config.json, or what can be the name of a repository on the hub."""
-    folder = checks.place("backbone", path).expanduser()
+    folder = checks.place("backbone", path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise DiveError(f"{folder}: no config.json here, so this is not a saved model")
+            raise DiveError(f"{folder}: {_what_else(folder)}")
         return str(folder)
     name = str(path)
-    is_path = isinstance(path, Path) or name[:1] in ("/", ".", "~") or name.count("/") > 1
+    is_path = checks.is_path(path) or name[:1] in ("/", ".", "~") or name.count("/") > 1
     if is_path or folder.exists():
         raise DiveError(f"{path}: a backbone's folder is wanted, and there is none")
     return name
+
+
+def _what_else(folder: Path) -> str:
+    """What a folder without a model's config.json holds."""
+    if not (folder / "adapter_config.json").is_file():
+        return "no config.json here, so this is not a saved model"
+    if (folder / "adapter.safetensors").is_file():
+        return (
+            "a steering adapter, and no model; give its backbone's folder, and this one as adapter"
+        )
+    return _of_peft(folder)
+
+
+def _is_peft_alone(folder: Path) -> bool:
+    """Whether a folder holds PEFT's adapter and no weights of a model."""
+    weights = [path for kind in ("*.safetensors", "*.bin") for path in folder.glob(kind)]
+    models = [path for path in weights if not path.name.startswith("adapter_model")]
+    return (folder / "adapter_config.json").is_file() and not models
+
+
+def _of_peft(folder: Path) -> str:
+    """A folder of PEFT's alone, in words."""
+    try:
+        found = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        base, kind = found.get("base_model_name_or_path"), found.get("peft_type")
+    except (OSError, ValueError, AttributeError):
+        base = kind = None
+    return (
+        f"a PEFT adapter ({kind or 'of unknown type'}) of the base model {base or '(not named)'}, "
+        "and no model; load that one, put the adapter on it with peft.PeftModel.from_pretrained, "
+        "and give model and processor"
+    )
 
 
 @contextmanager
@@ -198,11 +223,17 @@ def _reported(source: str, what: str) -> Iterator[None]:
         yield
     except DiveError:
         raise
-    except _LOADING_ERRORS as error:
-        message = " ".join(str(error).split())
-        raise DiveError(f"{source}: cannot load the {what}: {message}") from error
     except SafetensorError as error:
         raise DiveError(f"{source}: the weights are not readable safetensors: {error}") from error
+    except Exception as error:
+        if what == "model" and _is_peft_alone(Path(source)):
+            raise DiveError(f"{source}: {_of_peft(Path(source))}") from error
+        # for files that are missing, damaged or of another kind there is no error that
+        # transformers and what it builds of them do not raise
+        message = " ".join(str(error).split())
+        if not message or isinstance(error, (LookupError, AssertionError)):
+            message = f"{type(error).__name__}: {message}".rstrip(": ")
+        raise DiveError(f"{source}: cannot load the {what}: {message}") from error
 
 
 def _auto_class(source: str, config: Any) -> Any:

@@ -1,10 +1,14 @@
 """Arguments of the wrong kind: one error that names the argument, what it got and what it wants."""
 
+import errno
+import os
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from dive.errors import DiveError
+
+_WANTED = "want the name of a file or folder"
 
 
 def whole(name: str, value: Any, least: int) -> int:
@@ -26,11 +30,38 @@ def text(name: str, value: Any) -> str:
     return value
 
 
+def is_path(value: Any) -> TypeGuard[os.PathLike]:
+    """Whether it is an object that names a file (pathlib's, or any `os.PathLike`), and no text."""
+    return isinstance(value, os.PathLike)
+
+
 def place(name: str, value: Any) -> Path:
-    """A file or folder by its name. An empty one is no name: pathlib takes it for the current
-    folder, and a shell gives it for a variable that is not set."""
-    if not isinstance(value, (str, Path)):
-        raise DiveError(f"{name} is {value!r}, want the name of a file or folder")
-    if value == "":
-        raise DiveError(f"{name} is empty, want the name of a file or folder ('.' is this one)")
-    return Path(value)
+    """A file or folder by its name, to read or to write: a text or an `os.PathLike`.
+
+    `~` is the home folder, as in a shell. An empty or blank one is no name: pathlib takes "" for
+    the current folder, and a shell gives it for a variable that is not set.
+    """
+    given = os.fspath(value) if is_path(value) else value
+    if not isinstance(given, str):
+        raise DiveError(f"{name} is {value!r}, {_WANTED}")
+    if not given.strip():
+        state = f"blank ({given!r})" if given else "empty"
+        raise DiveError(f"{name} is {state}, {_WANTED} ('.' is this one)")
+    try:
+        path = Path(given).expanduser()
+        os.lstat(path)
+    except RuntimeError as error:
+        raise DiveError(f"{name} is {shown(given)}, and there is no such home folder") from error
+    except ValueError as error:
+        # a NUL, half a surrogate pair
+        raise DiveError(f"{name} is {shown(given)}, which no file can be called") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise DiveError(f"{name} is {shown(given)}, too long for a file's name") from error
+        # that it is not there, or may not be seen, matters to whoever reads or writes it
+    return path
+
+
+def shown(name: str) -> str:
+    """A name for a message, cut down where it is long."""
+    return repr(name) if len(name) <= 200 else f"{name[:40]!r}... ({len(name)} letters)"

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from dive.arguments import as_config, prepared
 from dive.attach import attachment_of, calibrate, steer
 from dive.backbone import Backbone
 from dive.checkpointing import enable_gradient_checkpointing
+from dive.checkpoints import step_of
 from dive.counting import counted
 from dive.data.io import check_folder
 from dive.data.jsonl import Skipped, check_on_error
@@ -74,7 +76,7 @@ def distill(
     max_image_tokens: int | None = DEFAULT_MAX_IMAGE_TOKENS,
     template: str | Path | None = None,
     processor: Any = None,
-    output_dir: str | Path | None = None,
+    output_dir: str | PathLike[str] | None = None,
     resume: bool = False,
     progress: bool | None = None,
     on_error: str = "fail",
@@ -97,10 +99,10 @@ def distill(
         prompt, target, max_image_tokens, template: see `Prompter`; stored in the adapter, whose
             `generate` uses the same.
         output_dir: checkpoints and `log.jsonl` go here while training. None: no checkpoints.
-        resume: go on from the last checkpoint in `output_dir`, if there is one: the adapter is
-            what an uninterrupted run gives (bit for bit on a CPU). Whatever decides what is learnt
-            must be as it was; validation, logging, saving, workers and gradient_checkpointing may
-            differ.
+        resume: go on from the last whole checkpoint in `output_dir`, if there is one, with a
+            warning for those that are passed over: the adapter is what an uninterrupted run gives
+            (bit for bit on a CPU). Whatever decides what is learnt must be as it was; validation,
+            logging, saving, workers and gradient_checkpointing may differ.
         progress: a plan before the first step and a progress bar, on stderr; None: on a terminal.
         on_error: "fail" raises at the first study that cannot be used; "skip" goes on without it
             and records it in `skipped`. Before the first step only the headers of images are read;
@@ -118,8 +120,9 @@ def distill(
     config = as_config(config)
     skipped = check_on_error(on_error, skipped)
     # what cannot be written is refused before any image is read
-    if output_dir is not None:
-        check_folder(checks.place("output_dir", output_dir))
+    folder = None if output_dir is None else checks.place("output_dir", output_dir)
+    if folder is not None:
+        check_folder(folder)
     if isinstance(config.cache_images, str):
         check_cache(config.cache_images)
     if attachment_of(backbone.model) is not None:
@@ -148,7 +151,6 @@ def distill(
     )
     run = describe_wish(config, target, prompt, max_image_tokens)
     run |= describe_model(prompter, adapter)
-    folder = None if output_dir is None else Path(output_dir)
     mended = unreadable_before(folder) if resume else []
     run |= {"unreadable": mended} if mended else {}
     if on_error == "fail":  # then these are the studies: none is left out below
@@ -197,8 +199,8 @@ def distill(
         if shown:
             plan = describe(config, prompter, adapter, found, teacher_lengths, steps, ranks)
             console.print(plan, highlight=False, soft_wrap=True)
-        if folder is not None and checkpoint is None:
-            begin(folder, resume, run)
+        if folder is not None:
+            begin(folder, resume, run, checkpoint)
         _train(
             backbone, adapter, config, examples, checked, teacher, left_out, steps, folder,
             checkpoint, console if shown else None,
@@ -335,7 +337,7 @@ def _train(
     left_out: LeftOut,
     steps: int,
     folder: Path | None,
-    checkpoint: str | None,
+    checkpoint: Path | None,
     console: Console | None,
 ) -> None:
     ranks = int(os.environ.get("WORLD_SIZE", 1))
@@ -345,6 +347,7 @@ def _train(
     # Trainer makes its folder even where it has nothing to save
     scratch = tempfile.TemporaryDirectory() if folder is None else nullcontext(str(folder))
     arguments = TrainingArguments(
+        resume_from_checkpoint=None if checkpoint is None else str(checkpoint),
         max_steps=steps,
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
@@ -359,7 +362,6 @@ def _train(
         eval_steps=config.eval_steps or often,
         save_strategy="no" if folder is None else "steps",
         save_steps=config.save_steps or often,
-        save_total_limit=2,
         dataloader_num_workers=workers,
         dataloader_prefetch_factor=1 if workers else None,  # a batch each is far enough ahead
         dataloader_multiprocessing_context=START if workers else None,
@@ -387,8 +389,11 @@ def _train(
             )
             trainer.remove_callback(PrinterCallback)
             trainer.remove_callback(ProgressCallback)
-            with deaths():
-                trainer.train(resume_from_checkpoint=checkpoint)
+            if checkpoint is not None and step_of(checkpoint) >= steps:
+                trainer.restore(checkpoint)  # Trainer would make one step more
+            else:
+                with deaths():
+                    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     finally:
         torch.random.set_rng_state(states)  # Trainer seeds torch's global generator
         if recompute is not None:
@@ -410,7 +415,7 @@ def _calibration(
     for one in some:
         batch = examples.collate([one])
         shown = [examples.studies[one.index]]
-        yield examples.model_inputs(batch["inputs"], shown), batch["positions"]
+        yield examples.model_inputs(batch["inputs"], shown, [one.inputs]), batch["positions"]
 
 
 def _sources(examples: Examples, validation: Examples | None, teacher: Teacher | None) -> list[str]:

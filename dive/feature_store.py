@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from dive.data.images import LazyImage, load_rgb
+from dive import checks
+from dive.data.images import LazyImage, fetched, load_rgb
 from dive.data.io import check_folder, write_bytes, write_text
 from dive.data.study import Study
 from dive.errors import DiveError
@@ -37,7 +38,7 @@ SETTINGS_FILE = "settings.json"
 
 def check_cache(folder: str | Path) -> None:
     """DiveError unless features could be kept in this folder, which need not be there yet."""
-    root = Path(folder).expanduser()
+    root = checks.place("cache_images", folder)
     try:
         check_folder(root)
     except DiveError as error:
@@ -55,7 +56,7 @@ class FeatureStore:
     """
 
     def __init__(self, folder: str | Path, prompter: Prompter) -> None:
-        self.root = Path(folder).expanduser()
+        self.root = checks.place("cache_images", folder)
         self._settings = settings_of(prompter)
         self.folder = self.root / _digest(self._settings)[:16]
         self.read = self.written = 0
@@ -178,14 +179,15 @@ def key_of(study: Study) -> str:
 
 
 def _content(image: Path | Image.Image | LazyImage, where: str) -> str:
-    opened: Any = image.fetch() if isinstance(image, LazyImage) else image
+    opened: Any = fetched(image, where) if isinstance(image, LazyImage) else image
     if isinstance(opened, bytes):
         return hashlib.sha256(opened).hexdigest()
     if isinstance(opened, Image.Image):
         film = load_rgb(opened, where)
         return hashlib.sha256(f"{film.size}".encode() + film.tobytes()).hexdigest()
+    path = checks.place(f"{where}: the image", opened)
     try:
-        with open(opened, "rb") as file:
+        with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DiveError(f"{where}: cannot read the image {opened}: {error.strerror}") from error

@@ -79,8 +79,6 @@ class LeftOut:
         """From a checkpoint; of studies that are no longer there nothing is said."""
         try:
             rows = json.loads((folder / LEFT_OUT_FILE).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return  # of a version that looked at every image first
         except (OSError, ValueError) as error:
             raise DiveError(f"{folder / LEFT_OUT_FILE} cannot be read: {error}") from error
         for name, one in parts.items():

@@ -1,6 +1,7 @@
 """What can be set about a distillation, and the presets: every baseline is a configuration."""
 
 import math
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from dive.adapter import SteeringConfig
 from dive.errors import DiveError
 from dive.radgraph import parse_source
 from dive.workers import check_workers
+
+SEEDS = 1 << 32  # numpy, which Trainer seeds too, takes none from here on
 
 # The paper's own values were not available; `live` and its weights are as LIVE (arXiv 2406.13185)
 # published them, the rest is this project's choice (docs/choices.md).
@@ -144,6 +147,10 @@ class DistillConfig:
             if not good or (value <= 0 if least is None else value < least):
                 bound = "> 0" if least is None else f">= {least}"
                 raise DiveError(f"DistillConfig: {name} is {value!r}, want {wanted} {bound}")
+        if self.seed >= SEEDS:
+            raise DiveError(
+                f"DistillConfig: seed is {self.seed!r}, want a whole number from 0 to {SEEDS - 1}"
+            )
         check_workers(self.workers)
         if self.warmup >= 1:
             raise DiveError(f"DistillConfig: warmup is {self.warmup!r}, want a share below 1")
@@ -152,9 +159,10 @@ class DistillConfig:
                 raise DiveError(
                     f"DistillConfig: {name} is {getattr(self, name)!r}, want True or False"
                 )
-        if isinstance(self.cache_images, Path):
-            self.cache_images = str(self.cache_images)
-        if not isinstance(self.cache_images, (bool, str)) or self.cache_images == "":
+        if isinstance(self.cache_images, os.PathLike):
+            self.cache_images = os.fspath(self.cache_images)
+        blank = isinstance(self.cache_images, str) and not self.cache_images.strip()
+        if not isinstance(self.cache_images, (bool, str)) or blank:
             raise DiveError(
                 f"DistillConfig: cache_images is {self.cache_images!r}; want true, false or a "
                 "folder"

@@ -15,6 +15,8 @@ from rich.progress import (
 )
 from transformers import TrainerCallback
 
+from dive.data.io import write_text
+
 
 class ProgressBar(TrainerCallback):
     """A bar on stderr with the latest losses; validation results as lines above it."""
@@ -70,12 +72,31 @@ def summary(logs: dict[str, float]) -> str:
 
 
 class JsonLog(TrainerCallback):
-    """Every line of log as a line of JSON."""
+    """Every line of log as a line of JSON, and every step once.
+
+    A training that goes on repeats the steps behind its checkpoint: what an earlier one logged of
+    them is dropped, and so is the log of a training that is begun anew.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero and self._path.exists():
+            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if _logged_until(line, state.global_step)]
+            write_text(self._path, "".join(line + "\n" for line in kept))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if state.is_world_process_zero and logs:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**logs, "step": state.global_step}) + "\n")
+
+
+def _logged_until(line: str, step: int) -> bool:
+    """Whether a line is whole, of step `step` or before, and not the summary of a training."""
+    try:
+        row = json.loads(line)
+        return 0 < row["step"] <= step and "train_runtime" not in row
+    except (ValueError, TypeError, KeyError):
+        return False

@@ -97,8 +97,8 @@ class Prompter:
             raise DiveError("the prompt is empty")
         if max_image_tokens is not None:
             max_image_tokens = checks.whole("max_image_tokens", max_image_tokens, 1)
-        if template is not None:
-            checks.place("template", template)
+        if template is not None and not ("{%" in str(template) or "{{" in str(template)):
+            template = checks.place("template", template)
         self.backbone = backbone
         self.processor = backbone.processor
         self.tokenizer = backbone.tokenizer

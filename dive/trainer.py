@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from dive import ops
 from dive.adapter import SteeringAdapter
@@ -25,6 +25,7 @@ from dive.loss_watch import LossWatch
 from dive.presets import DistillConfig
 from dive.structure import last_hidden_state, output_head
 from dive.teacher import Teacher, TeacherPrompt
+from dive.whole_checkpoints import WholeCheckpoints
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ def output_head_of(attachment: Attachment) -> Any:
         attachment.enabled = enabled
 
 
-class DistillTrainer(Trainer):
+class DistillTrainer(WholeCheckpoints):
     """Trainer with normalisers over the whole batch of a step, and checkpoints of the adapter."""
 
     def __init__(
@@ -174,6 +175,12 @@ class DistillTrainer(Trainer):
         parts = [part for part in self._parts.values() if part is not None]
         names = json.dumps([[study.id for study in part.studies] for part in parts])
         digest = hashlib.sha256(names.encode("utf-8")).hexdigest()
+        starts = self._of_all_ranks([(0, str(self.args.resume_from_checkpoint))])
+        if len(starts) > 1:
+            raise DiveError(
+                f"the ranks would go on from different checkpoints "
+                f"({', '.join(place for _, place in starts)}); wants an output_dir that all see"
+            )
         each = self._of_all_ranks([(sum(len(part) for part in parts), digest)])
         if len(each) > 1:
             counts = " and ".join(str(count) for count, _ in each)
@@ -371,9 +378,13 @@ class DistillTrainer(Trainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        saved = SteeringAdapter.from_pretrained(Path(resume_from_checkpoint))
+        self.restore(Path(resume_from_checkpoint))
+
+    def restore(self, checkpoint: Path) -> None:
+        """The adapter as a checkpoint has it, and what was left out until then."""
+        saved = SteeringAdapter.from_pretrained(checkpoint)
         self._student.adapter.load_state_dict(saved.state_dict())
-        self._left_out.load(Path(resume_from_checkpoint), self._parts)
+        self._left_out.load(checkpoint, self._parts)
 
     @property
     def _parts(self) -> dict[str, Examples | None]:

@@ -5,7 +5,6 @@ import json
 import logging
 import operator
 import os
-import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Any
 
 from PIL import Image
 from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from dive.adapter import SteeringAdapter
+from dive.checkpoints import checkpoints_in, last_whole, put_aside, remove_all
 from dive.data.images import LazyImage
 from dive.data.io import write_text
 from dive.data.study import Study
@@ -106,13 +105,8 @@ def _name_of(image: Path | Image.Image | LazyImage, mended: bool) -> str:
     return str(image)
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint in a folder, which need not be there."""
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
-
-
-def find_checkpoint(folder: Path | None, resume: bool, run: dict[str, Any]) -> str | None:
-    """The checkpoint to go on from, after checking that it belongs to this very training.
+def find_checkpoint(folder: Path | None, resume: bool, run: dict[str, Any]) -> Path | None:
+    """The last whole checkpoint to go on from, after checking that it belongs to this training.
 
     `run` is a description, or as much of one as is known by now: to be asked as early as possible,
     and again when more is known.
@@ -121,8 +115,7 @@ def find_checkpoint(folder: Path | None, resume: bool, run: dict[str, Any]) -> s
         if resume:
             raise DiveError("distill: resume wants output_dir, where the checkpoints are")
         return None
-    last = last_checkpoint(folder)
-    if last is None:
+    if not checkpoints_in(folder):
         return None
     if not resume:
         raise DiveError(
@@ -142,17 +135,26 @@ def find_checkpoint(folder: Path | None, resume: bool, run: dict[str, Any]) -> s
             f"{folder}: the unfinished training had {', '.join(differing)}; it cannot go on from "
             "there"
         )
-    return last
+    return last_whole(folder)[0]
 
 
-def begin(folder: Path, resume: bool, run: dict[str, Any]) -> None:
-    """A folder for the checkpoints of a training that starts, with its description."""
+def begin(folder: Path, resume: bool, run: dict[str, Any], checkpoint: Path | None) -> None:
+    """A folder for the checkpoints of a training that starts or goes on from `checkpoint`, with
+    its description. Says which checkpoints are passed over; they lose their names."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if int(os.environ.get("RANK", 0)) == 0:
+        if int(os.environ.get("RANK", 0)) > 0:
+            return
+        whole, passed = last_whole(folder)
+        for one, harm in passed:
+            log.warning("%s is not whole (%s) and is passed over", one, harm)
+            put_aside(one)
+        if checkpoint is None:
             if resume:
                 log.warning("%s: has no checkpoint to resume; the training starts anew", folder)
             write_text(folder / RUN_FILE, json.dumps(run, indent=1) + "\n")
+        elif passed:
+            log.warning("the training goes on from %s", whole)
     except OSError as error:
         raise DiveError(f"cannot write into {folder}: {error.strerror}") from error
 
@@ -171,7 +173,7 @@ def stopped(
     error: DiveError, folder: Path | None, run: dict[str, Any], unreadable: Collection[str]
 ) -> DiveError:
     """`error`, with where the training can go on; notes there which studies were the reason."""
-    last = None if folder is None else last_checkpoint(folder)
+    last = None if folder is None else last_whole(folder)[0]
     if folder is None or last is None:
         return error
     if int(os.environ.get("RANK", 0)) == 0:
@@ -210,15 +212,17 @@ def _differences(earlier: Any, now: dict[str, Any]) -> list[str]:
 
 class IntervalsOfNow(TrainerCallback):
     """A checkpoint brings the intervals of logging, evaluation and saving under which it was
-    written; those that are asked for now hold."""
+    written; those that are asked for now hold. And a checkpoint closes its interval of the log,
+    which a resumed training would otherwise begin in the middle."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         state.compute_steps(args, state.max_steps)
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_log = control.should_log or control.should_save
+
 
 def remove_checkpoints(folder: str | Path) -> None:
     """After the adapter is saved: the checkpoints of its training, and nothing else."""
-    folder = Path(folder)
-    while (last := last_checkpoint(folder)) is not None:
-        shutil.rmtree(last)
-    (folder / RUN_FILE).unlink(missing_ok=True)
+    remove_all(Path(folder))
+    (Path(folder) / RUN_FILE).unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Loading backbones from folders: whole ones, processors without torchvision, and broken ones."""
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import draw_film
+from tiny_more import FAMILIES
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.utils import is_torchvision_available
 
@@ -226,3 +228,82 @@ def test_a_file_is_no_folder_and_a_name_may_be_on_the_hub(tmp_path):
         dive.load_backbone(str(tmp_path / "file"))
     with pytest.raises(DiveError, match="someone/no-such-model: cannot load the config"):
         dive.load_backbone("someone/no-such-model")
+
+
+def setting(file, *path, to):
+    """A value in one of a folder's JSON files."""
+
+    def harm(folder):
+        whole = json.loads((folder / file).read_text())
+        part = whole
+        for name in path[:-1]:
+            part = part[name]
+        part[path[-1]] = to
+        (folder / file).write_text(json.dumps(whole))
+
+    return harm
+
+
+CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
+
+
+@pytest.mark.parametrize(
+    ("family", "harm", "message"),
+    [
+        ("llava", setting(CONFIG, "text_config", "num_hidden_layers", to="3"),
+         "cannot load the config: .*'num_hidden_layers'.*'3'"),
+        ("llava", setting(CONFIG, "text_config", "vocab_size", to=None),
+         "cannot load the config: .*'vocab_size'"),
+        ("llava", setting(CONFIG, "text_config", "num_attention_heads", to=5),
+         r"cannot load the config: .*attention heads \(5\)"),
+        ("llava", setting(CONFIG, "text_config", "num_attention_heads", to=0), "cannot load the"),
+        ("llava", setting(CONFIG, "vision_config", "patch_size", to=0), "cannot load the model"),
+        ("llava", setting(CONFIG, "text_config", "hidden_act", to="no"), "model: KeyError: 'no'"),
+        ("llava", setting(CONFIG, "vision_feature_layer", to=99),
+         "vision_feature_layer in config.json is 99; wants layers from -3 to 2"),
+        ("llava", setting(CONFIG, "image_token_id", to=None),
+         "image_token_id in config.json is None; wants the id"),
+        ("qwen", setting(CONFIG, "image_token_id", to=None), "'?image_token_id'?.* None"),
+        ("gemma", setting(CONFIG, "image_token_id", to=None), "'?image_token_id'?.* None"),
+        ("llava", setting(CONFIG, "text_config", "max_position_embeddings", to=0),
+         "max_position_embeddings in config.json is 0; wants a whole number >= 1"),
+        ("llava", setting(GENERATION, "eos_token_id", to="x"),
+         r"eos_token_id in generation_config.json is 'x'; wants token ids from 0 to \d+"),
+        ("llama", setting(GENERATION, "eos_token_id", to=[1, "x"]), r"is \[1, 'x'\]; wants token"),
+        ("llama", setting(GENERATION, "eos_token_id", to=10**7), "is 10000000; wants token ids"),
+        ("gemma", setting(TOKENIZER, "model_max_length", to="x"),
+         "model_max_length in tokenizer_config.json is 'x'; wants a number >= 1"),
+        ("llama", setting(TOKENIZER, "model_max_length", to=-3), "is -3; wants a number >= 1"),
+    ],
+)  # fmt: skip
+def test_settings_of_another_kind_are_told_when_they_are_loaded(
+    family, harm, message, request, tmp_path
+):
+    test_broken_folders_give_one_clear_error(family, harm, message, request, tmp_path)
+
+
+def test_an_internvl_that_selects_the_class_token_too(tmp_path):
+    folder = FAMILIES["InternVL"](tmp_path / "model")
+    setting(CONFIG, "vision_feature_select_strategy", to="full")(folder)
+    with pytest.raises(DiveError, match="vision_feature_select_strategy .* is 'full'; wants 'def"):
+        dive.load_backbone(folder)
+
+
+PEFT = {"peft_type": "LORA", "base_model_name_or_path": "someone/medgemma"}
+
+
+@pytest.mark.parametrize("with_config", [False, True])
+def test_a_folder_of_pefts_alone(with_config, tiny_llava, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(PEFT))
+    save_file({"a": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
+    if with_config:
+        shutil.copy(tiny_llava / "config.json", tmp_path)
+    with pytest.raises(DiveError, match=r"a PEFT adapter \(LORA\) of the base model someone/medg"):
+        dive.load_backbone(tmp_path)
+
+
+def test_an_adapter_of_ours_is_no_backbone(tiny_llava, tmp_path):
+    backbone = dive.load_backbone(tiny_llava)
+    dive.SteeringAdapter(dive.SteeringConfig(rank=2), backbone).save_pretrained(tmp_path)
+    with pytest.raises(DiveError, match="a steering adapter, and no model; give its backbone's"):
+        dive.load_backbone(tmp_path)

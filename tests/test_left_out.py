@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 import dive
 from dive import distillation
+from dive.checkpoints import checkpoints_in, harm_of
 from dive.data import Skipped, read_studies
 from dive.errors import DiveError
 from dive.examples import Examples
@@ -512,6 +513,10 @@ def test_ranks_without_a_row_log_with_the_others(llava, tiny_llava, studies, tmp
     assert compared >= 6 * 5
     kept = json.loads((tmp_path / "two" / "checkpoint-3" / "left_out.json").read_text())
     assert [row[1] for row in kept["validation"]] == ["s7"]
+    last, before = checkpoints_in(tmp_path / "two")
+    assert (last.name, harm_of(last), before.name) == ("checkpoint-3", None, "checkpoint-2")
+    listed = json.loads((last / "whole.json").read_text())["files"]
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {*listed}  # when the last rank had written
 
 
 def test_ranks_that_see_different_studies_stop_at_once(tiny_llava, studies, tmp_path):

@@ -234,11 +234,11 @@ def _check_out(out: Path, cache: Any) -> None:
 
 def _finished(out: Path, resume: bool) -> str:
     """What to do about a folder that holds an adapter already."""
-    from dive.training_run import last_checkpoint
+    from dive.checkpoints import checkpoints_in
 
     if not resume:
         return "holds an adapter already; give --overwrite to replace it, or another --out"
-    if last_checkpoint(out / "checkpoints") is not None:
+    if checkpoints_in(out / "checkpoints"):
         return (
             "holds an adapter, and an unfinished training that is to replace it; to go on with "
             "that one, give --overwrite too"

@@ -42,7 +42,13 @@ def generate(
         typer.Option("--out", parser=place, metavar="FILE", help="JSON lines, one report a line."),
     ],
     images: Annotated[
-        list[Path] | None, typer.Argument(help="Image files, one report each.", show_default=False)
+        list[Path] | None,
+        typer.Argument(
+            parser=place,
+            metavar="[IMAGES]...",
+            help="Image files, one report each.",
+            show_default=False,
+        ),
     ] = None,
     studies: Annotated[
         str | None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dive import checks
 from dive.errors import DiveError
 
 if TYPE_CHECKING:
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
 
 
 def place(name: str | Path) -> Path:
-    """A file or folder by its name. Not "", which Path takes for the current folder."""
-    if name == "":
-        raise typer.BadParameter("empty; wants a file's or folder's name ('.' is this one)")
-    return Path(name)
+    """A file or folder by its name, as `dive.checks.place` takes it in Python."""
+    try:
+        return checks.place("the name", name)
+    except DiveError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 BackboneOption = Annotated[
@@ -226,7 +228,7 @@ def number_or_file(text: str, option: str) -> int | float | str:
             return kind(text)
         except ValueError:
             continue
-    if ":" not in text and not Path(text).is_file():
+    if ":" not in text and not checks.place(option, text).is_file():
         raise DiveError(f"{option} is {text!r}, which is neither a number nor a file")
     return text
 

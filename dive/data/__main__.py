@@ -7,7 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from dive.data.io import write_jsonl
+from dive import checks
+from dive.data.io import check_file, write_jsonl
 from dive.data.open import open_studies
 from dive.data.study import TARGETS, Study
 from dive.data.trouble import Skipped
@@ -22,18 +23,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--views", help="frontal, lateral, all, or names: PA,AP")
     parser.add_argument("--max-images", type=int)
     parser.add_argument("--min-words", type=int, default=0)
-    parser.add_argument("--images", type=Path, help="folder of images, if not under ROOT")
-    parser.add_argument("--reports", type=Path, help="folder or zip of reports, likewise")
+    parser.add_argument("--images", help="folder of images, if not under ROOT")
+    parser.add_argument("--reports", help="folder or zip of reports, likewise")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--drop-comparisons", action="store_true")
     parser.add_argument("--strip-placeholders", action="store_true")
     parser.add_argument("--no-check-files", dest="check_files", action="store_false")
     parser.add_argument("--on-error", default="fail", choices=("fail", "skip"))
-    parser.add_argument("--out", type=Path, help="write the studies here, as JSON lines")
+    parser.add_argument("--out", help="write the studies here, as JSON lines")
     options = vars(parser.parse_args(arguments))
     spec, out = options.pop("spec"), options.pop("out")
     skipped = Skipped()
     try:
+        if out is not None:
+            out = checks.place("--out", out)
+            check_file(out)  # before anything is read
         studies = open_studies(spec, skipped=skipped, **options).read()
         if out is not None:
             write_jsonl(out, map(_row, studies))

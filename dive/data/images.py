@@ -1,6 +1,7 @@
 """One image file or PIL image to 8-bit RGB, fully decoded; or its size, by its header."""
 
 import io
+import os
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
+from dive import checks
 from dive.data.dicom import dicom_size, is_dicom, read_dicom
 from dive.errors import DiveError
 
@@ -22,6 +24,8 @@ _BIT_DEPTHS = (8, 10, 12, 14, 16)
 # Formats whose size is known when a file is opened; others are decoded to learn it.
 _TOLD_BY_HEADER = {"JPEG", "MPO", "PNG", "TIFF", "WEBP", "GIF", "BMP", "PPM", "JPEG2000"}
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+
+IMAGES = "a path, a PIL image or a LazyImage"  # what an image of a study may be
 
 T = TypeVar("T")
 
@@ -43,6 +47,34 @@ class LazyImage:
 
     def __repr__(self) -> str:
         return f"LazyImage({self.name!r})"
+
+
+def is_image(value: object) -> bool:
+    """Whether it is one of `IMAGES`, by its kind alone."""
+    return isinstance(value, (str, os.PathLike, Image.Image, LazyImage))
+
+
+def fetched(image: LazyImage, where: str = "") -> Path | str | bytes | Image.Image:
+    """What a lazy image gives.
+
+    Raises:
+        DiveError: it raises anything, or gives something else than an image.
+    """
+    prefix = f"{where}: " if where else ""
+    try:
+        given = image.fetch()
+    except DiveError:
+        raise
+    except Exception as error:  # the caller's own code may raise whatever it likes
+        raise DiveError(
+            f"{prefix}the image {image} cannot be fetched: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(given, (bytes, str, os.PathLike, Image.Image)):
+        raise DiveError(
+            f"{prefix}the image {image} is fetched as a {type(given).__name__}; wants a path, a "
+            "PIL image, or the bytes of a file"
+        )
+    return given
 
 
 def load_rgb(
@@ -101,10 +133,14 @@ def _opened(
     prefix = f"{where}: " if where else ""
     opened: Any = image
     if isinstance(image, LazyImage):
-        opened = image.fetch()
+        opened = fetched(image, where)
         opened = io.BytesIO(opened) if isinstance(opened, bytes) else opened
-    if isinstance(opened, (str, Path)) and is_dicom(opened):
-        return dicom(opened)
+    elif not is_image(image):
+        raise DiveError(f"{prefix}an image is a {type(image).__name__}; wants {IMAGES}")
+    if isinstance(opened, (str, os.PathLike)):
+        opened = checks.place(f"{prefix}the image", opened)
+        if is_dicom(opened):
+            return dicom(opened)
     try:
         with warnings.catch_warnings():
             # Pillow warns of large images at 89 megapixels; the limit here is checked below.
@@ -114,9 +150,8 @@ def _opened(
                 return film(opened, prefix + name)
             # Opened here, for of a file that Pillow opens it maps the pixels of a turned TIFF into
             # memory wrongly (version 13).
-            path = isinstance(opened, (str, Path))
             with (
-                open(opened, "rb") if path else nullcontext(opened) as file,
+                open(opened, "rb") if isinstance(opened, Path) else nullcontext(opened) as file,
                 Image.open(file) as lazy,
             ):
                 if lazy.width * lazy.height > max_pixels:

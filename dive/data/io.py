@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from dive import checks
 from dive.errors import DiveError
 
 
@@ -46,16 +47,17 @@ def check_folder(path: str | Path) -> None:
         place = path
         while not _stat(place):
             place = place.parent
-        if not place.is_dir():
-            more = "" if place == path else f": {place} is a file"
-            raise DiveError(
-                f"cannot write into {path}{more}" if more else f"{path} is a file; wants a folder"
-            )
-        # a file without a name: permissions, full and read-only file systems show for root, too
-        with tempfile.TemporaryFile(dir=place):
-            pass
+        found = None if place.is_dir() else _kind(place)
+        if found is None:
+            # a file without a name: permissions, full and read-only file systems show for root, too
+            with tempfile.TemporaryFile(dir=place):
+                pass
     except (OSError, ValueError) as error:
         raise DiveError(f"cannot write into {path}: {_reason(error)}") from error
+    if found is not None:
+        if place == path:
+            raise DiveError(f"{path} is {found}; wants a folder")
+        raise DiveError(f"cannot write into {path}: {place} is {found}")
 
 
 def check_file(path: str | Path) -> None:
@@ -75,6 +77,13 @@ def check_file(path: str | Path) -> None:
         check_folder(path.parent)
     except DiveError as error:
         raise DiveError(f"cannot write {path}: {error}") from error
+
+
+def _kind(path: Path) -> str:
+    """What is there, and no folder."""
+    if path.is_symlink() and not path.exists():
+        return f"a link to {os.readlink(path)}, which is not there"
+    return "a file" if path.is_file() else "no folder"
 
 
 def _stat(path: Path) -> bool:
@@ -121,7 +130,7 @@ class JsonlWriter:
     """
 
     def __init__(self, path: str | Path, *, run: Mapping | None = None) -> None:
-        self.path = Path(path)
+        self.path = checks.place("path", path)
         self.partial = self.path.with_name(self.path.name + ".partial")
         self._run_path = self.path.with_name(self.path.name + ".partial.run")
         check_file(self.path)

@@ -21,10 +21,10 @@ _TEXT_KEYS = ("patient", "indication", "findings", "impression")
 
 
 def read_studies(
-    path: str | Path,
+    path: str | os.PathLike[str],
     *,
     target: str | None = None,
-    images: str | Path | None = None,
+    images: str | os.PathLike[str] | None = None,
     on_error: str = "fail",
     skipped: Skipped | None = None,
 ) -> list[Study]:
@@ -42,7 +42,7 @@ def read_studies(
     Raises:
         DiveError: names file and line. Also when no study is left at all.
     """
-    path = Path(path)
+    path = checks.place("studies", path)
     skipped = check_on_error(on_error, skipped)
     if target is not None:
         check_target(target)
@@ -144,7 +144,7 @@ def _study(name: str, row: dict, folder: Path, source: str) -> Study:
             raise DiveError(
                 f'{source}: study {name!r}: "images" wants a list of paths; it holds {image!r}'
             )
-        paths.append(folder / image)
+        paths.append(folder / os.path.expanduser(image))
         if not os.path.isfile(paths[-1]):
             raise DiveError(f"{source}: study {name!r}: there is no image file {paths[-1]}")
     fields: dict[str, str | None] = {}

@@ -1,5 +1,6 @@
 """`open_studies`: one entry to every dataset."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,9 @@ def open_studies(
     views: str | Sequence[str] | None = None,
     max_images: int | None = None,
     min_words: int = 0,
-    images: str | Path | None = None,
-    reports: str | Path | None = None,
-    sections: str | Path = "auto",
+    images: str | os.PathLike[str] | None = None,
+    reports: str | os.PathLike[str] | None = None,
+    sections: str | os.PathLike[str] = "auto",
     last_paragraph: bool = False,
     labels: str | None = "auto",
     drop_comparisons: bool = False,
@@ -116,23 +117,24 @@ def open_studies(
 
 def names_studies(given: Any) -> bool:
     """Whether a path or text is a file or dataset of studies, by its name alone: no image is."""
-    if not isinstance(given, (str, Path)):
+    if not isinstance(given, str) and not checks.is_path(given):
         return False
     kind, colon, _ = str(given).partition(":")
-    return (bool(colon) and kind in _READERS) or Path(given).suffix.lower() == ".jsonl"
+    return (bool(colon) and kind in _READERS) or str(given).lower().endswith(".jsonl")
 
 
 def parse_spec(spec: Any) -> tuple[str, Path]:
     """("mimic-cxr", ROOT) and so on; ("jsonl", FILE) of a path."""
     kinds = ", ".join(f"{kind}:PATH" for kind in _READERS)
-    if not isinstance(spec, (str, Path)) or not str(spec).strip():
+    spec = os.fspath(spec) if checks.is_path(spec) else spec
+    if not isinstance(spec, str) or not spec.strip():
         raise DiveError(f"cannot read studies from {spec!r}; wants {kinds}, a .jsonl file, or rows")
-    kind, colon, path = str(spec).partition(":")
+    kind, colon, path = spec.partition(":")
     if colon and kind in _READERS:
         if not path.strip():
             raise DiveError(f"{spec!r} names no path; wants {kind}:PATH")
-        return kind, Path(path).expanduser()
-    plain = Path(spec).expanduser()
+        return kind, checks.place(kind, path)
+    plain = checks.place("studies", spec)
     if plain.is_dir() or (colon and not plain.exists() and len(kind) > 1):
         raise DiveError(f"{spec} is not known; wants {kinds}, or a .jsonl file")
     return "jsonl", plain

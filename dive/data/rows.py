@@ -1,5 +1,6 @@
 """Studies that are rows already: JSON lines, and the dataset objects of Hugging Face."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -184,8 +185,8 @@ class DatasetRows(Rows):
             where = f"{source}, column {column!r}" + ("" if at is None else f"[{at}]")
             if value is None:
                 raise DiveError(f"{where}: is null; wants an image")
-            if isinstance(value, (str, Path)):
-                images.append(ImageRow(self._path(str(value)), "", place))
+            if isinstance(value, (str, os.PathLike)):
+                images.append(ImageRow(self._path(os.fspath(value)), "", place))
                 continue
             if _sized(rows) and hasattr(rows, "__getitem__"):
                 fetch = partial(_fetch, rows, number, column, at, where)
@@ -198,7 +199,8 @@ class DatasetRows(Rows):
         return Candidate(name, patient, named, images, source, values)
 
     def _path(self, name: str) -> Path:
-        return Path(name) if self.options.images is None else self.options.images / name
+        path = Path(os.path.expanduser(name))
+        return path if self.options.images is None else self.options.images / path
 
     def _column(self, key: str, row: Mapping, source: str) -> str | None:
         given = self.options.columns.get(key)
@@ -264,5 +266,5 @@ def _opened(value: Any, where: str) -> Any:
 def is_rows(spec: Any) -> bool:
     """Whether `spec` is an object of rows and not the name of something."""
     return isinstance(spec, (Mapping, Sequence, Iterable)) and not isinstance(
-        spec, (str, bytes, Path)
+        spec, (str, bytes, os.PathLike)
     )

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from PIL import Image
 
-from dive.data.images import LazyImage, load_rgb
+from dive.data.images import IMAGES, LazyImage, is_image, load_rgb
 from dive.errors import DiveError
 
 Target = Literal["findings", "impression", "both"]
@@ -57,13 +57,35 @@ class Study:
         """The study as error messages name it."""
         return f"{self.source}: study {self.id!r}" if self.source else f"study {self.id!r}"
 
+    def check(self) -> None:
+        """Raise DiveError where a field is of another kind than it is to be; no file is opened."""
+        names: dict[str, tuple[type, ...]] = {"id": (str, int), "patient": (str, int)}
+        names |= dict.fromkeys(("indication", "findings", "impression"), (str,))
+        for name, kinds in names.items():
+            value = getattr(self, name)
+            good = isinstance(value, kinds) and not isinstance(value, bool)
+            if not good and (value is not None or name == "id"):
+                raise DiveError(f"{self.where}: {name!r} is a {type(value).__name__}; wants a text")
+        if not isinstance(self.images, (tuple, list)):
+            raise DiveError(
+                f"{self.where}: 'images' is a {type(self.images).__name__}; wants a sequence, each "
+                f"of it {IMAGES}"
+            )
+        for image in self.images:
+            if not is_image(image):
+                raise DiveError(
+                    f"{self.where}: 'images' holds a {type(image).__name__}; wants {IMAGES}"
+                )
+
     def report(self, target: str = "findings") -> str:
         """The text to write: one section, or both as "Findings: ... Impression: ...".
 
         Raises:
-            DiveError: a section that `target` needs is absent or blank.
+            DiveError: a section that `target` needs is absent or blank, or a field is of another
+                kind.
         """
         check_target(target)
+        self.check()
         names = ("findings", "impression") if target == "both" else (target,)
         sections = {name: (getattr(self, name) or "").strip() for name in names}
         for name, text in sections.items():
@@ -80,4 +102,5 @@ class Study:
         Raises:
             DiveError: an image is missing, damaged or no image at all; names file and study.
         """
+        self.check()
         return [load_rgb(image, self.where) for image in self.images]

@@ -1,8 +1,9 @@
 """What to do with bad input: fail at the first piece, or skip it and keep an entry."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from os import PathLike
 
+from dive import checks
 from dive.data.io import write_jsonl
 from dive.errors import DiveError
 
@@ -16,8 +17,9 @@ class Skipped:
     def add(self, id: str | None, source: str, reason: object) -> None:
         self.entries.append({"id": id, "source": source, "reason": str(reason)})
 
-    def write(self, path: str | Path) -> None:
+    def write(self, path: str | PathLike[str]) -> None:
         """Write one JSON line an entry, atomically."""
+        path = checks.place("path", path)
         try:
             write_jsonl(path, self.entries)
         except OSError as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from dive import __version__
+from dive import __version__, checks
 from dive.errors import DiveError
 from dive.lexicon.terms import Automaton, expand
 
@@ -110,7 +110,7 @@ def load_lexicon(*files: str | Path, default: bool = True) -> Lexicon:
     """
     entries: dict[str, Entry] = {}
     sources: list[Any] = [_HERE / name for name in _FILES] if default else []
-    sources += [Path(f) for f in files]
+    sources += [checks.place("files", f) for f in files]
     if not sources:
         raise DiveError("load_lexicon(default=False) needs at least one file")
     misspelt: list[str] = []

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from dive import checks
 from dive.errors import DiveError
 from dive.lexicon import CHEXPERT_CLASSES
 from dive.metrics.measure import Measure, f1
@@ -61,8 +62,12 @@ class CheXbert:
         device: str = "cpu",
         batch_size: int = 16,
     ) -> None:
-        self.weights = Path(weights) if weights is not None else default_weights()
-        self.tokenizer = Path(tokenizer) if tokenizer is not None else default_tokenizer()
+        self.weights = (
+            checks.place("weights", weights) if weights is not None else default_weights()
+        )
+        self.tokenizer = (
+            checks.place("tokenizer", tokenizer) if tokenizer is not None else default_tokenizer()
+        )
         self.device, self.batch_size = device, batch_size
         self.source = f"labelled by CheXbert ({self.weights.name})"
         self._loaded: tuple[Any, Any] | None = None

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dive import checks
 from dive.errors import DiveError
 from dive.radgraph.annotations import NO_ENTITIES, Annotation, as_annotated, check_annotation
 
@@ -19,7 +20,7 @@ class RadGraphFile:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = checks.place("annotations", path)
         self.source = f"annotations from {self.path.name}"
         self._found: dict[str, Annotation] = {}
         self._conflicts: set[str] = set()

@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from dive import checks
 from dive.data.io import write_text
 from dive.errors import DiveError
 from dive.radgraph.annotations import NO_ENTITIES, Annotation
@@ -58,9 +59,13 @@ class RadGraph:
         if model_type not in MODEL_TYPES:
             raise DiveError(f"RadGraph model {model_type!r} is not one of {', '.join(MODEL_TYPES)}")
         self.model_type = model_type
-        self.weights = None if weights is None else Path(weights)
-        self.encoder = None if encoder is None else Path(encoder)
-        self.cache = Path(cache) if cache is not None else user_cache() / "dive" / "radgraph"
+        self.weights = None if weights is None else checks.place("weights", weights)
+        self.encoder = None if encoder is None else checks.place("encoder", encoder)
+        self.cache = (
+            checks.place("cache", cache)
+            if cache is not None
+            else user_cache() / "dive" / "radgraph"
+        )
         self.python = str(python or sys.executable)
         self.cuda = cuda
         self._version: str | None = None

@@ -1,7 +1,6 @@
 """Where annotations come from, as an option names it."""
 
-from pathlib import Path
-
+from dive import checks
 from dive.errors import DiveError
 from dive.radgraph.annotations import Annotator
 from dive.radgraph.file import RadGraphFile
@@ -34,8 +33,8 @@ def parse_source(option: object, name: str = "decisive") -> tuple[str, str]:
         return "model", "radgraph-xl"
     if kind == "radgraph" and what in MODEL_TYPES:
         return "model", what
-    path = Path(what).expanduser()
-    if kind == "radgraph" and what and path.exists():
+    path = checks.place(name, what) if kind == "radgraph" and what.strip() else None
+    if path is not None and path.exists():
         archive = path.is_dir() or what.endswith((".tar.gz", ".tgz"))
         return "weights" if archive else "file", str(path)
     lost = f"; there is no file {what}" if kind == "radgraph" and what else ""

@@ -1,0 +1,43 @@
+"""A `transformers.Trainer` whose checkpoints appear whole or not at all."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from dive.checkpoints import ASIDE, aside_of, publish
+from dive.errors import DiveError
+
+KEPT = 2  # checkpoints, while training
+
+
+class WholeCheckpoints(Trainer):
+    """Trainer itself writes a checkpoint under its name, file by file, and may be ended meanwhile.
+
+    Here all ranks write aside, and when the last of them has done so the first one gives the
+    checkpoint its name; it also takes the older ones away, in place of `save_total_limit`.
+    """
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder, step = Path(str(self.args.output_dir)), self.state.global_step
+        try:
+            if self.args.should_save:
+                aside_of(folder)
+            self.accelerator.wait_for_everyone()  # before any rank writes into it
+            self.args.output_dir = str(folder / ASIDE)
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.output_dir = str(folder)
+            self.accelerator.wait_for_everyone()  # every rank's random state is there
+            if self.args.should_save:
+                publish(folder / ASIDE / f"{PREFIX_CHECKPOINT_DIR}-{step}", folder, KEPT)
+        except (OSError, RuntimeError) as error:
+            # torch.save tells of a full disk by the second
+            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+                raise
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise DiveError(
+                f"the checkpoint of step {step} cannot be written into {folder}: {reason}"
+            ) from error
