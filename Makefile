@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	@echo "Next: make test; or, on studies of your own: $(BIN)/dive distill --help"
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 	@echo
 	@echo "Next: make demo; $(BIN)/dive doctor says what else can be installed."
 

@@ -8,6 +8,8 @@ from tiny_steering import randomised
 from transformers import LlavaForConditionalGeneration
 
 import dive
+from dive.attach import calibrate
+from dive.checkpointing import enable_gradient_checkpointing
 from dive.errors import DiveError
 from dive.fingerprint import difference, fingerprint
 from dive.structure import description, last_hidden_state, unwrap
@@ -20,28 +22,31 @@ def peft():
     return pytest.importorskip("peft")
 
 
-def tensors(adapter):
-    return {name: value.float() for name, value in adapter.state_dict().items()}
-
-
 @pytest.mark.parametrize("form", ["wrapper", "forward"])
-def test_a_compiled_decoder_distils_the_same_adapter(form, tiny_llava, studies):
+def test_what_was_compiled_before_is_calibrated_and_steered_the_same(form, tiny_llama):
     """Graphs that were made before our hooks came would run on without them."""
-    wanted = tensors(dive.distill(dive.load_backbone(tiny_llava), studies, config=STEPS))
-    backbone = dive.load_backbone(tiny_llava)
-    inner = backbone.model.model
+    compiled, plain = (dive.load_backbone(tiny_llama) for _ in range(2))
+    model, batch = compiled.model, {"input_ids": torch.arange(5, 17)[None]}
     if form == "wrapper":
-        inner.language_model = torch.compile(inner.language_model, backend="eager")
+        model.model = torch.compile(model.model, backend="eager")
     else:
-        inner.language_model.forward = torch.compile(inner.language_model.forward, backend="eager")
-    dive.generate(backbone, studies[:2], max_new_tokens=3, engine="transformers")
-    got = tensors(dive.distill(backbone, studies, config=STEPS))
-    assert got.keys() == wanted.keys()
-    for name, value in wanted.items():
-        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-6)
-    checkpointing = {**STEPS, "gradient_checkpointing": True}
+        model.model.forward = torch.compile(model.model.forward, backend="eager")
+    with torch.no_grad():
+        model(**batch)
+    adapters = []
+    for one in (compiled, plain):
+        adapter = randomised(one, seed=2)
+        calibrate(one, adapter, [(batch, torch.ones(1, 12, dtype=torch.bool))])
+        adapters.append(adapter)
+    sigmas = [[float(layer.sigma) for layer in one.layers.values()] for one in adapters]
+    assert sigmas[0] == pytest.approx(sigmas[1], rel=1e-5) and len({*sigmas[0]}) > 1
+    with torch.no_grad():
+        with dive.steer(model, adapters[0]):
+            got = model(**batch).logits
+        with dive.steer(plain.model, adapters[0]):
+            torch.testing.assert_close(got, plain.model(**batch).logits)
     with pytest.raises(DiveError, match="gradient checkpointing does not go with torch.compile"):
-        dive.distill(backbone, studies, config=checkpointing)
+        enable_gradient_checkpointing(model)
 
 
 def test_a_prompt_method_on_the_decoder_alone_is_refused_too(peft, tiny_llava, studies):
