@@ -32,7 +32,7 @@ def test_what_was_compiled_before_is_calibrated_and_steered_the_same(form, tiny_
     else:
         model.model.forward = torch.compile(model.model.forward, backend="eager")
     with torch.no_grad():
-        model(**batch)
+        last_hidden_state(model, batch)
     adapters = []
     for one in (compiled, plain):
         adapter = randomised(one, seed=2)
