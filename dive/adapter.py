@@ -275,7 +275,7 @@ def as_adapter(given: Any, name: str = "adapter") -> SteeringAdapter:
     """An adapter, or the one that a folder or hub id holds; DiveError that says what was given."""
     if isinstance(given, SteeringAdapter):
         return given
-    if isinstance(given, str) or checks.is_path(given):
+    if checks.names_a_place(given):
         return SteeringAdapter.from_pretrained(given)
     if isinstance(given, SteeringConfig):
         raise DiveError(

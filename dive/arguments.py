@@ -30,17 +30,12 @@ from dive.workers import check_workers
 T = TypeVar("T")
 
 
-def names_a_place(given: Any) -> bool:
-    """Whether it is the name of something to be read: a text or a path."""
-    return isinstance(given, str) or checks.is_path(given)
-
-
 def as_backbone(given: Any, processor: Any = None) -> Backbone:
     """A `Backbone` of what a caller gave: one, a path or hub id, or a model with its processor.
 
     Its model is the one that computes, without the wrappers around it.
     """
-    if names_a_place(given):
+    if checks.names_a_place(given):
         given = load_backbone(given)
     if isinstance(given, Backbone):
         processor = given.processor if processor is None else processor
@@ -49,7 +44,7 @@ def as_backbone(given: Any, processor: Any = None) -> Backbone:
             f"got a bare {type(given).__name__}; wants a Backbone from dive.load_backbone, "
             "or processor= too"
         )
-    if names_a_place(processor):
+    if checks.names_a_place(processor):
         raise DiveError(
             f"processor is {str(processor)!r}; wants a processor or tokenizer: load_backbone of a "
             "folder has both, and transformers' AutoProcessor.from_pretrained reads one"
@@ -77,7 +72,7 @@ def as_studies_of(
     if isinstance(given, Study):
         given = [given]
     wanted += ", or a file or dataset of them as the command line takes it"
-    named = names_a_place(given)
+    named = checks.names_a_place(given)
     if named and not names_studies(given) and not checks.place(name, given).exists():
         raise DiveError(f"{name} is {str(given)!r}; wants {wanted} (there is no such file)")
     if named or isinstance(given, Mapping) or hasattr(given, "column_names"):

@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 
 from dive.errors import DiveError
 
+ENGINES = ("auto", "dive._C", "transformers")  # what may be asked to decode
 _WANTED = "want the name of a file or folder"
 
 
@@ -30,9 +31,21 @@ def text(name: str, value: Any) -> str:
     return value
 
 
+def engine(value: Any) -> str:
+    """One of `ENGINES`."""
+    if value not in ENGINES:
+        raise DiveError(f"engine is {value!r}, want one of {', '.join(ENGINES)}")
+    return str(value)
+
+
 def is_path(value: Any) -> TypeGuard[os.PathLike]:
     """Whether it is an object that names a file (pathlib's, or any `os.PathLike`), and no text."""
     return isinstance(value, os.PathLike)
+
+
+def names_a_place(value: Any) -> bool:
+    """Whether it is the name of something to be read: a text or a path."""
+    return isinstance(value, str) or is_path(value)
 
 
 def place(name: str, value: Any) -> Path:

@@ -37,7 +37,7 @@ from dive.decode_limits import (
     settings_plan,
 )
 from dive.decode_rows import Rows
-from dive.decoder_check import Unsupported
+from dive.decoder_check import Unsupported, version
 from dive.decoder_spec import DecoderSpec, read
 from dive.errors import DiveError, FallbackWarning
 from dive.refusals import refusals
@@ -311,7 +311,7 @@ class DecodeSession:
         tensors = [*adapter.parameters(), *adapter.buffers()]
         key = (
             self._spec.dtype,
-            *((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors),
+            *map(version, tensors),
         )
         known = self._packed.get(adapter)
         if known is not None and known[0] == key:

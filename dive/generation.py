@@ -29,7 +29,6 @@ from dive.structure import unwrap
 __all__ = ["Report", "as_studies", "generate", "iter_reports", "prompter_for"]
 
 MAX_NEW_TOKENS = 256
-ENGINES = ("auto", "dive._C", "transformers")
 ImageLike = str | Path | Image.Image
 Item = Study | ImageLike | Sequence[ImageLike]
 Adapter = SteeringAdapter | str | Path
@@ -170,7 +169,7 @@ def iter_reports(
     seed = None if seed is None else as_seed(seed)
     if streamer is not None and len(studies) > 1:
         raise DiveError(f"a streamer takes one study at a time, got {len(studies)}")
-    check_engine(engine)
+    checks.engine(engine)
     adapters = _one_a_study(adapter, studies)
     jobs: list[Job] = []
     prompters: dict[int, Prompter] = {}
@@ -209,12 +208,6 @@ def iter_reports(
             raise DiveError(f"seed does not go with {mode.value}; call torch.manual_seed before it")
     reports = write(run, jobs, batch_size, progress, on_error, skipped)
     return each_evaluating(unwrap(backbone), reports)
-
-
-def check_engine(engine: str) -> None:
-    """DiveError unless it is one of `ENGINES`."""
-    if engine not in ENGINES:
-        raise DiveError(f"engine is {engine!r}, want one of " + ", ".join(ENGINES))
 
 
 def _one_a_study(adapter: Any, studies: list[Study]) -> list[SteeringAdapter | None]:

@@ -28,8 +28,7 @@ def unwrap(backbone_or_model: Any) -> "PreTrainedModel":
     model: Any = backbone_or_model
     if not isinstance(model, nn.Module):
         model = getattr(backbone_or_model, "model", None)
-    while isinstance(model, nn.Module) and (inner := _beneath(model)) is not None:
-        model = inner
+    model = _innermost(model)
     # by its config and not by its class: a wrapper that passes attributes on will do
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise DiveError(
@@ -37,6 +36,13 @@ def unwrap(backbone_or_model: Any) -> "PreTrainedModel":
         )
     found: Any = model
     return found
+
+
+def _innermost(module: Any) -> Any:
+    """What computes in all the wrappers of torch's and PEFT's; what is no module as it is."""
+    while isinstance(module, nn.Module) and (inner := _beneath(module)) is not None:
+        module = inner
+    return module
 
 
 def _beneath(model: nn.Module) -> Any:
@@ -82,9 +88,7 @@ def decoder(model: Any) -> nn.Module:
     # in a few families get_decoder() returns a whole causal LM: one unwrap leads to its decoder
     owners: tuple[Any, ...] = (found, getattr(found, "model", None))
     for owner in owners:
-        module = owner
-        while isinstance(module, nn.Module) and (inner := _beneath(module)) is not None:
-            module = inner  # the decoder alone may be in wrappers, too
+        module = _innermost(owner)  # the decoder alone may be in wrappers, too
         layers = getattr(module, "layers", None)
         if isinstance(layers, nn.ModuleList) and len(layers) > 0:
             return module

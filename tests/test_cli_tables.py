@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dive import generation
+from dive import checks
 from dive.bench.results import Row
 from dive.bench.table import _tables as bench_tables
 from dive.bench.timing import Interval
@@ -110,7 +110,9 @@ def test_what_is_escaped_is_json():
 
 
 def test_values_are_looked_at_without_the_libraries():
-    assert generation.ENGINES == options.ENGINES
+    assert checks.ENGINES == ("auto", "dive._C", "transformers")
+    for engine in checks.ENGINES:
+        options.check_values(engine=engine)
     for dtype in ("auto", "bfloat16", "float16", "float32", "float64", "half", "float8_e4m3fn"):
         options.check_values(dtype=dtype)
     for wrong in ({"dtype": "fp16"}, {"dtype": "int8"}, {"engine": "gpu"}, {"target": "x"},

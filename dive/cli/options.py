@@ -139,7 +139,6 @@ def image_budget(text: str | None, default: Any) -> Any:
     return int(text)
 
 
-ENGINES = ("auto", "dive._C", "transformers")
 _DTYPE = re.compile(r"auto|bfloat16|half|double|float(\d+(_\w+)?)?")
 
 
@@ -161,8 +160,7 @@ def check_values(
     image_budget(max_image_tokens, None)
     if not _DTYPE.fullmatch(dtype):
         raise DiveError(f"--dtype is {dtype!r}, want auto, bfloat16, float16, float32 ...")
-    if engine not in ENGINES:
-        raise DiveError(f"engine is {engine!r}, want one of {', '.join(ENGINES)}")
+    checks.engine(engine)
 
 
 def pairs(given: list[str] | None, known: Iterable[str], option: str) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def open_studies(
 
 def names_studies(given: Any) -> bool:
     """Whether a path or text is a file or dataset of studies, by its name alone: no image is."""
-    if not isinstance(given, str) and not checks.is_path(given):
+    if not checks.names_a_place(given):
         return False
     kind, colon, _ = str(given).partition(":")
     return (bool(colon) and kind in _READERS) or str(given).lower().endswith(".jsonl")
