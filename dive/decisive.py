@@ -9,8 +9,10 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dive.checklist import SILENT, answered, answers, with_answers
 from dive.errors import DiveError
 from dive.lexicon import OTHER, Entry, Lexicon, default_lexicon
+from dive.lexicon.markup import without_markup
 from dive.lexicon.modifiers import widen
 from dive.lexicon.terms import Match, longest_first
 from dive.lexicon.words import split
@@ -58,16 +60,21 @@ def find_mentions(text: str, lexicon: Lexicon | None = None) -> list[Mention]:
     """
     lexicon = default_lexicon() if lexicon is None else lexicon
     automaton = lexicon.automaton
+    text = without_markup(text)
     words = split(text)
     asking = asking_sections(text)
     mentions: list[Mention] = []
     free = [True] * len(words.words)
-    for first, stop in words.sentences:
+    for first, stop, answer in with_answers(words, answers(text)):
         matches = automaton.matches(words.words, words.joined, first, stop)
         if not matches:
             continue
         found = [f for match in longest_first(matches) if not (f := _found(match)).ignore]
         for one, polarity in zip(found, polarities(words, first, stop, found, free), strict=True):
+            if answer is not None:
+                if answer.state == SILENT:
+                    continue
+                polarity = answered(polarity, one.normal, answer.state)
             entry = one.match.value
             assert isinstance(entry, Entry)
             spans = _spans(one.match.marked, words.starts, words.ends, words.joined)

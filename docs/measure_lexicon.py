@@ -147,8 +147,7 @@ def read(entries: Iterable[dict[str, Any]]) -> Reading:
                 if seen := [
                     (text[m.start : m.end], m.cls, m.polarity)
                     for m in mentions
-                    if m.polarity != "negative"
-                    and any(a < end and start < b for a, b in m.spans)
+                    if m.polarity != "negative" and any(a < end and start < b for a, b in m.spans)
                 ]:
                     wrong.append(f"{entry['id']}: {text!r}: {words!r} is no finding: got {seen}")
         count += 1
@@ -170,9 +169,7 @@ def open_i(path: Path | None) -> Iterator[tuple[str, list[str]]]:
         yield from _report(texts.get("FINDINGS", ""), texts.get("IMPRESSION", ""), tags)
 
 
-def _report(
-    findings: str, impression: str, tags: list[str]
-) -> Iterator[tuple[str, list[str]]]:
+def _report(findings: str, impression: str, tags: list[str]) -> Iterator[tuple[str, list[str]]]:
     if text := f"{findings.strip()}\n{impression.strip()}".strip():
         yield text, [tag for tag in map(str.strip, tags) if tag]
 

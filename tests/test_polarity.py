@@ -210,7 +210,7 @@ def test_not_normal_is_a_finding():
         ("PICC line has been withdrawn and now ends in the axilla.", ["positive"]),
         ("Nodule is not visible on the lateral view.", ["negative"]),
         ("No effusion? Possible.", ["negative"]),
-        ("Was there an effusion?? No fracture.", ["positive", "negative"]),
+        ("Was there an effusion?? No fracture.", ["uncertain", "negative"]),
         ("No effusion, mass, mediastinal adenopathy or rib fracture.", ["negative"] * 4),
         (
             "No effusion, suspicious nodule, mass, osseous lesion, or rib fracture.",

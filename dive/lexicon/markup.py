@@ -1,0 +1,48 @@
+"""What an export leaves in a report's text: written-out line breaks, HTML, HL7's escapes.
+
+They are replaced by as many blanks, ended by a line break or a tab where they stand for one, so
+that every other character keeps its place.
+"""
+
+import html
+import re
+from collections.abc import Callable
+
+_BLOCK = r"br|p|div|li|ul|ol|tr|table|tbody|thead|h[1-6]|section|pre|body|html|head|title|hr"
+_BREAKS = re.compile(
+    rf"</?(?:{_BLOCK})(?:\s[^<>]{{0,200}})?/?>"  # HTML that ends a line
+    r"|(?:\\{1,2}r)?\\{1,2}n|\\{1,2}r(?![a-z])"  # "\n", written out
+    r"|\\\.(?:br|sp|in)[+-]?\d{0,3}\\|\\X0[AD]\\(?:\\X0[AD]\\)?"  # HL7
+    r"|_x000[dD]_|(?<=[\w.)])~(?=[A-Za-z])|[\u2028\u2029\x0b\x0c\x85]",
+    re.IGNORECASE,
+)
+_TABS = re.compile(r"</?t[dh](?:\s[^<>]{0,200})?/?>|\\{1,2}t(?![a-z])", re.IGNORECASE)
+_TAGS = re.compile(r"</?[a-z][a-z0-9]{0,15}(?:\s[^<>]{0,200})?/?>|<!--.{0,200}?-->", re.IGNORECASE)
+_ENTITIES = re.compile(r"&(?:#\d{1,6}|#x[0-9a-f]{1,5}|[a-z]{2,8}\d?);", re.IGNORECASE)
+_SPACES = re.compile(r"[\xa0\u2000-\u200b\u202f\u3000\ufeff]")
+
+
+def without_markup(text: str) -> str:
+    """The text with its markup blanked, every other character where it was."""
+    if "\\" in text or "~" in text or not text.isascii() or "_x000" in text or "\x0c" in text:
+        text = _BREAKS.sub(_blank("\n"), text)
+        text = _TABS.sub(_blank("\t"), text)
+        text = _SPACES.sub(" ", text)
+    if "<" in text:
+        text = _BREAKS.sub(_blank("\n"), text)
+        text = _TABS.sub(_blank("\t"), text)
+        text = _TAGS.sub(_blank(" "), text)
+    if "&" in text:
+        text = _ENTITIES.sub(_entity, text)
+    return text
+
+
+def _blank(last: str) -> Callable[[re.Match[str]], str]:
+    return lambda match: " " * (len(match.group()) - 1) + last
+
+
+def _entity(match: re.Match[str]) -> str:
+    meant = html.unescape(match.group())
+    if len(meant) != 1 or meant == match.group():
+        return match.group()
+    return (meant if not meant.isspace() else " ").ljust(len(match.group()))
