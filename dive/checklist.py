@@ -45,7 +45,7 @@ _NO = (
     rf"|not (?:{_SEEN}|there|suspected)|no evidence(?: of (?:same|this|it|any))?|nope|nothing"
     r"|false|excluded|ruled out|resolved|cleared|gone|removed|-ve|[-–—−]+|0|✗|✘|☐"
 )
-_YES = rf"yes|y|pos(?:itive|\.)?|\+ve|\++|true|✓|✔|☑|☒"
+_YES = r"yes|y|pos(?:itive|\.)?|\+ve|\++|true|✓|✔|☑|☒"
 _MAYBE = (
     r"possib(?:le|ly)|probabl[ey]|likely|unlikely|maybe|perhaps|equivocal|indeterminate|uncertain"
     r"|unclear|questionabl[ey]|suspicious|suspected|doubtful|borderline|query|tbc|inconclusive"

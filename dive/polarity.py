@@ -34,7 +34,7 @@ _RESTART = word_set(
     " atherosclerotic mildly moderately severely slightly minimally grossly known prior previous"
     " previously heart cardiac lungs lung mediastinum mediastinal aorta bones bony osseous trachea"
     " midline incidental incidentally note hyperinflated hyperexpanded low residual resolving"
-    " patient patient's left's sternotomy median cardiomediastinal hilar thoracic spine we"
+    " definite obvious patient patient's left's sternotomy median cardiomediastinal hilar thoracic spine we"
 )
 # ... unless "or" shows that they go on with a list: "no mass, hilar adenopathy or fracture"
 _PLACES = word_set("cardiac mediastinal bony osseous cardiomediastinal hilar thoracic spine")
@@ -42,7 +42,14 @@ _PLACES = word_set("cardiac mediastinal bony osseous cardiomediastinal hilar tho
 _DEGREE = word_set(
     "mild moderate severe small tiny trace minimal slight minor marked left right bilateral"
     " bibasilar biapical multiple several few some prominent subtle streaky patchy linear"
-    " borderline scattered diffuse hazy basilar extensive two three one both"
+    " borderline scattered diffuse hazy basilar extensive two three one both large larger massive"
+    " huge sizable sizeable moderately mod sm considerable increasing enlarging worsening new bulky"
+)
+_UNITS = word_set("cm mm")
+# "possible pneumonia with superimposed effusion": these go on behind "with", what is stated does not
+_COMPANIONS = word_set(
+    "associated superimposed underlying overlying adjacent accompanying concomitant concurrent"
+    " coexisting coexistent component air parapneumonic developing early"
 )
 _FAR = 60  # words that are looked ahead for the "or" of a list
 _OR = frozenset(("or", "nor"))
@@ -132,6 +139,7 @@ class _Sentence:
         self.at: dict[int, int] = {one.match.marked[-1]: k for k, one in enumerate(found)}
         self.cues = {cue.first: cue for cue in cues}
         self.state = ""  # what the next mention is: "", NEGATIVE or UNCERTAIN
+        self.naming = False  # the reach names what may be: "may represent atelectasis, scarring"
         self.specific = (
             False  # "removal of the left tube and the right line": a list of known things
         )
@@ -146,6 +154,9 @@ class _Sentence:
                 self._mark(i)
             elif self.before[i] == QUERY:
                 self._open(UNCERTAIN)
+            if self.state == NEGATIVE and self._runs_on(i):
+                self.state = ""
+                self._new_statement()
             cue = self.cues.get(i)
             if cue is not None:
                 self._cue(str(cue.value), cue)
@@ -153,6 +164,8 @@ class _Sentence:
                 self._and(i)
             elif word == "or" and not self.state:
                 self.alternative = bool(self.passed) and i - self._last_word() <= 4
+                if (k := self.at.get(i - 1)) is not None and self.said[k] == POSITIVE:
+                    self.said[k] = UNCERTAIN  # "atelectasis or fluid"
             if self.words[i] in _VERBS:
                 self.asserted = True
             if i in self.at:
@@ -161,8 +174,8 @@ class _Sentence:
 
     # what a reach is opened and ended by
 
-    def _open(self, state: str) -> None:
-        self.state, self.specific = state, False
+    def _open(self, state: str, naming: bool = False) -> None:
+        self.state, self.naming, self.specific = state, naming, False
 
     def _new_statement(self) -> None:
         self.passed, self.asserted, self.alternative = [], False, False
@@ -186,6 +199,27 @@ class _Sentence:
             self.heading = []
         self.state = ""
         self._new_statement()
+
+    def _runs_on(self, i: int) -> bool:
+        """Whether the next finding begins without a mark: "no ptx 2 cm nodule"."""
+        if self.before[i] != JOINED or self._denied_just_before(i) is None:
+            return False
+        unit = any(word in _UNITS for word in self.words[i + 1 : min(i + 4, self.stop)])
+        return self.words[i].isdigit() and unit
+
+    def _denied_just_before(self, i: int) -> int | None:
+        """The mention that ends right before word i, if a reach has made it what it is."""
+        k = self.at.get(i - 1)
+        return None if k is None or self.said[k] != self.state or not self.state else k
+
+    def _goes_on(self, cue: Match) -> bool:
+        """Whether a reach goes on behind "with" or "due to", which ends most."""
+        if self._denied_just_before(cue.first) is None or cue.end >= self.stop:
+            return False
+        word = self.words[cue.end]
+        if word in _COMPANIONS:
+            return True
+        return word not in _DEGREE and word not in _RESTART and self._follows(cue.end)
 
     def _and(self, i: int) -> None:
         if i + 1 >= self.stop:
@@ -222,7 +256,7 @@ class _Sentence:
             return True
         if begins:
             return False
-        if self.state == UNCERTAIN and not after_and:
+        if self.state == UNCERTAIN and not after_and and not self.naming:
             return False
         if (
             word in _DEGREE
@@ -267,6 +301,10 @@ class _Sentence:
         return False
 
     def _cue(self, kind: str, cue: Match) -> None:
+        if kind == "stop_unless_joined":
+            if self._goes_on(cue):
+                return
+            kind = "stop"
         if kind in ("stop", "stop_forward"):
             self.state = ""
             if kind == "stop":
@@ -302,10 +340,10 @@ class _Sentence:
             if self.passed and not self._follows(cue.end):
                 self._say(self.passed, UNCERTAIN)  # "small effusions are difficult to exclude"
             elif not (self.state == NEGATIVE and self.words[cue.first] == "if"):
-                self._open(UNCERTAIN)
+                self._open(UNCERTAIN, naming=True)
         elif kind == "uncertain_link":
             if self.state != NEGATIVE:
-                self._open(UNCERTAIN)
+                self._open(UNCERTAIN, naming=True)
         elif kind == "uncertain_after":
             if self.passed:
                 self._say(self.passed, UNCERTAIN)
@@ -345,7 +383,7 @@ class _Sentence:
         elif self.alternative and self.passed:
             # "scarring or atelectasis": one of both
             last = self.passed[-1]
-            if self.said[last] == POSITIVE and i - self._last_word() <= 6:
+            if self.said[last] != NEGATIVE and i - self._last_word() <= 6:
                 self._say([last, k], UNCERTAIN)
         self.alternative = False
         if not one.normal:

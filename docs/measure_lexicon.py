@@ -228,7 +228,7 @@ def measure(reports: Iterable[tuple[str, list[str]]]) -> None:
         if not any(m.polarity != "negative" for m in mentions):
             present = {"No Finding"}
         truth = {c for c, wanted in _TAGS.items() if any(_has(own, tag) for tag in wanted)}
-        if any(tag.casefold() == "normal" for tag in own):
+        if own and all(tag.partition("/")[0].casefold() in _NO_FINDING for tag in own):
             truth.add("No Finding")
         said.update(present)
         tagged.update(truth)

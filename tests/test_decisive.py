@@ -166,7 +166,7 @@ def test_share():
     assert share([], []) == {0: (0.0, 0.0), 1: (0.0, 0.0), 2: (0.0, 0.0)}
 
 
-def test_under_all_a_quarter_of_the_words_at_most():
+def test_under_all_three_words_in_ten_at_most():
     """On reports in the manner of a public collection: findings and impression, mostly normal."""
     reports = [plain(marked) for marked in marked_reports()[:20]]
     decisive = words = 0
@@ -176,7 +176,7 @@ def test_under_all_a_quarter_of_the_words_at_most():
         words += len(offsets)
         decisive += classes.count(PATHOLOGY)
     assert words > 500
-    assert 0.10 < decisive / words < 0.25
+    assert 0.10 < decisive / words < 0.30
 
 
 SAMPLE = """

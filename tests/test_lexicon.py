@@ -226,7 +226,6 @@ TAGGED = [
     ("Heart Failure", "Congestive heart failure."),
     ("Pulmonary Congestion/mild", "Mild pulmonary vascular congestion."),
     ("Pulmonary Edema/interstitial", "Interstitial edema."),
-    ("Technical Quality of Image Unsatisfactory ", "The patient is rotated, limiting evaluation."),
     ("Opacity/lung/base/left/streaky", "Streaky opacity in the left base."),
     ("Infiltrate/lung/lower lobe", "Right lower lobe infiltrate."),
     ("Airspace Disease/lung", "Patchy airspace disease."),

@@ -106,6 +106,8 @@ def _punctuation(text: str, last: int, start: int, between: str, word: str) -> i
     stripped = between.strip()
     if not stripped:
         return JOINED
+    if stripped in ("+/-", "±", "+-", "-/+"):
+        return QUERY  # "opacity +/- effusion"
     if "?" in stripped:
         # "? effusion" asks; "effusion? No." ends
         asks = between[0] not in "?" and stripped[-1] == "?" and "." not in stripped
