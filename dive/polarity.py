@@ -34,7 +34,8 @@ _RESTART = word_set(
     " atherosclerotic mildly moderately severely slightly minimally grossly known prior previous"
     " previously heart cardiac lungs lung mediastinum mediastinal aorta bones bony osseous trachea"
     " midline incidental incidentally note hyperinflated hyperexpanded low residual resolving"
-    " definite obvious patient patient's left's sternotomy median cardiomediastinal hilar thoracic spine we"
+    " definite obvious enlarged patient patient's left's sternotomy median cardiomediastinal hilar"
+    " thoracic spine we"
 )
 # ... unless "or" shows that they go on with a list: "no mass, hilar adenopathy or fracture"
 _PLACES = word_set("cardiac mediastinal bony osseous cardiomediastinal hilar thoracic spine")
@@ -44,13 +45,24 @@ _DEGREE = word_set(
     " bibasilar biapical multiple several few some prominent subtle streaky patchy linear"
     " borderline scattered diffuse hazy basilar extensive two three one both large larger massive"
     " huge sizable sizeable moderately mod sm considerable increasing enlarging worsening new bulky"
+    " dense subsegmental platelike discoid compressive"
 )
 _UNITS = word_set("cm mm")
-# "possible pneumonia with superimposed effusion": these go on behind "with", what is stated does not
+# behind "with" these go on ("possible pneumonia with superimposed effusion"), a stated size does not
 _COMPANIONS = word_set(
     "associated superimposed underlying overlying adjacent accompanying concomitant concurrent"
     " coexisting coexistent component air parapneumonic developing early"
 )
+# said of a finding right before them: "no effusion, cardiomegaly unchanged"
+_COURSE = word_set(
+    "unchanged stable persists persistent persisting improved improving worse worsened worsening"
+    " increased increasing decreased decreasing larger smaller resolving"
+)
+# a hedge before one of these is one of whether it is there, "likely loculated" is not
+_EXISTING = word_set(
+    "present seen there given based as because too though although identified noted"
+)
+_HEDGES = word_set("possibly probably likely perhaps presumably maybe conceivably potentially")
 _FAR = 60  # words that are looked ahead for the "or" of a list
 _OR = frozenset(("or", "nor"))
 _LIST_BREAKS = word_set("but however although though except otherwise while whereas")
@@ -219,6 +231,10 @@ class _Sentence:
         word = self.words[cue.end]
         if word in _COMPANIONS:
             return True
+        if self.words[cue.first] != "with" and any(
+            word == self.words[one.match.first] and one.match.first == cue.end for one in self.found
+        ):
+            return True  # "secondary to heart failure"
         return word not in _DEGREE and word not in _RESTART and self._follows(cue.end)
 
     def _and(self, i: int) -> None:
@@ -236,6 +252,8 @@ class _Sentence:
             return True
         if word == "and" and not after_and:
             return i + 1 < self.stop and self._list_goes_on(i + 1, after_and=True)
+        if word.isdigit() and any(w in _UNITS for w in self.words[i + 1 : min(i + 4, self.stop)]):
+            return False
         begins = word in _RESTART and not (self.specific and word in ("the", "a", "an"))
         if begins and word not in _PLACES:
             return False
@@ -247,6 +265,9 @@ class _Sentence:
             if other in _OR:
                 later = True
             elif other in _LIST_BREAKS:
+                break
+            elif other in _COURSE and j - 1 in self.at and j - 1 >= i and not later:
+                verb = True
                 break
             elif other in _VERBS:
                 perceived = any(w in _PERCEIVED for w in self.words[j + 1 : min(j + 4, self.stop)])
@@ -354,12 +375,21 @@ class _Sentence:
             self._answer_heading(cue, UNCERTAIN)
             if self._follows(cue.end) or not self.passed:
                 self._open(UNCERTAIN)
-            elif self.state != NEGATIVE:
+            elif self.state != NEGATIVE and not self._hedges_a_quality(cue):
                 self._say([k for k in self.passed if self.said[k] == POSITIVE], UNCERTAIN)
         elif kind == "uncertain_between" and self.state != NEGATIVE:
             if self.passed and self.said[self.passed[-1]] == POSITIVE:
                 self._say(self.passed[-1:], UNCERTAIN)
             self._open(UNCERTAIN)
+
+    def _hedges_a_quality(self, cue: Match) -> bool:
+        """Whether a hedge behind a finding is one of what it is like: "effusion, likely loculated"."""
+        if self.words[cue.end - 1] not in _HEDGES or cue.end >= self.stop:
+            return False
+        if self.before[cue.end] != JOINED or self.words[cue.end] in _EXISTING:
+            return False
+        other = ("and", "or", "but", "a", "an", "the", "artifact", "artefact", "artifacts")
+        return self.words[cue.end] not in other and cue.end not in self.cues
 
     def _answer_heading(self, cue: Match, state: str) -> None:
         """ "Pneumothorax: none." and "Effusion: there is no effusion." answer their heading."""
