@@ -71,7 +71,8 @@ def evaluate(
         baseline: other predictions for the same references; adds "baseline", their scores, and
             "differences", prediction minus baseline.
         bootstrap: number of resamples of the reports; adds "intervals", and to every difference an
-            interval and a p value (paired: both are scored on the same resample).
+            interval and a p value (paired: both are scored on the same resample), which is of one
+            metric alone and not corrected for the number of metrics.
         confidence: what the intervals hold.
         seed: of the resampling; the same seed gives the same intervals.
 
