@@ -98,12 +98,14 @@ def generate(
             in another order than several).
             None takes a seed from torch's generator, so that `torch.manual_seed` repeats a call.
         generate_kwargs: settings and arguments of `model.generate`; a generation_config may be a
-            dict. None is as not given, except that it switches off what would limit sampling
-            (top_k and its kin) or forbid tokens. Without them decoding is greedy: sampling, beams,
-            penalties, lengths and all else in the model's generation_config.json are not used, but
-            for ids of tokens and the tokens that it forbids (suppress_tokens,
-            begin_suppress_tokens, bad_words_ids, with a line of log). With do_sample=True it
-            proposes temperature, top_k and the like where you do not.
+            dict, and what is given by name wins over it. Lengths are the report's own: max_length
+            and min_length, which count the prompt, are refused where max_new_tokens and
+            min_new_tokens do not say instead. None is as not given, except that it switches off
+            what would limit sampling (top_k and its kin) or forbid tokens. Without them decoding is
+            greedy: sampling, beams, penalties, lengths and all else in the model's
+            generation_config.json are not used, but for ids of tokens and the tokens that it
+            forbids (suppress_tokens, begin_suppress_tokens, bad_words_ids, with a line of log).
+            With do_sample=True it proposes temperature, top_k and the like where you do not.
 
     Raises:
         DiveError: unreadable image, overlong prompt, no studies, an adapter of another backbone.
@@ -168,9 +170,9 @@ def iter_reports(
     if not studies:
         raise DiveError("there is no image or study to write a report for")
     batch_size = checks.whole("batch_size", batch_size, 1)
+    generate_kwargs["max_new_tokens"] = max_new_tokens
     generate_kwargs = checked(backbone.model, backbone.processor, generate_kwargs)
-    if max_new_tokens is None:
-        max_new_tokens = asked_for(generate_kwargs).get("max_new_tokens", MAX_NEW_TOKENS)
+    max_new_tokens = asked_for(generate_kwargs).get("max_new_tokens", MAX_NEW_TOKENS)
     max_new_tokens = checks.whole("max_new_tokens", max_new_tokens, 1)
     seed = None if seed is None else as_seed(seed)
     if streamer is not None and len(studies) > 1:
