@@ -4,8 +4,9 @@ import pytest
 
 from dive.metrics.findings import described
 
-E, P, A, O, N, C = (
-    "Pleural Effusion", "Pneumothorax", "Atelectasis", "Lung Opacity", "Lung Lesion", "Cardiomegaly",
+E, P, A, OP, N, C = (
+    "Pleural Effusion", "Pneumothorax", "Atelectasis", "Lung Opacity", "Lung Lesion",
+    "Cardiomegaly",
 )  # fmt: skip
 _SIDES = {"L": "left", "R": "right", "-": None}
 _STEPS = {"t": "trace", "s": "small", "m": "moderate", "l": "large", "-": None}
@@ -34,22 +35,22 @@ CASES = [
     # behind it
     ("The left pleural effusion is small.", {E: "Ls"}),
     ("Pleural effusion, moderate in size, on the right.", {E: "Rm"}),
-    ("Opacity in the left lower lobe.", {O: "L-"}),
-    ("Opacity is seen within the mid and lower zones of the right lung.", {O: "R-"}),
+    ("Opacity in the left lower lobe.", {OP: "L-"}),
+    ("Opacity is seen within the mid and lower zones of the right lung.", {OP: "R-"}),
     ("Atelectasis at both lung bases.", {A: "L- R-"}),
     ("Atelectasis at the lung bases.", {A: "L- R-"}),
     ("Pleural effusions are present bilaterally.", {E: "L- R-"}),
     ("Blunting of the left costophrenic angle.", {E: "L-"}),
     ("There is slight blunting of the right costophrenic angle.", {E: "Rs"}),
-    ("Opacity obscures the right heart border.", {O: "R-"}),
-    ("Opacity behind the right atrium.", {O: "--"}),
+    ("Opacity obscures the right heart border.", {OP: "R-"}),
+    ("Opacity behind the right atrium.", {OP: "--"}),
     # abbreviations
-    ("RLL opacity and small L effusion.", {O: "R-", E: "Ls"}),
+    ("RLL opacity and small L effusion.", {OP: "R-", E: "Ls"}),
     ("LUL nodule.", {N: "L-"}),
     ("Effusions, R>L.", {E: "L- R-"}),
-    ("Opacity in RUL and LLL.", {O: "L- R-"}),
+    ("Opacity in RUL and LLL.", {OP: "L- R-"}),
     ("B/L effusions.", {E: "L- R-"}),
-    ("Lingular opacity.", {O: "L-"}),
+    ("Lingular opacity.", {OP: "L-"}),
     ("Middle lobe atelectasis.", {A: "R-"}),
     # the side first
     ("On the right there is a small effusion.", {E: "Rs"}),
@@ -72,7 +73,7 @@ CASES = [
     ("Pleural effusion: large on the right, small on the left.", {E: "Rl Ls"}),
     ("Left effusion is small, right is moderate.", {E: "Ls Rm"}),
     ("Large left effusion and small right.", {E: "Ll Rs"}),
-    ("Right lower lobe and left upper lobe opacities.", {O: "L- R-"}),
+    ("Right lower lobe and left upper lobe opacities.", {OP: "L- R-"}),
     ("Right effusion but none on the left.", {E: "R-"}),
     ("Small left effusion. No right effusion.", {E: "Ls"}),
     ("Left effusion. The effusion is small.", {E: "Ls"}),
@@ -86,7 +87,7 @@ CASES = [
     # which word is whose
     ("Small left effusion and large right pneumothorax.", {E: "Ls", P: "Rl"}),
     ("Large right pneumothorax with leftward mediastinal shift.", {P: "Rl"}),
-    ("Opacity on the left, moderate right effusion.", {O: "L-", E: "Rm"}),
+    ("Opacity on the left, moderate right effusion.", {OP: "L-", E: "Rm"}),
     ("Bilateral effusions, left greater than right, small nodule.", {E: "L- R-", N: "-s"}),
     ("Mild cardiomegaly with small left effusion.", {C: "-s", E: "Ls"}),
     ("Left effusion and cardiomegaly.", {E: "L-", C: "--"}),
@@ -100,6 +101,13 @@ CASES = [
     ("Right PICC and small effusion.", {E: "-s"}),
     ("Both effusion and atelectasis are present.", {E: "--", A: "--"}),
     ("Both effusions are small.", {E: "Ls Rs"}),
+    ("Opacity in the right base may represent atelectasis.", {OP: "R-", A: "R-"}),
+    ("Left basilar opacity. This likely represents atelectasis.", {OP: "L-", A: "L-"}),
+    ("Opacification of the left hemithorax due to a massive effusion.", {OP: "L-", E: "Ll"}),
+    ("Bilateral effusions, small on the left, with adjacent atelectasis.",
+     {E: "Ls R-", A: "L- R-"}),
+    ("Minimal left basilar scarring/atelectasis.", {A: "Lt"}),
+    ("Tiny left, and moderate-sized right, pleural effusions.", {E: "Lt Rm"}),
     # a step that is not the finding's
     ("Mild interval increase in the large left effusion.", {E: "Ll"}),
     ("Left effusion is slightly larger.", {E: "L-"}),
@@ -114,6 +122,8 @@ CASES = [
     ("There is a 1.2 cm left lower lobe nodule.", {N: "Lm"}),
     ("A nodule measures 2 x 4 cm.", {N: "-l"}),
     ("Nodule, previously 4 mm, now 8 mm.", {N: "-s"}),
+    ("Small calcified right upper lobe granuloma.", {"Granuloma": "Rs"}),
+    ("Moderate right pneumothorax measuring 3 cm.", {P: "Rm"}),
     ("Nodule 4 cm above the carina.", {N: "--"}),
     # said to be absent
     ("No left effusion or pneumothorax.", {}),
@@ -125,5 +135,7 @@ CASES = [
 @pytest.mark.parametrize(("text", "wanted"), CASES, ids=[text for text, _ in CASES])
 def test_side_and_severity(text: str, wanted: dict[str, str]) -> None:
     found = described(text)
-    shown = {name: found[name] for name in (E, P, A, O, N, C, "Fracture") if name in found}
+    shown = {
+        name: found[name] for name in (E, P, A, OP, N, C, "Fracture", "Granuloma") if name in found
+    }
     assert shown == {name: pairs(short) for name, short in wanted.items()}

@@ -48,8 +48,8 @@ def described(text: str) -> dict[str, frozenset[Pair]]:
     """name of finding -> its sides and severities, for all that `text` states as present or
     uncertain.
 
-    A pair is (side, severity): "left", "right" or None; a step of `dive.lexicon.details.STEPS` or
-    None. Mentions of one finding are taken together: a severity without a side holds for the sides
+    A pair is (side, severity): "left", "right" or None; one of `dive.lexicon.detail_words.STEPS` or None.
+    Mentions of one finding are taken together: a severity without a side holds for the sides
     that have none of their own, and what one mention leaves out another may give.
     """
     return _described(text, _mentions(text))
@@ -72,7 +72,8 @@ def _states(mentions: Iterable[Any]) -> dict[str, str]:
 
 
 def _described(text: str, mentions: Sequence[Any]) -> dict[str, frozenset[Pair]]:
-    from dive.lexicon.details import STEPS, details
+    from dive.lexicon.detail_words import STEPS
+    from dive.lexicon.details import details
 
     said: dict[str, dict[str | None, set[str]]] = {}
     for mention, own in zip(mentions, details(text, mentions), strict=True):
