@@ -21,7 +21,8 @@ FINDINGS = {
     "mass": "Lung Lesion", "calcified granuloma": "Granuloma", "cardiomegaly": "Cardiomegaly",
     "pneumonia": "Pneumonia", "fractures, bone": "Fracture", "cicatrix": "Scar or Fibrosis",
     "diaphragm": "Diaphragm Elevation", "emphysema": "Emphysema",
-    "scoliosis": "Scoliosis or Kyphosis", "pulmonary edema": "Edema", "pulmonary congestion": "Edema",
+    "scoliosis": "Scoliosis or Kyphosis", "pulmonary edema": "Edema",
+    "pulmonary congestion": "Edema",
 }  # fmt: skip
 SIDES = {"left": {LEFT}, "right": {RIGHT}, "bilateral": {LEFT, RIGHT}}
 STEPS = {"mild": "small", "small": "small", "moderate": "moderate", "severe": "large",

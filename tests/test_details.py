@@ -108,7 +108,12 @@ CASES = [
      {E: "Ls R-", A: "L- R-"}),
     ("Minimal left basilar scarring/atelectasis.", {A: "Lt"}),
     ("Tiny left, and moderate-sized right, pleural effusions.", {E: "Lt Rm"}),
+    ("Left effusion, small; right effusion, large.", {E: "Ls Rl"}),
+    ("Effusion (moderate, right) and pneumothorax (small, left).", {E: "Rm", P: "Ls"}),
+    ("Findings: Right lung: clear. Left lung: small effusion. Heart: mildly enlarged.",
+     {E: "Ls", C: "-s"}),
     # a step that is not the finding's
+    ("Opacities in both lower lobes, more severe on the left.", {OP: "L- R-"}),
     ("Mild interval increase in the large left effusion.", {E: "Ll"}),
     ("Left effusion is slightly larger.", {E: "L-"}),
     ("Slightly improved moderate right effusion.", {E: "Rm"}),

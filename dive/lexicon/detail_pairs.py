@@ -35,8 +35,17 @@ def settled(
     if any(one.steps for one in found):
         steps = frozenset()
     if not sides and not steps:
-        return found
+        return completed(found)
     return [Detail(d.sides or sides, d.steps or steps) for d in found or [Detail(sides, steps)]]
+
+
+def completed(found: list[Detail]) -> list[Detail]:
+    """A step without a side is that of the mention's sides that have none ("the left effusion is
+    small")."""
+    steps = frozenset(step for one in found if not one.sides for step in one.steps)
+    if not steps or not any(one.sides and not one.steps for one in found):
+        return found
+    return [Detail(one.sides, one.steps or steps) for one in found if one.sides]
 
 
 class _Readable:

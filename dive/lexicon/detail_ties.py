@@ -19,7 +19,7 @@ _BESIDE = word_set("associated adjacent overlying underlying accompanying adjoin
 _ALTERNATIVES = word_set("or versus vs")
 _LINKS = word_set(
     "or versus vs may might could can would be which this that likely most probably possibly"
-    " probable possible for with of to as represent represents representing reflect reflects reflecting due"
+    " probable possible for with of to as represent represents representing reflect reflects due"
     " consistent compatible suggest suggests suggesting suggestive concerning suspicious worrisome"
     " secondary related some"
 )
@@ -54,6 +54,8 @@ def share(
         for one in places
     ]
     found = list(found)
+    if not places:
+        return found
     ties = ["", *(_tie(a, b, words, text) for a, b in pairwise(places))]
     ties = [tie if fits[k] and fits[k - 1] else "" for k, tie in enumerate(ties)]
     for k, tie in enumerate(ties):

@@ -58,6 +58,7 @@ class Vocabulary:
         terms = [
             f"[{graded}] (interval) (further) [{changes}]",
             f"[{'|'.join(data['earlier'])}] (a) [{graded}]",
+            f"[more|less|most] [{graded}]",
         ]
         self.severities = Automaton([*((t, "none") for t in terms), *self.steps.items()])
         self.plain = frozenset(plain_words({k: g for k, g in words.items() if k != "measure"}))

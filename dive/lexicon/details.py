@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Protocol
 
-from dive.lexicon.detail_pairs import Detail, settled, sides_of
+from dive.lexicon.detail_pairs import Detail, completed, settled, sides_of
 from dive.lexicon.detail_ties import DETERMINERS, IS, JOINS, MEANING, NONE, Place, share
 from dive.lexicon.detail_words import Item, items_of, vocabulary
 from dive.lexicon.words import COLON, COMMA, JOINED, SEMICOLON, Words, split, word_set
@@ -85,7 +85,7 @@ def details(text: str, mentions: Sequence[Placed]) -> list[list[Detail]]:
             named = any(low < colon for low, _ in sentence.places)
             heading = [] if named else before
         if refers and last is not None:
-            found[last] += sentence.bare(mentions[last])
+            found[last] = completed(found[last] + sentence.bare(mentions[last]))
             continue
         if not heading and last is not None and here and sentence.interprets():
             sides = sides_of(found[last])
@@ -244,6 +244,8 @@ class _Sentence:
         edge = self._run(j, floor)
         if edge > j:
             return False
+        if self.before[edge] == COMMA and edge > floor:
+            return self._crosses(edge - 1, floor, comma=True)
         if edge == floor:
             if floor == self.first:
                 return True

@@ -48,9 +48,10 @@ def described(text: str) -> dict[str, frozenset[Pair]]:
     """name of finding -> its sides and severities, for all that `text` states as present or
     uncertain.
 
-    A pair is (side, severity): "left", "right" or None; one of `dive.lexicon.detail_words.STEPS` or None.
-    Mentions of one finding are taken together: a severity without a side holds for the sides
-    that have none of their own, and what one mention leaves out another may give.
+    A pair is (side, severity): "left", "right" or None, and a step of
+    `dive.lexicon.detail_words.STEPS` or None. Mentions of one finding are taken together: a severity
+    without a side holds for the sides that have none of their own, and what one mention leaves out
+    another may give.
     """
     return _described(text, _mentions(text))
 
