@@ -122,6 +122,7 @@ CASES = [
     ("Minimally displaced left rib fracture.", {"Fracture": "L-"}),
     ("Fluid in the minor fissure.", {E: "--"}),
     ("The patient is rotated to the left, with a small effusion.", {E: "-s"}),
+    ("Left effusion, which has increased slightly, now moderate.", {E: "Lm"}),
     # sizes
     ("4 mm nodule in the right upper lobe.", {N: "Rt"}),
     ("There is a 1.2 cm left lower lobe nodule.", {N: "Lm"}),

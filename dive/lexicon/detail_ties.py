@@ -21,7 +21,7 @@ _LINKS = word_set(
     "or versus vs may might could can would be which this that likely most probably possibly"
     " probable possible for with of to as represent represents representing reflect reflects due"
     " consistent compatible suggest suggests suggesting suggestive concerning suspicious worrisome"
-    " secondary related some"
+    " secondary related some combination"
 )
 MEANING = (
     "represent", "reflect", "consistent", "compatible", "suggest", "concerning", "suspicious",

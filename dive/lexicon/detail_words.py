@@ -58,6 +58,7 @@ class Vocabulary:
         terms = [
             f"[{graded}] (interval) (further) [{changes}]",
             f"[{'|'.join(data['earlier'])}] (a) [{graded}]",
+            f"[{changes}] [{'|'.join(w for w in self.steps if w.endswith('ly'))}]",
             f"[more|less|most] [{graded}]",
         ]
         self.severities = Automaton([*((t, "none") for t in terms), *self.steps.items()])

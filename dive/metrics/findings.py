@@ -49,9 +49,9 @@ def described(text: str) -> dict[str, frozenset[Pair]]:
     uncertain.
 
     A pair is (side, severity): "left", "right" or None, and a step of
-    `dive.lexicon.detail_words.STEPS` or None. Mentions of one finding are taken together: a severity
-    without a side holds for the sides that have none of their own, and what one mention leaves out
-    another may give.
+    `dive.lexicon.detail_words.STEPS` or None. Mentions of one finding are taken together: a
+    severity without a side holds for the sides that have none of their own, and what one mention
+    leaves out another may give.
     """
     return _described(text, _mentions(text))
 
