@@ -52,7 +52,8 @@ def evaluate(
             "bleu" -> bleu1 .. bleu4, corpus scores;
             "rougeL" -> rougeL, mean over reports;
             "meteor" -> meteor, mean over reports (needs nltk);
-            "findings" -> finding_precision, finding_recall, finding_f1, finding_state_f1;
+            "findings" -> finding_precision, finding_recall, finding_f1, finding_state_f1,
+            finding_side_f1, finding_severity_f1, finding_detail_f1;
             "radgraph" -> radgraph_simple, radgraph_partial, radgraph_complete, means over reports;
             "chexbert" -> chexbert14_micro_f1, chexbert14_macro_f1, chexbert5_micro_f1,
             chexbert5_macro_f1, and the four with _uncertain_negative.
