@@ -11,7 +11,7 @@ the answer. What it cannot do it hands to transformers with the adapter attached
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from dive import checks, extension
 from dive.adapter import SteeringAdapter, as_adapter
 from dive.attach import Attachment, attachment_of
 from dive.attach_rows import RowAttachment
+from dive.backbone import Backbone
 from dive.decode_batch import BatchRun
 from dive.decode_limits import (
     Plan,
@@ -43,6 +44,7 @@ from dive.errors import DiveError, FallbackWarning
 from dive.refusals import refusals
 from dive.slots import Request, Slots, Written
 from dive.structure import unwrap
+from dive.tokenizer_wanted import with_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ log = logging.getLogger(__name__)
 class DecodeSession:
     """Decodes for one model. It holds no state from one call to the next but bound weights.
 
+    backbone_or_model: of a `Backbone` it knows the tokenizer, as stop_strings want it.
     adapter: steers prompt and answer; None takes what `dive.steer` has attached, if anything. A
         list has one adapter, or None for no steering, for every row of the batches that follow.
     strict: what the engine cannot decode is a DiveError and not left to transformers.
@@ -67,6 +70,8 @@ class DecodeSession:
     ) -> None:
         self.strict = strict
         self.model: Any = unwrap(backbone_or_model)
+        known = isinstance(backbone_or_model, Backbone)
+        self.tokenizer: Any = backbone_or_model.tokenizer if known else None
         self.adapter: SteeringAdapter | None = None
         self.adapters: tuple[SteeringAdapter | None, ...] | None = None
         if adapter is None:
@@ -94,7 +99,7 @@ class DecodeSession:
         no part there, and stop_strings are for `session.generate`.)
         DiveError where `generate` would not know one of the names, or refuses a setting.
         """
-        given = named(self.model, args, kwargs)
+        given = self._named(args, kwargs)
         plan = self._plan(given)
         if plan.engine == "dive._C":
             assert self._spec is not None
@@ -102,9 +107,15 @@ class DecodeSession:
                 return offered_plan(self._spec, self.model, given)
         return plan
 
+    def _named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """What generate is to be called with; DiveError."""
+        given = named(self.model, args, kwargs)
+        check_names(self.model, given)
+        with refusals():
+            return with_tokenizer(self.model, given, self.tokenizer)
+
     def _plan(self, generate_kwargs: dict[str, Any]) -> Plan:
         """By model and settings alone; what transformers hands over is looked at when it does."""
-        check_names(self.model, generate_kwargs)
         reason = self._bind()
         if reason is not None:
             return Plan("transformers", reason)
@@ -117,7 +128,7 @@ class DecodeSession:
 
         transformers gives a `custom_generate` function no streamer; here it gets the tokens.
         """
-        given = named(self.model, args, kwargs)
+        given = self._named(args, kwargs)
         plan = self._plan(given)
         if plan.engine != "dive._C":
             self.note(plan)

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -51,9 +51,13 @@ def own_plan(spec: "DecoderSpec") -> Plan:
 
 
 def check_names(model: Any, kwargs: dict[str, Any]) -> None:
-    """DiveError that names the arguments which `model.generate(**kwargs)` would not know."""
+    """DiveError that names the arguments which `model.generate(**kwargs)` would not know, and the
+    settings of its generation_config that nothing would read."""
     if kwargs.get("custom_generate") is not None:
         return  # it may have arguments of its own
+    told = kwargs.get("generation_config")
+    if told is not None:
+        check_settings(vars(told), vars(model.generation_config))
     config = vars(GenerationConfig())
     own = {*inspect.signature(GenerationMixin.generate).parameters, *_KEYWORDS, "trust_remote_code"}
     others = {
@@ -67,6 +71,18 @@ def check_names(model: Any, kwargs: dict[str, Any]) -> None:
         raise DiveError(
             f"{', '.join(unknown)}: no argument of generate, no setting of its GenerationConfig, "
             f"and no input of {type(model).__name__}"
+        )
+
+
+def check_settings(told: Mapping[str, Any], own: Collection[str]) -> None:
+    """DiveError that names the settings of a generation_config which are none: transformers takes
+    any. Those of the model's own checkpoint are for its own code, which may read them."""
+    known = {*vars(GenerationConfig()), *own, "transformers_version"}
+    unknown = [str(name) for name in told if name not in known and not str(name).startswith("_")]
+    if unknown:
+        raise DiveError(
+            f"generation_config has {', '.join(unknown)}, which is no setting of transformers' "
+            "GenerationConfig"
         )
 
 

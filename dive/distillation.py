@@ -49,6 +49,7 @@ from dive.trainer import DistillTrainer, Student
 from dive.training_run import (
     IntervalsOfNow,
     begin,
+    date_before,
     describe_model,
     describe_studies,
     describe_wish,
@@ -75,6 +76,7 @@ def distill(
     target: str = "findings",
     max_image_tokens: int | None = DEFAULT_MAX_IMAGE_TOKENS,
     template: str | Path | None = None,
+    template_date: Any = None,
     processor: Any = None,
     output_dir: str | PathLike[str] | None = None,
     resume: bool = False,
@@ -96,8 +98,8 @@ def distill(
         config: a `DistillConfig`, or a dict of its fields; default `DistillConfig()`.
         validation: studies, or the share of `studies` (whole patients) that is kept apart; loss
             and accuracy by token class are logged for them.
-        prompt, target, max_image_tokens, template: see `Prompter`; stored in the adapter, whose
-            `generate` uses the same.
+        prompt, target, max_image_tokens, template, template_date: see `Prompter`; stored in the
+            adapter, whose `generate` uses the same. The date is that of the training's first day.
         output_dir: checkpoints and `log.jsonl` go here while training. None: no checkpoints.
         resume: go on from the last whole checkpoint in `output_dir`, if there is one, with a
             warning for those that are passed over: the adapter is what an uninterrupted run gives
@@ -142,12 +144,15 @@ def distill(
     rank, ranks = (int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1)))
     shown = rank == 0 and (console.is_terminal if progress is None else progress)
 
+    if template_date is None and resume:
+        template_date = date_before(folder)
     prompter = Prompter(
         backbone,
         prompt=prompt,
         target=target,
         max_image_tokens=max_image_tokens,
         template=template,
+        template_date=template_date,
     )
     run = describe_wish(config, target, prompt, max_image_tokens)
     run |= describe_model(prompter, adapter)
@@ -201,6 +206,7 @@ def distill(
             console.print(plan, highlight=False, soft_wrap=True)
         if folder is not None:
             begin(folder, resume, run, checkpoint)
+        adapter.metadata |= prompter.metadata()  # a checkpoint's adapter has it, too
         _train(
             backbone, adapter, config, examples, checked, teacher, left_out, steps, folder,
             checkpoint, console if shown else None,
@@ -218,8 +224,12 @@ def distill(
         if shown:
             console.print(store.summary(), highlight=False, soft_wrap=True)
     adapter.to("cpu").eval()
-    adapter.metadata |= prompter.metadata() | {
-        "distillation": {name: value for name, value in run.items() if name != "unreadable"}
+    adapter.metadata |= {
+        "distillation": {
+            name: value
+            for name, value in run.items()
+            if name != "unreadable" and not name.startswith("template_")  # beside it
+        }
         | {
             "studies": len(examples) - len(examples.failed),
             "validation_studies": 0 if checked is None else len(checked) - len(checked.failed),

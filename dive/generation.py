@@ -25,6 +25,7 @@ from dive.generation_settings import asked_for, check_steps, checked, tell_forbi
 from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS, Prompter
 from dive.sampling import as_seed
 from dive.structure import unwrap
+from dive.templates import difference
 
 __all__ = ["Report", "as_studies", "generate", "iter_reports", "prompter_for"]
 
@@ -47,6 +48,7 @@ def generate(
     target: str | None = None,
     max_image_tokens: int | str | None = "auto",
     template: str | Path | None = None,
+    template_date: Any = None,
     processor: Any = None,
     streamer: Any = None,
     progress: bool | None = None,
@@ -81,6 +83,8 @@ def generate(
             demonstrations' text. Default: the adapter's, else "findings".
         max_image_tokens: budget an image (see `Prompter`); "auto" is the adapter's, else 576.
         template: a chat template in place of the model's; default: the adapter's, if it has one.
+        template_date: what a template that prints the date prints, as "2024-07-26" or a
+            `datetime.date`; default: the day of the adapter's training, else today.
         streamer: as in transformers; for a single image or study.
         progress: a progress bar on stderr; None shows one for more than one batch on a terminal.
         on_error: "fail" raises at the first study that cannot be prompted; "skip" goes on and
@@ -94,12 +98,14 @@ def generate(
             in another order than several).
             None takes a seed from torch's generator, so that `torch.manual_seed` repeats a call.
         generate_kwargs: settings and arguments of `model.generate`; a generation_config may be a
-            dict. None is as not given, except that it switches off what would limit sampling
-            (top_k and its kin) or forbid tokens. Without them decoding is greedy: sampling, beams,
-            penalties, lengths and all else in the model's generation_config.json are not used, but
-            for ids of tokens and the tokens that it forbids (suppress_tokens,
-            begin_suppress_tokens, bad_words_ids, with a line of log). With do_sample=True it
-            proposes temperature, top_k and the like where you do not.
+            dict, and what is given by name wins over it. Lengths are the report's own: max_length
+            and min_length, which count the prompt, are refused where max_new_tokens and
+            min_new_tokens do not say instead. None is as not given, except that it switches off
+            what would limit sampling (top_k and its kin) or forbid tokens. Without them decoding is
+            greedy: sampling, beams, penalties, lengths and all else in the model's
+            generation_config.json are not used, but for ids of tokens and the tokens that it
+            forbids (suppress_tokens, begin_suppress_tokens, bad_words_ids, with a line of log).
+            With do_sample=True it proposes temperature, top_k and the like where you do not.
 
     Raises:
         DiveError: unreadable image, overlong prompt, no studies, an adapter of another backbone.
@@ -116,6 +122,7 @@ def generate(
             target=target,
             max_image_tokens=max_image_tokens,
             template=template,
+            template_date=template_date,
             processor=processor,
             streamer=streamer,
             progress=progress,
@@ -140,6 +147,7 @@ def iter_reports(
     target: str | None = None,
     max_image_tokens: int | str | None = "auto",
     template: str | Path | None = None,
+    template_date: Any = None,
     processor: Any = None,
     streamer: Any = None,
     progress: bool | None = None,
@@ -162,9 +170,9 @@ def iter_reports(
     if not studies:
         raise DiveError("there is no image or study to write a report for")
     batch_size = checks.whole("batch_size", batch_size, 1)
+    generate_kwargs["max_new_tokens"] = max_new_tokens
     generate_kwargs = checked(backbone.model, backbone.processor, generate_kwargs)
-    if max_new_tokens is None:
-        max_new_tokens = asked_for(generate_kwargs).get("max_new_tokens", MAX_NEW_TOKENS)
+    max_new_tokens = asked_for(generate_kwargs).get("max_new_tokens", MAX_NEW_TOKENS)
     max_new_tokens = checks.whole("max_new_tokens", max_new_tokens, 1)
     seed = None if seed is None else as_seed(seed)
     if streamer is not None and len(studies) > 1:
@@ -186,6 +194,7 @@ def iter_reports(
                 target=target,
                 max_image_tokens=max_image_tokens,
                 template=template,
+                template_date=template_date,
             )
         jobs.append(Job(number, study, prompters[id(own)], own))
     for prompter in prompters.values():
@@ -247,6 +256,7 @@ def prompter_for(
     target: str | None = None,
     max_image_tokens: int | str | None = "auto",
     template: str | Path | None = None,
+    template_date: Any = None,
 ) -> Prompter:
     """A prompter as the adapter was trained with; what is given instead of it warns."""
     stored = {} if adapter is None else adapter.metadata
@@ -261,15 +271,31 @@ def prompter_for(
         target=target or stored.get("target") or "findings",
         max_image_tokens=budget,
         template=stored.get("template") if template is None else template,
+        template_date=stored.get("template_date") if template_date is None else template_date,
     )
-    for name in ("prompt", "target", "max_image_tokens", "template_hash"):
+    harm = "it may do nothing or harm"
+    for name in ("prompt", "target", "max_image_tokens"):
         used = getattr(prompter, name)
         if name in stored and stored[name] != used:
             warnings.warn(
                 f"the adapter was trained with {name} {stored[name]!r}, and {used!r} is used: "
-                "it may do nothing or harm",
+                f"{harm}",
                 stacklevel=4,
             )
+    other = difference(stored, prompter.template.metadata())
+    if other is not None:
+        warnings.warn(
+            f"the adapter was trained with template_hash {stored['template_hash']!r}, and "
+            f"{prompter.template_hash!r} is used: {harm}; what differs: {other}",
+            stacklevel=4,
+        )
+    dateless = "template_hash" in stored and "template_date" not in stored
+    if dateless and template_date is None and prompter.template_date is not None:
+        warnings.warn(
+            f"the chat template prints the date, and the adapter does not say which one it was "
+            f"trained with: {prompter.template_date} is used; give template_date",
+            stacklevel=4,
+        )
     return prompter
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteriaList, StopStringCriteria
 
-from dive.decode_limits import check_names
+from dive.decode_limits import check_names, check_settings
 from dive.errors import DiveError
 from dive.refusals import refusals
 from dive.whole_config import WholeConfig
@@ -24,6 +24,8 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "eps
             "eta_cutoff")  # fmt: skip
 # Tokens that a checkpoint must not write, however it decodes; None of the caller's lifts it.
 FORBIDDEN = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
+# Lengths with the prompt, and the report's own.
+LENGTHS = {"max_length": "max_new_tokens", "min_length": "min_new_tokens"}
 _IDS = ("bos_token_id", "decoder_start_token_id")
 _INPUTS = {"inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "pixel_values",
            "past_key_values", "cache_position", "token_type_ids", "images"}  # fmt: skip
@@ -51,10 +53,16 @@ def checked(model: Any, processor: Any, kwargs: Mapping[str, Any]) -> dict[str, 
     custom = given.get("custom_generate")
     if not (custom is None or callable(custom) or isinstance(custom, str)):
         raise DiveError(f"custom_generate is {custom!r}; wants a function, a hub id or a folder")
-    if "max_length" in given:
-        raise DiveError("max_length counts the prompt too; give max_new_tokens, the report's own")
-    if "generation_config" in given:
-        given["generation_config"] = _as_config(given["generation_config"])
+    if isinstance(given.get("generation_config"), Mapping):
+        settings = _of_dict(given.pop("generation_config"))
+        given = settings | given
+    config = given.get("generation_config")
+    if config is not None and not isinstance(config, GenerationConfig):
+        raise DiveError(
+            f"generation_config is {config!r}; wants a transformers.GenerationConfig, or its "
+            "settings as a dict"
+        )
+    _check_lengths(given)
     check_names(model, given)
     if asked_for(given).get("token_healing"):
         raise DiveError("token_healing rewrites the prompt's end, which is the template's here")
@@ -69,23 +77,33 @@ def checked(model: Any, processor: Any, kwargs: Mapping[str, Any]) -> dict[str, 
     return given
 
 
-def _as_config(given: Any) -> GenerationConfig:
-    if isinstance(given, GenerationConfig):
-        return given
-    if not isinstance(given, Mapping):
-        raise DiveError(
-            f"generation_config is {given!r}; wants a transformers.GenerationConfig, or its "
-            "settings as a dict"
-        )
-    known = vars(GenerationConfig())
-    unknown = [str(name) for name in given if name not in known]
-    if unknown:
-        raise DiveError(
-            f"generation_config has {', '.join(unknown)}, which is no setting of transformers' "
-            "GenerationConfig"
-        )
+def _of_dict(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a generation_config that is a dict: as if each had been given by name."""
+    check_settings(settings, ())
     with refusals():
-        return GenerationConfig(**given)
+        GenerationConfig(**settings)
+    return {n: v for n, v in settings.items() if v is not None or n in (*SAMPLING, *FORBIDDEN)}
+
+
+def _check_lengths(given: Mapping[str, Any]) -> None:
+    """DiveError where a length is asked for that counts the prompt, which dive.generate makes.
+
+    In a generation_config it is as nothing where the report's own length is given too, as it is for
+    transformers.
+    """
+    asked = asked_for(given)
+    for name, own in LENGTHS.items():
+        if given.get(name):
+            raise DiveError(f"{name} counts the prompt too; give {own}, the report's own")
+        if not asked.get(name):
+            continue
+        if own not in asked:
+            raise DiveError(
+                f"generation_config has {name}={asked[name]}, which counts the prompt too; give "
+                f"{own}, the report's own"
+            )
+        log.warning("%s=%s holds, and %s=%s of the generation_config does not", own, asked[own],
+                    name, asked[name])  # fmt: skip
 
 
 def asked_for(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,12 +134,13 @@ def config_of(
     """
     own = getattr(model, "generation_config", None) or GenerationConfig()
     config = WholeConfig()
-    asked = {name: value for name, value in asked_for(given).items() if name in vars(config)}
-    for name in ("max_length", "stop_strings"):  # max_new_tokens; among the criteria
+    told = given.get("generation_config")
+    extra = {} if told is None else vars(told).keys() - vars(config).keys()
+    names = {*vars(config), *(name for name in extra if not name.startswith("_"))}
+    asked = {name: value for name, value in asked_for(given).items() if name in names}
+    for name in (*LENGTHS, "stop_strings"):  # the report's own hold; among the criteria
         asked.pop(name, None)
-    # a copy of the model's own has its ids too, and no more is meant by it
-    beside = "eos_token_id" not in given and "generation_config" in given
-    if beside and _ids(asked.get("eos_token_id")) == _ids(own.eos_token_id):
+    if "eos_token_id" not in given and told is not None and _is_copy(told, own):
         asked.pop("eos_token_id", None)
     taken = [*_IDS, *FORBIDDEN, *(SAMPLING if asked.get("do_sample") else ())]
     settings = {name: getattr(own, name, None) for name in taken}
@@ -129,8 +148,16 @@ def config_of(
     settings |= {"eos_token_id": eos_token_ids, "pad_token_id": pad_token_id, **asked}
     settings["eos_token_id"] = _ids(settings["eos_token_id"])
     with refusals():
-        config.update(False, False, **copy.deepcopy(settings))
+        config.update(False, True, **copy.deepcopy(settings))
     return config
+
+
+def _is_copy(told: GenerationConfig, own: GenerationConfig) -> bool:
+    """Whether a given config has the ends of the model's own because it was made from that: then
+    nobody asked for an end. One that the caller wrote has no trace of a file."""
+    loaded = getattr(told, "_original_object_hash", None) is not None
+    same = _ids(told.eos_token_id) == _ids(own.eos_token_id)
+    return told is own or (loaded and same)
 
 
 def _ids(given: Any) -> list[int] | None:

@@ -69,9 +69,12 @@ class Prompter:
             without a switch (LLaVA-NeXT, LLaVA-OneVision), is left as it is, and where that is
             above the budget it is said. None: no budget, and tiling as the processor has it.
         template: a Jinja chat template (file, or its text) in place of the model's own.
+        template_date: the day that templates which print the date print, as "2024-07-26" or a
+            `datetime.date`; None: today's, for as long as this prompter lives.
 
     Attributes:
-        template_hash: names the chat template in use.
+        template_hash: names the chat template in use, and what it renders.
+        template_date: None where the template prints no date.
         end_token_id: the token that closes the assistant's turn (the EOS event in training).
         eos_token_ids: every token at which generation stops, `end_token_id` first.
         max_length: context in tokens: the decoder's positions, or the tokenizer's own limit
@@ -91,6 +94,7 @@ class Prompter:
         target: str = "findings",
         max_image_tokens: int | None = DEFAULT_MAX_IMAGE_TOKENS,
         template: str | Path | None = None,
+        template_date: Any = None,
     ) -> None:
         check_target(target)
         if prompt is not None and not checks.text("prompt", prompt).strip():
@@ -112,8 +116,8 @@ class Prompter:
             check_settings(self.processor, stacklevel=4)
             check_types(self.processor, backbone)
             check_marks(self.processor)
-        self.template = ChatTemplate(self.processor, self.tokenizer, template)
-        self.template_hash = self.template.hash
+        self.template = ChatTemplate(self.processor, self.tokenizer, template, template_date)
+        self.template_hash, self.template_date = self.template.hash, self.template.date
         generation_ids = generation_eos(backbone.model)
         self.end_token_id = self.template.close(generation_ids)
         self.eos_token_ids = list(dict.fromkeys([self.end_token_id, *generation_ids]))
@@ -377,7 +381,7 @@ class Prompter:
             "target": self.target,
             "max_image_tokens": self.max_image_tokens,
             "template": self.template.source if self.template.given else None,
-            "template_hash": self.template_hash,
+            **self.template.metadata(),
             "end_token_id": self.end_token_id,
             "eos_token_ids": self.eos_token_ids,
         }

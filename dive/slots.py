@@ -23,8 +23,6 @@ from dive.decode_limits import (
     Plan,
     asked_config,
     call_plan,
-    check_names,
-    named,
     settings_plan,
 )
 from dive.decode_rows import Answer, Chooser, Live, Rows, ends_of
@@ -230,8 +228,7 @@ class Slots:
 
     def _checked(self, request: Request, place: int) -> Request:
         """The request, with settings that mean something; DiveError."""
-        settings = named(self.model, (), request.settings)
-        check_names(self.model, settings)
+        settings = self.session._named((), request.settings)
         twice = sorted(settings.keys() & {*request.inputs, "streamer"})
         if twice:
             raise DiveError(

@@ -7,10 +7,11 @@ out is read.
 import hashlib
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dive import template_clock
 from dive.errors import DiveError
 
 log = logging.getLogger(__name__)
@@ -51,15 +52,26 @@ class ChatTemplate:
         tokenizer: its tokenizer.
         template: Jinja text, or a file with it; None takes the processor's own, then the
             tokenizer's, then `PLAIN_TEMPLATE`.
+        date: the day that it is for the template, as "2024-07-26" or a `datetime.date`; None is
+            today. Without effect on a template that does not ask for it.
 
     Attributes:
         source: the Jinja text. given: it came from the user. plain: it is `PLAIN_TEMPLATE`.
-        hash: first 16 hexadecimal digits of the SHA-256 of `source`.
+        date: what the template takes for today, at midnight; None where it does not ask.
+        conversation: what it renders of a short conversation.
+        hash: first 16 hexadecimal digits of a SHA-256 of `source` and `conversation`; text_hash: of
+            `source` alone.
         placeholder: what stands for one image in rendered text; None for a text model.
         lead: white space that the template puts between the generation prompt and the answer.
     """
 
-    def __init__(self, processor: Any, tokenizer: Any, template: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        processor: Any,
+        tokenizer: Any,
+        template: str | Path | None = None,
+        date: Any = None,
+    ) -> None:
         self._tokenizer = tokenizer
         sees = processor is not None and getattr(processor, "image_processor", None) is not None
         self._renderer = processor if sees else tokenizer
@@ -81,11 +93,19 @@ class ChatTemplate:
                 "the model has neither a chat template nor an end-of-sequence token; "
                 "give a template file"
             )
-        self.hash = hashlib.sha256(self.source.encode("utf-8")).hexdigest()[:16]
+        date = None if date is None else template_clock.as_date(date)
+        clock = template_clock.reads_clock(self.source)
+        self.date: str | None = (date or template_clock.today()) if clock else None
+        self._dated = (
+            self.source if self.date is None else template_clock.at(self.source, self.date)
+        )
         self._plain_text_roles: frozenset[str] = frozenset()
         self.placeholder: str | None = None
         self._find_style(placeholders)
         self.lead = self._find_lead()
+        self.conversation = self._converse()
+        self.text_hash = _hash(self.source)
+        self.hash = _hash(f"{self.source}\0{self.conversation}")
 
     def render(self, messages: Sequence[dict[str, Any]], generation_prompt: bool = True) -> str:
         """Messages to the text that the processor or tokenizer is called with.
@@ -148,12 +168,13 @@ class ChatTemplate:
         return 0 if self.placeholder is None else 1
 
     def _render(self, messages: Sequence[dict[str, Any]], generation_prompt: bool) -> str:
-        return self._renderer.apply_chat_template(
-            [self._styled(message) for message in messages],
-            chat_template=self.source,
-            add_generation_prompt=generation_prompt,
-            tokenize=False,
-        )
+        with template_clock.drawing(self.source):
+            return self._renderer.apply_chat_template(
+                [self._styled(message) for message in messages],
+                chat_template=self._dated,
+                add_generation_prompt=generation_prompt,
+                tokenize=False,
+            )
 
     def _styled(self, message: dict[str, Any]) -> dict[str, Any]:
         if message["role"] not in self._plain_text_roles:
@@ -214,6 +235,59 @@ class ChatTemplate:
         between = whole[len(opened) : whole.index(_ANSWER)]
         # Anything but white space is an answer's own opening (a reasoning block, say): not ours.
         return between if not between.strip() else ""
+
+    def _converse(self) -> str:
+        """A short conversation, of one turn where the template takes no more of them."""
+        question, answer = user_turn(_QUESTION, self._images), assistant_turn(_ANSWER)
+        try:
+            text = self._render([question, answer, question], True)
+        except Exception:  # Jinja runs the model's own code: anything may come out of it
+            return self.anchor()
+        if text != self._render([question, answer, question], True):
+            raise DiveError(
+                "the chat template renders the same conversation differently each time; give a "
+                "template file"
+            )
+        return text
+
+    def metadata(self) -> dict[str, Any]:
+        """What tells this template from another one, for `difference`; JSON values only."""
+        return {
+            "template_hash": self.hash,
+            "template_text_hash": self.text_hash,
+            "template_date": self.date,
+            "template_conversation": self.conversation,
+        }
+
+
+def difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """In what the chat template of `earlier` differs from that of `now`, in words; None if in
+    nothing, or where `earlier` says nothing of it.
+
+    Both as `ChatTemplate.metadata` has them. Before conversations were hashed, `template_hash` was
+    of the template's text alone.
+    """
+    known, told = earlier.get("template_hash"), "template_text_hash" in earlier
+    if known is None or known == now["template_hash" if told else "template_text_hash"]:
+        return None
+    if not told:
+        return f"its text (hash {known}, now {now['template_text_hash']})"
+    found = []
+    for name, what in (("template_text_hash", "its text, hash"), ("template_date", "its date,")):
+        if earlier.get(name) != now[name]:
+            found.append(f"{what} {earlier.get(name)} (now {now[name]})")
+    before, after = str(earlier.get("template_conversation")), now["template_conversation"]
+    if before != after:
+        pairs = enumerate(zip(before, after, strict=False))
+        apart = next((place for place, (a, b) in pairs if a != b), min(len(before), len(after)))
+        start = max(apart - 20, 0)
+        shown = [repr(text[start : start + 60]) for text in (before, after)]
+        found.append(f"what it renders: {shown[0]} (now {shown[1]})")
+    return "; ".join(found)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
 def _own_template(holder: Any) -> str | None:

@@ -181,6 +181,14 @@ class DistillTrainer(WholeCheckpoints):
                 f"the ranks would go on from different checkpoints "
                 f"({', '.join(place for _, place in starts)}); wants an output_dir that all see"
             )
+        prompter = self._examples.prompter
+        mine = f"{prompter.template_hash} of {prompter.template_date}"
+        days = self._of_all_ranks([(0, mine)])
+        if len(days) > 1:
+            raise DiveError(
+                f"the ranks' chat templates render different prompts (template_hash "
+                f"{' and '.join(one for _, one in days)}); give all the same template_date"
+            )
         each = self._of_all_ranks([(sum(len(part) for part in parts), digest)])
         if len(each) > 1:
             counts = " and ".join(str(count) for count, _ in each)

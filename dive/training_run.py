@@ -22,6 +22,7 @@ from dive.errors import DiveError
 from dive.presets import DistillConfig
 from dive.prompting import DEFAULT_PROMPTS, Prompter
 from dive.teacher import Demonstrations
+from dive.templates import difference
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def describe_model(prompter: Prompter, adapter: SteeringAdapter) -> dict[str, An
     tuners = adapter.metadata["weights"]["tuner_samples"]
     return {
         "backbone": adapter.metadata["backbone"],
-        "template_hash": prompter.template_hash,
+        **prompter.template.metadata(),
         "peft_hash": None if tuners is None else hashlib.sha256(tuners.encode()).hexdigest()[:16],
     }
 
@@ -130,6 +131,12 @@ def find_checkpoint(folder: Path | None, resume: bool, run: dict[str, Any]) -> P
             "delete the folder to start again"
         ) from error
     differing = _differences(earlier, json.loads(json.dumps(run)))
+    if not differing and run.get("template_date") and "template_date" not in earlier:
+        raise DiveError(
+            f"{folder}: the chat template prints the date, and the unfinished training does not "
+            "say which one its prompts had: it cannot go on to the same adapter; delete its "
+            "checkpoints to start again"
+        )
     if differing:
         raise DiveError(
             f"{folder}: the unfinished training had {', '.join(differing)}; it cannot go on from "
@@ -161,12 +168,24 @@ def begin(folder: Path, resume: bool, run: dict[str, Any], checkpoint: Path | No
 
 def unreadable_before(folder: Path | None) -> list[str]:
     """Ids of studies that could not be read, at which an earlier training into `folder` stopped."""
-    try:
-        earlier = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")) if folder else {}
-    except (OSError, ValueError):
-        return []  # `find_checkpoint` says what is wrong with it
-    found = earlier.get("unreadable", []) if isinstance(earlier, dict) else []
+    found = _described(folder).get("unreadable", [])
     return [str(one) for one in found] if isinstance(found, list) else []
+
+
+def date_before(folder: Path | None) -> str | None:
+    """The day that the chat template printed in the unfinished training in `folder`, if any."""
+    return _described(folder).get("template_date")
+
+
+def _described(folder: Path | None) -> dict[str, Any]:
+    """The description of the unfinished training in `folder`; {} where there is none to go on."""
+    if folder is None or not checkpoints_in(folder):
+        return {}
+    try:
+        found = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # `find_checkpoint` says what is wrong with it
+    return found if isinstance(found, dict) else {}
 
 
 def stopped(
@@ -189,7 +208,6 @@ def stopped(
 _DIGESTS = {
     "studies_hash": "other studies to learn from (ids, reports, indications, patients or images)",
     "demonstrations_hash": "other demonstrations",
-    "template_hash": "another chat template",
     "peft_hash": "other layers of PEFT's (LoRA) at work",
 }
 
@@ -199,9 +217,12 @@ def _differences(earlier: Any, now: dict[str, Any]) -> list[str]:
     if not isinstance(earlier, dict):
         return ["no description"]
     found = []
+    if "template_hash" in now:
+        other = difference(earlier, now)
+        found += [] if other is None else [f"another chat template ({other})"]
     for name in now:
         old, new = earlier.get(name), now[name]
-        if old == new or name in _FREE:
+        if old == new or name in _FREE or name.startswith("template_"):
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             found += _differences(old, new)

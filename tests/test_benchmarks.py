@@ -18,6 +18,13 @@ def test_the_committed_page_is_what_the_results_say() -> None:
     )
 
 
+def test_what_the_page_of_decoding_says_of_a_second_thread() -> None:
+    rows = json.loads((report.RESULTS / "cpu-engine-threads.json").read_text("utf-8"))["rows"]
+    ratios = [row["ratio"] for row in rows if row["neighbours"] and row["threads"] == 2]
+    page = (report.RESULTS.parents[1] / "docs" / "decoding.md").read_text("utf-8")
+    assert f"took {min(ratios):.2f} to {max(ratios):.2f} times that of one" in page
+
+
 def test_the_committed_plots_are_drawn_from_the_results() -> None:
     found = report.load()
     for kind in report.OPERATORS:

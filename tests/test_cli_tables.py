@@ -61,6 +61,25 @@ def test_the_table_of_scores_loses_no_letter(width):
     assert "2 without a prediction ([a]/p.jsonl)" in whole
 
 
+def test_p_values_of_several_metrics_are_said_to_be_uncorrected():
+    names = ["bleu4", "rougeL", "finding_f1"]
+    one = {"difference": 0.1, "interval": [0.0, 0.2], "p": 0.04}
+    found = {
+        "variants": dict.fromkeys(names, "a variant"),
+        **dict.fromkeys(names, 0.5),
+        "intervals": {},
+        "baseline": dict.fromkeys(names, 0.4),
+        "differences": dict.fromkeys(names, one),
+        "scored": 1, "reports": 1, "empty_predictions": 0, "empty_references": 0,
+    }  # fmt: skip
+    said = "each p is of one metric alone: it is not corrected for 3 being compared"
+    assert said in told(200, lambda to: _print(found, {}, {}, to))
+    found["differences"] = {"bleu4": one}
+    assert "corrected" not in told(200, lambda to: _print(found, {}, {}, to))
+    found["differences"] = {name: {"difference": 0.1} for name in names}
+    assert "corrected" not in told(200, lambda to: _print(found, {}, {}, to))
+
+
 @pytest.mark.parametrize("width", [30, 40, 80, 100, 130])
 def test_the_table_of_bench_loses_no_letter(width):
     taken = Interval(1234.5, 1200.0, 1250.0)

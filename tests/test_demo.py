@@ -8,6 +8,7 @@ import pytest
 import dive
 from dive.data import read_studies
 from dive.demo import methods, run
+from dive.demo.page import caution
 from dive.demo.processor import build_tokenizer
 from dive.demo.reports import concept_findings, micro_f1, style_findings, write_report
 from dive.demo.style import draw_style, hospital
@@ -132,4 +133,29 @@ def test_the_demo_writes_what_it_says(backbone, tmp_path, capsys):
         backbone, studies[0], adapter=adapter, max_new_tokens=methods.MAX_NEW_TOKENS
     )
     assert again[0].text == reports[0]["report"]
-    assert "Try next" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Try next" in printed
+    # beside the table, on the page and in the terminal
+    said = caution(rows)
+    assert said in page and page.index("one seed, 2 methods") < page.index(said) < page.index(
+        "<th>"
+    )
+    assert said in " ".join(printed.split())
+
+
+def test_the_table_says_where_the_full_method_is_below_another():
+    names = ["zero-shot", "DIVE, uniform weights", "DIVE"]
+    keys = ("bleu4", "rouge_l", "style_f1", "concept_f1", "terminated", "length_ratio",
+            "ms_per_report", "prompt_tokens")  # fmt: skip
+    rows = [{"method": name} | dict.fromkeys(keys, 50.0) for name in names]
+    assert "example, not evidence" in caution(rows)
+    # equal is not below; what is no score does not count
+    rows[0] |= {"prompt_tokens": 400.0, "length_ratio": 60.0}
+    assert "Here it is below none." in caution(rows)
+    rows[1] |= {"bleu4": 50.1, "concept_f1": 51.0, "style_f1": 49.0}
+    assert "Here DIVE is below DIVE, uniform weights (BLEU-4, concept F1)." in caution(rows)
+    rows[0]["terminated"] = 100.0
+    assert (
+        "Here DIVE is below zero-shot (ended %); DIVE, uniform weights (BLEU-4, concept F1)."
+    ) in caution(rows)
+    assert "Here" not in caution(rows[:2])

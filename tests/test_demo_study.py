@@ -1,10 +1,13 @@
 """The study: its protocol, and its tables as they stand in the pages."""
 
 import json
+import re
+from fractions import Fraction
 
 import pytest
 
 from dive.demo import methods, run, study, study_tables
+from dive.demo.exact_test import holm, sign_flip
 from dive.errors import DiveError
 
 
@@ -27,9 +30,12 @@ def test_no_hospital_serves_two_ends():
 
 
 def test_every_difference_names_methods_of_the_study():
-    names = {method.name for method in study.PARTS["main"].methods}
+    parts = [{method.name for method in part.methods} for part in study.PARTS.values()]
     for _, with_it, without in study_tables.DIFFERENCES:
-        assert {with_it, without} <= names
+        assert any({with_it, without} <= names for names in parts)
+    # what was chosen on the development hospitals is compared with all else that was tried there
+    compared = {name for change in study_tables.DIFFERENCES for name in change[1:]}
+    assert {method.name for method in study.CHOICES} <= compared
 
 
 def test_scores_are_means_over_runs():
@@ -48,11 +54,77 @@ def test_differences_are_paired_and_spread_over_hospitals():
         record("zero-shot", seed=None, bleu4=10.0),
     ]  # fmt: skip
     text = study_tables.differences(records)
-    # hospital 1: +4 and -1, hospital 2: +10; t(1) * sd(1.5, 10) / sqrt(2) = 54.0
-    assert "| decisive weights | +0.0 ± 0.0 (0 of 3) | +5.8 ± 54.0 (2 of 3) |" in text
+    # hospital 1: +4 and -1, hospital 2: +10; t(1) * sd(1.5, 10) / sqrt(2) = 54.0; p = 2/4
+    none = "+0.0 ± 0.0; 0 of 2; p 1, 1"
+    assert f"| decisive weights | {none} | +5.8 ± 54.0; 2 of 2; p .500, 1 |" in text
     # without a second hospital no interval; what is not trained is compared with every seed
-    assert "| DIVE in place of no adapter | +80.0 (2 of 2) |" in text
+    assert "| DIVE in place of no adapter | +80.0; 1 of 1; p 1, 1 |" in text
     assert "LIVE" not in text
+    assert text.endswith(
+        "\n\n8 tests, corrected together; the smallest p is .500, after correction 1."
+    )
+
+
+def test_sign_flip_by_hand():
+    # 1 + 2 + 3 = 6, and of 8 ways only the other sign is as far from 0
+    assert sign_flip([1, 2, 3]) == Fraction(2, 8)
+    # -1 + 2 + 3 = 4: itself, all three alike, and the other signs of both
+    assert sign_flip([-1, 2, 3]) == Fraction(4, 8)
+    # ties count: in tenths as floats, .1 + .2 - .3 is not 0
+    assert sign_flip([Fraction(1, 10), Fraction(2, 10), Fraction(-3, 10)]) == 1
+    assert sign_flip([0, 0, 0]) == sign_flip([5]) == 1
+    assert sign_flip([0, 1, 1]) == Fraction(4, 8)
+    assert sign_flip([Fraction(n, 7) for n in (1, 2, 4, 8, 16, 32)]) == Fraction(2, 64)
+    assert sign_flip([-1] * 12) == Fraction(2, 4096)
+    for wrong in ([], [1] * 21):
+        with pytest.raises(DiveError, match=f"{len(wrong)} differences, wants 1 to 20"):
+            sign_flip(wrong)
+
+
+def test_holm_by_hand():
+    # .01 * 4, .02 * 3, then .03 * 2 is not below the one before, .04 * 1 neither
+    hundredths = [Fraction(n, 100) for n in (4, 1, 3, 2)]
+    assert holm(hundredths) == [Fraction(n, 100) for n in (6, 4, 6, 6)]
+    assert holm([Fraction(1, 2), Fraction(2, 5)]) == [Fraction(4, 5)] * 2
+    assert holm([Fraction(3, 4)] * 3) == [1] * 3
+    assert holm([Fraction(1, 32)]) == [Fraction(1, 32)] and holm([]) == []
+    # two of the least p of six hospitals
+    assert holm([Fraction(2, 64)] * 2) == [Fraction(1, 16)] * 2
+
+
+def test_p_values_are_corrected_over_the_whole_part_whatever_is_shown_of_it():
+    """Six hospitals: one change by 1 to 6 in one measure, another by 1, 1, 1, 1, 1, -1."""
+    records = []
+    for n in range(1, 7):
+        records += [
+            record(hospital=n, bleu4=90.0 + n),
+            record("DIVE, uniform weights", hospital=n),
+            record("DIVE, rank 1", hospital=n, bleu4=90.0 + n - (-1 if n == 6 else 1)),
+        ]
+    rows = {label: row for label, _, _, row in study_tables.measured(records)}
+    weights, rank = rows["decisive weights"][0], rows["rank 8, for rank 1"][0]
+    assert (weights.p, weights.corrected, weights.higher) == (Fraction(2, 64), Fraction(1, 4), 6)
+    # 6 ways to have one odd sign, and all alike, each in both directions
+    assert (rank.p, rank.corrected, rank.higher) == (Fraction(14, 64), 1, 5)
+    assert str(weights) == "+3.5 ± 2.0; 6 of 6; p .031, .250"
+    demo = study_tables.demo_differences(records)
+    assert str(weights) in demo and "rank 8" not in demo
+    every = study_tables.differences(records)
+    assert every.endswith(
+        "8 tests, corrected together; the smallest p is .031, after correction .250."
+    )
+    with pytest.raises(DiveError, match="no two methods of these records are compared"):
+        study_tables.differences(records[:1])
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(Fraction(1), "1"), (Fraction(1, 16), ".063"), (Fraction(2, 64), ".031"),
+     (Fraction(1, 2), ".500"), (Fraction(2, 2**20), "<.001"), (Fraction(2, 4096), "<.001")],
+)  # fmt: skip
+def test_p_as_text(p, text):
+    one = study_tables.Difference(1.0, None, 1, 1, p, p)
+    assert str(one) == f"+1.0; 1 of 1; p {text}, {text}"
 
 
 def test_a_run_appends_what_is_missing(tmp_path, monkeypatch):
@@ -104,6 +176,57 @@ def test_the_control_writes_from_the_next_patients_image(monkeypatch):
 def test_the_pages_show_the_study_as_it_was_recorded(page):
     text = page.read_text(encoding="utf-8")
     assert study_tables.fill(text, study.load(study.RESULTS)) == text
+
+
+MARKED = re.compile(r"<!-- study: .*?<!-- end -->", re.DOTALL)
+CHOICES_PAGE = study.ROOT / "docs" / "choices.md"
+
+
+@pytest.mark.parametrize("page", [*study.PAGES, CHOICES_PAGE], ids=lambda path: path.name)
+def test_figures_in_sentences_are_figures_of_the_tables(page):
+    """Sizes with an interval, p values and scores that a sentence repeats."""
+    tables = "".join(MARKED.findall((study.ROOT / "docs" / "study.md").read_text(encoding="utf-8")))
+    said = MARKED.sub("", page.read_text(encoding="utf-8"))
+    if page.name == "README.md":
+        said = said[said.index("## What the built-in world") : said.index("## Speed")]
+    sizes = re.findall(r"\d+\.\d ± \d+\.\d", said)
+    missing = [size for size in sizes if size not in tables]
+    tested = re.findall(r"(?:p|corrected) (\.\d{3})", said)
+    missing += [p for p in tested if f"p {p}" not in tables and f", {p}" not in tables]
+    plain = re.findall(r"(?<![\d.±] )\b(\d+\.\d) (?:BLEU-4|style F1|concept F1)", said)
+    missing += [score for score in plain if not re.search(rf"[| +-]{score} ±", tables)]
+    assert sizes or page.name == "study.md"
+    assert missing == []
+
+
+def test_no_page_claims_more_than_the_tests_give():
+    records = study.load(study.RESULTS)
+    for name, part in study.PARTS.items():
+        own = [record for record in records if record["part"] == name]
+        every = [one for *_, row in study_tables.measured(own) for one in row]
+        assert {one.hospitals for one in every} == {len(part.hospitals)}
+        assert all(one.corrected > Fraction(5, 100) for one in every)
+        if name == "main":  # as README says it
+            assert len(every) == 60 and all(one.corrected == 1 for one in every)
+    # no corrected p is below .05, so no page says
+    claims = re.compile(r"\b(beats?|wins?|outperforms?|significant\w*|proves|better than)\b", re.I)
+    for page in (*study.PAGES, CHOICES_PAGE):
+        text = page.read_text(encoding="utf-8")
+        assert claims.findall(text) == [], page.name
+
+
+def test_what_the_records_say_of_the_long_trainings():
+    """docs/study.md: the 400-step part was cut to one seed when the main part was under way."""
+    records = study.load(study.RESULTS)
+    text = " ".join((study.ROOT / "docs" / "study.md").read_text(encoding="utf-8").split())
+    for part, commit in (("development", "48eb7e6"), ("main", "1e0b14f"), ("400 steps", "7595980")):
+        assert {one["commit"] for one in records if one["part"] == part} == {commit}
+        assert commit in text
+    assert {one["seed"] for one in records if one["part"] == "400 steps"} == {0}
+    prompts = {one["prompt_tokens"] for one in records
+               if (one["part"], one["method"]) == ("main", "3-shot in context")}  # fmt: skip
+    readme = " ".join((study.ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"21 tokens in place of {min(prompts):.0f} to {max(prompts):.0f}" in readme
 
 
 def test_a_page_asks_for_tables_that_there_are():

@@ -1,5 +1,6 @@
 """What `dive.generate`, sessions and requests take as settings, and what a checkpoint proposes."""
 
+import copy
 import json
 import logging
 import shutil
@@ -13,7 +14,7 @@ from transformers import GenerationConfig
 import dive
 from dive.decode import DecodeSession
 from dive.errors import DiveError, FallbackWarning
-from dive.generation import iter_reports
+from dive.generation import iter_reports, prompter_for
 from dive.refusals import refusals
 from dive.slots import Request
 from dive.whole_config import WholeConfig
@@ -166,6 +167,140 @@ def test_a_given_config_says_where_a_report_ends(llava, studies):
     # a copy of the checkpoint's has its ends too; the template's hold
     own = llava.model.generation_config
     assert ids(dive.generate(llava, studies[0], max_new_tokens=8, generation_config=own)) == [free]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_end_that_is_written_into_a_config_is_the_only_one(tiny_llama, engine):
+    """Its template closes a turn with another token than the checkpoint's own end."""
+    backbone = dive.load_backbone(tiny_llama)
+    own = backbone.model.generation_config
+    study = dive.Study(id="a", images=())
+    options = {"engine": engine, "max_new_tokens": 12}
+    both = prompter_for(backbone).eos_token_ids
+    own.eos_token_id = both[1:] or [next(i for i in range(5, 99) if i not in both)]
+    ends = own.eos_token_id
+    assert both[0] not in ends
+
+    def closes(_ids, scores):  # the turn, whatever comes before
+        return scores.index_fill(1, torch.tensor([both[0]]), 1e9)
+
+    force = {"logits_processor": [closes]}
+
+    def stops(**given):
+        (report,) = dive.generate(backbone, study, **options, **force, **given)
+        return report.num_tokens == 1
+
+    assert stops()
+    for value in (ends, ends[0], torch.tensor(ends)):
+        assert not stops(generation_config=GenerationConfig(eos_token_id=value))
+        assert not stops(generation_config={"eos_token_id": value})
+        assert not stops(eos_token_id=value)
+    # a copy of the checkpoint's own, for other settings in it, asks for no end
+    changed = copy.deepcopy(own)
+    changed.repetition_penalty = 1.5
+    assert stops(generation_config=changed) and stops(generation_config=own)
+    assert not stops(generation_config=changed, eos_token_id=ends)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_lengths_that_count_the_prompt_are_no_reports_own(llava, studies, engine, caplog):
+    options = {"engine": engine}
+    for name, own in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        said = f"{name}.*counts the prompt too; give {own}"
+        for given in (GenerationConfig(**{name: 400}), {name: 400}):
+            with pytest.raises(DiveError, match=said):
+                dive.generate(llava, studies[0], generation_config=given, **options)
+        with pytest.raises(DiveError, match=said):
+            dive.generate(llava, studies[0], **{name: 400}, **options)
+    (free,) = ids(dive.generate(llava, studies[0], max_new_tokens=6, **options))
+    both = GenerationConfig(max_length=400, max_new_tokens=3)
+    assert ids(dive.generate(llava, studies[0], generation_config=both, **options)) == [free[:3]]
+    assert "max_new_tokens=3 holds, and max_length=400 of the generation_config" in caplog.text
+    longest = GenerationConfig(max_length=400)
+    found = dive.generate(llava, studies[0], max_new_tokens=4, generation_config=longest, **options)
+    assert ids(found) == [free[:4]]
+    end = free[1]
+    least = {"generation_config": GenerationConfig(eos_token_id=end, min_new_tokens=5)}
+    (report,) = dive.generate(llava, studies[0], max_new_tokens=6, **options, **least)
+    assert report.num_tokens >= 5 and end not in report.token_ids[:4]
+
+
+SET = {
+    "do_sample": {"do_sample": True, "top_k": 3, "temperature": 0.7},
+    "beams": {"num_beams": 3, "length_penalty": 0.2},
+    "penalty": {"repetition_penalty": 3.0, "no_repeat_ngram_size": 2},
+    "bias": {"sequence_bias": [[[5], 30.0]]},
+    "forbidden": {"suppress_tokens": [*range(20, 400)]},
+    "cache": {"use_cache": False},
+    "static": {"cache_implementation": "static"},
+    "pad and bos": {"pad_token_id": 3, "bos_token_id": 3},
+    "least": {"min_new_tokens": 7},
+    "forced": {"forced_eos_token_id": 9},
+    "strings": {"stop_strings": ["zzz"]},
+}
+
+
+@pytest.mark.parametrize("name", SET)
+@pytest.mark.parametrize("engine", ["auto", "transformers"])
+def test_a_setting_is_the_same_by_name_in_a_config_and_in_a_dict(llava, studies, name, engine):
+    options = {"max_new_tokens": 7, "engine": engine}
+    options |= {"seed": 3} if "do_sample" in SET[name] else {}
+    seen = []
+    for given in (
+        SET[name],
+        {"generation_config": GenerationConfig(**SET[name])},
+        {"generation_config": SET[name]},
+        # by name wins
+        {"generation_config": GenerationConfig(num_beams=4, top_k=9, min_new_tokens=2), **SET[name],
+         "num_beams": SET[name].get("num_beams", 1), "min_new_tokens": 7},
+    ):  # fmt: skip
+        seen.append(ids(dive.generate(llava, studies[:2], **options, **given)))
+    assert seen[0] == seen[1] == seen[2]
+    assert len(seen[3][0]) == 7
+    if name in ("do_sample", "penalty", "bias", "forbidden", "beams"):
+        plain = ids(dive.generate(llava, studies[:2], max_new_tokens=7, engine=engine))
+        assert seen[0] != plain
+
+
+def test_none_in_a_dict_is_as_none_by_name(llava, studies):
+    (free,) = ids(dive.generate(llava, studies[0], max_new_tokens=4))
+    proposes(llava, suppress_tokens=free)
+    assert ids(dive.generate(llava, studies[0], max_new_tokens=4)) != [free]
+    lifted = {"suppress_tokens": None, "max_new_tokens": 4, "num_beams": None}
+    assert ids(dive.generate(llava, studies[0], generation_config=lifted)) == [free]
+
+
+def test_settings_that_nothing_reads_are_named(llava, studies):
+    class Mine(GenerationConfig):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            self.mine = 3
+
+    model, batch = small("llama"), text_batch(rows=1)
+    session = DecodeSession(model)
+    for given, name in ((GenerationConfig(max_new_token=5), "max_new_token"), (Mine(), "mine")):
+        said = f"generation_config has {name}, which is no setting"
+        with pytest.raises(DiveError, match=said):
+            dive.generate(llava, studies[0], generation_config=given)
+        for call in (session.generate, session.plan):
+            with pytest.raises(DiveError, match=said):
+                call(**batch, generation_config=given)
+        with pytest.raises(DiveError, match=said):
+            list(session.stream([Request(batch, {"generation_config": given})]))
+    # the checkpoint's own code may read what its own file has
+    llava.model.generation_config = GenerationConfig.from_dict(
+        llava.model.generation_config.to_dict() | {"mine": 1}
+    )
+    seen = []
+
+    def look(model, input_ids, generation_config=None, **more):
+        seen.append(generation_config.mine)
+        return input_ids
+
+    dive.generate(llava, studies[0], generation_config=Mine(), max_new_tokens=2)
+    dive.generate(llava, studies[0], generation_config=Mine(), custom_generate=look)
+    dive.generate(llava, studies[0], custom_generate=look)
+    assert seen == [3, 1]
 
 
 @pytest.mark.parametrize("sampled", [False, True])
@@ -364,3 +499,68 @@ def test_what_transformers_refuses_is_one_error_of_a_session_too(settings, messa
     if "stop_strings" not in settings:  # a plan runs nothing
         with pytest.raises(DiveError, match=message):
             session.plan(**batch, **settings)
+
+
+WAYS = {
+    "by name": lambda model, words: {"stop_strings": words},
+    "as text": lambda model, words: {"stop_strings": words[0]},
+    "config": lambda model, words: {"generation_config": GenerationConfig(stop_strings=words)},
+    "the model's": lambda model, words: setattr(model.generation_config, "stop_strings", words),
+    "over another": lambda model, words: {
+        "generation_config": GenerationConfig(stop_strings=["zzzz"]), "stop_strings": words
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("more", [{}, {"do_sample": True}, {"num_beams": 2}])
+def test_a_session_finds_stop_strings_with_its_backbones_tokenizer(tiny_llama, way, more):
+    backbone = dive.load_backbone(tiny_llama)
+    model, tokenizer = backbone.model, backbone.tokenizer
+    batch = tokenizer(["The heart is"], return_tensors="pt")
+    length = batch["input_ids"].shape[1]
+
+    def answer(call, **settings):
+        torch.manual_seed(3)
+        return call(**batch, **{"max_new_tokens": 12} | more | settings)[0, length:].tolist()
+
+    free = answer(model.generate)
+    word = next(w for w in map(tokenizer.decode, free[2:]) if w.strip())
+    wanted = answer(model.generate, stop_strings=[word], tokenizer=tokenizer)
+    assert "num_beams" in more or len(wanted) < len(free)
+    settings = WAYS[way](model, [word]) or {}
+    given = settings.get("generation_config")
+    session = DecodeSession(backbone)
+    engine = "transformers" if "num_beams" in more else "dive._C"
+    assert session.plan(**batch, **settings, **more).engine == engine
+    assert answer(session.generate, **settings) == wanted
+    assert session.ran.engine == engine
+    assert answer(session.generate, **settings, tokenizer=tokenizer) == wanted
+    (written,) = session.stream([Request(batch, {"max_new_tokens": 12} | more | settings, seed=3)])
+    assert written.token_ids == wanted
+    assert given is None or given.stop_strings is not None  # the caller's own is left alone
+    assert answer(session.generate, stop_strings=None, **(
+        {k: v for k, v in settings.items() if k != "stop_strings"})) == free  # fmt: skip
+    # of a bare model nobody knows one, unless it is given
+    bare = DecodeSession(model)
+    with pytest.raises(DiveError, match="tokenizer"):
+        answer(bare.generate, **settings)
+    assert answer(bare.generate, **settings, tokenizer=tokenizer) == wanted
+
+
+def test_what_else_wants_a_tokenizer_gets_the_backbones(tiny_llama):
+    backbone = dive.load_backbone(tiny_llama)
+    batch = backbone.tokenizer(["The heart is"], return_tensors="pt")
+    session = DecodeSession(backbone)
+    for name, value in (
+        ("token_healing", True),
+        ("assistant_tokenizer", backbone.tokenizer),
+    ):
+        given = session._named((), {**batch, name: value})
+        assert given["tokenizer"] is backbone.tokenizer and given[name] == value
+    assert "tokenizer" not in session._named((), dict(batch))
+    model = backbone.model
+    wanted = model.generate(**batch, max_new_tokens=6, token_healing=True,
+                            tokenizer=backbone.tokenizer)  # fmt: skip
+    found = session.generate(**batch, max_new_tokens=6, token_healing=True)
+    assert torch.equal(found, wanted) and session.ran.engine == "transformers"

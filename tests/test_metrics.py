@@ -265,7 +265,8 @@ def test_differences_are_paired() -> None:
 
 
 def _mention(name: str, polarity: str) -> SimpleNamespace:
-    return SimpleNamespace(start=0, end=1, name=name, cls=name, polarity=polarity)
+    spans = ((0, 1),)
+    return SimpleNamespace(start=0, end=1, name=name, cls=name, polarity=polarity, spans=spans)
 
 
 def test_findings_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,6 +287,59 @@ def test_findings_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     # with their state: edema; effusion; edema absent: 3 of 5 predicted and of 5 in the references
     assert got["finding_state_f1"] == pytest.approx(2 * 3 / (5 + 5))
     assert got["per_report"]["finding_f1"] == pytest.approx([0.5, 1.0, 0.0])
+
+
+_DETAILS = ("finding_f1", "finding_side_f1", "finding_severity_f1", "finding_detail_f1")
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "wanted"),
+    [
+        ("Small left pleural effusion.", "Large right pleural effusion.", (1, 0, 0, 0)),
+        ("Small left pleural effusion.", "Small left effusion is seen.", (1, 1, 1, 1)),
+        ("Small left pleural effusion.", "Small right pleural effusion.", (1, 0, 1, 0)),
+        ("Small left pleural effusion.", "Large left pleural effusion.", (1, 1, 0, 0)),
+        ("Pleural effusion.", "Effusion is present.", (1, 1, 1, 1)),  # both silent
+        ("Pleural effusion.", "Left pleural effusion.", (1, 0, 1, 0)),
+        ("Small pleural effusion.", "Pleural effusion.", (1, 1, 0, 0)),
+        ("Bilateral pleural effusions.", "Left pleural effusion.", (1, 2 / 3, 1, 2 / 3)),
+        ("Mild to moderate cardiomegaly.", "Moderate cardiomegaly.", (1, 1, 2 / 3, 2 / 3)),
+        ("Trace left effusion.", "Small left effusion.", (1, 1, 0, 0)),  # a neighbour gains nothing
+        # the same sides and the same sizes, the wrong way round
+        (
+            "Small right and moderate left pleural effusions.",
+            "Small left and moderate right pleural effusions.",
+            (1, 1, 1, 0),
+        ),
+        ("No left effusion. Small right effusion.", "Small right effusion.", (1, 1, 1, 1)),
+        ("No left effusion.", "No right effusion.", (0, 0, 0, 0)),  # nothing is there
+    ],
+)
+def test_findings_with_side_and_severity(
+    prediction: str, reference: str, wanted: tuple[float, ...]
+) -> None:
+    for one, other in ((prediction, reference), (reference, prediction)):
+        got = dive.evaluate([one], [other], ["findings"], per_report=True)
+        assert [got[name] for name in _DETAILS] == pytest.approx(wanted)
+        assert [got["per_report"][name][0] for name in _DETAILS] == pytest.approx(wanted)
+
+
+def test_details_are_micro_averages_with_intervals_and_differences() -> None:
+    predictions = ["Small left effusion. Mild cardiomegaly.", "Right effusion."] * 20
+    references = ["Large left effusion. Mild cardiomegaly.", "Bilateral effusions."] * 20
+    got = dive.evaluate(
+        predictions, references, ["findings"], baseline=references, bootstrap=50, per_report=True
+    )
+    # side: (effusion, left), (cardiomegaly, none), (effusion, right) of 3 said and 4 true
+    assert got["finding_side_f1"] == pytest.approx(2 * 3 / (3 + 4))
+    assert got["finding_severity_f1"] == pytest.approx(2 * 2 / (3 + 3))
+    assert got["finding_detail_f1"] == pytest.approx(2 * 2 / (3 + 4))
+    for name in _DETAILS[1:]:
+        low, high = got["intervals"][name]
+        assert low <= got[name] <= high and low < high
+        assert got["differences"][name]["difference"] == pytest.approx(got[name] - 1)
+        assert len(got["per_report"][name]) == 40
+        assert "none given" in got["variants"][name]
 
 
 def test_texts_are_paired_in_their_order_whatever_they_are_held_in() -> None:

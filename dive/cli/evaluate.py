@@ -46,9 +46,7 @@ def evaluate(
     ] = "bleu,rougeL,findings",
     normalization: Annotated[
         str,
-        typer.Option(
-            help="Of BLEU and ROUGE-L: raw, lower or r2gen. They differ by a factor of 2."
-        ),
+        typer.Option(help="Of BLEU and ROUGE-L: raw, lower or r2gen. Never compare across them."),
     ] = "lower",
     baseline: Annotated[
         Path | None,
@@ -245,6 +243,12 @@ def _print(
             row.append(text)
         add_row(shown, *row, variant)
     console.print(shown)
+    tested = sum("p" in one for one in differences.values())
+    if tested > 1:
+        console.print(
+            f"each p is of one metric alone: it is not corrected for {tested} being compared",
+            style="dim",
+        )
     console.print(f"{found['scored']} of {found['reports']} reports scored", style="dim")
     for what, counts in (("reference", extra), ("prediction", missing)):
         for path, count in counts.items():

@@ -21,6 +21,7 @@ from dive.cli.options import (
     ReadOption,
     ReportsRootOption,
     SplitOption,
+    TemplateDateOption,
     TemplateOption,
     check_values,
     demonstrations_of,
@@ -79,6 +80,7 @@ def generate(
     read: ReadOption = None,
     max_image_tokens: ImageTokensOption = None,
     template: TemplateOption = None,
+    template_date: TemplateDateOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     engine: Annotated[
@@ -117,8 +119,9 @@ def generate(
         )
     from dive.adapter import SteeringAdapter
     from dive.data import Skipped
-    from dive.data.io import JsonlWriter
+    from dive.data.io import JsonlWriter, run_before
     from dive.generation import as_studies, iter_reports
+    from dive.template_clock import as_date, today
 
     skipped = Skipped()
     if studies is not None:
@@ -131,6 +134,11 @@ def generate(
     steering = SteeringAdapter.from_pretrained(adapter) if adapter is not None else None
     section = target or (steering.metadata.get("target") if steering else None) or "findings"
     shown: Any = demonstrations_of(str(demonstrations), section) if demonstrations else None
+    template_date = None if template_date is None else as_date(template_date)
+    stored = {} if steering is None else steering.metadata
+    if template_date is None and not stored.keys() & {"template_hash", "template_date"}:
+        # what an interrupted run has begun is prompted alike to its end, on another day, too
+        template_date = run_before(out).get("template_date") or today()
     run = {
         "backbone": backbone,
         "adapter": _digest_of(steering),
@@ -141,6 +149,7 @@ def generate(
         "target": target,
         "prompt": prompt,
         "template": None if template is None else _digest(_bytes(template)),
+        "template_date": template_date,
         "max_new_tokens": max_new_tokens,
         "max_image_tokens": max_image_tokens,
         "dtype": dtype,
@@ -164,6 +173,7 @@ def generate(
                 target=target,
                 max_image_tokens=image_budget(max_image_tokens, "auto"),
                 template=template,
+                template_date=template_date,
                 engine=engine,
                 on_error=on_error,
                 skipped=skipped,

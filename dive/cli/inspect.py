@@ -21,6 +21,7 @@ from dive.cli.options import (
     SplitOption,
     StudiesOption,
     TargetOption,
+    TemplateDateOption,
     TemplateOption,
     check_values,
     demonstrations_of,
@@ -182,6 +183,7 @@ def prompt(
     read: ReadOption = None,
     max_image_tokens: ImageTokensOption = None,
     template: TemplateOption = None,
+    template_date: TemplateDateOption = None,
     study: Annotated[str | None, typer.Option(help="Id of the query; default the first.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -206,6 +208,7 @@ def prompt(
         target=target,
         max_image_tokens=image_budget(max_image_tokens, DEFAULT_MAX_IMAGE_TOKENS),
         template=template,
+        template_date=template_date,
     )
     response = prompter.response(query)
     console, answer = Console(), {}
@@ -232,6 +235,7 @@ def prompt(
     console.rule()
     console.print(
         f"the report ends with {end!r}; template {prompter.template_hash}"
+        + (f" of {prompter.template_date}" if prompter.template_date else "")
         + (" (plain: the model has none)" if prompter.template.plain else ""),
         markup=False,
         style="dim",

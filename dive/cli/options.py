@@ -83,6 +83,15 @@ TemplateOption = Annotated[
         help="A Jinja chat template in place of the model's own.",
     ),
 ]
+TemplateDateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--template-date",
+        metavar="YYYY-MM-DD",
+        help="The day that a chat template which prints the date prints. Default: of the "
+        "adapter's training, else today.",
+    ),
+]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16, float32.")]
 DeviceOption = Annotated[
     str,

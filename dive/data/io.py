@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from dive import checks
 from dive.errors import DiveError
@@ -107,6 +107,19 @@ def json_line(row: Mapping) -> str:
 def write_jsonl(path: str | Path, rows: Iterable[Mapping]) -> None:
     """Write rows as JSON lines, atomically."""
     write_text(path, "".join(map(json_line, rows)))
+
+
+def run_before(path: str | Path) -> dict[str, Any]:
+    """How the unfinished run that a `JsonlWriter` left at `path` was made; {} where there is none
+    (or where it does not say)."""
+    path = checks.place("path", path)
+    try:
+        if path.with_name(path.name + ".partial").stat().st_size == 0:
+            return {}
+        found = json.loads(path.with_name(path.name + ".partial.run").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class JsonlWriter:

@@ -32,7 +32,7 @@ from .methods import (
     open_hospital,
     run_method,
 )
-from .page import COLUMNS, cells, marked, write_page
+from .page import COLUMNS, caution, cells, marked, write_page
 
 HOSPITAL = 100  # not one of the study's
 
@@ -84,8 +84,9 @@ def main(
     console.print(_table(rows))
     console.print(
         "[dim]Style F1: findings worded exactly as this hospital does; concept F1: findings named "
-        "in any words. One hospital and one seed are an example; the README's table has more.[/]"
+        "in any words.[/]"
     )
+    console.print(caution(rows), markup=False, highlight=False)
     last = outcomes[DIVE.name if DIVE.name in outcomes else methods[-1].name]
     shown = _two_studies(where, outcomes)
     for study in shown:
@@ -129,7 +130,9 @@ _HEADS = {
 
 
 def _table(rows: Sequence[dict]) -> Table:
-    table = Table(title="One unseen hospital", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(
+        title="One unseen hospital, one seed", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False
+    )
     for n, (key, name) in enumerate(COLUMNS.items()):
         justify: Any = "left" if n == 0 else "right"
         table.add_column(_HEADS.get(key, name), justify=justify, no_wrap=n > 0)

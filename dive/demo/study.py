@@ -1,9 +1,8 @@
 """The study behind README's table: every method on hospitals that nothing was chosen on.
 
-The protocol was written down before the first of its runs: six hospitals that no run had touched,
-three seeds each (one where training is four times as long), and four parts that are reported
-whatever comes out. The choices (rates, weights) were made on two other hospitals. docs/study.md
-shows all of it.
+Six hospitals that no run had touched, three seeds each (one where training is four times as long),
+and four parts that are reported whatever comes out. The choices (rates, weights) were made on two
+other hospitals. docs/study.md shows all of it, and says what was decided when.
 
     python -m dive.demo.study                    what is missing of all parts
     python -m dive.demo.study --part main        of one

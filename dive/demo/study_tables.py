@@ -1,21 +1,25 @@
 """The study's records as tables, written between markers of a page.
 
-<!-- study: scores, main -->           every method: mean and standard deviation over runs
-<!-- study: demo scores, main -->      of the methods that `dive demo` shows
-<!-- study: differences, main -->      one change each: what it brings, run by run
-<!-- end -->                           ends each
+<!-- study: scores, main -->             every method: mean and standard deviation over runs
+<!-- study: demo scores, main -->        of the methods that `dive demo` shows
+<!-- study: differences, main -->        one change each: its size, hospitals, exact p
+<!-- study: demo differences, main -->   between methods that `dive demo` shows
+<!-- end -->                             ends each
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from math import sqrt
 from statistics import mean, stdev
 from typing import Any
 
 from dive.errors import DiveError
 
+from .exact_test import holm, sign_flip
 from .methods import DEMO_METHODS, DIVE
 
 Record = dict[str, Any]
@@ -40,6 +44,19 @@ DIFFERENCES = (
     ("KL to the teacher", "DIVE", "DIVE, no teacher"),
     ("the same, uniform weights", "DIVE, uniform weights", "DIVE, no teacher, uniform weights"),
     ("the patient's own image, for another's", "DIVE", "DIVE, shown another patient's image"),
+    # of the development hospitals: what was chosen, against what else was tried
+    ("rate 0.025, for 0.006", "DIVE, rate 0.025", "DIVE, rate 0.006"),
+    ("rate 0.025, for 0.05", "DIVE, rate 0.025", "DIVE, rate 0.05"),
+    ("weights 2.5, for 1", "DIVE, weights 2.5", "DIVE, weights 1"),
+    ("weights 2.5, for 4.5", "DIVE, weights 2.5", "DIVE, weights 4.5"),
+    ("KL 0.5, for 0.2", "DIVE, weights 2.5", "DIVE, KL 0.2"),
+    ("KL 0.5, for 1", "DIVE, weights 2.5", "DIVE, KL 1"),
+    ("KL 0.5, for no teacher", "DIVE, weights 2.5", "DIVE, no teacher"),
+    ("modifiers on, for off", "DIVE, weights 2.5", "DIVE, no modifiers"),
+    ("fixed vectors: rate 0.2, for 0.1", "fixed vectors, rate 0.2", "fixed vectors, rate 0.1"),
+    ("fixed vectors: rate 0.2, for 0.05", "fixed vectors, rate 0.2", "fixed vectors, rate 0.05"),
+    ("LIVE: rate 0.1, for 0.05", "LIVE, rate 0.1", "LIVE, rate 0.05"),
+    ("LIVE: rate 0.1, for 0.02", "LIVE, rate 0.1", "LIVE, rate 0.02"),
 )
 
 # Two-sided 95% quantiles of Student's t with 1, 2, ... degrees of freedom.
@@ -72,22 +89,72 @@ def demo_scores(records: Sequence[Record]) -> str:
     return scores([record for record in records if record["method"] in shown])
 
 
-def differences(records: Sequence[Record]) -> str:
-    """What each change brings: paired by hospital and seed.
+@dataclass(frozen=True)
+class Difference:
+    """One measure of one change: paired by hospital and seed, tested over the hospitals' means,
+    since seeds of one hospital are not independent."""
 
-    The interval is Student's t over the hospitals' means, since seeds of one hospital are not
-    independent; behind it, in how many of the pairs the change was for the better.
+    size: float
+    half: float | None  # of the 95% interval, Student's t; None of one hospital
+    higher: int  # hospitals in which it is above 0
+    hospitals: int
+    p: Fraction
+    corrected: Fraction
+
+    def __str__(self) -> str:
+        spread = "" if self.half is None else f" ± {self.half:.1f}"
+        counted = f"{self.higher} of {self.hospitals}"
+        return f"{self.size:+.1f}{spread}; {counted}; p {_p(self.p)}, {_p(self.corrected)}"
+
+
+def measured(records: Sequence[Record]) -> list[tuple[str, str, str, list[Difference]]]:
+    """What was changed, with it, without it, and its difference in each measure.
+
+    One part's records are one family: Holm's correction is over all changes and measures.
     """
+    found = [
+        (change, [_by_hospital(pairs, key) for key in _COMPARED])
+        for change in DIFFERENCES
+        if (pairs := _pairs(records, *change[1:]))
+    ]
+    plain = [sign_flip(means) for _, row in found for means in row]
+    both = iter(zip(plain, holm(plain), strict=True))
+    return [(*change, [_difference(means, *next(both)) for means in row]) for change, row in found]
+
+
+def differences(records: Sequence[Record]) -> str:
+    """Every change, and under the table how many tests that is."""
+    rows = measured(records)
+    every = [one for *_, row in rows for one in row]
+    if not every:
+        raise DiveError("no two methods of these records are compared (study_tables.DIFFERENCES)")
+    smallest = min(every, key=lambda one: (one.p, one.corrected))
+    return (
+        f"{_compared_table(rows)}\n\n{len(every)} tests, corrected together; the smallest p is "
+        f"{_p(smallest.p)}, after correction {_p(smallest.corrected)}."
+    )
+
+
+def demo_differences(records: Sequence[Record]) -> str:
+    """The changes between methods that `dive demo` shows, corrected for all of the part."""
+    shown = {method.name for method in DEMO_METHODS}
+    return _compared_table([row for row in measured(records) if {row[1], row[2]} <= shown])
+
+
+def _compared_table(rows: Sequence[tuple[str, str, str, list[Difference]]]) -> str:
     lines = [
         "| change | " + " | ".join(_HEADS[SCORES.index(key)] for key in _COMPARED) + " |",
         "| --- |" + " ---: |" * len(_COMPARED),
+        *(f"| {label} | " + " | ".join(map(str, row)) + " |" for label, _, _, row in rows),
     ]
-    for label, with_it, without in DIFFERENCES:
-        pairs = _pairs(records, with_it, without)
-        if pairs:
-            cells = [_difference(pairs, key) for key in _COMPARED]
-            lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _p(value: Fraction) -> str:
+    if value == 1:
+        return "1"
+    thousandths = int(1000 * value + Fraction(1, 2))  # halves up: never smaller than it is
+    return f"{thousandths / 1000:.3f}".removeprefix("0") if thousandths else "<.001"
 
 
 def _pairs(records: Sequence[Record], with_it: str, without: str) -> list[tuple[Record, Record]]:
@@ -103,21 +170,31 @@ def _pairs(records: Sequence[Record], with_it: str, without: str) -> list[tuple[
     return found
 
 
-def _difference(pairs: Sequence[tuple[Record, Record]], key: str) -> str:
-    by_hospital: dict[int, list[float]] = {}
+def _by_hospital(pairs: Sequence[tuple[Record, Record]], key: str) -> list[Fraction]:
+    """The mean difference of each hospital, exact: of the records' digits, not of their bits."""
+    gains: dict[int, list[Fraction]] = {}
     for one, other in pairs:
-        by_hospital.setdefault(one["hospital"], []).append(one[key] - other[key])
-    gains = [gain for own in by_hospital.values() for gain in own]
-    better = f"({sum(gain > 0 for gain in gains)} of {len(gains)})"
-    means = [mean(own) for own in by_hospital.values()]
-    if len(means) < 2:
-        return f"{mean(means):+.1f} {better}"
-    half = _T95[len(means) - 2] * stdev(means) / sqrt(len(means))
-    return f"{mean(means):+.1f} ± {half:.1f} {better}"
+        gain = Fraction(str(one[key])) - Fraction(str(other[key]))
+        gains.setdefault(one["hospital"], []).append(gain)
+    return [sum(own, Fraction(0)) / len(own) for own in gains.values()]
+
+
+def _difference(means: Sequence[Fraction], p: Fraction, corrected: Fraction) -> Difference:
+    half = None
+    if len(means) > 1:
+        spread = stdev([float(value) for value in means])
+        half = _T95[len(means) - 2] * spread / sqrt(len(means))
+    higher = sum(value > 0 for value in means)
+    return Difference(float(mean(means)), half, higher, len(means), p, corrected)
 
 
 _MARKED = re.compile(r"(<!-- study: ([\w ]+), ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
-_TABLES = {"scores": scores, "demo scores": demo_scores, "differences": differences}
+_TABLES = {
+    "scores": scores,
+    "demo scores": demo_scores,
+    "differences": differences,
+    "demo differences": demo_differences,
+}
 
 
 def fill(page: str, records: Sequence[Record]) -> str:

@@ -3,6 +3,7 @@
 import re
 from functools import lru_cache
 from importlib import resources
+from typing import Any
 
 import yaml
 
@@ -13,11 +14,22 @@ _REACH = 8  # words on each side
 
 
 @lru_cache(maxsize=1)
-def _vocabulary() -> tuple[frozenset[str], frozenset[str]]:
+def table() -> dict[str, Any]:
+    """The words of modifiers.yaml."""
     source = resources.files("dive.lexicon") / "modifiers.yaml"
-    table = yaml.safe_load(source.read_text(encoding="utf-8"))
-    words = frozenset(str(word) for group in table["words"].values() for word in group)
-    return words, frozenset(map(str, table["links"]))
+    return yaml.safe_load(source.read_text(encoding="utf-8"))
+
+
+def plain_words(group: Any) -> list[str]:
+    """All words of a group of modifiers.yaml: a list, or groups by name."""
+    if isinstance(group, dict):
+        return [word for part in group.values() for word in plain_words(part)]
+    return list(map(str, group))
+
+
+@lru_cache(maxsize=1)
+def _vocabulary() -> tuple[frozenset[str], frozenset[str]]:
+    return frozenset(plain_words(table()["words"])), frozenset(plain_words(table()["links"]))
 
 
 def widen(text: str, start: int, end: int) -> tuple[int, int]:

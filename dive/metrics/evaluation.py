@@ -52,7 +52,8 @@ def evaluate(
             "bleu" -> bleu1 .. bleu4, corpus scores;
             "rougeL" -> rougeL, mean over reports;
             "meteor" -> meteor, mean over reports (needs nltk);
-            "findings" -> finding_precision, finding_recall, finding_f1, finding_state_f1;
+            "findings" -> finding_precision, finding_recall, finding_f1, finding_state_f1,
+            finding_side_f1, finding_severity_f1, finding_detail_f1;
             "radgraph" -> radgraph_simple, radgraph_partial, radgraph_complete, means over reports;
             "chexbert" -> chexbert14_micro_f1, chexbert14_macro_f1, chexbert5_micro_f1,
             chexbert5_macro_f1, and the four with _uncertain_negative.
@@ -71,7 +72,8 @@ def evaluate(
         baseline: other predictions for the same references; adds "baseline", their scores, and
             "differences", prediction minus baseline.
         bootstrap: number of resamples of the reports; adds "intervals", and to every difference an
-            interval and a p value (paired: both are scored on the same resample).
+            interval and a p value (paired: both are scored on the same resample), which is of one
+            metric alone and not corrected for the number of metrics.
         confidence: what the intervals hold.
         seed: of the resampling; the same seed gives the same intervals.
 

@@ -1,18 +1,27 @@
 """Precision, recall and F1 of the findings that reports state, by the project's lexicon.
 
 A report's mentions are reduced to one state a finding: stated as present in one place and absent in
-another ("no left effusion; small right effusion"), it is present; uncertain comes in between.
+another ("no left effusion; small right effusion"), it is present; uncertain comes in between. What
+is counted are the members of sets, one set a report:
 
 - `finding_*`: findings present. Uncertain ones count as present, as CheXbert F1 in its usual
-  reading has it. Negated findings and statements of normality do not count.
+  reading has it. Negated findings and statements of normality do not count. Side and severity are
+  not looked at: a small left effusion is a large right one.
 - `finding_state_f1`: every finding that is mentioned, together with its state (present, uncertain,
   absent): what is said to be absent, and that the lungs are clear, counts too.
+- `finding_side_f1`: findings present, each with its side: left, right, none given. "Bilateral" is
+  left and right, two members.
+- `finding_severity_f1`: findings present, each with its step of severity: trace, small or mild,
+  moderate, large or severe, none given. Steps must agree exactly; "mild to moderate" is both.
+- `finding_detail_f1`: findings present, each with its side and the severity on that side: "small
+  right and moderate left effusions" is (effusion, right, small) and (effusion, left, moderate).
 
-Both are micro averages: true positives, predicted and reference findings are summed over reports.
-Most normal reports share their negated statements: `finding_state_f1` is the easier number.
+None given equals none given, and nothing else. All are micro averages: true positives, predicted
+and reference members are summed over reports. Most normal reports share their negated statements:
+`finding_state_f1` is the easier number.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,15 +30,41 @@ from dive.lexicon import lexicon_version
 from dive.metrics.measure import Measure, f1, ratio
 
 _RANK = {"negative": 0, "uncertain": 1, "positive": 2}
-_NAMES = ("finding_precision", "finding_recall", "finding_f1", "finding_state_f1")
+# one F1 a set, in the order of _sets; the first has precision and recall too
+_F1 = (
+    "finding_f1", "finding_state_f1", "finding_side_f1", "finding_severity_f1", "finding_detail_f1",
+)  # fmt: skip
+_NAMES = ("finding_precision", "finding_recall", *_F1)
+
+Pair = tuple[str | None, str | None]
 
 
 def states(text: str) -> dict[str, str]:
     """name of finding -> "positive", "uncertain" or "negative", for all that `text` mentions."""
+    return _states(_mentions(text))
+
+
+def described(text: str) -> dict[str, frozenset[Pair]]:
+    """name of finding -> its sides and severities, for all that `text` states as present or
+    uncertain.
+
+    A pair is (side, severity): "left", "right" or None, and a step of
+    `dive.lexicon.detail_words.STEPS` or None. Mentions of one finding are taken together: a
+    severity without a side holds for the sides that have none of their own, and what one mention
+    leaves out another may give.
+    """
+    return _described(text, _mentions(text))
+
+
+def _mentions(text: str) -> list[Any]:
     from dive.decisive import find_mentions  # the lexicon is compiled on first use
 
+    return find_mentions(text)
+
+
+def _states(mentions: Iterable[Any]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for mention in find_mentions(text):
+    for mention in mentions:
         polarity = str(mention.polarity)
         earlier = found.get(mention.name)
         if earlier is None or _RANK[polarity] > _RANK[earlier]:
@@ -37,33 +72,90 @@ def states(text: str) -> dict[str, str]:
     return found
 
 
-def finding_measure(predictions: Sequence[str], references: Sequence[str]) -> Measure:
-    """Statistics: true, predicted and reference counts of present findings, then of states."""
-    cache: dict[str, tuple[set[Any], set[Any]]] = {}
-    rows = np.zeros((len(predictions), 6), dtype=np.int64)
-    for row, prediction, reference in zip(rows, predictions, references, strict=True):
-        (said, said_states), (true, true_states) = _sets(prediction, cache), _sets(reference, cache)
-        row[:3] = len(said & true), len(said), len(true)
-        row[3:] = len(said_states & true_states), len(said_states), len(true_states)
-    lexicon = f"the lexicon of dive {lexicon_version()}"
-    variant = f"micro over findings of {lexicon}, uncertain counted as present"
-    variants = dict.fromkeys(_NAMES[:3], f"{variant}, negated and normal statements left out")
-    variants["finding_state_f1"] = (
-        f"micro over (finding of {lexicon}, present / uncertain / absent), all mentions"
+def _described(text: str, mentions: Sequence[Any]) -> dict[str, frozenset[Pair]]:
+    from dive.lexicon.detail_words import STEPS
+    from dive.lexicon.details import details
+
+    said: dict[str, dict[str | None, set[str]]] = {}
+    for mention, own in zip(mentions, details(text, mentions), strict=True):
+        if str(mention.polarity) == "negative":
+            continue
+        steps_of = said.setdefault(mention.name, {})
+        for sides, steps in own:
+            for side in sides or (None,):
+                steps_of.setdefault(side, set()).update(STEPS[step] for step in steps)
+    return {name: frozenset(_pairs(steps_of)) for name, steps_of in said.items()}
+
+
+def _pairs(steps_of: dict[str | None, set[str]]) -> Iterable[Pair]:
+    """(side, step) for all sides; what is said without a side fills what is left open."""
+    open_steps = steps_of.get(None, set())
+    sides: list[str | None] = [side for side in steps_of if side is not None]
+    left_over = all(steps_of[side] for side in sides) and open_steps - set().union(
+        *(steps_of[side] for side in sides)
     )
-    return Measure(rows, _scores, variants, _NAMES)
+    for side in sides:
+        yield from ((side, step) for step in steps_of[side] or open_steps or (None,))
+    if not sides:
+        yield from ((None, step) for step in open_steps or (None,))
+    elif left_over:
+        yield from ((None, step) for step in left_over)
 
 
-def _sets(text: str, cache: dict[str, tuple[set[Any], set[Any]]]) -> tuple[set[Any], set[Any]]:
+def finding_measure(predictions: Sequence[str], references: Sequence[str]) -> Measure:
+    """Statistics: true, predicted and reference counts of each kind of member, in turn."""
+    cache: dict[str, list[set[Any]]] = {}
+    rows = np.zeros((len(predictions), 3 * len(_F1)), dtype=np.int64)
+    for row, prediction, reference in zip(rows, predictions, references, strict=True):
+        pairs = zip(_sets(prediction, cache), _sets(reference, cache), strict=True)
+        row[:] = [n for said, true in pairs for n in (len(said & true), len(said), len(true))]
+    return Measure(rows, _scores, _variants(), _NAMES)
+
+
+def _variants() -> dict[str, str]:
+    lexicon = f"the lexicon of dive {lexicon_version()}"
+    left_out = "uncertain counted as present, negated and normal statements left out"
+    with_side = "side: left / right / none given, bilateral is both"
+    with_step = "severity: trace / small or mild / moderate / large or severe / none given, exact"
+    members = {
+        "finding_side_f1": f"(finding of {lexicon}, {with_side})",
+        "finding_severity_f1": f"(finding of {lexicon}, {with_step})",
+        "finding_detail_f1": f"(finding of {lexicon}, {with_side}, {with_step})",
+    }
+    plain = f"micro over findings of {lexicon}, {left_out}, side and severity not looked at"
+    state = f"micro over (finding of {lexicon}, present / uncertain / absent), all mentions"
+    return {
+        **dict.fromkeys(("finding_precision", "finding_recall", "finding_f1"), plain),
+        "finding_state_f1": state,
+        **{name: f"micro over {what}, {left_out}" for name, what in members.items()},
+    }
+
+
+def _sets(text: str, cache: dict[str, list[set[Any]]]) -> list[set[Any]]:
+    """What each score counts in a report, in the order of _F1."""
     if text not in cache:
-        found = states(text)
-        present = {name for name, state in found.items() if state != "negative"}
-        cache[text] = present, set(found.items())
+        mentions = _mentions(text)
+        found = _states(mentions)
+        pairs = {(name, *one) for name, own in _described(text, mentions).items() for one in own}
+        cache[text] = [
+            {name for name, state in found.items() if state != "negative"},
+            set(found.items()),
+            _given((name, side) for name, side, _ in pairs),
+            _given((name, step) for name, _, step in pairs),
+            pairs,
+        ]
     return cache[text]
 
 
+def _given(members: Iterable[tuple[str, str | None]]) -> set[Any]:
+    """Without "none given" where the same finding has something given."""
+    every = set(members)
+    given = {name for name, what in every if what is not None}
+    return {(name, what) for name, what in every if what is not None or name not in given}
+
+
 def _scores(totals: np.ndarray) -> dict[str, np.ndarray]:
-    true, said, actual = totals[..., 0], totals[..., 1], totals[..., 2]
-    values = ratio(true, said), ratio(true, actual), f1(true, said, actual)
-    state = f1(totals[..., 3], totals[..., 4], totals[..., 5])
-    return dict(zip(_NAMES, (*values, state), strict=True))
+    counts = [[totals[..., 3 * n + k] for k in range(3)] for n in range(len(_F1))]
+    true, said, actual = counts[0]
+    values = ratio(true, said), ratio(true, actual), *(f1(*one) for one in counts)
+    return dict(zip(_NAMES, values, strict=True))

@@ -1,0 +1,371 @@
+"""The side and the severity that a report gives each of its findings.
+
+A word of side or severity belongs to the finding whose noun phrase it opens ("small left pleural
+effusion"), else to the finding before it ("effusion, moderate, on the left"), else, at the head of
+a statement, to those that follow ("On the right there is ...", "LEFT LUNG: ..."). Findings joined
+by "and" share a side that only one of them has. The words are in modifiers.yaml.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from typing import Protocol
+
+from dive.lexicon.detail_pairs import Detail, completed, settled, sides_of
+from dive.lexicon.detail_ties import DETERMINERS, IS, JOINS, MEANING, NONE, Place, share
+from dive.lexicon.detail_words import Item, items_of, vocabulary
+from dive.lexicon.words import COLON, COMMA, JOINED, SEMICOLON, Words, split, word_set
+
+_COMPARED = word_set("greater larger more worse bigger less smaller > <")
+_PLACED = word_set("in on at within along of to over through throughout near into from involving")
+_VERBS = IS | word_set(
+    "has have had shows show demonstrates demonstrate contains reveals seen noted may might could"
+    " can measures measure represents represent reflects obscures obscuring suggests causing cause"
+)
+_CONTRAST = word_set("but while whereas although though however")
+# a noun phrase does not go back over these
+_STOPS = (
+    JOINS | _PLACED | DETERMINERS | _VERBS | _CONTRAST | NONE
+    | word_set("with plus than as by for due which there it via per vs versus if because since")
+)  # fmt: skip
+# what stands behind these is where a catheter ends
+_ENDS = word_set("tip tips terminates terminating ending ends")
+_REFERS = word_set("it this these they both")
+_ADJECTIVES = ("ed", "ic", "al", "ar", "ary", "ous", "ive")
+_HEADING = 4  # words before a colon
+_LONGEST = 40  # words of a noun phrase
+
+
+class Placed(Protocol):
+    """What is read of a mention: its characters, its entry and its class."""
+
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def cls(self) -> str: ...
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]: ...
+
+
+def details(text: str, mentions: Sequence[Placed]) -> list[list[Detail]]:
+    """What is said of the side and severity of each mention, in the order given.
+
+    `mentions` are those of `dive.decisive.find_mentions(text)`. More than one detail where the
+    report keeps them apart ("small right and moderate left effusions"); none where it gives none.
+    """
+    words = split(text)
+    found: list[list[Detail]] = [[] for _ in mentions]
+    sentence_of: dict[int, list[int]] = {}
+    firsts = [first for first, _ in words.sentences]
+    for k, mention in enumerate(mentions):
+        at = bisect_right(words.starts, mention.start) - 1
+        sentence_of.setdefault(bisect_right(firsts, at) - 1, []).append(k)
+    free = [True] * len(words.words)
+    heading: list[Item] = []
+    last: int | None = None  # the mention that "it" may refer to
+    for number, (first, stop) in enumerate(words.sentences):
+        here = sentence_of.get(number, [])
+        gap = text[words.ends[first - 1] : words.starts[first]] if first else ""
+        if gap.count("\n") > 1:
+            heading = []
+        colon = next(
+            (i for i in range(first + 1, min(first + _HEADING + 1, stop)) if _is(words, i, COLON)),
+            None,
+        )
+        refers = not here and last is not None and words.words[first] in _REFERS
+        if not here and colon is None and not refers:
+            last = None if words.words[first] not in _REFERS else last
+            continue
+        sentence = _Sentence(words, text, first, stop, [mentions[k] for k in here], free)
+        if colon is not None:
+            before = [i for i in sentence.items if i.end <= colon and i.sides and not i.weak]
+            named = any(low < colon for low, _ in sentence.places)
+            heading = [] if named else before
+        if refers and last is not None:
+            found[last] = completed(found[last] + sentence.bare(mentions[last]))
+            continue
+        if not heading and last is not None and here and sentence.interprets():
+            sides = sides_of(found[last])
+            context = [Item(first, first, sides)] if sides else []
+        else:
+            context = heading
+        for k, own in zip(here, sentence.read(context), strict=True):
+            found[k] = own
+        last = here[-1] if here else None
+    return found
+
+
+def _is(words: Words, i: int, kind: int) -> bool:
+    return words.before[i] == kind
+
+
+class _Sentence:
+    """The mentions of one sentence and the details around them."""
+
+    def __init__(
+        self,
+        words: Words,
+        text: str,
+        first: int,
+        stop: int,
+        mentions: Sequence[Placed],
+        free: list[bool],
+    ) -> None:
+        self.all, self.words, self.before = words, words.words, words.before
+        self.text, self.first, self.stop = text, first, stop
+        self.mentions, self.known = mentions, vocabulary()
+        self.places: list[tuple[int, int]] = []  # first and last word of each mention
+        self.owner: dict[int, int] = {}  # word -> mention whose own word it is
+        for k, mention in enumerate(mentions):
+            own = [i for span in mention.spans for i in self._range(*span)]
+            self.places.append((own[0], own[-1]))
+            self.owner.update(dict.fromkeys(own, k))
+        for i in self.owner:
+            free[i] = False
+        self.lows, self.highs = [low for low, _ in self.places], [high for _, high in self.places]
+        ends = dict(enumerate(self.highs))
+        self.items = items_of(words, text, (first, stop), self.owner, ends, free)
+        self.at = {i: item for item in self.items for i in range(item.first, item.end)}
+
+    def _range(self, start: int, end: int) -> range:
+        """The words of text[start:end]; at least one."""
+        low = max(bisect_right(self.all.starts, start) - 1, self.first)
+        return range(low, max(bisect_left(self.all.starts, end), low + 1))
+
+    # whose they are
+
+    def read(self, heading: list[Item]) -> list[list[Detail]]:
+        """The details of each mention; `heading`: sides that hold where none is said."""
+        inside: list[list[Item]] = []
+        opened: list[list[list[Item]]] = []
+        starts: list[int] = []
+        claimed: set[Item] = set()
+        floor = self.first
+        for low, high in self.places:
+            start, segments = self._phrase(low, floor)
+            own = list(dict.fromkeys(self.at[i] for i in range(low, high + 1) if i in self.at))
+            inside.append(own)
+            opened.append(segments)
+            starts.append(start)
+            claimed.update(own, *segments)
+            if start == floor > self.first and self._adjective(floor - 1):
+                # "small calcified right apical granuloma": two mentions, one noun phrase
+                starts[-1] = starts[-2]
+                inside[-1] = [*inside[-2], *inside[-1], *(i for s in opened[-2] for i in s)]
+            floor = max(floor, high + 1)
+        behind: list[list[list[Item]]] = [[[]] for _ in self.mentions]
+        context: list[list[Item]] = [[] for _ in self.mentions]
+        self._give([i for i in self.items if i not in claimed], behind, context)
+        found = []
+        for k, mention in enumerate(self.mentions):
+            around = inside[k], opened[k], behind[k], context[k] or heading
+            found.append(settled(mention.name, *around))
+        places = [
+            Place(start, low, high, one.name, one.cls)
+            for start, (low, high), one in zip(starts, self.places, self.mentions, strict=True)
+        ]
+        return share(found, places, behind, self.all, self.text)
+
+    def interprets(self) -> bool:
+        """ "This may represent pneumonia": says what a finding before it is."""
+        before = self.words[self.first : self.lows[0]]
+        return (
+            before[:1] != [] and before[0] in _REFERS
+            and len(before) <= _LONGEST and any(w.startswith(MEANING) for w in before)
+        )  # fmt: skip
+
+    def bare(self, mention: Placed) -> list[Detail]:
+        """The details of a sentence without a mention, said of one before."""
+        segments: list[list[Item]] = [[]]
+        self._give_to(self.items, segments, self.first)
+        return settled(mention.name, [], [], segments, [])
+
+    def _phrase(self, low: int, floor: int) -> tuple[int, list[list[Item]]]:
+        """The noun phrase that ends at word `low`: where it starts, and its items, kept apart where
+        "and" or a comma does."""
+        words, segments = self.words, [[]]  # type: tuple[list[str], list[list[Item]]]
+        i, limit = low, max(floor, low - _LONGEST)
+        while i > limit:
+            kind, word = self.before[i], words[i - 1]
+            if kind == COMMA:
+                if not self._crosses(i - 1, floor, comma=True):
+                    break
+                segments.insert(0, [])
+            elif kind != JOINED:
+                break
+            item = self.at.get(i - 1)
+            if item is not None and item.first >= limit:
+                segments[0].insert(0, item)
+                i = item.first
+            elif word in ("and", "or") and i - 2 >= limit:
+                comma = self.before[i - 1] == COMMA
+                if not comma and self.before[i - 1] != JOINED:
+                    break
+                if not self._crosses(i - 2, floor, comma=comma):
+                    break
+                if not self._is_range(i - 2, i):
+                    segments.insert(0, [])
+                i -= 1
+            elif (word == "to" and self._is_range(i - 2, i)) or word == "than":
+                i -= 1
+            elif (over := self._quantity(i, limit)) is not None:
+                i = over
+            elif word in _STOPS:
+                break
+            else:
+                i -= 1
+        return i, segments
+
+    def _adjective(self, i: int) -> bool:
+        """Whether the mention that ends at word i is an adjective of the one behind it."""
+        slash = "/" in self.text[self.all.ends[i] : self.all.starts[i + 1]]
+        joined = self.before[i + 1] == JOINED and not slash
+        return joined and self.words[i].endswith(_ADJECTIVES)
+
+    def _is_range(self, a: int, b: int) -> bool:
+        """Both words are steps: "small to moderate", "moderate or large"."""
+        one, other = self.at.get(a), self.at.get(b)
+        return one is not None and other is not None and None not in (one.step, other.step)
+
+    def _quantity(self, i: int, limit: int) -> int | None:
+        """Where "amount of (the)" before word i begins."""
+        j = i
+        while j - 1 >= limit and self.words[j - 1] in DETERMINERS:
+            j -= 1
+        if j - 2 >= limit and self.words[j - 1] == "of" and self.before[j - 1] == JOINED:
+            return j - 2 if self.words[j - 2] in self.known.quantities else None
+        return None
+
+    def _crosses(self, j: int, floor: int, *, comma: bool) -> bool:
+        """Whether the words up to j, before an "and" or a comma, open the same noun phrase."""
+        edge = self._run(j, floor)
+        if edge > j:
+            return False
+        if self.before[edge] == COMMA and edge > floor:
+            return self._crosses(edge - 1, floor, comma=True)
+        if edge == floor:
+            if floor == self.first:
+                return True
+            return not comma and self.before[edge] == COMMA
+        word = self.words[edge - 1]
+        if word in DETERMINERS:
+            return edge - 2 < floor or self.words[edge - 2] not in _PLACED
+        if word in IS:
+            there = edge - 2 >= self.first and self.words[edge - 2] == "there"
+            return there or floor == self.first
+        return word not in _PLACED
+
+    def _run(self, j: int, floor: int) -> int:
+        """The first of the modifiers in a row that end at word j; j + 1 where it is none."""
+        known = self.known.plain
+        i = j + 1
+        while i > floor and (i == j + 1 or self.before[i] == JOINED):
+            word = self.words[i - 1]
+            if (
+                i - 1 not in self.at
+                and word not in known
+                and word not in _COMPARED | {"than", "to"}
+            ):
+                break
+            i -= 1
+        return i
+
+    def _give(
+        self,
+        items: list[Item],
+        behind: list[list[list[Item]]],
+        context: list[list[Item]],
+    ) -> None:
+        """Items that open no noun phrase, to the mention before or to those that follow."""
+        if not self.mentions:
+            return
+        breaks = [i for i in range(self.first + 1, self.stop) if self.before[i] == SEMICOLON]
+        edges = [self.first, *breaks, self.stop]
+        waiting: dict[int, list[Item]] = {}
+        for item in items:
+            clause = bisect_right(edges, item.first)
+            first, last = (bisect_left(self.lows, edges[clause - n]) for n in (1, 0))
+            # mentions [first, last) are in the clause, [later, last) of them behind the item
+            earlier, later = bisect_left(self.highs, item.first), bisect_left(self.lows, item.end)
+            if later < last and earlier <= first:
+                forward = last if item.sides else later + 1
+            elif later < last and (ahead := self._ahead(item, later)):
+                forward = last if ahead == "there" else later + 1
+            else:
+                if earlier:
+                    waiting.setdefault(earlier - 1, []).append(item)
+                continue
+            head = self._head(item)
+            for k in range(later, forward):
+                if context[k] and self._head(context[k][0]) != head:
+                    context[k] = []  # a later place is the nearer one
+                context[k].append(item)
+        for k, own in waiting.items():
+            self._give_to(own, behind[k], self.highs[k] + 1)
+
+    def _head(self, item: Item) -> int:
+        """Where the clause of an item begins: behind a mark, "and" or a contrast."""
+        i, limit = item.first, max(self.first, item.first - _LONGEST)
+        while i > limit and self.before[i] == JOINED:
+            if self.words[i - 1] in _CONTRAST or (
+                self.words[i - 1] in JOINS and i - 2 not in self.at
+            ):
+                break
+            i -= 1
+        return i
+
+    def _ahead(self, item: Item, k: int) -> str:
+        """Whether an item between two mentions is of the later one: "there" ("and on the left there
+        is ..."), "subject" ("and the left lung shows ..."), or "" where it is not."""
+        head = self._head(item)
+        if head == self.first or any(head <= i < item.first for i in self.owner):
+            return ""
+        end = self._run_forward(item.end)
+        if end >= self.stop or any(
+            self.before[i] not in (JOINED, COMMA) for i in range(head + 1, end)
+        ):
+            return ""
+        word = self.words[end]
+        placed = any(w in _PLACED for w in self.words[head : item.first])
+        if word == "there":
+            return "there"
+        low = self.places[k][0]
+        same = all(
+            self.before[i] == JOINED and self.words[i] not in {*_CONTRAST, "and", "there"}
+            for i in range(end, low)
+        )
+        if word in _VERBS and same and not placed:
+            return "subject"
+        return "there" if word in ("is", "are") and placed and same else ""
+
+    def _run_forward(self, i: int) -> int:
+        """The first word from i on that is no modifier."""
+        while i < self.stop and (
+            i in self.at
+            or self.words[i] in self.known.plain
+            or (self.words[i] in JOINS and i + 1 in self.at)
+        ):
+            i += 1
+        return i
+
+    def _give_to(self, items: list[Item], segments: list[list[Item]], begin: int) -> None:
+        """Items behind a mention, kept apart where a mark or "and" does; those that are denied
+        ("none on the left"), and the ends of catheters, are dropped."""
+        at = begin
+        for item in items:
+            cut = dropped = False
+            for i in range(at, item.first + 1):
+                parts = self.words[i] in ("and", *_CONTRAST) or self.before[i] != JOINED
+                cut = cut or (parts and i > begin) or (parts and self.before[i] != JOINED)
+            low = max(begin, self._head(item))
+            for i in range(low, item.first):
+                dropped = dropped or self.words[i] in NONE or self.words[i] in _ENDS
+            at = item.end
+            if dropped:
+                continue
+            if cut and segments[-1]:
+                segments.append([])
+            segments[-1].append(item)

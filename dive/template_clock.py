@@ -1,0 +1,83 @@
+"""Chat templates that print the date, or draw lots: the same text whenever they are rendered.
+
+Templates read the clock through `strftime_now(format)`, which transformers gives them, and chance
+through Jinja's own `random` and `lipsum`. transformers hands a template plain data only, and no
+function, so a date is fixed in the template's text: a macro of the same name stands before it.
+"""
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import date, datetime, time
+from typing import Any
+
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from dive.errors import DiveError
+
+_CLOCK = "strftime_now"
+_CHANCE = re.compile(r"\b(random|lipsum)\b")
+_DIRECTIVES = "aAbBcCdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZf"
+_FLAGS = ("", "-", "_", "0", "^", "#")
+
+
+def reads_clock(source: str) -> bool:
+    """Whether a template's text asks for the time."""
+    return _CLOCK in source
+
+
+def today() -> str:
+    """Today's date as templates see it, "2024-07-26"."""
+    asked = "{{ " + _CLOCK + "('%Y-%m-%d') }}"
+    one: Any = [[{"role": "user", "content": ""}]]
+    return render_jinja_template(conversations=one, chat_template=asked)[0][0]
+
+
+def as_date(given: Any) -> str:
+    """A date as "2024-07-26", of a text or a `datetime.date`; DiveError."""
+    if isinstance(given, datetime):
+        return given.date().isoformat()
+    if isinstance(given, date):
+        return given.isoformat()
+    try:
+        return date.fromisoformat(given).isoformat()
+    except (TypeError, ValueError):
+        raise DiveError(f"template_date is {given!r}; wants a date as 2024-07-26") from None
+
+
+def at(source: str, day: str) -> str:
+    """The template, on that day at midnight whenever it is rendered."""
+    moment = datetime.combine(date.fromisoformat(day), time())
+    told = {f"%{flag}{letter}": "" for letter in _DIRECTIVES for flag in _FLAGS}
+    for directive in told:
+        try:
+            told[directive] = moment.strftime(directive)
+        except ValueError:
+            told[directive] = directive  # unknown to this system's C library
+    known = ", ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in told.items() if k != v)
+    # the line break is the macro's own (trim_blocks): the template still begins at a line's start
+    return (
+        f"{{% macro {_CLOCK}(format) %}}"
+        "{% set text = namespace(value=format.replace('%%', '\\x00')) %}"
+        f"{{% for asked, told in {{{known}}}.items() %}}"
+        "{% set text.value = text.value.replace(asked, told) %}{% endfor %}"
+        "{{ text.value.replace('\\x00', '%') }}{% endmacro %}\n" + source
+    )
+
+
+def drawing(source: str) -> Any:
+    """A context in which the template draws the same lots every time; Python's own generator
+    stands afterwards where it stood."""
+    return _drawing() if _CHANCE.search(source) else nullcontext()
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    state = random.getstate()
+    random.seed(0)
+    try:
+        yield
+    finally:
+        random.setstate(state)

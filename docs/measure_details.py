@@ -1,0 +1,84 @@
+"""How sides and severities are read in Open-i's reports: `python docs/measure_details.py FILE`.
+
+FILE is NLMCXR_reports.tgz, which torchxrayvision installs in its folder `data`. Its reports carry
+headings that a human tagged with side and severity ("Pleural Effusion/left/small"). Compared are
+findings that the report's text states and that are tagged; taggers left many details out, so the
+share of what is read that is tagged (precision) is a lower bound.
+"""
+
+import sys
+import tarfile
+from collections import Counter
+from xml.etree import ElementTree
+
+from dive.lexicon.detail_words import LEFT, RIGHT
+from dive.metrics.findings import described
+
+FINDINGS = {
+    "pleural effusion": "Pleural Effusion", "pulmonary atelectasis": "Atelectasis",
+    "opacity": "Lung Opacity", "infiltrate": "Lung Opacity", "airspace disease": "Lung Opacity",
+    "pneumothorax": "Pneumothorax", "consolidation": "Consolidation", "nodule": "Lung Lesion",
+    "mass": "Lung Lesion", "calcified granuloma": "Granuloma", "cardiomegaly": "Cardiomegaly",
+    "pneumonia": "Pneumonia", "fractures, bone": "Fracture", "cicatrix": "Scar or Fibrosis",
+    "diaphragm": "Diaphragm Elevation", "emphysema": "Emphysema",
+    "scoliosis": "Scoliosis or Kyphosis", "pulmonary edema": "Edema",
+    "pulmonary congestion": "Edema",
+}  # fmt: skip
+SIDES = {"left": {LEFT}, "right": {RIGHT}, "bilateral": {LEFT, RIGHT}}
+STEPS = {"mild": "small", "small": "small", "moderate": "moderate", "severe": "large",
+         "large": "large"}  # fmt: skip
+
+
+def main(path: str, show: str = "") -> None:
+    counts: Counter[tuple[str, str]] = Counter()
+    for text, tags in _reports(path):
+        tagged: dict[str, tuple[set[str], set[str]]] = {}
+        for tag in tags:
+            head, *parts = (part.strip().casefold() for part in tag.split("/"))
+            if (name := FINDINGS.get(head)) is None:
+                continue
+            sides, steps = tagged.setdefault(name, (set(), set()))
+            for part in parts:
+                sides |= SIDES.get(part, set())
+                steps |= {STEPS[part]} if part in STEPS else set()
+        found = described(text)
+        for name in tagged.keys() & found.keys():
+            sides = {side for side, _ in found[name]} - {None}
+            # the tags know no trace: minimal is tagged as mild
+            steps = {"small" if step == "trace" else step for _, step in found[name]} - {None}
+            for kind, read, true in zip(
+                ("side", "severity"), (sides, steps), tagged[name], strict=True
+            ):
+                counts[kind, "findings"] += 1
+                counts[kind, "read"] += len(read)
+                counts[kind, "tagged"] += len(true)
+                counts[kind, "both"] += len(read & true)
+                counts[kind, "silent"] += bool(read) and not true
+                counts[kind, "other"] += bool(read and true) and not read & true
+                if show == kind and read != true:
+                    print(f"{name}: read {sorted(read)} tagged {sorted(true)}: {text!r}")
+    for kind in ("side", "severity"):
+        one = {what: count for (of, what), count in counts.items() if of == kind}
+        print(
+            f"{kind}: {one['findings']:,} findings; precision {one['both'] / one['read']:.1%} of "
+            f"{one['read']:,}, recall {one['both'] / one['tagged']:.1%} of {one['tagged']:,}; "
+            f"{one['silent']:,} where the tags give none, {one['other']:,} the other one"
+        )
+
+
+def _reports(path: str):
+    """(findings and impression, tags) of each report."""
+    with tarfile.open(path) as archive:
+        for member in archive:
+            file = archive.extractfile(member) if member.name.endswith(".xml") else None
+            if file is None:
+                continue
+            root = ElementTree.fromstring(file.read())
+            texts = {one.get("Label"): one.text or "" for one in root.iter("AbstractText")}
+            text = "\n".join(texts.get(part, "") for part in ("FINDINGS", "IMPRESSION")).strip()
+            if text:
+                yield text, [tag.text or "" for tag in root.iter("major")]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

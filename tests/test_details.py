@@ -1,0 +1,147 @@
+"""The side and the severity of each finding, as sentences give them."""
+
+import pytest
+
+from dive.metrics.findings import described
+
+E, P, A, OP, N, C = (
+    "Pleural Effusion", "Pneumothorax", "Atelectasis", "Lung Opacity", "Lung Lesion",
+    "Cardiomegaly",
+)  # fmt: skip
+_SIDES = {"L": "left", "R": "right", "-": None}
+_STEPS = {"t": "trace", "s": "small", "m": "moderate", "l": "large", "-": None}
+
+
+def pairs(short: str) -> set[tuple[str | None, str | None]]:
+    """ "Ls R-": small on the left, on the right without a severity."""
+    return {(_SIDES[one[0]], _STEPS[one[1]]) for one in short.split()}
+
+
+# fmt: off
+CASES = [
+    # a word before its finding
+    ("Small left pleural effusion.", {E: "Ls"}),
+    ("Large right pleural effusion.", {E: "Rl"}),
+    ("Pleural effusion.", {E: "--"}),
+    ("There is a tiny apical pneumothorax on the left.", {P: "Lt"}),
+    ("Moderate-sized right-sided pleural effusion.", {E: "Rm"}),
+    ("A moderate, loculated right pleural effusion is again seen.", {E: "Rm"}),
+    ("SMALL BILATERAL EFFUSIONS", {E: "Ls Rs"}),
+    ("A large amount of left pleural fluid.", {E: "Ll"}),
+    ("Trace of pleural fluid on the right.", {E: "Rt"}),
+    ("There is mild cardiomegaly.", {C: "-s"}),
+    ("The heart is moderately enlarged.", {C: "-m"}),
+    ("The left ventricle is enlarged.", {C: "--"}),
+    # behind it
+    ("The left pleural effusion is small.", {E: "Ls"}),
+    ("Pleural effusion, moderate in size, on the right.", {E: "Rm"}),
+    ("Opacity in the left lower lobe.", {OP: "L-"}),
+    ("Opacity is seen within the mid and lower zones of the right lung.", {OP: "R-"}),
+    ("Atelectasis at both lung bases.", {A: "L- R-"}),
+    ("Atelectasis at the lung bases.", {A: "L- R-"}),
+    ("Pleural effusions are present bilaterally.", {E: "L- R-"}),
+    ("Blunting of the left costophrenic angle.", {E: "L-"}),
+    ("There is slight blunting of the right costophrenic angle.", {E: "Rs"}),
+    ("Opacity obscures the right heart border.", {OP: "R-"}),
+    ("Opacity behind the right atrium.", {OP: "--"}),
+    # abbreviations
+    ("RLL opacity and small L effusion.", {OP: "R-", E: "Ls"}),
+    ("LUL nodule.", {N: "L-"}),
+    ("Effusions, R>L.", {E: "L- R-"}),
+    ("Opacity in RUL and LLL.", {OP: "L- R-"}),
+    ("B/L effusions.", {E: "L- R-"}),
+    ("Lingular opacity.", {OP: "L-"}),
+    ("Middle lobe atelectasis.", {A: "R-"}),
+    # the side first
+    ("On the right there is a small effusion.", {E: "Rs"}),
+    ("On the left, small effusion and atelectasis.", {E: "Ls", A: "L-"}),
+    ("LEFT LUNG: Small effusion.", {E: "Ls"}),
+    ("Left lung: Small effusion. Mild atelectasis.\nRight lung: Nodule.",
+     {E: "Ls", A: "Ls", N: "R-"}),
+    ("The right lung shows a nodule.", {N: "R-"}),
+    ("The right lung is clear. The left lung shows moderate atelectasis.", {A: "Lm"}),
+    ("In the right upper lobe there is a nodule and in the left lower lobe there is atelectasis.",
+     {N: "R-", A: "L-"}),
+    # several sides
+    ("Bilateral pleural effusions, left greater than right.", {E: "L- R-"}),
+    ("Small right and moderate left pleural effusions.", {E: "Rs Lm"}),
+    ("There are moderate right and small left pleural effusions.", {E: "Rm Ls"}),
+    ("Small left and right effusions.", {E: "Ls Rs"}),
+    ("Moderate left greater than right pleural effusions.", {E: "Lm Rm"}),
+    ("Right effusion is larger than the left.", {E: "L- R-"}),
+    ("Bilateral effusions, small on the right and moderate on the left.", {E: "Rs Lm"}),
+    ("Pleural effusion: large on the right, small on the left.", {E: "Rl Ls"}),
+    ("Left effusion is small, right is moderate.", {E: "Ls Rm"}),
+    ("Large left effusion and small right.", {E: "Ll Rs"}),
+    ("Right lower lobe and left upper lobe opacities.", {OP: "L- R-"}),
+    ("Right effusion but none on the left.", {E: "R-"}),
+    ("Small left effusion. No right effusion.", {E: "Ls"}),
+    ("Left effusion. The effusion is small.", {E: "Ls"}),
+    ("Left effusion. It is small.", {E: "Ls"}),
+    ("Small left effusion. Right effusion.", {E: "Ls R-"}),
+    ("Right effusion. Impression: Stable effusion.", {E: "R-"}),
+    # two steps
+    ("Mild to moderate cardiomegaly.", {C: "-s -m"}),
+    ("Small-to-moderate left effusion.", {E: "Ls Lm"}),
+    ("Moderate or large right pneumothorax.", {P: "Rm Rl"}),
+    # which word is whose
+    ("Small left effusion and large right pneumothorax.", {E: "Ls", P: "Rl"}),
+    ("Large right pneumothorax with leftward mediastinal shift.", {P: "Rl"}),
+    ("Opacity on the left, moderate right effusion.", {OP: "L-", E: "Rm"}),
+    ("Bilateral effusions, left greater than right, small nodule.", {E: "L- R-", N: "-s"}),
+    ("Mild cardiomegaly with small left effusion.", {C: "-s", E: "Ls"}),
+    ("Left effusion and cardiomegaly.", {E: "L-", C: "--"}),
+    ("Small left effusion and atelectasis.", {E: "Ls", A: "L-"}),
+    ("Left lower lobe atelectasis and small effusion.", {A: "L-", E: "Ls"}),
+    ("Left lower lobe atelectasis and a small nodule.", {A: "L-", N: "-s"}),
+    ("Small right effusion with adjacent atelectasis.", {E: "Rs", A: "R-"}),
+    ("Atelectasis and effusion at the left base.", {A: "L-", E: "L-"}),
+    ("Small right effusion and the left lung is clear.", {E: "Rs"}),
+    ("Small right effusion, left lung clear.", {E: "Rs"}),
+    ("Right PICC and small effusion.", {E: "-s"}),
+    ("Both effusion and atelectasis are present.", {E: "--", A: "--"}),
+    ("Both effusions are small.", {E: "Ls Rs"}),
+    ("Opacity in the right base may represent atelectasis.", {OP: "R-", A: "R-"}),
+    ("Left basilar opacity. This likely represents atelectasis.", {OP: "L-", A: "L-"}),
+    ("Opacification of the left hemithorax due to a massive effusion.", {OP: "L-", E: "Ll"}),
+    ("Bilateral effusions, small on the left, with adjacent atelectasis.",
+     {E: "Ls R-", A: "L- R-"}),
+    ("Minimal left basilar scarring/atelectasis.", {A: "Lt"}),
+    ("Tiny left, and moderate-sized right, pleural effusions.", {E: "Lt Rm"}),
+    ("Left effusion, small; right effusion, large.", {E: "Ls Rl"}),
+    ("Effusion (moderate, right) and pneumothorax (small, left).", {E: "Rm", P: "Ls"}),
+    ("Findings: Right lung: clear. Left lung: small effusion. Heart: mildly enlarged.",
+     {E: "Ls", C: "-s"}),
+    # a step that is not the finding's
+    ("Opacities in both lower lobes, more severe on the left.", {OP: "L- R-"}),
+    ("Mild interval increase in the large left effusion.", {E: "Ll"}),
+    ("Left effusion is slightly larger.", {E: "L-"}),
+    ("Slightly improved moderate right effusion.", {E: "Rm"}),
+    ("Previously large left effusion is now small.", {E: "Ls"}),
+    ("Large, slightly loculated right effusion.", {E: "Rl"}),
+    ("Minimally displaced left rib fracture.", {"Fracture": "L-"}),
+    ("Fluid in the minor fissure.", {E: "--"}),
+    ("The patient is rotated to the left, with a small effusion.", {E: "-s"}),
+    ("Left effusion, which has increased slightly, now moderate.", {E: "Lm"}),
+    # sizes
+    ("4 mm nodule in the right upper lobe.", {N: "Rt"}),
+    ("There is a 1.2 cm left lower lobe nodule.", {N: "Lm"}),
+    ("A nodule measures 2 x 4 cm.", {N: "-l"}),
+    ("Nodule, previously 4 mm, now 8 mm.", {N: "-s"}),
+    ("Small calcified right upper lobe granuloma.", {"Granuloma": "Rs"}),
+    ("Moderate right pneumothorax measuring 3 cm.", {P: "Rm"}),
+    ("Nodule 4 cm above the carina.", {N: "--"}),
+    # said to be absent
+    ("No left effusion or pneumothorax.", {}),
+    ("Possible small left effusion.", {E: "Ls"}),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("text", "wanted"), CASES, ids=[text for text, _ in CASES])
+def test_side_and_severity(text: str, wanted: dict[str, str]) -> None:
+    found = described(text)
+    shown = {
+        name: found[name] for name in (E, P, A, OP, N, C, "Fracture", "Granuloma") if name in found
+    }
+    assert shown == {name: pairs(short) for name, short in wanted.items()}
