@@ -32,7 +32,7 @@ class Answer(NamedTuple):
 
 _SEEN = (
     r"(?:seen|present|identified|evident|detected|visuali[sz]ed|demonstrated|noted|found|visible"
-    r"|appreciated|apparent|observed|recogni[sz]ed|shown|recorded|reported|discernible)"
+    r"|appreciated|apparent|observed|recogni[sz]ed|shown|discernible)"
 )
 _SIZE = (
     r"(?:tiny|trace|minimal(?:ly)?|mild(?:ly)?|small|moderate(?:ly)?|large|massive|severe(?:ly)?"
@@ -45,7 +45,7 @@ _NO = (
     rf"|not (?:{_SEEN}|there|suspected)|no evidence(?: of (?:same|this|it|any))?|nope|nothing"
     r"|false|excluded|ruled out|resolved|cleared|gone|removed|-ve|[-–—−]+|0|✗|✘|☐"
 )
-_YES = r"yes|y|pos(?:itive|\.)?|\+ve|\++|true|✓|✔|☑|☒"
+_YES = r"yes|y|1(?![\d.]|[ \t]*[cm]m)|pos(?:itive|\.)?|\+ve|\++|true|✓|✔|☑|☒"
 _MAYBE = (
     r"possib(?:le|ly)|probabl[ey]|likely|unlikely|maybe|perhaps|equivocal|indeterminate|uncertain"
     r"|unclear|questionabl[ey]|suspicious|suspected|doubtful|borderline|query|tbc|inconclusive"
@@ -54,8 +54,8 @@ _MAYBE = (
     r"(?: (?:entirely|completely|fully|definitely|reliably))? (?:excluded?|rule out|ruled out)"
 )
 _EMPTY = (
-    r"n/?a|not (?:assessed|evaluated|applicable|available|commented(?: on)?|done|examined|stated)"
-    r"|see (?:above|below|report|comments?|text)|_{2,}|\*{2,}|x{3,}"
+    r"n/?a|not (?:assessed|evaluated|applicable|available|commented(?: on)?|done|examined|stated"
+    r"|mentioned|reported|recorded|addressed)|null|nan|unknown|blank|see (?:above|below|report|comments?|text)|_{2,}|\*{2,}|x{3,}"
 )
 _TAIL = (
     r"(?: (?:at (?:this time|present)|today|currently|now|on (?:this|the current|today's)"
@@ -65,7 +65,8 @@ _END = (
     r"(?=\s*(?:$|[\n\t,;|()\[\]}!]|\.(?!\d)| / | {2,}|\s[-–—] |[-–—]\n| but\b| and\b"
     r"|\s(?:and )?[^\n,;.:?=|()]{2,40}[:?=](?!\d)))"
 )
-_OPEN, _SHUT = r"(?:\*\*)?(?:[\[({][ \t]*)?", r"(?:[ \t]*[\])}])?(?:\*\*)?"
+_OPEN = r"[\"']?(?:\*\*)?(?:[\[({][ \t]*)?"
+_SHUT = r"(?:[ \t]*[\])}])?(?:\*\*)?[\"']?"
 _ANSWER = (
     rf"(?:(?:(?P<maybe>{_MAYBE})(?: {_SIZE}){{0,3}}|(?P<empty>{_EMPTY})|(?P<no>(?:{_NO}){_TAIL})"
     rf"|(?P<seen>{_SEEN}|in situ|in place|{_SIZE}(?: {_SIZE}){{0,3}})){_SHUT}{_END}"
@@ -74,8 +75,9 @@ _ANSWER = (
 )
 _FORM = r"[ \t]*[\[(]?\b(?:yes|y)[ \t]?(?:/|or)[ \t]?(?:no|n)\b[\])]?"  # "Effusion (Y/N): N"
 _JOIN = (
-    r"(?:[ \t]*(?:[:=]|-+>|=+>|→|⇒|\.{3,}|…+|_{2,}|\|)(?:[ \t:=|]*|[ \t]*\n[ \t]*)"
-    r"|(?<=\w)(?:\?+[ \t]*|[ \t]\?+[ \t]+)(?:\n[ \t]*)?"
+    r"(?:[\"']?[ \t]*(?:[:=]|-+>|=+>|→|⇒|\.{3,}|…+|_{2,}|\|)(?:[ \t:=|]*|[ \t]*\n[ \t]*)"
+    r"|(?<=\w)(?:\?+[ \t]*|[ \t]\?+[ \t]+)(?:\n[ \t]*)?(?:a(?:ns(?:wer)?)?[:.][ \t]*)?"
+    rf"|[,;](?=(?:{_NO}|{_YES}|{_MAYBE})[ \t\r]*(?:\n|$))"
     r"|[ \t]+[-–—−]+[ \t]*|[-–—−]+[ \t]+|[-–—](?=(?:no|yes|neg|pos|nil|none|absent|present)\b)"
     r"|\t[ \t]*|[ \t]{2,})"
 )
@@ -84,7 +86,7 @@ _JOINED = re.compile(
 )
 _BARE = re.compile(
     rf"[ \t](?P<doubt>\?)(?={_SIZE}\b)"
-    r"|[ \t](?:(?P<no>no|none|nil|neg|negative|absent|abs|n|-|-ve|no evidence|no definite|0)"
+    r"|[ \t](?:(?P<no>no|none|nil(?: significant)?|neg|negative|absent|abs|n|-|-ve|no evidence|no definite|0)"
     rf"|(?P<yes>yes|y|present|pos|positive|\+|\+ve)|(?P<maybe>\?+|\+/-|±|uncertain|equivocal|unclear|doubtful)){_END}",
     re.IGNORECASE,
 )
@@ -113,20 +115,23 @@ _PART = re.compile(
     r"(?![A-Za-z])",
     re.IGNORECASE,
 )
-_TICKED = re.compile(r"[\[(]\s?([xX✓✔*+−-]|)\s?[\])]|[☐☑☒✓✔✗✘]")
+_TICKED = re.compile(
+    rf"[\[(]\s?([xX✓✔*+−-]|)\s?[\])]|[☐☑☒✓✔✗✘]|[\[(]\s?(?:{_NO}|{_YES}|{_MAYBE})\s?[\])]",
+    re.IGNORECASE,
+)
 _TICK_ENDS = re.compile(r"[;|\t,]|[.](?=\s|$)| {3,}")
 _TICK_STATES = dict.fromkeys("xX✓✔*+☑☒", POSITIVE) | dict.fromkeys("-−✗✘", NEGATIVE)
 _LISTED = re.compile(
     r"(?:^|(?<=[\n.;]))[ \t]*(?:(?P<no>(?:pertinent )?negatives?(?: findings?)?(?: for)?|absent|no"
     rf"|not (?:{_SEEN})|none of(?: the following)?|no evidence of(?: the following)?|excluded"
     r"|ruled out|without|denies)"
-    r"|(?P<maybe>possible|probable|equivocal|questionable|uncertain|suspected|likely))[ \t]*:[ \t]*"
+    r"|(?P<maybe>possible|probable|equivocal|questionable|uncertain|suspected|likely))(?:[ \t]*(?::|=|-+>|→)|[ \t]+[-–—])[ \t]*"
     r"(?=\w)",
     re.IGNORECASE,
 )
 _ANY = re.compile(rf"\b(?:{_NO}|{_YES}|{_MAYBE}|{_EMPTY})\b|[?+✓✔☑☒☐✗✘±:]|\(-|\[|[-–—−]\s|\t", re.I)
 
-_EDGE = re.compile(r"[\n;|\t]|[.!?](?=\s)|\s/\s| {2,}|\s[-–—]\s")
+_EDGE = re.compile(r"[\n;|\t{]|\)(?=,|\s+\w)|[.!?](?=\s)|\s/\s| {2,}|\s[-–—]\s")
 _VERB = re.compile(
     r"\b(?:is|are|was|were|has|have|had|shows?|demonstrates?|reveals?|there|appears?|remains?|may"
     r"|might|could|can|cannot|suggests?|represents?|seen)\b",
@@ -256,7 +261,10 @@ def _heading(text: str, position: int, stop: int, asked: bool) -> int | None:
 
 def _is_list(heading: str) -> bool:
     parts = heading.split(",")
-    return all(len(_WORDS.findall(p)) <= 3 and not _SIZED.search(p) for p in parts)
+    said = (_SIZED, _DENIED, _VERB)
+    return all(
+        len(_WORDS.findall(p)) <= 3 and not any(one.search(p) for one in said) for p in parts
+    )
 
 
 def _ticked(text: str) -> list[Answer]:
@@ -266,6 +274,8 @@ def _ticked(text: str) -> list[Answer]:
     for line in re.finditer(r"[^\n]+", text):
         marks = list(_TICKED.finditer(text, line.start(), line.end()))
         leads = bool(marks) and not text[line.start() : marks[0].start()].strip(" \t-*•·")
+        if not leads:  # words in brackets behind a heading are found elsewhere
+            marks = [mark for mark in marks if mark[1] is not None or len(mark[0]) == 1]
         before = line.start()
         for mark, following in zip_longest(marks, marks[1:]):
             if leads:
@@ -278,10 +288,16 @@ def _ticked(text: str) -> list[Answer]:
                 before = end
             heading = _heading(text, begin, stop, asked=False)
             if heading is not None:
-                found.append(
-                    Answer(heading, stop, end, _TICK_STATES.get(mark[1] or mark[0], SILENT))
-                )
+                found.append(Answer(heading, stop, end, _ticked_state(mark)))
     return found
+
+
+def _ticked_state(mark: re.Match[str]) -> str:
+    sign = mark[0] if mark[1] is None else mark[1]
+    if sign in _TICK_STATES or len(sign) < 2:
+        return _TICK_STATES.get(sign, SILENT)
+    answer = re.match(_ANSWER, sign[1:], re.IGNORECASE)
+    return _state(answer.groupdict()) if answer else SILENT
 
 
 def _listed(text: str) -> list[Answer]:

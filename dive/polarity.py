@@ -158,6 +158,7 @@ class _Sentence:
         self.passed: list[int] = []  # mentions of the statement that a cue may reach back to
         self.asserted = False  # the statement has its verb or its "no"
         self.alternative = False  # "X or ..." without a cue
+        self.last: int | None = None  # the mention before, of whatever statement
         self.heading: list[int] = []  # mentions before a colon: "Pneumothorax: none"
 
     def read(self) -> list[str]:
@@ -262,6 +263,11 @@ class _Sentence:
             if self.before[j] > COMMA and j > i:
                 break
             other = self.words[j]
+            if self.before[j] == COMMA and j > i and self._restarts(j):
+                break
+            if other == "in" and j - 1 in self.at and self._in_place(j) and not later:
+                verb = True
+                break
             if other in _OR:
                 later = True
             elif other in _LIST_BREAKS:
@@ -286,6 +292,15 @@ class _Sentence:
         ):
             return False
         return not verb
+
+    def _restarts(self, i: int) -> bool:
+        """Whether ", and the heart" begins something else."""
+        words = self.words[i : min(i + 2, self.stop)]
+        return len(words) == 2 and words[0] == "and" and words[1] in _RESTART - _PLACES
+
+    def _in_place(self, i: int) -> bool:
+        """Whether "in good position" stands at word i: said of a device that is there."""
+        return any(w in ("position", "place", "situ") for w in self.words[i + 1 : i + 4])
 
     def _begins_statement(self, i: int) -> bool:
         """Whether a subject with a verb of its own follows, or a finding said to be there."""
@@ -326,7 +341,14 @@ class _Sentence:
             if self._goes_on(cue):
                 return
             kind = "stop"
-        if kind in ("stop", "stop_forward"):
+        if kind == "stop_in_front":
+            front = self.before[cue.first] != JOINED or self.words[cue.first - 1] == "and"
+            kind = "stop" if front or cue.first == self.first else "neutral"
+        if kind == "as_before":
+            said = POSITIVE if self.last is None else self.said[self.last]
+            self._new_statement()
+            self._open("" if said == POSITIVE else said)
+        elif kind in ("stop", "stop_forward"):
             self.state = ""
             if kind == "stop":
                 self._new_statement()
@@ -418,6 +440,7 @@ class _Sentence:
         self.alternative = False
         if not one.normal:
             self.passed.append(k)
+            self.last = k
 
     def _normal(self, k: int) -> str:
         """Words that say that all is well are negative, unless "not" stands before them."""

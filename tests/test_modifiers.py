@@ -45,5 +45,5 @@ def test_decisive_tokens_weigh_modifiers_with_their_finding():
         DecisiveTokens(None, modifiers=modifiers).label(text, offsets, len(offsets) + 1)
         for modifiers in (False, True)
     )
-    assert plain == [0, 0, 0, 0, 0, 1, 0, 0, 0, 2]
+    assert plain == [0, 0, 0, 0, 1, 1, 0, 0, 0, 2]
     assert wide == [0, 0, 1, 1, 1, 1, 1, 1, 1, 2]

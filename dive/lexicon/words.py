@@ -131,6 +131,8 @@ def _punctuation(text: str, last: int, start: int, between: str, word: str) -> i
         return COLON
     if "," in stripped:
         return COMMA
+    if stripped == "+" and between != "+":
+        return COMMA
     if stripped in ("-", "/", "'", '"', "&", "+", "’", "%", "#", "=", "~", "<", ">", "*", "‑", "‐"):
         spaced = stripped == "-" and between != "-" and between[0] == " " and between[-1] == " "
         return COLON if spaced else JOINED
