@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dive.asking_sections import asking_sections
 from dive.checklist import SILENT, answered, answers, with_answers
 from dive.errors import DiveError
 from dive.lexicon import OTHER, Entry, Lexicon, default_lexicon
@@ -21,7 +22,6 @@ from dive.polarity import (
     POSITIVE,
     UNCERTAIN,
     Found,
-    asking_sections,
     polarities,
 )
 from dive.radgraph import Annotation, Annotator, entity_kind, entity_spans

@@ -6,86 +6,29 @@ new statement begins; "is not seen" and its kin reach back over the mentions of 
 The cues are in dive/lexicon/cues.yaml.
 """
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from dive.lexicon import default_cues
+from dive.lexicon.statements import (
+    COMPANIONS,
+    COURSE,
+    DEGREE,
+    EXISTING,
+    FAR,
+    HEDGES,
+    NOT,
+    OR,
+    PERCEIVED,
+    PLACES,
+    RESTART,
+    UNITS,
+    VERBS,
+)
 from dive.lexicon.terms import Match, longest_first
-from dive.lexicon.words import COLON, COMMA, JOINED, QUERY, SEMICOLON, Words, word_set
+from dive.lexicon.words import COLON, COMMA, JOINED, QUERY, SEMICOLON, Words
 
 POSITIVE, NEGATIVE, UNCERTAIN = "positive", "negative", "uncertain"
-
-_VERBS = word_set(
-    "is are was were has have had appears appear remains remain demonstrates demonstrate shows show"
-    " projects project terminates overlies persists persist measures represents represent reflects"
-    " may might could can cannot does do suggests suggest seems extends lies there"
-)
-# after a verb, these leave a list a list: "no effusion, pneumothorax is seen"
-_PERCEIVED = word_set(
-    "seen identified noted visualized visualised demonstrated appreciated evident present detected"
-    " observed apparent found visible recognized shown be been"
-)
-# a statement begins: "no effusion, stable cardiomegaly"
-_RESTART = word_set(
-    "the there a an this these that it its stable unchanged again status post persistent persisting"
-    " chronic old healed healing remote redemonstrated normal now interval improved improving"
-    " worsening worsened increased decreased increasing decreasing degenerative tortuous calcified"
-    " atherosclerotic mildly moderately severely slightly minimally grossly known prior previous"
-    " previously heart cardiac lungs lung mediastinum mediastinal aorta bones bony osseous trachea"
-    " midline incidental incidentally note hyperinflated hyperexpanded low residual resolving"
-    " definite obvious enlarged patient patient's left's sternotomy median cardiomediastinal hilar"
-    " thoracic spine we"
-)
-# ... unless "or" shows that they go on with a list: "no mass, hilar adenopathy or fracture"
-_PLACES = word_set("cardiac mediastinal bony osseous cardiomediastinal hilar thoracic spine")
-# a finding that is there begins so, unless "or" shows that the list goes on
-_DEGREE = word_set(
-    "mild moderate severe small tiny trace minimal slight minor marked left right bilateral"
-    " bibasilar biapical multiple several few some prominent subtle streaky patchy linear"
-    " borderline scattered diffuse hazy basilar extensive two three one both large larger massive"
-    " huge sizable sizeable moderately mod sm considerable increasing enlarging worsening new bulky"
-    " dense subsegmental platelike discoid compressive"
-)
-_UNITS = word_set("cm mm")
-# behind "with" these go on ("possible pneumonia with superimposed effusion"), a stated size does not
-_COMPANIONS = word_set(
-    "associated superimposed underlying overlying adjacent accompanying concomitant concurrent"
-    " coexisting coexistent component air parapneumonic developing early"
-)
-# said of a finding right before them: "no effusion, cardiomegaly unchanged"
-_COURSE = word_set(
-    "unchanged stable persists persistent persisting improved improving worse worsened worsening"
-    " increased increasing decreased decreasing larger smaller resolving"
-)
-# a hedge before one of these is one of whether it is there, "likely loculated" is not
-_EXISTING = word_set(
-    "present seen there given based as because too though although identified noted"
-)
-_HEDGES = word_set("possibly probably likely perhaps presumably maybe conceivably potentially")
-_FAR = 60  # words that are looked ahead for the "or" of a list
-_OR = frozenset(("or", "nor"))
-_LIST_BREAKS = word_set("but however although though except otherwise while whereas")
-_NOT = word_set("not never isn't aren't wasn't weren't doesn't abnormal")
-
-# Sections that ask or tell a history: what they name is not stated by the image.
-_ASKING = re.compile(
-    r"(?:^|(?<=[\n.:]))[ \t]*(?:(?:clinical|patient|past|medical|brief|relevant|present)[ \t]+)*"
-    r"(?:indications?|histor(?:y|ies)|information|details|question|symptoms?|data|diagnosis"
-    r"|reasons?[ \t]+for[ \t]+(?:this[ \t]+)?(?:exam(?:ination)?|study|request|referral)|reason"
-    r"|comparisons?|hx)[ \t]*:",
-    re.IGNORECASE,
-)
-_TELLING = re.compile(
-    r"(?:^|(?<=[\n.:?!]))[ \t]*(?:findings?(?:[ \t]*(?:and|/|&)[ \t]*impressions?)?|impressions?"
-    r"|conclusions?|opinion|reports?|observations?|interpretation|summary|description|assessment"
-    r"|techniques?|views?|procedure|examination|exam|study|chest[^\n:.]{0,40}|radiograph[^\n:.]{0,20}"
-    r"|comment|narrative|wet[ \t]read|final[ \t]report)[ \t]*:|\n[ \t]*[A-Z][A-Z /,()]{3,40}:",
-    re.IGNORECASE,
-)
-_END_OF_SENTENCE = re.compile(r"(?<!\bdr)\.(?=\s)|\n", re.IGNORECASE)
-_PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
-_CAPITAL_HEADING = re.compile(r"\n[ \t]*[A-Z][A-Z /,()]{3,40}:")
 
 
 class Found(NamedTuple):
@@ -100,24 +43,6 @@ class Found(NamedTuple):
     normal: bool
     uncertain: bool
     ignore: bool
-
-
-def asking_sections(text: str) -> list[tuple[int, int]]:
-    """Character ranges of sections that state nothing about the image ("Indication: ...")."""
-    if ":" not in text:
-        return []
-    ranges = []
-    for match in _ASKING.finditer(text):
-        start = match.end()
-        marks = [_TELLING, _CAPITAL_HEADING]
-        if match.group().lower().lstrip().startswith("comparison"):
-            # names earlier films; what follows in running text is said of this one
-            line = text.rfind("\n", 0, match.start() + 1) + 1
-            inline = text[line : match.start()].strip() or "\n" not in text[start:]
-            marks.append(_END_OF_SENTENCE if inline else _PARAGRAPH)
-        ends = [m.start() for p in marks if (m := p.search(text, start))]
-        ranges.append((start, min(ends, default=len(text))))
-    return ranges
 
 
 def polarities(
@@ -179,7 +104,7 @@ class _Sentence:
                 self.alternative = bool(self.passed) and i - self._last_word() <= 4
                 if (k := self.at.get(i - 1)) is not None and self.said[k] == POSITIVE:
                     self.said[k] = UNCERTAIN  # "atelectasis or fluid"
-            if self.words[i] in _VERBS:
+            if self.words[i] in VERBS:
                 self.asserted = True
             if i in self.at:
                 self._mention(self.at[i], i)
@@ -217,7 +142,7 @@ class _Sentence:
         """Whether the next finding begins without a mark: "no ptx 2 cm nodule"."""
         if self.before[i] != JOINED or self._denied_just_before(i) is None:
             return False
-        unit = any(word in _UNITS for word in self.words[i + 1 : min(i + 4, self.stop)])
+        unit = any(word in UNITS for word in self.words[i + 1 : min(i + 4, self.stop)])
         return self.words[i].isdigit() and unit
 
     def _denied_just_before(self, i: int) -> int | None:
@@ -230,13 +155,13 @@ class _Sentence:
         if self._denied_just_before(cue.first) is None or cue.end >= self.stop:
             return False
         word = self.words[cue.end]
-        if word in _COMPANIONS:
+        if word in COMPANIONS:
             return True
         if self.words[cue.first] != "with" and any(
             word == self.words[one.match.first] and one.match.first == cue.end for one in self.found
         ):
             return True  # "secondary to heart failure"
-        return word not in _DEGREE and word not in _RESTART and self._follows(cue.end)
+        return word not in DEGREE and word not in RESTART and self._follows(cue.end)
 
     def _and(self, i: int) -> None:
         if i + 1 >= self.stop:
@@ -249,17 +174,17 @@ class _Sentence:
     def _list_goes_on(self, i: int, after_and: bool = False) -> bool:
         """Whether the list that a cue opened goes on at word i, behind a comma or an "and"."""
         word = self.words[i]
-        if word in _OR:
+        if word in OR:
             return True
         if word == "and" and not after_and:
             return i + 1 < self.stop and self._list_goes_on(i + 1, after_and=True)
-        if word.isdigit() and any(w in _UNITS for w in self.words[i + 1 : min(i + 4, self.stop)]):
+        if word.isdigit() and any(w in UNITS for w in self.words[i + 1 : min(i + 4, self.stop)]):
             return False
-        begins = word in _RESTART and not (self.specific and word in ("the", "a", "an"))
-        if begins and word not in _PLACES:
+        begins = word in RESTART and not (self.specific and word in ("the", "a", "an"))
+        if begins and word not in PLACES:
             return False
         later = verb = False
-        for j in range(i, min(i + _FAR, self.stop)):
+        for j in range(i, min(i + FAR, self.stop)):
             if self.before[j] > COMMA and j > i:
                 break
             other = self.words[j]
@@ -268,15 +193,15 @@ class _Sentence:
             if other == "in" and j - 1 in self.at and self._in_place(j) and not later:
                 verb = True
                 break
-            if other in _OR:
+            if other in OR:
                 later = True
             elif other in _LIST_BREAKS:
                 break
-            elif other in _COURSE and j - 1 in self.at and j - 1 >= i and not later:
+            elif other in COURSE and j - 1 in self.at and j - 1 >= i and not later:
                 verb = True
                 break
-            elif other in _VERBS:
-                perceived = any(w in _PERCEIVED for w in self.words[j + 1 : min(j + 4, self.stop)])
+            elif other in VERBS:
+                perceived = any(w in PERCEIVED for w in self.words[j + 1 : min(j + 4, self.stop)])
                 verb = not perceived and not later
                 break
         if later:
@@ -286,7 +211,7 @@ class _Sentence:
         if self.state == UNCERTAIN and not after_and and not self.naming:
             return False
         if (
-            word in _DEGREE
+            word in DEGREE
             and not self.specific
             and not (after_and and self.words[i - 2 : i - 1] in (["left"], ["right"]))
         ):
@@ -296,7 +221,7 @@ class _Sentence:
     def _restarts(self, i: int) -> bool:
         """Whether ", and the heart" begins something else."""
         words = self.words[i : min(i + 2, self.stop)]
-        return len(words) == 2 and words[0] == "and" and words[1] in _RESTART - _PLACES
+        return len(words) == 2 and words[0] == "and" and words[1] in RESTART - PLACES
 
     def _in_place(self, i: int) -> bool:
         """Whether "in good position" stands at word i: said of a device that is there."""
@@ -304,12 +229,12 @@ class _Sentence:
 
     def _begins_statement(self, i: int) -> bool:
         """Whether a subject with a verb of its own follows, or a finding said to be there."""
-        if self.words[i] in _RESTART or self.words[i] in _DEGREE:
+        if self.words[i] in RESTART or self.words[i] in DEGREE:
             return True
         for j in range(i, self.stop):
             if self.before[j] >= COMMA and j > i:
                 return False
-            if self.words[j] in _VERBS:
+            if self.words[j] in VERBS:
                 return j > i
             if j in self.cues and str(self.cues[j].value) == "negative_after":
                 return any(w in self.at for w in range(i, j))
@@ -405,10 +330,10 @@ class _Sentence:
             self._open(UNCERTAIN)
 
     def _hedges_a_quality(self, cue: Match) -> bool:
-        """Whether a hedge behind a finding is one of what it is like: "effusion, likely loculated"."""
-        if self.words[cue.end - 1] not in _HEDGES or cue.end >= self.stop:
+        """Whether a hedge behind a finding is one of its kind: "effusion, likely loculated"."""
+        if self.words[cue.end - 1] not in HEDGES or cue.end >= self.stop:
             return False
-        if self.before[cue.end] != JOINED or self.words[cue.end] in _EXISTING:
+        if self.before[cue.end] != JOINED or self.words[cue.end] in EXISTING:
             return False
         other = ("and", "or", "but", "a", "an", "the", "artifact", "artefact", "artifacts")
         return self.words[cue.end] not in other and cue.end not in self.cues
@@ -445,5 +370,5 @@ class _Sentence:
     def _normal(self, k: int) -> str:
         """Words that say that all is well are negative, unless "not" stands before them."""
         at = self.found[k].match.marked[0]
-        denied = any(w in _NOT for w in self.words[max(at - 2, self.first) : at])
+        denied = any(w in NOT for w in self.words[max(at - 2, self.first) : at])
         return POSITIVE if denied else NEGATIVE
