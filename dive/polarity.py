@@ -17,6 +17,7 @@ from dive.lexicon.statements import (
     EXISTING,
     FAR,
     HEDGES,
+    LIST_BREAKS,
     NOT,
     OR,
     PERCEIVED,
@@ -195,7 +196,7 @@ class _Sentence:
                 break
             if other in OR:
                 later = True
-            elif other in _LIST_BREAKS:
+            elif other in LIST_BREAKS:
                 break
             elif other in COURSE and j - 1 in self.at and j - 1 >= i and not later:
                 verb = True

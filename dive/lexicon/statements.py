@@ -51,5 +51,5 @@ EXISTING = word_set(
 HEDGES = word_set("possibly probably likely perhaps presumably maybe conceivably potentially")
 FAR = 60  # words that are looked ahead for the "or" of a list
 OR = frozenset(("or", "nor"))
-_LIST_BREAKS = word_set("but however although though except otherwise while whereas")
+LIST_BREAKS = word_set("but however although though except otherwise while whereas")
 NOT = word_set("not never isn't aren't wasn't weren't doesn't abnormal")
