@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | aot    each installs what it needs into .venv first
+# make demo | test | lint | bench | aot | lexicon    each installs what it needs into .venv first
 # make wheel                               an sdist and a portable wheel in dist/, with tools of its own
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WHEEL_TOOLS := build/wheel-tools
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test lint format bench aot wheel clean
+.PHONY: demo test lint format bench aot lexicon wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dive demo
@@ -37,6 +37,11 @@ bench: $(VENV)/.installed
 # needs no GPU
 aot: $(VENV)/.installed
 	$(BIN)/python -m dive.kernels.aot
+
+# how the lexicon reads: marked sentences, and Open-i's reports where torchxrayvision brings them
+lexicon: $(VENV)/.installed
+	$(BIN)/python docs/measure_lexicon.py
+	$(BIN)/python docs/measure_details.py
 
 # The wheel is built from the sdist, in an isolated environment. zig's clang and C++ library compile
 # it for the C library of manylinux_2_28, whatever this machine's is; nvcc does not work with that

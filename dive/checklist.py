@@ -52,11 +52,15 @@ _VERB = re.compile(
     re.IGNORECASE,
 )
 _WORDS = re.compile(r"\w+")
-_LIST_ENDS = re.compile(r"\n|\.(?=\s|$)|;(?=[^\n]*:)")
+_LIST_ENDS = re.compile(r"\n|\.(?=\s|$)|;(?=[^\n;.]*:)")
 _LONGEST = 9  # words of a heading
 _WINDOW = 200  # characters that are looked through for its beginning
 _WRAPPED = 50  # characters; a longer line may have been wrapped
 _DENIED = re.compile(r"\b(?:no|not|without|nor|neither|denies)\b", re.IGNORECASE)
+# "lungs are clear, with no" at the end of a wrapped line
+_GOES_ON = frozenset(
+    ("and", "or", "nor", "but", "with", "of", "the", "a", "is", "are", "for", "in")
+)
 _SIZED = re.compile(
     r"\b(?:mild|moderate|severe|small|large|tiny|trace|stable|unchanged|left|right|bilateral|new"
     r"|old|with|without|no)\b",
@@ -138,7 +142,7 @@ def _candidates(text: str) -> list[tuple[re.Match[str], str]]:
     found = [(m, _state(m.groupdict())) for m in JOINED.finditer(text)]
     found += [(m, _state(m.groupdict())) for m in BARE.finditer(text) if _alone(text, m)]
     for match in CHOICE.finditer(text):
-        ticked = [match[w] for m, w in (("m", "w"), ("m2", "w2")) if match[m].strip(" -−")]
+        ticked = [match[w] for m, w in (("m", "w"), ("m2", "w2")) if match[m].strip("[() ]-−☐")]
         state = SILENT
         if len(ticked) == 1:
             answer = re.fullmatch(ANSWER, ticked[0], re.IGNORECASE)
@@ -168,6 +172,8 @@ def _heading(text: str, position: int, stop: int, asked: bool) -> int | None:
     heading = text[start:stop]
     words = _WORDS.findall(heading)
     if not words or len(words) > _LONGEST or not re.search(r"[A-Za-z]{2}", heading):
+        return None
+    if words[-1].lower() in _GOES_ON:
         return None
     if asked:
         return start

@@ -63,6 +63,10 @@ def polarities(
     return _Sentence(words, first, stop, found, longest_first(matches)).read()
 
 
+def _is_device(one: Found) -> bool:
+    return getattr(one.match.value, "cls", "") == "Support Devices"
+
+
 class _Sentence:
     """One reading of one sentence."""
 
@@ -75,6 +79,7 @@ class _Sentence:
         self.said = [UNCERTAIN if one.uncertain else POSITIVE for one in found]
         # a mention counts where it is complete, so that "heart is not enlarged" has its cue inside
         self.at: dict[int, int] = {one.match.marked[-1]: k for k, one in enumerate(found)}
+        self.starts = {one.match.first: k for k, one in enumerate(found)}
         self.cues = {cue.first: cue for cue in cues}
         self.state = ""  # what the next mention is: "", NEGATIVE or UNCERTAIN
         self.naming = False  # the reach names what may be: "may represent atelectasis, scarring"
@@ -143,6 +148,8 @@ class _Sentence:
         """Whether the next finding begins without a mark: "no ptx 2 cm nodule"."""
         if self.before[i] != JOINED or self._denied_just_before(i) is None:
             return False
+        if (k := self.starts.get(i)) is not None and _is_device(self.found[k]):
+            return True  # "no ptx ETT 4 cm above the carina"
         unit = any(word in UNITS for word in self.words[i + 1 : min(i + 4, self.stop)])
         return self.words[i].isdigit() and unit
 
@@ -207,7 +214,7 @@ class _Sentence:
                 break
         if later:
             return True
-        if begins:
+        if begins or ((k := self.starts.get(i)) is not None and self._is_new_device(k)):
             return False
         if self.state == UNCERTAIN and not after_and and not self.naming:
             return False
@@ -218,6 +225,10 @@ class _Sentence:
         ):
             return False
         return not verb
+
+    def _is_new_device(self, k: int) -> bool:
+        """Whether a device comes behind denied findings that are none: "no ptx, ETT in place"."""
+        return _is_device(self.found[k]) and not any(_is_device(self.found[p]) for p in self.passed)
 
     def _restarts(self, i: int) -> bool:
         """Whether ", and the heart" begins something else."""

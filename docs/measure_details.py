@@ -1,15 +1,16 @@
-"""How sides and severities are read in Open-i's reports: `python docs/measure_details.py FILE`.
+"""How sides and severities are read in Open-i's reports: `python docs/measure_details.py [side]`.
 
-FILE is NLMCXR_reports.tgz, which torchxrayvision installs in its folder `data`. Its reports carry
-headings that a human tagged with side and severity ("Pleural Effusion/left/small"). Compared are
-findings that the report's text states and that are tagged; taggers left many details out, so the
-share of what is read that is tagged (precision) is a lower bound.
+The reports are those of an installed torchxrayvision, as docs/measure_lexicon.py finds them; with
+"side" or "severity" each disagreement is printed. The reports carry headings that a human tagged
+with side and severity ("Pleural Effusion/left/small"). Compared are findings that the report's text
+states and that are tagged; taggers left many details out, so the share of what is read that is
+tagged (precision) is a lower bound.
 """
 
 import sys
-import tarfile
 from collections import Counter
-from xml.etree import ElementTree
+
+from measure_lexicon import open_i, shipped
 
 from dive.lexicon.detail_words import LEFT, RIGHT
 from dive.metrics.findings import described
@@ -29,9 +30,12 @@ STEPS = {"mild": "small", "small": "small", "moderate": "moderate", "severe": "l
          "large": "large"}  # fmt: skip
 
 
-def main(path: str, show: str = "") -> None:
+def main(show: str = "") -> None:
+    if shipped() is None:
+        print("sides and severities: not read; torchxrayvision, which has the reports, is missing")
+        return
     counts: Counter[tuple[str, str]] = Counter()
-    for text, tags in _reports(path):
+    for text, tags in open_i(None):
         tagged: dict[str, tuple[set[str], set[str]]] = {}
         for tag in tags:
             head, *parts = (part.strip().casefold() for part in tag.split("/"))
@@ -64,20 +68,6 @@ def main(path: str, show: str = "") -> None:
             f"{one['read']:,}, recall {one['both'] / one['tagged']:.1%} of {one['tagged']:,}; "
             f"{one['silent']:,} where the tags give none, {one['other']:,} the other one"
         )
-
-
-def _reports(path: str):
-    """(findings and impression, tags) of each report."""
-    with tarfile.open(path) as archive:
-        for member in archive:
-            file = archive.extractfile(member) if member.name.endswith(".xml") else None
-            if file is None:
-                continue
-            root = ElementTree.fromstring(file.read())
-            texts = {one.get("Label"): one.text or "" for one in root.iter("AbstractText")}
-            text = "\n".join(texts.get(part, "") for part in ("FINDINGS", "IMPRESSION")).strip()
-            if text:
-                yield text, [tag.text or "" for tag in root.iter("major")]
 
 
 if __name__ == "__main__":

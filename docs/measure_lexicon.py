@@ -30,7 +30,11 @@ from dive.decisive import DecisiveTokens, Mention, find_mentions
 from dive.lexicon import CHEXPERT_CLASSES, OTHER, default_lexicon
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
-SETS = {"second_reader": "invented reports", "hard_sentences": "hard sentences"}
+SETS = {
+    "hard_sentences": "hard sentences, which no rule was written on",
+    "dev_sentences": "sentences that the rules were repaired on",
+    "second_reader": "reports that they were repaired on",
+}
 ARCHIVE = "torchxrayvision/data/NLMCXR_reports.tgz"
 _NO_FINDING = {"normal", "no indexing", "technical quality of image unsatisfactory"}
 # the tags that say no more and no less than the observation
@@ -78,7 +82,8 @@ class Reading(NamedTuple):
         return (
             f"found {self.found} of {self.marked} ({self.found / self.marked:.1%}), their polarity "
             f"right {self.right} ({self.right / self.found:.1%}); without any fault "
-            f"{self.entries_right} of {self.entries} texts ({self.entries_right / self.entries:.1%})"
+            f"{self.entries_right} of {self.entries} texts "
+            f"({self.entries_right / self.entries:.1%})"
         )
 
 

@@ -74,7 +74,7 @@ ASKED = re.compile(
 # a form's empty field: nothing comes behind it, or the next heading does
 LEFT_OPEN = re.compile(r"[ \t]*:[ \t]*(?=$|\n[ \t]*(?:$|\n|[^\n:]{2,60}:))")
 
-_BOX = r"[\[(]\s?(?P<{0}>[xX✓✔*+−-]?)\s?[\])]"
+_BOX = r"(?P<{0}>[\[(]\s?[xX✓✔*+−-]?\s?[\])]|[☐☑☒✓✔✗✘])"
 CHOICE = re.compile(
     rf"[ \t]*[:=?|]?[ \t]*(?P<a>{_BOX.format('m')}[ \t]*(?P<w>yes|no|y|n|present|absent"
     r"|possible|pos|neg|positive|negative)\b)"
@@ -102,7 +102,8 @@ TICKED = re.compile(
 SIGNED = re.compile(r"[ \t]*([+-])[ \t]*(?=[a-z])", re.IGNORECASE)
 TICK_ENDS = re.compile(r"[;|\t,]|[.](?=\s|$)| {3,}")
 LISTED = re.compile(
-    r"(?:^|(?<=[\n.;]))[ \t]*(?:(?P<no>(?:pertinent )?negatives?(?: findings?)?(?: for)?|absent|no"
+    r"(?:^|(?<=[\n.;]))[ \t]*(?:(?P<no>(?:pertinent )?neg(?:ative)?s?(?: findings?)?(?: for)?"
+    r"|absent|no|none|nil|-ve"
     rf"|not (?:{_SEEN})|none of(?: the following)?|no evidence of(?: the following)?|excluded"
     r"|ruled out|without|denies)"
     r"|(?P<maybe>possible|probable|equivocal|questionable|uncertain|suspected|likely))"

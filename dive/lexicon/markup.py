@@ -16,6 +16,12 @@ _BREAKS = re.compile(
     r"|_x000[dD]_|(?<=[\w.)])~(?=[A-Za-z])|[\u2028\u2029\x0b\x0c\x85]",
     re.IGNORECASE,
 )
+# <finding name="Pneumothorax">absent</finding>
+_NAMED = re.compile(
+    r"<(?P<tag>[a-z][\w.-]{0,30})(?:\s[^<>]{0,200}?)?\s(?:name|label|title|question|finding)\s*=\s*"
+    r"[\"'](?P<name>[^<>\"']{1,80})[\"'][^<>]{0,200}>(?P<text>[^<>]{0,2000})</(?P=tag)\s*>",
+    re.IGNORECASE,
+)
 _TABS = re.compile(r"</?t[dh](?:\s[^<>]{0,200})?/?>|\\{1,2}t(?![a-z])", re.IGNORECASE)
 _TAGS = re.compile(r"</?[a-z][a-z0-9]{0,15}(?:\s[^<>]{0,200})?/?>|<!--.{0,200}?-->", re.IGNORECASE)
 _ENTITIES = re.compile(r"&(?:#\d{1,6}|#x[0-9a-f]{1,5}|[a-z]{2,8}\d?);", re.IGNORECASE)
@@ -29,6 +35,7 @@ def without_markup(text: str) -> str:
         text = _TABS.sub(_blank("\t"), text)
         text = _SPACES.sub(" ", text)
     if "<" in text:
+        text = _NAMED.sub(_named, text)
         text = _BREAKS.sub(_blank("\n"), text)
         text = _TABS.sub(_blank("\t"), text)
         text = _TAGS.sub(_blank(" "), text)
@@ -39,6 +46,14 @@ def without_markup(text: str) -> str:
 
 def _blank(last: str) -> Callable[[re.Match[str]], str]:
     return lambda match: " " * (len(match.group()) - 1) + last
+
+
+def _named(match: re.Match[str]) -> str:
+    at = {name: match.start(name) - match.start() for name in ("name", "text")}
+    ends = at["name"] + len(match["name"]), at["text"] + len(match["text"])
+    gap = ":".ljust(at["text"] - ends[0])
+    tail = "\n".rjust(len(match.group()) - ends[1])
+    return " " * at["name"] + match["name"] + gap + match["text"] + tail
 
 
 def _entity(match: re.Match[str]) -> str:
