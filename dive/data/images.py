@@ -28,6 +28,8 @@ _SUBFILE, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _DNG_VERSION = 254, 258, 262, 339
 _START = 132  # bytes of a file that tell what it is
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
+SEEN = "dive: looked at"  # in the `info` of images that were decoded here: they are told of once
+
 IMAGES = "a path, a PIL image or a LazyImage"  # what an image of a study may be
 
 T = TypeVar("T")
@@ -122,7 +124,7 @@ def load_rgb(
         return _to_rgb(opened, name)
 
     shown = _opened(image, where, max_pixels, dicom, film)
-    if is_flat(shown):
+    if not shown.info.get(SEEN) and is_flat(shown):
         prefix = f"{where}: " if where else ""
         subject = named if isinstance(image, Image.Image) else f"the image {named}"
         warnings.warn(
@@ -130,7 +132,15 @@ def load_rgb(
             f"{shown.getpixel((0, 0))} of 255",
             stacklevel=2,
         )
+    shown.info[SEEN] = True
     return shown
+
+
+def blank_image(size: tuple[int, int]) -> Image.Image:
+    """A black image that is meant to be one: no warning says so."""
+    image = Image.new("RGB", size)
+    image.info[SEEN] = True
+    return image
 
 
 def is_flat(film: Image.Image) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
+from dive.data.absent import first_present, is_placeholder
 from dive.data.labels import LabelTable
 from dive.data.places import (
     MAX_TEXT_BYTES,
@@ -168,7 +169,12 @@ class MimicCxr(Reader):
         labels = None
         if self._labels is not None:
             labels = LabelTable(
-                self._labels, "study_id", self.trouble, chosen.__contains__, also=("subject_id",)
+                self._labels,
+                "study_id",
+                self.trouble,
+                chosen.__contains__,
+                also=("subject_id",),
+                placeholders=self.report.placeholders,
             )
         order = sorted(studies, key=lambda study: (studies[study][0], study))
         sample = [(studies[study][0], study) for study in spread(order)]
@@ -230,6 +236,9 @@ class MimicCxr(Reader):
                     path, row, "subject_id", f"is {subject}, study {study} was of {known[0]} before"
                 )
                 continue
+            if view and is_placeholder(view):
+                self.report.placeholders["view"] += 1
+                view = ""
             known[1].append(ImageRow(dicom, sys.intern(view.upper()), row))
         if not studies:
             raise DiveError(f"{path}: lists no image")
@@ -275,7 +284,7 @@ class MimicCxr(Reader):
                 "findings": findings,
                 "impression": impression,
                 "last_paragraph": last,
-                "indication": indication or history,
+                "indication": first_present(indication, history) or indication,
             }
 
     def sections(self, candidate: Candidate) -> Mapping[str, str | None] | str:
@@ -294,7 +303,8 @@ class MimicCxr(Reader):
                 return {}
             raise
         found: dict[str, str | None] = dict(mimic_sections(text))
-        found["indication"] = found.get("indication") or found.get("history")
+        indication = found.get("indication")
+        found["indication"] = first_present(indication, found.get("history")) or indication
         return found
 
     def place(self, candidate: Candidate, image: ImageRow) -> Path:
