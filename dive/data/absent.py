@@ -10,7 +10,8 @@ from typing import Any
 _WORDS = {
     "nan", "none", "null", "na", "n/a", "n/a n/a", "n.a", "nil", "nat", "undefined", "missing",
     "empty", "unavailable", "void", "1.#ind", "1.#qnan", "ref!", "value!", "name?", "div/0!",
-    "num!", "blank", "pd.na", "not available", "not applicable", "not provided", "not given", "not recorded",
+    "num!", "blank", "pd.na", "not available", "not applicable", "not provided", "not given",
+    "not recorded",
     "none available", "none given", "none provided", "none recorded", "no report",
     "no report available", "report not available",
 }  # fmt: skip

@@ -38,11 +38,9 @@ def deep_rgb(image: Image.Image, name: str) -> Image.Image | None:
     Raises:
         DiveError: channels of more than 8 bits that cannot be read whole; transparent everywhere.
     """
-    if not isinstance(image, ImageFile.ImageFile) or not image.tile:
+    if not is_deep(image, name):
         return None
     bands, order = _layout(image, name)
-    if bands is None:
-        return None
     # Pillow unpacks one byte of each pair: the high one, or, with the order turned round, the low.
     raw = {"LA": "RGBA", "RGBa": f"RGBX;16{order}"}.get(bands, f"{bands};16{order}")
     data = _data(image)
@@ -60,6 +58,12 @@ def deep_rgb(image: Image.Image, name: str) -> Image.Image | None:
     return shown
 
 
+def is_deep(image: Image.Image, name: str) -> bool:
+    """Whether `deep_rgb` reads it: loaded by Pillow, it would have lost bits."""
+    opened = isinstance(image, ImageFile.ImageFile) and image.tile
+    return bool(opened) and _layout(image, name)[0] != ""
+
+
 def in_native_order(image: Image.Image) -> None:
     """Mend how Pillow takes the bytes of a compressed TIFF of 32 bits or signed values, before it
     loads them."""
@@ -69,24 +73,23 @@ def in_native_order(image: Image.Image) -> None:
         image.tile = _with_raw_mode(image, _NATIVE[_raw_mode(image)])
 
 
-def _layout(image: ImageFile.ImageFile, name: str) -> tuple[str | None, str]:
-    """(bands, byte order) of 16-bit channels; (None, "") where no channel loses bits."""
+def _layout(image: Any, name: str) -> tuple[str, str]:
+    """(bands, byte order) of 16-bit channels; two empty texts where no channel loses bits."""
     if len(image.getbands()) == 1:
-        return None, ""
+        return "", ""
     if image.format == "JPEG2000":
         bits = _jpeg2000_bits(image)
     elif image.format == "PPM":
         # two bytes a value, of which Pillow keeps what a scale of 8 bits leaves
         bits = next((16 for tile in image.tile if _largest(tile) > 255), 8)
     elif image.format == "TIFF":
-        tags: Any = image
-        bits = max(tags.tag_v2.get(258, (8,)))
+        bits = max(image.tag_v2.get(258, (8,)))
     else:
         bits = 16 if image.format == "PNG" and ";16" in _raw_mode(image) else 8
     if bits <= 8:
-        return None, ""
+        return "", ""
     match = _DEEP.fullmatch(_raw_mode(image))
-    planar = image.format == "TIFF" and tags.tag_v2.get(284, 1) != 1
+    planar = image.format == "TIFF" and image.tag_v2.get(284, 1) != 1
     if image.format not in ("PNG", "TIFF") or match is None or planar:
         raise DiveError(
             f"{name} is a {image.format} file of {bits} bits a channel in colour"
@@ -96,7 +99,7 @@ def _layout(image: ImageFile.ImageFile, name: str) -> tuple[str | None, str]:
     return match["bands"], match["order"]
 
 
-def _raw_mode(image: ImageFile.ImageFile) -> str:
+def _raw_mode(image: Any) -> str:
     args: Any = image.tile[0][3]
     return str(args if isinstance(args, str) else (args or ("",))[0])
 
@@ -105,13 +108,13 @@ def _largest(tile: Any) -> int:
     return max((one for one in tile[3] if isinstance(one, int)), default=0)
 
 
-def _jpeg2000_bits(image: ImageFile.ImageFile) -> int:
+def _jpeg2000_bits(image: Any) -> int:
     data = _data(image)
     place = data.find(_SIZ)
     return (data[place + 42] & 0x7F) + 1 if 0 <= place < len(data) - 42 else 8
 
 
-def _data(image: ImageFile.ImageFile) -> bytes:
+def _data(image: Any) -> bytes:
     file: Any = getattr(image, "fp")  # noqa: B009 (Pillow's types do not know it)
     place = file.tell()
     try:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from dive import checks
-from dive.data.deep import deep_rgb, depth_of, in_native_order, transparent
+from dive.data.deep import deep_rgb, depth_of, in_native_order, is_deep, transparent
 from dive.data.dicom import FLAT, dicom_size, is_dicom, read_dicom
 from dive.errors import DiveError
 
@@ -187,6 +187,9 @@ def _opened(
             # Pillow warns of large images at 89 megapixels; the limit here is checked below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if isinstance(opened, Image.Image):
+                if not is_deep(opened, prefix + name):
+                    in_native_order(opened)
+                    opened.load()
                 return film(opened, prefix + name)
             # Opened here, for of a file that Pillow opens it maps the pixels of a turned TIFF into
             # memory wrongly (version 13).
