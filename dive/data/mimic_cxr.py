@@ -31,6 +31,7 @@ _SUBJECT = re.compile(r"1\d{7}")
 _STUDY = re.compile(r"5\d{7}")
 _DICOM = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{8}){4}")
 _ROW = re.compile(f"{_DICOM.pattern} {_SUBJECT.pattern} {_STUDY.pattern}")
+_BEGINS = re.compile(r"(?i)\b(?:findings?|impression|conclusion)\s*:")
 _SUFFIXES = (".jpg", ".dcm", ".png", ".dcm.gz", ".jpeg")
 # Folders of a download by wget, of several versions side by side, or of both parts in one place.
 _FOLDERS = r"physionet\.org|files|mimic-cxr.*|\d+\.\d+\.\d+"
@@ -304,7 +305,12 @@ class MimicCxr(Reader):
             raise
         found: dict[str, str | None] = dict(mimic_sections(text))
         indication = found.get("indication")
-        found["indication"] = first_present(indication, found.get("history")) or indication
+        indication = first_present(indication, found.get("history")) or indication
+        cut = _BEGINS.search(indication or "")
+        if cut is not None:  # a prompt must not tell what the report is to say
+            self.report.rows["indications cut before the findings that stand in them"] += 1
+            indication = str(indication)[: cut.start()]
+        found["indication"] = indication
         return found
 
     def place(self, candidate: Candidate, image: ImageRow) -> Path:
