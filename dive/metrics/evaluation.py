@@ -12,6 +12,7 @@ import numpy as np
 from dive.data.absent import is_placeholder
 from dive.data.report import PLACEHOLDERS
 from dive.errors import DiveError
+from dive.language import warn_if_not_english
 from dive.metrics import bootstrap as resampling
 from dive.metrics import overlap
 from dive.metrics.chexbert import CheXbert, chexbert_measure
@@ -25,6 +26,7 @@ from dive.radgraph import Annotator, RadGraph, RadGraphFile
 log = logging.getLogger(__name__)
 
 FINISH_REASONS = ("eos", "length")
+ENGLISH = ("findings", "radgraph", "chexbert")  # those that read what a report says
 METRICS = ("bleu", "rougeL", "meteor", "findings", "radgraph", "chexbert")
 
 
@@ -111,6 +113,11 @@ def evaluate(
         radgraph_case_sensitive=radgraph_case_sensitive,
         chexbert=chexbert,
     )
+    english = [name for name in ENGLISH if name in metrics]
+    if english:
+        for what, texts in pairs.texts().items():
+            reader = f"the metric {', '.join(english)}"
+            warn_if_not_english([one for one in texts if one.strip()], what, reader)
     scorer = _Scorer(options, pairs.references)
     measures = scorer.measures(pairs.predictions)
     others = scorer.measures(pairs.baseline) if pairs.baseline is not None else None
@@ -329,6 +336,10 @@ class _Pairs:
             self.placeholders[what] = lost = sum(empty)
             log.warning("%s: %d of %d are empty (%s)", what, lost, len(texts), PLACEHOLDERS)
         return texts
+
+    def texts(self) -> dict[str, list[str]]:
+        found = {"references": self.references, "predictions": self.predictions}
+        return found | ({} if self.baseline is None else {"baseline": self.baseline})
 
     def counts(self) -> dict[str, Any]:
         return {
