@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 
 
-def write_png16(path: Path, values: np.ndarray, key: tuple[int, ...] = ()) -> Path:
-    """A PNG file of 16 bits a channel: uint16 [H, W, C], of grey, grey and alpha, RGB or RGBA."""
+def write_png16(
+    path: Path, values: np.ndarray, key: tuple[int, ...] = (), exif: bytes = b""
+) -> Path:
+    """A PNG file of 16 bits a channel: uint16 [H, W, C], of grey, grey and alpha, RGB or RGBA;
+    exif stands behind the pixels."""
     height, width, channels = values.shape
     rows = values.astype(">u2").reshape(height, -1).view(np.uint8)
     rows = np.concatenate([np.zeros((height, 1), np.uint8), rows], 1)
@@ -17,7 +20,9 @@ def write_png16(path: Path, values: np.ndarray, key: tuple[int, ...] = ()) -> Pa
     parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))]
     if key:
         parts.append((b"tRNS", struct.pack(f">{len(key)}H", *key)))
-    parts += [(b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b"")]
+    parts.append((b"IDAT", zlib.compress(rows.tobytes())))
+    parts += [(b"eXIf", exif)] if exif else []
+    parts.append((b"IEND", b""))
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n"
         + b"".join(

@@ -185,3 +185,33 @@ def test_a_dicom_film_of_one_value(tmp_path: Path) -> None:
     path = write_dicom(tmp_path / "b.dcm", beside, PixelPaddingValue=9)
     with pytest.raises(DiveError, match="holds the value 7 alone, beside padding"):
         load_rgb(path)
+
+
+def test_decompressed_values_are_held_against_the_stored_bits(tmp_path: Path) -> None:
+    import io
+
+    from PIL import Image
+    from pydicom import dcmread
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEG2000Lossless
+
+    def packed(values: np.ndarray, **elements: int) -> Path:
+        """The decoder gives the bits as they are, from 0 up."""
+        stream = io.BytesIO()
+        Image.fromarray(values).save(stream, "JPEG2000", no_jp2=True)
+        file = dcmread(write_dicom(tmp_path / "a.dcm", values, **elements))
+        file.PixelData = encapsulate([stream.getvalue()])
+        file.file_meta.TransferSyntaxUID = JPEG2000Lossless
+        file.save_as(tmp_path / "a.dcm")
+        return tmp_path / "a.dcm"
+
+    big = np.linspace(0, 4095, 64 * 64).astype(np.uint16).reshape(64, 64)
+    assert np.array_equal(grey(packed(big, BitsStored=12)), ramp(big))
+    signed = big.astype(np.int16) - 2048
+    bits = signed.astype(np.uint16) & 0xFFF
+    path = packed(bits, BitsStored=12, PixelRepresentation=1)
+    assert np.array_equal(grey(path), ramp(signed))
+    with pytest.raises(
+        DiveError, match="BitsStored 12 and HighBit 11, and decompressed values are from 0 to 16380"
+    ):
+        load_rgb(packed(big * 4, BitsStored=12))

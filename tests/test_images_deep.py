@@ -63,6 +63,14 @@ def test_a_16_bit_png_in_other_hands(tmp_path: Path) -> None:
         load_rgb(path)
 
 
+def test_the_orientation_of_a_16_bit_png_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif = exif.tobytes().removeprefix(b"Exif\0\0")
+    path = write_png16(tmp_path / "turned.png", RGB, exif=exif)
+    assert np.array_equal(pixels(path), np.rot90(shown(RGB / 4095), -1))
+
+
 def test_the_colour_that_a_16_bit_png_calls_transparent(tmp_path: Path) -> None:
     key = tuple(int(one) for one in RGB[2, 3])
     wanted = shown(RGB / 4095)

@@ -41,8 +41,8 @@ def stored_values(header: "Dataset") -> tuple[np.ndarray, np.ndarray]:
             "begin in another way; wants HighBit = BitsStored - 1"
         )
     _check_length(header)
-    # pydicom clears what lies above BitsStored, and so would take the values' own bits
-    header.BitsStored = allocated if native else stored
+    # pydicom clears what lies above BitsStored, which would take values' own bits, or hide others
+    header.BitsStored = allocated
     try:
         values: np.ndarray = header.pixel_array
     except RuntimeError as error:  # no plugin can decode this transfer syntax
@@ -57,7 +57,6 @@ def stored_values(header: "Dataset") -> tuple[np.ndarray, np.ndarray]:
         raise DiveError(f"holds {len(values)} frames; wants a file with one image")
     if not native:
         _check_range(values, stored, bits)
-        return values, values
     kept = values
     container = 8 * values.dtype.itemsize
     if stored < container and allocated > 1 and values.dtype.kind in "iu":
@@ -67,10 +66,10 @@ def stored_values(header: "Dataset") -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_range(values: np.ndarray, stored: int, bits: str) -> None:
+    """Of signed values some decoders give the bits without their meaning, from 0 up."""
     low, high = int(values.min()), int(values.max())
-    signed = values.dtype.kind == "i"
-    least = -(1 << (stored - 1)) if signed else 0
-    if low < least or high >= 1 << (stored - signed):
+    least = -(1 << (stored - 1)) if values.dtype.kind == "i" else 0
+    if low < least or high >= 1 << stored:
         raise DiveError(f"{bits}, and decompressed values are from {low} to {high}")
 
 

@@ -275,7 +275,8 @@ def _unread(opened: Any) -> str:
 def _one_frame(image: Image.Image, name: str) -> None:
     """DiveError for what is several images, or for a reduced copy that stands before the image."""
     tags: Any = getattr(image, "tag_v2", {})
-    if tags.get(_DNG_VERSION) is not None or int(tags.get(_SUBFILE, 0)) & 1:
+    kind = tags.get(_SUBFILE)
+    if tags.get(_DNG_VERSION) is not None or (isinstance(kind, int) and kind & 1):
         raise DiveError(
             f"{name} is a raw or TIFF file whose first image is a reduced copy of another; wants "
             "a file with one image"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dive import checks
-from dive.data.absent import is_absent, told
+from dive.data.absent import is_absent, is_placeholder, told
 from dive.data.report import PLACEHOLDERS
 from dive.data.study import Study, check_target
 from dive.data.trouble import Skipped, check_on_error
@@ -177,7 +177,7 @@ def _study(name: str, row: dict, folder: Path, source: str) -> Study:
     fields: dict[str, str | None] = {}
     for key in _TEXT_KEYS:
         value = row.get(key)
-        if key == "patient" and not is_absent(value):
+        if key == "patient" and not is_placeholder(value):
             value = _identifier(row, key, source)
         elif not isinstance(value, str) and not is_absent(value):
             raise DiveError(f"{source}: study {name!r}: {key!r} wants a text, got {_kind(value)}")
