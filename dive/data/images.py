@@ -146,11 +146,13 @@ def blank_image(size: tuple[int, int]) -> Image.Image:
 def is_flat(film: Image.Image) -> bool:
     """Whether an RGB image has no contrast that anybody could see: it is blank."""
     some = film.resize((64, 64), Image.Resampling.NEAREST)  # tells of almost every film
-    return all(
-        high - low <= FLAT
-        for one in (some, film)
-        for low, high in one.getextrema()  # type: ignore[misc,str-unpack]
-    )
+    return _range(some) <= FLAT and _range(film) <= FLAT
+
+
+def _range(film: Image.Image) -> int:
+    """Largest less smallest value, of the channel where it is most."""
+    bands: Any = film.getextrema()
+    return max(high - low for low, high in bands)
 
 
 def image_size(
