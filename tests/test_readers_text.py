@@ -103,6 +103,18 @@ def test_headers_that_lost_their_colon() -> None:
     }
 
 
+@pytest.mark.parametrize("mark", [";", " -", "  --", " ;"])
+def test_headers_with_another_mark_than_a_colon(mark: str) -> None:
+    text = f" X\n HISTORY{mark} Cough.\n FINDINGS: Clear - IMPRESSION of a line.\n"
+    text += f" IMPRESSION{mark} Normal.\n"
+    assert mimic_sections(text) == {
+        "preamble": "X",
+        "history": "Cough.",
+        "findings": "Clear - IMPRESSION of a line.",
+        "impression": "Normal.",
+    }
+
+
 def test_a_wet_read_and_an_addendum_end_where_the_report_begins() -> None:
     line = "_" * 78
     report = f"{'':33}FINAL REPORT\n INDICATION: Cough.\n \n FINDINGS: Clear.\n"

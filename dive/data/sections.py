@@ -6,21 +6,22 @@ ones; written anew from its rules. Its list of hand-made exceptions (54 studies)
 
 It is left in three places, where it would pass on text that is none of the section: "NDICATION" is
 the indication and not the impression, and other headers a slip away from a section's name are taken
-for it; a section's name alone on its line is a header, too, without its colon; and a section ends
-where a line of underscores or the words FINAL REPORT begin another report.
+for it; a name of a section alone on its line, or with another mark behind it, is a header without
+its colon; and a section ends where a line of underscores or the words FINAL REPORT begin another
+report.
 """
 
 import re
 
 # A line break, a space, capitals (spaces among them), a colon and white space behind it.
 _HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
-# A section's name alone on its line, whose colon was forgotten.
+# A section's name alone on its line, whose colon was forgotten, or became a semicolon or a dash.
 _BARE = (
     "impression", "findings", "comparison", "indication", "history", "clinical history",
     "reason for examination", "reason for exam", "technique", "examination", "exam",
     "recommendation", "recommendations", "notification", "findings and impression", "conclusion",
 )  # fmt: skip
-_HEADER_ONLY = re.compile(rf"\n +({'|'.join(map(str.upper, _BARE))})[ \t]*(?=\n|$)")
+_HEADER_ONLY = re.compile(rf"\n +({'|'.join(map(str.upper, _BARE))})[ \t]*(?:[;-]+(?=\s)|(?=\n|$))")
 # What stands between a wet read or an addendum and the report itself.
 _NEXT_REPORT = re.compile(
     r"\n[ \t]*(?:_{10,}|(?:FINAL|PRELIMINARY) REPORT|FINAL ADDENDUM)[ \t]*(?=\n|$)"
