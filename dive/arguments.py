@@ -5,7 +5,9 @@ the command line; and the caller's modes (no_grad, autocast, training) are put a
 """
 
 import functools
+import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
@@ -18,14 +20,18 @@ from torch import nn
 
 from dive import checks
 from dive.backbone import Backbone, load_backbone
+from dive.data.absent import told
 from dive.data.jsonl import Skipped
 from dive.data.open import names_studies, open_studies
+from dive.data.report import PLACEHOLDERS
 from dive.data.study import Study
 from dive.data.trouble import Trouble
 from dive.errors import DiveError
 from dive.presets import DistillConfig
 from dive.structure import unwrap
 from dive.workers import check_workers
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -94,6 +100,7 @@ def _sound(studies: list[Study], name: str, trouble: Trouble) -> list[Study]:
     """Those studies whose fields are of their kind and whose id is theirs alone, as in a file."""
     kept: list[Study] = []
     first: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for number, one in enumerate(studies):
         try:
             one.check()
@@ -106,7 +113,10 @@ def _sound(studies: list[Study], name: str, trouble: Trouble) -> list[Study]:
             trouble.bad(one.id if isinstance(one.id, str) else None, one.source, error)
             continue
         first[one.id] = number
+        counts.update(one.placeholders.keys())
         kept.append(one)
+    if counts:
+        log.warning("%s: %s taken as absent (%s)", name, told(counts), PLACEHOLDERS)
     return kept
 
 

@@ -35,6 +35,7 @@ from dive.errors import DiveError
 from dive.examples import Example, Examples
 from dive.feature_store import check_cache
 from dive.image_cache import image_cache
+from dive.language import warn_if_not_english
 from dive.left_out import LeftOut, UnreadableStudy
 from dive.lexicon import lexicon_version
 from dive.plan import describe
@@ -181,6 +182,9 @@ def distill(
         examples, found = survey(studies, prompter, weigher, **options)
         options["purpose"] = "for validation"
         checked = survey(held_out, prompter, weigher, **options)[0] if held_out else None
+    if annotator is None:
+        reader = "the lexicon, by which decisive tokens are found,"
+        warn_if_not_english([*_reports(examples.studies, target)], "reports", reader, stacklevel=4)
     if on_error == "skip":
         if shots is not None and shots.count is not None:
             shots = _demonstrations(shots.count, config, examples.studies)

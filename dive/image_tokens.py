@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from PIL import Image
-
+from dive.data.images import blank_image
 from dive.data.study import Study
 from dive.errors import DiveError
 from dive.prompting import Prompter
@@ -124,7 +123,7 @@ class ImageTokens:
         how many of all are image tokens."""
         if (size, count) in self._asked:
             return self._asked[size, count]
-        study = Study(id="a blank image", images=(Image.new("RGB", size),) * count)
+        study = Study(id="a blank image", images=(blank_image(size),) * count)
         try:
             encoded = self._prompter.encode_any_length(study)
         except DiveError as error:

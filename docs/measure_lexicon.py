@@ -167,7 +167,7 @@ def open_i(path: Path | None) -> Iterator[tuple[str, list[str]]]:
             for row in csv.DictReader(file):
                 yield from _report(row["findings"], row["impression"], row["MeSH"].split(";"))
         return
-    for data in _xml(path):
+    for data in xml_files(path):
         root = ElementTree.fromstring(data)
         texts = {part.get("Label"): part.text or "" for part in root.iter("AbstractText")}
         tags = [tag.text or "" for tag in root.iter("major")]
@@ -179,7 +179,8 @@ def _report(findings: str, impression: str, tags: list[str]) -> Iterator[tuple[s
         yield text, [tag for tag in map(str.strip, tags) if tag]
 
 
-def _xml(path: Path | None) -> Iterator[bytes]:
+def xml_files(path: Path | None) -> Iterator[bytes]:
+    """Open-i's files, of a folder or (None) of what torchxrayvision ships."""
     if path is not None:
         for file in sorted(path.rglob("*.xml")):
             yield file.read_bytes()

@@ -344,7 +344,7 @@ def _r2gen(root: Path, items: dict) -> Path:
 def write_dicom(
     path: Path, pixels: np.ndarray, interpretation: str = "MONOCHROME2", **elements: object
 ) -> Path:
-    """A DICOM file of uint8 or uint16 pixels, [H, W] or [H, W, 3]; needs pydicom."""
+    """A DICOM file of integer pixels, [H, W] or [H, W, 3]; needs pydicom."""
     from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -359,11 +359,12 @@ def write_dicom(
         header.PlanarConfiguration = 0
     header.PhotometricInterpretation = interpretation
     header.BitsAllocated = header.BitsStored = 8 * pixels.dtype.itemsize
-    header.PixelRepresentation = 0
+    header.PixelRepresentation = int(pixels.dtype.kind == "i")
     header.PixelData = pixels.tobytes()
     for name, value in elements.items():
         setattr(header, name, value)
-    header.HighBit = header.BitsStored - 1
+    if "HighBit" not in elements:
+        header.HighBit = header.BitsStored - 1
     path.parent.mkdir(parents=True, exist_ok=True)
     header.save_as(path, enforce_file_format=True)
     return path

@@ -99,6 +99,7 @@ BAD_LINES = {
     "findings absent": ({"id": "x", "images": ["b.png"]}, "'findings' is absent"),
     "findings blank": ({"id": "x", "images": ["b.png"], "findings": " \n"}, "'findings' is empty"),
     "findings a list": ({"id": "x", "images": ["b.png"], "findings": ["a"]}, "got a list"),
+    "patient blank": ({**GOOD, "id": "x", "patient": " "}, "'patient' wants a text that is not"),
     "patient a truth value": ({**GOOD, "id": "x", "patient": True}, "'patient' wants a text"),
 }
 

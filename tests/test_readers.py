@@ -437,3 +437,13 @@ def test_a_dataset_is_looked_at_and_written_as_json_lines(
     (study,) = read(mimic, on_error="skip")
     for name in ("id", "images", "patient", "indication", "findings", "impression", "split"):
         assert getattr(again, name) == getattr(study, name)
+
+
+def test_findings_within_an_indication_do_not_go_into_the_prompt(tmp_path: Path) -> None:
+    mimic = Mimic(tmp_path)
+    mimic.report(10000001, 50000001).write_text(
+        " FINAL REPORT\n HISTORY:  Cough. Findings: Left effusion.\n \n FINDINGS:  Left effusion.\n"
+    )
+    studies = open_studies(f"mimic-cxr:{tmp_path}", split="train").read()
+    assert (studies[0].indication, studies[0].findings) == ("Cough.", "Left effusion.")
+    assert studies.report.rows["indications cut before the findings that stand in them"] == 1

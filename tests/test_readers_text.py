@@ -15,7 +15,7 @@ from dive.data.wording import compares, drop_comparisons, one_line, sentences, s
         ("FINDINGS/IMPRESSION", "impression"),
         ("CONCLUSION", "impression"),
         ("IMPRESSON", "impression"),
-        ("NDICATION", "impression"),
+        ("NDICATION", "indication"),
         ("COMPARISONS", "comparison"),
         ("REASON FOR EXAM", "indication"),
         ("REASON FOR EXAMINATION", "indication"),
@@ -31,6 +31,29 @@ from dive.data.wording import compares, drop_comparisons, one_line, sentences, s
         ("AP AND LATERAL", "findings"),
         ("TECHNIQUE", "technique"),
         ("NOTE", "note"),
+        ("INDCATION", "indication"),
+        ("INDICAITON", "indication"),
+        ("INDICATIONS", "indication"),
+        ("CLINICAL INDICATIONS", "indication"),
+        ("REASON FOR STUDY", "indication"),
+        ("FIDNINGS", "findings"),
+        ("FINDIGNS", "findings"),
+        ("FINDNGS", "findings"),
+        ("IMPRESSIONS", "impression"),
+        ("IMPRESION", "impression"),
+        ("IMPRESSSSION", "impression"),
+        ("COMPARISSON", "comparison"),
+        ("CMPARISON", "comparison"),
+        ("TECHINQUE", "technique"),
+        ("HISTROY", "history"),
+        ("CONCLUSIONS", "impression"),
+        ("MEDICATION", "medication"),
+        ("COMPRESSION", "compression"),
+        ("DEPRESSION", "depression"),
+        ("CONTUSION", "contusion"),
+        ("INCLUSION", "inclusion"),
+        ("INJECTION", "injection"),
+        ("INDUCTION", "induction"),
     ],
 )
 def test_headers_are_named_by_the_rules(header: str, name: str) -> None:
@@ -60,6 +83,52 @@ def test_quirks_of_the_rules() -> None:
         assert [name for name, _ in split_sections(no_header)] == ["full report"]
     same_line = " X\n HISTORY: FINDINGS: Clear.\n"
     assert mimic_sections(same_line)["history"] == "FINDINGS: Clear."
+
+
+def test_an_indication_whose_header_lost_a_letter_is_no_impression() -> None:
+    text = " FINAL REPORT\n NDICATION:  Cough.\n \n FINDINGS:  Clear.\n"
+    assert mimic_sections(text) == {
+        "preamble": "FINAL REPORT", "indication": "Cough.", "findings": "Clear.",
+    }  # fmt: skip
+
+
+def test_headers_that_lost_their_colon() -> None:
+    text = " FINAL REPORT\n INDICATION: Cough.\n \n FINDINGS \n Lungs are clear.\n \n IMPRESSION\n"
+    text += " Normal. No FINDINGS\n of note.\n"
+    assert mimic_sections(text) == {
+        "preamble": "FINAL REPORT",
+        "indication": "Cough.",
+        "findings": "Lungs are clear.",
+        "impression": "Normal. No FINDINGS\n of note.",
+    }
+
+
+@pytest.mark.parametrize("mark", [";", " -", "  --", " ;"])
+def test_headers_with_another_mark_than_a_colon(mark: str) -> None:
+    text = f" X\n HISTORY{mark} Cough.\n FINDINGS: Clear - IMPRESSION of a line.\n"
+    text += f" IMPRESSION{mark} Normal.\n"
+    assert mimic_sections(text) == {
+        "preamble": "X",
+        "history": "Cough.",
+        "findings": "Clear - IMPRESSION of a line.",
+        "impression": "Normal.",
+    }
+
+
+def test_a_wet_read_and_an_addendum_end_where_the_report_begins() -> None:
+    line = "_" * 78
+    report = f"{'':33}FINAL REPORT\n INDICATION: Cough.\n \n FINDINGS: Clear.\n"
+    wet = f"\n WET READ: ___ 9:40 PM\n  No acute process.\n {line}\n{report}"
+    found = mimic_sections(wet)
+    assert found["wet read"] == "___ 9:40 PM\n  No acute process."
+    assert (found["indication"], found["findings"]) == ("Cough.", "Clear.")
+    early = f"\n WET READ: ___\n IMPRESSION: Wet and long.\n {line}\n{report}"
+    assert mimic_sections(early)["impression"] == "Wet and long."
+    bare = f"\n WET READ: ___\n  Nothing.\n {line}\n{'':33}FINAL REPORT\n \n Lungs clear.\n"
+    assert mimic_sections(bare)["last_paragraph"] == "Lungs clear."
+    added = f"{'':33}FINAL ADDENDUM\n ADDENDUM: Seen again.\n {line}\n{report}"
+    found = mimic_sections(added)
+    assert (found["addendum"], found["findings"]) == ("Seen again.", "Clear.")
 
 
 def test_the_last_paragraph_stands_in_only_where_nothing_else_does() -> None:

@@ -162,7 +162,7 @@ def evaluate(
         sources["chexbert"] = CheXbert(chexbert_weights, chexbert_tokenizer)
     rows = _predictions(predictions)
     options = reading(split, images_root, reports_root, drop_comparisons, read)
-    truth = _references(references, target, options)
+    truth = _references(references, target, options, allow_missing)
     files = {predictions: rows}
     if baseline is not None:
         files[baseline] = _predictions(baseline)
@@ -261,6 +261,7 @@ def _print(
 
 def _predictions(path: Path) -> dict[str, dict[str, Any]]:
     """Rows by id; a row holds at least "id" and "report"."""
+    from dive.data.absent import is_absent
     from dive.metrics import FINISH_REASONS
 
     rows: dict[str, dict[str, Any]] = {}
@@ -271,6 +272,8 @@ def _predictions(path: Path) -> dict[str, dict[str, Any]]:
                     f'{path}:{number}: wants "id" and "report", got the keys '
                     f"{', '.join(row) or 'none'}"
                 )
+            if key == "report" and row[key] is not None and is_absent(row[key]):
+                continue  # NaN, too, is an empty report
             if not isinstance(row[key], kinds) or isinstance(row[key], bool):
                 got = json.dumps(row[key], ensure_ascii=False)
                 raise DiveError(
@@ -289,9 +292,12 @@ def _predictions(path: Path) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _references(spec: str, target: str, options: dict[str, Any]) -> dict[str, str]:
+def _references(
+    spec: str, target: str, options: dict[str, Any], allow_missing: bool
+) -> dict[str, str]:
     """Reports by id. Images are neither needed nor looked for."""
     from dive.data import Study, check_target
+    from dive.data.absent import is_absent
     from dive.data.open import parse_spec
     from dive.data.reading import SPLITS
 
@@ -322,10 +328,15 @@ def _references(spec: str, target: str, options: dict[str, Any]) -> dict[str, st
             raise DiveError(f"{path}:{number}: id {name!r} comes twice")
         texts: dict[str, Any] = {key: row.get(key) for key in ("findings", "impression")}
         for key, text in texts.items():
-            if text is not None and not isinstance(text, str):
+            if not isinstance(text, str) and not is_absent(text):
                 raise DiveError(f"{path}:{number}: {key!r} wants a text")
         study = Study(id=str(name), images=(), source=f"{path}:{number}", **texts)
-        reports[study.id] = study.report(target)
+        try:
+            reports[study.id] = study.report(target)
+        except DiveError:
+            if not allow_missing or not study.placeholders:
+                raise
+            reports[study.id] = ""  # counted as an empty reference
     if not reports:
         raise DiveError(f"{path}: no reference is of the split {split!r}")
     return reports

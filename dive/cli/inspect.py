@@ -67,6 +67,7 @@ def tokens(
 ) -> None:
     """Show a report with its findings, and what share of tokens and of loss each class holds."""
     from dive.decisive import CLASS_NAMES, DecisiveTokens, share
+    from dive.language import warn_if_not_english
     from dive.radgraph import annotator_of
 
     text = _read(file)
@@ -93,6 +94,8 @@ def tokens(
         unit = "words"
         weigher = DecisiveTokens(None, **settings)
         offsets = [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
+    if decisive == "lexicon":
+        warn_if_not_english([text], "reports", "the lexicon")
     classes = weigher.label(text, offsets, len(offsets) + 1)
     shares = share(classes, weigher.weights_of(classes))
     mentions = weigher.mentions(text)

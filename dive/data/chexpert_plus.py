@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+from dive.data.absent import first_present, is_placeholder
 from dive.data.places import Places, bulk, existing_folder, nested, spread, unique
 from dive.data.reading import Candidate, ImageRow, Options, Reader
 from dive.data.tables import check_columns, find_table, read_table, row_source
@@ -143,7 +144,11 @@ class ChexpertPlus(Reader):
             # A study in another split will be counted and no more: its text takes no memory.
             texts = None
             if wanted in (None, split):
-                texts = (findings, impression, next(filter(None, reasons), ""))
+                given = next(filter(None, reasons), "")
+                texts = (findings, impression, first_present(*reasons) or given)
+            if is_placeholder(patient):
+                self.report.placeholders["patient"] += 1
+                patient = ""
             known = studies.get(key)
             if known is None:
                 known = studies[key] = Candidate(
@@ -194,7 +199,13 @@ class ChexpertPlus(Reader):
         try:
             row = json.loads(line)
             del row["path_to_image"]
-            labels = {name: float(value) for name, value in row.items() if value is not None}
+            lost = [name for name, value in row.items() if is_placeholder(value)]
+            self.report.placeholders.update({"label": len(lost)} if lost else {})
+            labels = {
+                name: float(value)
+                for name, value in row.items()
+                if value is not None and name not in lost
+            }
             if not set(labels.values()) <= {1.0, 0.0, -1.0}:
                 raise ValueError("a label is not one of 1, 0, -1, null")
         except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from dive.data.dicom_values import stored_values
 from dive.errors import DiveError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 MAX_FILE_BYTES = 1 << 30  # of a gzipped file, unpacked
+FLAT = 2  # grey levels of 255 that no reader can tell apart
 
 T = TypeVar("T")
 
@@ -38,7 +40,8 @@ def is_dicom(path: Path | str) -> bool:
 def read_dicom(path: Path | str, max_pixels: int, where: str = "") -> np.ndarray:
     """Pixels as a film viewer shows them: uint8, [H, W] or [H, W, 3].
 
-    1. stored values, of `BitsStored` bits; decompressed and, where in colour, turned to RGB;
+    1. stored values: the `BitsStored` bits below and with `HighBit`, whatever stands in the bits
+       beside them; decompressed and, where in colour, turned to RGB;
     2. rescale slope and intercept, or the modality table;
     3. the first VOI table, else the first window (linear, linear exact or sigmoid), else the
        smallest value to the largest;
@@ -46,7 +49,8 @@ def read_dicom(path: Path | str, max_pixels: int, where: str = "") -> np.ndarray
 
     Raises:
         DiveError: pydicom is missing; no DICOM, damaged, no pixels, several frames, more than
-            `max_pixels`, a compression for which a decoder is missing.
+            `max_pixels`, a compression for which a decoder is missing; bits that do not fit
+            together; a table or window that shows one grey value of values that differ.
     """
 
     def whole(file: Any, pydicom: Any) -> np.ndarray:
@@ -136,13 +140,7 @@ def _shown(header: "Dataset") -> np.ndarray:
     from pydicom.pixels import apply_color_lut, apply_modality_lut
 
     interpretation = str(header.get("PhotometricInterpretation", ""))
-    try:
-        stored = header.pixel_array
-    except RuntimeError as error:  # no plugin can decode this transfer syntax
-        raise DiveError(
-            f"{_first_line(error)}; decoders for compressed DICOM: "
-            "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
-        ) from error
+    stored, kept = stored_values(header)
     if interpretation == "PALETTE COLOR":
         coloured = apply_color_lut(stored, header)
         return _to_8_bits(coloured, 8 * coloured.dtype.itemsize)
@@ -153,15 +151,47 @@ def _shown(header: "Dataset") -> np.ndarray:
             f"PhotometricInterpretation is {interpretation!r}; wants MONOCHROME1, MONOCHROME2, "
             "RGB, YBR_* or PALETTE COLOR"
         )
-    padding = _padding(header, stored)
-    values = apply_modality_lut(stored, header).astype(np.float64)
-    unit = _unit(header, values, padding)
+    padding = _padding(header, stored, kept)
+    if header.get("ModalityLUTSequence"):
+        values = apply_modality_lut(stored, header).astype(np.float64)
+    else:
+        values = stored.astype(np.float64) * _number(header, "RescaleSlope", 1.0)
+        values += _number(header, "RescaleIntercept", 0.0)
+    unit, by = _unit(header, values, padding)
     if interpretation == "MONOCHROME1":
         unit = 1.0 - unit
     shown = np.rint(unit * 255.0).astype(np.uint8)
+    _check_contrast(values, shown, padding, by)
     if padding is not None:
         shown[padding] = 0
     return shown
+
+
+def _number(header: "Dataset", name: str, otherwise: float) -> float:
+    value = _first(header.get(name))
+    if value is None:
+        return otherwise
+    if not np.isfinite(value) or (name == "RescaleSlope" and value == 0):
+        raise DiveError(f"{name} is {value}; wants a number{' that is not 0' * (not value)}")
+    return value
+
+
+def _check_contrast(
+    values: np.ndarray, shown: np.ndarray, padding: np.ndarray | None, by: str
+) -> None:
+    """DiveError where values differ and nothing of it is seen."""
+    if padding is not None:
+        values, shown = values[~padding], shown[~padding]
+    low, high = float(values.min()), float(values.max())
+    if int(shown.max()) - int(shown.min()) > FLAT:
+        return
+    if high > low:
+        raise DiveError(
+            f"{by} shows one grey value ({int(shown.flat[0])} of 255) of values from {low:g} to "
+            f"{high:g}, so that nothing of the film is seen"
+        )
+    if padding is not None:  # beside it, one value has a contrast that means nothing
+        raise DiveError(f"holds the value {low:g} alone, beside padding: nothing is seen")
 
 
 def _to_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
@@ -170,43 +200,60 @@ def _to_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
     return np.rint(values * (255.0 / (2**bits - 1))).astype(np.uint8)
 
 
-def _padding(header: "Dataset", stored: np.ndarray) -> np.ndarray | None:
+def _padding(header: "Dataset", stored: np.ndarray, kept: np.ndarray) -> np.ndarray | None:
     """Where the detector saw nothing: one stored value, or a range of them; None: nowhere."""
-    if "PixelPaddingValue" not in header:
+    if header.get("PixelPaddingValue") is None:
         return None
-    first = int(header.PixelPaddingValue)
-    last = int(header.get("PixelPaddingRangeLimit", first))
-    mask = (stored >= min(first, last)) & (stored <= max(first, last))
+    first, bits = int(header.PixelPaddingValue), int(header.BitsStored)
+    signed = stored.dtype.kind == "i"
+    limit = header.get("PixelPaddingRangeLimit")
+    last = first if limit is None else int(limit)
+    if limit is None and not -(signed << (bits - 1)) <= first < 1 << (bits - signed):
+        # Beyond the stored bits: all allocated bits are meant, or a sign was written as none.
+        wide = 8 * kept.dtype.itemsize
+        first &= (1 << wide) - 1
+        mask = kept == (first - (1 << wide) if signed and first >> (wide - 1) else first)
+    else:
+        mask = (stored >= min(first, last)) & (stored <= max(first, last))
     return mask if mask.any() and not mask.all() else None
 
 
-def _unit(header: "Dataset", values: np.ndarray, padding: np.ndarray | None) -> np.ndarray:
-    """Values to 0 ... 1 by VOI table, window, or their own range."""
+def _unit(
+    header: "Dataset", values: np.ndarray, padding: np.ndarray | None
+) -> tuple[np.ndarray, str]:
+    """Values to 0 ... 1 by VOI table, window, or their own range; and by which of them."""
     from pydicom.pixels import apply_voi
 
     tables = header.get("VOILUTSequence")
     if tables:
         bits = int(tables[0].LUTDescriptor[2])
-        return apply_voi(np.rint(values).astype(np.int64), header).astype(np.float64) / (
-            2**bits - 1
-        )
+        looked_up = apply_voi(np.rint(values).astype(np.int64), header)
+        return looked_up.astype(np.float64) / (2**bits - 1), "the VOI table"
     centre, width = _first(header.get("WindowCenter")), _first(header.get("WindowWidth"))
     if centre is not None and width is not None:
-        return _windowed(values, centre, width, str(header.get("VOILUTFunction") or "LINEAR"))
+        function = str(header.get("VOILUTFunction") or "LINEAR").strip().upper()
+        by = f"the window (WindowCenter {centre:g}, WindowWidth {width:g})"
+        return _windowed(values, centre, width, function), by
     seen = values if padding is None else values[~padding]
     low, high = float(seen.min()), float(seen.max())
     unit = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    return np.clip(unit, 0.0, 1.0)
+    return np.clip(unit, 0.0, 1.0), "its own range"
 
 
 def _windowed(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:
     """DICOM PS3.3 C.11.2: the window's ends become 0 and 1."""
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        raise DiveError(f"VOILUTFunction is {function!r}; wants LINEAR, LINEAR_EXACT or SIGMOID")
     if not np.isfinite(centre) or not np.isfinite(width) or width <= 0:
         raise DiveError(f"WindowWidth is {width} and WindowCenter {centre}; wants a width above 0")
     if function == "SIGMOID":
         return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - centre) / width, -700.0, 700.0)))
     if function == "LINEAR_EXACT":
         unit = (values - centre) / width + 0.5
+    elif width < 1.0:  # the formula would turn black and white round
+        raise DiveError(
+            f"WindowWidth is {width} and VOILUTFunction LINEAR; wants a width of 1 or more"
+        )
     elif width == 1.0:
         unit = (values > centre - 0.5).astype(np.float64)
     else:
@@ -215,13 +262,13 @@ def _windowed(values: np.ndarray, centre: float, width: float, function: str) ->
 
 
 def _first(value: Any) -> float | None:
-    """Of several windows the first; headers hold one number or a list."""
-    if value is None or isinstance(value, str):
+    """Of several windows the first; headers hold one number or a list, or nothing."""
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
         return float(value)
     except TypeError:
-        return float(value[0]) if len(value) else None
+        return _first(value[0]) if len(value) else None
 
 
 def _first_line(error: Exception) -> str:

@@ -12,18 +12,23 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from dive import checks
-from dive.data.dicom import dicom_size, is_dicom, read_dicom
+from dive.data.deep import deep_rgb, depth_of, in_native_order, is_deep, transparent
+from dive.data.dicom import FLAT, dicom_size, is_dicom, read_dicom
 from dive.errors import DiveError
 
 # A chest film has 5 to 20 million pixels; what has ten times as many is a mistake or an attack.
 MAX_PIXELS = 100_000_000
 
-# Containers are 16 bits wide, detectors are not: 12-bit films in 16-bit files are the usual case.
-_BIT_DEPTHS = (8, 10, 12, 14, 16)
-
 # Formats whose size is known when a file is opened; others are decoded to learn it.
 _TOLD_BY_HEADER = {"JPEG", "MPO", "PNG", "TIFF", "WEBP", "GIF", "BMP", "PPM", "JPEG2000"}
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+
+# Tags of TIFF files, by number
+_SUBFILE, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _DNG_VERSION = 254, 258, 262, 339, 50706
+_START = 132  # bytes of a file that tell what it is
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+SEEN = "dive: looked at"  # in the `info` of images that were decoded here: they are told of once
 
 IMAGES = "a path, a PIL image or a LazyImage"  # what an image of a study may be
 
@@ -82,29 +87,72 @@ def load_rgb(
 ) -> Image.Image:
     """Decode every pixel of `image` and return it as RGB, 8 bits a channel.
 
-    - 16-bit and 32-bit integer grey: scaled by the smallest of 8, 10, 12, 14 or 16 bits that holds
-      the largest value, so a 12-bit film in a 16-bit file is neither black nor stretched;
+    - 16-bit and 32-bit integers, in grey or in colour: scaled by the smallest of 8, 10, 12, 14 or
+      16 bits that holds the largest value, so a 12-bit film in a 16-bit file is neither black nor
+      stretched; above 16 bits, by as many as the largest value has;
     - floating point grey: its minimum to maximum becomes 0 to 255;
+    - TIFF whose small values are bright (WhiteIsZero): inverted;
     - transparency: laid over black, the background of a film;
     - the EXIF orientation is applied;
+    - of a JPEG with further pictures behind it, as phones write (MPO), the first is taken;
     - DICOM (`dive.data.dicom`): window, rescale and photometric interpretation are applied.
 
     `where` (file and line of the study) opens the error message. A file that says it has more than
-    `max_pixels` is refused before they are decoded.
+    `max_pixels` is refused before they are decoded. Of a film that is one grey value all over a
+    warning tells by name.
 
     Raises:
         DiveError: the file is missing, is no image, is damaged, holds several frames or too many
-            pixels.
+            pixels; its channels cannot be read whole; it is transparent everywhere.
     """
+    named = ""
 
     def dicom(path: Path | str) -> Image.Image:
+        nonlocal named
+        named = str(path)
         return Image.fromarray(read_dicom(path, max_pixels, where)).convert("RGB")
 
     def film(opened: Image.Image, name: str) -> Image.Image:
+        nonlocal named
+        named = name.removeprefix(f"{where}: ")
+        _one_frame(opened, name)
+        deep = deep_rgb(opened, name)
+        if deep is not None:
+            return ImageOps.exif_transpose(deep).convert("RGB")
+        in_native_order(opened)
         opened.load()
         return _to_rgb(opened, name)
 
-    return _opened(image, where, max_pixels, dicom, film)
+    shown = _opened(image, where, max_pixels, dicom, film)
+    if not shown.info.get(SEEN) and is_flat(shown):
+        prefix = f"{where}: " if where else ""
+        subject = named if isinstance(image, Image.Image) else f"the image {named}"
+        warnings.warn(
+            f"{prefix}{subject} has no contrast: it is one colour all over, "
+            f"{shown.getpixel((0, 0))} of 255",
+            stacklevel=2,
+        )
+    shown.info[SEEN] = True
+    return shown
+
+
+def blank_image(size: tuple[int, int]) -> Image.Image:
+    """A black image that is meant to be one: no warning says so."""
+    image = Image.new("RGB", size)
+    image.info[SEEN] = True
+    return image
+
+
+def is_flat(film: Image.Image) -> bool:
+    """Whether an RGB image has no contrast that anybody could see: it is blank."""
+    some = film.resize((64, 64), Image.Resampling.NEAREST)  # tells of almost every film
+    return _range(some) <= FLAT and _range(film) <= FLAT
+
+
+def _range(film: Image.Image) -> int:
+    """Largest less smallest value, of the channel where it is most."""
+    bands: Any = film.getextrema()
+    return max(high - low for low, high in bands)
 
 
 def image_size(
@@ -146,7 +194,9 @@ def _opened(
             # Pillow warns of large images at 89 megapixels; the limit here is checked below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if isinstance(opened, Image.Image):
-                opened.load()
+                if not is_deep(opened, prefix + name):
+                    in_native_order(opened)
+                    opened.load()
                 return film(opened, prefix + name)
             # Opened here, for of a file that Pillow opens it maps the pixels of a turned TIFF into
             # memory wrongly (version 13).
@@ -166,8 +216,10 @@ def _opened(
         raise DiveError(f"{prefix}there is no image file {name}") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         # Pillow reports damage as any of these, depending on the format and on where it is.
+        kind = _unread(opened)
+        said = f"is {kind}" if kind else str(error)
         raise DiveError(
-            f"{prefix}cannot read the image {name}: {error}; wants a whole PNG, JPEG or other "
+            f"{prefix}cannot read the image {name}: {said}; wants a whole PNG, JPEG or other "
             "file that Pillow reads"
         ) from error
 
@@ -210,34 +262,77 @@ def _turned_later(film: Image.Image) -> bool:
         file.seek(place)
 
 
+def _unread(opened: Any) -> str:
+    """What phones and viewers write, and Pillow by itself does not read, by name; "" otherwise."""
+    try:
+        if isinstance(opened, io.BytesIO):
+            start = opened.getvalue()[:_START]
+        else:
+            with open(opened, "rb") as file:
+                start = file.read(_START)
+    except (OSError, TypeError):
+        return ""
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
+        return "HEIC, for which Pillow needs a plugin (pillow_heif, registered beforehand)"
+    if start[128:132] == b"DICM":
+        return "DICOM under the name of another format; name it .dcm"
+    return ""
+
+
 def _one_frame(image: Image.Image, name: str) -> None:
+    """DiveError for what is several images, or for a reduced copy that stands before the image."""
+    tags: Any = getattr(image, "tag_v2", {})
+    kind = tags.get(_SUBFILE)
+    if tags.get(_DNG_VERSION) is not None or (isinstance(kind, int) and kind & 1):
+        raise DiveError(
+            f"{name} is a raw or TIFF file whose first image is a reduced copy of another; wants "
+            "a file with one image"
+        )
     frames = getattr(image, "n_frames", 1)
-    if frames > 1:
+    # The pictures behind a phone's JPEG are previews, depth or another exposure of the same.
+    if frames > 1 and image.format != "MPO":
         raise DiveError(f"{name} holds {frames} frames; wants a file with one image")
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    _one_frame(image, name)
+    tags: Any = getattr(image, "tag_v2", {})
+    white_is_zero = tags.get(_PHOTOMETRIC) == 0
+    unsigned = tags.get(_BITS) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,)
     # Film viewers and phones note the rotation instead of turning the pixels.
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
-        if values.min() < 0:
-            raise DiveError(f"{name} has negative pixel values; wants grey values from 0 up")
-        largest = int(values.max())
-        bits = next((bits for bits in _BIT_DEPTHS if largest < 2**bits), 32)
-        scaled = np.rint(values * (255.0 / (2**bits - 1))).astype(np.uint8)
-        return Image.fromarray(scaled).convert("RGB")
+        if unsigned:
+            values &= 0xFFFFFFFF  # Pillow's are signed, the file's are not
+        key = image.info.get("transparency")  # the one grey value that a PNG calls transparent
+        return Image.fromarray(_grey(values, white_is_zero, key, name)).convert("RGB")
     if image.mode == "F":
-        grey = np.asarray(image)
+        grey = np.asarray(image).astype(np.float64)
         if not np.isfinite(grey).all():
             raise DiveError(f"{name} has pixel values that are not finite numbers")
         low, high = float(grey.min()), float(grey.max())
         unit = (grey - low) / (high - low) if high > low else np.zeros_like(grey)
+        unit = 1.0 - unit if white_is_zero and high > low else unit
         return Image.fromarray(np.rint(unit * 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
+        if image.getextrema()[-1] == (0, 0):
+            raise DiveError(transparent(name))
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         return Image.alpha_composite(black, image).convert("RGB")
     # A copy even where nothing changes, so that the caller's image and file are left alone.
     return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+def _grey(values: np.ndarray, white_is_zero: bool, key: Any, name: str) -> np.ndarray:
+    """Integers of more than 8 bits as 8 bits."""
+    if values.min() < 0:
+        raise DiveError(f"{name} has negative pixel values; wants grey values from 0 up")
+    top = 2 ** depth_of(int(values.max())) - 1
+    scaled = np.rint((top - values if white_is_zero else values) * (255.0 / top)).astype(np.uint8)
+    if isinstance(key, int):
+        see_through = values == key
+        if see_through.all():
+            raise DiveError(transparent(name))
+        scaled[see_through] = 0
+    return scaled

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
+from dive.data.absent import is_absent, is_placeholder
 from dive.data.places import MAX_TEXT_BYTES, Places, existing_folder, nested, spread, unique
 from dive.data.reading import Candidate, ImageRow, Options, Reader
 from dive.data.tables import check_columns, find_table, read_table, row_source
@@ -151,7 +152,10 @@ class IuXray(Reader):
         """The human tags ("normal", "Cardiomegaly", ...) as positive labels."""
         if self.options.labels is None:
             return None
-        return {name.strip(): 1.0 for name in names if name.strip()}
+        for name in names:
+            if is_placeholder(name):
+                self.report.placeholders["label"] += 1
+        return {name.strip(): 1.0 for name in names if not is_absent(name)}
 
     def _read_projections(self) -> dict[int, list[ImageRow]]:
         found: dict[int, list[ImageRow]] = {}
@@ -170,6 +174,9 @@ class IuXray(Reader):
                 self.report.rows["repeated rows of one image"] += 1
                 continue
             seen.add(filename)
+            if is_placeholder(projection):
+                self.report.placeholders["view"] += 1
+                projection = ""
             found.setdefault(int(uid), []).append(ImageRow(filename, projection.upper(), row))
         for images in found.values():
             images.sort(key=lambda image: image.key)

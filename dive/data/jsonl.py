@@ -6,16 +6,22 @@ order mark, Windows line ends and blank lines are taken as they come.
 """
 
 import json
+import logging
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from dive import checks
+from dive.data.absent import is_absent, is_placeholder, told
+from dive.data.report import PLACEHOLDERS
 from dive.data.study import Study, check_target
 from dive.data.trouble import Skipped, check_on_error
 from dive.errors import DiveError
 
 __all__ = ["Skipped", "check_on_error", "read_studies"]
+
+log = logging.getLogger(__name__)
 
 _TEXT_KEYS = ("patient", "indication", "findings", "impression")
 
@@ -30,7 +36,8 @@ def read_studies(
 ) -> list[Study]:
     """Read studies from a JSON lines file, in the order of the file.
 
-    Image files must exist; they are decoded later, by `Study.load_images`.
+    Image files must exist; they are decoded later, by `Study.load_images`. A text that is "nan",
+    "N/A", "-", "___" or the like is absent (`dive.data.absent`); a warning says how many are.
 
     Args:
         path: the file; image paths in it are relative to its folder.
@@ -42,6 +49,25 @@ def read_studies(
     Raises:
         DiveError: names file and line. Also when no study is left at all.
     """
+    counts: Counter[str] = Counter()
+    studies = studies_of(
+        path, target=target, images=images, on_error=on_error, skipped=skipped, placeholders=counts
+    )
+    if counts:
+        log.warning("%s: %s taken as absent (%s)", path, told(counts), PLACEHOLDERS)
+    return studies
+
+
+def studies_of(
+    path: str | os.PathLike[str],
+    *,
+    target: str | None,
+    images: str | os.PathLike[str] | None,
+    on_error: str,
+    skipped: Skipped | None,
+    placeholders: Counter[str],
+) -> list[Study]:
+    """`read_studies`, which counts in `placeholders` what it takes as absent."""
     path = checks.place("studies", path)
     skipped = check_on_error(on_error, skipped)
     if target is not None:
@@ -78,6 +104,7 @@ def read_studies(
                 )
             first_line[name] = number
             study = _study(name, row, folder, source)
+            placeholders.update(study.placeholders.keys())
             if target is not None:
                 study.report(target)
         except DiveError as error:
@@ -150,9 +177,9 @@ def _study(name: str, row: dict, folder: Path, source: str) -> Study:
     fields: dict[str, str | None] = {}
     for key in _TEXT_KEYS:
         value = row.get(key)
-        if key == "patient":
+        if key == "patient" and not is_placeholder(value):
             value = _identifier(row, key, source)
-        elif value is not None and not isinstance(value, str):
+        elif not isinstance(value, str) and not is_absent(value):
             raise DiveError(f"{source}: study {name!r}: {key!r} wants a text, got {_kind(value)}")
         fields[key] = value
     split, origin = row.get("split"), row.get("origin")
@@ -164,7 +191,7 @@ def _study(name: str, row: dict, folder: Path, source: str) -> Study:
         indication=fields["indication"],
         findings=fields["findings"],
         impression=fields["impression"],
-        split=split if isinstance(split, str) else None,
+        split=split if isinstance(split, str) and not is_absent(split) else None,
         origin=origin if isinstance(origin, str) else None,
     )
 

@@ -1,8 +1,10 @@
-"""Tables of labels: 1 positive, 0 negative, -1 uncertain, blank not mentioned."""
+"""Tables of labels: 1 positive, 0 negative, -1 uncertain, blank or "nan" not mentioned."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from dive.data.absent import is_absent
 from dive.data.places import bulk
 from dive.data.tables import header_of, read_table, row_source
 from dive.data.trouble import Trouble
@@ -22,7 +24,8 @@ class LabelTable:
     """Labels by the column `key`, for the keys that are `wanted`; blank ones are left out.
 
     Every column but `key` and those of `also` is a label. Rows are kept as text and turned into
-    numbers when they are asked for, so that the first study does not wait for the last row. A
+    numbers when they are asked for, so that the first study does not wait for the last row; cells
+    that hold "nan" or the like are blank, and counted in `placeholders`. A
     damaged file is bad input like any other: with `on_error="skip"` it leaves one entry, and the
     labels read before the damage.
     """
@@ -35,8 +38,10 @@ class LabelTable:
         trouble: Trouble,
         wanted: Callable[[str], bool],
         also: Iterable[str] = (),
+        placeholders: Counter[str] | None = None,
     ) -> None:
         self._path, self._trouble = path, trouble
+        self._placeholders = Counter() if placeholders is None else placeholders
         self._names: list[str] = []
         self._rows: dict[str, tuple[int, str]] = {}
         try:
@@ -61,6 +66,9 @@ class LabelTable:
             if not cell:
                 continue
             value = _VALUES.get(cell)
+            if value is None and is_absent(cell):
+                self._placeholders["label"] += 1
+                continue
             if value is None:
                 self._trouble.bad(
                     None,

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
+from dive.data.absent import first_present, is_placeholder
 from dive.data.labels import LabelTable
 from dive.data.places import (
     MAX_TEXT_BYTES,
@@ -30,6 +31,7 @@ _SUBJECT = re.compile(r"1\d{7}")
 _STUDY = re.compile(r"5\d{7}")
 _DICOM = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{8}){4}")
 _ROW = re.compile(f"{_DICOM.pattern} {_SUBJECT.pattern} {_STUDY.pattern}")
+_BEGINS = re.compile(r"(?i)\b(?:findings?|impression|conclusion)\s*:")
 _SUFFIXES = (".jpg", ".dcm", ".png", ".dcm.gz", ".jpeg")
 # Folders of a download by wget, of several versions side by side, or of both parts in one place.
 _FOLDERS = r"physionet\.org|files|mimic-cxr.*|\d+\.\d+\.\d+"
@@ -168,7 +170,12 @@ class MimicCxr(Reader):
         labels = None
         if self._labels is not None:
             labels = LabelTable(
-                self._labels, "study_id", self.trouble, chosen.__contains__, also=("subject_id",)
+                self._labels,
+                "study_id",
+                self.trouble,
+                chosen.__contains__,
+                also=("subject_id",),
+                placeholders=self.report.placeholders,
             )
         order = sorted(studies, key=lambda study: (studies[study][0], study))
         sample = [(studies[study][0], study) for study in spread(order)]
@@ -230,6 +237,9 @@ class MimicCxr(Reader):
                     path, row, "subject_id", f"is {subject}, study {study} was of {known[0]} before"
                 )
                 continue
+            if view and is_placeholder(view):
+                self.report.placeholders["view"] += 1
+                view = ""
             known[1].append(ImageRow(dicom, sys.intern(view.upper()), row))
         if not studies:
             raise DiveError(f"{path}: lists no image")
@@ -275,7 +285,7 @@ class MimicCxr(Reader):
                 "findings": findings,
                 "impression": impression,
                 "last_paragraph": last,
-                "indication": indication or history,
+                "indication": first_present(indication, history) or indication,
             }
 
     def sections(self, candidate: Candidate) -> Mapping[str, str | None] | str:
@@ -294,7 +304,13 @@ class MimicCxr(Reader):
                 return {}
             raise
         found: dict[str, str | None] = dict(mimic_sections(text))
-        found["indication"] = found.get("indication") or found.get("history")
+        indication = found.get("indication")
+        indication = first_present(indication, found.get("history")) or indication
+        cut = _BEGINS.search(indication or "")
+        if cut is not None:  # a prompt must not tell what the report is to say
+            self.report.rows["indications cut before the findings that stand in them"] += 1
+            indication = str(indication)[: cut.start()]
+        found["indication"] = indication
         return found
 
     def place(self, candidate: Candidate, image: ImageRow) -> Path:

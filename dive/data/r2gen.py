@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
+from dive.data.absent import is_absent, is_placeholder
 from dive.data.places import Places, bulk, spread, unique
 from dive.data.reading import Candidate, ImageRow, Options, Reader
 from dive.data.trouble import Trouble
@@ -106,6 +107,8 @@ class R2Gen(Reader):
         if not isinstance(item, dict):
             raise DiveError(f"{source}: is no object")
         for key, kinds in (("id", (str, int)), ("report", str), ("image_path", list)):
+            if key == "report" and is_placeholder(item.get(key)):
+                continue  # NaN is one, too
             if not isinstance(item.get(key), kinds) or not item[key]:
                 have = ", ".join(item)
                 raise DiveError(
@@ -124,7 +127,7 @@ class R2Gen(Reader):
             paths = paths[:1]
         return Candidate(
             str(item["id"]),
-            None if subject is None else f"p{subject}".replace("pp", "p"),
+            None if is_absent(subject) else f"p{subject}".replace("pp", "p"),
             split,
             [ImageRow(path, "", number) for number, path in enumerate(paths)],
             source,

@@ -1,5 +1,6 @@
 """What all readers share: candidates come in, policy and filters choose, studies go out lazily."""
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,11 +10,14 @@ from typing import Any, ClassVar, NamedTuple, overload
 from PIL import Image
 
 from dive.data import wording
+from dive.data.absent import count_placeholders, is_absent, told
 from dive.data.images import LazyImage
-from dive.data.report import ReadingReport
+from dive.data.report import PLACEHOLDERS, ReadingReport
 from dive.data.study import Study, check_target
 from dive.data.trouble import Trouble
 from dive.errors import DiveError
+
+log = logging.getLogger(__name__)
 
 SPLITS = {
     "train": "train",
@@ -239,6 +243,10 @@ def select(reader: Reader) -> Iterator[Study]:
         if candidate.images:
             report.images_left_out["of studies left out"] += len(candidate.images)
     report.complete = True
+    if report.placeholders:
+        log.warning(
+            "%s: %s taken as absent (%s)", report.source, told(report.placeholders), PLACEHOLDERS
+        )
     if not report.kept:
         raise DiveError(f"{report.source}: no study to work with; {report.summary()}")
 
@@ -293,10 +301,14 @@ def _texts(reader: Reader, candidate: Candidate) -> dict[str, str | None] | str:
     options, found = reader.options, reader.sections(candidate)
     if isinstance(found, str):
         return found
+    texts_of = ("findings", "impression", "indication", "last_paragraph")
+    found = count_placeholders(
+        reader.report.placeholders, {name: found.get(name) for name in texts_of}
+    )
     target = options.target
     names = ("findings", "impression") if target == "both" else (target,)
-    raw = {name: found.get(name) for name in ("findings", "impression", "indication")}
-    last = (found.get("last_paragraph") or "").strip()
+    raw = {name: found[name] for name in ("findings", "impression", "indication")}
+    last = (found["last_paragraph"] or "").strip()
     if last and target not in (None, "both") and not (raw["findings"] or raw["impression"]):
         if options.last_paragraph:
             raw[str(target)] = last
@@ -312,11 +324,12 @@ def _texts(reader: Reader, candidate: Candidate) -> dict[str, str | None] | str:
             text = wording.drop_comparisons(text)
         elif reader.tidy:
             text = wording.one_line(text)
-        if target is not None and name in names and not text.strip():
+        gone = is_absent(text)
+        if target is not None and name in names and gone:
             if was_there:
                 return f"with nothing but comparisons in {name}"
             return f"without {_parts(name)}"
-        texts[name] = text if text.strip() else None
+        texts[name] = None if gone else text
     if target is not None:
         words = sum(len((texts[str(name)] or "").split()) for name in names)
         if words < options.min_words:

@@ -4,6 +4,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from dive.data.absent import told
+
+PLACEHOLDERS = '"nan", "N/A", "-", "___" or the like'
+
 
 @dataclass
 class ReadingReport:
@@ -24,6 +28,8 @@ class ReadingReport:
         images_left_out: images by reason.
         failed: studies that `on_error="skip"` left out because something is wrong with them.
         rows: rows that were passed over before they became a study or an image, by reason.
+        placeholders: texts and other cells that hold "nan", "N/A", "-", "___" or the like, by what
+            they would be; they are taken as absent.
         complete: everything was read; before that, the counts are those so far.
     """
 
@@ -40,6 +46,7 @@ class ReadingReport:
     images_left_out: Counter[str] = field(default_factory=Counter)
     failed: int = 0
     rows: Counter[str] = field(default_factory=Counter)
+    placeholders: Counter[str] = field(default_factory=Counter)
     complete: bool = False
 
     def note(self, text: str) -> None:
@@ -78,6 +85,8 @@ class ReadingReport:
             ("rows passed over", self.rows),
         ):
             lines += [f"  {title}: {count:,} {why}" for why, count in counts.most_common()]
+        if self.placeholders:
+            lines.append(f"  taken as absent ({PLACEHOLDERS}): {told(self.placeholders)}")
         if self.failed:
             lines.append(f"  studies skipped as bad: {self.failed:,}")
         lines += [f"  note: {text}" for text in self.notes]

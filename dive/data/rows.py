@@ -8,8 +8,9 @@ from typing import Any
 
 from PIL import Image
 
+from dive.data.absent import count_placeholders, is_absent
 from dive.data.images import LazyImage
-from dive.data.jsonl import read_studies
+from dive.data.jsonl import studies_of
 from dive.data.reading import SPLITS, Candidate, ImageRow, Options, Reader
 from dive.data.study import Study
 from dive.data.trouble import Trouble
@@ -39,7 +40,7 @@ class Rows(Reader):
 
     def _split(self, value: Any, source: str) -> str | None:
         """A split by its common name, so that "val" and "validate" are found alike."""
-        if value is None:
+        if is_absent(value):
             if self.options.split is not None:
                 raise DiveError(f"{source}: has no 'split', and split is {self.options.split!r}")
             return None
@@ -83,12 +84,13 @@ class JsonLines(Rows):
 
     def candidates(self) -> Iterator[Candidate]:
         before = len(self.trouble.skipped)
-        studies = read_studies(
+        studies = studies_of(
             self._path,
             target=self.options.target,
             images=self.options.images,
             on_error=self.trouble.on_error,
             skipped=self.trouble.skipped,
+            placeholders=self.report.placeholders,
         )
         lost = len(self.trouble.skipped) - before
         if lost:
@@ -167,8 +169,10 @@ class DatasetRows(Rows):
             raise DiveError(f"{source}: is a {type(row).__name__}; wants a dict")
         names = {key: self._column(key, row, source) for key in _COLUMNS}
         values = {key: None if name is None else row[name] for key, name in names.items()}
+        for key in ("patient", "split", *(["id"] if not isinstance(values["id"], str) else [])):
+            values |= count_placeholders(self.report.placeholders, {key: values[key]})
         for key in ("findings", "impression", "indication"):
-            if values[key] is not None and not isinstance(values[key], str):
+            if not isinstance(values[key], str) and not is_absent(values[key]):
                 raise DiveError(
                     f"{source}: column {names[key]!r} is a {type(values[key]).__name__}; "
                     "wants a text"
@@ -183,8 +187,10 @@ class DatasetRows(Rows):
         for place, value in enumerate([values["images"]] if many is None else many):
             at = None if many is None else place
             where = f"{source}, column {column!r}" + ("" if at is None else f"[{at}]")
-            if value is None:
-                raise DiveError(f"{where}: is null; wants an image")
+            if is_absent(value):
+                raise DiveError(
+                    f"{where}: is {'null' if value is None else repr(value)}; wants an image"
+                )
             if isinstance(value, (str, os.PathLike)):
                 images.append(ImageRow(self._path(os.fspath(value)), "", place))
                 continue

@@ -7,11 +7,13 @@ from typing import Literal, get_args
 
 from PIL import Image
 
+from dive.data.absent import is_placeholder
 from dive.data.images import IMAGES, LazyImage, is_image, load_rgb
 from dive.errors import DiveError
 
 Target = Literal["findings", "impression", "both"]
 TARGETS: tuple[str, ...] = get_args(Target)
+_TEXTS = ("patient", "indication", "findings", "impression")
 
 
 def check_target(target: str) -> None:
@@ -38,6 +40,8 @@ class Study:
         views: one name an image where they are known ("PA", "AP", "FRONTAL", "LATERAL", ...).
         labels: what the dataset's label file says, blank entries left out: 1 positive, 0 negative,
             -1 uncertain. None: no label file was read, or it has no row of this study.
+        placeholders: what was given for a text or the patient and is none ("nan", "N/A", "-",
+            "___", NaN; see `dive.data.absent`), by field; such a field is None.
     """
 
     id: str
@@ -51,6 +55,16 @@ class Study:
     split: str | None = None
     views: tuple[str, ...] = ()
     labels: Mapping[str, float] | None = field(default=None, hash=False)
+    placeholders: Mapping[str, str] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        for name in _TEXTS:
+            value = getattr(self, name)
+            if is_placeholder(value):
+                self.placeholders[name] = repr(value)  # type: ignore[index]
+                object.__setattr__(self, name, None)
 
     @property
     def where(self) -> str:
@@ -91,6 +105,8 @@ class Study:
         for name, text in sections.items():
             if not text:
                 state = "absent" if getattr(self, name) is None else "empty"
+                if name in self.placeholders:
+                    state += f" ({self.placeholders[name]} stands in its place)"
                 raise DiveError(f"{self.where}: {name!r} is {state}; the target is {target!r}")
         if target == "both":
             return f"Findings: {sections['findings']} Impression: {sections['impression']}"

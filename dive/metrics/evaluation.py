@@ -1,5 +1,7 @@
 """`dive.evaluate`: predictions against references, every number with the name of its variant."""
 
+import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from dive.data.absent import is_placeholder
+from dive.data.report import PLACEHOLDERS
 from dive.errors import DiveError
+from dive.language import warn_if_not_english
 from dive.metrics import bootstrap as resampling
 from dive.metrics import overlap
 from dive.metrics.chexbert import CheXbert, chexbert_measure
@@ -18,7 +23,10 @@ from dive.metrics.normalization import words
 from dive.metrics.radgraph_scores import radgraph_measure
 from dive.radgraph import Annotator, RadGraph, RadGraphFile
 
+log = logging.getLogger(__name__)
+
 FINISH_REASONS = ("eos", "length")
+ENGLISH = ("findings", "radgraph", "chexbert")  # those that read what a report says
 METRICS = ("bleu", "rougeL", "meteor", "findings", "radgraph", "chexbert")
 
 
@@ -43,7 +51,9 @@ def evaluate(
     """Score generated reports; the i-th prediction belongs to the i-th reference.
 
     A pair whose reference is empty (nothing but white space) cannot be scored: it is left out of
-    every number and counted. An empty prediction is scored, as the worst, and counted.
+    every number and counted. An empty prediction is scored, as the worst, and counted. NaN,
+    pandas' NA and texts such as "nan", "N/A" or "-" (`dive.data.absent`) are empty; a warning says
+    how many.
 
     Args:
         predictions: reports as generated.
@@ -80,7 +90,8 @@ def evaluate(
     Returns:
         Numbers under their names, fractions from 0 to 1 (length_ratio any positive number);
         "variants": name -> which variant it is; "reports" given, "scored", "empty_predictions" and
-        "empty_references"; and what was asked for above.
+        "empty_references", "placeholders": how many of predictions, references and baseline were
+        empty by a word such as "nan"; and what was asked for above.
 
     Raises:
         DiveError: lists of different length or of something else than text, no pair left to score,
@@ -104,6 +115,11 @@ def evaluate(
         radgraph_case_sensitive=radgraph_case_sensitive,
         chexbert=chexbert,
     )
+    english = [name for name in ENGLISH if name in metrics]
+    if english:
+        for what, texts in pairs.texts().items():
+            reader = f"the metric {', '.join(english)}"
+            warn_if_not_english([one for one in texts if one.strip()], what, reader)
     scorer = _Scorer(options, pairs.references)
     measures = scorer.measures(pairs.predictions)
     others = scorer.measures(pairs.baseline) if pairs.baseline is not None else None
@@ -289,7 +305,8 @@ class _Pairs:
         references: Sequence[str],
         baseline: Sequence[str] | None,
     ) -> None:
-        references = _texts("references", references)
+        self.placeholders: Counter[str] = Counter()
+        references = self._texts("references", _listed("references", references))
         self.given = len(references)
         self.places = [i for i, text in enumerate(references) if text.strip()]
         if not self.places:
@@ -308,11 +325,27 @@ class _Pairs:
             raise DiveError(
                 f"{what}: {len(given)} for {self.given} references; one for each is wanted"
             )
-        texts = _texts(what, given)
+        texts = self._texts(what, given)
         return [texts[i] for i in self.places]
 
-    def counts(self) -> dict[str, int]:
+    def _texts(self, what: str, values: list[Any]) -> list[str]:
+        empty = [is_placeholder(value) for value in values]
+        texts = ["" if lost else value for lost, value in zip(empty, values, strict=True)]
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise DiveError(f"{what}[{i}]: a text is wanted, got {type(text).__name__}")
+        if any(empty):
+            self.placeholders[what] = lost = sum(empty)
+            log.warning("%s: %d of %d are empty (%s)", what, lost, len(texts), PLACEHOLDERS)
+        return texts
+
+    def texts(self) -> dict[str, list[str]]:
+        found = {"references": self.references, "predictions": self.predictions}
+        return found | ({} if self.baseline is None else {"baseline": self.baseline})
+
+    def counts(self) -> dict[str, Any]:
         return {
+            "placeholders": dict(self.placeholders),
             "reports": self.given,
             "scored": len(self.places),
             "empty_predictions": sum(not text.strip() for text in self.predictions),
@@ -327,11 +360,3 @@ def _listed(what: str, values: Any) -> list[Any]:
         got = "one text" if isinstance(values, str) else f"a {type(values).__name__}"
         raise DiveError(f"{what}: a list of texts is wanted, got {got}")
     return list(values)
-
-
-def _texts(what: str, values: Any) -> list[str]:
-    texts = _listed(what, values)
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise DiveError(f"{what}[{i}]: a text is wanted, got {type(text).__name__}")
-    return texts

@@ -1,0 +1,71 @@
+"""What stands where a text would be and is none: "nan", "N/A", "-", "___", a float NaN."""
+
+import numbers
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+# What programs write for a missing value, and people for a missing text; without the marks around.
+_WORDS = {
+    "nan", "none", "null", "na", "n/a", "n/a n/a", "n.a", "nil", "nat", "undefined", "missing",
+    "empty", "unavailable", "void", "1.#ind", "1.#qnan", "ref!", "value!", "name?", "div/0!",
+    "num!", "blank", "pd.na", "not available", "not applicable", "not provided", "not given",
+    "not recorded",
+    "none available", "none given", "none provided", "none recorded", "no report",
+    "no report available", "report not available",
+}  # fmt: skip
+_MARKS = " \t\r\n<>()[]{}\"'`.,;:-_*#~=|\\/\u2013\u2014\u2026\u00a0\u201c\u201d"
+_SLASH = re.compile(r"\s*[/\\]\s*")
+_DEIDENTIFIED = re.compile(r"X{3,}|_+")  # of Open-i and MIMIC-CXR
+
+
+def is_absent(value: Any) -> bool:
+    """Whether a value is none, blank, or a sign that there is none.
+
+    None, NaN and pandas' NA; a text without any letter or digit; one of the words that programs
+    write for a missing value ("nan", "None", "N/A", "null", "<NA>", ...), in any case; nothing but
+    what de-identification put there (`___`, `XXXX`).
+    """
+    if value is None:
+        return True
+    if not isinstance(value, str):
+        return _is_missing(value)
+    text = _SLASH.sub("/", value.strip(_MARKS).casefold())
+    if text in _WORDS or value.strip() == "\\N":
+        return True
+    return not any(map(str.isalnum, _DEIDENTIFIED.sub("", value)))
+
+
+def is_placeholder(value: Any) -> bool:
+    """Whether it is absent, and something stands in its place: no None, and not blank."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return False
+    return is_absent(value)
+
+
+def _is_missing(value: Any) -> bool:
+    """NaN of any library's numbers, and pandas' NA and NaT, which equal nothing."""
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(value, numbers.Real) and bool(value != value)
+
+
+def first_present(*values: Any) -> Any:
+    """The first value that is not absent; None where all are."""
+    return next((value for value in values if not is_absent(value)), None)
+
+
+def told(counts: Mapping[str, int]) -> str:
+    """The counts of what was taken as absent, in words: "12 findings, 1 view"."""
+    return ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items()))
+
+
+def count_placeholders(counts: Counter[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with None in the place of placeholders, which `counts` counts by their names."""
+    found = dict(values)
+    for name, value in values.items():
+        if is_placeholder(value):
+            counts[name] += 1
+            found[name] = None
+    return found

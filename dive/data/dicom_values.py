@@ -1,0 +1,88 @@
+"""The stored values of a DICOM file, out of the bits that they are kept in."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dive.errors import DiveError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+_RLE = "1.2.840.10008.1.2.5"  # packs bytes, and leaves what they mean alone
+
+
+def stored_values(header: "Dataset") -> tuple[np.ndarray, np.ndarray]:
+    """Stored values, [H, W] or [H, W, 3], of `BitsStored` bits with their sign; and the whole of
+    the allocated bits that they were kept in.
+
+    Bits beside them (overlays, whatever a device left there) are taken off; values that do not
+    begin at the lowest bit are moved there.
+
+    Raises:
+        DiveError: BitsAllocated, BitsStored and HighBit that do not fit together, or, in a
+            compressed file, not what the decoder gives; more pixels than one image has; a
+            compression for which a decoder is missing.
+    """
+    allocated, stored = int(header.BitsAllocated), int(header.BitsStored)
+    high = header.get("HighBit")
+    high = stored - 1 if high is None else int(high)
+    low = high + 1 - stored
+    bits = f"BitsAllocated is {allocated}, BitsStored {stored} and HighBit {high}"
+    if not 1 <= stored <= allocated or low < 0 or high >= allocated:
+        raise DiveError(
+            f"{bits}; wants BitsStored bits that end at HighBit, within those allocated"
+        )
+    syntax = header.file_meta.TransferSyntaxUID
+    native = not syntax.is_encapsulated or syntax == _RLE
+    if low and not native:
+        raise DiveError(
+            f"{bits}, and its pixels are compressed ({syntax.name}), which says where values "
+            "begin in another way; wants HighBit = BitsStored - 1"
+        )
+    _check_length(header)
+    # pydicom clears what lies above BitsStored, which would take values' own bits, or hide others
+    header.BitsStored = allocated
+    try:
+        values: np.ndarray = header.pixel_array
+    except RuntimeError as error:  # no plugin can decode this transfer syntax
+        first = (str(error).strip().splitlines() or ["RuntimeError"])[0]
+        raise DiveError(
+            f"{first}; decoders for compressed DICOM: "
+            "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
+        ) from error
+    finally:
+        header.BitsStored = stored
+    if values.shape[:2] != (int(header.Rows), int(header.Columns)):
+        raise DiveError(f"holds {len(values)} frames; wants a file with one image")
+    if not native:
+        _check_range(values, stored, bits)
+    kept = values
+    container = 8 * values.dtype.itemsize
+    if stored < container and allocated > 1 and values.dtype.kind in "iu":
+        # up, so that nothing is left above, and down again with the sign
+        values = values << (container - 1 - high) >> (container - stored)
+    return values, kept
+
+
+def _check_range(values: np.ndarray, stored: int, bits: str) -> None:
+    """Of signed values some decoders give the bits without their meaning, from 0 up."""
+    low, high = int(values.min()), int(values.max())
+    least = -(1 << (stored - 1)) if values.dtype.kind == "i" else 0
+    if low < least or high >= 1 << stored:
+        raise DiveError(f"{bits}, and decompressed values are from {low} to {high}")
+
+
+def _check_length(header: "Dataset") -> None:
+    """DiveError for two images or more under a header that speaks of one."""
+    if header.file_meta.TransferSyntaxUID.is_encapsulated:
+        return
+    count = int(header.Rows) * int(header.Columns) * int(header.get("SamplesPerPixel") or 1)
+    wanted = count * int(header.BitsAllocated) // 8
+    if str(header.get("PhotometricInterpretation", "")) == "YBR_FULL_422":
+        wanted = wanted * 2 // 3
+    if wanted and len(header.PixelData) >= 2 * wanted + wanted % 2:
+        raise DiveError(
+            f"holds {len(header.PixelData):,} bytes of PixelData, and an image of "
+            f"{header.Columns} x {header.Rows} has {wanted:,}; wants a file with one image"
+        )
