@@ -21,6 +21,7 @@ namespace dive::cpu::avx2 {
 
 constexpr int kBatchTile = 1;
 constexpr int kRowTile = 4;
+constexpr int kStreams = 4;
 constexpr int kHeadTile = 1;
 
 #include "cpu/decode_body.h"

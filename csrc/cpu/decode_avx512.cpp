@@ -21,6 +21,7 @@ namespace dive::cpu::avx512 {
 
 constexpr int kBatchTile = 4;
 constexpr int kRowTile = 6;
+constexpr int kStreams = 4;
 constexpr int kHeadTile = 4;
 
 #include "cpu/decode_body.h"

@@ -3,6 +3,7 @@
 // and
 //   kBatchTile   sequences that one pass over a block of weight rows serves, as registers allow
 //   kRowTile     weight rows of such a block
+//   kStreams     places of a matrix that are read at the same time for one sequence
 // No include guard: being included several times is its purpose.
 
 constexpr std::int64_t kLanes = 16;
@@ -101,6 +102,7 @@ DIVE_TARGET inline void tile(const W* weight, std::int64_t stride, const float* 
       Vec in[batch];
       for (int b = 0; b < batch; ++b) in[b] = Vec::load(x + b * x_stride + i + c * kLanes);
       for (int r = 0; r < rows; ++r) {
+        if constexpr (batch == 1) ask_for(weight + r * stride + i + c * kLanes);
         const Vec w = Vec::load(weight + r * stride + i + c * kLanes);
         for (int b = 0; b < batch; ++b) sums[r][b][c] = fma(w, in[b], sums[r][b][c]);
       }
@@ -124,16 +126,19 @@ DIVE_TARGET inline void tile(const W* weight, std::int64_t stride, const float* 
   }
 }
 
+// Weight rows `row`, row + apart, ...
 template <class T, class X, int rows, int batch>
-DIVE_TARGET void matvec_tile(const Matvec& m, std::int64_t row, std::int64_t column) {
+DIVE_TARGET void matvec_tile(const Matvec& m, std::int64_t row, std::int64_t column,
+                             std::int64_t apart = 1) {
   float dots[rows][batch];
-  tile<T, rows, batch>(static_cast<const T*>(m.weight) + row * m.weight_stride, m.weight_stride,
-                       static_cast<const X*>(m.x) + column * m.x_stride, m.x_stride, m.columns,
-                       dots);
+  tile<T, rows, batch>(static_cast<const T*>(m.weight) + row * m.weight_stride,
+                       apart * m.weight_stride, static_cast<const X*>(m.x) + column * m.x_stride,
+                       m.x_stride, m.columns, dots);
   const T* const bias = static_cast<const T*>(m.bias);
   for (int r = 0; r < rows; ++r) {
-    const float more = bias == nullptr ? 0.0f : to_float(bias[row + r]);
-    for (int b = 0; b < batch; ++b) m.y[(column + b) * m.y_stride + row + r] = dots[r][b] + more;
+    const std::int64_t at = row + r * apart;
+    const float more = bias == nullptr ? 0.0f : to_float(bias[at]);
+    for (int b = 0; b < batch; ++b) m.y[(column + b) * m.y_stride + at] = dots[r][b] + more;
   }
 }
 
@@ -154,8 +159,13 @@ DIVE_TARGET void matvec_rows(const Matvec& m, std::int64_t row) {
 template <class T, class X>
 DIVE_TARGET void matvec(const Matvec& m) {
   std::int64_t row = m.first;
-  if (m.batch == 1) {  // one row after another: memory is read fastest from front to back
-    for (; row < m.last; ++row) matvec_tile<T, X, 1, 1>(m, row, 0);
+  if (m.batch == 1) {
+    // The rows in a few parts that are read side by side, each from front to back: one alone leaves
+    // the processor waiting at each page's end.
+    const std::int64_t apart = (m.last - m.first) / kStreams;
+    for (; row < m.first + apart; ++row) matvec_tile<T, X, kStreams, 1>(m, row, 0, apart);
+    for (row = m.first + kStreams * apart; row < m.last; ++row) matvec_tile<T, X, 1, 1>(m, row, 0);
+    return;
   }
   for (; row + kRowTile <= m.last; row += kRowTile) matvec_rows<T, X, kRowTile>(m, row);
   for (; row < m.last; ++row) matvec_rows<T, X, 1>(m, row);

@@ -14,6 +14,7 @@ namespace dive::cpu::scalar {
 
 constexpr int kBatchTile = 1;
 constexpr int kRowTile = 1;
+constexpr int kStreams = 1;
 constexpr int kHeadTile = 1;
 
 #include "cpu/decode_body.h"
