@@ -6,6 +6,7 @@ changes no result. No tokenizer is written: prompts are numbers here.
 """
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.timing import version
 from dive.bench.peers import Unavailable
 
 PACKAGES = ("llama-cpp-python", "gguf")
@@ -24,6 +26,15 @@ def check_installed() -> None:
     missing = [name for module, name in _MODULES.items() if not importlib.util.find_spec(module)]
     if missing:
         raise Unavailable(f"{' and '.join(missing)} {'are' if missing[1:] else 'is'} not installed")
+
+
+def described() -> dict[str, str]:
+    """Versions, and for which instructions it was compiled."""
+    check_installed()
+    import llama_cpp
+
+    said = llama_cpp.llama_print_system_info().decode()
+    return {**{name: version(name) for name in PACKAGES}, "compiled_for": " ".join(said.split())}
 
 
 def tensors(model: Any) -> dict[str, Tensor]:
@@ -106,13 +117,13 @@ def write_gguf(model: Any, path: Path) -> None:
 class LlamaCpp:
     """Greedy decoding of a batch by llama.cpp, on the CPU.
 
-    The cache is of the model's own width: float16, which is llama.cpp's default, for bfloat16 and
-    float32 for float32. RuntimeError where llama.cpp refuses.
+    Of a bfloat16 model the cache is float16, llama.cpp's default. Of a float32 one it is float32,
+    and attention is not the fused one, which rounds to float16: the same work as the session's.
+    RuntimeError where llama.cpp refuses.
     """
 
     def __init__(self, model: Any, folder: Path, threads: int, batch: int, tokens: int) -> None:
-        """tokens: of a row, prompt and answer. The file in `folder` is written if it is not there.
-        """
+        """tokens: of a row, prompt and answer. The weights' file is written if it is not there."""
         check_installed()
         import llama_cpp
 
@@ -123,8 +134,9 @@ class LlamaCpp:
         _silence(llama_cpp)
         llama_cpp.llama_backend_init()
         self.vocabulary: int = model.config.vocab_size
-        self.batch, self.model, self.context = None, None, None
-        self.model = llama_cpp.llama_model_load_from_file(
+        self.batch: Any = None
+        self.context: Any = None
+        self.model: Any = llama_cpp.llama_model_load_from_file(
             str(path).encode(), llama_cpp.llama_model_default_params()
         )
         if not self.model:
@@ -136,6 +148,7 @@ class LlamaCpp:
         given.n_threads = given.n_threads_batch = threads
         if model.dtype == torch.float32:
             given.type_k = given.type_v = llama_cpp.GGML_TYPE_F32
+            given.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.context = llama_cpp.llama_init_from_model(self.model, given)
         if not self.context:
             raise RuntimeError("llama.cpp makes no context of this size")
@@ -151,8 +164,8 @@ class LlamaCpp:
             self.api.llama_model_free(self.model)
         self.batch = self.context = self.model = None
 
-    def generate(self, ids: Tensor, new: int) -> Tensor:
-        """ids [B, T]; prompt and answer [B, T + new]."""
+    def generate(self, ids: Tensor, new: int, token_came: Callable[[], None]) -> Tensor:
+        """ids [B, T]; prompt and answer [B, T + new]. token_came: called behind each new token."""
         rows, length = ids.shape
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
         prompt = ids.tolist()
@@ -163,10 +176,12 @@ class LlamaCpp:
         ]
         answer = np.empty((rows, new), np.int64)
         answer[:, 0] = self._most_likely(asked)
+        token_came()
         for index in range(1, new):
             place = length + index - 1
             asked = [(int(answer[row, index - 1]), place, row, True) for row in range(rows)]
             answer[:, index] = self._most_likely(asked)
+            token_came()
         return torch.cat([ids, torch.from_numpy(answer)], 1)
 
     def logits(self, ids: Tensor) -> Tensor:
