@@ -148,9 +148,9 @@ def measure(bench: Bench, case: Case) -> dict[str, Any]:
         "new_tokens": new,
     }
     needed = step_bytes(bench.model, bench.adapters[0], case.batch, bench.context + new // 2)
-    rate = max(bench.rates.values())
+    by, rate = max(bench.rates.items(), key=lambda item: item[1])
     floor = (needed["weights"] + needed["cache"]) / rate / 1e6
-    found |= {"bytes_a_step": needed, "read_GB_s": bench.rates, "floor_ms": floor}
+    found |= {"bytes_a_step": needed, "read_GB_s": bench.rates, "floor_ms": floor, "floor_by": by}
     bench.plan = {}
     try:
         ways = [bench.way(name, case.batch, new) for name in (case.beside, case.way)]

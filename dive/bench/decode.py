@@ -2,7 +2,8 @@
 
 A token's time is that of an answer, less that of an answer of one token, over the tokens between.
 The floor is the time to read as many bytes as a step must, weights and cache, by the fastest of
-several ways to read and in the same turns; on a GPU at the rate of 4 GiB. Random weights.
+several ways to read and in the same turns: on a CPU the same number of bytes and as often as an
+answer has steps, on a GPU at the rate of 4 GiB. Random weights.
 """
 
 import sys
@@ -20,7 +21,7 @@ import dive
 from dive.bench import observe
 from dive.bench.asked import DECODE as OPERATOR
 from dive.bench.case import Here, off
-from dive.bench.rates import fastest, read_buffer, reads
+from dive.bench.rates import fastest, read_again, read_buffer, reads
 from dive.bench.results import Found, NotRun, Setting, Wrong, reason_of, rows
 from dive.bench.timing import interval, turns, wall_seconds
 
@@ -235,8 +236,8 @@ class Bench:
         read = sum(self._needed(self.case.prompt + new // 2).values()) / self.memory.nbytes
 
         def floor() -> float:
-            self.read()  # the others had the caches meanwhile
-            return read * wall_seconds(self.read, device)
+            times = 1 if device.type == "cuda" else new - 1
+            return read * wall_seconds(read_again(self.read, times), device) / times
 
         measures: dict[str, Callable[[], float]] = {"floor": floor}
         measures |= {way: partial(token, way) for way in WAYS}
