@@ -132,23 +132,23 @@ def read_buffer(device: torch.device, toy: bool, size: int = 0) -> Tensor:
 
 
 def measure(device: torch.device, dtype: torch.dtype, toy: bool, left: float = 60.0) -> Rates:
-    """Takes about a second, on a busy CPU more, but by a smaller buffer no tenth of `left` s."""
+    """Takes some seconds, on a busy CPU more, but by a smaller buffer no tenth of `left` s."""
     side = 64 if toy else 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     memory = read_buffer(device, toy, _fitting(left) if device.type == "cpu" and not toy else 0)
-    half = memory[: len(memory) // 2], memory[len(memory) // 2 :]
+    read, copied = reads(memory), copies(*memory.chunk(2))
     functions: dict[str, Call] = {
         "products": lambda: torch.mm(a, b, out=out),
-        "copies": lambda: half[0].copy_(half[1]),
-        **reads(memory),
+        **{f"copied by {name}": one for name, one in copied.items()},
+        **read,
     }
     taken = turns(stopwatches(functions, device), 3 if device.type == "cpu" else 10)
     seconds = {name: interval(values).median for name, values in taken.items()}
     size = memory.nbytes
-    best = min(reads(memory), key=lambda name: seconds[name])
-    return Rates(2 * side**3 / seconds["products"], size / seconds["copies"],
-                 size / seconds[best], best, size)  # fmt: skip
+    best = min(read, key=lambda name: seconds[name])
+    copy = min(seconds[f"copied by {name}"] for name in copied)
+    return Rates(2 * side**3 / seconds["products"], size / copy, size / seconds[best], best, size)
 
 
 def _fitting(left: float) -> int:
@@ -157,6 +157,6 @@ def _fitting(left: float) -> int:
     start = time.perf_counter()
     read_buffer(torch.device("cpu"), False, _LEAST_BYTES)
     once = time.perf_counter() - start
-    while size > _LEAST_BYTES and 24 * once * size / _LEAST_BYTES > left / 10:
+    while size > _LEAST_BYTES and 50 * once * size / _LEAST_BYTES > left / 10:
         size //= 2
     return size
