@@ -113,7 +113,8 @@ void each_chunk(std::int64_t bytes, int count, const Work& work) {
 
 }  // namespace
 
-std::uint64_t read_streams(Isa isa, const void* memory, std::int64_t bytes, const Streams& how) {
+std::uint64_t read_streams([[maybe_unused]] Isa isa, const void* memory, std::int64_t bytes,
+                           const Streams& how) {
   auto* read = plain::read_any;
 #if DIVE_X86
   if (isa >= Isa::avx512) {
@@ -130,7 +131,8 @@ std::uint64_t read_streams(Isa isa, const void* memory, std::int64_t bytes, cons
   return all;
 }
 
-void copy_streams(Isa isa, void* to, const void* from, std::int64_t bytes, const Streams& how) {
+void copy_streams([[maybe_unused]] Isa isa, void* to, const void* from, std::int64_t bytes,
+                  const Streams& how) {
   auto* copy = plain::copy_any;
 #if DIVE_X86
   if (isa >= Isa::avx512) {
