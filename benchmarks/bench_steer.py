@@ -4,9 +4,9 @@
     python -m benchmarks.bench_steer [--device cuda] [--rounds 200]
 
 The second writes benchmarks/results/<device>-steer.json, case by case. `forward` is recorded for
-gradients. `floor` is the least that must be read and written, at the rate of a copy measured in the
-same run: h and h' forward, and h and both gradients backward. No library has a kernel for this
-edit; what PyTorch does:
+gradients. `floor` is the least that must be read and written, at the rate of the fastest of several
+copies (dive/bench/rates.py) measured in the same run: h and h' forward, and h and both gradients
+backward. No library has a kernel for this edit; what PyTorch does:
 
 reference           dive/reference.py, eager and compiled
 hand algebra        the fewest PyTorch calls: the state is never normalised, for rstd * (h A^T) is
@@ -129,7 +129,8 @@ def measure(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
     for mode in MODES:
         functions, failed = timing.working(variants(case, device, mode))
         why |= {f"{name} ({mode})": reason for name, reason in failed.items()}
-        everything = {"copy": steer.copy(inputs(case, device)[0]), **functions}
+        floor_by, copying = steer.copy(inputs(case, device)[0])
+        everything = {"copy": copying, **functions}
         if calls > 1:
             everything = {name: _repeated(one, calls) for name, one in everything.items()}
         taken = timing.interleaved(everything, rounds, device)
@@ -150,6 +151,7 @@ def measure(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
         **{key: value for key, value in case._asdict().items() if key != "name"},
         "bytes": {mode: passes * stream for mode, passes in PASSES.items()},
         "seconds": seconds,
+        "floor_by": floor_by,
         "gb_s": {
             mode: {name: PASSES[mode] * stream / one / 1e9 for name, one in times[mode].items()}
             for mode in MODES

@@ -4,8 +4,8 @@ A way is a function of the number of new tokens. A token's time is that of a cal
 less the median of calls with one (the prompt), over NEW - 1; ratios are those of calls that ran one
 after the other, in turns of order, and stand with a 95% interval. What `DecodeSession.plan` says
 ran is written beside each. The floor is the bytes that a step must read over the best rate at which
-this device reads memory in the same run: sum, maximum or matrix-vector product over 4 GiB, on a CPU
-over 1 GiB.
+this device reads memory in the same run, by the ways of dive/bench/rates.py: 4 GiB on a GPU, on a
+CPU as many bytes as a step of one row, so that they lie in the caches as much as its own do.
 """
 
 import gc
@@ -23,11 +23,11 @@ from benchmarks import timing
 from benchmarks.compiled_loop import CompiledLoop
 from benchmarks.timing import TOY
 from dive.bench.decoders import adapter_for, build, step_bytes
+from dive.bench.rates import read_buffer, reads
 from dive.decode import DecodeSession
 
-# by kind of device: tokens in the prompt, what is read to measure the rate of reading
+# by kind of device: tokens in the prompt
 CONTEXT = {"cuda": 1024, "cpu": 12 if TOY else 64}
-READ_BYTES = {"cuda": 1 << 32, "cpu": 1 << (20 if TOY else 30)}
 # for the pairs; at least 4, 3 at toy size
 SECONDS_A_WAY = {"cuda": 1 if TOY else 90, "cpu": 1 if TOY else 40}
 
@@ -87,7 +87,9 @@ class Bench:
             shape, getattr(torch, dtype), device, context=self.context + 512, toy=TOY
         )
         self.adapters = [adapter_for(self.model, seed) for seed in range(2 if TOY else 32)]
-        self.rates = read_rates(device)
+        needed = step_bytes(self.model, self.adapters[0], 1, self.context)
+        size = 0 if device.type == "cuda" else needed["weights"] + needed["cache"]
+        self.rates = read_rates(device, size)
         self.plan: dict[str, Any] = {}
 
     def way(self, name: str, batch: int, new: int) -> Way:
@@ -127,20 +129,12 @@ class Bench:
         return lambda count: session.generate(ids, **given, max_new_tokens=count)
 
 
-def read_rates(device: torch.device) -> dict[str, float]:
-    """GB/s of reading, by several ways to read."""
-    size = READ_BYTES[device.type]
-    memory = torch.ones(size // 4, device=device)
-    half = memory.view(torch.bfloat16)
-    matrix, vector = half.view(-1, 4096), torch.ones(4096, dtype=torch.bfloat16, device=device)
-    functions: dict[str, timing.Call] = {
-        "sum": memory.sum,
-        "maximum": memory.amax,
-        "matrix-vector product": lambda: torch.mv(matrix, vector),
-    }
-    times = timing.interleaved(functions, 2 if TOY else 11, device)
+def read_rates(device: torch.device, size: int) -> dict[str, float]:
+    """GB/s of reading so many bytes (0: a good size for the device), by several ways to read."""
+    memory = read_buffer(device, TOY, size)
+    times = timing.interleaved(reads(memory), 2 if TOY else 11, device)
     clock = timing.clock(device)
-    return {name: size / one[clock] / 1e9 for name, one in times.items()}
+    return {name: memory.nbytes / one[clock] / 1e9 for name, one in times.items()}
 
 
 def measure(bench: Bench, case: Case) -> dict[str, Any]:
@@ -154,9 +148,9 @@ def measure(bench: Bench, case: Case) -> dict[str, Any]:
         "new_tokens": new,
     }
     needed = step_bytes(bench.model, bench.adapters[0], case.batch, bench.context + new // 2)
-    rate = max(bench.rates.values())
+    by, rate = max(bench.rates.items(), key=lambda item: item[1])
     floor = (needed["weights"] + needed["cache"]) / rate / 1e6
-    found |= {"bytes_a_step": needed, "read_GB_s": bench.rates, "floor_ms": floor}
+    found |= {"bytes_a_step": needed, "read_GB_s": bench.rates, "floor_ms": floor, "floor_by": by}
     bench.plan = {}
     try:
         ways = [bench.way(name, case.batch, new) for name in (case.beside, case.way)]

@@ -2,38 +2,26 @@
 
     python -m benchmarks.report
 
-No figure stands on that page that a results file does not hold; a test renders it again.
+No figure stands on that page that a results file does not hold; a test renders it again. So it is
+with the sentence on llama.cpp in the project's README.md.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report_text import CLOSING, INTRODUCTION, SECTIONS
+from benchmarks import report_llama_cpp
+from benchmarks.report_table import number, table
+from benchmarks.report_text import CLOSING, INTRODUCTION, SECTIONS, SOFT
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGE = HERE / "README.md"
+FRONT = HERE.parent / "README.md"
 
 Result = dict[str, Any]
-
-
-def number(value: float | None) -> str:
-    """Three digits that count."""
-    if value is None:
-        return ""
-    if value == 0:
-        return "0"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
-    """First column to the left, the others to the right."""
-    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return [*lines, ""]
 
 
 def origin(name: str, result: Result) -> list[str]:
@@ -113,8 +101,15 @@ def cross_entropy(result: Result) -> list[str]:
     return lines
 
 
+def soft_floor(result: Result) -> list[str]:
+    """A remark where a CPU's floor was not tried by more than torch; each case says by what."""
+    by_torch = any("floor_by" not in case for case in result.get("cases", result.get("results")))
+    on_gpu = any(kind in str(result["device"]) for kind in ("NVIDIA", "CUDA", "GPU"))
+    return [SOFT, ""] if by_torch and not on_gpu else []
+
+
 def steer(result: Result) -> list[str]:
-    lines = []
+    lines = soft_floor(result)
     for case in result["cases"]:
         sizes = f"{case['tokens']} x {case['width']}, rank {case['rank']}"
         lines += [f"**{case['case']}** ({sizes}, {case['dtype']})", ""]
@@ -140,7 +135,7 @@ def decode_cpu(result: Result) -> list[str]:
         )
     head = ["ms a token", "session", "steered", "transformers", "steered", "faster", "floor",
             "of the floor", "steering costs (95%)", "in transformers"]  # fmt: skip
-    return table(head, rows)
+    return soft_floor(result) + table(head, rows)
 
 
 def decode_pairs(result: Result) -> list[str]:
@@ -164,7 +159,7 @@ def decode_pairs(result: Result) -> list[str]:
             ]
         )
     head = ["", "ms a token", "of the floor", "beside, ms", "times it (95%)", "the session ran in"]
-    return table(head, rows)
+    return soft_floor(result) + table(head, rows)
 
 
 def steer_step(result: Result) -> list[str]:
@@ -264,6 +259,7 @@ KINDS: dict[str, Callable[[Result], list[str]]] = {
     "steer": steer,
     "decode": decode_cpu,
     "decode-pairs": decode_pairs,
+    "llama-cpp": report_llama_cpp.rows,
     "steer-step": steer_step,
     "distill-run": distill_run,
     "distill": distill,
@@ -392,6 +388,9 @@ def main() -> None:
     found = load()
     PAGE.write_text(render(), encoding="utf-8")
     print(PAGE)
+    front = FRONT.read_text(encoding="utf-8")
+    FRONT.write_text(report_llama_cpp.fill(front, found.get("llama-cpp", {})), encoding="utf-8")
+    print(FRONT)
     for kind in OPERATORS:
         shown = bars(kind, found)
         if shown:

@@ -8,9 +8,11 @@
 #include <string>
 #include <vector>
 
+#include "cpu/cores.h"
 #include "cpu/isa.h"
 #include "cpu/steer_step.h"
 #include "cpu/steering.h"
+#include "cpu/streams.h"
 #include "engine_bindings.h"
 #include "tensor.h"
 #ifdef DIVE_CUDA_SHIM
@@ -228,6 +230,57 @@ void steer_step(py::handle residual_object, py::handle delta_object, py::handle 
   }
 }
 
+cpu::Streams streams_from(int streams, std::int64_t ahead, int threads) {
+  if (streams != 1 && streams != 2 && streams != 4 && streams != 8) {
+    throw py::value_error("streams is " + std::to_string(streams) + ", want 1, 2, 4 or 8");
+  }
+  if (ahead < 0 || ahead > (1 << 20)) {
+    throw py::value_error("ahead is " + std::to_string(ahead) + ", want 0 to 1048576 bytes");
+  }
+  if (threads < 1 || threads > cpu::physical_cores()) {
+    throw py::value_error("threads is " + std::to_string(threads) + ", want 1 to " +
+                          std::to_string(cpu::physical_cores()) + ", the cores there are");
+  }
+  return {streams, ahead, false, threads};
+}
+
+// Bytes of a float32 vector that begins at a cache line and is of whole units.
+std::int64_t stream_bytes(TensorArgument& tensor) {
+  tensor.want_dtype({DType::f32});
+  tensor.want_shape({-1}, "[numbers]");
+  tensor.want_rows();
+  const std::int64_t bytes = tensor.numel() * 4;
+  if (bytes == 0 || bytes % cpu::kStreamUnit != 0) {
+    tensor.fail("has " + std::to_string(bytes) + " bytes, want a multiple of " +
+                std::to_string(cpu::kStreamUnit));
+  }
+  if (reinterpret_cast<std::uintptr_t>(tensor.data()) % 64 != 0) {
+    tensor.fail("begins inside a cache line, want a multiple of 64 bytes");
+  }
+  return bytes;
+}
+
+std::uint64_t read_memory(py::handle memory_object, int streams, std::int64_t ahead, int threads) {
+  TensorArgument memory("memory", memory_object);
+  const std::int64_t bytes = stream_bytes(memory);
+  const cpu::Streams how = streams_from(streams, ahead, threads);
+  const py::gil_scoped_release unlocked;
+  return cpu::read_streams(cpu::current_isa(), memory.data(), bytes, how);
+}
+
+void copy_memory(py::handle target_object, py::handle source_object, int streams,
+                 std::int64_t ahead, bool past_caches, int threads) {
+  TensorArgument target("target", target_object), source("source", source_object);
+  const std::int64_t bytes = stream_bytes(source);
+  if (stream_bytes(target) != bytes) target.want_shape({source.size(0)}, "the shape of source");
+  target.want_writable();
+  if (target.overlaps(source)) target.fail("shares memory with source, want its own");
+  cpu::Streams how = streams_from(streams, ahead, threads);
+  how.past_caches = past_caches;
+  const py::gil_scoped_release unlocked;
+  cpu::copy_streams(cpu::current_isa(), target.data(), source.data(), bytes, how);
+}
+
 py::dict build_info() {
   const auto names = [](const std::vector<cpu::Isa>& isas) {
     py::list list;
@@ -282,6 +335,11 @@ PYBIND11_MODULE(DIVE_MODULE_NAME, module) {
              py::arg("out") = py::none(), py::kw_only(), py::arg("norm_eps") = 1e-6,
              py::arg("norm_plus_one") = false, py::arg("mask") = py::none());
   bind_engine(module);
+  module.def("read_memory", &read_memory, py::arg("memory"), py::kw_only(), py::arg("streams") = 1,
+             py::arg("ahead") = 0, py::arg("threads") = 1);
+  module.def("copy_memory", &copy_memory, py::arg("target"), py::arg("source"), py::kw_only(),
+             py::arg("streams") = 1, py::arg("ahead") = 0, py::arg("past_caches") = false,
+             py::arg("threads") = 1);
 #ifdef DIVE_CUDA_SHIM
   cuda::shim::bind_shim(module);
 #endif

@@ -98,6 +98,24 @@ def steer_step(
 ) -> None:
     """See `dive.extension.steer_step`; `residual` and `out` are written."""
 
+def read_memory(memory: Any, *, streams: int = 1, ahead: int = 0, threads: int = 1) -> int:
+    """Reads a float32 vector once, for benchmarks; a number that depends on all of it.
+
+    memory: a multiple of 4096 bytes from a cache line on. streams: 1, 2, 4 or 8 places that are
+    read side by side. ahead: bytes that are asked for before their use.
+    """
+
+def copy_memory(
+    target: Any,
+    source: Any,
+    *,
+    streams: int = 1,
+    ahead: int = 0,
+    past_caches: bool = False,
+    threads: int = 1,
+) -> None:
+    """Copies a float32 vector, for benchmarks; as `read_memory`. past_caches: of the stores."""
+
 def build_info() -> dict[str, Any]:
     """version, compiler, build_type, isa_compiled, isa_usable, isa (the one in use), cuda,
     cuda_archs (the GPUs that it was compiled for)."""

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <type_traits>
 
 #include "cpu/decode_kernels.h"
@@ -21,6 +22,7 @@ namespace dive::cpu::avx2 {
 
 constexpr int kBatchTile = 1;
 constexpr int kRowTile = 4;
+constexpr int kStreams = 4;
 constexpr int kHeadTile = 1;
 
 #include "cpu/decode_body.h"

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <type_traits>
 
 #include "cpu/decode_kernels.h"
@@ -21,6 +22,7 @@ namespace dive::cpu::avx512 {
 
 constexpr int kBatchTile = 4;
 constexpr int kRowTile = 6;
+constexpr int kStreams = 4;
 constexpr int kHeadTile = 4;
 
 #include "cpu/decode_body.h"

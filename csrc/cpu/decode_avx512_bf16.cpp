@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <type_traits>
 
 #include "cpu/decode_kernels.h"
@@ -23,6 +24,7 @@ namespace dive::cpu::avx512_bf16 {
 
 constexpr int kBatchTile = 4;
 constexpr int kRowTile = 6;
+constexpr int kStreams = 4;
 constexpr int kHeadTile = 4;
 
 // 32 bfloat16; through memcpy since the intrinsics have no load of this type.
@@ -57,6 +59,7 @@ DIVE_TARGET inline void tile(const BFloat16* weight, std::int64_t stride, const 
       __m512bh in[batch];
       for (int b = 0; b < batch; ++b) in[b] = load32(x + b * x_stride + i + c * 32);
       for (int r = 0; r < rows; ++r) {
+        ask_for(weight + r * stride + i + c * 32);
         const __m512bh w = load32(weight + r * stride + i + c * 32);
         for (int b = 0; b < batch; ++b) {
           sums[r][b][c] = _mm512_dpbf16_ps(sums[r][b][c], w, in[b]);

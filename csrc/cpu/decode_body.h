@@ -3,6 +3,7 @@
 // and
 //   kBatchTile   sequences that one pass over a block of weight rows serves, as registers allow
 //   kRowTile     weight rows of such a block
+//   kStreams     weight rows that one sequence alone is multiplied with at the same time
 // No include guard: being included several times is its purpose.
 
 constexpr std::int64_t kLanes = 16;
@@ -101,6 +102,7 @@ DIVE_TARGET inline void tile(const W* weight, std::int64_t stride, const float* 
       Vec in[batch];
       for (int b = 0; b < batch; ++b) in[b] = Vec::load(x + b * x_stride + i + c * kLanes);
       for (int r = 0; r < rows; ++r) {
+        ask_for(weight + r * stride + i + c * kLanes);
         const Vec w = Vec::load(weight + r * stride + i + c * kLanes);
         for (int b = 0; b < batch; ++b) sums[r][b][c] = fma(w, in[b], sums[r][b][c]);
       }
@@ -124,41 +126,60 @@ DIVE_TARGET inline void tile(const W* weight, std::int64_t stride, const float* 
   }
 }
 
+// Weight rows `row`, row + apart, ...
 template <class T, class X, int rows, int batch>
-DIVE_TARGET void matvec_tile(const Matvec& m, std::int64_t row, std::int64_t column) {
+DIVE_TARGET void matvec_tile(const Matvec& m, std::int64_t row, std::int64_t column,
+                             std::int64_t apart = 1) {
   float dots[rows][batch];
-  tile<T, rows, batch>(static_cast<const T*>(m.weight) + row * m.weight_stride, m.weight_stride,
-                       static_cast<const X*>(m.x) + column * m.x_stride, m.x_stride, m.columns,
-                       dots);
+  tile<T, rows, batch>(static_cast<const T*>(m.weight) + row * m.weight_stride,
+                       apart * m.weight_stride, static_cast<const X*>(m.x) + column * m.x_stride,
+                       m.x_stride, m.columns, dots);
   const T* const bias = static_cast<const T*>(m.bias);
   for (int r = 0; r < rows; ++r) {
-    const float more = bias == nullptr ? 0.0f : to_float(bias[row + r]);
-    for (int b = 0; b < batch; ++b) m.y[(column + b) * m.y_stride + row + r] = dots[r][b] + more;
+    const std::int64_t at = row + r * apart;
+    const float more = bias == nullptr ? 0.0f : to_float(bias[at]);
+    for (int b = 0; b < batch; ++b) m.y[(column + b) * m.y_stride + at] = dots[r][b] + more;
   }
 }
 
 template <class T, class X, int rows>
-DIVE_TARGET void matvec_rows(const Matvec& m, std::int64_t row) {
-  // the later passes find the rows in the cache nearest to the processor
+DIVE_TARGET void matvec_rows(const Matvec& m, std::int64_t row, std::int64_t apart = 1) {
+  // rows `row`, row + apart, ...; later passes find them in the cache nearest to the processor
   std::int64_t b = 0;
-  for (; b + kBatchTile <= m.batch; b += kBatchTile) matvec_tile<T, X, rows, kBatchTile>(m, row, b);
+  for (; b + kBatchTile <= m.batch; b += kBatchTile)
+    matvec_tile<T, X, rows, kBatchTile>(m, row, b, apart);
   if constexpr (kBatchTile > 4) {
-    for (; b + 4 <= m.batch; b += 4) matvec_tile<T, X, rows, 4>(m, row, b);
+    for (; b + 4 <= m.batch; b += 4) matvec_tile<T, X, rows, 4>(m, row, b, apart);
   }
   if constexpr (kBatchTile > 2) {
-    for (; b + 2 <= m.batch; b += 2) matvec_tile<T, X, rows, 2>(m, row, b);
+    for (; b + 2 <= m.batch; b += 2) matvec_tile<T, X, rows, 2>(m, row, b, apart);
   }
-  for (; b < m.batch; ++b) matvec_tile<T, X, rows, 1>(m, row, b);
+  for (; b < m.batch; ++b) matvec_tile<T, X, rows, 1>(m, row, b, apart);
 }
 
+// The rows in a few parts, read side by side and each from front to back: one stream alone leaves
+// the processor waiting for memory at the end of each page. Measured against one row after another
+// on a Xeon with AVX-512: 0.4 to 0.8 of a step's time, at batches from 1 to 8.
 template <class T, class X>
 DIVE_TARGET void matvec(const Matvec& m) {
-  std::int64_t row = m.first;
-  if (m.batch == 1) {  // one row after another: memory is read fastest from front to back
-    for (; row < m.last; ++row) matvec_tile<T, X, 1, 1>(m, row, 0);
+  const std::int64_t rows = m.last - m.first;
+  if (m.batch == 1) {
+    const std::int64_t apart = rows / kStreams;
+    for (std::int64_t row = m.first; row < m.first + apart; ++row) {
+      matvec_tile<T, X, kStreams, 1>(m, row, 0, apart);
+    }
+    for (std::int64_t row = m.first + kStreams * apart; row < m.last; ++row) {
+      matvec_tile<T, X, 1, 1>(m, row, 0);
+    }
+    return;
   }
-  for (; row + kRowTile <= m.last; row += kRowTile) matvec_rows<T, X, kRowTile>(m, row);
-  for (; row < m.last; ++row) matvec_rows<T, X, 1>(m, row);
+  const std::int64_t apart = rows / kRowTile;
+  for (std::int64_t row = m.first; row < m.first + apart; ++row) {
+    matvec_rows<T, X, kRowTile>(m, row, apart);
+  }
+  for (std::int64_t row = m.first + kRowTile * apart; row < m.last; ++row) {
+    matvec_rows<T, X, 1>(m, row);
+  }
 }
 
 // scores[g][t] = query[g] . keys[t], with scale and soft-cap
@@ -343,7 +364,7 @@ const DecodeKernels& decode_kernels(DType model) {
   using Narrow = float;
 #endif
   static const DecodeKernels full{DType::f32,
-                                  kRowTile,
+                                  std::lcm(kRowTile, kStreams),
                                   matvec<float, float>,
                                   convert_padded<float, float>,
                                   input_from_float<float>,
@@ -353,7 +374,7 @@ const DecodeKernels& decode_kernels(DType model) {
                                   gate_rows,
                                   finish_logits<float>};
   static const DecodeKernels half{dtype_of<Narrow>::value,
-                                  kRowTile,
+                                  std::lcm(kRowTile, kStreams),
                                   matvec<BFloat16, Narrow>,
                                   convert_padded<BFloat16, Narrow>,
                                   input_from_float<Narrow>,

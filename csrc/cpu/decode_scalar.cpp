@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <type_traits>
 
 #include "cpu/decode_kernels.h"
@@ -14,6 +15,7 @@ namespace dive::cpu::scalar {
 
 constexpr int kBatchTile = 1;
 constexpr int kRowTile = 1;
+constexpr int kStreams = 1;
 constexpr int kHeadTile = 1;
 
 #include "cpu/decode_body.h"

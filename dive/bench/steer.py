@@ -17,6 +17,7 @@ from dive import ops, reference
 from dive.bench import observe
 from dive.bench.asked import STEER as OPERATOR
 from dive.bench.case import Here, off, reseed
+from dive.bench.rates import copies, fastest
 from dive.bench.results import Found, NotRun, Setting, Wrong, reason_of, rows
 from dive.bench.timing import Call, stopwatches, turns
 
@@ -37,10 +38,12 @@ def inputs(
     return [x.requires_grad_() for x in (h, *parameters, torch.tensor(0.5, device=device))]
 
 
-def copy(h: Tensor) -> Call:
-    """A copy of the stream."""
+def copy(h: Tensor) -> tuple[str, Call]:
+    """A copy of the stream, by the fastest way that there is here, and that way's name."""
     source, target = h.detach(), torch.empty_like(h, requires_grad=False)
-    return lambda: target.copy_(source)
+    ways = copies(target, source)
+    name = fastest(ways, h.device)
+    return name, ways[name]
 
 
 def run(function: Callable[..., Tensor], given: list[Tensor], upstream: Tensor, mode: str) -> Call:
@@ -116,7 +119,8 @@ class Steer:
                 ran["reference, compiled"] = "dynamo"
         size = self.tokens * self.width * here.dtype.itemsize
         for at, (mode, passes) in enumerate(PASSES.items()):
-            calls = {"floor": copy(given[0]), "dive": modes[mode]}
+            copied_by, copying = copy(given[0])
+            calls = {"floor": copying, "dive": modes[mode]}
             for name, function in others.items():
                 one = run(function, given, upstream, mode)
                 try:
@@ -131,7 +135,10 @@ class Steer:
             watches = stopwatches(calls, here.device)
             seconds = turns(watches, _ROUNDS, until=time.monotonic() + part)
             seconds["floor"] = [passes / 2 * one for one in seconds["floor"]]
-            ran |= {"dive": seen[mode], "floor": f"{passes} passes at the rate of a copy"}
+            ran |= {
+                "dive": seen[mode],
+                "floor": f"{passes} passes at the rate of a copy ({copied_by})",
+            }
             beside = {name: "dive" for name in others}
             setting = Setting(OPERATOR, self.name, mode)
             yield from rows(setting, seconds, ran, beside, passes * size / 1e9, "GB/s")

@@ -1,0 +1,223 @@
+"""llama.cpp as a peer of the decode session: the benchmark's own model, by llama-cpp-python.
+
+The weights go into a GGUF file as they are: bfloat16 or float32, norms in float32 as llama.cpp
+wants them. Rows of the query and key projections are put in its order of rotary pairs, which
+changes no result. No tokenizer is written: prompts are numbers here.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.timing import version
+from dive.bench.peers import Unavailable
+
+PACKAGES = ("llama-cpp-python", "gguf")
+_MODULES = {"llama_cpp": PACKAGES[0], "gguf": PACKAGES[1]}
+
+
+def check_installed() -> None:
+    """Unavailable where a package is missing."""
+    missing = [name for module, name in _MODULES.items() if not importlib.util.find_spec(module)]
+    if missing:
+        raise Unavailable(f"{' and '.join(missing)} {'are' if missing[1:] else 'is'} not installed")
+
+
+def described() -> dict[str, str]:
+    """Versions, and for which instructions it was compiled."""
+    check_installed()
+    import llama_cpp
+
+    said = llama_cpp.llama_print_system_info().decode()
+    return {**{name: version(name) for name in PACKAGES}, "compiled_for": " ".join(said.split())}
+
+
+def tensors(model: Any) -> dict[str, Tensor]:
+    """GGUF's names and the weights, of a LlamaForCausalLM; views where nothing is reordered."""
+    config, state = model.config, model.state_dict()
+    own = {
+        "input_layernorm": "attn_norm",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "post_attention_layernorm": "ffn_norm",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+    }
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    found = {
+        "token_embd.weight": state["model.embed_tokens.weight"],
+        "output_norm.weight": state["model.norm.weight"],
+        "output.weight": state["lm_head.weight"],
+    }
+    for layer in range(config.num_hidden_layers):
+        for theirs, name in own.items():
+            weight = state[f"model.layers.{layer}.{theirs}.weight"]
+            if name in heads:
+                weight = interleaved(weight, heads[name])
+            found[f"blk.{layer}.{name}.weight"] = weight
+    return found
+
+
+def interleaved(weight: Tensor, heads: int) -> Tensor:
+    """[heads * width, D] with a head's rows i and i + width / 2 put side by side: rotary pairs."""
+    halves = weight.view(heads, 2, -1, weight.shape[-1])
+    return halves.transpose(1, 2).reshape(weight.shape)
+
+
+def write_gguf(model: Any, path: Path) -> None:
+    """ValueError for what is no plain Llama, since llama.cpp would compute something else."""
+    import gguf
+
+    config = model.config
+    kind = config.rope_parameters.get("rope_type", "default")
+    if config.model_type != "llama" or kind != "default" or config.attention_bias:
+        raise ValueError(
+            f"llama.cpp is given a {config.model_type} with {kind} RoPE and attention_bias "
+            f"{config.attention_bias}, want a llama with default RoPE and no bias"
+        )
+    formats = {
+        torch.bfloat16: (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+        torch.float32: (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
+    }
+    format_, file_type = formats[model.dtype]
+    width = config.hidden_size // config.num_attention_heads
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_file_type(file_type)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(width)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_tokenizer_model("none")
+    for name, weight in tensors(model).items():
+        if weight.ndim == 1:
+            writer.add_tensor(name, weight.float().numpy())
+        else:
+            bits = weight.view(torch.uint16) if weight.dtype == torch.bfloat16 else weight
+            writer.add_tensor(name, bits.numpy(), raw_dtype=format_)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+class LlamaCpp:
+    """Greedy decoding of a batch by llama.cpp, on the CPU.
+
+    Of a bfloat16 model the cache is float16, llama.cpp's default. Of a float32 one it is float32,
+    and attention is not the fused one, which rounds to float16: the same work as the session's.
+    RuntimeError where llama.cpp refuses.
+    """
+
+    def __init__(self, model: Any, folder: Path, threads: int, batch: int, tokens: int) -> None:
+        """tokens: of a row, prompt and answer. The weights' file is written if it is not there."""
+        check_installed()
+        import llama_cpp
+
+        self.api: Any = llama_cpp
+        path = folder / f"{str(model.dtype).removeprefix('torch.')}.gguf"
+        if not path.exists():
+            write_gguf(model, path)
+        _silence(llama_cpp)
+        llama_cpp.llama_backend_init()
+        self.vocabulary: int = model.config.vocab_size
+        self.batch: Any = None
+        self.context: Any = None
+        self.model: Any = llama_cpp.llama_model_load_from_file(
+            str(path).encode(), llama_cpp.llama_model_default_params()
+        )
+        if not self.model:
+            raise RuntimeError(f"llama.cpp cannot load {path}")
+        given = llama_cpp.llama_context_default_params()
+        given.n_ctx = batch * -(-tokens // 256) * 256
+        given.n_seq_max = batch
+        given.n_batch = given.n_ubatch = max(512, batch * tokens)
+        given.n_threads = given.n_threads_batch = threads
+        if model.dtype == torch.float32:
+            given.type_k = given.type_v = llama_cpp.GGML_TYPE_F32
+            given.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self.context = llama_cpp.llama_init_from_model(self.model, given)
+        if not self.context:
+            raise RuntimeError("llama.cpp makes no context of this size")
+        self.batch = llama_cpp.llama_batch_init(given.n_batch, 0, 1)
+
+    def close(self) -> None:
+        """Gives its memory back; the file stays."""
+        if self.batch is not None:
+            self.api.llama_batch_free(self.batch)
+        if self.context:
+            self.api.llama_free(self.context)
+        if self.model:
+            self.api.llama_model_free(self.model)
+        self.batch = self.context = self.model = None
+
+    def generate(self, ids: Tensor, new: int, token_came: Callable[[], None]) -> Tensor:
+        """ids [B, T]; prompt and answer [B, T + new]. token_came: called behind each new token."""
+        rows, length = ids.shape
+        self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
+        prompt = ids.tolist()
+        asked = [
+            (token, place, row, place == length - 1)
+            for row in range(rows)
+            for place, token in enumerate(prompt[row])
+        ]
+        answer = np.empty((rows, new), np.int64)
+        answer[:, 0] = self._most_likely(asked)
+        token_came()
+        for index in range(1, new):
+            place = length + index - 1
+            asked = [(int(answer[row, index - 1]), place, row, True) for row in range(rows)]
+            answer[:, index] = self._most_likely(asked)
+            token_came()
+        return torch.cat([ids, torch.from_numpy(answer)], 1)
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """float32 [T, V] of one row's every token, ids [T]."""
+        self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
+        found = self._decode([(token, place, 0, True) for place, token in enumerate(ids.tolist())])
+        return torch.stack([torch.from_numpy(one.copy()) for one in found])
+
+    def _most_likely(self, asked: list[tuple[int, int, int, bool]]) -> list[int]:
+        return [int(one.argmax()) for one in self._decode(asked)]
+
+    def _decode(self, asked: list[tuple[int, int, int, bool]]) -> list[Any]:
+        """Logits of the tokens (token, place, row, whether they are wanted) that want them."""
+        batch: Any = self.batch
+        batch.n_tokens = len(asked)
+        for at, (token, place, row, wanted) in enumerate(asked):
+            batch.token[at], batch.pos[at] = token, place
+            batch.n_seq_id[at], batch.seq_id[at][0] = 1, row
+            batch.logits[at] = wanted
+        if status := self.api.llama_decode(self.context, batch):
+            raise RuntimeError(f"llama_decode answers {status}")
+        return [
+            np.ctypeslib.as_array(
+                self.api.llama_get_logits_ith(self.context, at), (self.vocabulary,)
+            )
+            for at, one in enumerate(asked)
+            if one[3]
+        ]
+
+
+def _silence(llama_cpp: Any) -> None:
+    """Its log goes to stderr, line by line; what fails raises here."""
+    global _quiet
+    if _quiet is None:
+        _quiet = llama_cpp.llama_log_callback(lambda *_: None)
+        llama_cpp.llama_log_set(_quiet, None)
+
+
+_quiet: Any = None  # kept alive: the library calls it
