@@ -42,7 +42,9 @@ TEXTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", NONE, ids=repr)
+@pytest.mark.parametrize(
+    "value", NONE, ids=lambda v: repr(v) if isinstance(v, (str, float)) else type(v).__name__
+)
 def test_what_is_absent(value: object) -> None:
     assert is_absent(value) and is_placeholder(value)
     assert first_present(value, None, "Cough.") == "Cough."
