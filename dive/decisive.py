@@ -16,7 +16,7 @@ from dive.lexicon import OTHER, Entry, Lexicon, default_lexicon
 from dive.lexicon.markup import without_markup
 from dive.lexicon.modifiers import widen
 from dive.lexicon.terms import Match, longest_first
-from dive.lexicon.words import split
+from dive.lexicon.words import COLON, split
 from dive.polarity import (
     NEGATIVE,
     POSITIVE,
@@ -67,6 +67,7 @@ def find_mentions(text: str, lexicon: Lexicon | None = None) -> list[Mention]:
     free = [True] * len(words.words)
     for first, stop, answer in with_answers(words, answers(text)):
         matches = automaton.matches(words.words, words.joined, first, stop)
+        matches = _without_headings(matches, words.before)
         if not matches:
             continue
         found = [f for match in longest_first(matches) if not (f := _found(match)).ignore]
@@ -83,6 +84,19 @@ def find_mentions(text: str, lexicon: Lexicon | None = None) -> list[Mention]:
                 polarity = UNCERTAIN
             mentions.append(Mention(start, end, entry.name, entry.cls, polarity, spans))
     return mentions
+
+
+def _without_headings(matches: list[Match], before: Sequence[int]) -> list[Match]:
+    """The matches, but for those that take words of a heading in vain: "Left lung: opacity"."""
+    kept = []
+    for match in matches:
+        colon = next((i for i in match.words[1:] if before[i] == COLON), None)
+        if colon is None or not any(
+            other.value is match.value and other.first >= colon and other.end == match.end
+            for other in matches
+        ):
+            kept.append(match)
+    return kept
 
 
 def _found(match: Match) -> Found:

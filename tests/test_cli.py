@@ -196,7 +196,7 @@ def test_inspect_tokens(tiny_llava, tmp_path):
     plain = call("inspect", "tokens", report).stdout  # not to a terminal: no underlines
     assert "[Small right pleural effusion]. No pneumothorax." in plain and "[weighted]" in plain
     every = call("inspect", "tokens", report, "--polarity", "all", "--no-modifiers").stdout
-    assert "Small right pleural [effusion]. No [pneumothorax]." in every
+    assert "Small right [pleural effusion]. No [pneumothorax]." in every
     result = call("inspect", "tokens", report, "--backbone", tiny_llava)
     assert "Pleural Effusion" in result.stdout and "% of loss" in result.stdout
     with pytest.raises(DiveError, match="cannot read the report"):

@@ -272,6 +272,20 @@ def test_nouns_are_whole(text, whole):
 
 
 @pytest.mark.parametrize(
+    ("text", "spans"),
+    [
+        ("Left lung: opacity.", ["opacity"]),
+        ("LUNGS: Consolidation.", ["Consolidation"]),
+        ("Heart: mildly enlarged.", ["enlarged"]),
+        ("Lung volumes: low.", ["volumes", "low"]),
+    ],
+)
+def test_a_heading_is_no_part_of_what_it_heads(text, spans):
+    """Unless the words behind it say nothing without it."""
+    assert [text[a:b] for m in find_mentions(text) for a, b in m.spans] == spans
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "The patient is slightly rotated.",

@@ -60,7 +60,7 @@ DIFFERENCES = (
 )
 
 # Two-sided 95% quantiles of Student's t with 1, 2, ... degrees of freedom.
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+_T95 = (12.70620, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.30600, 2.26216)
 
 
 def scores(records: Sequence[Record]) -> str:

@@ -13,6 +13,7 @@ from typing import Protocol
 from dive.lexicon.detail_pairs import Detail, completed, settled, sides_of
 from dive.lexicon.detail_ties import DETERMINERS, IS, JOINS, MEANING, NONE, Place, share
 from dive.lexicon.detail_words import Item, items_of, vocabulary
+from dive.lexicon.markup import without_markup
 from dive.lexicon.words import COLON, COMMA, JOINED, SEMICOLON, Words, split, word_set
 
 _COMPARED = word_set("greater larger more worse bigger less smaller > <")
@@ -56,6 +57,7 @@ def details(text: str, mentions: Sequence[Placed]) -> list[list[Detail]]:
     `mentions` are those of `dive.decisive.find_mentions(text)`. More than one detail where the
     report keeps them apart ("small right and moderate left effusions"); none where it gives none.
     """
+    text = without_markup(text)
     words = split(text)
     found: list[list[Detail]] = [[] for _ in mentions]
     sentence_of: dict[int, list[int]] = {}
