@@ -10,7 +10,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from dive.lexicon.answers import (
     ANSWER,
@@ -25,6 +25,7 @@ from dive.lexicon.answers import (
     SIGNED,
     TICK_ENDS,
     TICKED,
+    UNFILLED,
 )
 from dive.lexicon.words import END, Words
 
@@ -45,7 +46,7 @@ class Answer(NamedTuple):
 
 
 _TICK_STATES = dict.fromkeys("xX✓✔*+☑☒", POSITIVE) | dict.fromkeys("-−✗✘", NEGATIVE)
-_EDGE = re.compile(r"[\n;|\t{]|\)(?=,|\s+\w)|[.!?](?=\s)|\s/\s| {2,}|\s[-–—]\s")
+_EDGE = re.compile(r"[\n;|\t{(\[]|\)(?=,|\s+\w)|[.!?](?=\s)|\s/\s| {2,}|\s[-–—]\s|,(?=\s)")
 _VERB = re.compile(
     r"\b(?:is|are|was|were|has|have|had|shows?|demonstrates?|reveals?|there|appears?|remains?|may"
     r"|might|could|can|cannot|suggests?|represents?|seen)\b",
@@ -53,6 +54,7 @@ _VERB = re.compile(
 )
 _WORDS = re.compile(r"\w+")
 _LIST_ENDS = re.compile(r"\n|\.(?=\s|$)|;(?=[^\n;.]*:)")
+_CELL_ENDS = re.compile(r"[\n;|\t)\]]|[.!](?=\s|$)| {2,}|,\s|\s/\s")
 _LONGEST = 9  # words of a heading
 _WINDOW = 200  # characters that are looked through for its beginning
 _WRAPPED = 50  # characters; a longer line may have been wrapped
@@ -66,27 +68,40 @@ _SIZED = re.compile(
     r"|old|with|without|no)\b",
     re.IGNORECASE,
 )
+_RUNS = re.compile(r"[ \t]{3,}|([=|._*…-])\1{4,}")  # as in forms that are filled up with dots
 
 
-def answers(text: str) -> list[Answer]:
-    """The answered headings of a text, in its order, none inside another.
+class Names(Protocol):
+    """Whether a finding is named in characters [start, stop) of a text."""
 
-    A heading need not name a finding; "Comparison: none" is one as well.
-    """
+    def __call__(self, start: int, stop: int) -> bool: ...
+
+
+def answers(text: str, names_finding: Names) -> list[Answer]:
+    """The answered headings of a text, in its order, none inside another."""
+    short, places = _without_runs(text)
+    if len(short) < len(text):
+        inner = answers(short, lambda a, b: names_finding(places[a], places[b]))
+        return [
+            Answer(places[one.start], places[one.stop], places[one.end], one.state) for one in inner
+        ]
     found: list[Answer] = []
     position = 0
     for match, state in sorted(_candidates(text), key=lambda one: (one[0].start(), -one[0].end())):
         if match.start() < position:
             continue
-        start = _heading(text, position, match.start(), asked="?" in match.group())
-        if start is not None:
-            found.append(Answer(start, match.start(), match.end(), state))
-            position = match.end()
+        start = _heading(text, position, match.start(), "?" in match.group(), names_finding)
+        if start is None or (_asks(match) and names_finding(match.end(), _cell_end(text, match))):
+            continue
+        found.append(Answer(start, match.start(), match.end(), state))
+        position = match.end()
     apart: list[Answer] = []
-    for one in sorted(found + _ticked(text) + _listed(text)):
-        if not apart or one.start >= apart[-1].end:
+    # a box behind a word may be the next one's, or one of a choice: such are taken last
+    leading, behind = _ticked(text, names_finding)
+    for one in [*leading, *_listed(text), *found, *behind]:
+        if not any(one.start < other.end and other.start < one.end for other in apart):
             apart.append(one)
-    return apart
+    return sorted(apart)
 
 
 def with_answers(words: Words, found: Iterable[Answer]) -> Iterator[tuple[int, int, Answer | None]]:
@@ -124,60 +139,108 @@ def answered(polarity: str, normal: bool, state: str) -> str:
 
 
 def _state(groups: dict[str, str | None]) -> str:
-    if groups.get("maybe") or groups.get("doubt"):
+    """What a match's named groups say."""
+    said = {name.rpartition("_")[2] for name, given in groups.items() if given}
+    if said & {"maybe", "doubt"}:
         return UNCERTAIN
-    if groups.get("no"):
+    if "no" in said:
         return NEGATIVE
-    return POSITIVE if groups.get("yes") or groups.get("seen") else SILENT
+    return POSITIVE if said & {"yes", "sure"} else SILENT
 
 
-def _alone(text: str, match: re.Match[str]) -> bool:
-    """Whether an answer without a mark before it is one: not the "no" at a wrapped line's end."""
-    if text[match.end() : match.end() + 1] not in ("\n", "\r"):
+def _without_runs(text: str) -> tuple[str, list[int]]:
+    """The text with long runs of blanks and of one mark cut short, and where each character was.
+
+    What is looked for is the same; the time that patterns take grows with the third power of a run.
+    """
+    pieces: list[str] = []
+    places: list[int] = []
+    done = 0
+    for run in _RUNS.finditer(text):
+        kept = "\t" if "\t" in run.group() else run.group()[:4] if run[1] else "  "
+        pieces += [text[done : run.start()], kept]
+        places += range(done, run.start())
+        places += range(run.start(), run.start() + len(kept))
+        done = run.end()
+    return "".join([*pieces, text[done:]]), [*places, *range(done, len(text) + 1)]
+
+
+def _asks(match: re.Match[str]) -> bool:
+    """Whether the match is a question mark before a word: it asks for that if it is a finding."""
+    return bool(match.groupdict().get("doubt"))
+
+
+def _cell_end(text: str, match: re.Match[str]) -> int:
+    end = _CELL_ENDS.search(text, match.end())
+    return end.start() if end else len(text)
+
+
+def _complete(text: str, match: re.Match[str]) -> bool:
+    """Whether what stands at a line's end is an answer, and not the "no" of a wrapped line."""
+    if text[match.end() : match.end() + 1] != "\n":
         return True
-    return match.end() - text.rfind("\n", 0, match.start()) < _WRAPPED
+    line = text.rfind("\n", 0, match.start()) + 1
+    return match.end() - line < _WRAPPED or not text[match.end() + 1 : match.end() + 2].islower()
 
 
 def _candidates(text: str) -> list[tuple[re.Match[str], str]]:
-    found = [(m, _state(m.groupdict())) for m in JOINED.finditer(text)]
-    found += [(m, _state(m.groupdict())) for m in BARE.finditer(text) if _alone(text, m)]
-    for match in CHOICE.finditer(text):
-        ticked = [match[w] for m, w in (("m", "w"), ("m2", "w2")) if match[m].strip("[() ]-−☐")]
-        state = SILENT
-        if len(ticked) == 1:
-            answer = re.fullmatch(ANSWER, ticked[0], re.IGNORECASE)
-            state = _state(answer.groupdict()) if answer else SILENT
-        found.append((match, state))
+    found = [
+        (m, _state(m.groupdict()))
+        for pattern in (JOINED, BARE)
+        for m in pattern.finditer(text)
+        if _complete(text, m)
+    ]
+    found += [(m, _chosen(m)) for m in CHOICE.finditer(text)]
     for match in SIDED.finditer(text):
         states = [_state(part.groupdict()) for part in PART_OF_SIDED.finditer(match.group())]
         best = next((s for s in (POSITIVE, UNCERTAIN, NEGATIVE) if s in states), SILENT)
         found.append((match, best))
     found += [(m, UNCERTAIN) for m in ASKED.finditer(text)]
-    found += [(m, SILENT) for m in LEFT_OPEN.finditer(text)]
+    found += [(m, SILENT) for pattern in (LEFT_OPEN, UNFILLED) for m in pattern.finditer(text)]
     return found
 
 
-def _heading(text: str, position: int, stop: int, asked: bool) -> int | None:
+def _chosen(match: re.Match[str]) -> str:
+    """The one answer of several that is ticked."""
+    pairs = [("m", "w"), ("m2", "w2"), ("n", "v"), ("n2", "v2")]
+    ticked = [match[w] for m, w in pairs if (match[m] or "").strip("[() ]-−☐")]
+    return _said(ticked[0]) if len(ticked) == 1 else SILENT
+
+
+def _said(word: str) -> str:
+    answer = re.match(ANSWER, word, re.IGNORECASE)
+    return _state(answer.groupdict()) if answer else SILENT
+
+
+def _heading(text: str, position: int, stop: int, asked: bool, names_finding: Names) -> int | None:
     """Where the heading that ends at `stop` begins; None where what stands there is no heading."""
     position = max(position, stop - _WINDOW)
     stop = position + len(text[position:stop].rstrip())
-    edges = (m.end() for m in _EDGE.finditer(text, position, stop + 1))
-    start = max([position, *(e for e in edges if e <= stop)])
-    commas = [m.end() for m in re.finditer(r",\s", text[start:stop])]
+    edges = [e for m in _EDGE.finditer(text, position, stop + 1) if (e := m.end()) <= stop]
+    if text[stop - 1 : stop] in (")", "]") and edges:  # "pneumothorax (right): no"
+        edges = [e for e in edges if text[e - 1] not in "(["]
+    start = _begin(text, max([position, *edges]), stop)
+    if start is None or not names_finding(start, stop):
+        return None
     # "effusion, pneumothorax: none" answers both; "small effusion, pneumothorax: none" the last
-    if commas and not _is_list(text[start:stop]):
-        start += commas[-1]
-    skipped = re.match(r"(?:[\W_]+|(?:and|but)\b)*", text[start:stop])
-    start += skipped.end() if skipped else 0
+    while edges and text[edges[-1] - 1] == ",":
+        edges.pop()
+        wider = _begin(text, max([position, *edges]), stop)
+        if wider is None or not _is_list(text[wider:stop]):
+            break
+        start = wider
     heading = text[start:stop]
     words = _WORDS.findall(heading)
-    if not words or len(words) > _LONGEST or not re.search(r"[A-Za-z]{2}", heading):
+    if len(words) > _LONGEST or words[-1].lower() in _GOES_ON:
         return None
-    if words[-1].lower() in _GOES_ON:
-        return None
-    if asked:
-        return start
-    return None if _VERB.search(heading) or _DENIED.search(heading) else start
+    return start if asked or not (_VERB.search(heading) or _DENIED.search(heading)) else None
+
+
+def _begin(text: str, start: int, stop: int) -> int | None:
+    """The first word of text[start:stop] but "and" and "but"; None where there is none."""
+    skipped = re.match(r"(?:[\W_]+|(?:and|but)\b)*", text[start:stop])
+    start += skipped.end() if skipped else 0
+    return start if start < stop else None
 
 
 def _is_list(heading: str) -> bool:
@@ -188,21 +251,21 @@ def _is_list(heading: str) -> bool:
     )
 
 
-def _ticked(text: str) -> list[Answer]:
-    """Boxes and signs, and what they tick.
+def _ticked(text: str, names_finding: Names) -> tuple[list[Answer], list[Answer]]:
+    """What boxes and signs tick: behind them in lines that begin with one, else before them.
 
-    It stands behind them where the line begins with one ("[x] Effusion [ ] Fracture", "+ effusion"
-    above "- fracture"), or else before them ("Effusion [x], fracture [ ]").
+    "[x] Effusion [ ] Fracture", "+ effusion" above "- fracture"; "Effusion [x], fracture [ ]".
     """
-    found = []
-    signed = any(map(_is_plus, text.split("\n"))) if "+" in text else False
+    leading: list[Answer] = []
+    others: list[Answer] = []
+    signed = any(mark[1] == "+" or mark[2] for mark in SIGNED.finditer(text))
     for line in re.finditer(r"[^\n]+", text):
         marks = list(TICKED.finditer(text, line.start(), line.end()))
-        if signed and not marks and (mark := SIGNED.match(text, line.start(), line.end())):
-            marks = [mark]
+        if signed and not marks:
+            marks = list(SIGNED.finditer(text, line.start(), line.end()))
         leads = bool(marks) and not text[line.start() : marks[0].start()].strip(" \t-*•·")
         if not leads:  # words in brackets behind a heading are answers of the other kind
-            marks = [mark for mark in marks if mark[3] is None]
+            marks = [mark for mark in marks if mark.re is TICKED and mark[3] is None]
         before = line.start()
         for mark, following in zip_longest(marks, marks[1:]):
             if leads:
@@ -213,23 +276,16 @@ def _ticked(text: str) -> list[Answer]:
             else:
                 begin, stop, end = before, mark.start(), mark.end()
                 before = end
-            heading = _heading(text, begin, stop, asked=False)
+            heading = _heading(text, begin, stop, False, names_finding)
             if heading is not None:
+                found = leading if leads else others
                 found.append(Answer(heading, stop, end, _ticked_state(mark)))
-    return found
-
-
-def _is_plus(line: str) -> bool:
-    mark = SIGNED.match(line)
-    return mark is not None and mark[1] == "+"
+    return leading, others
 
 
 def _ticked_state(mark: re.Match[str]) -> str:
-    *signs, word = (*mark.groups(), None, None)[:3]
-    if word is None:
-        return _TICK_STATES.get(signs[0] or signs[1] or "", SILENT)
-    answer = re.match(ANSWER, word, re.IGNORECASE)
-    return _state(answer.groupdict()) if answer else SILENT
+    *signs, word = (*mark.groups(), None)[:3]
+    return _said(word) if word else _TICK_STATES.get(signs[0] or signs[1] or "", SILENT)
 
 
 def _listed(text: str) -> list[Answer]:

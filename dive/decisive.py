@@ -5,6 +5,7 @@ dive/polarity.py, `radgraph_mentions` takes them from a RadGraph annotation; `De
 carries the mentions over to the tokens of any fast tokenizer.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -65,7 +66,12 @@ def find_mentions(text: str, lexicon: Lexicon | None = None) -> list[Mention]:
     asking = asking_sections(text)
     mentions: list[Mention] = []
     free = [True] * len(words.words)
-    for first, stop, answer in with_answers(words, answers(text)):
+
+    def names_finding(start: int, stop: int) -> bool:
+        first, last = bisect_left(words.starts, start), bisect_left(words.starts, stop)
+        return bool(automaton.matches(words.words, words.joined, first, last))
+
+    for first, stop, answer in with_answers(words, answers(text, names_finding)):
         matches = automaton.matches(words.words, words.joined, first, stop)
         matches = _without_headings(matches, words.before)
         if not matches:

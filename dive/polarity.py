@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from dive.lexicon import default_cues
 from dive.lexicon.statements import (
+    ANSWER_TAIL,
+    ASIDE,
     COMPANIONS,
     COURSE,
     DEGREE,
@@ -20,6 +22,7 @@ from dive.lexicon.statements import (
     LIST_BREAKS,
     NOT,
     OR,
+    PARTS,
     PERCEIVED,
     PLACES,
     RESTART,
@@ -104,17 +107,26 @@ class _Sentence:
             cue = self.cues.get(i)
             if cue is not None:
                 self._cue(str(cue.value), cue)
+            elif self.words[i] == "than" and self._prefers(i):
+                self._open(UNCERTAIN)  # "more in keeping with atelectasis than pneumonia"
             elif (word := self.words[i]) == "and" or word == "plus":
                 self._and(i)
             elif word == "or" and not self.state:
                 self.alternative = bool(self.passed) and i - self._last_word() <= 4
                 if (k := self.at.get(i - 1)) is not None and self.said[k] == POSITIVE:
                     self.said[k] = UNCERTAIN  # "atelectasis or fluid"
-            if self.words[i] in VERBS:
+            if self.words[i] in VERBS or (self.words[i] in PERCEIVED and i - 1 in self.at):
                 self.asserted = True
             if i in self.at:
                 self._mention(self.at[i], i)
+        self._answer_by_normality()
         return [self._normal(k) if one.normal else self.said[k] for k, one in enumerate(self.found)]
+
+    def _prefers(self, i: int) -> bool:
+        """Whether "more consistent with ..." stands before the "than" at word i."""
+        before = self.words[self.first : i]
+        likelier = ("keeping", "consistent", "compatible", "suggestive", "typical", "likely")
+        return "more" in before and any(word in likelier for word in before) and not self.state
 
     # what a reach is opened and ended by
 
@@ -228,7 +240,9 @@ class _Sentence:
 
     def _is_new_device(self, k: int) -> bool:
         """Whether a device comes behind denied findings that are none: "no ptx, ETT in place"."""
-        return _is_device(self.found[k]) and not any(_is_device(self.found[p]) for p in self.passed)
+        if not self.passed or self.specific or not _is_device(self.found[k]):
+            return False
+        return not any(_is_device(self.found[p]) for p in self.passed)
 
     def _restarts(self, i: int) -> bool:
         """Whether ", and the heart" begins something else."""
@@ -278,6 +292,8 @@ class _Sentence:
             if self._goes_on(cue):
                 return
             kind = "stop"
+        if kind == "stop_behind_finding":
+            kind = "stop" if self.passed else "neutral"
         if kind == "stop_in_front":
             front = self.before[cue.first] != JOINED or self.words[cue.first - 1] == "and"
             kind = "stop" if front or cue.first == self.first else "neutral"
@@ -290,11 +306,15 @@ class _Sentence:
             if kind == "stop":
                 self._new_statement()
                 self.asserted = self.words[cue.first] == "there"
+        elif kind == "negative_before" and self._says_unchanged(cue):
+            pass
         elif kind == "negative_before":
             self._answer_heading(cue, NEGATIVE)
             self._open(NEGATIVE)
             self.specific = self.words[cue.end - 1] == "of"
             self.asserted = True
+        elif kind == "negative_after" and self._of_a_part(cue):
+            pass
         elif kind == "negative_after":
             self._answer_heading(cue, NEGATIVE)
             if self.passed:
@@ -341,6 +361,36 @@ class _Sentence:
                 self._say(self.passed[-1:], UNCERTAIN)
             self._open(UNCERTAIN)
 
+    def _answer_by_normality(self) -> None:
+        """ "Cardiomegaly: the heart is normal in size." answers its heading, too."""
+        colon = next((j for j in range(self.first + 1, self.stop) if self.before[j] == COLON), None)
+        if colon is None or "otherwise" in self.words[colon : self.stop]:
+            return
+        behind = [k for k, one in enumerate(self.found) if one.match.first >= colon]
+        if not behind or not all(self.found[k].normal for k in behind):
+            return
+        if all(self._normal(k) == NEGATIVE for k in behind):
+            before = [k for k, one in enumerate(self.found) if one.match.end <= colon]
+            self._say([k for k in before if not self.found[k].normal], NEGATIVE)
+
+    def _of_a_part(self, cue: Match) -> bool:
+        """Whether "not seen" is said of a tube's tip or of a contour and not of a finding."""
+        if not self.passed:
+            return False
+        match = self.found[self.passed[-1]].match
+        subject = set(self.words[match.end : cue.first])
+        if self.words[match.first - 1] in ("the", "a") or self.words[match.first - 1] == "of":
+            whole = self.words[max(match.first - 4, self.first) : match.first]
+            subject |= set(whole[: whole.index("of")]) if "of" in whole else set()
+        return not PARTS.isdisjoint({*subject, self.words[match.end - 1]})
+
+    def _says_unchanged(self, cue: Match) -> bool:
+        """Whether it is "neither the effusion nor the nodule has changed"."""
+        if self.words[cue.first] not in ("neither", "nor"):
+            return False
+        changed = ("changed", "increased", "decreased", "improved", "worsened", "enlarged", "grown")
+        return any(word in changed for word in self.words[cue.end : self.stop])
+
     def _hedges_a_quality(self, cue: Match) -> bool:
         """Whether a hedge behind a finding is one of its kind: "effusion, likely loculated"."""
         if self.words[cue.end - 1] not in HEDGES or cue.end >= self.stop:
@@ -356,10 +406,17 @@ class _Sentence:
             return
         heading, self.heading = self.heading, []
         begin = next((j for j in range(cue.first, self.first, -1) if self.before[j] == COLON), None)
-        if begin is None or cue.first - begin > 3:
+        if begin is None or cue.first - begin > 3 or self._hedges_a_quality(cue):
             return
+        last = self.found[heading[-1]].match.marked[-1]
+        if any(word not in ASIDE for word in self.words[last + 1 : begin]):
+            return  # "pneumothorax (tension: no)"
         names = {self.found[k].name for k in heading}
         after = [self.at[j] for j in range(cue.first, self.stop) if j in self.at]
+        end = next((j for j in range(cue.end, self.stop) if self.before[j] != JOINED), self.stop)
+        rest = self.words[cue.end : end]
+        if not after and state == NEGATIVE and any(word not in ANSWER_TAIL for word in rest):
+            return  # "nodule: no follow-up needed"
         if not after or self.found[after[0]].name in names:
             self._say([k for k in heading if not self.found[k].normal], state)
 

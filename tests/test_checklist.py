@@ -4,9 +4,15 @@ import itertools
 
 import pytest
 
-from dive.checklist import answers
+from dive.checklist import answers as _answers
 from dive.decisive import find_mentions
 from dive.lexicon.markup import without_markup
+
+
+def answers(text: str) -> list:
+    """The answers of a text in which every word may be a finding."""
+    return _answers(text, lambda start, stop: True)
+
 
 SIGNS = {"+": "positive", "-": "negative", "?": "uncertain"}
 JOINS = [
@@ -50,6 +56,8 @@ def test_each_heading_has_its_own_answer(join):
     for state, answer in CASES * 2:
         part, finding = next(turns), next(findings)
         if (join, answer) in AMBIGUOUS and part == ", ":
+            continue
+        if "%s" in join and answer[0] == "(":  # brackets in brackets
             continue
         items = [("Edema", "No"), (finding, answer), ("Cardiomegaly", "Yes"), ("Atelectasis", "No")]
         text = part.join(item(name, join, given) for name, given in items)

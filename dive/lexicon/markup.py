@@ -30,10 +30,12 @@ _SPACES = re.compile(r"[\xa0\u2000-\u200b\u202f\u3000\ufeff]")
 
 def without_markup(text: str) -> str:
     """The text with its markup blanked, every other character where it was."""
+    if "\r" in text:
+        text = text.replace("\r\n", " \n").replace("\r", "\n")
     if "\\" in text or "~" in text or not text.isascii() or "_x000" in text or "\x0c" in text:
         text = _BREAKS.sub(_blank("\n"), text)
         text = _TABS.sub(_blank("\t"), text)
-        text = _SPACES.sub(" ", text)
+        text = _SPACES.sub(" ", text).replace("∅", "Ø")
     if "<" in text:
         text = _NAMED.sub(_named, text)
         text = _BREAKS.sub(_blank("\n"), text)

@@ -14,7 +14,8 @@ PERCEIVED = word_set(
 )
 # a statement begins: "no effusion, stable cardiomegaly"
 RESTART = word_set(
-    "the there a an this these that it its stable unchanged again status post persistent persisting"
+    "new the there a an this these that it its stable unchanged again status post"
+    " persistent persisting"
     " chronic old healed healing remote redemonstrated normal now interval improved improving"
     " worsening worsened increased decreased increasing decreasing degenerative tortuous calcified"
     " atherosclerotic mildly moderately severely slightly minimally grossly known prior previous"
@@ -30,7 +31,7 @@ DEGREE = word_set(
     "mild moderate severe small tiny trace minimal slight minor marked left right bilateral"
     " bibasilar biapical multiple several few some prominent subtle streaky patchy linear"
     " borderline scattered diffuse hazy basilar extensive two three one both large larger massive"
-    " huge sizable sizeable moderately mod sm considerable increasing enlarging worsening new bulky"
+    " huge sizable sizeable moderately mod sm considerable increasing enlarging worsening bulky"
     " dense subsegmental platelike discoid compressive"
 )
 UNITS = word_set("cm mm")
@@ -53,3 +54,20 @@ FAR = 60  # words that are looked ahead for the "or" of a list
 OR = frozenset(("or", "nor"))
 LIST_BREAKS = word_set("but however although though except otherwise while whereas")
 NOT = word_set("not never isn't aren't wasn't weren't doesn't abnormal")
+# parts of a device or of the film: "tip not seen" denies no tube
+PARTS = word_set(
+    "tip tips port ports hole holes end ends border borders margin margins knob hemidiaphragm"
+    " hemidiaphragms diaphragm angle angles sulcus sulci silhouette apex apices trachea carina"
+    " fissure hilum hila contour contours course distal proximal connection clavicle spine edge"
+)
+# what may follow the "no" or "none" that answers a heading
+ANSWER_TAIL = word_set(
+    "seen present identified evident detected visualized visualised demonstrated noted found"
+    " visible supine portable upright view"
+    " appreciated apparent observed evidence of it such significant acute definite obvious any this"
+    " that same is are there on either side bilaterally today currently at time exam film study the"
+)
+# between a heading and its colon
+ASIDE = word_set(
+    "left right bilateral both small moderate large mild severe trace tiny new old acute chronic s"
+)

@@ -6,6 +6,7 @@ line breaks, section headings. They also hold full stops that end nothing ("5.2 
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 # what stands between a word and the one before it
 JOINED, COMMA, COLON, SEMICOLON, END, QUERY = range(6)
@@ -23,13 +24,19 @@ _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*|_+")
 _ABBREVIATIONS = word_set(
     "dr drs mr mrs ms prof st vs e g i eg ie approx resp cf etc incl ca fig pt hx"
 )
+# these are such before a small letter: "no sig. effusion", and not "PTX: neg. Effusion: small"
+_CLIPPED = word_set(
+    "rt lt bilat sig evid neg pos poss prob mod sm lg sl min max def susp abn norm incr decr inc"
+    " ant post lat med sup inf bibas w assoc indet cw subseg"
+)
 _LIST_MARK = re.compile(r"\s*(?:\(?\d{1,2}[.):]|[-*•·–>]|[a-z][.)])\s", re.IGNORECASE)
 _FUNCTION_WORDS = word_set(
     "a an the of or and no nor not with without for in on at to by from as is are was were has have"
     " be been may might could can than that which this these new any small mild moderate left right"
-    " versus vs likely possible"
+    " versus vs likely possible probable probably possibly questionable suspected"
 )
-_WRAPPED = 50  # characters; a longer line may have been wrapped, a shorter one ends where it ends
+_WRAPPED = 50  # characters; a longer line may have been wrapped
+_NARROW = 40  # characters; a text whose lines are all shorter is a list, and was not wrapped
 _SIMPLE = {
     " ": JOINED,
     "-": JOINED,
@@ -120,7 +127,7 @@ def _punctuation(text: str, last: int, start: int, between: str, word: str) -> i
             number = text[last - 1].isdigit() and text[start].isdigit()
             return JOINED if number or len(word) == 1 or word in _ABBREVIATIONS else END
         if stripped == ".":
-            if word in _ABBREVIATIONS:
+            if word in _ABBREVIATIONS or (word in _CLIPPED and text[start].islower()):
                 return JOINED
             if word == "no" and text[start].isdigit():
                 return JOINED  # No. 3
@@ -156,9 +163,22 @@ def _line_break(text: str, last: int, start: int, between: str, word: str) -> in
     if _LIST_MARK.match(text, start) and text[start].isdigit():
         return END
     begin = max(text.rfind("\n", 0, last), text.rfind("\r", 0, last)) + 1
-    if last - begin >= _WRAPPED or word in _FUNCTION_WORDS:
+    if word in _FUNCTION_WORDS:
         return JOINED
-    # a small letter goes on with the line before, unless the whole text is in small letters
-    if not text[start].isupper() and not (text[start].islower() and text.islower()):
-        return JOINED
-    return END
+    if text[start].isupper():
+        # "Mild cardiomegaly" begins a line of its own, "RLL" and "XXXX" may go on with one
+        begins = text[start + 1 : start + 2].islower()
+        return END if begins or last - begin < _WRAPPED else JOINED
+    return JOINED if _may_be_wrapped(text, begin, last, start) else END
+
+
+@lru_cache(maxsize=1)
+def _width(text: str) -> int:
+    return max(map(len, text.split("\n")))
+
+
+def _may_be_wrapped(text: str, begin: int, last: int, start: int) -> bool:
+    """Whether the line text[begin:last] ends where the word at `start` did not fit any more."""
+    width = _width(text)
+    word = _WORD.match(text, start)
+    return width >= _NARROW and last - begin + 1 + (len(word.group()) if word else 0) > width - 4
