@@ -160,6 +160,7 @@ SIGNS = {"+": "positive", "-": "negative", "?": "uncertain"}
         ("RLL consol", "C+"),
         ("Spinal fusion hardware is intact.", "N-"),
         ("Small volume left pleural fluid.", "E+"),
+        ("Fractures may not be demonstrated on this film.", "F?"),
     ],
 )
 def test_readings(text, wanted):
