@@ -210,13 +210,13 @@ class Slots:
         if request.inputs["input_ids"].shape[0] != 1:
             count = request.inputs["input_ids"].shape[0]
             raise DiveError(f"request {place} has {count} sequences, want one")
-        with refusals():
+        with refusals(request.settings):
             request = self._checked(request, place)
         if self._prefix is not None and self._prefix.inputs is not request.inputs:
             self._prefix = None
         shared = self._shares(request) and (self._prefix is not None or self._next_shares(request))
         plan = self._ruled_out(request)
-        with self._steered(request, unsteered=shared) as adapter, refusals():
+        with self._steered(request, unsteered=shared) as adapter, refusals(request.settings):
             if plan is None:
                 one = self._read(request, place, shared)
             else:
