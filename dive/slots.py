@@ -228,13 +228,13 @@ class Slots:
 
     def _checked(self, request: Request, place: int) -> Request:
         """The request, with settings that mean something; DiveError."""
-        settings = self.session._named((), request.settings)
-        twice = sorted(settings.keys() & {*request.inputs, "streamer"})
+        twice = sorted(request.settings.keys() & {*request.inputs, "streamer"})
         if twice:
             raise DiveError(
                 f"request {place} has {', '.join(twice)} among its settings; inputs and a streamer "
                 "have fields of their own"
             )
+        settings = self.session._named((), request.settings)
         config = asked_config(self.model, settings)
         if config.num_return_sequences not in (None, 1):
             raise DiveError(
