@@ -117,7 +117,7 @@ def check_kinds(given: Mapping[str, Any]) -> None:
             continue
         fits, wanted = _KINDS[name]
         if not fits(plain(value)):
-            raise DiveError(f"{name} is {reprlib.repr(value)}; wants {wanted}")
+            raise DiveError(f"{name} is {reprlib.repr(value)}, want {wanted}")
 
 
 def check_possible(model: Any, given: Mapping[str, Any]) -> None:

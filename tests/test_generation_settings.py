@@ -338,7 +338,7 @@ def test_none_is_as_not_given(llava, studies, engine):
         ({"generation_config": {"num_beam": 2}}, "generation_config has num_beam, which is no"),
         (
             {"generation_config": {"max_new_tokens": -1}},
-            "max_new_tokens is -1; wants a whole number",
+            "max_new_tokens is -1, want a whole number",
         ),
         ({"input_ids": torch.ones(1, 3)}, "input_ids: dive.generate makes the model's inputs"),
         ({"attention_mask": 1, "pixel_values": 1}, "attention_mask, pixel_values: dive.generate"),
@@ -347,7 +347,7 @@ def test_none_is_as_not_given(llava, studies, engine):
         ({"max_length": 30}, "max_length counts the prompt too; give max_new_tokens"),
         ({"prompt_lookup_num_tokens": 3}, "only supported for batch_size = 1"),
         ({"temperature": 0.0, "do_sample": True}, "`temperature`.*strictly positive"),
-        ({"num_beams": "2"}, "num_beams is '2'; wants a whole number from 1 on"),
+        ({"num_beams": "2"}, "num_beams is '2', want a whole number from 1 on"),
         ({"penalty_alpha": 0.6, "top_k": 4}, "refuses .*Contrastive Search requires"),
         ({"dola_layers": "high"}, "refuses this call of generate: Dola"),
         ({"cache_implementation": "bogus"}, "Invalid `cache_implementation`"),
@@ -602,10 +602,10 @@ def test_bad_settings_of_requests():
 @pytest.mark.parametrize(("settings", "message"), [
     ({"temperature": 0.0, "do_sample": True}, "`temperature`.*strictly positive"),
     ({"cache_implementation": "bogus"}, "Invalid `cache_implementation`"),
-    ({"max_new_tokens": -1}, "max_new_tokens is -1; wants a whole number"),
-    ({"num_beams": 0}, "num_beams is 0; wants a whole number from 1 on"),
-    ({"generation_config": GenerationConfig(num_beams=-1)}, "num_beams is -1; wants a whole"),
-    ({"logits_processor": 3}, "logits_processor is 3; wants a list of functions"),
+    ({"max_new_tokens": -1}, "max_new_tokens is -1, want a whole number"),
+    ({"num_beams": 0}, "num_beams is 0, want a whole number from 1 on"),
+    ({"generation_config": GenerationConfig(num_beams=-1)}, "num_beams is -1, want a whole"),
+    ({"logits_processor": 3}, "logits_processor is 3, want a list of functions"),
     ({"watermarking_config": {"bias": "x"}}, "refuses .*asked for: watermarking_config="),
     ({"stop_strings": ["a"]}, "tokenizer"),
 ])  # fmt: skip
