@@ -83,6 +83,8 @@ class Run:
         ends, padding = prompter.eos_token_ids, prompter.pad_token_id
         config = config_of(self.backbone.model, self.generate_kwargs, ends, padding)
         config.max_new_tokens = self._new_tokens(prompter, longest)
+        if config.min_new_tokens is not None:  # no end before the longest is none before more
+            config.min_new_tokens = min(config.min_new_tokens, config.max_new_tokens)
         return config
 
     def _new_tokens(self, prompter: Prompter, longest: int) -> int:
@@ -104,7 +106,8 @@ class Run:
 
     def mode(self, prompter: Prompter) -> GenerationMode:
         assistant = self.generate_kwargs.get("assistant_model")
-        return self.config(prompter).get_generation_mode(assistant)
+        with refusals(self.generate_kwargs):
+            return self.config(prompter).get_generation_mode(assistant)
 
     def seeds(self, prompter: Prompter, count: int) -> list[int] | None:
         """One a study where tokens are drawn one by one; else None."""
@@ -128,7 +131,7 @@ class Run:
             in_step = bool(others.pop("synced_gpus", False))
             others["custom_generate"] = seeded(own, self.streamer, in_step)
         others |= {"generation_config": config, "streamer": self.streamer}
-        with refusals():
+        with refusals(others):
             output = model.generate(**batch, **others)
         sequences = output if isinstance(output, Tensor) else output.sequences
         answers = sequences[:, batch["input_ids"].shape[1] :].tolist()

@@ -103,7 +103,7 @@ class DecodeSession:
         plan = self._plan(given)
         if plan.engine == "dive._C":
             assert self._spec is not None
-            with _looked_at(self.model), refusals():
+            with _looked_at(self.model), refusals(given):
                 return offered_plan(self._spec, self.model, given)
         return plan
 
@@ -111,7 +111,7 @@ class DecodeSession:
         """What generate is to be called with; DiveError."""
         given = named(self.model, args, kwargs)
         check_names(self.model, given)
-        with refusals():
+        with refusals(given):
             return with_tokenizer(self.model, given, self.tokenizer)
 
     def _plan(self, generate_kwargs: dict[str, Any]) -> Plan:
@@ -120,7 +120,7 @@ class DecodeSession:
         if reason is not None:
             return Plan("transformers", reason)
         assert self._spec is not None
-        with refusals():
+        with refusals(generate_kwargs):
             return settings_plan(self.model, generate_kwargs) or own_plan(self._spec)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -132,11 +132,11 @@ class DecodeSession:
         plan = self._plan(given)
         if plan.engine != "dive._C":
             self.note(plan)
-            with self._steered(), refusals():
+            with self._steered(), refusals(given):
                 return self.model.generate(**given)
         self._streamer = given.get("streamer")
         try:
-            with refusals():
+            with refusals(given):
                 return self.model.generate(**given, custom_generate=self)
         finally:
             self._streamer = None

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +15,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from dive import extension
 from dive.errors import DiveError
 from dive.kv_cache import caches_in
+from dive.setting_kinds import check_kinds, check_possible
 from dive.whole_config import WholeConfig
 
 if TYPE_CHECKING:
@@ -52,10 +54,13 @@ def own_plan(spec: "DecoderSpec") -> Plan:
 
 def check_names(model: Any, kwargs: dict[str, Any]) -> None:
     """DiveError that names the arguments which `model.generate(**kwargs)` would not know, and the
-    settings of its generation_config that nothing would read."""
+    settings of its generation_config that nothing would read, or whose value is of no use."""
+    told = kwargs.get("generation_config")
+    for asked in ({} if told is None else vars(told), kwargs):
+        check_kinds(asked)
+        check_possible(model, asked)
     if kwargs.get("custom_generate") is not None:
         return  # it may have arguments of its own
-    told = kwargs.get("generation_config")
     if told is not None:
         check_settings(vars(told), vars(model.generation_config))
     config = vars(GenerationConfig())
@@ -232,12 +237,16 @@ def offered_plan(spec: "DecoderSpec", model: Any, kwargs: dict[str, Any]) -> Pla
         return input_ids
 
     given = {name: value for name, value in kwargs.items() if name != "streamer"}
-    if given.get("input_ids", given.get("inputs")) is None:
+    stands_in = given.get("input_ids", given.get("inputs")) is None
+    if stands_in:
         mask = given.get("attention_mask")
         shape = (1, 1) if mask is None else mask.shape
         given["input_ids"] = torch.ones(shape, dtype=torch.long, device=spec.device)
         given.setdefault("attention_mask", torch.ones_like(given["input_ids"]))
-    model.generate(**given, custom_generate=look)
+    with warnings.catch_warnings():
+        if stands_in:  # what is said of its length is said of no prompt of the caller's
+            warnings.simplefilter("ignore")
+        model.generate(**given, custom_generate=look)
     return found[0]
 
 

@@ -24,7 +24,9 @@ from dive.errors import DiveError
 from dive.generation_settings import asked_for, check_steps, checked, tell_forbidden
 from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS, Prompter
 from dive.sampling import as_seed
+from dive.setting_kinds import check_kinds
 from dive.structure import unwrap
+from dive.template_clock import AssumedDay
 from dive.templates import difference
 
 __all__ = ["Report", "as_studies", "generate", "iter_reports", "prompter_for"]
@@ -174,7 +176,15 @@ def iter_reports(
     generate_kwargs = checked(backbone.model, backbone.processor, generate_kwargs)
     max_new_tokens = asked_for(generate_kwargs).get("max_new_tokens", MAX_NEW_TOKENS)
     max_new_tokens = checks.whole("max_new_tokens", max_new_tokens, 1)
+    least = asked_for(generate_kwargs).get("min_new_tokens")
+    if least is not None and least > max_new_tokens:
+        warnings.warn(
+            f"min_new_tokens is {least} and max_new_tokens {max_new_tokens}: reports are "
+            f"{max_new_tokens} tokens long",
+            stacklevel=3,
+        )
     seed = None if seed is None else as_seed(seed)
+    check_kinds({"streamer": streamer})
     if streamer is not None and len(studies) > 1:
         raise DiveError(f"a streamer takes one study at a time, got {len(studies)}")
     checks.engine(engine)
@@ -265,13 +275,14 @@ def prompter_for(
     budget: Any = max_image_tokens
     if budget == "auto":
         budget = stored.get("max_image_tokens", DEFAULT_MAX_IMAGE_TOKENS)
+    assumed = template_date is None or isinstance(template_date, AssumedDay)
     prompter = Prompter(
         backbone,
         prompt=prompt,
         target=target or stored.get("target") or "findings",
         max_image_tokens=budget,
         template=stored.get("template") if template is None else template,
-        template_date=stored.get("template_date") if template_date is None else template_date,
+        template_date=(stored.get("template_date") or template_date) if assumed else template_date,
     )
     harm = "it may do nothing or harm"
     for name in ("prompt", "target", "max_image_tokens"):
@@ -290,7 +301,7 @@ def prompter_for(
             stacklevel=4,
         )
     dateless = "template_hash" in stored and "template_date" not in stored
-    if dateless and template_date is None and prompter.template_date is not None:
+    if dateless and assumed and prompter.template_date is not None:
         warnings.warn(
             f"the chat template prints the date, and the adapter does not say which one it was "
             f"trained with: {prompter.template_date} is used; give template_date",

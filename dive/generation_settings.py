@@ -15,6 +15,7 @@ from transformers import GenerationConfig, StoppingCriteriaList, StopStringCrite
 from dive.decode_limits import check_names, check_settings
 from dive.errors import DiveError
 from dive.refusals import refusals
+from dive.setting_kinds import check_kinds
 from dive.whole_config import WholeConfig
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,11 @@ def checked(model: Any, processor: Any, kwargs: Mapping[str, Any]) -> dict[str, 
     check_names(model, given)
     if asked_for(given).get("token_healing"):
         raise DiveError("token_healing rewrites the prompt's end, which is the template's here")
+    if asked_for(given).get("is_assistant"):
+        raise DiveError(
+            "is_assistant is True; transformers sets it for the model that proposes tokens: give "
+            "that as assistant_model"
+        )
     count = asked_for(given).get("num_return_sequences")
     if count not in (None, 1):
         raise DiveError(f"num_return_sequences is {count!r}: one study has one report")
@@ -80,7 +86,8 @@ def checked(model: Any, processor: Any, kwargs: Mapping[str, Any]) -> dict[str, 
 def _of_dict(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a generation_config that is a dict: as if each had been given by name."""
     check_settings(settings, ())
-    with refusals():
+    check_kinds(settings)
+    with refusals(settings):
         GenerationConfig(**settings)
     return {n: v for n, v in settings.items() if v is not None or n in (*SAMPLING, *FORBIDDEN)}
 
@@ -147,7 +154,8 @@ def config_of(
     settings = {name: value for name, value in settings.items() if value is not None}
     settings |= {"eos_token_id": eos_token_ids, "pad_token_id": pad_token_id, **asked}
     settings["eos_token_id"] = _ids(settings["eos_token_id"])
-    with refusals():
+    config.note_asked(asked)
+    with refusals({"generation_config": told, **asked}):
         config.update(False, True, **copy.deepcopy(settings))
     return config
 
@@ -181,7 +189,7 @@ def arguments_of(given: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
     strings = asked_for(given).get("stop_strings")
     if strings:
         # transformers gives a custom_generate function no tokenizer to look for them with
-        with refusals():
+        with refusals({"stop_strings": strings}):
             criterion = StopStringCriteria(others.pop("tokenizer", tokenizer), strings)
         others["stopping_criteria"] = StoppingCriteriaList(
             [*others.get("stopping_criteria", ()), criterion]

@@ -210,13 +210,13 @@ class Slots:
         if request.inputs["input_ids"].shape[0] != 1:
             count = request.inputs["input_ids"].shape[0]
             raise DiveError(f"request {place} has {count} sequences, want one")
-        with refusals():
+        with refusals(request.settings):
             request = self._checked(request, place)
         if self._prefix is not None and self._prefix.inputs is not request.inputs:
             self._prefix = None
         shared = self._shares(request) and (self._prefix is not None or self._next_shares(request))
         plan = self._ruled_out(request)
-        with self._steered(request, unsteered=shared) as adapter, refusals():
+        with self._steered(request, unsteered=shared) as adapter, refusals(request.settings):
             if plan is None:
                 one = self._read(request, place, shared)
             else:
@@ -228,13 +228,13 @@ class Slots:
 
     def _checked(self, request: Request, place: int) -> Request:
         """The request, with settings that mean something; DiveError."""
-        settings = self.session._named((), request.settings)
-        twice = sorted(settings.keys() & {*request.inputs, "streamer"})
+        twice = sorted(request.settings.keys() & {*request.inputs, "streamer"})
         if twice:
             raise DiveError(
                 f"request {place} has {', '.join(twice)} among its settings; inputs and a streamer "
                 "have fields of their own"
             )
+        settings = self.session._named((), request.settings)
         config = asked_config(self.model, settings)
         if config.num_return_sequences not in (None, 1):
             raise DiveError(

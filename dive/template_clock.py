@@ -23,6 +23,10 @@ _DIRECTIVES = "aAbBcCdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZf"
 _FLAGS = ("", "-", "_", "0", "^", "#")
 
 
+class AssumedDay(str):
+    """A date that is taken where nobody gives one: an adapter's own goes before it."""
+
+
 def reads_clock(source: str) -> bool:
     """Whether a template's text asks for the time."""
     return _CLOCK in source

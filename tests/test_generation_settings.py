@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import re
 import shutil
 import warnings
 
@@ -335,7 +336,10 @@ def test_none_is_as_not_given(llava, studies, engine):
     [
         ({"generation_config": "x"}, "generation_config is 'x'; wants a transformers.Generation"),
         ({"generation_config": {"num_beam": 2}}, "generation_config has num_beam, which is no"),
-        ({"generation_config": {"max_new_tokens": -1}}, "refuses this call"),
+        (
+            {"generation_config": {"max_new_tokens": -1}},
+            "max_new_tokens is -1, want a whole number",
+        ),
         ({"input_ids": torch.ones(1, 3)}, "input_ids: dive.generate makes the model's inputs"),
         ({"attention_mask": 1, "pixel_values": 1}, "attention_mask, pixel_values: dive.generate"),
         ({"num_beam": 2}, "num_beam: no argument of generate"),
@@ -343,7 +347,7 @@ def test_none_is_as_not_given(llava, studies, engine):
         ({"max_length": 30}, "max_length counts the prompt too; give max_new_tokens"),
         ({"prompt_lookup_num_tokens": 3}, "only supported for batch_size = 1"),
         ({"temperature": 0.0, "do_sample": True}, "`temperature`.*strictly positive"),
-        ({"num_beams": "2"}, "transformers refuses this call of generate"),
+        ({"num_beams": "2"}, "num_beams is '2', want a whole number from 1 on"),
         ({"penalty_alpha": 0.6, "top_k": 4}, "refuses .*Contrastive Search requires"),
         ({"dola_layers": "high"}, "refuses this call of generate: Dola"),
         ({"cache_implementation": "bogus"}, "Invalid `cache_implementation`"),
@@ -358,6 +362,89 @@ def test_bad_settings_are_one_error(llava, studies, engine, options, message):
         dive.generate(llava, studies[:2], max_new_tokens=3, engine=engine, **options)
 
 
+WRONG = {
+    "num_beams": [0, -1, "2", 2.5, True],
+    "max_new_tokens": ["7", 0],
+    "min_new_tokens": ["3", -3],
+    "no_repeat_ngram_size": ["x", -1],
+    "prefill_chunk_size": [0, "x"],
+    "top_p": ["x"],
+    "penalty_alpha": ["x"],
+    "repetition_penalty": [0, "x"],
+    "do_sample": ["yes", 3],
+    "use_cache": ["x"],
+    "eos_token_id": ["x", ["x"], [[3]], 1.5, torch.tensor([1.5])],
+    "forced_eos_token_id": ["x", 999999],
+    "suppress_tokens": [3, ["x"]],
+    "stop_strings": [3, [3], [""]],
+    "exponential_decay_length_penalty": [3, (1,), ("a", "b")],
+    "logits_processor": [3, [3]],
+    "stopping_criteria": [3, [3]],
+    "prefix_allowed_tokens_fn": [3],
+    "assistant_model": [3],
+    "assistant_early_exit": [1, 0, "x"],  # its text model has the layers
+    "tokenizer": [3],
+    "streamer": [3],
+    "is_assistant": [True],
+    "watermarking_config": [3],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_setting_is_named_with_what_it_is(llava, studies, name):
+    settings = vars(GenerationConfig())
+    for value in WRONG[name]:
+        ways = [{name: value}]
+        if name in settings:
+            ways += [{"generation_config": {name: value}}]
+        for given in ways:
+            said = re.escape(f"{name} is {value!r}")
+            with pytest.raises(DiveError, match=f"^{said}"):
+                iter_reports(llava, studies[:1], **given)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there it has where to go")
+@pytest.mark.parametrize("cache", ["offloaded", "offloaded_static"])
+def test_an_offloaded_cache_wants_a_gpu(llava, studies, cache):
+    with pytest.raises(DiveError, match=f"cache_implementation is '{cache}'; wants a GPU"):
+        dive.generate(llava, studies[0], max_new_tokens=3, cache_implementation=cache)
+
+
+def test_layers_are_left_off_where_the_model_has_them(tiny_llama):
+    backbone = dive.load_backbone(tiny_llama)
+    study = dive.Study(id="a", images=())
+    (plain,) = ids(dive.generate(backbone, study, max_new_tokens=5))
+    early = dive.generate(backbone, study, max_new_tokens=5, assistant_early_exit=1)
+    assert ids(early) == [plain]
+    with pytest.raises(DiveError, match="assistant_early_exit is 99; the model has"):
+        dive.generate(backbone, study, assistant_early_exit=99)
+
+
+@pytest.mark.parametrize("more", [{}, {"min_new_tokens": 3}])
+def test_an_assistant_proposes_and_changes_nothing(llava, studies, more):
+    options = {"max_new_tokens": 6, **more}
+    wanted = ids(dive.generate(llava, studies[0], **options))
+    found = dive.generate(llava, studies[0], assistant_model=copy.deepcopy(llava.model), **options)
+    assert ids(found) == wanted and found[0].engine == "transformers"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_least_length_above_the_longest_is_told_in_the_callers_numbers(llava, studies, engine):
+    (free,) = ids(dive.generate(llava, studies[0], max_new_tokens=4, engine=engine))
+    asked = {"max_new_tokens": 4, "min_new_tokens": 30, "eos_token_id": free[1]}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        (report,) = dive.generate(llava, studies[0], engine=engine, **asked)
+    told = [str(one.message) for one in caught if "Unfeasible" in str(one.message)
+            or "min_new_tokens" in str(one.message)]  # fmt: skip
+    assert told == ["min_new_tokens is 30 and max_new_tokens 4: reports are 4 tokens long"]
+    assert report.num_tokens == 4 and free[1] not in report.token_ids
+    session = DecodeSession(llava)
+    with warnings.catch_warnings():  # of a prompt that stands in, nothing is said
+        warnings.simplefilter("error")
+        assert session.plan(max_new_tokens=4, min_new_tokens=30).engine == "dive._C"
+
+
 def test_an_error_of_the_callers_own_keeps_its_kind(llava, studies):
     def breaks(ids, scores):
         raise ValueError("mine")
@@ -369,6 +456,29 @@ def test_an_error_of_the_callers_own_keeps_its_kind(llava, studies):
         assert type(raised.value) is ValueError
     with pytest.raises(TypeError), refusals():
         len(3)  # nothing of transformers
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, IndexError, ZeroDivisionError, AssertionError])
+def test_errors_of_a_forward_or_of_memory_keep_their_kind(kind):
+    model, batch = small("llama"), text_batch(rows=1)
+    session = DecodeSession(model)
+
+    def breaks(*_args):
+        raise kind("mine")
+
+    hook = model.model.layers[0].register_forward_pre_hook(breaks)
+    with pytest.raises(kind, match="mine") as raised:
+        session.generate(**batch, max_new_tokens=2, num_beams=2)
+    assert type(raised.value) is kind
+    hook.remove()
+    # in a forward, and in a function of the caller's that calls torch
+    with pytest.raises(IndexError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ids = torch.tensor([[10**6]])
+        session.generate(input_ids=ids, max_new_tokens=2, num_beams=2)
+    with pytest.raises(RuntimeError, match="shape"):
+        shapes = [lambda ids, scores: torch.reshape(scores, (7, 7, 7))]
+        session.generate(**batch, max_new_tokens=2, num_beams=2, logits_processor=shapes)
 
 
 def test_wrong_settings_are_told_of_before_the_first_report(llava, studies):
@@ -389,6 +499,14 @@ def test_a_whole_config_takes_entries_that_transformers_does_not_know():
 
     config = WholeConfig(max_new_tokens=2)
     model.generate(**text_batch(), generation_config=config, custom_generate=look)
+    # nothing is left open that transformers would fill in
+    model.generation_config = GenerationConfig()
+    model.generate(**text_batch(), generation_config=config, custom_generate=look)
+    model.generate(**text_batch(), max_new_tokens=2, custom_generate=look)
+    whole, usual = (vars(one) for one in seen[1:])
+    assert not [n for n, value in usual.items() if value is not None and whole[n] is None
+                and n != "transformers_version"]  # fmt: skip
+    assert config.min_length is None  # or transformers would say that it was given
     assert seen[0].of_its_own == 7 and seen[0].num_beams == 1 and seen[0].do_sample is False
 
 
@@ -484,7 +602,11 @@ def test_bad_settings_of_requests():
 @pytest.mark.parametrize(("settings", "message"), [
     ({"temperature": 0.0, "do_sample": True}, "`temperature`.*strictly positive"),
     ({"cache_implementation": "bogus"}, "Invalid `cache_implementation`"),
-    ({"max_new_tokens": -1}, "transformers refuses this call"),
+    ({"max_new_tokens": -1}, "max_new_tokens is -1, want a whole number"),
+    ({"num_beams": 0}, "num_beams is 0, want a whole number from 1 on"),
+    ({"generation_config": GenerationConfig(num_beams=-1)}, "num_beams is -1, want a whole"),
+    ({"logits_processor": 3}, "logits_processor is 3, want a list of functions"),
+    ({"watermarking_config": {"bias": "x"}}, "refuses .*asked for: watermarking_config="),
     ({"stop_strings": ["a"]}, "tokenizer"),
 ])  # fmt: skip
 def test_what_transformers_refuses_is_one_error_of_a_session_too(settings, message):
@@ -496,7 +618,7 @@ def test_what_transformers_refuses_is_one_error_of_a_session_too(settings, messa
     ):
         with pytest.raises(DiveError, match=message):
             call()
-    if "stop_strings" not in settings:  # a plan runs nothing
+    if not settings.keys() & {"stop_strings", "watermarking_config"}:  # a plan runs nothing
         with pytest.raises(DiveError, match=message):
             session.plan(**batch, **settings)
 

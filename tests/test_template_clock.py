@@ -251,6 +251,19 @@ def test_trainings_begun_before_dates_were_stored(
                 dive.distill(backbone, studies, **again)
 
 
+def stopped_at(monkeypatch, count, *command):
+    own = JsonlWriter.append
+
+    def stops(self, row):
+        if len(self.done) == count:
+            raise KeyboardInterrupt
+        own(self, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JsonlWriter, "append", stops)
+        call(*command)
+
+
 def test_an_interrupted_run_of_reports_keeps_its_day(
     dated, studies_folder, tmp_path, clock, monkeypatch
 ):
@@ -266,17 +279,46 @@ def test_an_interrupted_run_of_reports_keeps_its_day(
     assert [row["report"] for row in rows(out)] == wanted
     out.unlink()
     clock(2024, 7, 26)
-    own = JsonlWriter.append
-
-    def stops(self, row):
-        if len(self.done) == 2:
-            raise KeyboardInterrupt
-        own(self, row)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(JsonlWriter, "append", stops)
-        call(*command)
+    stopped_at(monkeypatch, 2, *command)
     assert len((tmp_path / "reports.jsonl.partial").read_text().splitlines()) == 2
     clock(2024, 12, 27)
     call(*command)
     assert [row["report"] for row in rows(out)] == wanted
+
+
+@pytest.mark.parametrize("of", ["an old adapter", "an adapter without a date", "one with its own"])
+def test_the_day_is_kept_beside_an_adapter_too(
+    of, tiny_llava, dated, studies, studies_folder, tmp_path, clock, monkeypatch
+):
+    """The day of the first half is the whole run's, whoever did not say which one it is."""
+    trained = tiny_llava if of == "an adapter without a date" else dated
+    adapter = dive.distill(dive.load_backbone(trained), studies, config=bare(steps=1))
+    if of == "an old adapter":
+        text_hash = adapter.metadata["template_text_hash"]
+        adapter.metadata = as_made_before(adapter.metadata, text_hash)
+    adapter.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "clock.jinja").write_text(DATED)
+    out = tmp_path / "reports.jsonl"
+    command = ["generate", "--backbone", trained, "--studies", studies_folder / "studies.jsonl",
+               "--out", out, "--max-new-tokens", 4, "--batch-size", 1,
+               "--adapter", tmp_path / "adapter"]  # fmt: skip
+    if trained == tiny_llava:
+        command += ["--template", tmp_path / "clock.jinja"]
+    warned = "does not say which one" if of == "an old adapter" else None
+    days = {}
+    for name, day in (("first", (2024, 7, 26)), ("later", (2024, 12, 27))):
+        clock(*day)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call(*command, "--overwrite")
+        told = [str(one.message) for one in caught if "which one it was" in str(one.message)]
+        assert bool(told) == bool(warned)
+        days[name] = [row["report"] for row in rows(out)]
+    assert (days["first"] == days["later"]) == (of == "one with its own")
+    out.unlink()
+    clock(2024, 7, 26)
+    stopped_at(monkeypatch, 2, *command)
+    assert len((tmp_path / "reports.jsonl.partial").read_text().splitlines()) == 2
+    clock(2024, 12, 27)
+    call(*command)
+    assert [row["report"] for row in rows(out)] == days["first"]

@@ -121,7 +121,7 @@ def generate(
     from dive.data import Skipped
     from dive.data.io import JsonlWriter, run_before
     from dive.generation import as_studies, iter_reports
-    from dive.template_clock import as_date, today
+    from dive.template_clock import AssumedDay, as_date, today
 
     skipped = Skipped()
     if studies is not None:
@@ -136,9 +136,9 @@ def generate(
     shown: Any = demonstrations_of(str(demonstrations), section) if demonstrations else None
     template_date = None if template_date is None else as_date(template_date)
     stored = {} if steering is None else steering.metadata
-    if template_date is None and not stored.keys() & {"template_hash", "template_date"}:
+    if template_date is None and not stored.get("template_date"):
         # what an interrupted run has begun is prompted alike to its end, on another day, too
-        template_date = run_before(out).get("template_date") or today()
+        template_date = AssumedDay(run_before(out).get("template_date") or today())
     run = {
         "backbone": backbone,
         "adapter": _digest_of(steering),
