@@ -21,7 +21,7 @@ YES = word_set("yes y present positive pos seen noted identified there")
 _NOT_SEEN = YES | word_set("not evident visible visualized visualised detected demonstrated")
 ANSWERS = _NO | _NOT_SEEN
 # "right -", "right (-)"; in "right - large" the dash is none
-_MINUS = re.compile(r"\s*[:=]?\s*(?:[\[(]\s*[-–—−]\s*[\])]|[-–—−]\s*(?:[,;.|\n]|\Z))")
+_MINUS = re.compile(r"[ \t]*[:=]?[ \t]*(?:[\[(][ \t]*[-–—−][ \t]*[\])]|[-–—−][ \t]*(?:[,;.|\n]|$))")
 
 
 class Clauses:
@@ -72,7 +72,7 @@ class Clauses:
             )  # fmt: skip
             cut = bool(marks) or words
             tied = self._colon(item)
-            if tied >= 0 and (cut or told or not segments[-1]):
+            if tied >= 0 and (cut or (colon >= 0 and told) or not segments[-1]):
                 cut, colon, told = True, tied, False
             elif not told and not item.sides and not words and marks in ([colon], []):
                 cut, told = False, True
@@ -111,8 +111,7 @@ class Clauses:
             return None
         i = self._side_ends(item)
         start = self.all.ends[i - 1]
-        end = self.all.starts[i] if i < len(self.all.starts) else len(self.text)
-        if _MINUS.match(self.text, start, end) and not self._minus_joins(start, end):
+        if _MINUS.match(self.text, start):
             return i
         tied = i < self.stop and self.before[i] == COLON
         while i < self.stop and self.before[i] == JOINED and self.words[i] in IS:
@@ -136,11 +135,6 @@ class Clauses:
             self.words[after] in ANSWERS or self.before[after] == COLON or after in self.at
         )
         return end if listed and (tied or (more and self.before[i] != COMMA)) else None
-
-    def _minus_joins(self, start: int, end: int) -> bool:
-        """Whether a dash that ends the part looked at has words behind it."""
-        gap = self.text[start:end]
-        return end < len(self.text) and not re.search(r"[,;.|\n)\]]", gap)
 
     def all_known(self) -> bool:
         """Whether the sentence holds nothing but words of side and severity, and answers."""

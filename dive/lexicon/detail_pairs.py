@@ -115,10 +115,12 @@ def _paired(own: _Readable, segments: Segments, is_open: bool = False) -> list[_
     ends with a side that has no step yet."""
     found: list[_Said] = []
     waiting = _Said(frozenset(), frozenset())
+    sides_first = False  # "right, large, left, small"
     parts = [own.detail(part) for s in segments for part in _by_sides(s) if part]
     for n, (sides, steps, now) in enumerate(parts):
         if not sides and found and found[-1].sides and not found[-1].steps:
             found[-1] = _Said(found[-1].sides, steps, now)  # "on the right, moderate"
+            sides_first = True
             continue
         alone = n + 1 < len(parts) and parts[n + 1].sides and not parts[n + 1].steps
         if not sides and alone and not (is_open and not n):
@@ -126,10 +128,10 @@ def _paired(own: _Readable, segments: Segments, is_open: bool = False) -> list[_
             waiting = _Said(sides, waiting.steps | steps, waiting.now or now)
             continue
         if sides and not steps:
-            # "small left and right effusions"
-            _, steps, now = waiting if waiting.steps or not found else found[-1]
-            if not waiting.steps and found and not found[-1].sides:
-                steps, now = frozenset(), False
+            if waiting.steps:
+                _, steps, now = waiting
+            elif found and found[-1].sides and not sides_first:
+                _, steps, now = found[-1]  # "small left and right effusions"
         waiting = _Said(frozenset(), frozenset())
         found.append(_Said(sides, steps, now))
     return found

@@ -13,7 +13,9 @@ from dive.lexicon.words import JOINED, Words, word_set
 LEFT, RIGHT = "left", "right"
 STEPS = ("trace", "small", "moderate", "large")
 
-_SIZE = re.compile(r"\d+(?:\.\d+)?(?:\s*(?:x|by|to|-)\s*\d+(?:\.\d+)?)*[\s-]*(mm|cm)\b", re.I)
+_SIZE = re.compile(
+    r"(?<!\d)\d+(?:\.\d+)?(?:\s*(?:x|by|to|-)\s*\d+(?:\.\d+)?){0,3}[\s-]*(mm|cm)\b", re.I
+)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _NOW = word_set("now currently presently today become becomes became becoming")
 _OTHERS = word_set("and with but while whereas")

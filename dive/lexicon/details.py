@@ -323,6 +323,7 @@ class _Sentence:
         breaks = [i for i in range(self.first + 1, self.stop) if self.before[i] == SEMICOLON]
         edges = [self.first, *breaks, self.stop]
         waiting: dict[int, list[Item]] = {}
+        given: dict[int, list[tuple[Item, int]]] = {}
         for item in items:
             clause = bisect_right(edges, item.first)
             first, last = (bisect_left(self.lows, edges[clause - n]) for n in (1, 0))
@@ -336,13 +337,23 @@ class _Sentence:
                 if earlier:
                     waiting.setdefault(earlier - 1, []).append(item)
                 continue
-            head = self.clauses.head(item)
-            for k in range(later, forward):
-                if context[k] and self.clauses.head(context[k][0]) != head:
-                    context[k] = []  # a later place is the nearer one
-                context[k].append(item)
+            given.setdefault(later, []).append((item, forward))
         for k, own in waiting.items():
             behind[k] = self.clauses.segments(own, self.highs[k] + 1)
+        lasting: list[Item] = []
+        until = 0  # the first mention that `lasting` does not reach
+        for k in range(len(context)):
+            lasting = lasting if k < until else []
+            context[k] = lasting
+            for item, forward in given.get(k, ()):
+                context[k] = self._with(context[k], item)
+                if forward > k + 1:
+                    lasting, until = self._with(lasting, item), forward
+
+    def _with(self, context: list[Item], item: Item) -> list[Item]:
+        """Both, where they are of one clause; else the item alone: the later place is nearer."""
+        same = context and self.clauses.head(context[0]) == self.clauses.head(item)
+        return [*context, item] if same else [item]
 
     def _ahead(self, item: Item, k: int) -> str:
         """Whether an item between two mentions is of the later one: "there" ("and on the left there
