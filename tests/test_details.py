@@ -224,7 +224,7 @@ def test_side_and_severity(text: str, wanted: dict[str, str]) -> None:
     ],
 )
 def test_time_grows_with_the_length(once: str, often: str) -> None:
-    """Ten times the length takes far less than the hundred times of a square, whatever else runs."""
+    """Ten times the length takes far less than a hundred times as long."""
     took = []
     for n in (150, 1500):
         text = once[: n * 5] + often * n
