@@ -1,13 +1,18 @@
 """The side and the severity of each finding, as sentences give them."""
 
+import time
+
 import pytest
 
+from dive.decisive import find_mentions
+from dive.lexicon.details import details
 from dive.metrics.findings import described
 
 E, P, A, OP, N, C = (
     "Pleural Effusion", "Pneumothorax", "Atelectasis", "Lung Opacity", "Lung Lesion",
     "Cardiomegaly",
 )  # fmt: skip
+_OTHERS = ("Fracture", "Granuloma", "Edema", "Consolidation")
 _SIDES = {"L": "left", "R": "right", "-": None}
 _STEPS = {"t": "trace", "s": "small", "m": "moderate", "l": "large", "-": None}
 
@@ -131,6 +136,69 @@ CASES = [
     ("Small calcified right upper lobe granuloma.", {"Granuloma": "Rs"}),
     ("Moderate right pneumothorax measuring 3 cm.", {P: "Rm"}),
     ("Nodule 4 cm above the carina.", {N: "--"}),
+    # listed by side
+    ("Effusion: R - large, L - small", {E: "Rl Ls"}),
+    ("Effusions R: large L: small", {E: "Rl Ls"}),
+    ("Effusions: right - moderate; left - small", {E: "Rm Ls"}),
+    ("Effusion (R: large, L: small)", {E: "Rl Ls"}),
+    ("Effusion: right (large), left (small)", {E: "Rl Ls"}),
+    ("Effusions: moderate (R), small (L)", {E: "Rm Ls"}),
+    ("Effusion: right large left small", {E: "Rl Ls"}),
+    ("Effusion L=small R=large", {E: "Ls Rl"}),
+    ("Left effusion, moderate, right, small.", {E: "Lm Rs"}),
+    ("Effusions at the right base, large, at the left base, small.", {E: "Rl Ls"}),
+    ("Effusions: small on the left - moderate on the right", {E: "Ls Rm"}),
+    ("Effusion R: large, L: small, pneumothorax: L: tiny", {E: "Rl Ls", P: "Lt"}),
+    ("Bilateral effusions, moderate, right greater than left.", {E: "Lm Rm"}),
+    # listed in sentences and lines of their own
+    ("Pleural effusion: Left: small. Right: large.", {E: "Ls Rl"}),
+    ("Right effusion, small. Left, moderate.", {E: "Rs Lm"}),
+    ("Pleural effusion\nLeft: small\nRight: large", {E: "Ls Rl"}),
+    ("Effusions: left - small\nright - large", {E: "Ls Rl"}),
+    ("Effusion\nRight: none\nLeft: small", {E: "Ls"}),
+    ("Pleural effusion\nSide: left\nSize: small", {E: "Ls"}),
+    ("Left effusion. Small in size.", {E: "Ls"}),
+    ("Right lung: Large effusion. Left lung: Small.", {E: "Rl Ls"}),
+    ("There is an effusion. It is on the left.", {E: "L-"}),
+    ("There is a left effusion. This is small.", {E: "Ls"}),
+    ("Small effusion. Left lung: Nodule.", {E: "-s", N: "L-"}),
+    # a line ends where its answer does
+    ("Effusion right: small\nEffusion left: none", {E: "Rs"}),
+    ("Edema: mild\nConsolidation: left", {"Edema": "-s", "Consolidation": "L-"}),
+    ("Effusion: small\nPneumothorax: right", {E: "-s", P: "R-"}),
+    # sides that are answered no
+    ("Effusion: left yes, right no", {E: "L-"}),
+    ("Effusion: right no, left yes", {E: "L-"}),
+    ("Effusion: L yes R no", {E: "L-"}),
+    ("Effusion: left: yes; right: no", {E: "L-"}),
+    ("Effusion: left +, right -", {E: "L-"}),
+    ("Effusion: left (+), right (-).", {E: "L-"}),
+    ("Effusion: R - large, L - none", {E: "Rl"}),
+    ("Effusion on the left, not on the right", {E: "L-"}),
+    ("Effusion on the left, no pneumothorax.", {E: "L-"}),
+    # abbreviations, and sides that are joined
+    ("Bi-basal atelectasis", {A: "L- R-"}),
+    ("BL effusions", {E: "L- R-"}),
+    ("Bi-lateral effusions", {E: "L- R-"}),
+    ("Right as well as left effusion", {E: "L- R-"}),
+    ("Right along with left effusion", {E: "L- R-"}),
+    ("Small right as well as large left effusion", {E: "Rs Ll"}),
+    ("Nodule as well as left effusion", {N: "--", E: "L-"}),
+    ("Rt effusion", {E: "R-"}),
+    ("Lt effusion", {E: "L-"}),
+    ("Mod bilat effusions", {E: "Lm Rm"}),
+    ("Sm L effusion", {E: "Ls"}),
+    ("Sl R effusion", {E: "Rs"}),
+    ("Sev L effusion", {E: "Ll"}),
+    ("Min R effusion", {E: "Rt"}),
+    # what is now
+    ("Interval decrease in the large left effusion, now moderate.", {E: "Lm"}),
+    ("Small bilateral effusions, now large on the right.", {E: "Ls Rl"}),
+    ("Large left effusion has decreased to small.", {E: "Ls"}),
+    ("Left effusion increased from small to large.", {E: "Ll"}),
+    ("Large left effusion. It is now small.", {E: "Ls"}),
+    ("Effusion on the left now moderate.", {E: "Lm"}),
+    ("Left effusion, now small to moderate, previously large.", {E: "Ls Lm"}),
     # said to be absent
     ("No left effusion or pneumothorax.", {}),
     ("Possible small left effusion.", {E: "Ls"}),
@@ -141,7 +209,30 @@ CASES = [
 @pytest.mark.parametrize(("text", "wanted"), CASES, ids=[text for text, _ in CASES])
 def test_side_and_severity(text: str, wanted: dict[str, str]) -> None:
     found = described(text)
-    shown = {
-        name: found[name] for name in (E, P, A, OP, N, C, "Fracture", "Granuloma") if name in found
-    }
+    shown = {name: found[name] for name in (E, P, A, OP, N, C, *_OTHERS) if name in found}
     assert shown == {name: pairs(short) for name, short in wanted.items()}
+
+
+@pytest.mark.parametrize(
+    ("once", "often"),
+    [
+        ("", "and on the left there is effusion "),
+        ("left " * 1500, "effusion "),
+        ("nodule ", "1x2x"),
+        ("nodule ", "1"),
+        ("effusion ", "left: small, "),
+    ],
+)
+def test_time_grows_with_the_length(once: str, often: str) -> None:
+    """Ten times the length takes far less than a hundred times as long."""
+    took = []
+    for n in (150, 1500):
+        text = once[: n * 5] + often * n
+        mentions = find_mentions(text)
+        times = []
+        for _ in range(2):
+            begin = time.perf_counter()
+            assert len(details(text, mentions)) == len(mentions)
+            times.append(time.perf_counter() - begin)
+        took.append(min(times))
+    assert took[1] < 30 * took[0] + 0.25

@@ -5,6 +5,7 @@ commas part a group into segments ("small right and moderate left effusions").
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from dive.lexicon.detail_words import STEPS, Item, vocabulary
@@ -20,16 +21,34 @@ class Detail(NamedTuple):
 Segments = Sequence[Sequence[Item]]
 
 
+class _Said(NamedTuple):
+    """A detail on its way; `now`: it takes the place of what is said else."""
+
+    sides: frozenset[str]
+    steps: frozenset[int]
+    now: bool = False
+
+
 def settled(
-    name: str, inside: Sequence[Item], before: Segments, behind: Segments, context: Sequence[Item]
+    name: str,
+    inside: Sequence[Item],
+    before: Segments,
+    behind: Segments,
+    context: Sequence[Item],
+    said: Sequence[Detail] = (),
 ) -> list[Detail]:
     """The details of a mention of the finding `name`; `context` holds where its own words say
-    nothing."""
+    nothing; `said`: what sentences before gave."""
     own = _Readable(name, [item for group in (inside, *before, *behind) for item in group])
     within = own.detail(inside)
-    front = [Detail(d.sides | within.sides, d.steps | within.steps) for d in _paired(own, before)]
-    found = [d for d in (*(front or [within]), *_paired(own, behind)) if d.sides or d.steps]
-    sides, steps = _Readable(name, context).detail(context)
+    front = [
+        _Said(d.sides | within.sides, d.steps | within.steps, d.now or within.now)
+        for d in _paired(own, before)
+    ] or [within]
+    is_open = bool(front[-1].sides and not front[-1].steps)
+    every = [*(_Said(*one) for one in said), *front, *_paired(own, behind, is_open)]
+    found = _current([d for d in every if d.sides or d.steps])
+    sides, steps, _ = _Readable(name, context).detail(context)
     if sides_of(found):
         sides = frozenset()
     if any(one.steps for one in found):
@@ -37,6 +56,21 @@ def settled(
     if not sides and not steps:
         return completed(found)
     return [Detail(d.sides or sides, d.steps or steps) for d in found or [Detail(sides, steps)]]
+
+
+def _current(found: Sequence[_Said]) -> list[Detail]:
+    """Without the steps that a later one took the place of: "large left effusion, now small"."""
+    kept = list(found)
+    for new in [one for one in found if one.now]:
+        for n, (sides, steps, now) in enumerate(kept):
+            if now or not steps:
+                continue
+            if not new.sides or not sides:
+                kept[n] = _Said(sides, frozenset())
+            elif sides & new.sides:
+                kept[n] = _Said(sides - new.sides, steps)
+    whole = zip(kept, found, strict=True)
+    return [Detail(d.sides, d.steps) for d, old in whole if d.sides or (d.steps and not old.sides)]
 
 
 def completed(found: list[Detail]) -> list[Detail]:
@@ -59,11 +93,13 @@ class _Readable:
         self.graded = any(item.step is not None for item in items)
         self.limits = known.sizes.get(name)
 
-    def detail(self, items: Iterable[Item]) -> Detail:
+    def detail(self, items: Iterable[Item]) -> _Said:
         """What one segment says."""
         sides: set[str] = set()
         steps: set[int] = set()
+        now = False
         for item in items:
+            now = now or item.now
             if self.sided and not (item.weak and self.strong):
                 sides |= item.sides
             if item.step is not None:
@@ -71,27 +107,48 @@ class _Readable:
             elif item.size is not None and self.limits and not self.graded:
                 size = item.size
                 steps.add(next((s for limit, s in self.limits if size < limit), len(STEPS) - 1))
-        return Detail(frozenset(sides), frozenset(steps))
+        return _Said(frozenset(sides), frozenset(steps), now)
 
 
-def _paired(own: _Readable, segments: Segments) -> list[Detail]:
-    """The segments of one group, so that each has a side where any has."""
-    found: list[Detail] = []
-    waiting: frozenset[int] = frozenset()
-    parts = [own.detail(s) for s in segments if s]
-    for n, (sides, steps) in enumerate(parts):
-        if not sides and n + 1 < len(parts) and parts[n + 1].sides and not parts[n + 1].steps:
-            waiting |= steps  # "moderate, on the right"
+def _paired(own: _Readable, segments: Segments, is_open: bool = False) -> list[_Said]:
+    """The segments of one group, so that each has a side where any has; `is_open`: the group before
+    ends with a side that has no step yet."""
+    found: list[_Said] = []
+    waiting = _Said(frozenset(), frozenset())
+    sides_first = False  # "right, large, left, small"
+    parts = [own.detail(part) for s in segments for part in _by_sides(s) if part]
+    for n, (sides, steps, now) in enumerate(parts):
+        if not sides and found and found[-1].sides and not found[-1].steps:
+            found[-1] = _Said(found[-1].sides, steps, now)  # "on the right, moderate"
+            sides_first = True
+            continue
+        alone = n + 1 < len(parts) and parts[n + 1].sides and not parts[n + 1].steps
+        if not sides and alone and not (is_open and not n):
+            # "moderate, on the right"
+            waiting = _Said(sides, waiting.steps | steps, waiting.now or now)
             continue
         if sides and not steps:
-            # "small left and right effusions"
-            steps = waiting or (found[-1].steps if found and found[-1].sides else steps)
-        elif not sides and found and found[-1].sides and not found[-1].steps:
-            found[-1] = found[-1]._replace(steps=steps)  # "on the right, moderate"
-            continue
-        waiting = frozenset()
-        found.append(Detail(sides, steps))
+            if waiting.steps:
+                _, steps, now = waiting
+            elif found and found[-1].sides and not sides_first:
+                _, steps, now = found[-1]  # "small left and right effusions"
+        waiting = _Said(frozenset(), frozenset())
+        found.append(_Said(sides, steps, now))
     return found
+
+
+def _by_sides(segment: Sequence[Item]) -> list[Sequence[Item]]:
+    """A segment that lists sides without a mark between them, cut: "right large left small"."""
+    groups: list[list[Item]] = []
+    for item in segment:
+        if groups and not item.sides and not groups[-1][-1].sides:
+            groups[-1].append(item)  # "small to moderate"
+        else:
+            groups.append([item])
+    kinds = [bool(group[0].sides) for group in groups]
+    if len(groups) < 4 or len(groups) % 2 or any(a == b for a, b in pairwise(kinds)):
+        return [segment]
+    return [[*groups[n], *groups[n + 1]] for n in range(0, len(groups), 2)]
 
 
 def sides_of(found: Iterable[Detail]) -> frozenset[str]:

@@ -13,8 +13,13 @@ from dive.lexicon.words import JOINED, Words, word_set
 LEFT, RIGHT = "left", "right"
 STEPS = ("trace", "small", "moderate", "large")
 
-_SIZE = re.compile(r"\d+(?:\.\d+)?(?:\s*(?:x|by|to|-)\s*\d+(?:\.\d+)?)*[\s-]*(mm|cm)\b", re.I)
+_SIZE = re.compile(
+    r"(?<!\d)\d+(?:\.\d+)?(?:\s*(?:x|by|to|-)\s*\d+(?:\.\d+)?){0,3}[\s-]*(mm|cm)\b", re.I
+)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_NOW = word_set("now currently presently today become becomes became becoming")
+_OTHERS = word_set("and with but while whereas")
+_NEAR = 6
 _DISTANCE = word_set("from above below proximal distal beyond to deep away superior inferior over")
 
 
@@ -27,6 +32,7 @@ class Item(NamedTuple):
     step: int | None = None
     size: float | None = None
     weak: bool = False  # a side only where no other is said
+    now: bool = False  # a step that takes the place of others: "now small", "decreased to small"
 
 
 _BOTH = frozenset((LEFT, RIGHT))
@@ -54,10 +60,11 @@ class Vocabulary:
         }
         graded = "|".join(self.steps)
         changes = "|".join(data["changes"])
+        self.changes = tuple(word.rstrip("*") for word in data["changes"])
         self.other = Automaton((t, "none") for t in data["severity_phrases"]["none"])
         terms = [
             f"[{graded}] (interval) (further) [{changes}]",
-            f"[{'|'.join(data['earlier'])}] (a) [{graded}]",
+            f"[{'|'.join(data['earlier'])}] (a|seen|noted|described) [{graded}]",
             f"[{changes}] [{'|'.join(w for w in self.steps if w.endswith('ly'))}]",
             f"[more|less|most] [{graded}]",
         ]
@@ -128,8 +135,22 @@ class _Reader:
             if not isinstance(match.value, int) or match.first in other:
                 continue
             if not self._of_a_form(match.first):
-                items.append(Item(match.first, match.end, frozenset(), match.value))
+                now = self._is_now(match.first)
+                items.append(Item(match.first, match.end, frozenset(), match.value, now=now))
         return items + self._sizes()
+
+    def _is_now(self, i: int) -> bool:
+        """ "now moderate", "decreased in size to small"."""
+        low = max(self.first, i - _NEAR)
+        while i > low and self.all.before[i] == JOINED and self.words[i - 1] not in _OTHERS:
+            i -= 1
+            if self.words[i] in _NOW:
+                return True
+            if self.words[i] == "to":
+                changed = self.words[max(self.first, i - 3) : i]
+                if any(word.startswith(self.known.changes) for word in changed):
+                    return True
+        return False
 
     def _both_of_two(self, i: int) -> bool:
         """ "both effusion and atelectasis": no word of side."""

@@ -8,13 +8,16 @@ by "and" share a side that only one of them has. The words are in modifiers.yaml
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Protocol
 
-from dive.lexicon.detail_pairs import Detail, completed, settled, sides_of
+from dive.checklist import answers
+from dive.lexicon.detail_clauses import CONTRAST, LONGEST, Clauses
+from dive.lexicon.detail_pairs import Detail, settled, sides_of
 from dive.lexicon.detail_ties import DETERMINERS, IS, JOINS, MEANING, NONE, Place, share
 from dive.lexicon.detail_words import Item, items_of, vocabulary
 from dive.lexicon.markup import without_markup
-from dive.lexicon.words import COLON, COMMA, JOINED, SEMICOLON, Words, split, word_set
+from dive.lexicon.words import COLON, COMMA, END, JOINED, SEMICOLON, Words, split, word_set
 
 _COMPARED = word_set("greater larger more worse bigger less smaller > <")
 _PLACED = word_set("in on at within along of to over through throughout near into from involving")
@@ -22,18 +25,19 @@ _VERBS = IS | word_set(
     "has have had shows show demonstrates demonstrate contains reveals seen noted may might could"
     " can measures measure represents represent reflects obscures obscuring suggests causing cause"
 )
-_CONTRAST = word_set("but while whereas although though however")
 # a noun phrase does not go back over these
 _STOPS = (
-    JOINS | _PLACED | DETERMINERS | _VERBS | _CONTRAST | NONE
+    JOINS | _PLACED | DETERMINERS | _VERBS | CONTRAST | NONE
     | word_set("with plus than as by for due which there it via per vs versus if because since")
 )  # fmt: skip
-# what stands behind these is where a catheter ends
-_ENDS = word_set("tip tips terminates terminating ending ends")
+# these join two sides as "and" does
+_JOINTS = tuple(
+    tuple(words.split())
+    for words in ("and also", "and", "or", "plus", "as well as", "along with", "together with")
+)
 _REFERS = word_set("it this these they both")
 _ADJECTIVES = ("ed", "ic", "al", "ar", "ary", "ous", "ive")
 _HEADING = 4  # words before a colon
-_LONGEST = 40  # words of a noun phrase
 
 
 class Placed(Protocol):
@@ -59,6 +63,7 @@ def details(text: str, mentions: Sequence[Placed]) -> list[list[Detail]]:
     """
     text = without_markup(text)
     words = split(text)
+    _end_answers(words, text)
     found: list[list[Detail]] = [[] for _ in mentions]
     sentence_of: dict[int, list[int]] = {}
     firsts = [first for first, _ in words.sentences]
@@ -78,17 +83,17 @@ def details(text: str, mentions: Sequence[Placed]) -> list[list[Detail]]:
             None,
         )
         refers = not here and last is not None and words.words[first] in _REFERS
-        if not here and colon is None and not refers:
-            last = None if words.words[first] not in _REFERS else last
+        if not here and colon is None and last is None:
             continue
         sentence = _Sentence(words, text, first, stop, [mentions[k] for k in here], free)
+        if not here and last is not None and (refers or sentence.clauses.goes_on()):
+            found[last] = sentence.bare(mentions[last], found[last])
+            heading = heading if refers and colon is None else []
+            continue
         if colon is not None:
             before = [i for i in sentence.items if i.end <= colon and i.sides and not i.weak]
             named = any(low < colon for low, _ in sentence.places)
             heading = [] if named else before
-        if refers and last is not None:
-            found[last] = completed(found[last] + sentence.bare(mentions[last]))
-            continue
         if not heading and last is not None and here and sentence.interprets():
             sides = sides_of(found[last])
             context = [Item(first, first, sides)] if sides else []
@@ -98,6 +103,25 @@ def details(text: str, mentions: Sequence[Placed]) -> list[list[Detail]]:
             found[k] = own
         last = here[-1] if here else None
     return found
+
+
+def _end_answers(words: Words, text: str) -> None:
+    """End sentences at the line breaks that end an answered heading: to `split`, which knows no
+    answers, "Effusion right: small" goes on in the next line."""
+    broken = {
+        i
+        for first, stop in words.sentences
+        for i in range(first + 1, stop)
+        if "\n" in text[words.ends[i - 1] : words.starts[i]]
+    }
+    if not broken:
+        return
+    edges = (edge for answer in answers(text) for edge in (answer.start, answer.end))
+    cuts = broken & {bisect_left(words.starts, edge) for edge in edges}
+    for i in cuts:
+        words.before[i], words.joined[i] = END, False
+    firsts = sorted(cuts | {first for first, _ in words.sentences})
+    words.sentences[:] = pairwise([*firsts, len(words.words)])
 
 
 def _is(words: Words, i: int, kind: int) -> bool:
@@ -130,7 +154,8 @@ class _Sentence:
         self.lows, self.highs = [low for low, _ in self.places], [high for _, high in self.places]
         ends = dict(enumerate(self.highs))
         self.items = items_of(words, text, (first, stop), self.owner, ends, free)
-        self.at = {i: item for item in self.items for i in range(item.first, item.end)}
+        self.clauses = Clauses(words, text, first, stop, self.items)
+        self.at = self.clauses.at
 
     def _range(self, start: int, end: int) -> range:
         """The words of text[start:end]; at least one."""
@@ -176,20 +201,20 @@ class _Sentence:
         before = self.words[self.first : self.lows[0]]
         return (
             before[:1] != [] and before[0] in _REFERS
-            and len(before) <= _LONGEST and any(w.startswith(MEANING) for w in before)
+            and len(before) <= LONGEST and any(w.startswith(MEANING) for w in before)
         )  # fmt: skip
 
-    def bare(self, mention: Placed) -> list[Detail]:
-        """The details of a sentence without a mention, said of one before."""
-        segments: list[list[Item]] = [[]]
-        self._give_to(self.items, segments, self.first)
-        return settled(mention.name, [], [], segments, [])
+    def bare(self, mention: Placed, said: list[Detail]) -> list[Detail]:
+        """The details of a mention before, of which `said` is known, with those of a sentence that
+        has none."""
+        segments = self.clauses.segments(self.items, self.first)
+        return settled(mention.name, [], [], segments, [], said)
 
     def _phrase(self, low: int, floor: int) -> tuple[int, list[list[Item]]]:
         """The noun phrase that ends at word `low`: where it starts, and its items, kept apart where
         "and" or a comma does."""
         words, segments = self.words, [[]]  # type: tuple[list[str], list[list[Item]]]
-        i, limit = low, max(floor, low - _LONGEST)
+        i, limit = low, max(floor, low - LONGEST)
         while i > limit:
             kind, word = self.before[i], words[i - 1]
             if kind == COMMA:
@@ -202,15 +227,15 @@ class _Sentence:
             if item is not None and item.first >= limit:
                 segments[0].insert(0, item)
                 i = item.first
-            elif word in ("and", "or") and i - 2 >= limit:
-                comma = self.before[i - 1] == COMMA
-                if not comma and self.before[i - 1] != JOINED:
+            elif (joint := self._joint(i, limit)) < i:
+                comma = self.before[joint] == COMMA
+                if not comma and self.before[joint] != JOINED:
                     break
-                if not self._crosses(i - 2, floor, comma=comma):
+                if not self._crosses(joint - 1, floor, comma=comma):
                     break
-                if not self._is_range(i - 2, i):
+                if not self._is_range(joint - 1, i):
                     segments.insert(0, [])
-                i -= 1
+                i = joint
             elif (word == "to" and self._is_range(i - 2, i)) or word == "than":
                 i -= 1
             elif (over := self._quantity(i, limit)) is not None:
@@ -220,6 +245,15 @@ class _Sentence:
             else:
                 i -= 1
         return i, segments
+
+    def _joint(self, i: int, limit: int) -> int:
+        """Where the "and" that ends before word i begins; i where none does."""
+        for words in _JOINTS:
+            start = i - len(words)
+            joined = all(self.before[j] == JOINED for j in range(start + 1, i))
+            if start > limit and joined and tuple(self.words[start:i]) == words:
+                return start
+        return i
 
     def _adjective(self, i: int) -> bool:
         """Whether the mention that ends at word i is an adjective of the one behind it."""
@@ -253,6 +287,8 @@ class _Sentence:
                 return True
             return not comma and self.before[edge] == COMMA
         word = self.words[edge - 1]
+        if self.before[edge] == COLON and floor > self.first and edge - 1 in self.at:
+            return False  # "effusion: L: small, pneumothorax"
         if word in DETERMINERS:
             return edge - 2 < floor or self.words[edge - 2] not in _PLACED
         if word in IS:
@@ -287,6 +323,7 @@ class _Sentence:
         breaks = [i for i in range(self.first + 1, self.stop) if self.before[i] == SEMICOLON]
         edges = [self.first, *breaks, self.stop]
         waiting: dict[int, list[Item]] = {}
+        given: dict[int, list[tuple[Item, int]]] = {}
         for item in items:
             clause = bisect_right(edges, item.first)
             first, last = (bisect_left(self.lows, edges[clause - n]) for n in (1, 0))
@@ -300,32 +337,31 @@ class _Sentence:
                 if earlier:
                     waiting.setdefault(earlier - 1, []).append(item)
                 continue
-            head = self._head(item)
-            for k in range(later, forward):
-                if context[k] and self._head(context[k][0]) != head:
-                    context[k] = []  # a later place is the nearer one
-                context[k].append(item)
+            given.setdefault(later, []).append((item, forward))
         for k, own in waiting.items():
-            self._give_to(own, behind[k], self.highs[k] + 1)
+            behind[k] = self.clauses.segments(own, self.highs[k] + 1)
+        lasting: list[Item] = []
+        until = 0  # the first mention that `lasting` does not reach
+        for k in range(len(context)):
+            lasting = lasting if k < until else []
+            context[k] = lasting
+            for item, forward in given.get(k, ()):
+                context[k] = self._with(context[k], item)
+                if forward > k + 1:
+                    lasting, until = self._with(lasting, item), forward
 
-    def _head(self, item: Item) -> int:
-        """Where the clause of an item begins: behind a mark, "and" or a contrast."""
-        i, limit = item.first, max(self.first, item.first - _LONGEST)
-        while i > limit and self.before[i] == JOINED:
-            if self.words[i - 1] in _CONTRAST or (
-                self.words[i - 1] in JOINS and i - 2 not in self.at
-            ):
-                break
-            i -= 1
-        return i
+    def _with(self, context: list[Item], item: Item) -> list[Item]:
+        """Both, where they are of one clause; else the item alone: the later place is nearer."""
+        same = context and self.clauses.head(context[0]) == self.clauses.head(item)
+        return [*context, item] if same else [item]
 
     def _ahead(self, item: Item, k: int) -> str:
         """Whether an item between two mentions is of the later one: "there" ("and on the left there
         is ..."), "subject" ("and the left lung shows ..."), or "" where it is not."""
-        head = self._head(item)
-        if head == self.first or any(head <= i < item.first for i in self.owner):
+        head = self.clauses.head(item)
+        if head == self.first or any(i in self.owner for i in range(head, item.first)):
             return ""
-        end = self._run_forward(item.end)
+        end = self.clauses.run_forward(item.end)
         if end >= self.stop or any(
             self.before[i] not in (JOINED, COMMA) for i in range(head + 1, end)
         ):
@@ -336,38 +372,9 @@ class _Sentence:
             return "there"
         low = self.places[k][0]
         same = all(
-            self.before[i] == JOINED and self.words[i] not in {*_CONTRAST, "and", "there"}
+            self.before[i] == JOINED and self.words[i] not in {*CONTRAST, "and", "there"}
             for i in range(end, low)
         )
         if word in _VERBS and same and not placed:
             return "subject"
         return "there" if word in ("is", "are") and placed and same else ""
-
-    def _run_forward(self, i: int) -> int:
-        """The first word from i on that is no modifier."""
-        while i < self.stop and (
-            i in self.at
-            or self.words[i] in self.known.plain
-            or (self.words[i] in JOINS and i + 1 in self.at)
-        ):
-            i += 1
-        return i
-
-    def _give_to(self, items: list[Item], segments: list[list[Item]], begin: int) -> None:
-        """Items behind a mention, kept apart where a mark or "and" does; those that are denied
-        ("none on the left"), and the ends of catheters, are dropped."""
-        at = begin
-        for item in items:
-            cut = dropped = False
-            for i in range(at, item.first + 1):
-                parts = self.words[i] in ("and", *_CONTRAST) or self.before[i] != JOINED
-                cut = cut or (parts and i > begin) or (parts and self.before[i] != JOINED)
-            low = max(begin, self._head(item))
-            for i in range(low, item.first):
-                dropped = dropped or self.words[i] in NONE or self.words[i] in _ENDS
-            at = item.end
-            if dropped:
-                continue
-            if cut and segments[-1]:
-                segments.append([])
-            segments[-1].append(item)
