@@ -11,9 +11,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dive.asking_sections import asking_sections
-from dive.checklist import SILENT, answered, answers, with_answers
 from dive.errors import DiveError
 from dive.lexicon import OTHER, Entry, Lexicon, default_lexicon
+from dive.lexicon.checklist import SILENT, answered, answers, with_answers
 from dive.lexicon.markup import without_markup
 from dive.lexicon.modifiers import widen
 from dive.lexicon.terms import Match, longest_first

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from dive.checklist import answers as _answers
 from dive.decisive import find_mentions
+from dive.lexicon.checklist import answers as _answers
 from dive.lexicon.markup import without_markup
 
 

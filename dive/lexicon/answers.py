@@ -1,6 +1,6 @@
 """The words and marks that answer a heading of a report: "No", "(+)", "cannot exclude", "[x] Yes".
 
-What each pattern finds is taken for an answer by dive/checklist.py, which looks for the heading.
+What each pattern finds is taken for an answer by checklist.py, which looks for the heading.
 Its named groups say what is answered: `no`, `yes` or `seen`, `maybe` or `doubt`, `empty`.
 """
 
@@ -106,13 +106,18 @@ CHOICE = re.compile(
 )
 _MUCH = r"(?:tiny|trace|minimal|mild|small|moderate|large|massive|severe)"
 _SIDE = r"(?:on (?:the )?)?(?:right|left|rt|lt|r|l|bilateral(?:ly)?)(?: side)?"
+_APART = r"(?:[ \t]*[,;/][ \t]*|\.?[ \t]+|[ \t,;.]*\n[ \t]*(?:[-*•][ \t]*)?)(?:and )?"
+_ONE_SIDE = (
+    rf"(?:{_SIDE}(?: is| are)?[ \t]*[:=–-]?[ \t]*[\[(]?(?:{_NO}|{_YES}|{_MAYBE}|{_MUCH})[\])]?"
+    rf"|(?:{_NO}|{_MUCH}) {_SIDE})"
+)
 SIDED = re.compile(
-    rf"[ \t]*[:=-][ \t]*(?:{_SIDE}[ \t]*[:=–-]?[ \t]*[\[(]?(?:{_NO}|{_YES}|{_MAYBE}|{_MUCH})[\])]?"
-    rf"[ \t,;/]*(?:and )?|(?:{_NO}|{_MUCH}) {_SIDE}[ \t,;/]*(?:and )?){{2}}{_END}",
+    r"(?:[ \t]*[:=-][ \t]*(?:\n[ \t]*(?:[-*•][ \t]*)?)?|,[ \t]+)"
+    rf"{_ONE_SIDE}{_APART}{_ONE_SIDE}{_END}",
     re.IGNORECASE,
 )
 PART_OF_SIDED = re.compile(
-    rf"\b(?:(?P<maybe>{_MAYBE})|(?P<no>{_NO})|(?P<yes>{_YES}|{_MUCH}))(?![A-Za-z])",
+    rf"(?<![a-z0-9])(?:(?P<maybe>{_MAYBE})|(?P<no>{_NO})|(?P<yes>{_YES}|{_MUCH}))(?![a-z])",
     re.IGNORECASE,
 )
 # a box's sign is group 1, a sign alone group 2, a word in brackets group 3

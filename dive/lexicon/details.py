@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Protocol
 
-from dive.checklist import answers
+from dive.lexicon.checklist import answers
 from dive.lexicon.detail_clauses import CONTRAST, LONGEST, Clauses
 from dive.lexicon.detail_pairs import Detail, settled, sides_of
 from dive.lexicon.detail_ties import DETERMINERS, IS, JOINS, MEANING, NONE, Place, share
@@ -63,7 +63,7 @@ def details(text: str, mentions: Sequence[Placed]) -> list[list[Detail]]:
     """
     text = without_markup(text)
     words = split(text)
-    _end_answers(words, text)
+    _end_answers(words, text, [mention.spans[0][0] for mention in mentions])
     found: list[list[Detail]] = [[] for _ in mentions]
     sentence_of: dict[int, list[int]] = {}
     firsts = [first for first, _ in words.sentences]
@@ -105,7 +105,7 @@ def details(text: str, mentions: Sequence[Placed]) -> list[list[Detail]]:
     return found
 
 
-def _end_answers(words: Words, text: str) -> None:
+def _end_answers(words: Words, text: str, mentioned: Sequence[int]) -> None:
     """End sentences at the line breaks that end an answered heading: to `split`, which knows no
     answers, "Effusion right: small" goes on in the next line."""
     broken = {
@@ -116,7 +116,11 @@ def _end_answers(words: Words, text: str) -> None:
     }
     if not broken:
         return
-    edges = (edge for answer in answers(text) for edge in (answer.start, answer.end))
+
+    def names_finding(start: int, stop: int) -> bool:
+        return bisect_left(mentioned, start) < bisect_left(mentioned, stop)
+
+    edges = (edge for answer in answers(text, names_finding) for edge in (answer.start, answer.end))
     cuts = broken & {bisect_left(words.starts, edge) for edge in edges}
     for i in cuts:
         words.before[i], words.joined[i] = END, False
