@@ -89,11 +89,18 @@ def as_in_file(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
             if same and not is_deep(found, name):
                 return image
             data = _data(found)
+    except DiveError:
+        raise
     except (OSError, SyntaxError, ValueError):
         same, data = False, b""
     if not same:
         if bits > 8:
             notes.append(f"{lost}, and its file is not there now: the high ones alone are seen")
+        elif given:  # of a stream nothing is known, and nearly all have 8 bits
+            notes.append(
+                "was loaded before, and its file is not there now: if it had more than 8 bits a "
+                "channel, the high ones alone are seen"
+            )
         return image
     fresh, other = Image.open(io.BytesIO(data)), Image.open(io.BytesIO(data))
     other.load()

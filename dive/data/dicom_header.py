@@ -54,7 +54,7 @@ def odd_pixels(header: "Dataset") -> str:
         high, wide = float(given[0]), float(given[1])
         if high > 0 and wide > 0 and max(high / wide, wide / high) > _SQUARE:
             return (
-                f"has the {name} {high:g} to {wide:g}: its pixels are not square, and are taken as if "
-                "they were"
+                f"has the {name} {high:g} to {wide:g}: its pixels are not square, and are "
+                "taken as if they were"
             )
     return ""

@@ -189,7 +189,7 @@ def _opened(
     film: Callable[[Image.Image, str], T],
 ) -> T:
     """What `dicom` makes of a DICOM file, or `film` of any other image, opened but not decoded."""
-    name = "an image in memory" if isinstance(image, Image.Image) else str(image)
+    name = _in_memory(image) if isinstance(image, Image.Image) else str(image)
     prefix = f"{where}: " if where else ""
     opened: Any = image
     if isinstance(image, LazyImage):
@@ -237,6 +237,11 @@ def _opened(
             f"{prefix}cannot read the image {name}: {said}; wants a whole PNG, JPEG or other "
             "file that Pillow reads"
         ) from error
+
+
+def _in_memory(image: Image.Image) -> str:
+    file = getattr(image, "filename", "")
+    return f"an image in memory (opened from {os.fsdecode(file)})" if file else "an image in memory"
 
 
 def _size(film: Image.Image, name: str) -> tuple[int, int]:
@@ -336,7 +341,7 @@ def _to_rgb(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
         hidden = image.getchannel("A").histogram()[0] / (image.width * image.height)
         if hidden >= 1 - EDGES:
             notes.append(
-                f"has hardly any contrast: {100 * hidden:.1f}% of its pixels are transparent, and "
+                f"has hardly any contrast: {100 * hidden:.2f}% of its pixels are transparent, and "
                 "shown black"
             )
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
