@@ -105,6 +105,16 @@ def test_a_modality_table_in_words(tmp_path: Path) -> None:
     assert np.array_equal(grey(path), 255 - SMALL.astype(int))
 
 
+def test_a_first_value_whose_sign_was_written_as_none(tmp_path: Path) -> None:
+    signed = VALUES.astype(np.int16) - 2048
+    found = table([4096, 0, 12], np.arange(4096, dtype=np.uint16), "OW")
+    for first in (-2048, 65536 - 2048):
+        del found[0].LUTDescriptor
+        found[0].add_new("LUTDescriptor", "SS" if first < 0 else "US", [4096, first, 12])
+        path = write_dicom(tmp_path / "a.dcm", signed, VOILUTSequence=found)
+        assert np.array_equal(grey(path), np.rint(VALUES * (255 / 4095)).astype(int))
+
+
 @pytest.mark.parametrize("width", [np.uint8, np.uint16])
 @pytest.mark.parametrize("bits", [8, 16])
 def test_palettes(tmp_path: Path, width: type, bits: int) -> None:

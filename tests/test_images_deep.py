@@ -190,6 +190,10 @@ def test_tiff_that_cannot_be_read_is_named_by_its_tags(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "film.tif", RGB[..., 0].astype(np.float64), 1, order=">")
     with pytest.raises(DiveError, match=r"film.tif is a TIFF file of 64 bits, big-endian, Photo"):
         load_rgb(path)
+    two_bands = np.stack([RGB[..., 0] >> 4, RGB[..., 1] >> 4], -1).astype(np.uint8)
+    write_tiff(path, two_bands, 0, alpha=2)
+    with pytest.raises(DiveError, match="of 8/8 bits, little-endian, PhotometricInterpretation 0"):
+        load_rgb(path)
     path.write_bytes(path.read_bytes()[:-99])
     with pytest.raises(DiveError, match="film.tif"):
         load_rgb(path)

@@ -23,7 +23,10 @@ class Table(NamedTuple):
 
     def of(self, values: np.ndarray) -> np.ndarray:
         """The entries of integer values; those outside take the first or the last (int64)."""
-        places = np.clip(values.astype(np.int64) - self.first, 0, len(self.entries) - 1)
+        first = self.first
+        if first >> 15 and values.min() < 0 and values.max() < first:
+            first -= 1 << 16  # a sign that was written as none
+        places = np.clip(values.astype(np.int64) - first, 0, len(self.entries) - 1)
         return self.entries[places]
 
 

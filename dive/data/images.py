@@ -142,7 +142,9 @@ def load_rgb(
     shown = _opened(image, where, max_pixels, dicom, film)
     if not shown.info.get(SEEN) and not any("contrast" in note for note in notes):
         little = little_contrast(np.reshape(shown.histogram(), (3, 256)))
-        notes += [f"{little}, {shown.getpixel((0, 0))} of 255 at its corner"] if little else []
+        if "one colour" in little:
+            little += f", {shown.getpixel((0, 0))} of 255 at its corner"
+        notes += [little] if little else []
     in_memory = isinstance(image, Image.Image)
     subject = named if in_memory else f"the image {named}"
     for note in notes:

@@ -7,6 +7,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from dive.errors import DiveError
 
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_WIDE = ("I", "I;16", "I;16B", "F")
 _STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -33,6 +34,8 @@ class _GreyTiff(TiffImagePlugin.TiffImageFile):
                     tags[tag] = value
                 elif tag in tags:
                     del tags[tag]
+        if own[_PHOTOMETRIC] == 0 and self.mode not in _WIDE:  # nobody would invert these
+            raise SyntaxError(f"white is zero, of {self.mode}")
 
 
 def open_image(file: Any, name: str) -> Image.Image:
