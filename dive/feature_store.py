@@ -32,7 +32,7 @@ from dive.tuners import is_tuner, state_of
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 2  # of the entries, and of how images are read
+_FORMAT = 3  # of the entries, and of how images are read
 SETTINGS_FILE = "settings.json"
 
 

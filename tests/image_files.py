@@ -37,13 +37,17 @@ def write_tiff(path: Path, values: np.ndarray, photometric: int, **options: Any)
     """A TIFF file of one strip, [H, W] or [H, W, C].
 
     options: order ("<" or ">"), packed (deflate), alpha (ExtraSamples of the last channel), planar
-    (channel after channel).
+    (channel after channel), bits (12: packed bit by bit, of an even width).
     """
     order, packed = options.get("order", "<"), options.get("packed", False)
     channels = 1 if values.ndim == 2 else values.shape[2]
     sample = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
     stored = np.moveaxis(values, -1, 0) if options.get("planar") else values
     data = stored.astype(values.dtype.newbyteorder(order)).tobytes()
+    if options.get("bits") == 12:
+        one, two = stored.reshape(-1, 2).T
+        pair = np.stack([one >> 4, (one & 15) << 4 | two >> 8, two & 255], -1)
+        data = pair.astype(np.uint8).tobytes()
     parts = [data]
     if options.get("planar"):
         parts = [
@@ -52,9 +56,10 @@ def write_tiff(path: Path, values: np.ndarray, photometric: int, **options: Any)
     if packed:
         parts = [zlib.compress(part) for part in parts]
     offsets = [8 + sum(map(len, parts[:i])) for i in range(len(parts))]
+    bits = options.get("bits", 8 * values.dtype.itemsize)
     tags: dict[int, tuple[str, list[int]]] = {
         256: ("I", [values.shape[1]]), 257: ("I", [values.shape[0]]),
-        258: ("H", [8 * values.dtype.itemsize] * channels), 259: ("H", [8 if packed else 1]),
+        258: ("H", [bits] * channels), 259: ("H", [8 if packed else 1]),
         262: ("H", [photometric]), 273: ("I", offsets), 277: ("H", [channels]),
         278: ("I", [values.shape[0]]), 279: ("I", [len(part) for part in parts]),
         284: ("H", [2 if options.get("planar") else 1]), 339: ("H", [sample] * channels),

@@ -33,11 +33,13 @@ class NAType:
 NONE = [
     "nan", "NaN", "None", "N/A", "n/a", "null", "NULL", "<NA>", "-", ".", "___", " nan ", "#N/A",
     "--", "...", "\tNone.\n", "NA", "N.A.", "nil", "-nan", "1.#IND", "#N/A N/A", "\\N", "NaT",
-    "(none)", "–", "…", "?", "XXXX.", "___, ___.", "'null'", "n / a", "Not available.",
+    "(none)", "–", "…", "?", "XXXX.", "___, ___.", "'null'", "n / a", "Not available.", "xxxx",
+    "Xxxx", "xxx", "xXx, XXXX", "\\n",
     float("nan"), np.float32("nan"), NAType(),
 ]  # fmt: skip
 TEXTS = [
-    "No", "Normal.", "None seen.", "Nil acute.", "0", "x", "正常", "N", "NAD", "Clear",
+    "No", "Normal.", "None seen.", "Nil acute.", "0", "x", "正常", "N", "NAD", "xx", "Clear",
+    "XXXX effusion.",
     "No acute disease.", "None of the lines has moved.", "___ year old with cough", "-1",
 ]  # fmt: skip
 

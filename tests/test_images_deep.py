@@ -1,6 +1,7 @@
 """Images of other depths and kinds than 8-bit RGB: their grey values, or a refusal by name."""
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,60 @@ def test_a_16_bit_png_in_other_hands(tmp_path: Path) -> None:
         load_rgb(path)
 
 
+@pytest.mark.parametrize("alpha", [False, True])
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_an_image_that_was_loaded_before(tmp_path: Path, kind: str, alpha: bool) -> None:
+    """Pillow has kept the high byte of it by then."""
+    values = np.concatenate([RGB, ALPHA], -1) if alpha else RGB
+    path = tmp_path / f"film.{kind}"
+    if kind == "png":
+        write_png16(path, values)
+    else:
+        write_tiff(path, values, 2, **({"alpha": 2} if alpha else {}))
+    wanted = pixels(path)
+    image = Image.open(path)
+    image.load()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(pixels(image), wanted)
+    changed = Image.open(path)
+    changed.putpixel((0, 0), (0,) * values.shape[2])
+    with pytest.warns(
+        UserWarning, match=rf"film\.{kind}\) was loaded before with 8 of 16 bits .*cha"
+    ):
+        load_rgb(changed)
+    path.unlink()
+    with pytest.warns(UserWarning, match=rf"film\.{kind}\) was loaded before.*is not there now"):
+        load_rgb(image)
+
+
+def test_other_formats_of_which_pillow_keeps_8_bits(tmp_path: Path) -> None:
+    path = tmp_path / "film.sgi"
+    for bytes_each in (1, 2):
+        two()[0].save(path, bpc=bytes_each)
+        image = Image.open(path)
+        image.load()
+        if bytes_each == 1:
+            assert np.array_equal(pixels(path)[..., 0], np.asarray(two()[0]))
+            continue
+        for given in (path, image, LazyImage("film.sgi", path.read_bytes)):
+            with pytest.raises(
+                DiveError, match=r"film\.sgi.? is a SGI file of 16 bits a channel, of"
+            ):
+                load_rgb(given)
+    if "AVIF" in Image.SAVE:  # what is not in older versions of Pillow
+        path = tmp_path / "film.avif"
+        two()[0].save(path)
+        data = bytearray(path.read_bytes())
+        assert pixels(path).shape == (24, 40, 3)
+        data[data.find(b"av1C") + 6] |= 0x40
+        path.write_bytes(bytes(data))
+        with pytest.raises(
+            DiveError, match=r"film\.avif is a AVIF file of 10 bits a channel in col"
+        ):
+            load_rgb(path)
+
+
 def test_the_orientation_of_a_16_bit_png_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -104,12 +159,44 @@ def test_tiff_of_16_and_32_bits(tmp_path: Path, order: str, packed: bool) -> Non
     assert np.array_equal(read(grey.astype(np.float32) - 9, 1), shown(spread / spread.max()))
     with pytest.raises(DiveError, match="film.tif has negative pixel values"):
         read(grey.astype(np.int32) - 4000, 1)
-    if order == "<":  # of the other Pillow says that it cannot
-        wide = grey.astype(np.uint32) * 1_048_832
-        assert wide.max() > 2**31
-        assert np.array_equal(read(wide, 1), shown(unit))
-        assert np.array_equal(read(grey, 0), shown(1 - unit))  # white is zero
-        assert np.array_equal(read(grey.astype(np.float32), 0), shown(1 - spread / spread.max()))
+    wide = grey.astype(np.uint32) * 1_048_832
+    assert wide.max() > 2**31
+    assert np.array_equal(read(wide, 1), shown(unit))
+    assert np.array_equal(read(grey.astype(np.float32), 0), shown(1 - spread / spread.max()))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("order", "<>")
+def test_tiff_whose_white_is_zero(tmp_path: Path, order: str, packed: bool) -> None:
+    """Of many kinds Pillow says that it cannot identify them."""
+    grey = np.linspace(0, 4095, 48).astype(np.uint16).reshape(6, 8)
+    path, options = tmp_path / "film.tif", {"order": order, "packed": packed}
+    wanted = shown(1 - grey / 4095)
+    for kind in (np.uint16, np.int16, np.uint32, np.int32, np.float32):
+        write_tiff(path, grey.astype(kind), 0, **options)
+        assert np.abs(pixels(path) - wanted).max() <= 1, kind
+    wide = grey.astype(np.uint32) * 1_048_832
+    assert np.abs(pixels(write_tiff(path, wide, 0, **options)) - wanted).max() <= 1
+    assert np.array_equal(pixels(write_tiff(path, grey, 0, bits=12, **options)), wanted)
+    dark = write_tiff(path, grey, 1, bits=12, **options)
+    assert np.array_equal(pixels(dark), shown(grey / 4095))
+    eight = (grey >> 4).astype(np.uint8)
+    assert np.array_equal(pixels(write_tiff(path, eight, 0, **options)), shown(1 - eight / 255))
+    data = write_tiff(path, grey, 0, **options).read_bytes()
+    assert np.array_equal(pixels(LazyImage("row", lambda: data)), wanted)
+
+
+def test_tiff_that_cannot_be_read_is_named_by_its_tags(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "film.tif", RGB[..., 0].astype(np.float64), 1, order=">")
+    with pytest.raises(DiveError, match=r"film.tif is a TIFF file of 64 bits, big-endian, Photo"):
+        load_rgb(path)
+    two_bands = np.stack([RGB[..., 0] >> 4, RGB[..., 1] >> 4], -1).astype(np.uint8)
+    write_tiff(path, two_bands, 0, alpha=2)
+    with pytest.raises(DiveError, match="of 8/8 bits, little-endian, PhotometricInterpretation 0"):
+        load_rgb(path)
+    path.write_bytes(path.read_bytes()[:-99])
+    with pytest.raises(DiveError, match="film.tif"):
+        load_rgb(path)
 
 
 def test_integers_of_more_than_16_bits_are_scaled_by_what_they_have() -> None:
@@ -197,6 +284,58 @@ def test_a_film_of_one_value_is_warned_of_by_name(tmp_path: Path) -> None:
             assert Study("x", (tmp_path / name,), source="t:1").load_images()[0].size == (9, 9)
     with pytest.warns(UserWarning, match="an image in memory has no contrast"):
         load_rgb(Image.new("L", (9, 9), 7))
+
+
+def film_of(unit: float = 1.0, size: int = 64) -> np.ndarray:
+    """12-bit values on a tenth of the pixels, in a black frame."""
+    values = np.zeros((size, size))
+    inner = size // 3
+    values[inner : 2 * inner, inner : 2 * inner] = np.linspace(0, 4095, inner**2).reshape(inner, -1)
+    return values * unit
+
+
+def test_a_marker_does_not_make_a_blank_film_a_film(tmp_path: Path) -> None:
+    blank = np.full((64, 64), 40, np.uint8)
+    blank[2:5, 2:5] = 255
+    clear = np.zeros((64, 64, 4), np.uint8)
+    clear[..., :3], clear[9, 9] = 200, 255
+    squeezed = (film_of() / 300).astype(np.uint8)
+    squeezed[2:5, 2:5] = 255
+    for name, values, said in (
+        ("blank.png", blank, "has no contrast: 96% of its pixels are one colour"),
+        ("clear.png", clear, "has hardly any contrast: 99.98% of its pixels are transparent"),
+        ("dark.png", squeezed, "has hardly any contrast: 96% of its pixels lie between 0 and 1"),
+    ):
+        Image.fromarray(values).save(tmp_path / name)
+        with pytest.warns(UserWarning, match=f"{name} {said}") as caught:
+            load_rgb(tmp_path / name, "t:1")
+        assert len(caught) == 1
+    with pytest.warns(UserWarning, match="hardly any contrast"):
+        load_rgb(Image.fromarray(clear))
+
+
+def test_dark_films_in_a_black_frame_are_warned_of_nothing(tmp_path: Path) -> None:
+    for unit in (1, 0.3):
+        film = (film_of(unit) / 16).astype(np.uint8)
+        Image.fromarray(film).save(tmp_path / "film.png")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            load_rgb(tmp_path / "film.png")
+            load_rgb(Image.fromarray(255 - film))
+
+
+def test_a_file_that_is_read_again_is_warned_of_once(tmp_path: Path) -> None:
+    Image.new("L", (9, 9)).save(tmp_path / "black.png")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for where in ("", "t:1", "t:2"):
+            load_rgb(tmp_path / "black.png", where)
+    assert len(caught) == 1
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):  # which may be two images
+            load_rgb(Image.new("L", (9, 9)))
+    assert len(caught) == 2
 
 
 def test_what_is_transparent_everywhere_is_refused(tmp_path: Path) -> None:

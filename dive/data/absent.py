@@ -17,7 +17,7 @@ _WORDS = {
 }  # fmt: skip
 _MARKS = " \t\r\n<>()[]{}\"'`.,;:-_*#~=|\\/\u2013\u2014\u2026\u00a0\u201c\u201d"
 _SLASH = re.compile(r"\s*[/\\]\s*")
-_DEIDENTIFIED = re.compile(r"X{3,}|_+")  # of Open-i and MIMIC-CXR
+_DEIDENTIFIED = re.compile(r"x{3,}|_+", re.IGNORECASE)  # of Open-i and MIMIC-CXR
 
 
 def is_absent(value: Any) -> bool:
@@ -32,7 +32,7 @@ def is_absent(value: Any) -> bool:
     if not isinstance(value, str):
         return _is_missing(value)
     text = _SLASH.sub("/", value.strip(_MARKS).casefold())
-    if text in _WORDS or value.strip() == "\\N":
+    if text in _WORDS or value.strip().casefold() == "\\n":
         return True
     return not any(map(str.isalnum, _DEIDENTIFIED.sub("", value)))
 

@@ -12,9 +12,11 @@ from dive.errors import DiveError
 
 # Containers are 16 bits wide, detectors are not: 12-bit films in 16-bit files are the usual case.
 _BIT_DEPTHS = (8, 10, 12, 14, 16)
+_GREY = {name: ", or grey" for name in ("PNG", "TIFF", "PPM", "JPEG2000")}
 _SIZ = b"\xff\x4f\xff\x51"  # opens the codestream of a JPEG 2000 file
 _DEEP = re.compile(r"(?P<bands>[A-Za-z]+);16(?P<order>[BLN])")
 _OTHER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+_LOSSY = ("PNG", "TIFF", "PPM", "JPEG2000", "SGI", "AVIF")  # of deep files Pillow keeps 8 bits
 _ALPHA = ("LA", "RGBA")
 # What libtiff unpacks is in the machine's order, and Pillow (13) takes it to be in the file's.
 _NATIVE = {f"{mode}B{kind}": f"{mode}{kind}" for mode, kind in (("F;32", "F"), ("I;32", "S"))}
@@ -64,6 +66,50 @@ def is_deep(image: Image.Image, name: str) -> bool:
     return bool(opened) and _layout(image, name)[0] != ""
 
 
+def as_in_file(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
+    """An image that Pillow has loaded already, or its file opened anew where bits were lost.
+
+    Such images keep their file's name and not its depth. What was made of an image in memory, or
+    opened from a stream, does not tell.
+
+    Raises:
+        DiveError: as `is_deep`.
+    """
+    if not isinstance(image, ImageFile.ImageFile) or image.tile or image.format not in _LOSSY:
+        return image
+    if image.format != "SGI" and len(image.getbands()) == 1:
+        return image
+    tags: Any = getattr(image, "tag_v2", {})
+    bits = max(tags.get(258, (8,)))
+    lost = f"was loaded before with 8 of {bits if bits > 8 else 16} bits a channel"
+    given: Any = image.filename
+    try:
+        with open(given, "rb") as file, Image.open(file) as found:
+            same = found.format == image.format
+            if same and not is_deep(found, name):
+                return image
+            data = _data(found)
+    except DiveError:
+        raise
+    except (OSError, SyntaxError, ValueError):
+        same, data = False, b""
+    if not same:
+        if bits > 8:
+            notes.append(f"{lost}, and its file is not there now: the high ones alone are seen")
+        elif given:  # of a stream nothing is known, and nearly all have 8 bits
+            notes.append(
+                "was loaded before, and its file is not there now: if it had more than 8 bits a "
+                "channel, the high ones alone are seen"
+            )
+        return image
+    fresh, other = Image.open(io.BytesIO(data)), Image.open(io.BytesIO(data))
+    other.load()
+    if (other.mode, other.size) == (image.mode, image.size) and other.tobytes() == image.tobytes():
+        return fresh
+    notes.append(f"{lost}, and changed since, or its file was: the high ones alone are seen")
+    return image
+
+
 def in_native_order(image: Image.Image) -> None:
     """Mend how Pillow takes the bytes of a compressed TIFF of 32 bits or signed values, before it
     loads them."""
@@ -75,9 +121,13 @@ def in_native_order(image: Image.Image) -> None:
 
 def _layout(image: Any, name: str) -> tuple[str, str]:
     """(bands, byte order) of 16-bit channels; two empty texts where no channel loses bits."""
-    if len(image.getbands()) == 1:
+    if image.format == "SGI":
+        bits = 8 * _data(image)[3]  # bytes a value
+    elif len(image.getbands()) == 1:
         return "", ""
-    if image.format == "JPEG2000":
+    elif image.format == "AVIF":
+        bits = _avif_bits(image)
+    elif image.format == "JPEG2000":
         bits = _jpeg2000_bits(image)
     elif image.format == "PPM":
         # two bytes a value, of which Pillow keeps what a scale of 8 bits leaves
@@ -92,9 +142,10 @@ def _layout(image: Any, name: str) -> tuple[str, str]:
     planar = image.format == "TIFF" and image.tag_v2.get(284, 1) != 1
     if image.format not in ("PNG", "TIFF") or match is None or planar:
         raise DiveError(
-            f"{name} is a {image.format} file of {bits} bits a channel in colour"
+            f"{name} is a {image.format} file of {bits} bits a channel"
+            f"{' in colour' if len(image.getbands()) > 1 else ''}"
             f"{', a plane each' if planar else ''}, of which 8 would be read; wants such channels "
-            "as PNG, or as TIFF of 16 bits, or 8 bits, or grey"
+            f"as PNG, or as TIFF of 16 bits, or 8 bits{_GREY.get(image.format, '')}"
         )
     return match["bands"], match["order"]
 
@@ -112,6 +163,15 @@ def _jpeg2000_bits(image: Any) -> int:
     data = _data(image)
     place = data.find(_SIZ)
     return (data[place + 42] & 0x7F) + 1 if 0 <= place < len(data) - 42 else 8
+
+
+def _avif_bits(image: Any) -> int:
+    """By the configuration of the codec, whose third byte begins tier, high bit depth, 12 bits."""
+    data = _data(image)
+    place = data.find(b"av1C")
+    if not 0 <= place < len(data) - 6 or not data[place + 6] & 0x40:
+        return 8
+    return 12 if data[place + 6] & 0x20 else 10
 
 
 def _data(image: Any) -> bytes:

@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from dive.data.contrast import FLAT, little_contrast, lost_greys
+from dive.data.dicom_header import check_elements, odd_pixels, take_groups
+from dive.data.dicom_tables import coloured, table_of
 from dive.data.dicom_values import stored_values
 from dive.errors import DiveError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+OWN = "its own range"
 MAX_FILE_BYTES = 1 << 30  # of a gzipped file, unpacked
-FLAT = 2  # grey levels of 255 that no reader can tell apart
 
 T = TypeVar("T")
 
@@ -37,34 +40,57 @@ def is_dicom(path: Path | str) -> bool:
         return False  # whoever opens it next says what is wrong
 
 
-def read_dicom(path: Path | str, max_pixels: int, where: str = "") -> np.ndarray:
-    """Pixels as a film viewer shows them: uint8, [H, W] or [H, W, 3].
+def is_dicom_data(data: bytes) -> bool:
+    """Whether the bytes of a file are DICOM, by the four letters; gzipped ones, too."""
+    if data[:2] == b"\x1f\x8b":
+        try:
+            with gzip.open(io.BytesIO(data)) as packed:
+                data = packed.read(132)
+        except (OSError, EOFError, zlib.error):
+            return False
+    return data[128:132] == b"DICM"
+
+
+def read_dicom(
+    path: Path | str | bytes, max_pixels: int, where: str = "", name: str = ""
+) -> tuple[np.ndarray, list[str]]:
+    """Pixels as a film viewer shows them, uint8, [H, W] or [H, W, 3]; and, in words, what somebody
+    should know of them: "the VOI table says 8 bits and ...".
+
+    `path` may be the bytes of a file; error messages call it `name`.
 
     1. stored values: the `BitsStored` bits below and with `HighBit`, whatever stands in the bits
        beside them; decompressed and, where in colour, turned to RGB;
     2. rescale slope and intercept, or the modality table;
     3. the first VOI table, else the first window (linear, linear exact or sigmoid), else the
-       smallest value to the largest;
+       smallest value to the largest; of enhanced files those of their functional groups;
     4. MONOCHROME1, where small values are bright, is inverted; padding becomes black.
 
     Raises:
         DiveError: pydicom is missing; no DICOM, damaged, no pixels, several frames, more than
-            `max_pixels`, a compression for which a decoder is missing; bits that do not fit
-            together; a table or window that shows one grey value of values that differ.
+            `max_pixels`, a compression for which a decoder is missing; elements that are missing;
+            bits, or a table and its descriptor, that do not fit together; colour with a sign; a
+            table or window that shows one grey value of values that differ.
     """
 
-    def whole(file: Any, pydicom: Any) -> np.ndarray:
-        unpacked = _unpacked(file) if str(path).lower().endswith(".gz") else file
+    def whole(file: Any, pydicom: Any) -> tuple[np.ndarray, list[str]]:
+        unpacked = _unpacked(file) if _is_packed(path) else file
         header = pydicom.dcmread(unpacked)
         if "PixelData" not in header:
             raise DiveError("the DICOM file holds no PixelData")
         _check(header, max_pixels)
-        return _shown(header)
+        check_elements(header)
+        take_groups(header)
+        notes = [odd_pixels(header)]
+        shown = _shown(header, notes)
+        return shown, list(dict.fromkeys(filter(None, notes)))
 
-    return _read(path, where, whole)
+    return _read(path, where, name, whole)
 
 
-def dicom_size(path: Path | str, max_pixels: int, where: str = "") -> tuple[int, int]:
+def dicom_size(
+    path: Path | str | bytes, max_pixels: int, where: str = "", name: str = ""
+) -> tuple[int, int]:
     """(width, height) of what `read_dicom` gives, in pixels, from what stands before the pixels.
 
     Raises:
@@ -72,7 +98,7 @@ def dicom_size(path: Path | str, max_pixels: int, where: str = "") -> tuple[int,
     """
 
     def front(file: Any, pydicom: Any) -> tuple[int, int]:
-        packed = str(path).lower().endswith(".gz")
+        packed = _is_packed(path)
         wanted = ["Rows", "Columns", "NumberOfFrames"]
         try:
             with gzip.open(file) if packed else nullcontext(file) as unpacked:
@@ -82,33 +108,40 @@ def dicom_size(path: Path | str, max_pixels: int, where: str = "") -> tuple[int,
         _check(header, max_pixels)
         return int(header.Columns), int(header.Rows)
 
-    return _read(path, where, front)
+    return _read(path, where, name, front)
 
 
-def _read(path: Path | str, where: str, read: Callable[[Any, Any], T]) -> T:
+def _is_packed(path: Path | str | bytes) -> bool:
+    if isinstance(path, bytes):
+        return path[:2] == b"\x1f\x8b"
+    return str(path).lower().endswith(".gz")
+
+
+def _read(path: Path | str | bytes, where: str, name: str, read: Callable[[Any, Any], T]) -> T:
     """What `read` makes of the opened file and of pydicom; whatever goes wrong is a DiveError."""
     prefix = f"{where}: " if where else ""
+    name = name or ("given as bytes" if isinstance(path, bytes) else str(path))
     try:
         import pydicom
     except ImportError:
         raise DiveError(
-            f"{prefix}reading {path} needs the package pydicom: pip install 'dive-mrg[dicom]'"
+            f"{prefix}reading {name} needs the package pydicom: pip install 'dive-mrg[dicom]'"
         ) from None
     try:
         # pydicom warns of every slip in a header; what matters below is checked below.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with open(path, "rb") as opened:
+            with io.BytesIO(path) if isinstance(path, bytes) else open(path, "rb") as opened:
                 return read(opened, pydicom)
     except FileNotFoundError:
-        raise DiveError(f"{prefix}there is no image file {path}") from None
+        raise DiveError(f"{prefix}there is no image file {name}") from None
     except DiveError as error:
-        raise DiveError(f"{prefix}cannot read the image {path}: {error}") from error
+        raise DiveError(f"{prefix}cannot read the image {name}: {error}") from error
     except MemoryError:
         raise
     except Exception as error:  # pydicom meets damage with whatever the broken element leads to
         raise DiveError(
-            f"{prefix}cannot read the image {path}: {_first_line(error)}; wants a whole DICOM file"
+            f"{prefix}cannot read the image {name}: {_first_line(error)}; wants a whole DICOM file"
         ) from error
 
 
@@ -136,14 +169,15 @@ def _check(header: "Dataset", max_pixels: int) -> None:
         )
 
 
-def _shown(header: "Dataset") -> np.ndarray:
-    from pydicom.pixels import apply_color_lut, apply_modality_lut
-
+def _shown(header: "Dataset", notes: list[str]) -> np.ndarray:
     interpretation = str(header.get("PhotometricInterpretation", ""))
+    if int(header.SamplesPerPixel) > 1 and int(header.PixelRepresentation) == 1:
+        raise DiveError("PixelRepresentation is 1 in colour; wants colours without a sign")
     stored, kept = stored_values(header)
     if interpretation == "PALETTE COLOR":
-        coloured = apply_color_lut(stored, header)
-        return _to_8_bits(coloured, 8 * coloured.dtype.itemsize)
+        colours = np.rint(coloured(stored, header, notes) * 255.0).astype(np.uint8)
+        notes.append(_seen(colours, stored, "the palette"))
+        return colours
     if stored.ndim == 3:
         return _to_8_bits(stored, int(header.BitsStored))
     if not interpretation.startswith("MONOCHROME"):
@@ -152,16 +186,18 @@ def _shown(header: "Dataset") -> np.ndarray:
             "RGB, YBR_* or PALETTE COLOR"
         )
     padding = _padding(header, stored, kept)
-    if header.get("ModalityLUTSequence"):
-        values = apply_modality_lut(stored, header).astype(np.float64)
+    tables = header.get("ModalityLUTSequence")
+    if tables:
+        table = table_of(tables[0], header, "the modality table", [])  # whose depth is not used
+        values = table.of(stored).astype(np.float64)
     else:
         values = stored.astype(np.float64) * _number(header, "RescaleSlope", 1.0)
         values += _number(header, "RescaleIntercept", 0.0)
-    unit, by = _unit(header, values, padding)
+    unit, by = _unit(header, values, padding, notes)
     if interpretation == "MONOCHROME1":
         unit = 1.0 - unit
     shown = np.rint(unit * 255.0).astype(np.uint8)
-    _check_contrast(values, shown, padding, by)
+    notes.append(_check_contrast(values, shown, padding, by))
     if padding is not None:
         shown[padding] = 0
     return shown
@@ -178,13 +214,13 @@ def _number(header: "Dataset", name: str, otherwise: float) -> float:
 
 def _check_contrast(
     values: np.ndarray, shown: np.ndarray, padding: np.ndarray | None, by: str
-) -> None:
-    """DiveError where values differ and nothing of it is seen."""
+) -> str:
+    """DiveError where values differ and nothing of it is seen; where little is seen, that."""
     if padding is not None:
         values, shown = values[~padding], shown[~padding]
     low, high = float(values.min()), float(values.max())
     if int(shown.max()) - int(shown.min()) > FLAT:
-        return
+        return _seen(shown, values, by)
     if high > low:
         raise DiveError(
             f"{by} shows one grey value ({int(shown.flat[0])} of 255) of values from {low:g} to "
@@ -192,6 +228,21 @@ def _check_contrast(
         )
     if padding is not None:  # beside it, one value has a contrast that means nothing
         raise DiveError(f"holds the value {low:g} alone, beside padding: nothing is seen")
+    return ""
+
+
+def _seen(shown: np.ndarray, values: np.ndarray, by: str) -> str:
+    """What is wrong where hardly anything of the values is seen; "" where enough is."""
+    colours = shown if shown.ndim == 3 else shown.reshape(-1, 1)
+    channels = colours.reshape(-1, colours.shape[-1]).T
+    low, high = float(values.min()), float(values.max())
+    of = f": {by} was applied to values from {low:g} to {high:g}"
+    little = little_contrast(np.stack([np.bincount(one, minlength=256) for one in channels]))
+    if little:
+        return little + of
+    # of a range that the values gave themselves nothing was cut off
+    lost = lost_greys(shown, values) if shown.ndim < 3 and by != OWN else ""
+    return f"is shown as {lost}{of}" if lost else ""
 
 
 def _to_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
@@ -219,16 +270,14 @@ def _padding(header: "Dataset", stored: np.ndarray, kept: np.ndarray) -> np.ndar
 
 
 def _unit(
-    header: "Dataset", values: np.ndarray, padding: np.ndarray | None
+    header: "Dataset", values: np.ndarray, padding: np.ndarray | None, notes: list[str]
 ) -> tuple[np.ndarray, str]:
     """Values to 0 ... 1 by VOI table, window, or their own range; and by which of them."""
-    from pydicom.pixels import apply_voi
-
     tables = header.get("VOILUTSequence")
     if tables:
-        bits = int(tables[0].LUTDescriptor[2])
-        looked_up = apply_voi(np.rint(values).astype(np.int64), header)
-        return looked_up.astype(np.float64) / (2**bits - 1), "the VOI table"
+        table = table_of(tables[0], header, "the VOI table", notes)
+        by = f"the VOI table ({table.bits} bits, entries up to {table.entries.max()})"
+        return table.of(np.rint(values)) / (2.0**table.bits - 1), by
     centre, width = _first(header.get("WindowCenter")), _first(header.get("WindowWidth"))
     if centre is not None and width is not None:
         function = str(header.get("VOILUTFunction") or "LINEAR").strip().upper()
@@ -237,7 +286,7 @@ def _unit(
     seen = values if padding is None else values[~padding]
     low, high = float(seen.min()), float(seen.max())
     unit = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    return np.clip(unit, 0.0, 1.0), "its own range"
+    return np.clip(unit, 0.0, 1.0), OWN
 
 
 def _windowed(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:

@@ -12,8 +12,17 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from dive import checks
-from dive.data.deep import deep_rgb, depth_of, in_native_order, is_deep, transparent
-from dive.data.dicom import FLAT, dicom_size, is_dicom, read_dicom
+from dive.data.contrast import EDGES, little_contrast
+from dive.data.deep import (
+    as_in_file,
+    deep_rgb,
+    depth_of,
+    in_native_order,
+    is_deep,
+    transparent,
+)
+from dive.data.dicom import dicom_size, is_dicom, is_dicom_data, read_dicom
+from dive.data.tiff import open_image
 from dive.errors import DiveError
 
 # A chest film has 5 to 20 million pixels; what has ten times as many is a mistake or an attack.
@@ -29,6 +38,9 @@ _START = 132  # bytes of a file that tell what it is
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 SEEN = "dive: looked at"  # in the `info` of images that were decoded here: they are told of once
+
+# Of a file that is read several times (sizes, then a cache, then training) one warning tells.
+_told: set[str] = set()
 
 IMAGES = "a path, a PIL image or a LazyImage"  # what an image of a study may be
 
@@ -98,40 +110,50 @@ def load_rgb(
     - DICOM (`dive.data.dicom`): window, rescale and photometric interpretation are applied.
 
     `where` (file and line of the study) opens the error message. A file that says it has more than
-    `max_pixels` is refused before they are decoded. Of a film that is one grey value all over a
-    warning tells by name.
+    `max_pixels` is refused before they are decoded. A warning names a film of which nothing, or
+    hardly anything, is seen (`dive.data.contrast`); of a file once in a process.
 
     Raises:
         DiveError: the file is missing, is no image, is damaged, holds several frames or too many
             pixels; its channels cannot be read whole; it is transparent everywhere.
     """
     named = ""
+    notes: list[str] = []
 
-    def dicom(path: Path | str) -> Image.Image:
+    def dicom(path: Path | str | bytes, name: str) -> Image.Image:
         nonlocal named
-        named = str(path)
-        return Image.fromarray(read_dicom(path, max_pixels, where)).convert("RGB")
+        named = name
+        pixels, said = read_dicom(path, max_pixels, where, name)
+        notes.extend(said)
+        return Image.fromarray(pixels).convert("RGB")
 
     def film(opened: Image.Image, name: str) -> Image.Image:
         nonlocal named
         named = name.removeprefix(f"{where}: ")
         _one_frame(opened, name)
+        opened = as_in_file(opened, name, notes)
         deep = deep_rgb(opened, name)
         if deep is not None:
             return ImageOps.exif_transpose(deep).convert("RGB")
         in_native_order(opened)
         opened.load()
-        return _to_rgb(opened, name)
+        return _to_rgb(opened, name, notes)
 
     shown = _opened(image, where, max_pixels, dicom, film)
-    if not shown.info.get(SEEN) and is_flat(shown):
-        prefix = f"{where}: " if where else ""
-        subject = named if isinstance(image, Image.Image) else f"the image {named}"
-        warnings.warn(
-            f"{prefix}{subject} has no contrast: it is one colour all over, "
-            f"{shown.getpixel((0, 0))} of 255",
-            stacklevel=2,
-        )
+    if not shown.info.get(SEEN) and not any("contrast" in note for note in notes):
+        little = little_contrast(np.reshape(shown.histogram(), (3, 256)))
+        if "one colour" in little:
+            little += f", {shown.getpixel((0, 0))} of 255 at its corner"
+        notes += [little] if little else []
+    in_memory = isinstance(image, Image.Image)
+    subject = named if in_memory else f"the image {named}"
+    for note in notes:
+        text = f"{where}: {subject} {note}" if where else f"{subject} {note}"
+        told = text if in_memory else f"{subject} {note}"
+        if told in _told and (where or not in_memory):
+            continue
+        _told.add(told)
+        warnings.warn(text, stacklevel=2)
     shown.info[SEEN] = True
     return shown
 
@@ -141,18 +163,6 @@ def blank_image(size: tuple[int, int]) -> Image.Image:
     image = Image.new("RGB", size)
     image.info[SEEN] = True
     return image
-
-
-def is_flat(film: Image.Image) -> bool:
-    """Whether an RGB image has no contrast that anybody could see: it is blank."""
-    some = film.resize((64, 64), Image.Resampling.NEAREST)  # tells of almost every film
-    return _range(some) <= FLAT and _range(film) <= FLAT
-
-
-def _range(film: Image.Image) -> int:
-    """Largest less smallest value, of the channel where it is most."""
-    bands: Any = film.getextrema()
-    return max(high - low for low, high in bands)
 
 
 def image_size(
@@ -166,29 +176,36 @@ def image_size(
     Raises:
         DiveError: as `load_rgb`, but for damage behind the header.
     """
-    return _opened(image, where, max_pixels, lambda p: dicom_size(p, max_pixels, where), _size)
+
+    def dicom(path: Path | str | bytes, name: str) -> tuple[int, int]:
+        return dicom_size(path, max_pixels, where, name)
+
+    return _opened(image, where, max_pixels, dicom, _size)
 
 
 def _opened(
     image: Path | str | Image.Image | LazyImage,
     where: str,
     max_pixels: int,
-    dicom: Callable[[Path | str], T],
+    dicom: Callable[[Path | str | bytes, str], T],
     film: Callable[[Image.Image, str], T],
 ) -> T:
     """What `dicom` makes of a DICOM file, or `film` of any other image, opened but not decoded."""
-    name = "an image in memory" if isinstance(image, Image.Image) else str(image)
+    name = _in_memory(image) if isinstance(image, Image.Image) else str(image)
     prefix = f"{where}: " if where else ""
     opened: Any = image
     if isinstance(image, LazyImage):
         opened = fetched(image, where)
-        opened = io.BytesIO(opened) if isinstance(opened, bytes) else opened
+        if isinstance(opened, bytes):
+            if is_dicom_data(opened):
+                return dicom(opened, name)
+            opened = io.BytesIO(opened)
     elif not is_image(image):
         raise DiveError(f"{prefix}an image is a {type(image).__name__}; wants {IMAGES}")
     if isinstance(opened, (str, os.PathLike)):
         opened = checks.place(f"{prefix}the image", opened)
         if is_dicom(opened):
-            return dicom(opened)
+            return dicom(opened, str(opened))
     try:
         with warnings.catch_warnings():
             # Pillow warns of large images at 89 megapixels; the limit here is checked below.
@@ -202,7 +219,7 @@ def _opened(
             # memory wrongly (version 13).
             with (
                 open(opened, "rb") if isinstance(opened, Path) else nullcontext(opened) as file,
-                Image.open(file) as lazy,
+                open_image(file, prefix + name) as lazy,
             ):
                 if lazy.width * lazy.height > max_pixels:
                     raise DiveError(
@@ -222,6 +239,11 @@ def _opened(
             f"{prefix}cannot read the image {name}: {said}; wants a whole PNG, JPEG or other "
             "file that Pillow reads"
         ) from error
+
+
+def _in_memory(image: Image.Image) -> str:
+    file = getattr(image, "filename", "")
+    return f"an image in memory (opened from {os.fsdecode(file)})" if file else "an image in memory"
 
 
 def _size(film: Image.Image, name: str) -> tuple[int, int]:
@@ -294,7 +316,7 @@ def _one_frame(image: Image.Image, name: str) -> None:
         raise DiveError(f"{name} holds {frames} frames; wants a file with one image")
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
     tags: Any = getattr(image, "tag_v2", {})
     white_is_zero = tags.get(_PHOTOMETRIC) == 0
     unsigned = tags.get(_BITS) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,)
@@ -318,6 +340,12 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         image = image.convert("RGBA")
         if image.getextrema()[-1] == (0, 0):
             raise DiveError(transparent(name))
+        hidden = image.getchannel("A").histogram()[0] / (image.width * image.height)
+        if hidden >= 1 - EDGES:
+            notes.append(
+                f"has hardly any contrast: {100 * hidden:.2f}% of its pixels are transparent, and "
+                "shown black"
+            )
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         return Image.alpha_composite(black, image).convert("RGB")
     # A copy even where nothing changes, so that the caller's image and file are left alone.
