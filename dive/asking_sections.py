@@ -56,8 +56,8 @@ _STRONG = word_set(
 _SLIPS_OF = ("indication", "history", "comparison", "findings", "impression", "technique")
 
 _SEPARATOR = re.compile(
-    r"\.?[ \t]*[*_]{0,3}[ \t\"']*[:|\]][ \t]*\*{0,3}|[ \t]*;?[ \t]*[*_#]*(?=\n|\Z)|[ \t]+[-–—]+\s"
-    r"|[ \t]*\t|(?<=hx)\.(?=\s)|(?<=\bc/o)(?=\s)|;(?=\s)",
+    r"\.?[ \t]{0,9}[*_]{0,3}[ \t\"']{0,9}[:|\]][ \t]{0,9}\*{0,3}|[ \t]{0,9};?[ \t]{0,9}[*_#]{0,6}"
+    r"(?=\n|\Z)|[ \t]{1,9}[-–—]{1,3}\s|\t|(?<=hx)\.(?=\s)|(?<=\bc/o)(?=\s)|;(?=\s)",
     re.IGNORECASE,
 )
 _BREAK = re.compile(r"[\n\r.;:?!|\t\"{\[]")
@@ -114,15 +114,16 @@ def asking_sections(text: str) -> list[tuple[int, int]]:
     """Character ranges of sections that state nothing about the image ("Indication: ...")."""
     headings = _headings(text)
     ranges = []
-    for n, heading in enumerate(headings):
+    following = known = None  # the next heading, and the next that is known
+    for heading in reversed(headings):
         if heading.kind in (ASKING, COMPARING):
-            later = headings[n + 1 :]
-            known = [one for one in later if one.kind != UNKNOWN]
-            form = bool(later) and not text[heading.end : later[0].start].strip()
-            if form or (known and known[0].kind == FINDINGS):
-                later = known  # "History:\nCOPD: yes\nCHF: no"
-            ranges.append((heading.end, _end(text, heading, later[0] if later else None)))
-    return ranges
+            form = following is not None and not text[heading.end : following.start].strip()
+            if form or (known is not None and known.kind == FINDINGS):
+                following = known  # "History:\nCOPD: yes\nCHF: no"
+            ranges.append((heading.end, _end(text, heading, following)))
+        following = heading
+        known = known if heading.kind == UNKNOWN else heading
+    return ranges[::-1]
 
 
 def _headings(text: str) -> list[_Heading]:
@@ -135,7 +136,8 @@ def _headings(text: str) -> list[_Heading]:
         begin = breaks[-1] if breaks else low
         opens = begin == 0 or bool(breaks) or begin == last
         words = list(_WORD.finditer(text, begin, mark.start()))
-        line = not text[text.rfind("\n", 0, begin) + 1 : begin].strip(" \t\r\"'{[|0123456789.")
+        before = text[max(0, begin - _LONGEST) : begin].rpartition("\n")
+        line = not before[2].strip(" \t\r\"'{[|0123456789.")
         colon = ":" in mark.group()
         alone = mark.end() == len(text) or text[mark.end()] == "\n"
         if not words:
@@ -258,8 +260,8 @@ def _sentences(text: str, first: int, limit: int) -> list[int]:
         if end >= limit:
             break
         if mark.group()[0] == "\n" and "\n" not in mark.group()[1:]:
-            line = mark.start() - text.rfind("\n", 0, mark.start()) - 1
-            if line >= _WRAPPED or not text[end].isupper():
+            near = max(0, mark.start() - _WRAPPED)
+            if "\n" not in text[near : mark.start()] or not text[end].isupper():
                 continue
         starts.insert(bisect_right(starts, end), end)
     return starts
