@@ -68,7 +68,6 @@ _NEXT_REPORT = re.compile(r"\n[ \t]*_{10,}[ \t]*(?=\n|$)")
 _PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
 
 _SENTENCE = re.compile(r"(?<!\bdr)(?<!\bvs)(?<!\bno)[.?!][\"')*]*\s+|\n\s*", re.IGNORECASE)
-_WRAPPED = 50  # characters; a longer line may have been wrapped
 _NOT_OF_FILM = (
     r"(?!\s+(?:(?:an?|some|clinical|strong|high|known)\s+)*"
     r"(?:clinical|concern|histor|suspi|question|family|request))"
@@ -84,7 +83,7 @@ _STATES = re.compile(
     r"|(?:the[ \t]+)?(?:both[ \t]+)?(?:(?:left|right)[ \t]+)?(?:lungs?|heart|cardiac|mediastin\w+"
     r"|cardiomediastinal|trachea|pleura|pleural|bones|bony|osseous|hil(?:a|ar|um)|pulmonary|aorta"
     r"|aortic|hemidiaphragms?|diaphragms?|costophrenic)\b(?:[ \t]+\w+){0,3}?[ \t]+(?:is|are"
-    r"|remains?|appears?|clear|normal)\b"
+    r"|remains?|appears?|shows?|demonstrates?|clear|normal)\b"
     r"|(?:in[ \t]+comparison|(?:as[ \t]+)?compared)[ \t]+(?:to|with)\b[^.]*\b(?:is|are|has|have)\b"
     r"|no[ \t]+(?:acute|focal|pleural|pneumothorax|consolidation)\b"
     r"|[^.\n]{3,80}?\b(?:is|are)[ \t]+(?:now[ \t]+|again[ \t]+|also[ \t]+)?(?:present|seen|noted"
@@ -253,15 +252,13 @@ def _end(text: str, heading: _Heading, following: _Heading | None) -> int:
 
 
 def _sentences(text: str, first: int, limit: int) -> list[int]:
-    """Where sentences begin in text[first:limit]; a wrapped line goes on."""
+    """Where sentences may begin in text[first:limit]; a line in small letters goes on."""
     starts = [first]
     for mark in _SENTENCE.finditer(text, first, limit):
         end = mark.end()
         if end >= limit:
             break
-        if mark.group()[0] == "\n" and "\n" not in mark.group()[1:]:
-            near = max(0, mark.start() - _WRAPPED)
-            if "\n" not in text[near : mark.start()] or not text[end].isupper():
-                continue
+        if mark.group()[0] == "\n" and "\n" not in mark.group()[1:] and not text[end].isupper():
+            continue
         starts.insert(bisect_right(starts, end), end)
     return starts
