@@ -46,7 +46,7 @@ def test_headings(heading: str, below: str) -> None:
         "HISTORY: Cough.\r\n\r\nRight effusion.",
         "HISTORY: Cough. There is a right effusion.",
         "Indication: Cough. Right effusion is present.",
-        "INDICATION: fever and cough with concern, and weight loss too\nThe right lung shows effusion.",
+        "INDICATION: fever, cough, chills, and weight loss\nThe right lung shows effusion.",
         "Indication: fever.\nLungs: Right effusion.",
         "Hx: cough. Pleura: Right effusion.",
         "Hx: Cough. CXR: Right effusion.",
