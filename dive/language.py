@@ -27,6 +27,7 @@ _WORDS = {
         resources.files("dive").joinpath("language.yaml").read_text(encoding="utf-8")
     ).items()
 }
+_ENGLISH = _WORDS["english"] | _WORDS["shorthand"]
 _SUFFIX = re.compile(r"[a-z]{2,}(?:ing|ings|ly|ness|ity|ities|ized|ised)|[a-z]{4,}ed")
 _NO_SUFFIX = {"gering", "ring", "bring", "pared", "hundred"}
 _TOKEN = re.compile(r"[^\W\d_]+")
@@ -102,7 +103,7 @@ def is_english(sentence: str) -> bool | None:
             theirs += 1
         elif lower in _WORDS["shared"] or len(lower) < 2:
             continue
-        elif lower in _WORDS["english"] or (_SUFFIX.fullmatch(lower) and lower not in _NO_SUFFIX):
+        elif lower in _ENGLISH or (_SUFFIX.fullmatch(lower) and lower not in _NO_SUFFIX):
             ours += 1
         elif not (word.isupper() and not capitals):  # an abbreviation says nothing
             unknown += 1

@@ -27,6 +27,11 @@ ENGLISH = [
     "ET tube 4 cm above carina. Sternal wires intact.",
     "___ year old man with cough. In comparison with the study of ___, there is no change.",
 ]
+SHORTHAND = [
+    "No sig abn", "Bibasal atx, sm effs, cmg", "RLL opac ?pna", "Sm bilat effs, mod cmg.",
+    "rll pna, sm rt eff", "Wnl.", "Rt ptx, unch.", "Lt bibas atx; nml ht", "No ptx/pna",
+    "?LLL consol",
+]  # fmt: skip
 OTHERS = {
     "Spanish": ["Pulmones claros. Corazón normal. Sin derrame.", "No hay derrame pleural.",
                 "Silueta cardiaca normal.", "NO SE OBSERVA DERRAME PLEURAL."],
@@ -45,7 +50,7 @@ OTHERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("report", ENGLISH)
+@pytest.mark.parametrize("report", ENGLISH + SHORTHAND)
 def test_english_is_not_warned_of(report: str) -> None:
     found = language_of([report])
     assert found.other == 0 and not found.doubtful

@@ -6,16 +6,30 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-# What programs write for a missing value, and people for a missing text; without the marks around.
+# What programs write for a missing value, and people for a missing text.
 _WORDS = {
     "nan", "none", "null", "na", "n/a", "n/a n/a", "n.a", "nil", "nat", "undefined", "missing",
     "empty", "unavailable", "void", "1.#ind", "1.#qnan", "ref!", "value!", "name?", "div/0!",
     "num!", "blank", "pd.na", "not available", "not applicable", "not provided", "not given",
     "not recorded",
     "none available", "none given", "none provided", "none recorded", "no report",
-    "no report available", "report not available",
+    "no report available", "report not available", "no data", "no data available", "not stated",
+    "not specified", "not documented", "unknown", "redacted",
 }  # fmt: skip
-_MARKS = " \t\r\n<>()[]{}\"'`.,;:-_*#~=|\\/\u2013\u2014\u2026\u00a0\u201c\u201d"
+# What is left in empty cells of exports.
+_EXPORT = re.compile(
+    r"</?(?:br|p|div|span|li|ul|ol|table|tbody|tr|td|th|b|i|u|em|strong|font|pre|html|head|body|hr"
+    r"|h[1-6])(?:\s[^<>]{0,99})?/?>|&(?:nbsp|#160|#xa0|#13|#10|lt|gt|amp|quot);|\\[nrt]",
+    re.IGNORECASE,
+)
+# Those words, and the names that joined columns are written under.
+_SIGNS = re.compile(
+    r"\b(?:findings?|impressions?|conclusions?|indications?|comparisons?|techniques?"
+    r"|examination|report|(?:clinical[ ])?(?:history|information))[ \t]*[:=]"
+    rf"|(?<![^\W_])(?:{'|'.join(map(re.escape, sorted(_WORDS, key=len, reverse=True)))})(?![^\W_])",
+    re.IGNORECASE,
+)
+_LONGEST = 400  # characters of what may be nothing but signs
 _SLASH = re.compile(r"\s*[/\\]\s*")
 _DEIDENTIFIED = re.compile(r"x{3,}|_+", re.IGNORECASE)  # of Open-i and MIMIC-CXR
 
@@ -24,16 +38,24 @@ def is_absent(value: Any) -> bool:
     """Whether a value is none, blank, or a sign that there is none.
 
     None, NaN and pandas' NA; a text without any letter or digit; one of the words that programs
-    write for a missing value ("nan", "None", "N/A", "null", "<NA>", ...), in any case; nothing but
-    what de-identification put there (`___`, `XXXX`).
+    write for a missing value ("nan", "None", "N/A", "null", "<NA>", ...), in any case; several of
+    them, or one under a section's name, as joined columns leave them ("nan nan", "FINDINGS: nan");
+    the markup of an empty cell ("<br>", "&nbsp;"); nothing but what de-identification put there
+    (`___`, `XXXX`, `[REDACTED]`).
     """
     if value is None:
         return True
     if not isinstance(value, str):
         return _is_missing(value)
+<<<<<<< HEAD
     text = _SLASH.sub("/", value.strip(_MARKS).casefold())
     if text in _WORDS or value.strip().casefold() == "\\n":
+=======
+    if value.strip() == "\\N":
+>>>>>>> w-sec2
         return True
+    if len(value) <= _LONGEST:
+        value = _SIGNS.sub(" ", _SLASH.sub("/", _EXPORT.sub(" ", value)))
     return not any(map(str.isalnum, _DEIDENTIFIED.sub("", value)))
 
 
