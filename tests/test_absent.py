@@ -33,19 +33,14 @@ class NAType:
 NONE = [
     "nan", "NaN", "None", "N/A", "n/a", "null", "NULL", "<NA>", "-", ".", "___", " nan ", "#N/A",
     "--", "...", "\tNone.\n", "NA", "N.A.", "nil", "-nan", "1.#IND", "#N/A N/A", "\\N", "NaT",
-<<<<<<< HEAD
-    "(none)", "–", "…", "?", "XXXX.", "___, ___.", "'null'", "n / a", "Not available.", "xxxx",
-    "Xxxx", "xxx", "xXx, XXXX", "\\n",
-    float("nan"), np.float32("nan"), NAType(),
-=======
     "(none)", "–", "…", "?", "XXXX.", "___, ___.", "'null'", "n / a", "Not available.",
+    "xxxx", "Xxxx", "xxx", "xXx, XXXX",
     "nan nan", "None None", "nan\nnan", "NA/NA", "None. None.", "nan, nan", "nan | nan", "___ nan",
     "FINDINGS: nan", "FINDINGS: ___", "IMPRESSION: N/A", "Findings: nan\nImpression: nan",
     "FINDINGS:", "Findings: None. Impression: not available", "history=nan", "&nbsp;", "<br>",
     "<br/>", "<p></p>", "<P class='x'>&nbsp;</P>", "<p>nan</p>", "\\n", "\\r\\n", "nan\\nnan",
     "#NULL!", "#REF!", "#DIV/0!", "#VALUE!", "[REDACTED]", "No data available", "Not stated.",
     "unknown", "UNKNOWN", float("nan"), np.float32("nan"), NAType(),
->>>>>>> w-sec2
 ]  # fmt: skip
 TEXTS = [
     "No", "Normal.", "None seen.", "Nil acute.", "0", "x", "正常", "N", "NAD", "xx", "Clear",

@@ -47,12 +47,7 @@ def is_absent(value: Any) -> bool:
         return True
     if not isinstance(value, str):
         return _is_missing(value)
-<<<<<<< HEAD
-    text = _SLASH.sub("/", value.strip(_MARKS).casefold())
-    if text in _WORDS or value.strip().casefold() == "\\n":
-=======
-    if value.strip() == "\\N":
->>>>>>> w-sec2
+    if value.strip().casefold() == "\\n":  # SQL's \N
         return True
     if len(value) <= _LONGEST:
         value = _SIGNS.sub(" ", _SLASH.sub("/", _EXPORT.sub(" ", value)))

@@ -215,7 +215,9 @@ def _said(word: str) -> str:
 def _heading(text: str, position: int, stop: int, asked: bool, names_finding: Names) -> int | None:
     """Where the heading that ends at `stop` begins; None where what stands there is no heading."""
     position = max(position, stop - _WINDOW)
-    stop = position + len(text[position:stop].rstrip())
+    begin, stop = stop, position + len(text[position:stop].rstrip())
+    if "\n" in text[stop:begin]:
+        return None  # a line above
     edges = [e for m in _EDGE.finditer(text, position, stop + 1) if (e := m.end()) <= stop]
     if text[stop - 1 : stop] in (")", "]") and edges:  # "pneumothorax (right): no"
         edges = [e for e in edges if text[e - 1] not in "(["]
