@@ -56,8 +56,8 @@ class Mention(NamedTuple):
 def find_mentions(text: str, lexicon: Lexicon | None = None) -> list[Mention]:
     """The findings that a report mentions, in its order; no two share a word.
 
-    Sections that state nothing about the image (indication, history, comparison) are read too;
-    what they name is uncertain at best.
+    Sections that state nothing about the image (indication, history, comparison) are read too:
+    what they name as present is uncertain.
     """
     lexicon = default_lexicon() if lexicon is None else lexicon
     automaton = lexicon.automaton
