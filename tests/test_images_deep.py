@@ -91,7 +91,9 @@ def test_an_image_that_was_loaded_before(tmp_path: Path, kind: str, alpha: bool)
         load_rgb(image)
 
 
-def test_other_formats_of_which_pillow_keeps_8_bits(tmp_path: Path) -> None:
+def test_other_formats_of_which_pillow_keeps_8_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "film.sgi"
     for bytes_each in (1, 2):
         two()[0].save(path, bpc=bytes_each)
@@ -111,7 +113,8 @@ def test_other_formats_of_which_pillow_keeps_8_bits(tmp_path: Path) -> None:
         data = bytearray(path.read_bytes())
         assert pixels(path).shape == (24, 40, 3)
         data[data.find(b"av1C") + 6] |= 0x40
-        path.write_bytes(bytes(data))
+        # the header alone: a decoder may refuse a file whose header says what it does not hold
+        monkeypatch.setattr("dive.data.deep._data", lambda image: bytes(data))
         with pytest.raises(
             DiveError, match=r"film\.avif is a AVIF file of 10 bits a channel in col"
         ):
