@@ -1,7 +1,8 @@
 """The words and marks that answer a heading of a report: "No", "(+)", "cannot exclude", "[x] Yes".
 
 What each pattern finds is taken for an answer by checklist.py, which looks for the heading.
-Its named groups say what is answered: `no`, `yes` or `seen`, `maybe` or `doubt`, `empty`.
+Its named groups say what is answered: `no`, `yes` or `sure`, `maybe` or `doubt`, `empty`, with a
+prefix where a form has them twice.
 """
 
 import re
