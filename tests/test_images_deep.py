@@ -107,6 +107,27 @@ def test_other_formats_of_which_pillow_keeps_8_bits(tmp_path: Path) -> None:
                 load_rgb(given)
 
 
+def test_avif_of_more_than_8_bits_in_colour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow writes 8 bits alone, and reads no file whose header lies: the header is changed where
+    it is looked at."""
+    Image.init()  # its plugin is not among those that Pillow knows from the start
+    if "AVIF" not in Image.SAVE:
+        pytest.skip("this Pillow has no AVIF")
+    path = tmp_path / "film.avif"
+    Image.merge("RGB", [two()[0]] * 3).save(path)
+    data = bytearray(path.read_bytes())
+    assert pixels(path).shape == (24, 40, 3)
+    for flags, bits in ((0x40, 10), (0x60, 12)):
+        data[data.find(b"av1C") + 6] |= flags
+        monkeypatch.setattr("dive.data.deep._data", lambda image: bytes(data))
+        with pytest.raises(
+            DiveError, match=rf"film\.avif is a AVIF file of {bits} bits a channel in col"
+        ):
+            load_rgb(path)
+
+
 def test_the_orientation_of_a_16_bit_png_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
