@@ -67,13 +67,18 @@ def find_mentions(text: str, lexicon: Lexicon | None = None) -> list[Mention]:
     mentions: list[Mention] = []
     free = [True] * len(words.words)
 
+    terms = automaton.matches(words.words, words.joined, 0, len(words.words))
+    firsts = [term.first for term in terms]
+
+    def within(first: int, stop: int) -> list[Match]:
+        among = terms[bisect_left(firsts, first) : bisect_left(firsts, stop)]
+        return [term for term in among if term.end <= stop]
+
     def names_finding(start: int, stop: int) -> bool:
-        first, last = bisect_left(words.starts, start), bisect_left(words.starts, stop)
-        return bool(automaton.matches(words.words, words.joined, first, last))
+        return bool(within(bisect_left(words.starts, start), bisect_left(words.starts, stop)))
 
     for first, stop, answer in with_answers(words, answers(text, names_finding)):
-        matches = automaton.matches(words.words, words.joined, first, stop)
-        matches = _without_headings(matches, words.before)
+        matches = _without_headings(within(first, stop), words.before)
         if not matches:
             continue
         found = [f for match in longest_first(matches) if not (f := _found(match)).ignore]

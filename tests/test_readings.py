@@ -172,6 +172,7 @@ def test_readings(text, wanted):
 @pytest.mark.parametrize("filling", [" ", "\t", "=", "|", ".", "-", "_"])
 def test_long_runs_of_one_mark_take_no_time(filling):
     """Fields of a fixed width, and tags that were blanked."""
-    start = time.perf_counter()
+    find_mentions("No effusion.")  # the lexicon is compiled on first use
+    start = time.process_time()
     find_mentions("Small left effusion. Pneumothorax:" + filling * 20_000 + "no")
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1

@@ -264,6 +264,17 @@ def stopped_at(monkeypatch, count, *command):
         call(*command)
 
 
+def resumed(out, clock, monkeypatch, command):
+    """The reports of a run that was stopped after two on one day and goes on on another."""
+    out.unlink()
+    clock(2024, 7, 26)
+    stopped_at(monkeypatch, 2, *command)
+    assert len(out.with_name("reports.jsonl.partial").read_text().splitlines()) == 2
+    clock(2024, 12, 27)
+    call(*command)
+    return [row["report"] for row in rows(out)]
+
+
 def test_an_interrupted_run_of_reports_keeps_its_day(
     dated, studies_folder, tmp_path, clock, monkeypatch
 ):
@@ -277,13 +288,7 @@ def test_an_interrupted_run_of_reports_keeps_its_day(
     assert [row["report"] for row in rows(out)] != wanted  # the date does matter
     call(*command, "--overwrite", "--template-date", "2024-07-26")
     assert [row["report"] for row in rows(out)] == wanted
-    out.unlink()
-    clock(2024, 7, 26)
-    stopped_at(monkeypatch, 2, *command)
-    assert len((tmp_path / "reports.jsonl.partial").read_text().splitlines()) == 2
-    clock(2024, 12, 27)
-    call(*command)
-    assert [row["report"] for row in rows(out)] == wanted
+    assert resumed(out, clock, monkeypatch, command) == wanted
 
 
 @pytest.mark.parametrize("of", ["an old adapter", "an adapter without a date", "one with its own"])
@@ -315,10 +320,4 @@ def test_the_day_is_kept_beside_an_adapter_too(
         assert bool(told) == bool(warned)
         days[name] = [row["report"] for row in rows(out)]
     assert (days["first"] == days["later"]) == (of == "one with its own")
-    out.unlink()
-    clock(2024, 7, 26)
-    stopped_at(monkeypatch, 2, *command)
-    assert len((tmp_path / "reports.jsonl.partial").read_text().splitlines()) == 2
-    clock(2024, 12, 27)
-    call(*command)
-    assert [row["report"] for row in rows(out)] == days["first"]
+    assert resumed(out, clock, monkeypatch, command) == days["first"]

@@ -8,9 +8,9 @@ text around it, so that no answer reaches into the next line.
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import zip_longest
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from dive.lexicon.answers import (
     ANSWER,
@@ -71,10 +71,7 @@ _SIZED = re.compile(
 _RUNS = re.compile(r"[ \t]{3,}|([=|._*…-])\1{4,}")  # as in forms that are filled up with dots
 
 
-class Names(Protocol):
-    """Whether a finding is named in characters [start, stop) of a text."""
-
-    def __call__(self, start: int, stop: int) -> bool: ...
+Names = Callable[[int, int], bool]  # whether characters [start, stop) of a text name a finding
 
 
 def answers(text: str, names_finding: Names) -> list[Answer]:
@@ -99,9 +96,11 @@ def answers(text: str, names_finding: Names) -> list[Answer]:
     # a box behind a word may be the next one's, or one of a choice: such are taken last
     leading, behind = _ticked(text, names_finding)
     for one in [*leading, *_listed(text), *found, *behind]:
-        if not any(one.start < other.end and other.start < one.end for other in apart):
-            apart.append(one)
-    return sorted(apart)
+        at = bisect_left(apart, one)  # those taken are in order, so its neighbours tell
+        behind_last = at == 0 or apart[at - 1].end <= one.start
+        if behind_last and (at == len(apart) or one.end <= apart[at].start):
+            apart.insert(at, one)
+    return apart
 
 
 def with_answers(words: Words, found: Iterable[Answer]) -> Iterator[tuple[int, int, Answer | None]]:

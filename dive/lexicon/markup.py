@@ -25,6 +25,7 @@ _NAMED = re.compile(
 _TABS = re.compile(r"</?t[dh](?:\s[^<>]{0,200})?/?>|\\{1,2}t(?![a-z])", re.IGNORECASE)
 _TAGS = re.compile(r"</?[a-z][a-z0-9]{0,15}(?:\s[^<>]{0,200})?/?>|<!--.{0,200}?-->", re.IGNORECASE)
 _ENTITIES = re.compile(r"&(?:#\d{1,6}|#x[0-9a-f]{1,5}|[a-z]{2,8}\d?);", re.IGNORECASE)
+_SIGNS = ("\\", "~", "_x000", "\x0c")  # of what may be written out in plain letters
 _SPACES = re.compile(r"[\xa0\u2000-\u200b\u202f\u3000\ufeff]")
 
 
@@ -32,14 +33,14 @@ def without_markup(text: str) -> str:
     """The text with its markup blanked, every other character where it was."""
     if "\r" in text:
         text = text.replace("\r\n", " \n").replace("\r", "\n")
-    if "\\" in text or "~" in text or not text.isascii() or "_x000" in text or "\x0c" in text:
+    tagged = "<" in text
+    if tagged:
+        text = _NAMED.sub(_named, text)
+    if tagged or not text.isascii() or any(sign in text for sign in _SIGNS):
         text = _BREAKS.sub(_blank("\n"), text)
         text = _TABS.sub(_blank("\t"), text)
         text = _SPACES.sub(" ", text).replace("∅", "Ø")
-    if "<" in text:
-        text = _NAMED.sub(_named, text)
-        text = _BREAKS.sub(_blank("\n"), text)
-        text = _TABS.sub(_blank("\t"), text)
+    if tagged:
         text = _TAGS.sub(_blank(" "), text)
     if "&" in text:
         text = _ENTITIES.sub(_entity, text)
