@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
-from numbers import Integral
 from typing import Any, TypeVar
 
 import numpy as np
@@ -122,7 +121,7 @@ def _sound(studies: list[Study], name: str, trouble: Trouble) -> list[Study]:
 
 def as_demonstrations(given: Any, target: str) -> Any:
     """None, a number of studies, or studies."""
-    if given is None or (isinstance(given, Integral) and not isinstance(given, bool)):
+    if given is None or checks.is_whole(given):
         return None if given is None else int(given)
     wanted = "a whole number or a list of studies"
     return as_studies_of(given, "demonstrations", target, wanted=wanted)

@@ -12,9 +12,14 @@ ENGINES = ("auto", "dive._C", "transformers")  # what may be asked to decode
 _WANTED = "want the name of a file or folder"
 
 
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Whether it is a whole number: of Python's or numpy's kind, and neither True nor False."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def whole(name: str, value: Any, least: int) -> int:
     """A whole number from `least` on, as an int."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+    if not is_whole(value) or value < least:
         raise DiveError(f"{name} is {value!r}, want a whole number from {least} on")
     return int(value)
 

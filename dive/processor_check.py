@@ -8,7 +8,6 @@ import copy
 import inspect
 import logging
 from collections.abc import Callable, Container
-from numbers import Integral
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
+from dive.checks import is_whole
 from dive.errors import DiveError
 from dive.image_check import check_pixels
 from dive.image_marks import ids_of_marks
@@ -92,7 +92,7 @@ def check_types(processor: Any, backbone_or_model: Any) -> None:
         sized = setting.removeprefix("image_processor.") in _SIZES
         if sized or value is None or not isinstance(wanted, int):
             continue
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
+        if not is_whole(value) or value < 0:
             raise DiveError(
                 f"{type(processor).__name__}: {setting} is {value!r}; wants a whole number, and "
                 f"the model's config implies {wanted}"

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
+from dive.checks import is_whole
 from dive.errors import DiveError
 
 SEEDS = 1 << 62  # a seed is drawn below this
@@ -46,8 +46,7 @@ class _Drawn(LogitsProcessor):
 
 def as_seed(given: Any) -> int:
     """A seed, of a whole number of any kind; DiveError."""
-    whole = isinstance(given, Integral) and not isinstance(given, bool)
-    if not whole or not 0 <= int(given) < SEEDS:
+    if not is_whole(given) or not 0 <= int(given) < SEEDS:
         raise DiveError(f"seed is {given!r}, want a whole number from 0 to {SEEDS - 1}")
     return int(given)
 

@@ -6,20 +6,16 @@ that are not here are checked by transformers itself, by name.
 
 import reprlib
 from collections.abc import Callable, Mapping
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 
-from dive.checks import plain
+from dive.checks import is_whole, plain
 from dive.errors import DiveError
 
 Kind = tuple[Callable[[Any], bool], str]
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
@@ -27,7 +23,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_flag(value: Any) -> bool:
-    return isinstance(value, (bool, np.bool_)) or (_is_whole(value) and value in (0, 1))
+    return isinstance(value, (bool, np.bool_)) or (is_whole(value) and value in (0, 1))
 
 
 def _many(value: Any) -> list[Any] | None:
@@ -39,12 +35,12 @@ def _many(value: Any) -> list[Any] | None:
 
 def _are_ids(value: Any) -> bool:
     many = _many(value)
-    return many is not None and all(map(_is_whole, many))
+    return many is not None and all(map(is_whole, many))
 
 
 def _is_decay(value: Any) -> bool:
     many = _many(value)
-    return many is not None and len(many) == 2 and _is_whole(many[0]) and _is_number(many[1])
+    return many is not None and len(many) == 2 and is_whole(many[0]) and _is_number(many[1])
 
 
 def _are_strings(value: Any) -> bool:
@@ -53,7 +49,7 @@ def _are_strings(value: Any) -> bool:
 
 
 def _from(least: int) -> Kind:
-    return lambda value: _is_whole(value) and value >= least, f"a whole number from {least} on"
+    return lambda value: is_whole(value) and value >= least, f"a whole number from {least} on"
 
 
 # of 1 transformers makes no penalty; of another it wants a float
@@ -63,8 +59,8 @@ _PENALTY: Kind = (
 )
 _NUMBER: Kind = (_is_number, "a number")
 _FLAG: Kind = (_is_flag, "True or False")
-_ID: Kind = (_is_whole, "the id of a token")
-_IDS: Kind = (lambda value: _is_whole(value) or _are_ids(value), "ids of tokens, one or several")
+_ID: Kind = (is_whole, "the id of a token")
+_IDS: Kind = (lambda value: is_whole(value) or _are_ids(value), "ids of tokens, one or several")
 _LIST: Kind = (_are_ids, "a list of ids of tokens")
 _FUNCTION: Kind = (callable, "a function")
 _FUNCTIONS: Kind = (

@@ -231,8 +231,8 @@ def test_time_grows_with_the_length(once: str, often: str) -> None:
         mentions = find_mentions(text)
         times = []
         for _ in range(2):
-            begin = time.perf_counter()
+            begin = time.process_time()
             assert len(details(text, mentions)) == len(mentions)
-            times.append(time.perf_counter() - begin)
+            times.append(time.process_time() - begin)
         took.append(min(times))
     assert took[1] < 30 * took[0] + 0.25
