@@ -158,8 +158,7 @@ DIVE_TARGET void matvec_rows(const Matvec& m, std::int64_t row, std::int64_t apa
 }
 
 // The rows in a few parts, read side by side and each from front to back: one stream alone leaves
-// the processor waiting for memory at the end of each page. Measured against one row after another
-// on a Xeon with AVX-512: 0.4 to 0.8 of a step's time, at batches from 1 to 8.
+// the processor waiting for memory at the end of each page.
 template <class T, class X>
 DIVE_TARGET void matvec(const Matvec& m) {
   const std::int64_t rows = m.last - m.first;
