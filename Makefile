@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | aot | lexicon    each installs what it needs into .venv first
+# make demo | test | hard | lint | bench | aot | lexicon    each installs what it needs into .venv first
 # make wheel                               an sdist and a portable wheel in dist/, with tools of its own
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WHEEL_TOOLS := build/wheel-tools
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test lint format bench aot lexicon wheel clean
+.PHONY: demo test hard lint format bench aot lexicon wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dive demo
@@ -17,6 +17,11 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 	@echo
 	@echo "Next: make demo; $(BIN)/dive doctor says what else can be installed."
+
+# kills, two processes on one output, full disks, hostile files: up to an hour, SEED=N repeats one
+SEED ?=
+hard: $(VENV)/.installed
+	$(BIN)/python tests/hard $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

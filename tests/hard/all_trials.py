@@ -1,0 +1,5 @@
+"""Every trial, in the order in which `make hard` runs them."""
+
+from hard.trial import Trial
+
+TRIALS: tuple[Trial, ...] = ()
