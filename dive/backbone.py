@@ -111,7 +111,7 @@ def load_backbone(
         DiveError: no such folder, an unknown or unsuitable model, weights that are missing,
             a vision-language model without its processor files.
     """
-    source = _source(path)
+    source = source_of(path)
     shared = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
     if device_map is not None and device != "auto":
         raise DiveError("load_backbone: give either device or device_map, not both")
@@ -165,12 +165,12 @@ def load_tokenizer(path: str | PathLike[str]) -> Any:
     Raises:
         DiveError: no such folder, or it holds no tokenizer.
     """
-    source = _source(path)
+    source = source_of(path)
     with _reported(source, "tokenizer"):
         return AutoTokenizer.from_pretrained(source)
 
 
-def _source(path: str | PathLike[str]) -> str:
+def source_of(path: str | PathLike[str]) -> str:
     """A folder with a config.json, or what can be the name of a repository on the hub."""
     folder = checks.place("backbone", path)
     if folder.is_dir():

@@ -1,6 +1,5 @@
 """`dive generate`: images or studies in, reports.jsonl out."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -91,6 +90,14 @@ def generate(
         ),
     ] = "auto",
     on_error: OnErrorOption = "fail",
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Of an interrupted run: compare the backbone's files and the films of finished "
+            "reports by all of their bytes, and not by samples and times of change.",
+        ),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the reports that --out holds.")
     ] = False,
@@ -117,10 +124,21 @@ def generate(
         raise DiveError(
             f"{out}: is there already; give --overwrite to replace it, or another --out"
         )
+    from dive import file_digest
     from dive.adapter import SteeringAdapter
     from dive.data import Skipped
     from dive.data.io import JsonlWriter, run_before
     from dive.generation import as_studies, iter_reports
+    from dive.run_digest import (
+        check_images,
+        describe_adapter,
+        describe_backbone,
+        describe_demonstrations,
+        describe_studies,
+        device_kind,
+        versions,
+        watched,
+    )
     from dive.template_clock import AssumedDay, as_date, today
 
     skipped = Skipped()
@@ -134,30 +152,35 @@ def generate(
     steering = SteeringAdapter.from_pretrained(adapter) if adapter is not None else None
     section = target or (steering.metadata.get("target") if steering else None) or "findings"
     shown: Any = demonstrations_of(str(demonstrations), section) if demonstrations else None
+    if isinstance(shown, int):
+        raise DiveError(f"--demonstrations is {str(demonstrations)!r}, want a file of studies")
     template_date = None if template_date is None else as_date(template_date)
     stored = {} if steering is None else steering.metadata
     if template_date is None and not stored.get("template_date"):
         # what an interrupted run has begun is prompted alike to its end, on another day, too
         template_date = AssumedDay(run_before(out).get("template_date") or today())
     run = {
-        "backbone": backbone,
-        "adapter": _digest_of(steering),
-        "studies": _digest(
-            [(item.id, [str(image) for image in item.images], item.indication) for item in items]
-        ),
-        "demonstrations": None if demonstrations is None else _digest(_bytes(demonstrations)),
+        **describe_backbone(backbone, verify),
+        "adapter": describe_adapter(steering),
+        "studies": describe_studies(items),
+        "demonstrations": describe_demonstrations(shown),
         "target": target,
         "prompt": prompt,
-        "template": None if template is None else _digest(_bytes(template)),
+        "template": None if template is None else file_digest.whole(template),
         "template_date": template_date,
         "max_new_tokens": max_new_tokens,
         "max_image_tokens": max_image_tokens,
         "dtype": dtype,
+        "device": device_kind(device),
+        "verify": verify,
+        "versions": versions(),
     }
     ended = 0
-    with JsonlWriter(out, run=run) as writer:
+    with JsonlWriter(out, run=run, order=[item.id for item in items]) as writer:
         earlier = len(writer.done)
-        left = [item for item in items if item.id not in writer.done]
+        check_images(writer, items, verify)
+        left = [watched(item) for item in items if item.id not in writer.done]
+        seen = {item.id: item.seen for item in left}
         if earlier:
             there = f"{earlier} of {counted(len(items), 'report')}"
             Console(stderr=True).print(f"going on: {there} written before")
@@ -189,7 +212,8 @@ def generate(
                         "num_tokens": report.num_tokens,
                         "seconds": round(report.seconds, 4),
                         "engine": report.engine,
-                    }
+                    },
+                    seen.pop(report.id),
                 )
         written = len(writer.done)
         if not written:
@@ -218,22 +242,3 @@ def _refuse_twice(names: list[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DiveError(f"the image {twice[0]} is given twice")
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DiveError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _digest(value: Any) -> str:
-    data = value if isinstance(value, bytes) else json.dumps(value).encode("utf-8")
-    return hashlib.sha256(data).hexdigest()[:16]
-
-
-def _digest_of(adapter: Any) -> str | None:
-    if adapter is None:
-        return None
-    parts = [tensor.numpy().tobytes() for tensor in adapter.state_dict().values()]
-    return _digest(b"".join(parts))

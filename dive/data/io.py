@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from dive import checks
+from dive.data import notes
 from dive.errors import DiveError
 
 
@@ -116,45 +117,55 @@ def run_before(path: str | Path) -> dict[str, Any]:
     try:
         if path.with_name(path.name + ".partial").stat().st_size == 0:
             return {}
-        found = json.loads(path.with_name(path.name + ".partial.run").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    found = notes.described(path.with_name(path.name + ".partial.run"))
+    return {} if found is None else found[1]
 
 
 class JsonlWriter:
     """Appends rows to `<path>.partial` as they come, and renames it to `path` at the end.
 
     A run that was interrupted is continued by opening the same path again: a last line that was
-    torn is dropped, and `done` holds the ids that need not be repeated, in their order. `run`
-    describes what must be equal for two runs to be one (backbone, adapter, prompt, ...); it is kept
-    beside the rows, and rows of another run are never mixed in.
+    torn is dropped, and `done` holds the ids that need not be repeated, in their order, with what
+    their rows were made of. `run` describes what must be equal for two runs to be one (backbone,
+    adapter, prompt, ...); it is kept beside the rows with a digest of each (`dive.data.notes`), and
+    rows of another run, or of another hand, are never mixed in.
 
-        with JsonlWriter("reports.jsonl", run={...}) as writer:
+        with JsonlWriter("reports.jsonl", run={...}, order=ids) as writer:
             for report in iter_reports(..., [s for s in studies if s.id not in writer.done]):
                 writer.append({"id": report.id, ...})
             writer.finish()
 
     Left without `finish`, by an error or a kill, the rows stay in `<path>.partial`.
 
+    order: the ids that rows may have, in the order that they have in the finished file: one that an
+        earlier run had to leave out may come later than its turn.
+
     Raises:
-        DiveError: the unfinished file belongs to another run or holds something else than rows; an
-            id is appended twice.
+        DiveError: the unfinished file belongs to another run or holds something else than its rows;
+            an id is appended twice, or is no text.
     """
 
-    def __init__(self, path: str | Path, *, run: Mapping | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        run: Mapping | None = None,
+        order: Iterable[str] | None = None,
+    ) -> None:
         self.path = checks.place("path", path)
         self.partial = self.path.with_name(self.path.name + ".partial")
         self._run_path = self.path.with_name(self.path.name + ".partial.run")
         check_file(self.path)
-        self.done: dict[str, None] = {}
+        self.done: dict[str, Any] = {}
         self._file: BinaryIO | None = None
-        self._description = description = json.dumps(
-            run or {}, sort_keys=True, ensure_ascii=False, default=str
-        )
+        self._notes: BinaryIO | None = None
+        self._order = None if order is None else {name: at for at, name in enumerate(order)}
+        self._heading = notes.heading(run or {})
         # a run that ended before its first row leaves nothing to go on from, and nothing to mix
         if self.partial.exists() and self.partial.stat().st_size > 0:
-            self._check_run(description)
+            self._check_run(run or {})
             self._recover()
             self._open()
 
@@ -162,71 +173,84 @@ class JsonlWriter:
         """The file of the rows, made for the first one: a run that never came to it leaves none."""
         if self._file is None:
             try:
-                write_text(self._run_path, self._description + "\n")
-                self._file = open(self.partial, "ab")  # noqa: SIM115 (closed by close)
+                if not self.done:
+                    write_text(self._run_path, self._heading)
+                self._notes = open(self._run_path, "ab")  # noqa: SIM115 (closed by close)
+                self._file = open(self.partial, "ab")  # noqa: SIM115
             except OSError as error:
                 raise DiveError(f"cannot write {self.path}: {error.strerror}") from error
         return self._file
 
-    def _check_run(self, description: str) -> None:
-        try:
-            earlier = json.loads(self._run_path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            earlier = None
-        now = json.loads(description)
-        if earlier == now:
-            return
-        if isinstance(earlier, dict):
-            names = sorted(
-                name for name in earlier.keys() | now.keys() if earlier.get(name) != now.get(name)
-            )
-            reason = f"was made with another {', '.join(names)}"
-        else:
-            reason = "does not say how it was made"
-        raise DiveError(
+    def _check_run(self, run: Mapping) -> None:
+        reason = notes.why_another(self._run_path, run)
+        if reason is not None:
+            raise self.another(reason)
+
+    def another(self, reason: str) -> DiveError:
+        """The error of an unfinished run that this one may not join, for a `reason`."""
+        return DiveError(
             f"{self.partial} is an unfinished run that {reason}: it cannot be continued; repeat "
             "that command to finish it, delete the file to start again, or write somewhere else"
         )
 
     def _recover(self) -> None:
-        data = self.partial.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        for number, raw in enumerate(data[:whole].split(b"\n")[:-1], start=1):
-            try:
-                row = json.loads(raw)
-                name = row["id"]
-            except (ValueError, TypeError, KeyError):
-                raise DiveError(
-                    f"{self.partial}:{number}: is not a row with an id; "
-                    "delete the file to start again"
-                ) from None
-            self.done[name] = None
-        if whole < len(data):
-            # The line being written when the run ended; its study is done again.
-            os.truncate(self.partial, whole)
+        try:
+            found = notes.kept(self.partial, self._run_path, self._order)
+            # what was being written when the run ended; its study is done again
+            os.truncate(self.partial, found.rows_end)
+            os.truncate(self._run_path, found.notes_end)
+        except OSError as error:
+            raise DiveError(f"cannot go on with {self.partial}: {error.strerror}") from error
+        self.done = found.done
 
-    def append(self, row: Mapping) -> None:
-        """Write one row and hand it to the operating system, so that a killed process keeps it."""
+    def append(self, row: Mapping, made_of: Any = None) -> None:
+        """Write one row and hand it to the operating system, so that a killed process keeps it.
+
+        made_of: what `done` says of the row when the run is continued; JSON values.
+        """
         name = row["id"]
+        if not isinstance(name, str):
+            raise DiveError(f"{self.path}: an id is {name!r}; wants a text")
         if name in self.done:
             raise DiveError(f"{self.path}: id {name!r} comes twice")
-        file = self._open()
-        file.write(json_line(row).encode("utf-8"))
+        if self._order is not None and name not in self._order:
+            raise DiveError(f"{self.path}: id {name!r} is none of those that were to come")
+        file, line = self._open(), json_line(row).encode("utf-8")
+        assert self._notes is not None
+        self._notes.write(notes.note_of(line, made_of))
+        self._notes.flush()
+        file.write(line)
         file.flush()
-        self.done[name] = None
+        self.done[name] = made_of
 
     def finish(self) -> None:
-        """All rows are there: rename the file to its final name."""
+        """All rows are there: give the file its final name."""
         file = self._open()
         file.flush()
         os.fsync(file.fileno())
         self.close()
-        os.replace(self.partial, self.path)
+        if self._in_order():
+            os.replace(self.partial, self.path)
+        else:
+            write_bytes(self.path, self._ordered())
+            self.partial.unlink()
         self._run_path.unlink(missing_ok=True)
 
+    def _in_order(self) -> bool:
+        places = [] if self._order is None else [self._order[name] for name in self.done]
+        return places == sorted(places)
+
+    def _ordered(self) -> bytes:
+        assert self._order is not None
+        order = self._order
+        lines = self.partial.read_bytes().split(b"\n")[:-1]
+        rows = sorted(zip(self.done, lines, strict=True), key=lambda one: order[one[0]])
+        return b"".join(line + b"\n" for _, line in rows)
+
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        for file in (self._file, self._notes):
+            if file is not None:
+                file.close()
 
     def __enter__(self) -> "JsonlWriter":
         return self

@@ -1,0 +1,153 @@
+"""What an unfinished file of rows says about itself: how it was made, and each row's own digest.
+
+The notes lie beside the rows: a first line that describes the run, then one line a row, written
+before it. So a row that is there has its note, whenever the process is killed, and a row that was
+put there or changed by anybody else has none.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dive.errors import DiveError
+
+FORMAT = 2  # of the notes; the first had the description alone
+
+
+class Kept(NamedTuple):
+    """What is whole of an unfinished file.
+
+    done: what each row was made of, by its id, in the rows' order. rows_end, notes_end: bytes of
+    the whole lines of the rows, and of the notes.
+    """
+
+    done: dict[str, Any]
+    rows_end: int
+    notes_end: int
+
+
+def heading(run: Mapping) -> str:
+    """The first line of the notes."""
+    described = {"format": FORMAT, "run": run}
+    return json.dumps(described, sort_keys=True, ensure_ascii=False, default=str) + "\n"
+
+
+def note_of(line: bytes, made_of: Any) -> bytes:
+    """The line that is noted before the row `line` is written."""
+    return (json.dumps([_digest(line), made_of], ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def described(path: Path) -> tuple[int, dict[str, Any]] | None:
+    """Format of the notes and the run that they describe; None where they do not say."""
+    try:
+        with path.open("rb") as file:
+            found = json.loads(file.readline())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    if isinstance(found.get("format"), int) and isinstance(found.get("run"), dict):
+        return found["format"], found["run"]
+    return 1, found
+
+
+def why_another(path: Path, run: Mapping) -> str | None:
+    """Why rows of `run` may not join those that the notes are of; None where they may."""
+    found = described(path)
+    if found is None:
+        return "does not say how it was made"
+    form, earlier = found
+    if form != FORMAT:
+        age = "an earlier" if form < FORMAT else "a later"
+        return f"was begun by {age} version of dive, which noted other things about a run"
+    now = json.loads(heading(run))["run"]
+    names = [
+        name + _inside(earlier.get(name), now.get(name))
+        for name in sorted(earlier.keys() | now.keys())
+        if earlier.get(name) != now.get(name)
+    ]
+    return f"was made with another {', '.join(names)}" if names else None
+
+
+def _inside(one: Any, other: Any) -> str:
+    """Of two descriptions that have parts, those that differ: " (model.safetensors)"."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return ""
+    names = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f" ({', '.join(names[:3])}{more})"
+
+
+def kept(partial: Path, notes: Path, known: Collection[str] | None = None) -> Kept:
+    """The rows that a run left unfinished; a last line that was torn counts as none.
+
+    known: the ids that rows of this run can have.
+
+    Raises:
+        DiveError: a line is none that the run wrote there: it names the line, and says why.
+    """
+    data, noted = partial.read_bytes(), notes.read_bytes()
+    rows_end, notes_end = data.rfind(b"\n") + 1, noted.rfind(b"\n") + 1
+    written = _notes(notes, noted[:notes_end])
+    done: dict[str, Any] = {}
+    for number, raw in enumerate(data[:rows_end].split(b"\n")[:-1], start=1):
+        try:
+            name = _id_of(raw)
+            if name in done:
+                raise _Odd(f"id {name!r} comes twice")
+            if known is not None and name not in known:
+                raise _Odd(f"id {name!r} is none of the studies'")
+            # a row that could not be written after its note is written again, with another note
+            own = _digest(raw + b"\n")
+            made_of = next((more for digest, more in written if digest == own), _MISSING)
+            if made_of is _MISSING:
+                raise _Odd("is not as the run wrote it, or not where")
+        except _Odd as error:
+            raise DiveError(
+                f"{partial}:{number}: {error}; the run goes on only from rows of its own: delete "
+                "this line and those behind it to go on from there, or the file to start again"
+            ) from None
+        done[name] = made_of
+    return Kept(done, rows_end, notes_end)
+
+
+_MISSING = object()
+
+
+class _Odd(Exception):
+    """What is wrong with a line."""
+
+
+def _id_of(raw: bytes) -> str:
+    if not raw.strip():
+        raise _Odd("is blank")
+    try:
+        row = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise _Odd("is not a row with an id (not UTF-8)") from None
+    except (ValueError, RecursionError):
+        raise _Odd("is not a row with an id (not JSON)") from None
+    if not isinstance(row, dict) or "id" not in row:
+        raise _Odd("is not a row with an id")
+    name = row["id"]
+    if not isinstance(name, str):
+        raise _Odd(f"its id is a {type(name).__name__}; wants a text")
+    return name
+
+
+def _notes(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
+    for number, raw in enumerate(data.split(b"\n")[1:-1], start=2):
+        try:
+            digest, made_of = json.loads(raw)
+        except (ValueError, TypeError, RecursionError):
+            raise DiveError(
+                f"{path}:{number}: is not a note that the run wrote; delete the unfinished file "
+                "to start again"
+            ) from None
+        yield digest, made_of
+
+
+def _digest(line: bytes) -> str:
+    return hashlib.sha256(line).hexdigest()[:32]

@@ -1,0 +1,218 @@
+"""What makes two runs of `dive generate` one: all that decides what its reports are.
+
+Files count by their content, not by their names: a backbone's at the same path, the films of the
+demonstrations, and those of every report that is written already. What may differ: batch size,
+engine, on_error, which of several devices of a kind - the reports are the same by promise.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import PIL
+import torch
+import transformers
+from PIL import Image
+
+from dive import __version__, checks, file_digest
+from dive.adapter import SteeringAdapter
+from dive.backbone import source_of
+from dive.data.images import LazyImage, fetched
+from dive.data.io import JsonlWriter
+from dive.data.study import Study
+from dive.errors import DiveError
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+# what else of a folder the loaders of models, tokenizers and processors read
+_OTHERS = (".json", ".jinja", ".txt", ".model", ".py", ".tiktoken", ".spm", ".bpe", ".vocab")
+# A file that was changed a moment before may be changed again in the same tick of its clock.
+_SETTLED = 2_000_000_000  # nanoseconds
+
+
+def versions() -> dict[str, str]:
+    """The libraries on which reports and adapters depend."""
+    return {
+        "dive": __version__,
+        "torch": str(torch.__version__),
+        "transformers": str(transformers.__version__),
+        "Pillow": str(PIL.__version__),
+    }
+
+
+def device_kind(device: str) -> str:
+    """ "cuda" or "cpu" for what --device takes; one kind computes the same on any of them."""
+    if device in ("auto", "map"):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device.partition(":")[0]
+
+
+def describe_backbone(backbone: str, verify: bool = False) -> dict[str, Any]:
+    """The content of a backbone's folder by its files, or the commit of a repository on the hub.
+
+    verify: large files are read whole, and not sampled (`dive.file_digest.sampled`).
+
+    Raises:
+        DiveError: no such folder, or a file in it that cannot be read.
+    """
+    source = source_of(backbone)
+    folder = Path(source)
+    if not folder.is_dir():
+        return {"backbone": backbone, "backbone_commit": _commit(source)}
+    found: dict[str, dict[str, str]] = {"backbone_weights": {}, "backbone_files": {}}
+    # further chat templates lie in a folder of their own
+    for path in sorted([*folder.glob("*"), *folder.glob("*/*.jinja")]):
+        if path.suffix not in _WEIGHTS + _OTHERS or not path.is_file():
+            continue
+        name = str(path.relative_to(folder))
+        kind = "backbone_weights" if path.suffix in _WEIGHTS else "backbone_files"
+        found[kind][name] = file_digest.whole(path) if verify else file_digest.sampled(path)
+    return {"backbone": backbone, **found}
+
+
+def _commit(name: str) -> str | None:
+    """The commit that a name on the hub stands for now."""
+    from transformers.utils import cached_file
+
+    try:
+        place = cached_file(name, "config.json")
+    except (OSError, ValueError):
+        return None  # what is wrong with it is said when it is loaded
+    return None if place is None else Path(place).parent.name
+
+
+def describe_adapter(adapter: SteeringAdapter | None) -> dict[str, str] | None:
+    """Weights, form and metadata of an adapter; not how its training went."""
+    if adapter is None:
+        return None
+    weights = hashlib.sha256()
+    for name, tensor in sorted(adapter.state_dict().items()):
+        weights.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        weights.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    settings = {one.name: getattr(adapter.config, one.name) for one in fields(adapter.config)}
+    parts = {"weights": weights.hexdigest()[:32], "settings": digest(settings)}
+    return parts | {
+        name: digest(value) for name, value in adapter.metadata.items() if name != "distillation"
+    }
+
+
+def describe_studies(studies: Iterable[Study]) -> str:
+    """All of the studies that reaches a prompt, but for what the images show."""
+    return digest(
+        [[one.id, [str(image) for image in one.images], one.indication, one.patient]
+         for one in studies]
+    )  # fmt: skip
+
+
+def describe_demonstrations(shown: Sequence[Study] | None) -> str | None:
+    """All of the demonstrations that reaches a prompt, images included."""
+    if shown is None:
+        return None
+    return digest(
+        [
+            [one.id, one.indication, one.patient, one.findings, one.impression]
+            + [_content(image, one.where) for image in one.images]
+            for one in shown
+        ]
+    )
+
+
+def digest(value: Any) -> str:
+    """Names a JSON value."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class WatchedStudy(Study):
+    """A study that keeps what its images were when they were decoded.
+
+    seen: for each image its digest and, of a file that had lain there unchanged for a while, what
+        tells that it still does (size, times, inode). JSON values.
+    """
+
+    seen: list[Any] = field(default_factory=list, compare=False, repr=False)
+
+    def load_images(self) -> list[Image.Image]:
+        self.check()
+        if self.seen:  # the images are in memory by now
+            return super().load_images()
+        before = [_stat_of(image) for image in self.images]
+        now, contents = time.time_ns(), []
+        try:
+            contents = [_content(image, self.where) for image in self.images]
+        except DiveError:
+            super().load_images()  # which says more of what is wrong with an image
+            raise
+        self.seen[:] = [
+            [content, stat if stat and now - stat[2] > _SETTLED else None]
+            for content, stat in zip(contents, before, strict=True)
+        ]
+        images = super().load_images()
+        for image, stat in zip(self.images, before, strict=True):
+            if _stat_of(image) != stat:
+                raise DiveError(f"{self.where}: the image {image} was changed while it was read")
+        return images
+
+
+def watched(study: Study) -> WatchedStudy:
+    """The same study."""
+    given = {one.name: getattr(study, one.name) for one in fields(study) if one.init}
+    made = WatchedStudy(**given)
+    dict.update(made.placeholders, study.placeholders)  # type: ignore[arg-type]
+    return made
+
+
+def check_images(writer: JsonlWriter, studies: Iterable[Study], verify: bool = False) -> None:
+    """DiveError where a report that is written already was made of other images.
+
+    Files of which size, times and inode are as they were are not read again, but with `verify`.
+    """
+
+    def changed(study: Study) -> str | None:
+        seen = writer.done[study.id]
+        if not isinstance(seen, list) or len(seen) != len(study.images):
+            return f"does not say which images the report of study {study.id!r} is of"
+        for place, (image, known) in enumerate(zip(study.images, seen, strict=True)):
+            if not verify and known[1] is not None and _stat_of(image) == known[1]:
+                continue
+            if _content(image, study.where) != known[0]:
+                what = "its image" if len(seen) == 1 else f"image {place + 1}"
+                return f"wrote the report of study {study.id!r} when {what} was another"
+        return None
+
+    done = [study for study in studies if study.id in writer.done]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for reason in pool.map(changed, done):
+            if reason is not None:
+                raise writer.another(reason)
+
+
+def _stat_of(image: Any) -> list[int] | None:
+    """What changes with a file: size, its two times (ns) and its inode."""
+    if not checks.names_a_place(image):
+        return None
+    try:
+        found = os.stat(checks.place("the image", image))
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def _content(image: Any, where: str) -> str:
+    """The digest of an image file's bytes; of one in memory its pixels'."""
+    given: Any = fetched(image, where) if isinstance(image, LazyImage) else image
+    if isinstance(given, Image.Image):
+        form = f"{given.mode} {given.size}\n".encode()
+        return hashlib.sha256(form + given.tobytes()).hexdigest()[:32]
+    if isinstance(given, bytes):
+        return hashlib.sha256(given).hexdigest()[:32]
+    try:
+        return file_digest.whole(checks.place(f"{where}: the image", given))
+    except DiveError as error:
+        raise DiveError(f"{where}: {error}") from error
