@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dive import __version__, checks
-from dive.data.io import check_folder, write_bytes, write_text
+from dive.data.io import check_folder
+from dive.data.together import write_together
 from dive.errors import DiveError
 from dive.fingerprint import difference, fingerprint
 from dive.structure import description, unwrap
@@ -191,7 +192,8 @@ class SteeringAdapter(nn.Module):
             )
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Writes the folder; each file appears whole or not at all, also over an older one.
+        """Writes the folder, also over an older one: its two files are never of two adapters. Ended
+        between them, it leaves a folder without settings, which nothing takes for an adapter.
 
         Raises:
             DiveError: the folder cannot be written.
@@ -213,8 +215,8 @@ class SteeringAdapter(nn.Module):
             for name, tensor in self.state_dict().items()
         }
         try:
-            write_bytes(folder / WEIGHTS_FILE, save(tensors))
-            write_text(folder / CONFIG_FILE, text)
+            files = {WEIGHTS_FILE: save(tensors), CONFIG_FILE: text.encode("utf-8")}
+            write_together(folder, files)
         except OSError as error:
             raise DiveError(f"cannot write into {folder}: {error.strerror}") from error
 

@@ -12,13 +12,20 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from dive.data.io import write_text
 from dive.errors import DiveError
 
 ASIDE = ".unfinished"
 WHOLE_FILE = "whole.json"
-_NAME = re.compile(r"checkpoint-(\d+)")
+_NAME = re.compile(r"checkpoint-([0-9]+)")
+_STATE = "trainer_state.json"
+_WEIGHTS = "adapter.safetensors"
+# a training that goes on without one of them would be another one (random states: below)
+_NEEDED = (
+    _STATE, "optimizer.pt", "scheduler.pt", _WEIGHTS, "adapter_config.json", "left_out.json",
+)  # fmt: skip
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -45,17 +52,55 @@ def harm_of(checkpoint: Path) -> str | None:
     told = _read(checkpoint / WHOLE_FILE)
     if told is None:
         return f"{WHOLE_FILE} is missing"
-    try:
-        files = {str(name): tuple(known) for name, known in json.loads(told)["files"].items()}
-    except (ValueError, TypeError, KeyError, AttributeError):
+    files = _listed(told)
+    if files is None:
         return f"{WHOLE_FILE} is damaged"
+    unlisted = [name for name in _NEEDED if name not in files]
+    if not any(name.startswith("rng_state") for name in files):
+        unlisted.append("a random state")
+    if unlisted:
+        return f"{WHOLE_FILE} does not list {unlisted[0]}"
     for name, known in files.items():
         data = _read(checkpoint / name)
         if data is None:
             return f"{name} is missing"
         if _facts(data) != known:
             return f"{name} is damaged"
-    return None
+    for name in sorted(os.listdir(checkpoint)):
+        # Trainer reads what it knows by name, whoever put it there
+        if name not in files and name != WHOLE_FILE and not name.startswith("."):
+            return f"{name} was not written with it"
+    step = _steps(checkpoint)[0]
+    return None if step == step_of(checkpoint) else f"it is of step {step}"
+
+
+def is_the_end_of(folder: Path, weights: Path) -> bool:
+    """Whether a training into `folder` made all its steps, and `weights` is the adapter that it
+    ended with: what is left there was only to be removed."""
+    last, _ = last_whole(folder)
+    if last is None:
+        return False
+    done, wanted = _steps(last)
+    data = _read(weights)
+    return done is not None and done == wanted and data == _read(last / _WEIGHTS)
+
+
+def _listed(told: bytes) -> dict[str, tuple] | None:
+    """Size and digest of each file, by its name; None for what is no such list."""
+    try:
+        files = {name: tuple(known) for name, known in json.loads(told)["files"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return files if all(Path(name).name == name for name in files) else None
+
+
+def _steps(checkpoint: Path) -> tuple[Any, Any]:
+    """The steps that were made by then, and those of the whole training, as Trainer notes them."""
+    try:
+        state = json.loads(_read(checkpoint / _STATE) or b"")
+        return state["global_step"], state["max_steps"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None, None
 
 
 def last_whole(folder: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
@@ -109,8 +154,9 @@ def put_aside(checkpoint: Path) -> Path:
 
 
 def remove_all(folder: Path) -> None:
-    """Every checkpoint, and what was left of others."""
-    for checkpoint in checkpoints_in(folder):
+    """Every checkpoint, and what was left of others. The newest goes last: as long as there is
+    one, it tells how far the training came."""
+    for checkpoint in reversed(checkpoints_in(folder)):
         put_aside(checkpoint)
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         shutil.rmtree(folder / ASIDE)
@@ -118,7 +164,8 @@ def remove_all(folder: Path) -> None:
 
 def _read(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        # reading a pipe might never end
+        return path.read_bytes() if path.is_file() else None
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
     except OSError as error:

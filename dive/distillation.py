@@ -156,13 +156,13 @@ def distill(
         template_date=template_date,
     )
     run = describe_wish(config, target, prompt, max_image_tokens)
-    run |= describe_model(prompter, adapter)
+    annotator = None if config.decisive == "lexicon" else annotator_of(config.decisive)
+    run |= describe_model(prompter, adapter, annotator)
     mended = unreadable_before(folder) if resume else []
     run |= {"unreadable": mended} if mended else {}
     if on_error == "fail":  # then these are the studies: none is left out below
         run |= describe_studies(studies, held_out, shots, target, mended)
     checkpoint = find_checkpoint(folder, resume, run)
-    annotator = None if config.decisive == "lexicon" else annotator_of(config.decisive)
     weigher = DecisiveTokens(
         backbone.tokenizer,
         pathology=float(config.pathology_weight or 0),

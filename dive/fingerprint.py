@@ -58,7 +58,7 @@ def fingerprint(backbone_or_model: Any) -> dict[str, Any]:
     readable = (
         bool(found) and not stale and not _quantised(model) and all(_plain(w) for w, _ in found)
     )
-    places, made_up = _Places(), _made_up(model) if readable else set()
+    places, unknown = _Places(), made_up(model) if readable else set()
     samples = [_entries(w, each, changes, places) for w, changes in found] if readable else []
     own = [
         _entries(tensor, 16, [], places)
@@ -71,7 +71,7 @@ def fingerprint(backbone_or_model: Any) -> dict[str, Any]:
     return {
         "each": each,
         "samples": _text(samples) if readable else None,
-        "made_up": [at for at, (weight, _) in enumerate(found) if id(weight) in made_up],
+        "made_up": [at for at, (weight, _) in enumerate(found) if id(weight) in unknown],
         "tuners": sorts,
         "tuner_samples": _text(own) if own else None,
         "folded": folded,
@@ -163,9 +163,9 @@ def _plain(weight: Tensor) -> bool:
     return known and weight.device.type != "meta" and weight.numel() > 0
 
 
-def _made_up(model: Any) -> set[int]:
-    """The ids of weights that no checkpoint had and that are not of the text decoder, which is
-    whole or useless: they are other numbers at every loading."""
+def made_up(model: Any) -> set[int]:
+    """The Python ids of weights that no checkpoint had and that are not of the text decoder, which
+    is whole or useless: they are other numbers at every loading."""
     # transformers marks what it has loaded; elsewhere (a copied model, say) nothing is marked
     weights = list(model.parameters())
     if not any(hasattr(one, _LOADED) for one in weights):

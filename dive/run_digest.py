@@ -6,7 +6,6 @@ engine, on_error, which of several devices of a kind - the reports are the same 
 """
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -15,34 +14,23 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import PIL
 import torch
-import transformers
 from PIL import Image
 
-from dive import __version__, checks, file_digest
+from dive import checks, file_digest
 from dive.adapter import SteeringAdapter
 from dive.backbone import source_of
 from dive.data.images import LazyImage, fetched
 from dive.data.io import JsonlWriter
 from dive.data.study import Study
 from dive.errors import DiveError
+from dive.model_digest import digest
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 # what else of a folder the loaders of models, tokenizers and processors read
 _OTHERS = (".json", ".jinja", ".txt", ".model", ".py", ".tiktoken", ".spm", ".bpe", ".vocab")
 # A file that was changed a moment before may be changed again in the same tick of its clock.
 _SETTLED = 2_000_000_000  # nanoseconds
-
-
-def versions() -> dict[str, str]:
-    """The libraries on which reports and adapters depend."""
-    return {
-        "dive": __version__,
-        "torch": str(torch.__version__),
-        "transformers": str(transformers.__version__),
-        "Pillow": str(PIL.__version__),
-    }
 
 
 def device_kind(device: str) -> str:
@@ -120,12 +108,6 @@ def describe_demonstrations(shown: Sequence[Study] | None) -> str | None:
             for one in shown
         ]
     )
-
-
-def digest(value: Any) -> str:
-    """Names a JSON value."""
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

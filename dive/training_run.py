@@ -6,6 +6,7 @@ import logging
 import operator
 import os
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,22 @@ from typing import Any
 from PIL import Image
 from transformers import TrainerCallback
 
-from dive.adapter import SteeringAdapter
-from dive.checkpoints import checkpoints_in, last_whole, put_aside, remove_all
+from dive import file_digest
+from dive.adapter import CONFIG_FILE, WEIGHTS_FILE, SteeringAdapter
+from dive.checkpoints import (
+    ASIDE,
+    checkpoints_in,
+    is_the_end_of,
+    last_whole,
+    put_aside,
+    remove_all,
+)
 from dive.data.images import LazyImage
 from dive.data.io import write_text
 from dive.data.study import Study
 from dive.errors import DiveError
+from dive.lexicon import lexicon_version
+from dive.model_digest import describe_computing, digest
 from dive.presets import DistillConfig
 from dive.prompting import DEFAULT_PROMPTS, Prompter
 from dive.teacher import Demonstrations
@@ -27,6 +38,8 @@ from dive.templates import difference
 log = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+
+_READERS = 16  # threads that sample films
 
 # How a training runs and is watched: none of it reaches the adapter, so it may differ before and
 # after an interruption.
@@ -49,13 +62,20 @@ def describe_wish(
     }
 
 
-def describe_model(prompter: Prompter, adapter: SteeringAdapter) -> dict[str, Any]:
-    """What is known of it with the backbone."""
+def describe_model(
+    prompter: Prompter, adapter: SteeringAdapter, annotator: Any = None
+) -> dict[str, Any]:
+    """What is known of it with the backbone, and with what names the pathology (None: the
+    lexicon)."""
     tuners = adapter.metadata["weights"]["tuner_samples"]
     return {
         "backbone": adapter.metadata["backbone"],
         **prompter.template.metadata(),
         "peft_hash": None if tuners is None else hashlib.sha256(tuners.encode()).hexdigest()[:16],
+        **describe_computing(prompter),
+        "decisive_hash": lexicon_version()
+        if annotator is None
+        else digest(getattr(annotator, "identity", annotator.source)),
     }
 
 
@@ -71,38 +91,44 @@ def describe_studies(
     mended: ids of studies whose image files may be others than they were.
     """
 
-    def digest(studies: Sequence[Study]) -> str:
-        parts = [
+    def of(studies: Sequence[Study]) -> str:
+        texts = [
             [study.id, study.report(target), study.indication or "", study.patient or ""]
-            + [_name_of(image, study.id in mended) for image in study.images]
             for study in studies
         ]
+        images = [(image, one.id in mended) for one in studies for image in one.images]
+        with ThreadPoolExecutor(_READERS) as pool:  # of a file system far away each read waits
+            names = pool.map(_name_of, *zip(*images, strict=True)) if images else iter(())
+            parts = [
+                text + [next(names) for _ in one.images]
+                for text, one in zip(texts, studies, strict=True)
+            ]
         return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()[:16]
 
-    shown, learnt = demonstrations, digest(studies)
+    shown, learnt = demonstrations, of(studies)
     if shown is None:
         pool = None
     elif len(shown.pool) == len(studies) and all(map(operator.is_, shown.pool, studies)):
         pool = learnt  # drawn from the studies themselves; a digest of many takes seconds
     else:
-        pool = digest(shown.pool)
+        pool = of(shown.pool)
     return {
         "studies_hash": learnt,
-        "validation_hash": digest(validation) if validation else None,
+        "validation_hash": of(validation) if validation else None,
         "demonstrations": None if shown is None else shown.count or len(shown.pool),
         "demonstrations_hash": pool,
     }
 
 
 def _name_of(image: Path | Image.Image | LazyImage, mended: bool) -> str:
-    """An image, well enough to see that it was exchanged: a file by name and size, for reading
-    200,000 films would take hours."""
+    """An image, well enough to see that it was exchanged: a file by name, size and samples of its
+    content, for reading 200,000 films would take hours. Not by its times: it may be a copy."""
     if mended:
         return image.name if isinstance(image, Path) else "an image"
     if isinstance(image, Image.Image):
         return hashlib.sha256(image.tobytes()).hexdigest()
     if isinstance(image, Path) and image.is_file():
-        return f"{image.name} {image.stat().st_size}"
+        return f"{image.name} {file_digest.film(image)}"
     return str(image)
 
 
@@ -209,7 +235,18 @@ _DIGESTS = {
     "studies_hash": "other studies to learn from (ids, reports, indications, patients or images)",
     "demonstrations_hash": "other demonstrations",
     "peft_hash": "other layers of PEFT's (LoRA) at work",
+    "weights_hash": "other weights of the backbone",
+    "config_hash": "other settings of the backbone (its config.json)",
+    "processor_hash": "another tokenizer or image processor",
+    "decisive_hash": "other annotations (or another lexicon) to find decisive tokens by",
 }
+
+
+# what descriptions of earlier versions lack
+_NOTED_SINCE = {
+    "dtype", "device", "ranks", "versions", "weights_hash", "config_hash", "processor_hash",
+    "decisive_hash",
+}  # fmt: skip
 
 
 def _differences(earlier: Any, now: dict[str, Any]) -> list[str]:
@@ -223,6 +260,9 @@ def _differences(earlier: Any, now: dict[str, Any]) -> list[str]:
     for name in now:
         old, new = earlier.get(name), now[name]
         if old == new or name in _FREE or name.startswith("template_"):
+            continue
+        if name not in earlier and name in _NOTED_SINCE:
+            found.append(f"no word on its {name} (an earlier version of dive began it)")
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             found += _differences(old, new)
@@ -244,6 +284,22 @@ class IntervalsOfNow(TrainerCallback):
 
 
 def remove_checkpoints(folder: str | Path) -> None:
-    """After the adapter is saved: the checkpoints of its training, and nothing else."""
-    remove_all(Path(folder))
+    """After the adapter is saved: the checkpoints of its training, and nothing else. The
+    description goes first, and with it what a training needs to go on."""
     (Path(folder) / RUN_FILE).unlink(missing_ok=True)
+    remove_all(Path(folder))
+
+
+def clear_finished(out: Path) -> bool:
+    """Removes what a training left that was ended after it had saved its adapter into `out`, while
+    its checkpoints were being removed; whether there was anything."""
+    folder = out / "checkpoints"
+    if not (out / CONFIG_FILE).is_file() or not folder.is_dir():
+        return False
+    if checkpoints_in(folder):
+        left = is_the_end_of(folder, out / WEIGHTS_FILE)
+    else:  # a training that is still to replace the adapter has a description
+        left = (folder / ASIDE).exists() and not (folder / RUN_FILE).exists()
+    if left:
+        remove_checkpoints(folder)
+    return left

@@ -155,16 +155,25 @@ def distill(
     from dive.distillation import check_teacher
     from dive.distillation import distill as run
     from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS
-    from dive.training_run import describe_wish, find_checkpoint, remove_checkpoints
+    from dive.training_run import (
+        clear_finished,
+        describe_wish,
+        find_checkpoint,
+        remove_checkpoints,
+    )
 
     if demonstrations is not None:
         check_teacher(config)
     budget = image_budget(max_image_tokens, DEFAULT_MAX_IMAGE_TOKENS)
     _check_out(out, config.cache_images)
+    checkpoints = out / "checkpoints"
+    left = clear_finished(out) if int(os.environ.get("RANK", 0)) == 0 else False
     if (out / CONFIG_FILE).exists() and not overwrite:
+        if left and resume:
+            _say_cleared(out, as_json)
+            return
         raise DiveError(f"{out}: {_finished(out, resume)}")
     # another training is refused before the studies are read, as far as it can be told by then
-    checkpoints = out / "checkpoints"
     find_checkpoint(checkpoints, resume, describe_wish(config, target, prompt, budget))
     skipped = Skipped()
     options = reading(split, images_root, reports_root, drop_comparisons, read)
@@ -198,9 +207,10 @@ def distill(
     )
     if int(os.environ.get("RANK", 0)) > 0:
         return  # under torchrun every rank has the same adapter, and the first one writes it
+    # the adapter comes last, and what it can be made of again goes only when it is there
+    note = write_skipped(skipped, out / "skipped.jsonl")
     adapter.save_pretrained(out)
     remove_checkpoints(checkpoints)
-    note = write_skipped(skipped, out / "skipped.jsonl")
     facts = adapter.metadata["distillation"]
     if as_json:
         answer = {"adapter": str(out), "parameters": adapter.num_parameters()}
@@ -218,6 +228,26 @@ def distill(
     console.print(
         f"next: dive generate --backbone {backbone} --adapter {out} --studies test.jsonl "
         "--out reports.jsonl"
+    )
+
+
+def _say_cleared(out: Path, as_json: bool) -> None:
+    """Of a training that was ended when nothing was left to do but to remove its checkpoints."""
+    from dive.adapter import SteeringAdapter
+
+    adapter = SteeringAdapter.from_pretrained(out)
+    if as_json:
+        facts = adapter.metadata.get("distillation") or {}
+        answer = {"adapter": str(out), "parameters": adapter.num_parameters()}
+        answer |= {name: facts.get(name) for name in ("studies", "steps", "seconds")}
+        skipped = out / "skipped.jsonl"
+        rows = skipped.read_bytes().count(b"\n") if skipped.is_file() else 0
+        print(json.dumps(answer | {"skipped": rows}))
+        return
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"the training in {out} had come to its end: its adapter is there, and its checkpoints are "
+        "removed now",
+        markup=False,
     )
 
 

@@ -129,6 +129,7 @@ def generate(
     from dive.data import Skipped
     from dive.data.io import JsonlWriter, run_before
     from dive.generation import as_studies, iter_reports
+    from dive.model_digest import versions
     from dive.run_digest import (
         check_images,
         describe_adapter,
@@ -136,7 +137,6 @@ def generate(
         describe_demonstrations,
         describe_studies,
         device_kind,
-        versions,
         watched,
     )
     from dive.template_clock import AssumedDay, as_date, today
@@ -176,11 +176,13 @@ def generate(
         "versions": versions(),
     }
     ended = 0
-    with JsonlWriter(out, run=run, order=[item.id for item in items]) as writer:
+    watching = {item.id: watched(item) for item in items}
+    with JsonlWriter(
+        out, run=run, order=watching, made_of=lambda name: watching[name].seen
+    ) as writer:
         earlier = len(writer.done)
         check_images(writer, items, verify)
-        left = [watched(item) for item in items if item.id not in writer.done]
-        seen = {item.id: item.seen for item in left}
+        left = [one for one in watching.values() if one.id not in writer.done]
         if earlier:
             there = f"{earlier} of {counted(len(items), 'report')}"
             Console(stderr=True).print(f"going on: {there} written before")
@@ -212,8 +214,7 @@ def generate(
                         "num_tokens": report.num_tokens,
                         "seconds": round(report.seconds, 4),
                         "engine": report.engine,
-                    },
-                    seen.pop(report.id),
+                    }
                 )
         written = len(writer.done)
         if not written:

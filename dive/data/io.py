@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -141,6 +141,8 @@ class JsonlWriter:
 
     order: the ids that rows may have, in the order that they have in the finished file: one that an
         earlier run had to leave out may come later than its turn.
+    made_of: asked for each id that is written; `done` has the answer, JSON values, when the run is
+        continued.
 
     Raises:
         DiveError: the unfinished file belongs to another run or holds something else than its rows;
@@ -153,6 +155,7 @@ class JsonlWriter:
         *,
         run: Mapping | None = None,
         order: Iterable[str] | None = None,
+        made_of: Callable[[str], Any] | None = None,
     ) -> None:
         self.path = checks.place("path", path)
         self.partial = self.path.with_name(self.path.name + ".partial")
@@ -162,6 +165,7 @@ class JsonlWriter:
         self._file: BinaryIO | None = None
         self._notes: BinaryIO | None = None
         self._order = None if order is None else {name: at for at, name in enumerate(order)}
+        self._made_of = made_of
         self._heading = notes.heading(run or {})
         # a run that ended before its first row leaves nothing to go on from, and nothing to mix
         if self.partial.exists() and self.partial.stat().st_size > 0:
@@ -203,11 +207,8 @@ class JsonlWriter:
             raise DiveError(f"cannot go on with {self.partial}: {error.strerror}") from error
         self.done = found.done
 
-    def append(self, row: Mapping, made_of: Any = None) -> None:
-        """Write one row and hand it to the operating system, so that a killed process keeps it.
-
-        made_of: what `done` says of the row when the run is continued; JSON values.
-        """
+    def append(self, row: Mapping) -> None:
+        """Write one row and hand it to the operating system, so that a killed process keeps it."""
         name = row["id"]
         if not isinstance(name, str):
             raise DiveError(f"{self.path}: an id is {name!r}; wants a text")
@@ -216,6 +217,7 @@ class JsonlWriter:
         if self._order is not None and name not in self._order:
             raise DiveError(f"{self.path}: id {name!r} is none of those that were to come")
         file, line = self._open(), json_line(row).encode("utf-8")
+        made_of = None if self._made_of is None else self._made_of(name)
         assert self._notes is not None
         self._notes.write(notes.note_of(line, made_of))
         self._notes.flush()

@@ -7,6 +7,7 @@ from typing import Any
 
 from dive import checks
 from dive.errors import DiveError
+from dive.file_digest import whole
 from dive.radgraph.annotations import NO_ENTITIES, Annotation, as_annotated, check_annotation
 
 
@@ -22,6 +23,7 @@ class RadGraphFile:
     def __init__(self, path: str | Path) -> None:
         self.path = checks.place("annotations", path)
         self.source = f"annotations from {self.path.name}"
+        self.identity = [whole(self.path)]
         self._found: dict[str, Annotation] = {}
         self._conflicts: set[str] = set()
         for where, annotation in self._read():

@@ -82,6 +82,11 @@ class RadGraph:
         """Model type and version, as they appear in the name of a variant."""
         return f"annotated by {self.model_type}, radgraph {self.version}"
 
+    @property
+    def identity(self) -> list[str]:
+        """Names what annotates; other names may annotate otherwise. DiveError as `annotate`."""
+        return [self.model_type, self.version, _fingerprint(self._model_folder())]
+
     def annotate(self, texts: Sequence[str]) -> list[Annotation]:
         """One annotation for each text, in order. An empty text has no entities and is not run.
 
@@ -90,8 +95,7 @@ class RadGraph:
         wanted = list(dict.fromkeys(text for text in texts if text.strip()))
         if not wanted:
             return [NO_ENTITIES for _ in texts]
-        folder = self._model_folder()
-        identity = [self.model_type, self.version, _fingerprint(folder)]
+        folder, identity = self._model_folder(), self.identity
         keys = {text: _digest([*identity, text]) for text in wanted}
         with _Store(self.cache / "annotations.sqlite") as store:
             found = store.get(keys)
