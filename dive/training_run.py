@@ -27,6 +27,7 @@ from dive.checkpoints import (
 from dive.data.images import LazyImage
 from dive.data.io import write_text
 from dive.data.study import Study
+from dive.data.together import remove_unfinished
 from dive.errors import DiveError
 from dive.lexicon import lexicon_version
 from dive.model_digest import describe_computing, digest
@@ -302,4 +303,5 @@ def clear_finished(out: Path) -> bool:
         left = (folder / ASIDE).exists() and not (folder / RUN_FILE).exists()
     if left:
         remove_checkpoints(folder)
+        remove_unfinished(out)
     return left

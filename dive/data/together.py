@@ -21,7 +21,7 @@ def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     *_, last = files
     place = folder / WRITING
-    _remove(place)  # of a process that was killed
+    remove_unfinished(folder)  # of a process that was killed
     try:
         for file, data in files.items():
             write_bytes(place / file, data)
@@ -29,9 +29,10 @@ def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
         for file in files:
             os.replace(place / file, folder / file)
     finally:
-        _remove(place)
+        remove_unfinished(folder)
 
 
-def _remove(place: Path) -> None:
+def remove_unfinished(folder: Path) -> None:
+    """What a process that was killed left of its files in `folder`."""
     with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(place)
+        shutil.rmtree(folder / WRITING)
