@@ -42,6 +42,7 @@ from dive.errors import DiveError
 
 
 def distill(
+    context: typer.Context,
     backbone: BackboneOption,
     studies: StudiesOption,
     out: Annotated[
@@ -152,6 +153,7 @@ def distill(
     # what follows takes seconds to import
     from dive.adapter import CONFIG_FILE
     from dive.data import Skipped
+    from dive.data.lock import hold_folder
     from dive.distillation import check_teacher
     from dive.distillation import distill as run
     from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS
@@ -161,6 +163,7 @@ def distill(
         check_teacher(config)
     budget = image_budget(max_image_tokens, DEFAULT_MAX_IMAGE_TOKENS)
     _check_out(out, config.cache_images)
+    context.with_resource(hold_folder(out, ranks=True))  # to the end of the command
     if (out / CONFIG_FILE).exists() and not overwrite:
         raise DiveError(f"{out}: {_finished(out, resume)}")
     # another training is refused before the studies are read, as far as it can be told by then
@@ -198,7 +201,13 @@ def distill(
     )
     if int(os.environ.get("RANK", 0)) > 0:
         return  # under torchrun every rank has the same adapter, and the first one writes it
-    adapter.save_pretrained(out)
+    try:
+        adapter.write_held(out)
+    except DiveError as error:
+        raise DiveError(
+            f"{error}; the training is finished and kept in {checkpoints}: the same command with "
+            "--resume goes on from there"
+        ) from error
     remove_checkpoints(checkpoints)
     note = write_skipped(skipped, out / "skipped.jsonl")
     facts = adapter.metadata["distillation"]

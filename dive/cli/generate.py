@@ -37,6 +37,7 @@ from dive.errors import DiveError
 
 
 def generate(
+    context: typer.Context,
     backbone: BackboneOption,
     out: Annotated[
         Path,
@@ -100,6 +101,7 @@ def generate(
     if bool(images) == (studies is not None):
         raise DiveError("give either --studies FILE or image files, and not both")
     from dive.data.io import check_file
+    from dive.data.lock import hold_file
 
     check_values(
         target=target,
@@ -111,8 +113,10 @@ def generate(
     for option, value in (("--max-new-tokens", max_new_tokens), ("--batch-size", batch_size)):
         whole(option, value, 1)
     check_file(out)  # what cannot be written is refused before anything is read
-    for name in (out.with_name(out.name + ".partial"), out.with_suffix(".skipped.jsonl")):
-        check_file(name)
+    left_out = _skipped_file(out)
+    check_file(left_out)
+    lock = context.with_resource(hold_file(out))  # to the end of the command
+    context.with_resource(hold_file(left_out))
     if out.is_file() and not overwrite:
         raise DiveError(
             f"{out}: is there already; give --overwrite to replace it, or another --out"
@@ -155,7 +159,7 @@ def generate(
         "dtype": dtype,
     }
     ended = 0
-    with JsonlWriter(out, run=run) as writer:
+    with JsonlWriter(out, run=run, overwrite=overwrite, lock=lock) as writer:
         earlier = len(writer.done)
         left = [item for item in items if item.id not in writer.done]
         if earlier:
@@ -193,10 +197,10 @@ def generate(
                 )
         written = len(writer.done)
         if not written:
-            write_skipped(skipped, out.with_suffix(".skipped.jsonl"))
+            write_skipped(skipped, left_out)
             raise DiveError(f"no report was written: {counted(len(skipped), 'study')} skipped")
+        note = write_skipped(skipped, left_out)  # first: without it the run is not finished
         writer.finish()
-    note = write_skipped(skipped, out.with_suffix(".skipped.jsonl"))
     if as_json:
         print(json.dumps({"reports": written, "skipped": len(skipped), "out": str(out)}))
         return
@@ -212,6 +216,12 @@ def generate(
         more = "" if section == "findings" else f" --target {section}"
         more += " --allow-missing" if len(skipped) else ""
         console.print(f"next: dive evaluate --predictions {out} --references {studies}{more}")
+
+
+def _skipped_file(out: Path) -> Path:
+    """Beside reports.jsonl reports.skipped.jsonl, and beside any other its whole name with that:
+    two outputs in one folder have two."""
+    return out.with_name((out.stem if out.suffix == ".jsonl" else out.name) + ".skipped.jsonl")
 
 
 def _refuse_twice(names: list[str]) -> None:

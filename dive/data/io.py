@@ -3,100 +3,42 @@
 import contextlib
 import json
 import os
-import tempfile
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 from dive import checks
+from dive.counting import counted
+from dive.data.disk import unwritable
+from dive.data.files import (
+    append_line,
+    check_file,
+    check_folder,
+    identity,
+    is_file_of,
+    keep_mode,
+    sweep,
+    target_of,
+    write_all,
+    write_bytes,
+    write_text,
+)
+from dive.data.lock import Held, hold_file
 from dive.errors import DiveError
 
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8 so that `path` holds the old content or the new one, never a part."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write `data` so that `path` holds the old content or the new one, never a part."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, because a rename is atomic within one file system only.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner may read; give this one the usual mode.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-
-
-def check_folder(path: str | Path) -> None:
-    """DiveError unless files could be written into this folder, which need not be there yet."""
-    path = Path(path)
-    try:
-        place = path
-        while not _stat(place):
-            place = place.parent
-        found = None if place.is_dir() else _kind(place)
-        if found is None:
-            # a file without a name: permissions, full and read-only file systems show for root, too
-            with tempfile.TemporaryFile(dir=place):
-                pass
-    except (OSError, ValueError) as error:
-        raise DiveError(f"cannot write into {path}: {_reason(error)}") from error
-    if found is not None:
-        if place == path:
-            raise DiveError(f"{path} is {found}; wants a folder")
-        raise DiveError(f"cannot write into {path}: {place} is {found}")
-
-
-def check_file(path: str | Path) -> None:
-    """DiveError unless a file of this name could be written; it need not be there yet.
-
-    What is there and no regular file (a device, a pipe, a link that leads nowhere) is refused.
-    """
-    path = Path(path)
-    try:
-        if _stat(path) and path.is_dir():
-            raise DiveError(f"{path} is a folder; wants the name of a file to write")
-        if _stat(path) and not path.is_file():
-            raise DiveError(f"{path} is no regular file; wants the name of a file to write")
-    except (OSError, ValueError) as error:
-        raise DiveError(f"cannot write {path}: {_reason(error)}") from error
-    try:
-        check_folder(path.parent)
-    except DiveError as error:
-        raise DiveError(f"cannot write {path}: {error}") from error
-
-
-def _kind(path: Path) -> str:
-    """What is there, and no folder."""
-    if path.is_symlink() and not path.exists():
-        return f"a link to {os.readlink(path)}, which is not there"
-    return "a file" if path.is_file() else "no folder"
-
-
-def _stat(path: Path) -> bool:
-    """Whether there is anything of this name; OSError for what can never be one."""
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return path.is_symlink()  # one that leads nowhere is in the way, too
-    return True
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+__all__ = [
+    "JsonlWriter",
+    "append_line",
+    "check_file",
+    "check_folder",
+    "json_line",
+    "run_before",
+    "write_bytes",
+    "write_jsonl",
+    "write_text",
+]
 
 
 def json_line(row: Mapping) -> str:
@@ -112,7 +54,7 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping]) -> None:
 def run_before(path: str | Path) -> dict[str, Any]:
     """How the unfinished run that a `JsonlWriter` left at `path` was made; {} where there is none
     (or where it does not say)."""
-    path = checks.place("path", path)
+    path = Path(os.path.realpath(checks.place("path", path)))
     try:
         if path.with_name(path.name + ".partial").stat().st_size == 0:
             return {}
@@ -135,37 +77,73 @@ class JsonlWriter:
                 writer.append({"id": report.id, ...})
             writer.finish()
 
-    Left without `finish`, by an error or a kill, the rows stay in `<path>.partial`.
+    Left without `finish`, by an error or a kill, the rows stay in `<path>.partial`. Of a link, all
+    this is beside what it leads to. One writer at a time: see `dive.data.lock`.
+
+    Args:
+        overwrite: what came to `path` meanwhile may be replaced; without it, only what was there
+            before.
+        lock: `hold_file(path)` of a caller that holds it already, and lets it go.
 
     Raises:
-        DiveError: the unfinished file belongs to another run or holds something else than rows; an
-            id is appended twice.
+        DiveError: another process writes it, or another writer of this one; it is no regular file;
+            the unfinished file belongs to another run or holds something else than rows; an id is
+            appended twice; a row cannot be written, where the whole ones stay.
     """
 
-    def __init__(self, path: str | Path, *, run: Mapping | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        run: Mapping | None = None,
+        overwrite: bool = False,
+        lock: Held | None = None,
+    ) -> None:
         self.path = checks.place("path", path)
-        self.partial = self.path.with_name(self.path.name + ".partial")
-        self._run_path = self.path.with_name(self.path.name + ".partial.run")
+        if re.search(r"\.partial(\.run)?$", self.path.name):
+            raise DiveError(f"{self.path}: a file of that name belongs to an unfinished run")
         check_file(self.path)
+        self._target = target_of(self.path)
+        self.partial = self._target.with_name(self._target.name + ".partial")
+        self._run_path = self._target.with_name(self._target.name + ".partial.run")
+        for one in (self.partial, self._run_path):
+            target_of(one)
+            if one.is_symlink():  # renamed, it would be a link still
+                raise DiveError(f"{one} is a link; wants the unfinished file itself, or none")
         self.done: dict[str, None] = {}
-        self._file: BinaryIO | None = None
+        self._file: int | None = None
+        self._size = 0
+        self._closed = False
         self._description = description = json.dumps(
             run or {}, sort_keys=True, ensure_ascii=False, default=str
         )
-        # a run that ended before its first row leaves nothing to go on from, and nothing to mix
-        if self.partial.exists() and self.partial.stat().st_size > 0:
-            self._check_run(description)
-            self._recover()
-            self._open()
+        self._lock = hold_file(self.path) if lock is None else None
+        try:
+            sweep(self._target, ".partial.run")
+            self._before = None if overwrite else identity(self._target)
+            self._overwrite = overwrite
+            # a run that ended before its first row leaves nothing to go on from, nor to mix
+            if self.partial.exists() and self.partial.stat().st_size > 0:
+                self._check_run(description)
+                self._recover()
+                self._open()
+        except BaseException:
+            self.close()
+            raise
 
-    def _open(self) -> BinaryIO:
+    def _open(self) -> int:
         """The file of the rows, made for the first one: a run that never came to it leaves none."""
+        if self._closed:
+            raise DiveError(f"{self.path}: its writer is closed")
         if self._file is None:
+            write_text(self._run_path, self._description + "\n")
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
             try:
-                write_text(self._run_path, self._description + "\n")
-                self._file = open(self.partial, "ab")  # noqa: SIM115 (closed by close)
+                self._file = os.open(self.partial, flags, 0o666)
+                keep_mode(self._file, self._target)
+                self._size = os.fstat(self._file).st_size
             except OSError as error:
-                raise DiveError(f"cannot write {self.path}: {error.strerror}") from error
+                raise unwritable(self.path, error) from error
         return self._file
 
     def _check_run(self, description: str) -> None:
@@ -206,27 +184,70 @@ class JsonlWriter:
             os.truncate(self.partial, whole)
 
     def append(self, row: Mapping) -> None:
-        """Write one row and hand it to the operating system, so that a killed process keeps it."""
+        """Write one row and hand it to the operating system, so that a killed process keeps it.
+
+        A row that finds no room is taken back, so that the file ends with a whole line.
+        """
         name = row["id"]
         if name in self.done:
             raise DiveError(f"{self.path}: id {name!r} comes twice")
-        file = self._open()
-        file.write(json_line(row).encode("utf-8"))
-        file.flush()
+        line = json_line(row).encode("utf-8")
+        handle = self._open()
+        self._check_alone(handle)
+        try:
+            write_all(handle, line)
+        except BaseException as error:
+            try:
+                os.ftruncate(handle, self._size)
+            except OSError:
+                self.close()  # nothing may follow a torn line; the next run drops it
+            if isinstance(error, OSError):
+                raise self._kept(unwritable(self.path, error, len(line))) from error
+            raise
+        self._size += len(line)
         self.done[name] = None
 
     def finish(self) -> None:
         """All rows are there: rename the file to its final name."""
-        file = self._open()
-        file.flush()
-        os.fsync(file.fileno())
-        self.close()
-        os.replace(self.partial, self.path)
-        self._run_path.unlink(missing_ok=True)
+        handle = self._open()
+        try:
+            self._check_alone(handle)
+            os.fsync(handle)
+            if target_of(self.path) != self._target:
+                raise self._kept(DiveError(f"{self.path} leads elsewhere than when the run began"))
+            if not self._overwrite and identity(self._target) != self._before:
+                raise self._kept(
+                    DiveError(f"{self.path}: another process has written it since this run began")
+                )
+            os.replace(self.partial, self._target)
+            with contextlib.suppress(OSError):
+                self._run_path.unlink()
+        except OSError as error:
+            raise self._kept(unwritable(self.path, error)) from error
+        finally:
+            self.close()
+
+    def _check_alone(self, handle: int) -> None:
+        """DiveError where the unfinished file is no longer what was written."""
+        if not is_file_of(handle, self.partial) or os.fstat(handle).st_size != self._size:
+            raise DiveError(
+                f"{self.partial}: another process has changed it or taken it away while it was "
+                "being written; the run cannot go on"
+            )
+
+    def _kept(self, error: DiveError) -> DiveError:
+        rows = counted(len(self.done), "row")
+        return DiveError(f"{error}; {rows} stay in {self.partial}")
 
     def close(self) -> None:
+        """Rows that were appended stay; no more can be."""
+        self._closed = True
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # of a full disk on a network, said before
+                os.close(self._file)
+            self._file = None
+        if self._lock is not None:
+            self._lock.release()
 
     def __enter__(self) -> "JsonlWriter":
         return self
