@@ -100,7 +100,7 @@ def generate(
     """Write a report for every study or image. An interrupted run goes on where it stopped."""
     if bool(images) == (studies is not None):
         raise DiveError("give either --studies FILE or image files, and not both")
-    from dive.data.io import check_file
+    from dive.data.io import check_file, check_rows
     from dive.data.lock import hold_file
 
     check_values(
@@ -112,7 +112,7 @@ def generate(
     )
     for option, value in (("--max-new-tokens", max_new_tokens), ("--batch-size", batch_size)):
         whole(option, value, 1)
-    check_file(out)  # what cannot be written is refused before anything is read
+    check_rows(out)  # what cannot be written is refused before anything is read
     left_out = _skipped_file(out)
     check_file(left_out)
     lock = context.with_resource(hold_file(out))  # to the end of the command

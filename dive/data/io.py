@@ -33,6 +33,7 @@ __all__ = [
     "append_line",
     "check_file",
     "check_folder",
+    "check_rows",
     "json_line",
     "run_before",
     "write_bytes",
@@ -54,14 +55,35 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping]) -> None:
 def run_before(path: str | Path) -> dict[str, Any]:
     """How the unfinished run that a `JsonlWriter` left at `path` was made; {} where there is none
     (or where it does not say)."""
-    path = Path(os.path.realpath(checks.place("path", path)))
+    partial, described = _unfinished(Path(os.path.realpath(checks.place("path", path))))
     try:
-        if path.with_name(path.name + ".partial").stat().st_size == 0:
+        if partial.stat().st_size == 0:
             return {}
-        found = json.loads(path.with_name(path.name + ".partial.run").read_text(encoding="utf-8"))
+        found = json.loads(described.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _unfinished(target: Path) -> tuple[Path, Path]:
+    """Where the rows of an unfinished run are, and how it was made."""
+    return target.with_name(target.name + ".partial"), target.with_name(
+        target.name + ".partial.run"
+    )
+
+
+def check_rows(path: str | Path) -> Path:
+    """DiveError unless a `JsonlWriter` could write there; the file itself, links followed."""
+    path = checks.place("path", path)
+    if re.search(r"\.partial(\.run)?$", path.name):
+        raise DiveError(f"{path}: a file of that name belongs to an unfinished run")
+    check_file(path)
+    target = target_of(path)
+    for one in _unfinished(target):
+        target_of(one)
+        if one.is_symlink():  # renamed, it would be a link still
+            raise DiveError(f"{one} is a link; wants the unfinished file itself, or none")
+    return target
 
 
 class JsonlWriter:
@@ -100,16 +122,8 @@ class JsonlWriter:
         lock: Held | None = None,
     ) -> None:
         self.path = checks.place("path", path)
-        if re.search(r"\.partial(\.run)?$", self.path.name):
-            raise DiveError(f"{self.path}: a file of that name belongs to an unfinished run")
-        check_file(self.path)
-        self._target = target_of(self.path)
-        self.partial = self._target.with_name(self._target.name + ".partial")
-        self._run_path = self._target.with_name(self._target.name + ".partial.run")
-        for one in (self.partial, self._run_path):
-            target_of(one)
-            if one.is_symlink():  # renamed, it would be a link still
-                raise DiveError(f"{one} is a link; wants the unfinished file itself, or none")
+        self._target = check_rows(self.path)
+        self.partial, self._run_path = _unfinished(self._target)
         self.done: dict[str, None] = {}
         self._file: int | None = None
         self._size = 0
