@@ -1,6 +1,8 @@
 """A `transformers.Trainer` whose checkpoints appear whole or not at all."""
 
+import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,8 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from dive.checkpoints import ASIDE, aside_of, publish
-from dive.data.disk import reason
+from dive.data.disk import reason, room
+from dive.data.files import write_all
 from dive.errors import DiveError
 
 KEPT = 2  # checkpoints, while training
@@ -39,12 +42,25 @@ class WholeCheckpoints(Trainer):
             # torch.save tells of a full disk by the second
             if isinstance(error, RuntimeError) and not _of_writing(error):
                 raise
-            told = str(error) if isinstance(error, DiveError) else reason(error, folder)
+            told = str(error) if isinstance(error, DiveError) else _why(error, folder)
             if self.args.should_save:  # what was begun takes the room of what comes after it
                 shutil.rmtree(folder / ASIDE, ignore_errors=True)
             raise DiveError(
                 f"the checkpoint of step {step} cannot be written into {folder}: {told}"
             ) from error
+
+
+def _why(error: Exception, folder: Path) -> str:
+    """The system's reason. torch does not hand it on, so it is asked for once more."""
+    if isinstance(error, OSError):
+        return reason(error, folder)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            write_all(file.fileno(), bytes(1 << 20))
+            os.fsync(file.fileno())
+    except OSError as again:
+        return reason(again, folder)
+    return f"{str(error).splitlines()[0]} ({room(folder):,} bytes are left on the disk)"
 
 
 def _of_writing(error: RuntimeError) -> bool:
