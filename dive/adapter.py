@@ -4,6 +4,7 @@ On disk an adapter is a folder with `adapter_config.json` (settings, the backbon
 what the trainer recorded) and `adapter.safetensors` (parameters in float32). Nothing is pickled.
 """
 
+import hashlib
 import json
 import math
 import warnings
@@ -18,8 +19,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dive import __version__, checks
-from dive.data.io import check_folder
-from dive.data.together import write_together
+from dive.data.files import check_folder, identity, sweep, write_together
+from dive.data.lock import hold_folder
 from dive.errors import DiveError
 from dive.fingerprint import difference, fingerprint
 from dive.structure import description, unwrap
@@ -32,6 +33,7 @@ POSITIONS = ("all", "response")
 MAX_RANK = 128  # what the operator takes
 # what must be equal in the backbone of training and the backbone of use; an unknown (None) matches
 MUST_MATCH = ("architecture", "model_type", "hidden_size", "num_layers", "vocab_size", "revision")
+_WAIT = 10.0  # seconds, for another save into the same folder
 _WRAPPERS = ("OptimizedModule", "PeftM", "DistributedDataParallel", "DataParallel")
 
 
@@ -195,11 +197,19 @@ class SteeringAdapter(nn.Module):
         """Writes the folder, also over an older one: its two files are never of two adapters. Ended
         between them, it leaves a folder without settings, which nothing takes for an adapter.
 
+        A save into the same folder at the same time is waited for.
+
         Raises:
-            DiveError: the folder cannot be written.
+            DiveError: the folder cannot be written, or another process holds it for longer (a
+                training, say).
         """
         folder = checks.place("folder", folder)
         check_folder(folder)
+        with hold_folder(folder, wait=_WAIT):
+            self.write_held(folder)
+
+    def write_held(self, folder: Path) -> None:
+        """`save_pretrained` for a caller that holds the folder."""
         settings = {
             "format": FORMAT,
             "dive_version": __version__,
@@ -207,18 +217,19 @@ class SteeringAdapter(nn.Module):
             "metadata": self.metadata,
         }
         try:
-            text = json.dumps(settings, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+            json.dumps(settings, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise DiveError(f"adapter.metadata is not plain JSON: {error}") from error
         tensors = {
             name: tensor.detach().to("cpu", torch.float32).contiguous().clone()
             for name, tensor in self.state_dict().items()
         }
-        try:
-            files = {WEIGHTS_FILE: save(tensors), CONFIG_FILE: text.encode("utf-8")}
-            write_together(folder, files)
-        except OSError as error:
-            raise DiveError(f"cannot write into {folder}: {error.strerror}") from error
+        weights = save(tensors)
+        settings["weights_sha256"] = hashlib.sha256(weights).hexdigest()
+        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            sweep(folder / name)
+        write_together({folder / WEIGHTS_FILE: weights, folder / CONFIG_FILE: text.encode("utf-8")})
 
     def push_to_hub(
         self,
@@ -247,6 +258,7 @@ class SteeringAdapter(nn.Module):
         """Reads what `save_pretrained` wrote, from a folder or a repository on the hub."""
         config_file = _find(folder_or_hub_id, CONFIG_FILE, revision, token)
         weights_file = _find(folder_or_hub_id, WEIGHTS_FILE, revision, token)
+        before = identity(config_file)
         config, metadata = _read_settings(config_file)
         adapter = cls.__new__(cls)
         nn.Module.__init__(adapter)
@@ -269,6 +281,7 @@ class SteeringAdapter(nn.Module):
                 )
             if not tensor.isfinite().all():
                 raise DiveError(f"{weights_file}: tensor {name} holds numbers that are not finite")
+        _check_pair(config_file, weights_file, before)
         adapter.load_state_dict(tensors)
         return adapter if device is None else adapter.to(device)
 
@@ -307,6 +320,21 @@ def _find(source: str | PathLike[str], name: str, revision: str | None, token: A
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DiveError(f"{source}: no such folder, and not on the hub: {reason}") from error
+
+
+def _check_pair(config: Path, weights: Path, before: tuple[int, ...] | None) -> None:
+    """DiveError where the two files are of two adapters: a save was cut short, or goes on now.
+
+    before: the `identity` of `config` when it was read. Older adapters do not say.
+    """
+    told = json.loads(config.read_text(encoding="utf-8")).get("weights_sha256")
+    with weights.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if identity(config) != before or (told is not None and told != found):
+        raise DiveError(
+            f"{config.parent}: {config.name} and {weights.name} are of two adapters: a save was "
+            "cut short, or goes on now; read it again, or save it anew"
+        )
 
 
 def _read_settings(path: Path) -> tuple[SteeringConfig, dict[str, Any]]:

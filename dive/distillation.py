@@ -27,7 +27,6 @@ from dive.backbone import Backbone
 from dive.checkpointing import enable_gradient_checkpointing
 from dive.checkpoints import step_of
 from dive.counting import counted
-from dive.data.io import check_folder
 from dive.data.jsonl import Skipped, check_on_error
 from dive.data.study import Study
 from dive.decisive import DecisiveTokens
@@ -55,6 +54,7 @@ from dive.training_run import (
     describe_studies,
     describe_wish,
     find_checkpoint,
+    one_at_a_time,
     stopped,
     unreadable_before,
 )
@@ -65,6 +65,7 @@ log = logging.getLogger(__name__)
 DEFAULT_SHOTS = 4
 
 
+@one_at_a_time
 @prepared
 def distill(
     backbone: Backbone | Any,
@@ -116,16 +117,14 @@ def distill(
         The adapter, on the CPU, in eval mode; its metadata says how it was made.
 
     Raises:
-        DiveError: bad input, before the first step; a study that cannot be decoded, in its turn.
+        DiveError: bad input, or another process that trains into `output_dir`, before the first
+            step; a study that cannot be decoded, in its turn.
         NonFiniteLoss: in a step, with the study's id.
     """
     start = time.perf_counter()
     config = as_config(config)
     skipped = check_on_error(on_error, skipped)
-    # what cannot be written is refused before any image is read
     folder = None if output_dir is None else checks.place("output_dir", output_dir)
-    if folder is not None:
-        check_folder(folder)
     if isinstance(config.cache_images, str):
         check_cache(config.cache_images)
     if attachment_of(backbone.model) is not None:

@@ -22,8 +22,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from dive import checks
+from dive.data.disk import reason
 from dive.data.images import LazyImage, fetched, load_rgb
-from dive.data.io import check_folder, write_bytes, write_text
+from dive.data.io import check_folder, write_bytes
 from dive.data.study import Study
 from dive.errors import DiveError
 from dive.prompting import Prompter
@@ -64,7 +65,9 @@ class FeatureStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise DiveError(
+                f"the image cache {self.root} cannot be written: {reason(error, self.root)}"
+            ) from error
 
     @property
     def proved(self) -> bool:
@@ -73,10 +76,8 @@ class FeatureStore:
 
     def prove(self) -> None:
         """Note it, with the settings, for whoever wonders what a folder is."""
-        try:
-            write_text(self.folder / SETTINGS_FILE, json.dumps(self._settings, indent=1) + "\n")
-        except OSError as error:
-            raise self._unwritable(error) from error
+        text = json.dumps(self._settings, indent=1) + "\n"
+        self._write(self.folder / SETTINGS_FILE, text.encode("utf-8"))
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The features under this key on the CPU, or None; what cannot be read counts as none."""
@@ -94,14 +95,17 @@ class FeatureStore:
     def put(self, key: str, features: dict[str, Any]) -> None:
         """Keep them. A full disk is said once, and costs no training."""
         flat = {name: tensor.contiguous() for name, tensor in _flat(features)}
+        self.written += self._write(self._path(key), save(flat))
+
+    def _write(self, path: Path, data: bytes) -> bool:
         try:
-            write_bytes(self._path(key), save(flat))
-        except OSError as error:
+            write_bytes(path, data)
+        except DiveError as error:
             if not self._full:
                 self._full = True
-                log.warning("image cache: cannot write into %s: %s", self.folder, error.strerror)
-            return
-        self.written += 1
+                log.warning("image cache: %s; the training goes on without", error)
+            return False
+        return True
 
     def summary(self) -> str:
         """What it did, and what it takes on the disk: one line."""
@@ -116,9 +120,6 @@ class FeatureStore:
     def _path(self, key: str) -> Path:
         # 200,000 files in one folder are slow to list on some file systems
         return self.folder / key[:2] / f"{key}.safetensors"
-
-    def _unwritable(self, error: OSError) -> DiveError:
-        return DiveError(f"the image cache {self.root} cannot be written: {error.strerror}")
 
 
 def settings_of(prompter: Prompter) -> dict[str, Any]:

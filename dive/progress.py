@@ -15,7 +15,7 @@ from rich.progress import (
 )
 from transformers import TrainerCallback
 
-from dive.data.io import write_text
+from dive.data.io import append_line, write_text
 
 
 class ProgressBar(TrainerCallback):
@@ -89,8 +89,7 @@ class JsonLog(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if state.is_world_process_zero and logs:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**logs, "step": state.global_step}) + "\n")
+            append_line(self._path, json.dumps({**logs, "step": state.global_step}) + "\n")
 
 
 def _logged_until(line: str, step: int) -> bool:

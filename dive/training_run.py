@@ -1,20 +1,21 @@
 """What makes two trainings one, and where an unfinished one goes on."""
 
+import functools
 import hashlib
 import json
 import logging
 import operator
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 from transformers import TrainerCallback
 
-from dive import file_digest
+from dive import checks, file_digest
 from dive.adapter import CONFIG_FILE, WEIGHTS_FILE, SteeringAdapter
 from dive.checkpoints import (
     ASIDE,
@@ -24,10 +25,12 @@ from dive.checkpoints import (
     put_aside,
     remove_all,
 )
+from dive.data.disk import unwritable
+from dive.data.files import sweep
 from dive.data.images import LazyImage
-from dive.data.io import write_text
+from dive.data.io import check_folder, write_text
+from dive.data.lock import hold_folder
 from dive.data.study import Study
-from dive.data.together import remove_unfinished
 from dive.errors import DiveError
 from dive.lexicon import lexicon_version
 from dive.model_digest import describe_computing, digest
@@ -36,6 +39,7 @@ from dive.prompting import DEFAULT_PROMPTS, Prompter
 from dive.teacher import Demonstrations
 from dive.templates import difference
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
@@ -48,6 +52,25 @@ _FREE = {
     "logging_steps", "eval_steps", "save_steps", "workers", "gradient_checkpointing",
     "validation_hash",
 }  # fmt: skip
+
+
+def one_at_a_time(run: Callable[..., T]) -> Callable[..., T]:
+    """Around `distill(..., output_dir=)`: no other process trains into that folder meanwhile.
+
+    It is refused before anything is read; under several ranks all of them are.
+    """
+
+    @functools.wraps(run)
+    def with_folder(*given: Any, **named: Any) -> T:
+        folder = named.get("output_dir")
+        if folder is None:
+            return run(*given, **named)
+        folder = checks.place("output_dir", folder)
+        check_folder(folder)
+        with hold_folder(folder, ranks=True):
+            return run(*given, **named)
+
+    return with_folder
 
 
 def describe_wish(
@@ -190,7 +213,7 @@ def begin(folder: Path, resume: bool, run: dict[str, Any], checkpoint: Path | No
         elif passed:
             log.warning("the training goes on from %s", whole)
     except OSError as error:
-        raise DiveError(f"cannot write into {folder}: {error.strerror}") from error
+        raise unwritable(folder, error, into=True) from error
 
 
 def unreadable_before(folder: Path | None) -> list[str]:
@@ -303,5 +326,6 @@ def clear_finished(out: Path) -> bool:
         left = (folder / ASIDE).exists() and not (folder / RUN_FILE).exists()
     if left:
         remove_checkpoints(folder)
-        remove_unfinished(out)
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            sweep(out / name)
     return left

@@ -1,5 +1,8 @@
 """A `transformers.Trainer` whose checkpoints appear whole or not at all."""
 
+import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +10,8 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from dive.checkpoints import ASIDE, aside_of, publish
+from dive.data.disk import reason, room
+from dive.data.files import write_all
 from dive.errors import DiveError
 
 KEPT = 2  # checkpoints, while training
@@ -33,11 +38,30 @@ class WholeCheckpoints(Trainer):
             self.accelerator.wait_for_everyone()  # every rank's random state is there
             if self.args.should_save:
                 publish(folder / ASIDE / f"{PREFIX_CHECKPOINT_DIR}-{step}", folder, KEPT)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, DiveError) as error:
             # torch.save tells of a full disk by the second
-            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            if isinstance(error, RuntimeError) and not _of_writing(error):
                 raise
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            told = str(error) if isinstance(error, DiveError) else _why(error, folder)
+            if self.args.should_save:  # what was begun takes the room of what comes after it
+                shutil.rmtree(folder / ASIDE, ignore_errors=True)
             raise DiveError(
-                f"the checkpoint of step {step} cannot be written into {folder}: {reason}"
+                f"the checkpoint of step {step} cannot be written into {folder}: {told}"
             ) from error
+
+
+def _why(error: Exception, folder: Path) -> str:
+    """The system's reason. torch does not hand it on, so it is asked for once more."""
+    if isinstance(error, OSError):
+        return reason(error, folder)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            write_all(file.fileno(), bytes(1 << 20))
+            os.fsync(file.fileno())
+    except OSError as again:
+        return reason(again, folder)
+    return f"{str(error).splitlines()[0]} ({room(folder):,} bytes are left on the disk)"
+
+
+def _of_writing(error: RuntimeError) -> bool:
+    return any(part in str(error) for part in ("PytorchStreamWriter", "inline_container"))

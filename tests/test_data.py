@@ -272,7 +272,7 @@ def test_text_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> No
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", fail)
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(DiveError, match="cannot write .*f.json: disk full"):
             write_text(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["f.json"]

@@ -227,7 +227,7 @@ def test_a_full_disk_is_said_once_and_costs_no_training(
     llava, studies, tmp_path, caplog, monkeypatch
 ):
     def full(path, data):
-        raise OSError(28, "No space left on device")
+        raise DiveError(f"cannot write {path}: No space left on device")
 
     monkeypatch.setattr("dive.feature_store.write_bytes", full)
     with caplog.at_level(logging.WARNING, "dive"):

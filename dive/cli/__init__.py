@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 bad input or an operator that is wrong (one line on stderr
 130 interrupted.
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -20,6 +21,7 @@ from dive.cli.evaluate import evaluate
 from dive.cli.generate import generate
 from dive.cli.inspect import inspect
 from dive.cli.tables import escape_on_stdout
+from dive.data.disk import FULL, reason
 from dive.errors import DiveError
 
 app = typer.Typer(
@@ -55,9 +57,20 @@ def main() -> None:
     warnings.showwarning = _warn
     escape_on_stdout()
     try:
-        app()
+        try:
+            app()
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                sys.stdout.flush()  # what cannot be written is said here, not at the very end
     except DiveError as error:
         _say("[bold red]error:[/]", error)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        # stdout, say; what DIVE itself writes is named by DiveError
+        _say("[bold red]error:[/]", f"cannot write: {reason(error, error.filename or '.')}")
+        sys.stdout = None  # or Python would try once more
         sys.exit(1)
     except KeyboardInterrupt:
         _interrupted()

@@ -11,12 +11,14 @@ from rich.console import Console
 from dive.bench.asked import check
 from dive.cli.options import place, quiet_libraries
 from dive.data.io import check_file, write_text
+from dive.data.lock import hold_file
 from dive.errors import DiveError
 
 _STDOUT = Path("-")
 
 
 def bench(
+    context: typer.Context,
     operators: Annotated[
         list[str] | None,
         typer.Argument(help="cross-entropy, steer, decode; all three where none is named."),
@@ -57,6 +59,7 @@ def bench(
     started = time.monotonic()
     if json_file is not None and json_file != _STDOUT:
         check_file(json_file)
+        context.with_resource(hold_file(json_file))
     check(operators or (), device, dtype, seconds, threads)  # before torch is imported
     from dive.bench import run
 

@@ -39,7 +39,6 @@ def demo(
         check_folder(out / folder)
     for file in ("index.html", "results.json", "reports.jsonl", "test.jsonl"):
         check_file(out / file)
-    out.mkdir(parents=True, exist_ok=True)
     run.main(out, seed=seed, test=test, steps=steps, console=Console())
 
 

@@ -42,6 +42,7 @@ from dive.errors import DiveError
 
 
 def distill(
+    context: typer.Context,
     backbone: BackboneOption,
     studies: StudiesOption,
     out: Annotated[
@@ -152,6 +153,7 @@ def distill(
     # what follows takes seconds to import
     from dive.adapter import CONFIG_FILE
     from dive.data import Skipped
+    from dive.data.lock import hold_folder
     from dive.distillation import check_teacher
     from dive.distillation import distill as run
     from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS
@@ -166,6 +168,7 @@ def distill(
         check_teacher(config)
     budget = image_budget(max_image_tokens, DEFAULT_MAX_IMAGE_TOKENS)
     _check_out(out, config.cache_images)
+    context.with_resource(hold_folder(out, ranks=True))  # to the end of the command
     checkpoints = out / "checkpoints"
     left = clear_finished(out) if int(os.environ.get("RANK", 0)) == 0 else False
     if (out / CONFIG_FILE).exists() and not overwrite:
@@ -208,8 +211,14 @@ def distill(
     if int(os.environ.get("RANK", 0)) > 0:
         return  # under torchrun every rank has the same adapter, and the first one writes it
     # the adapter comes last, and what it can be made of again goes only when it is there
-    note = write_skipped(skipped, out / "skipped.jsonl")
-    adapter.save_pretrained(out)
+    try:
+        note = write_skipped(skipped, out / "skipped.jsonl")
+        adapter.write_held(out)
+    except DiveError as error:
+        raise DiveError(
+            f"{error}; the training is finished and kept in {checkpoints}: the same command with "
+            "--resume goes on from there"
+        ) from error
     remove_checkpoints(checkpoints)
     facts = adapter.metadata["distillation"]
     if as_json:

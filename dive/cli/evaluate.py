@@ -28,6 +28,7 @@ _SHOWN = 8  # ids named in a message
 
 
 def evaluate(
+    context: typer.Context,
     predictions: Annotated[
         Path,
         typer.Option(
@@ -136,6 +137,7 @@ def evaluate(
 ) -> None:
     """Score reports: BLEU, ROUGE-L, findings by the lexicon, termination, length."""
     from dive.data.io import check_file
+    from dive.data.lock import hold_file
     from dive.metrics import METRICS, CheXbert, RadGraph
     from dive.metrics import evaluate as score
 
@@ -149,6 +151,7 @@ def evaluate(
         if any(per_report.resolve() == one.resolve() for one in given):
             raise DiveError(f"--per-report {per_report}: is one of the files to read; name another")
         check_file(per_report)
+        context.with_resource(hold_file(per_report))
     sources: dict[str, Any] = {}
     if "radgraph" in asked:
         sources["radgraph"] = radgraph_annotations or RadGraph(
@@ -213,10 +216,7 @@ def _write_per_report(path: Path, ids: list[str], columns: dict[str, list[float 
         {"id": name} | {metric: values[place] for metric, values in columns.items()}
         for place, name in enumerate(ids)
     ]
-    try:
-        write_jsonl(path, rows)
-    except OSError as error:
-        raise DiveError(f"cannot write {path}: {error.strerror}") from error
+    write_jsonl(path, rows)
 
 
 def _print(

@@ -36,6 +36,7 @@ from dive.errors import DiveError
 
 
 def generate(
+    context: typer.Context,
     backbone: BackboneOption,
     out: Annotated[
         Path,
@@ -106,7 +107,8 @@ def generate(
     """Write a report for every study or image. An interrupted run goes on where it stopped."""
     if bool(images) == (studies is not None):
         raise DiveError("give either --studies FILE or image files, and not both")
-    from dive.data.io import check_file
+    from dive.data.io import check_file, check_rows
+    from dive.data.lock import hold_file
 
     check_values(
         target=target,
@@ -117,9 +119,11 @@ def generate(
     )
     for option, value in (("--max-new-tokens", max_new_tokens), ("--batch-size", batch_size)):
         whole(option, value, 1)
-    check_file(out)  # what cannot be written is refused before anything is read
-    for name in (out.with_name(out.name + ".partial"), out.with_suffix(".skipped.jsonl")):
-        check_file(name)
+    check_rows(out)  # what cannot be written is refused before anything is read
+    left_out = _skipped_file(out)
+    check_file(left_out)
+    lock = context.with_resource(hold_file(out))  # to the end of the command
+    context.with_resource(hold_file(left_out))
     if out.is_file() and not overwrite:
         raise DiveError(
             f"{out}: is there already; give --overwrite to replace it, or another --out"
@@ -178,7 +182,12 @@ def generate(
     ended = 0
     watching = {item.id: watched(item) for item in items}
     with JsonlWriter(
-        out, run=run, order=watching, made_of=lambda name: watching[name].seen
+        out,
+        run=run,
+        order=watching,
+        made_of=lambda name: watching[name].seen,
+        overwrite=overwrite,
+        lock=lock,
     ) as writer:
         earlier = len(writer.done)
         check_images(writer, items, verify)
@@ -218,10 +227,10 @@ def generate(
                 )
         written = len(writer.done)
         if not written:
-            write_skipped(skipped, out.with_suffix(".skipped.jsonl"))
+            write_skipped(skipped, left_out)
             raise DiveError(f"no report was written: {counted(len(skipped), 'study')} skipped")
+        note = write_skipped(skipped, left_out)  # first: without it the run is not finished
         writer.finish()
-    note = write_skipped(skipped, out.with_suffix(".skipped.jsonl"))
     if as_json:
         print(json.dumps({"reports": written, "skipped": len(skipped), "out": str(out)}))
         return
@@ -237,6 +246,12 @@ def generate(
         more = "" if section == "findings" else f" --target {section}"
         more += " --allow-missing" if len(skipped) else ""
         console.print(f"next: dive evaluate --predictions {out} --references {studies}{more}")
+
+
+def _skipped_file(out: Path) -> Path:
+    """Beside reports.jsonl reports.skipped.jsonl, and beside any other its whole name with that:
+    two outputs in one folder have two."""
+    return out.with_name((out.stem if out.suffix == ".jsonl" else out.name) + ".skipped.jsonl")
 
 
 def _refuse_twice(names: list[str]) -> None:

@@ -4,11 +4,13 @@ A look at a download before a long run, and the way to feed it to anything that 
 """
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
 from dive import checks
 from dive.data.io import check_file, write_jsonl
+from dive.data.lock import hold_file
 from dive.data.open import open_studies
 from dive.data.study import TARGETS, Study
 from dive.data.trouble import Skipped
@@ -35,12 +37,14 @@ def main(arguments: list[str] | None = None) -> int:
     spec, out = options.pop("spec"), options.pop("out")
     skipped = Skipped()
     try:
-        if out is not None:
-            out = checks.place("--out", out)
-            check_file(out)  # before anything is read
-        studies = open_studies(spec, skipped=skipped, **options).read()
-        if out is not None:
-            write_jsonl(out, map(_row, studies))
+        with contextlib.ExitStack() as ends:
+            if out is not None:
+                out = checks.place("--out", out)
+                check_file(out)  # before anything is read
+                ends.enter_context(hold_file(out))
+            studies = open_studies(spec, skipped=skipped, **options).read()
+            if out is not None:
+                write_jsonl(out, map(_row, studies))
     except DiveError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

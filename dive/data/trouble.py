@@ -19,11 +19,7 @@ class Skipped:
 
     def write(self, path: str | PathLike[str]) -> None:
         """Write one JSON line an entry, atomically."""
-        path = checks.place("path", path)
-        try:
-            write_jsonl(path, self.entries)
-        except OSError as error:
-            raise DiveError(f"cannot write {path}: {error.strerror}") from error
+        write_jsonl(checks.place("path", path), self.entries)
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -10,6 +10,8 @@ from typing import Any
 
 from PIL import Image
 
+from dive.data.io import write_text
+
 COLUMNS = {
     "method": "method",
     "bleu4": "BLEU-4",
@@ -103,4 +105,4 @@ def write_page(
         ],
         **facts,
     )
-    path.write_text(html, encoding="utf-8")
+    write_text(path, html)

@@ -6,6 +6,7 @@ adapter, its reports, the scores and a web page.
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Sequence
@@ -19,8 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 import dive
+from dive import checks
 from dive.data import Study
-from dive.data.io import write_jsonl, write_text
+from dive.data.io import check_folder, write_bytes, write_jsonl, write_text
+from dive.data.lock import hold_folder
 
 from .methods import (
     BACKBONE,
@@ -51,11 +54,26 @@ def main(
 
     Besides, `test.jsonl` and `images/` hold the hospital's test studies, so that the other commands
     can be tried on them. Returns the rows of results.json.
+
+    Raises:
+        DiveError: another process writes into `out`, or it cannot be written.
     """
-    console = console or Console()
+    out = checks.place("out", out)
+    check_folder(out)
+    with hold_folder(out):
+        return _run(out, seed, train, test, steps, methods, console or Console())
+
+
+def _run(
+    out: Path,
+    seed: int,
+    train: int,
+    test: int,
+    steps: int,
+    methods: Sequence[Method],
+    console: Console,
+) -> list[dict]:
     start = time.perf_counter()
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     console.print(
         "[bold]The embedded world.[/] Drawn radiographs, an invented hospital and a toy backbone: "
         "a way to see DIVE work in minutes, and nothing about patients."
@@ -183,10 +201,11 @@ def _write(out: Path, where: Hospital, rows: Sequence[dict], last: Outcome) -> N
         last.adapter.save_pretrained(out / "adapter")
     write_text(out / "results.json", json.dumps(list(rows), indent=1) + "\n")
     images = out / "images"
-    images.mkdir(exist_ok=True)
     paths = [_image_path(images, study) for study in where.test]
     for path, study in zip(paths, where.test, strict=True):
-        study.load_images()[0].save(path)
+        film = io.BytesIO()
+        study.load_images()[0].save(film, format="PNG")
+        write_bytes(path, film.getvalue())
     relative = [f"images/{path.name}" for path in paths]
     write_jsonl(
         out / "test.jsonl",

@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dive.data.io import append_line, check_file, write_text
 from dive.errors import DiveError
 
 from . import methods as m
@@ -107,8 +108,7 @@ def load(path: Path) -> list[dict[str, Any]]:
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:  # one write a line: two processes do not mix
-        file.write(json.dumps(record) + "\n")
+    append_line(path, json.dumps(record) + "\n")  # two processes do not mix
 
 
 def surroundings() -> dict[str, Any]:
@@ -196,11 +196,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if name not in PARTS:
             raise DiveError(f"part is {name!r}, want one of {', '.join(PARTS)}")
     out: Path = args.out or (RESULTS if RESULTS.parent.is_dir() else Path(RESULTS.name))
+    check_file(out)  # before anything runs
     if args.render:
         records = load(out)
         for page in PAGES:
             text = page.read_text(encoding="utf-8")
-            page.write_text(study_tables.fill(text, records), encoding="utf-8")
+            write_text(page, study_tables.fill(text, records))
         return
     for name in args.part or PARTS:
         own = PARTS[name].hospitals

@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from dive import checks
+from dive.data.disk import unwritable
 from dive.data.io import write_text
+from dive.data.lock import hold_file
 from dive.errors import DiveError
 from dive.radgraph.annotations import NO_ENTITIES, Annotation
 
 MODEL_TYPES = ("radgraph", "radgraph-xl", "modern-radgraph-xl", "echograph")
 WEIGHTS_REPO = "StanfordAIMI/RRG_scorers"
 _WORKER = Path(__file__).with_name("worker.py")
+_UNPACKS = 600.0  # seconds for another process that does it
 _PARTS = ("config.json", "vocabulary", "weights.th")
 
 
@@ -217,16 +220,23 @@ def _unpacked(archive: Path, cache: Path) -> Path:
     name = _digest([str(archive.resolve()), stat.st_size, stat.st_mtime_ns])[:16]
     folder = cache / "models" / name
     if not (folder / "complete").exists():
-        try:
-            with tarfile.open(archive) as tar:
-                tar.extractall(folder, filter="data")
-        except (OSError, EOFError, tarfile.TarError) as error:
-            raise DiveError(f"{archive}: cannot unpack the RadGraph model: {error}") from error
-        write_text(folder / "complete", archive.name + "\n")
+        # one process unpacks, and others that want it wait
+        with hold_file(folder, wait=_UNPACKS):
+            if not (folder / "complete").exists():
+                _unpack(archive, folder)
     for inner in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
         if all((inner / part).exists() for part in _PARTS):
             return inner
     raise DiveError(f"{archive}: holds no RadGraph model ({', '.join(_PARTS)})")
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise DiveError(f"{archive}: cannot unpack the RadGraph model: {error}") from error
+    write_text(folder / "complete", archive.name + "\n")
 
 
 def _fingerprint(folder: Path) -> str:
@@ -282,6 +292,8 @@ class _Store:
         return found
 
     def put(self, key: str, annotation: Annotation) -> None:
-        self._db.execute(
-            "INSERT OR REPLACE INTO annotations VALUES (?, ?)", (key, json.dumps(annotation))
-        )
+        row = key, json.dumps(annotation)
+        try:
+            self._db.execute("INSERT OR REPLACE INTO annotations VALUES (?, ?)", row)
+        except sqlite3.Error as error:  # a full disk, say
+            raise unwritable(self.path, error) from error

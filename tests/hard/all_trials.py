@@ -1,6 +1,12 @@
 """Every trial, in the order in which `make hard` runs them."""
 
+from hard import disk, pairs
 from hard.kills import DISTILL, GENERATE
 from hard.trial import Trial
 
-TRIALS: tuple[Trial, ...] = (GENERATE, DISTILL)
+TRIALS: tuple[Trial, ...] = (
+    GENERATE,
+    DISTILL,
+    pairs.TRIAL,
+    disk.TRIAL,
+)

@@ -7,6 +7,7 @@ than what is tried here.
 import contextlib
 import multiprocessing
 import os
+import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -23,9 +24,12 @@ def context() -> ForkServerContext:
     return made
 
 
-def start(arguments: Sequence[str], log: Path) -> ForkServerProcess:
-    """`dive ARGUMENTS` in a process of its own; what it prints goes to the end of `log`."""
-    process = context().Process(target=_command, args=(list(arguments), str(log)))
+def start(arguments: Sequence[str], log: Path, most: int | None = None) -> ForkServerProcess:
+    """`dive ARGUMENTS` in a process of its own; what it prints goes to the end of `log`.
+
+    most: bytes that no file which it writes may exceed, `log` included: a disk that is full.
+    """
+    process = context().Process(target=_command, args=(list(arguments), str(log), most))
     process.start()
     return process
 
@@ -40,9 +44,11 @@ def finish(process: ForkServerProcess, seconds: float = 120.0) -> int:
     return process.exitcode
 
 
-def run(arguments: Sequence[str], log: Path, seconds: float = 120.0) -> int:
+def run(
+    arguments: Sequence[str], log: Path, seconds: float = 120.0, most: int | None = None
+) -> int:
     """`dive ARGUMENTS` to its end; the exit status."""
-    return finish(start(arguments, log), seconds)
+    return finish(start(arguments, log, most), seconds)
 
 
 def kill_after(process: ForkServerProcess, seconds: float) -> bool:
@@ -56,7 +62,7 @@ def kill_after(process: ForkServerProcess, seconds: float) -> bool:
     return running
 
 
-def _command(arguments: list[str], log: str) -> None:
+def _command(arguments: list[str], log: str, most: int | None) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(handle, stream)
@@ -67,5 +73,7 @@ def _command(arguments: list[str], log: str) -> None:
     from dive.cli import main
 
     torch.set_num_threads(1)
+    if most is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     sys.argv = ["dive", *arguments]
     main()
