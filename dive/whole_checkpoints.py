@@ -60,7 +60,7 @@ def _why(error: Exception, folder: Path) -> str:
             os.fsync(file.fileno())
     except OSError as again:
         return reason(again, folder)
-    return f"{str(error).splitlines()[0]} ({room(folder):,} bytes are left on the disk)"
+    return f"{str(error).splitlines()[0]} ({room(folder) or 0:,} bytes are left on the disk)"
 
 
 def _of_writing(error: RuntimeError) -> bool:

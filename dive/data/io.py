@@ -25,7 +25,7 @@ from dive.data.files import (
     write_bytes,
     write_text,
 )
-from dive.data.lock import Held, hold_file
+from dive.data.lock import Held, hold_file, lock_of
 from dive.errors import DiveError
 
 __all__ = [
@@ -131,6 +131,8 @@ class JsonlWriter:
         self._description = description = json.dumps(
             run or {}, sort_keys=True, ensure_ascii=False, default=str
         )
+        if lock is not None and lock.path != lock_of(self.path):
+            raise DiveError(f"{self.path}: the lock is that of {lock.output}")
         self._lock = hold_file(self.path) if lock is None else None
         try:
             sweep(self._target, ".partial.run")
@@ -251,7 +253,7 @@ class JsonlWriter:
 
     def _kept(self, error: DiveError) -> DiveError:
         rows = counted(len(self.done), "row")
-        return DiveError(f"{error}; {rows} stay in {self.partial}")
+        return DiveError(f"{error}; what was finished ({rows}) stays in {self.partial}")
 
     def close(self) -> None:
         """Rows that were appended stay; no more can be."""
