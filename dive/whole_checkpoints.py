@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -64,4 +65,7 @@ def _why(error: Exception, folder: Path) -> str:
 
 
 def _of_writing(error: RuntimeError) -> bool:
-    return any(part in str(error) for part in ("PytorchStreamWriter", "inline_container"))
+    """Whether torch.save raised it: its words are those of C++, of many kinds."""
+    frames = traceback.walk_tb(error.__traceback__)
+    files = [Path(frame.f_code.co_filename).parts[-2:] for frame, _ in frames]
+    return ("torch", "serialization.py") in files or "PytorchStreamWriter" in str(error)
