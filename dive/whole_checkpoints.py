@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,11 @@ def _why(error: Exception, folder: Path) -> str:
             os.fsync(file.fileno())
     except OSError as again:
         return reason(again, folder)
-    return f"{str(error).splitlines()[0]} ({room(folder):,} bytes are left on the disk)"
+    return f"{str(error).splitlines()[0]} ({room(folder) or 0:,} bytes are left on the disk)"
 
 
 def _of_writing(error: RuntimeError) -> bool:
-    return any(part in str(error) for part in ("PytorchStreamWriter", "inline_container"))
+    """Whether torch.save raised it: its words are those of C++, of many kinds."""
+    frames = traceback.walk_tb(error.__traceback__)
+    files = [Path(frame.f_code.co_filename).parts[-2:] for frame, _ in frames]
+    return ("torch", "serialization.py") in files or "PytorchStreamWriter" in str(error)

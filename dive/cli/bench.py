@@ -57,6 +57,7 @@ def bench(
     --json makes no folder).
     """
     started = time.monotonic()
+    there = json_file is not None and json_file.parent.is_dir()  # a lock makes it for a time
     if json_file is not None and json_file != _STDOUT:
         check_file(json_file)
         context.with_resource(hold_file(json_file))
@@ -83,7 +84,7 @@ def bench(
         from dive.bench.table import show
 
         show(results)
-        if json_file is not None and (results.rows or results.wrong or json_file.parent.is_dir()):
+        if json_file is not None and (results.rows or results.wrong or there):
             write_text(json_file, text + "\n")
     if results.wrong:
         one = results.wrong[0]

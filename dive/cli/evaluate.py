@@ -147,10 +147,10 @@ def evaluate(
         raise DiveError(f"--metrics is {metrics!r}; wants some of {','.join(METRICS)}")
     check_values(target=target)
     if per_report is not None:
+        check_file(per_report)
         given = [Path(name) for name in (predictions, baseline, references) if name is not None]
         if any(per_report.resolve() == one.resolve() for one in given):
             raise DiveError(f"--per-report {per_report}: is one of the files to read; name another")
-        check_file(per_report)
         context.with_resource(hold_file(per_report))
     sources: dict[str, Any] = {}
     if "radgraph" in asked:

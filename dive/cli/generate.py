@@ -1,6 +1,7 @@
 """`dive generate`: images or studies in, reports.jsonl out."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,6 +121,9 @@ def generate(
     for option, value in (("--max-new-tokens", max_new_tokens), ("--batch-size", batch_size)):
         whole(option, value, 1)
     check_rows(out)  # what cannot be written is refused before anything is read
+    for name in (studies, demonstrations, template, *(images or [])):
+        if name is not None and os.path.realpath(name) == os.path.realpath(out):
+            raise DiveError(f"--out {out}: is one of the files to read; name another")
     left_out = _skipped_file(out)
     check_file(left_out)
     lock = context.with_resource(hold_file(out))  # to the end of the command

@@ -24,7 +24,7 @@ from dive.data.files import (
     write_bytes,
     write_text,
 )
-from dive.data.lock import Held, hold_file
+from dive.data.lock import Held, hold_file, lock_of
 from dive.errors import DiveError
 
 __all__ = [
@@ -137,6 +137,8 @@ class JsonlWriter:
         self._order = None if order is None else {name: at for at, name in enumerate(order)}
         self._made_of = made_of
         self._heading = notes.heading(run or {})
+        if lock is not None and lock.path != lock_of(self.path):
+            raise DiveError(f"{self.path}: the lock is that of {lock.output}")
         self._lock = hold_file(self.path) if lock is None else None
         try:
             sweep(self._target, ".partial.run")
@@ -244,7 +246,7 @@ class JsonlWriter:
 
     def _kept(self, error: DiveError) -> DiveError:
         rows = counted(len(self.done), "row")
-        return DiveError(f"{error}; {rows} stay in {self.partial}")
+        return DiveError(f"{error}; what was finished ({rows}) stays in {self.partial}")
 
     def _in_order(self) -> bool:
         places = [] if self._order is None else [self._order[name] for name in self.done]

@@ -72,8 +72,13 @@ def hold_file(path: str | Path, *, wait: float = 0.0) -> Held:
         DiveError: another holds it (who, and since when), in this process or any other; its folder
             cannot be written.
     """
+    return _hold(Path(path), lock_of(path), wait)
+
+
+def lock_of(path: str | Path) -> Path:
+    """The lock's file of a file, whatever links lead to that."""
     target = Path(os.path.realpath(path))
-    return _hold(Path(path), target.with_name(f".{target.name}.lock"), wait)
+    return target.with_name(f".{target.name}.lock")
 
 
 def hold_folder(path: str | Path, *, wait: float = 0.0, ranks: bool = False) -> Held:

@@ -8,8 +8,8 @@ from hard import processes
 from hard.outputs import Outputs, said
 from hard.trial import Outcome, Trial
 
-LEAST = 700  # bytes a file may have: what a command says must fit into its own log
-MOST = {"generate": 2500, "distill": 25000}
+# bytes a file may have: what a command says must fit into its own log
+SIZES = {"generate": (700, 2500), "distill": (1200, 30000)}
 
 
 def run(count: int, seed: int, folder: Path) -> Outcome:
@@ -21,7 +21,8 @@ def run(count: int, seed: int, folder: Path) -> Outcome:
         kind = "distill" if number % 2 else "generate"
         out = folder / f"disk-{number}" / "out"
         out.parent.mkdir()
-        most = int(LEAST * (MOST[kind] / LEAST) ** dice.random())
+        least, largest = SIZES[kind]
+        most = int(least * (largest / least) ** dice.random())
         first, second = (folder / f"disk-{number}-{n}.log" for n in (0, 1))
         status = processes.run(outputs.command(kind, out), first, most=most)
         faults = []
