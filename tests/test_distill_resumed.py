@@ -76,7 +76,7 @@ def test_a_film_of_the_same_size(done):
     data = film.read_bytes()
     film.write_bytes(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
     try:
-        with pytest.raises(DiveError, match="other studies to learn from"):
+        with pytest.raises(DiveError, match=r"had other films \(of 1 study\); it cannot"):
             resumed(done)
     finally:
         film.write_bytes(data)
@@ -84,7 +84,7 @@ def test_a_film_of_the_same_size(done):
     assert equal(resumed(done), done[1])
 
 
-@pytest.mark.parametrize("name", ["device", "weights_hash", "versions"])
+@pytest.mark.parametrize("name", ["device", "weights_hash", "versions", "films"])
 def test_a_training_of_an_earlier_version_is_told_as_one(name, done):
     path = done[0] / "run" / "run.json"
     text = path.read_text()
