@@ -47,6 +47,7 @@ from dive.survey import survey
 from dive.teacher import Demonstrations, Teacher, case_names, fixed_demonstrations
 from dive.trainer import DistillTrainer, Student
 from dive.training_run import (
+    NOT_IN_ADAPTERS,
     IntervalsOfNow,
     begin,
     date_before,
@@ -231,7 +232,7 @@ def distill(
         "distillation": {
             name: value
             for name, value in run.items()
-            if name != "unreadable" and not name.startswith("template_")  # beside it
+            if name not in NOT_IN_ADAPTERS and not name.startswith("template_")
         }
         | {
             "studies": len(examples) - len(examples.failed),

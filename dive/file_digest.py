@@ -45,7 +45,7 @@ def sampled(path: Path) -> str:
                 return hashlib.file_digest(file, "sha256").hexdigest()[:_NAME]
             places = _of_tensors(handle, size) if path.suffix == ".safetensors" else None
             if places is None:
-                places = [*_spread(size, 1024), (size - _LAST, _LAST)]
+                places = [*_spread(size, 1024), (max(0, size - _LAST), _LAST)]
             return _of_places(handle, size, places)
     except OSError as error:
         raise DiveError(f"cannot read {path}: {error.strerror}") from error
@@ -71,7 +71,7 @@ def _of_places(handle: int, size: int, places: Iterable[tuple[int, int]]) -> str
 
 
 def _spread(size: int, count: int) -> list[tuple[int, int]]:
-    last = size - _BLOCK
+    last = max(0, size - _BLOCK)
     return [(last * at // (count - 1), _BLOCK) for at in range(count)]
 
 

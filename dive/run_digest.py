@@ -75,7 +75,7 @@ def _commit(name: str) -> str | None:
 
 
 def describe_adapter(adapter: SteeringAdapter | None) -> dict[str, str] | None:
-    """Weights, form and metadata of an adapter; not how its training went."""
+    """Parameters, form and metadata of an adapter; not how its training went."""
     if adapter is None:
         return None
     weights = hashlib.sha256()
@@ -83,10 +83,8 @@ def describe_adapter(adapter: SteeringAdapter | None) -> dict[str, str] | None:
         weights.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         weights.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     settings = {one.name: getattr(adapter.config, one.name) for one in fields(adapter.config)}
-    parts = {"weights": weights.hexdigest()[:32], "settings": digest(settings)}
-    return parts | {
-        name: digest(value) for name, value in adapter.metadata.items() if name != "distillation"
-    }
+    known = {n: digest(value) for n, value in adapter.metadata.items() if n != "distillation"}
+    return known | {"parameters": weights.hexdigest()[:32], "form": digest(settings)}
 
 
 def describe_studies(studies: Iterable[Study]) -> str:

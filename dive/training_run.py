@@ -7,15 +7,13 @@ import logging
 import operator
 import os
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from PIL import Image
 from transformers import TrainerCallback
 
-from dive import checks, file_digest
+from dive import checks
 from dive.adapter import CONFIG_FILE, WEIGHTS_FILE, SteeringAdapter
 from dive.checkpoints import (
     ASIDE,
@@ -27,11 +25,12 @@ from dive.checkpoints import (
 )
 from dive.data.disk import unwritable
 from dive.data.files import sweep
-from dive.data.images import LazyImage
 from dive.data.io import check_folder, write_text
 from dive.data.lock import hold_folder
 from dive.data.study import Study
 from dive.errors import DiveError
+from dive.films import changed, films_of, left_out_ids, name_of
+from dive.left_out import LEFT_OUT_FILE
 from dive.lexicon import lexicon_version
 from dive.model_digest import describe_computing, digest
 from dive.presets import DistillConfig
@@ -44,7 +43,8 @@ log = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 
-_READERS = 16  # threads that sample films
+# of a description, what no adapter needs to know (a template's facts are beside it)
+NOT_IN_ADAPTERS = ("unreadable", "films")
 
 # How a training runs and is watched: none of it reaches the adapter, so it may differ before and
 # after an interruption.
@@ -116,44 +116,30 @@ def describe_studies(
     """
 
     def of(studies: Sequence[Study]) -> str:
-        texts = [
+        parts = [
             [study.id, study.report(target), study.indication or "", study.patient or ""]
+            + [name_of(image) for image in study.images]
             for study in studies
         ]
-        images = [(image, one.id in mended) for one in studies for image in one.images]
-        with ThreadPoolExecutor(_READERS) as pool:  # of a file system far away each read waits
-            names = pool.map(_name_of, *zip(*images, strict=True)) if images else iter(())
-            parts = [
-                text + [next(names) for _ in one.images]
-                for text, one in zip(texts, studies, strict=True)
-            ]
         return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()[:16]
 
     shown, learnt = demonstrations, of(studies)
+    films = films_of(studies, mended)
     if shown is None:
         pool = None
     elif len(shown.pool) == len(studies) and all(map(operator.is_, shown.pool, studies)):
         pool = learnt  # drawn from the studies themselves; a digest of many takes seconds
     else:
         pool = of(shown.pool)
+        shows = films_of(shown.pool, mended)
+        films |= {f"demonstration {key}": film for key, film in shows.items()}
     return {
         "studies_hash": learnt,
         "validation_hash": of(validation) if validation else None,
         "demonstrations": None if shown is None else shown.count or len(shown.pool),
         "demonstrations_hash": pool,
+        "films": films,
     }
-
-
-def _name_of(image: Path | Image.Image | LazyImage, mended: bool) -> str:
-    """An image, well enough to see that it was exchanged: a file by name, size and samples of its
-    content, for reading 200,000 films would take hours. Not by its times: it may be a copy."""
-    if mended:
-        return image.name if isinstance(image, Path) else "an image"
-    if isinstance(image, Image.Image):
-        return hashlib.sha256(image.tobytes()).hexdigest()
-    if isinstance(image, Path) and image.is_file():
-        return f"{image.name} {file_digest.film(image)}"
-    return str(image)
 
 
 def find_checkpoint(folder: Path | None, resume: bool, run: dict[str, Any]) -> Path | None:
@@ -175,12 +161,18 @@ def find_checkpoint(folder: Path | None, resume: bool, run: dict[str, Any]) -> P
         )
     try:
         earlier = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DiveError(
             f"{folder}: its {RUN_FILE} cannot be read, so the unfinished training cannot go on; "
             "delete the folder to start again"
         ) from error
     differing = _differences(earlier, json.loads(json.dumps(run)))
+    whole = last_whole(folder)[0]
+    if isinstance(earlier, dict) and "films" in run:
+        # a study that was left out stays out, whatever has become of its files
+        but = [] if whole is None else left_out_ids(whole / LEFT_OUT_FILE)
+        other = changed(earlier.get("films"), run["films"], but)
+        differing += [] if other is None else [other]
     if not differing and run.get("template_date") and "template_date" not in earlier:
         raise DiveError(
             f"{folder}: the chat template prints the date, and the unfinished training does not "
@@ -192,7 +184,7 @@ def find_checkpoint(folder: Path | None, resume: bool, run: dict[str, Any]) -> P
             f"{folder}: the unfinished training had {', '.join(differing)}; it cannot go on from "
             "there"
         )
-    return last_whole(folder)[0]
+    return whole
 
 
 def begin(folder: Path, resume: bool, run: dict[str, Any], checkpoint: Path | None) -> None:
@@ -233,7 +225,7 @@ def _described(folder: Path | None) -> dict[str, Any]:
         return {}
     try:
         found = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}  # `find_checkpoint` says what is wrong with it
     return found if isinstance(found, dict) else {}
 
@@ -283,7 +275,7 @@ def _differences(earlier: Any, now: dict[str, Any]) -> list[str]:
         found += [] if other is None else [f"another chat template ({other})"]
     for name in now:
         old, new = earlier.get(name), now[name]
-        if old == new or name in _FREE or name.startswith("template_"):
+        if old == new or name in _FREE or name == "films" or name.startswith("template_"):
             continue
         if name not in earlier and name in _NOTED_SINCE:
             found.append(f"no word on its {name} (an earlier version of dive began it)")

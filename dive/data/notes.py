@@ -19,8 +19,8 @@ FORMAT = 2  # of the notes; the first had the description alone
 class Kept(NamedTuple):
     """What is whole of an unfinished file.
 
-    done: what each row was made of, by its id, in the rows' order. rows_end, notes_end: bytes of
-    the whole lines of the rows, and of the notes.
+    done: what each row was made of, by its id, in the rows' order. rows_end: bytes of the whole
+    rows. notes_end: bytes of the notes up to the last row's; what comes then was torn, or its row.
     """
 
     done: dict[str, Any]
@@ -89,8 +89,8 @@ def kept(partial: Path, notes: Path, known: Collection[str] | None = None) -> Ke
         DiveError: a line is none that the run wrote there: it names the line, and says why.
     """
     data, noted = partial.read_bytes(), notes.read_bytes()
-    rows_end, notes_end = data.rfind(b"\n") + 1, noted.rfind(b"\n") + 1
-    written = _notes(notes, noted[:notes_end])
+    rows_end, notes_end = data.rfind(b"\n") + 1, noted.find(b"\n") + 1
+    written = _notes(notes, noted)
     done: dict[str, Any] = {}
     for number, raw in enumerate(data[:rows_end].split(b"\n")[:-1], start=1):
         try:
@@ -101,19 +101,22 @@ def kept(partial: Path, notes: Path, known: Collection[str] | None = None) -> Ke
                 raise _Odd(f"id {name!r} is none of the studies'")
             # a row that could not be written after its note is written again, with another note
             own = _digest(raw + b"\n")
-            made_of = next((more for digest, more in written if digest == own), _MISSING)
-            if made_of is _MISSING:
+            note = next((one for one in written if one.digest == own), None)
+            if note is None:
                 raise _Odd("is not as the run wrote it, or not where")
         except _Odd as error:
             raise DiveError(
                 f"{partial}:{number}: {error}; the run goes on only from rows of its own: delete "
                 "this line and those behind it to go on from there, or the file to start again"
             ) from None
-        done[name] = made_of
+        done[name], notes_end = note.made_of, note.end
     return Kept(done, rows_end, notes_end)
 
 
-_MISSING = object()
+class _Note(NamedTuple):
+    digest: str
+    made_of: Any
+    end: int  # bytes of the notes up to here
 
 
 class _Odd(Exception):
@@ -137,8 +140,10 @@ def _id_of(raw: bytes) -> str:
     return name
 
 
-def _notes(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
-    for number, raw in enumerate(data.split(b"\n")[1:-1], start=2):
+def _notes(path: Path, data: bytes) -> Iterator[_Note]:
+    end = data.find(b"\n") + 1
+    for number, raw in enumerate(data[end:].split(b"\n")[:-1], start=2):
+        end += len(raw) + 1
         try:
             digest, made_of = json.loads(raw)
         except (ValueError, TypeError, RecursionError):
@@ -146,7 +151,7 @@ def _notes(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
                 f"{path}:{number}: is not a note that the run wrote; delete the unfinished file "
                 "to start again"
             ) from None
-        yield digest, made_of
+        yield _Note(digest, made_of, end)
 
 
 def _digest(line: bytes) -> str:
