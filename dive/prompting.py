@@ -18,6 +18,7 @@ from dive.errors import DiveError
 from dive.image_check import check_settings
 from dive.image_marks import check_marks
 from dive.image_processor import budget_kwargs
+from dive.private import said_by
 from dive.processor_check import check_features, check_types, settled
 from dive.sequences import collate, sequence_names
 from dive.structure import unwrap
@@ -227,8 +228,9 @@ class Prompter:
             except MemoryError:
                 raise
             except Exception as error:  # a processor's own code: anything may come out of it
+                texts = [text for one in (*demonstrations, study) for text in one.texts]
                 raise DiveError(
-                    f"{study.where}: the processor refuses the prompt: {error}"
+                    f"{study.where}: the processor refuses the prompt: {said_by(error, texts)}"
                 ) from error
         else:
             encoded = self.tokenizer([text], add_special_tokens=add, return_tensors="pt")

@@ -39,9 +39,8 @@ class Embedded:
         beyond = next((index for index in ids if index not in self), None)
         if beyond is not None:
             raise DiveError(
-                f"{what} has the token {self._tokenizer.convert_ids_to_tokens(beyond)!r} with the "
-                f"id {beyond}, and the model's embedding has {self.rows} rows; wants the model's "
-                "own tokenizer (or resize_token_embeddings, where tokens were added to it)"
+                f"{what} has a token with the id {beyond}, and the model's embedding has "
+                f"{self.rows} rows; wants the model's own tokenizer (or resize_token_embeddings, where tokens were added to it)"
             )
 
 

@@ -20,7 +20,9 @@ from dive.data.io import write_text
 from dive.data.study import Study
 from dive.errors import DiveError
 from dive.presets import DistillConfig
+from dive.private import public_source
 from dive.prompting import DEFAULT_PROMPTS, Prompter
+from dive.radgraph import parse_source
 from dive.teacher import Demonstrations
 from dive.templates import difference
 
@@ -41,12 +43,28 @@ def describe_wish(
 ) -> dict[str, Any]:
     """What is known of a training before the backbone or any study is read; JSON values only."""
     return {
-        # where features are kept changes nothing, and is nobody else's business
-        "config": asdict(config) | {"cache_images": bool(config.cache_images)},
+        # where features are kept changes nothing, and where files lie is nobody else's business
+        "config": asdict(config)
+        | {"cache_images": bool(config.cache_images), "decisive": public_source(config.decisive)},
+        "annotations_hash": _annotations(config.decisive),
         "prompt": DEFAULT_PROMPTS.get(target) if prompt is None else prompt,
         "target": target,
         "max_image_tokens": max_image_tokens,
     }
+
+
+def _annotations(decisive: str) -> str | None:
+    """Names the content of a file of annotations."""
+    if decisive == "lexicon":
+        return None
+    kind, what = parse_source(decisive)
+    if kind != "file":
+        return None
+    try:
+        with open(what, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise DiveError(f"cannot read the annotations {what}: {error.strerror}") from error
 
 
 def describe_model(prompter: Prompter, adapter: SteeringAdapter) -> dict[str, Any]:
@@ -208,6 +226,7 @@ def stopped(
 _DIGESTS = {
     "studies_hash": "other studies to learn from (ids, reports, indications, patients or images)",
     "demonstrations_hash": "other demonstrations",
+    "annotations_hash": "other annotations",
     "peft_hash": "other layers of PEFT's (LoRA) at work",
 }
 

@@ -7,10 +7,12 @@ Exit codes: 0 done, 1 bad input or an operator that is wrong (one line on stderr
 import logging
 import os
 import sys
+import traceback
 import warnings
+from typing import Any
 
 import typer
-from rich.console import Console
+from typer.core import TyperGroup
 
 from dive.cli.bench import bench
 from dive.cli.demo import demo, study
@@ -20,9 +22,42 @@ from dive.cli.evaluate import evaluate
 from dive.cli.generate import generate
 from dive.cli.inspect import inspect
 from dive.cli.tables import escape_on_stdout
+from dive.console import styled, to_stderr
 from dive.errors import DiveError
+from dive.visible import visible
+
+
+class _Commands(TyperGroup):
+    """Its complaints about a command line quote it, and are shown as all else is."""
+
+    def make_context(self, *given: Any, **more: Any) -> Any:
+        try:
+            return super().make_context(*given, **more)
+        except Exception as error:
+            raise _visibly(error) from error.__cause__
+
+    def invoke(self, context: Any) -> Any:
+        try:
+            return super().invoke(context)
+        except Exception as error:
+            raise _visibly(error) from error.__cause__
+
+
+def _visibly(error: Exception) -> Exception:
+    if hasattr(error, "format_message") and isinstance(vars(error).get("message"), str):
+        vars(error)["message"] = visible(vars(error)["message"])
+    return error
+
+
+class _Plainly(logging.Formatter):
+    """Lines of log for a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
 
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -43,21 +78,25 @@ app.command()(doctor)
 def common(
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Say what is chosen and why."),
 ) -> None:
-    logging.basicConfig(format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Plainly("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("dive").setLevel(logging.INFO if verbose else logging.WARNING)
     # the libraries' own bars and advice would bury ours
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 def main() -> None:
     warnings.showwarning = _warn
+    sys.excepthook = _crash
     escape_on_stdout()
     try:
         app()
     except DiveError as error:
-        _say("[bold red]error:[/]", error)
+        _say("error:", "bold red", error)
         sys.exit(1)
     except KeyboardInterrupt:
         _interrupted()
@@ -71,7 +110,7 @@ _INTERRUPTED = 130
 
 
 def _interrupted() -> None:
-    Console(stderr=True, soft_wrap=True).print(
+    to_stderr().print(
         "interrupted; dive generate goes on with the same command, dive distill with --resume"
     )
     sys.exit(_INTERRUPTED)
@@ -79,10 +118,15 @@ def _interrupted() -> None:
 
 def _warn(message: Warning | str, *_where: object, **_more: object) -> None:
     """A line of our source tells a user of the command line nothing."""
-    _say("[bold yellow]warning:[/]", message)
+    _say("warning:", "bold yellow", message)
 
 
-def _say(mark: str, message: object) -> None:
-    """Brackets in a message are text, not markup."""
-    text = str(message).replace("[", r"\[")
-    Console(stderr=True).print(f"{mark} {text}", highlight=False, soft_wrap=True)
+def _say(mark: str, style: str, message: object) -> None:
+    to_stderr().print(
+        styled(mark, style).append(" ", "default").append(visible(message), "default")
+    )
+
+
+def _crash(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """What is no DiveError is a bug, told as Python does."""
+    sys.stderr.write(visible("".join(traceback.format_exception(kind, error, trace))))

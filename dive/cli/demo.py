@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from dive.cli.options import place
+from dive.console import PlainConsole
 from dive.errors import DiveError
 
 
@@ -40,7 +40,7 @@ def demo(
     for file in ("index.html", "results.json", "reports.jsonl", "test.jsonl"):
         check_file(out / file)
     out.mkdir(parents=True, exist_ok=True)
-    run.main(out, seed=seed, test=test, steps=steps, console=Console())
+    run.main(out, seed=seed, test=test, steps=steps, console=PlainConsole())
 
 
 def study(

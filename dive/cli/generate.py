@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from dive.checks import whole
 from dive.cli.options import (
@@ -32,8 +31,10 @@ from dive.cli.options import (
     reading,
     write_skipped,
 )
+from dive.console import to_stderr
 from dive.counting import counted
 from dive.errors import DiveError
+from dive.visible import visible_json
 
 
 def generate(
@@ -160,7 +161,7 @@ def generate(
         left = [item for item in items if item.id not in writer.done]
         if earlier:
             there = f"{earlier} of {counted(len(items), 'report')}"
-            Console(stderr=True).print(f"going on: {there} written before")
+            to_stderr().print(f"going on: {there} written before")
         if left:
             reports = iter_reports(
                 open_backbone(backbone, dtype, device),
@@ -198,9 +199,9 @@ def generate(
         writer.finish()
     note = write_skipped(skipped, out.with_suffix(".skipped.jsonl"))
     if as_json:
-        print(json.dumps({"reports": written, "skipped": len(skipped), "out": str(out)}))
+        print(visible_json({"reports": written, "skipped": len(skipped), "out": str(out)}))
         return
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = to_stderr()
     new = written - earlier
     console.print(
         f"{counted(written, 'report')} in {out}; of {counted(new, 'new one')} the model ended "
