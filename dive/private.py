@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from dive.counting import counted
+
 log = logging.getLogger(__name__)
 
 SHORTEST = 8  # characters that a message must share with a private text, for them to be taken out
@@ -26,7 +28,7 @@ def row_of(path: Path | str, number: int | str) -> str:
 
 def kind_of(text: str) -> str:
     """What a cell holds, without what it says."""
-    return f"a text of {len(text)} characters" if text.strip() else "blank"
+    return f"a text of {counted(len(text), 'character')}" if text.strip() else "blank"
 
 
 def names_of(keys: Iterable[object]) -> str:

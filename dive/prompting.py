@@ -122,7 +122,7 @@ class Prompter:
         generation_ids = generation_eos(backbone.model)
         self.end_token_id = self.template.close(generation_ids)
         self.eos_token_ids = list(dict.fromkeys([self.end_token_id, *generation_ids]))
-        self._embedded = Embedded(backbone.model, self.tokenizer, backbone.image_token_id)
+        self._embedded = Embedded(backbone.model, backbone.image_token_id)
         self._embedded.check([self.end_token_id], "the chat template's end of a turn")
         self._embedded.check(self._before_answer[1], "the chat template")
         self._embedded.check(self.tokenizer(self.prompt)["input_ids"], "the prompt")

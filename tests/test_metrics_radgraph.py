@@ -110,7 +110,7 @@ def test_lower_case_by_default() -> None:
     ("annotation", "message"),
     [
         ([], "no mapping `entities`"),
-        ({"entities": {"1": 3}}, "entity '1' is not a mapping"),
+        ({"entities": {"1": 3}}, "entity 0 is not a mapping"),
         ({"entities": {"1": {"tokens": "a"}}}, "`label` must be a text"),
         ({"entities": {"1": {"tokens": "a", "label": "b", "relations": [["x"]]}}}, "a relation is"),
         (

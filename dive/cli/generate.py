@@ -212,7 +212,8 @@ def generate(
     if studies is not None:  # of bare images there is no reference
         more = "" if section == "findings" else f" --target {section}"
         more += " --allow-missing" if len(skipped) else ""
-        console.print(f"next: dive evaluate --predictions {out} --references {studies}{more}")
+        # where the studies lie is not for a log
+        console.print(f"next: dive evaluate --predictions {out} --references STUDIES{more}")
 
 
 def _refuse_twice(names: list[str]) -> None:
