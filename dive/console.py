@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import TextColumn
+from rich.progress import Task, TextColumn
 from rich.segment import Segment
 from rich.text import Text
 
@@ -42,6 +42,11 @@ def styled(text: object, style: str = "") -> Text:
     return Text(visible(text), style)
 
 
+class _Words(TextColumn):
+    def render(self, task: Task) -> Text:
+        return styled(self.text_format.format(task=task))
+
+
 def column(text: str) -> TextColumn:
-    """Words beside a progress bar."""
-    return TextColumn(text, markup=False)
+    """Words beside a progress bar; `text` is a format of its `task`."""
+    return _Words(text, markup=False)

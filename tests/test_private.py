@@ -65,6 +65,16 @@ def breakage(source, number):
     path.write_bytes(path.read_bytes()[:-40])
 
 
+@pytest.fixture(autouse=True)
+def default_level():
+    """What `dive` without -v logs, whatever ran before."""
+    dives = logging.getLogger("dive")
+    before = dives.level
+    dives.setLevel(logging.WARNING)
+    yield
+    dives.setLevel(before)
+
+
 class Shell:
     """Runs commands as the command line does, and keeps all that came out of them."""
 
@@ -246,7 +256,7 @@ def confused(text):
     ("image", "said"),
     [
         (f"{FOLDER}/no.png", "there is no image file (1 of 1)"),
-        (Path(f"~zyxnobody/{FOLDER}/no.png"), "the image (1 of 1) has a path that no file can have"),
+        (Path(f"~zyxnobody/{FOLDER}/no.png"), "the image (1 of 1) has a path in a home folder that is not there"),
         (Path("a" * 300 + FOLDER), "(1 of 1)"),
         (Path(f"{FOLDER}.txt"), "cannot read the image (1 of 1): cannot identify image file"),
         (Path(f"{FOLDER}.dcm"), "the image (1 of 1)"),
@@ -320,5 +330,9 @@ def test_a_librarys_words_are_kept_without_what_is_private(caplog):
     assert FINDINGS in caplog.text  # at INFO
     assert without_texts("bad token 'No' in 'No'", ["No"]) == "bad token 'No' in 'No'"
     assert without_texts("a mass", ["mass"]) == "a ..."
-    assert without_paths(f"of '/x y/{FOLDER}' and C:\\{FOLDER}\\a.png here") == "of ... and ... here"
-    assert said_by(OSError(28, "No space left on device", f"/{FOLDER}")) == "No space left on device"
+    assert (
+        without_paths(f"of '/x y/{FOLDER}' and C:\\{FOLDER}\\a.png here") == "of ... and ... here"
+    )
+    assert (
+        said_by(OSError(28, "No space left on device", f"/{FOLDER}")) == "No space left on device"
+    )

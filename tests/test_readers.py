@@ -166,10 +166,14 @@ def test_reports_are_read_out_of_the_archive_as_downloaded(mimic: Mimic, tmp_pat
 
 def test_a_bomb_in_the_archive_is_not_unpacked(mimic: Mimic) -> None:
     mimic.report(10000001, 50000001).write_bytes(b"x" * (2 << 20))
-    with pytest.raises(DiveError, match=r"study 's50000001': the report file has more than 1,048,576 bytes"):
+    with pytest.raises(
+        DiveError, match=r"the report of study 's50000001' has more than 1,048,576 bytes"
+    ):
         read(mimic)
     mimic.zip_reports(mimic.root / "mimic-cxr-reports.zip")
-    with pytest.raises(DiveError, match=r"study 's50000001': the report file has more than 1,048,576 bytes"):
+    with pytest.raises(
+        DiveError, match=r"the report of study 's50000001' has more than 1,048,576 bytes"
+    ):
         read(mimic)
 
 
@@ -228,10 +232,26 @@ def test_a_repeated_row_is_counted_and_a_contradicting_one_is_bad(mimic: Mimic) 
             {0: "../../secret"},
             "metadata{0}: row 3, column 'dicom_id': is a text of 12 characters",
         ),
-        ("metadata", {1: "10000001.0"}, "metadata{0}: row 3, column 'subject_id': is a text of 10 characters"),
-        ("metadata", {2: ""}, "metadata{0}: row 3, column 'study_id': is blank; wants eight digits"),
-        ("metadata", {1: 10000009}, "metadata{0}: row 3, column 'subject_id': is another than study"),
-        ("split", {3: "dev"}, "split{0}: row 3, column 'split': is a text of 3 characters; wants one of train"),
+        (
+            "metadata",
+            {1: "10000001.0"},
+            "metadata{0}: row 3, column 'subject_id': is a text of 10 characters",
+        ),
+        (
+            "metadata",
+            {2: ""},
+            "metadata{0}: row 3, column 'study_id': is blank; wants eight digits",
+        ),
+        (
+            "metadata",
+            {1: 10000009},
+            "metadata{0}: row 3, column 'subject_id': is another than study",
+        ),
+        (
+            "split",
+            {3: "dev"},
+            "split{0}: row 3, column 'split': is a text of 3 characters; wants one of train",
+        ),
         ("split", {3: "test"}, "split{0}: row 3, column 'split': is 'test', study 50000001 was"),
     ],
 )
@@ -258,7 +278,9 @@ def test_a_bad_cell_is_named_by_file_row_and_column(
 def test_a_bad_label_is_named(mimic: Mimic) -> None:
     mimic.labels = [(10000001, 50000001, "yes", "1.0", *[""] * 12)]
     mimic.write()
-    with pytest.raises(DiveError, match=r"chexpert.csv.gz: row 2, column 'Atelectasis': is a text of 3 characters"):
+    with pytest.raises(
+        DiveError, match=r"chexpert.csv.gz: row 2, column 'Atelectasis': is a text of 3 characters"
+    ):
         read(mimic)
     skipped = Skipped()
     assert read(mimic, on_error="skip", skipped=skipped)[0].labels == {"Cardiomegaly": 1.0}
@@ -273,7 +295,9 @@ def test_a_bad_label_is_named(mimic: Mimic) -> None:
 def test_a_half_downloaded_tree_fails_or_is_counted(mimic: Mimic) -> None:
     os.unlink(mimic.image(10000001, 50000002, 3))  # its AP film is there
     os.unlink(mimic.image(10000001, 50000001, 1))
-    with pytest.raises(DiveError, match=r"row 2: study 's50000001': there is no image file \(1 of 1"):
+    with pytest.raises(
+        DiveError, match=r"row 2: study 's50000001': there is no image file \(1 of 1"
+    ):
         read(mimic)
     skipped = Skipped()
     studies = read(mimic, on_error="skip", skipped=skipped)
@@ -293,7 +317,10 @@ def test_a_missing_or_unreadable_report_fails_or_is_counted(mimic: Mimic) -> Non
     skipped = Skipped()
     studies = read(mimic, views="all", on_error="skip", skipped=skipped)
     assert [study.id for study in studies] == ["s50000003"]
-    assert "study 's50000002': the report file: line 2 is not UTF-8 (byte 0xe9)" in skipped.entries[1]["reason"]
+    assert (
+        "study 's50000002': the report file: line 2 is not UTF-8 (byte 0xe9)"
+        in skipped.entries[1]["reason"]
+    )
     assert studies.report.failed == 2
     assert balanced(studies.report)
     assert len(read(mimic, target=None, views="all")) == 5

@@ -105,7 +105,7 @@ def test_labels_come_from_the_json_lines_of_the_target(plus: Plus) -> None:
     path.write_text("\nnonsense\n")
     skipped = Skipped()
     assert len(read(plus, labels="impression", on_error="skip", skipped=skipped)) == 2
-    assert [entry["source"] for entry in skipped] == [f"{path}:2"]
+    assert [entry["source"] for entry in skipped] == ["impression_fixed.json:2"]
     with pytest.raises(DiveError, match=r"there is no file .*report_fixed\.json of labels"):
         read(plus, labels="report")
 
@@ -117,7 +117,10 @@ def test_labels_come_from_the_json_lines_of_the_target(plus: Plus) -> None:
             {"path_to_image": "../x.jpg"},
             "row 3, column 'path_to_image': is a text of 8 characters; wants train",
         ),
-        ({"split": "test"}, "row 3, column 'split': is a text of 4 characters; wants train or valid"),
+        (
+            {"split": "test"},
+            "row 3, column 'split': is a text of 4 characters; wants train or valid",
+        ),
         ({"frontal_lateral": ""}, "row 3, column 'frontal_lateral': is blank; wants Frontal or"),
     ],
 )

@@ -43,6 +43,15 @@ SEEN = "dive: looked at"  # in the `info` of images that were decoded here: they
 # Of a file that is read several times (sizes, then a cache, then training) one warning tells.
 _told: set[str] = set()
 
+# what `checks.place` finds wrong with a path, without the path
+_HARMS = {
+    "is empty": "that is empty",
+    "is blank": "that is blank",
+    "no such home folder": "in a home folder that is not there",
+    "no file can be called": "that no file can be called",
+    "too long for a file's name": "too long for a file's name",
+}
+
 IMAGES = "a path, a PIL image or a LazyImage"  # what an image of a study may be
 
 T = TypeVar("T")
@@ -269,7 +278,10 @@ def place_of(given: Any, where: str, name: str) -> Path:
     except DiveError as error:
         if not name:
             raise
-        raise DiveError(f"{where}: the image ({name}) has a path that no file can have") from error
+        harm = next((one for one in _HARMS if one in str(error)), "which no file can have")
+        raise DiveError(
+            f"{where}: the image ({name}) has a path {_HARMS.get(harm, harm)}"
+        ) from error
 
 
 def _in_memory(image: Image.Image) -> str:
