@@ -256,7 +256,7 @@ def confused(text):
     ("image", "said"),
     [
         (f"{FOLDER}/no.png", "there is no image file (1 of 1)"),
-        (Path(f"~zyxnobody/{FOLDER}/no.png"), "the image (1 of 1) has a path in a home folder that is not there"),
+        (Path(f"~zyxnobody/{FOLDER}/no.png"), "(1 of 1) has a path in a home folder that is not"),
         (Path("a" * 300 + FOLDER), "(1 of 1)"),
         (Path(f"{FOLDER}.txt"), "cannot read the image (1 of 1): cannot identify image file"),
         (Path(f"{FOLDER}.dcm"), "the image (1 of 1)"),

@@ -71,7 +71,7 @@ def test_the_default_is_one_frontal_image_a_study_with_findings(mimic: Mimic) ->
         "placeholders (___, XXXX) are kept",
         "compare with an earlier examination are kept",
         "without its 54 hand-made exceptions",
-        str(mimic.table("metadata")),
+        f"read: {mimic.table('metadata').name}",
     ):
         assert words in said
     assert json.loads(json.dumps(report.as_dict()))["kept"] == 2
@@ -167,7 +167,7 @@ def test_reports_are_read_out_of_the_archive_as_downloaded(mimic: Mimic, tmp_pat
 def test_a_bomb_in_the_archive_is_not_unpacked(mimic: Mimic) -> None:
     mimic.report(10000001, 50000001).write_bytes(b"x" * (2 << 20))
     with pytest.raises(
-        DiveError, match=r"the report of study 's50000001' has more than 1,048,576 bytes"
+        DiveError, match=r"study 's50000001': the report file has more than 1,048,576 bytes"
     ):
         read(mimic)
     mimic.zip_reports(mimic.root / "mimic-cxr-reports.zip")
