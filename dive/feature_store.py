@@ -22,7 +22,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from dive import checks
-from dive.data.images import LazyImage, fetched, load_rgb, place_of
+from dive.data.image_names import place_of
+from dive.data.images import LazyImage, fetched, load_rgb
 from dive.data.io import check_folder, write_bytes, write_text
 from dive.data.study import Study
 from dive.errors import DiveError

@@ -9,12 +9,15 @@ import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from dive.counting import counted
+from dive.errors import DiveError
 
 log = logging.getLogger(__name__)
 
-SHORTEST = 8  # characters that a message must share with a private text, for them to be taken out
+SHORTEST = 6  # characters that a message must share with a private text, for them to be taken out
+LONGEST = 2000  # characters of a library's words that are told
 _GONE = "..."
 _NAME = re.compile(r"[A-Za-z_]{1,40}")
 # in quotes, with a separator in it; or a word with one
@@ -57,10 +60,15 @@ def said_by(error: BaseException, texts: Iterable[str | None] = (), where: str =
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     whole = str(error).strip()
-    text = without_texts(without_paths(whole), texts)
+    text = without_texts(without_paths(whole[:LONGEST]), texts)
     if text != whole:
         log.info("%s%s: %s", f"{where}: " if where else "", type(error).__name__, whole)
     return text if text.strip(f" {_GONE}") else type(error).__name__
+
+
+def refused(what: str, error: BaseException, studies: Iterable[Any]) -> DiveError:
+    """An error "what: why", without the texts of these studies."""
+    return DiveError(f"{what}: {said_by(error, [text for one in studies for text in one.texts])}")
 
 
 def without_paths(text: str) -> str:

@@ -18,7 +18,7 @@ from dive.errors import DiveError
 from dive.image_check import check_settings
 from dive.image_marks import check_marks
 from dive.image_processor import budget_kwargs
-from dive.private import said_by
+from dive.private import refused
 from dive.processor_check import check_features, check_types, settled
 from dive.sequences import collate, sequence_names
 from dive.structure import unwrap
@@ -228,10 +228,8 @@ class Prompter:
             except MemoryError:
                 raise
             except Exception as error:  # a processor's own code: anything may come out of it
-                texts = [text for one in (*demonstrations, study) for text in one.texts]
-                raise DiveError(
-                    f"{study.where}: the processor refuses the prompt: {said_by(error, texts)}"
-                ) from error
+                what = f"{study.where}: the processor refuses the prompt"
+                raise refused(what, error, (*demonstrations, study)) from error
         else:
             encoded = self.tokenizer([text], add_special_tokens=add, return_tensors="pt")
         batch = {

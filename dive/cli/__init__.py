@@ -34,19 +34,20 @@ class _Commands(TyperGroup):
         try:
             return super().make_context(*given, **more)
         except Exception as error:
-            raise _visibly(error) from error.__cause__
+            _make_visible(error)
+            raise
 
     def invoke(self, context: Any) -> Any:
         try:
             return super().invoke(context)
         except Exception as error:
-            raise _visibly(error) from error.__cause__
+            _make_visible(error)
+            raise
 
 
-def _visibly(error: Exception) -> Exception:
+def _make_visible(error: Exception) -> None:
     if hasattr(error, "format_message") and isinstance(vars(error).get("message"), str):
         vars(error)["message"] = visible(vars(error)["message"])
-    return error
 
 
 class _Plainly(logging.Formatter):

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
-from dive import checks
 from dive.data.contrast import EDGES, little_contrast
 from dive.data.deep import (
     as_in_file,
@@ -22,6 +21,7 @@ from dive.data.deep import (
     transparent,
 )
 from dive.data.dicom import dicom_size, is_dicom, is_dicom_data, read_dicom
+from dive.data.image_names import place_of, said_of
 from dive.data.tiff import open_image
 from dive.errors import DiveError
 from dive.private import said_by
@@ -42,15 +42,6 @@ SEEN = "dive: looked at"  # in the `info` of images that were decoded here: they
 
 # Of a file that is read several times (sizes, then a cache, then training) one warning tells.
 _told: set[str] = set()
-
-# what `checks.place` finds wrong with a path, without the path
-_HARMS = {
-    "is empty": "that is empty",
-    "is blank": "that is blank",
-    "no such home folder": "in a home folder that is not there",
-    "no file can be called": "that no file can be called",
-    "too long for a file's name": "too long for a file's name",
-}
 
 IMAGES = "a path, a PIL image or a LazyImage"  # what an image of a study may be
 
@@ -258,29 +249,10 @@ def _opened(
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         # Pillow reports damage as any of these, depending on the format and on where it is.
         kind = _unread(opened)
-        said = f"is {kind}" if kind else _said(error, where) if given_name else str(error)
+        said = f"is {kind}" if kind else said_of(error, where) if given_name else str(error)
         raise DiveError(
             f"{prefix}cannot read the image {name}: {said}; wants a whole PNG, JPEG or other "
             "file that Pillow reads"
-        ) from error
-
-
-def _said(error: Exception, where: str) -> str:
-    if isinstance(error, UnidentifiedImageError):  # which quotes the file's path
-        return "cannot identify image file"
-    return said_by(error, where=where)
-
-
-def place_of(given: Any, where: str, name: str) -> Path:
-    """The file of an image of a study; DiveError where no file can be called so."""
-    try:
-        return checks.place(f"{where}: the image" if where else "the image", given)
-    except DiveError as error:
-        if not name:
-            raise
-        harm = next((one for one in _HARMS if one in str(error)), "which no file can have")
-        raise DiveError(
-            f"{where}: the image ({name}) has a path {_HARMS.get(harm, harm)}"
         ) from error
 
 
