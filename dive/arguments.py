@@ -83,7 +83,7 @@ def as_studies_of(
     if named or isinstance(given, Mapping) or hasattr(given, "column_names"):
         return list(open_studies(given, **options))
     if not isinstance(given, Iterable) or isinstance(given, (bytes, bytearray)):
-        raise DiveError(f"{name} is {given!r}; wants {wanted}")
+        raise DiveError(f"{name} is {_what(given)}; wants {wanted}")
     found = list(given)
     if found and all(isinstance(one, Mapping) for one in found):
         return list(open_studies(found, **options))
@@ -93,6 +93,12 @@ def as_studies_of(
                 f"{name} holds a {type(one).__name__}; wants studies, and item {number} is none"
             )
     return _sound(found, name, Trouble(on_error, skipped))
+
+
+def _what(given: Any) -> str:
+    """A number or None as it is; all else, which may hold what is private, by its kind."""
+    plain = given is None or isinstance(given, (int, float))
+    return repr(given) if plain else f"a {type(given).__name__}"
 
 
 def _sound(studies: list[Study], name: str, trouble: Trouble) -> list[Study]:

@@ -14,8 +14,7 @@ from itertools import groupby, islice
 from typing import Any
 
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
@@ -25,6 +24,7 @@ from dive.ahead import Job, Prompts
 from dive.attach import steer
 from dive.attach_rows import RowAttachment
 from dive.backbone import Backbone
+from dive.console import PlainConsole, column
 from dive.data.jsonl import Skipped
 from dive.data.study import Study
 from dive.decode import DecodeSession
@@ -293,13 +293,13 @@ def _steered(
 @contextmanager
 def _bar(total: int, batch_size: int, progress: bool | None) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr, or nothing; yields the function that moves it on."""
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     if progress is None:
         progress = total > batch_size and console.is_terminal
     if not progress:
         yield lambda count: None
         return
-    columns = (TextColumn("reports"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (column("reports"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("reports", total=total)
         yield lambda count: bar.advance(task, count)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
@@ -26,6 +25,7 @@ from dive.attach import attachment_of, calibrate, steer
 from dive.backbone import Backbone
 from dive.checkpointing import enable_gradient_checkpointing
 from dive.checkpoints import step_of
+from dive.console import PlainConsole, column
 from dive.counting import counted
 from dive.data.jsonl import Skipped, check_on_error
 from dive.data.study import Study
@@ -141,7 +141,7 @@ def distill(
     if shots is not None and shots.count is not None:
         for study in studies:  # too few to draw from is said before any image is read
             shots.of(study)
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     rank, ranks = (int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1)))
     shown = rank == 0 and (console.is_terminal if progress is None else progress)
 
@@ -173,7 +173,7 @@ def distill(
     )
     if isinstance(annotator, RadGraph):  # a process that loads a model: once, for all reports
         weigher.prepare(_reports([*studies, *held_out], target))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (column("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task("reading studies", total=len(studies) + len(held_out))
         options: dict[str, Any] = {"on_error": on_error, "skipped": skipped}
@@ -207,7 +207,7 @@ def distill(
         calibrate(backbone, adapter, _calibration(examples, some))
         if shown:
             plan = describe(config, prompter, adapter, found, teacher_lengths, steps, ranks)
-            console.print(plan, highlight=False, soft_wrap=True)
+            console.print(plan, soft_wrap=True)
         if folder is not None:
             begin(folder, resume, run, checkpoint)
         adapter.metadata |= prompter.metadata()  # a checkpoint's adapter has it, too
@@ -226,7 +226,7 @@ def distill(
     if store is not None:
         log.info("%s", store.summary())
         if shown:
-            console.print(store.summary(), highlight=False, soft_wrap=True)
+            console.print(store.summary(), soft_wrap=True)
     adapter.to("cpu").eval()
     adapter.metadata |= {
         "distillation": {
@@ -352,7 +352,7 @@ def _train(
     steps: int,
     folder: Path | None,
     checkpoint: Path | None,
-    console: Console | None,
+    console: PlainConsole | None,
 ) -> None:
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     per_epoch = total_steps(replace(config, steps=None, epochs=1), len(examples), ranks)

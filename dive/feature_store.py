@@ -23,6 +23,7 @@ from torch import Tensor
 
 from dive import checks
 from dive.data.disk import reason
+from dive.data.image_names import place_of
 from dive.data.images import LazyImage, fetched, load_rgb
 from dive.data.io import check_folder, write_bytes
 from dive.data.study import Study
@@ -176,22 +177,23 @@ def _weights_before_decoder(model: Any) -> str:
 
 def key_of(study: Study) -> str:
     """Names the content of a study's images, in their order."""
-    return _digest([_content(image, study.where) for image in study.images])
+    named = zip(study.images, study.image_names, strict=True)
+    return _digest([_content(image, study.where, name) for image, name in named])
 
 
-def _content(image: Path | Image.Image | LazyImage, where: str) -> str:
-    opened: Any = fetched(image, where) if isinstance(image, LazyImage) else image
+def _content(image: Path | Image.Image | LazyImage, where: str, name: str) -> str:
+    opened: Any = fetched(image, where, name) if isinstance(image, LazyImage) else image
     if isinstance(opened, bytes):
         return hashlib.sha256(opened).hexdigest()
     if isinstance(opened, Image.Image):
-        film = load_rgb(opened, where)
+        film = load_rgb(opened, where, name=name)
         return hashlib.sha256(f"{film.size}".encode() + film.tobytes()).hexdigest()
-    path = checks.place(f"{where}: the image", opened)
+    path = place_of(opened, where, name)
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DiveError(f"{where}: cannot read the image {opened}: {error.strerror}") from error
+        raise DiveError(f"{where}: cannot read the image ({name}): {error.strerror}") from error
 
 
 def _digest(value: Any) -> str:

@@ -326,7 +326,9 @@ def as_studies(
     if isinstance(items, (Study, str, Path, Image.Image)):
         items = [items]
     if not isinstance(items, Iterable):
-        raise DiveError(f"got {items!r}; wants a path, a PIL image, a Study, or many of them")
+        raise DiveError(
+            f"got a {type(items).__name__}; wants a path, a PIL image, a Study, or many of them"
+        )
     return [_as_study(item, number) for number, item in enumerate(items)]
 
 

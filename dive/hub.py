@@ -1,6 +1,7 @@
 """Sharing an adapter: the model card, and the upload to a repository of the hub."""
 
 import json
+import re
 import tempfile
 import warnings
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 from dive.adapter import CONFIG_FILE, SteeringAdapter
 from dive.data.io import write_text
 from dive.errors import DiveError
+from dive.private import public_name, public_source
+from dive.visible import visible
 
 # datasets that are handed out to named people under an agreement, as `Study.origin` names them
 CREDENTIALED = {
@@ -115,12 +118,7 @@ def _sources(adapter: SteeringAdapter) -> list[str]:
 
 
 def _public_name(backbone: dict[str, Any]) -> str:
-    """A name on the hub as it is; of a path on somebody's disk the last part."""
-    name = str(backbone.get("name") or "")
-    path = Path(name)
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists():
-        return path.name
-    return name or "unnamed"
+    return public_name(str(backbone.get("name") or "")) or "unnamed"
 
 
 def _forget_paths(path: Path) -> None:
@@ -131,7 +129,7 @@ def _forget_paths(path: Path) -> None:
             owner["backbone"]["name"] = _public_name(owner["backbone"])
     config = (metadata.get("distillation") or {}).get("config") or {}
     if "decisive" in config:
-        config["decisive"] = _public_source(config["decisive"])
+        config["decisive"] = public_source(config["decisive"])
     write_text(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -139,14 +137,8 @@ def _objective(settings: dict[str, Any]) -> str:
     names = ("ce_weight", "kd_weight", "align_weight", "pathology_weight", "eos_weight", "polarity")
     parts = [f"{name} {settings[name]}" for name in names if name in settings]
     if "decisive" in settings:
-        parts.append(f"decisive by {_public_source(settings['decisive'])}")
+        parts.append(f"decisive by {public_source(settings['decisive'])}")
     return ", ".join(parts)
-
-
-def _public_source(decisive: str) -> str:
-    """ "radgraph:/somebody/annotations.json" without whose it is."""
-    kind, colon, what = decisive.partition(":")
-    return f"{kind}{colon}{Path(what).name}"
 
 
 def _trained_on(run: dict[str, Any]) -> str:
@@ -161,9 +153,11 @@ def _data_note(adapter: SteeringAdapter) -> str:
             "or image is in it as such. Share and use it only as the agreement allows."
         )
     if known:
-        return f"Trained on {', '.join(known)}."
+        return f"Trained on {', '.join(map(_one_line, known))}."
     return "Its studies did not say which dataset they are of; whoever shares it should."
 
 
 def _one_line(value: object) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")
+    """A value as a cell of a Markdown table: neither its end, nor a link, code or HTML."""
+    text = visible(" ".join(str(value).split()))
+    return re.sub(r"[\\|\[\]`]", r"\\\g<0>", text).replace("<", "&lt;")

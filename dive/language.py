@@ -7,6 +7,7 @@ several languages ("Pneumothorax: normal") decides nothing. No language is named
 English from the rest, and nothing more.
 """
 
+import logging
 import re
 import unicodedata
 import warnings
@@ -17,6 +18,8 @@ from typing import NamedTuple
 import yaml
 
 from dive.data.wording import sentences
+
+log = logging.getLogger(__name__)
 
 SHARE = 0.2  # of the reports: above it a warning is due
 SAMPLE = 2000  # reports that are looked at, from all over, of more than so many
@@ -55,10 +58,11 @@ def warn_if_not_english(
     if found.doubtful:
         warnings.warn(
             f"{found.other} of {found.english + found.other} {what} hold mostly sentences without "
-            f"an English word, as {found.example!r}: {reader} reads English, and finds next to "
-            "nothing in other languages",
+            f"an English word: {reader} reads English, and finds next to nothing in other "
+            "languages",
             stacklevel=stacklevel,
         )
+        log.info("without an English word: %r", found.example)
 
 
 def language_of(reports: Sequence[str]) -> Language:

@@ -4,24 +4,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from transformers import TrainerCallback
 
+from dive.console import PlainConsole, column
 from dive.data.io import append_line, write_text
 
 
 class ProgressBar(TrainerCallback):
     """A bar on stderr with the latest losses; validation results as lines above it."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: PlainConsole) -> None:
         self._console = console
         self._bar: Progress | None = None
 
@@ -29,12 +28,12 @@ class ProgressBar(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self._bar = Progress(
-            TextColumn("distilling"),
+            column("distilling"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[losses]}"),
+            column("{task.fields[losses]}"),
             console=self._console,
         )
         self._bar.start()

@@ -18,6 +18,7 @@ from dive.errors import DiveError
 from dive.image_check import check_settings
 from dive.image_marks import check_marks
 from dive.image_processor import budget_kwargs
+from dive.private import refused
 from dive.processor_check import check_features, check_types, settled
 from dive.sequences import collate, sequence_names
 from dive.structure import unwrap
@@ -121,7 +122,7 @@ class Prompter:
         generation_ids = generation_eos(backbone.model)
         self.end_token_id = self.template.close(generation_ids)
         self.eos_token_ids = list(dict.fromkeys([self.end_token_id, *generation_ids]))
-        self._embedded = Embedded(backbone.model, self.tokenizer, backbone.image_token_id)
+        self._embedded = Embedded(backbone.model, backbone.image_token_id)
         self._embedded.check([self.end_token_id], "the chat template's end of a turn")
         self._embedded.check(self._before_answer[1], "the chat template")
         self._embedded.check(self.tokenizer(self.prompt)["input_ids"], "the prompt")
@@ -227,9 +228,8 @@ class Prompter:
             except MemoryError:
                 raise
             except Exception as error:  # a processor's own code: anything may come out of it
-                raise DiveError(
-                    f"{study.where}: the processor refuses the prompt: {error}"
-                ) from error
+                what = f"{study.where}: the processor refuses the prompt"
+                raise refused(what, error, (*demonstrations, study)) from error
         else:
             encoded = self.tokenizer([text], add_special_tokens=add, return_tensors="pt")
         batch = {

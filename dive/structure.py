@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dive.errors import DiveError
+from dive.private import public_name
 from dive.tuners import added, computed_around, is_tuner, kind_of
 
 if TYPE_CHECKING:
@@ -120,11 +121,13 @@ def description(model: Any) -> dict[str, Any]:
     """What an adapter must find again in the backbone it is attached to (JSON-able)."""
     model = unwrap(model)
     config, text = model.config, text_config(model)
+    revision = getattr(config, "_commit_hash", None)
     return {
         "architecture": _architecture(model),
         "model_type": config.model_type,
-        "name": str(getattr(config, "_name_or_path", "") or ""),
-        "revision": getattr(config, "_commit_hash", None),
+        # a path would name a disk and its owner in every adapter
+        "name": public_name(str(getattr(config, "_name_or_path", "") or ""), bool(revision)),
+        "revision": revision,
         "hidden_size": text.hidden_size,
         "num_layers": len(decoder_layers(model)),
         "vocab_size": text.vocab_size,

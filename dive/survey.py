@@ -65,7 +65,10 @@ class Ruler:
         text = rendered_length(self.prompter, study)
         sizes: tuple[Size, ...] = ()
         if self.prompter.sees:
-            sizes = tuple(image_size(image, study.where) for image in study.images)
+            sizes = tuple(
+                image_size(image, study.where, name=name)
+                for image, name in zip(study.images, study.image_names, strict=True)
+            )
         response = self.prompter.response(study)
         counts: tuple[int, ...] = ()
         if weigher is not None:

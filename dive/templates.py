@@ -13,6 +13,7 @@ from typing import Any
 
 from dive import template_clock
 from dive.errors import DiveError
+from dive.private import said_by
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,10 @@ class ChatTemplate:
         try:
             text = self._render(messages, generation_prompt)
         except Exception as error:  # Jinja runs the model's own code: anything may come out of it
-            raise DiveError(f"the chat template refuses the conversation: {error}") from error
+            texts = [part.get("text") for message in messages for part in message["content"]]
+            raise DiveError(
+                f"the chat template refuses the conversation: {said_by(error, texts)}"
+            ) from error
         if images and self.placeholder is None:
             raise DiveError(f"the backbone is a text model; it takes no image, got {images}")
         if self.placeholder is not None and text.count(self.placeholder) != images:

@@ -22,11 +22,10 @@ def check_tokenizer(processor: Any, tokenizer: Any) -> None:
 class Embedded:
     """The ids that a model's input embedding has a row for."""
 
-    def __init__(self, model: Any, tokenizer: Any, image_token_id: int | None) -> None:
+    def __init__(self, model: Any, image_token_id: int | None) -> None:
         embeddings: Any = unwrap(model).get_input_embeddings()
         rows = getattr(embeddings, "num_embeddings", None)
         self.rows = int(embeddings.weight.shape[0]) if rows is None else int(rows)
-        self._tokenizer = tokenizer
         self._image = image_token_id  # PaliGemma's line puts another token in its place
 
     def __contains__(self, index: int) -> bool:
@@ -39,9 +38,9 @@ class Embedded:
         beyond = next((index for index in ids if index not in self), None)
         if beyond is not None:
             raise DiveError(
-                f"{what} has the token {self._tokenizer.convert_ids_to_tokens(beyond)!r} with the "
-                f"id {beyond}, and the model's embedding has {self.rows} rows; wants the model's "
-                "own tokenizer (or resize_token_embeddings, where tokens were added to it)"
+                f"{what} has a token with the id {beyond}, and the model's embedding has "
+                f"{self.rows} rows; wants the model's own tokenizer (or resize_token_embeddings, "
+                "where tokens were added to it)"
             )
 
 

@@ -34,6 +34,7 @@ from dive.left_out import LEFT_OUT_FILE
 from dive.lexicon import lexicon_version
 from dive.model_digest import describe_computing, digest
 from dive.presets import DistillConfig
+from dive.private import public_source
 from dive.prompting import DEFAULT_PROMPTS, Prompter
 from dive.teacher import Demonstrations
 from dive.templates import difference
@@ -78,8 +79,9 @@ def describe_wish(
 ) -> dict[str, Any]:
     """What is known of a training before the backbone or any study is read; JSON values only."""
     return {
-        # where features are kept changes nothing, and is nobody else's business
-        "config": asdict(config) | {"cache_images": bool(config.cache_images)},
+        # where features are kept changes nothing, and where files lie is nobody else's business
+        "config": asdict(config)
+        | {"cache_images": bool(config.cache_images), "decisive": public_source(config.decisive)},
         "prompt": DEFAULT_PROMPTS.get(target) if prompt is None else prompt,
         "target": target,
         "max_image_tokens": max_image_tokens,

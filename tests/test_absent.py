@@ -110,7 +110,7 @@ def test_json_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         first, second, third = read_studies(path)
     assert (first.indication, first.patient, first.split) == (None, None, None)
     assert second.findings is third.findings is third.patient is None
-    assert f"{path}: 2 findings, 1 indication, 2 patient taken as absent" in caplog.text
+    assert f"{path.name}: 2 findings, 1 indication, 2 patient taken as absent" in caplog.text
     with pytest.raises(DiveError, match=r":2: study '1': 'findings' is absent \('nan' stands"):
         read_studies(path, target="findings")
     skipped = Skipped()
@@ -138,7 +138,7 @@ def test_rows_of_a_dataset() -> None:
     assert studies.report.placeholders == {
         "findings": 2, "impression": 1, "indication": 2, "patient": 1, "id": 1,
     }  # fmt: skip
-    with pytest.raises(DiveError, match=r"row 0, column 'image': is nan; wants an image"):
+    with pytest.raises(DiveError, match=r"row 0, column 'image': is a placeholder; wants an image"):
         open_studies([{"image": float("nan"), "findings": "Clear."}]).read()
 
 

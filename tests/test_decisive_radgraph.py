@@ -75,7 +75,7 @@ def test_labels():
     assert entity_kind("ANAT-DP") == ("anatomy", "positive")
     assert entity_kind("Anatomy::uncertain") == ("anatomy", "uncertain")
     for label in ("OBS", "Observation", "Observation::likely", "Device-DP", ""):
-        with pytest.raises(DiveError, match=f"RadGraph label {label!r}"):
+        with pytest.raises(DiveError, match="a RadGraph label is none of its"):
             entity_kind(label)
 
 
@@ -177,7 +177,7 @@ def test_a_report_without_annotation_is_named_or_skipped(llava, studies, tmp_pat
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps([first_word(study.report()) for study in some[:3]]))
     settings = config(decisive=f"radgraph:{path}")
-    with pytest.raises(DiveError, match="study-03.*: .*no annotation for '"):
+    with pytest.raises(DiveError, match="study-03.*: .*no annotation for this text"):
         dive.distill(llava, some, config=settings, progress=False)
     skipped = dive.data.Skipped()
     adapter = dive.distill(

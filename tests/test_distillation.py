@@ -194,7 +194,7 @@ def test_two_ranks_give_the_gradient_of_one(llava, tiny_llava, studies, recorder
     config = short(steps=1, batch_size=6, max_grad_norm=0.0)
     dive.distill(llava, studies, demonstrations=2, config=config)
     script, out = tmp_path / "rank.py", tmp_path / "gradients.pt"
-    source = Path(studies[0].source.rsplit(":", 1)[0])
+    source = studies[0].images[0].parents[1] / "studies.jsonl"
     script.write_text(
         _RANK.format(
             tests=str(Path(__file__).parent),

@@ -222,7 +222,7 @@ def test_deep_colour_that_cannot_be_read_whole_is_refused_by_name(tmp_path: Path
     ppm = tmp_path / "film.ppm"
     ppm.write_bytes(b"P6 7 6 4095\n" + RGB.astype(">u2").tobytes())
     for path in (planes, ppm):
-        with pytest.raises(DiveError, match=rf"{path.name} is a .* file of 16 bits a channel"):
+        with pytest.raises(DiveError, match="image 1 of 1 is a .* file of 16 bits a channel"):
             Study("x", (path,), source="t:1").load_images()
     ppm.write_bytes(b"P5 7 6 4095\n" + RGB[..., 0].astype(">u2").tobytes())
     assert np.abs(pixels(ppm).astype(int) - shown(RGB[..., 0] / 4095)).max() <= 1
@@ -290,7 +290,7 @@ def test_a_film_of_one_value_is_warned_of_by_name(tmp_path: Path) -> None:
         "noise.png": Image.fromarray((np.eye(9) * 2 + 100).astype(np.uint8)),
     }.items():
         film.save(tmp_path / name)
-        with pytest.warns(UserWarning, match=rf"t:1: study 'x': the image .*{name} has no contr"):
+        with pytest.warns(UserWarning, match=r"t:1: study 'x': the image \(1 of 1\) has no contr"):
             assert Study("x", (tmp_path / name,), source="t:1").load_images()[0].size == (9, 9)
     with pytest.warns(UserWarning, match="an image in memory has no contrast"):
         load_rgb(Image.new("L", (9, 9), 7))

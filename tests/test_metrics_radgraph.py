@@ -110,12 +110,12 @@ def test_lower_case_by_default() -> None:
     ("annotation", "message"),
     [
         ([], "no mapping `entities`"),
-        ({"entities": {"1": 3}}, "entity '1' is not a mapping"),
+        ({"entities": {"1": 3}}, "entity 0 is not a mapping"),
         ({"entities": {"1": {"tokens": "a"}}}, "`label` must be a text"),
         ({"entities": {"1": {"tokens": "a", "label": "b", "relations": [["x"]]}}}, "a relation is"),
         (
             {"entities": {"1": {"tokens": "a", "label": "b", "relations": [["modify", "7"]]}}},
-            "relation to '7', which is no entity",
+            "a relation to what is no entity",
         ),
     ],
 )
@@ -197,7 +197,7 @@ def test_bad_annotation_files(tmp_path: Path) -> None:
     with pytest.raises(DiveError, match="holds no RadGraph annotation"):
         RadGraphFile(path)
     path.write_text(json.dumps([ANNOTATIONS[0], {"text": "x"}]))
-    with pytest.raises(DiveError, match=r"a.json\[1\]\['text'\]: not a RadGraph annotation"):
+    with pytest.raises(DiveError, match=r"a.json\[1\]\[0\]: not a RadGraph annotation"):
         RadGraphFile(path)
 
 
@@ -207,9 +207,9 @@ def test_text_that_is_not_in_the_file_or_ambiguous(tmp_path: Path) -> None:
     path.write_text(json.dumps([ANNOTATIONS[0], other, ANNOTATIONS[2], ANNOTATIONS[2]]))
     annotator = RadGraphFile(path)
     assert annotator.annotate(["small right effusion"]) == [ANNOTATIONS[2]]
-    with pytest.raises(DiveError, match="no annotation for 1 of 2 texts, the first: 'unseen'"):
+    with pytest.raises(DiveError, match="no annotation for 1 of 2 texts, the first of them text 2"):
         annotator.annotate(["small right effusion", "unseen"])
-    with pytest.raises(DiveError, match="differing annotations of one text: 'No pleural"):
+    with pytest.raises(DiveError, match="differing annotations of one text, text 1 of "):
         annotator.annotate(["No pleural effusion."])
 
 
@@ -225,7 +225,7 @@ def test_the_files_of_chexpert_plus(tmp_path: Path) -> None:
         ["Small left\\n pleural effusion.\n5%.", 'A \\"mild\\" edema.']
     )
     assert found == rows
-    with pytest.raises(DiveError, match="json: no annotation for 'Small right effusion.'"):
+    with pytest.raises(DiveError, match="json: no annotation for "):
         RadGraphFile(path).annotate(["Small right effusion."])
 
 
@@ -304,7 +304,7 @@ def test_what_was_annotated_before_a_failure_is_kept(fake: Path, tmp_path: Path)
         model.annotate(["a", "dies", "b"])
     model.annotate(["a", "b"])
     assert _calls(fake)[1:] == [["b"]]
-    with pytest.raises(DiveError, match="radgraph gave no annotation for 'fails'"):
+    with pytest.raises(DiveError, match="radgraph gave no annotation for text "):
         model.annotate(["fails"])
 
 

@@ -140,7 +140,7 @@ def test_broken_files_are_one_error_with_study_and_file(tmp_path: Path) -> None:
         with pytest.raises(DiveError) as caught:
             Study("x", (broken,), source="t.csv: row 3").load_images()
         message = str(caught.value)
-        assert message.startswith(f"t.csv: row 3: study 'x': cannot read the image {broken}: ")
+        assert message.startswith("t.csv: row 3: study 'x': cannot read the image (1 of 1): ")
     with pytest.raises(DiveError, match=r"there is no image file .*none\.dcm"):
         load_rgb(tmp_path / "none.dcm")
     (tmp_path / "b.dcm.gz").write_bytes(gzip.compress(data)[:-9])

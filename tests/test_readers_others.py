@@ -44,7 +44,7 @@ def test_rows_are_grouped_to_studies_in_the_order_of_their_numbers(plus: Plus) -
     assert first.views == ("AP", "LATERAL")
     assert first.findings == "Small left pleural effusion. Heart normal."
     assert first.indication == "Dyspnea."
-    assert first.source == f"{plus.table}: row 2"
+    assert first.source == f"{plus.table.name}: row 2"
     assert [study.views for study in studies[1:]] == [("PA",), ("FRONTAL",)]
     assert studies.report.splits == {"train": 2, "valid": 1}
     assert balanced(studies.report)
@@ -105,7 +105,7 @@ def test_labels_come_from_the_json_lines_of_the_target(plus: Plus) -> None:
     path.write_text("\nnonsense\n")
     skipped = Skipped()
     assert len(read(plus, labels="impression", on_error="skip", skipped=skipped)) == 2
-    assert [entry["source"] for entry in skipped] == [f"{path}:2"]
+    assert [entry["source"] for entry in skipped] == ["impression_fixed.json:2"]
     with pytest.raises(DiveError, match=r"there is no file .*report_fixed\.json of labels"):
         read(plus, labels="report")
 
@@ -115,10 +115,13 @@ def test_labels_come_from_the_json_lines_of_the_target(plus: Plus) -> None:
     [
         (
             {"path_to_image": "../x.jpg"},
-            "row 3, column 'path_to_image': is '../x.jpg'; wants train",
+            "row 3, column 'path_to_image': is a text of 8 characters; wants train",
         ),
-        ({"split": "test"}, "row 3, column 'split': is 'test'; wants train or valid"),
-        ({"frontal_lateral": ""}, "row 3, column 'frontal_lateral': is ''; wants Frontal or"),
+        (
+            {"split": "test"},
+            "row 3, column 'split': is a text of 4 characters; wants train or valid",
+        ),
+        ({"frontal_lateral": ""}, "row 3, column 'frontal_lateral': is blank; wants Frontal or"),
     ],
 )
 def test_bad_cells_of_chexpert_plus(plus: Plus, cells: dict[str, str], message: str) -> None:
@@ -254,7 +257,7 @@ def test_odd_rows_of_iu(tmp_path: Path) -> None:
         "images without a report": 1,
     }
     for bad_rows, bad_files, message in (
-        ([("x", *[""] * 7)], files, r"reports\.csv: row 2, column 'uid': is 'x'"),
+        ([("x", *[""] * 7)], files, r"reports\.csv: row 2, column 'uid': is a text of 1 character"),
         ([*rows, (1, *[""] * 7)], files, r"row 7, column 'uid': 1 comes twice, with different"),
         (rows, [(1, "../a.png", "Frontal")], r"projections\.csv: row 2, column 'filename'"),
     ):
@@ -315,10 +318,10 @@ def test_r2gen_of_mimic_has_one_study_an_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"report": ""}, r"train\[1\]: 'report' is ''; wants a value"),
-        ({"image_path": "a.png"}, r"train\[1\]: 'image_path' is 'a.png'"),
-        ({"image_path": ["../../x.png"]}, r"train\[1\]: 'image_path' holds '../../x.png'"),
-        ({"split": "test"}, r"train\[1\]: 'split' is 'test' in the list 'train'"),
+        ({"report": ""}, r"train\[1\]: 'report' is empty; wants a value"),
+        ({"image_path": "a.png"}, r"train\[1\]: 'image_path' is a str"),
+        ({"image_path": ["../../x.png"]}, r"train\[1\]: 'image_path' holds something else"),
+        ({"split": "test"}, r"train\[1\]: 'split' is another in the list 'train'"),
         ({"id": trees.dicom_id(1)}, r"train\[1\]: id .* is train\[0\]'s"),
     ],
 )

@@ -30,18 +30,18 @@ ODD_STUDIES = {
     "tensor": ({"images": (torch.zeros(3, 9, 9),)}, "'images' holds a Tensor; wants a path"),
     "no images": ({"images": None}, "'images' is a NoneType; wants a sequence"),
     "one path": ({"images": "film.png"}, "'images' is a str; wants a sequence"),
-    "nul": ({"images": ("a\0b",)}, "the image is 'a.x00b', which no file can be called"),
+    "nul": ({"images": ("a\0b",)}, "a path that no file can be called"),
     "long": ({"images": (LONG,)}, "too long for a file's name"),
-    "empty": ({"images": ("",)}, "the image is empty"),
+    "empty": ({"images": ("",)}, "a path that is empty"),
     "findings": ({"findings": 3}, "'findings' is a int; wants a text"),
     "indication": ({"indication": 3}, "'indication' is a int; wants a text"),
     "impression": ({"impression": ["Clear."]}, "'impression' is a list; wants a text"),
     "patient": ({"patient": ["p"]}, "'patient' is a list; wants a text"),
     "id": ({"id": None}, "'id' is a NoneType; wants a text"),
     "raises": ({"images": (LazyImage("row 3", raising),)},
-               "the image row 3 cannot be fetched: KeyError: 'k'"),
+               "the image .1 of 1. cannot be fetched: KeyError: 'k'"),
     "gives none": ({"images": (LazyImage("row 3", lambda: None),)},
-                   "the image row 3 is fetched as a NoneType; wants a path"),
+                   "the image .1 of 1. is fetched as a NoneType; wants a path"),
     "gives a name": ({"images": (LazyImage("row 3", lambda: "a\0b"),)}, "no file can be called"),
 }  # fmt: skip
 
@@ -84,7 +84,7 @@ def test_a_lazy_image_that_fails_in_its_turn(failing, cache, llava, studies):
     config = {**STEP, "steps": 3, "cache_images": cache}
     dive.distill(llava, [*studies[:4], odd], config=config, on_error="skip", skipped=skipped)
     assert [entry["id"] for entry in skipped] == ["odd"]
-    assert "row 5 cannot be fetched: ConnectionError: gone" in skipped.entries[0]["reason"]
+    assert "(1 of 1) cannot be fetched: ConnectionError: gone" in skipped.entries[0]["reason"]
 
 
 def test_two_studies_of_one_id_are_refused_as_in_a_file(llava, studies):

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from itertools import groupby
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from dive.bench.results import NotRun, Results, Row
 from dive.bench.timing import Interval
+from dive.console import PlainConsole
 from dive.counting import counted
 
 _COLUMNS = ("way", "what ran", "ms", "beside", "rate", "floor")
@@ -16,13 +16,13 @@ _NARROW = 12  # columns for a name, at least
 _WIDE = 150  # columns in a file or a pipe, which wraps nothing
 
 
-def show(results: Results, console: Console | None = None) -> None:
+def show(results: Results, console: PlainConsole | None = None) -> None:
     """Prints it all."""
     if console is None:
-        console = Console(highlight=False)
+        console = PlainConsole()
         if not console.is_terminal:  # nothing is folded that somebody may search for
-            console = Console(highlight=False, width=max(_WIDE, sum(_widths(results.rows)) + 12))
-    say = lambda text, style="": console.print(text, style=style, markup=False)  # noqa: E731
+            console = PlainConsole(width=max(_WIDE, sum(_widths(results.rows)) + 12))
+    say = lambda text, style="": console.print(text, style=style)  # noqa: E731
     for line in _machine(results):
         say(line)
     for title, table in _tables(results.rows, console.width):

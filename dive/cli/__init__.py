@@ -8,10 +8,12 @@ import contextlib
 import logging
 import os
 import sys
+import traceback
 import warnings
+from typing import Any
 
 import typer
-from rich.console import Console
+from typer.core import TyperGroup
 
 from dive.cli.bench import bench
 from dive.cli.demo import demo, study
@@ -21,10 +23,44 @@ from dive.cli.evaluate import evaluate
 from dive.cli.generate import generate
 from dive.cli.inspect import inspect
 from dive.cli.tables import escape_on_stdout
+from dive.console import styled, to_stderr
 from dive.data.disk import FULL, reason
 from dive.errors import DiveError
+from dive.visible import visible
+
+
+class _Commands(TyperGroup):
+    """Its complaints about a command line quote it, and are shown as all else is."""
+
+    def make_context(self, *given: Any, **more: Any) -> Any:
+        try:
+            return super().make_context(*given, **more)
+        except Exception as error:
+            _make_visible(error)
+            raise
+
+    def invoke(self, context: Any) -> Any:
+        try:
+            return super().invoke(context)
+        except Exception as error:
+            _make_visible(error)
+            raise
+
+
+def _make_visible(error: Exception) -> None:
+    if hasattr(error, "format_message") and isinstance(vars(error).get("message"), str):
+        vars(error)["message"] = visible(vars(error)["message"])
+
+
+class _Plainly(logging.Formatter):
+    """Lines of log for a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
 
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -45,16 +81,20 @@ app.command()(doctor)
 def common(
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Say what is chosen and why."),
 ) -> None:
-    logging.basicConfig(format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Plainly("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("dive").setLevel(logging.INFO if verbose else logging.WARNING)
     # the libraries' own bars and advice would bury ours
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 def main() -> None:
     warnings.showwarning = _warn
+    sys.excepthook = _crash
     escape_on_stdout()
     try:
         try:
@@ -63,13 +103,13 @@ def main() -> None:
             with contextlib.suppress(BrokenPipeError):
                 sys.stdout.flush()  # what cannot be written is said here, not at the very end
     except DiveError as error:
-        _say("[bold red]error:[/]", error)
+        _say("error:", "bold red", error)
         sys.exit(1)
     except OSError as error:
         if error.errno not in FULL:
             raise
         # stdout, say; what DIVE itself writes is named by DiveError
-        _say("[bold red]error:[/]", f"cannot write: {reason(error, error.filename or '.')}")
+        _say("error:", "bold red", f"cannot write: {reason(error, error.filename or '.')}")
         sys.stdout = None  # or Python would try once more
         sys.exit(1)
     except KeyboardInterrupt:
@@ -84,7 +124,7 @@ _INTERRUPTED = 130
 
 
 def _interrupted() -> None:
-    Console(stderr=True, soft_wrap=True).print(
+    to_stderr().print(
         "interrupted; dive generate goes on with the same command, dive distill with --resume"
     )
     sys.exit(_INTERRUPTED)
@@ -92,10 +132,15 @@ def _interrupted() -> None:
 
 def _warn(message: Warning | str, *_where: object, **_more: object) -> None:
     """A line of our source tells a user of the command line nothing."""
-    _say("[bold yellow]warning:[/]", message)
+    _say("warning:", "bold yellow", message)
 
 
-def _say(mark: str, message: object) -> None:
-    """Brackets in a message are text, not markup."""
-    text = str(message).replace("[", r"\[")
-    Console(stderr=True).print(f"{mark} {text}", highlight=False, soft_wrap=True)
+def _say(mark: str, style: str, message: object) -> None:
+    to_stderr().print(
+        styled(mark, style).append(" ", "default").append(visible(message), "default")
+    )
+
+
+def _crash(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """What is no DiveError is a bug, told as Python does."""
+    sys.stderr.write(visible("".join(traceback.format_exception(kind, error, trace))))

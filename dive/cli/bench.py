@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from dive.bench.asked import check
 from dive.cli.options import place, quiet_libraries
+from dive.console import PlainConsole, styled
 from dive.data.io import check_file, write_text
 from dive.data.lock import hold_file
 from dive.errors import DiveError
@@ -65,7 +65,7 @@ def bench(
     from dive.bench import run
 
     quiet_libraries()
-    told = Console(stderr=True, highlight=False)
+    told = PlainConsole(stderr=True)
     with told.status("") as status:
         results = run(
             operators or (),
@@ -75,7 +75,7 @@ def bench(
             threads=threads,
             toy=toy,
             started=started,
-            say=lambda text: status.update(text.replace("[", r"\[")),
+            say=lambda text: status.update(styled(text)),
         )
     text = json.dumps(results.as_json(), indent=1, allow_nan=False)
     if json_file == _STDOUT:

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from dive.cli.options import place
+from dive.console import PlainConsole
 from dive.errors import DiveError
 
 
@@ -39,7 +39,7 @@ def demo(
         check_folder(out / folder)
     for file in ("index.html", "results.json", "reports.jsonl", "test.jsonl"):
         check_file(out / file)
-    run.main(out, seed=seed, test=test, steps=steps, console=Console())
+    run.main(out, seed=seed, test=test, steps=steps, console=PlainConsole())
 
 
 def study(

@@ -1,13 +1,11 @@
 """`dive distill`: studies in, an adapter folder out."""
 
-import json
 import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from dive.cli.options import (
     BackboneOption,
@@ -37,8 +35,10 @@ from dive.cli.options import (
     reading,
     write_skipped,
 )
+from dive.console import to_stderr
 from dive.counting import counted
 from dive.errors import DiveError
+from dive.visible import visible_json
 
 
 def distill(
@@ -224,9 +224,9 @@ def distill(
     if as_json:
         answer = {"adapter": str(out), "parameters": adapter.num_parameters()}
         answer |= {name: facts[name] for name in ("studies", "steps", "seconds")}
-        print(json.dumps(answer | {"skipped": len(skipped)}))
+        print(visible_json(answer | {"skipped": len(skipped)}))
         return
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = to_stderr()
     size = sum(p.stat().st_size for p in out.glob("adapter*")) / 1e6
     console.print(
         f"{counted(facts['steps'], 'step')} on {counted(facts['studies'], 'study')} in "

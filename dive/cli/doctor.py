@@ -1,6 +1,5 @@
 """`dive doctor`: what is installed, and what is used."""
 
-import json
 import platform
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,8 @@ from rich.text import Text
 
 from dive.cli.options import JsonOption
 from dive.cli.tables import add_row, stdout, table
+from dive.console import styled
+from dive.visible import visible_json
 
 if TYPE_CHECKING:
     from dive.self_test import Finding
@@ -48,7 +49,7 @@ def doctor(as_json: JsonOption = False) -> None:
         "metrics": requirements(),
     }
     if as_json:
-        print(json.dumps(facts))
+        print(visible_json(facts))
         raise typer.Exit(bool(sick))
     console = stdout()
     what = table("what", "state")
@@ -63,7 +64,7 @@ def doctor(as_json: JsonOption = False) -> None:
         "dive._C",
         ", ".join(f"{k} {v}" for k, v in built.items())
         if built
-        else Text(f"{present.state}: {present.reason}", "yellow"),
+        else styled(f"{present.state}: {present.reason}", "yellow"),
     )
     console.print(what)
     console.print("\nFast paths, run on the bundled backbone:")
@@ -76,7 +77,9 @@ def doctor(as_json: JsonOption = False) -> None:
     console.print(needs)
     if sick:
         names = ", ".join(f"{one.name} on {one.device}" for one in sick)
-        console.print(f"\n[bold yellow]Not as it should be:[/] {names}")
+        console.print(
+            styled("\nNot as it should be:", "bold yellow").append(f" {names}", "default")
+        )
         raise typer.Exit(1)
 
 

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from dive.cli.options import (
     DropComparisonsOption,
@@ -21,8 +19,11 @@ from dive.cli.options import (
     reading,
 )
 from dive.cli.tables import add_column, add_row, stdout, table
+from dive.console import PlainConsole, styled
 from dive.counting import counted
 from dive.errors import DiveError
+from dive.private import names_of, row_of, said_by
+from dive.visible import visible, visible_json
 
 _SHOWN = 8  # ids named in a message
 
@@ -195,17 +196,19 @@ def evaluate(
     if as_json:
         counts: dict[str, Any] = {"without_prediction": missing, "without_reference": extra}
         counts["without_finish_reason"] = without
-        print(json.dumps(found | {"target": target} | counts, ensure_ascii=False))
+        print(visible_json(found | {"target": target} | counts))
         return
     console = stdout()
     _print(found, missing, extra, console)
     if known and without:
         console.print(
-            f"[yellow]no termination_rate: {without} of {len(ids)} predictions have no "
-            f"finish_reason[/] ({escape(str(predictions))})"
+            styled(
+                f"no termination_rate: {without} of {len(ids)} predictions have no finish_reason",
+                "yellow",
+            ).append(f" ({visible(predictions)})", "default")
         )
     if per_report is not None:
-        console.print(f"every report's scores are in {per_report}", markup=False, style="dim")
+        console.print(f"every report's scores are in {per_report}", style="dim")
 
 
 def _write_per_report(path: Path, ids: list[str], columns: dict[str, list[float | None]]) -> None:
@@ -220,7 +223,7 @@ def _write_per_report(path: Path, ids: list[str], columns: dict[str, list[float 
 
 
 def _print(
-    found: dict[str, Any], missing: dict[str, int], extra: dict[str, int], console: Console
+    found: dict[str, Any], missing: dict[str, int], extra: dict[str, int], console: PlainConsole
 ) -> None:
     intervals, differences = found.get("intervals", {}), found.get("differences", {})
     shown = table("metric", "score")
@@ -253,10 +256,11 @@ def _print(
     for what, counts in (("reference", extra), ("prediction", missing)):
         for path, count in counts.items():
             if count:
-                console.print(f"[yellow]{count} without a {what}[/] ({escape(path)})")
+                told = styled(f"{count} without a {what}", "yellow")
+                console.print(told.append(f" ({visible(path)})", "default"))
     for what in ("empty_predictions", "empty_references"):
         if found[what]:
-            console.print(f"[yellow]{found[what]} {what.replace('_', ' ')}[/]")
+            console.print(f"{found[what]} {what.replace('_', ' ')}", style="yellow")
 
 
 def _predictions(path: Path) -> dict[str, dict[str, Any]]:
@@ -269,25 +273,24 @@ def _predictions(path: Path) -> dict[str, dict[str, Any]]:
         for key, kinds in (("id", (str, int)), ("report", str)):
             if key not in row:
                 raise DiveError(
-                    f'{path}:{number}: wants "id" and "report", got the keys '
-                    f"{', '.join(row) or 'none'}"
+                    f'{row_of(path, number)}: wants "id" and "report", got the keys {names_of(row)}'
                 )
             if key == "report" and row[key] is not None and is_absent(row[key]):
                 continue  # NaN, too, is an empty report
             if not isinstance(row[key], kinds) or isinstance(row[key], bool):
-                got = json.dumps(row[key], ensure_ascii=False)
+                got = "null" if row[key] is None else f"a {type(row[key]).__name__}"
                 raise DiveError(
-                    f'{path}:{number}: "{key}" is {got[:60]}, want a text'
+                    f'{row_of(path, number)}: "{key}" is {got}, want a text'
                     + ('; of an empty report, ""' if key == "report" else "")
                 )
         name, reason = row["id"], row.get("finish_reason")
         if reason not in (None, *FINISH_REASONS):
             raise DiveError(
-                f'{path}:{number}: "finish_reason" is {reason!r}, want one of '
+                f'{row_of(path, number)}: "finish_reason" is another word, want one of '
                 f"{', '.join(FINISH_REASONS)}, or none"
             )
         if str(name) in rows:
-            raise DiveError(f"{path}:{number}: id {name!r} comes twice")
+            raise DiveError(f"{row_of(path, number)}: id {name!r} comes twice")
         rows[str(name)] = row
     return rows
 
@@ -318,19 +321,19 @@ def _references(
         if split is not None:
             own = row.get("split")
             if not isinstance(own, str):
-                raise DiveError(f"{path}:{number}: has no 'split', and --split is {split!r}")
+                raise DiveError(f"{row_of(path, number)}: has no 'split', and --split is {split!r}")
             if SPLITS.get(own.casefold(), own) != SPLITS[split.casefold()]:
                 continue
         name = row.get("id")
         if not isinstance(name, (str, int)):
-            raise DiveError(f'{path}:{number}: "id" is missing')
+            raise DiveError(f'{row_of(path, number)}: "id" is missing')
         if str(name) in reports:
-            raise DiveError(f"{path}:{number}: id {name!r} comes twice")
+            raise DiveError(f"{row_of(path, number)}: id {name!r} comes twice")
         texts: dict[str, Any] = {key: row.get(key) for key in ("findings", "impression")}
         for key, text in texts.items():
             if not isinstance(text, str) and not is_absent(text):
-                raise DiveError(f"{path}:{number}: {key!r} wants a text")
-        study = Study(id=str(name), images=(), source=f"{path}:{number}", **texts)
+                raise DiveError(f"{row_of(path, number)}: {key!r} wants a text")
+        study = Study(id=str(name), images=(), source=f"{row_of(path, number)}", **texts)
         try:
             reports[study.id] = study.report(target)
         except DiveError:
@@ -338,7 +341,7 @@ def _references(
                 raise
             reports[study.id] = ""  # counted as an empty reference
     if not reports:
-        raise DiveError(f"{path}: no reference is of the split {split!r}")
+        raise DiveError(f"{path.name}: no reference is of the split {split!r}")
     return reports
 
 
@@ -346,7 +349,7 @@ def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DiveError(f"cannot read {path}: {error}") from error
+        raise DiveError(f"cannot read {path}: {said_by(error)}") from error
     found = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -354,9 +357,9 @@ def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise DiveError(f"{path}:{number}: is not JSON ({error})") from None
+            raise DiveError(f"{row_of(path, number)}: is not JSON ({error})") from None
         if not isinstance(row, dict):
-            raise DiveError(f"{path}:{number}: wants one JSON object a line")
+            raise DiveError(f"{row_of(path, number)}: wants one JSON object a line")
         found.append((number, row))
     if not found:
         raise DiveError(f"{path}: has no lines")

@@ -1,12 +1,10 @@
 """`dive generate`: images or studies in, reports.jsonl out."""
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from dive.checks import whole
 from dive.cli.options import (
@@ -32,8 +30,10 @@ from dive.cli.options import (
     reading,
     write_skipped,
 )
+from dive.console import to_stderr
 from dive.counting import counted
 from dive.errors import DiveError
+from dive.visible import visible_json
 
 
 def generate(
@@ -198,7 +198,7 @@ def generate(
         left = [one for one in watching.values() if one.id not in writer.done]
         if earlier:
             there = f"{earlier} of {counted(len(items), 'report')}"
-            Console(stderr=True).print(f"going on: {there} written before")
+            to_stderr().print(f"going on: {there} written before")
         if left:
             reports = iter_reports(
                 open_backbone(backbone, dtype, device),
@@ -236,9 +236,9 @@ def generate(
         note = write_skipped(skipped, left_out)  # first: without it the run is not finished
         writer.finish()
     if as_json:
-        print(json.dumps({"reports": written, "skipped": len(skipped), "out": str(out)}))
+        print(visible_json({"reports": written, "skipped": len(skipped), "out": str(out)}))
         return
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = to_stderr()
     new = written - earlier
     console.print(
         f"{counted(written, 'report')} in {out}; of {counted(new, 'new one')} the model ended "
@@ -249,7 +249,8 @@ def generate(
     if studies is not None:  # of bare images there is no reference
         more = "" if section == "findings" else f" --target {section}"
         more += " --allow-missing" if len(skipped) else ""
-        console.print(f"next: dive evaluate --predictions {out} --references {studies}{more}")
+        # where the studies lie is not for a log
+        console.print(f"next: dive evaluate --predictions {out} --references STUDIES{more}")
 
 
 def _skipped_file(out: Path) -> Path:

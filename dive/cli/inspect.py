@@ -1,12 +1,10 @@
 """`dive inspect tokens` and `dive inspect prompt`: what training will see."""
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from dive.cli.options import (
@@ -32,7 +30,9 @@ from dive.cli.options import (
     reading,
 )
 from dive.cli.tables import add_row, stdout, table
+from dive.console import PlainConsole, styled
 from dive.errors import DiveError
+from dive.visible import visible, visible_json, visible_places
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,13 +118,11 @@ def tokens(
                 for m in mentions
             ],
         }
-        print(json.dumps(answer, ensure_ascii=False))
+        print(visible_json(answer))
         return
     console = stdout()
     if console.color_system is None:  # a file or a pipe shows no styles
-        console.out(
-            _bracketed(text, weigher.spans(text)), "\n\n[weighted]", sep="", highlight=False
-        )
+        console.out(visible(_bracketed(text, weigher.spans(text))), "\n\n[weighted]", sep="")
     else:
         console.print(_styled(text, weigher.spans(text), mentions))
         legend = Text("\n")
@@ -152,13 +150,13 @@ def tokens(
 def _styled(
     text: str, weighted: "Sequence[tuple[int, int]]", mentions: "Sequence[Mention]"
 ) -> Text:
-    shown = Text(text)
+    made, place = styled(text), visible_places(text)
     for start, end in weighted:
-        shown.stylize("underline", start, end)
+        made.stylize("underline", place[start], place[end])
     for mention in mentions:
         for start, end in mention.spans:
-            shown.stylize(_STYLES[mention.polarity], start, end)
-    return shown
+            made.stylize(_STYLES[mention.polarity], place[start], place[end])
+    return made
 
 
 def _bracketed(text: str, weighted: "Sequence[tuple[int, int]]") -> str:
@@ -214,7 +212,7 @@ def prompt(
         template_date=template_date,
     )
     response = prompter.response(query)
-    console, answer = Console(), {}
+    console, answer = PlainConsole(), {}
     for name, examples in (("student", []), ("teacher", shown)):
         inputs = prompter.with_response(prompter.encode(query, examples), response.ids)
         length = inputs["input_ids"].shape[1]
@@ -230,9 +228,9 @@ def prompt(
                 f"{name}: {length} tokens, {answer[name]['image_tokens']} of them for images, "
                 f"{len(response.ids)} for the report"
             )
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            console.print(text, soft_wrap=True)
     if as_json:
-        print(json.dumps(answer, ensure_ascii=False))
+        print(visible_json(answer))
         return
     end = prompter.tokenizer.convert_ids_to_tokens(prompter.end_token_id)
     console.rule()
@@ -240,7 +238,6 @@ def prompt(
         f"the report ends with {end!r}; template {prompter.template_hash}"
         + (f" of {prompter.template_date}" if prompter.template_date else "")
         + (" (plain: the model has none)" if prompter.template.plain else ""),
-        markup=False,
         style="dim",
     )
 

@@ -126,6 +126,9 @@ def quiet_libraries() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # through our handler, which shows what a terminal would obey
+    logging.disable_default_handler()
+    logging.enable_propagation()
 
 
 def open_backbone(path: str, dtype: str, device: str) -> "Backbone":
@@ -215,16 +218,13 @@ def reading(
 
 def open_all(spec: str, **options: Any) -> "list[Study]":
     """Every study of a file or dataset; of a dataset it is said what was kept, and why."""
-    from rich.console import Console
-
+    from dive.console import to_stderr
     from dive.data.open import open_studies, parse_spec
 
     studies = open_studies(spec, **options)
     found = list(studies)
     if parse_spec(spec)[0] != "jsonl":
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            str(studies.report), markup=False
-        )
+        to_stderr().print(str(studies.report))
     return found
 
 

@@ -3,19 +3,20 @@
 import codecs
 import sys
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from dive.console import PlainConsole, styled
 
 # columns in a file or a pipe: nothing is folded that somebody may search for
 _NO_END = 10_000
 _ESCAPES = "dive.escapes"
 
 
-def stdout() -> Console:
+def stdout() -> PlainConsole:
     """The terminal in its own width; a file or a pipe without an end of the line."""
-    console = Console(highlight=False, emoji=False)
-    return console if console.is_terminal else Console(highlight=False, emoji=False, width=_NO_END)
+    console = PlainConsole()
+    return console if console.is_terminal else PlainConsole(width=_NO_END)
 
 
 def table(*names: str) -> Table:
@@ -28,12 +29,12 @@ def table(*names: str) -> Table:
 
 def add_column(made: Table, name: str, style: str = "") -> None:
     """One more, of the same kind."""
-    made.add_column(Text(name), overflow="fold", style=style)
+    made.add_column(styled(name), overflow="fold", style=style)
 
 
 def add_row(made: Table, *cells: str | Text) -> None:
     """Brackets in a text are text, not markup."""
-    made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
+    made.add_row(*(styled(cell) if isinstance(cell, str) else cell for cell in cells))
 
 
 def escape_on_stdout() -> None:

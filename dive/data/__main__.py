@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from dive import checks
 from dive.data.io import check_file, write_jsonl
@@ -15,10 +16,16 @@ from dive.data.open import open_studies
 from dive.data.study import TARGETS, Study
 from dive.data.trouble import Skipped
 from dive.errors import DiveError
+from dive.visible import visible
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(visible(message))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m dive.data", description=__doc__)
+    parser = _Parser("python -m dive.data", description=__doc__)
     parser.add_argument("spec", help="mimic-cxr:ROOT, chexpert-plus:ROOT, iu-xray:ROOT, ...")
     parser.add_argument("--target", default="findings", choices=TARGETS)
     parser.add_argument("--split")
@@ -46,15 +53,16 @@ def main(arguments: list[str] | None = None) -> int:
             if out is not None:
                 write_jsonl(out, map(_row, studies))
     except DiveError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
         return 1
-    print(studies.report)
+    print(visible(studies.report))
     for entry in skipped.entries[:10]:
-        print(f"  skipped: {entry['reason']}")
+        print(visible(f"  skipped: {entry['reason']}"))
     if len(skipped) > 10:
         print(f"  skipped: and {len(skipped) - 10:,} more")
     if out is not None:
-        print(f"  wrote {out}: it holds reports, and the agreement of its source covers it")
+        note = "it holds reports, and the agreement of its source covers it"
+        print(visible(f"  wrote {out}: {note}"))
     return 0
 
 

@@ -1,6 +1,7 @@
 """CheXpert Plus as Stanford AIMI hands it out."""
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,9 @@ from dive.data.reading import Candidate, ImageRow, Options, Reader
 from dive.data.tables import check_columns, find_table, read_table, row_source
 from dive.data.trouble import Trouble
 from dive.errors import DiveError
+from dive.private import kind_of, row_of, said_by
+
+log = logging.getLogger(__name__)
 
 _IMAGE = re.compile(
     r"(?:.*/)?((?:train|valid|test)/(patient(\d+)/study(\d+))/view(\d+)_\w+)\.(?:jpe?g|png|dcm)"
@@ -125,15 +129,15 @@ class ChexpertPlus(Reader):
                 self._bad(
                     row,
                     "path_to_image",
-                    f"is {image!r}; wants train/patient1/study1/view1_frontal.jpg",
+                    f"is {kind_of(image)}; wants train/patient1/study1/view1_frontal.jpg",
                 )
                 continue
             if split not in ("train", "valid"):
-                self._bad(row, "split", f"is {split!r}; wants train or valid")
+                self._bad(row, "split", f"is {kind_of(split)}; wants train or valid")
                 continue
             view = _view(side, position)
             if view is None:
-                self._bad(row, "frontal_lateral", f"is {side!r}; wants Frontal or Lateral")
+                self._bad(row, "frontal_lateral", f"is {kind_of(side)}; wants Frontal or Lateral")
                 continue
             name, study = match.group(1), match.group(2)
             if name in seen:
@@ -167,7 +171,7 @@ class ChexpertPlus(Reader):
                 self.report.rows["whose text differs from that of the study's first row"] += 1
             known.images.append(ImageRow(name, view, row))
         if not studies:
-            raise DiveError(f"{path}: lists no image")
+            raise DiveError(f"{path.name}: lists no image")
         return studies
 
     def _bad(self, row: int, column: str, reason: str) -> None:
@@ -187,12 +191,12 @@ class ChexpertPlus(Reader):
                     match = _STUDY.search(line)
                     if match is None and line.strip():
                         self.trouble.bad(
-                            None, f"{path}:{number}", "has no path_to_image of a study in it"
+                            None, row_of(path, number), "has no path_to_image of a study in it"
                         )
                     elif match and match.group(1) in wanted and match.group(1) not in found:
-                        found[match.group(1)] = (line, f"{path}:{number}")
+                        found[match.group(1)] = (line, row_of(path, number))
         except (OSError, UnicodeDecodeError) as error:
-            self.trouble.bad(None, str(path), f"cannot be read: {error}")
+            self.trouble.bad(None, path.name, f"cannot be read: {said_by(error)}")
         return found
 
     def _label_line(self, line: str, source: str) -> dict[str, float] | None:
@@ -210,8 +214,9 @@ class ChexpertPlus(Reader):
                 raise ValueError("a label is not one of 1, 0, -1, null")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             self.trouble.bad(
-                None, source, f"is no line with path_to_image and labels 1, 0, -1, null ({error})"
+                None, source, "is no line with path_to_image and labels 1, 0, -1, null"
             )
+            log.info("%s: %s", source, error)  # which may quote the line
             return None
         return labels
 

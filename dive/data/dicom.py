@@ -16,6 +16,7 @@ from dive.data.dicom_header import check_elements, odd_pixels, take_groups
 from dive.data.dicom_tables import coloured, table_of
 from dive.data.dicom_values import stored_values
 from dive.errors import DiveError
+from dive.private import without_paths
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -141,7 +142,8 @@ def _read(path: Path | str | bytes, where: str, name: str, read: Callable[[Any, 
         raise
     except Exception as error:  # pydicom meets damage with whatever the broken element leads to
         raise DiveError(
-            f"{prefix}cannot read the image {name}: {_first_line(error)}; wants a whole DICOM file"
+            f"{prefix}cannot read the image {name}: {without_paths(_first_line(error))}; wants a "
+            "whole DICOM file"
         ) from error
 
 

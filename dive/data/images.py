@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
-from dive import checks
 from dive.data.contrast import EDGES, little_contrast
 from dive.data.deep import (
     as_in_file,
@@ -22,8 +21,10 @@ from dive.data.deep import (
     transparent,
 )
 from dive.data.dicom import dicom_size, is_dicom, is_dicom_data, read_dicom
+from dive.data.image_names import place_of, said_of
 from dive.data.tiff import open_image
 from dive.errors import DiveError
+from dive.private import said_by
 
 # A chest film has 5 to 20 million pixels; what has ten times as many is a mistake or an attack.
 MAX_PIXELS = 100_000_000
@@ -71,31 +72,37 @@ def is_image(value: object) -> bool:
     return isinstance(value, (str, os.PathLike, Image.Image, LazyImage))
 
 
-def fetched(image: LazyImage, where: str = "") -> Path | str | bytes | Image.Image:
-    """What a lazy image gives.
+def fetched(image: LazyImage, where: str = "", name: str = "") -> Path | str | bytes | Image.Image:
+    """What a lazy image gives; messages call it `name`.
 
     Raises:
         DiveError: it raises anything, or gives something else than an image.
     """
     prefix = f"{where}: " if where else ""
+    name = f"({name})" if name else str(image)
     try:
         given = image.fetch()
     except DiveError:
         raise
     except Exception as error:  # the caller's own code may raise whatever it likes
         raise DiveError(
-            f"{prefix}the image {image} cannot be fetched: {type(error).__name__}: {error}"
+            f"{prefix}the image {name} cannot be fetched: {type(error).__name__}: "
+            f"{said_by(error, where=where)}"
         ) from error
     if not isinstance(given, (bytes, str, os.PathLike, Image.Image)):
         raise DiveError(
-            f"{prefix}the image {image} is fetched as a {type(given).__name__}; wants a path, a "
+            f"{prefix}the image {name} is fetched as a {type(given).__name__}; wants a path, a "
             "PIL image, or the bytes of a file"
         )
     return given
 
 
 def load_rgb(
-    image: Path | str | Image.Image | LazyImage, where: str = "", *, max_pixels: int = MAX_PIXELS
+    image: Path | str | Image.Image | LazyImage,
+    where: str = "",
+    *,
+    name: str = "",
+    max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
     """Decode every pixel of `image` and return it as RGB, 8 bits a channel.
 
@@ -109,7 +116,8 @@ def load_rgb(
     - of a JPEG with further pictures behind it, as phones write (MPO), the first is taken;
     - DICOM (`dive.data.dicom`): window, rescale and photometric interpretation are applied.
 
-    `where` (file and line of the study) opens the error message. A file that says it has more than
+    `where` (file and line of the study) opens the error message, which calls the image `name`, in
+    the place of its path, where one is given ("1 of 2"). A file that says it has more than
     `max_pixels` is refused before they are decoded. A warning names a film of which nothing, or
     hardly anything, is seen (`dive.data.contrast`); of a file once in a process.
 
@@ -120,36 +128,36 @@ def load_rgb(
     named = ""
     notes: list[str] = []
 
-    def dicom(path: Path | str | bytes, name: str) -> Image.Image:
+    def dicom(path: Path | str | bytes, called: str) -> Image.Image:
         nonlocal named
-        named = name
-        pixels, said = read_dicom(path, max_pixels, where, name)
+        named = called
+        pixels, said = read_dicom(path, max_pixels, where, called)
         notes.extend(said)
         return Image.fromarray(pixels).convert("RGB")
 
-    def film(opened: Image.Image, name: str) -> Image.Image:
+    def film(opened: Image.Image, called: str) -> Image.Image:
         nonlocal named
-        named = name.removeprefix(f"{where}: ")
-        _one_frame(opened, name)
-        opened = as_in_file(opened, name, notes)
-        deep = deep_rgb(opened, name)
+        named = called.removeprefix(f"{where}: ")
+        _one_frame(opened, called)
+        opened = as_in_file(opened, called, notes)
+        deep = deep_rgb(opened, called)
         if deep is not None:
             return ImageOps.exif_transpose(deep).convert("RGB")
         in_native_order(opened)
         opened.load()
-        return _to_rgb(opened, name, notes)
+        return _to_rgb(opened, called, notes)
 
-    shown = _opened(image, where, max_pixels, dicom, film)
+    shown = _opened(image, where, name, max_pixels, dicom, film)
     if not shown.info.get(SEEN) and not any("contrast" in note for note in notes):
         little = little_contrast(np.reshape(shown.histogram(), (3, 256)))
         if "one colour" in little:
             little += f", {shown.getpixel((0, 0))} of 255 at its corner"
         notes += [little] if little else []
     in_memory = isinstance(image, Image.Image)
-    subject = named if in_memory else f"the image {named}"
+    subject = f"the image ({name})" if name else named if in_memory else f"the image {named}"
     for note in notes:
         text = f"{where}: {subject} {note}" if where else f"{subject} {note}"
-        told = text if in_memory else f"{subject} {note}"
+        told = text if in_memory else f"{image} {note}"  # a name may be that of many
         if told in _told and (where or not in_memory):
             continue
         _told.add(told)
@@ -166,7 +174,11 @@ def blank_image(size: tuple[int, int]) -> Image.Image:
 
 
 def image_size(
-    image: Path | str | Image.Image | LazyImage, where: str = "", *, max_pixels: int = MAX_PIXELS
+    image: Path | str | Image.Image | LazyImage,
+    where: str = "",
+    *,
+    name: str = "",
+    max_pixels: int = MAX_PIXELS,
 ) -> tuple[int, int]:
     """(width, height) of what `load_rgb` gives, in pixels, from the header of the file.
 
@@ -177,25 +189,28 @@ def image_size(
         DiveError: as `load_rgb`, but for damage behind the header.
     """
 
-    def dicom(path: Path | str | bytes, name: str) -> tuple[int, int]:
-        return dicom_size(path, max_pixels, where, name)
+    def dicom(path: Path | str | bytes, called: str) -> tuple[int, int]:
+        return dicom_size(path, max_pixels, where, called)
 
-    return _opened(image, where, max_pixels, dicom, _size)
+    return _opened(image, where, name, max_pixels, dicom, _size)
 
 
 def _opened(
     image: Path | str | Image.Image | LazyImage,
     where: str,
+    given_name: str,
     max_pixels: int,
     dicom: Callable[[Path | str | bytes, str], T],
     film: Callable[[Image.Image, str], T],
 ) -> T:
     """What `dicom` makes of a DICOM file, or `film` of any other image, opened but not decoded."""
     name = _in_memory(image) if isinstance(image, Image.Image) else str(image)
+    seen = f"image {given_name}" if given_name else name
+    name = f"({given_name})" if given_name else name
     prefix = f"{where}: " if where else ""
     opened: Any = image
     if isinstance(image, LazyImage):
-        opened = fetched(image, where)
+        opened = fetched(image, where, given_name)
         if isinstance(opened, bytes):
             if is_dicom_data(opened):
                 return dicom(opened, name)
@@ -203,30 +218,30 @@ def _opened(
     elif not is_image(image):
         raise DiveError(f"{prefix}an image is a {type(image).__name__}; wants {IMAGES}")
     if isinstance(opened, (str, os.PathLike)):
-        opened = checks.place(f"{prefix}the image", opened)
+        opened = place_of(opened, where, given_name)
         if is_dicom(opened):
-            return dicom(opened, str(opened))
+            return dicom(opened, name if given_name else str(opened))
     try:
         with warnings.catch_warnings():
             # Pillow warns of large images at 89 megapixels; the limit here is checked below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if isinstance(opened, Image.Image):
-                if not is_deep(opened, prefix + name):
+                if not is_deep(opened, prefix + seen):
                     in_native_order(opened)
                     opened.load()
-                return film(opened, prefix + name)
+                return film(opened, prefix + seen)
             # Opened here, for of a file that Pillow opens it maps the pixels of a turned TIFF into
             # memory wrongly (version 13).
             with (
                 open(opened, "rb") if isinstance(opened, Path) else nullcontext(opened) as file,
-                open_image(file, prefix + name) as lazy,
+                open_image(file, prefix + seen) as lazy,
             ):
                 if lazy.width * lazy.height > max_pixels:
                     raise DiveError(
                         f"{prefix}the image {name} has {lazy.width} x {lazy.height} pixels, the "
                         f"limit is {max_pixels:,} (decompression bomb?)"
                     )
-                return film(lazy, prefix + name)
+                return film(lazy, prefix + seen)
     except DiveError:
         raise
     except FileNotFoundError:
@@ -234,7 +249,7 @@ def _opened(
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         # Pillow reports damage as any of these, depending on the format and on where it is.
         kind = _unread(opened)
-        said = f"is {kind}" if kind else str(error)
+        said = f"is {kind}" if kind else said_of(error, where) if given_name else str(error)
         raise DiveError(
             f"{prefix}cannot read the image {name}: {said}; wants a whole PNG, JPEG or other "
             "file that Pillow reads"

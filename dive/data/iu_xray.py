@@ -13,6 +13,7 @@ from dive.data.reading import Candidate, ImageRow, Options, Reader
 from dive.data.tables import check_columns, find_table, read_table, row_source
 from dive.data.trouble import Trouble
 from dive.errors import DiveError
+from dive.private import kind_of
 
 _REPORTS = ("uid", "findings", "impression")
 _REPORTS_OPTIONAL = ("indication", "Problems")
@@ -91,7 +92,7 @@ class IuXray(Reader):
         for row, cells in read_table(path, _REPORTS, trouble, optional=_REPORTS_OPTIONAL):
             uid, findings, impression, indication, problems = cells
             if not uid.isdecimal():
-                self._bad(path, row, "uid", f"is {uid!r}; wants a whole number")
+                self._bad(path, row, "uid", f"is {kind_of(uid)}; wants a whole number")
                 continue
             texts = {"findings": findings, "impression": impression, "indication": indication}
             number = int(uid)
@@ -122,7 +123,7 @@ class IuXray(Reader):
             except DiveError as error:
                 self.report.studies += 1
                 self.report.failed += 1
-                self.trouble.bad(f"CXR{number}", str(path), error)
+                self.trouble.bad(f"CXR{number}", path.name, error)
                 continue
             texts: dict[str, str | None] = {}
             for part in root.iter("AbstractText"):
@@ -134,7 +135,7 @@ class IuXray(Reader):
                     for image in root.iter("parentImage")
                     if _FILENAME.fullmatch(image.get("id", ""))
                 ]
-            candidate = self._candidate(number, images, str(path), texts)
+            candidate = self._candidate(number, images, path.name, texts)
             tags = [(tag.text or "").partition("/")[0] for tag in root.iter("major")]
             candidate.labels = self._problems(tags)
             if images and not probed:
@@ -165,10 +166,12 @@ class IuXray(Reader):
         seen: set[str] = set()
         for row, (uid, filename, projection) in read_table(path, _PROJECTIONS, self.trouble):
             if not uid.isdecimal():
-                self._bad(path, row, "uid", f"is {uid!r}; wants a whole number")
+                self._bad(path, row, "uid", f"is {kind_of(uid)}; wants a whole number")
                 continue
             if not _FILENAME.fullmatch(filename) or filename.startswith("."):
-                self._bad(path, row, "filename", f"is {filename!r}; wants the name of a file")
+                self._bad(
+                    path, row, "filename", f"is {kind_of(filename)}; wants the name of a file"
+                )
                 continue
             if filename in seen:
                 self.report.rows["repeated rows of one image"] += 1
@@ -216,15 +219,15 @@ def _parse(path: Path) -> ElementTree.Element:
         with open(path, "rb") as file:
             data = file.read(MAX_TEXT_BYTES + 1)
     except OSError as error:
-        raise DiveError(f"cannot read {path}: {error.strerror}") from error
+        raise DiveError(f"{path.name}: cannot be read: {error.strerror}") from error
     if len(data) > MAX_TEXT_BYTES:
-        raise DiveError(f"{path}: has more than {MAX_TEXT_BYTES:,} bytes; wants one report")
+        raise DiveError(f"{path.name}: has more than {MAX_TEXT_BYTES:,} bytes; wants one report")
     if b"<!ENTITY" in data:  # a few of them can unfold to gigabytes, and no report has any
-        raise DiveError(f"{path}: declares entities; wants a plain report")
+        raise DiveError(f"{path.name}: declares entities; wants a plain report")
     try:
         return ElementTree.fromstring(data)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise DiveError(f"{path}: is not XML ({error}); is the download complete?") from error
+        raise DiveError(f"{path.name}: is not XML ({error}); is the download complete?") from error
 
 
 def _plain(folder: Path, name: str) -> Path:

@@ -18,6 +18,7 @@ from dive.data.report import PLACEHOLDERS
 from dive.data.study import Study, check_target
 from dive.data.trouble import Skipped, check_on_error
 from dive.errors import DiveError
+from dive.private import names_of, row_of
 
 __all__ = ["Skipped", "check_on_error", "read_studies"]
 
@@ -54,7 +55,8 @@ def read_studies(
         path, target=target, images=images, on_error=on_error, skipped=skipped, placeholders=counts
     )
     if counts:
-        log.warning("%s: %s taken as absent (%s)", path, told(counts), PLACEHOLDERS)
+        name = Path(os.fspath(path)).name
+        log.warning("%s: %s taken as absent (%s)", name, told(counts), PLACEHOLDERS)
     return studies
 
 
@@ -79,7 +81,7 @@ def studies_of(
     except OSError as error:
         raise DiveError(f"cannot read {path}: {error.strerror}") from error
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DiveError(f"{path}:1: is UTF-16; wants UTF-8")
+        raise DiveError(f"{row_of(path, 1)}: is UTF-16; wants UTF-8")
     data = data.removeprefix(b"\xef\xbb\xbf")
 
     folder = path.parent if images is None else checks.place("images", images)
@@ -91,7 +93,7 @@ def studies_of(
     for number, raw in enumerate(data.split(b"\n"), start=1):
         if not raw.strip():
             continue
-        source = f"{path}:{number}"
+        source = row_of(path, number)
         name: str | None = None
         try:
             row = _parse(raw, source)
@@ -116,7 +118,7 @@ def studies_of(
     if not studies:
         lost = len(skipped) - before
         reason = f"all {lost} lines were skipped" if lost else "it has no lines"
-        raise DiveError(f"{path}: no study to work with; {reason}")
+        raise DiveError(f"{path.name}: no study to work with; {reason}")
     return studies
 
 
@@ -152,7 +154,7 @@ def _unique(source: str) -> Callable[[list[tuple[str, object]]], dict]:
         if len(row) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            raise DiveError(f"{source}: has the key {twice!r} twice")
+            raise DiveError(f"{source}: has the key {names_of([twice])} twice")
         return row
 
     return build
@@ -166,14 +168,19 @@ def _study(name: str, row: dict, folder: Path, source: str) -> Study:
             got = "the list is empty"
         raise DiveError(f'{source}: study {name!r}: "images" wants a list of paths; {got}')
     paths = []
-    for image in images:
+    for place, image in enumerate(images, start=1):
         if not isinstance(image, str) or not image.strip():
+            held = "a blank text" if isinstance(image, str) else _kind(image)
             raise DiveError(
-                f'{source}: study {name!r}: "images" wants a list of paths; it holds {image!r}'
+                f'{source}: study {name!r}: "images" wants a list of paths; it holds {held}'
             )
         paths.append(folder / os.path.expanduser(image))
         if not os.path.isfile(paths[-1]):
-            raise DiveError(f"{source}: study {name!r}: there is no image file {paths[-1]}")
+            log.info("%s: study %r: there is no %s", source, name, paths[-1])
+            raise DiveError(
+                f"{source}: study {name!r}: there is no image file ({place} of {len(images)} of "
+                "its paths; -v shows it)"
+            )
     fields: dict[str, str | None] = {}
     for key in _TEXT_KEYS:
         value = row.get(key)
@@ -202,12 +209,13 @@ def _identifier(row: dict, key: str, source: str) -> str | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
-        raise DiveError(f"{source}: {key!r} wants a text that is not blank, got {value!r}")
+        got = "a blank one" if isinstance(value, str) else _kind(value)
+        raise DiveError(f"{source}: {key!r} wants a text that is not blank, got {got}")
     return str(value)
 
 
 def _keys(row: dict) -> str:
-    return "the keys " + ", ".join(map(repr, row)) if row else "no keys"
+    return f"the keys {names_of(row)}" if row else "no keys"
 
 
 def _kind(value: object) -> str:

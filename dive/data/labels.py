@@ -9,6 +9,7 @@ from dive.data.places import bulk
 from dive.data.tables import header_of, read_table, row_source
 from dive.data.trouble import Trouble
 from dive.errors import DiveError
+from dive.private import kind_of
 
 _VALUES = {
     "1.0": 1.0,
@@ -53,7 +54,7 @@ class LabelTable:
         except DiveError as error:
             if trouble.on_error == "fail":
                 raise
-            trouble.bad(None, str(path), error)
+            trouble.bad(None, path.name, error)
 
     def get(self, key: str) -> dict[str, float] | None:
         """The labels of one key, None if it has no row."""
@@ -73,7 +74,7 @@ class LabelTable:
                 self._trouble.bad(
                     None,
                     f"{row_source(self._path, row)}, column {name!r}",
-                    f"is {cell!r}; wants 1.0, 0.0, -1.0 or nothing",
+                    f"is {kind_of(cell)}; wants 1.0, 0.0, -1.0 or nothing",
                 )
                 continue
             labels[name] = value

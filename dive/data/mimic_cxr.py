@@ -1,5 +1,6 @@
 """MIMIC-CXR and MIMIC-CXR-JPG as PhysioNet hands them out."""
 
+import logging
 import re
 import sys
 import zipfile
@@ -26,6 +27,9 @@ from dive.data.sections import mimic_sections
 from dive.data.tables import check_columns, find_table, header_of, read_table, row_source
 from dive.data.trouble import Trouble
 from dive.errors import DiveError
+from dive.private import kind_of, said_by, without_paths
+
+log = logging.getLogger(__name__)
 
 _SUBJECT = re.compile(r"1\d{7}")
 _STUDY = re.compile(r"5\d{7}")
@@ -185,7 +189,8 @@ class MimicCxr(Reader):
             subject, images = studies[study]
             source = row_source(self._base, images[0].row)  # type: ignore[arg-type]
             if self._split is not None and study not in splits:
-                self.trouble.bad(f"s{study}", source, f"study {study} has no row in {self._split}")
+                lost = f"study {study} has no row in {self._split.name}"
+                self.trouble.bad(f"s{study}", source, lost)
                 self.report.rows["images of studies that the split table lacks"] += len(images)
                 continue
             images.sort(key=lambda image: image.key)
@@ -216,16 +221,14 @@ class MimicCxr(Reader):
                     path,
                     row,
                     columns[wrong],
-                    f"is {cells[wrong]!r}; wants {_WANTS[columns[wrong]]}",
+                    f"is {kind_of(cells[wrong])}; wants {_WANTS[columns[wrong]]}",
                 )
                 continue
             if dicom in study_of:
                 if study_of[dicom] == study:
                     self.report.rows["repeated rows of one image"] += 1
                 else:
-                    self._bad(
-                        path, row, "dicom_id", f"{dicom!r} was study {study_of[dicom]} already"
-                    )
+                    self._bad(path, row, "dicom_id", f"is that of study {study_of[dicom]} already")
                 continue
             # Texts that come back in several tables are held once.
             study = study_of[dicom] = sys.intern(study)
@@ -233,16 +236,14 @@ class MimicCxr(Reader):
             if known is None:
                 known = studies[study] = (sys.intern(subject), [])
             elif known[0] != subject:
-                self._bad(
-                    path, row, "subject_id", f"is {subject}, study {study} was of {known[0]} before"
-                )
+                self._bad(path, row, "subject_id", f"is another than study {study} had before")
                 continue
             if view and is_placeholder(view):
                 self.report.placeholders["view"] += 1
                 view = ""
             known[1].append(ImageRow(dicom, sys.intern(view.upper()), row))
         if not studies:
-            raise DiveError(f"{path}: lists no image")
+            raise DiveError(f"{path.name}: lists no image")
         return studies
 
     def _bad(self, path: Path, row: int, column: str, reason: str) -> None:
@@ -259,7 +260,10 @@ class MimicCxr(Reader):
         for row, (study, split) in read_table(self._split, ["study_id", "split"], self.trouble):
             if split not in names:
                 self._bad(
-                    self._split, row, "split", f"is {split!r}; wants one of {', '.join(_SPLITS)}"
+                    self._split,
+                    row,
+                    "split",
+                    f"is {kind_of(split)}; wants one of {', '.join(_SPLITS)}",
                 )
                 continue
             split = names[split]
@@ -278,7 +282,7 @@ class MimicCxr(Reader):
             if study not in wanted:
                 continue
             if study in self._sectioned:
-                self._bad(path, row, "study", f"{cells[0]!r} comes twice")
+                self._bad(path, row, "study", f"study {study} comes twice")
                 continue
             _, findings, impression, last, indication, history = (cell or None for cell in cells)
             self._sectioned[study] = {
@@ -295,9 +299,9 @@ class MimicCxr(Reader):
         key = _key(subject, study, "")
         try:
             if self._archive is not None:
-                text = self._archive.read(_text_name(key))
+                text = self._archive.read(_text_name(key), f"study 's{study}'")
             else:
-                text = read_text(self._texts.find(key))
+                text = read_text(self._texts.find(key), f"study 's{study}'")
         except DiveError:
             if self.options.target is None:  # images are all that is wanted
                 self.report.note("some studies have no readable report; none was asked for")
@@ -354,23 +358,26 @@ class ReportArchive:
             self._zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError) as error:
             raise DiveError(
-                f"{path}: is no whole zip archive ({error}); download it again"
+                f"{path.name}: is no whole zip archive ({said_by(error)}); download it again"
             ) from error
         names = (re.search(r"^(.*?)p1\d/p1\d{7}/s5\d{7}\.txt$", n) for n in self._zip.namelist())
         first = next(filter(None, names), None)
         if first is None:
-            raise DiveError(f"{path}: holds no files/p10/p10000032/s50414267.txt or the like")
+            raise DiveError(f"{path.name}: holds no files/p10/p10000032/s50414267.txt or the like")
         self._prefix = first.group(1)
 
-    def read(self, name: str) -> str:
+    def read(self, name: str, study: str) -> str:
+        """One report, which messages call that of `study`: its name names the patient."""
         member = f"{self._prefix}{name}"
-        where = f"{self.path}: {member}"
+        where = f"{self.path.name}: the report of {study}"
         try:
             # Not by the size that the directory claims: a bomb lies there.
             with self._zip.open(member) as file:
                 data = file.read(MAX_TEXT_BYTES + 1)
         except KeyError:
-            raise DiveError(f"there is no report {where}") from None
+            log.info("%s: there is no %s in it", self.path, member)
+            raise DiveError(f"{where} is not there") from None
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
-            raise DiveError(f"{where}: is damaged ({error}); download the archive again") from error
+            reason = without_paths(str(error))  # zipfile names the member
+            raise DiveError(f"{where} is damaged ({reason}); download the archive again") from error
         return decode_text(data, where)

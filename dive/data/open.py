@@ -110,7 +110,9 @@ def open_studies(
         reader = DatasetRows(f"<{type(spec).__name__}>", spec, options, trouble)
     else:
         kind, path = parse_spec(spec)
-        reader = _READERS[kind](str(spec), path, options, trouble)
+        # the last name alone: what is above it may name whom it should not
+        name = path.name if kind == "jsonl" else f"{kind}:{path.absolute().name}"
+        reader = _READERS[kind](name, path, options, trouble)
     reader.state_policy()
     return Studies(select(reader), reader.report)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from dive.errors import DiveError
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
@@ -84,8 +87,8 @@ class Places:
         return next((path for way in self._ways[1:] if os.path.isfile(path := way(key))), first)
 
 
-def read_text(path: Path, encoding: str = "utf-8-sig") -> str:
-    """A small text file.
+def read_text(path: Path, where: str, encoding: str = "utf-8-sig") -> str:
+    """A small text file. `where` names the study whose report it is: the path may name a patient.
 
     Raises:
         DiveError: missing, too large to be a report, no UTF-8.
@@ -94,10 +97,12 @@ def read_text(path: Path, encoding: str = "utf-8-sig") -> str:
         with open(path, "rb") as file:
             data = file.read(MAX_TEXT_BYTES + 1)
     except FileNotFoundError:
-        raise DiveError(f"there is no report file {path}; is the download complete?") from None
+        log.info("%s: there is no %s", where, path)
+        raise DiveError(f"{where}: there is no report file; is the download complete?") from None
     except OSError as error:
-        raise DiveError(f"cannot read {path}: {error.strerror}") from error
-    return decode_text(data, str(path), encoding)
+        log.info("%s: %s", where, error)
+        raise DiveError(f"{where}: cannot read the report file: {error.strerror}") from error
+    return decode_text(data, f"{where}: the report file", encoding)
 
 
 def decode_text(data: bytes, name: str, encoding: str = "utf-8-sig") -> str:

@@ -11,6 +11,7 @@ from dive.data.places import Places, bulk, spread, unique
 from dive.data.reading import Candidate, ImageRow, Options, Reader
 from dive.data.trouble import Trouble
 from dive.errors import DiveError
+from dive.private import names_of, said_by
 
 _SPLITS = ("train", "val", "test")
 _FOLDERS = ("images", "images300", "files", "PNGs", "PNG", ".")
@@ -61,7 +62,7 @@ class R2Gen(Reader):
         candidates: list[Candidate] = []
         for split in _SPLITS:
             for number, item in enumerate(groups.pop(split, ())):
-                source = f"{self._path}: {split}[{number}]"
+                source = f"{self._path.name}: {split}[{number}]"
                 try:
                     candidate = self._candidate(item, split, source)
                     if candidate.id in seen:
@@ -73,7 +74,7 @@ class R2Gen(Reader):
                 seen[candidate.id] = f"{split}[{number}]"
                 candidates.append(candidate)
         if not candidates:
-            raise DiveError(f"{self._path}: holds no usable item")
+            raise DiveError(f"{self._path.name}: holds no usable item")
         if any(candidate.patient for candidate in candidates):
             self.report.note("an item is an image: a study comes as often as it has images")
         self._images.probe([candidate.images[0].key for candidate in spread(candidates)])
@@ -88,19 +89,19 @@ class R2Gen(Reader):
             groups = json.loads(self._path.read_text(encoding="utf-8-sig"))
         except json.JSONDecodeError as error:
             raise DiveError(
-                f"{self._path}: line {error.lineno}, column {error.colno}: is not JSON "
+                f"{self._path.name}: line {error.lineno}, column {error.colno}: is not JSON "
                 f"({error.msg}); is the download complete?"
             ) from None
         except (OSError, UnicodeDecodeError, RecursionError) as error:
-            raise DiveError(f"cannot read {self._path}: {error}") from error
+            raise DiveError(f"cannot read {self._path.name}: {said_by(error)}") from error
         if not isinstance(groups, dict) or not any(
             isinstance(groups.get(split), list) for split in _SPLITS
         ):
-            keys = ", ".join(groups) if isinstance(groups, dict) else type(groups).__name__
-            raise DiveError(f"{self._path}: wants lists train, val and test; it has {keys}")
+            keys = names_of(groups) if isinstance(groups, dict) else type(groups).__name__
+            raise DiveError(f"{self._path.name}: wants lists train, val and test; it has {keys}")
         for split in _SPLITS:
             if not isinstance(groups.get(split, []), list):
-                raise DiveError(f"{self._path}: {split!r} is no list")
+                raise DiveError(f"{self._path.name}: {split!r} is no list")
         return groups
 
     def _candidate(self, item: Any, split: str, source: str) -> Candidate:
@@ -110,17 +111,17 @@ class R2Gen(Reader):
             if key == "report" and is_placeholder(item.get(key)):
                 continue  # NaN is one, too
             if not isinstance(item.get(key), kinds) or not item[key]:
-                have = ", ".join(item)
+                have = names_of(item)
                 raise DiveError(
-                    f"{source}: {key!r} is {item.get(key)!r}; wants a value (keys: {have})"
+                    f"{source}: {key!r} is {_state(item, key)}; wants a value (keys: {have})"
                 )
         if item.get("split", split) != split:
-            raise DiveError(f"{source}: 'split' is {item['split']!r} in the list {split!r}")
+            raise DiveError(f"{source}: 'split' is another in the list {split!r}")
         paths = item["image_path"]
         for path in paths:
             if not isinstance(path, str) or not path or _leaves(path):
                 raise DiveError(
-                    f"{source}: 'image_path' holds {path!r}; wants a path under images/"
+                    f"{source}: 'image_path' holds something else; wants paths under images/"
                 )
         subject = item.get("subject_id")
         if subject is not None or "study_id" in item:
@@ -140,6 +141,12 @@ class R2Gen(Reader):
 
     def place(self, candidate: Candidate, image: ImageRow) -> Path:
         return self._images.find(image.key)
+
+
+def _state(item: dict, key: str) -> str:
+    if item.get(key) is None:
+        return "not there"
+    return "empty" if not item[key] else f"a {type(item[key]).__name__}"
 
 
 def _leaves(path: str) -> bool:

@@ -350,11 +350,12 @@ def _files(
         image = reader.place(candidate, row)
         if reader.options.check_files and isinstance(image, Path) and not os.path.isfile(image):
             missing += 1
+            log.info("there is no %s", image)
             reader.trouble.bad(
                 candidate.id,
                 f"{candidate.source}: study {candidate.id!r}",
-                f"there is no image file {image}; is the download complete? on_error='skip' "
-                "goes on and counts such files",
+                f"there is no image file ({rows.index(row) + 1} of {len(rows)}; -v shows it); is "
+                "the download complete? on_error='skip' goes on and counts such files",
             )
             continue
         images.append(image)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from dive.data.absent import told
@@ -17,9 +18,9 @@ class ReadingReport:
     images with `images`, `kept_images` and `images_left_out`.
 
     Attributes:
-        source: what was read ("mimic-cxr:/data/mimic").
+        source: what was read, by its last name ("mimic-cxr:mimic").
         policy: the rules by which studies, images and text were chosen, a sentence each.
-        files: the tables that were read.
+        files: the tables that were read, as paths; printed by their last names.
         notes: what a user should know and could not have asked for.
         studies, images: seen in the tables.
         kept, kept_images: handed on.
@@ -91,5 +92,5 @@ class ReadingReport:
             lines.append(f"  studies skipped as bad: {self.failed:,}")
         lines += [f"  note: {text}" for text in self.notes]
         if self.files:
-            lines.append("  read: " + ", ".join(self.files))
+            lines.append("  read: " + ", ".join(PurePath(file).name for file in self.files))
         return "\n".join(lines)

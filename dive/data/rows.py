@@ -15,6 +15,7 @@ from dive.data.reading import SPLITS, Candidate, ImageRow, Options, Reader
 from dive.data.study import Study
 from dive.data.trouble import Trouble
 from dive.errors import DiveError
+from dive.private import names_of
 
 # Where a column is not named by the caller, the first of these that is there.
 _COLUMNS = {
@@ -189,7 +190,7 @@ class DatasetRows(Rows):
             where = f"{source}, column {column!r}" + ("" if at is None else f"[{at}]")
             if is_absent(value):
                 raise DiveError(
-                    f"{where}: is {'null' if value is None else repr(value)}; wants an image"
+                    f"{where}: is {'null' if value is None else 'a placeholder'}; wants an image"
                 )
             if isinstance(value, (str, os.PathLike)):
                 images.append(ImageRow(self._path(os.fspath(value)), "", place))
@@ -212,7 +213,7 @@ class DatasetRows(Rows):
         given = self.options.columns.get(key)
         if given is not None:
             if given not in row:
-                raise DiveError(f"{source}: has no column {given!r}; it has {', '.join(row)}")
+                raise DiveError(f"{source}: has no column {given!r}; it has {names_of(row)}")
             return given
         found = next((name for name in _COLUMNS[key] if name in row), None)
         target = self.options.target
@@ -220,7 +221,7 @@ class DatasetRows(Rows):
         if found is None and key in needed:
             raise DiveError(
                 f"{source}: has no column of {key} ({', '.join(_COLUMNS[key])}); it has "
-                f"{', '.join(row)}; columns={{{key!r}: ...}} names one"
+                f"{names_of(row)}; columns={{{key!r}: ...}} names one"
             )
         return found
 

@@ -10,6 +10,7 @@ from PIL import Image
 from dive.data.absent import is_placeholder
 from dive.data.images import IMAGES, LazyImage, is_image, load_rgb
 from dive.errors import DiveError
+from dive.visible import visible
 
 Target = Literal["findings", "impression", "both"]
 TARGETS: tuple[str, ...] = get_args(Target)
@@ -33,7 +34,8 @@ class Study:
         patient: name of the patient, so that no study demonstrates for another of the same person.
         indication: why the examination was asked for; goes into the prompt where it is known.
         findings, impression: sections of the report; None where unknown.
-        source: where the study came from ("studies.jsonl:12"), for error messages.
+        source: where the study came from ("studies.jsonl:12": a file's last name, and the line),
+            for error messages.
         origin: the dataset that it is of ("mimic-cxr"), where a reader or a row says it; an
             adapter remembers where its studies are from.
         split: the dataset's own name of the split ("train", "validate", "valid", ...).
@@ -66,10 +68,26 @@ class Study:
                 self.placeholders[name] = repr(value)  # type: ignore[index]
                 object.__setattr__(self, name, None)
 
+    def __repr__(self) -> str:
+        """What a message may say of it: no text, no patient, no path."""
+        known = [name for name in (*_TEXTS, "labels") if getattr(self, name) is not None]
+        return f"Study({self.id!r}, {len(self.images)} images; {', '.join(known) or 'no report'})"
+
     @property
     def where(self) -> str:
         """The study as error messages name it."""
-        return f"{self.source}: study {self.id!r}" if self.source else f"study {self.id!r}"
+        own = f"study {self.id!r}"
+        return visible(f"{self.source}: {own}") if self.source else own
+
+    @property
+    def texts(self) -> list[str]:
+        """What is private of it, and may come back in a library's words."""
+        return [value for name in _TEXTS if isinstance(value := getattr(self, name), str)]
+
+    @property
+    def image_names(self) -> list[str]:
+        """Its images as error messages name them, for a path may hold the patient: "1 of 2"."""
+        return [f"{number + 1} of {len(self.images)}" for number in range(len(self.images))]
 
     def check(self) -> None:
         """Raise DiveError where a field is of another kind than it is to be; no file is opened."""
@@ -116,7 +134,11 @@ class Study:
         """Every image, decoded to the last pixel, as RGB.
 
         Raises:
-            DiveError: an image is missing, damaged or no image at all; names file and study.
+            DiveError: an image is missing, damaged or no image at all; names the study, and
+            which of its images.
         """
         self.check()
-        return [load_rgb(image, self.where) for image in self.images]
+        return [
+            load_rgb(image, self.where, name=name)
+            for image, name in zip(self.images, self.image_names, strict=True)
+        ]

@@ -11,6 +11,7 @@ from typing import IO, cast
 
 from dive.data.trouble import Trouble
 from dive.errors import DiveError
+from dive.private import said_by
 
 # A gzip of a few kilobytes can hold terabytes. The largest table that these datasets come with is
 # below one gigabyte, its longest line below a tenth of a megabyte.
@@ -33,7 +34,7 @@ def find_table(folders: Sequence[Path], pattern: str) -> Path | None:
 
 def row_source(path: Path, row: int) -> str:
     """How error messages and studies name a row. The header is row 1, as in a spreadsheet."""
-    return f"{path}: row {row}"
+    return f"{path.name}: row {row}"
 
 
 def header_of(path: Path) -> list[str]:
@@ -50,13 +51,15 @@ def check_columns(path: Path, wanted: Sequence[str], header: Sequence[str] | Non
     header = header_of(path) if header is None else header
     missing = [name for name in wanted if name not in header]
     if missing:
+        # of a table without a header the first row is somebody's
+        known = len(missing) < len(wanted)
+        has = f"the columns are {', '.join(header)}" if known else "is the first row its header?"
         raise DiveError(
-            f"{path}: row 1: has no column {', '.join(map(repr, missing))}; "
-            f"the columns are {', '.join(header)}"
+            f"{row_source(path, 1)}: has no column {', '.join(map(repr, missing))}; {has}"
         )
     twice = [name for name in wanted if header.count(name) > 1]
     if twice:
-        raise DiveError(f"{path}: row 1: has the column {twice[0]!r} twice")
+        raise DiveError(f"{row_source(path, 1)}: has the column {twice[0]!r} twice")
 
 
 def read_table(
@@ -128,17 +131,17 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise DiveError(f"there is no file {path}") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DiveError(
-            f"{path}: is damaged behind row {row} ({error}); wants the whole file: download it "
-            "again and compare its checksum"
+            f"{path.name}: is damaged behind row {row} ({error}); wants the whole file: download "
+            "it again and compare its checksum"
         ) from error
     except csv.Error as error:
         raise DiveError(
-            f"{path}: row {row + 1}: is not a row of a table ({error}); is a quote left open?"
+            f"{row_source(path, row + 1)}: is not a row of a table ({error}); is a quote left open?"
         ) from error
     except OSError as error:
-        raise DiveError(f"cannot read {path}: {error.strerror or error}") from error
+        raise DiveError(f"cannot read {path.name}: {said_by(error)}") from error
     if row == 0:
-        raise DiveError(f"{path}: is empty; wants a table with a header")
+        raise DiveError(f"{path.name}: is empty; wants a table with a header")
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -150,7 +153,7 @@ def _open(path: Path) -> IO[bytes]:
 def _refuse_wide(path: Path, file: IO[bytes]) -> None:
     start = file.peek(2)[:2]  # type: ignore[attr-defined]
     if start in (b"\xff\xfe", b"\xfe\xff"):
-        raise DiveError(f"{path}: row 1: is UTF-16; wants UTF-8")
+        raise DiveError(f"{row_source(path, 1)}: is UTF-16; wants UTF-8")
 
 
 class _Measured(io.BufferedIOBase):
@@ -170,7 +173,7 @@ class _Measured(io.BufferedIOBase):
         self._line = self._line + len(data) if end < 0 else len(data) - end - 1
         if self._total > MAX_TABLE_BYTES or self._line > MAX_LINE:
             raise DiveError(
-                f"{self._path}: unpacks to a line of more than {MAX_LINE:,} bytes, or to more than "
-                f"{MAX_TABLE_BYTES:,} in all; that is no table of a dataset"
+                f"{self._path.name}: unpacks to a line of more than {MAX_LINE:,} bytes, or to more "
+                f"than {MAX_TABLE_BYTES:,} in all; that is no table of a dataset"
             )
         return data

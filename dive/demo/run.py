@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 from rich.table import Table
-from rich.text import Text
 
 import dive
 from dive import checks
+from dive.console import PlainConsole, column, styled
 from dive.data import Study
 from dive.data.io import check_folder, write_bytes, write_jsonl, write_text
 from dive.data.lock import hold_folder
+from dive.visible import visible
 
 from .methods import (
     BACKBONE,
@@ -48,7 +48,7 @@ def main(
     test: int = 64,
     steps: int = 100,
     methods: Sequence[Method] = DEMO_METHODS,
-    console: Console | None = None,
+    console: PlainConsole | None = None,
 ) -> list[dict]:
     """Run the demo and write `adapter/`, `reports.jsonl`, `results.json`, `index.html` to `out`.
 
@@ -61,7 +61,7 @@ def main(
     out = checks.place("out", out)
     check_folder(out)
     with hold_folder(out):
-        return _run(out, seed, train, test, steps, methods, console or Console())
+        return _run(out, seed, train, test, steps, methods, console or PlainConsole())
 
 
 def _run(
@@ -71,12 +71,15 @@ def _run(
     test: int,
     steps: int,
     methods: Sequence[Method],
-    console: Console,
+    console: PlainConsole,
 ) -> list[dict]:
     start = time.perf_counter()
     console.print(
-        "[bold]The embedded world.[/] Drawn radiographs, an invented hospital and a toy backbone: "
-        "a way to see DIVE work in minutes, and nothing about patients."
+        styled("The embedded world.", "bold").append(
+            " Drawn radiographs, an invented hospital and a toy backbone: a way to see DIVE work "
+            "in minutes, and nothing about patients.",
+            "default",
+        )
     )
     backbone = dive.load_backbone(BACKBONE, dtype="float32", device="cpu")
     where = open_hospital(seed, train, test)
@@ -88,7 +91,7 @@ def _run(
     outcomes: dict[str, Outcome] = {}
     with Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        column("{task.description}"),
         TimeElapsedColumn(),
         console=console,
         transient=not console.is_terminal,
@@ -101,8 +104,9 @@ def _run(
     rows = [outcome.row for outcome in outcomes.values()]
     console.print(_table(rows))
     console.print(
-        "[dim]Style F1: findings worded exactly as this hospital does; concept F1: findings named "
-        "in any words.[/]"
+        "Style F1: findings worded exactly as this hospital does; concept F1: findings named "
+        "in any words.",
+        style="dim",
     )
     console.print(caution(rows), markup=False, highlight=False)
     last = outcomes[DIVE.name if DIVE.name in outcomes else methods[-1].name]
@@ -123,7 +127,7 @@ def _run(
         parameters=f"{sum(p.numel() for p in backbone.model.parameters()) / 1e6:.1f} million",
         version=dive.__version__,
     )
-    console.print(f"\nDone in {time.perf_counter() - start:.0f} s. Written to [bold]{out}[/]:")
+    console.print(f"\nDone in {time.perf_counter() - start:.0f} s. Written to {out}:")
     console.print("  index.html  results.json  reports.jsonl  adapter/  test.jsonl  images/")
     console.print("Try next:")
     console.print(f"  open {out / 'index.html'}", highlight=False)
@@ -184,14 +188,16 @@ def _two_studies(where: Hospital, outcomes: dict[str, Outcome]) -> list[dict]:
     ]
 
 
-def _print_study(console: Console, study: dict) -> None:
-    console.print(f"\n[bold]{study['id']}[/]  (findings stated are underlined)")
+def _print_study(console: PlainConsole, study: dict) -> None:
+    console.print(styled(f"\n{study['id']}", "bold"), " (findings stated are underlined)")
     for report in study["reports"]:
         if "shot" in report["name"]:
             continue  # two texts, one below the other, are enough for a terminal; the page has all
-        text = Text(f"{report['name']}: ", style="cyan")
+        text = styled(f"{report['name']}: ", "cyan")
         for piece in marked(report["text"]):
-            text.append(piece["text"], style="underline bold" if piece["marked"] else "default")
+            text.append(
+                visible(piece["text"]), style="underline bold" if piece["marked"] else "default"
+            )
         text.append("" if report["ended"] else " ... (did not end)", style="red")
         console.print(text)
 

@@ -261,7 +261,7 @@ def _termination(reasons: list[str]) -> Measure:
     unknown = next((reason for reason in reasons if reason not in FINISH_REASONS), None)
     if unknown is not None:
         raise DiveError(
-            f"finish_reasons holds {unknown!r}; wants one of {', '.join(FINISH_REASONS)} each"
+            f"finish_reasons holds something else; wants one of {', '.join(FINISH_REASONS)} each"
         )
     values = [float(reason == "eos") for reason in reasons]
     variant = "share of reports that the model ended itself (finish_reason eos)"

@@ -34,21 +34,23 @@ def check_annotation(annotation: Any, where: str) -> None:
     if not isinstance(annotation, Mapping) or not isinstance(annotation.get("entities"), Mapping):
         raise DiveError(f"{where}: not a RadGraph annotation: no mapping `entities`")
     entities = annotation["entities"]
-    for key, entity in entities.items():
-        entry = f"{where}: entity {key!r}"
+    for place, entity in enumerate(entities.values()):
+        entry = f"{where}: entity {place}"
         if not isinstance(entity, Mapping):
             raise DiveError(f"{entry} is not a mapping")
         for name in ("tokens", "label"):
             if not isinstance(entity.get(name), str):
-                raise DiveError(f"{entry}: `{name}` must be a text, got {entity.get(name)!r}")
+                got = type(entity.get(name)).__name__
+                raise DiveError(f"{entry}: `{name}` must be a text, got a {got}")
         relations = entity.get("relations", [])
         if not isinstance(relations, list):
-            raise DiveError(f"{entry}: `relations` must be a list, got {relations!r}")
+            got = type(relations).__name__
+            raise DiveError(f"{entry}: `relations` must be a list, got a {got}")
         for relation in relations:
             if not isinstance(relation, list | tuple) or len(relation) != 2:
-                raise DiveError(f"{entry}: a relation is [name, entity], got {relation!r}")
+                raise DiveError(f"{entry}: a relation is [name, entity], got something else")
             if relation[1] not in entities:
-                raise DiveError(f"{entry}: relation to {relation[1]!r}, which is no entity")
+                raise DiveError(f"{entry}: a relation to what is no entity")
 
 
 def as_annotated(text: str) -> str:
@@ -70,17 +72,14 @@ def entity_spans(text: str, annotation: Annotation) -> list[tuple[int, int, str]
         letters = as_annotated(text)
     places = np.array([i for i, letter in enumerate(letters) if not letter.isspace()])
     if "".join(annotated) != "".join(letters.split()):
-        raise DiveError(
-            f"the RadGraph annotation is of another text: {annotation['text'][:60]!r}... is not "
-            f"{text[:60]!r}..."
-        )
+        raise DiveError("the RadGraph annotation is of another text")
     ends = np.cumsum([len(word) for word in annotated])
     spans = []
     for entity in annotation["entities"].values():
         first, last = int(entity["start_ix"]), int(entity["end_ix"])
         if not 0 <= first <= last < len(annotated):
             raise DiveError(
-                f"RadGraph entity {entity['tokens']!r}: words {first} to {last} of {len(annotated)}"
+                f"a RadGraph entity has the words {first} to {last} of {len(annotated)}"
             )
         start = ends[first] - len(annotated[first])
         spans.append((int(places[start]), int(places[ends[last] - 1]) + 1, entity["label"]))
@@ -110,6 +109,7 @@ def entity_kind(label: str) -> tuple[str, str]:
     kind, state = _KINDS.get(parts[0]), _STATES.get(parts[-1])
     if kind is None or state is None:
         raise DiveError(
-            f"RadGraph label {label!r}: want OBS-DP, Observation::uncertain or the like"
+            "a RadGraph label is none of its models': want OBS-DP, Observation::uncertain or the "
+            "like"
         )
     return kind, state

@@ -8,6 +8,7 @@ from typing import Any
 from dive import checks
 from dive.errors import DiveError
 from dive.file_digest import whole
+from dive.private import row_of
 from dive.radgraph.annotations import NO_ENTITIES, Annotation, as_annotated, check_annotation
 
 
@@ -35,7 +36,7 @@ class RadGraphFile:
             if earlier["entities"] != annotation["entities"]:
                 self._conflicts.add(key)
         if not self._found:
-            raise DiveError(f"{self.path}: holds no RadGraph annotation")
+            raise DiveError(f"{self.path.name}: holds no RadGraph annotation")
 
     def annotate(self, texts: Sequence[str]) -> list[Annotation]:
         """One annotation for each text, in order; an empty text has no entities.
@@ -43,15 +44,18 @@ class RadGraphFile:
         Raises DiveError where a text is not in the file, or is there twice, annotated differently.
         """
         wanted = [_letters(text) for text in texts]
-        missing = [
-            t for t, key in zip(texts, wanted, strict=True) if key and key not in self._found
-        ]
+        missing = [place for place, key in enumerate(wanted, 1) if key and key not in self._found]
         if missing:
-            many = f"{len(missing)} of {len(texts)} texts, the first: " if len(texts) > 1 else ""
-            raise DiveError(f"{self.path}: no annotation for {many}{missing[0][:80]!r}")
-        for text, key in zip(texts, wanted, strict=True):
+            one = len(texts) == 1
+            many = "this text" if one else f"{len(missing)} of {len(texts)} texts"
+            first = "" if one else f", the first of them text {missing[0]}"
+            raise DiveError(f"{self.path.name}: no annotation for {many}{first}")
+        for place, key in enumerate(wanted, 1):
             if key in self._conflicts:
-                raise DiveError(f"{self.path}: differing annotations of one text: {text[:80]!r}")
+                raise DiveError(
+                    f"{self.path.name}: differing annotations of one text, text {place} of "
+                    f"{len(texts)}"
+                )
         return [self._found[key] if key else NO_ENTITIES for key in wanted]
 
     def _read(self) -> Iterator[tuple[str, Any]]:
@@ -64,15 +68,16 @@ class RadGraphFile:
         except ValueError:
             table = None
         if table is not None:
-            yield from _flat(table, str(self.path))
+            yield from _flat(table, self.path.name)
             return
         for number, line in enumerate(content.splitlines(), 1):
             if line.strip():
                 try:
                     row = json.loads(line)
                 except ValueError as error:
-                    raise DiveError(f"{self.path}:{number}: not JSON: {error}") from error
-                yield from _flat(row, f"{self.path}:{number}")
+                    where = row_of(self.path, number)
+                    raise DiveError(f"{where}: not JSON: {error}") from error
+                yield from _flat(row, row_of(self.path, number))
 
 
 def _flat(table: Any, where: str) -> Iterator[tuple[str, Any]]:
@@ -80,8 +85,8 @@ def _flat(table: Any, where: str) -> Iterator[tuple[str, Any]]:
         for i, row in enumerate(table):
             yield from _flat(row, f"{where}[{i}]")
     elif isinstance(table, dict) and "entities" not in table:
-        for key, row in table.items():
-            yield f"{where}[{key!r}]", row
+        for place, row in enumerate(table.values()):
+            yield f"{where}[{place}]", row  # CheXpert Plus's keys are paths
     else:
         yield where, table
 

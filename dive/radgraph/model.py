@@ -19,6 +19,7 @@ from dive.data.disk import unwritable
 from dive.data.io import write_text
 from dive.data.lock import hold_file
 from dive.errors import DiveError
+from dive.private import without_texts
 from dive.radgraph.annotations import NO_ENTITIES, Annotation
 
 MODEL_TYPES = ("radgraph", "radgraph-xl", "modern-radgraph-xl", "echograph")
@@ -158,7 +159,8 @@ class RadGraph:
                     answer = json.loads(line)
                     text = texts[answer["index"]]
                     if "error" in answer:
-                        raise DiveError(f"RadGraph: {answer['error']} for {text[:80]!r}")
+                        place = f"text {answer['index'] + 1} of {len(texts)}"
+                        raise DiveError(f"RadGraph: {answer['error']} for {place}")
                     answered += 1
                     yield text, answer["annotation"]
             except BaseException:
@@ -169,7 +171,7 @@ class RadGraph:
             said = "\n".join(log.read().strip().splitlines()[-12:])
             raise DiveError(
                 f"RadGraph: the model's process ended with exit code {process.returncode} after "
-                f"{answered} of {len(texts)} texts. Its last words:\n{said}"
+                f"{answered} of {len(texts)} texts. Its last words:\n{without_texts(said, texts)}"
             )
 
 
