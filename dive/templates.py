@@ -65,8 +65,8 @@ class ChatTemplate:
     Args:
         processor: the backbone's processor, or None for a text model.
         tokenizer: its tokenizer.
-        template: Jinja text, or a file with it (a `StoredTemplate` is text); None takes the processor's own, then the
-            tokenizer's, then `PLAIN_TEMPLATE`.
+        template: Jinja text, or a file with it (a `StoredTemplate` is text); None takes the
+            processor's own, then the tokenizer's, then `PLAIN_TEMPLATE`.
         date: the day that it is for the template, as "2024-07-26" or a `datetime.date`; None is
             today. Without effect on a template that does not ask for it.
 
