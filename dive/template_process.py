@@ -23,7 +23,7 @@ import jinja2.ext
 import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-SECONDS = 1.0  # of the processor's time for one rendering, compiling included; usual is 0.001
+SECONDS = 0.5  # of the processor's time for one rendering, compiling included; usual is 0.001
 MEGABYTES = 512  # beside what the process has when it begins
 LETTERS = 4_000_000  # of what is rendered: more than any model's context
 

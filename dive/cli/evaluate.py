@@ -1,6 +1,7 @@
 """`dive evaluate`: predictions against references, joined by id."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -270,7 +271,7 @@ def _predictions(path: Path) -> dict[str, dict[str, Any]]:
             if key not in row:
                 raise DiveError(
                     f'{path}:{number}: wants "id" and "report", got the keys '
-                    f"{', '.join(row) or 'none'}"
+                    f"{', '.join(row)[:200] or 'none'}"
                 )
             if key == "report" and row[key] is not None and is_absent(row[key]):
                 continue  # NaN, too, is an empty report
@@ -343,16 +344,18 @@ def _references(
 
 
 def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DiveError(f"cannot read {path}: {error}") from error
+    from dive.data.files import lines_of
+
     found = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in _reported(path, lines_of(path)):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise DiveError(f"cannot read {path}: line {number}: {error}") from error
+        except RecursionError:
+            raise DiveError(f"{path}:{number}: is nested too deeply") from None
         except ValueError as error:
             raise DiveError(f"{path}:{number}: is not JSON ({error})") from None
         if not isinstance(row, dict):
@@ -361,6 +364,13 @@ def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
     if not found:
         raise DiveError(f"{path}: has no lines")
     return found
+
+
+def _reported(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    try:
+        yield from lines
+    except OSError as error:
+        raise DiveError(f"cannot read {path}: {error}") from error
 
 
 def _joined(

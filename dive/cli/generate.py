@@ -221,8 +221,10 @@ def _refuse_twice(names: list[str]) -> None:
 
 
 def _bytes(path: Path) -> bytes:
+    from dive.data.files import MAX_JSON_BYTES, read_file
+
     try:
-        return path.read_bytes()
+        return read_file(path, MAX_JSON_BYTES)
     except OSError as error:
         raise DiveError(f"cannot read {path}: {error.strerror}") from error
 

@@ -2,11 +2,14 @@
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from dive.errors import DiveError
+
+MAX_LINE = 16 << 20  # bytes of a row of JSON lines
+MAX_JSON_BYTES = 1 << 30  # of a file of JSON that is read whole: the largest in use has half of it
 
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"),
@@ -52,3 +55,22 @@ def read_file(path: Path | str, most: int, pipe: bool = False) -> bytes:
         held = f"{size:,}" if size > most else f"more than {most:,}"
         raise DiveError(f"{path} holds {held} bytes; the limit is {most:,}")
     return data
+
+
+def lines_of(path: Path | str, pipe: bool = True) -> Iterator[tuple[int, bytes]]:
+    """(number from 1 on, bytes without the line break) of each line, blank ones too; a byte order
+    mark before the first is left out.
+
+    Raises:
+        OSError: it is not there, or may not be read.
+        DiveError: it is no regular file (or pipe); UTF-16; a line of more than `MAX_LINE` bytes.
+    """
+    with open_file(path, pipe) as file:
+        number = 0
+        while line := file.readline(MAX_LINE + 1):
+            number += 1
+            if len(line) > MAX_LINE:
+                raise DiveError(f"{path}:{number}: is longer than {MAX_LINE:,} bytes")
+            if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise DiveError(f"{path}:1: is UTF-16; wants UTF-8")
+            yield number, line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").rstrip(b"\n")

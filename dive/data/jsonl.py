@@ -9,12 +9,14 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dive import checks
 from dive.data.absent import is_absent, is_placeholder, told
+from dive.data.files import lines_of
 from dive.data.report import PLACEHOLDERS
+from dive.data.strict_json import short
 from dive.data.study import Study, check_target
 from dive.data.trouble import Skipped, check_on_error
 from dive.errors import DiveError
@@ -72,23 +74,13 @@ def studies_of(
     skipped = check_on_error(on_error, skipped)
     if target is not None:
         check_target(target)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise DiveError(f"there is no file {path}; wants studies, one JSON object a line") from None
-    except OSError as error:
-        raise DiveError(f"cannot read {path}: {error.strerror}") from error
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DiveError(f"{path}:1: is UTF-16; wants UTF-8")
-    data = data.removeprefix(b"\xef\xbb\xbf")
-
     folder = path.parent if images is None else checks.place("images", images)
     if not folder.is_dir():
         raise DiveError(f"there is no folder {folder} for the images of {path}")
     studies: list[Study] = []
     first_line: dict[str, int] = {}
     before = len(skipped)
-    for number, raw in enumerate(data.split(b"\n"), start=1):
+    for number, raw in _lines(path):
         if not raw.strip():
             continue
         source = f"{path}:{number}"
@@ -118,6 +110,15 @@ def studies_of(
         reason = f"all {lost} lines were skipped" if lost else "it has no lines"
         raise DiveError(f"{path}: no study to work with; {reason}")
     return studies
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        yield from lines_of(path)
+    except FileNotFoundError:
+        raise DiveError(f"there is no file {path}; wants studies, one JSON object a line") from None
+    except OSError as error:
+        raise DiveError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _parse(raw: bytes, source: str) -> dict:
@@ -169,7 +170,7 @@ def _study(name: str, row: dict, folder: Path, source: str) -> Study:
     for image in images:
         if not isinstance(image, str) or not image.strip():
             raise DiveError(
-                f'{source}: study {name!r}: "images" wants a list of paths; it holds {image!r}'
+                f'{source}: study {name!r}: "images" wants a list of paths; it holds {short(image)}'
             )
         paths.append(folder / os.path.expanduser(image))
         if not os.path.isfile(paths[-1]):
@@ -202,12 +203,12 @@ def _identifier(row: dict, key: str, source: str) -> str | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
-        raise DiveError(f"{source}: {key!r} wants a text that is not blank, got {value!r}")
+        raise DiveError(f"{source}: {key!r} wants a text that is not blank, got {short(value)}")
     return str(value)
 
 
 def _keys(row: dict) -> str:
-    return "the keys " + ", ".join(map(repr, row)) if row else "no keys"
+    return "the keys " + short(", ".join(map(repr, row)))[1:-1] if row else "no keys"
 
 
 def _kind(value: object) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from dive.data.files import open_file
 from dive.errors import DiveError
 
 Item = TypeVar("Item")
@@ -91,7 +92,7 @@ def read_text(path: Path, encoding: str = "utf-8-sig") -> str:
         DiveError: missing, too large to be a report, no UTF-8.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             data = file.read(MAX_TEXT_BYTES + 1)
     except FileNotFoundError:
         raise DiveError(f"there is no report file {path}; is the download complete?") from None

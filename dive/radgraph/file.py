@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dive import checks
+from dive.data.files import MAX_JSON_BYTES, read_file
 from dive.errors import DiveError
 from dive.radgraph.annotations import NO_ENTITIES, Annotation, as_annotated, check_annotation
 
@@ -54,11 +55,13 @@ class RadGraphFile:
 
     def _read(self) -> Iterator[tuple[str, Any]]:
         try:
-            content = self.path.read_text(encoding="utf-8-sig")
+            content = read_file(self.path, MAX_JSON_BYTES, pipe=True).decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise DiveError(f"{self.path}: cannot read RadGraph annotations: {error}") from error
         try:
             table = json.loads(content)
+        except RecursionError:
+            raise DiveError(f"{self.path}: is nested too deeply for annotations") from None
         except ValueError:
             table = None
         if table is not None:
@@ -68,7 +71,7 @@ class RadGraphFile:
             if line.strip():
                 try:
                     row = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise DiveError(f"{self.path}:{number}: not JSON: {error}") from error
                 yield from _flat(row, f"{self.path}:{number}")
 
