@@ -19,8 +19,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dive import __version__, checks
+from dive.adapter_files import check_pair, check_weights, read_settings
 from dive.data.files import check_folder, identity, sweep, write_together
 from dive.data.lock import hold_folder
+from dive.data.strict_json import short
 from dive.errors import DiveError
 from dive.fingerprint import difference, fingerprint
 from dive.structure import description, unwrap
@@ -65,7 +67,9 @@ class SteeringConfig:
 
         def want(good: bool, name: str, wanted: str) -> None:
             if not good:
-                raise DiveError(f"SteeringConfig: {name} is {getattr(self, name)!r}, want {wanted}")
+                raise DiveError(
+                    f"SteeringConfig: {name} is {short(getattr(self, name))}, want {wanted}"
+                )
 
         def whole(value: object) -> bool:
             return isinstance(value, int) and not isinstance(value, bool) and value >= 0
@@ -79,7 +83,7 @@ class SteeringConfig:
         want(self.positions in POSITIONS, "positions", "one of " + ", ".join(POSITIONS))
         want(isinstance(self.norm_preserving, bool), "norm_preserving", "True or False")
         want(
-            type(self.eps) in (int, float) and math.isfinite(self.eps) and self.eps > 0,
+            type(self.eps) in (int, float) and 0 < self.eps < math.inf,
             "eps",
             "a number > 0",
         )
@@ -150,7 +154,13 @@ class SteeringAdapter(nn.Module):
         known = {"backbone": description(model), "weights": fingerprint(model)}
         self._assemble(config, known)
 
-    def _assemble(self, config: SteeringConfig, metadata: dict[str, Any]) -> None:
+    def _assemble(
+        self,
+        config: SteeringConfig,
+        metadata: dict[str, Any],
+        device: str = "cpu",
+        name: str | Path = "SteeringConfig",
+    ) -> None:
         if not isinstance(config, SteeringConfig):
             raise DiveError(f"SteeringAdapter: config is {config!r}, want a SteeringConfig")
         self.config = config
@@ -160,11 +170,11 @@ class SteeringAdapter(nn.Module):
         indices = range(count) if config.layers == "all" else config.layers
         if max(indices) >= count:
             raise DiveError(
-                f"SteeringConfig: layers names {max(indices)}, but the backbone has the layers "
+                f"{name}: layers names {max(indices)}, but the backbone has the layers "
                 f"0 to {count - 1}"
             )
-        # float32 and on the CPU whatever torch's defaults are at this moment
-        with torch.device("cpu"), torch.inference_mode(False):
+        # float32 and on this device whatever torch's defaults are at this moment
+        with torch.device(device), torch.inference_mode(False):
             self.layers = nn.ModuleDict(
                 {str(i): LayerSteering(backbone["hidden_size"], config).float() for i in indices}
             )
@@ -259,30 +269,25 @@ class SteeringAdapter(nn.Module):
         config_file = _find(folder_or_hub_id, CONFIG_FILE, revision, token)
         weights_file = _find(folder_or_hub_id, WEIGHTS_FILE, revision, token)
         before = identity(config_file)
-        config, metadata = _read_settings(config_file)
+        steering, metadata, digest = read_settings(config_file, FORMAT)
+        config = _config_of(config_file, steering)
         adapter = cls.__new__(cls)
         nn.Module.__init__(adapter)
-        with torch.random.fork_rng(devices=[]):  # loading must not move the caller's generator
-            adapter._assemble(config, metadata)
+        # nothing is allocated before the file is known to hold it
+        adapter._assemble(config, metadata, device="meta", name=config_file)
+        shapes = {name: tuple(one.shape) for name, one in adapter.state_dict().items()}
+        check_weights(weights_file, shapes, config_file.name)
         try:
             tensors = load_file(weights_file)
         except (SafetensorError, OSError) as error:
             raise DiveError(f"{weights_file}: not a readable safetensors file: {error}") from error
-        wanted = adapter.state_dict()
-        if wanted.keys() != tensors.keys():
-            name = sorted(wanted.keys() ^ tensors.keys())[0]
-            state = "is missing" if name in wanted else f"is not part of {config_file.name}"
-            raise DiveError(f"{weights_file}: tensor {name} {state}")
         for name, tensor in tensors.items():
-            if tensor.shape != wanted[name].shape or tensor.dtype != torch.float32:
-                raise DiveError(
-                    f"{weights_file}: tensor {name} is {tensor.dtype} {list(tensor.shape)}, "
-                    f"{config_file.name} wants torch.float32 {list(wanted[name].shape)}"
-                )
             if not tensor.isfinite().all():
                 raise DiveError(f"{weights_file}: tensor {name} holds numbers that are not finite")
-        _check_pair(config_file, weights_file, before)
-        adapter.load_state_dict(tensors)
+        check_pair(config_file, weights_file, before, digest)
+        # copies, as what was read lies in the file's own pages
+        copies = {name: tensor.clone() for name, tensor in tensors.items()}
+        adapter.load_state_dict(copies, assign=True)
         return adapter if device is None else adapter.to(device)
 
 
@@ -307,7 +312,7 @@ def as_adapter(given: Any, name: str = "adapter") -> SteeringAdapter:
 def _find(source: str | PathLike[str], name: str, revision: str | None, token: Any) -> Path:
     folder = checks.place("adapter", source)
     if folder.is_dir():
-        if not (folder / name).is_file():
+        if not (folder / name).exists():
             raise DiveError(f"{folder}: no {name} here, so this is not a saved adapter")
         return folder / name
     is_path = checks.is_path(source) or str(source).startswith(("~", ".", "/"))
@@ -322,44 +327,11 @@ def _find(source: str | PathLike[str], name: str, revision: str | None, token: A
         raise DiveError(f"{source}: no such folder, and not on the hub: {reason}") from error
 
 
-def _check_pair(config: Path, weights: Path, before: tuple[int, ...] | None) -> None:
-    """DiveError where the two files are of two adapters: a save was cut short, or goes on now.
-
-    before: the `identity` of `config` when it was read. Older adapters do not say.
-    """
-    told = json.loads(config.read_text(encoding="utf-8")).get("weights_sha256")
-    with weights.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if identity(config) != before or (told is not None and told != found):
-        raise DiveError(
-            f"{config.parent}: {config.name} and {weights.name} are of two adapters: a save was "
-            "cut short, or goes on now; read it again, or save it anew"
-        )
-
-
-def _read_settings(path: Path) -> tuple[SteeringConfig, dict[str, Any]]:
+def _config_of(path: Path, steering: dict[str, Any]) -> SteeringConfig:
+    odd = sorted(steering.keys() - {field.name for field in fields(SteeringConfig)})
+    if odd:
+        raise DiveError(f"{path}: unknown settings in 'steering': {short(odd)}")
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DiveError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(settings, dict) or "steering" not in settings:
-        raise DiveError(f"{path}: no entry 'steering', so this is not an adapter written by dive")
-    if settings.get("format") != FORMAT:
-        raise DiveError(
-            f"{path}: format is {settings.get('format')!r}, this version of dive reads {FORMAT}"
-        )
-    steering, metadata = settings["steering"], settings.get("metadata")
-    known = {field.name for field in fields(SteeringConfig)}
-    if not isinstance(steering, dict) or not steering.keys() <= known:
-        odd = sorted(set(steering) - known) if isinstance(steering, dict) else steering
-        raise DiveError(f"{path}: unknown settings in 'steering': {odd}")
-    metadata = metadata if isinstance(metadata, dict) else {}
-    backbone = metadata.get("backbone")
-    for field in ("hidden_size", "num_layers"):
-        value = backbone.get(field) if isinstance(backbone, dict) else None
-        if not isinstance(value, int) or value < 1:
-            raise DiveError(f"{path}: metadata.backbone.{field} is {value!r}, want a number >= 1")
-    try:
-        return SteeringConfig(**steering), metadata
+        return SteeringConfig(**steering)
     except DiveError as error:
         raise DiveError(f"{path}: {error}") from error

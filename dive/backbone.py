@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,8 +26,10 @@ from transformers.utils import is_flash_attn_2_available, is_torchvision_availab
 from dive import checks
 from dive.checkpointing import enable_gradient_checkpointing
 from dive.config_check import check_settings
+from dive.data.input_files import open_file, read_file
 from dive.errors import DiveError
 from dive.image_processor import processor_without_video
+from dive.pickles import refusal
 from dive.processor_check import settled
 from dive.structure import (
     Head,
@@ -51,6 +54,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger("dive")
+
+_TEXTS = (".json", ".jinja", ".txt", ".model")  # files that are read whole
+_MAX_TEXT = 512 << 20  # the largest tokenizer of today has 35 MB
 
 
 @dataclass
@@ -176,12 +182,24 @@ def source_of(path: str | PathLike[str]) -> str:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise DiveError(f"{folder}: {_what_else(folder)}")
+        _check_files(folder)
         return str(folder)
     name = str(path)
     is_path = checks.is_path(path) or name[:1] in ("/", ".", "~") or name.count("/") > 1
     if is_path or folder.exists():
         raise DiveError(f"{path}: a backbone's folder is wanted, and there is none")
     return name
+
+
+def _check_files(folder: Path) -> None:
+    """DiveError for what loaders would wait for without end (a pipe), or read whole."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in (*_TEXTS, ".safetensors", ".bin") or not path.exists():
+            continue
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+        if path.suffix in _TEXTS and size > _MAX_TEXT:
+            raise DiveError(f"{path} holds {size:,} bytes; the limit is {_MAX_TEXT:,}")
 
 
 def _what_else(folder: Path) -> str:
@@ -205,9 +223,9 @@ def _is_peft_alone(folder: Path) -> bool:
 def _of_peft(folder: Path) -> str:
     """A folder of PEFT's alone, in words."""
     try:
-        found = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        found = json.loads(read_file(folder / "adapter_config.json", 1 << 24))
         base, kind = found.get("base_model_name_or_path"), found.get("peft_type")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         base = kind = None
     return (
         f"a PEFT adapter ({kind or 'of unknown type'}) of the base model {base or '(not named)'}, "
@@ -230,7 +248,7 @@ def _reported(source: str, what: str) -> Iterator[None]:
             raise DiveError(f"{source}: {_of_peft(Path(source))}") from error
         # for files that are missing, damaged or of another kind there is no error that
         # transformers and what it builds of them do not raise
-        message = " ".join(str(error).split())
+        message = refusal(error, Path(source)) or " ".join(str(error).split())
         if not message or isinstance(error, (LookupError, AssertionError)):
             message = f"{type(error).__name__}: {message}".rstrip(": ")
         raise DiveError(f"{source}: cannot load the {what}: {message}") from error

@@ -27,7 +27,7 @@ from dive.sampling import as_seed
 from dive.setting_kinds import check_kinds
 from dive.structure import unwrap
 from dive.template_clock import AssumedDay
-from dive.templates import difference
+from dive.templates import StoredTemplate, difference
 
 __all__ = ["Report", "as_studies", "generate", "iter_reports", "prompter_for"]
 
@@ -275,13 +275,16 @@ def prompter_for(
     budget: Any = max_image_tokens
     if budget == "auto":
         budget = stored.get("max_image_tokens", DEFAULT_MAX_IMAGE_TOKENS)
+    kept = stored.get("template")
+    if template is None and kept is not None:
+        template = StoredTemplate(checks.text("the adapter's metadata.template", kept))
     assumed = template_date is None or isinstance(template_date, AssumedDay)
     prompter = Prompter(
         backbone,
         prompt=prompt,
         target=target or stored.get("target") or "findings",
         max_image_tokens=budget,
-        template=stored.get("template") if template is None else template,
+        template=template,
         template_date=(stored.get("template_date") or template_date) if assumed else template_date,
     )
     harm = "it may do nothing or harm"

@@ -22,7 +22,7 @@ from dive.private import refused
 from dive.processor_check import check_features, check_types, settled
 from dive.sequences import collate, sequence_names
 from dive.structure import unwrap
-from dive.templates import ChatTemplate, assistant_turn, user_turn
+from dive.templates import ChatTemplate, assistant_turn, names_file, user_turn
 from dive.tokenizer_facts import (
     Embedded,
     appended_by,
@@ -102,7 +102,7 @@ class Prompter:
             raise DiveError("the prompt is empty")
         if max_image_tokens is not None:
             max_image_tokens = checks.whole("max_image_tokens", max_image_tokens, 1)
-        if template is not None and not ("{%" in str(template) or "{{" in str(template)):
+        if names_file(template):
             template = checks.place("template", template)
         self.backbone = backbone
         self.processor = backbone.processor

@@ -11,11 +11,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dive import template_clock
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from dive import checks, template_clock, template_renderer
+from dive.data.input_files import read_file
 from dive.errors import DiveError
 from dive.private import said_by
 
 log = logging.getLogger(__name__)
+
+MAX_TEMPLATE_BYTES = 4 << 20  # of a file; the longest of a model today has some 20 kB
 
 # Texts that no template holds, to find again in what it renders.
 _QUESTION = "Qqzx question qxzQ"
@@ -35,6 +40,16 @@ PLAIN_TEMPLATE = (
 )
 
 
+class StoredTemplate(str):
+    """A template's text that came with an adapter: never the name of a file to read."""
+
+
+def names_file(template: Any) -> bool:
+    """Whether a template is given as the name of a file, and not as its text."""
+    stored = template is None or isinstance(template, StoredTemplate)
+    return not (stored or "{%" in str(template) or "{{" in str(template))
+
+
 def user_turn(text: str, images: int) -> dict[str, Any]:
     """A user's message: the images first, then the text, in the form that processors document."""
     parts: list[dict[str, str]] = [{"type": "image"}] * images
@@ -51,8 +66,8 @@ class ChatTemplate:
     Args:
         processor: the backbone's processor, or None for a text model.
         tokenizer: its tokenizer.
-        template: Jinja text, or a file with it; None takes the processor's own, then the
-            tokenizer's, then `PLAIN_TEMPLATE`.
+        template: Jinja text, or a file with it (a `StoredTemplate` is text); None takes the
+            processor's own, then the tokenizer's, then `PLAIN_TEMPLATE`.
         date: the day that it is for the template, as "2024-07-26" or a `datetime.date`; None is
             today. Without effect on a template that does not ask for it.
 
@@ -117,7 +132,9 @@ class ChatTemplate:
         images = sum(part["type"] == "image" for message in messages for part in message["content"])
         try:
             text = self._render(messages, generation_prompt)
-        except Exception as error:  # Jinja runs the model's own code: anything may come out of it
+        except DiveError:
+            raise
+        except Exception as error:  # a tokenizer's own code may raise anything
             texts = [part.get("text") for message in messages for part in message["content"]]
             raise DiveError(
                 f"the chat template refuses the conversation: {said_by(error, texts)}"
@@ -172,9 +189,15 @@ class ChatTemplate:
         return 0 if self.placeholder is None else 1
 
     def _render(self, messages: Sequence[dict[str, Any]], generation_prompt: bool) -> str:
+        styled = [self._styled(message) for message in messages]
+        words = self._tokenizer.special_tokens_map
+        text = template_renderer.render(self._dated, styled, generation_prompt, words)
+        if not _renders_itself(self._renderer):
+            return text
+        # code of a tokenizer's own; the template was seen to come to an end
         with template_clock.drawing(self.source):
             return self._renderer.apply_chat_template(
-                [self._styled(message) for message in messages],
+                styled,
                 chat_template=self._dated,
                 add_generation_prompt=generation_prompt,
                 tokenize=False,
@@ -214,8 +237,11 @@ class ChatTemplate:
                 messages = [user_turn(_QUESTION, self._images), assistant_turn(_ANSWER)]
                 try:
                     text = self._render(messages, False)
+                except DiveError:
+                    raise
                 except Exception as error:
-                    problem = f"{type(error).__name__}: {error}"
+                    kind = getattr(error, "kind", type(error).__name__)
+                    problem = f"{kind}: {error}"
                     continue
                 texts = text.count(_QUESTION) == 1 and text.count(_ANSWER) == 1
                 stringified = "'type':" in text or '"type":' in text
@@ -225,7 +251,7 @@ class ChatTemplate:
                     and (placeholder is None or text.count(placeholder) == 1)
                 ):
                     return
-                problem = problem or f"it renders {text!r}"
+                problem = problem or f"it renders {checks.shown(text)}"
         raise DiveError(
             "the chat template renders no conversation of an image, a question and an answer: "
             f"{problem}; give a template file"
@@ -245,7 +271,9 @@ class ChatTemplate:
         question, answer = user_turn(_QUESTION, self._images), assistant_turn(_ANSWER)
         try:
             text = self._render([question, answer, question], True)
-        except Exception:  # Jinja runs the model's own code: anything may come out of it
+        except DiveError:
+            raise
+        except Exception:  # a tokenizer's own code may raise anything
             return self.anchor()
         if text != self._render([question, answer, question], True):
             raise DiveError(
@@ -305,11 +333,25 @@ def _own_template(holder: Any) -> str | None:
     return template
 
 
+def _renders_itself(renderer: Any) -> bool:
+    """Whether a tokenizer or processor has a way of its own beside transformers' general one."""
+    own = getattr(type(renderer), "apply_chat_template", None)
+    general = (ProcessorMixin.apply_chat_template, PreTrainedTokenizerBase.apply_chat_template)
+    return own not in general or "apply_chat_template" in vars(renderer)
+
+
 def _read_template(template: str | Path) -> str:
-    if isinstance(template, str) and ("{%" in template or "{{" in template):
-        return template
+    if isinstance(template, StoredTemplate):
+        if "{%" not in template and "{{" not in template:
+            raise DiveError(
+                f"the adapter's stored chat template is {checks.shown(template)}; wants the text "
+                "of a Jinja template"
+            )
+        return str(template)
+    if not names_file(template):
+        return str(template)
     try:
-        text = Path(template).read_text(encoding="utf-8")
+        text = read_file(template, MAX_TEMPLATE_BYTES, pipe=True).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DiveError(f"cannot read the template file {template}: {error}") from error
     if "{%" not in text and "{{" not in text:

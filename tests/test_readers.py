@@ -429,7 +429,7 @@ def test_studies_come_one_by_one_and_stay(mimic: Mimic) -> None:
 def test_a_table_that_is_a_bomb_is_refused(mimic: Mimic, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = gzip.compress(b"dicom_id,subject_id,study_id,ViewPosition\n" + b"x" * (3 << 20))
     mimic.table("metadata").write_bytes(bomb)
-    with pytest.raises(DiveError, match="unpacks to a line of more than 1,048,576 bytes"):
+    with pytest.raises(DiveError, match="holds a line of more than 1,048,576 bytes"):
         read(mimic)
     mimic.write()
     monkeypatch.setattr("dive.data.tables.MAX_TABLE_BYTES", 300)

@@ -163,7 +163,7 @@ def test_headers_that_ask_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     unknown = write_dicom(tmp_path / "e.dcm", RAMP, "HSV")
     with pytest.raises(DiveError, match="PhotometricInterpretation is 'HSV'"):
         load_rgb(unknown)
-    monkeypatch.setattr("dive.data.dicom.MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr("dive.data.dicom_bounds.MAX_FILE_BYTES", 1000)
     bomb = tmp_path / "f.dcm.gz"
     bomb.write_bytes(gzip.compress(b"\0" * 100_000))
     with pytest.raises(DiveError, match="unpacks to more than 1,000 bytes"):

@@ -85,6 +85,9 @@ def common(
     handler.setFormatter(_Plainly("%(message)s"))
     logging.basicConfig(handlers=[handler])
     logging.getLogger("dive").setLevel(logging.INFO if verbose else logging.WARNING)
+    # what is wrong with an image comes as one error of ours, and not as a traceback before it
+    for name in ("pydicom", "PIL"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     # the libraries' own bars and advice would bury ours
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -251,12 +251,11 @@ def _say_cleared(out: Path, as_json: bool) -> None:
         answer |= {name: facts.get(name) for name in ("studies", "steps", "seconds")}
         skipped = out / "skipped.jsonl"
         rows = skipped.read_bytes().count(b"\n") if skipped.is_file() else 0
-        print(json.dumps(answer | {"skipped": rows}))
+        print(visible_json(answer | {"skipped": rows}))
         return
-    Console(stderr=True, highlight=False, soft_wrap=True).print(
+    to_stderr().print(
         f"the training in {out} had come to its end: its adapter is there, and its checkpoints are "
-        "removed now",
-        markup=False,
+        "removed now"
     )
 
 

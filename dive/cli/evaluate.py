@@ -1,6 +1,7 @@
 """`dive evaluate`: predictions against references, joined by id."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,7 @@ from dive.cli.tables import add_column, add_row, stdout, table
 from dive.console import PlainConsole, styled
 from dive.counting import counted
 from dive.errors import DiveError
-from dive.private import names_of, row_of, said_by
+from dive.private import names_of, row_of
 from dive.visible import visible, visible_json
 
 _SHOWN = 8  # ids named in a message
@@ -346,16 +347,18 @@ def _references(
 
 
 def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DiveError(f"cannot read {path}: {said_by(error)}") from error
+    from dive.data.input_files import lines_of
+
     found = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in _reported(path, lines_of(path)):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise DiveError(f"cannot read {path}: line {number}: {error}") from error
+        except RecursionError:
+            raise DiveError(f"{path}:{number}: is nested too deeply") from None
         except ValueError as error:
             raise DiveError(f"{row_of(path, number)}: is not JSON ({error})") from None
         if not isinstance(row, dict):
@@ -364,6 +367,13 @@ def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
     if not found:
         raise DiveError(f"{path}: has no lines")
     return found
+
+
+def _reported(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    try:
+        yield from lines
+    except OSError as error:
+        raise DiveError(f"cannot read {path}: {error}") from error
 
 
 def _joined(

@@ -271,11 +271,17 @@ def _collapsed(prompter: "Prompter", inputs: "dict[str, Tensor]") -> str:
     return "".join(pieces)
 
 
+def _of_file(file: Path) -> str:
+    from dive.data.input_files import MAX_LINE, read_file
+
+    return read_file(file, MAX_LINE, pipe=True).decode("utf-8")
+
+
 def _read(file: Path) -> str:
     import sys
 
     try:
-        text: Any = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+        text: Any = sys.stdin.read() if str(file) == "-" else _of_file(file)
     except (OSError, UnicodeDecodeError) as error:
         raise DiveError(f"cannot read the report {file}: {error}") from error
     if not text.strip():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from dive.data.absent import first_present, is_placeholder
+from dive.data.input_files import lines_of
 from dive.data.places import Places, bulk, existing_folder, nested, spread, unique
 from dive.data.reading import Candidate, ImageRow, Options, Reader
 from dive.data.tables import check_columns, find_table, read_table, row_source
@@ -186,15 +187,15 @@ class ChexpertPlus(Reader):
         wanted = {candidate.id for candidate in studies.values() if candidate.data is not None}
         found: dict[str, tuple[str, str]] = {}
         try:
-            with open(path, encoding="utf-8-sig") as lines:
-                for number, line in enumerate(lines, start=1):
-                    match = _STUDY.search(line)
-                    if match is None and line.strip():
-                        self.trouble.bad(
-                            None, row_of(path, number), "has no path_to_image of a study in it"
-                        )
-                    elif match and match.group(1) in wanted and match.group(1) not in found:
-                        found[match.group(1)] = (line, row_of(path, number))
+            for number, raw in lines_of(path):
+                line = raw.decode("utf-8")
+                match = _STUDY.search(line)
+                if match is None and line.strip():
+                    self.trouble.bad(
+                        None, row_of(path, number), "has no path_to_image of a study in it"
+                    )
+                elif match and match.group(1) in wanted and match.group(1) not in found:
+                    found[match.group(1)] = (line, row_of(path, number))
         except (OSError, UnicodeDecodeError) as error:
             self.trouble.bad(None, path.name, f"cannot be read: {said_by(error)}")
         return found
@@ -212,7 +213,7 @@ class ChexpertPlus(Reader):
             }
             if not set(labels.values()) <= {1.0, 0.0, -1.0}:
                 raise ValueError("a label is not one of 1, 0, -1, null")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             self.trouble.bad(
                 None, source, "is no line with path_to_image and labels 1, 0, -1, null"
             )

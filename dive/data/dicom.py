@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from dive.data.bounds import check_pixels
 from dive.data.contrast import FLAT, little_contrast, lost_greys
+from dive.data.dicom_bounds import Bounded, check_frame, gunzipped, plain
 from dive.data.dicom_header import check_elements, odd_pixels, take_groups
 from dive.data.dicom_tables import coloured, table_of
 from dive.data.dicom_values import stored_values
+from dive.data.input_files import open_file
 from dive.errors import DiveError
 from dive.private import without_paths
 
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 OWN = "its own range"
-MAX_FILE_BYTES = 1 << 30  # of a gzipped file, unpacked
 
 T = TypeVar("T")
 
@@ -35,9 +37,9 @@ def is_dicom(path: Path | str) -> bool:
     if name.endswith((".jpg", ".jpeg", ".png")):
         return False
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             return file.read(132)[128:] == b"DICM"
-    except OSError:
+    except (OSError, DiveError):
         return False  # whoever opens it next says what is wrong
 
 
@@ -75,12 +77,13 @@ def read_dicom(
     """
 
     def whole(file: Any, pydicom: Any) -> tuple[np.ndarray, list[str]]:
-        unpacked = _unpacked(file) if _is_packed(path) else file
-        header = pydicom.dcmread(unpacked)
+        unpacked = Bounded(gunzipped(file) if _is_packed(path) else file)
+        header = pydicom.dcmread(Bounded(plain(unpacked, pydicom)))
         if "PixelData" not in header:
             raise DiveError("the DICOM file holds no PixelData")
         _check(header, max_pixels)
         check_elements(header)
+        check_frame(header)
         take_groups(header)
         notes = [odd_pixels(header)]
         shown = _shown(header, notes)
@@ -98,18 +101,19 @@ def dicom_size(
         DiveError: as `read_dicom`, but for what is wrong with the pixels.
     """
 
-    def front(file: Any, pydicom: Any) -> tuple[int, int]:
+    def size(file: Any, pydicom: Any) -> tuple[int, int]:
         packed = _is_packed(path)
         wanted = ["Rows", "Columns", "NumberOfFrames"]
         try:
             with gzip.open(file) if packed else nullcontext(file) as unpacked:
-                header = pydicom.dcmread(unpacked, stop_before_pixels=True, specific_tags=wanted)
+                front = Bounded(plain(Bounded(unpacked), pydicom))
+                header = pydicom.dcmread(front, stop_before_pixels=True, specific_tags=wanted)
         except (zlib.error, gzip.BadGzipFile) as error:
             raise DiveError(f"damaged gzip ({error})") from error
         _check(header, max_pixels)
         return int(header.Columns), int(header.Rows)
 
-    return _read(path, where, name, front)
+    return _read(path, where, name, size)
 
 
 def _is_packed(path: Path | str | bytes) -> bool:
@@ -132,30 +136,21 @@ def _read(path: Path | str | bytes, where: str, name: str, read: Callable[[Any, 
         # pydicom warns of every slip in a header; what matters below is checked below.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with io.BytesIO(path) if isinstance(path, bytes) else open(path, "rb") as opened:
+            with io.BytesIO(path) if isinstance(path, bytes) else open_file(path) as opened:
                 return read(opened, pydicom)
     except FileNotFoundError:
         raise DiveError(f"{prefix}there is no image file {name}") from None
     except DiveError as error:
         raise DiveError(f"{prefix}cannot read the image {name}: {error}") from error
     except MemoryError:
-        raise
+        raise DiveError(
+            f"{prefix}cannot read the image {name}: it takes more memory than there is"
+        ) from None
     except Exception as error:  # pydicom meets damage with whatever the broken element leads to
         raise DiveError(
             f"{prefix}cannot read the image {name}: {without_paths(_first_line(error))}; wants a "
             "whole DICOM file"
         ) from error
-
-
-def _unpacked(file: Any) -> io.BytesIO:
-    try:
-        with gzip.open(file) as packed:
-            data = packed.read(MAX_FILE_BYTES + 1)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DiveError(f"damaged gzip ({error})") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise DiveError(f"unpacks to more than {MAX_FILE_BYTES:,} bytes")
-    return io.BytesIO(data)
 
 
 def _check(header: "Dataset", max_pixels: int) -> None:
@@ -165,10 +160,7 @@ def _check(header: "Dataset", max_pixels: int) -> None:
     rows, columns = int(header.get("Rows") or 0), int(header.get("Columns") or 0)
     if rows < 1 or columns < 1:
         raise DiveError(f"Rows is {rows} and Columns {columns}; wants both >= 1")
-    if rows * columns > max_pixels:
-        raise DiveError(
-            f"has {columns} x {rows} pixels, the limit is {max_pixels:,} (decompression bomb?)"
-        )
+    check_pixels(columns, rows, max_pixels, "has")
 
 
 def _shown(header: "Dataset", notes: list[str]) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 import io
 import os
+import struct
 import warnings
+import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
+from dive.data.bounds import MAX_PIXELS, check_pixels
 from dive.data.contrast import EDGES, little_contrast
 from dive.data.deep import (
     as_in_file,
@@ -22,12 +25,10 @@ from dive.data.deep import (
 )
 from dive.data.dicom import dicom_size, is_dicom, is_dicom_data, read_dicom
 from dive.data.image_names import place_of, said_of
+from dive.data.input_files import open_file
 from dive.data.tiff import open_image
 from dive.errors import DiveError
 from dive.private import said_by
-
-# A chest film has 5 to 20 million pixels; what has ten times as many is a mistake or an attack.
-MAX_PIXELS = 100_000_000
 
 # Formats whose size is known when a file is opened; others are decoded to learn it.
 _TOLD_BY_HEADER = {"JPEG", "MPO", "PNG", "TIFF", "WEBP", "GIF", "BMP", "PPM", "JPEG2000"}
@@ -233,21 +234,31 @@ def _opened(
             # Opened here, for of a file that Pillow opens it maps the pixels of a turned TIFF into
             # memory wrongly (version 13).
             with (
-                open(opened, "rb") if isinstance(opened, Path) else nullcontext(opened) as file,
-                open_image(file, prefix + seen) as lazy,
+                open_file(opened) if isinstance(opened, Path) else nullcontext(opened) as file,
+                open_image(file, prefix + seen, max_pixels) as lazy,
             ):
-                if lazy.width * lazy.height > max_pixels:
-                    raise DiveError(
-                        f"{prefix}the image {name} has {lazy.width} x {lazy.height} pixels, the "
-                        f"limit is {max_pixels:,} (decompression bomb?)"
-                    )
+                check_pixels(*lazy.size, max_pixels, f"{prefix}the image {name} has")
                 return film(lazy, prefix + seen)
     except DiveError:
         raise
     except FileNotFoundError:
         raise DiveError(f"{prefix}there is no image file {name}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        # Pillow reports damage as any of these, depending on the format and on where it is.
+    except MemoryError:
+        raise DiveError(f"{prefix}the image {name} takes more memory than there is") from None
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        TypeError,
+        LookupError,
+        OverflowError,
+        ArithmeticError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
+        # Pillow reports damage as any of these, depending on the format and on where it is
         kind = _unread(opened)
         said = f"is {kind}" if kind else said_of(error, where) if given_name else str(error)
         raise DiveError(
@@ -305,9 +316,9 @@ def _unread(opened: Any) -> str:
         if isinstance(opened, io.BytesIO):
             start = opened.getvalue()[:_START]
         else:
-            with open(opened, "rb") as file:
+            with open_file(opened) as file:
                 start = file.read(_START)
-    except (OSError, TypeError):
+    except (OSError, TypeError, DiveError):
         return ""
     if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
         return "HEIC, for which Pillow needs a plugin (pillow_heif, registered beforehand)"

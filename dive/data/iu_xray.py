@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from dive.data.absent import is_absent, is_placeholder
+from dive.data.input_files import open_file
 from dive.data.places import MAX_TEXT_BYTES, Places, existing_folder, nested, spread, unique
 from dive.data.reading import Candidate, ImageRow, Options, Reader
 from dive.data.tables import check_columns, find_table, read_table, row_source
@@ -216,7 +217,7 @@ def _xml_files(root: Path) -> dict[int, Path]:
 
 def _parse(path: Path) -> ElementTree.Element:
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             data = file.read(MAX_TEXT_BYTES + 1)
     except OSError as error:
         raise DiveError(f"{path.name}: cannot be read: {error.strerror}") from error

@@ -9,11 +9,12 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dive import checks
 from dive.data.absent import is_absent, is_placeholder, told
+from dive.data.input_files import lines_of
 from dive.data.report import PLACEHOLDERS
 from dive.data.study import Study, check_target
 from dive.data.trouble import Skipped, check_on_error
@@ -74,23 +75,13 @@ def studies_of(
     skipped = check_on_error(on_error, skipped)
     if target is not None:
         check_target(target)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise DiveError(f"there is no file {path}; wants studies, one JSON object a line") from None
-    except OSError as error:
-        raise DiveError(f"cannot read {path}: {error.strerror}") from error
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DiveError(f"{row_of(path, 1)}: is UTF-16; wants UTF-8")
-    data = data.removeprefix(b"\xef\xbb\xbf")
-
     folder = path.parent if images is None else checks.place("images", images)
     if not folder.is_dir():
         raise DiveError(f"there is no folder {folder} for the images of {path}")
     studies: list[Study] = []
     first_line: dict[str, int] = {}
     before = len(skipped)
-    for number, raw in enumerate(data.split(b"\n"), start=1):
+    for number, raw in _lines(path):
         if not raw.strip():
             continue
         source = row_of(path, number)
@@ -120,6 +111,15 @@ def studies_of(
         reason = f"all {lost} lines were skipped" if lost else "it has no lines"
         raise DiveError(f"{path.name}: no study to work with; {reason}")
     return studies
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        yield from lines_of(path)
+    except FileNotFoundError:
+        raise DiveError(f"there is no file {path}; wants studies, one JSON object a line") from None
+    except OSError as error:
+        raise DiveError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _parse(raw: bytes, source: str) -> dict:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from dive.data.input_files import open_file
 from dive.errors import DiveError
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def read_text(path: Path, where: str, encoding: str = "utf-8-sig") -> str:
         DiveError: missing, too large to be a report, no UTF-8.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             data = file.read(MAX_TEXT_BYTES + 1)
     except FileNotFoundError:
         log.info("%s: there is no %s", where, path)

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from dive.data.absent import is_absent, is_placeholder
+from dive.data.input_files import MAX_JSON_BYTES, read_file
 from dive.data.places import Places, bulk, spread, unique
 from dive.data.reading import Candidate, ImageRow, Options, Reader
 from dive.data.trouble import Trouble
@@ -86,7 +87,7 @@ class R2Gen(Reader):
     @bulk()
     def _load(self) -> dict[str, list]:
         try:
-            groups = json.loads(self._path.read_text(encoding="utf-8-sig"))
+            groups = json.loads(read_file(self._path, MAX_JSON_BYTES).decode("utf-8-sig"))
         except json.JSONDecodeError as error:
             raise DiveError(
                 f"{self._path.name}: line {error.lineno}, column {error.colno}: is not JSON "

@@ -9,6 +9,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import IO, cast
 
+from dive.data.input_files import open_file
 from dive.data.trouble import Trouble
 from dive.errors import DiveError
 from dive.private import said_by
@@ -118,8 +119,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     try:
         with _open(path) as file:
             _refuse_wide(path, file)
-            # A plain file cannot be larger than it looks; only a packed one is measured.
-            measured = cast(IO[bytes], _Measured(path, file)) if path.suffix == ".gz" else file
+            measured = cast(IO[bytes], _Measured(path, file))
             lines = io.TextIOWrapper(
                 measured, encoding="utf-8-sig", errors="surrogateescape", newline=""
             )
@@ -147,7 +147,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 def _open(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
         return cast(IO[bytes], gzip.open(path, "rb"))
-    return open(path, "rb")
+    return cast(IO[bytes], open_file(path))
 
 
 def _refuse_wide(path: Path, file: IO[bytes]) -> None:
@@ -173,7 +173,7 @@ class _Measured(io.BufferedIOBase):
         self._line = self._line + len(data) if end < 0 else len(data) - end - 1
         if self._total > MAX_TABLE_BYTES or self._line > MAX_LINE:
             raise DiveError(
-                f"{self._path.name}: unpacks to a line of more than {MAX_LINE:,} bytes, or to more "
-                f"than {MAX_TABLE_BYTES:,} in all; that is no table of a dataset"
+                f"{self._path.name}: holds a line of more than {MAX_LINE:,} bytes, or more than "
+                f"{MAX_TABLE_BYTES:,} in all; that is no table of a dataset"
             )
         return data

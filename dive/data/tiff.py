@@ -4,6 +4,7 @@ from typing import Any
 
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
+from dive.data.bounds import check_pixels
 from dive.errors import DiveError
 
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
@@ -38,12 +39,15 @@ class _GreyTiff(TiffImagePlugin.TiffImageFile):
             raise SyntaxError(f"white is zero, of {self.mode}")
 
 
-def open_image(file: Any, name: str) -> Image.Image:
+def open_image(file: Any, name: str, most: int) -> Image.Image:
     """`Image.open`, and what is described above.
 
     Raises:
-        DiveError: a TIFF file of a kind that cannot be read, by its tags.
+        DiveError: a TIFF file of a kind that cannot be read, by its tags; PostScript; a WebP of
+            more than `most` pixels.
     """
+    if hasattr(file, "seek"):
+        _check_start(file, name, most)
     try:
         return Image.open(file)
     except UnidentifiedImageError:
@@ -58,6 +62,25 @@ def open_image(file: Any, name: str) -> Image.Image:
     except SyntaxError as error:
         file.seek(0)
         raise DiveError(f"{name} is {_kind(file)}, which cannot be read ({error})") from error
+
+
+def _check_start(file: Any, name: str, most: int) -> None:
+    """What Pillow would run, or make room for, as soon as it opens a file."""
+    start = file.read(32)
+    file.seek(0)
+    if start.startswith((b"%!PS", b"\xc5\xd0\xd3\xc6")):
+        raise DiveError(f"{name} is PostScript, which is a program; wants PNG, JPEG or DICOM")
+    if start[:4] != b"RIFF" or start[8:12] != b"WEBP":
+        return
+    kind, body = start[12:16], start[20:]
+    if kind == b"VP8X":
+        wide, high = (1 + int.from_bytes(body[i : i + 3], "little") for i in (4, 7))
+    elif kind == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        wide, high = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    else:
+        wide, high = (int.from_bytes(body[i : i + 2], "little") & 0x3FFF for i in (6, 8))
+    check_pixels(wide, high, most, f"{name} has")
 
 
 def _kind(file: Any) -> str:

@@ -22,6 +22,7 @@ from dive import checks
 from dive.errors import DiveError
 from dive.lexicon import CHEXPERT_CLASSES
 from dive.metrics.measure import Measure, f1
+from dive.pickles import refusal
 from dive.radgraph.model import WEIGHTS_REPO, user_cache
 
 CLASSES = CHEXPERT_CLASSES  # in the order of the model's heads
@@ -163,7 +164,7 @@ def _read_weights(path: Path) -> dict[str, Any]:
             table = torch.load(path, map_location="cpu", weights_only=True)
     # a broken file makes torch and safetensors raise nearly anything
     except (RuntimeError, ValueError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise DiveError(f"CheXbert: cannot read {path}: {error}") from error
+        raise DiveError(f"CheXbert: cannot read {path}: {refusal(error, path) or error}") from error
     except Exception as error:
         if type(error).__name__ != "SafetensorError":
             raise

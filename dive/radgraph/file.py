@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dive import checks
+from dive.data.input_files import MAX_JSON_BYTES, read_file
 from dive.errors import DiveError
 from dive.file_digest import whole
 from dive.private import row_of
@@ -60,11 +61,13 @@ class RadGraphFile:
 
     def _read(self) -> Iterator[tuple[str, Any]]:
         try:
-            content = self.path.read_text(encoding="utf-8-sig")
+            content = read_file(self.path, MAX_JSON_BYTES, pipe=True).decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise DiveError(f"{self.path}: cannot read RadGraph annotations: {error}") from error
         try:
             table = json.loads(content)
+        except RecursionError:
+            raise DiveError(f"{self.path}: is nested too deeply for annotations") from None
         except ValueError:
             table = None
         if table is not None:
@@ -74,7 +77,7 @@ class RadGraphFile:
             if line.strip():
                 try:
                     row = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     where = row_of(self.path, number)
                     raise DiveError(f"{where}: not JSON: {error}") from error
                 yield from _flat(row, row_of(self.path, number))

@@ -1,6 +1,6 @@
 """Every trial, in the order in which `make hard` runs them."""
 
-from hard import disk, pairs
+from hard import disk, hostile, pairs
 from hard.kills import DISTILL, GENERATE
 from hard.trial import Trial
 
@@ -9,4 +9,5 @@ TRIALS: tuple[Trial, ...] = (
     DISTILL,
     pairs.TRIAL,
     disk.TRIAL,
+    hostile.TRIAL,
 )
