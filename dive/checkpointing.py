@@ -38,7 +38,10 @@ class Checkpointing:
                 "gradient checkpointing; train without it"
             )
         for layer in self._layers:
-            layer.forward = RecomputedForward(layer, vars(layer).get("forward"))
+            inner = vars(layer).get("forward")
+            if isinstance(inner, RecomputedForward):  # a copied layer's
+                inner = inner.inner
+            layer.forward = RecomputedForward(layer, inner)
 
     def remove(self) -> None:
         layers, self._layers = self._layers, []

@@ -61,8 +61,8 @@ class DecodeSession:
     strict: what the engine cannot decode is a DiveError and not left to transformers.
     ran: what decoded the last call (of `stream`: the last request that was prompted); None before.
     The weights are used where they lie: memory holds them once. Training, moving or replacing them
-    between two calls is noticed. Of several threads each call reads its prompt in its turn, and decodes
-    by itself; `ran` is then that of the last.
+    between two calls is noticed. Several threads may use one session: each call reads its prompt in
+    its turn and decodes by itself; `ran` is then that of the last.
     """
 
     def __init__(

@@ -25,7 +25,9 @@ from dive.decoder_check import Unsupported
 from dive.errors import DiveError
 from dive.kv_cache import filled_layers
 from dive.refusals import refusals
-from dive.sampling import as_seed, generator, seed_of_this_call, seeding
+from dive.sampling import (
+    as_seed, drawing, generator, sampling_by, seed_of_this_call, seeding,
+)  # fmt: skip
 from dive.turns import turn
 
 if TYPE_CHECKING:
@@ -281,9 +283,10 @@ class Slots:
             if plan.engine != "dive._C":
                 if request.streamer is not None:
                     kwargs["streamer"] = request.streamer
-                with seeding(request.seed, input_ids.device):
+                seed, config = request.seed, generation_config
+                with drawing(seed, config, logits_processor, input_ids.device) as processors:
                     output = self.session._by_transformers(
-                        input_ids, logits_processor, stopping_criteria, generation_config, **kwargs
+                        input_ids, processors, stopping_criteria, config, **kwargs
                     )
                 return _written(request, place, output)
             new = (stopping_criteria.max_length or generation_config.max_length) - (
@@ -322,8 +325,11 @@ class Slots:
 
     def _by_transformers(self, request: Request, place: int) -> _Prompted:
         settings = request.settings
-        with seeding(request.seed, self.model.device):
-            output = self.model.generate(**request.inputs, **settings, streamer=request.streamer)
+        config = asked_config(self.model, settings)
+        own = sampling_by(request.seed, config, settings, request.streamer)
+        with seeding(None if own else request.seed, self.model.device):
+            settings = {**settings, **own, "streamer": request.streamer}
+            output = self.model.generate(**request.inputs, **settings)
         return _written(request, place, output)
 
     # steering

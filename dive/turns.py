@@ -59,7 +59,7 @@ def turn(backbone_or_model: Any) -> Iterator[None]:
     Not to be held over a `yield` of a generator, nor while a user's iterable is read: both may take
     as long as they like.
     """
-    model = unwrap(backbone_or_model)
+    model: nn.Module = unwrap(backbone_or_model)
     with contextlib.suppress(DiveError):  # nothing else shares a model without known layers
         model = decoder_layers(model)[0]  # which a model and its base share
     with _registry:
