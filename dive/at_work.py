@@ -13,17 +13,17 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import partial
-from types import FrameType, MappingProxyType
-from typing import Any, NamedTuple
-from weakref import ReferenceType, WeakSet, WeakValueDictionary, ref
+from types import FrameType
+from typing import Any
+from weakref import WeakSet, WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
+from dive.contexts import as_no_hook, drop, frame_of, holds, own, own_of, put
 from dive.errors import DiveError
 from dive.structure import decoder
 
@@ -36,16 +36,6 @@ _changes = threading.Condition(threading.RLock())
 # site lives by its hooks and holds its layer, so that no other layer has that id meanwhile.
 _sites: "WeakValueDictionary[int, Site]" = WeakValueDictionary()
 _told: "WeakSet[nn.Module]" = WeakSet()  # first layers of models of which `_tell` has spoken
-
-
-class _Entry(NamedTuple):
-    first: "ReferenceType[nn.Module]"
-    work: "ReferenceType[Work] | None"  # None: nothing is to be at work
-    serial: int
-
-
-_EMPTY: Mapping[int, _Entry] = MappingProxyType({})
-_own: "ContextVar[Mapping[int, _Entry]]" = ContextVar("dive_at_work", default=_EMPTY)
 
 
 class _Running(threading.local):
@@ -95,7 +85,7 @@ class Work:
             _sites[id(first)] = self.site
             self.site.works.append(self)
             if not scoped:
-                _put(first, self)
+                put(first, self)
             self.site.retrace()
 
     def enter(self) -> None:
@@ -112,7 +102,7 @@ class Work:
             self.serial += 1
             self.before.update(threading.enumerate())
             self.thread = threading.get_ident()
-            _put(self.site.first, self)
+            put(self.site.first, self)
             self.site.retrace()
             _changes.notify_all()
 
@@ -128,13 +118,12 @@ class Work:
             if self.state == "gone":
                 return
             self.state = "gone"
-            entry = _own.get().get(id(self.site.first))
-            if entry is not None and entry.work is not None and entry.work() is self:
-                _drop(self.site.first)
+            if holds(self.site.first, self):
+                drop(self.site.first)
             self.flying = {
                 thread: count
                 for thread, count in self.flying.items()
-                if _frame_of(self.site.decoder, thread) is not None  # else it was interrupted
+                if frame_of(self.site.decoder, thread) is not None  # else it was interrupted
             }
             if not self.flying:
                 self.unhang()
@@ -165,7 +154,7 @@ class Site:
         self.bare_trains = False  # a backward through a forward without any may follow
         self.scoped = False  # some context wanted something of its own
         # forwards that were under way before
-        frames = {thread: _frame_of(owner, thread) for thread in sys._current_frames()}
+        frames = {thread: frame_of(owner, thread) for thread in sys._current_frames()}
         self.begun = {thread: frame for thread, frame in frames.items() if frame is not None}
         self.handles: list[Any] = [
             owner.register_forward_pre_hook(_Begins(self), prepend=True),
@@ -204,7 +193,7 @@ class Site:
 
     def own(self) -> tuple[bool, Work | None]:
         """Whether this context has something (or, for sure, nothing) of its own, and what."""
-        found, work = _entry(self.first)
+        found, work = own_of(self.first)
         if work is not None and work.state == "made":  # it is used, so that no `with` follows
             with _changes:
                 self._widen(work)
@@ -244,7 +233,7 @@ class Site:
     def recomputed(self) -> Work | None:
         """What the forward had that a backward computes again. Autograd's own threads have no
         context of the caller's, so that it must be told by what may have a backward at all."""
-        found, work = _entry(self.first)
+        found, work = own_of(self.first)
         having: list[Work | None] = [work for work in self.works if work.trains]
         if self.bare_trains:
             having.append(None)
@@ -265,7 +254,7 @@ class Site:
     def begins(self) -> None:
         decided, forwards = self.decide(), _running.forwards
         thread = threading.get_ident()
-        if any(site is self for site, _ in forwards) and _frame_of(self.decoder, thread) is None:
+        if any(site is self for site, _ in forwards) and frame_of(self.decoder, thread) is None:
             forwards[:] = [one for one in forwards if one[0] is not self]  # were interrupted
         forwards.append((self, decided))
         if decided is not None:
@@ -356,15 +345,6 @@ class _Ends:
         return as_no_hook, ()
 
 
-def no_hook(*_ignored: Any) -> None:
-    """What a copy of a model has in place of a hook of the model's own attachment."""
-
-
-def as_no_hook() -> Any:
-    """For `__reduce__` of hooks: what copies and pickles make of them."""
-    return no_hook
-
-
 def at_work(first: nn.Module, tell: bool = True) -> Work | None:
     """What is at work for this context on the model with this first decoder layer."""
     site = _sites.get(id(first))
@@ -383,38 +363,8 @@ def scope(first: nn.Module | None, work: Work | None) -> Iterator[None]:
         with _changes:
             site.scoped = True
             site.retrace()
-    before = _own.get().get(id(first))
-    _put(first, work)
-    try:
+    with own(first, work):
         yield
-    finally:
-        if before is None:
-            _drop(first)
-        else:
-            _own.set({**_own.get(), id(first): before})
-
-
-def _entry(first: nn.Module) -> tuple[bool, Work | None]:
-    entry = _own.get().get(id(first))
-    if entry is None or entry.first() is not first:
-        return False, None
-    if entry.work is None:
-        return True, None
-    work = entry.work()
-    if work is None or work.state == "gone" or work.serial != entry.serial:
-        return False, None
-    return True, work
-
-
-def _put(first: nn.Module, work: Work | None) -> None:
-    alive = {key: entry for key, entry in _own.get().items() if entry.first() is not None}
-    serial = 0 if work is None else work.serial
-    entry = _Entry(ref(first), None if work is None else ref(work), serial)
-    _own.set({**alive, id(first): entry})
-
-
-def _drop(first: nn.Module) -> None:
-    _own.set({key: entry for key, entry in _own.get().items() if key != id(first)})
 
 
 def _settled(work: Work) -> bool:
@@ -425,13 +375,3 @@ def _wants_gradient(inputs: tuple[Any, ...], output: Tensor) -> bool:
     # under reentrant checkpointing no gradient is recorded yet, and only the input wants one
     first = inputs[0] if inputs else None
     return output.requires_grad or (isinstance(first, Tensor) and first.requires_grad)
-
-
-def _frame_of(owner: nn.Module, thread: int) -> FrameType | None:
-    """The innermost forward of this module that a thread is in."""
-    frame = sys._current_frames().get(thread)
-    while frame is not None:
-        if frame.f_code.co_name == "forward" and frame.f_locals.get("self") is owner:
-            return frame
-        frame = frame.f_back
-    return None

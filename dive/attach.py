@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from dive.adapter import SteeringAdapter, as_adapter
-from dive.at_work import Work, as_no_hook, at_work, scope
+from dive.at_work import Work, at_work, scope
+from dive.contexts import as_no_hook
 from dive.errors import DiveError
 from dive.structure import computes_on, decoder_layers, forget_compiled, last_hidden_state, unwrap
 from dive.turns import turn

@@ -77,13 +77,17 @@ def drawing(
         yield given
 
 
-def sampling_by(seed: int | None, config: Any, settings: Any, streamer: Any) -> dict[str, Any]:
-    """The argument of `model.generate` that samples its one row by `seed` alone; empty where that
-    is not for a processor to do."""
+@contextmanager
+def sampling_by(
+    seed: int | None, config: Any, settings: Any, streamer: Any, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """Arguments of `model.generate` by which it samples its one row by `seed` alone."""
     mode = config.get_generation_mode(settings.get("assistant_model"))
     if seed is None or mode != GenerationMode.SAMPLE or "custom_generate" in settings:
-        return {}
-    return {"custom_generate": seeded([seed], streamer, bool(settings.get("synced_gpus")))}
+        with seeding(seed, device):
+            yield {}
+    else:
+        yield {"custom_generate": seeded([seed], streamer, bool(settings.get("synced_gpus")))}
 
 
 def seeded(seeds: Sequence[int], streamer: Any = None, synced_gpus: bool = False) -> Any:

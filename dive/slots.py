@@ -25,9 +25,7 @@ from dive.decoder_check import Unsupported
 from dive.errors import DiveError
 from dive.kv_cache import filled_layers
 from dive.refusals import refusals
-from dive.sampling import (
-    as_seed, drawing, generator, sampling_by, seed_of_this_call, seeding,
-)  # fmt: skip
+from dive.sampling import as_seed, drawing, generator, sampling_by, seed_of_this_call
 from dive.turns import turn
 
 if TYPE_CHECKING:
@@ -216,11 +214,7 @@ class Slots:
             self._prefix = None
         shared = self._shares(request) and (self._prefix is not None or self._next_shares(request))
         plan = self._ruled_out(request)
-        with (
-            turn(self.model),
-            self._steered(request, bare=shared) as adapter,
-            refusals(request.settings),
-        ):
+        with self._steered(request, bare=shared) as adapter, refusals(request.settings):
             if plan is None:
                 one = self._read(request, place, shared)
             else:
@@ -326,9 +320,9 @@ class Slots:
     def _by_transformers(self, request: Request, place: int) -> _Prompted:
         settings = request.settings
         config = asked_config(self.model, settings)
-        own = sampling_by(request.seed, config, settings, request.streamer)
-        with seeding(None if own else request.seed, self.model.device):
-            settings = {**settings, **own, "streamer": request.streamer}
+        streamer, device = request.streamer, self.model.device
+        with sampling_by(request.seed, config, settings, streamer, device) as own:
+            settings = {**settings, **own, "streamer": streamer}
             output = self.model.generate(**request.inputs, **settings)
         return _written(request, place, output)
 
@@ -354,20 +348,22 @@ class Slots:
 
     @contextmanager
     def _steered(self, request: Request, bare: bool) -> Iterator[SteeringAdapter | None]:
-        """What steers one prompt at work inside; yields it. Attached once for all requests."""
+        """This call's turn, with what steers one prompt at work; yields it. Attached once for all
+        requests, and at work only where a prompt is read."""
         if self._attachment is None and request.adapter is not None:
             self._attachment = RowAttachment(self.model, scoped=True)
-        if self._attachment is not None:
-            adapter = None if bare else self._own(request)
-            self._attachment.rows = (adapter,)
-            with self._attachment.working():
-                yield adapter
-        elif bare:
-            with unsteered(self.model):
-                yield None
-        else:
-            with self.session._steered() as adapters:
-                yield adapters[0]
+        with turn(self.model):
+            if self._attachment is not None:
+                adapter = None if bare else self._own(request)
+                self._attachment.rows = (adapter,)
+                with self._attachment.working():
+                    yield adapter
+            elif bare:
+                with unsteered(self.model):
+                    yield None
+            else:
+                with self.session._steered() as adapters:
+                    yield adapters[0]
 
 
 def _written(request: Request, place: int, output: Any) -> _Prompted:
