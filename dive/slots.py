@@ -348,8 +348,7 @@ class Slots:
 
     @contextmanager
     def _steered(self, request: Request, bare: bool) -> Iterator[SteeringAdapter | None]:
-        """This call's turn, with what steers one prompt at work; yields it. Attached once for all
-        requests, and at work only where a prompt is read."""
+        """This call's turn, and what steers one prompt at work in it; attached once for all."""
         if self._attachment is None and request.adapter is not None:
             self._attachment = RowAttachment(self.model, scoped=True)
         with turn(self.model):

@@ -79,7 +79,7 @@ def test_each_thread_gets_what_it_gets_alone(family, engine, studies, request):
     alone = [call() for call in calls]
     trace = fingerprint(model)  # transformers installs hooks of its own at the first forward
     assert len({str(answer) for answer in alone}) == len(alone)
-    slow, barrier = Slow(model), threading.Barrier(len(calls), timeout=60)
+    slow, barrier = Slow(model), threading.Barrier(len(calls), timeout=300)
 
     def together(call):
         barrier.wait()
@@ -158,7 +158,7 @@ def test_one_session_in_two_threads_and_in_its_own_streamer():
     options = {"max_new_tokens": 12, "do_sample": False}
     alone = [session.generate(**batch, **options) for batch in batches]
     assert session.ran.engine == "dive._C"
-    middle = threading.Barrier(2, timeout=60)
+    middle = threading.Barrier(2, timeout=300)
 
     class Meets:
         told = 0
@@ -245,11 +245,11 @@ def test_eval_mode_holds_until_the_last_thread_is_done():
     def slow():
         with evaluating(model):
             inside.set()
-            go.wait(60)
+            go.wait(300)
             return layer.training
 
     thread = in_thread(slow)
-    assert inside.wait(60)
+    assert inside.wait(300)
     with evaluating(model):
         assert not layer.training
     assert not layer.training

@@ -65,7 +65,7 @@ def in_thread(run, name=None, start=True):
     thread = threading.Thread(target=work, name=name)
 
     def result():
-        thread.join(60)
+        thread.join(300)
         assert not thread.is_alive()
         if "error" in box:
             raise box["error"]
@@ -81,9 +81,9 @@ def test_three_threads_in_the_middle_of_a_forward(model, two):
     """Steered by one, by another, and by none; all meet behind the first layer."""
     adapters, wanted, bare = two
     trace = fingerprint(model)
-    barrier = threading.Barrier(3, timeout=60)
+    barrier = threading.Barrier(3, timeout=300)
     pause = Pause(model, dict.fromkeys(("one", "other", "none"), barrier.wait))
-    entered = threading.Barrier(3, timeout=60)
+    entered = threading.Barrier(3, timeout=300)
 
     def steered(adapter):
         with dive.steer(model, adapter) as attachment:
@@ -128,7 +128,7 @@ def test_a_thread_started_inside_a_with_is_told(model, two):
 def test_without_with_it_is_for_every_thread(model, two):
     adapters, wanted, bare = two
     trace, go = fingerprint(model), threading.Event()
-    older = in_thread(lambda: go.wait(60) and logits(model, BATCH))
+    older = in_thread(lambda: go.wait(300) and logits(model, BATCH))
     attachment = dive.steer(model, adapters[0])
     assert torch.equal(logits(model, BATCH), wanted[0])
     go.set()
@@ -173,12 +173,12 @@ def test_a_forward_keeps_to_its_end_what_it_began_with(model, two, change):
     adapters, wanted, bare = two
     trace = fingerprint(model)
     inside, go = threading.Event(), threading.Event()
-    pause = Pause(model, {"slow": lambda: (inside.set(), go.wait(60))})
+    pause = Pause(model, {"slow": lambda: (inside.set(), go.wait(300))})
     if change == "detach":
         attachment = dive.steer(model, adapters[0])
         logits(model, BATCH)
     slow = in_thread(lambda: logits(model, BATCH), "slow")
-    assert inside.wait(60)
+    assert inside.wait(300)
     if change == "attach":
         attachment = dive.steer(model, adapters[0])
         assert torch.equal(logits(model, BATCH), wanted[0])
@@ -269,12 +269,12 @@ def test_a_backward_on_another_thread_recomputes_what_was_steered(model, two, re
         with dive.steer(model, adapters[1]):
             logits(model, BATCH)
             inside.set()
-            stop.wait(60)
+            stop.wait(300)
 
     with dive.steer(model, adapters[0]):
         loss = loss_of(model, reentrant)
         beside = in_thread(generating)
-        assert inside.wait(60)
+        assert inside.wait(300)
         in_thread(loss.backward).result()
         assert torch.equal(gradient_of(adapters[0]), want)
         loss_of(model, reentrant).backward()  # and on its own
@@ -288,7 +288,7 @@ def test_where_it_cannot_be_told_a_backward_is_refused(model, two):
     adapters = two[0]
     model.requires_grad_(False)
     before = loss_of(model, False)
-    ready, done = threading.Barrier(2, timeout=60), threading.Event()
+    ready, done = threading.Barrier(2, timeout=300), threading.Event()
 
     def other():
         with dive.steer(model, adapters[1]):
@@ -296,7 +296,7 @@ def test_where_it_cannot_be_told_a_backward_is_refused(model, two):
             ready.wait()
             loss.backward()  # its own context says whose
             ready.wait()
-            done.wait(60)
+            done.wait(300)
 
     with dive.steer(model, adapters[0]):
         with pytest.raises(DiveError, match="it ran before what is attached now was attached"):
@@ -423,7 +423,7 @@ def test_compiled_code_asks_whose_call_it_is(model, two):
         return compiled(**BATCH, use_cache=False).logits
 
     go = threading.Event()
-    older = in_thread(lambda: go.wait(60) and run())
+    older = in_thread(lambda: go.wait(300) and run())
     with dive.steer(model, adapters[0]):
         torch.testing.assert_close(run(), wanted[0])
         go.set()
