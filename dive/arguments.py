@@ -26,6 +26,7 @@ from dive.data.report import PLACEHOLDERS
 from dive.data.study import Study
 from dive.data.trouble import Trouble
 from dive.errors import DiveError
+from dive.held import held
 from dive.presets import DistillConfig
 from dive.structure import unwrap
 from dive.workers import check_workers
@@ -210,33 +211,19 @@ def at_rest(model: nn.Module) -> Iterator[None]:
             "the backbone's weights were made under torch.inference_mode, so nothing can be "
             "learnt through them: load it outside"
         )
-    trainable = [one for one in model.parameters() if one.requires_grad]
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in trainable:
-                parameter.requires_grad_(True)
+    with evaluating(model), held(model, "requires_grad", list(model.parameters())):
+        yield
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode and outside autocast; then as it was."""
-    training = [module for module in model.modules() if module.training]
+    """The model in eval mode and outside autocast; then as it was, when no thread wants it so."""
     with ExitStack() as stack:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
-        for module in training:
-            module.training = False
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
+        stack.enter_context(held(model, "training", list(model.modules())))
+        yield
 
 
 def each_evaluating(model: nn.Module, results: Iterator[T]) -> Iterator[T]:

@@ -26,13 +26,14 @@ class RowAttachment(Attachment):
         backbone_or_model: Any,
         rows: Sequence[SteeringAdapter | None] = (None,),
         check: bool = True,
+        scoped: bool = False,
     ) -> None:
         self.adapter = None
         self._check = check
         self._known: list[SteeringAdapter] = []
         model = unwrap(backbone_or_model)
         self._devices = [computes_on(layer) for layer in decoder_layers(model)]
-        self._hang(model, range(len(self._devices)))
+        self._hang(model, range(len(self._devices)), scoped)
         try:
             self.rows = rows
         except DiveError:

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any
@@ -21,7 +21,8 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from dive.adapter import SteeringAdapter
 from dive.ahead import Job, Prompts
-from dive.attach import steer
+from dive.at_work import at_work, scope
+from dive.attach import Attachment, first_layer
 from dive.attach_rows import RowAttachment
 from dive.backbone import Backbone
 from dive.console import PlainConsole, column
@@ -33,6 +34,8 @@ from dive.prompting import Prompter
 from dive.refusals import refusals
 from dive.sampling import seed_of_this_call, seeded
 from dive.slots import Request
+from dive.structure import unwrap
+from dive.turns import turn
 
 
 @dataclass
@@ -245,7 +248,7 @@ def run_batches(run: Run, prompts: Prompts, batch_size: int) -> Iterator[Report]
     with _steered(run, [job.adapter for job in prompts.jobs]) as steered:
         for chunk in _chunks(prompts, batch_size):
             jobs = [job for job, _ in chunk]
-            with steered([job.adapter for job in jobs]):
+            with turn(run.backbone), steered([job.adapter for job in jobs]):
                 reports = run.reports(jobs, [prompt for _, prompt in chunk], seeds)
             yield from reports
             prompts.bar(len(chunk))
@@ -265,29 +268,29 @@ def _steered(
     run: Run, adapters: list[SteeringAdapter | None]
 ) -> Iterator[Callable[[list[SteeringAdapter | None]], Any]]:
     """Attaches the adapters once, as attaching throws away compiled code; yields a context in which
-    those of a batch work. Between two batches the caller's own forwards pass unchanged."""
+    those of a batch work, for this thread alone and not between two batches."""
+    model = unwrap(run.backbone)
     if all(adapter is None for adapter in adapters):
-        yield lambda rows: nullcontext()
+        # what the caller has attached, if anything: one and the same for a batch
+        first = first_layer(model)
+        yield lambda rows: scope(first, None if first is None else at_work(first))
         return
     one = adapters[0]
+    attached: Attachment | RowAttachment
     if one is not None and all(adapter is one for adapter in adapters):
-        attached = steer(run.backbone, one)
+        attached = Attachment(model, one, scoped=True)
     else:
-        attached = RowAttachment(run.backbone)
-    with attached as attachment:
-        attachment.enabled = False
+        attached = RowAttachment(model, scoped=True)
 
-        @contextmanager
-        def steered(rows: list[SteeringAdapter | None]) -> Iterator[None]:
-            if isinstance(attachment, RowAttachment):
-                attachment.rows = rows
-            attachment.enabled = True
-            try:
-                yield
-            finally:
-                attachment.enabled = False
+    def steered(rows: list[SteeringAdapter | None]) -> Any:
+        if isinstance(attached, RowAttachment):
+            attached.rows = rows
+        return attached.working()
 
+    try:
         yield steered
+    finally:
+        attached.detach()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,7 +25,8 @@ from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from dive import checks, extension
 from dive.adapter import SteeringAdapter, as_adapter
-from dive.attach import Attachment, attachment_of
+from dive.at_work import at_work, scope
+from dive.attach import Attachment, attachment_of, unsteered
 from dive.attach_rows import RowAttachment
 from dive.backbone import Backbone
 from dive.decode_batch import BatchRun
@@ -43,8 +45,9 @@ from dive.decoder_spec import DecoderSpec, read
 from dive.errors import DiveError, FallbackWarning
 from dive.refusals import refusals
 from dive.slots import Request, Slots, Written
-from dive.structure import unwrap
+from dive.structure import decoder_layers, unwrap
 from dive.tokenizer_wanted import with_tokenizer
+from dive.turns import turn
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +61,8 @@ class DecodeSession:
     strict: what the engine cannot decode is a DiveError and not left to transformers.
     ran: what decoded the last call (of `stream`: the last request that was prompted); None before.
     The weights are used where they lie: memory holds them once. Training, moving or replacing them
-    between two calls is noticed. Not to be used by two threads at once.
+    between two calls is noticed. Several threads may use one session: each call reads its prompt in
+    its turn and decodes by itself; `ran` is then that of the last.
     """
 
     def __init__(
@@ -103,7 +107,7 @@ class DecodeSession:
         plan = self._plan(given)
         if plan.engine == "dive._C":
             assert self._spec is not None
-            with _looked_at(self.model), refusals(given):
+            with turn(self.model), _looked_at(self.model), refusals(given):
                 return offered_plan(self._spec, self.model, given)
         return plan
 
@@ -132,16 +136,12 @@ class DecodeSession:
         plan = self._plan(given)
         if plan.engine != "dive._C":
             self.note(plan)
-            with self._steered(), refusals(given):
+            with turn(self.model), self._steered(), refusals(given):
                 return self.model.generate(**given)
-        self._streamer = given.get("streamer")
-        try:
-            with refusals(given):
-                return self.model.generate(**given, custom_generate=self)
-        finally:
-            self._streamer = None
-
-    _streamer: Any = None
+        with refusals(given):
+            return self.model.generate(
+                **given, custom_generate=partial(self._decode, given.get("streamer"))
+            )
 
     def stream(self, requests: Iterable[Request], rows: int = 8) -> Iterator[Written]:
         """Answers to many prompts, each as it ends; the next prompt then takes its row.
@@ -168,48 +168,70 @@ class DecodeSession:
         **model_kwargs: Any,
     ) -> Any:
         """What `model.generate` calls as its `custom_generate`; returns prompt and answer."""
+        return self._decode(
+            streamer,
+            model,
+            input_ids,
+            logits_processor,
+            stopping_criteria,
+            generation_config,
+            synced_gpus,
+            **model_kwargs,
+        )
+
+    def _decode(
+        self,
+        streamer: Any,
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+        generation_config: Any = None,
+        synced_gpus: bool = False,
+        **model_kwargs: Any,
+    ) -> Any:
         if model is not self.model:
             raise DiveError(
                 f"this session decodes for another {type(self.model).__name__}; make one a model"
             )
         processors = logits_processor if logits_processor is not None else LogitsProcessorList()
         criteria = stopping_criteria if stopping_criteria is not None else StoppingCriteriaList()
-        streamer = self._streamer if streamer is None else streamer
-        reason = self._bind() or self._attachment_reason()
-        if reason is not None:
-            plan = Plan("transformers", reason)
-        else:
-            assert self._spec is not None
-            plan = call_plan(
-                self._spec, model, generation_config, input_ids, model_kwargs, synced_gpus
-            )
-        self.note(plan)
-        if plan.engine != "dive._C":
-            more = {} if streamer is None else {"streamer": streamer}
-            return self._by_transformers(
-                input_ids,
-                processors,
-                criteria,
-                generation_config,
-                synced_gpus=synced_gpus,
-                **more,
-                **model_kwargs,
-            )
-        assert self._rows is not None
-        run = BatchRun(
-            model, self._rows, input_ids, processors, criteria, generation_config, streamer
-        )
-        run.check_context(model_kwargs)
-        with self._steered() as adapters:
-            each, left = divmod(input_ids.shape[0], len(adapters))
-            if left:
-                raise DiveError(
-                    f"the session has {len(adapters)} adapters, one a row, and the batch "
-                    f"{input_ids.shape[0]} rows"
+        with turn(self.model):
+            reason = self._bind() or self._attachment_reason()
+            if reason is not None:
+                plan = Plan("transformers", reason)
+            else:
+                assert self._spec is not None
+                plan = call_plan(
+                    self._spec, model, generation_config, input_ids, model_kwargs, synced_gpus
                 )
-            steerings = [self._steering(one) for one in adapters for _ in range(each)]
-            scores = run.prefill(model_kwargs, steerings)
-        return run.decode(scores)
+            self.note(plan)
+            if plan.engine != "dive._C":
+                more = {} if streamer is None else {"streamer": streamer}
+                return self._by_transformers(
+                    input_ids,
+                    processors,
+                    criteria,
+                    generation_config,
+                    synced_gpus=synced_gpus,
+                    **more,
+                    **model_kwargs,
+                )
+            rows = self._lend_rows()
+            try:
+                run = BatchRun(
+                    model, rows, input_ids, processors, criteria, generation_config, streamer
+                )
+                run.check_context(model_kwargs)
+                with self._steered() as adapters:
+                    scores = run.prefill(model_kwargs, self._steerings(adapters, run.batch, rows))
+            except BaseException:
+                self._give_back(rows)
+                raise
+        try:
+            return run.decode(scores)
+        finally:
+            self._give_back(rows)
 
     # which engine
 
@@ -218,20 +240,21 @@ class DecodeSession:
         module = extension.load()
         if module is None:
             return extension.find().reason
-        try:
-            if self._rows is not None and not self._rows.moved():
-                return None
-        except Unsupported as error:
-            return str(error)
-        self._rows = self._spec = None
-        try:
-            with _looked_at(self.model):
-                spec = read(self.model)
-                self._rows = Rows(module, spec, self.model)
-        except (Unsupported, ValueError) as error:
-            return str(error)
-        self._spec = spec
-        return None
+        with turn(self.model):
+            try:
+                if self._rows is not None and not self._rows.moved():
+                    return None
+            except Unsupported as error:
+                return str(error)
+            self._rows = self._spec = None
+            try:
+                with _looked_at(self.model):
+                    spec = read(self.model)
+                    self._rows = Rows(module, spec, self.model)
+            except (Unsupported, ValueError) as error:
+                return str(error)
+            self._spec = spec
+            return None
 
     def _lend_rows(self) -> Rows:
         """The bound engine, until it is given back; the session binds another if it needs one."""
@@ -277,7 +300,7 @@ class DecodeSession:
                 f"{mode.value} does not go through custom_generate; call session.generate, or "
                 "model.generate without the session"
             )
-        with self._steered():
+        with turn(self.model), self._steered():
             return getattr(type(self.model), name)(
                 self.model,
                 input_ids,
@@ -292,42 +315,53 @@ class DecodeSession:
     @contextmanager
     def _steered(self) -> Iterator[Sequence[SteeringAdapter | None]]:
         """The adapters at work on the model's own forwards inside; yields one, or one a row."""
-        attachment = attachment_of(self.model)
+        first = decoder_layers(self.model)[0]
+        attachment: Any = at_work(first)
         if self.adapters is not None:
             # refuses a second one; the session has checked its own adapters
-            with RowAttachment(self.model, self.adapters, check=False):
+            with RowAttachment(self.model, self.adapters, check=False, scoped=True):
                 yield self.adapters
-        elif attachment is None:
-            if self.adapter is None:
-                yield (None,)
-                return
-            with Attachment(self.model, self.adapter, check=False):
-                yield (self.adapter,)
         elif self.adapter is None:
-            yield attachment.steers if attachment.enabled else (None,)
-        elif attachment.steers != (self.adapter,):
+            off = attachment is None or not attachment.enabled
+            with scope(first, None if off else attachment):
+                yield (None,) if off else attachment.steers
+        elif attachment is not None and attachment.steers != (self.adapter,):
             raise DiveError("another adapter than the session's is attached to the model")
-        else:
-            before, attachment.enabled = attachment.enabled, True
-            try:
+        else:  # what is attached already may be switched off
+            with (
+                scope(first, None),
+                Attachment(self.model, self.adapter, check=False, scoped=True),
+            ):
                 yield (self.adapter,)
-            finally:
-                attachment.enabled = before
 
-    def _steering(self, adapter: SteeringAdapter | None) -> list[Any] | None:
+    def _steerings(
+        self, adapters: Sequence[SteeringAdapter | None], batch: int, rows: Rows
+    ) -> list[Any]:
+        """What `_steering` gives for each row of a batch; DiveError where it does not divide."""
+        each, left = divmod(batch, len(adapters))
+        if left:
+            raise DiveError(
+                f"the session has {len(adapters)} adapters, one a row, and the batch {batch} rows"
+            )
+        return [self._steering(one, rows.spec) for one in adapters for _ in range(each)]
+
+    def _steering(
+        self, adapter: SteeringAdapter | None, spec: DecoderSpec | None = None
+    ) -> list[Any] | None:
         """One packed steering or None a layer; packed again where a parameter changed."""
         if adapter is None:
             return None
-        assert self._spec is not None
+        spec = self._spec if spec is None else spec
+        assert spec is not None
         tensors = [*adapter.parameters(), *adapter.buffers()]
         key = (
-            self._spec.dtype,
+            spec.dtype,
             *map(version, tensors),
         )
         known = self._packed.get(adapter)
         if known is not None and known[0] == key:
             return known[1]
-        steering: list[Any] = [None] * len(self._spec.layers)
+        steering: list[Any] = [None] * len(spec.layers)
         layers: Any = adapter.layers
         for index, layer in layers.items():
             packed = extension.pack_steering(
@@ -336,7 +370,7 @@ class DecodeSession:
                 layer.up.detach().cpu(),
                 layer.static.detach().cpu(),
                 layer.scale.detach() * layer.sigma,
-                dtype=self._spec.dtype,
+                dtype=spec.dtype,
                 activation=adapter.config.activation,
                 norm_preserving=adapter.config.norm_preserving,
                 eps=adapter.config.eps,
@@ -352,19 +386,11 @@ def _looked_at(model: Any) -> Iterator[None]:
 
     Qwen-VL notes down offsets at every forward; the prompt's own must outlive ours.
     """
-    try:
-        attachment = attachment_of(model)
-    except DiveError:
-        attachment = None  # it has no decoder layers that are known
-    enabled = attachment is not None and attachment.enabled
     base = vars(getattr(model, "base_model", model))
     kept = base.get("rope_deltas")
-    if attachment is not None:
-        attachment.enabled = False
     try:
-        yield
+        with unsteered(model):
+            yield
     finally:
-        if attachment is not None:
-            attachment.enabled = enabled
         if "rope_deltas" in base:
             base["rope_deltas"] = kept

@@ -17,6 +17,7 @@ from transformers.activations import ACT2FN
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from dive.checkpointing import RecomputedForward
 from dive.errors import DiveError
 
 # whose modules compute what the engine does in their place, or are refused by their family or type
@@ -82,7 +83,7 @@ def check_modules(model: nn.Module, path: str, head: nn.Module) -> None:
 
 
 def _check_forward(name: str, module: nn.Module) -> None:
-    if "forward" in vars(module) and not _compiled_alone(module):
+    if "forward" in vars(module) and not (_recomputed(module) or _compiled_alone(module)):
         raise Unsupported(f"the forward of {name} was replaced (offloaded?)")
     if not (_is_known(type(module).forward) and _is_known(type(module).__call__)):
         raise Unsupported(f"the forward of {name}, a {type(module).__name__}, is not its library's")
@@ -90,6 +91,12 @@ def _check_forward(name: str, module: nn.Module) -> None:
         # ours and transformers' only look on, or are the engine's to compute
         if not getattr(hook, "__module__", "").startswith(("dive.", "transformers.")):
             raise Unsupported(f"{name} has a forward hook")
+
+
+def _recomputed(module: Any) -> bool:
+    """Whether dive's gradient checkpointing is all that was done to it."""
+    forward = vars(module)["forward"]
+    return isinstance(forward, RecomputedForward) and forward.inner is None
 
 
 def _compiled_alone(module: Any) -> bool:

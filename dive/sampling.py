@@ -63,6 +63,33 @@ def seeding(seed: int | None, device: torch.device) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def drawing(
+    seed: int | None, config: Any, processors: Any, device: torch.device
+) -> Iterator[LogitsProcessorList]:
+    """The processors with which transformers draws a row's tokens by `seed` alone. What samples by
+    no processor (beams) uses torch's generators, which all threads share."""
+    given = LogitsProcessorList(processors or ())
+    if seed is None or config.get_generation_mode() == GenerationMode.SAMPLE:
+        yield given if seed is None else LogitsProcessorList([*given, _Drawn([seed], device)])
+        return
+    with seeding(seed, device):
+        yield given
+
+
+@contextmanager
+def sampling_by(
+    seed: int | None, config: Any, settings: Any, streamer: Any, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """Arguments of `model.generate` by which it samples its one row by `seed` alone."""
+    mode = config.get_generation_mode(settings.get("assistant_model"))
+    if seed is None or mode != GenerationMode.SAMPLE or "custom_generate" in settings:
+        with seeding(seed, device):
+            yield {}
+    else:
+        yield {"custom_generate": seeded([seed], streamer, bool(settings.get("synced_gpus")))}
+
+
 def seeded(seeds: Sequence[int], streamer: Any = None, synced_gpus: bool = False) -> Any:
     """A `custom_generate` for transformers' own sampling, row i drawn with the seed seeds[i].
 

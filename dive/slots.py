@@ -16,21 +16,17 @@ import torch
 from torch import Tensor
 
 from dive.adapter import SteeringAdapter
-from dive.attach import attachment_of
+from dive.attach import attachment_of, unsteered
 from dive.attach_rows import RowAttachment
 from dive.decode_batch import last_position, plain_stop, tell_context
-from dive.decode_limits import (
-    Plan,
-    asked_config,
-    call_plan,
-    settings_plan,
-)
+from dive.decode_limits import Plan, asked_config, call_plan, settings_plan
 from dive.decode_rows import Answer, Chooser, Live, Rows, ends_of
 from dive.decoder_check import Unsupported
 from dive.errors import DiveError
 from dive.kv_cache import filled_layers
 from dive.refusals import refusals
-from dive.sampling import as_seed, generator, seed_of_this_call, seeding
+from dive.sampling import as_seed, drawing, generator, sampling_by, seed_of_this_call
+from dive.turns import turn
 
 if TYPE_CHECKING:
     from dive.decode import DecodeSession
@@ -126,9 +122,11 @@ class Slots:
         self._live: Live | None = None
 
     def run(self) -> Iterator[Written]:
-        self._unable = self.session._bind()
-        if self._unable is None:
-            self._rows = self.session._lend_rows()
+        with turn(self.model):  # no other call may take the engine in between
+            self._unable = self.session._bind()
+            if self._unable is None:
+                self._rows = self.session._lend_rows()
+        if self._rows is not None:
             self._rows.vacate()
             self._live = Live(self._rows, self._rows.spec.device)
         try:
@@ -180,7 +178,7 @@ class Slots:
             self._free = list(range(count))[::-1]
         rows.allow_positions(prefix.position + one.room - prefix.length)
         one.answer.row = self._free.pop()
-        steering = self.session._steering(one.adapter)
+        steering = self.session._steering(one.adapter, rows.spec)
         rows.adopt(one.answer.row, prefix.layers, 0, 0, prefix.length, prefix.position, steering)
         one.prefix = None  # its memory is transformers' cache
         self._running[one.answer] = one
@@ -216,7 +214,7 @@ class Slots:
             self._prefix = None
         shared = self._shares(request) and (self._prefix is not None or self._next_shares(request))
         plan = self._ruled_out(request)
-        with self._steered(request, unsteered=shared) as adapter, refusals(request.settings):
+        with self._steered(request, bare=shared) as adapter, refusals(request.settings):
             if plan is None:
                 one = self._read(request, place, shared)
             else:
@@ -279,9 +277,10 @@ class Slots:
             if plan.engine != "dive._C":
                 if request.streamer is not None:
                     kwargs["streamer"] = request.streamer
-                with seeding(request.seed, input_ids.device):
+                seed, config = request.seed, generation_config
+                with drawing(seed, config, logits_processor, input_ids.device) as processors:
                     output = self.session._by_transformers(
-                        input_ids, logits_processor, stopping_criteria, generation_config, **kwargs
+                        input_ids, processors, stopping_criteria, config, **kwargs
                     )
                 return _written(request, place, output)
             new = (stopping_criteria.max_length or generation_config.max_length) - (
@@ -320,8 +319,11 @@ class Slots:
 
     def _by_transformers(self, request: Request, place: int) -> _Prompted:
         settings = request.settings
-        with seeding(request.seed, self.model.device):
-            output = self.model.generate(**request.inputs, **settings, streamer=request.streamer)
+        config = asked_config(self.model, settings)
+        streamer, device = request.streamer, self.model.device
+        with sampling_by(request.seed, config, settings, streamer, device) as own:
+            settings = {**settings, **own, "streamer": streamer}
+            output = self.model.generate(**request.inputs, **settings)
         return _written(request, place, output)
 
     # steering
@@ -345,24 +347,22 @@ class Slots:
         )
 
     @contextmanager
-    def _steered(self, request: Request, unsteered: bool) -> Iterator[SteeringAdapter | None]:
-        """What steers one prompt at work inside; yields it. Attached once for all requests."""
+    def _steered(self, request: Request, bare: bool) -> Iterator[SteeringAdapter | None]:
+        """This call's turn, and what steers one prompt at work in it; attached once for all."""
         if self._attachment is None and request.adapter is not None:
-            self._attachment = RowAttachment(self.model)
-            self._attachment.enabled = False
-        if self._attachment is not None:
-            adapter = None if unsteered else self._own(request)
-            self._attachment.rows = (adapter,)
-            self._attachment.enabled = True
-            try:
-                yield adapter
-            finally:
-                self._attachment.enabled = False
-        elif unsteered:
-            yield None  # nothing is attached
-        else:
-            with self.session._steered() as adapters:
-                yield adapters[0]
+            self._attachment = RowAttachment(self.model, scoped=True)
+        with turn(self.model):
+            if self._attachment is not None:
+                adapter = None if bare else self._own(request)
+                self._attachment.rows = (adapter,)
+                with self._attachment.working():
+                    yield adapter
+            elif bare:
+                with unsteered(self.model):
+                    yield None
+            else:
+                with self.session._steered() as adapters:
+                    yield adapters[0]
 
 
 def _written(request: Request, place: int, output: Any) -> _Prompted:

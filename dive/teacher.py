@@ -10,7 +10,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from dive.attach import attachment_of
+from dive.attach import unsteered
 from dive.counting import counted
 from dive.data.jsonl import Skipped
 from dive.data.study import Study
@@ -289,17 +289,10 @@ class Teacher:
         shown = [self.demonstrations.pool[place] for place in prompt.shown]
         inputs, count = prompt.inputs, prompt.count
         model = self.prompter.backbone.model
-        attachment = attachment_of(model)
-        enabled = attachment.enabled if attachment is not None else False
-        if attachment is not None:
-            attachment.enabled = False
-        try:
+        with unsteered(model):
             own = [*(prompt.alone.get(place) for place in prompt.shown), query]
             filled = self.examples.model_inputs(inputs, [*shown, study], own)
             states = last_hidden_state(model, filled)
-        finally:
-            if attachment is not None:
-                attachment.enabled = enabled
         return states[0, -count - 1 : -1]
 
     def prompt_lengths(self, survey: Survey, epoch: int = 0) -> list[int]:

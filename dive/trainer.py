@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from dive import ops
 from dive.adapter import SteeringAdapter
-from dive.attach import Attachment
+from dive.attach import Attachment, unsteered
 from dive.class_meter import ClassMeter
 from dive.counting import counted
 from dive.errors import DiveError
@@ -25,6 +25,7 @@ from dive.loss_watch import LossWatch
 from dive.presets import DistillConfig
 from dive.structure import last_hidden_state, output_head
 from dive.teacher import Teacher, TeacherPrompt
+from dive.turns import turn
 from dive.whole_checkpoints import WholeCheckpoints
 
 log = logging.getLogger(__name__)
@@ -114,11 +115,8 @@ class Student(nn.Module):
 
 def output_head_of(attachment: Attachment) -> Any:
     """The head, checked against the bare model's logits: the adapter is off meanwhile."""
-    enabled, attachment.enabled = attachment.enabled, False
-    try:
+    with turn(attachment.model), unsteered(attachment.model):
         return output_head(attachment.model)
-    finally:
-        attachment.enabled = enabled
 
 
 class DistillTrainer(WholeCheckpoints):
@@ -269,6 +267,10 @@ class DistillTrainer(WholeCheckpoints):
         torch.distributed.all_gather_object(each, rows)
         return sorted({row for one in each for row in one})
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        with turn(self._examples.prompter.backbone):
+            return super().training_step(*args, **kwargs)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -325,7 +327,8 @@ class DistillTrainer(WholeCheckpoints):
                 inputs = validation.model_inputs(batch["inputs"], shown, own)
                 for one in examples:
                     validation.keep(one)
-                loss, parts = self._student(inputs, **rest)
+                with turn(prompter.backbone):
+                    loss, parts = self._student(inputs, **rest)
                 watch.add("validation", shown, batch["rows"], loss, parts)
                 meter.add(parts)
                 weights = rest["weights"].to(parts.row_ce.device).double()

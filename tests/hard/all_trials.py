@@ -1,6 +1,6 @@
 """Every trial, in the order in which `make hard` runs them."""
 
-from hard import disk, hostile, pairs
+from hard import bindings, disk, hostile, pairs, threads
 from hard.kills import DISTILL, GENERATE
 from hard.trial import Trial
 
@@ -10,4 +10,6 @@ TRIALS: tuple[Trial, ...] = (
     pairs.TRIAL,
     disk.TRIAL,
     hostile.TRIAL,
+    threads.TRIAL,
+    bindings.TRIAL,
 )

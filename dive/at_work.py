@@ -1,0 +1,377 @@
+"""Whose forward it is: what is at work on a model for the thread or task that runs it.
+
+A forward takes, in this order,
+1. what its own context has (a `with dive.steer(...)`, or dive's own call): a context is a thread's,
+   and asyncio's tasks, `asyncio.to_thread` and `contextvars.copy_context` carry it along;
+2. in a backward that computes a part of a forward again, on whatever thread, what that forward had;
+3. what is attached for the whole model (`dive.steer(...)` without `with`);
+4. nothing.
+It keeps that from its first layer to its last, whatever is attached or detached meanwhile.
+"""
+
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import FrameType
+from typing import Any
+from weakref import WeakSet, WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+
+from dive.contexts import as_no_hook, drop, frame_of, holds, own, own_of, put
+from dive.errors import DiveError
+from dive.structure import decoder
+
+GRACE = 1.0  # seconds in which what was attached may still turn out to be a `with`
+
+# one for all models: what it guards takes microseconds. Re-entrant, since garbage that is collected
+# meanwhile may detach.
+_changes = threading.Condition(threading.RLock())
+# id of the first decoder layer -> its site; a layer, because a model and its base share them. A
+# site lives by its hooks and holds its layer, so that no other layer has that id meanwhile.
+_sites: "WeakValueDictionary[int, Site]" = WeakValueDictionary()
+_told: "WeakSet[nn.Module]" = WeakSet()  # first layers of models of which `_tell` has spoken
+
+
+class _Running(threading.local):
+    def __init__(self) -> None:
+        self.forwards: list[tuple[Site, Work | None]] = []
+
+
+_running = _Running()
+
+
+class Work:
+    """What may be at work on a model: the part of an `Attachment` that says for whom.
+
+    state: "made" until it is known whether a `with` follows; "scoped": it is for the contexts that
+        took it; "wide": for every context without one of its own; "gone".
+    traced: compiled code may have it built in: it is the only one, and for everybody.
+    """
+
+    enabled = True
+
+    def hang(self, model: nn.Module, scoped: bool = False) -> None:
+        """Has its place on a model; DiveError where something is at work there in this context.
+
+        scoped: it works only inside `working`.
+        """
+        self.model = model
+        self.state, self.public = ("scoped", False) if scoped else ("made", True)
+        self.traced = self.trains = self.used_elsewhere = False
+        self.serial = 0
+        self.thread, self.since = threading.get_ident(), time.monotonic()
+        self.before: WeakSet[threading.Thread] = WeakSet()
+        self.flying: dict[int, int] = {}  # threads in a forward under it, and in how many
+        self._handles: list[Any] = []
+        owner = decoder(model)
+        first: Any = owner.layers[0]  # type: ignore[index]
+        with _changes:
+            while True:
+                site = _sites.get(id(first))
+                if at_work(first, tell=False) is not None:
+                    raise DiveError(
+                        "a steering adapter is already attached to this model; detach it first "
+                        "(two adapters at once are not defined)"
+                    )
+                if _sites.get(id(first)) is site:  # that may have waited, and let others in
+                    break
+            self.site = Site(owner) if site is None else site
+            _sites[id(first)] = self.site
+            self.site.works.append(self)
+            if not scoped:
+                put(first, self)
+            self.site.retrace()
+
+    def enter(self) -> None:
+        """For this context alone, from now on."""
+        with _changes:
+            if self.state == "gone":
+                raise DiveError("this attachment is detached: call dive.steer again")
+            if self.used_elsewhere:
+                raise DiveError(
+                    "this attachment has steered another thread's forward, as one without `with` "
+                    "does: enter the `with` at once, or leave it out"
+                )
+            self.state = "scoped"
+            self.serial += 1
+            self.before.update(threading.enumerate())
+            self.thread = threading.get_ident()
+            put(self.site.first, self)
+            self.site.retrace()
+            _changes.notify_all()
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """At work in this context, inside."""
+        with scope(self.site.first, self):
+            yield
+
+    def leave(self) -> None:
+        """Takes itself away: for forwards that run under it, when they have ended."""
+        with _changes:
+            if self.state == "gone":
+                return
+            self.state = "gone"
+            if holds(self.site.first, self):
+                drop(self.site.first)
+            self.flying = {
+                thread: count
+                for thread, count in self.flying.items()
+                if frame_of(self.site.decoder, thread) is not None  # else it was interrupted
+            }
+            if not self.flying:
+                self.unhang()
+            _changes.notify_all()
+
+    def unhang(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if self in self.site.works:
+            self.site.works.remove(self)
+        self.site.retrace()
+        if not self.site.works:
+            self.site.close()
+
+    def learns(self, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Notes that a backward through this may follow."""
+        self.trains = self.trains or _wants_gradient(inputs, output)
+
+
+class Site:
+    """One decoder's place for what may be at work on it; there as long as there is something."""
+
+    def __init__(self, owner: nn.Module) -> None:
+        layers: Any = owner.layers
+        self.decoder, self.first = owner, layers[0]
+        self.works: list[Work] = []
+        self.bare_trains = False  # a backward through a forward without any may follow
+        self.scoped = False  # some context wanted something of its own
+        # forwards that were under way before
+        frames = {thread: frame_of(owner, thread) for thread in sys._current_frames()}
+        self.begun = {thread: frame for thread, frame in frames.items() if frame is not None}
+        self.handles: list[Any] = [
+            owner.register_forward_pre_hook(_Begins(self), prepend=True),
+            owner.register_forward_hook(_Ends(self), always_call=True),
+        ]
+
+    def close(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+        self.begun = {}
+        if _sites.get(id(self.first)) is self:
+            del _sites[id(self.first)]
+
+    def retrace(self) -> None:
+        """Says anew what compiled code may have built in; a change makes torch compile again."""
+        alone = len(self.works) == 1 and not self.scoped
+        for work in self.works:
+            traced = alone and work.state == "wide"
+            if work.traced != traced:
+                work.traced = traced
+
+    def current(self) -> Work | None:
+        """What this forward, of which a layer asks, is to have."""
+        if torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled():
+            return self.recomputed()
+        found, work = self.own()
+        if found:
+            return work
+        for site, decided in reversed(_running.forwards):
+            if site is self:
+                return decided
+        if self.begun and self._began_before():
+            return None
+        return self.decide()
+
+    def own(self) -> tuple[bool, Work | None]:
+        """Whether this context has something (or, for sure, nothing) of its own, and what."""
+        found, work = own_of(self.first)
+        if work is not None and work.state == "made":  # it is used, so that no `with` follows
+            with _changes:
+                self._widen(work)
+        return found, work
+
+    def decide(self, tell: bool = True) -> Work | None:
+        """What a forward that begins now is to have.
+
+        tell: whether it is a forward, and not only a question.
+        """
+        if torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled():
+            return self.recomputed()
+        found, work = self.own()
+        if found:
+            return work
+        with _changes:
+            for made in [work for work in self.works if work.state == "made"]:
+                # its thread may be on its way into a `with`
+                if made.thread != threading.get_ident():
+                    _changes.wait_for(
+                        partial(_settled, made), max(0.0, made.since + GRACE - time.monotonic())
+                    )
+                self._widen(made)
+            wide = next((work for work in self.works if work.state == "wide"), None)
+            if wide is not None:
+                wide.used_elsewhere = wide.used_elsewhere or tell
+            elif tell:
+                self._tell()
+            return wide
+
+    def _widen(self, work: Work) -> None:
+        if work.state == "made":
+            work.state = "wide"
+            self.retrace()
+            _changes.notify_all()
+
+    def recomputed(self) -> Work | None:
+        """What the forward had that a backward computes again. Autograd's own threads have no
+        context of the caller's, so that it must be told by what may have a backward at all."""
+        found, work = own_of(self.first)
+        having: list[Work | None] = [work for work in self.works if work.trains]
+        if self.bare_trains:
+            having.append(None)
+        if found and work in having:
+            return work
+        if len(having) == 1:
+            return having[0]
+        why = (
+            "it ran before what is attached now was attached"
+            if not having
+            else f"{len(having)} of them have one to come on this model, in several threads"
+        )
+        raise DiveError(
+            "a backward computes a forward again (gradient checkpointing), and it cannot be told "
+            f"which adapter that had: {why}. Call backward inside the `with` of its forward"
+        )
+
+    def begins(self) -> None:
+        decided, forwards = self.decide(), _running.forwards
+        thread = threading.get_ident()
+        if any(site is self for site, _ in forwards) and frame_of(self.decoder, thread) is None:
+            forwards[:] = [one for one in forwards if one[0] is not self]  # were interrupted
+        forwards.append((self, decided))
+        if decided is not None:
+            with _changes:
+                decided.flying[thread] = decided.flying.get(thread, 0) + 1
+
+    def ends(self) -> None:
+        forwards = _running.forwards
+        place = next((i for i in reversed(range(len(forwards))) if forwards[i][0] is self), None)
+        if place is None:
+            return  # it began before
+        decided = forwards[place][1]
+        del forwards[place:]  # what lies above was interrupted
+        if decided is None:
+            return
+        with _changes:
+            thread = threading.get_ident()
+            left = decided.flying.pop(thread, 1) - 1
+            if left > 0:
+                decided.flying[thread] = left
+            if decided.state == "gone" and not decided.flying:
+                decided.unhang()
+
+    def learns_bare(self, inputs: tuple[Any, ...], output: Tensor) -> None:
+        self.bare_trains = self.bare_trains or _wants_gradient(inputs, output)
+
+    def _began_before(self) -> bool:
+        """Whether a layer is called in a forward that was under way before this site was there."""
+        thread = threading.get_ident()
+        wanted = self.begun.get(thread)
+        if wanted is None:
+            return False
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            if frame is wanted:
+                return True
+            frame = frame.f_back
+        self.begun.pop(thread, None)  # that one has ended
+        return False
+
+    def _tell(self) -> None:
+        """Warns once a model where a forward is unsteered that may have been meant to be steered:
+        of a thread that was started inside another's `with`, or of its thread in another task."""
+        if self.first in _told:
+            return
+        thread = threading.current_thread()
+        for work in self.works:
+            if work.state != "scoped" or not work.public:
+                continue
+            if thread not in work.before or work.thread == thread.ident:
+                _told.add(self.first)
+                warnings.warn(
+                    "a forward runs unsteered in a thread or task that is not that of a `with "
+                    "dive.steer(...)` on its model: a `with` is for its own thread or task. For "
+                    "all of them call dive.steer without `with` (and .detach() in the end); for a "
+                    "thread that you start inside, take the context along: Thread("
+                    "target=contextvars.copy_context().run, args=(model.generate,), kwargs=...)",
+                    stacklevel=2,
+                )
+                return
+
+
+class _Begins:
+    """Hook before a decoder's forward."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    def __call__(self, module: nn.Module, _inputs: Any) -> None:
+        if not torch.compiler.is_compiling() and module is self.site.decoder:
+            self.site.begins()
+
+    def __reduce__(self) -> Any:
+        return as_no_hook, ()
+
+
+class _Ends:
+    """Hook after it, whatever came of it."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    def __call__(self, module: nn.Module, _inputs: Any, _output: Any) -> None:
+        if not torch.compiler.is_compiling() and module is self.site.decoder:
+            self.site.ends()
+
+    def __reduce__(self) -> Any:
+        return as_no_hook, ()
+
+
+def at_work(first: nn.Module, tell: bool = True) -> Work | None:
+    """What is at work for this context on the model with this first decoder layer."""
+    site = _sites.get(id(first))
+    return None if site is None else site.decide(tell)
+
+
+@contextmanager
+def scope(first: nn.Module | None, work: Work | None) -> Iterator[None]:
+    """This at work in this context inside, or for sure nothing. Not to be held over a `yield` of a
+    generator, whose next step may run in another context."""
+    if first is None:
+        yield
+        return
+    site = _sites.get(id(first))
+    if site is not None and not site.scoped and (work is None or work.state != "wide"):
+        with _changes:
+            site.scoped = True
+            site.retrace()
+    with own(first, work):
+        yield
+
+
+def _settled(work: Work) -> bool:
+    return work.state != "made"
+
+
+def _wants_gradient(inputs: tuple[Any, ...], output: Tensor) -> bool:
+    # under reentrant checkpointing no gradient is recorded yet, and only the input wants one
+    first = inputs[0] if inputs else None
+    return output.requires_grad or (isinstance(first, Tensor) and first.requires_grad)
