@@ -14,6 +14,7 @@
 #include "cpu/steering.h"
 #include "cpu/streams.h"
 #include "engine_bindings.h"
+#include "initialised.h"
 #include "tensor.h"
 #ifdef DIVE_CUDA_SHIM
 #include "cuda/shim/shim_bindings.h"
@@ -82,6 +83,8 @@ Steering pack_steering(py::handle down, py::handle down_bias, py::handle up, py:
   if (!std::isfinite(scale)) {
     throw py::value_error("scale is " + std::to_string(scale) + ", want a finite number");
   }
+  for (TensorArgument* tensor : {&a, &bias, &b, &v}) tensor->want_storage();
+  for (TensorArgument* tensor : {&a, &bias, &b, &v}) tensor->check_unmoved();
   source.down = matrix(a);
   source.down_bias = vector(bias);
   source.up = matrix(b);
@@ -93,26 +96,30 @@ Steering pack_steering(py::handle down, py::handle down_bias, py::handle up, py:
   return Steering(source);
 }
 
-// The steering of each row: one for all, or a sequence with one or None for each; none where the
-// mask says so. The dtype of the weights, float32 where nothing is steered, goes to `weights`.
-std::vector<const Steering*> row_steerings(py::handle steering, const TensorArgument* mask,
-                                           std::int64_t rows, std::int64_t width, DType stream,
-                                           DType& weights) {
+// The steering of each row: one for all, or a sequence with one or None for each. The dtype of the
+// weights, float32 where nothing is steered, goes to `weights`.
+// `kept` holds what a sequence may have made for this look alone.
+std::vector<const Steering*> row_steerings(py::handle steering, std::int64_t rows,
+                                           std::int64_t width, DType stream, DType& weights,
+                                           std::vector<py::object>& kept) {
   std::vector<const Steering*> each;
   if (steering.is_none()) return each;
   if (py::isinstance<Steering>(steering)) {
-    each.assign(static_cast<std::size_t>(rows), &steering.cast<const Steering&>());
+    each.assign(static_cast<std::size_t>(rows), &initialised<const Steering>(steering, "Steering"));
   } else if (py::isinstance<py::sequence>(steering) && !py::isinstance<py::str>(steering)) {
-    for (const py::handle item : steering) {
+    const auto sequence = py::reinterpret_borrow<py::sequence>(steering);
+    if (sequence.size() != static_cast<std::size_t>(rows)) {
+      throw py::value_error("steering has " + std::to_string(sequence.size()) + " entries, want " +
+                            std::to_string(rows) + ", one a row of residual");
+    }
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const py::object item = sequence[static_cast<std::size_t>(row)];
       if (!item.is_none() && !py::isinstance<Steering>(item)) {
         throw py::value_error("steering holds a " + std::string(Py_TYPE(item.ptr())->tp_name) +
                               ", want a Steering or None for each row");
       }
-      each.push_back(item.is_none() ? nullptr : &item.cast<const Steering&>());
-    }
-    if (each.size() != static_cast<std::size_t>(rows)) {
-      throw py::value_error("steering has " + std::to_string(each.size()) + " entries, want " +
-                            std::to_string(rows) + ", one a row of residual");
+      each.push_back(item.is_none() ? nullptr : &initialised<const Steering>(item, "Steering"));
+      kept.push_back(item);
     }
   } else {
     throw py::value_error("steering is a " + std::string(Py_TYPE(steering.ptr())->tp_name) +
@@ -135,12 +142,6 @@ std::vector<const Steering*> row_steerings(py::handle steering, const TensorArgu
   if (weights != DType::f32 && weights != stream) {
     throw py::value_error("steering has weights of " + std::string(name_of(weights)) +
                           ", want float32 or " + name_of(stream) + ", the dtype of residual");
-  }
-  if (mask != nullptr) {
-    const auto* const flags = static_cast<const unsigned char*>(mask->data());
-    for (std::int64_t row = 0; row < rows; ++row) {
-      if (flags[row * mask->stride(0)] == 0) each[static_cast<std::size_t>(row)] = nullptr;
-    }
   }
   return each;
 }
@@ -199,8 +200,20 @@ void steer_step(py::handle residual_object, py::handle delta_object, py::handle 
     }
   }
   DType weights = DType::f32;
-  const std::vector<const Steering*> steerings =
-      row_steerings(steering_object, mask ? &*mask : nullptr, rows, width, stream, weights);
+  std::vector<py::object> kept;
+  std::vector<const Steering*> steerings =
+      row_steerings(steering_object, rows, width, stream, weights, kept);
+  for (const auto* tensor :
+       {&residual, delta ? &*delta : nullptr, norm_weight ? &*norm_weight : nullptr,
+        out ? &*out : nullptr, mask ? &*mask : nullptr}) {
+    if (tensor != nullptr) tensor->check_unmoved();  // from here on no code of Python's runs
+  }
+  if (mask) {
+    const auto* const flags = static_cast<const unsigned char*>(mask->data());
+    for (std::int64_t row = 0; row < rows; ++row) {
+      if (flags[row * mask->stride(0)] == 0) steerings[static_cast<std::size_t>(row)] = nullptr;
+    }
+  }
 
   cpu::StepArguments step;
   step.rows = rows;
@@ -264,6 +277,8 @@ std::uint64_t read_memory(py::handle memory_object, int streams, std::int64_t ah
   TensorArgument memory("memory", memory_object);
   const std::int64_t bytes = stream_bytes(memory);
   const cpu::Streams how = streams_from(streams, ahead, threads);
+  memory.want_storage();
+  memory.check_unmoved();
   const py::gil_scoped_release unlocked;
   return cpu::read_streams(cpu::current_isa(), memory.data(), bytes, how);
 }
@@ -277,6 +292,8 @@ void copy_memory(py::handle target_object, py::handle source_object, int streams
   if (target.overlaps(source)) target.fail("shares memory with source, want its own");
   cpu::Streams how = streams_from(streams, ahead, threads);
   how.past_caches = past_caches;
+  for (const TensorArgument* tensor : {&target, &source}) tensor->want_storage();
+  for (const TensorArgument* tensor : {&target, &source}) tensor->check_unmoved();
   const py::gil_scoped_release unlocked;
   cpu::copy_streams(cpu::current_isa(), target.data(), source.data(), bytes, how);
 }
@@ -325,10 +342,14 @@ PYBIND11_MODULE(DIVE_MODULE_NAME, module) {
       .def(py::init(&pack_steering), py::arg("down"), py::arg("down_bias"), py::arg("up"),
            py::arg("static"), py::arg("scale"), py::kw_only(), py::arg("activation") = "silu",
            py::arg("norm_preserving") = false, py::arg("eps") = 1e-6)
-      .def_property_readonly("rank", &Steering::rank)
-      .def_property_readonly("width", &Steering::width)
-      .def_property_readonly("dtype", [](const Steering& s) { return name_of(s.dtype()); })
-      .def_property_readonly("nbytes", &Steering::bytes);
+      .def_property_readonly("rank", method(&Steering::rank, "Steering"))
+      .def_property_readonly("width", method(&Steering::width, "Steering"))
+      .def_property_readonly(
+          "dtype",
+          [](py::handle self) {
+            return name_of(initialised<const Steering>(self, "Steering").dtype());
+          })
+      .def_property_readonly("nbytes", method(&Steering::bytes, "Steering"));
 
   module.def("steer_step", &steer_step, py::arg("residual"), py::arg("delta") = py::none(),
              py::arg("steering") = py::none(), py::arg("norm_weight") = py::none(),
