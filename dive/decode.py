@@ -30,6 +30,7 @@ from dive.backbone import Backbone
 from dive.decode_batch import BatchRun
 from dive.decode_limits import (
     Plan,
+    asked_config,
     call_plan,
     check_names,
     named,
@@ -41,6 +42,7 @@ from dive.decode_rows import Rows
 from dive.decoder_check import Unsupported, version
 from dive.decoder_spec import DecoderSpec, read
 from dive.errors import DiveError, FallbackWarning
+from dive.finite import Watch, generate_watched
 from dive.refusals import refusals
 from dive.slots import Request, Slots, Written
 from dive.structure import unwrap
@@ -57,6 +59,8 @@ class DecodeSession:
         list has one adapter, or None for no steering, for every row of the batches that follow.
     strict: what the engine cannot decode is a DiveError and not left to transformers.
     ran: what decoded the last call (of `stream`: the last request that was prompted); None before.
+    failed: rows of what the last `generate` returned whose logits were not finite: the answer ends
+        there, and padding follows. A warning says so; of `stream` every answer tells.
     The weights are used where they lie: memory holds them once. Training, moving or replacing them
     between two calls is noticed. Not to be used by two threads at once.
     """
@@ -89,6 +93,7 @@ class DecodeSession:
         self._rows: Rows | None = None
         self._packed: WeakKeyDictionary[Any, tuple[Any, list[Any]]] = WeakKeyDictionary()
         self.ran: Plan | None = None
+        self.failed: list[int] = []
         self._said: set[str] = set()
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
@@ -133,7 +138,9 @@ class DecodeSession:
         if plan.engine != "dive._C":
             self.note(plan)
             with self._steered(), refusals(given):
-                return self.model.generate(**given)
+                output, watch = generate_watched(self.model, given, asked_config(self.model, given))
+            self._tell(watch.cut(output))
+            return output
         self._streamer = given.get("streamer")
         try:
             with refusals(given):
@@ -186,7 +193,7 @@ class DecodeSession:
         self.note(plan)
         if plan.engine != "dive._C":
             more = {} if streamer is None else {"streamer": streamer}
-            return self._by_transformers(
+            output, watch = self._by_transformers(
                 input_ids,
                 processors,
                 criteria,
@@ -195,6 +202,8 @@ class DecodeSession:
                 **more,
                 **model_kwargs,
             )
+            self._tell(watch.cut(output))
+            return output
         assert self._rows is not None
         run = BatchRun(
             model, self._rows, input_ids, processors, criteria, generation_config, streamer
@@ -209,7 +218,18 @@ class DecodeSession:
                 )
             steerings = [self._steering(one) for one in adapters for _ in range(each)]
             scores = run.prefill(model_kwargs, steerings)
-        return run.decode(scores)
+        output = run.decode(scores)
+        self._tell(run.failed)
+        return output
+
+    def _tell(self, failed: list[int]) -> None:
+        self.failed = failed
+        if failed:
+            warnings.warn(
+                f"logits were not finite in row {', '.join(map(str, failed))} of the batch: the "
+                "answer ends there (DecodeSession.failed)",
+                stacklevel=4,
+            )
 
     # which engine
 
@@ -269,7 +289,8 @@ class DecodeSession:
 
     def _by_transformers(
         self, input_ids: Tensor, processors: Any, criteria: Any, config: Any, **more: Any
-    ) -> Any:
+    ) -> tuple[Any, Watch]:
+        """What transformers wrote, and what watched its logits."""
         mode = config.get_generation_mode()
         name = GENERATION_MODES_MAPPING.get(mode, "/")
         if "/" in name or mode == GenerationMode.ASSISTED_GENERATION:
@@ -277,15 +298,17 @@ class DecodeSession:
                 f"{mode.value} does not go through custom_generate; call session.generate, or "
                 "model.generate without the session"
             )
+        watch = Watch.of(config)
         with self._steered():
-            return getattr(type(self.model), name)(
+            output = getattr(type(self.model), name)(
                 self.model,
                 input_ids,
-                logits_processor=processors,
+                logits_processor=watch.among(processors),
                 stopping_criteria=criteria,
                 generation_config=config,
                 **more,
             )
+        return output, watch
 
     # steering
 
