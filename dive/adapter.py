@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dive import __version__, checks
+from dive.adapter_numbers import check_numbers
 from dive.data.io import check_folder, write_bytes, write_text
 from dive.errors import DiveError
 from dive.fingerprint import difference, fingerprint
@@ -171,8 +172,10 @@ class SteeringAdapter(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def check_backbone(self, backbone_or_model: Any) -> None:
-        """DiveError naming the first field in which this backbone is not the adapter's own; a
+        """DiveError naming the first field in which this backbone is not the adapter's own, or the
+        tensor whose numbers are not finite or beyond use (`dive.adapter_numbers`); a
         warning where it is the same model with other weights (a LoRA at work in one of them)."""
+        check_numbers(self)
         model = unwrap(backbone_or_model)
         mine, theirs = self.metadata["backbone"], description(model)
         for field in MUST_MATCH:
@@ -265,9 +268,8 @@ class SteeringAdapter(nn.Module):
                     f"{weights_file}: tensor {name} is {tensor.dtype} {list(tensor.shape)}, "
                     f"{config_file.name} wants torch.float32 {list(wanted[name].shape)}"
                 )
-            if not tensor.isfinite().all():
-                raise DiveError(f"{weights_file}: tensor {name} holds numbers that are not finite")
         adapter.load_state_dict(tensors)
+        check_numbers(adapter, str(weights_file))
         return adapter if device is None else adapter.to(device)
 
 
