@@ -61,8 +61,9 @@ MatrixView vector(const TensorArgument& tensor) {
 }
 
 Steering pack_steering(py::handle down, py::handle down_bias, py::handle up, py::handle fixed,
-                       double scale, const std::string& activation, bool norm_preserving,
-                       double eps) {
+                       py::handle scale_object, py::handle activation, py::handle norm_preserving,
+                       py::handle eps) {
+  const auto scale = plain<double>("scale", scale_object, "a number");
   TensorArgument a("down", down), bias("down_bias", down_bias), b("up", up);
   TensorArgument v("static", fixed);
   for (TensorArgument* tensor : {&a, &bias, &v}) {
@@ -90,9 +91,9 @@ Steering pack_steering(py::handle down, py::handle down_bias, py::handle up, py:
   source.up = matrix(b);
   source.fixed = vector(v);
   source.scale = static_cast<float>(scale);
-  source.eps = positive("eps", eps);
-  source.activation = activation_from(activation);
-  source.norm_preserving = norm_preserving;
+  source.eps = positive("eps", plain<double>("eps", eps, "a number"));
+  source.activation = activation_from(plain<std::string>("activation", activation, "a text"));
+  source.norm_preserving = plain<bool>("norm_preserving", norm_preserving, "True or False");
   return Steering(source);
 }
 
@@ -152,8 +153,10 @@ std::optional<TensorArgument> optional_tensor(const char* name, py::handle objec
 }
 
 void steer_step(py::handle residual_object, py::handle delta_object, py::handle steering_object,
-                py::handle norm_weight_object, py::handle out_object, double norm_eps,
-                bool norm_plus_one, py::handle mask_object) {
+                py::handle norm_weight_object, py::handle out_object, py::handle norm_eps,
+                py::handle norm_plus_one, py::handle mask_object) {
+  const float eps = positive("norm_eps", plain<double>("norm_eps", norm_eps, "a number"));
+  const bool plus_one = plain<bool>("norm_plus_one", norm_plus_one, "True or False");
   TensorArgument residual("residual", residual_object);
   residual.want_dtype({DType::f32, DType::bf16, DType::f16});
   residual.want_shape({-1, -1}, "[rows, width]");
@@ -230,8 +233,8 @@ void steer_step(py::handle residual_object, py::handle delta_object, py::handle 
     step.out_stride = out->stride(0);
     step.norm_weight = norm_weight->data();
     step.norm_dtype = norm_weight->dtype();
-    step.norm_eps = positive("norm_eps", norm_eps);
-    step.norm_plus_one = norm_plus_one;
+    step.norm_eps = eps;
+    step.norm_plus_one = plus_one;
   }
   const cpu::StepKernel kernel = cpu::step_kernel(cpu::current_isa(), stream, weights);
   thread_local cpu::Workspace workspace;
@@ -243,7 +246,11 @@ void steer_step(py::handle residual_object, py::handle delta_object, py::handle 
   }
 }
 
-cpu::Streams streams_from(int streams, std::int64_t ahead, int threads) {
+cpu::Streams streams_from(py::handle streams_object, py::handle ahead_object,
+                          py::handle threads_object) {
+  const std::int64_t streams = whole("streams", streams_object);
+  const std::int64_t ahead = whole("ahead", ahead_object);
+  const std::int64_t threads = whole("threads", threads_object);
   if (streams != 1 && streams != 2 && streams != 4 && streams != 8) {
     throw py::value_error("streams is " + std::to_string(streams) + ", want 1, 2, 4 or 8");
   }
@@ -254,7 +261,7 @@ cpu::Streams streams_from(int streams, std::int64_t ahead, int threads) {
     throw py::value_error("threads is " + std::to_string(threads) + ", want 1 to " +
                           std::to_string(cpu::physical_cores()) + ", the cores there are");
   }
-  return {streams, ahead, false, threads};
+  return {static_cast<int>(streams), ahead, false, static_cast<int>(threads)};
 }
 
 // Bytes of a float32 vector that begins at a cache line and is of whole units.
@@ -273,7 +280,8 @@ std::int64_t stream_bytes(TensorArgument& tensor) {
   return bytes;
 }
 
-std::uint64_t read_memory(py::handle memory_object, int streams, std::int64_t ahead, int threads) {
+std::uint64_t read_memory(py::handle memory_object, py::handle streams, py::handle ahead,
+                          py::handle threads) {
   TensorArgument memory("memory", memory_object);
   const std::int64_t bytes = stream_bytes(memory);
   const cpu::Streams how = streams_from(streams, ahead, threads);
@@ -283,15 +291,15 @@ std::uint64_t read_memory(py::handle memory_object, int streams, std::int64_t ah
   return cpu::read_streams(cpu::current_isa(), memory.data(), bytes, how);
 }
 
-void copy_memory(py::handle target_object, py::handle source_object, int streams,
-                 std::int64_t ahead, bool past_caches, int threads) {
+void copy_memory(py::handle target_object, py::handle source_object, py::handle streams,
+                 py::handle ahead, py::handle past_caches, py::handle threads) {
   TensorArgument target("target", target_object), source("source", source_object);
   const std::int64_t bytes = stream_bytes(source);
   if (stream_bytes(target) != bytes) target.want_shape({source.size(0)}, "the shape of source");
   target.want_writable();
   if (target.overlaps(source)) target.fail("shares memory with source, want its own");
   cpu::Streams how = streams_from(streams, ahead, threads);
-  how.past_caches = past_caches;
+  how.past_caches = plain<bool>("past_caches", past_caches, "True or False");
   for (const TensorArgument* tensor : {&target, &source}) tensor->want_storage();
   for (const TensorArgument* tensor : {&target, &source}) tensor->check_unmoved();
   const py::gil_scoped_release unlocked;

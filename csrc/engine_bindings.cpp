@@ -98,8 +98,10 @@ class BoundEngine {
     ropes_ = std::move(kept);  // and those of the spec stay, unread
   }
 
-  void adopt(std::int64_t layer, std::int64_t row, std::int64_t first, py::handle key_object,
-             py::handle value_object) {
+  void adopt(py::handle layer_object, py::handle row_object, py::handle first_object,
+             py::handle key_object, py::handle value_object) {
+    const std::int64_t layer = whole("layer", layer_object), row = whole("row", row_object);
+    const std::int64_t first = whole("first", first_object);
     const Turn turn(busy_);
     const ModelSpec& m = engine_.spec();
     if (layer < 0 || layer >= static_cast<std::int64_t>(m.layers.size())) {

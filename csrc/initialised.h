@@ -1,11 +1,29 @@
-// Objects of Python that are not what their type says: of `__new__` alone, without `__init__`.
+// Objects of Python that are not what they should be: of another type, or of `__new__` alone,
+// without `__init__`.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
 #include <string>
 
 namespace dive {
+
+// A plain argument beside tensors; TypeError. pybind11's own message holds the repr of all
+// arguments, which for a tensor whose memory was freed crashes in torch.
+template <class T>
+T plain(const char* name, pybind11::handle object, const char* wanted) {
+  try {
+    return object.cast<T>();
+  } catch (const pybind11::cast_error&) {
+    throw pybind11::type_error(std::string(name) + " is a " + Py_TYPE(object.ptr())->tp_name +
+                               ", want " + wanted);
+  }
+}
+
+inline std::int64_t whole(const char* name, pybind11::handle object) {
+  return plain<std::int64_t>(name, object, "a whole number of 64 bits");
+}
 
 // What a Python object holds; TypeError where it is of another type, or was never initialised:
 // pybind11 would lend memory in which nothing was constructed.

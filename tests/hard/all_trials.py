@@ -1,5 +1,6 @@
 """Every trial, in the order in which `make hard` runs them."""
 
+from hard import bindings
 from hard.trial import Trial
 
-TRIALS: tuple[Trial, ...] = ()
+TRIALS: tuple[Trial, ...] = (bindings.TRIAL,)
