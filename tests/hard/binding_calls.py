@@ -64,8 +64,8 @@ class Bench:
             return kind(self, rng)
         except NAMED as error:
             return None if str(error) else f"{type(error).__name__} without a message"
-        except (OverflowError, BufferError, Raises.Odd, Raises.Worse, KeyboardInterrupt, SystemExit):
-            return None  # of those that raise: `raising` sees to it that none is lost
+        except (OverflowError, BufferError, *Raises.KINDS):
+            return None  # `raising` sees to it that none is lost
         except BaseException as error:
             return f"{type(error).__name__}: {error}"
 
@@ -414,7 +414,7 @@ def built_specs(bench: Bench, rng: Any) -> str | None:
     spec.clear()
     for layer in layers:
         layer.clear()
-    gc.collect()
+    gc.collect(0)
     noise = [torch.full((rng.randrange(1, 20_000),), float("nan")) for _ in range(50)]
     got = bench.steps(engine)
     del noise

@@ -1,8 +1,8 @@
 """dive._C under calls that no careful caller makes: each ends in its result or a named exception.
 
-Calls run in processes of their own, some hundred each, so that a crash is a signal with a seed, and
-one that takes more than ten seconds is a hang. Between them sound calls are compared with what a
-list, an undisturbed engine and plain PyTorch give.
+Calls run in processes of their own, some thousand each, so that a crash is a signal with a seed,
+and one that takes more than ten seconds is a hang. Between them sound calls are compared with what
+a list, an undisturbed engine and plain PyTorch give.
 """
 
 import os
@@ -15,7 +15,7 @@ from hard.processes import context
 from hard.trial import Outcome, Trial
 
 HANG = 10.0
-CHUNK = 1000
+CHUNK = 2500
 
 
 def run(count: int, seed: int, folder: Path) -> Outcome:

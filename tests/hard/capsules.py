@@ -127,9 +127,11 @@ class Raises:
         def __str__(self) -> str:
             raise ValueError("says nothing")
 
+    KINDS = (Odd, Worse, Mute, KeyboardInterrupt, MemoryError, SystemExit)
+
     def __init__(self, rng: Any) -> None:
-        kinds = (self.Odd, self.Worse, self.Mute, KeyboardInterrupt, MemoryError, SystemExit)
-        self.error = rng.choice([*kinds, TypeError, AttributeError, BufferError, RuntimeError])("x")
+        more = (TypeError, AttributeError, BufferError, RuntimeError)
+        self.error = rng.choice([*self.KINDS, *more])("x")
 
     def __dlpack__(self, **_options: Any) -> Any:
         raise self.error
