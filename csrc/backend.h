@@ -13,12 +13,16 @@
 
 namespace dive {
 
+// What a step chooses where the largest logit is not finite: a NaN is larger than any number, so
+// this is any NaN, any +inf, or -inf everywhere.
+constexpr std::int64_t kNoToken = -1;
+
 // One step: token tokens[i] is the next one of row rows[i].
 struct StepInput {
   const std::int64_t* tokens = nullptr;  // in the device's memory, as `next` and `logits`
   const std::int64_t* rows = nullptr;    // in the host's, as the rest; each row at most once
   std::int64_t count = 0;
-  std::int64_t* next = nullptr;             // the most likely token after each
+  std::int64_t* next = nullptr;             // the most likely token after each, or kNoToken
   float* logits = nullptr;                  // [reserved rows, vocabulary], or null
   const std::int64_t* lengths = nullptr;    // by row: tokens in the cache
   const std::int64_t* positions = nullptr;  // by row: of the token that is run

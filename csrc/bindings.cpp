@@ -14,6 +14,7 @@
 #include "cpu/steering.h"
 #include "cpu/streams.h"
 #include "engine_bindings.h"
+#include "initialised.h"
 #include "tensor.h"
 #ifdef DIVE_CUDA_SHIM
 #include "cuda/shim/shim_bindings.h"
@@ -60,8 +61,9 @@ MatrixView vector(const TensorArgument& tensor) {
 }
 
 Steering pack_steering(py::handle down, py::handle down_bias, py::handle up, py::handle fixed,
-                       double scale, const std::string& activation, bool norm_preserving,
-                       double eps) {
+                       py::handle scale_object, py::handle activation, py::handle norm_preserving,
+                       py::handle eps) {
+  const auto scale = plain<double>("scale", scale_object, "a number");
   TensorArgument a("down", down), bias("down_bias", down_bias), b("up", up);
   TensorArgument v("static", fixed);
   for (TensorArgument* tensor : {&a, &bias, &v}) {
@@ -82,37 +84,43 @@ Steering pack_steering(py::handle down, py::handle down_bias, py::handle up, py:
   if (!std::isfinite(scale)) {
     throw py::value_error("scale is " + std::to_string(scale) + ", want a finite number");
   }
+  for (TensorArgument* tensor : {&a, &bias, &b, &v}) tensor->want_storage();
+  for (TensorArgument* tensor : {&a, &bias, &b, &v}) tensor->check_unmoved();
   source.down = matrix(a);
   source.down_bias = vector(bias);
   source.up = matrix(b);
   source.fixed = vector(v);
   source.scale = static_cast<float>(scale);
-  source.eps = positive("eps", eps);
-  source.activation = activation_from(activation);
-  source.norm_preserving = norm_preserving;
+  source.eps = positive("eps", plain<double>("eps", eps, "a number"));
+  source.activation = activation_from(plain<std::string>("activation", activation, "a text"));
+  source.norm_preserving = plain<bool>("norm_preserving", norm_preserving, "True or False");
   return Steering(source);
 }
 
-// The steering of each row: one for all, or a sequence with one or None for each; none where the
-// mask says so. The dtype of the weights, float32 where nothing is steered, goes to `weights`.
-std::vector<const Steering*> row_steerings(py::handle steering, const TensorArgument* mask,
-                                           std::int64_t rows, std::int64_t width, DType stream,
-                                           DType& weights) {
+// The steering of each row: one for all, or a sequence with one or None for each. The dtype of the
+// weights, float32 where nothing is steered, goes to `weights`.
+// `kept` holds what a sequence may have made for this look alone.
+std::vector<const Steering*> row_steerings(py::handle steering, std::int64_t rows,
+                                           std::int64_t width, DType stream, DType& weights,
+                                           std::vector<py::object>& kept) {
   std::vector<const Steering*> each;
   if (steering.is_none()) return each;
   if (py::isinstance<Steering>(steering)) {
-    each.assign(static_cast<std::size_t>(rows), &steering.cast<const Steering&>());
+    each.assign(static_cast<std::size_t>(rows), &initialised<const Steering>(steering, "Steering"));
   } else if (py::isinstance<py::sequence>(steering) && !py::isinstance<py::str>(steering)) {
-    for (const py::handle item : steering) {
+    const auto sequence = py::reinterpret_borrow<py::sequence>(steering);
+    if (sequence.size() != static_cast<std::size_t>(rows)) {
+      throw py::value_error("steering has " + std::to_string(sequence.size()) + " entries, want " +
+                            std::to_string(rows) + ", one a row of residual");
+    }
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const py::object item = sequence[static_cast<std::size_t>(row)];
       if (!item.is_none() && !py::isinstance<Steering>(item)) {
         throw py::value_error("steering holds a " + std::string(Py_TYPE(item.ptr())->tp_name) +
                               ", want a Steering or None for each row");
       }
-      each.push_back(item.is_none() ? nullptr : &item.cast<const Steering&>());
-    }
-    if (each.size() != static_cast<std::size_t>(rows)) {
-      throw py::value_error("steering has " + std::to_string(each.size()) + " entries, want " +
-                            std::to_string(rows) + ", one a row of residual");
+      each.push_back(item.is_none() ? nullptr : &initialised<const Steering>(item, "Steering"));
+      kept.push_back(item);
     }
   } else {
     throw py::value_error("steering is a " + std::string(Py_TYPE(steering.ptr())->tp_name) +
@@ -136,12 +144,6 @@ std::vector<const Steering*> row_steerings(py::handle steering, const TensorArgu
     throw py::value_error("steering has weights of " + std::string(name_of(weights)) +
                           ", want float32 or " + name_of(stream) + ", the dtype of residual");
   }
-  if (mask != nullptr) {
-    const auto* const flags = static_cast<const unsigned char*>(mask->data());
-    for (std::int64_t row = 0; row < rows; ++row) {
-      if (flags[row * mask->stride(0)] == 0) each[static_cast<std::size_t>(row)] = nullptr;
-    }
-  }
   return each;
 }
 
@@ -151,8 +153,10 @@ std::optional<TensorArgument> optional_tensor(const char* name, py::handle objec
 }
 
 void steer_step(py::handle residual_object, py::handle delta_object, py::handle steering_object,
-                py::handle norm_weight_object, py::handle out_object, double norm_eps,
-                bool norm_plus_one, py::handle mask_object) {
+                py::handle norm_weight_object, py::handle out_object, py::handle norm_eps,
+                py::handle norm_plus_one, py::handle mask_object) {
+  const float eps = positive("norm_eps", plain<double>("norm_eps", norm_eps, "a number"));
+  const bool plus_one = plain<bool>("norm_plus_one", norm_plus_one, "True or False");
   TensorArgument residual("residual", residual_object);
   residual.want_dtype({DType::f32, DType::bf16, DType::f16});
   residual.want_shape({-1, -1}, "[rows, width]");
@@ -199,8 +203,20 @@ void steer_step(py::handle residual_object, py::handle delta_object, py::handle 
     }
   }
   DType weights = DType::f32;
-  const std::vector<const Steering*> steerings =
-      row_steerings(steering_object, mask ? &*mask : nullptr, rows, width, stream, weights);
+  std::vector<py::object> kept;
+  std::vector<const Steering*> steerings =
+      row_steerings(steering_object, rows, width, stream, weights, kept);
+  for (const auto* tensor :
+       {&residual, delta ? &*delta : nullptr, norm_weight ? &*norm_weight : nullptr,
+        out ? &*out : nullptr, mask ? &*mask : nullptr}) {
+    if (tensor != nullptr) tensor->check_unmoved();  // from here on no code of Python's runs
+  }
+  if (mask) {
+    const auto* const flags = static_cast<const unsigned char*>(mask->data());
+    for (std::int64_t row = 0; row < rows; ++row) {
+      if (flags[row * mask->stride(0)] == 0) steerings[static_cast<std::size_t>(row)] = nullptr;
+    }
+  }
 
   cpu::StepArguments step;
   step.rows = rows;
@@ -217,8 +233,8 @@ void steer_step(py::handle residual_object, py::handle delta_object, py::handle 
     step.out_stride = out->stride(0);
     step.norm_weight = norm_weight->data();
     step.norm_dtype = norm_weight->dtype();
-    step.norm_eps = positive("norm_eps", norm_eps);
-    step.norm_plus_one = norm_plus_one;
+    step.norm_eps = eps;
+    step.norm_plus_one = plus_one;
   }
   const cpu::StepKernel kernel = cpu::step_kernel(cpu::current_isa(), stream, weights);
   thread_local cpu::Workspace workspace;
@@ -230,7 +246,11 @@ void steer_step(py::handle residual_object, py::handle delta_object, py::handle 
   }
 }
 
-cpu::Streams streams_from(int streams, std::int64_t ahead, int threads) {
+cpu::Streams streams_from(py::handle streams_object, py::handle ahead_object,
+                          py::handle threads_object) {
+  const std::int64_t streams = whole("streams", streams_object);
+  const std::int64_t ahead = whole("ahead", ahead_object);
+  const std::int64_t threads = whole("threads", threads_object);
   if (streams != 1 && streams != 2 && streams != 4 && streams != 8) {
     throw py::value_error("streams is " + std::to_string(streams) + ", want 1, 2, 4 or 8");
   }
@@ -241,7 +261,7 @@ cpu::Streams streams_from(int streams, std::int64_t ahead, int threads) {
     throw py::value_error("threads is " + std::to_string(threads) + ", want 1 to " +
                           std::to_string(cpu::physical_cores()) + ", the cores there are");
   }
-  return {streams, ahead, false, threads};
+  return {static_cast<int>(streams), ahead, false, static_cast<int>(threads)};
 }
 
 // Bytes of a float32 vector that begins at a cache line and is of whole units.
@@ -260,23 +280,28 @@ std::int64_t stream_bytes(TensorArgument& tensor) {
   return bytes;
 }
 
-std::uint64_t read_memory(py::handle memory_object, int streams, std::int64_t ahead, int threads) {
+std::uint64_t read_memory(py::handle memory_object, py::handle streams, py::handle ahead,
+                          py::handle threads) {
   TensorArgument memory("memory", memory_object);
   const std::int64_t bytes = stream_bytes(memory);
   const cpu::Streams how = streams_from(streams, ahead, threads);
+  memory.want_storage();
+  memory.check_unmoved();
   const py::gil_scoped_release unlocked;
   return cpu::read_streams(cpu::current_isa(), memory.data(), bytes, how);
 }
 
-void copy_memory(py::handle target_object, py::handle source_object, int streams,
-                 std::int64_t ahead, bool past_caches, int threads) {
+void copy_memory(py::handle target_object, py::handle source_object, py::handle streams,
+                 py::handle ahead, py::handle past_caches, py::handle threads) {
   TensorArgument target("target", target_object), source("source", source_object);
   const std::int64_t bytes = stream_bytes(source);
   if (stream_bytes(target) != bytes) target.want_shape({source.size(0)}, "the shape of source");
   target.want_writable();
   if (target.overlaps(source)) target.fail("shares memory with source, want its own");
   cpu::Streams how = streams_from(streams, ahead, threads);
-  how.past_caches = past_caches;
+  how.past_caches = plain<bool>("past_caches", past_caches, "True or False");
+  for (const TensorArgument* tensor : {&target, &source}) tensor->want_storage();
+  for (const TensorArgument* tensor : {&target, &source}) tensor->check_unmoved();
   const py::gil_scoped_release unlocked;
   cpu::copy_streams(cpu::current_isa(), target.data(), source.data(), bytes, how);
 }
@@ -325,10 +350,14 @@ PYBIND11_MODULE(DIVE_MODULE_NAME, module) {
       .def(py::init(&pack_steering), py::arg("down"), py::arg("down_bias"), py::arg("up"),
            py::arg("static"), py::arg("scale"), py::kw_only(), py::arg("activation") = "silu",
            py::arg("norm_preserving") = false, py::arg("eps") = 1e-6)
-      .def_property_readonly("rank", &Steering::rank)
-      .def_property_readonly("width", &Steering::width)
-      .def_property_readonly("dtype", [](const Steering& s) { return name_of(s.dtype()); })
-      .def_property_readonly("nbytes", &Steering::bytes);
+      .def_property_readonly("rank", method(&Steering::rank, "Steering"))
+      .def_property_readonly("width", method(&Steering::width, "Steering"))
+      .def_property_readonly(
+          "dtype",
+          [](py::handle self) {
+            return name_of(initialised<const Steering>(self, "Steering").dtype());
+          })
+      .def_property_readonly("nbytes", method(&Steering::bytes, "Steering"));
 
   module.def("steer_step", &steer_step, py::arg("residual"), py::arg("delta") = py::none(),
              py::arg("steering") = py::none(), py::arg("norm_weight") = py::none(),

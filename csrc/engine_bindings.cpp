@@ -2,7 +2,8 @@
 
 #include <pybind11/stl.h>
 
-#include <mutex>
+#include <atomic>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "cuda/cuda_backend.h"
 #endif
 #include "engine.h"
+#include "initialised.h"
 #include "model_reader.h"
 #include "tensor.h"
 
@@ -41,22 +43,38 @@ std::unique_ptr<Backend> make_backend(const ModelSpec& spec, dlpack::Device devi
 #endif
 }
 
-// The engine with what it reads: while it lives, so do the tensors it was given.
+// One call at a time, also of one that a tensor's `__dlpack__` makes while another reads it.
+class Turn {
+ public:
+  explicit Turn(std::atomic<bool>& taken) : taken_(taken) {
+    if (taken_.exchange(true)) {
+      throw std::runtime_error("this engine is at work in another thread or call");
+    }
+  }
+  ~Turn() { taken_ = false; }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  std::atomic<bool>& taken_;
+};
+
+// The engine with what it reads: while it lives, so do the tensors it was given. Before each step
+// it looks whether their memory is still where it was.
 class BoundEngine {
  public:
   explicit BoundEngine(const py::dict& spec)
-      : kept_(spec.attr("copy")()),
-        device_(read_device(spec)),
+      : device_(read_device(spec)),
         tensors_(device_.type == dlpack::kCpu ? device_ : dlpack::Device{kCudaTensors, device_.id}),
-        engine_(bind(spec, device_, tensors_)) {}
+        engine_(bind(spec, device_, tensors_, weights_)) {}
 
   void use_stream(std::uintptr_t stream) {
-    const auto lock = locked();
+    const Turn turn(busy_);
     engine_.use_stream(reinterpret_cast<void*>(stream));
   }
 
   void reserve(std::int64_t rows, std::int64_t capacity) {
-    const auto lock = locked();
+    const Turn turn(busy_);
     if (rows < 1 || rows > 65535) fail("rows is " + std::to_string(rows) + ", want 1 to 65535");
     if (capacity < 1 || capacity > (std::int64_t{1} << 24)) {
       fail("capacity is " + std::to_string(capacity) + ", want 1 to 16777216 tokens");
@@ -65,24 +83,26 @@ class BoundEngine {
       const py::gil_scoped_release others;  // it waits for the device
       engine_.reserve(rows, capacity);
     }
-    steerings_.assign(static_cast<std::size_t>(rows), py::none());
+    steerings_.assign(static_cast<std::size_t>(rows), {});
   }
 
   void set_ropes(const py::list& ropes) {
-    const auto lock = locked();
-    const py::list own = ropes.attr("copy")();
-    std::vector<RopeSpec> read = read_ropes(own, engine_.spec(), tensors_);
+    const Turn turn(busy_);
+    Kept kept;
+    std::vector<RopeSpec> read = read_ropes(ropes, engine_.spec(), tensors_, kept);
     if (read.size() != engine_.spec().ropes.size()) {
       fail("ropes has " + std::to_string(read.size()) + " tables, want " +
            std::to_string(engine_.spec().ropes.size()));
     }
     engine_.set_ropes(std::move(read));
-    kept_["ropes"] = own;
+    ropes_ = std::move(kept);  // and those of the spec stay, unread
   }
 
-  void adopt(std::int64_t layer, std::int64_t row, std::int64_t first, py::handle key_object,
-             py::handle value_object) {
-    const auto lock = locked();
+  void adopt(py::handle layer_object, py::handle row_object, py::handle first_object,
+             py::handle key_object, py::handle value_object) {
+    const std::int64_t layer = whole("layer", layer_object), row = whole("row", row_object);
+    const std::int64_t first = whole("first", first_object);
+    const Turn turn(busy_);
     const ModelSpec& m = engine_.spec();
     if (layer < 0 || layer >= static_cast<std::int64_t>(m.layers.size())) {
       fail("layer is " + std::to_string(layer) + ", want 0 to " +
@@ -97,51 +117,66 @@ class BoundEngine {
       if (tensor->numel() > 0 && tensor->size(2) > 1 && tensor->stride(2) != 1) {
         tensor->fail("has heads with gaps, want each head's numbers one after another");
       }
+      tensor->want_storage();
     }
     const std::int64_t count = keys.size(1);
-    if (first < 0 || first + count > engine_.capacity()) {
-      keys.fail("covers the tokens " + std::to_string(first) + " to " +
-                std::to_string(first + count) + ", want at most " +
-                std::to_string(engine_.capacity()) + ", the room that was reserved");
+    if (first < 0 || first > engine_.capacity() || count > engine_.capacity() - first) {
+      keys.fail("has " + std::to_string(count) + " tokens from " + std::to_string(first) +
+                " on, want them in 0 to " + std::to_string(engine_.capacity()) +
+                ", the room that was reserved");
     }
     if (keys.numel() == 0) return;
+    keys.check_unmoved();
+    values.check_unmoved();
     engine_.adopt(layer, row, first, count, {keys.data(), keys.stride(0), keys.stride(1)},
                   {values.data(), values.stride(0), values.stride(1)});
   }
 
   void start_row(std::int64_t row, std::int64_t length, std::int64_t position) {
-    const auto lock = locked();
+    const Turn turn(busy_);
     check_row("row", row);
     if (length < 0 || length > engine_.capacity()) {
       fail("length is " + std::to_string(length) + ", want 0 to " +
            std::to_string(engine_.capacity()) + ", the room that was reserved");
     }
-    if (position < 0) fail("position is " + std::to_string(position) + ", want 0 or more");
+    if (position < 0 || position > kMostPosition) {
+      fail("position is " + std::to_string(position) + ", want 0 to " +
+           std::to_string(kMostPosition));
+    }
     const py::gil_scoped_release others;
     engine_.start_row(row, length, position);
   }
 
   void steer_row(std::int64_t row, const py::object& steering) {
-    const auto lock = locked();
+    const Turn turn(busy_);
     check_row("row", row);
     const ModelSpec& m = engine_.spec();
     if (steering.is_none()) {
       engine_.steer_row(row, {});
-      steerings_[static_cast<std::size_t>(row)] = py::none();
+      steerings_[static_cast<std::size_t>(row)].clear();
       return;
     }
     if (!py::isinstance<py::list>(steering) && !py::isinstance<py::tuple>(steering)) {
       fail(std::string("steering is a ") + Py_TYPE(steering.ptr())->tp_name +
            ", want a list with a Steering or None a layer, or None");
     }
-    const py::tuple own = py::tuple(steering);
+    // its own items, whatever a class derived from list says about them
+    const auto given = py::reinterpret_steal<py::object>(PySequence_Fast(steering.ptr(), ""));
+    const auto count = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(given.ptr()));
+    if (count != m.layers.size()) {
+      fail("steering has " + std::to_string(count) + " entries, want " +
+           std::to_string(m.layers.size()) + ", one a layer");
+    }
     std::vector<const Steering*> layers;
-    for (const py::handle item : own) {
+    std::vector<py::object> own;
+    for (std::size_t i = 0; i < count; ++i) {
+      const py::handle item = PySequence_Fast_GET_ITEM(given.ptr(), static_cast<Py_ssize_t>(i));
       if (!item.is_none() && !py::isinstance<Steering>(item)) {
         fail(std::string("steering holds a ") + Py_TYPE(item.ptr())->tp_name +
              ", want a Steering or None a layer");
       }
-      layers.push_back(item.is_none() ? nullptr : &item.cast<const Steering&>());
+      own.push_back(py::reinterpret_borrow<py::object>(item));
+      layers.push_back(item.is_none() ? nullptr : &initialised<const Steering>(item, "Steering"));
       const Steering* const one = layers.back();
       if (one == nullptr) continue;
       if (one->width() != m.width) {
@@ -153,23 +188,20 @@ class BoundEngine {
              name_of(m.dtype) + ", the model's dtype");
       }
     }
-    if (layers.size() != m.layers.size()) {
-      fail("steering has " + std::to_string(layers.size()) + " entries, want " +
-           std::to_string(m.layers.size()) + ", one a layer");
-    }
     {
       const py::gil_scoped_release others;
       engine_.steer_row(row, std::move(layers));
     }
-    steerings_[static_cast<std::size_t>(row)] = own;
+    steerings_[static_cast<std::size_t>(row)] = std::move(own);
   }
 
   void step(py::handle token_object, py::handle row_object, py::handle next_object,
             py::handle logits_object) {
-    const auto lock = locked();
+    const Turn turn(busy_);
     const ModelSpec& m = engine_.spec();
     TensorArgument tokens("tokens", token_object, tensors_), rows("rows", row_object),
         next("next", next_object, tensors_);
+    std::optional<TensorArgument> held;  // the logits, until the end of the step
     tokens.want_shape({-1}, "[sequences]");
     for (TensorArgument* tensor : {&tokens, &rows, &next}) {
       tensor->want_int64();
@@ -177,6 +209,23 @@ class BoundEngine {
       tensor->want_rows();
     }
     next.want_writable();
+    float* logits = nullptr;
+    if (!logits_object.is_none()) {
+      TensorArgument all("logits", logits_object, tensors_);
+      all.want_dtype({DType::f32});
+      all.want_shape({engine_.rows(), m.head.rows}, "[rows, vocabulary]");
+      all.want_rows();
+      all.want_writable();
+      if (all.size(0) > 1 && all.stride(0) != m.head.rows) all.fail("has gaps between its rows");
+      all.check_unmoved();
+      logits = static_cast<float*>(all.data());
+      held = std::move(all);
+    }
+    // from here on no code of Python's runs
+    for (const TensorArgument* tensor : {&tokens, &rows, &next}) tensor->check_unmoved();
+    for (const Kept* kept : {&weights_, &ropes_}) {
+      for (const TensorArgument& one : *kept) one.check_unmoved("the engine");
+    }
     const std::int64_t count = tokens.size(0);
     // copies: `next` may share memory with either, and others may write while the lock is free
     const auto copy_of = [&](const TensorArgument& from) {
@@ -209,16 +258,6 @@ class BoundEngine {
         }
       }
     }
-    float* logits = nullptr;
-    if (!logits_object.is_none()) {
-      TensorArgument all("logits", logits_object, tensors_);
-      all.want_dtype({DType::f32});
-      all.want_shape({engine_.rows(), m.head.rows}, "[rows, vocabulary]");
-      all.want_rows();
-      all.want_writable();
-      if (all.size(0) > 1 && all.stride(0) != m.head.rows) all.fail("has gaps between its rows");
-      logits = static_cast<float*>(all.data());
-    }
     if (count == 0) return;
     const py::gil_scoped_release unlocked;
     const auto* const own = static_cast<const std::int64_t*>(tokens.data());
@@ -230,7 +269,7 @@ class BoundEngine {
 
   int threads() const { return engine_.threads(); }
   void set_threads(std::int64_t count) {
-    const auto lock = locked();
+    const Turn turn(busy_);
     const int most = cpu::physical_cores();
     if (count < 1 || count > most) {
       fail("threads is " + std::to_string(count) + ", want 1 to " + std::to_string(most) +
@@ -240,11 +279,8 @@ class BoundEngine {
   }
 
  private:
-  std::unique_lock<std::mutex> locked() {
-    std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
-    if (!lock) throw std::runtime_error("this engine is at work in another thread");
-    return lock;
-  }
+  static constexpr std::int64_t kMostPosition = std::int64_t{1} << 30;
+
   void check_row(const std::string& name, std::int64_t row) const {
     if (row < 0 || row >= engine_.rows()) {
       fail(name + " is " + std::to_string(row) + ", want one of the " +
@@ -252,38 +288,40 @@ class BoundEngine {
     }
   }
 
-  static Engine bind(const py::dict& spec, dlpack::Device device, dlpack::Device tensors) {
-    ModelSpec model = read_model(spec, tensors);
+  static Engine bind(const py::dict& spec, dlpack::Device device, dlpack::Device tensors,
+                     Kept& kept) {
+    ModelSpec model = read_model(spec, tensors, kept);
     auto backend = make_backend(model, device);
     return Engine(std::move(model), std::move(backend));
   }
 
-  py::object kept_;
+  Kept weights_, ropes_;
   dlpack::Device device_;   // that computes
   dlpack::Device tensors_;  // that the tensors are on
   Engine engine_;
-  std::vector<py::object> steerings_;
+  std::vector<std::vector<py::object>> steerings_;  // of each row; empty: none
   std::vector<char> seen_;
-  std::mutex busy_;
+  std::atomic<bool> busy_{false};
 };
 
 }  // namespace
 
 void bind_engine(py::module_& module) {
+  const auto engine = [](auto call) { return method(call, "Engine"); };
   py::class_<BoundEngine>(module, "Engine", "A decoder's weights, bound, with a cache of its own.")
       .def(py::init<const py::dict&>(), py::arg("spec"))
-      .def("use_stream", &BoundEngine::use_stream, py::arg("stream"))
-      .def("reserve", &BoundEngine::reserve, py::arg("rows"), py::arg("capacity"))
-      .def("set_ropes", &BoundEngine::set_ropes, py::arg("ropes"))
-      .def("adopt", &BoundEngine::adopt, py::arg("layer"), py::arg("row"), py::arg("first"),
+      .def("use_stream", engine(&BoundEngine::use_stream), py::arg("stream"))
+      .def("reserve", engine(&BoundEngine::reserve), py::arg("rows"), py::arg("capacity"))
+      .def("set_ropes", engine(&BoundEngine::set_ropes), py::arg("ropes"))
+      .def("adopt", engine(&BoundEngine::adopt), py::arg("layer"), py::arg("row"), py::arg("first"),
            py::arg("keys"), py::arg("values"))
-      .def("start_row", &BoundEngine::start_row, py::arg("row"), py::arg("length"),
+      .def("start_row", engine(&BoundEngine::start_row), py::arg("row"), py::arg("length"),
            py::arg("position"))
-      .def("steer_row", &BoundEngine::steer_row, py::arg("row"), py::arg("steering"))
-      .def("step", &BoundEngine::step, py::arg("tokens"), py::arg("rows"), py::arg("next"),
+      .def("steer_row", engine(&BoundEngine::steer_row), py::arg("row"), py::arg("steering"))
+      .def("step", engine(&BoundEngine::step), py::arg("tokens"), py::arg("rows"), py::arg("next"),
            py::arg("logits") = py::none())
-      .def_property_readonly("cache_bytes", &BoundEngine::cache_bytes)
-      .def_property("threads", &BoundEngine::threads, &BoundEngine::set_threads);
+      .def_property_readonly("cache_bytes", engine(&BoundEngine::cache_bytes))
+      .def_property("threads", engine(&BoundEngine::threads), engine(&BoundEngine::set_threads));
   module.def("physical_cores", &cpu::physical_cores);
 }
 

@@ -3,8 +3,6 @@
 #include <cmath>
 #include <utility>
 
-#include "tensor.h"
-
 namespace py = pybind11;
 
 namespace dive {
@@ -13,14 +11,18 @@ void fail(const std::string& text) { throw py::value_error(text); }
 
 namespace {
 
+constexpr std::int64_t kMost = std::int64_t{1} << 40;  // of any size, and of a product's rows
+constexpr std::size_t kMostEntries = 4096;             // of a list: layers, tables
+
 // One entry of a description, by its name; what is said about it begins with the path to it.
 struct Entries {
   py::dict dict;
   std::string path;
   dlpack::Device device;  // of the tensors
+  Kept& kept;
 
-  Entries(py::handle object, std::string at, dlpack::Device where)
-      : path(std::move(at)), device(where) {
+  Entries(py::handle object, std::string at, dlpack::Device where, Kept& keep)
+      : path(std::move(at)), device(where), kept(keep) {
     if (!py::isinstance<py::dict>(object)) {
       fail(path + " is a " + Py_TYPE(object.ptr())->tp_name + ", want a dict");
     }
@@ -38,8 +40,9 @@ struct Entries {
     } catch (const py::cast_error&) {
       fail(name(key) + " is no whole number");
     }
-    if (value < least || value > (std::int64_t{1} << 40)) {
-      fail(name(key) + " is " + std::to_string(value) + ", want at least " + std::to_string(least));
+    if (value < least || value > kMost) {
+      fail(name(key) + " is " + std::to_string(value) + ", want " + std::to_string(least) + " to " +
+           std::to_string(kMost));
     }
     return value;
   }
@@ -55,15 +58,26 @@ struct Entries {
     }
     return static_cast<float>(value);
   }
-  py::sequence list(const char* key) const {
+  // What a list or tuple holds now, however it has itself counted and read.
+  std::vector<py::object> list(const char* key) const {
     const py::object value = get(key);
     if (!py::isinstance<py::list>(value) && !py::isinstance<py::tuple>(value)) {
       fail(name(key) + " is a " + Py_TYPE(value.ptr())->tp_name + ", want a list");
     }
-    return value;
+    const py::sequence sequence = value;
+    const std::size_t count = sequence.size();
+    if (count > kMostEntries) {
+      fail(name(key) + " has " + std::to_string(count) + " entries, want at most " +
+           std::to_string(kMostEntries));
+    }
+    std::vector<py::object> items;
+    for (std::size_t i = 0; i < count; ++i) items.push_back(sequence[i]);
+    return items;
   }
   TensorArgument tensor(const std::string& at, py::handle value) const {
-    return TensorArgument(at, value, device);
+    TensorArgument argument(at, value, device);
+    argument.want_storage();
+    return argument;
   }
   std::string text(const char* key) const {
     const py::object value = get(key);
@@ -74,7 +88,7 @@ struct Entries {
 
 LinearSpec read_linear(const Entries& from, const char* key, DType dtype, std::int64_t rows,
                        std::int64_t columns) {
-  const py::sequence pair = from.list(key);
+  const std::vector<py::object> pair = from.list(key);
   if (pair.size() != 2) fail(from.name(key) + " want [weight, bias or None]");
   TensorArgument weight = from.tensor(from.name(key) + ".weight", pair[0]);
   weight.want_dtype({dtype});
@@ -92,7 +106,9 @@ LinearSpec read_linear(const Entries& from, const char* key, DType dtype, std::i
     bias.want_shape({linear.rows}, "[out]");
     bias.want_rows();
     linear.bias = bias.data();
+    from.kept.push_back(std::move(bias));
   }
+  from.kept.push_back(std::move(weight));
   return linear;
 }
 
@@ -104,15 +120,16 @@ NormSpec read_norm(const Entries& from, const char* key, DType dtype, std::int64
   weight.want_dtype({dtype, DType::f32});
   weight.want_shape({width}, "[width]");
   weight.want_rows();
-  return {weight.data(), weight.dtype()};
+  from.kept.push_back(std::move(weight));
+  return {from.kept.back().data(), from.kept.back().dtype()};
 }
 
 std::vector<RopeSpec> ropes_of(const Entries& from, std::int64_t head_width) {
   std::vector<RopeSpec> ropes;
-  const py::sequence list = from.list("ropes");
+  const std::vector<py::object> list = from.list("ropes");
   for (std::size_t i = 0; i < list.size(); ++i) {
     const std::string at = "ropes[" + std::to_string(i) + "]";
-    const Entries entry(list[i], at, from.device);
+    const Entries entry(list[i], at, from.device, from.kept);
     TensorArgument cosines = entry.tensor(at + ".cos", entry.get("cos"));
     TensorArgument sines = entry.tensor(at + ".sin", entry.get("sin"));
     for (TensorArgument* table : {&cosines, &sines}) {
@@ -126,6 +143,8 @@ std::vector<RopeSpec> ropes_of(const Entries& from, std::int64_t head_width) {
     if (2 * cosines.size(1) > head_width) cosines.fail("is wider than a head");
     ropes.push_back({static_cast<const float*>(cosines.data()),
                      static_cast<const float*>(sines.data()), cosines.size(0), cosines.size(1)});
+    from.kept.push_back(std::move(cosines));
+    from.kept.push_back(std::move(sines));
   }
   if (ropes.empty()) fail("ropes is empty, want one table or more");
   return ropes;
@@ -153,6 +172,9 @@ ModelSpec model_of(const Entries& from) {
     fail("heads is " + std::to_string(m.heads) + ", want a multiple of kv_heads, " +
          std::to_string(m.kv_heads));
   }
+  if (m.heads > kMost / m.head_width) {
+    fail("heads times head_width is above " + std::to_string(kMost) + ", which no model has");
+  }
   m.norm_eps = from.number("norm_eps");
   m.norm_plus_one = from.whole("norm_plus_one", 0) != 0;
   m.attention_scale = from.number("attention_scale");
@@ -175,9 +197,10 @@ ModelSpec model_of(const Entries& from) {
   m.final_norm = read_norm(from, "final_norm", m.dtype, m.width, true);
   m.ropes = ropes_of(from, m.head_width);
   const std::int64_t queries = m.heads * m.head_width, keys = m.kv_heads * m.head_width;
-  const py::sequence layers = from.list("layers");
+  const std::vector<py::object> layers = from.list("layers");
   for (std::size_t i = 0; i < layers.size(); ++i) {
-    const Entries entry(layers[i], "layers[" + std::to_string(i) + "]", from.device);
+    const std::string at = "layers[" + std::to_string(i) + "]";
+    const Entries entry(layers[i], at, from.device, from.kept);
     LayerSpec l;
     l.before_attention = read_norm(entry, "before_attention", m.dtype, m.width, true);
     l.after_attention = read_norm(entry, "after_attention", m.dtype, m.width, false);
@@ -205,7 +228,8 @@ ModelSpec model_of(const Entries& from) {
 
 dlpack::Device read_device(const py::dict& description) {
   if (!description.contains("device")) return {dlpack::kCpu, 0};
-  const std::string name = Entries(description, "", {dlpack::kCpu, 0}).text("device");
+  Kept none;
+  const std::string name = Entries(description, "", {dlpack::kCpu, 0}, none).text("device");
   if (name == "cpu") return {dlpack::kCpu, 0};
   const std::string kind = "cuda:", number = name.substr(0, 5) == kind ? name.substr(5) : "";
   if (number.empty() || number.size() > 3 ||
@@ -215,15 +239,19 @@ dlpack::Device read_device(const py::dict& description) {
   return {dlpack::kCuda, std::stoi(number)};
 }
 
-ModelSpec read_model(const py::dict& description, dlpack::Device device) {
-  return model_of(Entries(description, "", device));
+ModelSpec read_model(const py::dict& description, dlpack::Device device, Kept& kept) {
+  ModelSpec model = model_of(Entries(description, "", device, kept));
+  for (const TensorArgument& one : kept) one.check_unmoved("the engine");
+  return model;
 }
 
 std::vector<RopeSpec> read_ropes(const py::list& ropes, const ModelSpec& model,
-                                 dlpack::Device device) {
+                                 dlpack::Device device, Kept& kept) {
   py::dict holder;
   holder["ropes"] = ropes;
-  return ropes_of(Entries(holder, "", device), model.head_width);
+  std::vector<RopeSpec> read = ropes_of(Entries(holder, "", device, kept), model.head_width);
+  for (const TensorArgument& one : kept) one.check_unmoved("the engine");
+  return read;
 }
 
 }  // namespace dive

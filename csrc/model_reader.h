@@ -9,6 +9,7 @@
 
 #include "dlpack.h"
 #include "model.h"
+#include "tensor.h"
 
 namespace dive {
 
@@ -18,10 +19,12 @@ namespace dive {
 // The entry "device" of a description: "cpu", or "cuda:" and a number; "cpu" where there is none.
 dlpack::Device read_device(const pybind11::dict& description);
 
-// Both hold pointers into the tensors, which must live on. ValueError names the entry that is bad,
-// what it got and what it wants.
-ModelSpec read_model(const pybind11::dict& description, dlpack::Device device);
+// Both hold pointers into the tensors, which are put into `kept` and must live on there: what they
+// were read from may make them anew at every look, or be emptied. ValueError names the entry that
+// is bad, what it got and what it wants.
+using Kept = std::vector<TensorArgument>;
+ModelSpec read_model(const pybind11::dict& description, dlpack::Device device, Kept& kept);
 std::vector<RopeSpec> read_ropes(const pybind11::list& ropes, const ModelSpec& model,
-                                 dlpack::Device device);
+                                 dlpack::Device device, Kept& kept);
 
 }  // namespace dive

@@ -1,5 +1,6 @@
 // Tensors as Python hands them over: taken by DLPack, checked, and held for as long as they are
-// used.
+// used. What a call gives may be made by code that runs while it is read: nothing is believed
+// twice.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -16,7 +17,8 @@
 namespace dive {
 
 // One argument that is a tensor. Every check raises ValueError, which names the argument, what it
-// got and what is wanted. The memory stays valid while this object and the caller's live.
+// got and what is wanted. It holds the object, and with it the memory, unless that is given up
+// under its hands: `check_unmoved` tells, and is asked once no code of Python's runs any more.
 class TensorArgument {
  public:
   // By the type's exchange table where there is one (no Python object is made and parameters that
@@ -45,6 +47,11 @@ class TensorArgument {
   void want_rows() const;
   void want_writable() const;
 
+  // ValueError where the memory is no longer where it was; `owner` says what it was given to.
+  void check_unmoved(const char* owner = "this call") const;
+  // ValueError where torch's storage has been made smaller than the tensor over it.
+  void want_storage() const;
+
   // Whether the two share memory (by the range from the first number to the last).
   bool overlaps(const TensorArgument& other) const;
 
@@ -52,6 +59,7 @@ class TensorArgument {
 
  private:
   void read(const dlpack::Tensor& tensor);
+  void check_extent();
   bool take_by_table(pybind11::handle object);
   void take_by_capsule(pybind11::handle object);
   std::string shape_text() const;
@@ -59,8 +67,12 @@ class TensorArgument {
 
   std::string name_;
   dlpack::Device device_;
-  std::shared_ptr<void> owner_;  // what must live on; empty where the caller's object suffices
+  pybind11::object object_;
+  const dlpack::ExchangeApi* table_ = nullptr;  // null: `owner_` holds the memory
+  std::shared_ptr<void> owner_;
   unsigned char* data_ = nullptr;
+  std::int64_t low_ = 0;   // bytes from `data_` to the first number in memory
+  std::int64_t high_ = 0;  // and to behind the last
   dlpack::DataType type_{};
   DType dtype_ = DType::f32;
   std::int64_t item_bytes_ = 4;

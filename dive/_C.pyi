@@ -1,6 +1,9 @@
 """What the compiled extension offers. Tensors are anything with `__dlpack__`, on the CPU.
 
-Bad input is a ValueError that names the argument; `dive.extension` turns it into a DiveError.
+Bad input is a ValueError or TypeError that names the argument; `dive.extension` turns the former
+into a DiveError. What a sequence makes when it is looked at is held as long as it is used, and
+memory that was freed or moved since is refused. One thing cannot be told without asking torch at
+every step: `steer_step` and `step` believe a tensor whose storage was made smaller, but not freed.
 """
 
 from collections.abc import Sequence
@@ -39,8 +42,8 @@ class Steering:
 class Engine:
     """A decoder's weights, used where they lie, with a cache of its own: one call a step.
 
-    spec: what `dive.decoder_spec.DecoderSpec.describe` gives. Its tensors are kept alive; weights
-    that were moved since are not noticed here.
+    spec: what `dive.decoder_spec.DecoderSpec.describe` gives. Its tensors are kept alive, whatever
+    becomes of the dict; a step refuses to run where one of them was moved or freed since.
     """
 
     def __init__(self, spec: dict[str, Any]) -> None: ...
@@ -63,7 +66,8 @@ class Engine:
         """One Steering or None a layer, in the model's dtype; None steers nothing."""
 
     def step(self, tokens: Any, rows: Any, next: Any, logits: Any = None) -> None:
-        """Runs tokens[i] in row rows[i]; next[i] becomes the most likely token after it.
+        """Runs tokens[i] in row rows[i]; next[i] becomes the most likely token after it, or -1
+        where the largest logit is not finite (a NaN is larger than any number).
 
         tokens, rows, next: int64 [n], rows on the CPU, the others on the model's device; on CUDA a
         token outside the vocabulary is taken as 0, where the CPU refuses it.

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dive import __version__, checks
 from dive.adapter_files import check_pair, check_weights, read_settings
+from dive.adapter_numbers import check_numbers
 from dive.data.files import check_folder, identity, sweep, write_together
 from dive.data.lock import hold_folder
 from dive.data.strict_json import short
@@ -184,8 +185,10 @@ class SteeringAdapter(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def check_backbone(self, backbone_or_model: Any) -> None:
-        """DiveError naming the first field in which this backbone is not the adapter's own; a
+        """DiveError naming the first field in which this backbone is not the adapter's own, or the
+        tensor whose numbers are not finite or beyond use (`dive.adapter_numbers`); a
         warning where it is the same model with other weights (a LoRA at work in one of them)."""
+        check_numbers(self)
         model = unwrap(backbone_or_model)
         mine, theirs = self.metadata["backbone"], description(model)
         for field in MUST_MATCH:
@@ -281,13 +284,11 @@ class SteeringAdapter(nn.Module):
             tensors = load_file(weights_file)
         except (SafetensorError, OSError) as error:
             raise DiveError(f"{weights_file}: not a readable safetensors file: {error}") from error
-        for name, tensor in tensors.items():
-            if not tensor.isfinite().all():
-                raise DiveError(f"{weights_file}: tensor {name} holds numbers that are not finite")
         check_pair(config_file, weights_file, before, digest)
         # copies, as what was read lies in the file's own pages
         copies = {name: tensor.clone() for name, tensor in tensors.items()}
         adapter.load_state_dict(copies, assign=True)
+        check_numbers(adapter, str(weights_file))
         return adapter if device is None else adapter.to(device)
 
 

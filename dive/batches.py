@@ -6,11 +6,11 @@ Where transformers does, batches wait for their longest report (`run_batches`).
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import count, groupby, islice
 from typing import Any
 
 from PIL import Image
@@ -29,6 +29,8 @@ from dive.console import PlainConsole, column
 from dive.data.jsonl import Skipped
 from dive.data.study import Study
 from dive.decode import DecodeSession
+from dive.errors import DiveError
+from dive.finite import generate_watched
 from dive.generation_settings import arguments_of, config_of
 from dive.prompting import Prompter
 from dive.refusals import refusals
@@ -36,6 +38,7 @@ from dive.sampling import seed_of_this_call, seeded
 from dive.slots import Request
 from dive.structure import unwrap
 from dive.turns import turn
+from dive.where_it_began import not_finite, steered_by, where_it_began
 
 
 @dataclass
@@ -45,7 +48,9 @@ class Report:
     Attributes:
         text: the report, without special tokens and outer white space.
         token_ids: what was generated, with the token that ended it, if one did.
-        finish_reason: "eos" if the model ended the report, else "length".
+        finish_reason: "eos" if the model ended the report, "length" if max_new_tokens or a stopping
+            criterion did, "error" where the logits for its next token were not finite: it ends
+            there, and no other report notices.
         num_tokens: len(token_ids).
         seconds: wall time of the model on this report: of reading its prompt, and its share of
             the steps that it took part in. In transformers its share of its batch's time.
@@ -53,6 +58,7 @@ class Report:
         images: paths as given; PIL images are named by their place.
         prompt_tokens: length of the prompt, images and demonstrations included.
         engine: what decoded it, "dive._C" or "transformers".
+        error: with finish_reason "error", what happened and where in the model it began; else None.
     """
 
     text: str
@@ -64,6 +70,7 @@ class Report:
     images: list[str]
     prompt_tokens: int
     engine: str
+    error: str | None = None
 
 
 @dataclass
@@ -71,6 +78,7 @@ class Run:
     """What stays the same from study to study.
 
     seed: of sampling; report i is drawn with `seed + i`. None: drawn from torch's generator.
+    told: whether a report was warned of that ended in an error.
     """
 
     backbone: Backbone
@@ -80,6 +88,7 @@ class Run:
     generate_kwargs: dict[str, Any]
     session: DecodeSession | None = None  # decodes in the place of transformers, where it can
     seed: int | None = None
+    told: bool = False
 
     def config(self, prompter: Prompter, longest: int = 0) -> GenerationConfig:
         """The decoding that was asked for, after the longest prompt."""
@@ -135,14 +144,32 @@ class Run:
             others["custom_generate"] = seeded(own, self.streamer, in_step)
         others |= {"generation_config": config, "streamer": self.streamer}
         with refusals(others):
-            output = model.generate(**batch, **others)
+            output, watch = generate_watched(model, {**batch, **others}, config)
         sequences = output if isinstance(output, Tensor) else output.sequences
-        answers = sequences[:, batch["input_ids"].shape[1] :].tolist()
         each = (time.perf_counter() - start) / len(jobs)
-        return [
-            self.report(job, prompt["input_ids"].shape[1], answer, each, config, "transformers")
-            for job, prompt, answer in zip(jobs, prompts, answers, strict=True)
-        ]
+        reports = []
+        lengths = watch.lengths(len(jobs))
+        for job, prompt, ids, length in zip(jobs, prompts, sequences, lengths, strict=True):
+            answer = ids[batch["input_ids"].shape[1] : length].tolist()
+            error = None if length is None else self.trouble(job, prompt, answer)
+            read = prompt["input_ids"].shape[1]
+            reports.append(self.report(job, read, answer, each, config, "transformers", error))
+        return reports
+
+    def trouble(self, job: Job, prompt: Mapping[str, Tensor], answer: list[int]) -> str:
+        """What to say where the logits behind so much of an answer were not finite."""
+        model, began = self.backbone.model, None
+        with suppress(DiveError), steered_by(model, job.adapter):  # of a decoder that is not known
+            began = where_it_began(model, job.prompter.place(dict(prompt)), answer)
+        error = not_finite(len(answer), began)
+        if not self.told:
+            self.told = True
+            warnings.warn(
+                f'{job.study.id}: {error}; the report ends there (finish_reason "error"; further '
+                "ones of this call are not warned of)",
+                stacklevel=2,
+            )
+        return error
 
     def report(
         self,
@@ -152,15 +179,16 @@ class Run:
         seconds: float,
         config: GenerationConfig,
         engine: str,
+        error: str | None = None,
     ) -> Report:
-        """`ids` may have padding behind them."""
+        """`ids` may have padding behind them, but for those of an error."""
         study = job.study
         eos: Any = config.eos_token_id
         ends = set(eos if isinstance(eos, list) else [eos])
         stop = next((place for place, index in enumerate(ids) if index in ends), None)
         if stop is not None:
             ids = ids[: stop + 1]
-        else:
+        elif error is None:
             # shorter than the batch without an end token: a stopping criterion of the caller's
             while ids and ids[-1] == config.pad_token_id:
                 ids.pop()
@@ -170,7 +198,7 @@ class Run:
         return Report(
             text=text.strip(),
             token_ids=ids,
-            finish_reason="length" if stop is None else "eos",
+            finish_reason="error" if error else "length" if stop is None else "eos",
             num_tokens=len(ids),
             seconds=seconds,
             id=study.id,
@@ -180,6 +208,7 @@ class Run:
             ],
             prompt_tokens=prompt_tokens,
             engine=engine,
+            error=error,
         )
 
 
@@ -212,7 +241,8 @@ def run_slots(run: Run, prompts: Prompts, rows: int) -> Iterator[Report]:
     assert run.session is not None
     seeds = run.seeds(prompts.jobs[0].prompter, len(prompts.jobs))
     others = run.others()
-    asked: list[tuple[Job, int, GenerationConfig]] = []
+    asked: dict[int, tuple[Job, dict[str, Tensor], GenerationConfig]] = {}  # and not yet answered
+    places = count()
 
     def requests() -> Iterator[Request]:
         before: dict[str, Tensor] | None = None
@@ -222,7 +252,7 @@ def run_slots(run: Run, prompts: Prompts, rows: int) -> Iterator[Report]:
                 before, inputs = prompt, job.prompter.place(prompt)
             length = prompt["input_ids"].shape[1]
             config = run.config(job.prompter, length)
-            asked.append((job, length, config))
+            asked[next(places)] = (job, prompt, config)
             settings = {**others, "generation_config": config}
             seed = None if seeds is None else seeds[job.number]
             yield Request(inputs, settings, job.adapter, seed, run.streamer)
@@ -230,9 +260,11 @@ def run_slots(run: Run, prompts: Prompts, rows: int) -> Iterator[Report]:
     done: dict[int, Report] = {}
     following = 0
     for written in run.session.stream(requests(), rows):
-        job, length, config = asked[written.place]
+        job, prompt, config = asked.pop(written.place)
+        ids, length = written.token_ids, prompt["input_ids"].shape[1]
+        error = run.trouble(job, prompt, ids) if written.error else None
         done[written.place] = run.report(
-            job, length, written.token_ids, written.seconds, config, written.engine
+            job, length, ids, written.seconds, config, written.engine, error
         )
         prompts.bar(1)
         while following in done:

@@ -32,6 +32,7 @@ from dive.backbone import Backbone
 from dive.decode_batch import BatchRun
 from dive.decode_limits import (
     Plan,
+    asked_config,
     call_plan,
     check_names,
     named,
@@ -43,6 +44,7 @@ from dive.decode_rows import Rows
 from dive.decoder_check import Unsupported, version
 from dive.decoder_spec import DecoderSpec, read
 from dive.errors import DiveError, FallbackWarning
+from dive.finite import Watch, generate_watched
 from dive.refusals import refusals
 from dive.slots import Request, Slots, Written
 from dive.structure import decoder_layers, unwrap
@@ -60,6 +62,8 @@ class DecodeSession:
         list has one adapter, or None for no steering, for every row of the batches that follow.
     strict: what the engine cannot decode is a DiveError and not left to transformers.
     ran: what decoded the last call (of `stream`: the last request that was prompted); None before.
+    failed: rows of what the last `generate` returned whose logits were not finite: the answer ends
+        there, and padding follows. A warning says so; of `stream` every answer tells.
     The weights are used where they lie: memory holds them once. Training, moving or replacing them
     between two calls is noticed. Several threads may use one session: each call reads its prompt in
     its turn and decodes by itself; `ran` is then that of the last.
@@ -93,6 +97,7 @@ class DecodeSession:
         self._rows: Rows | None = None
         self._packed: WeakKeyDictionary[Any, tuple[Any, list[Any]]] = WeakKeyDictionary()
         self.ran: Plan | None = None
+        self.failed: list[int] = []
         self._said: set[str] = set()
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
@@ -137,7 +142,9 @@ class DecodeSession:
         if plan.engine != "dive._C":
             self.note(plan)
             with turn(self.model), self._steered(), refusals(given):
-                return self.model.generate(**given)
+                output, watch = generate_watched(self.model, given, asked_config(self.model, given))
+            self._tell(watch.cut(output))
+            return output
         with refusals(given):
             return self.model.generate(
                 **given, custom_generate=partial(self._decode, given.get("streamer"))
@@ -208,7 +215,7 @@ class DecodeSession:
             self.note(plan)
             if plan.engine != "dive._C":
                 more = {} if streamer is None else {"streamer": streamer}
-                return self._by_transformers(
+                output, watch = self._by_transformers(
                     input_ids,
                     processors,
                     criteria,
@@ -217,6 +224,8 @@ class DecodeSession:
                     **more,
                     **model_kwargs,
                 )
+                self._tell(watch.cut(output))
+                return output
             rows = self._lend_rows()
             try:
                 run = BatchRun(
@@ -229,9 +238,20 @@ class DecodeSession:
                 self._give_back(rows)
                 raise
         try:
-            return run.decode(scores)
+            output = run.decode(scores)
         finally:
             self._give_back(rows)
+        self._tell(run.failed)
+        return output
+
+    def _tell(self, failed: list[int]) -> None:
+        self.failed = failed
+        if failed:
+            warnings.warn(
+                f"logits were not finite in row {', '.join(map(str, failed))} of the batch: the "
+                "answer ends there (DecodeSession.failed)",
+                stacklevel=4,
+            )
 
     # which engine
 
@@ -292,7 +312,8 @@ class DecodeSession:
 
     def _by_transformers(
         self, input_ids: Tensor, processors: Any, criteria: Any, config: Any, **more: Any
-    ) -> Any:
+    ) -> tuple[Any, Watch]:
+        """What transformers wrote, and what watched its logits."""
         mode = config.get_generation_mode()
         name = GENERATION_MODES_MAPPING.get(mode, "/")
         if "/" in name or mode == GenerationMode.ASSISTED_GENERATION:
@@ -300,15 +321,17 @@ class DecodeSession:
                 f"{mode.value} does not go through custom_generate; call session.generate, or "
                 "model.generate without the session"
             )
+        watch = Watch.of(config)
         with turn(self.model), self._steered():
-            return getattr(type(self.model), name)(
+            output = getattr(type(self.model), name)(
                 self.model,
                 input_ids,
-                logits_processor=processors,
+                logits_processor=watch.among(processors),
                 stopping_criteria=criteria,
                 generation_config=config,
                 **more,
             )
+        return output, watch
 
     # steering
 

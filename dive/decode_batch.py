@@ -10,7 +10,9 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from dive.decode_rows import Answer, Live, Rows, ends_of
+from dive.finite import NO_TOKEN, most_likely, removes_them, usable, where_usable
 from dive.kv_cache import filled_layers
+from dive.sampling import draw
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,10 @@ def tell_context(context: int | None, prompt: int, new: int) -> None:
 
 
 class BatchRun:
-    """A batch that was prompted together, decoded until its last row ends."""
+    """A batch that was prompted together, decoded until its last row ends.
+
+    failed: rows whose logits were not finite, after `decode`; padding stands behind their answers.
+    """
 
     def __init__(
         self,
@@ -58,6 +63,8 @@ class BatchRun:
         self.model, self.rows = model, rows
         self.processors, self.criteria, self.config = processors, criteria, config
         self.streamer = streamer
+        self.failed: list[int] = []
+        self.mends = removes_them(processors)
         self.device = rows.spec.device
         self.input_ids = input_ids.to(self.device)
         self.batch, self.prompt = input_ids.shape
@@ -110,7 +117,7 @@ class BatchRun:
 
     def _most_likely(self, scores: Tensor) -> int:
         """Greedy, until each row's own end; returns the length of the longest."""
-        tokens, live = scores.argmax(-1), Live(self.rows, self.device)
+        tokens, live = most_likely(scores), Live(self.rows, self.device)
         longest, ends = self.longest - self.prompt, self.eos
         answers = [Answer(row, longest, ends) for row in range(self.batch)]
         for answer, token in zip(answers, tokens.tolist(), strict=True):
@@ -125,30 +132,40 @@ class BatchRun:
         for answer in answers:
             own = torch.tensor(answer.tokens, device=self.device)
             self.ids[answer.row, self.prompt : self.prompt + len(answer.tokens)] = own
+        self.failed = [answer.row for answer in answers if answer.error]
         return self.prompt + max(len(answer.tokens) for answer in answers)
 
     def _stream(self, told: list[Answer]) -> None:
         if self.streamer is not None:
             tokens = torch.full((self.batch,), self.padding)
             for answer in told:
-                tokens[answer.row] = answer.tokens[-1]
+                if not answer.error:
+                    tokens[answer.row] = answer.tokens[-1]
             self.streamer.put(tokens)
 
     def _chosen(self, logits: Tensor) -> int:
         """Tokens by processors, sampling and the caller's own criteria; returns the length."""
         rows = torch.arange(self.batch)  # on the CPU, as the engine takes them
         alive = [True] * self.batch
+        failed = torch.zeros(self.batch, dtype=torch.bool, device=self.device)
         length = self.prompt
         while True:
             # a copy, since processors may write; of all rows, as the generator is drawn for all
             tokens = self._choose(self.ids[:, :length], logits.clone())
+            failing = tokens < 0
+            tokens = tokens.clamp(min=0)
             if self.pads and rows.shape[0] < self.batch:
-                tokens = torch.where(torch.tensor(alive, device=self.device), tokens, self.padding)
+                running = torch.tensor(alive, device=self.device)
+                failing &= running  # what ended well does not fail afterwards
+                tokens = torch.where(running, tokens, self.padding)
+            failed |= failing
+            tokens = torch.where(failed, self.padding, tokens)
             self.ids[:, length] = tokens
             length += 1
             if self.streamer is not None:
                 self.streamer.put(tokens.cpu())
-            if self._stop(self.ids[:, :length], tokens, alive):
+            if self._stop(self.ids[:, :length], tokens, failed, alive):
+                self.failed = failed.nonzero()[:, 0].tolist()
                 return length
             if self.pads and sum(alive) < rows.shape[0]:
                 left = [row for row, live in enumerate(alive) if live]
@@ -156,18 +173,20 @@ class BatchRun:
             self.rows.step(rows, tokens[rows.to(self.device)], logits)
 
     def _choose(self, ids: Tensor, logits: Tensor) -> Tensor:
-        scores = self.processors(ids, logits)  # type: ignore[arg-type]
-        if not self.config.do_sample:
-            return scores.argmax(-1)
-        return torch.multinomial(scores.softmax(-1), num_samples=1)[:, 0]
+        good = torch.ones_like(logits[:, 0], dtype=torch.bool) if self.mends else usable(logits)
+        scores = self.processors(ids, where_usable(logits, good))  # type: ignore[arg-type]
+        tokens = draw(scores, None) if self.config.do_sample else most_likely(scores)
+        return torch.where(good, tokens, NO_TOKEN)
 
-    def _stop(self, ids: Tensor, tokens: Tensor, alive: list[bool]) -> bool:
-        """Marks the rows that end with these tokens; True when all have."""
+    def _stop(self, ids: Tensor, tokens: Tensor, failed: Tensor, alive: list[bool]) -> bool:
+        """Marks the rows that end with these tokens, or have none; True when all have."""
         if not self.plain_stop:
-            for row, done in enumerate(self.criteria(ids, None).tolist()):  # type: ignore[arg-type]
+            ended = self.criteria(ids, None) | failed  # type: ignore[arg-type]
+            for row, done in enumerate(ended.tolist()):
                 alive[row] = alive[row] and not done
         elif self.eos:
-            for row, token in enumerate(tokens.tolist()):
-                if token in self.eos:
+            told = torch.where(failed, NO_TOKEN, tokens)
+            for row, token in enumerate(told.tolist()):
+                if token < 0 or token in self.eos:
                     alive[row] = False
         return ids.shape[1] >= self.longest or not any(alive)

@@ -10,6 +10,7 @@ from torch import Tensor
 from dive.decoder_check import check_modules, state_of
 from dive.decoder_spec import DecoderSpec
 from dive.errors import DiveError
+from dive.finite import NO_TOKEN, most_likely, removes_them, usable, where_usable
 from dive.sampling import draw
 from dive.structure import decoder
 
@@ -106,14 +107,18 @@ class Rows:
         self.engine.steer_row(row, steering)
 
     def step(self, rows: Tensor, tokens: Tensor, logits: Tensor | None = None) -> Tensor:
-        """One token for each of these rows; returns the most likely ones after them.
+        """One token for each of these rows; returns the most likely ones after them, NO_TOKEN where
+        the logits are not finite.
 
         tokens and what is returned: int64 [n] on the model's device; rows: int64 [n] on the CPU.
         logits: float32 [count, vocabulary] on the device, of which the rows' own are written.
         """
         self._use_stream()
         following = torch.empty_like(tokens)
-        self.engine.step(tokens, rows, following, logits)
+        try:
+            self.engine.step(tokens, rows, following, logits)
+        except ValueError as error:  # its weights were moved or freed since it was bound
+            raise DiveError(f"decoding: {error}") from None
         return following
 
     def _use_stream(self) -> None:
@@ -140,12 +145,19 @@ class Chooser:
         self.ids[:, : self.length] = prompt
         self.processors, self.criteria = processors, criteria
         self.sample, self.generator = sample, generator
+        self.mends = removes_them(processors)
 
     def choose(self, logits: Tensor) -> Tensor:
-        """The next token [1] by logits [1, V], which may be written to."""
+        """The next token [1] by logits [1, V], which may be written to; NO_TOKEN where they, or
+        what processors made of them, are not finite."""
+        good = None if self.mends else usable(logits)
+        if good is not None:
+            logits = where_usable(logits, good)
         scores = self.processors(self.ids[:, : self.length], logits)
-        token = draw(scores, self.generator) if self.sample else scores.argmax(-1)
-        self.ids[:, self.length] = token
+        token = draw(scores, self.generator) if self.sample else most_likely(scores)
+        if good is not None:
+            token = torch.where(good, token, NO_TOKEN)
+        self.ids[:, self.length] = token.clamp(min=0)  # processors look tokens up
         self.length += 1
         return token
 
@@ -160,7 +172,8 @@ class Chooser:
 class Answer:
     """One answer in the making.
 
-    chooser: None takes what the engine finds most likely.
+    chooser: None takes what the engine finds most likely. error: the logits for the next token
+    were not finite.
     """
 
     row: int
@@ -170,8 +183,15 @@ class Answer:
     streamer: Any = None
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
+    error: bool = False
 
     def take(self, token: int) -> None:
+        """The next token, or NO_TOKEN."""
+        if token < 0:
+            self.error = self.ended = True
+            if self.streamer is not None:
+                self.streamer.end()
+            return
         self.tokens.append(token)
         if self.streamer is not None:
             self.streamer.put(torch.tensor([token]))

@@ -128,7 +128,7 @@ def decisive_cross_entropy(
     in_range = (targets >= 0) & (targets < lm_head.shape[0])
     picked = torch.log_softmax(z, -1).gather(1, torch.where(in_range, targets, 0)[:, None])[:, 0]
     row_ce = torch.where(live & in_range, -picked, 0.0)
-    row_loss = ce_weight * _over(w * row_ce, w, normalizer, reduction)
+    row_loss = ce_weight * _over(w, normalizer, reduction) * row_ce
     row_kl = None
     if distils:
         assert teacher_hidden is not None
@@ -137,7 +137,7 @@ def decisive_cross_entropy(
         log_student = torch.log_softmax(z / temperature, -1)
         kl = (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
         row_kl = torch.where(kd_weight * m > 0, temperature**2 * kl, 0.0)
-        row_loss = row_loss + kd_weight * _over(m * row_kl, m, kd_normalizer, reduction)
+        row_loss = row_loss + kd_weight * _over(m, kd_normalizer, reduction) * row_kl
         row_kl = row_kl.detach()
 
     row_ce = row_ce.detach()
@@ -163,11 +163,14 @@ def decisive_cross_entropy(
     )
 
 
-def _over(terms: Tensor, factors: Tensor, normalizer: Tensor | None, reduction: str) -> Tensor:
-    """Terms over the given normaliser, or over the sum of their factors for a mean; 0 over 0."""
+def _over(factors: Tensor, normalizer: Tensor | None, reduction: str) -> Tensor:
+    """Factors over the given normaliser, or over their own sum for a mean; 0 over 0, and NaN over
+    what has no reciprocal: infinity, and denormal numbers."""
     if normalizer is None:
         if reduction != "mean":
-            return terms
+            return factors
         normalizer = factors.sum()
-    total = normalizer.to(terms.dtype)
-    return torch.where(total > 0, terms / torch.where(total > 0, total, 1.0), 0.0)
+    total = normalizer.to(factors.dtype)
+    some = (total >= torch.finfo(total.dtype).tiny) & (total < float("inf"))
+    empty = torch.where(total > 0, float("nan"), 0.0)
+    return torch.where(some, factors / torch.where(some, total, 1.0), empty)

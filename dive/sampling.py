@@ -12,6 +12,7 @@ from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from dive.checks import is_whole
 from dive.errors import DiveError
+from dive.finite import NO_TOKEN, usable, where_usable
 
 SEEDS = 1 << 62  # a seed is drawn below this
 
@@ -27,8 +28,12 @@ def seed_of_this_call() -> int:
 
 
 def draw(scores: Tensor, own: torch.Generator | None) -> Tensor:
-    """A token [1] by the scores [1, V], as transformers draws it for a batch of one."""
-    return torch.multinomial(scores.softmax(-1), num_samples=1, generator=own)[:, 0]
+    """A token [B] by the scores [B, V], as transformers draws it for a batch as long; NO_TOKEN
+    where the scores are no distribution, which draws as many numbers as any other."""
+    good = usable(scores)
+    chances = where_usable(scores, good).softmax(-1)
+    token = torch.multinomial(chances, num_samples=1, generator=own)[:, 0]
+    return torch.where(good, token, NO_TOKEN)
 
 
 class _Drawn(LogitsProcessor):
@@ -40,7 +45,9 @@ class _Drawn(LogitsProcessor):
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         left = torch.full_like(scores, float("-inf"))
         for row, own in enumerate(self.generators):
-            left[row, draw(scores[row : row + 1], own)] = 0.0
+            token = draw(scores[row : row + 1], own)
+            # of a row that is no distribution none is left, for who watches to see
+            left[row, token.clamp(min=0)] = torch.where(token < 0, float("-inf"), 0.0)
         return left
 
 

@@ -23,6 +23,7 @@ from dive.decode_limits import Plan, asked_config, call_plan, settings_plan
 from dive.decode_rows import Answer, Chooser, Live, Rows, ends_of
 from dive.decoder_check import Unsupported
 from dive.errors import DiveError
+from dive.finite import Watch, generate_watched, most_likely
 from dive.kv_cache import filled_layers
 from dive.refusals import refusals
 from dive.sampling import as_seed, drawing, generator, sampling_by, seed_of_this_call
@@ -67,13 +68,14 @@ class Written(NamedTuple):
 
     place: of the request, counted from 0. token_ids: with the token that ended it, if one did.
     seconds: of reading its prompt, and its share of the steps that it took part in. engine: what
-    decoded it, "dive._C" or "transformers".
+    decoded it, "dive._C" or "transformers". error: it ends where logits were not finite.
     """
 
     place: int
     token_ids: list[int]
     seconds: float
     engine: str = "dive._C"
+    error: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ class _Prompted:
     engine: str = "dive._C"
 
     def written(self) -> Written:
-        return Written(self.place, self.answer.tokens, self.seconds, self.engine)
+        answer = self.answer
+        return Written(self.place, answer.tokens, self.seconds, self.engine, answer.error)
 
 
 class Slots:
@@ -279,10 +282,10 @@ class Slots:
                     kwargs["streamer"] = request.streamer
                 seed, config = request.seed, generation_config
                 with drawing(seed, config, logits_processor, input_ids.device) as processors:
-                    output = self.session._by_transformers(
+                    output, watch = self.session._by_transformers(
                         input_ids, processors, stopping_criteria, config, **kwargs
                     )
-                return _written(request, place, output)
+                return _written(request, place, output, watch)
             new = (stopping_criteria.max_length or generation_config.max_length) - (
                 input_ids.shape[1]
             )
@@ -303,7 +306,7 @@ class Slots:
             one.prefix = _cache_of(request, inputs, outputs, prompt.shape[1])
             scores = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
             chooser = answer.chooser
-            one.token = scores.argmax(-1) if chooser is None else chooser.choose(scores)
+            one.token = most_likely(scores) if chooser is None else chooser.choose(scores)
             answer.take(int(one.token))
             return one
 
@@ -322,9 +325,9 @@ class Slots:
         config = asked_config(self.model, settings)
         streamer, device = request.streamer, self.model.device
         with sampling_by(request.seed, config, settings, streamer, device) as own:
-            settings = {**settings, **own, "streamer": streamer}
-            output = self.model.generate(**request.inputs, **settings)
-        return _written(request, place, output)
+            given = {**request.inputs, **settings, **own, "streamer": streamer}
+            output, watch = generate_watched(self.model, given, config)
+        return _written(request, place, output, watch)
 
     # steering
 
@@ -365,11 +368,13 @@ class Slots:
                     yield adapters[0]
 
 
-def _written(request: Request, place: int, output: Any) -> _Prompted:
+def _written(request: Request, place: int, output: Any, watch: Watch) -> _Prompted:
     """What transformers wrote, prompt included."""
     sequences = output if isinstance(output, Tensor) else output.sequences
-    tokens = sequences[0, request.inputs["input_ids"].shape[1] :].tolist()
-    answer = Answer(-1, 0, frozenset(), tokens=tokens, ended=True)
+    length = watch.lengths(1)[0]
+    tokens = sequences[0, request.inputs["input_ids"].shape[1] : length].tolist()
+    error = length is not None
+    answer = Answer(-1, 0, frozenset(), tokens=tokens, ended=True, error=error)
     return _Prompted(place, answer, engine="transformers")
 
 

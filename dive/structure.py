@@ -277,6 +277,12 @@ def _check_head(model: "PreTrainedModel", head: Head) -> None:
     batch = {"input_ids": torch.tensor([ids], device=device)}
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     wanted = model(**batch, use_cache=False, return_dict=True).logits.float()
+    if not wanted.isfinite().all():
+        broken = (n for n, weight in model.named_parameters() if not weight.isfinite().all())
+        raise DiveError(
+            f"{type(model).__name__}: its logits are not finite for any prompt; the first weight "
+            f"that is not: {next(broken, 'none, so that its numbers overflow')}"
+        )
     got = head(last_hidden_state(model, batch)).float().to(wanted.device)
     tolerance = 4 * torch.finfo(head.weight.dtype).eps * wanted.abs().max()
     if got.shape != wanted.shape or not (got - wanted).abs().max() <= tolerance:

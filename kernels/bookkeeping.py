@@ -16,6 +16,7 @@ from torch import Tensor
 from dive.kernels.table import cdiv, configuration
 
 NOWHERE = tl.constexpr(2147483647)
+TINY = tl.constexpr(2.0**-126)  # the smallest float32 that is not denormal
 
 
 @triton.jit
@@ -40,15 +41,15 @@ def _slot(
 
 @triton.jit
 def _reciprocal(normalizer, total, GIVEN: tl.constexpr, MEAN: tl.constexpr):
-    """1 / normaliser, 0 where it is 0; and whether a given one is no number >= 0."""
+    """1 / normaliser, 0 where it is 0 or has none; and whether it is neither: no finite number, or
+    a denormal one."""
     amount = total * 0.0 + 1.0
     if GIVEN:
         amount = tl.load(normalizer).to(tl.float32)
     elif MEAN:
         amount = total
-    some = amount > 0
-    bad = (amount >= 0) & (amount < float("inf"))
-    return tl.where(some, 1.0 / tl.where(some, amount, 1.0), 0.0), bad == 0
+    some = (amount >= TINY) & (amount < float("inf"))
+    return tl.where(some, 1.0 / tl.where(some, amount, 1.0), 0.0), (some | (amount == 0)) == 0
 
 
 @triton.jit
@@ -103,8 +104,9 @@ def prepare_kernel(
         )  # fmt: skip
         sum_w += w
         sum_m += m
-    share, no_number = _reciprocal(normalizer, tl.sum(sum_w, 0), GIVEN, MEAN)
-    kd_share, kd_no_number = _reciprocal(kd_normalizer, tl.sum(sum_m, 0), KD_NORM_GIVEN, MEAN)
+    total_w, total_m = tl.sum(sum_w, 0), tl.sum(sum_m, 0)
+    share, no_number = _reciprocal(normalizer, total_w, GIVEN, MEAN)
+    kd_share, kd_no_number = _reciprocal(kd_normalizer, total_m, KD_NORM_GIVEN, MEAN)
     tl.store(shares, ce_weight * share)
     tl.store(shares + 1, kd_weight * kd_share)
     tl.store(shares + 2, share)
@@ -123,6 +125,12 @@ def prepare_kernel(
     if KD_NORM_GIVEN:
         place = tl.where(kd_no_number, 0, NOWHERE)
         code, at, value = _unless_found(code, at, value, place, kd_normalizer, 6)
+    if MEAN and not GIVEN:
+        found = (code == 0) & no_number & (ce_weight > 0)
+        code, value = tl.where(found, 7, code), tl.where(found, total_w.to(tl.float64), value)
+    if MEAN and not KD_NORM_GIVEN:
+        found = (code == 0) & kd_no_number & (kd_weight > 0)
+        code, value = tl.where(found, 8, code), tl.where(found, total_m.to(tl.float64), value)
     tl.store(status, code.to(tl.float64))
     tl.store(status + 1, at.to(tl.float64))
     tl.store(status + 2, value)
@@ -175,7 +183,7 @@ def finish_kernel(
     CENTRED: the normaliser is the sum of the weights, which the slope of a weight has to know.
     """
     lane = tl.arange(0, BLOCK)
-    ce_share, kd_share = tl.load(shares), tl.load(shares + 1)
+    ce_share, kd_share, share = tl.load(shares), tl.load(shares + 1), tl.load(shares + 2)
     spoilt = tl.load(status) != 0
     nothing = tl.zeros([BLOCK], tl.float32)
     blank = tl.where(spoilt, float("nan"), nothing)
@@ -203,7 +211,7 @@ def finish_kernel(
         w = tl.load(weights + row, mask=lives, other=0.0).to(tl.float32)
         ce = tl.load(lse + slot, mask=with_label, other=0.0)
         ce -= tl.load(picked + slot, mask=with_label, other=0.0)
-        sum_ce += w * ce
+        sum_ce += w * share * ce
         sum_loss += w * ce_share * ce
         if DISTILS:
             m = tl.where(w > 0, 1.0, 0.0)
@@ -242,7 +250,7 @@ def finish_kernel(
 
     middle = ce_share * 0.0
     if CENTRED:
-        middle = ce_share * tl.load(shares + 2) * tl.sum(sum_ce, 0)
+        middle = ce_share * tl.sum(sum_ce, 0)
     tl.debug_barrier()  # the blanks are written, whichever warp did it
     for first in range(0, capacity, BLOCK):
         slot = first + lane

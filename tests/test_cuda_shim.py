@@ -127,6 +127,32 @@ def test_logits_are_those_of_transformers(gpu, family, capability):
     assert distance(got, want) < 1e-5
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_row_whose_logits_are_not_finite_has_no_token(gpu, value):
+    """The other rows' logits are the very same, and so are those of a row that is taken over."""
+    model = small("llama")
+    session = DecodeSession(model)
+    ids = random_ids(3, 6).clamp(max=VOCABULARY - 2)
+    want = run_rows(session, ids)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[VOCABULARY - 1] = value
+    engine, rows = session._engine, torch.arange(3)
+    engine.reserve(3, 6)
+    for row in range(3):
+        engine.start_row(row, 0, 0)
+    spoilt = ids.clone()
+    spoilt[1, 2:] = VOCABULARY - 1
+    following, out = torch.zeros(3, dtype=torch.long), torch.zeros(3, VOCABULARY)
+    for step in range(6):
+        engine.step(spoilt[:, step].contiguous(), rows, following, out)
+        assert (following < 0).tolist() == [False, step >= 2, False]
+        assert torch.equal(out[[0, 2]], want[step][[0, 2]])
+    engine.start_row(1, 0, 0)
+    for step in range(6):
+        engine.step(ids[1:2, step].contiguous(), rows[1:2], following[:1], out)
+        assert torch.allclose(out[1], want[step][1], atol=1e-5) and following[0] >= 0
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["gemma3", "qwen2-window"])
 def test_half_precision_loses_no_more_than_transformers(gpu, family, dtype):

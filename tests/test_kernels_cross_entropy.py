@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from test_ops_cross_entropy import test_bad_values  # noqa: F401  # with the kernels below
+from test_ops_normalizers import RIGHT, WRONG, check_right, check_wrong
 from torch import Tensor
 
 from dive import ops, reference
@@ -313,3 +314,13 @@ def test_operators_hold_their_contracts() -> None:
     )  # fmt: skip
     torch.library.opcheck(torch.ops.dive.decisive_cross_entropy.default, arguments)
     assert ops.implementation("decisive_cross_entropy", "cpu") == "triton"
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_sums_without_a_reciprocal_are_an_error(name: str) -> None:
+    check_wrong(name, ops.decisive_cross_entropy)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_large_and_small_sums_are_numbers(name: str) -> None:
+    check_right(name, ops.decisive_cross_entropy)

@@ -1,6 +1,7 @@
 #include "cpu/cpu_backend.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <numeric>
 #include <stdexcept>
@@ -342,6 +343,7 @@ void CpuBackend::predict() {
       const float most = own[step_.next[i]], more = own[best[part]];
       if (most == most && !(more <= most)) step_.next[i] = best[part];
     }
+    if (!std::isfinite(own[step_.next[i]])) step_.next[i] = kNoToken;
   }
 }
 

@@ -1,5 +1,7 @@
 #include "cuda/ends.h"
 
+#include "backend.h"
+
 namespace dive::cuda {
 namespace {
 
@@ -85,7 +87,8 @@ __global__ void __launch_bounds__(kThreads, 1) predict(const PredictArguments a)
   for (unsigned b = lane; b < gridDim.x; b += kWarp) best.take(block_values[b], block_places[b]);
   best.take_warp();
   if (lane != 0) return;
-  a.next[blockIdx.y] = best.at;
+  // NaN and infinities alike: what is left of them is no 0
+  a.next[blockIdx.y] = best.value - best.value == 0.0f ? best.at : kNoToken;
   a.arrived[blockIdx.y] = 0;
   ++a.lengths[a.rows[blockIdx.y]];
   ++a.positions[a.rows[blockIdx.y]];

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,6 +34,9 @@ from dive.console import to_stderr
 from dive.counting import counted
 from dive.errors import DiveError
 from dive.visible import visible_json
+
+if TYPE_CHECKING:
+    from dive.batches import Report
 
 
 def generate(
@@ -105,7 +108,11 @@ def generate(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a report for every study or image. An interrupted run goes on where it stopped."""
+    """Write a report for every study or image. An interrupted run goes on where it stopped.
+
+    A study whose logits are not finite gets no report: the command ends with status 1, says which,
+    and tries just these when it is given again; with --on-error skip it leaves them out.
+    """
     if bool(images) == (studies is not None):
         raise DiveError("give either --studies FILE or image files, and not both")
     from dive.data.io import check_file, check_rows
@@ -184,6 +191,7 @@ def generate(
         "versions": versions(),
     }
     ended = 0
+    failed: list[Report] = []
     watching = {item.id: watched(item) for item in items}
     with JsonlWriter(
         out,
@@ -216,7 +224,13 @@ def generate(
                 on_error=on_error,
                 skipped=skipped,
             )
+            sources = {item.id: item.source for item in left}
             for report in reports:
+                if report.error is not None:
+                    failed.append(report)
+                    if on_error == "skip":
+                        skipped.add(report.id, sources[report.id], DiveError(report.error))
+                    continue
                 ended += report.finish_reason == "eos"
                 writer.append(
                     {
@@ -230,6 +244,8 @@ def generate(
                     }
                 )
         written = len(writer.done)
+        if failed and on_error == "fail":
+            raise DiveError(_without_report(failed, written, out))
         if not written:
             write_skipped(skipped, left_out)
             raise DiveError(f"no report was written: {counted(len(skipped), 'study')} skipped")
@@ -257,6 +273,18 @@ def _skipped_file(out: Path) -> Path:
     """Beside reports.jsonl reports.skipped.jsonl, and beside any other its whole name with that:
     two outputs in one folder have two."""
     return out.with_name((out.stem if out.suffix == ".jsonl" else out.name) + ".skipped.jsonl")
+
+
+def _without_report(failed: list["Report"], written: int, out: Path) -> str:
+    """What to say, in one line, of studies whose logits were not finite."""
+    names = [report.id for report in failed]
+    few = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return (
+        f"{counted(len(names), 'study')} got no report: {few}: {failed[0].error}; "
+        f"{counted(written, 'report')} kept: the same command tries again what is missing, with "
+        "--on-error skip it finishes without; where float16 overflows, another --dtype (and --out) "
+        "may help"
+    )
 
 
 def _refuse_twice(names: list[str]) -> None:

@@ -25,7 +25,7 @@ from dive.radgraph import Annotator, RadGraph, RadGraphFile
 
 log = logging.getLogger(__name__)
 
-FINISH_REASONS = ("eos", "length")
+FINISH_REASONS = ("eos", "length", "error")
 ENGLISH = ("findings", "radgraph", "chexbert")  # those that read what a report says
 METRICS = ("bleu", "rougeL", "meteor", "findings", "radgraph", "chexbert")
 
@@ -71,8 +71,8 @@ def evaluate(
         normalization: "raw", "lower" or "r2gen", for bleu, rougeL, meteor and length_ratio; see
             `dive.metrics.normalization`. The others see the reports as they are.
         per_report: adds "per_report": name -> list in the order given, None for pairs left out.
-        finish_reasons: "eos" or "length" for each prediction; adds termination_rate, the share of
-            "eos".
+        finish_reasons: "eos", "length" or "error" for each prediction; adds termination_rate, the
+            share of "eos".
         rouge_beta: weight of recall in ROUGE-L (pycocoevalcap's 1.2; 1 is the plain F1).
         meteor_synonyms: whether METEOR also matches WordNet's synonyms (needs its data).
         radgraph: where annotations come from: a `RadGraph` (model), or a file of annotations of

@@ -59,7 +59,8 @@ def decisive_cross_entropy(
     reduction: "mean": n_w is sum(weights), n_m is sum(kd_weights); "sum" and "none": both are 1;
         "none": the loss is [N], one combined term a row.
     normalizer, kd_normalizer: scalars on the device of hidden that take the place of n_w and n_m,
-        whatever the reduction. A term whose normaliser is 0 is 0.
+        whatever the reduction. A term whose normaliser is 0 is 0; one that is infinite or
+        denormal (below 1.2e-38 in float32), given or summed, is a bad value.
     token_class integer [N]: 0 template, 1 pathology, 2 end of sequence; other values are in none.
     rows int64: the live rows, each once, padded with -1. A row is live where ce_weight * weights
         or kd_weight * kd_weights is above 0. Without it they are looked up: one host sync, except

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dive.ops.values import check_listed, first_violation, raise_for
+from dive.ops.values import check_listed, divides, first_violation, raise_for, sum_violation
 from dive.reference import CLASSES
 
 MIB = 2**20
@@ -130,7 +130,9 @@ def forward(
     m = torch.zeros_like(w)
     if distils:
         m = (w > 0).to(wide) if kd_weights is None else kd_weights.detach().to(wide)
-    status = first_violation(targets, weights, rows, kd_weights, normalizer, kd_normalizer, vocab)
+    status = first_violation(
+        targets, weights, rows, kd_weights, normalizer, kd_normalizer, vocab, wide
+    )
     if validate:
         raise_for_bad(status, weights, rows, kd_weights, distils, ce_weight, kd_weight, vocab)
 
@@ -144,6 +146,14 @@ def forward(
     w, m, target = w[index], m[index], targets[index]
     in_range = (target >= 0) & (target < vocab)
     target = torch.where(in_range, target, 0)
+    for code, factor, factors, given in (
+        (7, ce_weight, w, normalizer),
+        (8, kd_weight, m, kd_normalizer),
+    ):
+        if factor > 0 and reduction == "mean" and given is None:
+            status = sum_violation(status, code, factors.sum())
+    if validate:
+        raise_for(status)
     ce_share = ce_weight * _reciprocal(
         w, normalizer, reduction
     )  # of a row in the loss, over its weight
@@ -158,7 +168,8 @@ def forward(
     ce, kl = w * ce_share * row_ce, m * kd_share * row_kl
     slope = ce_share * row_ce
     if reduction == "mean" and normalizer is None:
-        slope = slope - ce_share * _reciprocal(w, None, "mean") * (w * row_ce).sum()
+        # divided before it is summed: a sum of large weights is finite, theirs with the loss not
+        slope = slope - ce_share * (w * _reciprocal(w, None, "mean") * row_ce).sum()
 
     def by_row(values: Tensor, empty: int = 0) -> Tensor:
         return values.new_full((total,), empty).index_copy_(0, index, values)
@@ -438,13 +449,15 @@ def _softmax_(z: Tensor, peak: Tensor, argmax: Tensor, temperature: float) -> Te
 
 
 def _reciprocal(factors: Tensor, normalizer: Tensor | None, reduction: str) -> Tensor:
-    """1 / normaliser [], 0 where it is 0; for a mean it is the sum of the factors unless given."""
+    """1 / normaliser [], 0 where it is 0 or has none; for a mean it is the factors' sum unless
+    given."""
     if normalizer is None:
         if reduction != "mean":
             return factors.new_ones(())
         normalizer = factors.sum()
     normalizer = normalizer.detach().to(factors.dtype)
-    return torch.where(normalizer > 0, 1 / torch.where(normalizer > 0, normalizer, 1.0), 0.0)
+    some = (normalizer > 0) & divides(normalizer)
+    return torch.where(some, 1 / torch.where(some, normalizer, 1.0), 0.0)
 
 
 def _by_class(row_ce: Tensor, hit: Tensor, classes: Tensor, counted: Tensor) -> list[Tensor]:

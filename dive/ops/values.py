@@ -17,8 +17,10 @@ _WANTED = {
     2: ("weights", "a finite number >= 0"),
     3: ("kd_weights", "a finite number >= 0"),
     4: ("rows", "-1 or the index of one of the {rows} rows"),
-    5: ("normalizer", "a finite number >= 0"),
-    6: ("kd_normalizer", "a finite number >= 0"),
+    5: ("normalizer", "a finite number >= 0 that is not denormal: its reciprocal is needed"),
+    6: ("kd_normalizer", "a finite number >= 0 that is not denormal: its reciprocal is needed"),
+    7: ("the sum of weights", "a finite number that is not denormal: its reciprocal is needed"),
+    8: ("the sum of kd_weights", "a finite number that is not denormal: its reciprocal is needed"),
 }
 
 
@@ -30,16 +32,18 @@ def first_violation(
     normalizer: Tensor | None,
     kd_normalizer: Tensor | None,
     vocab: int,
+    wide: torch.dtype,
 ) -> Tensor:
-    """The status of these arguments, without a host sync."""
+    """The status of these arguments as numbers of the dtype `wide`, without a host sync."""
     unlabelled = (weights > 0) & ((targets < 0) | (targets >= vocab))
     cases = [(1, unlabelled, targets), (4, (rows < -1) | (rows >= targets.shape[0]), rows)]
     numbers = ((2, weights), (3, kd_weights), (5, normalizer), (6, kd_normalizer))
     for code, numbered in numbers:
         if numbered is not None:
             values = numbered.detach().reshape(-1)
-            # true of NaN too
-            cases.append((code, ~((values >= 0) & (values < float("inf"))), values))
+            cast = values.to(wide)  # what is finite in float64 may not be here
+            good = divides(cast) if code >= 5 else (cast >= 0) & (cast < float("inf"))
+            cases.append((code, ~good, values))  # true of NaN too
     status = weights.new_zeros(3, dtype=torch.float64)
     for code, bad, values in cases:
         if values.numel() == 0:
@@ -49,6 +53,18 @@ def first_violation(
         found[2] = values.index_select(0, row.view(1))[0].double()
         status = torch.where((status[0] == 0) & bad.any(), found, status)
     return status
+
+
+def divides(normalizer: Tensor) -> Tensor:
+    """Whether it is 0 or has a finite reciprocal, on every device: denormal numbers have none."""
+    least = torch.finfo(normalizer.dtype).tiny
+    return (normalizer == 0) | ((normalizer >= least) & (normalizer < float("inf")))
+
+
+def sum_violation(status: Tensor, code: int, total: Tensor) -> Tensor:
+    """The status, or where it is 0 that of a sum that takes a normaliser's place; no host sync."""
+    found = torch.stack([torch.full_like(total, code), torch.zeros_like(total), total]).double()
+    return torch.where((status[0] == 0) & ~divides(total), found, status)
 
 
 def violation(

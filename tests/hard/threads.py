@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hard.trial import Outcome, Trial
 from tiny_decoders import small
 from tiny_steering import randomised
 
@@ -22,6 +21,7 @@ import dive
 from dive import extension
 from dive.decode import DecodeSession
 from dive.structure import decoder_layers
+from hard.trial import Outcome, Trial
 
 PROMPTS = 6  # different ones, whose answers are known beforehand
 TOKENS = 6

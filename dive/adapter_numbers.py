@@ -1,0 +1,70 @@
+"""The numbers of an adapter: finite, and no edit that no dtype could add to a state.
+
+A float32 has 24 bits: behind an edit that is 2^24 times its state nothing of the state is left, in
+any dtype that a model runs in. So no useful adapter has such an edit, and one that has would make
+later norms overflow: with states up to 2^30 (the RMS of real ones is 0.01 to some thousands) the
+sum of the squares of 2^54 over a width of 2^16 is still a float32.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dive.errors import DiveError
+
+MOST_EDIT = 2.0**24  # of an edit's largest entry, over the RMS of its state
+MOST_SIGMA = 2.0**30  # of a layer's states
+
+
+@torch.no_grad()
+def check_numbers(adapter: Any, name: str = "the adapter") -> None:
+    """DiveError naming the tensor that is not finite, or whose edit is beyond all use; one host
+    sync for all layers.
+
+    The bound on an edit is by the triangle inequality over states of the calibrated RMS: it may be
+    above what any state brings about, by about the root of width and rank, and never below.
+    """
+    layers = list(adapter.layers.items())
+    told = torch.stack([_numbers(layer) for _, layer in layers]).cpu()
+    for (index, layer), row in zip(layers, told, strict=True):
+        names = [each for each, _ in layer.named_parameters()] + ["sigma"]
+        *finite, sigma, scale, edit, static = row.tolist()
+        at = f"{name}: tensor layers.{index}"
+        broken = next((each for each, good in zip(names, finite, strict=True) if not good), None)
+        if broken is not None:
+            raise DiveError(f"{at}.{broken} holds numbers that are not finite")
+        if not 0 < sigma <= MOST_SIGMA:
+            raise DiveError(
+                f"{at}.sigma is {sigma:g}, want the RMS of a state, above 0 and up to 2^30"
+            )
+        if not abs(scale) <= MOST_EDIT:
+            raise DiveError(f"{at}.scale is {scale:g}, want at most 2^24 in size: {_WHY}")
+        if not edit <= MOST_EDIT:
+            which = "static" if static > MOST_EDIT else "up"
+            much = f"{edit:.3g}" if math.isfinite(edit) else "more than any number"
+            raise DiveError(
+                f"{at}.{which} is too large: with it the layer's edit may be {much} times the RMS "
+                f"of its states, want at most 2^24 times: {_WHY}"
+            )
+
+
+_WHY = "behind more than that nothing is left of a state in any dtype"
+
+
+def _numbers(layer: Any) -> Tensor:
+    """Of one layer, float64: which of its tensors are finite, sigma, scale, the largest entry that
+    an edit may have over sigma, and the same of `static` alone."""
+    tensors = [*(tensor for _, tensor in layer.named_parameters()), layer.sigma]
+    finite = [tensor.isfinite().all().double() for tensor in tensors]
+    down, up = layer.down.double(), layer.up.double()
+    # a state over its RMS has the norm sqrt(D), and no activation is above its argument's size
+    mix = down.norm(dim=1) * math.sqrt(down.shape[1]) + layer.down_bias.double().abs()
+    if layer.config.activation == "tanh":
+        mix = mix.clamp(max=1.0)
+    scale = layer.scale.double().abs()
+    static = scale * layer.static.double().abs()
+    edit = scale * (up.abs() @ mix) + static
+    least = [layer.sigma.double(), layer.scale.double(), edit.max(), static.max()]
+    return torch.stack([*finite, *least])

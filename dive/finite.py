@@ -1,0 +1,113 @@
+"""Logits that are not finite: the answer ends there, and no other one notices.
+
+A softmax over NaN, over +inf or over -inf alone is no distribution, and argmax takes a NaN for the
+most likely token of all. One rule holds for the engine, for transformers and for processors of the
+caller's own: the largest score must be a finite number. A single -inf is a token that is forbidden.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import InfNanRemoveLogitsProcessor, LogitsProcessor, LogitsProcessorList
+
+NO_TOKEN = -1  # as dive._C's kNoToken
+
+
+def most_likely(scores: Tensor) -> Tensor:
+    """The first of the most likely tokens [B] by scores [B, V]; NO_TOKEN where there is none."""
+    token = scores.argmax(-1)
+    most = scores.gather(-1, token[:, None])[:, 0]
+    return torch.where(most.isfinite(), token, NO_TOKEN)
+
+
+def usable(scores: Tensor) -> Tensor:
+    """Of which rows [B] of scores [B, V] a token can be chosen; nothing is read on the host."""
+    return scores.amax(-1).isfinite()
+
+
+def where_usable(scores: Tensor, good: Tensor) -> Tensor:
+    """The scores, with zeros for whole rows that are none: processors and samplers take them."""
+    return torch.where(good[:, None], scores, 0.0)
+
+
+def removes_them(processors: Sequence[Any]) -> bool:
+    """Whether the caller had NaN and infinities replaced (remove_invalid_values=True)."""
+    return any(isinstance(one, InfNanRemoveLogitsProcessor) for one in processors)
+
+
+class Watch(LogitsProcessor):
+    """For transformers' own loops: a row whose scores are not finite ends, and is noted down.
+
+    Its row says nothing but `end` from then on, and all beams of a prompt with it. No host sync:
+    the notes are read when all is done.
+    """
+
+    def __init__(self, end: int, beams: int = 1, padding: int | None = None) -> None:
+        self.end, self.beams = end, beams
+        self.padding = end if padding is None else padding
+        self._lengths: Tensor | None = None  # [rows] of the ids when it happened; -1: it did not
+
+    @classmethod
+    def of(cls, config: Any) -> "Watch":
+        """For the decoding that a generation config asks for."""
+        eos, padding = config.eos_token_id, config.pad_token_id
+        ends = [*eos] if isinstance(eos, (list, tuple)) else [eos]
+        known = [one for one in (*ends, padding) if one is not None]
+        return cls(int(known[0]) if known else 0, config.num_beams or 1, padding)
+
+    def among(self, processors: Sequence[Any] | None) -> LogitsProcessorList:
+        """In front of the processors, which may not take such scores, and behind them, where they
+        may have made some."""
+        given = [] if processors is None else [*processors]
+        first = () if removes_them(given) else (self,)
+        return LogitsProcessorList([*first, *given, _Again(self)])
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        bad = ~usable(scores)
+        if self._lengths is None:
+            self._lengths = torch.full(bad.shape, -1, device=bad.device)
+        bad = bad.view(-1, self.beams).any(-1).repeat_interleave(self.beams)
+        self._lengths = torch.where(bad & (self._lengths < 0), input_ids.shape[1], self._lengths)
+        only = torch.full_like(scores[:1], float("-inf"))
+        only[:, self.end] = 0.0
+        return torch.where((self._lengths >= 0)[:, None], only, scores)
+
+    def lengths(self, rows: int) -> list[int | None]:
+        """Of prompt and answer before it happened, for each of so many rows of what was written;
+        None where all was finite."""
+        if self._lengths is None:
+            return [None] * rows
+        each = self._lengths.view(-1, self.beams)[:, 0].tolist()
+        return [
+            None if each[row * len(each) // rows] < 0 else each[row * len(each) // rows]
+            for row in range(rows)
+        ]
+
+    def cut(self, output: Any) -> list[int]:
+        """Puts padding where a row of what `generate` returned says nothing; which rows ended."""
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        ended = []
+        for row, length in enumerate(self.lengths(sequences.shape[0])):
+            if length is not None:
+                sequences[row, length:] = self.padding
+                ended.append(row)
+        return ended
+
+
+class _Again(LogitsProcessor):
+    """The same watch once more: transformers takes no processor twice."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        return self.watch(input_ids, scores)
+
+
+def generate_watched(model: Any, given: Mapping[str, Any], config: Any) -> tuple[Any, Watch]:
+    """`model.generate(**given)`, which decodes by `config`, and what watched its logits."""
+    watch = Watch.of(config)
+    processors = watch.among(given.get("logits_processor"))
+    return model.generate(**{**given, "logits_processor": processors}), watch
