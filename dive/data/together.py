@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,4 +34,6 @@ def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
 def remove_unfinished(folder: Path) -> None:
     """What a process that was killed left of its files in `folder`."""
     with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(folder / WRITING)
+        for name in os.listdir(folder / WRITING):
+            os.unlink(folder / WRITING / name)
+        os.rmdir(folder / WRITING)
