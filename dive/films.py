@@ -47,7 +47,7 @@ def name_of(image: Path | Image.Image | LazyImage | str) -> str:
     """A file's name; of an image in memory its content."""
     if isinstance(image, Image.Image):
         return _pixels(image)
-    return Path(str(image)).name if checks.names_a_place(image) else str(image)
+    return str(image) if isinstance(image, LazyImage) else Path(image).name
 
 
 def left_out_ids(file: Path) -> list[str]:

@@ -48,7 +48,7 @@ def generate(count: int, seed: int, folder: Path) -> Outcome:
             kept += killed and _size(rows) > 0
             if out.exists() or outcome.tried >= count:
                 break
-        status = 0 if out.exists() else processes.run(command(out), log)
+        status = 0 if out.exists() else _finished(command(out), log)
         if status != 0 or not out.exists() or _rows(out) != wanted:
             outcome.faults.append(f"seed {seed}, run {run}: exit {status}, {out} differs")
         run += 1
@@ -93,7 +93,7 @@ def distill(count: int, seed: int, folder: Path) -> Outcome:
             if _over(out) or outcome.tried >= count:
                 break
             more = ["--resume"]
-        status = 0 if _over(out) else processes.run(command(out, "--resume"), log)
+        status = 0 if _over(out) else _finished(command(out, "--resume"), log)
         fault = f"exit {status}" if status else _unlike(out, wanted)
         if fault:
             outcome.faults.append(f"seed {seed}, run {run}: {out}: {fault}")
@@ -112,6 +112,14 @@ def _undisturbed(command: list[str], log: Path) -> float:
     if processes.run(command, log) != 0:
         raise RuntimeError(f"the undisturbed run fails: {log.read_text()[-2000:]}")
     return time.monotonic() - began
+
+
+def _finished(command: list[str], log: Path) -> int | str:
+    """The exit status, or that it took too long."""
+    try:
+        return processes.run(command, log)
+    except TimeoutError as error:
+        return str(error)
 
 
 def _kill_when(process: Any, reached: Callable[[], bool], draw: random.Random, late: float) -> bool:
@@ -134,9 +142,12 @@ def _grown(path: Path, size: int) -> bool:
     return _size(path) >= size
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """Every row but for the time that it took."""
-    rows = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+def _rows(path: Path) -> list[dict[str, Any]] | None:
+    """Every row but for the time that it took; None where a line is no row."""
+    try:
+        rows = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    except ValueError:
+        return None
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
