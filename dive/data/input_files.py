@@ -1,5 +1,6 @@
 """Files that others wrote: what is no regular file, or larger than it can be, is not read."""
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ MAX_LINE = 16 << 20  # bytes of a row of JSON lines
 MAX_JSON_BYTES = 1 << 30  # of a file of JSON that is read whole: the largest in use has half of it
 
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
-    (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"),
     (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
 )  # fmt: skip
 
@@ -25,13 +26,15 @@ def open_file(path: Path | str, pipe: bool = False) -> Any:
     one that is there is read (a shell's `<(command)`, of what the user names).
 
     Raises:
-        OSError: it is not there, or may not be read.
+        OSError: it is not there, may not be read, or is a folder.
         DiveError: it is no regular file.
     """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         mode = os.fstat(handle).st_mode
         if not stat.S_ISREG(mode):
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
             kind = next((name for test, name in _KINDS if test(mode)), "no file")
             if not (pipe and kind in ("a pipe", "a device")):
                 raise DiveError(f"{path} is {kind}; wants a regular file")
