@@ -358,3 +358,19 @@ def test_an_answer_that_finds_no_room_is_one_line(tmp_path):
         1,
         ["error: cannot write: File too large (this process may write files of 100)"],
     )
+
+
+@pytest.mark.parametrize("most", [100, 4000, 70_000])
+def test_what_torch_says_of_a_full_disk_is_known(most, tmp_path):
+    import torch
+
+    from dive.whole_checkpoints import _of_writing, _why
+
+    with files_of_at_most(most):
+        with pytest.raises((RuntimeError, OSError)) as caught:
+            torch.save({"a": torch.zeros(20_000), "b": torch.zeros(100)}, tmp_path / "a")
+        assert isinstance(caught.value, OSError) or _of_writing(caught.value)
+        assert f"may write files of {most:,}" in _why(caught.value, tmp_path)
+    with pytest.raises(RuntimeError) as caught:
+        torch.zeros(2) @ torch.zeros(3)
+    assert not _of_writing(caught.value)
