@@ -88,8 +88,13 @@ class RadGraph:
 
     @property
     def identity(self) -> list[str]:
-        """Names what annotates; other names may annotate otherwise. DiveError as `annotate`."""
-        return [self.model_type, self.version, _fingerprint(self._model_folder())]
+        """Names what annotates; others may annotate otherwise. Without weights, whose absence
+        `annotate` tells of, by type and version alone."""
+        try:
+            weights = [_fingerprint(self._model_folder())]
+        except DiveError:
+            weights = []
+        return [self.model_type, self.version, *weights]
 
     def annotate(self, texts: Sequence[str]) -> list[Annotation]:
         """One annotation for each text, in order. An empty text has no entities and is not run.
@@ -99,7 +104,8 @@ class RadGraph:
         wanted = list(dict.fromkeys(text for text in texts if text.strip()))
         if not wanted:
             return [NO_ENTITIES for _ in texts]
-        folder, identity = self._model_folder(), self.identity
+        folder = self._model_folder()
+        identity = [self.model_type, self.version, _fingerprint(folder)]
         keys = {text: _digest([*identity, text]) for text in wanted}
         with _Store(self.cache / "annotations.sqlite") as store:
             found = store.get(keys)
