@@ -278,7 +278,7 @@ def test_values_of_evaluate(pair):
     ]:
         with pytest.raises(DiveError, match=message):
             call(*pair(row, B))
-    with pytest.raises(DiveError, match="finish_reasons holds 'stop'"):
+    with pytest.raises(DiveError, match="finish_reasons holds something else"):
         dive.evaluate(["x"], ["y"], finish_reasons=["stop"])
 
 
