@@ -319,8 +319,7 @@ class Slots:
     def _by_transformers(self, request: Request, place: int) -> _Prompted:
         given = {**request.inputs, **request.settings, "streamer": request.streamer}
         with seeding(request.seed, self.model.device):
-            config = asked_config(self.model, given)
-            output, watch = generate_watched(self.model, given, config)
+            output, watch = generate_watched(self.model, given, asked_config(self.model, given))
         return _written(request, place, output, watch)
 
     # steering
