@@ -111,7 +111,8 @@ def test_all_of_a_batch_and_rows_taken_over_afterwards(backbone, studies, engine
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_adapters_edit_is_named(backbone, studies, engine):
+def test_the_adapters_edit_is_named(backbone, studies, engine, monkeypatch):
+    monkeypatch.setattr("dive.adapter.check_numbers", lambda *_: None)
     adapter = randomised(backbone, strength=0.3)
     states = adapter.layers["1"].static
     for positions in ("all", "response"):
@@ -124,7 +125,7 @@ def test_the_adapters_edit_is_named(backbone, studies, engine):
             backbone, studies[:3], adapter=others, engine=engine, max_new_tokens=NEW
         )
         with torch.no_grad():
-            states.fill_(NAN)  # behind the check at the beginning
+            states.fill_(NAN)
         got = list(reports)
         assert [r.finish_reason == "error" for r in got] == [False, True, False]
         assert "the adapter's edit behind layer 1" in got[1].error
