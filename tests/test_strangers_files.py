@@ -14,8 +14,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 import dive
 from dive import template_renderer
 from dive.data.dicom_bounds import Bounded, check_frame
-from dive.data.input_files import lines_of, open_file, read_file
 from dive.data.images import image_size, load_rgb
+from dive.data.input_files import lines_of, open_file, read_file
 from dive.data.strict_json import parse
 from dive.errors import DiveError
 from dive.generation import prompter_for
