@@ -79,7 +79,7 @@ def printed(show, terminal):
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-@pytest.mark.parametrize("text", [*ESCAPES.values(), *MARKUP])
+@pytest.mark.parametrize("text", [*ESCAPES.values(), *MARKUP], ids=ascii)
 def test_a_console_prints_every_text_as_it_is(text, terminal):
     def in_table(console):
         made = table(text)
@@ -109,7 +109,7 @@ def test_a_console_prints_every_text_as_it_is(text, terminal):
             assert visible(text) in found, number
 
 
-@pytest.mark.parametrize("text", [*ESCAPES.values(), *MARKUP])
+@pytest.mark.parametrize("text", [*ESCAPES.values(), *MARKUP], ids=ascii)
 def test_words_beside_a_bar_are_no_markup(text):
     def show(console):
         with Progress(column("{task.description}"), console=console) as bar:
@@ -126,7 +126,7 @@ def test_marks_stay_where_they_were():
     assert [made.plain[span.start : span.end] for span in made.spans] == ["mass"]
 
 
-@pytest.mark.parametrize("text", [*ESCAPES.values(), *MARKUP])
+@pytest.mark.parametrize("text", [*ESCAPES.values(), *MARKUP], ids=ascii)
 def test_errors_warnings_and_logs_show(text, capsys, monkeypatch):
     def fail():
         logging.getLogger("dive.some").addHandler(handler)
@@ -136,6 +136,8 @@ def test_errors_warnings_and_logs_show(text, capsys, monkeypatch):
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(cli._Plainly("%(message)s"))
+    # pytest keeps what is logged for its report, and half a pair of surrogates cannot be sent there
+    monkeypatch.setattr(logging.getLogger("dive.some"), "propagate", False)
     monkeypatch.setattr(cli, "app", fail)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)

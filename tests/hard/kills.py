@@ -157,15 +157,14 @@ def _writing(out: Path) -> bool:
 
 def _ending(out: Path) -> bool:
     """Whether the adapter is being saved, or what it was made of removed."""
-    return (out / ".writing").exists() or (out / "adapter.safetensors").exists()
+    return any(out.glob(".adapter*.tmp")) or (out / "adapter.safetensors").exists()
 
 
 def _over(out: Path) -> bool:
     """Whether a training is finished, and has cleared everything away."""
     left = out / "checkpoints"
     names = {name.partition("-")[0] for name in os.listdir(left)} if left.is_dir() else set()
-    whole = (out / "adapter_config.json").exists() and not (out / ".writing").exists()
-    return whole and not names & {"checkpoint", ".unfinished", "run.json"}
+    return (out / "adapter_config.json").exists() and not names & {"checkpoint", ".unfinished", "run.json"}
 
 
 def _unlike(out: Path, wanted: Path) -> str:

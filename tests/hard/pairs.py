@@ -23,7 +23,7 @@ def run(count: int, seed: int, folder: Path) -> Outcome:
             pair.append(processes.start(outputs.command(kind, out), log))
             pair[-1].join(dice.uniform(0, 1.5))
         killed = dice.choice((None, None, 0, 1))
-        if killed is not None and processes.kill_after(pair[killed], dice.uniform(0, 2)):
+        if killed is not None and processes.kill_after(pair[killed], dice.uniform(0, 1)):
             figures["killed"] += 1
         else:
             killed = None
