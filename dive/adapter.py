@@ -284,11 +284,11 @@ class SteeringAdapter(nn.Module):
             tensors = load_file(weights_file)
         except (SafetensorError, OSError) as error:
             raise DiveError(f"{weights_file}: not a readable safetensors file: {error}") from error
-        check_pair(config_file, weights_file, before, digest)
         # copies, as what was read lies in the file's own pages
         copies = {name: tensor.clone() for name, tensor in tensors.items()}
         adapter.load_state_dict(copies, assign=True)
         check_numbers(adapter, str(weights_file))
+        check_pair(config_file, weights_file, before, digest)
         return adapter if device is None else adapter.to(device)
 
 

@@ -148,7 +148,7 @@ def read_settings(
 def check_pair(
     config: Path, weights: Path, before: tuple[int, ...] | None, digest: str | None
 ) -> None:
-    """DiveError where the two files are of two adapters: a save was cut short, or goes on now.
+    """DiveError where the two files are of two adapters.
 
     before: the `identity` of `config` when it was read, and digest what it says of `weights`.
     """
@@ -156,8 +156,8 @@ def check_pair(
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if identity(config) != before or (digest is not None and digest != found):
         raise DiveError(
-            f"{config.parent}: {config.name} and {weights.name} are of two adapters: a save was "
-            "cut short, or goes on now; read it again, or save it anew"
+            f"{config.parent}: {config.name} and {weights.name} are of two adapters (a save goes on "
+            "now, one was copied here, or the weights were changed without save_pretrained)"
         )
 
 

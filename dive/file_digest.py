@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from dive.data.input_files import open_file
 from dive.errors import DiveError
 
 _BLOCK = 4096
@@ -22,9 +23,7 @@ def whole(path: Path) -> str:
         DiveError: it cannot be read, or is no regular file.
     """
     try:
-        if path.exists() and not path.is_file():  # reading a pipe might never end
-            raise DiveError(f"{path} is no regular file")
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:_NAME]
     except OSError as error:
         raise DiveError(f"cannot read {path}: {error.strerror}") from error
@@ -39,7 +38,7 @@ def sampled(path: Path) -> str:
         DiveError: it cannot be read.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             handle, size = file.fileno(), os.fstat(file.fileno()).st_size
             if size <= _WHOLE:
                 return hashlib.file_digest(file, "sha256").hexdigest()[:_NAME]
@@ -55,11 +54,11 @@ def film(path: Path) -> str:
     """Digest of one image file of very many: all bytes of up to 256 KiB; of a larger one its size
     and 8 blocks, its first and its last among them. "" where it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             places = [(0, size)] if size <= _FILM else _spread(size, 8)
             return _of_places(file.fileno(), size, places)
-    except OSError:
+    except (OSError, DiveError):
         return ""
 
 

@@ -18,6 +18,7 @@ from dive import checks, file_digest
 from dive.counting import counted
 from dive.data.images import LazyImage
 from dive.data.study import Study
+from dive.errors import DiveError
 
 _READERS = 16  # threads: of a file system far away each read waits
 
@@ -69,8 +70,10 @@ def _content(study: Study) -> str:
         if isinstance(image, Image.Image):
             parts.append(_pixels(image))
         elif checks.names_a_place(image):
-            path = checks.place("the image", image)
-            parts.append(file_digest.film(path) if path.is_file() else "")
+            try:
+                parts.append(file_digest.film(checks.place("the image", image)))
+            except DiveError:
+                parts.append("")  # whoever decodes it says what is wrong with the name
         else:
             parts.append(str(image))
     return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()[:16]

@@ -1,5 +1,6 @@
 """Drawing tokens so that an answer depends on its own seed and on nothing that runs beside it."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -37,7 +38,7 @@ def draw(scores: Tensor, own: torch.Generator | None) -> Tensor:
 
 
 class _Drawn(LogitsProcessor):
-    """The last processor: every row's token is drawn here, and nothing else is left to draw."""
+    """The last processor: every row's token is drawn here, and nothing else is left to choose."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
         self.generators = [generator(seed, device) for seed in seeds]
@@ -73,15 +74,24 @@ def seeding(seed: int | None, device: torch.device) -> Iterator[None]:
 @contextmanager
 def drawing(
     seed: int | None, config: Any, processors: Any, device: torch.device
-) -> Iterator[LogitsProcessorList]:
-    """The processors with which transformers draws a row's tokens by `seed` alone. What samples by
-    no processor (beams) uses torch's generators, which all threads share."""
+) -> Iterator[tuple[LogitsProcessorList, Any]]:
+    """Processors and config with which transformers draws a row's tokens by `seed` alone. What
+    samples by no processor (beams) uses torch's generators, which all threads share."""
     given = LogitsProcessorList(processors or ())
-    if seed is None or config.get_generation_mode() == GenerationMode.SAMPLE:
-        yield given if seed is None else LogitsProcessorList([*given, _Drawn([seed], device)])
-        return
-    with seeding(seed, device):
-        yield given
+    if seed is None:
+        yield given, config
+    elif config.get_generation_mode() == GenerationMode.SAMPLE:
+        yield LogitsProcessorList([*given, _Drawn([seed], device)]), _of_drawn(config)
+    else:
+        with seeding(seed, device):
+            yield given, config
+
+
+def _of_drawn(config: Any) -> Any:
+    """The most likely token is the one that was drawn: torch's own generator draws nothing."""
+    config = copy.copy(config)
+    config.do_sample = False
+    return config
 
 
 @contextmanager
@@ -121,7 +131,7 @@ def seeded(seeds: Sequence[int], streamer: Any = None, synced_gpus: bool = False
             input_ids,
             logits_processor=processors,
             stopping_criteria=stopping_criteria,
-            generation_config=generation_config,
+            generation_config=_of_drawn(generation_config),
             **more,
         )
 

@@ -280,10 +280,10 @@ class Slots:
             if plan.engine != "dive._C":
                 if request.streamer is not None:
                     kwargs["streamer"] = request.streamer
-                seed, config = request.seed, generation_config
-                with drawing(seed, config, logits_processor, input_ids.device) as processors:
+                seed, device = request.seed, input_ids.device
+                with drawing(seed, generation_config, logits_processor, device) as (own, config):
                     output, watch = self.session._by_transformers(
-                        input_ids, processors, stopping_criteria, config, **kwargs
+                        input_ids, own, stopping_criteria, config, **kwargs
                     )
                 return _written(request, place, output, watch)
             new = (stopping_criteria.max_length or generation_config.max_length) - (

@@ -17,7 +17,7 @@ import dive
 from dive import checkpoints, training_run
 from dive.checkpoints import harm_of, is_the_end_of
 from dive.data import read_studies
-from dive.data.together import WRITING, write_together
+from dive.data.files import sweep, write_together
 from dive.errors import DiveError
 from dive.exact_weights import weights_digest
 
@@ -274,9 +274,13 @@ def test_an_unfinished_training_beside_an_older_adapter_is_none(done, tmp_path):
 
 def test_files_of_two_adapters_are_never_mixed(tmp_path, monkeypatch):
     old, new = {"a": b"1", "b": b"2"}, {"a": b"one", "b": b"two"}
-    for number in range(1, 8):
+
+    def write(files):
+        write_together({folder / name: data for name, data in files.items()})
+
+    for number in range(1, 6):
         folder = tmp_path / str(number)
-        write_together(folder, old)
+        write(old)
         with monkeypatch.context() as patch:
             calls = iter(range(1, 100))
             for owner, name in ((os, "replace"), (Path, "unlink")):
@@ -289,16 +293,16 @@ def test_files_of_two_adapters_are_never_mixed(tmp_path, monkeypatch):
 
                 patch.setattr(owner, name, stops)
             with contextlib.suppress(Stop):
-                write_together(folder, new)
+                write(new)
         there = {one: (folder / one).read_bytes() for one in "ab" if (folder / one).exists()}
         assert there in (old, new) or "b" not in there
-        write_together(folder, new)
+        write(new)
         assert {one.name: one.read_bytes() for one in folder.iterdir()} == new
     assert there == new  # of so many calls it needs none more
 
 
 def test_what_a_kill_left_of_a_save_is_removed(tmp_path):
-    (tmp_path / WRITING).mkdir()
-    (tmp_path / WRITING / "a").write_bytes(b"half")
-    write_together(tmp_path, {"a": b"1", "b": b"2"})
-    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+    (tmp_path / ".a.0123abcd.tmp").write_bytes(b"half")
+    (tmp_path / ".a.mine.tmp").write_bytes(b"somebody's")
+    sweep(tmp_path / "a")
+    assert os.listdir(tmp_path) == [".a.mine.tmp"]

@@ -193,7 +193,7 @@ def test_what_was_written_before_an_error_is_not_lost(llava, studies, tmp_path, 
     options = {"max_new_tokens": 4, "batch_size": 2, "engine": engine}
     wanted = dive.generate(llava, studies[:3], **options)
     got = []
-    with pytest.raises(DiveError, match="gone.png"):
+    with pytest.raises(DiveError, match="study 'gone': there is no image file"):
         for report in iter_reports(llava, [*studies[:3], bad, studies[4]], **options):
             got.append(report)
     assert untimed(got) == untimed(wanted)

@@ -204,7 +204,10 @@ def test_demonstrations_without_the_querys_own(any_backbone, cases, caplog):
 def test_demonstrations_are_checked_before_the_model_runs(llava, studies, tmp_path):
     for bad, message in [
         ([replace(studies[1], findings=None)], "study-01.*'findings' is absent"),
-        ([replace(studies[1], images=(tmp_path / "gone.png",))], "study-01.*gone.png"),
+        (
+            [replace(studies[1], images=(tmp_path / "gone.png",))],
+            "study-01.*no image file .1 of 1.",
+        ),
         ([studies[1].images[0]], "demonstrations holds a PosixPath; wants studies"),
         (4, "demonstrations is 4; wants a list of studies"),
         ("four", "demonstrations is 'four'; wants a list of studies"),
@@ -259,7 +262,7 @@ def test_skipping_what_cannot_be_read(llava, studies, tmp_path):
         replace(studies[1], id="gone", images=(tmp_path / "gone.png",)),
     ]
     given = [studies[0], bad[0], bad[1], studies[3]]
-    with pytest.raises(DiveError, match="cut.png"):
+    with pytest.raises(DiveError, match="study 'cut': cannot read the image"):
         dive.generate(llava, given, max_new_tokens=2)
     for batch_size in (1, 2, 8):
         skipped = Skipped()
@@ -284,7 +287,6 @@ def test_reports_come_one_by_one_and_the_model_stays_usable(llava, studies):
     assert [r.token_ids for r in got] == [r.token_ids for r in wanted]
     stopped = iter_reports(llava, studies[:4], adapter=adapter, max_new_tokens=3, batch_size=2)
     next(stopped)
-    assert attachment_of(llava.model) is not None
     del stopped
     gc.collect()
     assert attachment_of(llava.model) is None and fingerprint(llava.model) == trace
@@ -322,7 +324,7 @@ def test_a_bare_model_wants_a_processor(llava, studies):
         ([[]], {}, "item 0 is an empty sequence"),
         (["a.png", 3], {}, "item 1 is a int; wants a path"),
         ([["a.png", 3]], {}, "item 0 is a int; wants a path"),
-        (3, {}, "got 3; wants a path"),
+        (3, {}, "got a int; wants a path"),
         ("film.png", {"batch_size": 0}, "batch_size is 0, want a whole number from 1 on"),
         ("film.png", {"max_new_tokens": 0}, "max_new_tokens is 0, want a whole number from 1 on"),
         ("film.png", {"seed": "abc"}, "seed is 'abc', want a whole number from 0 to"),

@@ -628,7 +628,7 @@ def test_in_half_precision_the_same_is_learnt_from_half_the_bytes(tiny_llava, st
 def test_from_the_command_line(tiny_llava, studies, tmp_path):
     from test_cli import call, rows
 
-    path, out = studies[0].source.rsplit(":", 1)[0], tmp_path / "adapter"
+    path, out = studies[0].images[0].parents[1] / "studies.jsonl", tmp_path / "adapter"
     command = [
         "distill", "--backbone", tiny_llava, "--studies", path, "--out", out, "--preset", "dive-ce",
         "--steps", 8, "--batch-size", 1, "--rank", 2, "--set", "save_steps=1",
@@ -642,7 +642,7 @@ def test_from_the_command_line(tiny_llava, studies, tmp_path):
     result = call(*command, "--resume", "--on-error", "skip")
     assert result.exit_code == 0 and "8 steps on 7 studies" in result.stderr
     (entry,) = rows(out / "skipped.jsonl")
-    assert entry["id"] == "s6" and "6.png" in entry["reason"]
+    assert entry["id"] == "s6" and "cannot read the image (1 of 1)" in entry["reason"]
     mend()
     result = call(*command, "--overwrite")
     assert "8 steps on 8 studies" in result.stderr

@@ -91,7 +91,10 @@ def test_an_adapters_template_names_no_file(tiny_llava, tmp_path):
     with pytest.raises(DiveError, match="stored chat template is .*mine.jinja'; wants the text"):
         prompter_for(backbone, adapter)
     adapter.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(DiveError, match=r"adapter_config.json: metadata.template is .*mine.jinja"):
+    with pytest.raises(
+        DiveError,
+        match=r"adapter_config.json: metadata.template is .*want the text of a Jinja template",
+    ):
         dive.SteeringAdapter.from_pretrained(tmp_path / "adapter")
     assert ChatTemplate(backbone.processor, backbone.tokenizer, StoredTemplate(LLAVA)).given
 
@@ -198,7 +201,7 @@ def test_json_that_is_read():
 
 
 def test_lines_have_an_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("dive.data.files.MAX_LINE", 10)
+    monkeypatch.setattr("dive.data.input_files.MAX_LINE", 10)
     path = tmp_path / "rows"
     path.write_bytes(b"\xef\xbb\xbfone\n\nthree\n")
     assert list(lines_of(path)) == [(1, b"one"), (2, b""), (3, b"three")]

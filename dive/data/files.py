@@ -140,6 +140,11 @@ class Growing:
         handle = self._open()
         return is_file_of(handle, self.path) and os.fstat(handle).st_size == self._size
 
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more can be appended."""
+        return self._handle is None
+
     def sync(self) -> None:
         os.fsync(self._open())
 
@@ -151,7 +156,7 @@ class Growing:
 
     def _open(self) -> int:
         if self._handle is None:
-            raise OSError(errno.EBADF, "closed after a line that could not be taken back")
+            raise OSError(errno.EBADF, "it is closed")
         return self._handle
 
 

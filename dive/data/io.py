@@ -209,6 +209,8 @@ class JsonlWriter:
             made.append(notes.note_of(line, made_of))
             rows.append(line)
         except OSError as error:
+            if rows.closed or made.closed:
+                self.close()
             raise self._kept(unwritable(self.path, error, len(line))) from error
         self.done[name] = made_of
 

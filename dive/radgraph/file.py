@@ -1,5 +1,6 @@
 """RadGraph annotations that were made before, read from a file and looked up by text."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import Any
 from dive import checks
 from dive.data.input_files import MAX_JSON_BYTES, read_file
 from dive.errors import DiveError
-from dive.file_digest import whole
 from dive.private import row_of
 from dive.radgraph.annotations import NO_ENTITIES, Annotation, as_annotated, check_annotation
 
@@ -25,7 +25,7 @@ class RadGraphFile:
     def __init__(self, path: str | Path) -> None:
         self.path = checks.place("annotations", path)
         self.source = f"annotations from {self.path.name}"
-        self.identity = [whole(self.path)]
+        self.identity: list[str] = []  # of the content
         self._found: dict[str, Annotation] = {}
         self._conflicts: set[str] = set()
         for where, annotation in self._read():
@@ -61,9 +61,11 @@ class RadGraphFile:
 
     def _read(self) -> Iterator[tuple[str, Any]]:
         try:
-            content = read_file(self.path, MAX_JSON_BYTES, pipe=True).decode("utf-8-sig")
+            data = read_file(self.path, MAX_JSON_BYTES, pipe=True)
+            content = data.decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise DiveError(f"{self.path}: cannot read RadGraph annotations: {error}") from error
+        self.identity = [hashlib.sha256(data).hexdigest()]
         try:
             table = json.loads(content)
         except RecursionError:

@@ -164,7 +164,11 @@ def _over(out: Path) -> bool:
     """Whether a training is finished, and has cleared everything away."""
     left = out / "checkpoints"
     names = {name.partition("-")[0] for name in os.listdir(left)} if left.is_dir() else set()
-    return (out / "adapter_config.json").exists() and not names & {"checkpoint", ".unfinished", "run.json"}
+    return (out / "adapter_config.json").exists() and not names & {
+        "checkpoint",
+        ".unfinished",
+        "run.json",
+    }
 
 
 def _unlike(out: Path, wanted: Path) -> str:
