@@ -94,7 +94,7 @@ def _tried(arguments: list[str], log: str, used: str) -> None:
         most = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE") + 6 * GIGABYTE
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     try:
-        processes._command(arguments, log)
+        processes._command(arguments, log, None)
     finally:
         sys.stdout.flush()
         own, children = (
