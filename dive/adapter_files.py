@@ -156,8 +156,8 @@ def check_pair(
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if identity(config) != before or (digest is not None and digest != found):
         raise DiveError(
-            f"{config.parent}: {config.name} and {weights.name} are of two adapters (a save goes on "
-            "now, one was copied here, or the weights were changed without save_pretrained)"
+            f"{config.parent}: {config.name} and {weights.name} are of two adapters (a save goes "
+            "on now, one was copied here, or the weights were changed without save_pretrained)"
         )
 
 
