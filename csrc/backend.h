@@ -13,8 +13,9 @@
 
 namespace dive {
 
-// What a step chooses where the largest logit is not finite: a NaN is larger than any number, so
-// this is any NaN, any +inf, or -inf everywhere.
+// What a step chooses where the logits say nothing. The largest is not finite: a NaN is larger than
+// any number, so this is any NaN, any +inf, or -inf everywhere. Or all are the same: an RMS norm
+// makes zeros of states whose squares are infinite.
 constexpr std::int64_t kNoToken = -1;
 
 // One step: token tokens[i] is the next one of row rows[i].

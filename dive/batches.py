@@ -38,7 +38,7 @@ from dive.sampling import seed_of_this_call, seeded
 from dive.slots import Request
 from dive.structure import unwrap
 from dive.turns import turn
-from dive.where_it_began import not_finite, steered_by, where_it_began
+from dive.where_it_began import ended_early, steered_by, where_it_began
 
 
 @dataclass
@@ -157,11 +157,11 @@ class Run:
         return reports
 
     def trouble(self, job: Job, prompt: Mapping[str, Tensor], answer: list[int]) -> str:
-        """What to say where the logits behind so much of an answer were not finite."""
+        """What to say where the logits behind so much of an answer said nothing."""
         model, began = self.backbone.model, None
         with suppress(DiveError), steered_by(model, job.adapter):  # of a decoder that is not known
             began = where_it_began(model, job.prompter.place(dict(prompt)), answer)
-        error = not_finite(len(answer), began)
+        error = ended_early(len(answer), began)
         if not self.told:
             self.told = True
             warnings.warn(

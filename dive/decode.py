@@ -62,8 +62,9 @@ class DecodeSession:
         list has one adapter, or None for no steering, for every row of the batches that follow.
     strict: what the engine cannot decode is a DiveError and not left to transformers.
     ran: what decoded the last call (of `stream`: the last request that was prompted); None before.
-    failed: rows of what the last `generate` returned whose logits were not finite: the answer ends
-        there, and padding follows. A warning says so; of `stream` every answer tells.
+    failed: rows of what the last `generate` returned whose logits said nothing (not finite, or all
+        the same): the answer ends there, and padding follows. A warning says so; of `stream` every
+        answer tells.
     The weights are used where they lie: memory holds them once. Training, moving or replacing them
     between two calls is noticed. Several threads may use one session: each call reads its prompt in
     its turn and decodes by itself; `ran` is then that of the last.
@@ -248,8 +249,8 @@ class DecodeSession:
         self.failed = failed
         if failed:
             warnings.warn(
-                f"logits were not finite in row {', '.join(map(str, failed))} of the batch: the "
-                "answer ends there (DecodeSession.failed)",
+                f"logits were not finite, or all the same, in row {', '.join(map(str, failed))} "
+                "of the batch: the answer ends there (DecodeSession.failed)",
                 stacklevel=4,
             )
 

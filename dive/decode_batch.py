@@ -10,7 +10,14 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from dive.decode_rows import Answer, Live, Rows, ends_of
-from dive.finite import NO_TOKEN, most_likely, removes_them, usable, where_usable
+from dive.finite import (
+    NO_TOKEN,
+    most_likely,
+    most_likely_next,
+    removes_them,
+    usable,
+    where_usable,
+)
 from dive.kv_cache import filled_layers
 from dive.sampling import draw
 
@@ -47,7 +54,8 @@ def tell_context(context: int | None, prompt: int, new: int) -> None:
 class BatchRun:
     """A batch that was prompted together, decoded until its last row ends.
 
-    failed: rows whose logits were not finite, after `decode`; padding stands behind their answers.
+    failed: rows whose logits said nothing (dive.finite), after `decode`; padding stands behind
+        their answers.
     """
 
     def __init__(
@@ -117,7 +125,7 @@ class BatchRun:
 
     def _most_likely(self, scores: Tensor) -> int:
         """Greedy, until each row's own end; returns the length of the longest."""
-        tokens, live = most_likely(scores), Live(self.rows, self.device)
+        tokens, live = most_likely_next(scores), Live(self.rows, self.device)
         longest, ends = self.longest - self.prompt, self.eos
         answers = [Answer(row, longest, ends) for row in range(self.batch)]
         for answer, token in zip(answers, tokens.tolist(), strict=True):

@@ -108,7 +108,7 @@ class Rows:
 
     def step(self, rows: Tensor, tokens: Tensor, logits: Tensor | None = None) -> Tensor:
         """One token for each of these rows; returns the most likely ones after them, NO_TOKEN where
-        the logits are not finite.
+        the logits say nothing (`dive.finite`).
 
         tokens and what is returned: int64 [n] on the model's device; rows: int64 [n] on the CPU.
         logits: float32 [count, vocabulary] on the device, of which the rows' own are written.
@@ -149,7 +149,7 @@ class Chooser:
 
     def choose(self, logits: Tensor) -> Tensor:
         """The next token [1] by logits [1, V], which may be written to; NO_TOKEN where they, or
-        what processors made of them, are not finite."""
+        what processors made of them, say nothing."""
         good = None if self.mends else usable(logits)
         if good is not None:
             logits = where_usable(logits, good)
@@ -173,7 +173,7 @@ class Answer:
     """One answer in the making.
 
     chooser: None takes what the engine finds most likely. error: the logits for the next token
-    were not finite.
+    said nothing.
     """
 
     row: int

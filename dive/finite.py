@@ -1,8 +1,11 @@
-"""Logits that are not finite: the answer ends there, and no other one notices.
+"""Logits that say nothing: the answer ends there, and no other one notices.
 
 A softmax over NaN, over +inf or over -inf alone is no distribution, and argmax takes a NaN for the
 most likely token of all. One rule holds for the engine, for transformers and for processors of the
 caller's own: the largest score must be a finite number. A single -inf is a token that is forbidden.
+
+A model's own logits must not all be the same, either: an RMS norm makes zeros of states whose
+squares are infinite. What processors make of logits may be.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,8 +25,19 @@ def most_likely(scores: Tensor) -> Tensor:
     return torch.where(most.isfinite(), token, NO_TOKEN)
 
 
-def usable(scores: Tensor) -> Tensor:
-    """Of which rows [B] of scores [B, V] a token can be chosen; nothing is read on the host."""
+def usable(logits: Tensor) -> Tensor:
+    """Which rows [B] of a model's logits [B, V] say something; nothing is read on the host."""
+    least, most = logits.aminmax(dim=-1)
+    return most.isfinite() & ((least < most) | (logits.shape[-1] == 1))
+
+
+def most_likely_next(logits: Tensor) -> Tensor:
+    """`most_likely` by a model's own logits [B, V]; NO_TOKEN also where they are not `usable`."""
+    return torch.where(usable(logits), logits.argmax(-1), NO_TOKEN)
+
+
+def is_distribution(scores: Tensor) -> Tensor:
+    """By which rows [B] of scores [B, V] a token can be drawn; nothing is read on the host."""
     return scores.amax(-1).isfinite()
 
 
@@ -38,14 +52,17 @@ def removes_them(processors: Sequence[Any]) -> bool:
 
 
 class Watch(LogitsProcessor):
-    """For transformers' own loops: a row whose scores are not finite ends, and is noted down.
+    """For transformers' own loops: a row whose scores say nothing ends, and is noted down.
 
-    Its row says nothing but `end` from then on, and all beams of a prompt with it. No host sync:
-    the notes are read when all is done.
+    Scores that all are the same are noticed where no processor has been at work before. Its
+    row says nothing but `end` from then on, and all beams of a prompt with it. No host sync: the
+    notes are read when all is done.
     """
 
-    def __init__(self, end: int, beams: int = 1, padding: int | None = None) -> None:
-        self.end, self.beams = end, beams
+    def __init__(
+        self, end: int, beams: int = 1, padding: int | None = None, mends: bool = False
+    ) -> None:
+        self.end, self.beams, self.mends = end, beams, mends
         self.padding = end if padding is None else padding
         self._lengths: Tensor | None = None  # [rows] of the ids when it happened; -1: it did not
 
@@ -55,17 +72,22 @@ class Watch(LogitsProcessor):
         eos, padding = config.eos_token_id, config.pad_token_id
         ends = [*eos] if isinstance(eos, (list, tuple)) else [eos]
         known = [one for one in (*ends, padding) if one is not None]
-        return cls(int(known[0]) if known else 0, config.num_beams or 1, padding)
+        mends = bool(getattr(config, "remove_invalid_values", False))
+        return cls(int(known[0]) if known else 0, config.num_beams or 1, padding, mends)
 
     def among(self, processors: Sequence[Any] | None) -> LogitsProcessorList:
         """In front of the processors, which may not take such scores, and behind them, where they
         may have made some."""
         given = [] if processors is None else [*processors]
-        first = () if removes_them(given) else (self,)
+        first = () if self.mends or removes_them(given) else (self,)
         return LogitsProcessorList([*first, *given, _Again(self)])
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        bad = ~usable(scores)
+        return self.look(input_ids, scores, usable(scores))
+
+    def look(self, input_ids: Any, scores: Any, good: Tensor) -> Tensor:
+        """The scores, or what ends a row that is not `good` [rows]."""
+        bad = ~good
         if self._lengths is None:
             self._lengths = torch.full(bad.shape, -1, device=bad.device)
         bad = bad.view(-1, self.beams).any(-1).repeat_interleave(self.beams)
@@ -103,7 +125,7 @@ class _Again(LogitsProcessor):
         self.watch = watch
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        return self.watch(input_ids, scores)
+        return self.watch.look(input_ids, scores, is_distribution(scores))
 
 
 def generate_watched(model: Any, given: Mapping[str, Any], config: Any) -> tuple[Any, Watch]:

@@ -91,8 +91,8 @@ def generate(
         progress: a progress bar on stderr; None shows one for more than one batch on a terminal.
         on_error: "fail" raises at the first study that cannot be prompted; "skip" goes on and
             records it in `skipped`: fewer reports than studies come back. A report whose logits
-            are not finite comes back under both, with finish_reason "error" and what was written
-            until then; the first one of a call warns.
+            are not finite, or all the same, comes back under both, with finish_reason "error"
+            and what was written until then; the first one of a call warns.
         engine: "auto" decodes in `dive._C` where it can (see `dive.decode.DecodeSession`),
             "transformers" never does, and "dive._C" raises where it cannot. The reports are the
             same; each says what decoded it.

@@ -13,7 +13,7 @@ from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from dive.checks import is_whole
 from dive.errors import DiveError
-from dive.finite import NO_TOKEN, usable, where_usable
+from dive.finite import NO_TOKEN, is_distribution, where_usable
 
 SEEDS = 1 << 62  # a seed is drawn below this
 
@@ -31,7 +31,7 @@ def seed_of_this_call() -> int:
 def draw(scores: Tensor, own: torch.Generator | None) -> Tensor:
     """A token [B] by the scores [B, V], as transformers draws it for a batch as long; NO_TOKEN
     where the scores are no distribution, which draws as many numbers as any other."""
-    good = usable(scores)
+    good = is_distribution(scores)
     chances = where_usable(scores, good).softmax(-1)
     token = torch.multinomial(chances, num_samples=1, generator=own)[:, 0]
     return torch.where(good, token, NO_TOKEN)

@@ -23,7 +23,7 @@ from dive.decode_limits import Plan, asked_config, call_plan, settings_plan
 from dive.decode_rows import Answer, Chooser, Live, Rows, ends_of
 from dive.decoder_check import Unsupported
 from dive.errors import DiveError
-from dive.finite import Watch, generate_watched, most_likely
+from dive.finite import Watch, generate_watched, most_likely_next
 from dive.kv_cache import filled_layers
 from dive.refusals import refusals
 from dive.sampling import as_seed, drawing, generator, sampling_by, seed_of_this_call
@@ -68,7 +68,7 @@ class Written(NamedTuple):
 
     place: of the request, counted from 0. token_ids: with the token that ended it, if one did.
     seconds: of reading its prompt, and its share of the steps that it took part in. engine: what
-    decoded it, "dive._C" or "transformers". error: it ends where logits were not finite.
+    decoded it, "dive._C" or "transformers". error: it ends where logits said nothing.
     """
 
     place: int
@@ -306,7 +306,7 @@ class Slots:
             one.prefix = _cache_of(request, inputs, outputs, prompt.shape[1])
             scores = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
             chooser = answer.chooser
-            one.token = most_likely(scores) if chooser is None else chooser.choose(scores)
+            one.token = most_likely_next(scores) if chooser is None else chooser.choose(scores)
             answer.take(int(one.token))
             return one
 

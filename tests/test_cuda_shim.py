@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_decoders import FAMILIES, SIZES, distance, forced, steered
+from tiny_decoders import FAMILIES, SIZES, check_equal_logits, distance, forced, steered
 from tiny_decoders import small_for_gpu as small
 from tiny_steering import logits as all_logits
 from tiny_steering import randomised
@@ -287,6 +287,12 @@ def test_answers_are_those_of_the_host_engine(gpu, monkeypatch):
     want = model.generate(**batch, custom_generate=DecodeSession(model), max_new_tokens=10)
     assert gpu.shim_counts()["launches"] == launched
     assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("other", [None, 0, 1, 95])
+def test_no_token_of_equal_logits(gpu, other):
+    check_equal_logits(small("llama"), 2.0, other)
+    assert gpu.shim_counts()["launches"] > 0
 
 
 def test_memory_that_there_is_not_is_named_and_all_is_given_back(gpu):

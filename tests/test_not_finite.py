@@ -8,7 +8,7 @@ import json
 
 import pytest
 import torch
-from tiny_decoders import small
+from tiny_decoders import check_equal_logits, small
 from tiny_steering import prompts, randomised
 from transformers import LogitsProcessor, LogitsProcessorList
 from typer.testing import CliRunner
@@ -18,7 +18,7 @@ from dive import extension
 from dive.cli import app
 from dive.data import Skipped
 from dive.decode import DecodeSession
-from dive.finite import NO_TOKEN, most_likely
+from dive.finite import NO_TOKEN, most_likely, most_likely_next, usable
 from dive.generation import iter_reports
 from dive.sampling import draw, generator
 from dive.slots import Request
@@ -132,6 +132,38 @@ def test_the_adapters_edit_is_named(backbone, studies, engine, monkeypatch):
         assert [got[0].token_ids, got[2].token_ids] == [want[0], want[2]]
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("way", [{}, {"do_sample": True, "seed": 2}, {"num_beams": 2}])
+def test_logits_that_are_all_the_same(backbone, studies, engine, way):
+    """A norm makes zeros of states whose squares are infinite, and a head zeros of zeros."""
+    if way.get("num_beams") and engine == "dive._C":
+        pytest.skip("beams are transformers' own")
+    weight = backbone.model.model.language_model.layers[0].mlp.down_proj.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.fill_(1e30)
+    report = dive.generate(backbone, studies[:1], max_new_tokens=4, engine=engine, **way)[0]
+    assert (report.text, report.token_ids, report.finish_reason) == ("", [], "error")
+    assert report.error == (
+        "logits were all the same after 0 tokens; it began in layer 0, whose numbers are too large "
+        "to be squared"
+    )
+    with torch.no_grad():
+        weight.copy_(kept)
+    report = dive.generate(backbone, studies[:1], max_new_tokens=4, engine=engine, **way)[0]
+    assert report.error is None and report.num_tokens == 4
+
+
+def test_processors_may_make_scores_all_the_same(backbone, studies):
+    """Whoever draws by them draws any token; of the most likely ones the first is taken."""
+    own = LogitsProcessorList([Spoils(0, 0.0)])
+    for engine in ENGINES:
+        report = dive.generate(
+            backbone, studies[:1], max_new_tokens=3, engine=engine, logits_processor=own
+        )[0]
+        assert report.error is None and report.token_ids == [0, 0, 0]
+
+
 def test_a_weight_is_named(backbone, studies):
     with torch.no_grad():
         backbone.model.model.language_model.layers[2].mlp.up_proj.weight[3, 1] = NAN
@@ -195,7 +227,7 @@ def test_sessions_pad_such_rows_and_name_them(way):
     with torch.no_grad():
         model.get_input_embeddings().weight[95] = NAN
     torch.manual_seed(4)
-    with pytest.warns(UserWarning, match="not finite in row 1 of the batch"):
+    with pytest.warns(UserWarning, match="not finite, or all the same, in row 1 of"):
         got = session.generate(**batch, **more)
     assert session.failed == [1]
     assert torch.equal(got[[0, 2]], want[[0, 2]])
@@ -227,6 +259,20 @@ def test_the_engine_chooses_no_token_of_such_logits(value, place):
         model.lm_head.bias.data.fill_(value)
         got = rows.step(torch.tensor([0, 1]), torch.tensor([5, 7]))
     assert got.tolist() == [NO_TOKEN] * 2 and want.shape == (1, 7)
+
+
+@needs_engine
+@pytest.mark.parametrize("other", [None, 0, 1, 40, 95])
+@pytest.mark.parametrize("value", [0.0, 2.0])
+def test_the_engine_chooses_no_token_of_equal_logits(value, other):
+    check_equal_logits(small("llama"), value, other)
+
+
+def test_usable_are_logits_that_differ():
+    logits = torch.tensor([[0.0, 0, 0], [0, 0, 1], [-INF, 0, 0], [INF] * 3, [NAN, 0, 1]])
+    assert usable(logits).tolist() == [False, True, True, False, False]
+    assert most_likely_next(logits).tolist() == [NO_TOKEN, 2, 1, NO_TOKEN, NO_TOKEN]
+    assert most_likely_next(torch.zeros(2, 1)).tolist() == [0, 0]  # nothing else can be said
 
 
 def test_most_likely_and_draw():

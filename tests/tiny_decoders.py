@@ -140,3 +140,20 @@ def text_batch(rows=3, prompt=9, seed=5):
     for row in range(1, rows):
         ids[row, : 2 * row], mask[row, : 2 * row] = 0, 0
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def check_equal_logits(model, value, other):
+    """A step over logits that are all `value`, but for one token's, which is less."""
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    model.lm_head.bias = torch.nn.Parameter(torch.full((SIZES["vocab_size"],), value))
+    if other is not None:
+        model.lm_head.bias.data[other] -= 1
+    session = DecodeSession(model)
+    session.generate(input_ids=torch.tensor([[5, 6, 7]]), max_new_tokens=1)
+    assert session.ran is not None and session.ran.engine == "dive._C", session.ran
+    rows = session._rows
+    rows.vacate()
+    rows.reserve(2, 8)
+    got = rows.step(torch.tensor([0, 1]), torch.tensor([5, 7]))
+    assert got.tolist() == [-1 if other is None else int(other == 0)] * 2

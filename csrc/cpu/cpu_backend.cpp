@@ -343,7 +343,11 @@ void CpuBackend::predict() {
       const float most = own[step_.next[i]], more = own[best[part]];
       if (most == most && !(more <= most)) step_.next[i] = best[part];
     }
-    if (!std::isfinite(own[step_.next[i]])) step_.next[i] = kNoToken;
+    // where all are the same the first is the largest, and seldom does the next one equal it
+    const bool told_apart =
+        step_.next[i] != 0 || vocabulary == 1 ||
+        std::any_of(own + 1, own + vocabulary, [own](float other) { return other != own[0]; });
+    if (!told_apart || !std::isfinite(own[step_.next[i]])) step_.next[i] = kNoToken;
   }
 }
 

@@ -86,9 +86,16 @@ __global__ void __launch_bounds__(kThreads, 1) predict(const PredictArguments a)
   best = {0, -1};
   for (unsigned b = lane; b < gridDim.x; b += kWarp) best.take(block_values[b], block_places[b]);
   best.take_warp();
+  // where all are the same the first is the largest, and seldom does one of the next equal it
+  bool told_apart = best.at != 0 || a.vocabulary == 1;
+  for (std::int64_t i = 0; !told_apart && i < a.vocabulary; i += kWarp) {
+    const bool other = i + lane < a.vocabulary && logits[i + lane] != best.value;
+    told_apart = __any_sync(kFullWarp, other);
+  }
   if (lane != 0) return;
   // NaN and infinities alike: what is left of them is no 0
-  a.next[blockIdx.y] = best.value - best.value == 0.0f ? best.at : kNoToken;
+  const bool finite = best.value - best.value == 0.0f;
+  a.next[blockIdx.y] = told_apart && finite ? best.at : kNoToken;
   a.arrived[blockIdx.y] = 0;
   ++a.lengths[a.rows[blockIdx.y]];
   ++a.positions[a.rows[blockIdx.y]];

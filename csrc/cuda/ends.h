@@ -20,7 +20,8 @@ struct EmbedArguments {
 void run_embed(const Queue& queue, DType dtype, const EmbedArguments& arguments, int count);
 
 // Rounds logits to the model's dtype as transformers does (soft-cap included), takes the first of
-// the largest (kNoToken where that is not finite), and counts the token: its row is one longer.
+// the largest (kNoToken where that is not finite, or all are the same), and counts the token: its
+// row is one longer.
 struct PredictArguments {
   float* logits = nullptr;  // [count, vocabulary]
   std::int64_t vocabulary = 0;
