@@ -51,7 +51,7 @@ class SteeringConfig:
     norm_preserving: give the steered state the norm that it had.
     positions: "all" (every position, prompt and image included) or "response" (the last prompt
         position and every generated one).
-    eps: added to the mean square of the state before its root is taken.
+    eps: added to the mean square of the state before its root is taken; a normal float32.
     """
 
     rank: int = 16
@@ -84,9 +84,9 @@ class SteeringConfig:
         want(self.positions in POSITIONS, "positions", "one of " + ", ".join(POSITIONS))
         want(isinstance(self.norm_preserving, bool), "norm_preserving", "True or False")
         want(
-            type(self.eps) in (int, float) and 0 < self.eps < math.inf,
+            checks.is_number(self.eps),
             "eps",
-            "a number > 0",
+            f"a number > 0 that float32 has ({checks.LEAST:.3g} to {checks.MOST:.3g})",
         )
         if self.layers != "all":
             listed = isinstance(self.layers, (list, tuple)) and len(self.layers) > 0

@@ -9,6 +9,10 @@ from typing import Any, TypeGuard
 from dive.errors import DiveError
 
 ENGINES = ("auto", "dive._C", "transformers")  # what may be asked to decode
+# of float32: the least and the largest that are normal, and between which squares and their
+# reciprocals are
+LEAST, MOST = 2.0**-126, 2.0**128 - 2.0**104
+LEAST_SQUARED, MOST_SQUARED = 2.0**-63, 2.0**63
 _WANTED = "want the name of a file or folder"
 
 
@@ -27,6 +31,11 @@ def whole(name: str, value: Any, least: int) -> int:
 def plain(value: Any) -> Any:
     """A number of numpy's or torch's (of a sweep, say) as Python's own; all else as it is."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def is_number(value: Any, least: float = LEAST, most: float = MOST) -> bool:
+    """Whether it is a number of Python's from `least` to `most`, and neither True nor False."""
+    return type(value) in (int, float) and least <= value <= most
 
 
 def text(name: str, value: Any) -> str:

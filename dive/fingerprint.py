@@ -83,6 +83,8 @@ def difference(made: Any, here: dict[str, Any]) -> str | None:
     the same as far as can be told. `made` is an earlier fingerprint or None."""
     if not isinstance(made, dict) or not {"each", "samples", "tuners"} <= made.keys():
         return None
+    if made["tuners"] is None:
+        return None  # not known: nothing is held against the backbone
     there, now = _at_work(made["tuners"]), _at_work(here["tuners"])
     same_tuners = _same(made.get("tuner_samples"), here["tuner_samples"], 16)
     same = None

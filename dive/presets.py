@@ -1,6 +1,5 @@
 """What can be set about a distillation, and the presets: every baseline is a configuration."""
 
-import math
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -141,11 +140,17 @@ class DistillConfig:
             if value is None and name in optional:
                 continue
             wanted = "a whole number" if name in whole else "a number"
-            number = isinstance(value, int if name in whole else (int, float))
             least = at_least.get(name)
-            good = number and not isinstance(value, bool) and math.isfinite(value)
-            if not good or (value <= 0 if least is None else value < least):
-                bound = "> 0" if least is None else f">= {least}"
+            bound = "> 0" if least is None else f">= {least}"
+            if name in whole:
+                good = checks.is_whole(value) and least is not None and value >= least
+            else:
+                good = checks.is_number(value) or (least == 0 and value == 0 and value is not False)
+                bound += f" that float32 has (up to {checks.MOST:.3g})"
+            if name == "temperature":  # its square and reciprocal are needed, too
+                low, high = checks.LEAST_SQUARED, checks.MOST_SQUARED
+                good, bound = checks.is_number(value, low, high), f"from {low:.3g} to {high:.3g}"
+            if not good:
                 raise DiveError(f"DistillConfig: {name} is {value!r}, want {wanted} {bound}")
         if self.seed >= SEEDS:
             raise DiveError(

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dive import checks
 from dive.errors import DiveError
 from dive.private import public_name
 from dive.tuners import added, computed_around, is_tuner, kind_of
@@ -221,6 +222,12 @@ def output_head(model: Any) -> Head:
         raise DiveError(f"{type(model).__name__} has no output head with a weight [V, D]")
     _check_weight(type(model).__name__, layer, weight)
     softcap = getattr(text_config(model), "final_logit_softcapping", None)
+    least, most = checks.LEAST_SQUARED, checks.MOST_SQUARED
+    if softcap is not None and not checks.is_number(softcap, least, most):
+        raise DiveError(
+            f"{type(model).__name__}: final_logit_softcapping is {softcap!r}, want a number from "
+            f"{least:.3g} to {most:.3g}, or None"
+        )
     head = Head(weight, getattr(layer, "bias", None), softcap)
     _check_head(model, head)
     _heads[model] = state, head

@@ -44,12 +44,15 @@ def _reciprocal(normalizer, total, GIVEN: tl.constexpr, MEAN: tl.constexpr):
     """1 / normaliser, 0 where it is 0 or has none; and whether it is neither: no finite number, or
     a denormal one."""
     amount = total * 0.0 + 1.0
+    lost = amount == 0
     if GIVEN:
-        amount = tl.load(normalizer).to(tl.float32)
+        exact = tl.load(normalizer)
+        amount = exact.to(tl.float32)
+        lost = (amount == 0) & (exact != 0)
     elif MEAN:
         amount = total
     some = (amount >= TINY) & (amount < float("inf"))
-    return tl.where(some, 1.0 / tl.where(some, amount, 1.0), 0.0), (some | (amount == 0)) == 0
+    return tl.where(some, 1.0 / tl.where(some, amount, 1.0), 0.0), ((some | (amount == 0)) == 0) | lost
 
 
 @triton.jit
@@ -82,14 +85,18 @@ def prepare_kernel(
         row = first + lane
         inside = row < total
         target = tl.load(targets + row, mask=inside, other=0)
-        w = tl.load(weights + row, mask=inside, other=0.0).to(tl.float32)
+        given = tl.load(weights + row, mask=inside, other=0.0)
+        w = given.to(tl.float32)
         wrong = (w > 0) & ((target < 0) | (target >= vocab))
         bad_target = tl.where(wrong, tl.minimum(bad_target, row), bad_target)
         wrong = ((w >= 0) & (w < float("inf"))) == 0  # NaN, too
+        wrong |= (w == 0) & (given != 0)  # of float64
         bad_weight = tl.where(wrong, tl.minimum(bad_weight, row), bad_weight)
         if KD_GIVEN:
-            m = tl.load(kd_weights + row, mask=inside, other=0.0).to(tl.float32)
+            kd_given = tl.load(kd_weights + row, mask=inside, other=0.0)
+            m = kd_given.to(tl.float32)
             wrong = ((m >= 0) & (m < float("inf"))) == 0
+            wrong |= (m == 0) & (kd_given != 0)
             bad_kd = tl.where(wrong, tl.minimum(bad_kd, row), bad_kd)
     sum_w = tl.zeros([BLOCK], tl.float32)
     sum_m = tl.zeros([BLOCK], tl.float32)
@@ -199,6 +206,8 @@ def finish_kernel(
             tl.store(loss + row, blank, mask=inside)
 
     sum_loss = nothing
+    odd_row = nothing  # 1 where a row's own loss is no finite number
+    odd_loss = nothing  # and where it is none with its weights
     sum_ce = nothing
     count_0, count_1, count_2 = nothing, nothing, nothing
     loss_0, loss_1, loss_2 = nothing, nothing, nothing
@@ -212,13 +221,17 @@ def finish_kernel(
         ce = tl.load(lse + slot, mask=with_label, other=0.0)
         ce -= tl.load(picked + slot, mask=with_label, other=0.0)
         sum_ce += w * share * ce
-        sum_loss += w * ce_share * ce
+        combined = w * ce_share * ce
+        odd_row = tl.where(tl.abs(ce) < float("inf"), odd_row, 1.0)
         if DISTILS:
             m = tl.where(w > 0, 1.0, 0.0)
             if KD_GIVEN:
                 m = tl.load(kd_weights + row, mask=lives, other=0.0).to(tl.float32)
             divergence = tl.load(kl + slot, mask=lives, other=0.0) * (temperature * temperature)
-            sum_loss += m * kd_share * divergence
+            combined += m * kd_share * divergence
+            odd_row = tl.where(tl.abs(divergence) < float("inf"), odd_row, 1.0)
+        sum_loss += combined
+        odd_loss = tl.where(tl.abs(combined) < float("inf"), odd_loss, 1.0)
         if CLASSED:
             kind = tl.load(token_class + row, mask=with_label & (w > 0), other=-1).to(tl.int32)
             right = tl.load(argmax + slot, mask=with_label, other=-1)
@@ -233,8 +246,21 @@ def finish_kernel(
             hits_0 += tl.where(kind == 0, hit, 0.0)
             hits_1 += tl.where(kind == 1, hit, 0.0)
             hits_2 += tl.where(kind == 2, hit, 0.0)
+    whole = tl.sum(sum_loss, 0)
+    odd = tl.max(odd_loss, 0) > 0
     if not BY_ROW:
-        tl.store(loss, tl.where(spoilt, float("nan"), tl.sum(sum_loss, 0)))
+        odd |= (tl.abs(whole) < float("inf")) == 0
+    if (spoilt == 0) & odd & (tl.max(odd_row, 0) == 0):
+        spoilt = spoilt | True
+        tl.store(status, 9.0)
+        tl.store(status + 1, 0.0)
+        tl.store(status + 2, whole.to(tl.float64))
+        if BY_ROW:
+            for first in range(0, total, BLOCK):
+                row = first + lane
+                tl.store(loss + row, nothing + float("nan"), mask=row < total)
+    if not BY_ROW:
+        tl.store(loss, tl.where(spoilt, float("nan"), whole))
     if CLASSED:
         for k in tl.static_range(3):
             if k == 0:

@@ -83,6 +83,12 @@ def test_parameters_are_float32_whatever_the_default_dtype(backbone):
         ({"norm_preserving": "yes"}, "norm_preserving"),
         ({"eps": 0.0}, "eps"),
         ({"eps": float("nan")}, "eps"),
+        ({"eps": 1e308}, "eps"),
+        ({"eps": 3.5e38}, "eps"),
+        ({"eps": 1e-300}, "eps"),
+        ({"eps": 1e-38}, "eps"),
+        ({"eps": 10**40}, "eps"),
+        ({"eps": True}, "eps"),
     ],
 )
 def test_bad_settings_name_the_field(settings, named):

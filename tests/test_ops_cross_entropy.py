@@ -509,6 +509,13 @@ SHAPES: list[tuple[dict[str, Any], str]] = [
     ({"softcap": 0.0}, r"softcap is 0.0, want a finite number > 0"),
     ({"temperature": -1.0}, r"temperature is -1.0"),
     ({"ce_weight": float("nan")}, r"ce_weight is nan"),
+    ({"softcap": 1e-300}, r"softcap is 1e-300, want .* whose square is normal in float32"),
+    ({"softcap": 1e20}, r"softcap is 1e\+20"),
+    ({"temperature": 1e-300}, r"temperature is 1e-300"),
+    ({"temperature": 1e-20}, r"temperature is 1e-20"),
+    ({"ce_weight": 1e39}, r"ce_weight is 1e\+39, want .* normal in float32"),
+    ({"ce_weight": 1e-39}, r"ce_weight is 1e-39"),
+    ({"kd_weight": 1e39}, r"kd_weight is 1e\+39"),
     ({"chunk_bytes": 0}, r"chunk_bytes is 0"),
     ({"lm_head": torch.zeros(V, D, requires_grad=True)}, r"lm_head requires a gradient.*freeze it"),
     ({"bias": torch.zeros(V, requires_grad=True)}, r"bias requires a gradient.*freeze it"),
@@ -520,6 +527,21 @@ def test_bad_arguments(bad: dict[str, Any], message: str) -> None:
     p = problem(dtype=torch.float32)
     with pytest.raises(DiveError, match=f"decisive_cross_entropy: {message}"):
         ops.decisive_cross_entropy(**{**p, **bad})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["softcap", "temperature"])
+@pytest.mark.parametrize("high", [False, True])
+def test_the_smallest_and_the_largest_that_are_taken(
+    dtype: torch.dtype, name: str, high: bool
+) -> None:
+    least = torch.finfo(dtype).tiny ** 0.5
+    p = problem(dtype=dtype)
+    p |= {"teacher_hidden": teacher_of(p), "kd_weight": 1.0, name: 1 / least if high else least}
+    p["hidden"].requires_grad_()
+    result = ops.decisive_cross_entropy(**p)
+    result.loss.backward()
+    assert result.loss.isfinite() and p["hidden"].grad.isfinite().all()
 
 
 def test_a_trainable_head_is_fine_without_gradients() -> None:

@@ -245,6 +245,9 @@ def test_bad_options() -> None:
         ops.steer(*args, mask=torch.ones(2))
     with pytest.raises(DiveError, match="eps is 0"):
         ops.steer(*args, eps=0.0)
+    for eps in (1e308, 1e-300, 1e-39, float("nan"), "small"):
+        with pytest.raises(DiveError, match="steer: eps is .*, want a number > 0"):
+            ops.steer(*args, eps=eps)
     with pytest.raises(DiveError, match="operator is 'stear'"):
         ops.implementation("stear", "cpu")
     assert ops.implementation("steer", "cpu") == "pytorch"

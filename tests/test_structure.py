@@ -64,6 +64,14 @@ def test_softcap_and_bias_of_the_head():
         assert torch.equal(head(structure.last_hidden_state(model, batch)), wanted)
 
 
+@pytest.mark.parametrize("cap", [0.0, -1.0, 1e-300, 1e30, float("nan"), True, "30"])
+def test_a_softcap_that_is_none_is_refused(cap, tiny_llama):
+    model = dive.load_backbone(tiny_llama).model
+    model.config.final_logit_softcapping = cap
+    with pytest.raises(DiveError, match=r"LlamaForCausalLM: final_logit_softcapping is .*, want"):
+        structure.output_head(model)
+
+
 def test_a_model_that_scales_its_logits_is_refused():
     config = CohereConfig(
         vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1,

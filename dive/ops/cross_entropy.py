@@ -60,7 +60,10 @@ def decisive_cross_entropy(
         "none": the loss is [N], one combined term a row.
     normalizer, kd_normalizer: scalars on the device of hidden that take the place of n_w and n_m,
         whatever the reduction. A term whose normaliser is 0 is 0; one that is infinite or
-        denormal (below 1.2e-38 in float32), given or summed, is a bad value.
+        denormal (below 1.2e-38 in float32), given or summed, is a bad value. So is a float64
+        weight that float32 sums would take for 0, and a loss that is infinite where no row's is.
+    softcap, ce_weight, kd_weight, temperature: of a size that the dtype of the sums has; for
+        softcap and temperature their squares, too.
     token_class integer [N]: 0 template, 1 pathology, 2 end of sequence; other values are in none.
     rows int64: the live rows, each once, padded with -1. A row is live where ce_weight * weights
         or kd_weight * kd_weights is above 0. Without it they are looked up: one host sync, except
@@ -78,7 +81,9 @@ def decisive_cross_entropy(
     DiveErrors.
     """
     _check_tensors(hidden, lm_head, targets, weights, bias, teacher_hidden, kd_weights)
-    _check_scalars(softcap, ce_weight, kd_weight, temperature, reduction, chunk_bytes)
+    _check_scalars(
+        softcap, ce_weight, kd_weight, temperature, reduction, chunk_bytes, sweep.wide_of(hidden)
+    )
     device, count = hidden.device, hidden.shape[0]
     for name, scalar in (("normalizer", normalizer), ("kd_normalizer", kd_normalizer)):
         if scalar is not None:
@@ -182,15 +187,26 @@ def _check_scalars(
     temperature: float,
     reduction: str,
     chunk_bytes: int | None,
+    wide: torch.dtype,
 ) -> None:
+    # as numbers of the sums: what is 0 or infinite there would make a loss of no meaning
+    sums, kind = torch.finfo(wide), str(wide).removeprefix("torch.")
     for name, value in (("ce_weight", ce_weight), ("kd_weight", kd_weight)):
-        if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
-            fail(_NAME, name, repr(value), "a finite number >= 0")
+        if not (isinstance(value, (int, float)) and (value == 0 or sums.tiny <= value <= sums.max)):
+            fail(
+                _NAME, name, repr(value),
+                f"a finite number >= 0 that is normal in {kind} ({sums.tiny:.3g} to {sums.max:.3g})",
+            )  # fmt: skip
+    least = math.sqrt(sums.tiny)  # their squares, and 1 over these, are needed
     for name, positive in (("temperature", temperature), ("softcap", softcap)):
         if name == "softcap" and positive is None:
             continue
-        if not (isinstance(positive, (int, float)) and 0 < positive < math.inf):
-            fail(_NAME, name, repr(positive), "a finite number > 0")
+        if not (isinstance(positive, (int, float)) and least <= positive <= 1 / least):
+            fail(
+                _NAME, name, repr(positive),
+                f"a finite number > 0 whose square is normal in {kind} ({least:.3g} to "
+                f"{1 / least:.3g})",
+            )  # fmt: skip
     if reduction not in REDUCTIONS:
         fail(_NAME, "reduction", repr(reduction), "one of " + ", ".join(REDUCTIONS))
     if chunk_bytes is not None and not (isinstance(chunk_bytes, int) and chunk_bytes > 0):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dive.ops import steering, sweep
 from dive.ops.registration import register_kernel
+from dive.ops.values import raise_for
 
 
 def missing() -> str | None:
@@ -187,4 +188,6 @@ def _fused_loss(
         centred=reduction == "mean" and normalizer is None,
         by_row=reduction == "none",
     )
+    if validate:
+        raise_for(slots.status)
     return (*outputs[:-1], slots.status, stored, slots.scale, outputs[-1])

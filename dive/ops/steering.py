@@ -19,6 +19,9 @@ from dive.ops.registration import (
 
 ACTIVATIONS = ("silu", "gelu", "tanh", "identity")
 _MAX_RANK = 128
+_SUMS = {
+    dtype: torch.finfo(dtype if dtype == torch.float64 else torch.float32) for dtype in FLOATS
+}
 
 
 def steer(
@@ -43,7 +46,7 @@ def steer(
     mask: bool [...]; where False h is returned exactly and no gradient reaches the parameters.
     activation: phi: silu, gelu (exact), tanh or identity.
     norm_preserving: give the result the norm of h (ratio 1 where the result is 0).
-    eps: added to the mean square of h.
+    eps: added to the mean square of h; normal in float32 (float64 for float64).
 
     The operands of the two products are rounded to the dtype of h; everything is summed in float32
     (float64 for float64). With up and static 0 the result is bit for bit h. Once differentiable;
@@ -112,8 +115,9 @@ def _check(
         check_tensor("steer", "mask", mask, shape, "h without D", (torch.bool,), device)
     if activation not in ACTIVATIONS:
         fail("steer", "activation", repr(activation), "one of " + ", ".join(ACTIVATIONS))
-    if not eps > 0:
-        fail("steer", "eps", eps, "a number > 0")
+    sums = _SUMS[h.dtype]
+    if not (type(eps) in (int, float) and sums.tiny <= eps <= sums.max):
+        fail("steer", "eps", repr(eps), f"a number > 0 ({sums.tiny:.3g} to {sums.max:.3g})")
 
 
 # --- the PyTorch path --------------------------------------------------------------------------

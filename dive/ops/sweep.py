@@ -13,7 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dive.ops.values import check_listed, divides, first_violation, raise_for, sum_violation
+from dive.ops.values import (
+    check_listed,
+    divides,
+    first_violation,
+    loss_violation,
+    raise_for,
+    sum_violation,
+)
 from dive.reference import CLASSES
 
 MIB = 2**20
@@ -76,6 +83,11 @@ def gain(dtype: torch.dtype, vocab: int) -> float:
     return 2.0 ** round(math.log2(max(vocab, 2)) / 2) if dtype == torch.float16 else 1.0
 
 
+def wide_of(hidden: Tensor) -> torch.dtype:
+    """The dtype of the sums."""
+    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
+
+
 def raise_for_bad(
     status: Tensor,
     weights: Tensor,
@@ -123,7 +135,7 @@ def forward(
     backward: d loss / d hidden[rows[i]] = row_scale[i] * stored[i],
     d loss / d weights[rows[i]] = weight_slope[i], both 0 at slots that are not live.
     """
-    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    wide = wide_of(hidden)
     total, vocab = hidden.shape[0], lm_head.shape[0]
     distils = teacher_hidden is not None
     w = weights.detach().to(wide)
@@ -175,6 +187,9 @@ def forward(
         return values.new_full((total,), empty).index_copy_(0, index, values)
 
     loss = by_row(ce + kl) if reduction == "none" else (ce + kl).sum()
+    status = loss_violation(status, loss, row_ce, row_kl)
+    if validate:
+        raise_for(status)
     loss = torch.where(status[0] == 0, loss, float("nan"))
 
     nothing = w.new_empty(0)
@@ -242,7 +257,7 @@ class Sweep:
     ) -> None:
         self.hidden, self.head, self.bias, self.teacher = hidden, head, bias, teacher
         self.softcap, self.temperature, self.compute_grad = softcap, temperature, compute_grad
-        self.wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        self.wide = wide_of(hidden)
         self.gain = gain(hidden.dtype, head.shape[0])
 
     def run(

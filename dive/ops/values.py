@@ -14,13 +14,14 @@ from dive.reference import DecisiveLoss
 # code -> the argument and what it wants
 _WANTED = {
     1: ("targets", "an index into the {vocab} rows of lm_head wherever the weight is not 0"),
-    2: ("weights", "a finite number >= 0"),
-    3: ("kd_weights", "a finite number >= 0"),
+    2: ("weights", "a finite number >= 0, and 0 or not in the dtype of the sums as in its own"),
+    3: ("kd_weights", "a finite number >= 0, and 0 or not in the dtype of the sums as in its own"),
     4: ("rows", "-1 or the index of one of the {rows} rows"),
     5: ("normalizer", "a finite number >= 0 that is not denormal: its reciprocal is needed"),
     6: ("kd_normalizer", "a finite number >= 0 that is not denormal: its reciprocal is needed"),
     7: ("the sum of weights", "a finite number that is not denormal: its reciprocal is needed"),
     8: ("the sum of kd_weights", "a finite number that is not denormal: its reciprocal is needed"),
+    9: ("the loss", "a finite number, as that of every row is: smaller weights"),
 }
 
 
@@ -43,6 +44,8 @@ def first_violation(
             values = numbered.detach().reshape(-1)
             cast = values.to(wide)  # what is finite in float64 may not be here
             good = divides(cast) if code >= 5 else (cast >= 0) & (cast < float("inf"))
+            if values.dtype != wide:
+                good &= (cast != 0) | (values == 0)
             cases.append((code, ~good, values))  # true of NaN too
     status = weights.new_zeros(3, dtype=torch.float64)
     for code, bad, values in cases:
@@ -65,6 +68,15 @@ def sum_violation(status: Tensor, code: int, total: Tensor) -> Tensor:
     """The status, or where it is 0 that of a sum that takes a normaliser's place; no host sync."""
     found = torch.stack([torch.full_like(total, code), torch.zeros_like(total), total]).double()
     return torch.where((status[0] == 0) & ~divides(total), found, status)
+
+
+def loss_violation(status: Tensor, loss: Tensor, row_ce: Tensor, row_kl: Tensor) -> Tensor:
+    """The status, or where it is 0 that of a loss that weights alone made infinite; no host sync."""
+    good = loss.detach().isfinite().reshape(-1)
+    rows = row_ce.isfinite().all() & row_kl.isfinite().all()
+    value = torch.where(good, 0.0, loss.detach().reshape(-1)).double().sum()
+    found = torch.stack([torch.full_like(value, 9), torch.zeros_like(value), value])
+    return torch.where((status[0] == 0) & rows & ~good.all(), found, status)
 
 
 def violation(
