@@ -7,6 +7,7 @@ what the trainer recorded) and `adapter.safetensors` (parameters in float32). No
 import hashlib
 import json
 import math
+import os
 import warnings
 from dataclasses import asdict, dataclass, fields
 from os import PathLike
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dive import __version__, checks
-from dive.adapter_files import check_pair, check_weights, read_settings
+from dive.adapter_files import check_pair, check_place, check_weights, read_settings
 from dive.adapter_numbers import check_numbers
 from dive.data.files import check_folder, identity, sweep, write_together
 from dive.data.lock import hold_folder
@@ -313,8 +314,9 @@ def as_adapter(given: Any, name: str = "adapter") -> SteeringAdapter:
 def _find(source: str | PathLike[str], name: str, revision: str | None, token: Any) -> Path:
     folder = checks.place("adapter", source)
     if folder.is_dir():
-        if not (folder / name).exists():
+        if not os.path.lexists(folder / name):
             raise DiveError(f"{folder}: no {name} here, so this is not a saved adapter")
+        check_place(folder / name)
         return folder / name
     is_path = checks.is_path(source) or str(source).startswith(("~", ".", "/"))
     if folder.exists() or is_path or str(source).count("/") != 1:

@@ -1,7 +1,9 @@
 """The two files of a saved adapter, which strangers share: what they say is compared with what they
 are before any of it is allocated or used."""
 
+import errno
 import hashlib
+import stat
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
@@ -23,6 +25,11 @@ _DTYPES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
     "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
 }  # fmt: skip
+
+_KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
+    (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
+)  # fmt: skip
 
 Kind = tuple[Callable[[Any], bool], str]
 
@@ -107,6 +114,22 @@ _NEEDED: dict[str, Kind] = {
     "backbone.hidden_size": _from(1, MAX_HIDDEN),
     "backbone.num_layers": _from(1, MAX_LAYERS),
 }
+
+
+def check_place(path: Path) -> None:
+    """DiveError where a file that is there cannot be one of an adapter's: a link that leads
+    nowhere, or what is no regular file. A socket cannot even be opened to see what it is."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if path.is_symlink():
+            nowhere = f"that leads nowhere ({error.strerror})"
+            why = "to itself" if error.errno == errno.ELOOP else nowhere
+            raise DiveError(f"{path} is a symbolic link {why}; wants a regular file") from error
+        raise DiveError(f"{path}: cannot be looked at: {error.strerror}") from error
+    if not stat.S_ISREG(mode):
+        kind = next((kind for test, kind in _KINDS if test(mode)), "no file")
+        raise DiveError(f"{path} is {kind}; wants a regular file")
 
 
 def read_settings(

@@ -292,7 +292,9 @@ def prompter_for(
     harm = "it may do nothing or harm"
     for name in ("prompt", "target", "max_image_tokens"):
         used = getattr(prompter, name)
-        if name in stored and stored[name] != used:
+        # no limit of image tokens is one, too; elsewhere null is what is not known
+        known = name in stored and (stored[name] is not None or name == "max_image_tokens")
+        if known and stored[name] != used:
             warnings.warn(
                 f"the adapter was trained with {name} {stored[name]!r}, and {used!r} is used: "
                 f"{harm}",

@@ -35,9 +35,10 @@ def model_card(adapter: SteeringAdapter) -> str:
     header += ["tags:", "- steering-adapter", "- radiology-report-generation"]
     if name.count("/") == 1:
         header.insert(0, f"base_model: {json.dumps(name)}")
+    architecture = backbone.get("architecture") or "of unknown architecture"
     revision = f", revision {backbone['revision']}" if backbone.get("revision") else ""
     facts = {
-        "Backbone": f"{name} ({backbone.get('architecture')}{revision}); frozen, not included",
+        "Backbone": f"{name} ({architecture}{revision}); frozen, not included",
         "Form": f"rank {steering.rank}, {len(adapter.layers)} layers, {steering.activation}, "
         f"positions {steering.positions}; {adapter.num_parameters():,} parameters",
         "Preset": settings.get("preset"),
@@ -128,21 +129,22 @@ def _forget_paths(path: Path) -> None:
         if isinstance(owner.get("backbone"), dict):
             owner["backbone"]["name"] = _public_name(owner["backbone"])
     config = (metadata.get("distillation") or {}).get("config") or {}
-    if "decisive" in config:
+    if config.get("decisive"):
         config["decisive"] = public_source(config["decisive"])
     write_text(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 
 def _objective(settings: dict[str, Any]) -> str:
     names = ("ce_weight", "kd_weight", "align_weight", "pathology_weight", "eos_weight", "polarity")
-    parts = [f"{name} {settings[name]}" for name in names if name in settings]
-    if "decisive" in settings:
+    parts = [f"{name} {settings[name]}" for name in names if settings.get(name) is not None]
+    if settings.get("decisive"):
         parts.append(f"decisive by {public_source(settings['decisive'])}")
     return ", ".join(parts)
 
 
 def _trained_on(run: dict[str, Any]) -> str:
-    return f"{run['studies']} studies, {run.get('steps')} steps" if "studies" in run else ""
+    counts = [f"{run[name]} {name}" for name in ("studies", "steps") if run.get(name) is not None]
+    return ", ".join(counts)
 
 
 def _data_note(adapter: SteeringAdapter) -> str:

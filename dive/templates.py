@@ -299,23 +299,26 @@ def difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
     Both as `ChatTemplate.metadata` has them. Before conversations were hashed, `template_hash` was
     of the template's text alone.
     """
-    known, told = earlier.get("template_hash"), "template_text_hash" in earlier
+    known = earlier.get("template_hash")
+    details = ("template_text_hash", "template_conversation")
+    told = any(name in earlier for name in details)
+    unknown = [name for name in details if earlier.get(name) is None]
     if known is None or known == now["template_hash" if told else "template_text_hash"]:
         return None
     if not told:
         return f"its text (hash {known}, now {now['template_text_hash']})"
     found = []
     for name, what in (("template_text_hash", "its text, hash"), ("template_date", "its date,")):
-        if earlier.get(name) != now[name]:
+        if name not in unknown and earlier.get(name) != now[name]:
             found.append(f"{what} {earlier.get(name)} (now {now[name]})")
     before, after = str(earlier.get("template_conversation")), now["template_conversation"]
-    if before != after:
+    if before != after and "template_conversation" not in unknown:
         pairs = enumerate(zip(before, after, strict=False))
         apart = next((place for place, (a, b) in pairs if a != b), min(len(before), len(after)))
         start = max(apart - 20, 0)
         shown = [repr(text[start : start + 60]) for text in (before, after)]
         found.append(f"what it renders: {shown[0]} (now {shown[1]})")
-    return "; ".join(found)
+    return "; ".join(found) or "cannot be told"
 
 
 def _hash(text: str) -> str:

@@ -52,7 +52,9 @@ def _reciprocal(normalizer, total, GIVEN: tl.constexpr, MEAN: tl.constexpr):
     elif MEAN:
         amount = total
     some = (amount >= TINY) & (amount < float("inf"))
-    return tl.where(some, 1.0 / tl.where(some, amount, 1.0), 0.0), ((some | (amount == 0)) == 0) | lost
+    return tl.where(some, 1.0 / tl.where(some, amount, 1.0), 0.0), (
+        (some | (amount == 0)) == 0
+    ) | lost
 
 
 @triton.jit

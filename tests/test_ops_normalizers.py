@@ -23,18 +23,22 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "infinite normalizer": ({"normalizer": float("inf")}, r"normalizer is inf"),
     "float64 weights of 0": ({"weights": [1.0, 1e-50], "wide": True}, r"weights\[1\] is 1e-50"),
     "float64 kd weights of 0": (
-        {"kd_weights": [1e-50, 1.0], "wide": True}, r"kd_weights\[0\] is 1e-50"
+        {"kd_weights": [1e-50, 1.0], "wide": True},
+        r"kd_weights\[0\] is 1e-50",
     ),
     "float64 normalizer of 0": ({"normalizer": 1e-50, "wide": True}, r"normalizer is 1e-50"),
     "float64 kd normalizer of 0": (
-        {"kd_normalizer": 1e-50, "wide": True}, r"kd_normalizer is 1e-50"
+        {"kd_normalizer": 1e-50, "wide": True},
+        r"kd_normalizer is 1e-50",
     ),
     "infinite loss": (
-        {"weights": [3e38, 3e38], "reduction": "sum"}, r"the loss is inf, want a finite number"
+        {"weights": [3e38, 3e38], "reduction": "sum"},
+        r"the loss is inf, want a finite number",
     ),
     "infinite loss of a row": ({"weights": [1.0, 3e38], "reduction": "none"}, r"the loss is inf"),
     "infinite loss by its factors": (
-        {"kd_weights": [1.0, 1.0], "kd_weight": 3e38, "ce_weight": 3e38}, r"the loss is inf"
+        {"kd_weights": [1.0, 1.0], "kd_weight": 3e38, "ce_weight": 3e38},
+        r"the loss is inf",
     ),
     "kd overflow": ({"kd_weights": [3e38, 2e38]}, r"the sum of kd_weights is inf"),
     "kd denormal": ({"kd_weights": [1e-45, 1e-45]}, r"the sum of kd_weights is 2.8\d*e-45"),

@@ -195,7 +195,8 @@ def _check_scalars(
         if not (isinstance(value, (int, float)) and (value == 0 or sums.tiny <= value <= sums.max)):
             fail(
                 _NAME, name, repr(value),
-                f"a finite number >= 0 that is normal in {kind} ({sums.tiny:.3g} to {sums.max:.3g})",
+                f"a finite number >= 0 that is normal in {kind} ({sums.tiny:.3g} to "
+                f"{sums.max:.3g})",
             )  # fmt: skip
     least = math.sqrt(sums.tiny)  # their squares, and 1 over these, are needed
     for name, positive in (("temperature", temperature), ("softcap", softcap)):

@@ -19,9 +19,7 @@ from dive.ops.registration import (
 
 ACTIVATIONS = ("silu", "gelu", "tanh", "identity")
 _MAX_RANK = 128
-_SUMS = {
-    dtype: torch.finfo(dtype if dtype == torch.float64 else torch.float32) for dtype in FLOATS
-}
+_SUMS = {dtype: torch.finfo(dtype if dtype == torch.float64 else torch.float32) for dtype in FLOATS}
 
 
 def steer(

@@ -71,7 +71,8 @@ def sum_violation(status: Tensor, code: int, total: Tensor) -> Tensor:
 
 
 def loss_violation(status: Tensor, loss: Tensor, row_ce: Tensor, row_kl: Tensor) -> Tensor:
-    """The status, or where it is 0 that of a loss that weights alone made infinite; no host sync."""
+    """The status, or where it is 0 that of a loss that weights alone made infinite; no host
+    sync."""
     good = loss.detach().isfinite().reshape(-1)
     rows = row_ce.isfinite().all() & row_kl.isfinite().all()
     value = torch.where(good, 0.0, loss.detach().reshape(-1)).double().sum()
