@@ -43,7 +43,7 @@ def _slot(
 def _reciprocal(normalizer, total, GIVEN: tl.constexpr, MEAN: tl.constexpr):
     """1 / normaliser, 0 where it is 0 or has none; and whether it is neither: no finite number, or
     a denormal one."""
-    amount = total * 0.0 + 1.0
+    amount = tl.full([], 1.0, tl.float32)  # not made of a total that may be infinite
     lost = amount == 0
     if GIVEN:
         exact = tl.load(normalizer)
