@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile
 
+from dive.data.input_files import NoRegularFile, open_file
 from dive.errors import DiveError
 
 # Containers are 16 bits wide, detectors are not: 12-bit films in 16-bit files are the usual case.
@@ -84,14 +85,12 @@ def as_in_file(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
     lost = f"was loaded before with 8 of {bits if bits > 8 else 16} bits a channel"
     given: Any = image.filename
     try:
-        with open(given, "rb") as file, Image.open(file) as found:
+        with open_file(given) as file, Image.open(file) as found:
             same = found.format == image.format
             if same and not is_deep(found, name):
                 return image
             data = _data(found)
-    except DiveError:
-        raise
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError, TypeError, NoRegularFile):
         same, data = False, b""
     if not same:
         if bits > 8:

@@ -17,7 +17,7 @@ from dive.data.dicom_bounds import Bounded, check_frame, gunzipped, plain
 from dive.data.dicom_header import check_elements, odd_pixels, take_groups
 from dive.data.dicom_tables import coloured, table_of
 from dive.data.dicom_values import stored_values
-from dive.data.input_files import open_file
+from dive.data.input_files import NoRegularFile, open_file
 from dive.errors import DiveError
 from dive.private import without_paths
 
@@ -140,6 +140,10 @@ def _read(path: Path | str | bytes, where: str, name: str, read: Callable[[Any, 
                 return read(opened, pydicom)
     except FileNotFoundError:
         raise DiveError(f"{prefix}there is no image file {name}") from None
+    except NoRegularFile as error:
+        raise DiveError(
+            f"{prefix}cannot read the image {name}: is {error.kind}; wants a regular file"
+        ) from None
     except DiveError as error:
         raise DiveError(f"{prefix}cannot read the image {name}: {error}") from error
     except MemoryError:

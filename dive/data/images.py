@@ -25,7 +25,7 @@ from dive.data.deep import (
 )
 from dive.data.dicom import dicom_size, is_dicom, is_dicom_data, read_dicom
 from dive.data.image_names import place_of, said_of
-from dive.data.input_files import open_file
+from dive.data.input_files import NoRegularFile, open_file
 from dive.data.tiff import open_image
 from dive.errors import DiveError
 from dive.private import said_by
@@ -239,6 +239,10 @@ def _opened(
             ):
                 check_pixels(*lazy.size, max_pixels, f"{prefix}the image {name} has")
                 return film(lazy, prefix + seen)
+    except NoRegularFile as error:
+        raise DiveError(
+            f"{prefix}cannot read the image {name}: is {error.kind}; wants a regular file"
+        ) from None
     except DiveError:
         raise
     except FileNotFoundError:
