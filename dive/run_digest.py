@@ -192,7 +192,7 @@ def _stat_of(image: Any) -> list[int] | None:
 
 
 def _content(image: Any, where: str, name: str) -> str:
-    """The digest of an image file's bytes; of one in memory its pixels'. Messages call it `name`."""
+    """The digest of an image file's bytes; of one in memory its pixels'."""
     given: Any = fetched(image, where, name) if isinstance(image, LazyImage) else image
     if isinstance(given, Image.Image):
         form = f"{given.mode} {given.size}\n".encode()

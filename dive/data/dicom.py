@@ -2,7 +2,8 @@
 
 import gzip
 import io
-import warnings
+import logging
+import re
 import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,17 +14,22 @@ import numpy as np
 
 from dive.data.bounds import check_pixels
 from dive.data.contrast import FLAT, little_contrast, lost_greys
-from dive.data.dicom_bounds import Bounded, check_frame, gunzipped, plain
-from dive.data.dicom_header import check_elements, odd_pixels, take_groups
+from dive.data.dicom_bounds import Bounded, gunzipped, plain
+from dive.data.dicom_frames import check_frame
+from dive.data.dicom_header import check_elements, check_values, odd_pixels, take_groups
 from dive.data.dicom_tables import coloured, table_of
 from dive.data.dicom_values import stored_values
 from dive.data.input_files import NoRegularFile, open_file
+from dive.data.quiet import quiet
 from dive.errors import DiveError
 from dive.private import without_paths
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+log = logging.getLogger(__name__)
+
+_QUOTED = re.compile(r"""['"].*['"]""")  # from the first to the last, for one may be within others
 OWN = "its own range"
 
 T = TypeVar("T")
@@ -79,6 +85,7 @@ def read_dicom(
     def whole(file: Any, pydicom: Any) -> tuple[np.ndarray, list[str]]:
         unpacked = Bounded(gunzipped(file) if _is_packed(path) else file)
         header = pydicom.dcmread(Bounded(plain(unpacked, pydicom)))
+        check_values(header)
         if "PixelData" not in header:
             raise DiveError("the DICOM file holds no PixelData")
         _check(header, max_pixels)
@@ -108,6 +115,7 @@ def dicom_size(
             with gzip.open(file) if packed else nullcontext(file) as unpacked:
                 front = Bounded(plain(Bounded(unpacked), pydicom))
                 header = pydicom.dcmread(front, stop_before_pixels=True, specific_tags=wanted)
+                check_values(header)
         except (zlib.error, gzip.BadGzipFile) as error:
             raise DiveError(f"damaged gzip ({error})") from error
         _check(header, max_pixels)
@@ -134,10 +142,8 @@ def _read(path: Path | str | bytes, where: str, name: str, read: Callable[[Any, 
         ) from None
     try:
         # pydicom warns of every slip in a header; what matters below is checked below.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with io.BytesIO(path) if isinstance(path, bytes) else open_file(path) as opened:
-                return read(opened, pydicom)
+        with quiet(), io.BytesIO(path) if isinstance(path, bytes) else open_file(path) as opened:
+            return read(opened, pydicom)
     except FileNotFoundError:
         raise DiveError(f"{prefix}there is no image file {name}") from None
     except NoRegularFile as error:
@@ -151,9 +157,10 @@ def _read(path: Path | str | bytes, where: str, name: str, read: Callable[[Any, 
             f"{prefix}cannot read the image {name}: it takes more memory than there is"
         ) from None
     except Exception as error:  # pydicom meets damage with whatever the broken element leads to
+        said = _said(error)
+        log.info("%scannot read the image: %s: %s", prefix, type(error).__name__, error)
         raise DiveError(
-            f"{prefix}cannot read the image {name}: {without_paths(_first_line(error))}; wants a "
-            "whole DICOM file"
+            f"{prefix}cannot read the image {name}: {said}; wants a whole DICOM file"
         ) from error
 
 
@@ -180,7 +187,7 @@ def _shown(header: "Dataset", notes: list[str]) -> np.ndarray:
         return _to_8_bits(stored, int(header.BitsStored))
     if not interpretation.startswith("MONOCHROME"):
         raise DiveError(
-            f"PhotometricInterpretation is {interpretation!r}; wants MONOCHROME1, MONOCHROME2, "
+            "PhotometricInterpretation is something else; wants MONOCHROME1, MONOCHROME2, "
             "RGB, YBR_* or PALETTE COLOR"
         )
     padding = _padding(header, stored, kept)
@@ -290,7 +297,7 @@ def _unit(
 def _windowed(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:
     """DICOM PS3.3 C.11.2: the window's ends become 0 and 1."""
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        raise DiveError(f"VOILUTFunction is {function!r}; wants LINEAR, LINEAR_EXACT or SIGMOID")
+        raise DiveError("VOILUTFunction is something else; wants LINEAR, LINEAR_EXACT or SIGMOID")
     if not np.isfinite(centre) or not np.isfinite(width) or width <= 0:
         raise DiveError(f"WindowWidth is {width} and WindowCenter {centre}; wants a width above 0")
     if function == "SIGMOID":
@@ -318,5 +325,9 @@ def _first(value: Any) -> float | None:
         return _first(value[0]) if len(value) else None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _said(error: Exception) -> str:
+    """What pydicom says, without what it quotes of the header."""
+    if type(error).__name__ == "InvalidDicomError":  # whose words advise to read it nevertheless
+        return "no DICM stands behind its first 128 bytes"
+    first = (str(error).strip().splitlines() or [""])[0]
+    return _QUOTED.sub("...", without_paths(first)) or type(error).__name__

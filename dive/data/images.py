@@ -26,6 +26,7 @@ from dive.data.deep import (
 from dive.data.dicom import dicom_size, is_dicom, is_dicom_data, read_dicom
 from dive.data.image_names import place_of, said_of
 from dive.data.input_files import NoRegularFile, open_file
+from dive.data.quiet import quiet
 from dive.data.tiff import open_image
 from dive.errors import DiveError
 from dive.private import said_by
@@ -223,9 +224,7 @@ def _opened(
         if is_dicom(opened):
             return dicom(opened, name if given_name else str(opened))
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of large images at 89 megapixels; the limit here is checked below.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with quiet():
             if isinstance(opened, Image.Image):
                 if not is_deep(opened, prefix + seen):
                     in_native_order(opened)
