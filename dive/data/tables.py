@@ -148,20 +148,22 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _open(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
-        return cast(IO[bytes], _Unpacked(fileobj=open_file(path), mode="rb"))
+        return cast(IO[bytes], _Unpacked(open_file(path)))
     return cast(IO[bytes], open_file(path))
 
 
 class _Unpacked(gzip.GzipFile):
     """Closes the file beneath with itself, as `gzip.open` of a path does."""
 
+    def __init__(self, beneath: IO[bytes]) -> None:
+        super().__init__(fileobj=beneath, mode="rb")
+        self._beneath = beneath
+
     def close(self) -> None:
-        beneath, super_close = self.fileobj, super().close
         try:
-            super_close()
+            super().close()
         finally:
-            if beneath is not None:
-                beneath.close()
+            self._beneath.close()
 
 
 def _refuse_wide(path: Path, file: IO[bytes]) -> None:
