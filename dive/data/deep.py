@@ -90,7 +90,11 @@ def as_in_file(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
             if same and not is_deep(found, name):
                 return image
             data = _data(found)
-    except (OSError, SyntaxError, ValueError, TypeError, NoRegularFile):
+    except DiveError as error:
+        if not isinstance(error, NoRegularFile):
+            raise
+        same, data = False, b""
+    except (OSError, SyntaxError, ValueError):
         same, data = False, b""
     if not same:
         if bits > 8:

@@ -20,6 +20,7 @@ from dive.data.dicom_header import check_elements, check_values, odd_pixels, tak
 from dive.data.dicom_tables import coloured, table_of
 from dive.data.dicom_values import stored_values
 from dive.data.input_files import NoRegularFile, open_file
+from dive.data.levels import Levels, counted
 from dive.data.quiet import quiet
 from dive.errors import DiveError
 from dive.private import without_paths
@@ -181,7 +182,7 @@ def _shown(header: "Dataset", notes: list[str]) -> np.ndarray:
     stored, kept = stored_values(header)
     if interpretation == "PALETTE COLOR":
         colours = np.rint(coloured(stored, header, notes) * 255.0).astype(np.uint8)
-        notes.append(_seen(colours, stored, "the palette"))
+        notes.append(_coloured_contrast(colours, stored))
         return colours
     if stored.ndim == 3:
         return _to_8_bits(stored, int(header.BitsStored))
@@ -191,18 +192,21 @@ def _shown(header: "Dataset", notes: list[str]) -> np.ndarray:
             "RGB, YBR_* or PALETTE COLOR"
         )
     padding = _padding(header, stored, kept)
+    del kept
+    levels = Levels(stored, padding)
     tables = header.get("ModalityLUTSequence")
     if tables:
         table = table_of(tables[0], header, "the modality table", [])  # whose depth is not used
-        values = table.of(stored).astype(np.float64)
+        values = table.of(levels.values).astype(np.float64)
     else:
-        values = stored.astype(np.float64) * _number(header, "RescaleSlope", 1.0)
+        values = levels.values.astype(np.float64) * _number(header, "RescaleSlope", 1.0)
         values += _number(header, "RescaleIntercept", 0.0)
-    unit, by = _unit(header, values, padding, notes)
+    unit, by = _unit(header, values, values[levels.counts > 0], notes)
     if interpretation == "MONOCHROME1":
         unit = 1.0 - unit
-    shown = np.rint(unit * 255.0).astype(np.uint8)
-    notes.append(_check_contrast(values, shown, padding, by))
+    grey = np.rint(unit * 255.0).astype(np.uint8)
+    shown = levels.spread(grey)
+    notes.append(_check_contrast(levels, values, grey, stored, padding, by))
     if padding is not None:
         shown[padding] = 0
     return shown
@@ -218,17 +222,36 @@ def _number(header: "Dataset", name: str, otherwise: float) -> float:
 
 
 def _check_contrast(
-    values: np.ndarray, shown: np.ndarray, padding: np.ndarray | None, by: str
+    levels: Levels,
+    values: np.ndarray,
+    grey: np.ndarray,
+    stored: np.ndarray,
+    padding: np.ndarray | None,
+    by: str,
 ) -> str:
-    """DiveError where values differ and nothing of it is seen; where little is seen, that."""
-    if padding is not None:
-        values, shown = values[~padding], shown[~padding]
-    low, high = float(values.min()), float(values.max())
-    if int(shown.max()) - int(shown.min()) > FLAT:
-        return _seen(shown, values, by)
+    """DiveError where values differ and nothing of it is seen; where little is seen, that.
+
+    values, grey: of each of `levels`, what it means and how it is shown.
+    """
+    seen = levels.counts > 0
+    low, high = float(values[seen].min()), float(values[seen].max())
+    if int(grey[seen].max()) - int(grey[seen].min()) > FLAT:
+        counts = np.zeros(256, np.int64)
+        np.add.at(counts, grey, levels.counts)
+        of = _applied(by, low, high)
+        little = little_contrast(counts[None])
+        if little:
+            return little + of
+        if by == OWN:  # of a range that the values gave themselves nothing was cut off
+            return ""
+        beside = stored.reshape(-1) if padding is None else stored[~padding]
+        some = np.unique(beside[:: max(1, beside.size // 65536)])
+        held = np.unique(values[np.searchsorted(levels.values, some)]).size
+        lost = lost_greys(counts, held)
+        return f"is shown as {lost}{of}" if lost else ""
     if high > low:
         raise DiveError(
-            f"{by} shows one grey value ({int(shown.flat[0])} of 255) of values from {low:g} to "
+            f"{by} shows one grey value ({int(grey[seen][0])} of 255) of values from {low:g} to "
             f"{high:g}, so that nothing of the film is seen"
         )
     if padding is not None:  # beside it, one value has a contrast that means nothing
@@ -236,18 +259,15 @@ def _check_contrast(
     return ""
 
 
-def _seen(shown: np.ndarray, values: np.ndarray, by: str) -> str:
-    """What is wrong where hardly anything of the values is seen; "" where enough is."""
-    colours = shown if shown.ndim == 3 else shown.reshape(-1, 1)
-    channels = colours.reshape(-1, colours.shape[-1]).T
-    low, high = float(values.min()), float(values.max())
-    of = f": {by} was applied to values from {low:g} to {high:g}"
-    little = little_contrast(np.stack([np.bincount(one, minlength=256) for one in channels]))
-    if little:
-        return little + of
-    # of a range that the values gave themselves nothing was cut off
-    lost = lost_greys(shown, values) if shown.ndim < 3 and by != OWN else ""
-    return f"is shown as {lost}{of}" if lost else ""
+def _coloured_contrast(shown: np.ndarray, stored: np.ndarray) -> str:
+    """What is wrong where hardly anything of a palette is seen; "" where enough is."""
+    channels = [counted(shown[..., one], 256) for one in range(3)]
+    little = little_contrast(np.stack(channels))
+    return little and little + _applied("the palette", float(stored.min()), float(stored.max()))
+
+
+def _applied(by: str, low: float, high: float) -> str:
+    return f": {by} was applied to values from {low:g} to {high:g}"
 
 
 def _to_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
@@ -275,9 +295,9 @@ def _padding(header: "Dataset", stored: np.ndarray, kept: np.ndarray) -> np.ndar
 
 
 def _unit(
-    header: "Dataset", values: np.ndarray, padding: np.ndarray | None, notes: list[str]
+    header: "Dataset", values: np.ndarray, seen: np.ndarray, notes: list[str]
 ) -> tuple[np.ndarray, str]:
-    """Values to 0 ... 1 by VOI table, window, or their own range; and by which of them."""
+    """Values to 0 ... 1 by VOI table, window, or the range of those that are seen; and by which."""
     tables = header.get("VOILUTSequence")
     if tables:
         table = table_of(tables[0], header, "the VOI table", notes)
@@ -288,7 +308,6 @@ def _unit(
         function = str(header.get("VOILUTFunction") or "LINEAR").strip().upper()
         by = f"the window (WindowCenter {centre:g}, WindowWidth {width:g})"
         return _windowed(values, centre, width, function), by
-    seen = values if padding is None else values[~padding]
     low, high = float(seen.min()), float(seen.max())
     unit = (values - low) / (high - low) if high > low else np.zeros_like(values)
     return np.clip(unit, 0.0, 1.0), OWN
