@@ -5,7 +5,7 @@ import pytest
 from image_files import write_png16, write_tiff
 from PIL import Image
 
-from dive.data import deep_grey
+from dive.data import deep, deep_grey, levels
 from dive.data.deep import depth_of
 from dive.data.images import load_rgb
 from dive.errors import DiveError
@@ -90,3 +90,31 @@ def test_a_large_film_is_never_whole_in_wide_numbers(tmp_path):
     finally:
         tracemalloc.stop()
     assert most < 4 * image.width * image.height  # eight bytes a pixel and more, before
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint16, np.uint32])
+@pytest.mark.parametrize("padded", [False, True])
+def test_levels_are_each_value_once(monkeypatch, kind, padded):
+    monkeypatch.setattr(levels, "_STRIP", 50)
+    stored = (RNG.integers(0, 200, (31, 17)) * (60_000 if kind is np.uint32 else 1)).astype(kind)
+    stored = stored - 100 if kind is np.int16 else stored
+    padding = RNG.random(stored.shape) < 0.3 if padded else None
+    found = levels.Levels(stored, padding)
+    values, counts = np.unique(stored if padding is None else stored[~padding], return_counts=True)
+    assert np.array_equal(found.values, np.unique(stored))
+    assert np.array_equal(found.values[found.counts > 0], values)
+    assert np.array_equal(found.counts[found.counts > 0], counts)
+    assert np.array_equal(found.spread(found.values * 2.5), stored * 2.5)
+    assert np.array_equal(
+        levels.counted(stored % 256, 256), np.bincount(stored.ravel() % 256, minlength=256)
+    )
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_colour_of_16_bits_in_strips(tmp_path, monkeypatch, channels):
+    values = RNG.integers(0, 4096, (13, 11, channels)).astype(np.uint16)
+    path = write_png16(tmp_path / "a.png", values)
+    whole = np.asarray(load_rgb(path))
+    for strip in (1, 30):
+        monkeypatch.setattr(deep, "_STRIP", strip)
+        assert np.array_equal(np.asarray(load_rgb(path)), whole)

@@ -181,7 +181,10 @@ def _shown(header: "Dataset", notes: list[str]) -> np.ndarray:
         raise DiveError("PixelRepresentation is 1 in colour; wants colours without a sign")
     stored, kept = stored_values(header)
     if interpretation == "PALETTE COLOR":
-        colours = np.rint(coloured(stored, header, notes) * 255.0).astype(np.uint8)
+        levels = Levels(stored)
+        given = levels.values.astype(stored.dtype)[None]
+        made = np.rint(coloured(given, header, notes) * 255.0).astype(np.uint8)[0]
+        colours = np.stack([levels.spread(made[:, one]) for one in range(3)], -1)
         notes.append(_coloured_contrast(colours, stored))
         return colours
     if stored.ndim == 3:
@@ -273,7 +276,10 @@ def _applied(by: str, low: float, high: float) -> str:
 def _to_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
     if bits == 8:
         return values.astype(np.uint8)
-    return np.rint(values * (255.0 / (2**bits - 1))).astype(np.uint8)
+    if bits > 16:
+        return np.rint(values * (255.0 / (2**bits - 1))).astype(np.uint8)
+    table = np.rint(np.arange(1 << bits) * (255.0 / (2**bits - 1))).astype(np.uint8)
+    return table[values]
 
 
 def _padding(header: "Dataset", stored: np.ndarray, kept: np.ndarray) -> np.ndarray | None:
