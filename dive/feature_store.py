@@ -25,6 +25,7 @@ from dive import checks
 from dive.data.disk import reason
 from dive.data.image_names import place_of
 from dive.data.images import LazyImage, fetched, load_rgb
+from dive.data.input_files import NoRegularFile, open_file
 from dive.data.io import check_folder, write_bytes
 from dive.data.study import Study
 from dive.errors import DiveError
@@ -190,8 +191,12 @@ def _content(image: Path | Image.Image | LazyImage, where: str, name: str) -> st
         return hashlib.sha256(f"{film.size}".encode() + film.tobytes()).hexdigest()
     path = place_of(opened, where, name)
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+    except NoRegularFile as error:
+        raise DiveError(
+            f"{where}: cannot read the image ({name}): is {error.kind}; wants a regular file"
+        ) from None
     except OSError as error:
         raise DiveError(f"{where}: cannot read the image ({name}): {error.strerror}") from error
 

@@ -165,8 +165,9 @@ class Prompter:
         for one in (*demonstrations, study):
             if self.sees and not one.images:
                 raise DiveError(f"{one.where}: has no image; the backbone wants one or more")
+        messages = self.messages(study, demonstrations)  # whose errors name a study themselves
         try:
-            return self.template.render(self.messages(study, demonstrations))
+            return self.template.render(messages)
         except DiveError as error:
             raise DiveError(f"{study.where}: {error}") from error
 

@@ -20,6 +20,7 @@ from PIL import Image
 from dive import checks, file_digest
 from dive.adapter import SteeringAdapter
 from dive.backbone import source_of
+from dive.data.image_names import place_of
 from dive.data.images import LazyImage, fetched
 from dive.data.io import JsonlWriter
 from dive.data.study import Study
@@ -102,7 +103,10 @@ def describe_demonstrations(shown: Sequence[Study] | None) -> str | None:
     return digest(
         [
             [one.id, one.indication, one.patient, one.findings, one.impression]
-            + [_content(image, one.where) for image in one.images]
+            + [
+                _content(image, one.where, name)
+                for image, name in zip(one.images, one.image_names, strict=True)
+            ]
             for one in shown
         ]
     )
@@ -125,7 +129,10 @@ class WatchedStudy(Study):
         before = [_stat_of(image) for image in self.images]
         now, contents = time.time_ns(), []
         try:
-            contents = [_content(image, self.where) for image in self.images]
+            contents = [
+                _content(image, self.where, name)
+                for image, name in zip(self.images, self.image_names, strict=True)
+            ]
         except DiveError:
             super().load_images()  # which says more of what is wrong with an image
             raise
@@ -134,9 +141,9 @@ class WatchedStudy(Study):
             for content, stat in zip(contents, before, strict=True)
         ]
         images = super().load_images()
-        for image, stat in zip(self.images, before, strict=True):
+        for image, name, stat in zip(self.images, self.image_names, before, strict=True):
             if _stat_of(image) != stat:
-                raise DiveError(f"{self.where}: the image {image} was changed while it was read")
+                raise DiveError(f"{self.where}: the image ({name}) was changed while it was read")
         return images
 
 
@@ -161,7 +168,7 @@ def check_images(writer: JsonlWriter, studies: Iterable[Study], verify: bool = F
         for place, (image, known) in enumerate(zip(study.images, seen, strict=True)):
             if not verify and known[1] is not None and _stat_of(image) == known[1]:
                 continue
-            if _content(image, study.where) != known[0]:
+            if _content(image, study.where, study.image_names[place]) != known[0]:
                 what = "its image" if len(seen) == 1 else f"image {place + 1}"
                 return f"wrote the report of study {study.id!r} when {what} was another"
         return None
@@ -184,15 +191,18 @@ def _stat_of(image: Any) -> list[int] | None:
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
-def _content(image: Any, where: str) -> str:
+def _content(image: Any, where: str, name: str) -> str:
     """The digest of an image file's bytes; of one in memory its pixels'."""
-    given: Any = fetched(image, where) if isinstance(image, LazyImage) else image
+    given: Any = fetched(image, where, name) if isinstance(image, LazyImage) else image
     if isinstance(given, Image.Image):
         form = f"{given.mode} {given.size}\n".encode()
         return hashlib.sha256(form + given.tobytes()).hexdigest()[:32]
     if isinstance(given, bytes):
         return hashlib.sha256(given).hexdigest()[:32]
+    path = place_of(given, where, name)
     try:
-        return file_digest.whole(checks.place(f"{where}: the image", given))
+        return file_digest.whole(path)
     except DiveError as error:
-        raise DiveError(f"{where}: {error}") from error
+        why = error.__cause__
+        said = why.strerror if isinstance(why, OSError) else "it is no regular file"
+        raise DiveError(f"{where}: cannot read the image ({name}): {said}") from error

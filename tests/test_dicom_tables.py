@@ -92,7 +92,7 @@ def test_tables_and_descriptors_that_do_not_fit(tmp_path: Path) -> None:
         with pytest.raises(DiveError, match=said):
             load_rgb(path)
     path = write_dicom(tmp_path / "b.dcm", VALUES, VOILUTSequence=item(LUTExplanation="none"))
-    with pytest.raises(DiveError, match="the VOI table has the LUTDescriptor None"):
+    with pytest.raises(DiveError, match="the VOI table has no LUTDescriptor; wants three"):
         load_rgb(path)
 
 

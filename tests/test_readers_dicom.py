@@ -161,7 +161,7 @@ def test_headers_that_ask_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(DiveError, match="wants a width above 0"):
         load_rgb(window)
     unknown = write_dicom(tmp_path / "e.dcm", RAMP, "HSV")
-    with pytest.raises(DiveError, match="PhotometricInterpretation is 'HSV'"):
+    with pytest.raises(DiveError, match="PhotometricInterpretation is something else; wants"):
         load_rgb(unknown)
     monkeypatch.setattr("dive.data.dicom_bounds.MAX_FILE_BYTES", 1000)
     bomb = tmp_path / "f.dcm.gz"

@@ -318,8 +318,8 @@ def test_r2gen_of_mimic_has_one_study_an_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"report": ""}, r"train\[1\]: 'report' is empty; wants a value"),
-        ({"image_path": "a.png"}, r"train\[1\]: 'image_path' is a str"),
+        ({"report": ""}, r"train\[1\]: 'report' is empty; wants a text"),
+        ({"image_path": "a.png"}, r"train\[1\]: 'image_path' is a text; wants a list of paths"),
         ({"image_path": ["../../x.png"]}, r"train\[1\]: 'image_path' holds something else"),
         ({"split": "test"}, r"train\[1\]: 'split' is another in the list 'train'"),
         ({"id": trees.dicom_id(1)}, r"train\[1\]: id .* is train\[0\]'s"),

@@ -4,7 +4,6 @@ import json
 import os
 import struct
 import zlib
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 import dive
 from dive import template_renderer
-from dive.data.dicom_bounds import Bounded, check_frame
+from dive.data.dicom_bounds import Bounded
 from dive.data.images import image_size, load_rgb
 from dive.data.input_files import lines_of, open_file, read_file
 from dive.data.strict_json import parse
@@ -250,29 +249,6 @@ def test_a_deflated_dicom_is_bounded_and_read(tmp_path, monkeypatch):
     os.truncate(tmp_path / "zeros.dcm", 1 << 40)
     with pytest.raises(DiveError, match=r"zeros.dcm: has (more elements|elements of more) than"):
         load_rgb(tmp_path / "zeros.dcm")
-
-
-def test_a_compressed_frame_of_another_size_than_its_header():
-    def header(data, syntax="1.2.840.10008.1.2.4.50", rows=8):
-        kind = SimpleNamespace(TransferSyntaxUID=Syntax(syntax))
-        return SimpleNamespace(
-            file_meta=kind, PixelData=data, Rows=rows, Columns=8, SamplesPerPixel=1, BitsAllocated=8
-        )
-
-    class Syntax(str):
-        is_encapsulated = True
-
-    jpeg = b"\xff\xd8\xff\xe0\0\4ab\xff\xc0\0\x0b\x08" + struct.pack(">HH", 60000, 8) + bytes(9)
-    with pytest.raises(DiveError, match="pixels are 8 x 60000, and its header says 8 x 8"):
-        check_frame(header(jpeg))
-    check_frame(header(jpeg, rows=60000))
-    wavelets = b"\xff\x4f\xff\x51\0\x29\0\0" + struct.pack(">4I", 20000, 9, 0, 1) + bytes(30)
-    with pytest.raises(DiveError, match="pixels are 20000 x 8, and"):
-        check_frame(header(wavelets))
-    runs = "1.2.840.10008.1.2.5"
-    check_frame(header(bytes(4000), runs))
-    with pytest.raises(DiveError, match="holds 9,000 bytes of run lengths"):
-        check_frame(header(bytes(9000), runs))
 
 
 def test_a_pickle_is_refused_without_advice_to_run_it(tiny_llama, tmp_path):

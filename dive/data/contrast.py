@@ -38,18 +38,16 @@ def little_contrast(histograms: np.ndarray) -> str:
     return ""
 
 
-def lost_greys(shown: np.ndarray, values: np.ndarray) -> str:
+def lost_greys(counts: np.ndarray, held: int) -> str:
     """What a window or table left of the many values of a film, in words; "" where enough is.
 
     Args:
-        shown: uint8, any shape, the grey levels 0 to 255 that were made of them.
-        values: the same shape, what the file holds.
+        counts: int [256], how many pixels have each grey level that was made of them.
+        held: how many values the film holds, of some 65,536 of its pixels.
     """
-    some = values.reshape(-1)[:: max(1, values.size // 65536)]
-    held = np.unique(some).size
-    counts = np.bincount(shown.reshape(-1), minlength=256)
-    levels = int((counts >= max(1.0, _RARE * shown.size)).sum())
-    greys = float(counts[1:255].sum() / shown.size)
+    whole = int(counts.sum())
+    levels = int((counts >= max(1.0, _RARE * whole)).sum())
+    greys = float(counts[1:255].sum() / whole)
     if held > 2 * FEW_LEVELS and greys < FEW_GREYS:
         return f"{100 * (1 - greys):.1f}% of the pixels black or white"
     if held > max(2 * FEW_LEVELS, 4 * levels) and levels < FEW_LEVELS:

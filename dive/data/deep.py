@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile
 
+from dive.data.input_files import NoRegularFile, open_file
 from dive.errors import DiveError
 
 # Containers are 16 bits wide, detectors are not: 12-bit films in 16-bit files are the usual case.
@@ -18,6 +19,8 @@ _DEEP = re.compile(r"(?P<bands>[A-Za-z]+);16(?P<order>[BLN])")
 _OTHER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 _LOSSY = ("PNG", "TIFF", "PPM", "JPEG2000", "SGI", "AVIF")  # of deep files Pillow keeps 8 bits
 _ALPHA = ("LA", "RGBA")
+_COLOURS = {"LA": 1, "RGB": 3, "RGBA": 3, "RGBX": 3, "RGBa": 3}  # channels before alpha
+_STRIP = 1 << 20  # pixels that are scaled at a time: in float64 a film is eight times as large
 # What libtiff unpacks is in the machine's order, and Pillow (13) takes it to be in the file's.
 _NATIVE = {f"{mode}B{kind}": f"{mode}{kind}" for mode, kind in (("F;32", "F"), ("I;32", "S"))}
 _NATIVE["I;16BS"] = "I;16S"
@@ -84,13 +87,15 @@ def as_in_file(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
     lost = f"was loaded before with 8 of {bits if bits > 8 else 16} bits a channel"
     given: Any = image.filename
     try:
-        with open(given, "rb") as file, Image.open(file) as found:
+        with open_file(given) as file, Image.open(file) as found:
             same = found.format == image.format
             if same and not is_deep(found, name):
                 return image
             data = _data(found)
-    except DiveError:
-        raise
+    except DiveError as error:
+        if not isinstance(error, NoRegularFile):
+            raise
+        same, data = False, b""
     except (OSError, SyntaxError, ValueError):
         same, data = False, b""
     if not same:
@@ -209,22 +214,34 @@ def _over_black(values: np.ndarray, bands: str, key: Any, name: str) -> np.ndarr
 
     RGBa, whose colours are multiplied by alpha, comes without alpha: that is how it looks on black.
     """
-    if bands == "CMYK":
-        unit = 1.0 - values / (2 ** depth_of(int(values.max())) - 1)
-        return np.rint(255.0 * unit[..., :3] * unit[..., 3:]).astype(np.uint8)
-    colours = values[..., :-1] if bands in _ALPHA else values[..., :3]
-    unit = colours * (255.0 / (2 ** depth_of(int(colours.max())) - 1))
-    if bands in _ALPHA:
-        alpha = values[..., -1:]
-        if not alpha.any():
-            raise DiveError(transparent(name))
-        unit *= alpha / (2 ** depth_of(int(alpha.max())) - 1)
-    elif isinstance(key, tuple):
-        see_through = (colours == np.asarray(key, np.uint16)).all(-1)
-        if see_through.all():
-            raise DiveError(transparent(name))
-        unit[see_through] = 0.0
-    return np.rint(unit).astype(np.uint8).squeeze(-1 if unit.shape[-1] == 1 else ())
+    top = (
+        2 ** depth_of(int(values[..., : 4 if bands == "CMYK" else _COLOURS.get(bands, 3)].max()))
+        - 1
+    )
+    alpha_top = 2 ** depth_of(int(values[..., -1].max())) - 1
+    if bands in _ALPHA and not values[..., -1].any():
+        raise DiveError(transparent(name))
+    hidden = 0
+    shown = np.empty((*values.shape[:2], 1 if bands == "LA" else 3), np.uint8)
+    rows = max(1, _STRIP // values.shape[1])
+    for start in range(0, len(values), rows):
+        strip = values[start : start + rows]
+        if bands == "CMYK":
+            unit = 1.0 - strip / top
+            unit = 255.0 * unit[..., :3] * unit[..., 3:]
+        else:
+            colours = strip[..., : _COLOURS.get(bands, 3)]
+            unit = colours * (255.0 / top)
+            if bands in _ALPHA:
+                unit *= strip[..., -1:] / alpha_top
+            elif isinstance(key, tuple):
+                see_through = (colours == np.asarray(key, np.uint16)).all(-1)
+                hidden += int(np.count_nonzero(see_through))
+                unit[see_through] = 0.0
+        shown[start : start + rows] = np.rint(unit).astype(np.uint8)
+    if hidden == values.shape[0] * values.shape[1]:
+        raise DiveError(transparent(name))
+    return shown.squeeze(-1 if shown.shape[-1] == 1 else ())
 
 
 def transparent(name: str) -> str:

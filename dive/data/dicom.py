@@ -2,7 +2,8 @@
 
 import gzip
 import io
-import warnings
+import logging
+import re
 import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,17 +14,23 @@ import numpy as np
 
 from dive.data.bounds import check_pixels
 from dive.data.contrast import FLAT, little_contrast, lost_greys
-from dive.data.dicom_bounds import Bounded, check_frame, gunzipped, plain
-from dive.data.dicom_header import check_elements, odd_pixels, take_groups
+from dive.data.dicom_bounds import Bounded, gunzipped, plain
+from dive.data.dicom_frames import check_frame
+from dive.data.dicom_header import check_elements, check_values, odd_pixels, take_groups
 from dive.data.dicom_tables import coloured, table_of
 from dive.data.dicom_values import stored_values
-from dive.data.input_files import open_file
+from dive.data.input_files import NoRegularFile, open_file
+from dive.data.levels import Levels, counted
+from dive.data.quiet import quiet
 from dive.errors import DiveError
 from dive.private import without_paths
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+log = logging.getLogger(__name__)
+
+_QUOTED = re.compile(r"""['"].*['"]""")  # from the first to the last, for one may be within others
 OWN = "its own range"
 
 T = TypeVar("T")
@@ -79,6 +86,7 @@ def read_dicom(
     def whole(file: Any, pydicom: Any) -> tuple[np.ndarray, list[str]]:
         unpacked = Bounded(gunzipped(file) if _is_packed(path) else file)
         header = pydicom.dcmread(Bounded(plain(unpacked, pydicom)))
+        check_values(header)
         if "PixelData" not in header:
             raise DiveError("the DICOM file holds no PixelData")
         _check(header, max_pixels)
@@ -108,6 +116,7 @@ def dicom_size(
             with gzip.open(file) if packed else nullcontext(file) as unpacked:
                 front = Bounded(plain(Bounded(unpacked), pydicom))
                 header = pydicom.dcmread(front, stop_before_pixels=True, specific_tags=wanted)
+                check_values(header)
         except (zlib.error, gzip.BadGzipFile) as error:
             raise DiveError(f"damaged gzip ({error})") from error
         _check(header, max_pixels)
@@ -134,12 +143,14 @@ def _read(path: Path | str | bytes, where: str, name: str, read: Callable[[Any, 
         ) from None
     try:
         # pydicom warns of every slip in a header; what matters below is checked below.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with io.BytesIO(path) if isinstance(path, bytes) else open_file(path) as opened:
-                return read(opened, pydicom)
+        with quiet(), io.BytesIO(path) if isinstance(path, bytes) else open_file(path) as opened:
+            return read(opened, pydicom)
     except FileNotFoundError:
         raise DiveError(f"{prefix}there is no image file {name}") from None
+    except NoRegularFile as error:
+        raise DiveError(
+            f"{prefix}cannot read the image {name}: is {error.kind}; wants a regular file"
+        ) from None
     except DiveError as error:
         raise DiveError(f"{prefix}cannot read the image {name}: {error}") from error
     except MemoryError:
@@ -147,9 +158,10 @@ def _read(path: Path | str | bytes, where: str, name: str, read: Callable[[Any, 
             f"{prefix}cannot read the image {name}: it takes more memory than there is"
         ) from None
     except Exception as error:  # pydicom meets damage with whatever the broken element leads to
+        said = _said(error)
+        log.info("%scannot read the image: %s: %s", prefix, type(error).__name__, error)
         raise DiveError(
-            f"{prefix}cannot read the image {name}: {without_paths(_first_line(error))}; wants a "
-            "whole DICOM file"
+            f"{prefix}cannot read the image {name}: {said}; wants a whole DICOM file"
         ) from error
 
 
@@ -169,29 +181,35 @@ def _shown(header: "Dataset", notes: list[str]) -> np.ndarray:
         raise DiveError("PixelRepresentation is 1 in colour; wants colours without a sign")
     stored, kept = stored_values(header)
     if interpretation == "PALETTE COLOR":
-        colours = np.rint(coloured(stored, header, notes) * 255.0).astype(np.uint8)
-        notes.append(_seen(colours, stored, "the palette"))
+        levels = Levels(stored)
+        given = levels.values.astype(stored.dtype)[None]
+        made = np.rint(coloured(given, header, notes) * 255.0).astype(np.uint8)[0]
+        colours = np.stack([levels.spread(made[:, one]) for one in range(3)], -1)
+        notes.append(_coloured_contrast(colours, stored))
         return colours
     if stored.ndim == 3:
         return _to_8_bits(stored, int(header.BitsStored))
     if not interpretation.startswith("MONOCHROME"):
         raise DiveError(
-            f"PhotometricInterpretation is {interpretation!r}; wants MONOCHROME1, MONOCHROME2, "
+            "PhotometricInterpretation is something else; wants MONOCHROME1, MONOCHROME2, "
             "RGB, YBR_* or PALETTE COLOR"
         )
     padding = _padding(header, stored, kept)
+    del kept
+    levels = Levels(stored, padding)
     tables = header.get("ModalityLUTSequence")
     if tables:
         table = table_of(tables[0], header, "the modality table", [])  # whose depth is not used
-        values = table.of(stored).astype(np.float64)
+        values = table.of(levels.values).astype(np.float64)
     else:
-        values = stored.astype(np.float64) * _number(header, "RescaleSlope", 1.0)
+        values = levels.values.astype(np.float64) * _number(header, "RescaleSlope", 1.0)
         values += _number(header, "RescaleIntercept", 0.0)
-    unit, by = _unit(header, values, padding, notes)
+    unit, by = _unit(header, values, values[levels.counts > 0], notes)
     if interpretation == "MONOCHROME1":
         unit = 1.0 - unit
-    shown = np.rint(unit * 255.0).astype(np.uint8)
-    notes.append(_check_contrast(values, shown, padding, by))
+    grey = np.rint(unit * 255.0).astype(np.uint8)
+    shown = levels.spread(grey)
+    notes.append(_check_contrast(levels, values, grey, stored, padding, by))
     if padding is not None:
         shown[padding] = 0
     return shown
@@ -207,17 +225,36 @@ def _number(header: "Dataset", name: str, otherwise: float) -> float:
 
 
 def _check_contrast(
-    values: np.ndarray, shown: np.ndarray, padding: np.ndarray | None, by: str
+    levels: Levels,
+    values: np.ndarray,
+    grey: np.ndarray,
+    stored: np.ndarray,
+    padding: np.ndarray | None,
+    by: str,
 ) -> str:
-    """DiveError where values differ and nothing of it is seen; where little is seen, that."""
-    if padding is not None:
-        values, shown = values[~padding], shown[~padding]
-    low, high = float(values.min()), float(values.max())
-    if int(shown.max()) - int(shown.min()) > FLAT:
-        return _seen(shown, values, by)
+    """DiveError where values differ and nothing of it is seen; where little is seen, that.
+
+    values, grey: of each of `levels`, what it means and how it is shown.
+    """
+    seen = levels.counts > 0
+    low, high = float(values[seen].min()), float(values[seen].max())
+    if int(grey[seen].max()) - int(grey[seen].min()) > FLAT:
+        counts = np.zeros(256, np.int64)
+        np.add.at(counts, grey, levels.counts)
+        of = _applied(by, low, high)
+        little = little_contrast(counts[None])
+        if little:
+            return little + of
+        if by == OWN:  # of a range that the values gave themselves nothing was cut off
+            return ""
+        beside = stored.reshape(-1) if padding is None else stored[~padding]
+        some = np.unique(beside[:: max(1, beside.size // 65536)])
+        held = np.unique(values[np.searchsorted(levels.values, some)]).size
+        lost = lost_greys(counts, held)
+        return f"is shown as {lost}{of}" if lost else ""
     if high > low:
         raise DiveError(
-            f"{by} shows one grey value ({int(shown.flat[0])} of 255) of values from {low:g} to "
+            f"{by} shows one grey value ({int(grey[seen][0])} of 255) of values from {low:g} to "
             f"{high:g}, so that nothing of the film is seen"
         )
     if padding is not None:  # beside it, one value has a contrast that means nothing
@@ -225,24 +262,24 @@ def _check_contrast(
     return ""
 
 
-def _seen(shown: np.ndarray, values: np.ndarray, by: str) -> str:
-    """What is wrong where hardly anything of the values is seen; "" where enough is."""
-    colours = shown if shown.ndim == 3 else shown.reshape(-1, 1)
-    channels = colours.reshape(-1, colours.shape[-1]).T
-    low, high = float(values.min()), float(values.max())
-    of = f": {by} was applied to values from {low:g} to {high:g}"
-    little = little_contrast(np.stack([np.bincount(one, minlength=256) for one in channels]))
-    if little:
-        return little + of
-    # of a range that the values gave themselves nothing was cut off
-    lost = lost_greys(shown, values) if shown.ndim < 3 and by != OWN else ""
-    return f"is shown as {lost}{of}" if lost else ""
+def _coloured_contrast(shown: np.ndarray, stored: np.ndarray) -> str:
+    """What is wrong where hardly anything of a palette is seen; "" where enough is."""
+    channels = [counted(shown[..., one], 256) for one in range(3)]
+    little = little_contrast(np.stack(channels))
+    return little and little + _applied("the palette", float(stored.min()), float(stored.max()))
+
+
+def _applied(by: str, low: float, high: float) -> str:
+    return f": {by} was applied to values from {low:g} to {high:g}"
 
 
 def _to_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
     if bits == 8:
         return values.astype(np.uint8)
-    return np.rint(values * (255.0 / (2**bits - 1))).astype(np.uint8)
+    if bits > 16:
+        return np.rint(values * (255.0 / (2**bits - 1))).astype(np.uint8)
+    table = np.rint(np.arange(1 << bits) * (255.0 / (2**bits - 1))).astype(np.uint8)
+    return table[values]
 
 
 def _padding(header: "Dataset", stored: np.ndarray, kept: np.ndarray) -> np.ndarray | None:
@@ -264,9 +301,9 @@ def _padding(header: "Dataset", stored: np.ndarray, kept: np.ndarray) -> np.ndar
 
 
 def _unit(
-    header: "Dataset", values: np.ndarray, padding: np.ndarray | None, notes: list[str]
+    header: "Dataset", values: np.ndarray, seen: np.ndarray, notes: list[str]
 ) -> tuple[np.ndarray, str]:
-    """Values to 0 ... 1 by VOI table, window, or their own range; and by which of them."""
+    """Values to 0 ... 1 by VOI table, window, or the range of those that are seen; and by which."""
     tables = header.get("VOILUTSequence")
     if tables:
         table = table_of(tables[0], header, "the VOI table", notes)
@@ -277,7 +314,6 @@ def _unit(
         function = str(header.get("VOILUTFunction") or "LINEAR").strip().upper()
         by = f"the window (WindowCenter {centre:g}, WindowWidth {width:g})"
         return _windowed(values, centre, width, function), by
-    seen = values if padding is None else values[~padding]
     low, high = float(seen.min()), float(seen.max())
     unit = (values - low) / (high - low) if high > low else np.zeros_like(values)
     return np.clip(unit, 0.0, 1.0), OWN
@@ -286,7 +322,7 @@ def _unit(
 def _windowed(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:
     """DICOM PS3.3 C.11.2: the window's ends become 0 and 1."""
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        raise DiveError(f"VOILUTFunction is {function!r}; wants LINEAR, LINEAR_EXACT or SIGMOID")
+        raise DiveError("VOILUTFunction is something else; wants LINEAR, LINEAR_EXACT or SIGMOID")
     if not np.isfinite(centre) or not np.isfinite(width) or width <= 0:
         raise DiveError(f"WindowWidth is {width} and WindowCenter {centre}; wants a width above 0")
     if function == "SIGMOID":
@@ -314,5 +350,9 @@ def _first(value: Any) -> float | None:
         return _first(value[0]) if len(value) else None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _said(error: Exception) -> str:
+    """What pydicom says, without what it quotes of the header."""
+    if type(error).__name__ == "InvalidDicomError":  # whose words advise to read it nevertheless
+        return "no DICM stands behind its first 128 bytes"
+    first = (str(error).strip().splitlines() or [""])[0]
+    return _QUOTED.sub("...", without_paths(first)) or type(error).__name__

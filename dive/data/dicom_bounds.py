@@ -2,22 +2,17 @@
 
 import gzip
 import io
-import struct
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dive.data.bounds import MAX_PIXELS
 from dive.errors import DiveError
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
 
 # of a deflated or gzipped file: the largest image, in colour of 16 bits, has as many
 MAX_FILE_BYTES = 6 * MAX_PIXELS
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _EXPLICIT = "1.2.840.10008.1.2.1"
-_RLE = "1.2.840.10008.1.2.5"
 _PIECE = 1 << 20
 _READS = 200_000  # two an element; a header has some hundred elements
 
@@ -92,52 +87,6 @@ class Bounded:
         return self._file.seek(offset, whence)
 
 
-def check_frame(header: "Dataset") -> None:
-    """DiveError where a compressed frame is of another size than Rows and Columns say: decoders
-    believe the frame."""
-    syntax = header.file_meta.TransferSyntaxUID
-    if not syntax.is_encapsulated:
-        return
-    data: Any = header.PixelData
-    rows, columns = int(header.Rows), int(header.Columns)
-    if syntax == _RLE:
-        count = rows * columns * int(header.SamplesPerPixel) * -(-int(header.BitsAllocated) // 8)
-        # bytes that do not repeat are packed as one more in 128, or, clumsily, as two each
-        if len(data) > 2 * count + 4096:
-            raise DiveError(
-                f"holds {len(data):,} bytes of run lengths, and an image of {columns} x {rows} has "
-                f"{count:,} unpacked; wants a file with one image"
-            )
-        return
-    size = _size_of(data)
-    if size is not None and size != (columns, rows):
-        raise DiveError(
-            f"its compressed pixels are {size[0]} x {size[1]}, and its header says {columns} x "
-            f"{rows}"
-        )
-
-
 def _check_size(size: int) -> None:
     if size > MAX_FILE_BYTES:
         raise DiveError(f"unpacks to more than {MAX_FILE_BYTES:,} bytes")
-
-
-def _size_of(data: bytes) -> tuple[int, int] | None:
-    """(width, height) in the header of the first JPEG, JPEG-LS or JPEG 2000 stream."""
-    starts = [(data.find(mark), mark) for mark in (b"\xff\xd8\xff", b"\xff\x4f\xff\x51")]
-    place, mark = min(((at, mark) for at, mark in starts if at >= 0), default=(-1, b""))
-    try:
-        if mark[:2] == b"\xff\x4f":
-            wide, high, left, above = struct.unpack_from(">4I", data, place + 8)
-            return wide - left, high - above
-        place += 2
-        while place >= 2 and data[place] == 0xFF:
-            kind, length = data[place + 1], struct.unpack_from(">H", data, place + 2)[0]
-            frame = 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC)
-            if frame or kind == 0xF7:
-                high, wide = struct.unpack_from(">2H", data, place + 5)
-                return wide, high
-            place += 2 + length if kind != 0xFF else 1
-    except (struct.error, IndexError):
-        return None
-    return None

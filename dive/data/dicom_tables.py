@@ -78,11 +78,14 @@ def _descriptor(item: "Dataset", name: str, table: str) -> tuple[int, int, int]:
     """(number of entries, value of the first, bits)."""
     given: Any = item.get(name)
     if given is None or isinstance(given, (str, bytes)) or len(given) != 3:
-        raise DiveError(f"{table} has the {name} {given!r}; wants three numbers")
+        has = "no" if given is None else "something else as its"
+        raise DiveError(f"{table} has {has} {name}; wants three numbers")
     count, first, bits = (int(one) for one in given)
     count &= 0xFFFF  # written as a signed number by some
     if not 1 <= bits <= 16:
-        raise DiveError(f"{table} has the {name} {list(given)}; wants entries of 8 to 16 bits")
+        raise DiveError(
+            f"{table} has the {name} {[count, first, bits]}; wants entries of 8 to 16 bits"
+        )
     return count or 1 << 16, first, bits
 
 

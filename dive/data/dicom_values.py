@@ -36,8 +36,9 @@ def stored_values(header: "Dataset") -> tuple[np.ndarray, np.ndarray]:
     syntax = header.file_meta.TransferSyntaxUID
     native = not syntax.is_encapsulated or syntax == _RLE
     if low and not native:
+        known = syntax.name if syntax.name != str(syntax) else "in a way of its own"
         raise DiveError(
-            f"{bits}, and its pixels are compressed ({syntax.name}), which says where values "
+            f"{bits}, and its pixels are compressed ({known}), which says where values "
             "begin in another way; wants HighBit = BitsStored - 1"
         )
     _check_length(header)

@@ -18,14 +18,15 @@ from dive.data.contrast import EDGES, little_contrast
 from dive.data.deep import (
     as_in_file,
     deep_rgb,
-    depth_of,
     in_native_order,
     is_deep,
     transparent,
 )
+from dive.data.deep_grey import is_wide, narrowed
 from dive.data.dicom import dicom_size, is_dicom, is_dicom_data, read_dicom
 from dive.data.image_names import place_of, said_of
-from dive.data.input_files import open_file
+from dive.data.input_files import NoRegularFile, open_file
+from dive.data.quiet import quiet
 from dive.data.tiff import open_image
 from dive.errors import DiveError
 from dive.private import said_by
@@ -223,9 +224,7 @@ def _opened(
         if is_dicom(opened):
             return dicom(opened, name if given_name else str(opened))
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of large images at 89 megapixels; the limit here is checked below.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with quiet():
             if isinstance(opened, Image.Image):
                 if not is_deep(opened, prefix + seen):
                     in_native_order(opened)
@@ -239,6 +238,10 @@ def _opened(
             ):
                 check_pixels(*lazy.size, max_pixels, f"{prefix}the image {name} has")
                 return film(lazy, prefix + seen)
+    except NoRegularFile as error:
+        raise DiveError(
+            f"{prefix}cannot read the image {name}: is {error.kind}; wants a regular file"
+        ) from None
     except DiveError:
         raise
     except FileNotFoundError:
@@ -347,21 +350,14 @@ def _to_rgb(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
     white_is_zero = tags.get(_PHOTOMETRIC) == 0
     unsigned = tags.get(_BITS) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,)
     # Film viewers and phones note the rotation instead of turning the pixels.
+    if is_wide(image):
+        turn = image.getexif().get(ExifTags.Base.Orientation)
+        grey = narrowed(image, white_is_zero, unsigned, name)
+        if turn is not None:
+            grey.getexif()[ExifTags.Base.Orientation] = turn
+            grey = ImageOps.exif_transpose(grey)
+        return grey.convert("RGB")
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if unsigned:
-            values &= 0xFFFFFFFF  # Pillow's are signed, the file's are not
-        key = image.info.get("transparency")  # the one grey value that a PNG calls transparent
-        return Image.fromarray(_grey(values, white_is_zero, key, name)).convert("RGB")
-    if image.mode == "F":
-        grey = np.asarray(image).astype(np.float64)
-        if not np.isfinite(grey).all():
-            raise DiveError(f"{name} has pixel values that are not finite numbers")
-        low, high = float(grey.min()), float(grey.max())
-        unit = (grey - low) / (high - low) if high > low else np.zeros_like(grey)
-        unit = 1.0 - unit if white_is_zero and high > low else unit
-        return Image.fromarray(np.rint(unit * 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getextrema()[-1] == (0, 0):
@@ -376,17 +372,3 @@ def _to_rgb(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
         return Image.alpha_composite(black, image).convert("RGB")
     # A copy even where nothing changes, so that the caller's image and file are left alone.
     return image.convert("RGB") if image.mode != "RGB" else image.copy()
-
-
-def _grey(values: np.ndarray, white_is_zero: bool, key: Any, name: str) -> np.ndarray:
-    """Integers of more than 8 bits as 8 bits."""
-    if values.min() < 0:
-        raise DiveError(f"{name} has negative pixel values; wants grey values from 0 up")
-    top = 2 ** depth_of(int(values.max())) - 1
-    scaled = np.rint((top - values if white_is_zero else values) * (255.0 / top)).astype(np.uint8)
-    if isinstance(key, int):
-        see_through = values == key
-        if see_through.all():
-            raise DiveError(transparent(name))
-        scaled[see_through] = 0
-    return scaled

@@ -19,6 +19,14 @@ _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
 )  # fmt: skip
 
 
+class NoRegularFile(DiveError):
+    """What is no regular file, and is not opened. kind: "a pipe"; for messages without the path."""
+
+    def __init__(self, path: Path | str, kind: str) -> None:
+        super().__init__(f"{path} is {kind}; wants a regular file")
+        self.kind = kind
+
+
 def open_file(path: Path | str, pipe: bool = False) -> Any:
     """A regular file, opened for reading bytes.
 
@@ -27,7 +35,7 @@ def open_file(path: Path | str, pipe: bool = False) -> Any:
 
     Raises:
         OSError: it is not there, may not be read, or is a folder.
-        DiveError: it is no regular file.
+        NoRegularFile: it is none.
     """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
@@ -37,7 +45,7 @@ def open_file(path: Path | str, pipe: bool = False) -> Any:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
             kind = next((name for test, name in _KINDS if test(mode)), "no file")
             if not (pipe and kind in ("a pipe", "a device")):
-                raise DiveError(f"{path} is {kind}; wants a regular file")
+                raise NoRegularFile(path, kind)
             os.set_blocking(handle, True)
         return os.fdopen(handle, "rb")
     except BaseException:

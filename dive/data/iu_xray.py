@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from dive.data.absent import is_absent, is_placeholder
-from dive.data.input_files import open_file
+from dive.data.input_files import NoRegularFile, open_file
 from dive.data.places import MAX_TEXT_BYTES, Places, existing_folder, nested, spread, unique
 from dive.data.reading import Candidate, ImageRow, Options, Reader
 from dive.data.tables import check_columns, find_table, read_table, row_source
@@ -219,6 +219,8 @@ def _parse(path: Path) -> ElementTree.Element:
     try:
         with open_file(path) as file:
             data = file.read(MAX_TEXT_BYTES + 1)
+    except NoRegularFile as error:
+        raise DiveError(f"{path.name}: is {error.kind}; wants a regular file") from None
     except OSError as error:
         raise DiveError(f"{path.name}: cannot be read: {error.strerror}") from error
     if len(data) > MAX_TEXT_BYTES:

@@ -139,8 +139,10 @@ def _parse(raw: bytes, source: str) -> dict:
         raise DiveError(
             f"{source}: is not JSON ({error.msg} at column {error.colno}); wants one object a line"
         ) from None
-    except ValueError as error:
-        raise DiveError(f"{source}: holds a value that cannot be read: {error}") from None
+    except UnicodeEncodeError:
+        raise DiveError(f"{source}: holds half a surrogate pair, which is no text") from None
+    except ValueError:  # what Python says of it is advice to its own users
+        raise DiveError(f"{source}: holds a whole number of thousands of digits") from None
     except RecursionError:
         raise DiveError(f"{source}: is nested too deeply to be a study") from None
     if not isinstance(row, dict):

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from dive.data.absent import first_present, is_placeholder
+from dive.data.input_files import NoRegularFile, open_file
 from dive.data.labels import LabelTable
 from dive.data.places import (
     MAX_TEXT_BYTES,
@@ -355,7 +356,9 @@ class ReportArchive:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._zip = zipfile.ZipFile(path)
+            self._zip = zipfile.ZipFile(open_file(path))
+        except NoRegularFile as error:
+            raise DiveError(f"{path.name}: is {error.kind}; wants a zip archive") from None
         except (zipfile.BadZipFile, OSError) as error:
             raise DiveError(
                 f"{path.name}: is no whole zip archive ({said_by(error)}); download it again"

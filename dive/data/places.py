@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from dive.data.input_files import open_file
+from dive.data.input_files import NoRegularFile, open_file
 from dive.errors import DiveError
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def read_text(path: Path, where: str, encoding: str = "utf-8-sig") -> str:
     """A small text file. `where` names the study whose report it is: the path may name a patient.
 
     Raises:
-        DiveError: missing, too large to be a report, no UTF-8.
+        DiveError: missing, no regular file, too large to be a report, no UTF-8.
     """
     try:
         with open_file(path) as file:
@@ -100,6 +100,9 @@ def read_text(path: Path, where: str, encoding: str = "utf-8-sig") -> str:
     except FileNotFoundError:
         log.info("%s: there is no %s", where, path)
         raise DiveError(f"{where}: there is no report file; is the download complete?") from None
+    except NoRegularFile as error:
+        log.info("%s: %s", where, error)
+        raise DiveError(f"{where}: the report file is {error.kind}; wants a regular file") from None
     except OSError as error:
         log.info("%s: %s", where, error)
         raise DiveError(f"{where}: cannot read the report file: {error.strerror}") from error

@@ -15,6 +15,12 @@ from dive.errors import DiveError
 from dive.private import names_of, said_by
 
 _SPLITS = ("train", "val", "test")
+_KEYS: dict[str, tuple[tuple[type, ...], str]] = {
+    "id": ((str, int), "a text or a whole number"),
+    "report": ((str,), "a text"),
+    "image_path": ((list,), "a list of paths"),
+}
+_KINDS = {dict: "an object", list: "a list", str: "a text", bool: "a truth value"}
 _FOLDERS = ("images", "images300", "files", "PNGs", "PNG", ".")
 
 
@@ -108,13 +114,13 @@ class R2Gen(Reader):
     def _candidate(self, item: Any, split: str, source: str) -> Candidate:
         if not isinstance(item, dict):
             raise DiveError(f"{source}: is no object")
-        for key, kinds in (("id", (str, int)), ("report", str), ("image_path", list)):
+        for key, (kinds, wanted) in _KEYS.items():
             if key == "report" and is_placeholder(item.get(key)):
                 continue  # NaN is one, too
             if not isinstance(item.get(key), kinds) or not item[key]:
                 have = names_of(item)
                 raise DiveError(
-                    f"{source}: {key!r} is {_state(item, key)}; wants a value (keys: {have})"
+                    f"{source}: {key!r} is {_state(item, key)}; wants {wanted} (keys: {have})"
                 )
         if item.get("split", split) != split:
             raise DiveError(f"{source}: 'split' is another in the list {split!r}")
@@ -147,7 +153,7 @@ class R2Gen(Reader):
 def _state(item: dict, key: str) -> str:
     if item.get(key) is None:
         return "not there"
-    return "empty" if not item[key] else f"a {type(item[key]).__name__}"
+    return "empty" if not item[key] else _KINDS.get(type(item[key]), "a number")
 
 
 def _leaves(path: str) -> bool:

@@ -9,10 +9,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import IO, cast
 
-from dive.data.input_files import open_file
+from dive.data.input_files import NoRegularFile, open_file
 from dive.data.trouble import Trouble
 from dive.errors import DiveError
-from dive.private import said_by
+from dive.private import names_of, said_by
 
 # A gzip of a few kilobytes can hold terabytes. The largest table that these datasets come with is
 # below one gigabyte, its longest line below a tenth of a megabyte.
@@ -54,7 +54,7 @@ def check_columns(path: Path, wanted: Sequence[str], header: Sequence[str] | Non
     if missing:
         # of a table without a header the first row is somebody's
         known = len(missing) < len(wanted)
-        has = f"the columns are {', '.join(header)}" if known else "is the first row its header?"
+        has = f"the columns are {names_of(header)}" if known else "is the first row its header?"
         raise DiveError(
             f"{row_source(path, 1)}: has no column {', '.join(map(repr, missing))}; {has}"
         )
@@ -138,6 +138,8 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise DiveError(
             f"{row_source(path, row + 1)}: is not a row of a table ({error}); is a quote left open?"
         ) from error
+    except NoRegularFile as error:
+        raise DiveError(f"{path.name}: is {error.kind}; wants a table in a regular file") from None
     except OSError as error:
         raise DiveError(f"cannot read {path.name}: {said_by(error)}") from error
     if row == 0:
@@ -146,8 +148,22 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _open(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
-        return cast(IO[bytes], gzip.open(path, "rb"))
+        return cast(IO[bytes], _Unpacked(open_file(path)))
     return cast(IO[bytes], open_file(path))
+
+
+class _Unpacked(gzip.GzipFile):
+    """Closes the file beneath with itself, as `gzip.open` of a path does."""
+
+    def __init__(self, beneath: IO[bytes]) -> None:
+        super().__init__(fileobj=beneath, mode="rb")
+        self._beneath = beneath
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self._beneath.close()
 
 
 def _refuse_wide(path: Path, file: IO[bytes]) -> None:
