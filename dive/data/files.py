@@ -172,7 +172,7 @@ def identity(path: Path) -> tuple[int, ...] | None:
     """Tells whether a file was exchanged or changed; None where there is none."""
     try:
         found = path.stat()
-    except FileNotFoundError:
+    except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 

@@ -19,12 +19,19 @@ _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
 )  # fmt: skip
 
 
+_UNOPENED = (errno.ENXIO, getattr(errno, "EOPNOTSUPP", errno.ENXIO), errno.ENODEV)
+
+
 class NoRegularFile(DiveError):
     """What is no regular file, and is not opened. kind: "a pipe"; for messages without the path."""
 
     def __init__(self, path: Path | str, kind: str) -> None:
         super().__init__(f"{path} is {kind}; wants a regular file")
         self.kind = kind
+
+
+def _kind(mode: int) -> str:
+    return next((name for test, name in _KINDS if test(mode)), "no file")
 
 
 def open_file(path: Path | str, pipe: bool = False) -> Any:
@@ -37,13 +44,19 @@ def open_file(path: Path | str, pipe: bool = False) -> Any:
         OSError: it is not there, may not be read, or is a folder.
         NoRegularFile: it is none.
     """
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        handle = os.open(path, flags)
+    except OSError as error:
+        if error.errno in _UNOPENED:  # a socket; a device that nothing is behind
+            raise NoRegularFile(path, _kind(os.stat(path).st_mode)) from None
+        raise
     try:
         mode = os.fstat(handle).st_mode
         if not stat.S_ISREG(mode):
             if stat.S_ISDIR(mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-            kind = next((name for test, name in _KINDS if test(mode)), "no file")
+            kind = _kind(mode)
             if not (pipe and kind in ("a pipe", "a device")):
                 raise NoRegularFile(path, kind)
             os.set_blocking(handle, True)

@@ -37,8 +37,11 @@ def parse(text: str, name: str) -> Any:
 
     def whole(word: str) -> int:
         value = int(word) if len(word) <= 20 else _WHOLE
-        if abs(value) >= _WHOLE:
-            raise DiveError(f"{name}: holds a whole number of {len(word)} digits; wants 64 bits")
+        if not -_WHOLE <= value < _WHOLE:
+            raise DiveError(
+                f"{name}: holds the whole number {short(word)}, which is none of 64 bits with a "
+                f"sign ({-_WHOLE} to {_WHOLE - 1})"
+            )
         return value
 
     try:
