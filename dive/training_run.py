@@ -6,6 +6,7 @@ import json
 import logging
 import operator
 import os
+import reprlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -260,6 +261,18 @@ _DIGESTS = {
 }
 
 
+# what a bare value would not explain
+_WORDS = {
+    "cache_images": "another choice of cache_images (--image-cache): features move last bits of "
+    "what is learnt",
+}
+
+
+def _short(value: Any) -> str:
+    """A value in one short line."""
+    return checks.shown(value) if isinstance(value, str) else reprlib.repr(value)
+
+
 # what descriptions of earlier versions lack
 _NOTED_SINCE = {
     "dtype", "device", "ranks", "versions", "weights_hash", "config_hash", "processor_hash",
@@ -284,8 +297,11 @@ def _differences(earlier: Any, now: dict[str, Any]) -> list[str]:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             found += _differences(old, new)
+        elif isinstance(new, dict):
+            found.append(f"a damaged {RUN_FILE} ({name} is {reprlib.repr(old)})")
         else:
-            found.append(_DIGESTS.get(name, f"{name} {old!r} (now {new!r})"))
+            was = f"{name} {_short(old)} (now {_short(new)})"
+            found.append(_DIGESTS.get(name, _WORDS.get(name, was)))
     return found
 
 
