@@ -273,24 +273,24 @@ def test_a_line_that_is_no_note_is_named(note, tmp_path):
 
 @pytest.mark.parametrize("value", [None, 7, "x", [7], {"a": [1]}, {}, True, 1e400, "9" * 5000])
 def test_a_heading_of_any_kind_is_another_run(value, begun, tmp_path):
-    path = begun / "out.jsonl.partial.run"
+    out = tmp_path / "out.jsonl"
+    path = tmp_path / "out.jsonl.partial.run"
+    shutil.copy(begun / "out.jsonl.partial", tmp_path)
+    shutil.copy(begun / "out.jsonl.partial.run", tmp_path)
     kept = path.read_text()
-    head = json.loads(kept.splitlines()[0])
-    try:
-        for name in [*head["run"], "unknown", "x" * 5000]:
-            if head["run"].get(name, head) == value:
-                continue
-            edit_run(begun, lambda v, name=name: v["run"].update({name: value}))
-            with pytest.raises(DiveError, match="unfinished run that was made with") as error:
-                call(*command(begun))
-            assert len(str(error.value)) < 900 and "\n" not in str(error.value)
-            path.write_text(kept)
-        for name in ("run", "format"):
-            edit_json_line(path, name, value)
-            with pytest.raises(DiveError, match="unfinished run that (was|does)"):
-                call(*command(begun))
-            path.write_text(kept)
-    finally:
+    run = json.loads(kept.splitlines()[0])["run"]
+    for name in [*run, "unknown", "x" * 5000]:
+        if run.get(name) == value:
+            continue
+        edit_run(tmp_path, lambda v, name=name: v["run"].update({name: value}))
+        with pytest.raises(DiveError, match="unfinished run that was made with") as error:
+            call(*changed_options(command(begun), out=out))
+        assert len(str(error.value)) < 900 and "\n" not in str(error.value)
+        path.write_text(kept)
+    for name in ("run", "format"):
+        edit_json_line(path, name, value)
+        with pytest.raises(DiveError, match="unfinished run that (was|does)"):
+            call(*changed_options(command(begun), out=out))
         path.write_text(kept)
 
 

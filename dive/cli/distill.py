@@ -197,8 +197,8 @@ def distill(
             held_out = open_all(
                 held_out, **options | {"split": "validation" if ":" in held_out else None}
             )
-    for given in (train, shown, held_out):
-        check_not_read(written, films(given) if isinstance(given, list) else [])
+    for read_now in (train, shown, held_out):
+        check_not_read(written, films(read_now) if isinstance(read_now, list) else [])
     adapter = run(
         open_backbone(backbone, dtype, device),
         train,

@@ -130,9 +130,9 @@ def generate(
         whole(option, value, 1)
     check_rows(out)  # what cannot be written is refused before anything is read
     left_out = _skipped_file(out)
-    written = {out: "--out", left_out: f"--out {out}:"}
-    check_not_read(written, [demonstrations, template, *(images or []), backbone, adapter])
-    check_not_of_spec(written, studies, images_root, reports_root)
+    outputs = {out: "--out", left_out: f"--out {out}:"}
+    check_not_read(outputs, [demonstrations, template, *(images or []), backbone, adapter])
+    check_not_of_spec(outputs, studies, images_root, reports_root)
     check_skipped(left_out)
     lock = context.with_resource(hold_file(out))  # to the end of the command
     context.with_resource(hold_file(left_out))
@@ -171,7 +171,7 @@ def generate(
     shown: Any = demonstrations_of(str(demonstrations), section) if demonstrations else None
     if isinstance(shown, int):
         raise DiveError(f"--demonstrations is {str(demonstrations)!r}, want a file of studies")
-    check_not_read(written, [*films(items), *films(shown)])
+    check_not_read(outputs, [*films(items), *films(shown)])
     template_date = None if template_date is None else as_date(template_date)
     stored = {} if steering is None else steering.metadata
     if template_date is None and not stored.get("template_date"):

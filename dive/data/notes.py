@@ -182,7 +182,7 @@ def _notes(path: Path, data: bytes) -> Iterator[_Note]:
             found = None
         if not (isinstance(found, list) and len(found) == 2 and isinstance(found[0], str)):
             raise no_note(path, number)
-        yield _Note(*found, number, end)
+        yield _Note(found[0], found[1], number, end)
 
 
 def _digest(line: bytes) -> str:

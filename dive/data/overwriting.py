@@ -22,13 +22,14 @@ def check_not_read(written: Mapping[Path, str], read: Iterable[Any]) -> None:
         read: files, folders whose files are read (two levels), films of studies; what names no
             file (an image in memory, a name on the hub, None) is passed over.
     """
-    there = {key: path for path in written if (key := _identity(path)) is not None}
+    there = {_identity(path): path for path in written}
+    there.pop(None, None)
     if not there:
         return
     for one in _files(read):
-        path = there.get(_identity(one))
-        if path is not None:
-            raise _refused(written[path], path)
+        key = _identity(one)
+        if key in there:
+            raise _refused(written[there[key]], there[key])
 
 
 def check_not_in_dataset(written: Mapping[Path, str], roots: Iterable[Any]) -> None:
