@@ -183,9 +183,9 @@ def find_checkpoint(folder: Path | None, resume: bool, run: dict[str, Any]) -> P
             "checkpoints to start again"
         )
     if differing:
+        few = differing[:8] + [f"{len(differing) - 8} more differences"] * (len(differing) > 8)
         raise DiveError(
-            f"{folder}: the unfinished training had {', '.join(differing)}; it cannot go on from "
-            "there"
+            f"{folder}: the unfinished training had {', '.join(few)}; it cannot go on from there"
         )
     return whole
 
@@ -219,7 +219,8 @@ def unreadable_before(folder: Path | None) -> list[str]:
 
 def date_before(folder: Path | None) -> str | None:
     """The day that the chat template printed in the unfinished training in `folder`, if any."""
-    return _described(folder).get("template_date")
+    found = _described(folder).get("template_date")
+    return found if isinstance(found, str) else None
 
 
 def _described(folder: Path | None) -> dict[str, Any]:
@@ -286,7 +287,8 @@ def _differences(earlier: Any, now: dict[str, Any]) -> list[str]:
         return ["no description"]
     found = []
     if "template_hash" in now:
-        other = difference(earlier, now)
+        known = isinstance(earlier.get("template_hash"), str)
+        other = difference(earlier, now) if known else "it does not say which"
         found += [] if other is None else [f"another chat template ({other})"]
     for name in now:
         old, new = earlier.get(name), now[name]
