@@ -114,12 +114,12 @@ def test_the_files_of_a_dataset_are_all_read(tmp_path, capsys):
     table.write_text("kept")
     (root / "mine.jsonl").write_text("")
     assert convert([f"iu-xray:{root}", "--out", str(table)]) == 1
-    assert "is one of the files to read" in capsys.readouterr().err
+    assert "among the files of the dataset" in capsys.readouterr().err
     for out, spec in (
         (table, f"iu-xray:{tmp_path / 'none'} --images-root {root}"),
         (table, f"mimic-cxr:{tmp_path / 'none'} --reports-root {root}"),
     ):
-        with pytest.raises(DiveError, match="--per-report .*: is one of the files to read"):
+        with pytest.raises(DiveError, match="--per-report .*: is there already, among the files"):
             call("evaluate", "--predictions", "/none", "--per-report", out, "--references",
                  *spec.split())  # fmt: skip
     assert table.read_text() == "kept"

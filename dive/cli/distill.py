@@ -291,7 +291,7 @@ def _files_of(out: Path) -> dict[Path, str]:
 
 def _annotations(decisive: str) -> str | None:
     """The file or folder that --decisive names, if it names one."""
-    return decisive.partition(":")[2] or None
+    return str(decisive).partition(":")[2] or None
 
 
 def _finished(out: Path, resume: bool) -> str:

@@ -24,6 +24,7 @@ _WORDS = {
     "demonstrations": "other demonstrations",
     "template": "another chat template",
     "template_date": "another date in the chat template",
+    "verify": "another choice of --verify",
     "device": "another kind of device",
     "versions": "other versions",
 }

@@ -8,7 +8,8 @@ from typing import Any
 from dive import checks
 from dive.errors import DiveError
 
-_ROWS = (".jsonl", ".skipped")  # of outputs; no dataset has files of such names
+# what of outputs lies there rightly; no dataset has files of such names
+_OWN = (".jsonl", ".skipped", ".safetensors", "adapter_config.json")
 
 
 def check_not_read(written: Mapping[Path, str], read: Iterable[Any]) -> None:
@@ -34,7 +35,8 @@ def check_not_read(written: Mapping[Path, str], read: Iterable[Any]) -> None:
 
 def check_not_in_dataset(written: Mapping[Path, str], roots: Iterable[Any]) -> None:
     """DiveError where an output that is there already lies in the folder of a dataset, whose
-    tables, reports and films all may be read; JSON lines, which none of them is, may be replaced.
+    tables, reports and films all may be read; JSON lines and adapters, which none of them is, may
+    be replaced.
     """
     for root in roots:
         if root is None or not os.path.isdir(root):
@@ -42,9 +44,11 @@ def check_not_in_dataset(written: Mapping[Path, str], roots: Iterable[Any]) -> N
         inside = os.path.realpath(root) + os.sep
         for path, option in written.items():
             real = os.path.realpath(path)
-            own = Path(real).suffix in _ROWS
-            if real.startswith(inside) and os.path.isfile(real) and not own:
-                raise _refused(option, path)
+            if real.startswith(inside) and os.path.isfile(real) and not real.endswith(_OWN):
+                raise DiveError(
+                    f"{option} {path}: is there already, among the files of the dataset, which all "
+                    "may be read; name another"
+                )
 
 
 def check_not_of_spec(
