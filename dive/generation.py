@@ -272,20 +272,14 @@ def prompter_for(
 ) -> Prompter:
     """A prompter as the adapter was trained with; what is given instead of it warns."""
     stored = {} if adapter is None else adapter.metadata
-    if prompt is None and target in (None, stored.get("target", target)):
-        prompt = stored.get("prompt")  # it would ask for the wrong section otherwise
-    budget: Any = max_image_tokens
-    if budget == "auto":
-        budget = stored.get("max_image_tokens", DEFAULT_MAX_IMAGE_TOKENS)
+    asked = asked_by(stored, prompt, target, max_image_tokens)
     kept = stored.get("template")
     if template is None and kept is not None:
         template = StoredTemplate(checks.text("the adapter's metadata.template", kept))
     assumed = template_date is None or isinstance(template_date, AssumedDay)
     prompter = Prompter(
         backbone,
-        prompt=prompt,
-        target=target or stored.get("target") or "findings",
-        max_image_tokens=budget,
+        **asked,
         template=template,
         template_date=(stored.get("template_date") or template_date) if assumed else template_date,
     )
@@ -315,6 +309,19 @@ def prompter_for(
             stacklevel=4,
         )
     return prompter
+
+
+def asked_by(
+    stored: Mapping[str, Any], prompt: str | None, target: str | None, max_image_tokens: Any
+) -> dict[str, Any]:
+    """Prompt, target and image budget that are in use, of an adapter's metadata and of what is
+    given instead of it; the prompt is None where it is the target's default."""
+    if prompt is None and target in (None, stored.get("target", target)):
+        prompt = stored.get("prompt")  # it would ask for the wrong section otherwise
+    if max_image_tokens == "auto":
+        max_image_tokens = stored.get("max_image_tokens", DEFAULT_MAX_IMAGE_TOKENS)
+    target = target or stored.get("target") or "findings"
+    return {"prompt": prompt, "target": target, "max_image_tokens": max_image_tokens}
 
 
 def as_studies(

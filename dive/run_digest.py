@@ -1,7 +1,8 @@
 """What makes two runs of `dive generate` one: all that decides what its reports are.
 
-Files count by their content, not by their names: a backbone's at the same path, the films of the
-demonstrations, and those of every report that is written already. What may differ: batch size,
+Files count by their content, not by their places: a backbone's (dive/backbone_files.py), the films
+of the demonstrations, and those of every report that is written already; films that are still to
+come by their names. What may differ: batch size,
 engine, on_error, which of several devices of a kind - the reports are the same by promise.
 """
 
@@ -11,7 +12,6 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,17 +19,14 @@ from PIL import Image
 
 from dive import checks, file_digest
 from dive.adapter import SteeringAdapter
-from dive.backbone import source_of
 from dive.data.image_names import place_of
 from dive.data.images import LazyImage, fetched
 from dive.data.io import JsonlWriter
 from dive.data.study import Study
 from dive.errors import DiveError
+from dive.films import name_of
 from dive.model_digest import digest
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-# what else of a folder the loaders of models, tokenizers and processors read
-_OTHERS = (".json", ".jinja", ".txt", ".model", ".py", ".tiktoken", ".spm", ".bpe", ".vocab")
 # A file that was changed a moment before may be changed again in the same tick of its clock.
 _SETTLED = 2_000_000_000  # nanoseconds
 
@@ -39,40 +36,6 @@ def device_kind(device: str) -> str:
     if device in ("auto", "map"):
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device.partition(":")[0]
-
-
-def describe_backbone(backbone: str, verify: bool = False) -> dict[str, Any]:
-    """The content of a backbone's folder by its files, or the commit of a repository on the hub.
-
-    verify: large files are read whole, and not sampled (`dive.file_digest.sampled`).
-
-    Raises:
-        DiveError: no such folder, or a file in it that cannot be read.
-    """
-    source = source_of(backbone)
-    folder = Path(source)
-    if not folder.is_dir():
-        return {"backbone": backbone, "backbone_commit": _commit(source)}
-    found: dict[str, dict[str, str]] = {"backbone_weights": {}, "backbone_files": {}}
-    # further chat templates lie in a folder of their own
-    for path in sorted([*folder.glob("*"), *folder.glob("*/*.jinja")]):
-        if path.suffix not in _WEIGHTS + _OTHERS or not path.is_file():
-            continue
-        name = str(path.relative_to(folder))
-        kind = "backbone_weights" if path.suffix in _WEIGHTS else "backbone_files"
-        found[kind][name] = file_digest.whole(path) if verify else file_digest.sampled(path)
-    return {"backbone": backbone, **found}
-
-
-def _commit(name: str) -> str | None:
-    """The commit that a name on the hub stands for now."""
-    from transformers.utils import cached_file
-
-    try:
-        place = cached_file(name, "config.json")
-    except (OSError, ValueError):
-        return None  # what is wrong with it is said when it is loaded
-    return None if place is None else Path(place).parent.name
 
 
 def describe_adapter(adapter: SteeringAdapter | None) -> dict[str, str] | None:
@@ -89,9 +52,10 @@ def describe_adapter(adapter: SteeringAdapter | None) -> dict[str, str] | None:
 
 
 def describe_studies(studies: Iterable[Study]) -> str:
-    """All of the studies that reaches a prompt, but for what the images show."""
+    """All of the studies that reaches a prompt, but for what the images show: of those the files'
+    names, wherever they lie."""
     return digest(
-        [[one.id, [str(image) for image in one.images], one.indication, one.patient]
+        [[one.id, [name_of(image) for image in one.images], one.indication, one.patient]
          for one in studies]
     )  # fmt: skip
 
@@ -163,8 +127,8 @@ def check_images(writer: JsonlWriter, studies: Iterable[Study], verify: bool = F
 
     def changed(study: Study) -> str | None:
         seen = writer.done[study.id]
-        if not isinstance(seen, list) or len(seen) != len(study.images):
-            return f"does not say which images the report of study {study.id!r} is of"
+        if not _says_what_was_seen(seen, len(study.images)):
+            raise writer.no_note(study.id)
         for place, (image, known) in enumerate(zip(study.images, seen, strict=True)):
             if not verify and known[1] is not None and _stat_of(image) == known[1]:
                 continue
@@ -178,6 +142,21 @@ def check_images(writer: JsonlWriter, studies: Iterable[Study], verify: bool = F
         for reason in pool.map(changed, done):
             if reason is not None:
                 raise writer.another(reason)
+
+
+def _says_what_was_seen(seen: Any, images: int) -> bool:
+    """Whether a note has what `WatchedStudy.seen` had, of so many images."""
+    return (
+        isinstance(seen, list)
+        and len(seen) == images
+        and all(
+            isinstance(one, list)
+            and len(one) == 2
+            and isinstance(one[0], str)
+            and (one[1] is None or (isinstance(one[1], list) and all(map(checks.is_whole, one[1]))))
+            for one in seen
+        )
+    )
 
 
 def _stat_of(image: Any) -> list[int] | None:

@@ -25,7 +25,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 SECONDS = 0.5  # of the processor's time for one rendering, compiling included; usual is 0.001
 MEGABYTES = 512  # beside what the process has when it begins
-LETTERS = 4_000_000  # of what is rendered: more than any model's context
+LETTERS = 600_000  # of what is rendered: more than a context of 128k tokens
 
 
 class _Dict:

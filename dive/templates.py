@@ -306,11 +306,11 @@ def difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
     if known is None or known == now["template_hash" if told else "template_text_hash"]:
         return None
     if not told:
-        return f"its text (hash {known}, now {now['template_text_hash']})"
+        return f"its text (hash {known!s:.40}, now {now['template_text_hash']})"
     found = []
     for name, what in (("template_text_hash", "its text, hash"), ("template_date", "its date,")):
         if name not in unknown and earlier.get(name) != now[name]:
-            found.append(f"{what} {earlier.get(name)} (now {now[name]})")
+            found.append(f"{what} {earlier.get(name)!s:.40} (now {now[name]})")
     before, after = str(earlier.get("template_conversation")), now["template_conversation"]
     if before != after and "template_conversation" not in unknown:
         pairs = enumerate(zip(before, after, strict=False))

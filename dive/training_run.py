@@ -6,6 +6,7 @@ import json
 import logging
 import operator
 import os
+import reprlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -182,9 +183,9 @@ def find_checkpoint(folder: Path | None, resume: bool, run: dict[str, Any]) -> P
             "checkpoints to start again"
         )
     if differing:
+        few = differing[:8] + [f"{len(differing) - 8} more differences"] * (len(differing) > 8)
         raise DiveError(
-            f"{folder}: the unfinished training had {', '.join(differing)}; it cannot go on from "
-            "there"
+            f"{folder}: the unfinished training had {', '.join(few)}; it cannot go on from there"
         )
     return whole
 
@@ -218,7 +219,8 @@ def unreadable_before(folder: Path | None) -> list[str]:
 
 def date_before(folder: Path | None) -> str | None:
     """The day that the chat template printed in the unfinished training in `folder`, if any."""
-    return _described(folder).get("template_date")
+    found = _described(folder).get("template_date")
+    return found if isinstance(found, str) else None
 
 
 def _described(folder: Path | None) -> dict[str, Any]:
@@ -260,6 +262,18 @@ _DIGESTS = {
 }
 
 
+# what a bare value would not explain
+_WORDS = {
+    "cache_images": "another choice of cache_images (--image-cache): features move last bits of "
+    "what is learnt",
+}
+
+
+def _short(value: Any) -> str:
+    """A value in one short line."""
+    return checks.shown(value) if isinstance(value, str) else reprlib.repr(value)
+
+
 # what descriptions of earlier versions lack
 _NOTED_SINCE = {
     "dtype", "device", "ranks", "versions", "weights_hash", "config_hash", "processor_hash",
@@ -273,7 +287,8 @@ def _differences(earlier: Any, now: dict[str, Any]) -> list[str]:
         return ["no description"]
     found = []
     if "template_hash" in now:
-        other = difference(earlier, now)
+        known = isinstance(earlier.get("template_hash"), str)
+        other = difference(earlier, now) if known else "it does not say which"
         found += [] if other is None else [f"another chat template ({other})"]
     for name in now:
         old, new = earlier.get(name), now[name]
@@ -284,8 +299,11 @@ def _differences(earlier: Any, now: dict[str, Any]) -> list[str]:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             found += _differences(old, new)
+        elif isinstance(new, dict):
+            found.append(f"a damaged {RUN_FILE} ({name} is {reprlib.repr(old)})")
         else:
-            found.append(_DIGESTS.get(name, f"{name} {old!r} (now {new!r})"))
+            was = f"{name} {_short(old)} (now {_short(new)})"
+            found.append(_DIGESTS.get(name, _WORDS.get(name, was)))
     return found
 
 

@@ -317,7 +317,9 @@ def test_another_run_is_not_mixed_in(tmp_path: Path) -> None:
     path = tmp_path / "reports.jsonl"
     with JsonlWriter(path, run={"prompt": "p", "adapter": None}) as writer:
         writer.append({"id": "a"})
-    with pytest.raises(DiveError, match="was made with another adapter, prompt: it cannot"):
+    with pytest.raises(
+        DiveError, match="was made with another adapter and another prompt: it cannot"
+    ):
         JsonlWriter(path, run={"prompt": "q", "adapter": "x"})
     assert writer.partial.read_text() == '{"id": "a"}\n'
 

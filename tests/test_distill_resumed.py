@@ -1,6 +1,7 @@
 """A training goes on only as itself; one that had ended is cleared away, and its adapter kept."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -50,6 +51,40 @@ def test_another_dtype_or_number_of_ranks(done, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(DiveError, match=r"ranks 1 \(now 2\)"):
         resumed(done)
+
+
+@pytest.mark.parametrize("value", [None, 7, "x" * 9000, ["y"] * 900, {"a": "z" * 9000}, {}, [[]]])
+def test_a_damaged_description_is_one_short_line(value, done, tmp_path):
+    path = shutil.copytree(done[0] / "run", tmp_path / "run") / training_run.RUN_FILE
+    run = json.loads(path.read_text())
+    for name in run:
+        if run[name] == value:
+            continue
+        path.write_text(json.dumps(run | {name: value}))
+        training_run.unreadable_before(path.parent)
+        training_run.date_before(path.parent)
+        if name in ("validation_hash", "unreadable"):
+            continue
+        if name.startswith("template_") and name != "template_hash":  # its hash is what counts
+            continue
+        if name == "films" and isinstance(value, dict):  # of other studies, told of elsewhere
+            continue
+        with pytest.raises(
+            DiveError, match=r"run: the unfinished training had .*; it cannot go"
+        ) as e:
+            training_run.find_checkpoint(path.parent, True, run)
+        assert len(str(e.value)) < 700 and "\n" not in str(e.value), name
+        if name == "config" and not isinstance(value, dict):
+            assert "a damaged run.json (config is " in str(e.value)
+    path.write_text(json.dumps(value))
+    with pytest.raises(DiveError, match="the unfinished training had"):
+        training_run.find_checkpoint(path.parent, True, run)
+
+
+def test_a_choice_of_cached_features_is_said_in_words(done):
+    config = dataclasses.replace(CONFIG, cache_images=True)
+    with pytest.raises(DiveError, match=r"another choice of cache_images \(--image-cache\): "):
+        resumed(done, config=config)
 
 
 def test_one_number_of_the_backbone(done):

@@ -14,10 +14,12 @@ from tiny import draw_film, save_studies
 
 import dive
 from dive import file_digest, run_digest
+from dive.backbone_files import describe_backbone, dtype_in_use
 from dive.data import read_studies
 from dive.data.io import JsonlWriter
 from dive.errors import DiveError
-from dive.run_digest import check_images, describe_adapter, describe_backbone, watched
+from dive.prompting import DEFAULT_PROMPTS
+from dive.run_digest import check_images, describe_adapter, watched
 
 
 class Stop(Exception):
@@ -89,22 +91,22 @@ CHANGES = {
     ),
     "weights": (
         lambda f: flip(f / "model" / "model.safetensors"),
-        r"another backbone_weights \(model.safetensors\)",
+        r"other weights of the backbone \(model.safetensors\)",
     ),
     "tokenizer": (
         lambda f: edit_json(f / "model" / "tokenizer_config.json", lambda v: v.update(extra=1)),
-        r"another backbone_files \(tokenizer_config.json\)",
+        r"other files of the backbone \(tokenizer_config.json\)",
     ),
     "template": (
         lambda f: (f / "model" / "chat_template.jinja").write_text("{{ messages }}"),
-        r"another backbone_files \(chat_template.jinja\)",
+        r"other files of the backbone \(chat_template.jinja\)",
     ),
     "film of a demonstration": (
-        lambda f: flip(f / "shown" / "images" / "00_frontal.jpg"), "another demonstrations:",
+        lambda f: flip(f / "shown" / "images" / "00_frontal.jpg"), "other demonstrations:",
     ),
     "report of a demonstration": (
         lambda f: edit_json(f / "shown" / "studies.jsonl", lambda v: v.update(findings="Well.")),
-        "another demonstrations:",
+        "other demonstrations:",
     ),
     "film of a finished report": (
         lambda f: flip(f / "studies" / "images" / "01_frontal.png"),
@@ -115,7 +117,7 @@ CHANGES = {
     ),
     "versions": (
         lambda f: edit_run(f, lambda head: head["run"]["versions"].update(torch="1.0")),
-        r"another versions \(torch\)",
+        r"other versions \(torch\)",
     ),
 }  # fmt: skip
 
@@ -138,33 +140,163 @@ def test_what_was_changed_meanwhile_is_named(what, begun, tmp_path, monkeypatch)
     monkeypatch.setattr(dive, "load_backbone", None)  # it is said before the backbone is loaded
     before = (folder / "out.jsonl.partial").read_bytes()
     with pytest.raises(DiveError, match=f"unfinished run that .*{said}"):
-        call(*command(begun))
+        call(*command(folder))
     assert (folder / "out.jsonl.partial").read_bytes() == before
 
 
 def as_it_was(begun, tmp_path):
-    """The folder itself, for paths count: what was there is put back from a copy."""
-    kept = begun.parent / "kept"
-    if not kept.exists():
-        shutil.copytree(begun, kept)
-    shutil.rmtree(begun)
-    shutil.copytree(kept, begun)
-    return begun
+    """A copy, elsewhere."""
+    return shutil.copytree(begun, tmp_path / "copy")
 
 
-def test_what_may_differ_goes_on(begun, tmp_path):
-    folder = as_it_was(begun, tmp_path)
-    # a film that is still to come, one of a copy, a model card; another batch size
-    draw_film(9).save(folder / "studies" / "images" / "05_frontal.png")
-    (folder / "model" / "README.md").write_text("# A model")
-    kept = (folder / "out.jsonl.partial").read_text().splitlines()
-    more = command(folder)
-    more[more.index("--batch-size") + 1] = 4
-    call(*more)
+def changed_options(words, **options):
+    words = list(words)
+    for name, value in options.items():
+        words[words.index(f"--{name.replace('_', '-')}") + 1] = value
+    return words
+
+
+def finished(folder, kept):
     written = rows(folder / "out.jsonl")
     assert (folder / "out.jsonl").read_text().splitlines()[:2] == kept
     assert [row["id"] for row in written] == [f"study-{i:02d}" for i in range(6)]
     assert not list(folder.glob("*.partial*"))
+
+
+def test_what_may_differ_goes_on(begun, tmp_path):
+    folder = as_it_was(begun, tmp_path)
+    # a film that is still to come, one of a copy, a model card, notes; another batch size
+    draw_film(9).save(folder / "studies" / "images" / "05_frontal.png")
+    for name in ("README.md", "README.json", "notes.txt", "results.jsonl", "training_args.bin"):
+        (folder / "model" / name).write_text("# A model")
+    kept = (folder / "out.jsonl.partial").read_text().splitlines()
+    call(*changed_options(command(folder), batch_size=4))
+    finished(folder, kept)
+
+
+SPELLED = {
+    "a slash": lambda f: changed_options(command(f), backbone=f"{f}/model/"),
+    "relative": lambda f: [Path(os.path.relpath(w, f)) if isinstance(w, Path) else w
+                           for w in command(f)],
+    "a link": lambda f: ((f / "link").symlink_to("model"),
+                         changed_options(command(f), backbone=f / "link"))[1],
+    "studies elsewhere": lambda f: changed_options(
+        command(f), studies=shutil.move(f / "studies", f / "s") / "studies.jsonl"
+    ),
+    "values in use": lambda f: command(
+        f, "--target", "findings", "--dtype", "float32", "--max-image-tokens", "576",
+        "--prompt", DEFAULT_PROMPTS["findings"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", SPELLED)
+def test_the_same_run_in_other_words_goes_on(how, begun, tmp_path, monkeypatch):
+    folder = as_it_was(begun, tmp_path)
+    kept = (folder / "out.jsonl.partial").read_text().splitlines()
+    monkeypatch.chdir(folder)
+    call(*SPELLED[how](folder))
+    finished(folder, kept)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            ("--target", "impression", "--prompt", DEFAULT_PROMPTS["findings"]),
+            "other demonstrations and another target:",
+        ),
+        (("--prompt", "Say it."), "another prompt:"),
+        (("--dtype", "bfloat16"), "another dtype:"),
+        (("--max-image-tokens", "none"), "another max_image_tokens:"),
+        (("--target", "impression"), "other demonstrations, another prompt and another target:"),
+        (("--template-date", "2020-02-02"), "another date in the chat template:"),
+    ],
+)
+def test_other_values_are_named(more, said, begun, tmp_path):
+    folder = as_it_was(begun, tmp_path)
+    if "impression" in more:  # which the demonstrations need then
+        edit_json(folder / "shown" / "studies.jsonl", lambda v: v.update(impression="Well."))
+    with pytest.raises(DiveError, match=f"was made with {said}"):
+        call(*command(folder, *more))
+
+
+def test_dtype_in_use_is_the_one_that_is_loaded(tiny_llava, tmp_path):
+    for name in ("float32", "bfloat16"):
+        folder = tmp_path / name
+        shutil.copytree(tiny_llava, folder)
+        edit_json(folder / "config.json", lambda v, name=name: v.update(dtype=name))
+        loaded = dive.load_backbone(folder, device="cpu").dtype
+        assert dtype_in_use(str(folder), "auto") == str(loaded).removeprefix("torch.") == name
+        assert dtype_in_use(str(folder), "half") == "float16"
+    edit_json(folder / "config.json", lambda v: (v.pop("dtype"), v.pop("torch_dtype", None)))
+    assert dtype_in_use(str(folder), "auto") == "auto"
+    for config in ("[]", "{", '{"dtype": [7]}', '{"dtype": "nn"}', '{"dtype": {"": "x"}}'):
+        (folder / "config.json").write_text(config)
+        assert dtype_in_use(str(folder), "auto") == "auto"
+
+
+NOTES = {
+    "made of numbers": [[7]],
+    "no list": [{"a": 1}],
+    "nothing": [None],
+    "a text": ["film"],
+    "too few": [[]],
+    "a digest of another kind": [[[7, None]]],
+    "times of another kind": [[["d", 7]]],
+    "times of texts": [[["d", ["x", 1, 2, 3]]]],
+    "more": [[["d", None]], 1],
+}
+
+
+@pytest.mark.parametrize("how", NOTES)
+def test_an_edited_note_is_named_by_its_line(how, begun, tmp_path):
+    folder = as_it_was(begun, tmp_path)
+    path = folder / "out.jsonl.partial.run"
+    lines = path.read_text().splitlines()
+    lines[2] = json.dumps([json.loads(lines[2])[0], *NOTES[how]])
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DiveError, match=r"out.jsonl.partial.run:3: is not a note that the run wr"):
+        call(*command(folder))
+
+
+@pytest.mark.parametrize("note", ["7", "null", '"ab"', '{"a": 1, "b": 2}', "[7, 7]", "[[1], 2]",
+                                  "[1]", '["a"]', "x", "[" * 100_000, "\xff"])  # fmt: skip
+def test_a_line_that_is_no_note_is_named(note, tmp_path):
+    with JsonlWriter(tmp_path / "r.jsonl") as writer:
+        writer.append({"id": "a"})
+    text = writer._run_path.read_text().splitlines()
+    writer._run_path.write_text("\n".join([text[0], note, text[1]]) + "\n", encoding="latin-1")
+    with pytest.raises(DiveError, match=r"r.jsonl.partial.run:2: is not a note that the run"):
+        JsonlWriter(tmp_path / "r.jsonl")
+
+
+@pytest.mark.parametrize("value", [None, 7, "x", [7], {"a": [1]}, {}, True, 1e400, "9" * 5000])
+def test_a_heading_of_any_kind_is_another_run(value, begun, tmp_path):
+    out = tmp_path / "out.jsonl"
+    path = tmp_path / "out.jsonl.partial.run"
+    shutil.copy(begun / "out.jsonl.partial", tmp_path)
+    shutil.copy(begun / "out.jsonl.partial.run", tmp_path)
+    kept = path.read_text()
+    run = json.loads(kept.splitlines()[0])["run"]
+    for name in [*run, "unknown", "x" * 5000]:
+        if run.get(name) == value:
+            continue
+        edit_run(tmp_path, lambda v, name=name: v["run"].update({name: value}))
+        with pytest.raises(DiveError, match="unfinished run that was made with") as error:
+            call(*changed_options(command(begun), out=out))
+        assert len(str(error.value)) < 900 and "\n" not in str(error.value)
+        path.write_text(kept)
+    for name in ("run", "format"):
+        edit_json_line(path, name, value)
+        with pytest.raises(DiveError, match="unfinished run that (was|does)"):
+            call(*changed_options(command(begun), out=out))
+        path.write_text(kept)
+
+
+def edit_json_line(path, name, value):
+    head, *others = path.read_text().splitlines(keepends=True)
+    path.write_text(json.dumps(json.loads(head) | {name: value}) + "\n" + "".join(others))
 
 
 HEAD = b'{"id": "a", "n": 1}\n{"id": "b", "n": 2}\n'
@@ -310,6 +442,8 @@ def test_a_hub_id_is_its_commit(tmp_path, monkeypatch):
     place.mkdir(parents=True)
     monkeypatch.setattr("transformers.utils.cached_file", lambda *_: str(place / "config.json"))
     assert describe_backbone("a/b") == {"backbone": "a/b", "backbone_commit": "0123abcd"}
+    (place / "config.json").write_text('{"torch_dtype": "float16"}')
+    assert dtype_in_use("a/b", "auto") == dtype_in_use("a/b", "half") == "float16"
 
 
 def test_an_adapter_is_its_weights_and_all_that_is_said_of_its_use(tiny_llava):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -211,10 +212,45 @@ def test_what_bears_the_name_of_the_lock(tmp_path):
     (tmp_path / ".folder.lock").mkdir()
     (tmp_path / "mine").write_text("kept")
     (tmp_path / ".link.lock").symlink_to("mine")
-    for name in ("pipe", "folder", "link"):
-        with pytest.raises(DiveError, match=f"cannot write .*{name}: "):
+    (tmp_path / ".nowhere.lock").symlink_to("not-there")
+    said = {"pipe": "is no regular file", "folder": "is a folder", "link": "is a link"}
+    for name, what in (said | {"nowhere": "is a link"}).items():
+        lock_name = re.escape(f"{tmp_path}/.{name}.lock")
+        with pytest.raises(DiveError, match=f"cannot write .*{name}: {lock_name} {what}, and that"):
             hold_file(tmp_path / name)
     assert (tmp_path / "mine").read_text() == "kept"
+
+
+FACTS = '{"pid": 1, "host": "h", "command": "dive", "since": "2026", "job": null}\n'
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["my notes\n", "12345\n", "[1]", "{}", '{"pid": 1}', '{"pid": 1, "host": "other program"}\n',
+     '{"pid": 1, not JSON\n', "\xff", FACTS + "and more", "[" * 100_000, " "],
+)  # fmt: skip
+def test_a_file_that_others_wrote_under_the_name_of_the_lock_stays(text, tmp_path):
+    for place, hold in (
+        (tmp_path / ".a.lock", lambda: hold_file(tmp_path / "a")),
+        (tmp_path / ".lock", lambda: hold_folder(tmp_path)),
+    ):
+        place.write_text(text)
+        before = place.stat()
+        with pytest.raises(DiveError, match=re.escape(f"{place} holds what dive did not write")):
+            hold()
+        after = place.stat()
+        assert place.read_text() == text
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    with pytest.raises(DiveError, match="did not write"):
+        call("generate", "--backbone", "/none", "--out", tmp_path / "a", "a.png")
+    assert sorted(os.listdir(tmp_path)) == [".a.lock", ".lock"]
+
+
+@pytest.mark.parametrize("left", ["", FACTS, FACTS[:20], "\0" * 30])
+def test_what_a_kill_or_a_full_disk_left_of_a_lock_is_no_obstacle(left, tmp_path):
+    (tmp_path / ".a.lock").write_text(left)
+    hold_file(tmp_path / "a").release()
+    assert os.listdir(tmp_path) == []
 
 
 def test_other_ranks_end_where_the_first_one_is_refused(other, tmp_path, monkeypatch):
@@ -275,8 +311,12 @@ def test_the_list_of_what_is_skipped_is_an_output_too(tmp_path):
     ):
         call("generate", *words, tmp_path / "a.jsonl")
     # of another name in the folder it is another
-    with hold_file(tmp_path / "a.skipped.jsonl"), pytest.raises(DiveError, match="none.jsonl"):
-        call("generate", *words, tmp_path / "a.txt")
+    for name in ("a.txt", "a"):
+        with hold_file(tmp_path / "a.skipped.jsonl"), pytest.raises(DiveError, match="none.jsonl"):
+            call("generate", *words, tmp_path / name)
+    for name in ("a.skipped.jsonl", "a.skipped"):
+        with pytest.raises(DiveError, match="lists what another output skips"):
+            call("generate", *words, tmp_path / name)
     assert os.listdir(tmp_path) == []
 
 
@@ -311,7 +351,7 @@ def test_two_files_of_two_adapters_are_not_loaded(adapters, tmp_path):
         adapter.save_pretrained(tmp_path / name)
     weights = (tmp_path / "b" / "adapter.safetensors").read_bytes()
     (tmp_path / "a" / "adapter.safetensors").write_bytes(weights)
-    with pytest.raises(DiveError, match="are of two adapters: a save was cut short"):
+    with pytest.raises(DiveError, match="are of two adapters"):
         dive.SteeringAdapter.from_pretrained(tmp_path / "a")
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     del config["weights_sha256"]  # as older versions wrote it

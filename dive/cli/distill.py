@@ -154,6 +154,7 @@ def distill(
     from dive.adapter import CONFIG_FILE
     from dive.data import Skipped
     from dive.data.lock import hold_folder
+    from dive.data.overwriting import check_not_of_spec, check_not_read, films
     from dive.distillation import check_teacher
     from dive.distillation import distill as run
     from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS
@@ -168,6 +169,11 @@ def distill(
         check_teacher(config)
     budget = image_budget(max_image_tokens, DEFAULT_MAX_IMAGE_TOKENS)
     _check_out(out, config.cache_images)
+    written = _files_of(out)
+    check_not_read(written, [backbone, template, _annotations(config.decisive)])
+    for spec in (studies, validation, demonstrations):
+        if spec is not None and (":" in spec or os.path.isfile(spec)):  # and no number
+            check_not_of_spec(written, spec, images_root, reports_root)
     context.with_resource(hold_folder(out, ranks=True))  # to the end of the command
     checkpoints = out / "checkpoints"
     left = clear_finished(out) if int(os.environ.get("RANK", 0)) == 0 else False
@@ -191,6 +197,8 @@ def distill(
             held_out = open_all(
                 held_out, **options | {"split": "validation" if ":" in held_out else None}
             )
+    for read_now in (train, shown, held_out):
+        check_not_read(written, films(read_now) if isinstance(read_now, list) else [])
     adapter = run(
         open_backbone(backbone, dtype, device),
         train,
@@ -261,16 +269,29 @@ def _say_cleared(out: Path, as_json: bool) -> None:
 
 def _check_out(out: Path, cache: Any) -> None:
     """What cannot be written is refused before the backbone or any study is read."""
-    from dive.adapter import CONFIG_FILE, WEIGHTS_FILE
     from dive.data.io import check_file, check_folder
+    from dive.data.trouble import check_skipped
     from dive.feature_store import check_cache
 
     check_folder(out)
     check_folder(out / "checkpoints")
-    for name in (CONFIG_FILE, WEIGHTS_FILE, "skipped.jsonl"):
-        check_file(out / name)
+    for name in _files_of(out):
+        check_file(name)
+    check_skipped(out / "skipped.jsonl")
     if isinstance(cache, str):
         check_cache(cache)
+
+
+def _files_of(out: Path) -> dict[Path, str]:
+    """What is written into --out, or removed there."""
+    from dive.adapter import CONFIG_FILE, WEIGHTS_FILE
+
+    return {out / name: "--out, whose" for name in (CONFIG_FILE, WEIGHTS_FILE, "skipped.jsonl")}
+
+
+def _annotations(decisive: str) -> str | None:
+    """The file or folder that --decisive names, if it names one."""
+    return str(decisive).partition(":")[2] or None
 
 
 def _finished(out: Path, resume: bool) -> str:

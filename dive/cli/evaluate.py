@@ -140,6 +140,7 @@ def evaluate(
     """Score reports: BLEU, ROUGE-L, findings by the lexicon, termination, length."""
     from dive.data.io import check_file
     from dive.data.lock import hold_file
+    from dive.data.overwriting import check_not_of_spec, check_not_read
     from dive.metrics import METRICS, CheXbert, RadGraph
     from dive.metrics import evaluate as score
 
@@ -150,9 +151,13 @@ def evaluate(
     check_values(target=target)
     if per_report is not None:
         check_file(per_report)
-        given = [Path(name) for name in (predictions, baseline, references) if name is not None]
-        if any(per_report.resolve() == one.resolve() for one in given):
-            raise DiveError(f"--per-report {per_report}: is one of the files to read; name another")
+        written = {per_report: "--per-report"}
+        check_not_read(
+            written,
+            [predictions, baseline, radgraph_annotations, radgraph_weights, radgraph_encoder,
+             chexbert_weights, chexbert_tokenizer],
+        )  # fmt: skip
+        check_not_of_spec(written, references, images_root, reports_root)
         context.with_resource(hold_file(per_report))
     sources: dict[str, Any] = {}
     if "radgraph" in asked:

@@ -1,6 +1,5 @@
 """`dive generate`: images or studies in, reports.jsonl out."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -115,8 +114,10 @@ def generate(
     """
     if bool(images) == (studies is not None):
         raise DiveError("give either --studies FILE or image files, and not both")
-    from dive.data.io import check_file, check_rows
+    from dive.data.io import check_rows
     from dive.data.lock import hold_file
+    from dive.data.overwriting import check_not_of_spec, check_not_read, films
+    from dive.data.trouble import check_skipped
 
     check_values(
         target=target,
@@ -128,11 +129,11 @@ def generate(
     for option, value in (("--max-new-tokens", max_new_tokens), ("--batch-size", batch_size)):
         whole(option, value, 1)
     check_rows(out)  # what cannot be written is refused before anything is read
-    for name in (studies, demonstrations, template, *(images or [])):
-        if name is not None and os.path.realpath(name) == os.path.realpath(out):
-            raise DiveError(f"--out {out}: is one of the files to read; name another")
     left_out = _skipped_file(out)
-    check_file(left_out)
+    outputs = {out: "--out", left_out: f"--out {out}:"}
+    check_not_read(outputs, [demonstrations, template, *(images or []), backbone, adapter])
+    check_not_of_spec(outputs, studies, images_root, reports_root)
+    check_skipped(left_out)
     lock = context.with_resource(hold_file(out))  # to the end of the command
     context.with_resource(hold_file(left_out))
     if out.is_file() and not overwrite:
@@ -141,14 +142,15 @@ def generate(
         )
     from dive import file_digest
     from dive.adapter import SteeringAdapter
+    from dive.backbone_files import describe_backbone, dtype_in_use
     from dive.data import Skipped
     from dive.data.io import JsonlWriter, run_before
-    from dive.generation import as_studies, iter_reports
+    from dive.generation import as_studies, asked_by, iter_reports
     from dive.model_digest import versions
+    from dive.prompting import DEFAULT_PROMPTS
     from dive.run_digest import (
         check_images,
         describe_adapter,
-        describe_backbone,
         describe_demonstrations,
         describe_studies,
         device_kind,
@@ -169,23 +171,26 @@ def generate(
     shown: Any = demonstrations_of(str(demonstrations), section) if demonstrations else None
     if isinstance(shown, int):
         raise DiveError(f"--demonstrations is {str(demonstrations)!r}, want a file of studies")
+    check_not_read(outputs, [*films(items), *films(shown)])
     template_date = None if template_date is None else as_date(template_date)
     stored = {} if steering is None else steering.metadata
     if template_date is None and not stored.get("template_date"):
         # what an interrupted run has begun is prompted alike to its end, on another day, too
-        template_date = AssumedDay(run_before(out).get("template_date") or today())
+        template_date = AssumedDay(_date_in(run_before(out)) or today())
+    asked = asked_by(stored, prompt, target, image_budget(max_image_tokens, "auto"))
+    if asked["prompt"] is None:
+        asked["prompt"] = DEFAULT_PROMPTS.get(asked["target"])
+    # the values in use, whether they were given or are the adapter's or the defaults
     run = {
         **describe_backbone(backbone, verify),
         "adapter": describe_adapter(steering),
         "studies": describe_studies(items),
         "demonstrations": describe_demonstrations(shown),
-        "target": target,
-        "prompt": prompt,
+        **asked,
         "template": None if template is None else file_digest.whole(template),
-        "template_date": template_date,
+        "template_date": template_date or stored.get("template_date"),
         "max_new_tokens": max_new_tokens,
-        "max_image_tokens": max_image_tokens,
-        "dtype": dtype,
+        "dtype": dtype_in_use(backbone, dtype),
         "device": device_kind(device),
         "verify": verify,
         "versions": versions(),
@@ -270,9 +275,25 @@ def generate(
 
 
 def _skipped_file(out: Path) -> Path:
-    """Beside reports.jsonl reports.skipped.jsonl, and beside any other its whole name with that:
-    two outputs in one folder have two."""
-    return out.with_name((out.stem if out.suffix == ".jsonl" else out.name) + ".skipped.jsonl")
+    """Beside reports.jsonl reports.skipped.jsonl, and beside any other its whole name with
+    ".skipped": no two outputs have one. DiveError where `out` has such a name itself."""
+    if out.name.endswith((".skipped.jsonl", ".skipped")):
+        raise DiveError(
+            f"--out {out}: a file of that name lists what another output skips; name another"
+        )
+    if out.suffix == ".jsonl":
+        return out.with_name(f"{out.stem}.skipped.jsonl")
+    return out.with_name(f"{out.name}.skipped")
+
+
+def _date_in(run: dict[str, Any]) -> str | None:
+    """The date that an unfinished run's description has; None where it has none."""
+    from dive.template_clock import as_date
+
+    try:
+        return as_date(run.get("template_date"))
+    except DiveError:
+        return None  # somebody edited it, and is told when the two runs are compared
 
 
 def _without_report(failed: list["Report"], written: int, out: Path) -> str:

@@ -13,6 +13,7 @@ from dive import checks
 from dive.data.io import check_file, write_jsonl
 from dive.data.lock import hold_file
 from dive.data.open import open_studies
+from dive.data.overwriting import check_not_of_spec, check_not_read, films
 from dive.data.study import TARGETS, Study
 from dive.data.trouble import Skipped
 from dive.errors import DiveError
@@ -48,9 +49,12 @@ def main(arguments: list[str] | None = None) -> int:
             if out is not None:
                 out = checks.place("--out", out)
                 check_file(out)  # before anything is read
+                written = {out: "--out"}
+                check_not_of_spec(written, spec, options["images"], options["reports"])
                 ends.enter_context(hold_file(out))
             studies = open_studies(spec, skipped=skipped, **options).read()
             if out is not None:
+                check_not_read(written, films(studies))
                 write_jsonl(out, map(_row, studies))
     except DiveError as error:
         print(visible(f"error: {error}"), file=sys.stderr)

@@ -131,6 +131,7 @@ class JsonlWriter:
         self._target = check_rows(self.path)
         self.partial, self._run_path = _unfinished(self._target)
         self.done: dict[str, Any] = {}
+        self._noted_in: dict[str, int] = {}  # lines of the notes
         self._rows: Growing | None = None
         self._notes: Growing | None = None
         self._closed = False
@@ -177,6 +178,10 @@ class JsonlWriter:
             "that command to finish it, delete the file to start again, or write somewhere else"
         )
 
+    def no_note(self, name: str) -> DiveError:
+        """The error of a continued run whose note of the row `name` is none that it wrote."""
+        return notes.no_note(self._run_path, self._noted_in[name])
+
     def _recover(self) -> None:
         try:
             found = notes.kept(self.partial, self._run_path, self._order)
@@ -185,7 +190,7 @@ class JsonlWriter:
             os.truncate(self._run_path, found.notes_end)
         except OSError as error:
             raise DiveError(f"cannot go on with {self.partial}: {error.strerror}") from error
-        self.done = found.done
+        self.done, self._noted_in = found.done, found.lines
 
     def append(self, row: Mapping) -> None:
         """Write one row and hand it to the operating system, so that a killed process keeps it.

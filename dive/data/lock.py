@@ -3,7 +3,8 @@
 The lock of a file is `.NAME.lock` beside it (beside what a link leads to), that of a folder is
 `.lock` in it. It is the system's own (`flock`; over NFS the server's), so a process that is killed
 holds nothing any more, and the file that it leaves is no obstacle; who ends well removes it. In the
-file stands who holds it, for whoever is refused: process, machine, command, and since when.
+file stands who holds it, for whoever is refused: process, machine, command, and since when. A file
+of that name that says anything else is somebody's own: it is refused, and stays as it is.
 
 A file system without locks (some mounts of Lustre, NFS without its lock daemon) is said once, in a
 warning, and the run goes on: the checks before every rename are then all that is left.
@@ -32,6 +33,8 @@ from dive.errors import DiveError
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _SETTLES = 0.5  # seconds in which a holder has written who it is, or is gone
 _RANKS_WAIT = 30.0  # seconds for the first rank to come to the lock
+_FACTS = ("pid", "host", "command", "since", "job")  # what a lock's file says, in this order
+_MOST = 4096  # bytes that are read of it
 _COMMANDS = {"demo", "distill", "generate", "evaluate", "inspect", "study", "bench", "doctor"}
 
 _guard = threading.RLock()  # a finalizer may come in at any line
@@ -122,6 +125,7 @@ def _try(output: Path, place: Path, made: list[Path]) -> tuple[Held | None, dict
             return None, None
         try:
             if _lock(handle, place):
+                _check_own(output, place, handle)
                 held = Held(output, place, handle, made)
                 _held[place] = handle, held.facts
                 return held, None
@@ -150,11 +154,48 @@ def _open(output: Path, place: Path, made: list[Path]) -> int | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise unwritable(output, error) from error
+        kind = _no_file(place)
+        if kind is None:
+            raise unwritable(output, error) from error
+        raise _taken(output, place, f"is {kind}") from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise DiveError(f"cannot write {output}: {place} is no regular file, and its lock's name")
+        raise _taken(output, place, "is no regular file")
     return handle
+
+
+def _no_file(place: Path) -> str | None:
+    """What bears the lock's name, if it is none that can be opened as a file."""
+    try:
+        mode = os.lstat(place).st_mode
+    except OSError:
+        return None
+    if stat.S_ISREG(mode):
+        return None
+    return "a folder" if stat.S_ISDIR(mode) else "a link" if stat.S_ISLNK(mode) else "no file"
+
+
+def _taken(output: Path, place: Path, why: str) -> DiveError:
+    return DiveError(
+        f"cannot write {output}: {place} {why}, and that name is its lock's: rename it, or write "
+        "somewhere else"
+    )
+
+
+def _check_own(output: Path, place: Path, handle: int) -> None:
+    """DiveError where the file, which nobody locks, holds what no process of ours wrote there."""
+    data = os.pread(handle, _MOST + 1, 0)
+    if not data.strip(b"\0"):  # new, or what a power cut made of it
+        return
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        # a full disk cuts off what is being written
+        ours = data.startswith(b'{"pid": ') and len(data) < _MOST and b"\n" not in data
+    else:
+        ours = isinstance(found, dict) and tuple(found) == _FACTS
+    if not ours:
+        raise _taken(output, place, "holds what dive did not write")
 
 
 def _lock(handle: int, place: Path) -> bool:
@@ -186,13 +227,9 @@ def _is_at(handle: int, place: Path) -> bool:
 
 def _sign(handle: int) -> dict[str, Any]:
     """Who holds it, into the lock's file; a full disk harms only that, and not the lock."""
-    facts = {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "command": _command(),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "job": _job(),
-    }
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    said = (os.getpid(), socket.gethostname(), _command(), since, _job())
+    facts = dict(zip(_FACTS, said, strict=True))
     with contextlib.suppress(OSError):
         os.ftruncate(handle, 0)
         os.pwrite(handle, (json.dumps(facts) + "\n").encode("utf-8"), 0)
@@ -219,7 +256,7 @@ def _job() -> str | None:
 
 def _holder(handle: int) -> dict[str, Any] | None:
     try:
-        found = json.loads(os.pread(handle, 4096, 0))
+        found = json.loads(os.pread(handle, _MOST, 0))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

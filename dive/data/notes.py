@@ -13,17 +13,34 @@ from typing import Any, NamedTuple
 
 from dive.errors import DiveError
 
-FORMAT = 2  # of the notes; the first had the description alone
+FORMAT = 3  # of the notes; the first had the description alone, the second compared places
+
+# What a difference is called; a field that is not here is "another NAME".
+_WORDS = {
+    "backbone_commit": "another commit of the backbone",
+    "backbone_weights": "other weights of the backbone",
+    "backbone_files": "other files of the backbone",
+    "studies": "other studies",
+    "demonstrations": "other demonstrations",
+    "template": "another chat template",
+    "template_date": "another date in the chat template",
+    "verify": "another choice of --verify",
+    "device": "another kind of device",
+    "versions": "other versions",
+}
+_MOST = 60  # characters of a name that somebody may have edited
 
 
 class Kept(NamedTuple):
     """What is whole of an unfinished file.
 
-    done: what each row was made of, by its id, in the rows' order. rows_end: bytes of the whole
-    rows. notes_end: bytes of the notes up to the last row's; what comes then was torn, or its row.
+    done: what each row was made of, by its id, in the rows' order. lines: the line of its note.
+    rows_end: bytes of the whole rows. notes_end: bytes of the notes up to the last row's; what
+    comes then was torn, or its row.
     """
 
     done: dict[str, Any]
+    lines: dict[str, int]
     rows_end: int
     notes_end: int
 
@@ -64,11 +81,16 @@ def why_another(path: Path, run: Mapping) -> str | None:
         return f"was begun by {age} version of dive, which noted other things about a run"
     now = json.loads(heading(run))["run"]
     names = [
-        name + _inside(earlier.get(name), now.get(name))
+        _WORDS.get(name, f"another {name[:_MOST]}") + _inside(earlier.get(name), now.get(name))
         for name in sorted(earlier.keys() | now.keys())
         if earlier.get(name) != now.get(name)
     ]
-    return f"was made with another {', '.join(names)}" if names else None
+    return f"was made with {_listed(names)}" if names else None
+
+
+def _listed(names: list[str]) -> str:
+    few = names[:8] + ([f"{len(names) - 8} more"] if len(names) > 8 else [])
+    return few[0] if len(few) == 1 else f"{', '.join(few[:-1])} and {few[-1]}"
 
 
 def _inside(one: Any, other: Any) -> str:
@@ -76,6 +98,7 @@ def _inside(one: Any, other: Any) -> str:
     if not (isinstance(one, dict) and isinstance(other, dict)):
         return ""
     names = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+    names = [name[:_MOST] for name in names]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f" ({', '.join(names[:3])}{more})"
 
@@ -92,6 +115,7 @@ def kept(partial: Path, notes: Path, known: Collection[str] | None = None) -> Ke
     rows_end, notes_end = data.rfind(b"\n") + 1, noted.find(b"\n") + 1
     written = _notes(notes, noted)
     done: dict[str, Any] = {}
+    lines: dict[str, int] = {}
     for number, raw in enumerate(data[:rows_end].split(b"\n")[:-1], start=1):
         try:
             name = _id_of(raw)
@@ -109,13 +133,22 @@ def kept(partial: Path, notes: Path, known: Collection[str] | None = None) -> Ke
                 f"{partial}:{number}: {error}; the run goes on only from rows of its own: delete "
                 "this line and those behind it to go on from there, or the file to start again"
             ) from None
-        done[name], notes_end = note.made_of, note.end
-    return Kept(done, rows_end, notes_end)
+        done[name], lines[name], notes_end = note.made_of, note.line, note.end
+    return Kept(done, lines, rows_end, notes_end)
+
+
+def no_note(path: Path, line: int) -> DiveError:
+    """The error of a line of the notes that the run did not write."""
+    return DiveError(
+        f"{path}:{line}: is not a note that the run wrote; delete the unfinished file to start "
+        "again"
+    )
 
 
 class _Note(NamedTuple):
     digest: str
     made_of: Any
+    line: int
     end: int  # bytes of the notes up to here
 
 
@@ -145,13 +178,12 @@ def _notes(path: Path, data: bytes) -> Iterator[_Note]:
     for number, raw in enumerate(data[end:].split(b"\n")[:-1], start=2):
         end += len(raw) + 1
         try:
-            digest, made_of = json.loads(raw)
-        except (ValueError, TypeError, RecursionError):
-            raise DiveError(
-                f"{path}:{number}: is not a note that the run wrote; delete the unfinished file "
-                "to start again"
-            ) from None
-        yield _Note(digest, made_of, end)
+            found = json.loads(raw)
+        except (ValueError, RecursionError):
+            found = None
+        if not (isinstance(found, list) and len(found) == 2 and isinstance(found[0], str)):
+            raise no_note(path, number)
+        yield _Note(found[0], found[1], number, end)
 
 
 def _digest(line: bytes) -> str:

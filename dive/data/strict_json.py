@@ -38,9 +38,10 @@ def parse(text: str, name: str) -> Any:
     def whole(word: str) -> int:
         value = int(word) if len(word) <= 20 else _WHOLE
         if not -_WHOLE <= value < _WHOLE:
+            shown = word if len(word) <= 80 else short(word)
             raise DiveError(
-                f"{name}: holds the whole number {short(word)}, which is none of 64 bits with a "
-                f"sign ({-_WHOLE} to {_WHOLE - 1})"
+                f"{name}: holds the whole number {shown}, which is none of 64 bits with a sign "
+                f"({-_WHOLE} to {_WHOLE - 1})"
             )
         return value
 

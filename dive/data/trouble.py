@@ -1,10 +1,13 @@
 """What to do with bad input: fail at the first piece, or skip it and keep an entry."""
 
+import json
 from dataclasses import dataclass, field
 from os import PathLike
+from pathlib import Path
 
 from dive import checks
-from dive.data.io import write_jsonl
+from dive.data.input_files import lines_of
+from dive.data.io import check_file, write_jsonl
 from dive.errors import DiveError
 
 
@@ -26,6 +29,25 @@ class Skipped:
 
     def __iter__(self):
         return iter(self.entries)
+
+
+def check_skipped(path: Path) -> None:
+    """DiveError unless `Skipped.write` may write there, or remove what an earlier run wrote there:
+    what is none of its lists is not touched."""
+    check_file(path)
+    try:
+        first = next((line for _, line in lines_of(path)), None)
+        row = None if first is None else json.loads(first)
+        own = first is None or (isinstance(row, dict) and {"id", "source", "reason"} <= row.keys())
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, RecursionError, DiveError):
+        own = False
+    if not own:
+        raise DiveError(
+            f"{path}: what is skipped would be listed there, and it holds something else; rename "
+            "it, or write somewhere else"
+        )
 
 
 def check_on_error(on_error: str, skipped: Skipped | None) -> Skipped:

@@ -1,0 +1,97 @@
+"""No output takes the place of a file that the same command reads."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dive import checks
+from dive.errors import DiveError
+
+# what of outputs lies there rightly; no dataset has files of such names
+_OWN = (".jsonl", ".skipped", ".safetensors", "adapter_config.json")
+
+
+def check_not_read(written: Mapping[Path, str], read: Iterable[Any]) -> None:
+    """DiveError where what is to be written (or removed) is one of the files that are read.
+
+    By whatever name: links, hard ones too, are looked through. An output that is not there yet
+    costs nothing; else each of the files that are read costs one stat.
+
+    Args:
+        written: each output with the option that names it.
+        read: files, folders whose files are read (two levels), films of studies; what names no
+            file (an image in memory, a name on the hub, None) is passed over.
+    """
+    there = {_identity(path): path for path in written}
+    there.pop(None, None)
+    if not there:
+        return
+    for one in _files(read):
+        key = _identity(one)
+        if key in there:
+            raise _refused(written[there[key]], there[key])
+
+
+def check_not_in_dataset(written: Mapping[Path, str], roots: Iterable[Any]) -> None:
+    """DiveError where an output that is there already lies in the folder of a dataset, whose
+    tables, reports and films all may be read; JSON lines and adapters, which none of them is, may
+    be replaced.
+    """
+    for root in roots:
+        if root is None or not os.path.isdir(root):
+            continue
+        inside = os.path.realpath(root) + os.sep
+        for path, option in written.items():
+            real = os.path.realpath(path)
+            if real.startswith(inside) and os.path.isfile(real) and not real.endswith(_OWN):
+                raise DiveError(
+                    f"{option} {path}: is there already, among the files of the dataset, which all "
+                    "may be read; name another"
+                )
+
+
+def check_not_of_spec(
+    written: Mapping[Path, str], spec: str | None, *roots: str | os.PathLike[str] | None
+) -> None:
+    """Both, for studies as the command line names them, with the roots that are given beside."""
+    if spec is None:
+        return
+    from dive.data.open import parse_spec
+
+    kind, path = parse_spec(spec)
+    check_not_read(written, [path] if kind in ("jsonl", "r2gen") else [])
+    check_not_in_dataset(written, [*([] if kind == "jsonl" else [path]), *roots])
+
+
+def films(studies: Iterable[Any] | None) -> Iterator[Any]:
+    """The images of studies."""
+    for study in studies or ():
+        yield from study.images
+
+
+def _refused(option: str, path: Path) -> DiveError:
+    return DiveError(f"{option} {path}: is one of the files to read; name another")
+
+
+def _identity(path: Any) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _files(read: Iterable[Any]) -> Iterator[Path]:
+    for one in read:
+        if not checks.names_a_place(one):
+            continue
+        try:
+            path = checks.place("the file", one)
+        except DiveError:
+            continue  # whoever reads it says what is wrong with the name
+        if path.is_dir():
+            yield from path.glob("*")
+            yield from path.glob("*/*")
+        else:
+            yield path
