@@ -252,6 +252,7 @@ def calibrate(
     thread = threading.get_ident()
 
     def measure(index: str) -> Any:
+        @torch._disable_dynamo
         def hook(_module: nn.Module, _inputs: tuple, output: Any) -> None:
             if threading.get_ident() != thread or not marked:
                 return  # another's forward
@@ -278,7 +279,6 @@ def calibrate(
     finally:
         for handle in handles:
             handle.remove()
-        forget_compiled(model)
     for index, measured in values.items():
         sigma = statistics.median(measured) if measured else float("nan")
         if not 0 < sigma < float("inf"):

@@ -348,7 +348,7 @@ class DecodeSession:
         attachment: Any = in_the_way(first, scoped=True) if own else at_work(first)
         if self.adapters is not None:
             # refuses a second one; the session has checked its own adapters
-            with RowAttachment(self.model, self.adapters, check=False, scoped=True):
+            with _while(RowAttachment(self.model, self.adapters, check=False, scoped=True)):
                 yield self.adapters
         elif self.adapter is None:
             off = attachment is None or not attachment.enabled
@@ -359,7 +359,7 @@ class DecodeSession:
         else:  # what is attached already may be switched off
             with (
                 scope(first, None),
-                Attachment(self.model, self.adapter, check=False, scoped=True),
+                _while(Attachment(self.model, self.adapter, check=False, scoped=True)),
             ):
                 yield (self.adapter,)
 
@@ -407,6 +407,16 @@ class DecodeSession:
             steering[int(index)] = packed.compiled
         self._packed[adapter] = (key, steering)
         return steering
+
+
+@contextmanager
+def _while(attachment: Attachment) -> Iterator[None]:
+    """At work for this call alone, inside, and then detached."""
+    try:
+        with attachment.working():
+            yield
+    finally:
+        attachment.detach()
 
 
 @contextmanager

@@ -4,6 +4,8 @@ Every function takes a `Backbone` or a bare transformers model.
 """
 
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -157,11 +159,50 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def forget_compiled(model: Any) -> None:
-    """To be called where hooks of ours come or go: graphs that torch.compile made before do not
-    look for them, and transformers keeps a compiled call besides."""
-    model.__dict__.pop("_compiled_call", None)
-    if "torch._dynamo" in sys.modules:
-        torch._dynamo.reset()
+    """To be called where hooks of ours come: compiled code is to notice them.
+
+    torch's guards leave hooks out, unless told. What was compiled before it is told has to go, once
+    a process: another thread that runs compiled code meanwhile must not lose it.
+    """
+    import torch._dynamo as dynamo
+
+    config: Any = dynamo.config
+    with _noticing:
+        entry = getattr(config, "_config", {}).get(_SKIPS_HOOKS)
+        known = entry is not None and entry.default is False
+        if known and not getattr(config, _SKIPS_HOOKS):
+            return
+        if entry is not None:
+            entry.default = False  # for every thread: a value that is set may be one thread's
+        setattr(config, _SKIPS_HOOKS, False)
+        if getattr(dynamo.convert_frame, "FRAME_COUNTER", 1) == 0:
+            return  # nothing has been compiled yet
+        model.__dict__.pop("_compiled_call", None)
+        until = time.monotonic() + 60
+        while _compiled_code_runs(dynamo.eval_frame.__file__):
+            if time.monotonic() > until:
+                raise DiveError(
+                    "compiled code has been running in another thread for a minute, and what was "
+                    "compiled before the first adapter came has to be compiled anew: attach one "
+                    "before, or load the model by load_backbone"
+                )
+            time.sleep(0.001)
+        dynamo.reset()
+
+
+_SKIPS_HOOKS = "skip_nnmodule_hook_guards"
+_noticing = threading.Lock()
+
+
+def _compiled_code_runs(through: str) -> bool:
+    """Whether another thread is in a call of torch.compile's, which goes through this file."""
+    for thread, frame in sys._current_frames().items():
+        here: Any = frame if thread != threading.get_ident() else None
+        while here is not None:
+            if here.f_code.co_filename == through:
+                return True
+            here = here.f_back
+    return False
 
 
 def last_hidden_state(model: Any, batch: dict[str, Any]) -> Tensor:

@@ -52,6 +52,7 @@ def where_it_began(model: Any, inputs: Mapping[str, Any], answer: list[int]) -> 
     layers = decoder_layers(model)
     thread = threading.get_ident()  # another's forward is not looked at
 
+    @torch._disable_dynamo
     def note(name: str, values: Any) -> None:
         if threading.get_ident() == thread:
             seen.append((name, _good(values)))
@@ -79,7 +80,6 @@ def where_it_began(model: Any, inputs: Mapping[str, Any], answer: list[int]) -> 
     finally:
         for handle in handles:
             handle.remove()
-        forget_compiled(model)
     seen.append(("the final norm or lm_head", _good([outputs.logits])))
     for name, good in seen:
         if bool(good):

@@ -231,7 +231,6 @@ def test_a_compiled_generate_sees_an_adapter_that_comes_later(tiny_llama):
         model._compiled_call = torch.compile(model.__call__, backend="eager")
         before = model._compiled_call(ids, use_cache=False).logits
         with dive.steer(model, randomised(model)):
-            assert "_compiled_call" not in vars(model)
             wanted = model(ids, use_cache=False).logits
             compiled = torch.compile(model.__call__, backend="eager")
             steered = compiled(ids, use_cache=False).logits
