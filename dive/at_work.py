@@ -37,7 +37,7 @@ from dive.contexts import (
     put,
 )
 from dive.errors import DiveError
-from dive.structure import decoder
+from dive.structure import adapter_is_built_in, decoder
 
 GRACE = 1.0  # seconds in which what was attached may still turn out to be a `with`
 
@@ -211,6 +211,8 @@ class Site:
             traced = alone and work.state == "wide"
             if work.traced != traced:
                 work.traced = traced
+                if traced:
+                    adapter_is_built_in()
 
     def current(self) -> Work | None:
         """What this forward, of which a layer asks, is to have."""

@@ -170,7 +170,7 @@ def forget_compiled(model: Any) -> None:
     with _noticing:
         entry = getattr(config, "_config", {}).get(_SKIPS_HOOKS)
         known = entry is not None and entry.default is False
-        if known and not getattr(config, _SKIPS_HOOKS):
+        if known and not getattr(config, _SKIPS_HOOKS) and not _built_in:
             return
         if entry is not None:
             entry.default = False  # for every thread: a value that is set may be one thread's
@@ -188,8 +188,16 @@ def forget_compiled(model: Any) -> None:
                 )
             time.sleep(0.001)
         dynamo.reset()
+        _built_in.clear()
 
 
+def adapter_is_built_in() -> None:
+    """Compiled code may hold an adapter from now on: torch's guards see hooks, not whose they are,
+    so that it goes when another comes."""
+    _built_in[:] = [True]
+
+
+_built_in: list[bool] = []
 _SKIPS_HOOKS = "skip_nnmodule_hook_guards"
 _noticing = threading.Lock()
 
