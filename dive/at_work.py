@@ -11,7 +11,6 @@ A call of dive's takes no other call's: what a streamer calls gets what it asks 
 """
 
 import math
-
 import sys
 import threading
 import time

@@ -19,7 +19,6 @@ from dive.errors import DiveError
 from dive.structure import computes_on, decoder_layers, forget_compiled, last_hidden_state, unwrap
 from dive.turns import turn
 
-
 T = TypeVar("T")
 
 

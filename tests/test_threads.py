@@ -8,6 +8,7 @@ import io
 import pickle
 import threading
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -160,7 +161,7 @@ def test_a_with_that_ended_is_no_silent_end_of_steering(model, two):
             pass
     assert torch.equal(logits(model, BATCH), bare)
     with pytest.raises(DiveError, match="ended meanwhile"):
-        in_thread(lambda: taken.run(logits, model, BATCH)).result()
+        in_thread(partial(taken.run, logits, model, BATCH)).result()
     taken.run(attachment.detach)
     assert torch.equal(taken.run(logits, model, BATCH), bare)
     del taken
