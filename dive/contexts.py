@@ -1,6 +1,6 @@
 """What each thread or task has for its own on a model, and where its threads are in a forward.
 
-A context is a thread's; asyncio's tasks, `asyncio.to_thread` and `contextvars.copy_context` copy it.
+A context is a thread's; asyncio's tasks, `asyncio.to_thread` and `copy_context` copy it.
 """
 
 import asyncio
