@@ -1,29 +1,40 @@
 """Whose forward it is: what is at work on a model for the thread or task that runs it.
 
 A forward takes, in this order,
-1. what its own context has (a `with dive.steer(...)`, or dive's own call): a context is a thread's,
-   and asyncio's tasks, `asyncio.to_thread` and `contextvars.copy_context` carry it along;
+1. what its own context has (see dive.contexts): dive's own call, else a `with dive.steer(...)`,
+   which is an error where it has ended elsewhere meanwhile;
 2. in a backward that computes a part of a forward again, on whatever thread, what that forward had;
 3. what is attached for the whole model (`dive.steer(...)` without `with`);
 4. nothing.
 It keeps that from its first layer to its last, whatever is attached or detached meanwhile.
+A call of dive's takes no other call's: what a streamer calls gets what it asks for.
 """
 
+import math
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from types import FrameType
 from typing import Any
-from weakref import WeakSet, WeakValueDictionary
+from weakref import ReferenceType, WeakSet, WeakValueDictionary, ref
 
 import torch
 from torch import Tensor, nn
 
-from dive.contexts import as_no_hook, drop, frame_of, holds, own, own_of, put
+from dive.contexts import (
+    Own,
+    Place,
+    as_no_hook,
+    drop,
+    frame_of,
+    is_private,
+    own_of,
+    private,
+    put,
+)
 from dive.errors import DiveError
 from dive.structure import decoder
 
@@ -64,45 +75,44 @@ class Work:
         self.model = model
         self.state, self.public = ("scoped", False) if scoped else ("made", True)
         self.traced = self.trains = self.used_elsewhere = False
-        self.serial = 0
-        self.thread, self.since = threading.get_ident(), time.monotonic()
-        self.before: WeakSet[threading.Thread] = WeakSet()
+        self.place = Place()
+        self.since = math.inf  # when it was ready: GRACE counts from there
+        self._own: ReferenceType[Own] | None = None
         self.flying: dict[int, int] = {}  # threads in a forward under it, and in how many
         self._handles: list[Any] = []
         owner = decoder(model)
         first: Any = owner.layers[0]  # type: ignore[index]
         with _changes:
-            while True:
-                site = _sites.get(id(first))
-                if at_work(first, tell=False) is not None:
-                    raise DiveError(
-                        "a steering adapter is already attached to this model; detach it first "
-                        "(two adapters at once are not defined)"
-                    )
-                if _sites.get(id(first)) is site:  # that may have waited, and let others in
-                    break
+            refuse_two(first, scoped)
+            site = _sites.get(id(first))
             self.site = Site(owner) if site is None else site
             _sites[id(first)] = self.site
             self.site.works.append(self)
-            if not scoped:
-                put(first, self)
             self.site.retrace()
+
+    def ready(self) -> None:
+        """All is in its place: whether a `with` follows should be known soon."""
+        with _changes:
+            self.since = time.monotonic()
+            _changes.notify_all()
 
     def enter(self) -> None:
         """For this context alone, from now on."""
         with _changes:
             if self.state == "gone":
                 raise DiveError("this attachment is detached: call dive.steer again")
+            if self.state == "scoped":
+                raise DiveError("this attachment is in a `with` already: call dive.steer again")
             if self.used_elsewhere:
                 raise DiveError(
                     "this attachment has steered another thread's forward, as one without `with` "
                     "does: enter the `with` at once, or leave it out"
                 )
+            refuse_two(self.site.first, False, self)
             self.state = "scoped"
-            self.serial += 1
-            self.before.update(threading.enumerate())
-            self.thread = threading.get_ident()
-            put(self.site.first, self)
+            own = Own(self)
+            self._own = ref(own)
+            put(self.site.first, own)
             self.site.retrace()
             _changes.notify_all()
 
@@ -115,11 +125,16 @@ class Work:
     def leave(self) -> None:
         """Takes itself away: for forwards that run under it, when they have ended."""
         with _changes:
+            own = None if self._own is None else self._own()
+            if own is not None:
+                drop(self.site.first, own)
             if self.state == "gone":
                 return
             self.state = "gone"
-            if holds(self.site.first, self):
-                drop(self.site.first)
+            if own is not None:
+                own.ended = True
+                self.site.carry(own)
+                del own  # where no copy of this context has it, that was all
             self.flying = {
                 thread: count
                 for thread, count in self.flying.items()
@@ -136,8 +151,7 @@ class Work:
         if self in self.site.works:
             self.site.works.remove(self)
         self.site.retrace()
-        if not self.site.works:
-            self.site.close()
+        self.site.close_if_idle()
 
     def learns(self, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Notes that a backward through this may follow."""
@@ -145,12 +159,15 @@ class Work:
 
 
 class Site:
-    """One decoder's place for what may be at work on it; there as long as there is something."""
+    """One decoder's place for what may be at work on it; there as long as there is something, or a
+    context that has taken along a `with` which is over, and must not run unsteered in silence."""
 
     def __init__(self, owner: nn.Module) -> None:
         layers: Any = owner.layers
         self.decoder, self.first = owner, layers[0]
         self.works: list[Work] = []
+        self.over: set[ReferenceType[Own]] = set()
+        self.carried = False  # whether there is one, for compiled code to look at
         self.bare_trains = False  # a backward through a forward without any may follow
         self.scoped = False  # some context wanted something of its own
         # forwards that were under way before
@@ -161,7 +178,24 @@ class Site:
             owner.register_forward_hook(_Ends(self), always_call=True),
         ]
 
-    def close(self) -> None:
+    def carry(self, own: Own) -> None:
+        """Stays until no context has this any more."""
+        here = ref(self)
+
+        def dropped(which: "ReferenceType[Own]") -> None:
+            site = here()
+            if site is not None:
+                with _changes:
+                    site.over.discard(which)
+                    site.close_if_idle()
+
+        self.over.add(ref(own, dropped))
+        self.carried = True
+
+    def close_if_idle(self) -> None:
+        self.carried = bool(self.over)
+        if self.works or self.over:
+            return
         for handle in self.handles:
             handle.remove()
         self.handles = []
@@ -181,23 +215,15 @@ class Site:
         """What this forward, of which a layer asks, is to have."""
         if torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled():
             return self.recomputed()
-        found, work = self.own()
-        if found:
-            return work
+        held = own_of(self.first)
+        if held is not None and held.holds():
+            return held.work
         for site, decided in reversed(_running.forwards):
             if site is self:
                 return decided
         if self.begun and self._began_before():
             return None
         return self.decide()
-
-    def own(self) -> tuple[bool, Work | None]:
-        """Whether this context has something (or, for sure, nothing) of its own, and what."""
-        found, work = own_of(self.first)
-        if work is not None and work.state == "made":  # it is used, so that no `with` follows
-            with _changes:
-                self._widen(work)
-        return found, work
 
     def decide(self, tell: bool = True) -> Work | None:
         """What a forward that begins now is to have.
@@ -206,39 +232,68 @@ class Site:
         """
         if torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled():
             return self.recomputed()
-        found, work = self.own()
-        if found:
-            return work
+        held = own_of(self.first)
+        if held is not None and held.holds():
+            return held.work
+        if tell:
+            self.refuse_over()
         with _changes:
-            for made in [work for work in self.works if work.state == "made"]:
-                # its thread may be on its way into a `with`
-                if made.thread != threading.get_ident():
-                    _changes.wait_for(
-                        partial(_settled, made), max(0.0, made.since + GRACE - time.monotonic())
-                    )
-                self._widen(made)
-            wide = next((work for work in self.works if work.state == "wide"), None)
-            if wide is not None:
+            wide = self._for_all()
+            if wide is None:
+                if tell:
+                    self._tell()
+            elif not wide.place.here():
                 wide.used_elsewhere = wide.used_elsewhere or tell
-            elif tell:
-                self._tell()
             return wide
 
-    def _widen(self, work: Work) -> None:
-        if work.state == "made":
-            work.state = "wide"
+    def refuse_over(self) -> None:
+        """DiveError where this context has taken along a `with` that is over."""
+        held = own_of(self.first)
+        if held is None or not held.ended:
+            return
+        if held.place.here():
+            drop(self.first, held)  # its own `with`, which another has ended: told of once
+        raise DiveError(
+            "the `with dive.steer(...)` that this thread or task has taken along ended meanwhile, "
+            "so that its adapter is gone: wait for the thread or task (join, await) inside the "
+            "`with`. (After .detach() of the attachment in this context it runs unsteered.)"
+        )
+
+    def _for_all(self) -> Work | None:
+        """What contexts without anything of their own have; waits for what may yet be a `with`."""
+        while True:
+            wide = next((work for work in self.works if work.state == "wide"), None)
+            # what is not ready yet comes for the forwards that begin later
+            made = [work for work in self.works if work.state == "made" and work.since < math.inf]
+            mine = next((work for work in made if work.place.here()), None)
+            if mine is not None and wide is not None:
+                raise DiveError(
+                    "two adapters are attached to this model for all threads, both without `with`: "
+                    "detach one"
+                )
+            if wide is not None or not made:
+                return wide
+            # of a task of this thread none can come into its `with` while we wait
+            now = mine or next((work for work in made if work.place.in_this_thread()), None)
+            first = min(made, key=lambda work: work.since)
+            left = first.since + GRACE - time.monotonic()
+            if now is None and left > 0:
+                _changes.wait(left)
+                continue
+            now = now or first
+            now.state = "wide"
             self.retrace()
             _changes.notify_all()
 
     def recomputed(self) -> Work | None:
         """What the forward had that a backward computes again. Autograd's own threads have no
         context of the caller's, so that it must be told by what may have a backward at all."""
-        found, work = own_of(self.first)
+        held = own_of(self.first)
         having: list[Work | None] = [work for work in self.works if work.trains]
         if self.bare_trains:
             having.append(None)
-        if found and work in having:
-            return work
+        if held is not None and held.holds() and held.work in having:
+            return held.work
         if len(having) == 1:
             return having[0]
         why = (
@@ -297,24 +352,19 @@ class Site:
 
     def _tell(self) -> None:
         """Warns once a model where a forward is unsteered that may have been meant to be steered:
-        of a thread that was started inside another's `with`, or of its thread in another task."""
+        a `with` is open, and this context has not got it."""
         if self.first in _told:
             return
-        thread = threading.current_thread()
-        for work in self.works:
-            if work.state != "scoped" or not work.public:
-                continue
-            if thread not in work.before or work.thread == thread.ident:
-                _told.add(self.first)
-                warnings.warn(
-                    "a forward runs unsteered in a thread or task that is not that of a `with "
-                    "dive.steer(...)` on its model: a `with` is for its own thread or task. For "
-                    "all of them call dive.steer without `with` (and .detach() in the end); for a "
-                    "thread that you start inside, take the context along: Thread("
-                    "target=contextvars.copy_context().run, args=(model.generate,), kwargs=...)",
-                    stacklevel=2,
-                )
-                return
+        if any(work.state == "scoped" and work.public for work in self.works):
+            _told.add(self.first)
+            warnings.warn(
+                "a forward runs unsteered in a thread or task that is not that of a `with "
+                "dive.steer(...)` on its model: a `with` is for its own thread or task. For all of "
+                "them call dive.steer without `with` (and .detach() in the end); for threads that "
+                "work inside, take the context along: Thread(target=contextvars.copy_context().run"
+                ", args=(model.generate,), kwargs=...), or in a pool that for each submit",
+                stacklevel=2,
+            )
 
 
 class _Begins:
@@ -324,8 +374,12 @@ class _Begins:
         self.site = site
 
     def __call__(self, module: nn.Module, _inputs: Any) -> None:
-        if not torch.compiler.is_compiling() and module is self.site.decoder:
+        if module is not self.site.decoder:
+            return
+        if not torch.compiler.is_compiling():
             self.site.begins()
+        elif self.site.carried:
+            uncompiled(self.site.refuse_over)
 
     def __reduce__(self) -> Any:
         return as_no_hook, ()
@@ -351,6 +405,29 @@ def at_work(first: nn.Module, tell: bool = True) -> Work | None:
     return None if site is None else site.decide(tell)
 
 
+def in_the_way(first: nn.Module, scoped: bool = False, but: Work | None = None) -> Work | None:
+    """What keeps this thread or task from an attachment of its own: another of its own, but not
+    what others have attached for all.
+
+    scoped: the attachment is a call's of dive's; where it is not, no call's is in its way.
+    """
+    held = own_of(first)
+    if held is not None and held.holds():
+        return held.work if scoped or not is_private(first) else None
+    site = _sites.get(id(first))
+    works = [] if site is None else site.works
+    waiting = (work for work in works if work.state in ("made", "wide") and work is not but)
+    return next((work for work in waiting if work.place.here()), None)
+
+
+def refuse_two(first: nn.Module, scoped: bool, but: Work | None = None) -> None:
+    if in_the_way(first, scoped, but) is not None:
+        raise DiveError(
+            "a steering adapter is already attached to this model; detach it first "
+            "(two adapters at once are not defined)"
+        )
+
+
 @contextmanager
 def scope(first: nn.Module | None, work: Work | None) -> Iterator[None]:
     """This at work in this context inside, or for sure nothing. Not to be held over a `yield` of a
@@ -363,12 +440,24 @@ def scope(first: nn.Module | None, work: Work | None) -> Iterator[None]:
         with _changes:
             site.scoped = True
             site.retrace()
-    with own(first, work):
+    with private(first, Own(work)):
         yield
 
 
-def _settled(work: Work) -> bool:
-    return work.state != "made"
+@contextmanager
+def call_of_its_own(first: nn.Module | None) -> Iterator[None]:
+    """A call of dive's, inside, has nothing of a call around it whose streamer, say, calls it."""
+    if first is None:
+        yield
+        return
+    with private(first, None):
+        yield
+
+
+@torch._disable_dynamo
+def uncompiled(call: Callable[..., Any], *given: Any) -> Any:
+    """`call(*given)` in every run of compiled code, whose graph breaks here."""
+    return call(*given)
 
 
 def _wants_gradient(inputs: tuple[Any, ...], output: Tensor) -> bool:

@@ -5,19 +5,21 @@ Hooks on the model's own decoder layers; no class is patched and no weight is to
 
 import statistics
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from dive.adapter import SteeringAdapter, as_adapter
-from dive.at_work import Work, at_work, scope
+from dive.at_work import Work, at_work, call_of_its_own, in_the_way, scope, uncompiled
 from dive.contexts import as_no_hook
 from dive.errors import DiveError
 from dive.structure import computes_on, decoder_layers, forget_compiled, last_hidden_state, unwrap
 from dive.turns import turn
+
+T = TypeVar("T")
 
 
 class Attachment(Work):
@@ -66,6 +68,7 @@ class Attachment(Work):
             self._handles += [
                 hook.layer.register_forward_hook(hook, prepend=True) for hook in hooks
             ]
+            self.ready()
         except BaseException:
             self.detach()
             raise
@@ -131,7 +134,7 @@ class _Hook:
             return self._of_now(module, inputs, output)
         if not self.attachment.traced:
             # whose call it is must be asked in every run: the graph breaks here
-            return _uncompiled(self._of_now, module, inputs, output)
+            return uncompiled(self._of_now, module, inputs, output)
         if not self.attachment.enabled:
             return None
         return _replaced(output, self.edit(_states(output)))
@@ -167,11 +170,6 @@ def _replaced(output: Any, steered: Tensor) -> Any:
     return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
 
-@torch._disable_dynamo
-def _uncompiled(call: Callable[..., Any], *given: Any) -> Any:
-    return call(*given)
-
-
 def steer(backbone_or_model: Any, adapter: SteeringAdapter | str | Path) -> Attachment:
     """Attaches `adapter` (or what its folder holds); use it in a `with`, or call `.detach()` on
     what is returned.
@@ -181,7 +179,8 @@ def steer(backbone_or_model: Any, adapter: SteeringAdapter | str | Path) -> Atta
     a `with` has to be given its context (`contextvars.copy_context().run`).
 
     The adapter's parameters move to the devices of their layers. DiveError where the adapter
-    belongs to another backbone, or another one is attached already for this thread.
+    belongs to another backbone, or this thread or task has attached another one already. One that
+    another has attached for all threads is no hindrance: the own one goes before it.
     """
     return Attachment(unwrap(backbone_or_model), as_adapter(adapter, "steer: adapter"))
 
@@ -190,6 +189,11 @@ def attachment_of(model: Any) -> Attachment | None:
     """What is attached to the model now, for this thread or task."""
     found: Any = at_work(decoder_layers(model)[0], tell=False)
     return found
+
+
+def attached_here(model: Any) -> bool:
+    """Whether this thread or task has attached something: what others have for all is not meant."""
+    return in_the_way(decoder_layers(model)[0]) is not None
 
 
 def first_layer(model: Any) -> nn.Module | None:
@@ -206,6 +210,26 @@ def unsteered(model: Any) -> Any:
     return scope(first_layer(model), None)
 
 
+def each_of_its_own(model: Any, results: Iterator[T]) -> Iterator[T]:
+    """The same results; what makes each has nothing of a call of dive's around it.
+
+    Closing it closes `results`.
+    """
+    first = first_layer(model)
+    try:
+        while True:
+            with call_of_its_own(first):
+                try:
+                    one = next(results)
+                except StopIteration:
+                    return
+            yield one
+    finally:
+        close = getattr(results, "close", None)
+        if close is not None:
+            close()
+
+
 @torch.no_grad()
 def calibrate(
     model: Any, adapter: SteeringAdapter, inputs: Iterable[tuple[dict[str, Any], Tensor]]
@@ -218,7 +242,7 @@ def calibrate(
     """
     model = unwrap(model)
     adapter.check_backbone(model)
-    if attachment_of(model) is not None:
+    if attached_here(model):
         raise DiveError("calibrate measures the bare model: detach the adapter first")
     layers = decoder_layers(model)
     steered: Any = adapter.layers
@@ -227,6 +251,7 @@ def calibrate(
     thread = threading.get_ident()
 
     def measure(index: str) -> Any:
+        @torch._disable_dynamo
         def hook(_module: nn.Module, _inputs: tuple, output: Any) -> None:
             if threading.get_ident() != thread or not marked:
                 return  # another's forward

@@ -1,28 +1,68 @@
-"""What each thread or task has for its own on a model, and where its threads are in a forward."""
+"""What each thread or task has for its own on a model, and where its threads are in a forward.
 
+A context is a thread's; asyncio's tasks, `asyncio.to_thread` and `copy_context` copy it.
+"""
+
+import asyncio
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import FrameType, MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from weakref import ReferenceType, ref
 
 from torch import nn
 
 
-class Owned(Protocol):
-    """What a context may have. serial: counts how often a context took it for its own."""
+class Place:
+    """A thread, and its asyncio task if it runs one: which no copy of a context takes along."""
 
-    state: str
-    serial: int
+    def __init__(self) -> None:
+        self.thread = ref(threading.current_thread())
+        task = _task()
+        self._task = None if task is None else ref(task)
+
+    def here(self) -> bool:
+        """Whether this is where it was made."""
+        task = None if self._task is None else self._task()
+        return self.in_this_thread() and task is _task() and (task is None) == (self._task is None)
+
+    def in_this_thread(self) -> bool:
+        return self.thread() is threading.current_thread()
+
+
+class Own:
+    """What a context has for its own from a `with`'s begin to its end; copies of the context too.
+
+    Contexts alone hold it, so that it lives as long as one of them. ended: the `with` has.
+    """
+
+    def __init__(self, work: Any) -> None:
+        # weak: contexts are copied and kept, and would keep models alive
+        self._work = None if work is None else ref(work)
+        self.ended = False
+        self.place = Place()
+        self.before: _Entry | None = None  # what the context had
+
+    @property
+    def work(self) -> Any:
+        """None: for sure nothing is to be at work."""
+        return None if self._work is None else self._work()
+
+    def holds(self) -> bool:
+        """Whether it still says what is to be at work."""
+        if self.ended or self._work is None:
+            return not self.ended
+        work = self._work()
+        return work is not None and work.state != "gone"
 
 
 class _Entry(NamedTuple):
-    # weak: contexts are copied and kept, and would keep models alive
     first: "ReferenceType[nn.Module]"
-    work: "ReferenceType[Any] | None"  # None: nothing is to be at work
-    serial: int
+    public: Own | None  # of the user's `with`
+    private: Own | None  # of the call of dive's that runs inside; it goes before
 
 
 _EMPTY: Mapping[int, _Entry] = MappingProxyType({})
@@ -30,50 +70,62 @@ _EMPTY: Mapping[int, _Entry] = MappingProxyType({})
 _own: "ContextVar[Mapping[int, _Entry]]" = ContextVar("dive_at_work", default=_EMPTY)
 
 
-def own_of(first: nn.Module) -> tuple[bool, Any]:
-    """Whether this context has something of its own (or, for sure, nothing), and what."""
+def _entry(first: nn.Module) -> _Entry:
     entry = _own.get().get(id(first))
-    if entry is None or entry.first() is not first:
-        return False, None
-    if entry.work is None:
-        return True, None
-    work = entry.work()
-    if work is None or work.state == "gone" or work.serial != entry.serial:
-        return False, None  # it has ended, or is another context's by now
-    return True, work
+    return entry if entry is not None and entry.first() is first else _Entry(ref(first), None, None)
 
 
-def holds(first: nn.Module, work: Owned) -> bool:
-    """Whether it was this context that took it."""
-    entry = _own.get().get(id(first))
-    return entry is not None and entry.work is not None and entry.work() is work
+def _set(first: nn.Module, public: Own | None, private: Own | None) -> None:
+    kept = {
+        key: entry
+        for key, entry in _own.get().items()
+        if entry.first() is not None and key != id(first)
+    }
+    if public is not None or private is not None:
+        kept[id(first)] = _Entry(ref(first), public, private)
+    _own.set(kept)
 
 
-def put(first: nn.Module, work: Owned | None) -> None:
-    """This context's own from now on."""
-    alive = {key: entry for key, entry in _own.get().items() if entry.first() is not None}
-    serial = 0 if work is None else work.serial
-    entry = _Entry(ref(first), None if work is None else ref(work), serial)
-    _own.set({**alive, id(first): entry})
+def own_of(first: nn.Module) -> Own | None:
+    """What this context has of its own. Of a `with` that is over it tells, too (`ended`)."""
+    _, public, private = _entry(first)
+    return private if private is not None and private.holds() else public
 
 
-def drop(first: nn.Module) -> None:
-    """This context has nothing of its own from now on, and takes what there is for all."""
-    _own.set({key: entry for key, entry in _own.get().items() if key != id(first)})
+def is_private(first: nn.Module) -> bool:
+    """Whether that is a call's of dive's."""
+    private = _entry(first).private
+    return private is not None and private.holds()
+
+
+def put(first: nn.Module, own: Own) -> None:
+    """A user's `with` begins in this context; it goes before what dive's call around it has."""
+    own.before = _entry(first)
+    _set(first, own, None)
+
+
+def drop(first: nn.Module, own: Own) -> None:
+    """This context, if it has this, has again what it had before."""
+    entry = _entry(first)
+    if entry.public is not own:
+        return
+    before = own.before
+    if before is None or before.first() is not first:
+        before = _Entry(ref(first), None, None)
+    _set(first, before.public, before.private)
 
 
 @contextmanager
-def own(first: nn.Module, work: Owned | None) -> Iterator[None]:
-    """This context's own inside."""
-    before = _own.get().get(id(first))
-    put(first, work)
+def private(first: nn.Module, own: Own | None) -> Iterator[None]:
+    """A call of dive's has this inside; None: what calls around it have is not its own."""
+    before = _entry(first).private
+    _set(first, _entry(first).public, own)
     try:
         yield
     finally:
-        if before is None:
-            drop(first)
-        else:
-            _own.set({**_own.get(), id(first): before})
+        if own is not None:
+            own.ended = True  # copies of this context may live on
+        _set(first, _entry(first).public, before)
 
 
 def frame_of(owner: nn.Module, thread: int) -> FrameType | None:
@@ -93,3 +145,10 @@ def no_hook(*_ignored: Any) -> None:
 def as_no_hook() -> Any:
     """For `__reduce__` of hooks: what copies and pickles make of them."""
     return no_hook
+
+
+def _task() -> Any:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no loop runs in this thread
+        return None

@@ -25,8 +25,8 @@ from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from dive import checks, extension
 from dive.adapter import SteeringAdapter, as_adapter
-from dive.at_work import at_work, scope
-from dive.attach import Attachment, attachment_of, unsteered
+from dive.at_work import at_work, call_of_its_own, in_the_way, scope
+from dive.attach import Attachment, attachment_of, each_of_its_own, unsteered
 from dive.attach_rows import RowAttachment
 from dive.backbone import Backbone
 from dive.decode_batch import BatchRun
@@ -138,6 +138,10 @@ class DecodeSession:
 
         transformers gives a `custom_generate` function no streamer; here it gets the tokens.
         """
+        with call_of_its_own(decoder_layers(self.model)[0]):
+            return self._generate(args, kwargs)
+
+    def _generate(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         given = self._named(args, kwargs)
         plan = self._plan(given)
         if plan.engine != "dive._C":
@@ -162,7 +166,7 @@ class DecodeSession:
             raise DiveError(f"requests is {requests!r}, want an iterable of dive.slots.Request")
         if self.adapters is not None:
             raise DiveError("a session with an adapter a row: give each request its own instead")
-        return Slots(self, requests, rows).run()
+        return each_of_its_own(self.model, Slots(self, requests, rows).run())
 
     def __call__(
         self,
@@ -340,10 +344,12 @@ class DecodeSession:
     def _steered(self) -> Iterator[Sequence[SteeringAdapter | None]]:
         """The adapters at work on the model's own forwards inside; yields one, or one a row."""
         first = decoder_layers(self.model)[0]
-        attachment: Any = at_work(first)
+        own = self.adapter is not None or self.adapters is not None
+        # an adapter of the session's own goes before what others have attached for all
+        attachment: Any = in_the_way(first, scoped=True) if own else at_work(first)
         if self.adapters is not None:
             # refuses a second one; the session has checked its own adapters
-            with RowAttachment(self.model, self.adapters, check=False, scoped=True):
+            with _while(RowAttachment(self.model, self.adapters, check=False, scoped=True)):
                 yield self.adapters
         elif self.adapter is None:
             off = attachment is None or not attachment.enabled
@@ -354,7 +360,7 @@ class DecodeSession:
         else:  # what is attached already may be switched off
             with (
                 scope(first, None),
-                Attachment(self.model, self.adapter, check=False, scoped=True),
+                _while(Attachment(self.model, self.adapter, check=False, scoped=True)),
             ):
                 yield (self.adapter,)
 
@@ -402,6 +408,16 @@ class DecodeSession:
             steering[int(index)] = packed.compiled
         self._packed[adapter] = (key, steering)
         return steering
+
+
+@contextmanager
+def _while(attachment: Attachment) -> Iterator[None]:
+    """At work for this call alone, inside, and then detached."""
+    try:
+        with attachment.working():
+            yield
+    finally:
+        attachment.detach()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from dive import checks
 from dive.adapter import SteeringAdapter
 from dive.arguments import as_config, prepared
-from dive.attach import attachment_of, calibrate, steer
+from dive.attach import attached_here, calibrate, steer
 from dive.backbone import Backbone
 from dive.checkpointing import enable_gradient_checkpointing
 from dive.checkpoints import step_of
@@ -128,7 +128,7 @@ def distill(
     folder = None if output_dir is None else checks.place("output_dir", output_dir)
     if isinstance(config.cache_images, str):
         check_cache(config.cache_images)
-    if attachment_of(backbone.model) is not None:
+    if attached_here(backbone.model):
         raise DiveError("distill: an adapter is attached to the backbone; detach it first")
     if demonstrations is not None:
         check_teacher(config)

@@ -14,6 +14,7 @@ from dive import checks
 from dive.adapter import SteeringAdapter, as_adapter
 from dive.ahead import Job
 from dive.arguments import as_backbone, as_studies_of, each_evaluating
+from dive.attach import each_of_its_own
 from dive.backbone import Backbone
 from dive.batches import Report, Run, write
 from dive.data.jsonl import Skipped, check_on_error
@@ -228,7 +229,8 @@ def iter_reports(
         if mode != GenerationMode.SAMPLE:
             raise DiveError(f"seed does not go with {mode.value}; call torch.manual_seed before it")
     reports = write(run, jobs, batch_size, progress, on_error, skipped)
-    return each_evaluating(unwrap(backbone), reports)
+    model = unwrap(backbone)
+    return each_evaluating(model, each_of_its_own(model, reports))
 
 
 def _one_a_study(adapter: Any, studies: list[Study]) -> list[SteeringAdapter | None]:

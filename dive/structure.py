@@ -4,6 +4,8 @@ Every function takes a `Backbone` or a bare transformers model.
 """
 
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -159,10 +161,40 @@ def is_compiled(model: nn.Module) -> bool:
 
 def forget_compiled(model: Any) -> None:
     """To be called where hooks of ours come or go: graphs that torch.compile made before do not
-    look for them, and transformers keeps a compiled call besides."""
+    look for them, and transformers keeps a compiled call besides.
+
+    Waits for other threads to leave compiled code, which torch takes away under their feet.
+
+    Raises:
+        DiveError: one has been in there for a minute.
+    """
     model.__dict__.pop("_compiled_call", None)
-    if "torch._dynamo" in sys.modules:
-        torch._dynamo.reset()
+    if "torch._dynamo" not in sys.modules:
+        return
+    until = time.monotonic() + _PATIENCE
+    while _compiled_code_runs():
+        if time.monotonic() > until:
+            raise DiveError(
+                "another thread has been running a compiled model for a minute; an adapter cannot "
+                "be attached or taken off meanwhile: attach it before the threads start"
+            )
+        time.sleep(0.001)
+    torch._dynamo.reset()
+
+
+_PATIENCE = 60.0  # seconds
+
+
+def _compiled_code_runs() -> bool:
+    """Whether another thread is in a call of torch.compile's, which goes through its own file."""
+    through = torch._dynamo.eval_frame.__file__
+    for thread, frame in sys._current_frames().items():
+        here: Any = frame if thread != threading.get_ident() else None
+        while here is not None:
+            if here.f_code.co_filename == through:
+                return True
+            here = here.f_back
+    return False
 
 
 def last_hidden_state(model: Any, batch: dict[str, Any]) -> Tensor:

@@ -62,6 +62,7 @@ def where_it_began(model: Any, inputs: Mapping[str, Any], answer: list[int]) -> 
     layers = decoder_layers(model)
     thread = threading.get_ident()  # another's forward is not looked at
 
+    @torch._disable_dynamo
     def note(name: str, values: Any) -> None:
         if threading.get_ident() == thread:
             seen.append((name, *_good(values)))

@@ -3,10 +3,12 @@
 import asyncio
 import contextvars
 import copy
+import gc
 import io
 import pickle
 import threading
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -103,9 +105,9 @@ def test_three_threads_in_the_middle_of_a_forward(model, two):
         in_thread(lambda adapter=adapter: steered(adapter), name)
         for name, adapter in zip(("one", "other"), adapters, strict=True)
     ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with pytest.warns(UserWarning, match="a forward runs unsteered") as said:
         results = [thread.result() for thread in threads]
+    assert len(said) == 1
     pause.handle.remove()
     assert torch.equal(results[0], bare)
     assert torch.equal(results[1], wanted[0]) and torch.equal(results[2], wanted[1])
@@ -137,16 +139,34 @@ def test_without_with_it_is_for_every_thread(model, two):
 
     def second():
         with dive.steer(model, adapters[1]):
-            pass
+            return logits(model, BATCH)
 
+    assert torch.equal(in_thread(second).result(), wanted[1])  # its own goes first
     with pytest.raises(DiveError, match="already attached to this model"):
-        in_thread(second).result()
+        dive.steer(model, adapters[1])
     with pytest.raises(DiveError, match="has steered another thread's forward"), attachment:
         pass
     attachment.detach()
     assert torch.equal(logits(model, BATCH), bare) and fingerprint(model) == trace
     with pytest.raises(DiveError, match="this attachment is detached"), attachment:
         pass
+
+
+def test_a_with_that_ended_is_no_silent_end_of_steering(model, two):
+    adapters, _, bare = two
+    trace = fingerprint(model)
+    with dive.steer(model, adapters[0]) as attachment:
+        taken = contextvars.copy_context()
+        with pytest.raises(DiveError, match="in a `with` already"), attachment:
+            pass
+    assert torch.equal(logits(model, BATCH), bare)
+    with pytest.raises(DiveError, match="ended meanwhile"):
+        in_thread(partial(taken.run, logits, model, BATCH)).result()
+    taken.run(attachment.detach)
+    assert torch.equal(taken.run(logits, model, BATCH), bare)
+    del taken
+    gc.collect()  # the error's frames
+    assert fingerprint(model) == trace
 
 
 def test_before_the_with_is_entered_other_threads_wait(model, two):
