@@ -62,6 +62,7 @@ class Work:
 
     state: "made" until it is known whether a `with` follows; "scoped": it is for the contexts that
         took it; "wide": for every context without one of its own; "gone".
+    public: of the user's own `with`: a forward that misses it is told of.
     traced: compiled code may have it built in: it is the only one, and for everybody.
     """
 

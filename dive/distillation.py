@@ -397,6 +397,7 @@ def _train(
     states = torch.random.get_rng_state()
     try:
         with scratch as arguments.output_dir, steer(backbone, adapter) as attachment:
+            attachment.public = False  # no other thread's forward is meant to be steered by it
             student = Student(attachment, config)
             trainer = DistillTrainer(
                 student, arguments, config, examples, validation, teacher, left_out, callbacks

@@ -12,10 +12,8 @@ from tiny_decoders import small, text_batch
 from tiny_steering import fingerprint, randomised
 
 import dive
-from dive import extension
 from dive.arguments import evaluating
 from dive.decode import DecodeSession
-from dive.errors import DiveError
 from dive.generation import iter_reports
 from dive.slots import Request
 from dive.structure import decoder_layers
@@ -129,28 +127,14 @@ class Nested:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_streamer_may_call_generate(qwen, studies, engine):
-    adapter = randomised(qwen, seed=1)
     options = {**SHORT, "engine": engine}
     inner = texts(dive.generate(qwen, studies[1], **options))
     outer = texts(dive.generate(qwen, studies[0], **options))
-    steered = texts(dive.generate(qwen, studies[0], adapter=adapter, **options))
     nested = Nested(lambda: texts(dive.generate(qwen, studies[1], **options)))
     assert texts(dive.generate(qwen, studies[0], streamer=nested, **options)) == outer
     assert nested.got == [inner, inner]
-    # inside a call of transformers' that is steered, its adapter is at work for this thread
-    nested = Nested(lambda: in_thread_or_error(qwen, studies[1], adapter, options))
-    got = texts(dive.generate(qwen, studies[0], adapter=adapter, streamer=nested, **options))
-    assert got == steered
 
 
-def in_thread_or_error(backbone, study, adapter, options):
-    try:
-        return texts(dive.generate(backbone, study, adapter=adapter, **options))
-    except DiveError as error:
-        return str(error)
-
-
-@pytest.mark.skipif(not extension.available(), reason="dive._C is not built")
 def test_one_session_in_two_threads_and_in_its_own_streamer():
     model = small("llama")
     session = DecodeSession(model, randomised(model))
@@ -286,3 +270,48 @@ def test_a_model_and_its_base_share_their_turns():
         other.join(0.05)
         assert other.is_alive()
     other.result()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_call_inside_a_call_gets_what_it_asks_for(llava, studies, engine):
+    """The outer call's adapter is at work when its streamer is called, and is not the inner's."""
+    one, other = randomised(llava, seed=1), randomised(llava, seed=2)
+
+    def report(adapter):
+        return texts(dive.generate(llava, studies[1], adapter=adapter, engine=engine, **SHORT))
+
+    wanted = {adapter: report(adapter) for adapter in (None, one, other)}
+    assert len({str(each) for each in wanted.values()}) == 3
+
+    class Streamer:
+        def __init__(self):
+            self.got = []
+
+        def put(self, _tokens):
+            self.got += [(adapter, report(adapter)) for adapter in wanted]
+
+        def end(self):
+            pass
+
+    streamer = Streamer()
+    alone = texts(dive.generate(llava, studies[0], adapter=one, engine=engine, **SHORT))
+    options = {"adapter": one, "engine": engine, "streamer": streamer, **SHORT}
+    assert texts(dive.generate(llava, studies[0], **options)) == alone
+    assert len(streamer.got) >= 6
+    assert all(got == wanted[adapter] for adapter, got in streamer.got)
+
+
+def test_requests_of_their_own_beside_what_is_for_all(llava, studies):
+    one, other = randomised(llava, seed=1), randomised(llava, seed=2)
+
+    def report(adapter=None):
+        return texts(dive.generate(llava, studies[:2], adapter=adapter, **SHORT))
+
+    bare, first, second = report(), report(one), report(other)
+    attachment = dive.steer(llava, one)
+    try:
+        assert in_thread(lambda: report(other)).result() == second
+        assert in_thread(report).result() == first
+    finally:
+        attachment.detach()
+    assert report() == bare
