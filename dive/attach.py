@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from dive.adapter import SteeringAdapter, as_adapter
-from dive.at_work import Work, at_work, call_of_its_own, in_the_way, scope, uncompiled
+from dive.at_work import Work, at_work, call_of_its_own, in_the_way, scope
 from dive.contexts import as_no_hook
+from dive.decoder_site import uncompiled
 from dive.errors import DiveError
 from dive.structure import computes_on, decoder_layers, forget_compiled, last_hidden_state, unwrap
 from dive.turns import turn

@@ -17,7 +17,7 @@ from tiny_steering import fingerprint, logits, randomised
 from torch.utils.checkpoint import checkpoint
 
 import dive
-from dive import at_work
+from dive import decoder_site
 from dive.attach import attachment_of, calibrate
 from dive.errors import DiveError
 from dive.structure import decoder_layers, last_hidden_state
@@ -181,7 +181,7 @@ def test_before_the_with_is_entered_other_threads_wait(model, two):
 
 
 def test_after_a_while_it_is_for_all(model, two, monkeypatch):
-    monkeypatch.setattr(at_work, "GRACE", 0.05)
+    monkeypatch.setattr(decoder_site, "GRACE", 0.05)
     adapters, wanted, _ = two
     attachment = dive.steer(model, adapters[0])
     assert torch.equal(in_thread(lambda: logits(model, BATCH)).result(), wanted[0])
