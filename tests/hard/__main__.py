@@ -9,7 +9,6 @@ import shutil
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -33,7 +32,7 @@ def main() -> int:
         parser.error(f"no trial is named {unknown[0]}; there are {', '.join(names)}")
     seed = random.SystemRandom().randrange(2**31) if asked.seed is None else asked.seed
     print(f"seed {seed}", flush=True)
-    found = {}
+    rows = []
     for trial in TRIALS:
         if asked.trials and trial.name not in asked.trials:
             continue
@@ -41,7 +40,15 @@ def main() -> int:
         began = time.monotonic()
         outcome = trial.run(trial.short if asked.short else trial.full, seed, folder)
         seconds = round(time.monotonic() - began, 1)
-        found[trial.name] = asdict(outcome) | {"seconds": seconds}
+        rows.append(
+            {
+                "trial": trial.name,
+                "tried": outcome.tried,
+                "faults": len(outcome.faults),
+                "seconds": seconds,
+                "figures": outcome.figures,
+            }
+        )
         more = ", ".join(f"{name} {value}" for name, value in outcome.figures.items())
         print(
             f"{trial.name:<12} {outcome.tried:>6} tried  {len(outcome.faults):>3} faults"
@@ -55,12 +62,15 @@ def main() -> int:
         else:
             shutil.rmtree(folder)
     if asked.out is not None:
-        machine = (
-            f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-        )
-        text = json.dumps({"seed": seed, "machine": machine, "trials": found}, indent=1)
-        asked.out.write_text(text + "\n", encoding="utf-8")
-    return 1 if any(one["faults"] for one in found.values()) else 0
+        found = {
+            "what": f"make hard SEED={seed}: attempts, and what was wrong in them",
+            "device": f"{platform.machine()}, {os.cpu_count()} cores",
+            "python": platform.python_version(),
+            "date": time.strftime("%Y-%m-%d"),
+            "rows": rows,
+        }
+        asked.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 1 if any(row["faults"] for row in rows) else 0
 
 
 if __name__ == "__main__":
