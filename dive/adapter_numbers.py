@@ -21,14 +21,24 @@ MOST_SIGMA = 2.0**30  # of a layer's states
 @torch.no_grad()
 def check_numbers(adapter: Any, name: str = "the adapter") -> None:
     """DiveError naming the tensor that is not finite, or whose edit is beyond all use; one host
-    sync for all layers.
+    sync for each device.
 
     The bound on an edit is by the triangle inequality over states of the calibrated RMS: it may be
     above what any state brings about, by about the root of width and rank, and never below.
     """
     layers = list(adapter.layers.items())
-    told = torch.stack([_numbers(layer) for _, layer in layers]).cpu()
-    for (index, layer), row in zip(layers, told, strict=True):
+    by_device: dict[torch.device, list[int]] = {}
+    for place, (_, layer) in enumerate(layers):
+        by_device.setdefault(layer.scale.device, []).append(place)
+    told = {
+        place: row
+        for places in by_device.values()
+        for place, row in zip(places, _told([layers[place][1] for place in places]), strict=True)
+    }
+    for place, (index, layer) in enumerate(layers):
+        row = told[place]
+        if row is None:
+            continue
         names = [each for each, _ in layer.named_parameters()] + ["sigma"]
         *finite, sigma, scale, edit, static = row.tolist()
         at = f"{name}: tensor layers.{index}"
@@ -48,6 +58,14 @@ def check_numbers(adapter: Any, name: str = "the adapter") -> None:
                 f"{at}.{which} is too large: with it the layer's edit may be {much} times the RMS "
                 f"of its states, want at most 2^24 times: {_WHY}"
             )
+
+
+def _told(layers: list[Any]) -> list[Tensor] | list[None]:
+    """`_numbers` of layers on one device, on the host; None of tensors without numbers (meta)."""
+    told = torch.stack([_numbers(layer) for layer in layers])
+    if type(told) is not Tensor or told.device.type == "meta":
+        return [None] * len(layers)
+    return [*told.cpu()]
 
 
 _WHY = "behind more than that nothing is left of a state in any dtype"

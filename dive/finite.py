@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import InfNanRemoveLogitsProcessor, LogitsProcessor, LogitsProcessorList
+from transformers.generation.configuration_utils import GenerationMode
 
 NO_TOKEN = -1  # as dive._C's kNoToken
 
@@ -57,23 +58,31 @@ class Watch(LogitsProcessor):
     Scores that all are the same are noticed where no processor has been at work before. Its
     row says nothing but `end` from then on, and all beams of a prompt with it. No host sync: the
     notes are read when all is done.
+    assisted: who guesses tokens asks processors by scores of his own, which may all be the same.
     """
 
     def __init__(
-        self, end: int, beams: int = 1, padding: int | None = None, mends: bool = False
+        self,
+        end: int,
+        beams: int = 1,
+        padding: int | None = None,
+        mends: bool = False,
+        assisted: bool = False,
     ) -> None:
-        self.end, self.beams, self.mends = end, beams, mends
+        self.end, self.beams, self.mends, self.assisted = end, beams, mends, assisted
         self.padding = end if padding is None else padding
         self._lengths: Tensor | None = None  # [rows] of the ids when it happened; -1: it did not
 
     @classmethod
-    def of(cls, config: Any) -> "Watch":
-        """For the decoding that a generation config asks for."""
+    def of(cls, config: Any, assistant: Any = None) -> "Watch":
+        """For the decoding that a generation config and an assistant model, if any, ask for."""
         eos, padding = config.eos_token_id, config.pad_token_id
         ends = [*eos] if isinstance(eos, (list, tuple)) else [eos]
         known = [one for one in (*ends, padding) if one is not None]
         mends = bool(getattr(config, "remove_invalid_values", False))
-        return cls(int(known[0]) if known else 0, config.num_beams or 1, padding, mends)
+        assisted = config.get_generation_mode(assistant) == GenerationMode.ASSISTED_GENERATION
+        end = int(known[0]) if known else 0
+        return cls(end, config.num_beams or 1, padding, mends, assisted)
 
     def among(self, processors: Sequence[Any] | None) -> LogitsProcessorList:
         """In front of the processors, which may not take such scores, and behind them, where they
@@ -83,7 +92,8 @@ class Watch(LogitsProcessor):
         return LogitsProcessorList([*first, *given, _Again(self)])
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        return self.look(input_ids, scores, usable(scores))
+        good = is_distribution(scores) if self.assisted else usable(scores)
+        return self.look(input_ids, scores, good)
 
     def look(self, input_ids: Any, scores: Any, good: Tensor) -> Tensor:
         """The scores, or what ends a row that is not `good` [rows]."""
@@ -130,6 +140,6 @@ class _Again(LogitsProcessor):
 
 def generate_watched(model: Any, given: Mapping[str, Any], config: Any) -> tuple[Any, Watch]:
     """`model.generate(**given)`, which decodes by `config`, and what watched its logits."""
-    watch = Watch.of(config)
+    watch = Watch.of(config, given.get("assistant_model"))
     processors = watch.among(given.get("logits_processor"))
     return model.generate(**{**given, "logits_processor": processors}), watch

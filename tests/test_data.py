@@ -81,8 +81,11 @@ BAD_LINES = {
     "a list": ("[1, 2]", "is a list; wants one JSON object"),
     "a number": ("3", "is a number"),
     "not UTF-8": (b'{"id": "caf\xe9"}', "is not UTF-8 (byte 0xe9 at column 12)"),
-    "half a character": ('{"id": "x", "findings": "\\ud800"}', "holds a value that cannot be read"),
-    "too many digits": ('{"id": ' + "1" * 5000 + "}", "holds a value that cannot be read"),
+    "half a character": ('{"id": "x", "findings": "\\ud800"}', "holds half a surrogate pair"),
+    "too many digits": (
+        '{"id": ' + "1" * 5000 + "}",
+        "holds a whole number of thousands of digits",
+    ),
     "image with a long name": ({"id": "x", "images": ["n" * 5000]}, "there is no image file"),
     "deep": ("[" * 100_000, "nested too deeply"),
     "key twice": ('{"id": "x", "id": "y", "images": ["b.png"]}', "has the key id twice"),
