@@ -10,6 +10,7 @@ processes may share a folder.
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from dive import checks
+from dive.data.bounds import check_bytes
 from dive.data.disk import reason
 from dive.data.image_names import place_of
 from dive.data.images import LazyImage, fetched, load_rgb
@@ -192,6 +194,7 @@ def _content(image: Path | Image.Image | LazyImage, where: str, name: str) -> st
     path = place_of(opened, where, name)
     try:
         with open_file(path) as file:
+            check_bytes(os.fstat(file.fileno()).st_size, f"{where}: the image ({name})")
             return hashlib.file_digest(file, "sha256").hexdigest()
     except NoRegularFile as error:
         raise DiveError(

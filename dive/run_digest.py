@@ -19,6 +19,7 @@ from PIL import Image
 
 from dive import checks, file_digest
 from dive.adapter import SteeringAdapter
+from dive.data.bounds import check_bytes
 from dive.data.image_names import place_of
 from dive.data.images import LazyImage, fetched
 from dive.data.io import JsonlWriter
@@ -179,6 +180,10 @@ def _content(image: Any, where: str, name: str) -> str:
     if isinstance(given, bytes):
         return hashlib.sha256(given).hexdigest()[:32]
     path = place_of(given, where, name)
+    try:
+        check_bytes(path.stat().st_size, f"{where}: the image ({name})")
+    except OSError as error:
+        raise DiveError(f"{where}: cannot read the image ({name}): {error.strerror}") from error
     try:
         return file_digest.whole(path)
     except DiveError as error:

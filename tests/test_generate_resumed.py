@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from tiny import draw_film, save_studies
 import dive
 from dive import file_digest, run_digest
 from dive.backbone_files import describe_backbone, dtype_in_use
-from dive.data import read_studies
+from dive.data import Study, read_studies
 from dive.data.io import JsonlWriter
 from dive.errors import DiveError
+from dive.feature_store import key_of
 from dive.prompting import DEFAULT_PROMPTS
 from dive.run_digest import check_images, describe_adapter, watched
 
@@ -495,3 +497,16 @@ def test_a_film_that_changes_while_it_is_read(tmp_path, monkeypatch):
     )
     with pytest.raises(DiveError, match="was changed while it was read"):
         study.load_images()
+
+
+def test_a_terabyte_of_nothing_is_not_read(tmp_path):
+    film = tmp_path / "film.dcm"
+    with film.open("wb") as file:
+        file.truncate(1 << 40)
+    study = watched(Study(id="big", images=(film,)))
+    began = time.process_time()
+    with pytest.raises(DiveError, match="study 'big': cannot read the image .1 of 1."):
+        study.load_images()
+    with pytest.raises(DiveError, match="study 'big': the image .1 of 1. holds 1,099,511,627,776"):
+        key_of(study)
+    assert time.process_time() - began < 5

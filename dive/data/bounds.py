@@ -17,6 +17,14 @@ def _pixels() -> int:
 # A chest film has 5 to 20 million pixels; what has ten times as many is a mistake or an attack.
 # Whoever truly has larger films sets the variable.
 MAX_PIXELS = _pixels()
+MAX_FILE_BYTES = 16 * MAX_PIXELS  # four values of 32 bits a pixel, nothing compressed
+
+
+def check_bytes(size: int, subject: str) -> None:
+    """DiveError for a file of more bytes than an image can have, before all of it is read: a
+    terabyte of nothing takes no room on the disk. `subject` begins the message."""
+    if size > MAX_FILE_BYTES:
+        raise DiveError(f"{subject} holds {size:,} bytes; the limit is {MAX_FILE_BYTES:,}")
 
 
 def check_pixels(width: int, height: int, most: int, subject: str) -> None:
