@@ -60,4 +60,4 @@ def _torn(partial: Path) -> str | None:
     return None
 
 
-TRIAL = Trial("disk", run, full=40, short=2)
+TRIAL = Trial("disk", run, full=40, short=1)

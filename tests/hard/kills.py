@@ -185,5 +185,5 @@ def _unlike(out: Path, wanted: Path) -> str:
     return "" if told[0] == told[1] else "other settings beside the same weights"
 
 
-GENERATE = Trial("generate", generate, full=200, short=2)
-DISTILL = Trial("distill", distill, full=200, short=2)
+GENERATE = Trial("generate", generate, full=200, short=1)
+DISTILL = Trial("distill", distill, full=200, short=1)

@@ -57,4 +57,4 @@ def run(count: int, seed: int, folder: Path) -> Outcome:
     return outcome
 
 
-TRIAL = Trial("pairs", run, full=50, short=2)
+TRIAL = Trial("pairs", run, full=50, short=1)
