@@ -25,6 +25,7 @@ from dive.data.open import names_studies, open_studies
 from dive.data.report import PLACEHOLDERS
 from dive.data.study import Study
 from dive.data.trouble import Trouble
+from dive.each_inside import each_inside
 from dive.errors import DiveError
 from dive.held import held
 from dive.presets import DistillConfig
@@ -231,15 +232,4 @@ def each_evaluating(model: nn.Module, results: Iterator[T]) -> Iterator[T]:
 
     Closing it closes `results`.
     """
-    try:
-        while True:
-            with evaluating(model):
-                try:
-                    one = next(results)
-                except StopIteration:
-                    return
-            yield one
-    finally:
-        close = getattr(results, "close", None)
-        if close is not None:
-            close()
+    return each_inside(functools.partial(evaluating, model), results)

@@ -6,6 +6,7 @@ Hooks on the model's own decoder layers; no class is patched and no weight is to
 import statistics
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from dive.adapter import SteeringAdapter, as_adapter
 from dive.at_work import Work, at_work, call_of_its_own, in_the_way, scope
 from dive.contexts import as_no_hook
 from dive.decoder_site import uncompiled
+from dive.each_inside import each_inside
 from dive.errors import DiveError
 from dive.structure import computes_on, decoder_layers, forget_compiled, last_hidden_state, unwrap
 from dive.turns import turn
@@ -216,19 +218,7 @@ def each_of_its_own(model: Any, results: Iterator[T]) -> Iterator[T]:
 
     Closing it closes `results`.
     """
-    first = first_layer(model)
-    try:
-        while True:
-            with call_of_its_own(first):
-                try:
-                    one = next(results)
-                except StopIteration:
-                    return
-            yield one
-    finally:
-        close = getattr(results, "close", None)
-        if close is not None:
-            close()
+    return each_inside(partial(call_of_its_own, first_layer(model)), results)
 
 
 @torch.no_grad()

@@ -152,7 +152,7 @@ class DecodeSession:
             return output
         with refusals(given):
             return self.model.generate(
-                **given, custom_generate=partial(self._decode, given.get("streamer"))
+                **given, custom_generate=partial(self, streamer=given.get("streamer"))
             )
 
     def stream(self, requests: Iterable[Request], rows: int = 8) -> Iterator[Written]:
@@ -180,28 +180,6 @@ class DecodeSession:
         **model_kwargs: Any,
     ) -> Any:
         """What `model.generate` calls as its `custom_generate`; returns prompt and answer."""
-        return self._decode(
-            streamer,
-            model,
-            input_ids,
-            logits_processor,
-            stopping_criteria,
-            generation_config,
-            synced_gpus,
-            **model_kwargs,
-        )
-
-    def _decode(
-        self,
-        streamer: Any,
-        model: Any,
-        input_ids: Tensor,
-        logits_processor: LogitsProcessorList | None = None,
-        stopping_criteria: StoppingCriteriaList | None = None,
-        generation_config: Any = None,
-        synced_gpus: bool = False,
-        **model_kwargs: Any,
-    ) -> Any:
         if model is not self.model:
             raise DiveError(
                 f"this session decodes for another {type(self.model).__name__}; make one a model"
