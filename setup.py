@@ -143,7 +143,8 @@ setup(
     # kernels/ has no __init__.py in the checkout and takes the place of dive/kernels here
     package_dir={"dive": "dive", "dive.kernels": "kernels"},
     package_data={
-        "dive": ["py.typed", "_C.pyi", "*.yaml"],
+        "dive": ["py.typed", "_C.pyi"],
+        "dive.data": ["*.yaml"],
         "dive.lexicon": ["*.yaml"],
         "dive.demo": ["*.j2", "backbone/**"],
         "dive.kernels": ["*.md"],

@@ -27,10 +27,10 @@ import torch
 import dive
 from benchmarks import timing
 from benchmarks.timing import TOY, interval
-from dive import extension
 from dive.bench.decoders import adapter_for, build, step_bytes
 from dive.bench.rates import fastest, read_again, read_buffer, reads
-from dive.decode import DecodeSession
+from dive.decode import native
+from dive.decode.session import DecodeSession
 
 PROMPT, NEW = (8, 5) if TOY else (64, 33)
 CASES = [
@@ -165,7 +165,7 @@ def measure_all() -> None:
         print(json.dumps(row), flush=True)
     result = {
         "what": "ms a token, medians of interleaved rounds, CPU time of one thread",
-        "dive": extension.build_info(),
+        "dive": native.build_info(),
         "results": results,
     }
     print(timing.write("cpu-decode", result))

@@ -22,7 +22,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dive import _C, extension, reference
+from dive import _C, reference
+from dive.decode import native
 
 RANK = 16
 WIDTHS = (512, 1024, 1536, 2048, 4096)
@@ -145,7 +146,7 @@ def main(out: Path) -> None:
                     row["pytorch_over_fused"] = round(times["pytorch"] / times["fused"], 2)
                     rows.append(row)
                     print(json.dumps(row), flush=True)
-    info = extension.build_info()
+    info = native.build_info()
     result = {
         "what": "us a call, median of 31 interleaved rounds, CPU time of one thread",
         "machine": {"processor": processor(), "cpus": os.cpu_count(), "load": os.getloadavg()},

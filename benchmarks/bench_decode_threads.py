@@ -27,7 +27,7 @@ from benchmarks import timing
 from benchmarks.timing import TOY
 from dive import _C
 from dive.bench.decoders import build
-from dive.decode import DecodeSession
+from dive.decode.session import DecodeSession
 
 CACHED = 64
 NEIGHBOURS = (0, 1, 2)

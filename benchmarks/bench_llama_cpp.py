@@ -35,7 +35,7 @@ from dive.bench.decoders import adapter_for, build, step_bytes
 from dive.bench.peers import Unavailable
 from dive.bench.rates import fastest, read_again, read_buffer, reads
 from dive.bench.timing import cpu_seconds, turns
-from dive.decode import DecodeSession
+from dive.decode.session import DecodeSession
 
 PROMPT = 8 if TOY else 64
 PEER = "llama.cpp"

@@ -20,9 +20,9 @@ import torch
 from benchmarks import timing
 from benchmarks.timing import TOY
 from dive.bench.decoders import build
-from dive.decode import DecodeSession
-from dive.decode_rows import Rows
-from dive.slots import Request
+from dive.decode.continuous import Request
+from dive.decode.engine import Rows
+from dive.decode.session import DecodeSession
 
 PROMPT, NEW, REQUESTS, ROWS = (8, 6, 4, 2) if TOY else (64, 160, 32, 8)
 

@@ -111,8 +111,8 @@ def measure(backbone: str, studies: str, workers: int | None) -> dict[str, Any]:
     import torch
 
     import dive
-    from dive import distillation, trainer
     from dive.data import read_studies
+    from dive.training import distillation, trainer
 
     torch.set_num_threads(1)
     found: dict[str, float] = {}

@@ -24,7 +24,7 @@ from benchmarks.compiled_loop import CompiledLoop
 from benchmarks.timing import TOY
 from dive.bench.decoders import adapter_for, build, step_bytes
 from dive.bench.rates import read_buffer, reads
-from dive.decode import DecodeSession
+from dive.decode.session import DecodeSession
 
 # by kind of device: tokens in the prompt
 CONTEXT = {"cuda": 1024, "cpu": 12 if TOY else 64}

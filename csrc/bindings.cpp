@@ -342,7 +342,7 @@ py::dict build_info() {
 
 PYBIND11_MODULE(DIVE_MODULE_NAME, module) {
   using namespace dive;
-  module.doc() = "Compiled kernels of dive; dive.extension is the door to them.";
+  module.doc() = "Compiled kernels of dive; dive.decode.native is the door to them.";
 
   // local: the tests load a second build of this module beside it
   py::class_<Steering>(module, "Steering", py::module_local(),

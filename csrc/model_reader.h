@@ -1,4 +1,4 @@
-// A decoder's description as Python gives it (`dive.decoder_spec`), checked entry by entry.
+// A decoder's description as Python gives it (`dive.decode.spec`), checked entry by entry.
 #pragma once
 
 #include <pybind11/pybind11.h>

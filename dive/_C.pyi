@@ -1,8 +1,8 @@
 """What the compiled extension offers. Tensors are anything with `__dlpack__`, on the CPU.
 
-Bad input is a ValueError or TypeError that names the argument; `dive.extension` turns the former
-into a DiveError. What a sequence makes when it is looked at is held as long as it is used, and
-memory that was freed or moved since is refused. One thing cannot be told without asking torch at
+Bad input is a ValueError or TypeError that names the argument; `dive.decode.native` turns the
+former into a DiveError. What a sequence makes when it is looked at is held as long as it is used,
+and memory that was freed or moved since is refused. One thing cannot be told without asking torch at
 every step: `steer_step` and `step` believe a tensor whose storage was made smaller, but not freed.
 """
 
@@ -42,7 +42,7 @@ class Steering:
 class Engine:
     """A decoder's weights, used where they lie, with a cache of its own: one call a step.
 
-    spec: what `dive.decoder_spec.DecoderSpec.describe` gives. Its tensors are kept alive, whatever
+    spec: what `dive.decode.spec.DecoderSpec.describe` gives. Its tensors are kept alive, whatever
     becomes of the dict; a step refuses to run where one of them was moved or freed since.
     """
 
@@ -100,7 +100,7 @@ def steer_step(
     norm_plus_one: bool = False,
     mask: Any = None,
 ) -> None:
-    """See `dive.extension.steer_step`; `residual` and `out` are written."""
+    """See `dive.decode.native.steer_step`; `residual` and `out` are written."""
 
 def read_memory(memory: Any, *, streams: int = 1, ahead: int = 0, threads: int = 1) -> int:
     """Reads a float32 vector once, for benchmarks; a number that depends on all of it.

@@ -8,36 +8,36 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# public name -> module that defines it
+# public name -> package that has it
 _EXPORTS = {
     "Backbone": "dive.backbone",
     "load_backbone": "dive.backbone",
     "SteeringAdapter": "dive.adapter",
     "SteeringConfig": "dive.adapter",
-    "steer": "dive.attach",
+    "steer": "dive.adapter",
     "DecisiveTokens": "dive.decisive",
     "Study": "dive.data",
-    "DistillConfig": "dive.distillation",
-    "distill": "dive.distillation",
+    "DistillConfig": "dive.training",
+    "distill": "dive.training",
     "DiveError": "dive.errors",
     "FallbackWarning": "dive.errors",
     "Report": "dive.generation",
     "generate": "dive.generation",
     "evaluate": "dive.metrics",
 }
-# every module is an attribute without an import of its own; these are what a user looks for
-_MODULES = (
-    "adapter", "attach", "backbone", "bench", "cli", "data", "decisive", "decode", "demo",
-    "distillation", "errors", "extension", "fingerprint", "generation", "hub", "image_cache",
-    "kernels", "lexicon", "metrics", "ops", "polarity", "presets", "prompting", "radgraph",
-    "reference", "structure", "teacher", "templates", "trainer",
+# every package is an attribute without an import of its own
+_PACKAGES = (
+    "adapter", "backbone", "bench", "cli", "data", "decisive", "decode", "demo", "errors", "files",
+    "generation", "kernels", "lexicon", "metrics", "ops", "prompting", "radgraph", "reference",
+    "training",
 )  # fmt: skip
+# an older name of a public module
+_MOVED = {"attach": "dive.adapter.attach"}
 
 __all__ = ["__version__", *sorted(_EXPORTS)]
 
 if TYPE_CHECKING:
     from dive import adapter as adapter
-    from dive import attach as attach
     from dive import backbone as backbone
     from dive import bench as bench
     from dive import cli as cli
@@ -45,40 +45,32 @@ if TYPE_CHECKING:
     from dive import decisive as decisive
     from dive import decode as decode
     from dive import demo as demo
-    from dive import distillation as distillation
     from dive import errors as errors
-    from dive import extension as extension
-    from dive import fingerprint as fingerprint
+    from dive import files as files
     from dive import generation as generation
-    from dive import hub as hub
-    from dive import image_cache as image_cache
     from dive import kernels as kernels
     from dive import lexicon as lexicon
     from dive import metrics as metrics
     from dive import ops as ops
-    from dive import polarity as polarity
-    from dive import presets as presets
     from dive import prompting as prompting
     from dive import radgraph as radgraph
     from dive import reference as reference
-    from dive import structure as structure
-    from dive import teacher as teacher
-    from dive import templates as templates
-    from dive import trainer as trainer
+    from dive import training as training
     from dive.adapter import SteeringAdapter as SteeringAdapter
     from dive.adapter import SteeringConfig as SteeringConfig
-    from dive.attach import steer as steer
+    from dive.adapter import attach as attach
+    from dive.adapter import steer as steer
     from dive.backbone import Backbone as Backbone
     from dive.backbone import load_backbone as load_backbone
     from dive.data import Study as Study
     from dive.decisive import DecisiveTokens as DecisiveTokens
-    from dive.distillation import DistillConfig as DistillConfig
-    from dive.distillation import distill as distill
     from dive.errors import DiveError as DiveError
     from dive.errors import FallbackWarning as FallbackWarning
     from dive.generation import Report as Report
     from dive.generation import generate as generate
     from dive.metrics import evaluate as evaluate
+    from dive.training import DistillConfig as DistillConfig
+    from dive.training import distill as distill
 
 
 def __getattr__(name: str) -> object:
@@ -89,7 +81,7 @@ def __getattr__(name: str) -> object:
     if name.startswith("_"):
         raise AttributeError(f"module 'dive' has no attribute {name!r}")
     try:
-        return import_module(f"dive.{name}")
+        return import_module(_MOVED.get(name, f"dive.{name}"))
     except ImportError as error:  # kernels without triton: hasattr() is to answer, not to raise
         if error.name == f"dive.{name}":
             raise AttributeError(f"module 'dive' has no attribute {name!r}") from None
@@ -97,4 +89,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *_MODULES]
+    return [*__all__, *_PACKAGES]

@@ -1,7 +1,7 @@
 """What is printed for people, through one kind of console: users' text is text, and no more.
 
 Brackets are brackets and no markup, `:smile:` is no picture, and what a terminal would obey is
-shown (`dive.visible`). Colours are asked for with `style=` or `rich.text.Text`.
+shown (`dive.errors.visible`). Colours are asked for with `style=` or `rich.text.Text`.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from rich.progress import Task, TextColumn
 from rich.segment import Segment
 from rich.text import Text
 
-from dive.visible import visible
+from dive.errors.visible import visible
 
 
 class PlainConsole(Console):

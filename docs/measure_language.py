@@ -1,4 +1,4 @@
-"""How many reports of Open-i `dive.language` takes for another language than English: none is.
+"""How many reports of Open-i `dive.data.language` takes for another language than English: none is.
 
 The reports are those of an installed torchxrayvision, as docs/measure_lexicon.py finds them
 (`pip install --no-deps torchxrayvision==1.5.7`).
@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ElementTree
 from measure_lexicon import shipped, xml_files
 
 from dive.data.absent import is_absent
-from dive.language import language_of
+from dive.data.language import language_of
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from dive.decisive import DecisiveTokens, Mention, find_mentions
+from dive.decisive.tokens import DecisiveTokens, Mention, find_mentions
 from dive.lexicon import CHEXPERT_CLASSES, OTHER, default_lexicon
 
 DATA = Path(__file__).parents[1] / "tests" / "data"

@@ -77,7 +77,7 @@ def prepare_kernel(
 ):  # fmt: skip
     """For every slot of `rows` its row, target and flags, the factors of its two terms (the larger
     one is `gain`, or both are 0) and what brings them back to size; shares [3]: ce_weight / n_w,
-    kd_weight / n_m, 1 / n_w; status [3] float64, as in `dive.ops.values`."""
+    kd_weight / n_m, 1 / n_w; status [3] float64, as in `dive.ops.checks`."""
     lane = tl.arange(0, BLOCK)
     bad_target = tl.full([BLOCK], NOWHERE, tl.int32)
     bad_weight = tl.full([BLOCK], NOWHERE, tl.int32)

@@ -17,9 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 import dive
-from dive import structure
-from dive.attach import steer
-from dive.trainer import DistillTrainer, Student
+from dive.adapter.attach import steer
+from dive.backbone import structure
+from dive.training.trainer import DistillTrainer, Student
 
 WIDTH, ROWS = 32, 6
 

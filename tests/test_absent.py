@@ -11,11 +11,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import dive
-from dive.arguments import as_studies_of
 from dive.cli import app
 from dive.data import Skipped, Study, open_studies, read_studies
 from dive.data.absent import first_present, is_absent, is_placeholder
 from dive.errors import DiveError
+from dive.training.arguments import as_studies_of
 
 
 class NAType:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from tiny_steering import randomised
 
 import dive
-from dive.adapter_numbers import MOST_EDIT, check_numbers
+from dive.adapter.numbers import MOST_EDIT, check_numbers
 from dive.errors import DiveError
 
 
@@ -57,7 +57,7 @@ def test_refused_at_load_and_where_it_is_attached(backbone, tmp_path, tensor, va
 @pytest.mark.parametrize("activation", ["silu", "gelu", "tanh", "identity"])
 def test_the_bound_is_one(backbone, activation):
     """No state of the calibrated RMS is edited by more, and one of them by nearly as much."""
-    from dive.adapter_numbers import _numbers
+    from dive.adapter.numbers import _numbers
 
     torch.manual_seed(0)
     config = dive.SteeringConfig(rank=1, activation=activation, eps=1e-12)

@@ -12,10 +12,10 @@ from tiny_steering import for_backbone, prompts, randomised
 from typer.testing import CliRunner
 
 import dive
-from dive.adapter import CONFIG_FILE, WEIGHTS_FILE
+from dive.adapter.adapter import CONFIG_FILE, WEIGHTS_FILE
 from dive.cli import app
 from dive.data import Skipped
-from dive.decode import DecodeSession
+from dive.decode.session import DecodeSession
 from dive.errors import DiveError
 
 SMALL = dict(preset="dive-ce", steps=2, batch_size=2, rank=2)
@@ -384,8 +384,11 @@ def test_arguments_of_the_other_calls(tiny_llava):
     session = DecodeSession(backbone)
     for call, said in [
         (lambda: session.stream([], rows="4"), "rows is '4', want a whole number from 1 on"),
-        (lambda: session.stream(3), "requests is 3, want an iterable of dive.slots.Request"),
-        (lambda: [*session.stream([3])], "request 0 is 3, want a dive.slots.Request"),
+        (
+            lambda: session.stream(3),
+            "requests is 3, want an iterable of dive.decode.continuous.Request",
+        ),
+        (lambda: [*session.stream([3])], "request 0 is 3, want a dive.decode.continuous.Request"),
         (lambda: dive.SteeringAdapter(None, backbone), "config is None, want a SteeringConfig"),
         (lambda: dive.load_backbone(tiny_llava, device=3.5), "device is 3.5, want auto, cpu"),
         (lambda: dive.data.open_studies("s.jsonl", columns=3), "columns is 3; wants a dict"),

@@ -2,8 +2,8 @@
 
 import pytest
 
-from dive.asking_sections import asking_sections
-from dive.decisive import find_mentions
+from dive.decisive.asking_sections import asking_sections
+from dive.decisive.tokens import find_mentions
 
 HEADINGS = [
     "Indication:", "INDICATION:", "Indication :", "Indications:", "Indication(s):", "NDICATION:",

@@ -8,9 +8,9 @@ from tiny_steering import fingerprint, logits, prompts, randomised
 from transformers import DynamicCache, GenerationConfig
 
 import dive
-from dive.attach import attachment_of, calibrate
+from dive.adapter.attach import attachment_of, calibrate
+from dive.backbone.structure import decoder_layers, last_hidden_state
 from dive.errors import DiveError
-from dive.structure import decoder_layers, last_hidden_state
 
 GREEDY = GenerationConfig(do_sample=False, max_new_tokens=6, pad_token_id=0)
 

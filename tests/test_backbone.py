@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.utils import is_torchvision_available
 
 import dive
-from dive import backbone as loading
+from dive.backbone import load as loading
 from dive.errors import DiveError
 
 without_torchvision = pytest.mark.skipif(

@@ -15,13 +15,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dive import bench, decode_limits, decode_rows, extension, ops
+from dive import bench, ops
 from dive.bench import asked, cross_entropy, decode, observe, peers, runner, steer, timing
 from dive.bench.case import Here
 from dive.bench.deadline import Deadline, OutOfTime, bound
 from dive.bench.rates import Rates, read_buffer, reads
 from dive.bench.results import Setting, rows
 from dive.cli import app
+from dive.decode import engine, fallback, native
 from dive.errors import DiveError, FallbackWarning
 
 ROW = {
@@ -35,7 +36,7 @@ HEAD = {
 UNITS = {"cross-entropy": "GFLOP/s", "steer": "GB/s", "decode": "tokens/s"}
 CPU = torch.device("cpu")
 FAST = Rates(1e12, 1e10, 1e10, "sum")
-built = pytest.mark.skipif(not extension.available(), reason="dive._C is not built")
+built = pytest.mark.skipif(not native.available(), reason="dive._C is not built")
 
 
 def call(*arguments):
@@ -128,7 +129,7 @@ def test_json_on_stdout_is_alone_there():
 @built
 @pytest.mark.filterwarnings("ignore::dive.errors.FallbackWarning")
 def test_a_fallback_is_seen_in_the_rows(monkeypatch):
-    monkeypatch.setattr(decode_limits, "_CACHE_LAYERS", ())
+    monkeypatch.setattr(fallback, "_CACHE_LAYERS", ())
     results = toy("decode")
     ran = {row.way: row.ran for row in results.rows}
     assert ran["session"] == ran["session, steered"] == "transformers"
@@ -139,14 +140,14 @@ def test_a_fallback_is_seen_in_the_rows(monkeypatch):
 
 @built
 def test_a_fallback_is_a_warning_too(monkeypatch):
-    monkeypatch.setattr(decode_limits, "_CACHE_LAYERS", ())
+    monkeypatch.setattr(fallback, "_CACHE_LAYERS", ())
     with pytest.warns(FallbackWarning, match="DynamicLayer"):
         toy("decode")
 
 
 def test_an_engine_that_is_not_there_is_seen_in_the_rows(monkeypatch):
-    missing = extension.Found(None, extension.NOT_BUILT, "dive._C is not built here")
-    monkeypatch.setattr(extension, "find", lambda: missing)
+    missing = native.Found(None, native.NOT_BUILT, "dive._C is not built here")
+    monkeypatch.setattr(native, "find", lambda: missing)
     with pytest.warns(FallbackWarning, match="not built"):
         results = toy("decode")
     assert {row.ran for row in results.rows if row.way != "floor"} == {"transformers"}
@@ -155,7 +156,7 @@ def test_an_engine_that_is_not_there_is_seen_in_the_rows(monkeypatch):
 
 # wrong operators
 
-_STEER, _LOSS, _PACK = ops.steer, ops.decisive_cross_entropy, extension.pack_steering
+_STEER, _LOSS, _PACK = ops.steer, ops.decisive_cross_entropy, native.pack_steering
 
 
 def off_by_a_little(h, *parameters, **options):
@@ -214,12 +215,12 @@ def test_a_wrong_loss_is_not_timed_and_the_command_fails(wrong, monkeypatch, tmp
 
 @built
 def test_a_wrong_decode_is_not_timed(monkeypatch):
-    adopt = decode_rows.Rows.adopt
+    adopt = engine.Rows.adopt
 
     def elsewhere(self, row, layers, source, pad, length, position, steering):
         adopt(self, row, layers, source, pad, length, position + 1, steering)
 
-    monkeypatch.setattr(decode_rows.Rows, "adopt", elsewhere)
+    monkeypatch.setattr(engine.Rows, "adopt", elsewhere)
     results = toy("decode")
     assert results.rows == [] and results.wrong[0].reason.startswith("session: ")
 
@@ -231,7 +232,7 @@ def test_wrong_steering_in_the_engine_is_not_timed(dtype, monkeypatch):
         return _PACK(down, bias, up, static, 2 * scale, **options)
 
     assert toy("decode", dtype=dtype).wrong == []
-    monkeypatch.setattr(extension, "pack_steering", twice)
+    monkeypatch.setattr(native, "pack_steering", twice)
     results = toy("decode", dtype=dtype)
     assert results.rows == [] and results.wrong[0].reason.startswith("session, steered: ")
 

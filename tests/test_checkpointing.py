@@ -9,9 +9,9 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 import dive
-from dive.backbone import enable_gradient_checkpointing
+from dive.backbone.load import enable_gradient_checkpointing
+from dive.backbone.structure import decoder_layers, last_hidden_state
 from dive.errors import DiveError
-from dive.structure import decoder_layers, last_hidden_state
 
 
 class Calls:

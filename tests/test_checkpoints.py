@@ -12,10 +12,10 @@ from tiny import save_studies
 from transformers import TrainerState
 
 import dive
-from dive import checkpoints
-from dive.checkpoints import ASIDE, checkpoints_in, harm_of
 from dive.data import read_studies
 from dive.errors import DiveError
+from dive.training import checkpoints
+from dive.training.checkpoints import ASIDE, checkpoints_in, harm_of
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,13 @@ from tiny_features import takes_features
 from typer.testing import CliRunner
 
 import dive
-from dive import adapter, cli, distillation
+from dive import cli
+from dive.adapter import adapter
 from dive.cli import app
 from dive.errors import DiveError
 from dive.ops import steering
-from dive.trainer import DistillTrainer
+from dive.training import distillation
+from dive.training.trainer import DistillTrainer
 
 runner = CliRunner()
 

@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dive import checks
 from dive.bench.results import Row
 from dive.bench.table import _tables as bench_tables
 from dive.bench.timing import Interval
 from dive.cli import options, tables
 from dive.cli.evaluate import _print
-from dive.errors import DiveError
+from dive.errors import DiveError, checks
 
 PATH = "/root/.cache/radgraph/VERSION/radgraph-xl/[bold]/a file"
 WORDS = ["metric", "RadGraph weights", "StanfordAIMI/RRG_scorers", "tokenizer_config.json"]

@@ -1,6 +1,6 @@
 """Numbers with their nouns."""
 
-from dive.counting import counted
+from dive.errors.counting import counted
 
 
 def test_one_is_singular_and_thousands_are_set_apart():

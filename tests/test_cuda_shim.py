@@ -20,8 +20,8 @@ from tiny_steering import logits as all_logits
 from tiny_steering import randomised
 from transformers import DynamicCache
 
-from dive import decoder_spec, extension
-from dive.decode import DecodeSession
+from dive.decode import native, spec
+from dive.decode.session import DecodeSession
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build" / os.environ.get("DIVE_SHIM_FOLDER", "shim")
@@ -72,14 +72,14 @@ def shim():
 @pytest.fixture
 def gpu(shim, monkeypatch):
     """The module; sessions that are made while it is in use run on the GPU that the host plays."""
-    describe = decoder_spec.DecoderSpec.describe
+    describe = spec.DecoderSpec.describe
 
     def described(self, positions):
         return describe(self, positions) | {"device": "cuda:0"}
 
-    monkeypatch.setattr(extension, "load", lambda: shim)
-    monkeypatch.setattr(decoder_spec.DecoderSpec, "describe", described)
-    monkeypatch.setitem(decoder_spec.DTYPES["cpu"], torch.float16, "float16")
+    monkeypatch.setattr(native, "load", lambda: shim)
+    monkeypatch.setattr(spec.DecoderSpec, "describe", described)
+    monkeypatch.setitem(spec.DTYPES["cpu"], torch.float16, "float16")
     yield shim
     shim.shim_settings()
 
@@ -325,7 +325,7 @@ def test_sizes_that_the_kernels_do_not_take_are_refused(gpu):
     gpu.shim_settings(capability=130)
     assert "built without kernels for its GPU" in plan().reason
     gpu.shim_settings()
-    description = decoder_spec.read(small("llama")).describe(8)
+    description = spec.read(small("llama")).describe(8)
     with pytest.raises(ValueError, match="CUDA finds no device 1"):
         gpu.Engine(description | {"device": "cuda:1"})
 

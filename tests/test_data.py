@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from dive.data import Skipped, Study, read_studies
-from dive.data.images import load_rgb
-from dive.data.io import JsonlWriter, write_jsonl, write_text
+from dive.data.images.load import load_rgb
 from dive.errors import DiveError
+from dive.files.json_lines import JsonlWriter, write_jsonl, write_text
 
 GOOD = {"id": "a", "images": ["a.png"], "findings": "Clear.", "impression": "Normal."}
 
@@ -339,7 +339,7 @@ def test_a_partial_file_of_something_else_is_not_taken_over(tmp_path: Path) -> N
 def test_a_killed_process_loses_no_finished_row(tmp_path: Path) -> None:
     path = tmp_path / "reports.jsonl"
     program = (
-        "import os, sys; from dive.data.io import JsonlWriter\n"
+        "import os, sys; from dive.files.json_lines import JsonlWriter\n"
         "writer = JsonlWriter(sys.argv[1])\n"
         "for i in range(50): writer.append({'id': str(i)})\n"
         "os.kill(os.getpid(), 9)\n"

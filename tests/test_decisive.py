@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from test_polarity import marked_reports, read_marked
 
 from dive import DecisiveTokens
-from dive.decisive import CLASS_NAMES, EOS, PATHOLOGY, TEMPLATE, find_mentions, share
+from dive.decisive.tokens import CLASS_NAMES, EOS, PATHOLOGY, TEMPLATE, find_mentions, share
 from dive.errors import DiveError
 from dive.lexicon import load_lexicon
 

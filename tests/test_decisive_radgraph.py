@@ -9,10 +9,10 @@ from tiny_tokenizers import qwen_tokenizer
 from typer.testing import CliRunner
 
 import dive
+from dive.adapter.hub import model_card
 from dive.cli import app
-from dive.decisive import DecisiveTokens, radgraph_mentions
+from dive.decisive.tokens import DecisiveTokens, radgraph_mentions
 from dive.errors import DiveError
-from dive.hub import model_card
 from dive.lexicon import lexicon_version
 from dive.radgraph import RadGraph, RadGraphFile, annotator_of, entity_kind, parse_source
 

@@ -11,8 +11,8 @@ from tiny_steering import logits as all_logits
 from tiny_steering import randomised
 from transformers import DynamicCache
 
-from dive.decode import DecodeSession
-from dive.structure import decoder
+from dive.backbone.structure import decoder
+from dive.decode.session import DecodeSession
 
 C = pytest.importorskip("dive._C", reason="dive._C is not built; pip install -e . builds it")
 

@@ -8,11 +8,11 @@ from tiny_decoders import both, small, text_batch
 from tiny_steering import fingerprint, for_backbone, logits, prompts, randomised
 
 import dive
-from dive.attach import attachment_of
-from dive.attach_rows import RowAttachment
-from dive.decode import DecodeSession
+from dive.adapter.attach import attachment_of
+from dive.adapter.attach_rows import RowAttachment
+from dive.decode.session import DecodeSession
 from dive.errors import DiveError
-from dive.prompting import Prompter
+from dive.prompting.prompter import Prompter
 
 C = pytest.importorskip("dive._C", reason="dive._C is not built; pip install -e . builds it")
 

@@ -11,7 +11,7 @@ from tiny_steering import prompts, randomised
 from transformers import LogitsProcessor, LogitsProcessorList
 
 import dive
-from dive.decode import DecodeSession
+from dive.decode.session import DecodeSession
 
 C = pytest.importorskip("dive._C", reason="dive._C is not built; pip install -e . builds it")
 

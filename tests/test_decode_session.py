@@ -15,9 +15,9 @@ from torch import nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 import dive
-from dive.decode import DecodeSession
+from dive.decode.continuous import Request
+from dive.decode.session import DecodeSession
 from dive.errors import DiveError, FallbackWarning
-from dive.slots import Request
 
 C = pytest.importorskip("dive._C", reason="dive._C is not built; pip install -e . builds it")
 
@@ -306,18 +306,18 @@ def test_a_changed_model_says_why_it_runs_in_transformers(name):
 )
 def test_what_is_asked_of_weights_on_a_gpu(dtype, built, reason, monkeypatch):
     """By the words alone: the weights lie on the CPU and the spec says that they do not."""
-    from dive import decoder_spec
+    from dive.decode import spec
 
     model = small("llama")
-    spec = decoder_spec.read(model)
+    spec = spec.read(model)
     model.to(getattr(torch, dtype))
     spec = dataclasses.replace(spec, dtype=getattr(torch, dtype), device=torch.device("cuda", 0))
-    monkeypatch.setattr("dive.extension.build_info", lambda: {"cuda": built})
+    monkeypatch.setattr("dive.decode.native.build_info", lambda: {"cuda": built})
     if reason is None:
-        decoder_spec._check_weights(spec)
+        spec._check_weights(spec)
     else:
-        with pytest.raises(decoder_spec.Unsupported, match=reason):
-            decoder_spec._check_weights(spec)
+        with pytest.raises(spec.Unsupported, match=reason):
+            spec._check_weights(spec)
 
 
 def test_a_mask_of_positions_runs_in_transformers():
@@ -330,10 +330,10 @@ def test_a_mask_of_positions_runs_in_transformers():
 
 
 def test_without_the_extension(monkeypatch):
-    from dive import extension
+    from dive.decode import native
 
-    missing = extension.Found(None, extension.NOT_BUILT, "dive._C is not built here")
-    monkeypatch.setattr(extension, "find", lambda: missing)
+    missing = native.Found(None, native.NOT_BUILT, "dive._C is not built here")
+    monkeypatch.setattr(native, "find", lambda: missing)
     model = small("llama")
     session = DecodeSession(model)
     assert "not built" in session.plan().reason

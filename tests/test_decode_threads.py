@@ -19,7 +19,7 @@ import torch
 from tiny_decoders import FAMILIES, SIZES
 from tiny_steering import randomised
 
-from dive.decode import DecodeSession
+from dive.decode.session import DecodeSession
 
 C = pytest.importorskip("dive._C", reason="dive._C is not built; pip install -e . builds it")
 

@@ -11,11 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, GenerationConfig, StaticCache
 
 import dive
-from dive.decode import DecodeSession
-from dive.decode_limits import input_reason
+from dive.backbone.kv_cache import caches_in, filled_layers
+from dive.decode.continuous import Request
+from dive.decode.fallback import input_reason
+from dive.decode.session import DecodeSession
 from dive.errors import DiveError, FallbackWarning
-from dive.kv_cache import caches_in, filled_layers
-from dive.slots import Request
 
 pytest.importorskip("dive._C", reason="dive._C is not built; pip install -e . builds it")
 
@@ -154,7 +154,7 @@ def test_a_cache_of_the_callers_own_goes_to_transformers_under_either_name():
 
 def test_a_session_looks_at_the_weights_once(monkeypatch):
     """Each look samples them all, which a call of generate has no time for."""
-    from dive import adapter as module
+    from dive.adapter import adapter as module
 
     model, looks = small("llama"), []
     adapter = randomised(model)

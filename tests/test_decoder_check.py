@@ -14,9 +14,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama
 
 import dive
-from dive.decode import DecodeSession
+from dive.decode.continuous import Request
+from dive.decode.session import DecodeSession
 from dive.errors import FallbackWarning
-from dive.slots import Request
 
 pytest.importorskip("dive._C", reason="dive._C is not built; pip install -e . builds it")
 

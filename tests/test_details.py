@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from dive.decisive import find_mentions
+from dive.decisive.tokens import find_mentions
 from dive.lexicon.details import details
 from dive.metrics.findings import described
 

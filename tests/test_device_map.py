@@ -8,9 +8,9 @@ from tiny_steering import logits, prompts, randomised
 from torch import nn
 
 import dive
-from dive.attach import steer
+from dive.adapter.attach import steer
+from dive.backbone.structure import computes_on, decoder_layers, output_head
 from dive.errors import DiveError
-from dive.structure import computes_on, decoder_layers, output_head
 
 CPU = torch.device("cpu")
 

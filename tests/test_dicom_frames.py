@@ -15,8 +15,8 @@ import pytest
 from data_trees import write_dicom
 from PIL import Image
 
-from dive.data.dicom_frames import check_frame
-from dive.data.images import image_size, load_rgb
+from dive.data.images.dicom.frames import check_frame
+from dive.data.images.load import image_size, load_rgb
 from dive.errors import DiveError
 
 pydicom = pytest.importorskip("pydicom")

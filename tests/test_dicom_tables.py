@@ -10,7 +10,7 @@ from data_trees import write_dicom
 from PIL import Image
 
 from dive.data import open_studies
-from dive.data.images import LazyImage, image_size, load_rgb
+from dive.data.images.load import LazyImage, image_size, load_rgb
 from dive.errors import DiveError
 
 pydicom = pytest.importorskip("pydicom")

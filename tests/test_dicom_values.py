@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from data_trees import write_dicom
 
-from dive.data.images import load_rgb
+from dive.data.images.load import load_rgb
 from dive.errors import DiveError
 
 pytest.importorskip("pydicom")

@@ -15,12 +15,12 @@ from test_distillation import equal
 from tiny import save_studies
 
 import dive
-from dive import checkpoints, training_run
-from dive.checkpoints import harm_of, is_the_end_of
+from dive.backbone.weights_digest import weights_digest
 from dive.data import read_studies
-from dive.data.files import sweep, write_together
 from dive.errors import DiveError
-from dive.exact_weights import weights_digest
+from dive.files.atomic import sweep, write_together
+from dive.training import checkpoints, resume
+from dive.training.checkpoints import harm_of, is_the_end_of
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +55,14 @@ def test_another_dtype_or_number_of_ranks(done, monkeypatch):
 
 @pytest.mark.parametrize("value", [None, 7, "x" * 9000, ["y"] * 900, {"a": "z" * 9000}, {}, [[]]])
 def test_a_damaged_description_is_one_short_line(value, done, tmp_path):
-    path = shutil.copytree(done[0] / "run", tmp_path / "run") / training_run.RUN_FILE
+    path = shutil.copytree(done[0] / "run", tmp_path / "run") / resume.RUN_FILE
     run = json.loads(path.read_text())
     for name in run:
         if run[name] == value:
             continue
         path.write_text(json.dumps(run | {name: value}))
-        training_run.unreadable_before(path.parent)
-        training_run.date_before(path.parent)
+        resume.unreadable_before(path.parent)
+        resume.date_before(path.parent)
         if name in ("validation_hash", "unreadable"):
             continue
         if name.startswith("template_") and name != "template_hash":  # its hash is what counts
@@ -72,13 +72,13 @@ def test_a_damaged_description_is_one_short_line(value, done, tmp_path):
         with pytest.raises(
             DiveError, match=r"run: the unfinished training had .*; it cannot go"
         ) as e:
-            training_run.find_checkpoint(path.parent, True, run)
+            resume.find_checkpoint(path.parent, True, run)
         assert len(str(e.value)) < 700 and "\n" not in str(e.value), name
         if name == "config" and not isinstance(value, dict):
             assert "a damaged run.json (config is " in str(e.value)
     path.write_text(json.dumps(value))
     with pytest.raises(DiveError, match="the unfinished training had"):
-        training_run.find_checkpoint(path.parent, True, run)
+        resume.find_checkpoint(path.parent, True, run)
 
 
 def test_a_choice_of_cached_features_is_said_in_words(done):
@@ -244,7 +244,7 @@ def test_ended_in_the_last_moment(owner, name, number, old, done, tmp_path, monk
 
     def finish():
         adapter.save_pretrained(out)
-        training_run.remove_checkpoints(out / "checkpoints")
+        resume.remove_checkpoints(out / "checkpoints")
 
     with monkeypatch.context() as patch:
         stops = stopped_at(number, getattr(owner, name))
@@ -258,7 +258,7 @@ def test_ended_in_the_last_moment(owner, name, number, old, done, tmp_path, monk
     if whole:
         there = dive.SteeringAdapter.from_pretrained(out)
         assert equal(there, adapter) or {p: (out / p).read_bytes() for p in before} == before
-    left = training_run.clear_finished(out)
+    left = resume.clear_finished(out)
     if left:
         assert equal(dive.SteeringAdapter.from_pretrained(out), adapter)
         assert {path.name for path in out.iterdir()} == {
@@ -298,12 +298,12 @@ def test_an_unfinished_training_beside_an_older_adapter_is_none(done, tmp_path):
     shutil.copytree(folder / "run", out / "checkpoints")
     shutil.rmtree(out / "checkpoints" / "checkpoint-7")
     assert not is_the_end_of(out / "checkpoints", out / "adapter.safetensors")
-    assert not training_run.clear_finished(out)
+    assert not resume.clear_finished(out)
     assert names(out / "checkpoints") == ["checkpoint-6"]
     # begun, and ended before or in its first checkpoint
     shutil.rmtree(out / "checkpoints" / "checkpoint-6")
     (out / "checkpoints" / ".unfinished").mkdir()
-    assert not training_run.clear_finished(out)
+    assert not resume.clear_finished(out)
     assert (out / "checkpoints" / "run.json").exists()
 
 

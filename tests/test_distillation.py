@@ -13,11 +13,11 @@ import torch
 from transformers import TrainerCallback
 
 import dive
-from dive import distillation
+from dive.backbone.structure import decoder_layers
 from dive.data import Skipped, Study, read_studies
 from dive.errors import DiveError, NonFiniteLoss
-from dive.structure import decoder_layers
-from dive.trainer import DistillTrainer
+from dive.training import distillation
+from dive.training.trainer import DistillTrainer
 
 
 @pytest.fixture

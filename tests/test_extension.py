@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dive import extension, reference
+from dive import reference
+from dive.decode import native
 from dive.errors import DiveError
 
 C = pytest.importorskip("dive._C", reason="dive._C is not built; pip install -e . builds it")
@@ -59,12 +60,12 @@ class Case:
         return self.down, self.down_bias, self.up, self.static, self.scale
 
     def packed(self):
-        return extension.pack_steering(*self.parts, **self.kind)
+        return native.pack_steering(*self.parts, **self.kind)
 
     def run(self, plus_one=False, **options):
         """(r', out) of the kernel."""
         residual = self.residual.clone()
-        out = extension.steer_step(
+        out = native.steer_step(
             residual,
             self.delta,
             self.packed(),
@@ -165,7 +166,7 @@ def test_an_identity_adapter_changes_no_bit(isa, stream, norm_preserving):
     residual, out = case.run()
     assert torch.equal(residual, case.residual + case.delta)
     plain = case.residual.clone()
-    assert torch.equal(out, extension.steer_step(plain, case.delta, None, case.norm, norm_eps=1e-5))
+    assert torch.equal(out, native.steer_step(plain, case.delta, None, case.norm, norm_eps=1e-5))
     assert torch.equal(plain, residual)
 
 
@@ -178,13 +179,13 @@ def test_rounds_where_transformers_rounds(isa, stream):
         norm.weight.data = weight
         with torch.no_grad():
             want = norm(x)
-        got = extension.steer_step(
+        got = native.steer_step(
             x.clone(), None, None, weight, norm_eps=1e-5, norm_plus_one=plus_one
         )
         assert (got != want).float().mean() < 0.01
     # and the order does matter: rounding once at the end is another number in many places
     once = (rms_norm(x.float(), weight.float(), 1e-5, False)).to(stream)
-    llama_order = extension.steer_step(x.clone(), None, None, weight, norm_eps=1e-5)
+    llama_order = native.steer_step(x.clone(), None, None, weight, norm_eps=1e-5)
     assert (once != llama_order).float().mean() > 0.05
 
 
@@ -200,7 +201,7 @@ def test_bfloat16_and_float16_round_like_torch(isa):
         stored = values.to(stream)
         for a, b in ((stored, stored.flip(1)), (stored, torch.zeros_like(stored))):
             residual = a.clone()
-            extension.steer_step(residual, b)
+            native.steer_step(residual, b)
             assert torch.equal(residual.nan_to_num(nan=7.0), (a + b).nan_to_num(nan=7.0))
             assert torch.equal(residual.isnan(), (a + b).isnan())
 
@@ -212,9 +213,9 @@ def test_norm_preserving_keeps_the_norm_where_there_is_a_direction(isa):
     assert (residual - case.residual - case.delta).norm() > 1
     h = torch.arange(1.0, 71.0)[None]
     empty = torch.zeros(0, 70), torch.zeros(0), torch.zeros(70, 0)
-    steering = extension.pack_steering(*empty, -h[0], 1.0, norm_preserving=True)
+    steering = native.pack_steering(*empty, -h[0], 1.0, norm_preserving=True)
     gone = h.clone()
-    extension.steer_step(gone, None, steering)  # h' = h - h = 0: ratio 1
+    native.steer_step(gone, None, steering)  # h' = h - h = 0: ratio 1
     assert torch.equal(gone, torch.zeros_like(h))
     assert torch.equal(
         gone, reference.steer(h, *empty, -h[0], torch.ones(()), norm_preserving=True)
@@ -230,14 +231,14 @@ def test_mask_and_one_steering_a_row(isa):
     assert torch.equal(masked, torch.where(mask[:, None], all_steered, plain))
     assert torch.equal(masked_out[mask], out[mask])
     assert torch.equal(
-        masked_out[1:2], extension.steer_step(plain[1:2], None, None, case.norm, norm_eps=1e-5)
+        masked_out[1:2], native.steer_step(plain[1:2], None, None, case.norm, norm_eps=1e-5)
     )
     # rows 0 and 2 by one adapter, 3 by another, 1 by none
     residual = case.residual.clone()
     first, second = case.packed(), other.packed()
-    extension.steer_step(residual, case.delta, [first, None, first, second])
+    native.steer_step(residual, case.delta, [first, None, first, second])
     alone = case.residual.clone()
-    extension.steer_step(alone, case.delta, second)
+    native.steer_step(alone, case.delta, second)
     assert torch.equal(residual[[0, 2]], all_steered[[0, 2]])
     assert torch.equal(residual[1], plain[1])
     assert torch.equal(residual[3], alone[3])
@@ -250,7 +251,7 @@ def test_rows_inside_a_larger_buffer(isa):
     room = torch.full((3, 200), 9.0, dtype=torch.float16)
     room[:, 11:88] = case.residual
     out_room = torch.full((6, 77), 9.0, dtype=torch.float16)
-    got = extension.steer_step(
+    got = native.steer_step(
         room[:, 11:88], case.delta, case.packed(), case.norm, out_room[::2], norm_eps=1e-5
     )
     assert got is not None and torch.equal(got, want_out) and torch.equal(room[:, 11:88], want)
@@ -263,13 +264,13 @@ def test_weights_of_any_strides_are_copied():
     wide = torch.zeros(96, 24)
     wide[:, ::2] = case.up
     parts = [case.down.T.contiguous().T, case.down_bias, wide[:, ::2], case.static]
-    steering = extension.pack_steering(*parts, 0.3)
+    steering = native.pack_steering(*parts, 0.3)
     for part in parts:
         part.fill_(float("nan"))
     del parts, wide
     gc.collect()
     got = case.residual.clone()
-    extension.steer_step(got, case.delta, steering)
+    native.steer_step(got, case.delta, steering)
     assert torch.equal(got, want)
 
 
@@ -279,12 +280,12 @@ def test_parameters_are_taken_and_gradients_refused():
     got = case.residual.clone()
     params = [torch.nn.Parameter(part) for part in case.parts]
     norm = torch.nn.Parameter(case.norm)
-    extension.steer_step(got, case.delta, extension.pack_steering(*params), norm)
+    native.steer_step(got, case.delta, native.pack_steering(*params), norm)
     assert torch.equal(got, want)
     with pytest.raises(DiveError, match="delta requires a gradient"):
-        extension.steer_step(got, torch.nn.Parameter(case.delta))
+        native.steer_step(got, torch.nn.Parameter(case.delta))
     with torch.no_grad():
-        extension.steer_step(got, torch.nn.Parameter(case.delta))
+        native.steer_step(got, torch.nn.Parameter(case.delta))
 
 
 def test_numpy_arrays_come_by_capsule_and_are_let_go():
@@ -429,12 +430,12 @@ def test_bad_input_of_packing_is_named(change, message):
         "scale": 0.1,
     }
     with pytest.raises(DiveError, match=f"pack_steering: .*{message}"):
-        extension.pack_steering(**(good | change))
+        native.pack_steering(**(good | change))
 
 
 def test_errors_of_a_step_are_dive_errors():
     with pytest.raises(DiveError, match="steer_step: residual has dtype int64"):
-        extension.steer_step(torch.zeros(2, 2).long())
+        native.steer_step(torch.zeros(2, 2).long())
 
 
 def test_two_thousand_random_calls_end_in_a_result_or_an_error():
@@ -471,8 +472,8 @@ def test_two_thousand_random_calls_end_in_a_result_or_an_error():
 
 
 def test_build_info_and_choice_of_path():
-    info = extension.build_info()
-    assert info is not None and extension.available()
+    info = native.build_info()
+    assert info is not None and native.available()
     from dive import __version__
 
     assert info["version"] == __version__ and info["compiler"]
@@ -502,11 +503,11 @@ def test_without_the_extension_one_warning_and_the_same_numbers(tmp_path):
 
         folder = sys.argv[1] + "/"
         residual, delta, norm, *parts = torch.load(folder + "case.pt", weights_only=True)
-        assert not extension.available() and extension.build_info() is None
-        steering = extension.pack_steering(*parts, activation="gelu")
+        assert not native.available() and native.build_info() is None
+        steering = native.pack_steering(*parts, activation="gelu")
         mask = torch.tensor([True, True, True, False])
-        out = extension.steer_step(residual, delta, steering, norm, norm_eps=1e-5, mask=mask)
-        extension.steer_step(residual.clone(), None, [steering, None, None, None])
+        out = native.steer_step(residual, delta, steering, norm, norm_eps=1e-5, mask=mask)
+        native.steer_step(residual.clone(), None, [steering, None, None, None])
         torch.save([residual, out], folder + "result.pt")
     """
     done = subprocess.run(
@@ -531,10 +532,10 @@ COPY = """
     import dive
     from dive import extension
     from tiny_decoders import small
-    from dive.decode import DecodeSession
+    from dive.decode.session import DecodeSession
 
     session = DecodeSession(small("llama"))
-    print(json.dumps([dive.__file__, extension.find().state, session.plan().reason]))
+    print(json.dumps([dive.__file__, native.find().state, session.plan().reason]))
 """
 
 
@@ -554,7 +555,7 @@ COPY = """
 )  # fmt: skip
 def test_missing_broken_and_loaded_are_told_apart(state, name, data, said, tmp_path):
     """In a copy without csrc/, as an installed package is."""
-    own = Path(extension.__file__).parent
+    own = Path(native.__file__).parent
     shutil.copytree(own, tmp_path / "dive", ignore=shutil.ignore_patterns("_C.*so", "__pycache__"))
     if name is not None:
         data = Path(C.__file__).read_bytes() if data is None else data
@@ -577,4 +578,4 @@ def test_missing_broken_and_loaded_are_told_apart(state, name, data, said, tmp_p
 def test_a_checkout_is_told_to_build_it(tmp_path):
     (tmp_path / "csrc").mkdir()
     (tmp_path / "setup.py").touch()
-    assert "pip install -e ." in extension._advice(tmp_path)
+    assert "pip install -e ." in native._advice(tmp_path)

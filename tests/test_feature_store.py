@@ -14,10 +14,10 @@ from tiny_features import Tower, load_family, settings, takes_features
 from tiny_more import FAMILIES
 
 import dive
-from dive.data.images import LazyImage
+from dive.data.images.load import LazyImage
 from dive.errors import DiveError
-from dive.feature_store import FeatureStore, _flat, _nested, key_of, settings_of
-from dive.prompting import Prompter
+from dive.prompting.prompter import Prompter
+from dive.training.feature_store import FeatureStore, _flat, _nested, key_of, settings_of
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -174,8 +174,8 @@ def test_nested_features_come_back_as_they_were():
 
 def _write_often(folder, name, value, count):
     # what FeatureStore.put does, without a model in this process
-    from dive.data.io import write_bytes
-    from dive.feature_store import save
+    from dive.files.json_lines import write_bytes
+    from dive.training.feature_store import save
 
     for _ in range(count):
         write_bytes(Path(folder) / name, save({"pooler_output": torch.full((64, 64), value)}))
@@ -229,7 +229,7 @@ def test_a_full_disk_is_said_once_and_costs_no_training(
     def full(path, data):
         raise DiveError(f"cannot write {path}: No space left on device")
 
-    monkeypatch.setattr("dive.feature_store.write_bytes", full)
+    monkeypatch.setattr("dive.training.feature_store.write_bytes", full)
     with caplog.at_level(logging.WARNING, "dive"):
         *_, runs = train(
             llava, studies[:3], None, tmp_path / "c", tmp_path / "1", preset="dive-ce", epochs=2

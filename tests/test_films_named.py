@@ -6,14 +6,14 @@ import zipfile
 
 import pytest
 
-from dive.data.io import write_jsonl
-from dive.data.jsonl import read_studies
-from dive.data.mimic_cxr import ReportArchive
-from dive.data.places import read_text
+from dive.data.datasets.json_lines import read_studies
+from dive.data.datasets.mimic_cxr import ReportArchive
+from dive.data.datasets.paths import read_text
+from dive.data.datasets.tables import check_columns, header_of
 from dive.data.study import Study
-from dive.data.tables import check_columns, header_of
 from dive.errors import DiveError
-from dive.feature_store import key_of
+from dive.files.json_lines import write_jsonl
+from dive.training.feature_store import key_of
 from tests.data_trees import film, r2gen_iu
 
 

@@ -8,17 +8,17 @@ import torch
 from tiny_steering import for_backbone, prompts, randomised
 
 import dive
-from dive import extension
-from dive.attach import attachment_of
+from dive.adapter.attach import attachment_of
 from dive.data import Skipped
-from dive.decode import DecodeSession
+from dive.decode import native
+from dive.decode.session import DecodeSession
 from dive.errors import DiveError
-from dive.generation import iter_reports
-from dive.prompting import Prompter
+from dive.generation.generate_reports import iter_reports
+from dive.prompting.prompter import Prompter
 
 ENGINES = ("auto", "transformers")
 needs_engine = pytest.mark.skipif(
-    not extension.available(), reason="dive._C is not built; pip install -e . builds it"
+    not native.available(), reason="dive._C is not built; pip install -e . builds it"
 )
 
 

@@ -14,14 +14,15 @@ from test_cli import call, rows
 from tiny import draw_film, save_studies
 
 import dive
-from dive import file_digest, run_digest
-from dive.backbone_files import describe_backbone, dtype_in_use
+from dive.backbone.files import describe_backbone, dtype_in_use
 from dive.data import Study, read_studies
-from dive.data.io import JsonlWriter
 from dive.errors import DiveError
-from dive.feature_store import key_of
-from dive.prompting import DEFAULT_PROMPTS
-from dive.run_digest import check_images, describe_adapter, watched
+from dive.files import file_digest
+from dive.files.json_lines import JsonlWriter
+from dive.generation import run_digest
+from dive.generation.run_digest import check_images, describe_adapter, watched
+from dive.prompting.prompter import DEFAULT_PROMPTS
+from dive.training.feature_store import key_of
 
 
 class Stop(Exception):

@@ -12,11 +12,11 @@ from tiny_steering import fingerprint, for_backbone, logits, prompts, randomised
 from transformers import GenerationConfig, StoppingCriteriaList, TextStreamer
 
 import dive
-from dive.attach import attachment_of
+from dive.adapter.attach import attachment_of
 from dive.data import Skipped, Study
 from dive.errors import DiveError
-from dive.generation import as_studies, iter_reports, prompter_for
-from dive.prompting import Prompter
+from dive.generation.generate_reports import as_studies, iter_reports, prompter_for
+from dive.prompting.prompter import Prompter
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from tiny_decoders import small, text_batch
 from transformers import GenerationConfig
 
 import dive
-from dive.decode import DecodeSession
+from dive.decode.continuous import Request
+from dive.decode.refusals import refusals
+from dive.decode.session import DecodeSession
+from dive.decode.whole_config import WholeConfig
 from dive.errors import DiveError, FallbackWarning
-from dive.generation import iter_reports, prompter_for
-from dive.refusals import refusals
-from dive.slots import Request
-from dive.whole_config import WholeConfig
+from dive.generation.generate_reports import iter_reports, prompter_for
 
 ENGINES = ["dive._C", "transformers"]
 

@@ -10,10 +10,10 @@ import huggingface_hub
 import pytest
 
 import dive
+from dive.adapter.hub import model_card
 from dive.data import open_studies, read_studies
-from dive.data.io import write_jsonl
 from dive.errors import DiveError
-from dive.hub import model_card
+from dive.files.json_lines import write_jsonl
 
 
 class Hub:

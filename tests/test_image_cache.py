@@ -10,10 +10,10 @@ from tiny_features import Tower, load_family, settings, takes_features
 from tiny_more import FAMILIES
 
 import dive
-from dive import image_cache
-from dive.image_cache import ImageCache
-from dive.prompting import Prompter
-from dive.structure import last_hidden_state
+from dive.backbone.structure import last_hidden_state
+from dive.prompting.prompter import Prompter
+from dive.training import image_features
+from dive.training.image_features import ImageCache
 
 
 @pytest.fixture(scope="session", params=FAMILIES)
@@ -95,10 +95,10 @@ def test_what_does_not_fit_is_computed_every_time(llava, studies, caplog):
 def test_a_model_that_is_not_exact_goes_without(llava, studies, caplog, monkeypatch):
     own = ImageCache._run
     monkeypatch.setattr(
-        ImageCache, "_run", lambda *a: image_cache._map(own(*a), lambda tensor: tensor * 1.001)
+        ImageCache, "_run", lambda *a: image_features._map(own(*a), lambda tensor: tensor * 1.001)
     )
     with caplog.at_level(logging.WARNING, "dive"):
-        assert image_cache.image_cache(Prompter(llava), studies[0]) is None
+        assert image_features.image_cache(Prompter(llava), studies[0]) is None
     assert "computes something else from features" in caplog.text
 
 
@@ -131,8 +131,8 @@ def test_a_text_model_has_nothing_to_keep(tiny_llama, studies, caplog):
 def test_what_has_features_is_not_decoded_again(llava, studies, monkeypatch):
     """Examples with their pixels find no room here; without them they do. Demonstrations are
     decoded with their query, and not by the one who trains."""
-    from dive import examples as module
-    from dive.examples import Examples
+    from dive.training import examples as module
+    from dive.training.examples import Examples
 
     made, alone = [], []
     make, encode = Examples.make, Prompter.encode_any_length

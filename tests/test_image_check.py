@@ -10,7 +10,7 @@ from tiny_processors import changed, writer
 
 import dive
 from dive.errors import DiveError
-from dive.prompting import Prompter
+from dive.prompting.prompter import Prompter
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from image_files import write_png16, write_tiff
 from PIL import Image
 
 from dive.data import Study
-from dive.data.images import LazyImage, image_size, load_rgb
+from dive.data.images.load import LazyImage, image_size, load_rgb
 from dive.errors import DiveError
 
 RGB = np.random.default_rng(0).integers(0, 4096, (6, 7, 3)).astype(np.uint16)
@@ -121,7 +121,7 @@ def test_avif_of_more_than_8_bits_in_colour(
     assert pixels(path).shape == (24, 40, 3)
     for flags, bits in ((0x40, 10), (0x60, 12)):
         data[data.find(b"av1C") + 6] |= flags
-        monkeypatch.setattr("dive.data.deep._data", lambda image: bytes(data))
+        monkeypatch.setattr("dive.data.images.deep._data", lambda image: bytes(data))
         with pytest.raises(
             DiveError, match=rf"film\.avif is a AVIF file of {bits} bits a channel in col"
         ):

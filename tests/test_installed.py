@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import dive
-from dive import extension
-from dive.decode import DecodeSession
+from dive.decode import native
+from dive.decode.session import DecodeSession
 
 # what each path's kernels are compiled for, in the words of /proc/cpuinfo
 NEEDED = {
@@ -43,7 +43,7 @@ def module():
 @pytest.mark.skipif(os.environ.get("DIVE_INSTALLED") != "1", reason="no wheel is tested")
 def test_the_wheel_is_what_is_imported_and_has_its_module():
     assert "site-packages" in Path(dive.__file__).parts, dive.__file__
-    info = extension.build_info()
+    info = native.build_info()
     assert info is not None, "dive._C cannot be imported"
     assert info["version"] == dive.__version__ and info["build_type"] == "Release"
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from dive import ops, reference
 from dive.kernels import cross_entropy as kernel
 from dive.kernels import table
-from dive.ops import fused
+from dive.ops import triton_path
 
-fused.install("CPU")
+triton_path.install("CPU")
 HALVES = (torch.float16, torch.bfloat16)
 N, V, D = 5, 37, 24
 KD = {"kd_weight": 0.7, "temperature": 2.0}

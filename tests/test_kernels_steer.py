@@ -19,9 +19,9 @@ from torch import Tensor
 from dive import ops, reference
 from dive.bench import observe
 from dive.kernels import steer, steer_backward, table
-from dive.ops import fused, steering
+from dive.ops import steering, triton_path
 
-fused.install("CPU")
+triton_path.install("CPU")
 F64 = torch.float64
 HALVES = (torch.float16, torch.bfloat16)
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from dive import ops
-from dive.ops import fused
+from dive.ops import triton_path
 
-fused.install("CPU")
+triton_path.install("CPU")
 N, V, D, R = 6, 37, 24, 3
 
 

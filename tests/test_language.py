@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import dive
 from dive.cli import app
-from dive.language import is_english, language_of, warn_if_not_english
+from dive.data.language import is_english, language_of, warn_if_not_english
 
 ENGLISH = [
     "Lungs clear. Heart normal. No effusion.",

@@ -16,15 +16,15 @@ from test_distillation import Kill, Recorder, bare, equal, short
 from transformers import TrainerCallback
 
 import dive
-from dive import distillation
-from dive.checkpoints import checkpoints_in, harm_of
 from dive.data import Skipped, read_studies
 from dive.errors import DiveError
-from dive.examples import Examples
-from dive.feed import Feed, Loaded
-from dive.prompting import Prompter
-from dive.teacher import Demonstrations, Teacher
-from dive.trainer import DistillTrainer
+from dive.prompting.prompter import Prompter
+from dive.training import distillation
+from dive.training.checkpoints import checkpoints_in, harm_of
+from dive.training.examples import Examples
+from dive.training.feed import Feed, Loaded
+from dive.training.teacher import Demonstrations, Teacher
+from dive.training.trainer import DistillTrainer
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +247,7 @@ def test_it_may_go_on_without_the_study_too(llava, studies, tmp_path, monkeypatc
 
 
 def parts(backbone, studies, count, **more):
-    from dive.decisive import DecisiveTokens
+    from dive.decisive.tokens import DecisiveTokens
 
     examples = Examples(studies, Prompter(backbone), DecisiveTokens(backbone.tokenizer))
     return examples, Teacher(examples.prompter, examples, Demonstrations(studies, count, **more))

@@ -1,4 +1,4 @@
-"""One process at a time on an output: `dive.data.lock`, and who takes it."""
+"""One process at a time on an output: `dive.files.lock`, and who takes it."""
 
 import errno
 import json
@@ -18,15 +18,15 @@ from typer.testing import CliRunner
 
 import dive
 from dive.cli import app
-from dive.data import lock
 from dive.data.__main__ import main as convert
-from dive.data.io import JsonlWriter
-from dive.data.lock import hold_file, hold_folder
 from dive.errors import DiveError
+from dive.files import lock
+from dive.files.json_lines import JsonlWriter
+from dive.files.lock import hold_file, hold_folder
 
 HOLDS = """
 import sys, os
-from dive.data.lock import hold_file, hold_folder
+from dive.files.lock import hold_file, hold_folder
 sys.argv = ["/opt/bin/dive", "--verbose", "generate", "--studies", "p10000032.jsonl"]
 held = (hold_folder if os.path.isdir({path!r}) else hold_file)({path!r})
 {then}
@@ -338,7 +338,7 @@ def test_two_saves_into_one_folder_do_not_mix(adapters, tmp_path, monkeypatch):
         time.sleep(0.3)
         assert os.listdir(tmp_path / "a") == [".lock"]  # it waits
     thread.join()
-    monkeypatch.setattr("dive.adapter._WAIT", 0.1)
+    monkeypatch.setattr("dive.adapter.adapter._WAIT", 0.1)
     with hold_folder(tmp_path / "a"), pytest.raises(DiveError, match="a is being written by"):
         adapters[1].save_pretrained(tmp_path / "a")
     found = dive.SteeringAdapter.from_pretrained(tmp_path / "a").state_dict()

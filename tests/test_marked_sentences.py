@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from lexicon_sets import measure_lexicon
 
-from dive.decisive import find_mentions
+from dive.decisive.tokens import find_mentions
 
 HARD = measure_lexicon.marked_set(measure_lexicon.DATA / "hard_sentences.yaml")
 DEVELOPMENT = measure_lexicon.marked_set(measure_lexicon.DATA / "dev_sentences.yaml")

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dive
-from dive import trainer
 from dive.data import Study
-from dive.ops import sweep
+from dive.ops import cross_entropy_torch
+from dive.training import trainer
 
 LEAST = 32  # rows of a chunk on a CPU, when the budget holds less
 BATCH = 2
@@ -24,8 +24,8 @@ class Widest(TorchDispatchMode):
     """The largest tensor that comes into being with a dimension as long as the vocabulary."""
 
     INSIDE: ClassVar[dict[Any, Any]] = {
-        torch.ops.dive.decisive_cross_entropy.default: sweep.forward,
-        torch.ops.dive.decisive_cross_entropy_backward.default: sweep.backward,
+        torch.ops.dive.decisive_cross_entropy.default: cross_entropy_torch.forward,
+        torch.ops.dive.decisive_cross_entropy_backward.default: cross_entropy_torch.backward,
     }
 
     def __init__(self, vocab: int) -> None:
@@ -70,7 +70,7 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return forward(self, inputs, positions, *args, **more)
 
     monkeypatch.setattr(trainer.Student, "forward", counting)
-    monkeypatch.setattr(sweep, "default_chunk_bytes", lambda *_: 1)
+    monkeypatch.setattr(cross_entropy_torch, "default_chunk_bytes", lambda *_: 1)
     return counted
 
 

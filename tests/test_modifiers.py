@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from dive.decisive import DecisiveTokens
+from dive.decisive.tokens import DecisiveTokens
 from dive.lexicon.modifiers import widen
 
 

@@ -10,14 +10,14 @@ from tiny_more import FAMILIES
 from tiny_steering import logits, prompts, randomised
 
 import dive
-from dive.attach import calibrate, steer
+from dive.adapter.attach import calibrate, steer
+from dive.backbone.structure import decoder_layers, last_hidden_state, output_head
 from dive.data import Skipped
-from dive.decisive import DecisiveTokens
-from dive.prompting import Prompter
-from dive.sequences import response_positions
-from dive.structure import decoder_layers, last_hidden_state, output_head
-from dive.survey import survey
-from dive.teacher import Demonstrations, Teacher
+from dive.decisive.tokens import DecisiveTokens
+from dive.prompting.batch import response_positions
+from dive.prompting.prompter import Prompter
+from dive.training.survey import survey
+from dive.training.teacher import Demonstrations, Teacher
 
 PREFIX = ("PaliGemma", "PaliGemma 2")
 

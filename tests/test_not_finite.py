@@ -14,20 +14,20 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from typer.testing import CliRunner
 
 import dive
-from dive import extension
 from dive.cli import app
 from dive.data import Skipped
-from dive.decode import DecodeSession
-from dive.finite import NO_TOKEN, most_likely, most_likely_next, usable
-from dive.generation import iter_reports
-from dive.sampling import draw, generator
-from dive.slots import Request
+from dive.decode import native
+from dive.decode.continuous import Request
+from dive.decode.finite import NO_TOKEN, most_likely, most_likely_next, usable
+from dive.decode.sampling import draw, generator
+from dive.decode.session import DecodeSession
+from dive.generation.generate_reports import iter_reports
 
 NEW = 12
 INF, NAN = float("inf"), float("nan")
-ENGINES = ["transformers"] + ["dive._C"] * extension.available()
+ENGINES = ["transformers"] + ["dive._C"] * native.available()
 needs_engine = pytest.mark.skipif(
-    not extension.available(), reason="dive._C is not built; pip install -e . builds it"
+    not native.available(), reason="dive._C is not built; pip install -e . builds it"
 )
 pytestmark = pytest.mark.filterwarnings("ignore:.*logits were not finite")
 
@@ -112,7 +112,7 @@ def test_all_of_a_batch_and_rows_taken_over_afterwards(backbone, studies, engine
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_adapters_edit_is_named(backbone, studies, engine, monkeypatch):
-    monkeypatch.setattr("dive.adapter.check_numbers", lambda *_: None)
+    monkeypatch.setattr("dive.adapter.adapter.check_numbers", lambda *_: None)
     adapter = randomised(backbone, strength=0.3)
     states = adapter.layers["1"].static
     for positions in ("all", "response"):

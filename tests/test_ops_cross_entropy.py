@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dive import ops, reference
 from dive.errors import DiveError
-from dive.ops import cross_entropy, sweep
+from dive.ops import cross_entropy, cross_entropy_torch
 
 F64 = torch.float64
 N, V, D = 9, 37, 6
@@ -276,13 +276,13 @@ def test_no_tensor_is_larger_than_a_chunk(dtype: torch.dtype, teacher: bool) -> 
     if teacher:
         options |= {"teacher_hidden": teacher_of(p), "kd_weight": 1.0}
     budget = 1 << 20
-    layout = sweep.plan(
+    layout = cross_entropy_torch.plan(
         rows, vocab, dtype, torch.device("cpu"), budget, teacher, softcap=True, heated=True
     )
     assert rows >= 4 * layout.chunk_rows  # otherwise the test would say nothing
     # called beneath the dispatcher, where every inner operation is seen
     with Largest() as seen:
-        results = sweep.forward(
+        results = cross_entropy_torch.forward(
             p["hidden"].detach(),
             p["lm_head"],
             p["targets"],
@@ -313,7 +313,7 @@ def test_no_tensor_is_larger_than_a_chunk(dtype: torch.dtype, teacher: bool) -> 
 def test_a_plan_keeps_its_budget(dtype: torch.dtype, distils: bool) -> None:
     cpu, mib = torch.device("cpu"), 2**20
     for live, vocab in product((1, 100, 5000), (17, 32000, 128256)):
-        layout = sweep.plan(live, vocab, dtype, cpu, 32 * mib, distils, True, True)
+        layout = cross_entropy_torch.plan(live, vocab, dtype, cpu, 32 * mib, distils, True, True)
         used = layout.chunk_rows * vocab * dtype.itemsize * (1 + distils)
         used += layout.scratch * layout.tile_rows * vocab * 4
         assert used <= 32 * mib or layout.chunk_rows <= 32
@@ -323,11 +323,14 @@ def test_a_plan_keeps_its_budget(dtype: torch.dtype, distils: bool) -> None:
 @pytest.mark.parametrize("vocab", [1, 37, 64, 192, 1000])
 def test_the_most_likely_token_is_the_first_of_equals(vocab: int) -> None:
     z = torch.randint(5, (50, vocab)).float()
-    peak, index = sweep._largest(z)
+    peak, index = cross_entropy_torch._largest(z)
     assert torch.equal(peak[:, 0], z.amax(1))
     assert torch.equal(index[:, 0], z.argmax(1))
     z[0, vocab // 2] = float("nan")
-    assert sweep._largest(z)[0][0].isnan() and sweep._largest(z)[1][0] == vocab // 2
+    assert (
+        cross_entropy_torch._largest(z)[0][0].isnan()
+        and cross_entropy_torch._largest(z)[1][0] == vocab // 2
+    )
 
 
 def test_graph_kept_and_used_again() -> None:

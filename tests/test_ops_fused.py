@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytest.importorskip("triton", reason="the kernels are Triton's")
 
 from dive.kernels import bookkeeping, cross_entropy, steer, steer_backward
-from dive.ops import fused, sweep
+from dive.ops import cross_entropy_torch, triton_path
 
 FREE = (
     "empty",
@@ -105,7 +105,7 @@ def arguments(
 def test_a_loss_is_a_few_launches_and_no_host_sync(
     launches: Launches, teacher: bool, dtype: torch.dtype, reduction: str
 ) -> None:
-    results = fused._loss(*arguments(300, 5000, 64, dtype, teacher, reduction=reduction))
+    results = triton_path._loss(*arguments(300, 5000, 64, dtype, teacher, reduction=reduction))
     chunk = ["gather_kernel", "mm"] * (1 + teacher) + ["rows_kernel", "mm"]
     chunk += [] if dtype == torch.float32 else ["copy_"]  # summed in float32
     assert launches.names == ["prepare_kernel", *chunk, "finish_kernel"]
@@ -117,14 +117,14 @@ def test_a_loss_is_a_few_launches_and_no_host_sync(
     grad = torch.empty(loss.shape, device=META)
     rows = torch.empty(300, dtype=torch.int64, device=META)
     launches.names.clear()
-    fused._loss_backward(grad, rows, *results[-3:], 300)
+    triton_path._loss_backward(grad, rows, *results[-3:], 300)
     assert launches.names == ["new_zeros", "new_zeros", "scale_kernel"]
 
 
 def test_without_gradients_none_is_made_or_stored(launches: Launches) -> None:
     given = arguments(300, 5000, 64, torch.bfloat16, True)
     given[-1] = False
-    results = fused._loss(*given)
+    results = triton_path._loss(*given)
     assert launches.names.count("mm") == 2 and results[-3].shape == (0, 64)
 
 
@@ -132,10 +132,10 @@ def test_without_gradients_none_is_made_or_stored(launches: Launches) -> None:
 def test_no_tensor_is_larger_than_a_chunk(launches: Launches, teacher: bool) -> None:
     """At the size of a real model: nothing is allocated here."""
     count, vocab, width = 8192, 128256, 4096
-    budget = sweep.default_chunk_bytes(torch.device("cuda"), teacher)
+    budget = cross_entropy_torch.default_chunk_bytes(torch.device("cuda"), teacher)
     given = arguments(count, vocab, width, torch.bfloat16, teacher, chunk_bytes=budget)
     launches.elements = 0
-    fused._loss(*given)
+    triton_path._loss(*given)
     chunks = launches.names.count("rows_kernel")
     rows = launches.elements // cross_entropy.row_stride(vocab)
     assert chunks >= 4 and rows * chunks >= count and rows % 128 == 0
@@ -159,11 +159,11 @@ def test_steering_is_one_launch_and_three_back(
 
     h = new(4, 4096, 4096, dtype=torch.bfloat16)
     args = [h, new(16, 4096), new(16), new(4096, 16), new(4096), new(), None]
-    out, pre, rstd = fused._steer(*args, "silu", norm_preserving, 1e-6, True)
+    out, pre, rstd = triton_path._steer(*args, "silu", norm_preserving, 1e-6, True)
     assert launches.names == [*brought, "forward_kernel"]
     assert out.shape == h.shape and pre.shape == (4 * 4096, 16) and rstd.shape == (4 * 4096,)
     launches.elements = 0
-    fused._steer_backward(out, *args, pre, rstd, "silu", norm_preserving)
+    triton_path._steer_backward(out, *args, pre, rstd, "silu", norm_preserving)
     kernels = ["backward_kernel", "parameters_kernel", "reduce_kernel"]
     assert launches.names[len(brought) + 1 :] == [*brought, *kernels]
     assert launches.elements == h.numel()
@@ -187,7 +187,7 @@ def test_kernels_run_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: now[-1])
     monkeypatch.setattr(torch.cuda, "device", Entered)
-    kernel = fused._on_its_device(lambda first, *args: (now[-1], len(now), args))
+    kernel = triton_path._on_its_device(lambda first, *args: (now[-1], len(now), args))
     assert kernel(OnSecond(), 7) == (1, 2, (7,)) and now == [0]
     now.append(1)
     assert kernel(OnSecond()) == (1, 2, ())  # nothing is entered where it is the current one

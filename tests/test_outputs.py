@@ -17,12 +17,20 @@ from typer.testing import CliRunner
 
 import dive
 from dive.cli import app
-from dive.data import Skipped, disk, files
-from dive.data.io import JsonlWriter, append_line, run_before, write_bytes, write_jsonl, write_text
+from dive.data import Skipped
 from dive.errors import DiveError
-from dive.feature_store import FeatureStore
-from dive.progress import JsonLog
+from dive.files import atomic, disk
+from dive.files.json_lines import (
+    JsonlWriter,
+    append_line,
+    run_before,
+    write_bytes,
+    write_jsonl,
+    write_text,
+)
 from dive.radgraph.model import _Store
+from dive.training.feature_store import FeatureStore
+from dive.training.progress import JsonLog
 
 
 @contextlib.contextmanager
@@ -147,7 +155,7 @@ def test_a_row_that_finds_no_room_is_taken_back(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_a_torn_line_that_cannot_be_taken_back_is_the_last(number, tmp_path, monkeypatch):
-    path, own = tmp_path / "reports.jsonl", files.write_all
+    path, own = tmp_path / "reports.jsonl", atomic.write_all
 
     def half(handle, data):
         if data.startswith(b"["):  # a note
@@ -161,7 +169,7 @@ def test_a_torn_line_that_cannot_be_taken_back_is_the_last(number, tmp_path, mon
     with JsonlWriter(path) as writer:
         writer.append({"id": "a"})
         with monkeypatch.context() as patch:
-            patch.setattr("dive.data.files.write_all", half)
+            patch.setattr("dive.files.atomic.write_all", half)
             patch.setattr(os, "ftruncate", broken)
             with pytest.raises(DiveError, match=rf"{os.strerror(number)} \(12 bytes wanted"):
                 writer.append({"id": "b"})
@@ -216,7 +224,7 @@ def test_several_files_are_replaced_only_where_there_is_room_for_all(tmp_path):
     for name in names:
         name.write_text("old")
     with files_of_at_most(1000), pytest.raises(DiveError, match=r"/b: File too large \(2,000 byt"):
-        files.write_together({names[0]: b"new", names[1]: bytes(2000)})
+        atomic.write_together({names[0]: b"new", names[1]: bytes(2000)})
     assert [name.read_text() for name in names] == ["old", "old"]
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
@@ -304,7 +312,7 @@ def test_an_adapter_over_another_on_a_full_disk(tiny_llava, tmp_path):
 
 FULL_DISK = """
 import os, sys
-from dive.data.io import JsonlWriter
+from dive.files.json_lines import JsonlWriter
 from dive.errors import DiveError
 path = sys.argv[1] + "/reports.jsonl"
 with open(sys.argv[1] + "/filler", "wb") as filler:
@@ -366,7 +374,7 @@ def test_an_answer_that_finds_no_room_is_one_line(tmp_path):
 def test_what_torch_says_of_a_full_disk_is_known(most, tmp_path):
     import torch
 
-    from dive.whole_checkpoints import _of_writing, _why
+    from dive.training.whole_checkpoints import _of_writing, _why
 
     with files_of_at_most(most):
         with pytest.raises((RuntimeError, OSError)) as caught:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from dive.cli import app
 from dive.data.__main__ import main as convert
 from dive.data.overwriting import check_not_in_dataset, check_not_read
-from dive.data.trouble import Skipped, check_skipped
+from dive.data.skipping import Skipped, check_skipped
 from dive.errors import DiveError
 
 
@@ -49,7 +49,7 @@ def content(folder):
      "d/film.png", "b/config.json", "b/more/x.jinja", "a/adapter_config.json", "t.jinja"],
 )  # fmt: skip
 def test_generate_replaces_nothing_that_it_reads(out, there, monkeypatch):
-    monkeypatch.setattr("dive.adapter.SteeringAdapter.from_pretrained", lambda _: None)
+    monkeypatch.setattr("dive.adapter.adapter.SteeringAdapter.from_pretrained", lambda _: None)
     before = content(there)
     words = ["--backbone", there / "b", "--studies", there / "s" / "studies.jsonl",
              "--demonstrations", there / "d" / "studies.jsonl", "--adapter", there / "a",

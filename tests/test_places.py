@@ -12,13 +12,13 @@ from tiny_steering import randomised
 from typer.testing import CliRunner
 
 import dive
-from dive.adapter import CONFIG_FILE
+from dive.adapter.adapter import CONFIG_FILE
 from dive.cli import app
 from dive.data import Skipped
 from dive.data.__main__ import main as look
 from dive.errors import DiveError
-from dive.feature_store import FeatureStore
-from dive.prompting import Prompter
+from dive.prompting.prompter import Prompter
+from dive.training.feature_store import FeatureStore
 
 STEP = {"preset": "dive-ce", "steps": 1, "batch_size": 2, "rank": 2, "warmup": 0.0}
 

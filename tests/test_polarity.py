@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dive.decisive import find_mentions
+from dive.decisive.tokens import find_mentions
 
 SIGNS = {"+": "positive", "-": "negative", "?": "uncertain"}
 _MARK = re.compile(r"\[([^\[\]|]*)\|(~|[-+?][^\]]*)\]")

@@ -17,11 +17,11 @@ from tiny import draw_film
 import dive
 from dive import cli
 from dive.data import Skipped, Study, open_studies, read_studies
-from dive.data.images import LazyImage
+from dive.data.images.load import LazyImage
 from dive.errors import DiveError
-from dive.private import public_name, said_by, without_paths, without_texts
+from dive.errors.private import public_name, said_by, without_paths, without_texts
 from dive.radgraph import RadGraphFile
-from dive.training_run import describe_wish
+from dive.training.resume import describe_wish
 
 FINDINGS, IMPRESSION, INDICATION = "zyxfindings", "zyximpression", "zyxindication"
 PATIENT, IMAGE, FOLDER, SOURCE = "zyxpatient", "zyximage", "zyxfolder", "zyxsource"

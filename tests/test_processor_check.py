@@ -11,10 +11,10 @@ from tiny_more import FAMILIES
 from tiny_processors import changed, writer
 
 import dive
+from dive.backbone.processor_check import misfits
 from dive.data import Study
 from dive.errors import DiveError
-from dive.processor_check import misfits
-from dive.prompting import Prompter
+from dive.prompting.prompter import Prompter
 
 
 @pytest.fixture(scope="module")

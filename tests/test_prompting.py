@@ -13,12 +13,12 @@ from transformers import PreTrainedTokenizerFast
 import dive
 from dive.data import Study
 from dive.errors import DiveError
-from dive.prompting import (
+from dive.prompting.batch import response_positions, response_targets, sequence_names
+from dive.prompting.prompter import (
     DEFAULT_PROMPTS,
     Prompter,
 )
-from dive.sequences import response_positions, response_targets, sequence_names
-from dive.templates import assistant_turn
+from dive.prompting.templates import assistant_turn
 
 
 @pytest.fixture

@@ -432,7 +432,7 @@ def test_a_table_that_is_a_bomb_is_refused(mimic: Mimic, monkeypatch: pytest.Mon
     with pytest.raises(DiveError, match="holds a line of more than 1,048,576 bytes"):
         read(mimic)
     mimic.write()
-    monkeypatch.setattr("dive.data.tables.MAX_TABLE_BYTES", 300)
+    monkeypatch.setattr("dive.data.datasets.tables.MAX_TABLE_BYTES", 300)
     with pytest.raises(DiveError, match="more than 300 in all"):
         read(mimic)
 

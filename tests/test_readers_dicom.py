@@ -10,7 +10,7 @@ from data_trees import Mimic, write_dicom
 from PIL import Image
 
 from dive.data import Study, open_studies
-from dive.data.images import LazyImage, load_rgb
+from dive.data.images.load import LazyImage, load_rgb
 from dive.errors import DiveError
 
 pytest.importorskip("pydicom")
@@ -163,7 +163,7 @@ def test_headers_that_ask_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     unknown = write_dicom(tmp_path / "e.dcm", RAMP, "HSV")
     with pytest.raises(DiveError, match="PhotometricInterpretation is something else; wants"):
         load_rgb(unknown)
-    monkeypatch.setattr("dive.data.dicom_bounds.MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr("dive.data.images.dicom.bounds.MAX_FILE_BYTES", 1000)
     bomb = tmp_path / "f.dcm.gz"
     bomb.write_bytes(gzip.compress(b"\0" * 100_000))
     with pytest.raises(DiveError, match="unpacks to more than 1,000 bytes"):

@@ -12,8 +12,8 @@ from PIL import Image
 from test_readers import balanced
 
 from dive.data import Skipped, Studies, open_studies
-from dive.data.images import LazyImage
-from dive.data.iu_xray import hashed_split
+from dive.data.datasets.iu_xray import hashed_split
+from dive.data.images.load import LazyImage
 from dive.errors import DiveError
 
 # CheXpert Plus

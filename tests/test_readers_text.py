@@ -3,7 +3,7 @@
 import pytest
 
 from dive.data.sections import mimic_sections, section_name, split_sections
-from dive.data.wording import compares, drop_comparisons, one_line, sentences, strip_placeholders
+from dive.data.text_edits import compares, drop_comparisons, one_line, sentences, strip_placeholders
 
 
 @pytest.mark.parametrize(

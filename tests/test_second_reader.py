@@ -13,7 +13,7 @@ import pytest
 from lexicon_sets import measure_lexicon
 from tiny_tokenizers import gemma_tokenizer, llama2_tokenizer, qwen_tokenizer, unigram_tokenizer
 
-from dive.decisive import PATHOLOGY, TEMPLATE, DecisiveTokens, find_mentions
+from dive.decisive.tokens import PATHOLOGY, TEMPLATE, DecisiveTokens, find_mentions
 from dive.lexicon.lexicon import CHEXPERT_CLASSES, OTHER
 
 DATA = Path(__file__).parent / "data" / "second_reader.yaml"

@@ -10,9 +10,10 @@ import torch
 from test_kernels_interpreted import need_an_interpreter
 from typer.testing import CliRunner
 
-from dive import extension, ops, self_test
-from dive.cli import app
-from dive.decode import DecodeSession
+from dive import ops
+from dive.cli import app, self_test
+from dive.decode import native
+from dive.decode.session import DecodeSession
 
 pytest.importorskip("dive._C", reason="dive._C is not built; pip install -e . builds it")
 
@@ -32,8 +33,8 @@ def test_the_engine_is_used_and_a_cpu_has_no_use_for_triton():
 
 def test_an_engine_that_is_left_out_is_found(monkeypatch):
     reason = "dive._C is there but cannot be loaded: [x] too short"
-    found = extension.Found(None, extension.NOT_LOADABLE, reason)
-    monkeypatch.setattr(extension, "find", lambda: found)
+    found = native.Found(None, native.NOT_LOADABLE, reason)
+    monkeypatch.setattr(native, "find", lambda: found)
     engine = by_name()["dive._C"]
     assert (engine.state, engine.fine, engine.why) == ("not used", False, reason)
     result = CliRunner().invoke(app, ["doctor"])

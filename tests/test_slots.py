@@ -13,12 +13,12 @@ from tiny_steering import fingerprint, randomised
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 import dive
-from dive import extension
-from dive.attach import attachment_of
-from dive.decode import DecodeSession
-from dive.decode_rows import Live, Rows
+from dive.adapter.attach import attachment_of
+from dive.decode import native
+from dive.decode.continuous import Request
+from dive.decode.engine import Live, Rows
+from dive.decode.session import DecodeSession
 from dive.errors import DiveError, FallbackWarning
-from dive.slots import Request
 
 C = pytest.importorskip("dive._C", reason="dive._C is not built; pip install -e . builds it")
 
@@ -418,8 +418,8 @@ def test_transformers_writes_what_the_engine_cannot(name, way, monkeypatch, capl
     if name == "beams" and way == "sampled":
         pytest.skip("beams are not drawn token by token")
     if name == "not built":
-        found = extension.Found(None, extension.NOT_BUILT, "dive._C is not built here")
-        monkeypatch.setattr("dive.extension.find", lambda: found)
+        found = native.Found(None, native.NOT_BUILT, "dive._C is not built here")
+        monkeypatch.setattr("dive.decode.native.find", lambda: found)
     requests = requests_of(model, way, adapters, lengths=LENGTHS[:4], **more)
     if name == "training":
         model.train()

@@ -11,16 +11,16 @@ from tiny_templates import GEMMA, LLAMA3, LLAVA, QWEN
 from transformers.utils.chat_template_utils import render_jinja_template
 
 import dive
-from dive import template_renderer
-from dive.data.dicom_bounds import Bounded
-from dive.data.images import image_size, load_rgb
-from dive.data.input_files import lines_of, open_file, read_file
-from dive.data.strict_json import parse
+from dive.data.images.dicom.bounds import Bounded
+from dive.data.images.load import image_size, load_rgb
 from dive.errors import DiveError
-from dive.generation import prompter_for
-from dive.pickles import refusal
-from dive.template_renderer import TemplateFault, TemplateLimit, render
-from dive.templates import ChatTemplate, StoredTemplate
+from dive.files.input import lines_of, open_file, read_file
+from dive.files.pickles import refusal
+from dive.files.strict_json import parse
+from dive.generation.generate_reports import prompter_for
+from dive.prompting import template_renderer
+from dive.prompting.template_renderer import TemplateFault, TemplateLimit, render
+from dive.prompting.templates import ChatTemplate, StoredTemplate
 
 TALK = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it? é 𝄞"}]},
@@ -201,7 +201,7 @@ def test_json_that_is_read():
 
 
 def test_lines_have_an_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("dive.data.input_files.MAX_LINE", 10)
+    monkeypatch.setattr("dive.files.input.MAX_LINE", 10)
     path = tmp_path / "rows"
     path.write_bytes(b"\xef\xbb\xbfone\n\nthree\n")
     assert list(lines_of(path)) == [(1, b"one"), (2, b""), (3, b"three")]
@@ -242,7 +242,7 @@ def test_a_deflated_dicom_is_bounded_and_read(tmp_path, monkeypatch):
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     data = packed[:start] + packer.compress(inner) + packer.flush()
     (tmp_path / "bomb.dcm").write_bytes(data)
-    monkeypatch.setattr("dive.data.dicom_bounds.MAX_FILE_BYTES", 2 << 20)
+    monkeypatch.setattr("dive.data.images.dicom.bounds.MAX_FILE_BYTES", 2 << 20)
     for read in (load_rgb, image_size):
         with pytest.raises(DiveError, match="bomb.dcm: unpacks to more than 2,097,152 bytes"):
             read(tmp_path / "bomb.dcm")

@@ -17,8 +17,8 @@ from transformers import (
 )
 
 import dive
-from dive import structure
-from dive.attach import steer
+from dive.adapter.attach import steer
+from dive.backbone import structure
 from dive.errors import DiveError
 
 

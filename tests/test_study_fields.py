@@ -8,7 +8,7 @@ import torch
 
 import dive
 from dive.data import Skipped
-from dive.data.images import LazyImage
+from dive.data.images.load import LazyImage
 from dive.errors import DiveError
 
 STEP = {"preset": "dive-ce", "steps": 1, "batch_size": 2, "rank": 2, "warmup": 0.0}

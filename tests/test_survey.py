@@ -16,15 +16,16 @@ from tiny_features import needs
 from tiny_more import FAMILIES
 
 import dive
-from dive import image_tokens, workers
 from dive.data import Skipped, Study, read_studies
-from dive.data.images import LazyImage, image_size, load_rgb
-from dive.decisive import DecisiveTokens
+from dive.data.images.load import LazyImage, image_size, load_rgb
+from dive.decisive.tokens import DecisiveTokens
 from dive.errors import DiveError
-from dive.image_tokens import ImageTokens, rendered_length
-from dive.prompting import Prompter
-from dive.survey import survey
-from dive.teacher import Demonstrations, Teacher
+from dive.prompting import image_tokens
+from dive.prompting.image_tokens import ImageTokens, rendered_length
+from dive.prompting.prompter import Prompter
+from dive.training import workers
+from dive.training.survey import survey
+from dive.training.teacher import Demonstrations, Teacher
 
 ORIENTATION = 0x0112
 
@@ -346,7 +347,7 @@ def test_where_nothing_can_be_forked_workers_are_refused_at_once(tiny_llava, stu
 
 def test_of_many_reports_a_sample_is_labelled(tiny_llava, studies, monkeypatch):
     backbone = dive.load_backbone(tiny_llava, device="cpu")
-    monkeypatch.setattr("dive.survey.LABELLED", 3)
+    monkeypatch.setattr("dive.training.survey.LABELLED", 3)
     weigher = DecisiveTokens(backbone.tokenizer)
     _, found = survey(studies, Prompter(backbone), weigher, skipped=Skipped())
     counted = [sum(look.classes) for look in found.looks]

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import dive
+from dive.backbone.structure import decoder_layers
 from dive.data import Skipped, read_studies
-from dive.decisive import DecisiveTokens
+from dive.decisive.tokens import DecisiveTokens
 from dive.errors import DiveError
-from dive.prompting import Prompter
-from dive.structure import decoder_layers
-from dive.survey import survey
-from dive.teacher import Demonstrations, Teacher
+from dive.prompting.prompter import Prompter
+from dive.training.survey import survey
+from dive.training.teacher import Demonstrations, Teacher
 
 
 @pytest.fixture(params=["tiny_llava", "tiny_llava_mistral", "tiny_qwen", "tiny_gemma"])
@@ -163,7 +163,7 @@ def test_what_does_not_fit_is_computed_again(room, tiny_llava, studies, monkeypa
     each = [Teacher(prompter, examples, shown).hidden([index]) for index in range(6)]
     sizes = [states.numel() * states.element_size() for states in each]
     budget = int(room * max(sizes))
-    monkeypatch.setattr("dive.teacher.KEPT_BYTES", budget)
+    monkeypatch.setattr("dive.training.teacher.KEPT_BYTES", budget)
     teacher = Teacher(prompter, examples, shown)
     for _epoch in range(2):
         assert torch.equal(teacher.hidden(range(6)), torch.cat(each))

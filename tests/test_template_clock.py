@@ -15,14 +15,14 @@ from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
 
 import dive
-from dive import distillation
-from dive.data.io import JsonlWriter
 from dive.errors import DiveError
-from dive.generation import prompter_for
-from dive.prompting import Prompter
-from dive.template_clock import at, today
-from dive.templates import difference
-from dive.trainer import DistillTrainer
+from dive.files.json_lines import JsonlWriter
+from dive.generation.generate_reports import prompter_for
+from dive.prompting.prompter import Prompter
+from dive.prompting.template_clock import at, today
+from dive.prompting.templates import difference
+from dive.training import distillation
+from dive.training.trainer import DistillTrainer
 
 DATED = "{{ 'Today Date: ' + strftime_now('%d %b %Y') + '\n' }}" + LLAVA
 # as Llama 3 has it

@@ -10,7 +10,7 @@ from tiny_more import FAMILIES
 
 import dive
 from dive.errors import DiveError
-from dive.templates import ChatTemplate, assistant_turn, user_turn
+from dive.prompting.templates import ChatTemplate, assistant_turn, user_turn
 
 IMAGE = {
     "LlavaProcessor": "<image>",

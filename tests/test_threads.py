@@ -17,10 +17,10 @@ from tiny_steering import fingerprint, logits, randomised
 from torch.utils.checkpoint import checkpoint
 
 import dive
-from dive import decoder_site
-from dive.attach import attachment_of, calibrate
+from dive.adapter import decoder_site
+from dive.adapter.attach import attachment_of, calibrate
+from dive.backbone.structure import decoder_layers, last_hidden_state
 from dive.errors import DiveError
-from dive.structure import decoder_layers, last_hidden_state
 
 BATCH = {"input_ids": torch.tensor([[5, 6, 7, 8, 9]])}
 

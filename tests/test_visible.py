@@ -15,12 +15,12 @@ from tiny import draw_film
 from typer.testing import CliRunner
 
 from dive import cli
+from dive.adapter.hub import _one_line
 from dive.cli.inspect import _styled
 from dive.cli.tables import add_row, stdout, table
 from dive.console import PlainConsole, column, styled
 from dive.errors import DiveError
-from dive.hub import _one_line
-from dive.visible import visible, visible_json, visible_places
+from dive.errors.visible import visible, visible_json, visible_places
 
 ESCAPES = {
     "ESC, a colour": "\x1b[31mred",

@@ -12,10 +12,10 @@ from tiny_steering import fingerprint as traces
 from tiny_steering import for_backbone, logits, prompts, randomised
 
 import dive
-from dive.decode import DecodeSession
+from dive.backbone.fingerprint import difference, fingerprint
+from dive.backbone.structure import description, last_hidden_state, output_head, unwrap
+from dive.decode.session import DecodeSession
 from dive.errors import DiveError
-from dive.fingerprint import difference, fingerprint
-from dive.structure import description, last_hidden_state, output_head, unwrap
 
 STEPS = dict(steps=2, batch_size=2, rank=2)
 OTHER = "the adapter may do nothing or harm"

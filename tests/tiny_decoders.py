@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import dive
-from dive.decode import DecodeSession
+from dive.decode.session import DecodeSession
 
 SIZES = {
     "vocab_size": 96,

@@ -9,7 +9,7 @@ from tiny_more import FAMILIES
 from transformers.utils import is_torchvision_available
 
 import dive
-from dive.structure import unwrap
+from dive.backbone.structure import unwrap
 
 
 def takes_features(backbone):

@@ -5,10 +5,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dive.adapter import SteeringAdapter, SteeringConfig
-from dive.backbone import Backbone
+from dive.adapter.adapter import SteeringAdapter, SteeringConfig
+from dive.backbone.load import Backbone
 from dive.data import Study
-from dive.prompting import Prompter
+from dive.prompting.prompter import Prompter
 
 
 def randomised(backbone, seed: int = 1, strength: float = 1.0, **settings) -> SteeringAdapter:

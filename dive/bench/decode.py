@@ -114,7 +114,7 @@ class Bench:
 
     def __init__(self, case: Decode, here: Here) -> None:
         from dive.bench.decoders import adapter_for, build, step_bytes
-        from dive.decode import DecodeSession
+        from dive.decode.session import DecodeSession
 
         self.case, self.here = case, here
         self.model = build(

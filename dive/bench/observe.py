@@ -10,7 +10,7 @@ Place = tuple[str, str]  # module and function
 # the PyTorch paths of the two operators
 _PYTORCH = {
     ("dive.ops.steering", "_forward"), ("dive.ops.steering", "_backward"),
-    ("dive.ops.sweep", "forward"), ("dive.ops.sweep", "backward"),
+    ("dive.ops.cross_entropy_torch", "forward"), ("dive.ops.cross_entropy_torch", "backward"),
 }  # fmt: skip
 
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dive import extension
 from dive.bench.timing import Call, interval, stopwatches, turns
+from dive.decode import native
 
 # by kind of device: what is read to measure the rate of reading, in bytes
 READ_BYTES = {"cuda": 1 << 32, "cpu": 1 << 29}
@@ -48,7 +48,7 @@ def reads(memory: Tensor) -> dict[str, Call]:
         "maximum": memory.amax,
         "matrix-vector product": lambda: torch.mv(matrix, vector),
     }
-    module = extension.find().module
+    module = native.find().module
     if module is not None and _streamable(memory):
         threads = _threads(module)
         for streams, ahead in _READS:
@@ -61,7 +61,7 @@ def reads(memory: Tensor) -> dict[str, Call]:
 def copies(target: Tensor, source: Tensor) -> dict[str, Call]:
     """Ways to copy a contiguous tensor into another of its kind, by torch's threads."""
     found: dict[str, Call] = {"copy": lambda: target.copy_(source)}
-    module = extension.find().module
+    module = native.find().module
     if module is not None and _streamable(target) and _streamable(source):
         threads = _threads(module)
         flat = target.view(-1).view(torch.float32), source.view(-1).view(torch.float32)

@@ -9,7 +9,7 @@ from rich.text import Text
 from dive.bench.results import NotRun, Results, Row
 from dive.bench.timing import Interval
 from dive.console import PlainConsole
-from dive.counting import counted
+from dive.errors.counting import counted
 
 _COLUMNS = ("way", "what ran", "ms", "beside", "rate", "floor")
 _NARROW = 12  # columns for a name, at least

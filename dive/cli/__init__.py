@@ -24,9 +24,9 @@ from dive.cli.generate import generate
 from dive.cli.inspect import inspect
 from dive.cli.tables import escape_on_stdout
 from dive.console import styled, to_stderr
-from dive.data.disk import FULL, reason
 from dive.errors import DiveError
-from dive.visible import visible
+from dive.errors.visible import visible
+from dive.files.disk import FULL, reason
 
 
 class _Commands(TyperGroup):

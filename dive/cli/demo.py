@@ -26,8 +26,8 @@ def demo(
 ) -> None:
     """Distil and compare seven methods on a small built-in world, in minutes."""
     from dive.cli.options import quiet_libraries
-    from dive.data.io import check_file, check_folder
     from dive.demo import run
+    from dive.files.json_lines import check_file, check_folder
 
     quiet_libraries()
     seed = run.HOSPITAL if hospital is None else hospital
@@ -61,8 +61,8 @@ def study(
 ) -> None:
     """The study behind the README's table: every method, six unseen hospitals, three seeds."""
     from dive.cli.options import quiet_libraries
-    from dive.data.io import check_file
     from dive.demo import study as module
+    from dive.files.json_lines import check_file
 
     if out is not None:
         check_file(out)

@@ -36,9 +36,9 @@ from dive.cli.options import (
     write_skipped,
 )
 from dive.console import to_stderr
-from dive.counting import counted
 from dive.errors import DiveError
-from dive.visible import visible_json
+from dive.errors.counting import counted
+from dive.errors.visible import visible_json
 
 
 def distill(
@@ -141,7 +141,7 @@ def distill(
         "cache_images": None if image_cache is None else str(image_cache),
     }
     check_values(target=target, on_error=on_error, dtype=dtype, max_image_tokens=max_image_tokens)
-    from dive.presets import DistillConfig
+    from dive.training.config import DistillConfig
 
     named = {name: value for name, value in given.items() if value is not None}
     by_set = pairs(setting, [field.name for field in fields(DistillConfig)], "--set")
@@ -151,14 +151,14 @@ def distill(
             raise DiveError(f"{name} is given twice, by {option} and by --set; leave one out")
     config = DistillConfig(**{**named, **by_set})
     # what follows takes seconds to import
-    from dive.adapter import CONFIG_FILE
+    from dive.adapter.adapter import CONFIG_FILE
     from dive.data import Skipped
-    from dive.data.lock import hold_folder
     from dive.data.overwriting import check_not_of_spec, check_not_read, films
-    from dive.distillation import check_teacher
-    from dive.distillation import distill as run
-    from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS
-    from dive.training_run import (
+    from dive.files.lock import hold_folder
+    from dive.prompting.prompter import DEFAULT_MAX_IMAGE_TOKENS
+    from dive.training.distillation import check_teacher
+    from dive.training.distillation import distill as run
+    from dive.training.resume import (
         clear_finished,
         describe_wish,
         find_checkpoint,
@@ -250,7 +250,7 @@ def distill(
 
 def _say_cleared(out: Path, as_json: bool) -> None:
     """Of a training that was ended when nothing was left to do but to remove its checkpoints."""
-    from dive.adapter import SteeringAdapter
+    from dive.adapter.adapter import SteeringAdapter
 
     adapter = SteeringAdapter.from_pretrained(out)
     if as_json:
@@ -269,9 +269,9 @@ def _say_cleared(out: Path, as_json: bool) -> None:
 
 def _check_out(out: Path, cache: Any) -> None:
     """What cannot be written is refused before the backbone or any study is read."""
-    from dive.data.io import check_file, check_folder
-    from dive.data.trouble import check_skipped
-    from dive.feature_store import check_cache
+    from dive.data.skipping import check_skipped
+    from dive.files.json_lines import check_file, check_folder
+    from dive.training.feature_store import check_cache
 
     check_folder(out)
     check_folder(out / "checkpoints")
@@ -284,7 +284,7 @@ def _check_out(out: Path, cache: Any) -> None:
 
 def _files_of(out: Path) -> dict[Path, str]:
     """What is written into --out, or removed there."""
-    from dive.adapter import CONFIG_FILE, WEIGHTS_FILE
+    from dive.adapter.adapter import CONFIG_FILE, WEIGHTS_FILE
 
     return {out / name: "--out, whose" for name in (CONFIG_FILE, WEIGHTS_FILE, "skipped.jsonl")}
 
@@ -296,7 +296,7 @@ def _annotations(decisive: str) -> str | None:
 
 def _finished(out: Path, resume: bool) -> str:
     """What to do about a folder that holds an adapter already."""
-    from dive.checkpoints import checkpoints_in
+    from dive.training.checkpoints import checkpoints_in
 
     if not resume:
         return "holds an adapter already; give --overwrite to replace it, or another --out"

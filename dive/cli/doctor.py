@@ -11,10 +11,10 @@ from rich.text import Text
 from dive.cli.options import JsonOption
 from dive.cli.tables import add_row, stdout, table
 from dive.console import styled
-from dive.visible import visible_json
+from dive.errors.visible import visible_json
 
 if TYPE_CHECKING:
-    from dive.self_test import Finding
+    from dive.cli.self_test import Finding
 
 _PACKAGES = (
     "torch", "triton", "transformers", "accelerate", "safetensors", "flash-attn", "radgraph",
@@ -30,11 +30,12 @@ def doctor(as_json: JsonOption = False) -> None:
     import torch
 
     import dive
-    from dive import extension, self_test
+    from dive.cli import self_test
+    from dive.decode import native
     from dive.metrics import requirements
 
     findings = self_test.run()
-    present = extension.find()
+    present = native.find()
     sick = [one for one in findings if not one.fine]
 
     facts: dict[str, Any] = {
@@ -43,7 +44,7 @@ def doctor(as_json: JsonOption = False) -> None:
         "packages": {name: _version(name) for name in _PACKAGES},
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         # how it was built and what it runs here; None where it is not loaded
-        "extension": extension.build_info(),
+        "extension": native.build_info(),
         "extension_state": {"state": present.state, "reason": present.reason},
         "paths": [one._asdict() for one in findings],
         "metrics": requirements(),

@@ -21,10 +21,10 @@ from dive.cli.options import (
 )
 from dive.cli.tables import add_column, add_row, stdout, table
 from dive.console import PlainConsole, styled
-from dive.counting import counted
 from dive.errors import DiveError
-from dive.private import names_of, row_of
-from dive.visible import visible, visible_json
+from dive.errors.counting import counted
+from dive.errors.private import names_of, row_of
+from dive.errors.visible import visible, visible_json
 
 _SHOWN = 8  # ids named in a message
 
@@ -138,9 +138,9 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Score reports: BLEU, ROUGE-L, findings by the lexicon, termination, length."""
-    from dive.data.io import check_file
-    from dive.data.lock import hold_file
     from dive.data.overwriting import check_not_of_spec, check_not_read
+    from dive.files.json_lines import check_file
+    from dive.files.lock import hold_file
     from dive.metrics import METRICS, CheXbert, RadGraph
     from dive.metrics import evaluate as score
 
@@ -219,7 +219,7 @@ def evaluate(
 
 def _write_per_report(path: Path, ids: list[str], columns: dict[str, list[float | None]]) -> None:
     """One row a report: its id and its scores, null where it could not be scored."""
-    from dive.data.io import write_jsonl
+    from dive.files.json_lines import write_jsonl
 
     rows = [
         {"id": name} | {metric: values[place] for metric, values in columns.items()}
@@ -352,7 +352,7 @@ def _references(
 
 
 def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    from dive.data.input_files import lines_of
+    from dive.files.input import lines_of
 
     found = []
     for number, line in _reported(path, lines_of(path)):

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dive.checks import whole
 from dive.cli.options import (
     BackboneOption,
     DeviceOption,
@@ -30,12 +29,13 @@ from dive.cli.options import (
     write_skipped,
 )
 from dive.console import to_stderr
-from dive.counting import counted
 from dive.errors import DiveError
-from dive.visible import visible_json
+from dive.errors.checks import whole
+from dive.errors.counting import counted
+from dive.errors.visible import visible_json
 
 if TYPE_CHECKING:
-    from dive.batches import Report
+    from dive.generation.report_writer import Report
 
 
 def generate(
@@ -114,10 +114,10 @@ def generate(
     """
     if bool(images) == (studies is not None):
         raise DiveError("give either --studies FILE or image files, and not both")
-    from dive.data.io import check_rows
-    from dive.data.lock import hold_file
     from dive.data.overwriting import check_not_of_spec, check_not_read, films
-    from dive.data.trouble import check_skipped
+    from dive.data.skipping import check_skipped
+    from dive.files.json_lines import check_rows
+    from dive.files.lock import hold_file
 
     check_values(
         target=target,
@@ -140,15 +140,13 @@ def generate(
         raise DiveError(
             f"{out}: is there already; give --overwrite to replace it, or another --out"
         )
-    from dive import file_digest
-    from dive.adapter import SteeringAdapter
-    from dive.backbone_files import describe_backbone, dtype_in_use
+    from dive.adapter.adapter import SteeringAdapter
+    from dive.backbone.files import describe_backbone, dtype_in_use
     from dive.data import Skipped
-    from dive.data.io import JsonlWriter, run_before
-    from dive.generation import as_studies, asked_by, iter_reports
-    from dive.model_digest import versions
-    from dive.prompting import DEFAULT_PROMPTS
-    from dive.run_digest import (
+    from dive.files import file_digest
+    from dive.files.json_lines import JsonlWriter, run_before
+    from dive.generation.generate_reports import as_studies, asked_by, iter_reports
+    from dive.generation.run_digest import (
         check_images,
         describe_adapter,
         describe_demonstrations,
@@ -156,7 +154,9 @@ def generate(
         device_kind,
         watched,
     )
-    from dive.template_clock import AssumedDay, as_date, today
+    from dive.prompting.model_digest import versions
+    from dive.prompting.prompter import DEFAULT_PROMPTS
+    from dive.prompting.template_clock import AssumedDay, as_date, today
 
     skipped = Skipped()
     if studies is not None:
@@ -288,7 +288,7 @@ def _skipped_file(out: Path) -> Path:
 
 def _date_in(run: dict[str, Any]) -> str | None:
     """The date that an unfinished run's description has; None where it has none."""
-    from dive.template_clock import as_date
+    from dive.prompting.template_clock import as_date
 
     try:
         return as_date(run.get("template_date"))

@@ -32,15 +32,15 @@ from dive.cli.options import (
 from dive.cli.tables import add_row, stdout, table
 from dive.console import PlainConsole, styled
 from dive.errors import DiveError
-from dive.visible import visible, visible_json, visible_places
+from dive.errors.visible import visible, visible_json, visible_places
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from dive.decisive import Mention
-    from dive.prompting import Prompter
+    from dive.decisive.tokens import Mention
+    from dive.prompting.prompter import Prompter
 
 inspect = typer.Typer(no_args_is_help=True, help="See what training will see.")
 
@@ -66,8 +66,8 @@ def tokens(
     as_json: JsonOption = False,
 ) -> None:
     """Show a report with its findings, and what share of tokens and of loss each class holds."""
-    from dive.decisive import CLASS_NAMES, DecisiveTokens, share
-    from dive.language import warn_if_not_english
+    from dive.data.language import warn_if_not_english
+    from dive.decisive.tokens import CLASS_NAMES, DecisiveTokens, share
     from dive.radgraph import annotator_of
 
     text = _read(file)
@@ -81,7 +81,7 @@ def tokens(
         "modifiers": modifiers,
     }
     if backbone is not None:
-        from dive.backbone import load_tokenizer
+        from dive.backbone.load import load_tokenizer
 
         quiet_libraries()
         tokenizer = load_tokenizer(backbone)
@@ -190,8 +190,8 @@ def prompt(
 ) -> None:
     """Print one student's and one teacher's prompt with its report, image tokens collapsed."""
     check_values(target=target, max_image_tokens=max_image_tokens)
-    from dive.prompting import DEFAULT_MAX_IMAGE_TOKENS, Prompter
-    from dive.teacher import Demonstrations
+    from dive.prompting.prompter import DEFAULT_MAX_IMAGE_TOKENS, Prompter
+    from dive.training.teacher import Demonstrations
 
     options = reading(split, images_root, reports_root, drop_comparisons, read)
     rows = open_all(studies, target=target, **options)
@@ -272,7 +272,7 @@ def _collapsed(prompter: "Prompter", inputs: "dict[str, Tensor]") -> str:
 
 
 def _of_file(file: Path) -> str:
-    from dive.data.input_files import MAX_LINE, read_file
+    from dive.files.input import MAX_LINE, read_file
 
     return read_file(file, MAX_LINE, pipe=True).decode("utf-8")
 

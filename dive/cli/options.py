@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dive import checks
-from dive.errors import DiveError
+from dive.errors import DiveError, checks
 
 if TYPE_CHECKING:
-    from dive.backbone import Backbone
+    from dive.backbone.load import Backbone
     from dive.data import Skipped, Study
 
 
 def place(name: str | Path) -> Path:
-    """A file or folder by its name, as `dive.checks.place` takes it in Python."""
+    """A file or folder by its name, as `dive.errors.checks.place` takes it in Python."""
     try:
         return checks.place("the name", name)
     except DiveError as error:
@@ -164,7 +163,7 @@ def check_values(
 ) -> None:
     """DiveError on a value that nothing knows, before torch and transformers are imported."""
     from dive.data import check_target
-    from dive.data.trouble import check_on_error
+    from dive.data.skipping import check_on_error
 
     if target is not None:
         check_target(target)

@@ -1,11 +1,11 @@
 """Studies: an image or several of one examination, with what is written about them."""
 
-from dive.data.jsonl import read_studies
+from dive.data.datasets.json_lines import read_studies
 from dive.data.open import open_studies
 from dive.data.reading import Studies
 from dive.data.report import ReadingReport
+from dive.data.skipping import Skipped
 from dive.data.study import TARGETS, Study, check_target
-from dive.data.trouble import Skipped
 
 __all__ = [
     "TARGETS",

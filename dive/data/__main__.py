@@ -9,15 +9,14 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from dive import checks
-from dive.data.io import check_file, write_jsonl
-from dive.data.lock import hold_file
 from dive.data.open import open_studies
 from dive.data.overwriting import check_not_of_spec, check_not_read, films
+from dive.data.skipping import Skipped
 from dive.data.study import TARGETS, Study
-from dive.data.trouble import Skipped
-from dive.errors import DiveError
-from dive.visible import visible
+from dive.errors import DiveError, checks
+from dive.errors.visible import visible
+from dive.files.json_lines import check_file, write_jsonl
+from dive.files.lock import hold_file
 
 
 class _Parser(argparse.ArgumentParser):

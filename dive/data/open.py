@@ -5,15 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dive import checks
-from dive.data.chexpert_plus import ChexpertPlus
-from dive.data.iu_xray import IuXray
-from dive.data.mimic_cxr import MimicCxr
-from dive.data.r2gen import R2Gen
+from dive.data.datasets.chexpert_plus import ChexpertPlus
+from dive.data.datasets.iu_xray import IuXray
+from dive.data.datasets.mimic_cxr import MimicCxr
+from dive.data.datasets.r2gen import R2Gen
+from dive.data.datasets.records import DatasetRows, JsonLines, is_rows
 from dive.data.reading import Options, Reader, Studies, select
-from dive.data.rows import DatasetRows, JsonLines, is_rows
-from dive.data.trouble import Skipped, Trouble
-from dive.errors import DiveError
+from dive.data.skipping import Skipped, Trouble
+from dive.errors import DiveError, checks
 
 _READERS: dict[str, Callable[[str, Path, Options, Trouble], Reader]] = {
     "mimic-cxr": MimicCxr,

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dive import checks
-from dive.errors import DiveError
+from dive.errors import DiveError, checks
 
 # what of outputs lies there rightly; no dataset has files of such names
 _OWN = (".jsonl", ".skipped", ".safetensors", "adapter_config.json")

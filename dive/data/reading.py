@@ -9,12 +9,12 @@ from typing import Any, ClassVar, NamedTuple, overload
 
 from PIL import Image
 
-from dive.data import wording
+from dive.data import text_edits
 from dive.data.absent import count_placeholders, is_absent, told
-from dive.data.images import LazyImage
+from dive.data.images.load import LazyImage
 from dive.data.report import PLACEHOLDERS, ReadingReport
+from dive.data.skipping import Trouble
 from dive.data.study import Study, check_target
-from dive.data.trouble import Trouble
 from dive.errors import DiveError
 
 log = logging.getLogger(__name__)
@@ -318,12 +318,12 @@ def _texts(reader: Reader, candidate: Candidate) -> dict[str, str | None] | str:
     for name, text in raw.items():
         text = text or ""
         if options.strip_placeholders:
-            text = wording.strip_placeholders(text)
+            text = text_edits.strip_placeholders(text)
         was_there = bool(text.strip())
         if options.drop_comparisons and name != "indication":
-            text = wording.drop_comparisons(text)
+            text = text_edits.drop_comparisons(text)
         elif reader.tidy:
-            text = wording.one_line(text)
+            text = text_edits.one_line(text)
         gone = is_absent(text)
         if target is not None and name in names and gone:
             if was_there:

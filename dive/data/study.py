@@ -8,9 +8,9 @@ from typing import Literal, get_args
 from PIL import Image
 
 from dive.data.absent import is_placeholder
-from dive.data.images import IMAGES, LazyImage, is_image, load_rgb
+from dive.data.images.load import IMAGES, LazyImage, is_image, load_rgb
 from dive.errors import DiveError
-from dive.visible import visible
+from dive.errors.visible import visible
 
 Target = Literal["findings", "impression", "both"]
 TARGETS: tuple[str, ...] = get_args(Target)

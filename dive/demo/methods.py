@@ -19,9 +19,9 @@ from .style import Style, hospital
 from .world import SHIFTED, Site, draw_images, draw_labels, to_image
 
 if TYPE_CHECKING:
-    from dive.adapter import SteeringAdapter
-    from dive.backbone import Backbone
-    from dive.generation import Report
+    from dive.adapter.adapter import SteeringAdapter
+    from dive.backbone.load import Backbone
+    from dive.generation.generate_reports import Report
 
 BACKBONE = Path(__file__).parent / "backbone"
 PROMPT = "describe the radiograph."  # as in dive.demo.processor; the backbone knows no other

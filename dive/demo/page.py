@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from dive.data.io import write_text
+from dive.files.json_lines import write_text
 
 COLUMNS = {
     "method": "method",
@@ -60,7 +60,7 @@ def caution(rows: Sequence[dict[str, Any]]) -> str:
 
 def marked(text: str) -> list[dict[str, Any]]:
     """A report in pieces; the decisive ones, as training weighs them, are marked."""
-    from dive.decisive import DecisiveTokens
+    from dive.decisive.tokens import DecisiveTokens
 
     pieces, done = [], 0
     for start, end in DecisiveTokens(None, modifiers=True).spans(text):

@@ -18,12 +18,12 @@ from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 from rich.table import Table
 
 import dive
-from dive import checks
 from dive.console import PlainConsole, column, styled
 from dive.data import Study
-from dive.data.io import check_folder, write_bytes, write_jsonl, write_text
-from dive.data.lock import hold_folder
-from dive.visible import visible
+from dive.errors import checks
+from dive.errors.visible import visible
+from dive.files.json_lines import check_folder, write_bytes, write_jsonl, write_text
+from dive.files.lock import hold_folder
 
 from .methods import (
     BACKBONE,

@@ -26,8 +26,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dive.data.io import append_line, check_file, write_text
 from dive.errors import DiveError
+from dive.files.json_lines import append_line, check_file, write_text
 
 from . import methods as m
 from . import study_tables

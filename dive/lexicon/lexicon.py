@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from dive import __version__, checks
-from dive.errors import DiveError
+from dive import __version__
+from dive.errors import DiveError, checks
 from dive.lexicon.terms import Automaton, expand
 
 CHEXPERT_CLASSES = (

@@ -1,4 +1,4 @@
-"""Words that show where a statement begins, goes on and ends, for dive/polarity.py."""
+"""Words that show where a statement begins, goes on and ends, for dive/decisive/polarity.py."""
 
 from dive.lexicon.words import word_set
 

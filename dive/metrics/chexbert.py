@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from dive import checks
-from dive.errors import DiveError
+from dive.errors import DiveError, checks
+from dive.files.pickles import refusal
 from dive.lexicon import CHEXPERT_CLASSES
 from dive.metrics.measure import Measure, f1
-from dive.pickles import refusal
 from dive.radgraph.model import WEIGHTS_REPO, user_cache
 
 CLASSES = CHEXPERT_CLASSES  # in the order of the model's heads

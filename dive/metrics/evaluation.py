@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from dive.data.absent import is_placeholder
+from dive.data.language import warn_if_not_english
 from dive.data.report import PLACEHOLDERS
 from dive.errors import DiveError
-from dive.language import warn_if_not_english
 from dive.metrics import bootstrap as resampling
 from dive.metrics import overlap
 from dive.metrics.chexbert import CheXbert, chexbert_measure

@@ -57,7 +57,7 @@ def described(text: str) -> dict[str, frozenset[Pair]]:
 
 
 def _mentions(text: str) -> list[Any]:
-    from dive.decisive import find_mentions  # the lexicon is compiled on first use
+    from dive.decisive.tokens import find_mentions  # the lexicon is compiled on first use
 
     return find_mentions(text)
 

@@ -10,20 +10,20 @@ import warnings
 import torch
 
 from dive.errors import FallbackWarning
-from dive.ops import fused
+from dive.ops import triton_path
+from dive.ops.checks import check
 from dive.ops.cross_entropy import decisive_cross_entropy
-from dive.ops.fused import missing
-from dive.ops.registration import implementation
+from dive.ops.library import implementation
 from dive.ops.steering import steer
-from dive.ops.values import check
+from dive.ops.triton_path import missing
 from dive.reference import DecisiveLoss
 
-if fused.missing() is None:
-    fused.install()
+if triton_path.missing() is None:
+    triton_path.install()
 elif torch.cuda.is_available():
     warnings.warn(
         f"dive's operators run in PyTorch on this GPU, slower than their Triton kernels: "
-        f"{fused.missing()}",
+        f"{triton_path.missing()}",
         FallbackWarning,
         stacklevel=2,
     )

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from dive.errors import DiveError
-from dive.ops import sweep
-from dive.ops.registration import (
+from dive.ops import cross_entropy_torch
+from dive.ops.library import (
     FLOATS,
     check_tensor,
     describe,
@@ -82,7 +82,13 @@ def decisive_cross_entropy(
     """
     _check_tensors(hidden, lm_head, targets, weights, bias, teacher_hidden, kd_weights)
     _check_scalars(
-        softcap, ce_weight, kd_weight, temperature, reduction, chunk_bytes, sweep.wide_of(hidden)
+        softcap,
+        ce_weight,
+        kd_weight,
+        temperature,
+        reduction,
+        chunk_bytes,
+        cross_entropy_torch.wide_of(hidden),
     )
     device, count = hidden.device, hidden.shape[0]
     for name, scalar in (("normalizer", normalizer), ("kd_normalizer", kd_normalizer)):
@@ -102,7 +108,7 @@ def decisive_cross_entropy(
     else:
         check_tensor(_NAME, "rows", rows, tuple(rows.shape), "rows", (torch.int64,), device)
     if chunk_bytes is None:
-        chunk_bytes = sweep.default_chunk_bytes(device, teacher_hidden is not None)
+        chunk_bytes = cross_entropy_torch.default_chunk_bytes(device, teacher_hidden is not None)
     compute_grad = torch.is_grad_enabled() and hidden.requires_grad
 
     loss, row_ce, row_kl, lse, argmax, class_loss, class_accuracy, class_count, status, *_ = _loss(
@@ -293,16 +299,16 @@ _loss = register(
     "bool compute_grad) -> (Tensor loss, Tensor row_ce, Tensor row_kl, Tensor lse, Tensor argmax, "
     "Tensor class_loss, Tensor class_accuracy, Tensor class_count, Tensor status, Tensor stored, "
     "Tensor row_scale, Tensor weight_slope)",
-    sweep.forward,
+    cross_entropy_torch.forward,
     _forward_fake,
 )
 _loss_backward = register(
     f"{_NAME}_backward(Tensor grad, Tensor rows, Tensor stored, Tensor row_scale, "
     "Tensor weight_slope, SymInt total) -> (Tensor hidden, Tensor weights)",
-    sweep.backward,
+    cross_entropy_torch.backward,
     _backward_fake,
 )
-# dive.ops.fused puts the Triton kernels in the place of both on CUDA
+# dive.ops.triton_path puts the Triton kernels in the place of both on CUDA
 
 
 class _Loss(torch.autograd.Function):

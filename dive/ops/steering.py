@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dive.errors import DiveError
-from dive.ops.registration import (
+from dive.ops.library import (
     FLOATS,
     check_tensor,
     describe,
@@ -321,7 +321,7 @@ _steer_backward = register(
     _backward,
     _backward_fake,
 )
-# dive.ops.fused puts the Triton kernels in the place of both on CUDA
+# dive.ops.triton_path puts the Triton kernels in the place of both on CUDA
 
 
 class _Steered(torch.autograd.Function):

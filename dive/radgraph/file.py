@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dive import checks
-from dive.data.input_files import MAX_JSON_BYTES, read_file
-from dive.errors import DiveError
-from dive.private import row_of
+from dive.errors import DiveError, checks
+from dive.errors.private import row_of
+from dive.files.input import MAX_JSON_BYTES, read_file
 from dive.radgraph.annotations import NO_ENTITIES, Annotation, as_annotated, check_annotation
 
 

@@ -14,12 +14,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from dive import checks
-from dive.data.disk import unwritable
-from dive.data.io import write_text
-from dive.data.lock import hold_file
-from dive.errors import DiveError
-from dive.private import without_texts
+from dive.errors import DiveError, checks
+from dive.errors.private import without_texts
+from dive.files.disk import unwritable
+from dive.files.json_lines import write_text
+from dive.files.lock import hold_file
 from dive.radgraph.annotations import NO_ENTITIES, Annotation
 
 MODEL_TYPES = ("radgraph", "radgraph-xl", "modern-radgraph-xl", "echograph")

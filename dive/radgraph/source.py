@@ -1,7 +1,6 @@
 """Where annotations come from, as an option names it."""
 
-from dive import checks
-from dive.errors import DiveError
+from dive.errors import DiveError, checks
 from dive.radgraph.annotations import Annotator
 from dive.radgraph.file import RadGraphFile
 from dive.radgraph.model import MODEL_TYPES, RadGraph

@@ -19,16 +19,16 @@ from tiny_steering import logits as all_logits
 from tiny_steering import randomised
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dive import extension
-from dive.decode import DecodeSession
+from dive.decode import native
+from dive.decode.session import DecodeSession
 
 REHEARSAL = os.environ.get("DIVE_REHEARSE_GPU") == "1"
 if not REHEARSAL:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device", allow_module_level=True)
-    if not (extension.build_info() or {}).get("cuda"):
+    if not (native.build_info() or {}).get("cuda"):
         pytest.skip("dive._C was built without CUDA", allow_module_level=True)
-elif not extension.available():
+elif not native.available():
     pytest.skip("dive._C is not built", allow_module_level=True)
 
 DEVICE = torch.device("cpu") if REHEARSAL else torch.device("cuda", 0)

@@ -12,7 +12,7 @@ from tiny_decoders import small
 from tiny_steering import randomised
 
 from dive import _C, reference
-from dive.decode import DecodeSession
+from dive.decode.session import DecodeSession
 from hard.capsules import Capsuled, Raises, lying_capsule
 
 NAMED = (ValueError, TypeError, RuntimeError, MemoryError, IndexError, KeyError, AttributeError)

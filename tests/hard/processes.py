@@ -14,7 +14,13 @@ from collections.abc import Sequence
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
-PRELOADED = ["torch", "transformers.trainer", "dive.cli", "dive.generation", "dive.distillation"]
+PRELOADED = [
+    "torch",
+    "transformers.trainer",
+    "dive.cli",
+    "dive.generation",
+    "dive.training.distillation",
+]
 
 
 def context() -> ForkServerContext:

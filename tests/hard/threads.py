@@ -18,9 +18,9 @@ from tiny_decoders import small
 from tiny_steering import randomised
 
 import dive
-from dive import extension
-from dive.decode import DecodeSession
-from dive.structure import decoder_layers
+from dive.backbone.structure import decoder_layers
+from dive.decode import native
+from dive.decode.session import DecodeSession
 from hard.trial import Outcome, Trial
 
 PROMPTS = 6  # different ones, whose answers are known beforehand
@@ -72,7 +72,7 @@ def run(count: int, seed: int, folder: Path) -> Outcome:
     engines: dict[str, Callable[[Any], Call]] = {
         "transformers": lambda a: plain if a is None else in_with(a)
     }
-    if extension.available():
+    if native.available():
         engines["dive._C"] = by_session
     pairs = [("one", "other"), ("one", "none"), ("one", "plain")]
     adapters = {"one": one, "other": other, "none": None}

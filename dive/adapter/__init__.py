@@ -1,0 +1,13 @@
+"""The steering adapter: its parameters and files, and how it is put to work on a frozen model."""
+
+from dive.adapter.adapter import SteeringAdapter, SteeringConfig, as_adapter
+from dive.adapter.attach import Attachment, attachment_of, steer
+
+__all__ = [
+    "Attachment",
+    "SteeringAdapter",
+    "SteeringConfig",
+    "as_adapter",
+    "attachment_of",
+    "steer",
+]

@@ -1,0 +1,341 @@
+"""The steering adapter: what is learned, and how it is saved and loaded.
+
+On disk an adapter is a folder with `adapter_config.json` (settings, the backbone it belongs to and
+what the trainer recorded) and `adapter.safetensors` (parameters in float32). Nothing is pickled.
+"""
+
+import hashlib
+import json
+import math
+import os
+import warnings
+from dataclasses import asdict, dataclass, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from dive import __version__
+from dive.adapter.files import check_pair, check_place, check_weights, read_settings
+from dive.adapter.numbers import check_numbers
+from dive.backbone.fingerprint import difference, fingerprint
+from dive.backbone.structure import description, unwrap
+from dive.errors import DiveError, checks
+from dive.files.atomic import check_folder, identity, sweep, write_together
+from dive.files.lock import hold_folder
+from dive.files.strict_json import short
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter.safetensors"
+FORMAT = 1
+ACTIVATIONS = ("silu", "gelu", "tanh", "identity")
+POSITIONS = ("all", "response")
+MAX_RANK = 128  # what the operator takes
+# what must be equal in the backbone of training and the backbone of use; an unknown (None) matches
+MUST_MATCH = ("architecture", "model_type", "hidden_size", "num_layers", "vocab_size", "revision")
+_WAIT = 10.0  # seconds, for another save into the same folder
+_WRAPPERS = ("OptimizedModule", "PeftM", "DistributedDataParallel", "DataParallel")
+
+
+@dataclass
+class SteeringConfig:
+    """The form of the edit; every baseline is a configuration of the same operator.
+
+    rank: number R of in-context vectors mixed by state, at most 128; 0 leaves one fixed vector a
+        layer.
+    layers: "all", or the indices of the decoder layers that are steered.
+    activation: of the mixing weights: silu, gelu, tanh or identity (a linear low-rank edit).
+    norm_preserving: give the steered state the norm that it had.
+    positions: "all" (every position, prompt and image included) or "response" (the last prompt
+        position and every generated one).
+    eps: added to the mean square of the state before its root is taken; a normal float32.
+    """
+
+    rank: int = 16
+    layers: str | list[int] = "all"
+    activation: str = "silu"
+    norm_preserving: bool = False
+    positions: str = "all"
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        self.rank, self.eps = checks.plain(self.rank), checks.plain(self.eps)
+        if isinstance(self.layers, (list, tuple)):
+            self.layers = [checks.plain(index) for index in self.layers]
+
+        def want(good: bool, name: str, wanted: str) -> None:
+            if not good:
+                raise DiveError(
+                    f"SteeringConfig: {name} is {short(getattr(self, name))}, want {wanted}"
+                )
+
+        def whole(value: object) -> bool:
+            return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+        want(
+            whole(self.rank) and self.rank <= MAX_RANK,
+            "rank",
+            f"a whole number from 0 to {MAX_RANK}",
+        )
+        want(self.activation in ACTIVATIONS, "activation", "one of " + ", ".join(ACTIVATIONS))
+        want(self.positions in POSITIONS, "positions", "one of " + ", ".join(POSITIONS))
+        want(isinstance(self.norm_preserving, bool), "norm_preserving", "True or False")
+        want(
+            checks.is_number(self.eps),
+            "eps",
+            f"a number > 0 that float32 has ({checks.LEAST:.3g} to {checks.MOST:.3g})",
+        )
+        if self.layers != "all":
+            listed = isinstance(self.layers, (list, tuple)) and len(self.layers) > 0
+            want(
+                listed and all(map(whole, self.layers)) and len({*self.layers}) == len(self.layers),
+                "layers",
+                '"all" or a list of different layer indices',
+            )
+            self.layers = sorted(index for index in self.layers if isinstance(index, int))
+
+
+class LayerSteering(nn.Module):
+    """The edit of one decoder layer: R state-mixed vectors, a fixed one and a learned scale.
+
+    A fresh one is the identity: `up` and `static` are zero. `scale` is s and `sigma` the typical
+    RMS of this layer's stream (set by `dive.adapter.attach.calibrate`); the operator gets their
+    product.
+    """
+
+    def __init__(self, hidden_size: int, config: SteeringConfig) -> None:
+        super().__init__()
+        self.config = config
+        rank = config.rank
+        # with rank 0 these are empty; an empty parameter has nothing for an optimiser to do
+        self.down = nn.Parameter(
+            torch.randn(rank, hidden_size) / math.sqrt(hidden_size), requires_grad=rank > 0
+        )
+        self.down_bias = nn.Parameter(torch.zeros(rank), requires_grad=rank > 0)
+        self.up = nn.Parameter(torch.zeros(hidden_size, rank), requires_grad=rank > 0)
+        self.static = nn.Parameter(torch.zeros(hidden_size))
+        self.scale = nn.Parameter(torch.tensor(0.1))
+        self.sigma: Tensor
+        self.register_buffer("sigma", torch.tensor(1.0))
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[..., D] to [..., D] of the same dtype; `mask` [...] bool limits it to some positions."""
+        from dive import ops
+
+        return ops.steer(
+            hidden,
+            self.down,
+            self.down_bias,
+            self.up,
+            self.static,
+            self.scale * self.sigma,
+            mask=mask,
+            activation=self.config.activation,
+            norm_preserving=self.config.norm_preserving,
+            eps=self.config.eps,
+        )
+
+
+class SteeringAdapter(nn.Module):
+    """One `LayerSteering` for each steered decoder layer of one backbone.
+
+    adapter = SteeringAdapter(SteeringConfig(rank=16), backbone)
+    with dive.steer(backbone, adapter): ...
+
+    `layers` maps str(layer index) to its module; parameters are float32 whatever the backbone's
+    dtype. `metadata` is free for JSON values; its entry "backbone" describes the backbone.
+    Initial values come from torch's global generator: `torch.manual_seed` repeats them.
+    """
+
+    def __init__(self, config: SteeringConfig, backbone_or_model: Any) -> None:
+        super().__init__()
+        model = unwrap(backbone_or_model)
+        known = {"backbone": description(model), "weights": fingerprint(model)}
+        self._assemble(config, known)
+
+    def _assemble(
+        self,
+        config: SteeringConfig,
+        metadata: dict[str, Any],
+        device: str = "cpu",
+        name: str | Path = "SteeringConfig",
+    ) -> None:
+        if not isinstance(config, SteeringConfig):
+            raise DiveError(f"SteeringAdapter: config is {config!r}, want a SteeringConfig")
+        self.config = config
+        self.metadata = metadata
+        backbone = metadata["backbone"]
+        count = backbone["num_layers"]
+        indices = range(count) if config.layers == "all" else config.layers
+        if max(indices) >= count:
+            raise DiveError(
+                f"{name}: layers names {max(indices)}, but the backbone has the layers "
+                f"0 to {count - 1}"
+            )
+        # float32 and on this device whatever torch's defaults are at this moment
+        with torch.device(device), torch.inference_mode(False):
+            self.layers = nn.ModuleDict(
+                {str(i): LayerSteering(backbone["hidden_size"], config).float() for i in indices}
+            )
+
+    def num_parameters(self) -> int:
+        """How many numbers are learned."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def check_backbone(self, backbone_or_model: Any) -> None:
+        """DiveError naming the first field in which this backbone is not the adapter's own, or the
+        tensor whose numbers are not finite or beyond use (`dive.adapter.numbers`); a
+        warning where it is the same model with other weights (a LoRA at work in one of them)."""
+        check_numbers(self)
+        model = unwrap(backbone_or_model)
+        mine, theirs = self.metadata["backbone"], description(model)
+        for field in MUST_MATCH:
+            trained, given = mine.get(field), theirs.get(field)
+            if field == "architecture" and str(trained).startswith(_WRAPPERS):
+                continue  # made before dive looked through these
+            if trained is not None and given is not None and trained != given:
+                raise DiveError(
+                    f"this adapter belongs to another backbone: {field} is {given!r} here and was "
+                    f"{trained!r} where the adapter was made ({mine.get('name') or 'unnamed'})"
+                )
+        found = difference(self.metadata.get("weights"), fingerprint(model))
+        if found is not None:
+            warnings.warn(
+                f"the backbone: {found}; the adapter may do nothing or harm", stacklevel=2
+            )
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Writes the folder, also over an older one: its two files are never of two adapters. Ended
+        between them, it leaves a folder without settings, which nothing takes for an adapter.
+
+        A save into the same folder at the same time is waited for.
+
+        Raises:
+            DiveError: the folder cannot be written, or another process holds it for longer (a
+                training, say).
+        """
+        folder = checks.place("folder", folder)
+        check_folder(folder)
+        with hold_folder(folder, wait=_WAIT):
+            self.write_held(folder)
+
+    def write_held(self, folder: Path) -> None:
+        """`save_pretrained` for a caller that holds the folder."""
+        settings = {
+            "format": FORMAT,
+            "dive_version": __version__,
+            "steering": asdict(self.config),
+            "metadata": self.metadata,
+        }
+        try:
+            json.dumps(settings, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise DiveError(f"adapter.metadata is not plain JSON: {error}") from error
+        tensors = {
+            name: tensor.detach().to("cpu", torch.float32).contiguous().clone()
+            for name, tensor in self.state_dict().items()
+        }
+        weights = save(tensors)
+        settings["weights_sha256"] = hashlib.sha256(weights).hexdigest()
+        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            sweep(folder / name)
+        write_together({folder / WEIGHTS_FILE: weights, folder / CONFIG_FILE: text.encode("utf-8")})
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Steering adapter",
+    ) -> str:
+        """Uploads what `save_pretrained` writes, with a model card; see `dive.adapter.hub.push`."""
+        from dive.adapter.hub import push
+
+        return push(self, repo_id, private, token, revision, commit_message)
+
+    @classmethod
+    @torch.inference_mode(False)  # parameters, also for a caller that learns nothing now
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> Self:
+        """Reads what `save_pretrained` wrote, from a folder or a repository on the hub."""
+        config_file = _find(folder_or_hub_id, CONFIG_FILE, revision, token)
+        weights_file = _find(folder_or_hub_id, WEIGHTS_FILE, revision, token)
+        before = identity(config_file)
+        steering, metadata, digest = read_settings(config_file, FORMAT)
+        config = _config_of(config_file, steering)
+        adapter = cls.__new__(cls)
+        nn.Module.__init__(adapter)
+        # nothing is allocated before the file is known to hold it
+        adapter._assemble(config, metadata, device="meta", name=config_file)
+        shapes = {name: tuple(one.shape) for name, one in adapter.state_dict().items()}
+        check_weights(weights_file, shapes, config_file.name)
+        try:
+            tensors = load_file(weights_file)
+        except (SafetensorError, OSError) as error:
+            raise DiveError(f"{weights_file}: not a readable safetensors file: {error}") from error
+        # copies, as what was read lies in the file's own pages
+        copies = {name: tensor.clone() for name, tensor in tensors.items()}
+        adapter.load_state_dict(copies, assign=True)
+        check_numbers(adapter, str(weights_file))
+        check_pair(config_file, weights_file, before, digest)
+        return adapter if device is None else adapter.to(device)
+
+
+def as_adapter(given: Any, name: str = "adapter") -> SteeringAdapter:
+    """An adapter, or the one that a folder or hub id holds; DiveError that says what was given."""
+    if isinstance(given, SteeringAdapter):
+        return given
+    if checks.names_a_place(given):
+        return SteeringAdapter.from_pretrained(given)
+    if isinstance(given, SteeringConfig):
+        raise DiveError(
+            f"{name} is a SteeringConfig, which has no weights; wants a SteeringAdapter (of "
+            "dive.distill), or the folder of one"
+        )
+    what = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
+    raise DiveError(
+        f"{name} is {what}; wants a SteeringAdapter (its from_pretrained reads one), or the "
+        "folder of one"
+    )
+
+
+def _find(source: str | PathLike[str], name: str, revision: str | None, token: Any) -> Path:
+    folder = checks.place("adapter", source)
+    if folder.is_dir():
+        if not os.path.lexists(folder / name):
+            raise DiveError(f"{folder}: no {name} here, so this is not a saved adapter")
+        check_place(folder / name)
+        return folder / name
+    is_path = checks.is_path(source) or str(source).startswith(("~", ".", "/"))
+    if folder.exists() or is_path or str(source).count("/") != 1:
+        raise DiveError(f"{source}: an adapter's folder is wanted, and there is none")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(str(source), name, revision=revision, token=token))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DiveError(f"{source}: no such folder, and not on the hub: {reason}") from error
+
+
+def _config_of(path: Path, steering: dict[str, Any]) -> SteeringConfig:
+    odd = sorted(steering.keys() - {field.name for field in fields(SteeringConfig)})
+    if odd:
+        raise DiveError(f"{path}: unknown settings in 'steering': {short(odd)}")
+    try:
+        return SteeringConfig(**steering)
+    except DiveError as error:
+        raise DiveError(f"{path}: {error}") from error

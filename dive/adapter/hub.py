@@ -1,0 +1,165 @@
+"""Sharing an adapter: the model card, and the upload to a repository of the hub."""
+
+import json
+import re
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from dive.adapter.adapter import CONFIG_FILE, SteeringAdapter
+from dive.errors import DiveError
+from dive.errors.private import public_name, public_source
+from dive.errors.visible import visible
+from dive.files.json_lines import write_text
+
+# datasets that are handed out to named people under an agreement, as `Study.origin` names them
+CREDENTIALED = {
+    "mimic-cxr": "MIMIC-CXR (PhysioNet's credentialed data use agreement)",
+    "chexpert-plus": "CheXpert Plus (Stanford AIMI's data use agreement)",
+}
+
+
+def credentialed(adapter: SteeringAdapter) -> list[str]:
+    """Those of the adapter's sources that are under an agreement, as one may print them."""
+    return [CREDENTIALED[name] for name in _sources(adapter) if name in CREDENTIALED]
+
+
+def model_card(adapter: SteeringAdapter) -> str:
+    """README.md of a repository that holds the adapter: Markdown, with the hub's header."""
+    metadata, steering = adapter.metadata, adapter.config
+    backbone, run = metadata["backbone"], metadata.get("distillation") or {}
+    settings = run.get("config") or {}
+    name = _public_name(backbone)
+    header = ["library_name: dive-mrg", "pipeline_tag: image-text-to-text"]
+    header += ["tags:", "- steering-adapter", "- radiology-report-generation"]
+    if name.count("/") == 1:
+        header.insert(0, f"base_model: {json.dumps(name)}")
+    architecture = backbone.get("architecture") or "of unknown architecture"
+    revision = f", revision {backbone['revision']}" if backbone.get("revision") else ""
+    facts = {
+        "Backbone": f"{name} ({architecture}{revision}); frozen, not included",
+        "Form": f"rank {steering.rank}, {len(adapter.layers)} layers, {steering.activation}, "
+        f"positions {steering.positions}; {adapter.num_parameters():,} parameters",
+        "Preset": settings.get("preset"),
+        "Objective": _objective(settings),
+        "Trained on": _trained_on(run),
+        "Demonstrations of the teacher": run.get("demonstrations"),
+        "Target": metadata.get("target"),
+        "Prompt": metadata.get("prompt"),
+    }
+    lines = [f"| {key} | {_one_line(value)} |" for key, value in facts.items() if value]
+    return "\n".join(
+        [
+            "---", *header, "---", "",
+            "# Steering adapter for radiology reports", "",
+            "**Not for clinical use.** Reports that are written with it are for research; they "
+            "can be wrong, leave findings out and make findings up.", "",
+            "| | |", "| --- | --- |", *lines, "",
+            "## Data", "",
+            _data_note(adapter), "",
+            "## Use", "",
+            "```python", "import dive", "",
+            f"backbone = dive.load_backbone({json.dumps(name)})",
+            'adapter = dive.SteeringAdapter.from_pretrained("this repository")',
+            'reports = dive.generate(backbone, ["film.png"], adapter=adapter)', "```", "",
+        ]
+    )  # fmt: skip
+
+
+def push(
+    adapter: SteeringAdapter,
+    repo_id: str,
+    private: bool = True,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Steering adapter",
+) -> str:
+    """Creates the repository if need be, and uploads settings, weights and a model card.
+
+    A new repository is private unless `private=False`; one that exists stays as it is. A warning
+    says where the adapter was trained on data under an agreement. A local path of the backbone is
+    cut down to its last name. Returns the address of the commit.
+
+    Raises:
+        DiveError: no such name, no permission, no network.
+    """
+    from huggingface_hub import HfApi
+
+    agreements = credentialed(adapter)
+    if agreements:
+        warnings.warn(
+            f"this adapter was trained on {', '.join(agreements)}: it is derived from that data, "
+            "and the agreement says whether and with whom it may be shared"
+            + ("" if private else "; the repository is asked for as a public one"),
+            stacklevel=3,
+        )
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        adapter.save_pretrained(folder)
+        _forget_paths(folder / CONFIG_FILE)
+        write_text(folder / "README.md", model_card(adapter))
+        try:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                revision=revision,
+                commit_message=commit_message,
+            )
+        except (OSError, ValueError) as error:  # the hub's errors are among them
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DiveError(f"{repo_id}: the adapter cannot be uploaded: {reason}") from error
+    return str(getattr(commit, "commit_url", commit))
+
+
+def _sources(adapter: SteeringAdapter) -> list[str]:
+    return list((adapter.metadata.get("distillation") or {}).get("sources") or [])
+
+
+def _public_name(backbone: dict[str, Any]) -> str:
+    return public_name(str(backbone.get("name") or "")) or "unnamed"
+
+
+def _forget_paths(path: Path) -> None:
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    metadata = settings["metadata"]
+    for owner in (metadata, metadata.get("distillation") or {}):
+        if isinstance(owner.get("backbone"), dict):
+            owner["backbone"]["name"] = _public_name(owner["backbone"])
+    config = (metadata.get("distillation") or {}).get("config") or {}
+    if config.get("decisive"):
+        config["decisive"] = public_source(config["decisive"])
+    write_text(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+
+def _objective(settings: dict[str, Any]) -> str:
+    names = ("ce_weight", "kd_weight", "align_weight", "pathology_weight", "eos_weight", "polarity")
+    parts = [f"{name} {settings[name]}" for name in names if settings.get(name) is not None]
+    if settings.get("decisive"):
+        parts.append(f"decisive by {public_source(settings['decisive'])}")
+    return ", ".join(parts)
+
+
+def _trained_on(run: dict[str, Any]) -> str:
+    counts = [f"{run[name]} {name}" for name in ("studies", "steps") if run.get(name) is not None]
+    return ", ".join(counts)
+
+
+def _data_note(adapter: SteeringAdapter) -> str:
+    known, agreements = _sources(adapter), credentialed(adapter)
+    if agreements:
+        return (
+            f"Trained on {', '.join(agreements)}. The adapter is derived from that data; no report "
+            "or image is in it as such. Share and use it only as the agreement allows."
+        )
+    if known:
+        return f"Trained on {', '.join(map(_one_line, known))}."
+    return "Its studies did not say which dataset they are of; whoever shares it should."
+
+
+def _one_line(value: object) -> str:
+    """A value as a cell of a Markdown table: neither its end, nor a link, code or HTML."""
+    text = visible(" ".join(str(value).split()))
+    return re.sub(r"[\\|\[\]`]", r"\\\g<0>", text).replace("<", "&lt;")

@@ -1,0 +1,87 @@
+"""What a backbone's folder is to whoever loads it: the files that are read, and the dtype."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dive.backbone.load import source_of
+from dive.errors import DiveError
+from dive.files import file_digest
+from dive.files.input import read_file
+
+# What the loaders of models, tokenizers and processors read. Notes, logs and results that lie
+# beside them are nobody's business.
+_WEIGHTS = re.compile(r"(model|pytorch_model|adapter_model)\b.*\.(safetensors|bin)")
+_OTHERS = re.compile(
+    r".*(config|token|vocab|template|merges|bpe|codes|normalizer|tekken|emoji|word_)[^/]*\.(json|txt)"
+    r"|dict\.txt|.*\.index\.json|.*\.(jinja|model(\.v\d+)?|py|tiktoken|spm|bpe|vocab)"
+)
+_MAX_CONFIG = 64 << 20  # bytes
+
+
+def describe_backbone(backbone: str, verify: bool = False) -> dict[str, Any]:
+    """The content of a backbone's folder by its files, or name and commit of a repository on the
+    hub. Where a folder lies, and how its path is written, does not count.
+
+    verify: large files are read whole, and not sampled (`dive.files.file_digest.sampled`).
+
+    Raises:
+        DiveError: no such folder, or a file in it that cannot be read.
+    """
+    source = source_of(backbone)
+    folder = Path(source)
+    if not folder.is_dir():
+        config = _config_on_hub(source)
+        return {"backbone": source, "backbone_commit": config and config.parent.name}
+    more = _config_of(folder / "config.json").get("transformers_weights")  # of another name
+    found: dict[str, dict[str, str]] = {"backbone_weights": {}, "backbone_files": {}}
+    # further chat templates lie in a folder of their own
+    for path in sorted([*folder.glob("*"), *folder.glob("*/*.jinja")]):
+        name = path.relative_to(folder).as_posix()
+        if _WEIGHTS.fullmatch(name) or name == more:
+            kind = "backbone_weights"
+        elif _OTHERS.fullmatch(name):
+            kind = "backbone_files"
+        else:
+            continue
+        if path.is_file():
+            found[kind][name] = file_digest.whole(path) if verify else file_digest.sampled(path)
+    return {**found}
+
+
+def dtype_in_use(backbone: str, dtype: str) -> str:
+    """The name of the dtype that `load_backbone` will load in; "auto" where only the weights tell.
+
+    dtype: as `load_backbone` takes it, "auto" or the name of one of torch's.
+    """
+    if dtype == "auto":
+        source = source_of(backbone)
+        at = Path(source) / "config.json" if Path(source).is_dir() else _config_on_hub(source)
+        config = {} if at is None else _config_of(at)
+        if "quantization_config" in config:  # whose loader may choose another
+            return dtype
+        dtype = next((config[n] for n in ("dtype", "torch_dtype") if config.get(n)), dtype)
+    named = getattr(torch, str(dtype).removeprefix("torch."), None)
+    return str(named).removeprefix("torch.") if isinstance(named, torch.dtype) else "auto"
+
+
+def _config_on_hub(name: str) -> Path | None:
+    """config.json of the commit that a name on the hub stands for now."""
+    from transformers.utils import cached_file
+
+    try:
+        place = cached_file(name, "config.json")
+    except (OSError, ValueError):
+        return None  # what is wrong with it is said when it is loaded
+    return None if place is None else Path(place)
+
+
+def _config_of(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(read_file(path, _MAX_CONFIG))
+    except (OSError, ValueError, RecursionError, DiveError):
+        return {}  # the same
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,66 @@
+"""Which weights a model computes with, to the last bit: a digest that a GPU makes in a moment.
+
+`dive.backbone.fingerprint` knows a backbone again in another dtype or with a LoRA merged, by
+samples. Here it is to be the very same: a training that goes on with anything else gives another
+adapter.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dive.backbone.fingerprint import made_up
+from dive.backbone.structure import unwrap
+
+_CHUNK = 1 << 22  # numbers that are summed at a time: 32 MiB of int64, three times over
+_STEP = 2654435761  # odd, so that every place weighs otherwise
+
+
+@torch.no_grad()
+def weights_digest(backbone_or_model: Any) -> str:
+    """Names all parameters and stored buffers, their dtypes and shapes included.
+
+    What cannot be read (sharded or offloaded weights) counts by its name, dtype and shape, and what
+    the loading made up outside the decoder (see `dive.backbone.fingerprint`) not at all. Two sums a
+    piece of 4,194,304 numbers stand for its bits: exact, the same on every device, and no defence
+    against somebody who looks for weights with the same sums.
+    """
+    model: Any = unwrap(backbone_or_model)
+    unknown = made_up(model)
+    digest = hashlib.sha256()
+    for name, tensor in _stored(model):
+        if id(tensor) in unknown:
+            continue
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        if type(tensor) in (Tensor, nn.Parameter) and tensor.device.type != "meta":
+            digest.update(str(_sums(tensor)).encode())
+    return digest.hexdigest()[:32]
+
+
+def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What a checkpoint of the model has, by name."""
+    for place, module in sorted(model.named_modules(), key=lambda pair: pair[0]):
+        buffers = {
+            name: tensor
+            for name, tensor in module._buffers.items()
+            if name not in module._non_persistent_buffers_set
+        }
+        for name, tensor in {**module._parameters, **buffers}.items():
+            if tensor is not None:
+                yield f"{place}.{name}", tensor
+
+
+def _sums(tensor: Tensor) -> list[list[int]]:
+    flat = tensor.detach().contiguous().reshape(-1)
+    size = flat.element_size()
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(size)
+    flat = flat.view(torch.uint8 if whole is None else whole)
+    found = []
+    for start in range(0, flat.numel(), _CHUNK):
+        values = flat[start : start + _CHUNK].long()
+        places = torch.arange(len(values), device=values.device) * _STEP + 1
+        found.append(torch.stack([values.sum(), (values * places).sum()]))
+    return torch.stack(found).tolist() if found else []

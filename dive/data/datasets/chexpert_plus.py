@@ -1,0 +1,252 @@
+"""CheXpert Plus as Stanford AIMI hands it out."""
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+from dive.data.absent import first_present, is_placeholder
+from dive.data.datasets.paths import Places, bulk, existing_folder, nested, spread, unique
+from dive.data.datasets.tables import check_columns, find_table, read_table, row_source
+from dive.data.reading import Candidate, ImageRow, Options, Reader
+from dive.data.skipping import Trouble
+from dive.errors import DiveError
+from dive.errors.private import kind_of, row_of, said_by
+from dive.files.input import lines_of
+
+log = logging.getLogger(__name__)
+
+_IMAGE = re.compile(
+    r"(?:.*/)?((?:train|valid|test)/(patient(\d+)/study(\d+))/view(\d+)_\w+)\.(?:jpe?g|png|dcm)"
+)
+_STUDY = re.compile(r"(?:train|valid|test)/(patient\d+/study\d+)/")
+_COLUMNS = (
+    "path_to_image",
+    "frontal_lateral",
+    "ap_pa",
+    "deid_patient_id",
+    "section_findings",
+    "section_impression",
+    "split",
+)
+_INDICATION = ("section_clinical_history", "section_history")
+# The archives unpack to PNG, PNG/PNG or PNGs; the original CheXpert has the same tree in JPEG.
+_FOLDERS = r"(?i:pngs?|dicoms?|images|chexpert.*|png_chexpert.*)"
+_SUFFIXES = (".png", ".jpg", ".dcm")
+_LABELS = ("findings", "impression", "report")
+
+
+class ChexpertPlus(Reader):
+    """Rows are images; studies are named "patient42142/study5", in the order of their numbers."""
+
+    origin = "chexpert-plus"
+    splits: ClassVar[Mapping[str, str] | None] = {
+        "train": "train",
+        "validation": "valid",
+        "test": "valid",
+    }
+
+    def __init__(self, name: str, root: Path, options: Options, trouble: Trouble) -> None:
+        super().__init__(name, options, trouble)
+        existing_folder(root, "the folder of CheXpert Plus (with df_chexpert_plus_240401.csv)")
+        table = find_table([root], "df_chexpert_plus*")
+        if table is None:
+            raise DiveError(f"{root}: has no df_chexpert_plus_240401.csv (or .csv.gz)")
+        check_columns(table, _COLUMNS)
+        self._table = table
+        roots = [root]
+        if options.images is not None:
+            roots = [existing_folder(options.images, "the folder of images"), root]
+        folders = unique(folder for one in roots for folder in nested(one, _FOLDERS, depth=3))
+        self._folders = [folder for folder in folders if _is_tree(folder)]
+        if not self._folders and options.check_files:
+            raise DiveError(
+                f"{root}: has no folder of images; looked for train/ and valid/ in "
+                f"{', '.join(map(str, folders))}; images= names another"
+            )
+        self._images = Places(
+            [
+                partial(_image_path, folder, suffix)
+                for folder in self._folders or [root / "PNG"]
+                for suffix in _SUFFIXES
+            ],
+            options.check_files,
+        )
+        self._labels_file = self._find_labels(root)
+        self.report.files = [
+            str(path) for path in (self._table, self._labels_file) if path is not None
+        ]
+        self.report.note("CheXpert Plus has the splits train and valid, and no test split")
+        if options.wanted_split == "test":
+            self.report.note("`valid` is used as test: choose nothing by it")
+        if options.reports is not None:
+            self.report.note("reports= is of no use here: the table holds the reports")
+
+    def _find_labels(self, root: Path) -> Path | None:
+        wanted = self.options.labels
+        if wanted is None:
+            return None
+        if wanted not in ("auto", *_LABELS):
+            raise DiveError(
+                f"labels is {wanted!r}; wants None, auto, {', '.join(_LABELS)} for CheXpert Plus"
+            )
+        name = wanted
+        if wanted == "auto":
+            name = self.options.target if self.options.target in _LABELS else "report"
+        path = root / "chexbert_labels" / f"{name}_fixed.json"
+        if path.is_file():
+            return path
+        if wanted != "auto":
+            raise DiveError(f"there is no file {path} of labels")
+        return None
+
+    def candidates(self) -> Iterator[Candidate]:
+        studies = self._read_table()
+        labels = {} if self._labels_file is None else self._read_labels(self._labels_file, studies)
+        order = sorted(studies)
+        self._images.probe([studies[key].images[0].key for key in spread(order)])
+        for key in order:
+            candidate = studies.pop(key)
+            candidate.images.sort(key=lambda image: _view_number(image.key))
+            line = labels.pop(candidate.id, None)
+            if line is not None:
+                candidate.labels = self._label_line(*line)
+            yield candidate
+
+    @bulk()
+    def _read_table(self) -> dict[tuple[int, int], Candidate]:
+        path, options = self._table, self.options
+        wanted = None if options.wanted_split is None else self.split_for(options.wanted_split)
+        studies: dict[tuple[int, int], Candidate] = {}
+        seen: set[str] = set()
+        for row, cells in read_table(path, _COLUMNS, self.trouble, optional=_INDICATION):
+            image, side, position, patient, findings, impression, split, *reasons = cells
+            match = _IMAGE.fullmatch(image)
+            if match is None:
+                self._bad(
+                    row,
+                    "path_to_image",
+                    f"is {kind_of(image)}; wants train/patient1/study1/view1_frontal.jpg",
+                )
+                continue
+            if split not in ("train", "valid"):
+                self._bad(row, "split", f"is {kind_of(split)}; wants train or valid")
+                continue
+            view = _view(side, position)
+            if view is None:
+                self._bad(row, "frontal_lateral", f"is {kind_of(side)}; wants Frontal or Lateral")
+                continue
+            name, study = match.group(1), match.group(2)
+            if name in seen:
+                self.report.rows["repeated rows of one image"] += 1
+                continue
+            seen.add(name)
+            key = (int(match.group(3)), int(match.group(4)))
+            # A study in another split will be counted and no more: its text takes no memory.
+            texts = None
+            if wanted in (None, split):
+                given = next(filter(None, reasons), "")
+                texts = (findings, impression, first_present(*reasons) or given)
+            if is_placeholder(patient):
+                self.report.placeholders["patient"] += 1
+                patient = ""
+            known = studies.get(key)
+            if known is None:
+                known = studies[key] = Candidate(
+                    study,
+                    sys.intern(patient or study.partition("/")[0]),
+                    sys.intern(split),
+                    [],
+                    row_source(path, row),
+                    texts,
+                )
+            elif known.split != split:
+                self._bad(row, "split", f"is {split!r}, {study} was {known.split!r} before")
+                continue
+            elif known.data != texts:
+                self.report.note("rows of one study differ in their text; the first row's is used")
+                self.report.rows["whose text differs from that of the study's first row"] += 1
+            known.images.append(ImageRow(name, view, row))
+        if not studies:
+            raise DiveError(f"{path.name}: lists no image")
+        return studies
+
+    def _bad(self, row: int, column: str, reason: str) -> None:
+        self.trouble.bad(None, f"{row_source(self._table, row)}, column {column!r}", reason)
+        self.report.rows["bad rows"] += 1
+
+    @bulk()
+    def _read_labels(
+        self, path: Path, studies: Mapping[tuple[int, int], Candidate]
+    ) -> dict[str, tuple[str, str]]:
+        """study -> (line, its source), the first line of each; understood when it is needed."""
+        wanted = {candidate.id for candidate in studies.values() if candidate.data is not None}
+        found: dict[str, tuple[str, str]] = {}
+        try:
+            for number, raw in lines_of(path):
+                line = raw.decode("utf-8")
+                match = _STUDY.search(line)
+                if match is None and line.strip():
+                    self.trouble.bad(
+                        None, row_of(path, number), "has no path_to_image of a study in it"
+                    )
+                elif match and match.group(1) in wanted and match.group(1) not in found:
+                    found[match.group(1)] = (line, row_of(path, number))
+        except (OSError, UnicodeDecodeError) as error:
+            self.trouble.bad(None, path.name, f"cannot be read: {said_by(error)}")
+        return found
+
+    def _label_line(self, line: str, source: str) -> dict[str, float] | None:
+        try:
+            row = json.loads(line)
+            del row["path_to_image"]
+            lost = [name for name, value in row.items() if is_placeholder(value)]
+            self.report.placeholders.update({"label": len(lost)} if lost else {})
+            labels = {
+                name: float(value)
+                for name, value in row.items()
+                if value is not None and name not in lost
+            }
+            if not set(labels.values()) <= {1.0, 0.0, -1.0}:
+                raise ValueError("a label is not one of 1, 0, -1, null")
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            self.trouble.bad(
+                None, source, "is no line with path_to_image and labels 1, 0, -1, null"
+            )
+            log.info("%s: %s", source, error)  # which may quote the line
+            return None
+        return labels
+
+    def sections(self, candidate: Candidate) -> Mapping[str, str | None]:
+        findings, impression, indication = candidate.data or ("", "", "")
+        return {"findings": findings, "impression": impression, "indication": indication}
+
+    def place(self, candidate: Candidate, image: ImageRow) -> Path:
+        return self._images.find(image.key)
+
+
+def _view(side: str, position: str) -> str | None:
+    """Frontal films as PA or AP where the table says so; capitals differ between releases."""
+    side, position = side.casefold(), position.upper()
+    if side == "lateral":
+        return "LATERAL"
+    if side == "frontal":
+        return position if position in ("AP", "PA") else "FRONTAL"
+    return None
+
+
+def _view_number(name: str) -> tuple[int, str]:
+    match = re.search(r"view(\d+)_", name)
+    return (int(match.group(1)) if match else 0, name)
+
+
+def _is_tree(folder: Path) -> bool:
+    return (folder / "train").is_dir() or (folder / "valid").is_dir()
+
+
+def _image_path(folder: Path, suffix: str, name: str) -> Path:
+    return folder / (name + suffix)

@@ -1,0 +1,165 @@
+"""The annotation.json of R2Gen and its successors, for IU X-Ray, MIMIC-CXR and others."""
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+from dive.data.absent import is_absent, is_placeholder
+from dive.data.datasets.paths import Places, bulk, spread, unique
+from dive.data.reading import Candidate, ImageRow, Options, Reader
+from dive.data.skipping import Trouble
+from dive.errors import DiveError
+from dive.errors.private import names_of, said_by
+from dive.files.input import MAX_JSON_BYTES, read_file
+
+_SPLITS = ("train", "val", "test")
+_KEYS: dict[str, tuple[tuple[type, ...], str]] = {
+    "id": ((str, int), "a text or a whole number"),
+    "report": ((str,), "a text"),
+    "image_path": ((list,), "a list of paths"),
+}
+_KINDS = {dict: "an object", list: "a list", str: "a text", bool: "a truth value"}
+_FOLDERS = ("images", "images300", "files", "PNGs", "PNG", ".")
+
+
+class R2Gen(Reader):
+    """One study an item, in the order of the file; its `report` is read as findings.
+
+    Items of IU X-Ray have two images, and both are shown. Items of MIMIC-CXR (with `study_id` or
+    `subject_id`) stand for one image each, so that a study comes as often as it has images: that is
+    the protocol of the numbers published with this file.
+    """
+
+    splits: ClassVar[Mapping[str, str] | None] = {
+        "train": "train",
+        "validation": "val",
+        "test": "test",
+    }
+    default_views = "all"
+    default_max_images = None
+
+    def __init__(self, name: str, path: Path, options: Options, trouble: Trouble) -> None:
+        super().__init__(name, options, trouble)
+        if path.is_dir():
+            path = path / "annotation.json"
+        if not path.is_file():
+            raise DiveError(f"there is no file {path}; wants R2Gen's annotation.json")
+        if options.target not in (None, "findings"):
+            raise DiveError(
+                f"{path}: holds findings only, and the target is {options.target!r}; "
+                "wants target='findings'"
+            )
+        if self.views is not None:
+            raise DiveError(f"{path}: knows no views; leave out views={options.views!r}")
+        self._path = path
+        parents = [path.parent] if options.images is None else [options.images]
+        folders = unique(parent / folder for parent in parents for folder in _FOLDERS)
+        self._images = Places(
+            [partial(_image_path, folder) for folder in folders if folder.is_dir()]
+            or [partial(_image_path, folders[0])],
+            options.check_files,
+        )
+        self.report.files = [str(path)]
+
+    def candidates(self) -> Iterator[Candidate]:
+        groups = self._load()
+        seen: dict[str, str] = {}
+        candidates: list[Candidate] = []
+        for split in _SPLITS:
+            for number, item in enumerate(groups.pop(split, ())):
+                source = f"{self._path.name}: {split}[{number}]"
+                try:
+                    candidate = self._candidate(item, split, source)
+                    if candidate.id in seen:
+                        raise DiveError(f"{source}: id {candidate.id!r} is {seen[candidate.id]}'s")
+                except DiveError as error:
+                    self.trouble.bad(None, source, error)
+                    self.report.rows["bad items"] += 1
+                    continue
+                seen[candidate.id] = f"{split}[{number}]"
+                candidates.append(candidate)
+        if not candidates:
+            raise DiveError(f"{self._path.name}: holds no usable item")
+        if any(candidate.patient for candidate in candidates):
+            self.report.note("an item is an image: a study comes as often as it has images")
+        self._images.probe([candidate.images[0].key for candidate in spread(candidates)])
+        # In reverse and popped, so that a candidate's memory is free once it became a study.
+        candidates.reverse()
+        while candidates:
+            yield candidates.pop()
+
+    @bulk()
+    def _load(self) -> dict[str, list]:
+        try:
+            groups = json.loads(read_file(self._path, MAX_JSON_BYTES).decode("utf-8-sig"))
+        except json.JSONDecodeError as error:
+            raise DiveError(
+                f"{self._path.name}: line {error.lineno}, column {error.colno}: is not JSON "
+                f"({error.msg}); is the download complete?"
+            ) from None
+        except (OSError, UnicodeDecodeError, RecursionError) as error:
+            raise DiveError(f"cannot read {self._path.name}: {said_by(error)}") from error
+        if not isinstance(groups, dict) or not any(
+            isinstance(groups.get(split), list) for split in _SPLITS
+        ):
+            keys = names_of(groups) if isinstance(groups, dict) else type(groups).__name__
+            raise DiveError(f"{self._path.name}: wants lists train, val and test; it has {keys}")
+        for split in _SPLITS:
+            if not isinstance(groups.get(split, []), list):
+                raise DiveError(f"{self._path.name}: {split!r} is no list")
+        return groups
+
+    def _candidate(self, item: Any, split: str, source: str) -> Candidate:
+        if not isinstance(item, dict):
+            raise DiveError(f"{source}: is no object")
+        for key, (kinds, wanted) in _KEYS.items():
+            if key == "report" and is_placeholder(item.get(key)):
+                continue  # NaN is one, too
+            if not isinstance(item.get(key), kinds) or not item[key]:
+                have = names_of(item)
+                raise DiveError(
+                    f"{source}: {key!r} is {_state(item, key)}; wants {wanted} (keys: {have})"
+                )
+        if item.get("split", split) != split:
+            raise DiveError(f"{source}: 'split' is another in the list {split!r}")
+        paths = item["image_path"]
+        for path in paths:
+            if not isinstance(path, str) or not path or _leaves(path):
+                raise DiveError(
+                    f"{source}: 'image_path' holds something else; wants paths under images/"
+                )
+        subject = item.get("subject_id")
+        if subject is not None or "study_id" in item:
+            paths = paths[:1]
+        return Candidate(
+            str(item["id"]),
+            None if is_absent(subject) else f"p{subject}".replace("pp", "p"),
+            split,
+            [ImageRow(path, "", number) for number, path in enumerate(paths)],
+            source,
+            item["report"],
+            origin=None if subject is None else "mimic-cxr",  # as R2Gen's own two files are
+        )
+
+    def sections(self, candidate: Candidate) -> Mapping[str, str | None]:
+        return {"findings": candidate.data}
+
+    def place(self, candidate: Candidate, image: ImageRow) -> Path:
+        return self._images.find(image.key)
+
+
+def _state(item: dict, key: str) -> str:
+    if item.get(key) is None:
+        return "not there"
+    return "empty" if not item[key] else _KINDS.get(type(item[key]), "a number")
+
+
+def _leaves(path: str) -> bool:
+    pure = PurePosixPath(path.replace("\\", "/"))
+    return pure.is_absolute() or ".." in pure.parts
+
+
+def _image_path(folder: Path, name: str) -> Path:
+    return folder / name

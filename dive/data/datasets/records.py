@@ -1,0 +1,277 @@
+"""Studies that are rows already: JSON lines, and the dataset objects of Hugging Face."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dive.data.absent import count_placeholders, is_absent
+from dive.data.datasets.json_lines import studies_of
+from dive.data.images.load import LazyImage
+from dive.data.reading import SPLITS, Candidate, ImageRow, Options, Reader
+from dive.data.skipping import Trouble
+from dive.data.study import Study
+from dive.errors import DiveError
+from dive.errors.private import names_of
+
+# Where a column is not named by the caller, the first of these that is there.
+_COLUMNS = {
+    "id": ("id", "study_id", "uid"),
+    "images": ("images", "image", "image_path", "image_paths", "path_to_image"),
+    "patient": ("patient", "subject_id", "patient_id", "deid_patient_id"),
+    "indication": ("indication", "section_indication", "section_clinical_history"),
+    "findings": ("findings", "section_findings"),
+    "impression": ("impression", "section_impression"),
+    "split": ("split",),
+}
+
+
+class Rows(Reader):
+    """Text is taken as it is written; splits go by any of their names (val, valid, ...)."""
+
+    default_views = "all"
+    default_max_images = None
+    tidy = False
+
+    def split_for(self, wanted: str) -> str:
+        return wanted
+
+    def _split(self, value: Any, source: str) -> str | None:
+        """A split by its common name, so that "val" and "validate" are found alike."""
+        if is_absent(value):
+            if self.options.split is not None:
+                raise DiveError(f"{source}: has no 'split', and split is {self.options.split!r}")
+            return None
+        return SPLITS.get(str(value).casefold(), str(value))
+
+    def _no_use(self) -> None:
+        """What is given for datasets with tables and report files would be ignored here."""
+        options = self.options
+        given = {
+            "reports": options.reports is not None,
+            "sections": options.sections != "auto",
+            "last_paragraph": options.last_paragraph,
+            "labels": options.labels not in (None, "auto"),
+        }
+        useless = [name for name, there in given.items() if there]
+        if useless:
+            raise DiveError(
+                f"{self.report.source}: holds studies row by row, for which "
+                f"{', '.join(useless)} has no use; leave it out"
+            )
+        self._no_views()
+
+    def _no_views(self) -> None:
+        if self.views is not None:
+            raise DiveError(
+                f"{self.report.source} knows no views; leave out views={self.options.views!r}"
+            )
+
+
+class JsonLines(Rows):
+    """`dive.data.read_studies`, with filters. Image files must exist, and so must the target: in a
+    file that was written for the purpose, a study without it is a fault."""
+
+    def __init__(self, name: str, path: Path, options: Options, trouble: Trouble) -> None:
+        super().__init__(name, options, trouble)
+        self._no_use()
+        self._path = path
+        if not path.is_file():
+            raise DiveError(f"there is no file {path}; wants studies, one JSON object a line")
+        self.report.files = [str(path)]
+
+    def candidates(self) -> Iterator[Candidate]:
+        before = len(self.trouble.skipped)
+        studies = studies_of(
+            self._path,
+            target=self.options.target,
+            images=self.options.images,
+            on_error=self.trouble.on_error,
+            skipped=self.trouble.skipped,
+            placeholders=self.report.placeholders,
+        )
+        lost = len(self.trouble.skipped) - before
+        if lost:
+            self.report.rows["bad lines"] += lost
+        for study in studies:
+            try:
+                split = self._split(study.split, study.where)
+            except DiveError as error:
+                self.trouble.bad(study.id, study.source, error)
+                self.report.rows["bad lines"] += 1
+                continue
+            images = [ImageRow(image, "", number) for number, image in enumerate(study.images)]
+            yield Candidate(
+                study.id, study.patient, split, images, study.source, study, origin=study.origin
+            )
+
+    def sections(self, candidate: Candidate) -> Mapping[str, str | None]:
+        study: Study = candidate.data
+        return {name: getattr(study, name) for name in ("findings", "impression", "indication")}
+
+    def place(self, candidate: Candidate, image: ImageRow) -> Path:
+        return image.key
+
+
+class DatasetRows(Rows):
+    """Any iterable of dict rows; a mapping of split names to such iterables (a `DatasetDict`).
+
+    Images are decoded when they are loaded, where rows can be asked for by number; of a stream they
+    stay in memory as they came.
+    """
+
+    def __init__(self, name: str, rows: Any, options: Options, trouble: Trouble) -> None:
+        super().__init__(name, options, trouble)
+        self._no_use()
+        unknown = set(options.columns) - set(_COLUMNS)
+        if unknown:
+            raise DiveError(
+                f"columns names {', '.join(sorted(unknown))}; wants of {', '.join(_COLUMNS)}"
+            )
+        self._parts: list[tuple[str | None, Any]] = [(None, rows)]
+        if isinstance(rows, Mapping):
+            self._parts = [(str(split), part) for split, part in rows.items()]
+        for split, part in self._parts:
+            if isinstance(part, (str, bytes)) or not isinstance(part, Iterable):
+                raise DiveError(
+                    f"{name}: split {split!r} is a {type(part).__name__}; wants an iterable of rows"
+                )
+
+    def candidates(self) -> Iterator[Candidate]:
+        seen: set[str] = set()
+        for split, rows in self._parts:
+            wanted = self.options.wanted_split
+            if split is not None and wanted and SPLITS.get(split.casefold(), split) != wanted:
+                # A part of a DatasetDict that is not asked for is not opened.
+                self.report.rows[f"of the split {split}"] += len(rows) if _sized(rows) else 0
+                continue
+            place = self.report.source if split is None else f"{self.report.source}[{split!r}]"
+            fetch = _undecoded(rows)
+            for number, row in enumerate(fetch):
+                source = f"{place}: row {number}"
+                try:
+                    candidate = self._candidate(row, rows, number, split, source)
+                    if candidate.id in seen:
+                        raise DiveError(f"{source}: id {candidate.id!r} was used already")
+                except DiveError as error:
+                    self.trouble.bad(None, source, error)
+                    self.report.rows["bad rows"] += 1
+                    continue
+                seen.add(candidate.id)
+                yield candidate
+
+    def _candidate(
+        self, row: Any, rows: Any, number: int, split: str | None, source: str
+    ) -> Candidate:
+        if not isinstance(row, Mapping):
+            raise DiveError(f"{source}: is a {type(row).__name__}; wants a dict")
+        names = {key: self._column(key, row, source) for key in _COLUMNS}
+        values = {key: None if name is None else row[name] for key, name in names.items()}
+        for key in ("patient", "split", *(["id"] if not isinstance(values["id"], str) else [])):
+            values |= count_placeholders(self.report.placeholders, {key: values[key]})
+        for key in ("findings", "impression", "indication"):
+            if not isinstance(values[key], str) and not is_absent(values[key]):
+                raise DiveError(
+                    f"{source}: column {names[key]!r} is a {type(values[key]).__name__}; "
+                    "wants a text"
+                )
+        identifier = number if values["id"] is None else values["id"]
+        name = f"row-{number}" if values["id"] is None else str(identifier)
+        if values["id"] is None and split is not None:
+            name = f"{split}-{number}"
+        column = str(names["images"])
+        many = values["images"] if isinstance(values["images"], (list, tuple)) else None
+        images: list[ImageRow] = []
+        for place, value in enumerate([values["images"]] if many is None else many):
+            at = None if many is None else place
+            where = f"{source}, column {column!r}" + ("" if at is None else f"[{at}]")
+            if is_absent(value):
+                raise DiveError(
+                    f"{where}: is {'null' if value is None else 'a placeholder'}; wants an image"
+                )
+            if isinstance(value, (str, os.PathLike)):
+                images.append(ImageRow(self._path(os.fspath(value)), "", place))
+                continue
+            if _sized(rows) and hasattr(rows, "__getitem__"):
+                fetch = partial(_fetch, rows, number, column, at, where)
+            else:
+                self.report.note("rows cannot be asked for by number: images stay in memory")
+                fetch = partial(_opened, value, where)
+            images.append(ImageRow(LazyImage(where, fetch), "", place))
+        patient = None if values["patient"] is None else str(values["patient"])
+        named = self._split(split if values["split"] is None else values["split"], source)
+        return Candidate(name, patient, named, images, source, values)
+
+    def _path(self, name: str) -> Path:
+        path = Path(os.path.expanduser(name))
+        return path if self.options.images is None else self.options.images / path
+
+    def _column(self, key: str, row: Mapping, source: str) -> str | None:
+        given = self.options.columns.get(key)
+        if given is not None:
+            if given not in row:
+                raise DiveError(f"{source}: has no column {given!r}; it has {names_of(row)}")
+            return given
+        found = next((name for name in _COLUMNS[key] if name in row), None)
+        target = self.options.target
+        needed = {"images", *(("findings", "impression") if target == "both" else (target,))}
+        if found is None and key in needed:
+            raise DiveError(
+                f"{source}: has no column of {key} ({', '.join(_COLUMNS[key])}); it has "
+                f"{names_of(row)}; columns={{{key!r}: ...}} names one"
+            )
+        return found
+
+    def sections(self, candidate: Candidate) -> Mapping[str, str | None]:
+        return candidate.data
+
+    def place(self, candidate: Candidate, image: ImageRow) -> Any:
+        return image.key
+
+
+def _sized(rows: Any) -> bool:
+    return hasattr(rows, "__len__")
+
+
+def _undecoded(rows: Any) -> Iterable[Any]:
+    """The same rows; image columns of a `datasets` object as {"bytes", "path"}, because decoding
+    every image only to read the text beside it would take hours."""
+    features = getattr(rows, "features", None)
+    if not type(rows).__module__.startswith("datasets") or not features:
+        return rows
+    import datasets
+
+    for name, feature in features.items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+        elif isinstance(getattr(feature, "feature", None), datasets.Image):
+            rows = rows.cast_column(name, type(feature)(datasets.Image(decode=False)))
+    return rows
+
+
+def _fetch(rows: Any, number: int, column: str, place: int | None, where: str) -> Any:
+    value = rows[number][column]
+    return _opened(value if place is None else value[place], where)
+
+
+def _opened(value: Any, where: str) -> Any:
+    """What `LazyImage` gives: a path, bytes or a PIL image."""
+    if isinstance(value, (bytes, Path, Image.Image)):
+        return value
+    if isinstance(value, str):
+        return Path(value)
+    if isinstance(value, Mapping) and (value.get("bytes") or value.get("path")):
+        return value["bytes"] if value.get("bytes") else Path(value["path"])
+    raise DiveError(
+        f"{where}: is a {type(value).__name__}; wants a PIL image, a path, or bytes and path"
+    )
+
+
+def is_rows(spec: Any) -> bool:
+    """Whether `spec` is an object of rows and not the name of something."""
+    return isinstance(spec, (Mapping, Sequence, Iterable)) and not isinstance(
+        spec, (str, bytes, os.PathLike)
+    )

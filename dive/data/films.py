@@ -1,0 +1,84 @@
+"""What the films of a training's studies are, so that one which is exchanged meanwhile is seen.
+
+A file counts by samples of its content (`dive.files.file_digest.film`), for reading 200,000 films
+whole would take hours; not by its times, for it may be a copy on another machine. An image of a
+dataset object (`LazyImage`) counts by its name alone.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dive.data.images.load import LazyImage
+from dive.data.study import Study
+from dive.errors import DiveError, checks
+from dive.errors.counting import counted
+from dive.files import file_digest
+
+_READERS = 16  # threads: of a file system far away each read waits
+
+
+def films_of(studies: Iterable[Study], but: Collection[str] = ()) -> dict[str, str]:
+    """A digest a study, under a digest of its id; without the studies whose ids are in `but`."""
+    chosen = list({id(one): one for one in studies if one.id not in but}.values())
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(_content, chosen)
+        return {_key(one.id): film for one, film in zip(chosen, found, strict=True)}
+
+
+def changed(earlier: Any, now: Mapping[str, str], but: Collection[str] = ()) -> str | None:
+    """How many studies' films are others than earlier, in words; those in `but` do not count."""
+    if not isinstance(earlier, dict):
+        return "no word on its films (an earlier version of dive began it)"
+    free = {_key(name) for name in but}
+    others = [
+        key
+        for key in now.keys() & earlier.keys() - free
+        if now[key] != earlier[key]  # a study that is missing is told of elsewhere
+    ]
+    return f"other films (of {counted(len(others), 'study')})" if others else None
+
+
+def name_of(image: Path | Image.Image | LazyImage | str) -> str:
+    """A file's name; of an image in memory its content."""
+    if isinstance(image, Image.Image):
+        return _pixels(image)
+    return str(image) if isinstance(image, LazyImage) else Path(image).name
+
+
+def left_out_ids(file: Path) -> list[str]:
+    """The ids that a checkpoint's `left_out.json` lists: their films may have been mended."""
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        return [row[1] for part in rows.values() for row in part]
+    except (OSError, ValueError, TypeError, AttributeError, LookupError):
+        return []  # whoever loads it says so
+
+
+def _key(name: str) -> str:
+    return hashlib.sha256(str(name).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _content(study: Study) -> str:
+    parts = []
+    for image in study.images:
+        if isinstance(image, Image.Image):
+            parts.append(_pixels(image))
+        elif checks.names_a_place(image):
+            try:
+                parts.append(file_digest.film(checks.place("the image", image)))
+            except DiveError:
+                parts.append("")  # whoever decodes it says what is wrong with the name
+        else:
+            parts.append(str(image))
+    return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()[:16]
+
+
+def _pixels(image: Image.Image) -> str:
+    form = f"{image.mode} {image.size}\n".encode()
+    return hashlib.sha256(form + image.tobytes()).hexdigest()

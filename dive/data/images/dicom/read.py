@@ -1,0 +1,358 @@
+"""One DICOM file to 8-bit pixels: rescale, window, photometric interpretation, bit depth."""
+
+import gzip
+import io
+import logging
+import re
+import zlib
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from dive.data.images.bounds import check_pixels
+from dive.data.images.contrast import FLAT, little_contrast, lost_greys
+from dive.data.images.dicom.bounds import Bounded, gunzipped, plain
+from dive.data.images.dicom.frames import check_frame
+from dive.data.images.dicom.header import check_elements, check_values, odd_pixels, take_groups
+from dive.data.images.dicom.tables import coloured, table_of
+from dive.data.images.dicom.values import stored_values
+from dive.data.images.levels import Levels, counted
+from dive.data.images.quiet import quiet
+from dive.errors import DiveError
+from dive.errors.private import without_paths
+from dive.files.input import NoRegularFile, open_file
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+log = logging.getLogger(__name__)
+
+_QUOTED = re.compile(r"""['"].*['"]""")  # from the first to the last, for one may be within others
+OWN = "its own range"
+
+T = TypeVar("T")
+
+
+def is_dicom(path: Path | str) -> bool:
+    """By name (.dcm, .dicom, .dcm.gz), or by the four letters behind the preamble."""
+    name = str(path).lower()
+    if name.endswith((".dcm", ".dicom", ".dcm.gz")):
+        return True
+    if name.endswith((".jpg", ".jpeg", ".png")):
+        return False
+    try:
+        with open_file(path) as file:
+            return file.read(132)[128:] == b"DICM"
+    except (OSError, DiveError):
+        return False  # whoever opens it next says what is wrong
+
+
+def is_dicom_data(data: bytes) -> bool:
+    """Whether the bytes of a file are DICOM, by the four letters; gzipped ones, too."""
+    if data[:2] == b"\x1f\x8b":
+        try:
+            with gzip.open(io.BytesIO(data)) as packed:
+                data = packed.read(132)
+        except (OSError, EOFError, zlib.error):
+            return False
+    return data[128:132] == b"DICM"
+
+
+def read_dicom(
+    path: Path | str | bytes, max_pixels: int, where: str = "", name: str = ""
+) -> tuple[np.ndarray, list[str]]:
+    """Pixels as a film viewer shows them, uint8, [H, W] or [H, W, 3]; and, in words, what somebody
+    should know of them: "the VOI table says 8 bits and ...".
+
+    `path` may be the bytes of a file; error messages call it `name`.
+
+    1. stored values: the `BitsStored` bits below and with `HighBit`, whatever stands in the bits
+       beside them; decompressed and, where in colour, turned to RGB;
+    2. rescale slope and intercept, or the modality table;
+    3. the first VOI table, else the first window (linear, linear exact or sigmoid), else the
+       smallest value to the largest; of enhanced files those of their functional groups;
+    4. MONOCHROME1, where small values are bright, is inverted; padding becomes black.
+
+    Raises:
+        DiveError: pydicom is missing; no DICOM, damaged, no pixels, several frames, more than
+            `max_pixels`, a compression for which a decoder is missing; elements that are missing;
+            bits, or a table and its descriptor, that do not fit together; colour with a sign; a
+            table or window that shows one grey value of values that differ.
+    """
+
+    def whole(file: Any, pydicom: Any) -> tuple[np.ndarray, list[str]]:
+        unpacked = Bounded(gunzipped(file) if _is_packed(path) else file)
+        header = pydicom.dcmread(Bounded(plain(unpacked, pydicom)))
+        check_values(header)
+        if "PixelData" not in header:
+            raise DiveError("the DICOM file holds no PixelData")
+        _check(header, max_pixels)
+        check_elements(header)
+        check_frame(header)
+        take_groups(header)
+        notes = [odd_pixels(header)]
+        shown = _shown(header, notes)
+        return shown, list(dict.fromkeys(filter(None, notes)))
+
+    return _read(path, where, name, whole)
+
+
+def dicom_size(
+    path: Path | str | bytes, max_pixels: int, where: str = "", name: str = ""
+) -> tuple[int, int]:
+    """(width, height) of what `read_dicom` gives, in pixels, from what stands before the pixels.
+
+    Raises:
+        DiveError: as `read_dicom`, but for what is wrong with the pixels.
+    """
+
+    def size(file: Any, pydicom: Any) -> tuple[int, int]:
+        packed = _is_packed(path)
+        wanted = ["Rows", "Columns", "NumberOfFrames"]
+        try:
+            with gzip.open(file) if packed else nullcontext(file) as unpacked:
+                front = Bounded(plain(Bounded(unpacked), pydicom))
+                header = pydicom.dcmread(front, stop_before_pixels=True, specific_tags=wanted)
+                check_values(header)
+        except (zlib.error, gzip.BadGzipFile) as error:
+            raise DiveError(f"damaged gzip ({error})") from error
+        _check(header, max_pixels)
+        return int(header.Columns), int(header.Rows)
+
+    return _read(path, where, name, size)
+
+
+def _is_packed(path: Path | str | bytes) -> bool:
+    if isinstance(path, bytes):
+        return path[:2] == b"\x1f\x8b"
+    return str(path).lower().endswith(".gz")
+
+
+def _read(path: Path | str | bytes, where: str, name: str, read: Callable[[Any, Any], T]) -> T:
+    """What `read` makes of the opened file and of pydicom; whatever goes wrong is a DiveError."""
+    prefix = f"{where}: " if where else ""
+    name = name or ("given as bytes" if isinstance(path, bytes) else str(path))
+    try:
+        import pydicom
+    except ImportError:
+        raise DiveError(
+            f"{prefix}reading {name} needs the package pydicom: pip install 'dive-mrg[dicom]'"
+        ) from None
+    try:
+        # pydicom warns of every slip in a header; what matters below is checked below.
+        with quiet(), io.BytesIO(path) if isinstance(path, bytes) else open_file(path) as opened:
+            return read(opened, pydicom)
+    except FileNotFoundError:
+        raise DiveError(f"{prefix}there is no image file {name}") from None
+    except NoRegularFile as error:
+        raise DiveError(
+            f"{prefix}cannot read the image {name}: is {error.kind}; wants a regular file"
+        ) from None
+    except DiveError as error:
+        raise DiveError(f"{prefix}cannot read the image {name}: {error}") from error
+    except MemoryError:
+        raise DiveError(
+            f"{prefix}cannot read the image {name}: it takes more memory than there is"
+        ) from None
+    except Exception as error:  # pydicom meets damage with whatever the broken element leads to
+        said = _said(error)
+        log.info("%scannot read the image: %s: %s", prefix, type(error).__name__, error)
+        raise DiveError(
+            f"{prefix}cannot read the image {name}: {said}; wants a whole DICOM file"
+        ) from error
+
+
+def _check(header: "Dataset", max_pixels: int) -> None:
+    frames = int(header.get("NumberOfFrames") or 1)
+    if frames > 1:
+        raise DiveError(f"holds {frames} frames; wants a file with one image")
+    rows, columns = int(header.get("Rows") or 0), int(header.get("Columns") or 0)
+    if rows < 1 or columns < 1:
+        raise DiveError(f"Rows is {rows} and Columns {columns}; wants both >= 1")
+    check_pixels(columns, rows, max_pixels, "has")
+
+
+def _shown(header: "Dataset", notes: list[str]) -> np.ndarray:
+    interpretation = str(header.get("PhotometricInterpretation", ""))
+    if int(header.SamplesPerPixel) > 1 and int(header.PixelRepresentation) == 1:
+        raise DiveError("PixelRepresentation is 1 in colour; wants colours without a sign")
+    stored, kept = stored_values(header)
+    if interpretation == "PALETTE COLOR":
+        levels = Levels(stored)
+        given = levels.values.astype(stored.dtype)[None]
+        made = np.rint(coloured(given, header, notes) * 255.0).astype(np.uint8)[0]
+        colours = np.stack([levels.spread(made[:, one]) for one in range(3)], -1)
+        notes.append(_coloured_contrast(colours, stored))
+        return colours
+    if stored.ndim == 3:
+        return _to_8_bits(stored, int(header.BitsStored))
+    if not interpretation.startswith("MONOCHROME"):
+        raise DiveError(
+            "PhotometricInterpretation is something else; wants MONOCHROME1, MONOCHROME2, "
+            "RGB, YBR_* or PALETTE COLOR"
+        )
+    padding = _padding(header, stored, kept)
+    del kept
+    levels = Levels(stored, padding)
+    tables = header.get("ModalityLUTSequence")
+    if tables:
+        table = table_of(tables[0], header, "the modality table", [])  # whose depth is not used
+        values = table.of(levels.values).astype(np.float64)
+    else:
+        values = levels.values.astype(np.float64) * _number(header, "RescaleSlope", 1.0)
+        values += _number(header, "RescaleIntercept", 0.0)
+    unit, by = _unit(header, values, values[levels.counts > 0], notes)
+    if interpretation == "MONOCHROME1":
+        unit = 1.0 - unit
+    grey = np.rint(unit * 255.0).astype(np.uint8)
+    shown = levels.spread(grey)
+    notes.append(_check_contrast(levels, values, grey, stored, padding, by))
+    if padding is not None:
+        shown[padding] = 0
+    return shown
+
+
+def _number(header: "Dataset", name: str, otherwise: float) -> float:
+    value = _first(header.get(name))
+    if value is None:
+        return otherwise
+    if not np.isfinite(value) or (name == "RescaleSlope" and value == 0):
+        raise DiveError(f"{name} is {value}; wants a number{' that is not 0' * (not value)}")
+    return value
+
+
+def _check_contrast(
+    levels: Levels,
+    values: np.ndarray,
+    grey: np.ndarray,
+    stored: np.ndarray,
+    padding: np.ndarray | None,
+    by: str,
+) -> str:
+    """DiveError where values differ and nothing of it is seen; where little is seen, that.
+
+    values, grey: of each of `levels`, what it means and how it is shown.
+    """
+    seen = levels.counts > 0
+    low, high = float(values[seen].min()), float(values[seen].max())
+    if int(grey[seen].max()) - int(grey[seen].min()) > FLAT:
+        counts = np.zeros(256, np.int64)
+        np.add.at(counts, grey, levels.counts)
+        of = _applied(by, low, high)
+        little = little_contrast(counts[None])
+        if little:
+            return little + of
+        if by == OWN:  # of a range that the values gave themselves nothing was cut off
+            return ""
+        beside = stored.reshape(-1) if padding is None else stored[~padding]
+        some = np.unique(beside[:: max(1, beside.size // 65536)])
+        held = np.unique(values[np.searchsorted(levels.values, some)]).size
+        lost = lost_greys(counts, held)
+        return f"is shown as {lost}{of}" if lost else ""
+    if high > low:
+        raise DiveError(
+            f"{by} shows one grey value ({int(grey[seen][0])} of 255) of values from {low:g} to "
+            f"{high:g}, so that nothing of the film is seen"
+        )
+    if padding is not None:  # beside it, one value has a contrast that means nothing
+        raise DiveError(f"holds the value {low:g} alone, beside padding: nothing is seen")
+    return ""
+
+
+def _coloured_contrast(shown: np.ndarray, stored: np.ndarray) -> str:
+    """What is wrong where hardly anything of a palette is seen; "" where enough is."""
+    channels = [counted(shown[..., one], 256) for one in range(3)]
+    little = little_contrast(np.stack(channels))
+    return little and little + _applied("the palette", float(stored.min()), float(stored.max()))
+
+
+def _applied(by: str, low: float, high: float) -> str:
+    return f": {by} was applied to values from {low:g} to {high:g}"
+
+
+def _to_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
+    if bits == 8:
+        return values.astype(np.uint8)
+    if bits > 16:
+        return np.rint(values * (255.0 / (2**bits - 1))).astype(np.uint8)
+    table = np.rint(np.arange(1 << bits) * (255.0 / (2**bits - 1))).astype(np.uint8)
+    return table[values]
+
+
+def _padding(header: "Dataset", stored: np.ndarray, kept: np.ndarray) -> np.ndarray | None:
+    """Where the detector saw nothing: one stored value, or a range of them; None: nowhere."""
+    if header.get("PixelPaddingValue") is None:
+        return None
+    first, bits = int(header.PixelPaddingValue), int(header.BitsStored)
+    signed = stored.dtype.kind == "i"
+    limit = header.get("PixelPaddingRangeLimit")
+    last = first if limit is None else int(limit)
+    if limit is None and not -(signed << (bits - 1)) <= first < 1 << (bits - signed):
+        # Beyond the stored bits: all allocated bits are meant, or a sign was written as none.
+        wide = 8 * kept.dtype.itemsize
+        first &= (1 << wide) - 1
+        mask = kept == (first - (1 << wide) if signed and first >> (wide - 1) else first)
+    else:
+        mask = (stored >= min(first, last)) & (stored <= max(first, last))
+    return mask if mask.any() and not mask.all() else None
+
+
+def _unit(
+    header: "Dataset", values: np.ndarray, seen: np.ndarray, notes: list[str]
+) -> tuple[np.ndarray, str]:
+    """Values to 0 ... 1 by VOI table, window, or the range of those that are seen; and by which."""
+    tables = header.get("VOILUTSequence")
+    if tables:
+        table = table_of(tables[0], header, "the VOI table", notes)
+        by = f"the VOI table ({table.bits} bits, entries up to {table.entries.max()})"
+        return table.of(np.rint(values)) / (2.0**table.bits - 1), by
+    centre, width = _first(header.get("WindowCenter")), _first(header.get("WindowWidth"))
+    if centre is not None and width is not None:
+        function = str(header.get("VOILUTFunction") or "LINEAR").strip().upper()
+        by = f"the window (WindowCenter {centre:g}, WindowWidth {width:g})"
+        return _windowed(values, centre, width, function), by
+    low, high = float(seen.min()), float(seen.max())
+    unit = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    return np.clip(unit, 0.0, 1.0), OWN
+
+
+def _windowed(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:
+    """DICOM PS3.3 C.11.2: the window's ends become 0 and 1."""
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        raise DiveError("VOILUTFunction is something else; wants LINEAR, LINEAR_EXACT or SIGMOID")
+    if not np.isfinite(centre) or not np.isfinite(width) or width <= 0:
+        raise DiveError(f"WindowWidth is {width} and WindowCenter {centre}; wants a width above 0")
+    if function == "SIGMOID":
+        return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - centre) / width, -700.0, 700.0)))
+    if function == "LINEAR_EXACT":
+        unit = (values - centre) / width + 0.5
+    elif width < 1.0:  # the formula would turn black and white round
+        raise DiveError(
+            f"WindowWidth is {width} and VOILUTFunction LINEAR; wants a width of 1 or more"
+        )
+    elif width == 1.0:
+        unit = (values > centre - 0.5).astype(np.float64)
+    else:
+        unit = (values - (centre - 0.5)) / (width - 1.0) + 0.5
+    return np.clip(unit, 0.0, 1.0)
+
+
+def _first(value: Any) -> float | None:
+    """Of several windows the first; headers hold one number or a list, or nothing."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        return float(value)
+    except TypeError:
+        return _first(value[0]) if len(value) else None
+
+
+def _said(error: Exception) -> str:
+    """What pydicom says, without what it quotes of the header."""
+    if type(error).__name__ == "InvalidDicomError":  # whose words advise to read it nevertheless
+        return "no DICM stands behind its first 128 bytes"
+    first = (str(error).strip().splitlines() or [""])[0]
+    return _QUOTED.sub("...", without_paths(first)) or type(error).__name__

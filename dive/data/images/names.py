@@ -1,0 +1,38 @@
+"""Images of studies in messages: by their place in the study, for a path may name a patient."""
+
+from pathlib import Path
+from typing import Any
+
+from PIL import UnidentifiedImageError
+
+from dive.errors import DiveError, checks
+from dive.errors.private import said_by
+
+# what `checks.place` finds wrong with a path, without the path
+_HARMS = {
+    "is empty": "that is empty",
+    "is blank": "that is blank",
+    "no such home folder": "in a home folder that is not there",
+    "no file can be called": "that no file can be called",
+    "too long for a file's name": "too long for a file's name",
+}
+
+
+def said_of(error: Exception, where: str) -> str:
+    """What Pillow's error says, without the path."""
+    if isinstance(error, UnidentifiedImageError):  # which quotes the file's path
+        return "cannot identify image file"
+    return said_by(error, where=where)
+
+
+def place_of(given: Any, where: str, name: str) -> Path:
+    """The file of an image of a study; DiveError where no file can be called so."""
+    try:
+        return checks.place(f"{where}: the image" if where else "the image", given)
+    except DiveError as error:
+        if not name:
+            raise
+        harm = next((one for one in _HARMS if one in str(error)), "which no file can have")
+        raise DiveError(
+            f"{where}: the image ({name}) has a path {_HARMS.get(harm, harm)}"
+        ) from error

@@ -1,0 +1,93 @@
+"""Digests of files: whole, or of samples where reading all of a large one would take too long."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from dive.errors import DiveError
+from dive.files.input import open_file
+
+_BLOCK = 4096
+_WHOLE = 64 << 20  # bytes: what is smaller is read whole wherever it is one file of a few
+_FILM = 256 << 10  # what is smaller is read whole where there are very many
+_LAST = 1 << 20  # the end of a torch.save file lists the checksums of all that is in it
+_NAME = 32  # hexadecimal digits of a digest
+
+
+def whole(path: Path) -> str:
+    """Digest of all bytes of a file.
+
+    Raises:
+        DiveError: it cannot be read, or is no regular file.
+    """
+    try:
+        with open_file(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:_NAME]
+    except OSError as error:
+        raise DiveError(f"cannot read {path}: {error.strerror}") from error
+
+
+def sampled(path: Path) -> str:
+    """Digest of one file of a model: all bytes of up to 64 MiB; of a larger one its size and, of
+    safetensors, the header and the ends and the middle of every tensor, of others 1024 blocks
+    spread over it and its last MiB.
+
+    Raises:
+        DiveError: it cannot be read.
+    """
+    try:
+        with open_file(path) as file:
+            handle, size = file.fileno(), os.fstat(file.fileno()).st_size
+            if size <= _WHOLE:
+                return hashlib.file_digest(file, "sha256").hexdigest()[:_NAME]
+            places = _of_tensors(handle, size) if path.suffix == ".safetensors" else None
+            if places is None:
+                places = [*_spread(size, 1024), (max(0, size - _LAST), _LAST)]
+            return _of_places(handle, size, places)
+    except OSError as error:
+        raise DiveError(f"cannot read {path}: {error.strerror}") from error
+
+
+def film(path: Path) -> str:
+    """Digest of one image file of very many: all bytes of up to 256 KiB; of a larger one its size
+    and 8 blocks, its first and its last among them. "" where it cannot be read."""
+    try:
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            places = [(0, size)] if size <= _FILM else _spread(size, 8)
+            return _of_places(file.fileno(), size, places)
+    except (OSError, DiveError):
+        return ""
+
+
+def _of_places(handle: int, size: int, places: Iterable[tuple[int, int]]) -> str:
+    digest = hashlib.sha256(f"{size}\n".encode())
+    for start, length in places:
+        digest.update(os.pread(handle, length, start))
+    return digest.hexdigest()[:_NAME]
+
+
+def _spread(size: int, count: int) -> list[tuple[int, int]]:
+    last = max(0, size - _BLOCK)
+    return [(last * at // (count - 1), _BLOCK) for at in range(count)]
+
+
+def _of_tensors(handle: int, size: int) -> list[tuple[int, int]] | None:
+    """The header, and the ends and the middle of every tensor; None where there is no header."""
+    length = int.from_bytes(os.pread(handle, 8, 0), "little")
+    if length > min(size - 8, 100_000_000):
+        return None
+    try:
+        header = json.loads(os.pread(handle, length, 8))
+        spans = [tuple(one["data_offsets"]) for name, one in header.items() if name[:2] != "__"]
+        places = [(0, 8 + length)]
+        for first, end in sorted(spans):
+            begin, stop = 8 + length + int(first), 8 + length + int(end)
+            block = min(_BLOCK, stop - begin)
+            for start in (begin, begin + (stop - begin - block) // 2, stop - block):
+                places.append((start, block))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return places if all(0 <= start < size and length >= 0 for start, length in places) else None

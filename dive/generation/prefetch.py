@@ -1,0 +1,120 @@
+"""Prompts made ahead of their turn: images are decoded while the model runs."""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from torch import Tensor
+
+from dive.adapter.adapter import SteeringAdapter
+from dive.data.datasets.json_lines import Skipped
+from dive.data.study import Study
+from dive.errors import DiveError
+from dive.prompting.prompter import Prompter
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Job:
+    """A study, how it is prompted and what steers its report.
+
+    number: its place among the studies given.
+    """
+
+    number: int
+    study: Study
+    prompter: Prompter
+    adapter: SteeringAdapter | None
+
+
+class Prompts:
+    """The jobs' prompts, one after the other; images are decoded ahead, beside the model.
+
+    Jobs in a row that ask the same are given the same object. error: the first study that could
+    not be prompted ends the row, where errors are not to be skipped.
+    """
+
+    def __init__(
+        self,
+        jobs: list[Job],
+        demonstrations: list[Study],
+        pool: ThreadPoolExecutor,
+        ahead: int,
+        on_error: str,
+        skipped: Skipped,
+        bar: Callable[[int], None],
+    ) -> None:
+        self.jobs, self.demonstrations, self.ahead = jobs, demonstrations, ahead
+        self.on_error, self.skipped, self.bar = on_error, skipped, bar
+        self.pool = pool
+        self.error: DiveError | None = None
+
+    def __iter__(self) -> Iterator[tuple[Job, dict[str, Tensor]]]:
+        loading: deque[Future] = deque()
+        following = iter(self.jobs)
+        before: Job | None = None
+        known: dict[str, Tensor] = {}
+        for job in self.jobs:
+            for more in islice(following, self.ahead + 1 - len(loading)):
+                loading.append(self.pool.submit(_load, more.study))
+            try:
+                study = loading.popleft().result()
+                if before is None or not self._ask_the_same(before, job):
+                    known = self._encode(study, job.prompter)
+            except DiveError as error:
+                if self.on_error == "fail":
+                    for waiting in loading:
+                        waiting.cancel()
+                    self.error = error
+                    return
+                self.skipped.add(job.study.id, job.study.source, error)
+                self.bar(1)
+                before = None
+                continue
+            before = job
+            yield job, known
+
+    def _ask_the_same(self, one: Job, other: Job) -> bool:
+        a, b = one.study, other.study
+        names = ("prompt", "target", "max_image_tokens", "template_hash")
+        return (
+            a.indication == b.indication
+            and len(a.images) == len(b.images)
+            and all(
+                x is y or (isinstance(x, Path) and isinstance(y, Path) and x == y)
+                for x, y in zip(a.images, b.images, strict=True)
+            )
+            # demonstrations of the query's own patient are left out
+            and (not self.demonstrations or (a.id, a.patient) == (b.id, b.patient))
+            and all(getattr(one.prompter, n) == getattr(other.prompter, n) for n in names)
+        )
+
+    def _encode(self, study: Study, prompter: Prompter) -> dict[str, Tensor]:
+        """The prompt, with the demonstrations that are not the query's own."""
+        shown = []
+        for one in self.demonstrations:
+            same = [
+                name
+                for name in ("id", "patient")
+                if getattr(one, name) is not None and getattr(one, name) == getattr(study, name)
+            ]
+            if same:
+                log.warning(
+                    "%s: demonstration %r has the same %s and is left out",
+                    study.where,
+                    one.id,
+                    same[0],
+                )
+            else:
+                shown.append(one)
+        return prompter.encode(study, shown)
+
+
+def _load(study: Study) -> Study:
+    study.check()
+    return replace(study, images=tuple(study.load_images()))

@@ -1,0 +1,262 @@
+"""How many tokens images take in a prompt, from their sizes: no pixel of a study is read.
+
+A processor is asked about a size with a blank image of it. Where a dataset has more sizes than a
+few, it is asked about the most different of them, and the others are counted by its own rule of
+sizes, if that agrees with every answer; without such a rule it is asked about each size once.
+"""
+
+import copy
+import logging
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from dive.data.images.load import blank_image
+from dive.data.study import Study
+from dive.errors import DiveError
+from dive.prompting.prompter import Prompter
+
+log = logging.getLogger(__name__)
+
+Size = tuple[int, int]  # width and height in pixels
+Rule = Callable[[Size], tuple[int, int]]
+
+ASKED = 16  # sizes about which a processor is asked before its rule is trusted
+
+
+class ImageTokens:
+    """Tokens by image size, for one prompter.
+
+    Attributes:
+        around: tokens that the processor adds once a prompt, whatever is in it (a bos, say).
+        company: whether an image alone in its prompt is looked at in another way than one of
+            several (LLaVA-OneVision tiles only then).
+    """
+
+    def __init__(self, prompter: Prompter) -> None:
+        self._prompter = prompter
+        self._known: dict[tuple[Size, bool], tuple[int, int] | DiveError] = {}
+        self._asked: dict[tuple[Size, int], tuple[int, int]] = {}
+        self.around = 0
+        self.company = False
+        self._ready = False
+
+    def learn(self, sizes: Iterable[tuple[Size, bool]]) -> None:
+        """Count for these pairs (size, alone in its prompt)."""
+        wanted = dict.fromkeys(sizes)
+        if not self._ready:
+            self._look_around(list(dict.fromkeys(size for size, _ in wanted)))
+            self._ready = True
+        for alone in (True, False) if self.company else (True,):
+            missing = [
+                size
+                for size, single in wanted
+                if (single or not self.company) is alone and (size, alone) not in self._known
+            ]
+            self._learn(list(dict.fromkeys(missing)), alone)
+
+    def taken(self, size: Size, alone: bool) -> int:
+        """By how many tokens an image of this size makes a prompt longer than its placeholder.
+
+        Raises:
+            DiveError: the processor refuses images of this size.
+        """
+        return self._of(size, alone)[0]
+
+    def shown(self, size: Size, alone: bool) -> int:
+        """How many of an image's tokens stand for the image itself, and not for marks around it."""
+        return self._of(size, alone)[1]
+
+    def _of(self, size: Size, alone: bool) -> tuple[int, int]:
+        key = size, alone or not self.company
+        if key not in self._known:
+            self.learn([(size, alone)])
+        found = self._known[key]
+        if isinstance(found, DiveError):
+            raise found
+        return found
+
+    def _look_around(self, sizes: list[Size]) -> None:
+        """What a prompt costs without its images, and whether images keep each other company."""
+        if not self._prompter.sees:
+            self.around = self._added((1, 1), 0)[0]
+        known = False
+        for size in _different(sizes, 5):
+            try:
+                one, two = (self._added(size, count)[0] for count in (1, 2))
+                if not known:
+                    self.around = two - 2 * (self._added(size, 3)[0] - two)
+                    known = True
+            except DiveError:
+                continue  # said of every study that has this size
+            self.company |= one - self.around != (two - self.around) / 2
+
+    def _learn(self, sizes: list[Size], alone: bool) -> None:
+        chosen = sizes if len(sizes) <= ASKED else _different(sizes, ASKED)
+        for size in chosen:
+            self._ask(size, alone)
+        others = [size for size in sizes if (size, alone) not in self._known]
+        if not others:
+            return
+        if not self._by_rule(chosen, others, alone):
+            log.info(
+                "%s has no rule by which image sizes become tokens; it is asked about each of "
+                "%d sizes",
+                type(self._prompter.processor).__name__,
+                len(sizes),
+            )
+            for size in others:
+                self._ask(size, alone)
+
+    def _ask(self, size: Size, alone: bool) -> None:
+        count = 1 if alone else 2
+        try:
+            added, shown = self._added(size, count)
+            self._known[size, alone] = (added - self.around) // count, shown // count
+        except DiveError as error:
+            self._known[size, alone] = error
+
+    def _added(self, size: Size, count: int) -> tuple[int, int]:
+        """Tokens that the processor adds to a prompt's text for so many blank images of a size, and
+        how many of all are image tokens."""
+        if (size, count) in self._asked:
+            return self._asked[size, count]
+        study = Study(id="a blank image", images=(blank_image(size),) * count)
+        try:
+            encoded = self._prompter.encode_any_length(study)
+        except DiveError as error:
+            reason = str(error).removeprefix(f"{study.where}: ")
+            raise DiveError(reason) from error
+        length = encoded["input_ids"].shape[1] - rendered_length(self._prompter, study)
+        self._asked[size, count] = length, self._prompter.count_image_tokens(encoded)
+        return self._asked[size, count]
+
+    def _by_rule(self, chosen: list[Size], others: list[Size], alone: bool) -> bool:
+        """Count `others` by a rule that gives what is known of `chosen`; False without one."""
+        told = [(size, self._known[size, alone]) for size in chosen]
+        answers = [(size, one) for size, one in told if not isinstance(one, DiveError)]
+        rule = rule_of(self._prompter) if alone else _constant
+        if rule is None or not answers:
+            return False
+        # a rule may count marks around an image or not: it is off by as much every time
+        off = set()
+        for size, real in answers:
+            counted = _by(rule, size)
+            if counted is None:
+                return False
+            off.add((real[0] - counted[0], real[1] - counted[1]))
+        if len(off) > 1:
+            return False
+        marks, further = off.pop()
+        for size in others:
+            counted = _by(rule, size)
+            if counted is None:
+                self._ask(size, alone)
+            else:
+                self._known[size, alone] = counted[0] + marks, counted[1] + further
+        return True
+
+
+def rendered_length(prompter: Prompter, study: Study, shown: Sequence[Study] = ()) -> int:
+    """Tokens of the prompt's text, in which an image is one placeholder."""
+    text = prompter.render(study, shown)
+    return len(prompter.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def rule_of(prompter: Prompter) -> Rule | None:
+    """The processor's own rule: of a size the tokens in the prompt, and those of the image; both
+    may be off by a constant. None where it has none."""
+    processor, settings = prompter.processor, prompter.image_settings
+    images = processor.image_processor
+    given = settings.get("images_kwargs", {})
+    merge: Any = getattr(images, "merge_size", None)
+    if isinstance(merge, int) and hasattr(images, "get_number_of_image_patches"):
+        # the Qwen-VL line; its processor's rule overlooks a size that is given with the call
+        size = dict(given.get("size") or images.size)
+        limits = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+
+        def area(size: Size) -> tuple[int, int]:
+            width, height = size
+            patches = images.get_number_of_image_patches(height, width, limits)
+            return (patches // int(merge) ** 2,) * 2
+
+        return area
+    cells = getattr(processor, "spatial_merge_size", None)
+    if isinstance(cells, int):
+        edge = dict(given.get("size") or images.size).get("longest_edge")
+        return None if edge is None else _pixtral(int(edge), int(processor.patch_size) * cells)
+    count = getattr(processor, "_get_num_multimodal_tokens", None)
+    if count is None:
+        # where tiling is switched off, an image is one tile of a fixed size
+        return _constant if given and not any(given.values()) else None
+    tile = getattr(processor, "image_seq_len", None)  # of Idefics 3 and SmolVLM, without marks
+
+    def own(size: Size) -> tuple[int, int]:
+        width, height = size
+        with _defaults_kept(processor):
+            found = count(image_sizes=[(height, width)], **given)
+        tokens, tiles = found["num_image_tokens"][0], found["num_image_patches"][0]
+        return int(tokens), int(tokens if tile is None else tile * tiles)
+
+    return own
+
+
+@contextmanager
+def _defaults_kept(processor: Any) -> Iterator[None]:
+    """transformers' rules of sizes write what they are given into the defaults of the processor's
+    class (to 5.24 at least); every later call of any such processor would then have it, too."""
+    # they are of classes beside the processor's own, from which dive may have derived its own
+    places = {one.__module__ for one in type(processor).__mro__} & sys.modules.keys()
+    beside = [one for place in places for one in vars(sys.modules[place]).values()]
+    found = [vars(one).get("_defaults") for one in beside if isinstance(one, type)]
+    stores = list({id(one): one for one in found if isinstance(one, dict)}.values())
+    before = [copy.deepcopy(one) for one in stores]
+    try:
+        yield
+    finally:
+        for store, kept in zip(stores, before, strict=True):
+            store.clear()
+            store.update(kept)
+
+
+def _pixtral(edge: int, cell: int) -> Rule:
+    """An image within a square of `edge` pixels: a token a cell, and a mark a row."""
+
+    def count(size: Size) -> tuple[int, int]:
+        width, height = size
+        ratio = max(width / edge, height / edge)
+        if ratio > 1:
+            width, height = math.floor(width / ratio), math.floor(height / ratio)
+        columns, rows = ((extent - 1) // cell + 1 for extent in (width, height))
+        return rows * (columns + 1), rows * columns
+
+    return count
+
+
+def _constant(_: Size) -> tuple[int, int]:
+    """A fixed number each."""
+    return 0, 0
+
+
+def _by(rule: Rule, size: Size) -> tuple[int, int] | None:
+    try:
+        return rule(size)
+    except Exception as error:  # a processor's own code: anything may come out of it
+        log.info("the processor's rule of sizes refuses %d x %d: %s", *size, error)
+        return None
+
+
+def _different(sizes: Sequence[Size], count: int) -> list[Size]:
+    """At most `count` of the sizes: the first, and the most different in area and in shape."""
+    if len(sizes) <= count:
+        return list(sizes)
+    chosen = dict.fromkeys(sizes[:1])
+    steps = max((count - 1) // 2 - 1, 1)
+    orders: list[Callable[[Size], float]] = [lambda s: s[0] * s[1], lambda s: s[0] / s[1]]
+    for order in orders:
+        ordered = sorted(sizes, key=order)
+        places = [(len(ordered) - 1) * at // steps for at in range(steps + 1)]
+        chosen |= dict.fromkeys(ordered[place] for place in places)
+    return list(chosen)[:count]

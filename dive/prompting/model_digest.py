@@ -1,0 +1,70 @@
+"""What a loaded backbone computes with and on, as far as the results depend on it."""
+
+import hashlib
+import json
+import os
+from typing import Any
+
+import PIL
+import torch
+import transformers
+
+from dive import __version__
+from dive.backbone.structure import unwrap
+from dive.backbone.weights_digest import weights_digest
+from dive.prompting.prompter import Prompter
+
+
+def versions() -> dict[str, str]:
+    """The libraries on which reports and adapters depend."""
+    return {
+        "dive": __version__,
+        "torch": str(torch.__version__),
+        "transformers": str(transformers.__version__),
+        "Pillow": str(PIL.__version__),
+    }
+
+
+def digest(value: Any) -> str:
+    """Names a JSON value."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+
+
+def describe_computing(prompter: Prompter) -> dict[str, Any]:
+    """Weights, settings, tokenizer and image processor of a prompter's backbone, its dtype and
+    kind of device, how many ranks there are, and of which versions the libraries are."""
+    backbone = prompter.backbone
+    model: Any = unwrap(backbone)
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    for name in ("_name_or_path", "transformers_version"):
+        config.pop(name, None)
+    return {
+        "weights_hash": weights_digest(model),
+        "config_hash": digest([config, prompter.eos_token_ids]),
+        "processor_hash": digest(_processing(prompter)),
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "device": backbone.device.type,
+        "ranks": int(os.environ.get("WORLD_SIZE", 1)),
+        "versions": versions(),
+    }
+
+
+def _processing(prompter: Prompter) -> list[Any]:
+    """Tokenizer and image processor by all of their settings."""
+    tokenizer, images = prompter.tokenizer, getattr(prompter.processor, "image_processor", None)
+    fast: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if hasattr(fast, "to_str"):
+        known = json.loads(fast.to_str())
+        for name in ("truncation", "padding"):  # as the last call left them
+            known.pop(name, None)
+    else:
+        known = sorted(tokenizer.get_vocab().items())
+    return [
+        type(prompter.processor).__name__,
+        type(tokenizer).__name__,
+        known,
+        {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        None if images is None else [type(images).__name__, images.to_dict()],
+        prompter.image_settings,
+    ]

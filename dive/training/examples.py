@@ -1,0 +1,168 @@
+"""Training examples: a study's prompt and report as tokens with classes and weights, in batches."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dive.data.study import Study
+from dive.decisive.tokens import DecisiveTokens
+from dive.errors import DiveError
+from dive.prompting.batch import response_positions, response_targets
+from dive.prompting.prompter import Prompter, Response
+from dive.training.image_features import ImageCache, has_pixels
+
+CACHE_BYTES = 4 << 30  # encoded studies that are kept in memory between epochs
+
+
+@dataclass
+class Example:
+    """One study, ready to learn from. `inputs` is the student's prompt with the report behind it,
+    sequence tensors [1, T]; the report's tokens are its last `len(response.ids)`."""
+
+    index: int
+    inputs: dict[str, Tensor]
+    prompt_length: int
+    response: Response
+    classes: list[int]
+    weights: list[float]
+
+
+class Examples(Dataset):
+    """Studies encoded for one prompter, lazily; as many as fit into `CACHE_BYTES` are kept.
+
+    failed: why studies are left out that could not be encoded, by their index.
+    """
+
+    def __init__(
+        self, studies: Sequence[Study], prompter: Prompter, weigher: DecisiveTokens
+    ) -> None:
+        self.studies = list(studies)
+        self.prompter = prompter
+        self.weigher = weigher
+        self.features: ImageCache | None = None
+        self.failed: dict[int, str] = {}
+        self._kept: dict[int, Example] = {}
+        self._room = CACHE_BYTES
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    def __getitem__(self, index: int) -> Example:
+        kept = self.kept(index)
+        return self.keep(self.make(index)) if kept is None else kept
+
+    def kept(self, index: int) -> Example | None:
+        """The example, if it is in memory."""
+        return self._kept.get(index)
+
+    def keep(self, example: Example) -> Example:
+        """Keep it, if there is room, without pixels whose features are kept; the example itself."""
+        if self.features is not None and self.features.holds(self.studies[example.index]):
+            inputs = {n: t for n, t in example.inputs.items() if not has_pixels([n])}
+            self._drop(example.index)
+            example = replace(example, inputs=inputs)
+        size = _bytes(example)
+        if example.index not in self._kept and size <= self._room:
+            self._room -= size
+            self._kept[example.index] = example
+        return example
+
+    def _drop(self, index: int) -> None:
+        known = self._kept.pop(index, None)
+        if known is not None:
+            self._room += _bytes(known)
+
+    def make(self, index: int, study: Study | None = None) -> Example:
+        """Encode a study; `study` is the same with its images in memory, where they are.
+
+        Raises:
+            DiveError: an image that cannot be read, no report, or one too long for the context.
+        """
+        study = self.studies[index] if study is None else study
+        response = self.prompter.response(study)
+        prompt = self.prompter.encode(study)
+        try:
+            inputs = self.prompter.slim(self.prompter.with_response(prompt, response.ids))
+        except DiveError as error:
+            raise DiveError(f"{study.where}: {error}") from error
+        classes = label(self.weigher, study, response)
+        return Example(
+            index,
+            inputs,
+            prompt["input_ids"].shape[1],
+            response,
+            classes,
+            self.weigher.weights_of(classes),
+        )
+
+    def model_inputs(
+        self,
+        inputs: dict[str, Tensor],
+        studies: Sequence[Study],
+        own: Sequence[Mapping[str, Tensor] | None] | None = None,
+    ) -> dict[str, Any]:
+        """`inputs`, which show `studies` in this order, on the model's device; with kept image
+        features in place of pixels where there are such. own: see `ImageCache.fill`."""
+        placed = self.prompter.place(inputs)
+        return placed if self.features is None else self.features.fill(placed, studies, own)
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Right-padded model inputs, and one entry a response token in row order:
+
+        positions [B, T] bool: the positions whose hidden states predict the response; index [N]
+            int64: the same as places in the flattened batch
+        targets [N] int64, weights [N] float32, classes [N] int64
+        studies: B indices into `self.studies`; rows: response tokens of each. Lists of int: on a
+            device they would cost a host sync in every step
+        """
+        rows = [len(one.response.ids) for one in examples]
+        if not examples:  # every study of the batch is left out
+            none = torch.zeros(0, dtype=torch.int64)
+            return {
+                "inputs": {}, "positions": torch.zeros(0, 0, dtype=torch.bool), "index": none,
+                "targets": none, "weights": torch.zeros(0), "classes": none, "studies": [],
+                "rows": [],
+            }  # fmt: skip
+        inputs = self.prompter.collate([one.inputs for one in examples], side="right")
+        positions = response_positions(
+            [one.prompt_length for one in examples], rows, inputs["input_ids"].shape[1]
+        )
+        return {
+            "inputs": inputs,
+            "positions": positions,
+            "index": positions.flatten().nonzero().squeeze(1),
+            "targets": response_targets(inputs["input_ids"], positions),
+            "weights": torch.tensor([w for one in examples for w in one.weights]),
+            "classes": torch.tensor([c for one in examples for c in one.classes]),
+            "studies": [one.index for one in examples],
+            "rows": rows,
+        }
+
+
+def in_memory(study: Study) -> Study:
+    """The study with its images decoded.
+
+    Raises:
+        DiveError: one of them cannot be read.
+    """
+    return replace(study, images=tuple(study.load_images()))
+
+
+def _bytes(example: Example) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in example.inputs.values())
+
+
+def label(weigher: DecisiveTokens, study: Study, response: Response) -> list[int]:
+    """The class of each token of a study's answer.
+
+    Raises:
+        DiveError: its annotation is missing or of another text; names the study.
+    """
+    try:
+        return weigher.label(response.text, response.offsets, len(response.ids))
+    except DiveError as error:
+        raise DiveError(f"{study.where}: {error}") from error

@@ -1,0 +1,112 @@
+"""What a training loads, study by study, in its own process or in workers: examples, with the
+prompt that the teacher is to see where it has not seen it yet."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+from dive.errors import DiveError
+from dive.training.examples import Example, Examples, in_memory
+from dive.training.teacher import Teacher, TeacherPrompt
+from dive.training.workers import alone
+
+
+@dataclass
+class Loaded:
+    """One study's turn.
+
+    example: None where the trainer keeps it already, or where there is none. error: why the study
+    cannot be used. bad: further studies that were to demonstrate and cannot be read, by their
+    place among the demonstrations.
+    """
+
+    index: int
+    example: Example | None = None
+    teacher: TeacherPrompt | None = None
+    error: str | None = None
+    bad: dict[int, str] = field(default_factory=dict)
+
+    # From a worker tensors come as plain arrays: torch would hand them over in shared memory,
+    # which containers have little of (64 MB), and open files, of which a batch would take dozens.
+    def __getstate__(self) -> dict[str, Any]:
+        return {one.name: _packed(getattr(self, one.name)) for one in fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, _unpacked(value))
+
+
+class Feed(Dataset):
+    """Examples as `Loaded`s.
+
+    epoch: of the teacher's draws; what is set before workers start is what they know.
+    """
+
+    def __init__(self, examples: Examples, teacher: Teacher | None = None) -> None:
+        self.examples = examples
+        self.teacher = teacher
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Loaded:
+        if get_worker_info() is not None:
+            alone()
+        examples, teacher = self.examples, self.teacher
+        if index in examples.failed:
+            return Loaded(index, error=examples.failed[index])
+        kept = examples.kept(index)
+        seen = teacher is None or teacher.knows(index)
+        if kept is not None and seen:
+            return Loaded(index)
+        loaded = Loaded(index)
+        try:
+            study = in_memory(examples.studies[index])
+            example = examples.make(index, study) if kept is None else kept
+            if teacher is not None and not seen:
+                loaded.teacher = teacher.prompt(example, study, self.epoch, loaded.bad)
+        except DiveError as error:
+            loaded.error = str(error)
+            return loaded
+        if kept is None:
+            loaded.example = example
+        return loaded
+
+
+def as_they_come(loaded: Sequence[Loaded]) -> list[Loaded]:
+    """A batch is collated by the trainer, when it is known which studies can be used."""
+    return list(loaded)
+
+
+@dataclass
+class _Array:
+    values: np.ndarray
+    dtype: torch.dtype
+
+
+def _packed(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return _inside(value, _packed)
+    bits = value.view(torch.int16) if value.dtype == torch.bfloat16 else value
+    return _Array(bits.numpy(), value.dtype)
+
+
+def _unpacked(value: Any) -> Any:
+    if isinstance(value, _Array):
+        return torch.from_numpy(value.values).view(value.dtype)
+    return _inside(value, _unpacked)
+
+
+def _inside(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {name: change(one) for name, one in value.items()}
+    if isinstance(value, Example):
+        return replace(value, inputs=change(value.inputs))
+    if isinstance(value, TeacherPrompt):
+        return replace(value, inputs=change(value.inputs), alone=change(value.alone))
+    return value

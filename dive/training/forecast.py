@@ -1,0 +1,77 @@
+"""What a training will take, said before its first step."""
+
+from collections.abc import Sequence
+
+from dive.adapter.adapter import SteeringAdapter
+from dive.backbone.structure import text_config
+from dive.decisive.tokens import CLASS_NAMES
+from dive.errors.counting import counted
+from dive.prompting.prompter import Prompter
+from dive.training.config import DistillConfig
+from dive.training.survey import Survey
+
+GIB = 1 << 30
+
+
+def describe(
+    config: DistillConfig,
+    prompter: Prompter,
+    adapter: SteeringAdapter,
+    survey: Survey,
+    teacher_lengths: Sequence[int] | None,
+    steps: int,
+    ranks: int = 1,
+) -> str:
+    """Tokens an image, lengths of prompts, decisive share, memory and steps, as lines of text."""
+    longest, usual = Survey.quantiles(survey.prompt_lengths)
+    images = sum(survey.images)
+    per_image = f", {sum(survey.image_tokens) / images:.0f} tokens each" if images else ""
+    report, usual_report = Survey.quantiles(survey.response_lengths)
+    total = max(sum(survey.class_counts), 1)
+    shares = ", ".join(
+        f"{name.lower()} {100 * count / total:.1f}%"
+        for name, count in zip(CLASS_NAMES, survey.class_counts, strict=True)
+    )
+    lines = [
+        f"preset {config.preset}: {adapter.num_parameters():,} parameters, rank {config.rank}, "
+        f"{counted(len(adapter.layers), 'layer')}",
+        f"{counted(len(survey.studies), 'study')}, {counted(images, 'image')}{per_image}",
+        f"student prompt: at most {longest} tokens, 95% within {usual}; "
+        f"report: at most {report}, 95% within {usual_report}",
+    ]
+    if teacher_lengths is None:
+        lines.append("no teacher is run")
+    else:
+        most, most_often = Survey.quantiles(teacher_lengths)
+        lines.append(f"teacher prompt: at most {most} tokens, 95% within {most_often}")
+    lines.append(f"tokens of the reports: {shares}")
+    tokens = config.batch_size * (longest + report)
+    memory = training_bytes(config, prompter, adapter, tokens)
+    lines.append(
+        f"memory: about {memory / GIB:.1f} GiB for {tokens} tokens a forward"
+        + ("" if config.gradient_checkpointing else " (gradient_checkpointing takes less)")
+    )
+    each = config.batch_size * config.gradient_accumulation * ranks
+    lines.append(f"{counted(steps, 'step')} of {counted(each, 'study')}")
+    return "\n".join(lines)
+
+
+def training_bytes(
+    config: DistillConfig, prompter: Prompter, adapter: SteeringAdapter, tokens: int
+) -> int:
+    """A rough estimate: weights, adapter with gradient and AdamW's two moments, activations.
+
+    Activations of one token in one layer: about six states and three inner states of the MLP; with
+    checkpointing one state a layer and one layer whole.
+    """
+    text = text_config(prompter.backbone.model)
+    size = prompter.backbone.dtype.itemsize
+    weights = sum(p.numel() * p.element_size() for p in prompter.backbone.model.parameters())
+    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    layer = (6 * text.hidden_size + 3 * inner) * size
+    layers = len(adapter.layers)
+    if config.gradient_checkpointing:
+        activations = tokens * (layers * text.hidden_size * size + layer)
+    else:
+        activations = tokens * layers * layer
+    return weights + 16 * adapter.num_parameters() + activations

@@ -1,0 +1,210 @@
+"""Projected image features, computed once a study: after the first epoch no vision tower runs.
+
+Nothing between the pixels and the decoder is trained, so an image's features are the same in every
+epoch, for student and teacher, and in the next training. transformers takes them in place of pixels
+(`mm_encoder_outputs`), and merges them as it does its own: deepstack layers and masks by token
+types included. dive/training/feature_store.py keeps them on disk.
+"""
+
+import inspect
+import logging
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from dive.backbone.structure import last_hidden_state, unwrap
+from dive.data.study import Study
+from dive.prompting.batch import sequence_names
+from dive.prompting.prompter import Prompter
+from dive.training.feature_store import FeatureStore, key_of
+
+log = logging.getLogger(__name__)
+
+ROOM = 4 << 30  # bytes of features that are kept, in main memory
+
+
+@dataclass
+class Features(ModelOutput):
+    """What models read of a vision tower's output."""
+
+    pooler_output: Any = None
+    deepstack_features: Any = None
+
+
+def image_cache(
+    prompter: Prompter, study: Study, folder: str | Path | None = None
+) -> "ImageCache | None":
+    """A cache that was proved on `study`: states with its features are those with its pixels, bit
+    for bit. None, and a warning that says why, for a backbone where there cannot be one.
+
+    folder: where features are kept for later trainings, too; those of an earlier one are used, and
+    so is its proof.
+
+    Raises:
+        DiveError: the folder cannot be written.
+    """
+    model = unwrap(prompter.backbone)
+    base: Any = model.base_model
+    name = type(base).__name__
+    if not study.images:
+        return None
+    if "mm_encoder_outputs" not in inspect.signature(base.forward).parameters:
+        reason = f"{name} of this transformers takes no features in place of pixels (5.23 does)"
+    elif not hasattr(base, "get_image_features"):
+        reason = f"{name} has no get_image_features"
+    else:
+        store = None if folder is None else FeatureStore(folder, prompter)
+        if store is not None and store.proved:
+            return ImageCache(prompter, store=store)
+        cache = ImageCache(prompter)
+        inputs = prompter.encode(study)
+        with torch.no_grad():
+            wanted = last_hidden_state(model, prompter.place(inputs))
+            filled = cache.fill(prompter.place(inputs), [study])
+            if "mm_encoder_outputs" in filled and torch.equal(
+                last_hidden_state(model, filled), wanted
+            ):
+                if store is not None:
+                    store.prove()
+                return ImageCache(prompter, store=store) if store is not None else cache
+        reason = f"{name} computes something else from features than from pixels"
+    log.warning("cache_images: %s; the vision tower runs in every step", reason)
+    return None
+
+
+class ImageCache:
+    """Features by study, as `get_image_features` of the model makes them from a study's images.
+
+    What does not fit into `room` bytes of main memory is read from the store, or computed, every
+    time.
+    """
+
+    def __init__(
+        self, prompter: Prompter, room: int = ROOM, store: FeatureStore | None = None
+    ) -> None:
+        self._prompter = prompter
+        self._room = room
+        self.store = store
+        self._kept: dict[Hashable, tuple[Study, dict[str, Any]]] = {}
+        self._keys: dict[Hashable, tuple[Study, str]] = {}  # in the store
+        self._full = self._company = False  # said once each
+
+    def holds(self, study: Study) -> bool:
+        """Whether its features are in memory."""
+        return _name(study) in self._kept
+
+    def fill(
+        self,
+        inputs: dict[str, Tensor],
+        studies: Sequence[Study],
+        own: Sequence[Mapping[str, Tensor] | None] | None = None,
+    ) -> dict[str, Any]:
+        """Model inputs with features in place of the pixels of `studies`, which `inputs` shows in
+        this order. Unchanged where the features would not fit: what LLaVA-OneVision makes of an
+        image depends on whether it is alone in its prompt.
+
+        own: each study's own prompt, encoded, where it is at hand; else its images are read.
+        """
+        if not any(study.images for study in studies):
+            return inputs
+        prompts = [None] * len(studies) if own is None else own
+        pairs = zip(studies, prompts, strict=True)
+        each = [self._of(study, prompt) for study, prompt in pairs if study.images]
+        joined = {name: _join([one[name] for one in each]) for name in each[0]}
+        if _rows(joined["pooler_output"]) != self._prompter.count_image_tokens(inputs):
+            if not self._company:
+                self._company = True
+                log.warning(
+                    "cache_images: this model looks at an image by itself in another way than at "
+                    "several, so features are used only for prompts of one study"
+                )
+            return inputs
+        rest = {name: value for name, value in inputs.items() if not name.startswith("pixel")}
+        return {**rest, "mm_encoder_outputs": {"image": Features(**joined)}}
+
+    def _of(self, study: Study, prompt: Mapping[str, Tensor] | None) -> dict[str, Any]:
+        device = self._prompter.backbone.device
+        name = _name(study)
+        kept = self._kept.get(name)
+        if kept is not None:
+            return _map(kept[1], lambda tensor: tensor.to(device))
+        features = self._stored_or_run(study, name, prompt)
+        sizes: list[int] = []
+        in_memory = _map(features, lambda tensor: tensor.cpu())
+        _map(in_memory, lambda tensor: sizes.append(tensor.numel() * tensor.element_size()))
+        if sum(sizes) <= self._room:
+            self._room -= sum(sizes)
+            self._kept[name] = study, in_memory
+        elif not self._full:
+            self._full = True
+            log.warning(
+                "cache_images: the features of %d studies fill the cache; %s for the others",
+                len(self._kept),
+                "the vision tower runs" if self.store is None else "they are read from the disk",
+            )
+        return _map(features, lambda tensor: tensor.to(device))
+
+    def _stored_or_run(
+        self, study: Study, name: Hashable, prompt: Mapping[str, Tensor] | None
+    ) -> dict[str, Any]:
+        if self.store is None:
+            return self._run(study, prompt)
+        if name not in self._keys:
+            self._keys[name] = study, key_of(study)
+        key = self._keys[name][1]
+        features = self.store.get(key)
+        if features is None:
+            features = self._run(study, prompt)
+            self.store.put(key, _map(features, lambda tensor: tensor.cpu()))
+        return features
+
+    @torch.no_grad()
+    def _run(self, study: Study, prompt: Mapping[str, Tensor] | None) -> dict[str, Any]:
+        if prompt is None or not has_pixels(prompt):
+            encoded = self._prompter.encode_any_length(study)
+        else:
+            encoded = dict(prompt)
+        sequences = set(sequence_names(encoded))
+        images = {name: value for name, value in encoded.items() if name not in sequences}
+        base: Any = unwrap(self._prompter.backbone).base_model
+        takes = inspect.signature(base.get_image_features).parameters
+        images = {name: value for name, value in images.items() if name in takes}
+        output = base.get_image_features(**self._prompter.place(images), return_dict=True)
+        read = Features().__dataclass_fields__
+        return {name: output[name] for name in read if output.get(name) is not None}
+
+
+def has_pixels(inputs: Iterable[str]) -> bool:
+    """Whether images are among these model inputs, and not only what is said about them."""
+    return any(name.startswith("pixel") for name in inputs)
+
+
+def _name(study: Study) -> Hashable:
+    # an image in memory is known by its place there, which is its own while its study lives
+    return tuple(one if isinstance(one, Path) else id(one) for one in study.images)
+
+
+def _join(values: list[Any]) -> Any:
+    """Features of several studies as those of one prompt: images one after the other."""
+    if isinstance(values[0], Tensor):
+        return torch.cat(values)
+    if all(isinstance(one, Tensor) for one in values[0]):
+        return [tensor for one in values for tensor in one]
+    return [_join(list(layer)) for layer in zip(*values, strict=True)]  # deepstack: a layer each
+
+
+def _rows(features: Any) -> int:
+    return sum(tensor.numel() // tensor.shape[-1] for tensor in features)
+
+
+def _map(value: Any, change: Any) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {name: _map(one, change) for name, one in value.items()}
+    return [_map(one, change) for one in value]

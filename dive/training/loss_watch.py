@@ -1,0 +1,92 @@
+"""Losses that are not finite, found without a host sync in every step, and what they came from.
+
+The loss of a bad value is NaN, and which value it was stands in a status word on the device (see
+`dive.ops.checks`). Both are read when the trainer logs, evaluates or saves; on a CPU, where looking
+costs nothing, after every forward.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dive.data.study import Study
+from dive.errors import DiveError, NonFiniteLoss
+from dive.ops.checks import violation
+from dive.reference import DecisiveLoss
+
+
+@dataclass
+class _Forward:
+    when: str
+    studies: Sequence[Study]
+    rows: Sequence[int]  # response tokens of each study
+    loss: Tensor
+    status: Tensor | None
+    terms: list[Tensor]  # [N] a row each
+
+
+class LossWatch:
+    """Keeps a few numbers a row of each forward until `look`."""
+
+    def __init__(self, remedy: str = "") -> None:
+        self._remedy = remedy
+        self._pending: list[_Forward] = []
+
+    def add(
+        self,
+        when: str,
+        studies: Sequence[Study],
+        rows: Sequence[int],
+        loss: Tensor,
+        parts: DecisiveLoss,
+    ) -> None:
+        """A forward over `studies`, whose rows lie one after the other; it is not looked at yet."""
+        # not `parts` itself, whose loss would keep the graph
+        terms = [term for term in (parts.row_ce, parts.row_kl) if term is not None]
+        self._pending.append(_Forward(when, studies, rows, loss.detach(), parts.status, terms))
+
+    def look(self) -> None:
+        """One host sync.
+
+        Raises:
+            DiveError: of the first bad value, with step, study, argument, row and value.
+            NonFiniteLoss: of the first loss that is not finite without one, with step and studies.
+        """
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        losses = torch.stack([one.loss.double() for one in pending])
+        words = [one.status for one in pending]
+        status = torch.stack([losses.new_zeros(3) if w is None else w for w in words])
+        read = torch.cat([losses[:, None], status], 1).tolist()
+        for one, (loss, *word) in zip(pending, read, strict=True):
+            told = violation(word)
+            if told is not None:
+                raise DiveError(f"{one.when}, {_names(_of_row(one, int(word[1])))}: {told}")
+            if not abs(loss) < float("inf"):
+                raise NonFiniteLoss(
+                    f"the loss is not a finite number in {one.when}: {_names(_bad(one))}"
+                    f"{self._remedy}"
+                )
+
+
+def _owner(one: _Forward) -> Tensor:
+    return torch.repeat_interleave(torch.arange(len(one.studies)), torch.tensor(one.rows))
+
+
+def _of_row(one: _Forward, row: int) -> list[Study]:
+    owner = _owner(one)
+    return [one.studies[int(owner[row])]] if row < len(owner) else list(one.studies)
+
+
+def _bad(one: _Forward) -> list[Study]:
+    """The studies whose own terms are not finite, or all where no row's are (alignment, say)."""
+    bad = ~torch.stack(one.terms).isfinite().all(0)
+    found = dict.fromkeys(_owner(one)[bad.cpu()].tolist())
+    return [one.studies[index] for index in found] or list(one.studies)
+
+
+def _names(studies: Sequence[Study]) -> str:
+    return ", ".join(study.where for study in studies)

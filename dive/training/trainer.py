@@ -1,0 +1,426 @@
+"""One training step, and a `transformers.Trainer` that trains and saves the adapter alone."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainingArguments
+
+from dive import ops
+from dive.adapter.adapter import SteeringAdapter
+from dive.adapter.attach import Attachment, unsteered
+from dive.backbone.structure import last_hidden_state, output_head
+from dive.backbone.turns import turn
+from dive.errors import DiveError
+from dive.errors.counting import counted
+from dive.training.class_meter import ClassMeter
+from dive.training.config import DistillConfig
+from dive.training.examples import Example, Examples
+from dive.training.feed import Feed, Loaded, as_they_come
+from dive.training.left_out import LeftOut
+from dive.training.loss_watch import LossWatch
+from dive.training.teacher import Teacher, TeacherPrompt
+from dive.training.whole_checkpoints import WholeCheckpoints
+
+log = logging.getLogger(__name__)
+
+
+class Student(nn.Module):
+    """Backbone with the adapter attached: a batch in, the distillation loss out.
+
+    The backbone is not a submodule: Trainer calls `train()`, moves and counts what it is given, and
+    a frozen backbone stays where it is, in eval mode.
+    """
+
+    def __init__(self, attachment: Attachment, config: DistillConfig) -> None:
+        super().__init__()
+        assert attachment.adapter is not None
+        self.adapter: SteeringAdapter = attachment.adapter
+        self._attachment = [attachment]  # in a list, so that its modules are not registered here
+        self._objective = config
+        self._head = output_head_of(attachment)
+
+    def forward(
+        self,
+        inputs: Mapping[str, Tensor],
+        positions: Tensor,
+        index: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        classes: Tensor,
+        teacher_hidden: Tensor | None = None,
+        normalizer: Tensor | None = None,
+        kd_normalizer: Tensor | None = None,
+    ) -> tuple[Tensor, ops.DecisiveLoss | None]:
+        """Loss (float32 scalar) and its parts. Of a batch without a row a loss of 0, no parts, and
+        gradients of 0: it has a backward like any other, for the ranks wait for each other in it.
+
+        Args:
+            inputs: model inputs, padded right. positions [B, T] bool: the N response rows; index
+                [N] int64: the same as places in the flattened batch.
+            targets [N], weights [N] float32, classes [N]: of the tokens that the rows predict.
+            teacher_hidden [N, D]: of the teacher, predicting the same tokens.
+            normalizer, kd_normalizer: sums over the whole batch of the step, float32 scalars.
+        """
+        attachment, settings = self._attachment[0], self._objective
+        if not len(index):
+            each = [p.float().sum() for p in self.adapter.parameters() if p.requires_grad]
+            return torch.stack([one.to(index.device) for one in each]).sum() * 0.0, None
+        attachment.mask = positions if self.adapter.config.positions == "response" else None
+        try:
+            hidden = last_hidden_state(attachment.model, dict(inputs))
+        finally:
+            attachment.mask = None
+        hidden = hidden.flatten(0, 1).index_select(0, index.to(hidden.device))
+        # under a device_map the head may be elsewhere
+        device, given = self._head.weight.device, teacher_hidden is not None
+        hidden, weights = hidden.to(device), weights.to(device)
+        if teacher_hidden is not None:
+            teacher_hidden = teacher_hidden.to(device)
+        if normalizer is not None:
+            normalizer = normalizer.to(device)
+        if kd_normalizer is not None:
+            kd_normalizer = kd_normalizer.to(device)
+        parts = ops.decisive_cross_entropy(
+            hidden,
+            self._head.weight,
+            targets.to(device),
+            weights,
+            bias=self._head.bias,
+            softcap=self._head.softcap,
+            teacher_hidden=teacher_hidden,
+            ce_weight=settings.ce_weight or 0.0,
+            kd_weight=(settings.kd_weight or 0.0) if given else 0.0,
+            temperature=settings.temperature,
+            normalizer=normalizer,
+            kd_normalizer=kd_normalizer if given else None,
+            token_class=classes.to(device),
+            rows=torch.arange(len(index), device=device),  # the collator left only response rows
+            validate=False,  # LossWatch tells what was bad, without a host sync in every step
+        )
+        loss = parts.loss
+        if teacher_hidden is not None and settings.align_weight:
+            # mean over the width, so that the weight means the same for every model
+            apart = (hidden.float() - teacher_hidden.float()).pow(2).mean(-1)
+            count = (weights > 0).sum() if kd_normalizer is None else kd_normalizer
+            loss = loss + settings.align_weight * (apart * (weights > 0)).sum() / count.clamp(min=1)
+        return loss, parts
+
+
+def output_head_of(attachment: Attachment) -> Any:
+    """The head, checked against the bare model's logits: the adapter is off meanwhile."""
+    with turn(attachment.model), unsteered(attachment.model):
+        return output_head(attachment.model)
+
+
+class DistillTrainer(WholeCheckpoints):
+    """Trainer with normalisers over the whole batch of a step, and checkpoints of the adapter."""
+
+    def __init__(
+        self,
+        student: Student,
+        arguments: TrainingArguments,
+        config: DistillConfig,
+        examples: Examples,
+        validation: Examples | None,
+        teacher: Teacher | None,
+        left_out: LeftOut,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        self._feed = Feed(examples, teacher)
+        as_lists: Any = as_they_come
+        super().__init__(
+            student,
+            arguments,
+            data_collator=as_lists,
+            train_dataset=self._feed,
+            eval_dataset=None if validation is None else Feed(validation),
+            callbacks=[*callbacks, _Turns(self)],
+            # says that compute_loss normalises over the accumulated batch itself
+            compute_loss_func=lambda *_: None,
+        )
+        self._student = student
+        self._config = config
+        self._examples = examples
+        self._validation = validation
+        self._teacher = teacher
+        self._left_out = left_out
+        self.nothing_to_learn = False  # every study of the step is left out
+        self._meter = ClassMeter()
+        self._watch = LossWatch(
+            f". Lower the learning rate (it is {config.learning_rate}), or try dtype=float32 or "
+            "bfloat16 in place of float16"
+        )
+        self._look_at_once = examples.prompter.backbone.device.type == "cpu"
+        self._agree()
+
+    def _agree(self) -> None:
+        """Every rank has looked at the studies by itself, and one of them may have failed to read
+        what the others could: all leave that out. Of unlike lists of studies they would make
+        unlike numbers of steps, and wait for each other for ever.
+
+        Raises:
+            DiveError: on every rank, where the lists differ.
+        """
+        if self.args.world_size == 1:
+            return
+        parts = [part for part in self._parts.values() if part is not None]
+        names = json.dumps([[study.id for study in part.studies] for part in parts])
+        digest = hashlib.sha256(names.encode("utf-8")).hexdigest()
+        starts = self._of_all_ranks([(0, str(self.args.resume_from_checkpoint))])
+        if len(starts) > 1:
+            raise DiveError(
+                f"the ranks would go on from different checkpoints "
+                f"({', '.join(place for _, place in starts)}); wants an output_dir that all see"
+            )
+        prompter = self._examples.prompter
+        mine = f"{prompter.template_hash} of {prompter.template_date}"
+        days = self._of_all_ranks([(0, mine)])
+        if len(days) > 1:
+            raise DiveError(
+                f"the ranks' chat templates render different prompts (template_hash "
+                f"{' and '.join(one for _, one in days)}); give all the same template_date"
+            )
+        each = self._of_all_ranks([(sum(len(part) for part in parts), digest)])
+        if len(each) > 1:
+            counts = " and ".join(str(count) for count, _ in each)
+            raise DiveError(
+                f"the ranks found different studies ({counts} of them): one could not read what "
+                "another could, and was to skip it; start again once all of them see the same"
+            )
+        for part in parts:
+            for index, reason in self._of_all_ranks(sorted(part.failed.items())):
+                self._left_out.add(part, index, reason)
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """Adapter parameters are beside their layers already, wherever a device_map put those."""
+
+    # The loss of a step is a mean over all its studies, on however many ranks and in however many
+    # forwards they run; only here are they all at hand.
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Any]:
+        loaded = [items for _, items in zip(range(num_batches), epoch_iterator, strict=False)]
+        if not loaded:
+            return [], None
+        batches = [self._batch(items) for items in loaded]
+        new = self._unreadable([one for items in loaded for one in items])
+        sums = torch.stack(
+            [
+                torch.stack([b["weights"].double().sum(), (b["weights"] > 0).double().sum()])
+                for b in batches
+            ]
+        ).sum(0)
+        counts = torch.tensor([sum(len(b["studies"]) for b in batches), len(new)])
+        sums = torch.cat([sums, counts.to(sums)])
+        if self.args.world_size > 1:
+            sums = self.accelerator.gather(sums.float().to(device)[None]).sum(0)
+        sums = sums.float()
+        # Of several ranks' sums this waits for the device: what one cannot read all must know
+        # before the step, in whose backward they wait for each other anyway.
+        used, bad = sums[2:].tolist()
+        if bad:  # on whichever rank: all of them leave the same studies out
+            for index, reason in self._of_all_ranks(new):
+                self._left_out.add(self._examples, index, reason)
+        self.nothing_to_learn = not used
+        if self.nothing_to_learn:
+            log.warning(
+                "step %d: every study of its batch is left out, so it changes nothing",
+                self.state.global_step + 1,
+            )
+        for batch in batches:
+            batch["normalizer"], batch["kd_normalizer"] = sums[0], sums[1]
+        return batches, None
+
+    def _batch(self, items: Sequence[Loaded]) -> dict[str, Any]:
+        """Model inputs of those studies that could be read, with their teacher's prompts."""
+        good = [one for one in items if one.error is None]
+        examples = [self._examples[o.index] if o.example is None else o.example for o in good]
+        batch = self._examples.collate(examples)
+        prompts = {one.index: one.teacher for one in good if one.teacher}
+        batch["made"] = Made({one.index: one for one in examples}, prompts)
+        return batch
+
+    def _unreadable(self, items: Sequence[Loaded]) -> list[tuple[int, str]]:
+        """Studies that have not failed before: queries, and demonstrations."""
+        found: dict[int, str] = {}
+        for one in items:
+            if one.error is not None:
+                found.setdefault(one.index, one.error)
+            for place, reason in one.bad.items():
+                index = None if self._teacher is None else self._teacher.index_of(place)
+                if index is None:
+                    raise DiveError(reason)
+                found[index] = reason
+        return sorted(one for one in found.items() if one[0] not in self._examples.failed)
+
+    def _of_all_ranks(self, rows: list[tuple[int, str]]) -> list[tuple[int, str]]:
+        if self.args.world_size == 1:
+            return rows
+        each: list[Any] = [None] * self.args.world_size
+        torch.distributed.all_gather_object(each, rows)
+        return sorted({row for one in each for row in one})
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        with turn(self._examples.prompter.backbone):
+            return super().training_step(*args, **kwargs)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        inputs = dict(inputs)
+        studies, rows = inputs.pop("studies"), inputs.pop("rows")
+        made: Made | None = inputs.pop("made", None)
+        shown = [self._examples.studies[index] for index in studies]
+        if made is not None and shown:
+            own = [made.examples[index].inputs for index in studies]
+            inputs["inputs"] = self._examples.model_inputs(inputs["inputs"], shown, own)
+            if self._teacher is not None:
+                inputs["teacher_hidden"] = self._teacher.hidden(
+                    studies, self._feed.epoch, made.prompts, made.examples
+                )
+            for one in made.examples.values():
+                self._examples.keep(one)
+        loss, parts = model(**inputs)
+        if shown:
+            self._watch.add(f"step {self.state.global_step + 1}", shown, rows, loss, parts)
+            if self._look_at_once:
+                self._watch.look()
+            self._meter.add(parts)
+        # the gradients of ranks are averaged, and the normalisers are sums over all of them
+        # (Trainer adds losses up on its own device, under a device_map not always the head's)
+        loss = (loss * self.args.world_size).to(self.args.device)
+        return (loss, parts) if return_outputs else loss
+
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """Weighted cross entropy of the validation studies, and loss and accuracy by class."""
+        meter, total, watch = ClassMeter(), torch.zeros(2, dtype=torch.float64), LossWatch()
+        self._student.eval()
+        prompter = self._examples.prompter
+        loader = self.get_eval_dataloader()
+        validation = self._validation
+        assert validation is not None
+        new: list[tuple[int, str]] = []
+        with torch.no_grad():
+            for items in loader:
+                good = [one for one in items if one.error is None]
+                new += [(one.index, one.error) for one in items if one.error is not None]
+                if not good:
+                    continue
+                examples = [validation[o.index] if o.example is None else o.example for o in good]
+                batch = validation.collate(examples)
+                names = ("positions", "index", "targets", "weights", "classes")
+                device = prompter.backbone.device
+                rest = {name: batch[name].to(device) for name in names}
+                shown = [validation.studies[index] for index in batch["studies"]]
+                own = [one.inputs for one in examples]
+                inputs = validation.model_inputs(batch["inputs"], shown, own)
+                for one in examples:
+                    validation.keep(one)
+                with turn(prompter.backbone):
+                    loss, parts = self._student(inputs, **rest)
+                watch.add("validation", shown, batch["rows"], loss, parts)
+                meter.add(parts)
+                weights = rest["weights"].to(parts.row_ce.device).double()
+                total += torch.stack([(weights * parts.row_ce).sum(), weights.sum()]).cpu()
+        watch.look()
+        for index, reason in self._of_all_ranks(new):
+            self._left_out.add(validation, index, reason)
+        reduce = self._sum_over_ranks
+        loss, weight = reduce(total).tolist()
+        if not weight:
+            count = counted(len(validation), "study")
+            raise DiveError(f"no study is left for validation: {count} skipped")
+        prefix = f"{metric_key_prefix}_"
+        metrics = {f"{prefix}loss": loss / weight, **meter.take(prefix, reduce)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _sum_over_ranks(self, sums: Tensor) -> Tensor:
+        if self.args.world_size == 1:
+            return sums
+        gathered = self.accelerator.gather(sums.float().to(self.args.device)[None])
+        return gathered.sum(0)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self._watch.look()
+        if "loss" in logs:
+            logs |= self._meter.take(reduce=self._sum_over_ranks)
+        super().log(logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        self._watch.look()  # no checkpoint holds an adapter that a bad loss has spoilt
+        super().save_model(output_dir, _internal_call)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            named = [(n, p) for n, p in self._student.named_parameters() if p.requires_grad]
+            scales = [p for n, p in named if n.endswith(".scale")]
+            others = [p for n, p in named if not n.endswith(".scale")]
+            self.optimizer = torch.optim.AdamW(
+                [
+                    {"params": others, "weight_decay": self._config.weight_decay},
+                    # decay would pull the one scale of a layer towards no effect
+                    {"params": scales, "lr": self._config.scale_learning_rate, "weight_decay": 0.0},
+                ],
+                lr=self._config.learning_rate or 0.0,
+            )
+        return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            self._student.adapter.save_pretrained(folder)
+            self._left_out.save(folder, self._parts)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        self.restore(Path(resume_from_checkpoint))
+
+    def restore(self, checkpoint: Path) -> None:
+        """The adapter as a checkpoint has it, and what was left out until then."""
+        saved = SteeringAdapter.from_pretrained(checkpoint)
+        self._student.adapter.load_state_dict(saved.state_dict())
+        self._left_out.load(checkpoint, self._parts)
+
+    @property
+    def _parts(self) -> dict[str, Examples | None]:
+        return {"training": self._examples, "validation": self._validation}
+
+
+@dataclass
+class Made:
+    """Of a batch the examples, and the teacher's prompts, by study. No dict: Trainer would move one
+    to the device as a whole, and with it the images of all demonstrations at once."""
+
+    examples: dict[int, Example]
+    prompts: dict[int, TeacherPrompt]
+
+
+class _Turns(TrainerCallback):
+    """Tells the feed which epoch begins, and keeps a step without a study from moving anything."""
+
+    def __init__(self, trainer: DistillTrainer) -> None:
+        self._trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer._feed.epoch = int(state.epoch or 0)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._trainer.nothing_to_learn:
+            # without a gradient neither momentum nor weight decay moves a parameter
+            self._trainer._student.zero_grad(set_to_none=True)
