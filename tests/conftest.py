@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 sys.path.append(str(Path(__file__).parents[1]))
 
 
+LONGEST = ("test_cuda_compiled", "test_cuda_shim", "test_kernels_interpreted", "test_hard",
+           "test_wheel", "test_left_out")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first: of two processes none is left alone with one in the end."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import save_tiny_llava
