@@ -23,10 +23,10 @@ from dive.backbone.turns import turn
 from dive.decode.batch import last_position, plain_stop, tell_context
 from dive.decode.engine import Answer, Chooser, Live, Rows, ends_of
 from dive.decode.fallback import Plan, asked_config, call_plan, settings_plan
-from dive.decode.finite import Watch, generate_watched, most_likely_next
 from dive.decode.model_check import Unsupported
-from dive.decode.refusals import refusals
 from dive.decode.sampling import as_seed, drawing, generator, sampling_by, seed_of_this_call
+from dive.decode.transformers_errors import refusals
+from dive.decode.usable_logits import Watch, generate_watched, most_likely_next
 from dive.errors import DiveError
 
 if TYPE_CHECKING:

@@ -44,11 +44,11 @@ from dive.decode.fallback import (
     own_plan,
     settings_plan,
 )
-from dive.decode.finite import Watch, generate_watched
+from dive.decode.generate_arguments import with_tokenizer
 from dive.decode.model_check import Unsupported, version
-from dive.decode.refusals import refusals
 from dive.decode.spec import DecoderSpec, read
-from dive.decode.tokenizer_wanted import with_tokenizer
+from dive.decode.transformers_errors import refusals
+from dive.decode.usable_logits import Watch, generate_watched
 from dive.errors import DiveError, FallbackWarning, checks
 
 log = logging.getLogger(__name__)

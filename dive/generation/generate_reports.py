@@ -19,7 +19,7 @@ from dive.data.open import names_studies
 from dive.data.study import Study
 from dive.decode.sampling import as_seed
 from dive.decode.session import DecodeSession
-from dive.decode.setting_kinds import check_kinds
+from dive.decode.setting_checks import check_kinds
 from dive.errors import DiveError, checks
 from dive.generation.prefetch import Job
 from dive.generation.report_writer import Report, Run, write

@@ -30,14 +30,14 @@ from dive.console import PlainConsole, column
 from dive.data.datasets.json_lines import Skipped
 from dive.data.study import Study
 from dive.decode.continuous import Request
-from dive.decode.finite import generate_watched
-from dive.decode.refusals import refusals
 from dive.decode.sampling import seed_of_this_call, seeded
 from dive.decode.session import DecodeSession
+from dive.decode.transformers_errors import refusals
+from dive.decode.usable_logits import generate_watched
 from dive.errors import DiveError
+from dive.generation.nonfinite_origin import ended_early, steered_by, where_it_began
 from dive.generation.prefetch import Job, Prompts
 from dive.generation.settings import arguments_of, config_of
-from dive.generation.where_it_began import ended_early, steered_by, where_it_began
 from dive.prompting.prompter import Prompter
 
 

@@ -12,7 +12,7 @@ from dive.adapter.adapter import SteeringAdapter
 from dive.adapter.attach import Attachment, unsteered
 from dive.backbone.structure import decoder_layers, forget_compiled, unwrap
 from dive.backbone.turns import turn
-from dive.decode.finite import usable
+from dive.decode.usable_logits import usable
 
 
 class Began(NamedTuple):
