@@ -1,17 +1,13 @@
 """Packages of dive/ import downwards only, in the order that pyproject.toml states."""
 
 import re
-import sys
 from pathlib import Path
 
+import layout
 import pytest
 from importlinter.cli import lint_imports
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-import layout  # noqa: E402
-
-sys.path.remove(str(ROOT / "tools"))
 
 
 def test_contracts(monkeypatch, capsys):
@@ -83,3 +79,16 @@ def test_a_circle_between_modules_of_one_package(tree):
     (tree / "dive/low/one.py").write_text("def f():\n    import dive.low.two\n")
     (tree / "dive/low/two.py").write_text("from dive.low import one\n")
     assert layout.read(tree).circles == [["dive.low.one", "dive.low.two"]]
+
+
+def test_the_map_names_what_is_there():
+    """docs/architecture.md: every package, and no file that has gone."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for name in layout.read().top:
+        if name not in ("__init__", "__main__", "console"):
+            assert re.search(rf"`(dive/)?{name}(/|\.py)", page), name
+    names = set(re.findall(r"`([\w/.-]+\.(?:py|cpp|md|toml))`", page))
+    assert len(names) > 20
+    folders = [ROOT, ROOT / "dive", *(ROOT / "dive").rglob("*/"), ROOT / "csrc", ROOT / "kernels"]
+    gone = [one for one in names if not any((folder / one).exists() for folder in folders)]
+    assert [one for one in gone if "NAME" not in one] == []
