@@ -12,6 +12,7 @@ from functools import partial
 
 import pytest
 import torch
+from side_threads import in_thread
 from tiny_decoders import small
 from tiny_steering import fingerprint, logits, randomised
 from torch.utils.checkpoint import checkpoint
@@ -52,31 +53,6 @@ class Pause:
         meet = self.meet.get(threading.current_thread().name)
         if meet is not None:
             meet()
-
-
-def in_thread(run, name=None, start=True):
-    """A thread whose outcome, or error, `.result()` gives."""
-    box = {}
-
-    def work():
-        try:
-            box["value"] = run()
-        except BaseException as error:
-            box["error"] = error
-
-    thread = threading.Thread(target=work, name=name)
-
-    def result():
-        thread.join(300)
-        assert not thread.is_alive()
-        if "error" in box:
-            raise box["error"]
-        return box["value"]
-
-    thread.result = result
-    if start:
-        thread.start()
-    return thread
 
 
 def test_three_threads_in_the_middle_of_a_forward(model, two):

@@ -5,8 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_features import needs
-from tiny_more import FAMILIES
 from tiny_steering import logits, prompts, randomised
 
 import dive
@@ -20,14 +18,6 @@ from dive.training.survey import survey
 from dive.training.teacher import Demonstrations, Teacher
 
 PREFIX = ("PaliGemma", "PaliGemma 2")
-
-
-@pytest.fixture(scope="session", params=FAMILIES)
-def family(request, tmp_path_factory):
-    """(name, folder) of each family in turn."""
-    needs(request.param)
-    folder = tmp_path_factory.mktemp(request.param.replace(" ", "_"))
-    return request.param, FAMILIES[request.param](folder)
 
 
 @pytest.fixture(scope="session")

@@ -10,26 +10,13 @@ import warnings
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from command_line import call, rows
 
 import dive
 from dive import cli
-from dive.cli import app
 from dive.errors import DiveError
 
-runner = CliRunner()
 ROOT = Path(__file__).parents[2]
-
-
-def call(*arguments):
-    result = runner.invoke(app, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
-def rows(path):
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 def quick_distill(backbone, studies, out, *more):

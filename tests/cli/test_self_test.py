@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from test_kernels_interpreted import need_an_interpreter
+from triton_interpreter import need_an_interpreter
 from typer.testing import CliRunner
 
 from dive import ops

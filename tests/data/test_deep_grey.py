@@ -5,8 +5,9 @@ import pytest
 from image_files import write_png16, write_tiff
 from PIL import Image
 
+from dive.data.images import deep, deep_grey, levels
 from dive.data.images.deep import depth_of
-from dive.data.images.load import deep, deep_grey, levels, load_rgb
+from dive.data.images.load import load_rgb
 from dive.errors import DiveError
 
 RNG = np.random.default_rng(5)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import data_trees as trees
 import pytest
-from data_trees import Mimic, dicom_id, film, write_csv
+from data_trees import Mimic, balanced, dicom_id, film, write_csv
 
-from dive.data import ReadingReport, Skipped, Studies, open_studies
+from dive.data import Skipped, Studies, open_studies
 from dive.data.__main__ import main
 from dive.errors import DiveError
 
@@ -23,13 +23,6 @@ def mimic(tmp_path: Path) -> Mimic:
 
 def read(mimic: Mimic, **options: object) -> Studies:
     return open_studies(f"mimic-cxr:{mimic.root}", **options).read()
-
-
-def balanced(report: ReadingReport) -> bool:
-    """Nothing went missing between what was seen and what was kept."""
-    studies = report.kept + sum(report.left_out.values()) + report.failed
-    images = report.kept_images + sum(report.images_left_out.values())
-    return report.complete and (studies, images) == (report.studies, report.images)
 
 
 def test_the_default_is_one_frontal_image_a_study_with_findings(mimic: Mimic) -> None:

@@ -7,9 +7,18 @@ from pathlib import Path
 
 import data_trees as trees
 import pytest
-from data_trees import Plus, film, iu_kaggle, iu_xml, plus_row, r2gen_iu, r2gen_mimic, write_csv
+from data_trees import (
+    Plus,
+    balanced,
+    film,
+    iu_kaggle,
+    iu_xml,
+    plus_row,
+    r2gen_iu,
+    r2gen_mimic,
+    write_csv,
+)
 from PIL import Image
-from test_readers import balanced
 
 from dive.data import Skipped, Studies, open_studies
 from dive.data.datasets.iu_xray import hashed_split

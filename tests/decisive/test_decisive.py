@@ -7,7 +7,7 @@ import tiny_tokenizers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_polarity import marked_reports, read_marked
+from marked_reports import marked_reports, read_marked
 
 from dive import DecisiveTokens
 from dive.decisive.tokens import CLASS_NAMES, EOS, PATHOLOGY, TEMPLATE, find_mentions, share

@@ -7,8 +7,8 @@ import sys
 from pathlib import PurePosixPath
 
 import pytest
-from test_arguments import same
 from tiny_steering import randomised
+from trainings import equal
 from typer.testing import CliRunner
 
 import dive
@@ -58,7 +58,7 @@ def test_the_home_folder_is_read_and_written_alike(home, llava, tiny_llava, stud
     # not every version of transformers takes features, so that a training may leave none
     assert FeatureStore("~/cache", Prompter(llava)).root == home / "cache"
     adapter.save_pretrained("~/adapter")
-    assert same(dive.SteeringAdapter.from_pretrained("~/adapter"), adapter)
+    assert equal(dive.SteeringAdapter.from_pretrained("~/adapter"), adapter)
     assert (home / "adapter" / CONFIG_FILE).is_file()
     film = next((home / "studies" / "images").iterdir()).name
     (home / "rows.jsonl").write_text(
@@ -138,9 +138,9 @@ def test_whatever_names_a_file_will_do(kind, home, llava, tiny_llava, studies_fo
     file = studies_folder / "studies.jsonl"
     told = dive.distill(kind(tiny_llava), kind(file), config=STEP, output_dir=kind(home / "out"))
     wanted = dive.distill(llava, file, config=STEP)
-    assert same(told, wanted)
+    assert equal(told, wanted)
     told.save_pretrained(kind(home / "adapter"))
-    assert same(dive.SteeringAdapter.from_pretrained(kind(home / "adapter")), wanted)
+    assert equal(dive.SteeringAdapter.from_pretrained(kind(home / "adapter")), wanted)
     film = next((studies_folder / "images").iterdir())
     study = dive.Study("a", (kind(film),), findings="Clear.")
     row = {"id": "a", "image": kind(film), "findings": "Clear."}

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import call, rows
 from safetensors.numpy import load_file, save_file
-from test_cli import call, rows
 from tiny import draw_film, save_studies
 
 import dive

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_threads import in_thread
+from side_threads import in_thread
 from tiny_decoders import small, text_batch
 from tiny_steering import fingerprint, randomised
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dive.data.report import ReadingReport
+
 CHEXPERT_LABELS = (
     "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum",
     "Fracture", "Lung Lesion", "Lung Opacity", "No Finding", "Pleural Effusion", "Pleural Other",
@@ -368,3 +370,10 @@ def write_dicom(
     path.parent.mkdir(parents=True, exist_ok=True)
     header.save_as(path, enforce_file_format=True)
     return path
+
+
+def balanced(report: ReadingReport) -> bool:
+    """Nothing went missing between what was seen and what was kept."""
+    studies = report.kept + sum(report.left_out.values()) + report.failed
+    images = report.kept_images + sum(report.images_left_out.values())
+    return report.complete and (studies, images) == (report.studies, report.images)

@@ -11,11 +11,12 @@ import pytest
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run by test_kernels_interpreted.py", allow_module_level=True)
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from test_ops_cross_entropy import test_bad_values  # noqa: F401  # with the kernels below
-from test_ops_normalizers import RIGHT, WRONG, check_right, check_wrong
+from loss_normalizers import RIGHT, WRONG, check_right, check_wrong
+from loss_problems import BAD_VALUES, check_bad_value
 from torch import Tensor
 
 from dive import ops, reference
@@ -324,3 +325,8 @@ def test_sums_without_a_reciprocal_are_an_error(name: str) -> None:
 @pytest.mark.parametrize("name", RIGHT)
 def test_large_and_small_sums_are_numbers(name: str) -> None:
     check_right(name, ops.decisive_cross_entropy)
+
+
+@pytest.mark.parametrize(("spoil", "message"), BAD_VALUES)
+def test_bad_values(spoil: Callable[[dict[str, Any]], None], message: str) -> None:
+    check_bad_value(spoil, message)

@@ -8,9 +8,9 @@ from datetime import date, datetime
 
 import pytest
 import torch
-from test_cli import call, rows
-from test_distillation import Kill, bare, equal, short
+from command_line import call, rows
 from tiny_templates import LLAVA
+from trainings import Kill, bare, equal, short
 from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_steering import for_backbone, prompts, randomised
+from trainings import equal
 from typer.testing import CliRunner
 
 import dive
@@ -37,11 +38,6 @@ def file(studies_folder):
     return studies_folder / "studies.jsonl"
 
 
-def same(one, other):
-    state = other.state_dict()
-    return all(torch.equal(tensor, state[name]) for name, tensor in one.state_dict().items())
-
-
 def rows_of(file):
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     return [r | {"images": [str(file.parent / i) for i in r["images"]]} for r in rows]
@@ -61,7 +57,7 @@ def test_studies_in_every_form_teach_the_same(form, llava, learnt, file):
         "tuple": lambda: tuple(dive.data.read_studies(file)),
         "Studies": lambda: dive.data.open_studies(file),
     }[form]()
-    assert same(dive.distill(llava, given, config=SMALL), learnt)
+    assert equal(dive.distill(llava, given, config=SMALL), learnt)
 
 
 def test_one_study_alone_is_enough(llava, studies):
@@ -161,7 +157,7 @@ def test_what_is_no_config(llava, studies, config, message):
 
 
 def test_a_backbone_by_its_path(tiny_llava, llava, learnt, studies):
-    assert same(dive.distill(tiny_llava, studies, config=SMALL), learnt)
+    assert equal(dive.distill(tiny_llava, studies, config=SMALL), learnt)
     for path in (tiny_llava, str(tiny_llava)):
         got = dive.generate(path, studies[0], max_new_tokens=4)
         assert got[0].token_ids == dive.generate(llava, studies[0], max_new_tokens=4)[0].token_ids
@@ -255,7 +251,7 @@ def test_distill_in_every_mode_learns_the_same(mode, llava, learnt, studies):
         assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == before
         assert torch.is_autocast_enabled("cpu") == (mode == "autocast")
     assert torch.is_grad_enabled()
-    assert same(adapter, learnt)
+    assert equal(adapter, learnt)
     assert not any(tensor.is_inference() for tensor in adapter.state_dict().values())
 
 
@@ -304,7 +300,7 @@ def test_what_was_loaded_in_inference_mode_can_be_learnt_through(tiny_llava, lea
         adapter = randomised(backbone)
     assert not any(p.is_inference() for p in backbone.model.parameters())
     assert not any(p.is_inference() for p in adapter.parameters())
-    assert same(dive.distill(backbone, studies, config=SMALL), learnt)
+    assert equal(dive.distill(backbone, studies, config=SMALL), learnt)
 
 
 def test_weights_made_in_inference_mode_are_refused_in_words(tiny_llava, studies):

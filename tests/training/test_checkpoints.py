@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_distillation import bare, equal
 from tiny import save_studies
+from trainings import CONFIG, equal, names
 from transformers import TrainerState
 
 import dive
@@ -30,19 +30,12 @@ def llava(tiny_llava):
     return dive.load_backbone(tiny_llava)
 
 
-CONFIG = bare(steps=7, batch_size=2, save_steps=2, logging_steps=3)
-
-
 @pytest.fixture(scope="module")
 def done(llava, studies, tmp_path_factory):
     """A training that nobody disturbed: its adapter, and its folder with checkpoints 6 and 7."""
     folder = tmp_path_factory.mktemp("done")
     adapter = dive.distill(llava, studies, config=CONFIG, output_dir=folder)
     return adapter, folder
-
-
-def names(folder):
-    return [path.name for path in checkpoints_in(folder)]
 
 
 def losses(folder):

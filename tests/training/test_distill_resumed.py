@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_checkpoints import CONFIG, names
-from test_cli import call
-from test_distillation import equal
+from command_line import call
 from tiny import save_studies
+from trainings import CONFIG, equal, names
 
 import dive
 from dive.backbone.weights_digest import weights_digest

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from trainings import Kill, Recorder, bare, equal, short
 
 import dive
 from dive.backbone.structure import decoder_layers
@@ -28,47 +28,6 @@ def studies(studies_folder):
 @pytest.fixture(scope="module")
 def llava(tiny_llava):
     return dive.load_backbone(tiny_llava, device="cpu")
-
-
-def short(**more):
-    return dive.DistillConfig(**{"rank": 2, "steps": 3, "batch_size": 3, "warmup": 0.0} | more)
-
-
-def bare(**more):
-    """Without a teacher, and quick."""
-    return short(preset="dive-ce", **more)
-
-
-def equal(one, other):
-    return one.state_dict().keys() == other.state_dict().keys() and all(
-        torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items()
-    )
-
-
-class Recorder(DistillTrainer):
-    """Keeps the losses of every forward and the gradients of every step."""
-
-    made: list["Recorder"]
-
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.losses, self.gradients = [], []
-        recorder = self
-
-        class Look(TrainerCallback):
-            def on_pre_optimizer_step(self, *_args, **_more):
-                named = recorder.model.named_parameters()
-                recorder.gradients.append(
-                    {n: p.grad.clone() for n, p in named if p.grad is not None}
-                )
-
-        self.add_callback(Look())
-        Recorder.made.append(self)
-
-    def compute_loss(self, *args, **more):
-        loss = super().compute_loss(*args, **more)
-        self.losses.append(loss.item())
-        return loss
 
 
 @pytest.fixture
@@ -173,10 +132,10 @@ def test_one_gradient_however_the_batch_is_split(llava, studies, recorder):
 
 _RANK = """
 import sys, torch, dive
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {helpers!r})
 from dive import distillation
 from dive.data import read_studies
-from test_distillation import Recorder, short
+from trainings import Recorder, short
 Recorder.made = []
 distillation.DistillTrainer = Recorder
 torch.set_num_threads(1)
@@ -197,7 +156,7 @@ def test_two_ranks_give_the_gradient_of_one(llava, tiny_llava, studies, recorder
     source = studies[0].images[0].parents[1] / "studies.jsonl"
     script.write_text(
         _RANK.format(
-            tests=str(Path(__file__).parent),
+            helpers=str(Path(__file__).parents[1] / "helpers"),
             backbone=str(tiny_llava),
             studies=str(source),
             out=str(out),
@@ -237,15 +196,6 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(llava, studies, 
             assert torch.equal(gradient, recomputed.gradients[0][name]), name
     first, third = recorder[0].gradients[0], recorder[2].gradients[0]
     assert any(not torch.equal(first[name], third[name]) for name in first)
-
-
-class Kill(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **more):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_distillation import Kill, Recorder, bare, equal, short
+from trainings import Kill, Recorder, bare, equal, short
 from transformers import TrainerCallback
 
 import dive
@@ -399,10 +399,10 @@ def test_what_a_worker_sends_is_what_it_made(llava, studies):
 
 _RANK = """
 import json, sys, torch, dive
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {helpers!r})
 from dive import distillation
 from dive.data import Skipped, read_studies
-from test_distillation import Recorder, short
+from trainings import Recorder, short
 Recorder.made = []
 distillation.DistillTrainer = Recorder
 torch.set_num_threads(1)
@@ -434,10 +434,11 @@ def ranks(tiny_llava, studies, tmp_path, **more):
         "steps": 1, "batch": 4, "on_error": "skip", "more": {}, "folder": None, "before": "", **more
     }  # fmt: skip
     source = str(studies[0].images[0].parents[1] / "studies.jsonl")
-    here = Path(__file__).parent
+    root = Path(__file__).parents[2]
+    helpers = str(root / "tests" / "helpers")
     script.write_text(
         _RANK.format(
-            tests=str(here), backbone=str(tiny_llava), studies=source, out=str(out), **values
+            helpers=helpers, backbone=str(tiny_llava), studies=source, out=str(out), **values
         )
     )
     command = [
@@ -447,8 +448,8 @@ def ranks(tiny_llava, studies, tmp_path, **more):
     log = tmp_path / "ranks.log"
     with log.open("w") as file:
         launched = subprocess.Popen(
-            command, cwd=here.parent, stdout=file, stderr=file,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here.parent)},
+            command, cwd=root, stdout=file, stderr=file,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
         )  # fmt: skip
         try:
             code = launched.wait(240)
@@ -626,7 +627,7 @@ def test_in_half_precision_the_same_is_learnt_from_half_the_bytes(tiny_llava, st
 
 
 def test_from_the_command_line(tiny_llava, studies, tmp_path):
-    from test_cli import call, rows
+    from command_line import call, rows
 
     path, out = studies[0].images[0].parents[1] / "studies.jsonl", tmp_path / "adapter"
     command = [

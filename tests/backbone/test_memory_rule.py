@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from test_more_backbones import family  # noqa: F401  # a fixture
 from tiny import FINDINGS
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -84,7 +83,7 @@ def check(backbone: dive.Backbone, studies: list[Study], rows: list[int], **more
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_no_family_makes_logits_in_training(
-    family: Any,  # noqa: F811
+    family: Any,
     checkpointing: bool,
     studies: list[Study],
     rows: list[int],
