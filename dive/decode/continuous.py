@@ -25,6 +25,7 @@ from dive.decode.engine import Answer, Chooser, Live, Rows, ends_of
 from dive.decode.fallback import Plan, asked_config, call_plan, settings_plan
 from dive.decode.model_check import Unsupported
 from dive.decode.sampling import as_seed, drawing, generator, sampling_by, seed_of_this_call
+from dive.decode.steered import steered
 from dive.decode.transformers_errors import refusals
 from dive.decode.usable_logits import Watch, generate_watched, most_likely_next
 from dive.errors import DiveError
@@ -359,14 +360,13 @@ class Slots:
         with turn(self.model):
             if self._attachment is not None:
                 adapter = None if bare else self._own(request)
-                self._attachment.rows = (adapter,)
-                with self._attachment.working():
+                with steered(self.model, (adapter,), self._attachment):
                     yield adapter
             elif bare:
                 with unsteered(self.model):
                     yield None
             else:
-                with self.session._steered() as adapters:
+                with steered(self.model, self.session.adapter) as adapters:
                     yield adapters[0]
 
 
