@@ -15,9 +15,10 @@ from dive.backbone.structure import decoder_layers, last_hidden_state, output_he
 from dive.data import Skipped
 from dive.decisive.tokens import DecisiveTokens
 from dive.prompting.batch import response_positions
+from dive.prompting.demonstrations import Demonstrations
 from dive.prompting.prompter import Prompter
 from dive.training.survey import survey
-from dive.training.teacher import Demonstrations, Teacher
+from dive.training.teacher import Teacher
 
 PREFIX = ("PaliGemma", "PaliGemma 2")
 

@@ -24,6 +24,7 @@ from dive.errors import DiveError, checks
 from dive.generation.prefetch import Job
 from dive.generation.report_writer import Report, Run, write
 from dive.generation.settings import asked_for, check_steps, checked, tell_forbidden
+from dive.prompting.demonstrations import Demonstrations
 from dive.prompting.prompter import DEFAULT_MAX_IMAGE_TOKENS, Prompter
 from dive.prompting.template_clock import AssumedDay
 from dive.prompting.templates import StoredTemplate, difference
@@ -364,10 +365,11 @@ def _as_study(item: Item, number: int) -> Study:
     return Study(id=name, images=kept)
 
 
-def _shown(demonstrations: Sequence[Study] | None, prompter: Prompter) -> list[Study]:
+def _shown(demonstrations: Sequence[Study] | None, prompter: Prompter) -> Demonstrations | None:
     """The demonstrations, checked, with their images decoded: every query shows them again."""
     given: Any = [] if demonstrations is None else demonstrations
     shown = as_studies_of(given, "demonstrations", prompter.target)
     for one in shown:
         one.report(prompter.target)
-    return [replace(one, images=tuple(one.load_images())) for one in shown]
+    pool = [replace(one, images=tuple(one.load_images())) for one in shown]
+    return Demonstrations(pool) if pool else None

@@ -28,7 +28,6 @@ from dive.backbone.structure import unwrap
 from dive.backbone.turns import turn
 from dive.console import PlainConsole, column
 from dive.data.datasets.json_lines import Skipped
-from dive.data.study import Study
 from dive.decode.continuous import Request
 from dive.decode.finite import generate_watched
 from dive.decode.refusals import refusals
@@ -38,6 +37,7 @@ from dive.errors import DiveError
 from dive.generation.prefetch import Job, Prompts
 from dive.generation.settings import arguments_of, config_of
 from dive.generation.where_it_began import ended_early, steered_by, where_it_began
+from dive.prompting.demonstrations import Demonstrations
 from dive.prompting.prompter import Prompter
 
 
@@ -82,7 +82,7 @@ class Run:
     """
 
     backbone: Backbone
-    demonstrations: list[Study]
+    demonstrations: Demonstrations | None
     max_new_tokens: int
     streamer: Any
     generate_kwargs: dict[str, Any]

@@ -31,6 +31,7 @@ from dive.decisive.tokens import DecisiveTokens
 from dive.errors import DiveError, checks
 from dive.errors.counting import counted
 from dive.lexicon import lexicon_version
+from dive.prompting.demonstrations import Demonstrations, case_names
 from dive.prompting.prompter import DEFAULT_MAX_IMAGE_TOKENS, Prompter
 from dive.radgraph import RadGraph, annotator_of
 from dive.training.arguments import as_config, prepared
@@ -56,7 +57,7 @@ from dive.training.resume import (
     unreadable_before,
 )
 from dive.training.survey import survey
-from dive.training.teacher import Demonstrations, Teacher, case_names, fixed_demonstrations
+from dive.training.teacher import Teacher, fixed_demonstrations
 from dive.training.trainer import DistillTrainer, Student
 from dive.training.workers import START, cores, deaths, loaders
 
