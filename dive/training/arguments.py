@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from dive.backbone.each_inside import each_inside
-from dive.backbone.held import held
+from dive.backbone.modes import held
 from dive.backbone.load import Backbone, load_backbone
 from dive.backbone.structure import unwrap
 from dive.data.absent import told
