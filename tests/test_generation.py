@@ -14,8 +14,9 @@ from transformers import GenerationConfig, StoppingCriteriaList, TextStreamer
 import dive
 from dive.adapter.attach import attachment_of
 from dive.data import Skipped, Study
+from dive.data.given import as_studies
 from dive.errors import DiveError
-from dive.generation.generate_reports import as_studies, iter_reports, prompter_for
+from dive.generation.generate_reports import iter_reports, prompter_for
 from dive.prompting.prompter import Prompter
 
 

@@ -6,16 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from transformers import PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 
 from dive.adapter.adapter import SteeringAdapter, as_adapter
 from dive.adapter.attach import each_of_its_own
+from dive.backbone.given import as_backbone
 from dive.backbone.load import Backbone
+from dive.backbone.modes import each_evaluating
 from dive.backbone.structure import unwrap
 from dive.data.datasets.json_lines import Skipped, check_on_error
-from dive.data.open import names_studies
+from dive.data.given import Item, as_studies, as_studies_of
 from dive.data.study import Study
 from dive.decode.sampling import as_seed
 from dive.decode.session import DecodeSession
@@ -28,13 +29,8 @@ from dive.prompting.demonstrations import Demonstrations
 from dive.prompting.prompter import DEFAULT_MAX_IMAGE_TOKENS, Prompter
 from dive.prompting.template_clock import AssumedDay
 from dive.prompting.templates import StoredTemplate, difference
-from dive.training.arguments import as_backbone, as_studies_of, each_evaluating
-
-__all__ = ["Report", "as_studies", "generate", "iter_reports", "prompter_for"]
 
 MAX_NEW_TOKENS = 256
-ImageLike = str | Path | Image.Image
-Item = Study | ImageLike | Sequence[ImageLike]
 Adapter = SteeringAdapter | str | Path
 Adapters = Adapter | Sequence[Adapter | None] | Mapping[str, Adapter | None]
 
@@ -324,45 +320,6 @@ def asked_by(
         max_image_tokens = stored.get("max_image_tokens", DEFAULT_MAX_IMAGE_TOKENS)
     target = target or stored.get("target") or "findings"
     return {"prompt": prompt, "target": target, "max_image_tokens": max_image_tokens}
-
-
-def as_studies(
-    items: Item | Iterable[Item], on_error: str = "fail", skipped: Skipped | None = None
-) -> list[Study]:
-    """Whatever `generate` takes, as studies; image files are not opened."""
-    rows = items if isinstance(items, (list, tuple)) and items else [None]
-    if (
-        names_studies(items)
-        or isinstance(items, Mapping)
-        or hasattr(items, "column_names")
-        or (all(isinstance(row, Mapping) for row in rows))
-    ):
-        # what is written need not have been written before: no section is asked for
-        return as_studies_of(items, "studies", None, on_error=on_error, skipped=skipped)
-    if isinstance(items, (Study, str, Path, Image.Image)):
-        items = [items]
-    if not isinstance(items, Iterable):
-        raise DiveError(
-            f"got a {type(items).__name__}; wants a path, a PIL image, a Study, or many of them"
-        )
-    return [_as_study(item, number) for number, item in enumerate(items)]
-
-
-def _as_study(item: Item, number: int) -> Study:
-    if isinstance(item, Study):
-        return item
-    images = list(item) if isinstance(item, Sequence) and not isinstance(item, str) else [item]
-    for image in images:
-        if not isinstance(image, (str, Path, Image.Image)):
-            raise DiveError(
-                f"item {number} is a {type(image).__name__}; wants a path, a PIL image, a Study, "
-                "or a sequence of images of one study"
-            )
-    if not images:
-        raise DiveError(f"item {number} is an empty sequence; wants one image or more")
-    name = f"image-{number}" if isinstance(images[0], Image.Image) else str(images[0])
-    kept = tuple(Path(image) if isinstance(image, str) else image for image in images)
-    return Study(id=name, images=kept)
 
 
 def _shown(demonstrations: Sequence[Study] | None, prompter: Prompter) -> Demonstrations | None:
