@@ -12,7 +12,7 @@ from tiny_steering import for_backbone, prompts, randomised
 from typer.testing import CliRunner
 
 import dive
-from dive.adapter.adapter import CONFIG_FILE, WEIGHTS_FILE
+from dive.adapter.config import CONFIG_FILE, WEIGHTS_FILE
 from dive.cli import app
 from dive.data import Skipped
 from dive.decode.session import DecodeSession

@@ -25,8 +25,13 @@ from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from dive.adapter.adapter import SteeringAdapter, as_adapter
 from dive.adapter.at_work import at_work, call_of_its_own, in_the_way, scope
-from dive.adapter.attach import Attachment, attachment_of, each_of_its_own, unsteered
-from dive.adapter.attach_rows import RowAttachment
+from dive.adapter.attach import (
+    Attachment,
+    RowAttachment,
+    attachment_of,
+    each_of_its_own,
+    unsteered,
+)
 from dive.backbone.load import Backbone
 from dive.backbone.structure import decoder_layers, unwrap
 from dive.backbone.turns import turn

@@ -21,8 +21,7 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from dive.adapter.adapter import SteeringAdapter
 from dive.adapter.at_work import at_work, scope
-from dive.adapter.attach import Attachment, first_layer
-from dive.adapter.attach_rows import RowAttachment
+from dive.adapter.attach import Attachment, RowAttachment, first_layer
 from dive.backbone.load import Backbone
 from dive.backbone.structure import unwrap
 from dive.backbone.turns import turn

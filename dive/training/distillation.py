@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from dive.adapter.adapter import SteeringAdapter
-from dive.adapter.attach import attached_here, calibrate, steer
+from dive.adapter.attach import attached_here, steer
 from dive.backbone.gradient_checkpointing import enable_gradient_checkpointing
 from dive.backbone.load import Backbone
 from dive.backbone.structure import output_head
@@ -35,6 +35,7 @@ from dive.prompting.demonstrations import Demonstrations, case_names
 from dive.prompting.prompter import DEFAULT_MAX_IMAGE_TOKENS, Prompter
 from dive.radgraph import RadGraph, annotator_of
 from dive.training.arguments import as_config, prepared
+from dive.training.calibration import calibrate
 from dive.training.checkpoints import step_of
 from dive.training.config import DistillConfig
 from dive.training.examples import Example, Examples

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 from transformers import TrainerCallback
 
-from dive.adapter.adapter import CONFIG_FILE, WEIGHTS_FILE, SteeringAdapter
+from dive.adapter.adapter import SteeringAdapter
+from dive.adapter.config import CONFIG_FILE, WEIGHTS_FILE
 from dive.data.films import changed, films_of, left_out_ids, name_of
 from dive.data.study import Study
 from dive.errors import DiveError, checks
