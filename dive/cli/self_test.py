@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from dive import ops, reference
-from dive.adapter.adapter import SteeringAdapter, SteeringConfig
+from dive.adapter.adapter import SteeringAdapter
 from dive.adapter.attach import steer
+from dive.adapter.config import SteeringConfig
 from dive.backbone.load import Backbone, load_backbone
 from dive.backbone.structure import decoder_layers, last_hidden_state, output_head
 from dive.decode.session import DecodeSession

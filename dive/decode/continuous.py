@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from dive.adapter.adapter import SteeringAdapter
-from dive.adapter.attach import attachment_of, unsteered
-from dive.adapter.attach_rows import RowAttachment
+from dive.adapter.attach import RowAttachment, attachment_of, unsteered
 from dive.backbone.kv_cache import filled_layers
 from dive.backbone.turns import turn
 from dive.decode.batch import last_position, plain_stop, tell_context

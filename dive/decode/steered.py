@@ -9,8 +9,7 @@ from typing import Any
 
 from dive.adapter.adapter import SteeringAdapter
 from dive.adapter.at_work import at_work, in_the_way, scope
-from dive.adapter.attach import Attachment, first_layer
-from dive.adapter.attach_rows import RowAttachment
+from dive.adapter.attach import Attachment, RowAttachment, first_layer
 from dive.backbone.structure import decoder_layers
 from dive.errors import DiveError
 

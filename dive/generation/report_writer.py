@@ -25,7 +25,6 @@ from dive.backbone.structure import unwrap
 from dive.backbone.turns import turn
 from dive.console import PlainConsole, column
 from dive.data.datasets.json_lines import Skipped
-from dive.data.study import Study
 from dive.decode.continuous import Request
 from dive.decode.sampling import seed_of_this_call, seeded
 from dive.decode.session import DecodeSession
@@ -36,6 +35,7 @@ from dive.errors import DiveError
 from dive.generation.nonfinite_origin import ended_early, where_it_began
 from dive.generation.prefetch import Job, Prompts
 from dive.generation.settings import arguments_of, config_of
+from dive.prompting.demonstrations import Demonstrations
 from dive.prompting.prompter import Prompter
 
 
@@ -80,7 +80,7 @@ class Run:
     """
 
     backbone: Backbone
-    demonstrations: list[Study]
+    demonstrations: Demonstrations | None
     max_new_tokens: int
     streamer: Any
     generate_kwargs: dict[str, Any]
