@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import dive
 from dive.cli import app
-from dive.data.__main__ import main as convert
+from dive.cli.inspect_dataset import main as convert
 from dive.errors import DiveError
 from dive.files import lock
 from dive.files.json_lines import JsonlWriter

@@ -9,7 +9,7 @@ from tiny import draw_film
 from typer.testing import CliRunner
 
 from dive.cli import app
-from dive.data.__main__ import main as convert
+from dive.cli.inspect_dataset import main as convert
 from dive.data.overwriting import check_not_in_dataset, check_not_read
 from dive.data.skipping import Skipped, check_skipped
 from dive.errors import DiveError

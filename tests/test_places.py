@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 import dive
 from dive.adapter.adapter import CONFIG_FILE
 from dive.cli import app
+from dive.cli.inspect_dataset import main as look
 from dive.data import Skipped
-from dive.data.__main__ import main as look
 from dive.errors import DiveError
 from dive.prompting.prompter import Prompter
 from dive.training.feature_store import FeatureStore

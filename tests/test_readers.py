@@ -11,8 +11,8 @@ import data_trees as trees
 import pytest
 from data_trees import Mimic, dicom_id, film, write_csv
 
+from dive.cli.inspect_dataset import main
 from dive.data import ReadingReport, Skipped, Studies, open_studies
-from dive.data.__main__ import main
 from dive.errors import DiveError
 
 

@@ -61,8 +61,8 @@ def study(
 ) -> None:
     """The study behind the README's table: every method, six unseen hospitals, three seeds."""
     from dive.cli.options import quiet_libraries
-    from dive.demo import study as module
     from dive.files.json_lines import check_file
+    from experiments import study as module
 
     if out is not None:
         check_file(out)

@@ -13,8 +13,6 @@ and method: an interrupted run goes on where it stopped, and several processes w
 `--hospitals` each may write at once. All parts took 3.2 hours on one core.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -26,12 +24,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dive.demo import methods as m
+from dive.demo.methods import Method
 from dive.errors import DiveError
 from dive.files.json_lines import append_line, check_file, write_text
-
-from . import methods as m
-from . import study_tables
-from .methods import Method
+from experiments import study_tables
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "demo-study.jsonl"
