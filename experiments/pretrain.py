@@ -1,4 +1,4 @@
-"""Pretrain the embedded backbone: `python -m dive.demo.pretrain --out DIR`.
+"""Pretrain the embedded backbone: `python -m experiments.pretrain --out DIR`.
 
 Two stages, both with a fixed seed, about 35 minutes on one core:
 

@@ -1,4 +1,4 @@
-"""What the demo and the study compare, and how one method is run and scored.
+"""What `dive demo` and experiments/study.py compare, and how one method is run and scored.
 
 Everything goes through the public names: `dive.distill`, `dive.generate`, `dive.evaluate`.
 """
