@@ -42,7 +42,7 @@ bench: $(VENV)/.installed
 
 # needs no GPU
 aot: $(VENV)/.installed
-	$(BIN)/python -m dive.kernels.aot
+	$(BIN)/python tools/compile_kernels.py
 
 # how the lexicon reads: marked sentences, and Open-i's reports where torchxrayvision brings them
 lexicon: $(VENV)/.installed
