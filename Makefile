@@ -34,6 +34,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python -m mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h %.hpp %.cu %.cuh,$(SOURCES))
 
 format: $(VENV)/.installed
@@ -48,7 +49,7 @@ bench: $(VENV)/.installed
 
 # needs no GPU
 aot: $(VENV)/.installed
-	$(BIN)/python -m dive.kernels.aot
+	$(BIN)/python tools/compile_kernels.py
 
 # how the lexicon reads: marked sentences, and Open-i's reports where torchxrayvision brings them
 lexicon: $(VENV)/.installed

@@ -18,7 +18,7 @@ import pytest
 if TYPE_CHECKING:
     import dive
 
-# for `benchmarks` and `tests.hard`; last, as it is what is installed that may be tested
+# for benchmarks, experiments, tools and tests.hard; last, as an installed wheel is tested, too
 sys.path.append(str(Path(__file__).parents[1]))
 
 

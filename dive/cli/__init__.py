@@ -1,4 +1,4 @@
-"""The command line: `dive demo | distill | generate | evaluate | inspect | study | bench | doctor`.
+"""The command line: `dive demo | distill | generate | evaluate | inspect | bench | doctor`.
 
 Exit codes: 0 done, 1 bad input or an operator that is wrong (one line on stderr), 2 wrong usage,
 130 interrupted.
@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from dive.cli.bench import bench
-from dive.cli.demo import demo, study
+from dive.cli.demo import demo
 from dive.cli.distill import distill
 from dive.cli.doctor import doctor
 from dive.cli.evaluate import evaluate
@@ -72,7 +72,6 @@ app.command()(distill)
 app.command()(generate)
 app.command()(evaluate)
 app.add_typer(inspect, name="inspect")
-app.command()(study)
 app.command()(bench)
 app.command()(doctor)
 

@@ -1,4 +1,4 @@
-"""`dive demo` and `dive study`: the embedded world."""
+"""`dive demo`: the embedded world."""
 
 from pathlib import Path
 from typing import Annotated
@@ -40,34 +40,3 @@ def demo(
     for file in ("index.html", "results.json", "reports.jsonl", "test.jsonl"):
         check_file(out / file)
     run.main(out, seed=seed, test=test, steps=steps, console=PlainConsole())
-
-
-def study(
-    part: Annotated[
-        list[str] | None, typer.Option(help="One of its parts; default: all, hours on one core.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            parser=place,
-            metavar="FILE",
-            help="Records; default: those of the tree, or here.",
-        ),
-    ] = None,
-    render: Annotated[
-        bool, typer.Option("--render", help="Fill the tree's pages from the records, run nothing.")
-    ] = False,
-) -> None:
-    """The study behind the README's table: every method, six unseen hospitals, three seeds."""
-    from dive.cli.options import quiet_libraries
-    from dive.demo import study as module
-    from dive.files.json_lines import check_file
-
-    if out is not None:
-        check_file(out)
-
-    quiet_libraries()
-    arguments = [word for name in part or () for word in ("--part", name)]
-    arguments += ["--render"] if render else []
-    module.main([*arguments, *(["--out", str(out)] if out is not None else [])])

@@ -1,7 +1,5 @@
 """`dive evaluate`: predictions against references, joined by id."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,18 +13,14 @@ from dive.cli.options import (
     ReportsRootOption,
     SplitOption,
     check_values,
-    open_all,
     place,
     reading,
 )
+from dive.cli.predictions import joined_ids, predictions_of, references_of
 from dive.cli.tables import add_column, add_row, stdout, table
 from dive.console import PlainConsole, styled
 from dive.errors import DiveError
-from dive.errors.counting import counted
-from dive.errors.private import names_of, row_of
 from dive.errors.visible import visible, visible_json
-
-_SHOWN = 8  # ids named in a message
 
 
 def evaluate(
@@ -170,13 +164,13 @@ def evaluate(
         sources["radgraph_case_sensitive"] = radgraph_case_sensitive
     if "chexbert" in asked:
         sources["chexbert"] = CheXbert(chexbert_weights, chexbert_tokenizer)
-    rows = _predictions(predictions)
+    rows = predictions_of(predictions)
     options = reading(split, images_root, reports_root, drop_comparisons, read)
-    truth = _references(references, target, options, allow_missing)
+    truth = references_of(references, target, options, allow_missing)
     files = {predictions: rows}
     if baseline is not None:
-        files[baseline] = _predictions(baseline)
-    ids = _joined(files, references, truth, allow_missing)
+        files[baseline] = predictions_of(baseline)
+    ids = joined_ids(files, references, truth, allow_missing)
     known = [name for name in ids if rows[name].get("finish_reason") is not None]
     found = score(
         [rows[name]["report"] for name in ids],
@@ -267,138 +261,3 @@ def _print(
     for what in ("empty_predictions", "empty_references"):
         if found[what]:
             console.print(f"{found[what]} {what.replace('_', ' ')}", style="yellow")
-
-
-def _predictions(path: Path) -> dict[str, dict[str, Any]]:
-    """Rows by id; a row holds at least "id" and "report"."""
-    from dive.data.absent import is_absent
-    from dive.metrics import FINISH_REASONS
-
-    rows: dict[str, dict[str, Any]] = {}
-    for number, row in _lines(path):
-        for key, kinds in (("id", (str, int)), ("report", str)):
-            if key not in row:
-                raise DiveError(
-                    f'{row_of(path, number)}: wants "id" and "report", got the keys {names_of(row)}'
-                )
-            if key == "report" and row[key] is not None and is_absent(row[key]):
-                continue  # NaN, too, is an empty report
-            if not isinstance(row[key], kinds) or isinstance(row[key], bool):
-                got = "null" if row[key] is None else f"a {type(row[key]).__name__}"
-                raise DiveError(
-                    f'{row_of(path, number)}: "{key}" is {got}, want a text'
-                    + ('; of an empty report, ""' if key == "report" else "")
-                )
-        name, reason = row["id"], row.get("finish_reason")
-        if reason not in (None, *FINISH_REASONS):
-            raise DiveError(
-                f'{row_of(path, number)}: "finish_reason" is another word, want one of '
-                f"{', '.join(FINISH_REASONS)}, or none"
-            )
-        if str(name) in rows:
-            raise DiveError(f"{row_of(path, number)}: id {name!r} comes twice")
-        rows[str(name)] = row
-    return rows
-
-
-def _references(
-    spec: str, target: str, options: dict[str, Any], allow_missing: bool
-) -> dict[str, str]:
-    """Reports by id. Images are neither needed nor looked for."""
-    from dive.data import Study, check_target
-    from dive.data.absent import is_absent
-    from dive.data.open import parse_spec
-    from dive.data.reading import SPLITS
-
-    check_target(target)
-    kind, path = parse_spec(spec)
-    if kind != "jsonl":
-        found = open_all(spec, target=target, **options | {"check_files": False})
-        return {study.id: study.report(target) for study in found}
-    # the readers of JSON lines want the images to be there; of their options this one is left
-    split = options.pop("split", None)
-    if split is not None and split.casefold() not in SPLITS:
-        raise DiveError(f"--split is {split!r}; wants one of {', '.join(SPLITS)}")
-    given = [name for name, value in options.items() if value not in (None, False)]
-    if given:
-        raise DiveError(f"{spec}: is JSON lines, for which {', '.join(given)} has no use")
-    reports: dict[str, str] = {}
-    for number, row in _lines(path):
-        if split is not None:
-            own = row.get("split")
-            if not isinstance(own, str):
-                raise DiveError(f"{row_of(path, number)}: has no 'split', and --split is {split!r}")
-            if SPLITS.get(own.casefold(), own) != SPLITS[split.casefold()]:
-                continue
-        name = row.get("id")
-        if not isinstance(name, (str, int)):
-            raise DiveError(f'{row_of(path, number)}: "id" is missing')
-        if str(name) in reports:
-            raise DiveError(f"{row_of(path, number)}: id {name!r} comes twice")
-        texts: dict[str, Any] = {key: row.get(key) for key in ("findings", "impression")}
-        for key, text in texts.items():
-            if not isinstance(text, str) and not is_absent(text):
-                raise DiveError(f"{row_of(path, number)}: {key!r} wants a text")
-        study = Study(id=str(name), images=(), source=f"{row_of(path, number)}", **texts)
-        try:
-            reports[study.id] = study.report(target)
-        except DiveError:
-            if not allow_missing or not study.placeholders:
-                raise
-            reports[study.id] = ""  # counted as an empty reference
-    if not reports:
-        raise DiveError(f"{path.name}: no reference is of the split {split!r}")
-    return reports
-
-
-def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    from dive.files.input import lines_of
-
-    found = []
-    for number, line in _reported(path, lines_of(path)):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise DiveError(f"cannot read {path}: line {number}: {error}") from error
-        except RecursionError:
-            raise DiveError(f"{path}:{number}: is nested too deeply") from None
-        except ValueError as error:
-            raise DiveError(f"{row_of(path, number)}: is not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise DiveError(f"{row_of(path, number)}: wants one JSON object a line")
-        found.append((number, row))
-    if not found:
-        raise DiveError(f"{path}: has no lines")
-    return found
-
-
-def _reported(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-    try:
-        yield from lines
-    except OSError as error:
-        raise DiveError(f"cannot read {path}: {error}") from error
-
-
-def _joined(
-    files: dict[Path, dict[str, Any]], references: str, truth: dict[str, str], allow_missing: bool
-) -> list[str]:
-    """The ids that every file has, in the order of the references."""
-    for path, rows in files.items():
-        lost = [name for name in truth if name not in rows]
-        odd = [name for name in rows if name not in truth]
-        for names, what in (
-            (lost, f"{path} has no prediction"),
-            (odd, f"{references} has no reference for what {path} has"),
-        ):
-            if names and not allow_missing:
-                listed = ", ".join(names[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
-                raise DiveError(
-                    f"{what} under {counted(len(names), 'id')}: {listed}; --allow-missing counts "
-                    "them and scores the rest"
-                )
-    ids = [name for name in truth if all(name in rows for rows in files.values())]
-    if not ids:
-        raise DiveError(f"no id of {references} is in {', '.join(map(str, files))}")
-    return ids

@@ -1,4 +1,4 @@
-"""`dive inspect tokens` and `dive inspect prompt`: what training will see."""
+"""`dive inspect tokens | prompt | dataset`: what training will see."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from dive.cli.inspect_dataset import dataset
 from dive.cli.options import (
     BackboneOption,
     DropComparisonsOption,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from dive.prompting.prompter import Prompter
 
 inspect = typer.Typer(no_args_is_help=True, help="See what training will see.")
+inspect.command()(dataset)
 
 _STYLES = {"positive": "bold black on yellow", "uncertain": "black on cyan", "negative": "green"}
 
@@ -190,8 +192,8 @@ def prompt(
 ) -> None:
     """Print one student's and one teacher's prompt with its report, image tokens collapsed."""
     check_values(target=target, max_image_tokens=max_image_tokens)
+    from dive.prompting.demonstrations import Demonstrations
     from dive.prompting.prompter import DEFAULT_MAX_IMAGE_TOKENS, Prompter
-    from dive.training.teacher import Demonstrations
 
     options = reading(split, images_root, reports_root, drop_comparisons, read)
     rows = open_all(studies, target=target, **options)

@@ -1,9 +1,7 @@
-"""What the demo and the study compare, and how one method is run and scored.
+"""What `dive demo` and experiments/study.py compare, and how one method is run and scored.
 
 Everything goes through the public names: `dive.distill`, `dive.generate`, `dive.evaluate`.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dive.data import Study
-
-from .reports import concept_findings, micro_f1, style_findings, write_report
-from .style import Style, hospital
-from .world import SHIFTED, Site, draw_images, draw_labels, to_image
+from dive.demo.reports import concept_findings, micro_f1, style_findings, write_report
+from dive.demo.style import Style, hospital
+from dive.demo.world import SHIFTED, Site, draw_images, draw_labels, to_image
 
 if TYPE_CHECKING:
     from dive.adapter.adapter import SteeringAdapter
@@ -108,11 +105,11 @@ class Outcome:
     """What a method wrote and how it scored."""
 
     row: dict[str, Any]
-    reports: list[Report]
-    adapter: SteeringAdapter | None = field(default=None)
+    reports: "list[Report]"
+    adapter: "SteeringAdapter | None" = field(default=None)
 
 
-def score(name: str, reports: Sequence[Report], where: Hospital) -> dict[str, Any]:
+def score(name: str, reports: "Sequence[Report]", where: Hospital) -> dict[str, Any]:
     """The row of results.json: percentages from 0 to 100, milliseconds, tokens, a ratio."""
     import dive
 
@@ -149,7 +146,7 @@ def score(name: str, reports: Sequence[Report], where: Hospital) -> dict[str, An
 
 def run_method(
     method: Method,
-    backbone: Backbone,
+    backbone: "Backbone",
     where: Hospital,
     *,
     seed: int = 0,

@@ -1,7 +1,5 @@
 """The demo's web page: one file, pictures inside, nothing loaded from elsewhere."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Sequence

@@ -1,12 +1,10 @@
 """Tokenizer, image processor and chat template of the embedded backbone, as ordinary files."""
 
-from __future__ import annotations
-
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
-from . import style as words
-from .world import SIZE
+from dive.demo import style as words
+from dive.demo.world import SIZE
 
 PATCH = 16
 IMAGE_TOKENS = (SIZE // PATCH) ** 2

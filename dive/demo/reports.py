@@ -7,15 +7,13 @@ Both extractors are exact on what `write_report` writes (a test holds it on thou
 - `concept_findings`: which findings are stated at all, by any term of any hospital.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 
 import numpy as np
 
-from .style import LABELS, SIDES, TERMS, ZONES, Style
-from .world import FINDINGS
+from dive.demo.style import LABELS, SIDES, TERMS, ZONES, Style
+from dive.demo.world import FINDINGS
 
 _CONCEPT_ROWS = {
     concept: [i for i, (name, _, _) in enumerate(FINDINGS) if name == concept] for concept in TERMS

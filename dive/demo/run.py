@@ -4,8 +4,6 @@ Distils DIVE and what it is compared with, prints the table, and writes into the
 adapter, its reports, the scores and a web page.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import time
@@ -20,12 +18,7 @@ from rich.table import Table
 import dive
 from dive.console import PlainConsole, column, styled
 from dive.data import Study
-from dive.errors import checks
-from dive.errors.visible import visible
-from dive.files.json_lines import check_folder, write_bytes, write_jsonl, write_text
-from dive.files.lock import hold_folder
-
-from .methods import (
+from dive.demo.methods import (
     BACKBONE,
     DEMO_METHODS,
     DIVE,
@@ -35,7 +28,11 @@ from .methods import (
     open_hospital,
     run_method,
 )
-from .page import COLUMNS, caution, cells, marked, write_page
+from dive.demo.page import COLUMNS, caution, cells, marked, write_page
+from dive.errors import checks
+from dive.errors.visible import visible
+from dive.files.json_lines import check_folder, write_bytes, write_jsonl, write_text
+from dive.files.lock import hold_folder
 
 HOSPITAL = 100  # not one of the study's
 
@@ -165,7 +162,7 @@ def _table(rows: Sequence[dict]) -> Table:
 
 def _two_studies(where: Hospital, outcomes: dict[str, Outcome]) -> list[dict]:
     """Two studies with findings, beside the truth: the first ones, not the best ones."""
-    from .reports import concept_findings
+    from dive.demo.reports import concept_findings
 
     chosen = [n for n, study in enumerate(where.test) if len(concept_findings(study.report())) >= 2]
     trained = [name for name, outcome in outcomes.items() if outcome.adapter is not None]

@@ -4,13 +4,11 @@ Every word of every choice is known to the backbone; what it has never seen is t
 All terms are ordinary radiology words, so that the pathology lexicon finds them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from .world import FINDINGS
+from dive.demo.world import FINDINGS
 
 TERMS: dict[str, tuple[str, ...]] = {
     "cardiomegaly": (

@@ -6,8 +6,6 @@ medicine. They give the embedded backbone something to look at that is sometimes
 The patient's left is on the right of the picture, as on a film.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

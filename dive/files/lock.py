@@ -35,7 +35,7 @@ _SETTLES = 0.5  # seconds in which a holder has written who it is, or is gone
 _RANKS_WAIT = 30.0  # seconds for the first rank to come to the lock
 _FACTS = ("pid", "host", "command", "since", "job")  # what a lock's file says, in this order
 _MOST = 4096  # bytes that are read of it
-_COMMANDS = {"demo", "distill", "generate", "evaluate", "inspect", "study", "bench", "doctor"}
+_COMMANDS = {"demo", "distill", "generate", "evaluate", "inspect", "bench", "doctor"}
 
 _guard = threading.RLock()  # a finalizer may come in at any line
 _held: dict[Path, tuple[int, dict[str, Any]]] = {}  # the lock's handle, and who holds it

@@ -8,9 +8,10 @@ from tiny_steering import fingerprint, logits, prompts, randomised
 from transformers import DynamicCache, GenerationConfig
 
 import dive
-from dive.adapter.attach import attachment_of, calibrate
+from dive.adapter.attach import attachment_of
 from dive.backbone.structure import decoder_layers, last_hidden_state
 from dive.errors import DiveError
+from dive.training.calibration import calibrate
 
 GREEDY = GenerationConfig(do_sample=False, max_new_tokens=6, pad_token_id=0)
 

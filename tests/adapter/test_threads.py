@@ -19,9 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 import dive
 from dive.adapter import decoder_site
-from dive.adapter.attach import attachment_of, calibrate
+from dive.adapter.attach import attachment_of
 from dive.backbone.structure import decoder_layers, last_hidden_state
 from dive.errors import DiveError
+from dive.training.calibration import calibrate
 
 BATCH = {"input_ids": torch.tensor([[5, 6, 7, 8, 9]])}
 

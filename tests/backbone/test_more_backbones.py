@@ -8,14 +8,16 @@ import torch
 from tiny_steering import logits, prompts, randomised
 
 import dive
-from dive.adapter.attach import calibrate, steer
+from dive.adapter.attach import steer
 from dive.backbone.structure import decoder_layers, last_hidden_state, output_head
 from dive.data import Skipped
 from dive.decisive.tokens import DecisiveTokens
 from dive.prompting.batch import response_positions
+from dive.prompting.demonstrations import Demonstrations
 from dive.prompting.prompter import Prompter
+from dive.training.calibration import calibrate
 from dive.training.survey import survey
-from dive.training.teacher import Demonstrations, Teacher
+from dive.training.teacher import Teacher
 
 PREFIX = ("PaliGemma", "PaliGemma 2")
 

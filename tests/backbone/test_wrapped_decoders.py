@@ -8,11 +8,11 @@ from tiny_steering import randomised
 from transformers import LlavaForConditionalGeneration
 
 import dive
-from dive.adapter.attach import calibrate
 from dive.backbone.fingerprint import difference, fingerprint
 from dive.backbone.gradient_checkpointing import enable_gradient_checkpointing
 from dive.backbone.structure import description, last_hidden_state, unwrap
 from dive.errors import DiveError
+from dive.training.calibration import calibrate
 
 STEPS = {"preset": "dive-ce", "steps": 2, "batch_size": 2, "rank": 2, "learning_rate": 0.05}
 

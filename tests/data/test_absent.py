@@ -14,8 +14,8 @@ import dive
 from dive.cli import app
 from dive.data import Skipped, Study, open_studies, read_studies
 from dive.data.absent import first_present, is_absent, is_placeholder
+from dive.data.given import as_studies_of
 from dive.errors import DiveError
-from dive.training.arguments import as_studies_of
 
 
 class NAType:

@@ -9,7 +9,6 @@ from tiny import draw_film
 from typer.testing import CliRunner
 
 from dive.cli import app
-from dive.data.__main__ import main as convert
 from dive.data.overwriting import check_not_in_dataset, check_not_read
 from dive.data.skipping import Skipped, check_skipped
 from dive.errors import DiveError
@@ -90,7 +89,7 @@ def test_distill_replaces_nothing_that_it_reads(name, there):
                  "--studies", there / "d" / "studies.jsonl")  # fmt: skip
 
 
-def test_evaluate_and_conversion_replace_nothing_that_they_read(there, capsys):
+def test_evaluate_and_conversion_replace_nothing_that_they_read(there):
     predictions = there / "p.jsonl"
     predictions.write_text('{"id": "a", "report": "Clear."}\n')
     truth = there / "s" / "studies.jsonl"
@@ -101,20 +100,20 @@ def test_evaluate_and_conversion_replace_nothing_that_they_read(there, capsys):
             call("evaluate", "--predictions", predictions, "--references", truth, *more,
                  "--per-report", out)  # fmt: skip
     for out in (truth, there / "s" / "film.png", there / "hard.png"):
-        assert convert([str(truth), "--out", str(out)]) == 1
-        assert "is one of the files to read; name another" in capsys.readouterr().err
+        with pytest.raises(DiveError, match="is one of the files to read; name another"):
+            call("inspect", "dataset", truth, "--out", out)
     assert content(there) == before
-    assert convert([str(truth), "--out", str(there / "new.jsonl")]) == 0
+    assert call("inspect", "dataset", truth, "--out", there / "new.jsonl").exit_code == 0
 
 
-def test_the_files_of_a_dataset_are_all_read(tmp_path, capsys):
+def test_the_files_of_a_dataset_are_all_read(tmp_path):
     root = tmp_path / "iu"
     (root / "deep").mkdir(parents=True)
     table = root / "deep" / "reports.csv"
     table.write_text("kept")
     (root / "mine.jsonl").write_text("")
-    assert convert([f"iu-xray:{root}", "--out", str(table)]) == 1
-    assert "among the files of the dataset" in capsys.readouterr().err
+    with pytest.raises(DiveError, match="among the files of the dataset"):
+        call("inspect", "dataset", f"iu-xray:{root}", "--out", table)
     for out, spec in (
         (table, f"iu-xray:{tmp_path / 'none'} --images-root {root}"),
         (table, f"mimic-cxr:{tmp_path / 'none'} --reports-root {root}"),

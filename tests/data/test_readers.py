@@ -10,9 +10,10 @@ from pathlib import Path
 import data_trees as trees
 import pytest
 from data_trees import Mimic, balanced, dicom_id, film, write_csv
+from typer.testing import CliRunner
 
+from dive.cli import app
 from dive.data import Skipped, Studies, open_studies
-from dive.data.__main__ import main
 from dive.errors import DiveError
 
 
@@ -440,16 +441,15 @@ def test_reading_needs_neither_torch_nor_pydicom_nor_datasets(mimic: Mimic) -> N
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
-def test_a_dataset_is_looked_at_and_written_as_json_lines(
-    mimic: Mimic, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dataset_is_looked_at_and_written_as_json_lines(mimic: Mimic, tmp_path: Path) -> None:
     os.unlink(mimic.report(10000001, 50000002))
     out = tmp_path / "out" / "studies.jsonl"
     spec = f"mimic-cxr:{mimic.root}"
-    assert main([spec]) == 1
-    assert "error: " in capsys.readouterr().err
-    assert main([spec, "--on-error", "skip", "--out", str(out)]) == 0
-    said = capsys.readouterr().out
+    words = ["inspect", "dataset", spec]
+    with pytest.raises(DiveError, match="50000002"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    words += ["--on-error", "skip", "--out", str(out)]
+    said = CliRunner().invoke(app, words, catch_exceptions=False).stdout
     assert "1 studies with 1 images kept of 5 studies with 7 images" in said
     assert "skipped: " in said and "study 's50000002'" in said
     assert "the agreement of its source covers it" in said

@@ -8,8 +8,7 @@ from tiny_decoders import both, small, text_batch
 from tiny_steering import fingerprint, for_backbone, logits, prompts, randomised
 
 import dive
-from dive.adapter.attach import attachment_of
-from dive.adapter.attach_rows import RowAttachment
+from dive.adapter.attach import RowAttachment, attachment_of
 from dive.decode.session import DecodeSession
 from dive.errors import DiveError
 from dive.prompting.prompter import Prompter

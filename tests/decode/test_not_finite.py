@@ -18,9 +18,9 @@ from dive.cli import app
 from dive.data import Skipped
 from dive.decode import native
 from dive.decode.continuous import Request
-from dive.decode.finite import NO_TOKEN, most_likely, most_likely_next, usable
 from dive.decode.sampling import draw, generator
 from dive.decode.session import DecodeSession
+from dive.decode.usable_logits import NO_TOKEN, most_likely, most_likely_next, usable
 from dive.generation.generate_reports import iter_reports
 
 NEW = 12

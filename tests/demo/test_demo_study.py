@@ -6,9 +6,10 @@ from fractions import Fraction
 
 import pytest
 
-from dive.demo import methods, run, study, study_tables
-from dive.demo.exact_test import holm, sign_flip
+from dive.demo import methods, run
 from dive.errors import DiveError
+from experiments import study, study_tables
+from experiments.exact_test import holm, sign_flip
 
 
 def record(method="DIVE", hospital=1, seed=0, **scores):

@@ -31,6 +31,7 @@ from dive.files.json_lines import (
 from dive.radgraph.model import _Store
 from dive.training.feature_store import FeatureStore
 from dive.training.progress import JsonLog
+from experiments import study
 
 
 @contextlib.contextmanager
@@ -59,7 +60,8 @@ WRITERS = {
         "evaluate", "--predictions", "/none", "--references", "/none", "--per-report", path
     ),
     "bench": lambda path: call("bench", "--toy", "--json", path),
-    "study": lambda path: call("study", "--out", path),
+    "study": lambda path: study.main(["--out", str(path)]),
+    "inspect dataset": lambda path: call("inspect", "dataset", "iu-xray:/none", "--out", path),
 }
 
 

@@ -12,10 +12,9 @@ from trainings import equal
 from typer.testing import CliRunner
 
 import dive
-from dive.adapter.adapter import CONFIG_FILE
+from dive.adapter.config import CONFIG_FILE
 from dive.cli import app
 from dive.data import Skipped
-from dive.data.__main__ import main as look
 from dive.errors import DiveError
 from dive.prompting.prompter import Prompter
 from dive.training.feature_store import FeatureStore
@@ -187,6 +186,11 @@ def test_what_is_in_the_way_is_said_once_and_by_its_kind(llava, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "lost"]
 
 
+def look(*arguments):
+    words = ["inspect", "dataset", *map(str, arguments)]
+    return CliRunner().invoke(app, words, catch_exceptions=False)
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -196,11 +200,11 @@ def test_what_is_in_the_way_is_said_once_and_by_its_kind(llava, tmp_path):
         (["--images", " "], "images is blank"),
     ],
 )
-def test_names_of_the_data_module(more, said, home, studies_folder, capsys):
-    assert look([str(studies_folder / "studies.jsonl"), *more]) == 1
-    assert said in capsys.readouterr().err
+def test_names_of_a_dataset(more, said, home, studies_folder):
+    with pytest.raises(DiveError, match=said):
+        look(studies_folder / "studies.jsonl", *more)
 
 
-def test_the_data_module_writes_to_the_home_folder(home, studies_folder):
-    assert look([str(studies_folder / "studies.jsonl"), "--out", "~/rows.jsonl"]) == 0
+def test_a_dataset_is_written_to_the_home_folder(home, studies_folder):
+    assert look(studies_folder / "studies.jsonl", "--out", "~/rows.jsonl").exit_code == 0
     assert dive.data.read_studies("~/rows.jsonl")

@@ -12,12 +12,12 @@ from tiny_decoders import small, text_batch
 from tiny_steering import fingerprint, randomised
 
 import dive
+from dive.backbone.modes import evaluating
 from dive.backbone.structure import decoder_layers
 from dive.backbone.turns import Turns, turn
 from dive.decode.continuous import Request
 from dive.decode.session import DecodeSession
 from dive.generation.generate_reports import iter_reports
-from dive.training.arguments import evaluating
 
 ENGINES = ("auto", "transformers")
 SHORT = {"max_new_tokens": 6, "progress": False}

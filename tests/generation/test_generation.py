@@ -1,6 +1,9 @@
 """`dive.generate`: every kind of input, batches, demonstrations, adapters, and what goes wrong."""
 
 import gc
+import inspect
+import pydoc
+import typing
 import warnings
 from dataclasses import replace
 
@@ -14,8 +17,9 @@ from transformers import GenerationConfig, StoppingCriteriaList, TextStreamer
 import dive
 from dive.adapter.attach import attachment_of
 from dive.data import Skipped, Study
+from dive.data.given import as_studies
 from dive.errors import DiveError
-from dive.generation.generate_reports import as_studies, iter_reports, prompter_for
+from dive.generation.generate_reports import iter_reports, prompter_for
 from dive.prompting.prompter import Prompter
 
 
@@ -376,3 +380,31 @@ def test_progress_is_shown_when_wanted(llava, studies, capsys):
 def test_items_become_studies_without_opening_files():
     (one,) = as_studies("nowhere/film.png")
     assert one.id == "nowhere/film.png" and one.findings is None
+
+
+def test_generate_shows_the_parameters_that_it_hands_on():
+    """One list stands in the code; signatures, help() and a wrong call know it from both names."""
+    shown = inspect.signature(dive.generate)
+    assert str(shown).split(" -> ")[0] == str(inspect.signature(iter_reports)).split(" -> ")[0]
+    assert shown.return_annotation == list[dive.Report]
+    assert typing.get_type_hints(dive.generate)["return"] == list[dive.Report]
+    plain, named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    parameters = shown.parameters.values()
+    assert [one.name for one in parameters if one.kind is plain] == [
+        "backbone", "images_or_studies", "prompt", "adapter", "demonstrations",
+    ]  # fmt: skip
+    assert {one.name: one.default for one in parameters if one.kind is named} == {
+        "max_new_tokens": None, "batch_size": 8, "target": None, "max_image_tokens": "auto",
+        "template": None, "template_date": None, "processor": None, "streamer": None,
+        "progress": None, "on_error": "fail", "skipped": None, "engine": "auto", "seed": None,
+    }  # fmt: skip
+    assert [*shown.parameters][-1] == "generate_kwargs"
+    assert "batch_size: int = 8" in pydoc.plaintext.document(dive.generate)
+    with pytest.raises(TypeError, match="^missing a required argument: 'images_or_studies'"):
+        dive.generate("a model")
+
+
+def test_a_warning_of_generate_is_of_the_line_that_calls_it(llava, studies):
+    with pytest.warns(UserWarning, match="min_new_tokens is 5") as caught:
+        dive.generate(llava, studies[0], min_new_tokens=5, max_new_tokens=2)
+    assert caught[0].filename == __file__

@@ -14,8 +14,8 @@ from transformers import GenerationConfig
 
 import dive
 from dive.decode.continuous import Request
-from dive.decode.refusals import refusals
 from dive.decode.session import DecodeSession
+from dive.decode.transformers_errors import refusals
 from dive.decode.whole_config import WholeConfig
 from dive.errors import DiveError, FallbackWarning
 from dive.generation.generate_reports import iter_reports, prompter_for

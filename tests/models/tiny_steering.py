@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dive.adapter.adapter import SteeringAdapter, SteeringConfig
+from dive.adapter.adapter import SteeringAdapter
+from dive.adapter.config import SteeringConfig
 from dive.backbone.load import Backbone
 from dive.data import Study
 from dive.prompting.prompter import Prompter

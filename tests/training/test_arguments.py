@@ -13,7 +13,7 @@ from trainings import equal
 from typer.testing import CliRunner
 
 import dive
-from dive.adapter.adapter import CONFIG_FILE, WEIGHTS_FILE
+from dive.adapter.config import CONFIG_FILE, WEIGHTS_FILE
 from dive.cli import app
 from dive.data import Skipped
 from dive.decode.session import DecodeSession

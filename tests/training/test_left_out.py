@@ -18,12 +18,13 @@ from transformers import TrainerCallback
 import dive
 from dive.data import Skipped, read_studies
 from dive.errors import DiveError
+from dive.prompting.demonstrations import Demonstrations
 from dive.prompting.prompter import Prompter
 from dive.training import distillation
 from dive.training.checkpoints import checkpoints_in, harm_of
 from dive.training.examples import Examples
 from dive.training.feed import Feed, Loaded
-from dive.training.teacher import Demonstrations, Teacher
+from dive.training.teacher import Teacher
 from dive.training.trainer import DistillTrainer
 
 

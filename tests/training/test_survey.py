@@ -21,11 +21,12 @@ from dive.data.images.load import LazyImage, image_size, load_rgb
 from dive.decisive.tokens import DecisiveTokens
 from dive.errors import DiveError
 from dive.prompting import image_tokens
+from dive.prompting.demonstrations import Demonstrations
 from dive.prompting.image_tokens import ImageTokens, rendered_length
 from dive.prompting.prompter import Prompter
 from dive.training import workers
 from dive.training.survey import survey
-from dive.training.teacher import Demonstrations, Teacher
+from dive.training.teacher import Teacher
 
 ORIENTATION = 0x0112
 

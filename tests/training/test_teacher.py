@@ -12,9 +12,10 @@ from dive.backbone.structure import decoder_layers
 from dive.data import Skipped, read_studies
 from dive.decisive.tokens import DecisiveTokens
 from dive.errors import DiveError
+from dive.prompting.demonstrations import Demonstrations
 from dive.prompting.prompter import Prompter
 from dive.training.survey import survey
-from dive.training.teacher import Demonstrations, Teacher
+from dive.training.teacher import Teacher
 
 
 @pytest.fixture(params=["tiny_llava", "tiny_llava_mistral", "tiny_qwen", "tiny_gemma"])

@@ -17,7 +17,7 @@ from dive.errors import DiveError
 
 _REFUSALS = (ValueError, TypeError, AttributeError, ImportError, NotImplementedError, OSError,
              ArithmeticError, LookupError, AssertionError, RuntimeError)  # fmt: skip
-_HERE = Path(__file__).parent
+_DIVE = Path(__file__).parents[1]
 _TRANSFORMERS = Path(transformers.__file__).parent
 _TORCH = Path(torch.__file__).parent
 _PYTHON = Path(sysconfig.get_path("stdlib"))
@@ -77,7 +77,7 @@ def _shown(value: Any) -> str:
 
 def _owner(filename: str) -> str:
     path = Path(filename)
-    for name, root in (("transformers", _TRANSFORMERS), ("torch", _TORCH), ("dive", _HERE)):
+    for name, root in (("transformers", _TRANSFORMERS), ("torch", _TORCH), ("dive", _DIVE)):
         if path.is_relative_to(root):
             return name
     packaged = {"site-packages", "dist-packages"} & set(path.parts)

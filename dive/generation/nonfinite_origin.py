@@ -1,18 +1,14 @@
 """Where in a model numbers stopped being of use: one more forward, after the fact, that looks."""
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dive.adapter.adapter import SteeringAdapter
-from dive.adapter.attach import Attachment, unsteered
 from dive.backbone.structure import decoder_layers, forget_compiled, unwrap
-from dive.backbone.turns import turn
-from dive.decode.finite import usable
+from dive.decode.usable_logits import usable
 
 
 class Began(NamedTuple):
@@ -27,22 +23,6 @@ def ended_early(tokens: int, began: Began | None) -> str:
     where = "; where it began is not known" if began is None else f"; it began in {began.where}"
     logits = "all the same" if began is not None and began.same else "not finite"
     return f"logits were {logits} after {tokens} token{'' if tokens == 1 else 's'}{where}"
-
-
-@contextmanager
-def steered_by(model: Any, adapter: SteeringAdapter | None) -> Iterator[None]:
-    """This thread's forwards inside are steered as the report was; what is attached stays so."""
-    with turn(model):
-        if adapter is None:
-            yield  # the caller's own attachment, if there is one, is at work as it is
-            return
-        with unsteered(model):
-            attachment = Attachment(model, adapter, check=False, scoped=True)
-            try:
-                with attachment.working():
-                    yield
-            finally:
-                attachment.detach()
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Pretrain the embedded backbone: `python -m dive.demo.pretrain --out DIR`.
+"""Pretrain the embedded backbone: `python -m experiments.pretrain --out DIR`.
 
 Two stages, both with a fixed seed, about 35 minutes on one core:
 
@@ -8,8 +8,6 @@ Two stages, both with a fixed seed, about 35 minutes on one core:
    it, so in-context learning forms. A separator parts the studies and the end token stands at the
    document's end alone: after a single report the model goes on, as a base model does.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
@@ -29,10 +27,10 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from . import processor as files
-from .reports import write_report
-from .style import draw_style
-from .world import FINDINGS, SIZE, draw_images, draw_labels
+from dive.demo import processor as files
+from dive.demo.reports import write_report
+from dive.demo.style import draw_style
+from dive.demo.world import FINDINGS, SIZE, draw_images, draw_labels
 
 SEED = 20260
 WIDTH, LAYERS = 160, 4
@@ -124,7 +122,7 @@ def train_tower(model, steps: int, rng: np.random.Generator, batch: int = 64) ->
             )
     tower.requires_grad_(False)
 
-    from .world import HOME, SHIFTED
+    from dive.demo.world import HOME, SHIFTED
 
     scores = {}
     for name, site in (("home", HOME), ("shifted", SHIFTED)):

@@ -1,7 +1,5 @@
 """Exact tests over a few hospitals: sign flips for one comparison, Holm's correction for many."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import product

@@ -4,36 +4,36 @@ Six hospitals that no run had touched, three seeds each (one where training is f
 and four parts that are reported whatever comes out. The choices (rates, weights) were made on two
 other hospitals. docs/study.md shows all of it, and says what was decided when.
 
-    python -m dive.demo.study                    what is missing of all parts
-    python -m dive.demo.study --part main        of one
-    python -m dive.demo.study --render           docs/study.md and README.md from the records
+    python -m experiments.study                    what is missing of all parts
+    python -m experiments.study --part main        of one
+    python -m experiments.study --render           docs/study.md and README.md from the records
 
 Records are appended to benchmarks/results/demo-study.jsonl as they come, one line a hospital, seed
 and method: an interrupted run goes on where it stopped, and several processes with a share of the
 `--hospitals` each may write at once. All parts took 3.2 hours on one core.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dive.errors import DiveError
+from dive.cli.options import quiet_libraries
+from dive.demo import methods as m
+from dive.demo.methods import Method
+from dive.errors import DiveError, checks
+from dive.errors.visible import visible
 from dive.files.json_lines import append_line, check_file, write_text
+from experiments import study_tables
 
-from . import methods as m
-from . import study_tables
-from .methods import Method
-
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "demo-study.jsonl"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "study.md")
 TEST_HOSPITALS = (11, 12, 13, 14, 15, 16)
@@ -183,19 +183,19 @@ def run(name: str, hospitals: Sequence[int], path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m dive.demo.study",
+        prog="python -m experiments.study",
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--part", action="append", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--hospitals", type=int, nargs="+", help="default: all of the part")
     parser.add_argument("--render", action="store_true", help="fill the pages, run nothing")
-    parser.add_argument("--out", type=Path, help="default: the tree's, else demo-study.jsonl here")
+    parser.add_argument("--out", metavar="FILE", help="records; default: those of the tree")
     args = parser.parse_args(argv)
     for name in args.part or ():
         if name not in PARTS:
             raise DiveError(f"part is {name!r}, want one of {', '.join(PARTS)}")
-    out: Path = args.out or (RESULTS if RESULTS.parent.is_dir() else Path(RESULTS.name))
+    out = RESULTS if args.out is None else checks.place("--out", args.out)
     check_file(out)  # before anything runs
     if args.render:
         records = load(out)
@@ -212,4 +212,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    quiet_libraries()
+    try:
+        main()
+    except DiveError as error:
+        sys.exit(visible(f"error: {error}"))

@@ -7,8 +7,6 @@
 <!-- end -->                             ends each
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +15,9 @@ from math import sqrt
 from statistics import mean, stdev
 from typing import Any
 
+from dive.demo.methods import DEMO_METHODS, DIVE
 from dive.errors import DiveError
-
-from .exact_test import holm, sign_flip
-from .methods import DEMO_METHODS, DIVE
+from experiments.exact_test import holm, sign_flip
 
 Record = dict[str, Any]
 SCORES = ("bleu4", "rouge_l", "style_f1", "concept_f1", "terminated", "length_ratio")
