@@ -21,7 +21,7 @@ test: $(VENV)/.installed
 	@echo
 	@echo "Next: make test-slow, make demo; $(BIN)/dive doctor says what else can be installed."
 
-# half a minute and more each: the CUDA sources through nvcc, the benchmarks' stages, torch.compile
+# half a minute and more each: the CUDA sources through nvcc, and the benchmarks' stages
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow $(IN_TWO)
 

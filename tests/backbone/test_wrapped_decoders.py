@@ -22,7 +22,6 @@ def peft():
     return pytest.importorskip("peft")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("form", ["wrapper", "forward"])
 def test_what_was_compiled_before_is_calibrated_and_steered_the_same(form, tiny_llama):
     """Graphs that were made before our hooks came would run on without them."""
