@@ -15,8 +15,9 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 import dive
 from dive.adapter.attach import attachment_of
 from dive.decode import native
+from dive.decode.answers import Live
 from dive.decode.continuous import Request
-from dive.decode.engine import Live, Rows
+from dive.decode.engine import EngineCache
 from dive.decode.session import DecodeSession
 from dive.errors import DiveError, FallbackWarning
 
@@ -78,13 +79,13 @@ def written(session, requests, rows):
 def steps(monkeypatch):
     """How many rows each step of the engine ran."""
     seen = []
-    real = Rows.step
+    real = EngineCache.step
 
     def step(self, rows, tokens, logits=None):
         seen.append(len(rows))
         return real(self, rows, tokens, logits)
 
-    monkeypatch.setattr(Rows, "step", step)
+    monkeypatch.setattr(EngineCache, "step", step)
     return seen
 
 
@@ -98,7 +99,7 @@ def test_refilled_rows_give_what_one_by_one_gives(family, way):
     session = DecodeSession(model)
     for rows in (1, 3, 20):
         assert written(session, requests, rows) == wanted, rows
-    assert session.ran.engine == "dive._C" and not session._said
+    assert session.ran.engine == "dive._C" and not session.fallback.told
 
 
 def test_the_rows_stay_full_and_ended_ones_cost_nothing(steps):
@@ -185,13 +186,13 @@ def test_prompts_longer_than_the_room_wait_for_it(monkeypatch):
     requests = requests_of(model, lengths=lengths, eos_token_id=None)
     wanted = [alone(model, request) for request in requests]
     rooms = []
-    real = Rows.reserve
+    real = EngineCache.reserve
 
     def reserve(self, count, capacity):
-        rooms.append((count, capacity))
-        return real(self, count, capacity)
+        real(self, count, capacity)
+        rooms.append((self.count, self.capacity))
 
-    monkeypatch.setattr(Rows, "reserve", reserve)
+    monkeypatch.setattr(EngineCache, "reserve", reserve)
     assert written(DecodeSession(model), requests, 2) == wanted
     # the first three are known; 80 and 200 are each met with more room, and nothing ever shrinks
     assert rooms == [(2, 64), (2, 128), (2, 256)]
@@ -345,15 +346,15 @@ def test_what_is_left_is_given_up_with_the_iterator():
     requests = requests_of(model, adapters=[randomised(model)])
     session = DecodeSession(model)
     session.plan()
-    engine = session._engine
+    cache = session.binding.cache
     stream = session.stream(requests, 2)
     next(stream)
-    assert fingerprint(model) != trace and session._engine is None
+    assert fingerprint(model) != trace and session.binding.cache is None
     assert attachment_of(model) is None  # it works only where a prompt is read
     del stream
     gc.collect()
     assert attachment_of(model) is None and fingerprint(model) == trace
-    assert session._engine is engine  # with its memory, for the next one
+    assert session.binding.cache is cache  # with its memory, for the next one
 
 
 def test_a_model_that_moves_in_between_is_an_error():
