@@ -42,7 +42,7 @@ def alone(model, request, adapter=None):
     if request.seed is not None:
         torch.manual_seed(request.seed)
     inputs = dict(request.inputs)
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
     with steered(model, request.adapter or adapter):
         ids = model.generate(**inputs, **request.settings)
     return ids[0, inputs["input_ids"].shape[1] :].tolist()
@@ -437,6 +437,33 @@ def test_transformers_writes_what_the_engine_cannot(name, way, monkeypatch, capl
     assert len(said) == 1 and words in said[0] and not silent
     assert {one.engine for one in session.stream(requests, 3)} == {"transformers"}
     assert attachment_of(model) is None
+
+
+@pytest.mark.parametrize("own", [None, 3], ids=["no session's adapter", "a session's adapter"])
+@pytest.mark.parametrize(
+    ("mask", "settings"),
+    [([1, 1, 1, 1, 1, 1], {"num_beams": 2}), ([1, 1, 0, 1, 1, 1], {})],
+    ids=["beams", "a mask with a hole"],
+)
+def test_one_prompt_for_several_adapters_in_transformers(mask, settings, own):
+    """What the engine would read once is not left unsteered where transformers decodes."""
+    model = small("qwen3")
+    adapters = [
+        None if seed is None else randomised(model, seed=seed, positions="response", strength=0.5)
+        for seed in (1, None, 2, own)
+    ]
+    inputs = {**prompt(6), "attention_mask": torch.tensor([mask])}
+    requests = [
+        Request(inputs, {"max_new_tokens": 12, **settings}, adapter=one) for one in adapters[:3]
+    ]
+    asked = [replace(one, adapter=one.adapter or adapters[3]) for one in requests]
+    wanted = [alone(model, one) for one in asked]
+    assert len({tuple(tokens) for tokens in wanted}) == 3
+    session = DecodeSession(model, adapters[3])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FallbackWarning)
+        assert written(session, requests, 2) == wanted
+    assert session.ran.engine == "transformers"
 
 
 def test_one_request_that_the_engine_cannot_take_among_others():

@@ -8,7 +8,7 @@ answer known so far; one that wants more waits until the live answers are done.
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from dive.decode.generate_arguments import asked_config, given_arguments
 from dive.decode.model_check import Unsupported
 from dive.decode.prompt_cache import PromptCache, prompt_cache, read_but_last
 from dive.decode.sampling import as_seed, drawing, generator, sampling_by, seed_of_this_call
-from dive.decode.steered import steered
+from dive.decode.steered import PerRow, steered
 from dive.decode.transformers_errors import refusals
 from dive.decode.usable_logits import Watch, generate_watched, most_likely_next
 from dive.errors import DiveError
@@ -217,15 +217,17 @@ class ContinuousBatch:
             request = self._checked(request, place)
         if self._prefix is not None and self._prefix.inputs is not request.inputs:
             self._prefix = None
-        shared = self._shares(request) and (self._prefix is not None or self._next_shares(request))
         plan = self._ruled_out(request)
-        with self._steered(request, bare=shared) as adapter, refusals(request.settings):
+        shared = plan is None and self._shares(request)
+        shared = shared and (self._prefix is not None or self._next_shares(request))
+        steering: Any = unsteered(self.model) if shared else self._steered(request)
+        with turn(self.model), steering as steers, refusals(request.settings):
             if plan is None:
                 one = self._read(request, place, shared)
             else:
                 self.fallback.note(plan)
                 one = self._by_transformers(request, place)
-        one.adapter = self._own(request) if shared else adapter
+        one.adapter = self._own(request) if shared else steers[0]
         one.seconds = time.perf_counter() - started
         return one
 
@@ -285,7 +287,7 @@ class ContinuousBatch:
                 seed, device = request.seed, input_ids.device
                 with (
                     drawing(seed, generation_config, logits_processor, device) as (own, config),
-                    steered(self.model, self.adapter),
+                    self._steered(request),  # by all of it, also where it was to be shared
                 ):
                     output, watch = self.fallback.decode(
                         input_ids, own, stopping_criteria, config, **kwargs
@@ -316,7 +318,7 @@ class ContinuousBatch:
             return one
 
         inputs = dict(request.inputs)
-        if shared and self._prefix is not None:
+        if shared and self._prefix is not None and reason is None:
             # read already: no image is looked at again
             ids = inputs["input_ids"]
             inputs = {"input_ids": ids, "position_ids": torch.arange(ids.shape[1])[None]}
@@ -354,22 +356,13 @@ class ContinuousBatch:
             following is not None and following.inputs is request.inputs and self._shares(following)
         )
 
-    @contextmanager
-    def _steered(self, request: Request, bare: bool) -> Iterator[SteeringAdapter | None]:
-        """This call's turn, and what steers one prompt at work in it; attached once for all."""
+    def _steered(self, request: Request) -> AbstractContextManager[PerRow]:
+        """What steers one prompt at work; requests' own adapters are attached once for all."""
         if self._attachment is None and request.adapter is not None:
             self._attachment = RowAttachment(self.model, scoped=True)
-        with turn(self.model):
-            if self._attachment is not None:
-                adapter = None if bare else self._own(request)
-                with steered(self.model, (adapter,), self._attachment):
-                    yield adapter
-            elif bare:
-                with unsteered(self.model):
-                    yield None
-            else:
-                with steered(self.model, self.adapter) as adapters:
-                    yield adapters[0]
+        if self._attachment is None:
+            return steered(self.model, self.adapter)
+        return steered(self.model, (self._own(request),), self._attachment)
 
 
 def _written(request: Request, place: int, output: Any, watch: Watch) -> _Prompted:
