@@ -1,6 +1,6 @@
 """What the films of a training's studies are, so that one which is exchanged meanwhile is seen.
 
-A file counts by samples of its content (`dive.files.file_digest.film`), for reading 200,000 films
+A file counts by samples of its content (`dive.files.digests.film`), for reading 200,000 films
 whole would take hours; not by its times, for it may be a copy on another machine. An image of a
 dataset object (`LazyImage`) counts by its name alone.
 """
@@ -18,7 +18,7 @@ from dive.data.images.load import LazyImage
 from dive.data.study import Study
 from dive.errors import DiveError, checks
 from dive.errors.counting import counted
-from dive.files import file_digest
+from dive.files import digests
 
 _READERS = 16  # threads: of a file system far away each read waits
 
@@ -71,7 +71,7 @@ def _content(study: Study) -> str:
             parts.append(_pixels(image))
         elif checks.names_a_place(image):
             try:
-                parts.append(file_digest.film(checks.place("the image", image)))
+                parts.append(digests.film(checks.place("the image", image)))
             except DiveError:
                 parts.append("")  # whoever decodes it says what is wrong with the name
         else:

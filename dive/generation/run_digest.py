@@ -24,7 +24,7 @@ from dive.data.images.load import LazyImage, fetched
 from dive.data.images.names import place_of
 from dive.data.study import Study
 from dive.errors import DiveError, checks
-from dive.files import file_digest
+from dive.files import digests
 from dive.files.json_lines import JsonlWriter
 from dive.prompting.model_digest import digest
 
@@ -185,7 +185,7 @@ def _content(image: Any, where: str, name: str) -> str:
     except OSError as error:
         raise DiveError(f"{where}: cannot read the image ({name}): {error.strerror}") from error
     try:
-        return file_digest.whole(path)
+        return digests.whole(path)
     except DiveError as error:
         why = error.__cause__
         said = why.strerror if isinstance(why, OSError) else "it is no regular file"
