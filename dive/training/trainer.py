@@ -1,7 +1,5 @@
 """A `transformers.Trainer` that trains and saves the adapter alone."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from dive.adapter.adapter import SteeringAdapter
 from dive.backbone.turns import turn
 from dive.errors import DiveError
 from dive.errors.counting import counted
+from dive.files.digests import of_json
 from dive.training.class_meter import ClassMeter
 from dive.training.config import DistillConfig
 from dive.training.examples import Example, Examples
@@ -81,8 +80,7 @@ class DistillTrainer(WholeCheckpoints):
         if self.args.world_size == 1:
             return
         parts = [part for part in self._parts.values() if part is not None]
-        names = json.dumps([[study.id for study in part.studies] for part in parts])
-        digest = hashlib.sha256(names.encode("utf-8")).hexdigest()
+        digest = of_json([[study.id for study in part.studies] for part in parts])
         starts = self._of_all_ranks([(0, str(self.args.resume_from_checkpoint))])
         if len(starts) > 1:
             raise DiveError(
