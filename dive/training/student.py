@@ -1,4 +1,4 @@
-"""The student: the backbone with the adapter attached, and the loss of a batch."""
+"""The student: the backbone with the adapter attached; a batch's loss, and losses by class."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +11,7 @@ from dive.adapter.adapter import SteeringAdapter
 from dive.adapter.attach import Attachment, unsteered
 from dive.backbone.structure import last_hidden_state, output_head
 from dive.backbone.turns import turn
+from dive.decisive.tokens import CLASS_NAMES
 from dive.training.config import DistillConfig
 
 
@@ -100,3 +101,35 @@ def output_head_of(attachment: Attachment) -> Any:
     """The head, checked against the bare model's logits: the adapter is off meanwhile."""
     with turn(attachment.model), unsteered(attachment.model):
         return output_head(attachment.model)
+
+
+class ClassMeter:
+    """Loss and accuracy by token class, over forwards and ranks, between two lines of log."""
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None  # [3, classes]: loss, hits, tokens
+
+    def add(self, parts: ops.DecisiveLoss) -> None:
+        assert parts.class_count is not None  # the student passes token_class
+        assert parts.class_loss is not None and parts.class_accuracy is not None
+        count = parts.class_count.double()
+        mean = torch.stack([parts.class_loss.double(), parts.class_accuracy.double()])
+        rows = torch.cat([torch.where(count > 0, mean, 0.0) * count, count[None]])
+        self._sums = rows if self._sums is None else self._sums + rows
+
+    def take(self, prefix: str = "", reduce: Any = lambda sums: sums) -> dict[str, float]:
+        """Means by class since the last time, of those classes that there were.
+
+        reduce: sums [3, classes] over ranks. All of them call it, one that had no row with zeros:
+        the others wait for it.
+        """
+        sums = torch.zeros(3, len(CLASS_NAMES)) if self._sums is None else self._sums
+        self._sums = None
+        loss, hits, count = reduce(sums).tolist()
+        found = {}
+        for name, a, b, n in zip(CLASS_NAMES, loss, hits, count, strict=True):
+            if n:
+                key = name.lower()
+                found[f"{prefix}loss_{key}"] = a / n
+                found[f"{prefix}accuracy_{key}"] = b / n
+        return found

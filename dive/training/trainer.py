@@ -15,13 +15,12 @@ from dive.backbone.turns import turn
 from dive.errors import DiveError
 from dive.errors.counting import counted
 from dive.files.digests import of_json
-from dive.training.class_meter import ClassMeter
 from dive.training.config import DistillConfig
 from dive.training.examples import Example, Examples
 from dive.training.feed import Feed, Loaded, as_they_come
 from dive.training.left_out import LeftOut
 from dive.training.loss_watch import LossWatch
-from dive.training.student import Student
+from dive.training.student import ClassMeter, Student
 from dive.training.teacher import Teacher, TeacherPrompt
 from dive.training.whole_checkpoints import WholeCheckpoints
 
