@@ -355,11 +355,6 @@ class Prompter:
         token = self.backbone.image_token_id
         return 0 if token is None else int((encoded["input_ids"] == token).sum())
 
-    def tokens_per_image(self, image: Path | Image.Image) -> int:
-        """How many tokens this image takes under the budget."""
-        study = Study(id="one image", images=(image,))
-        return self.count_image_tokens(self.encode(study))
-
     def _one_image(self) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
         """A prompt with one image; what of it is the image's; how many image tokens it has."""
         image = Image.new("RGB", (96, 72))
