@@ -27,6 +27,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python -m mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h %.hpp %.cu %.cuh,$(SOURCES))
 
 format: $(VENV)/.installed

@@ -92,7 +92,7 @@ def write_studies(folder: Path, count: int) -> Path:
 
 def save_backbone(name: str, folder: Path) -> Path:
     """A tiny random model of a family, with its processor's real sizes."""
-    sys.path.insert(0, str(HERE.parent / "tests"))
+    sys.path.insert(0, str(HERE.parent / "tests" / "models"))
     import tiny
 
     if name == "llava":

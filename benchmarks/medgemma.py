@@ -20,8 +20,8 @@ from transformers import (
 from benchmarks.timing import TOY
 from dive import Backbone
 from dive.data.study import Study
-from tests.tiny_templates import GEMMA
-from tests.tiny_tokenizers import REPORT_LINES, gemma_tokenizer
+from tests.models.tiny_templates import GEMMA
+from tests.models.tiny_tokenizers import REPORT_LINES, gemma_tokenizer
 
 IMAGE, IMAGE_TOKENS = (56, 4) if TOY else (896, 256)
 REPORT_TOKENS = 12 if TOY else 120

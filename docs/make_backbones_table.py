@@ -2,7 +2,7 @@
 
     python docs/make_backbones_table.py
 
-runs tests/test_more_backbones.py and reads its outcomes, so a row says what passed here, with
+runs test_more_backbones.py and reads its outcomes, so a row says what passed here, with
 which versions. The text around the table stays as it is.
 """
 
@@ -36,7 +36,7 @@ def outcomes() -> dict[str, dict[str, list[str]]]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", f"--junit-xml={report}"]
-        tests = ["tests/test_more_backbones.py", "tests/test_image_cache.py"]
+        tests = ["tests/backbone/test_more_backbones.py", "tests/training/test_image_cache.py"]
         subprocess.run([*command, *tests], cwd=ROOT, env=dict(os.environ), check=False)
         cases = ElementTree.parse(report).getroot().iter("testcase")
         found: dict[str, dict[str, list[str]]] = {}

@@ -29,7 +29,7 @@ import yaml
 from dive.decisive.tokens import DecisiveTokens, Mention, find_mentions
 from dive.lexicon import CHEXPERT_CLASSES, OTHER, default_lexicon
 
-DATA = Path(__file__).parents[1] / "tests" / "data"
+DATA = Path(__file__).parents[1] / "tests" / "lexicon" / "sentences"
 SETS = {
     "hard_sentences": "hard sentences, which no rule was written on",
     "dev_sentences": "sentences that the rules were repaired on",

@@ -36,7 +36,7 @@ def bucket(width: int) -> int:
 
 
 # Rows that spill neither under Triton 3.6 nor 3.9, but for what aot.TOLERATED names, which is why
-# some look arbitrary (tests/test_kernels_compiled.py, make aot).
+# some look arbitrary (tests/kernels/test_kernels_compiled.py, make aot).
 
 
 def _steer_forward(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:

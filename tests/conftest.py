@@ -9,6 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # machine that has other work too the same tests then take ten times as long
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,9 @@ import pytest
 
 if TYPE_CHECKING:
     import dive
+
+# for `benchmarks` and `tests.hard`; last, as it is what is installed that may be tested
+sys.path.append(str(Path(__file__).parents[1]))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Ahead-of-time compilation of the kernels, without a GPU, and what ptxas says of the result.
 
-`python -m dive.kernels.aot` builds every row of the table for every architecture. It exits with 1
+`python tools/compile_kernels.py` builds every row of the table for every architecture. It exits with 1
 if one spills more than is TOLERATED, or wants more shared memory than the part has: `make aot`.
 """
 

@@ -1,7 +1,8 @@
 """The steering adapter: its parameters and files, and how it is put to work on a frozen model."""
 
-from dive.adapter.adapter import SteeringAdapter, SteeringConfig, as_adapter
+from dive.adapter.adapter import SteeringAdapter, as_adapter
 from dive.adapter.attach import Attachment, attachment_of, steer
+from dive.adapter.config import SteeringConfig
 
 __all__ = [
     "Attachment",

@@ -3,9 +3,7 @@
 Hooks on the model's own decoder layers; no class is patched and no weight is touched.
 """
 
-import statistics
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,14 +16,7 @@ from dive.adapter.at_work import Work, at_work, call_of_its_own, in_the_way, sco
 from dive.adapter.contexts import as_no_hook
 from dive.adapter.decoder_site import uncompiled
 from dive.backbone.each_inside import each_inside
-from dive.backbone.structure import (
-    computes_on,
-    decoder_layers,
-    forget_compiled,
-    last_hidden_state,
-    unwrap,
-)
-from dive.backbone.turns import turn
+from dive.backbone.structure import computes_on, decoder_layers, forget_compiled, unwrap
 from dive.errors import DiveError
 
 T = TypeVar("T")
@@ -130,6 +121,79 @@ class Attachment(Work):
         )
 
 
+class RowAttachment(Attachment):
+    """An `Attachment` with an adapter of its own, or none, for every row of a batch.
+
+    rows: what steers each row of the next forwards. A batch k times as long repeats each k times,
+        as beams and `num_return_sequences` do. Set as often as wanted: nothing is attached anew.
+    A row is computed as it would be alone, by its adapter's own rule of positions; there is no
+    `mask` here.
+    """
+
+    def __init__(
+        self,
+        backbone_or_model: Any,
+        rows: Sequence[SteeringAdapter | None] = (None,),
+        check: bool = True,
+        scoped: bool = False,
+    ) -> None:
+        self.adapter = None
+        self._check = check
+        self._known: list[SteeringAdapter] = []
+        model = unwrap(backbone_or_model)
+        self._devices = [computes_on(layer) for layer in decoder_layers(model)]
+        self._hang(model, range(len(self._devices)), scoped)
+        try:
+            self.rows = rows
+        except DiveError:
+            self.detach()
+            raise
+
+    @property
+    def rows(self) -> tuple[SteeringAdapter | None, ...]:
+        return self._rows
+
+    @rows.setter
+    def rows(self, rows: Iterable[SteeringAdapter | None]) -> None:
+        rows = tuple(rows)
+        if not rows:
+            raise DiveError("rows is empty, want an adapter or None for every row")
+        for adapter in rows:
+            if adapter is None or any(adapter is known for known in self._known):
+                continue
+            if self._check:
+                adapter.check_backbone(self.model)
+            for index, steering in adapter.layers.items():
+                steering.to(self._devices[int(index)])
+            self._known.append(adapter)
+        self._rows = rows
+
+    @property
+    def steers(self) -> tuple[SteeringAdapter | None, ...]:
+        return self._rows
+
+    def _edit(self, index: int, device: torch.device) -> Callable[[Tensor], Tensor]:
+        def edit(hidden: Tensor) -> Tensor:
+            if self.mask is not None:
+                raise DiveError("a mask of positions does not go with an adapter for every row")
+            each, left = divmod(hidden.shape[0], len(self._rows))
+            if left:
+                raise DiveError(
+                    f"{len(self._rows)} adapters were given, one a row, for a batch of "
+                    f"{hidden.shape[0]} rows"
+                )
+            parts = list(hidden.split(each))
+            for row, adapter in enumerate(self._rows):
+                layers: Any = () if adapter is None else adapter.layers
+                if adapter is not None and str(index) in layers:
+                    last_only = adapter.config.positions == "response"
+                    positions = self._positions(parts[row], last_only)
+                    parts[row] = layers[str(index)](parts[row], positions)
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+        return edit
+
+
 class _Hook:
     """Steers one layer's output in the forwards that are its attachment's."""
 
@@ -225,62 +289,3 @@ def each_of_its_own(model: Any, results: Iterator[T]) -> Iterator[T]:
     Closing it closes `results`.
     """
     return each_inside(partial(call_of_its_own, first_layer(model)), results)
-
-
-@torch.no_grad()
-def calibrate(
-    model: Any, adapter: SteeringAdapter, inputs: Iterable[tuple[dict[str, Any], Tensor]]
-) -> None:
-    """Sets each steered layer's sigma: the median RMS of its output at the marked positions.
-
-    `inputs` yields model inputs with a bool mask [B, T] (the response positions). The model runs
-    without the adapter. The edit is then relative to the stream, whose RMS is 1 in some models and
-    hundreds in others, so that one learning rate serves them all.
-    """
-    model = unwrap(model)
-    adapter.check_backbone(model)
-    if attached_here(model):
-        raise DiveError("calibrate measures the bare model: detach the adapter first")
-    layers = decoder_layers(model)
-    steered: Any = adapter.layers
-    values: dict[str, list[float]] = {index: [] for index in steered}
-    marked: list[Tensor] = []  # the mask of the batch that runs
-    thread = threading.get_ident()
-
-    def measure(index: str) -> Any:
-        @torch._disable_dynamo
-        def hook(_module: nn.Module, _inputs: tuple, output: Any) -> None:
-            if threading.get_ident() != thread or not marked:
-                return  # another's forward
-            hidden = output[0] if isinstance(output, tuple) else output
-            mask = marked[-1]
-            if mask.shape != hidden.shape[:-1] or mask.dtype != torch.bool:
-                raise DiveError(
-                    f"calibrate: a bool mask {list(hidden.shape[:-1])} is wanted, got {mask.dtype} "
-                    f"{list(mask.shape)}"
-                )
-            states = hidden[mask.to(hidden.device)].float()
-            values[index] += states.pow(2).mean(-1).sqrt().tolist()
-
-        return hook
-
-    forget_compiled(model)
-    handles = [layers[int(i)].register_forward_hook(measure(i)) for i in values]
-    try:
-        for batch, mask in inputs:
-            with turn(model), unsteered(model):
-                marked[:] = [mask]
-                last_hidden_state(model, batch)
-                marked.clear()
-    finally:
-        for handle in handles:
-            handle.remove()
-        forget_compiled(model)
-    for index, measured in values.items():
-        sigma = statistics.median(measured) if measured else float("nan")
-        if not 0 < sigma < float("inf"):
-            raise DiveError(
-                f"calibrate: layer {index} has the RMS {sigma} over {len(measured)} positions, "
-                "want a finite number > 0"
-            )
-        steered[index].sigma.fill_(sigma)

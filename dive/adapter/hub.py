@@ -5,13 +5,16 @@ import re
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dive.adapter.adapter import CONFIG_FILE, SteeringAdapter
+from dive.adapter.config import CONFIG_FILE
 from dive.errors import DiveError
 from dive.errors.private import public_name, public_source
 from dive.errors.visible import visible
 from dive.files.json_lines import write_text
+
+if TYPE_CHECKING:
+    from dive.adapter.adapter import SteeringAdapter
 
 # datasets that are handed out to named people under an agreement, as `Study.origin` names them
 CREDENTIALED = {
@@ -20,12 +23,12 @@ CREDENTIALED = {
 }
 
 
-def credentialed(adapter: SteeringAdapter) -> list[str]:
+def credentialed(adapter: "SteeringAdapter") -> list[str]:
     """Those of the adapter's sources that are under an agreement, as one may print them."""
     return [CREDENTIALED[name] for name in _sources(adapter) if name in CREDENTIALED]
 
 
-def model_card(adapter: SteeringAdapter) -> str:
+def model_card(adapter: "SteeringAdapter") -> str:
     """README.md of a repository that holds the adapter: Markdown, with the hub's header."""
     metadata, steering = adapter.metadata, adapter.config
     backbone, run = metadata["backbone"], metadata.get("distillation") or {}
@@ -68,7 +71,7 @@ def model_card(adapter: SteeringAdapter) -> str:
 
 
 def push(
-    adapter: SteeringAdapter,
+    adapter: "SteeringAdapter",
     repo_id: str,
     private: bool = True,
     token: str | bool | None = None,
@@ -114,7 +117,7 @@ def push(
     return str(getattr(commit, "commit_url", commit))
 
 
-def _sources(adapter: SteeringAdapter) -> list[str]:
+def _sources(adapter: "SteeringAdapter") -> list[str]:
     return list((adapter.metadata.get("distillation") or {}).get("sources") or [])
 
 
@@ -147,7 +150,7 @@ def _trained_on(run: dict[str, Any]) -> str:
     return ", ".join(counts)
 
 
-def _data_note(adapter: SteeringAdapter) -> str:
+def _data_note(adapter: "SteeringAdapter") -> str:
     known, agreements = _sources(adapter), credentialed(adapter)
     if agreements:
         return (

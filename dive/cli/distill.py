@@ -151,7 +151,7 @@ def distill(
             raise DiveError(f"{name} is given twice, by {option} and by --set; leave one out")
     config = DistillConfig(**{**named, **by_set})
     # what follows takes seconds to import
-    from dive.adapter.adapter import CONFIG_FILE
+    from dive.adapter.config import CONFIG_FILE
     from dive.data import Skipped
     from dive.data.overwriting import check_not_of_spec, check_not_read, films
     from dive.files.lock import hold_folder
@@ -284,7 +284,7 @@ def _check_out(out: Path, cache: Any) -> None:
 
 def _files_of(out: Path) -> dict[Path, str]:
     """What is written into --out, or removed there."""
-    from dive.adapter.adapter import CONFIG_FILE, WEIGHTS_FILE
+    from dive.adapter.config import CONFIG_FILE, WEIGHTS_FILE
 
     return {out / name: "--out, whose" for name in (CONFIG_FILE, WEIGHTS_FILE, "skipped.jsonl")}
 

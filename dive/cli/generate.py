@@ -143,9 +143,10 @@ def generate(
     from dive.adapter.adapter import SteeringAdapter
     from dive.backbone.files import describe_backbone, dtype_in_use
     from dive.data import Skipped
+    from dive.data.given import as_studies
     from dive.files import file_digest
     from dive.files.json_lines import JsonlWriter, run_before
-    from dive.generation.generate_reports import as_studies, asked_by, iter_reports
+    from dive.generation.generate_reports import asked_by, iter_reports
     from dive.generation.run_digest import (
         check_images,
         describe_adapter,

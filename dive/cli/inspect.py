@@ -192,8 +192,8 @@ def prompt(
 ) -> None:
     """Print one student's and one teacher's prompt with its report, image tokens collapsed."""
     check_values(target=target, max_image_tokens=max_image_tokens)
+    from dive.prompting.demonstrations import Demonstrations
     from dive.prompting.prompter import DEFAULT_MAX_IMAGE_TOKENS, Prompter
-    from dive.training.teacher import Demonstrations
 
     options = reading(split, images_root, reports_root, drop_comparisons, read)
     rows = open_all(studies, target=target, **options)

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from dive import ops, reference
-from dive.adapter.adapter import SteeringAdapter, SteeringConfig
+from dive.adapter.adapter import SteeringAdapter
 from dive.adapter.attach import steer
+from dive.adapter.config import SteeringConfig
 from dive.backbone.load import Backbone, load_backbone
 from dive.backbone.structure import decoder_layers, last_hidden_state, output_head
 from dive.decode.session import DecodeSession
 from dive.errors import DiveError, FallbackWarning
 
-BACKBONE = Path(__file__).parent / "demo" / "backbone"
+BACKBONE = Path(__file__).parents[1] / "demo" / "backbone"
 PROMPT, STEPS = 12, 24
 ENGINE, STEER, LOSS = "dive._C", "Triton, steer", "Triton, decisive_cross_entropy"
 # of both operators in float32 on these few tokens: the sums of the kernels and of the reference

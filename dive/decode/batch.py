@@ -11,7 +11,8 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 
 from dive.backbone.kv_cache import filled_layers
 from dive.decode.engine import Answer, Live, Rows, ends_of
-from dive.decode.finite import (
+from dive.decode.sampling import draw
+from dive.decode.usable_logits import (
     NO_TOKEN,
     most_likely,
     most_likely_next,
@@ -19,7 +20,6 @@ from dive.decode.finite import (
     usable,
     where_usable,
 )
-from dive.decode.sampling import draw
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def tell_context(context: int | None, prompt: int, new: int) -> None:
 class BatchRun:
     """A batch that was prompted together, decoded until its last row ends.
 
-    failed: rows whose logits said nothing (`finite`), after `decode`; padding stands behind
+    failed: rows whose logits said nothing (`usable_logits`), after `decode`; padding stands behind
         their answers.
     """
 

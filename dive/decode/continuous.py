@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from dive.adapter.adapter import SteeringAdapter
-from dive.adapter.attach import attachment_of, unsteered
-from dive.adapter.attach_rows import RowAttachment
+from dive.adapter.attach import RowAttachment, attachment_of, unsteered
 from dive.backbone.kv_cache import filled_layers
 from dive.backbone.turns import turn
 from dive.decode.batch import last_position, plain_stop, tell_context
 from dive.decode.engine import Answer, Chooser, Live, Rows, ends_of
 from dive.decode.fallback import Plan, asked_config, call_plan, settings_plan
-from dive.decode.finite import Watch, generate_watched, most_likely_next
 from dive.decode.model_check import Unsupported
-from dive.decode.refusals import refusals
 from dive.decode.sampling import as_seed, drawing, generator, sampling_by, seed_of_this_call
+from dive.decode.steered import steered
+from dive.decode.transformers_errors import refusals
+from dive.decode.usable_logits import Watch, generate_watched, most_likely_next
 from dive.errors import DiveError
 
 if TYPE_CHECKING:
@@ -359,14 +359,13 @@ class Slots:
         with turn(self.model):
             if self._attachment is not None:
                 adapter = None if bare else self._own(request)
-                self._attachment.rows = (adapter,)
-                with self._attachment.working():
+                with steered(self.model, (adapter,), self._attachment):
                     yield adapter
             elif bare:
                 with unsteered(self.model):
                     yield None
             else:
-                with self.session._steered() as adapters:
+                with steered(self.model, self.session.adapter) as adapters:
                     yield adapters[0]
 
 

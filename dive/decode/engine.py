@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from dive.backbone.structure import decoder
-from dive.decode.finite import NO_TOKEN, most_likely, removes_them, usable, where_usable
 from dive.decode.model_check import check_modules, state_of
 from dive.decode.sampling import draw
 from dive.decode.spec import DecoderSpec
+from dive.decode.usable_logits import NO_TOKEN, most_likely, removes_them, usable, where_usable
 from dive.errors import DiveError
 
 _POSITIONS = 512  # tables of cos and sin grow by so many
@@ -108,7 +108,7 @@ class Rows:
 
     def step(self, rows: Tensor, tokens: Tensor, logits: Tensor | None = None) -> Tensor:
         """One token for each of these rows; returns the most likely ones after them, NO_TOKEN where
-        the logits say nothing (`dive.decode.finite`).
+        the logits say nothing (`dive.decode.usable_logits`).
 
         tokens and what is returned: int64 [n] on the model's device; rows: int64 [n] on the CPU.
         logits: float32 [count, vocabulary] on the device, of which the rows' own are written.

@@ -14,7 +14,7 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from dive.backbone.kv_cache import caches_in
 from dive.decode import native
-from dive.decode.setting_kinds import check_kinds, check_possible
+from dive.decode.setting_checks import check_kinds, check_possible
 from dive.decode.whole_config import WholeConfig
 from dive.errors import DiveError
 

@@ -60,8 +60,8 @@ def find() -> Found:
         )
 
 
-def _others(folder: Path = Path(__file__).parent) -> str:
-    """The builds for other Pythons that lie beside this file, in words."""
+def _others(folder: Path = Path(__file__).parents[1]) -> str:
+    """The builds for other Pythons that lie where this one would, in words."""
     names = sorted(
         path.name for path in folder.glob("_C.*") if path.suffix in (".so", ".pyd", ".dylib")
     )
@@ -71,7 +71,7 @@ def _others(folder: Path = Path(__file__).parent) -> str:
     return f" for this Python: {', '.join(names)} is there, and {wanted}"
 
 
-def _advice(root: Path = Path(__file__).parents[1]) -> str:
+def _advice(root: Path = Path(__file__).parents[2]) -> str:
     if (root / "setup.py").is_file() and (root / "csrc").is_dir():
         return "`pip install -e .` in the checkout builds it"
     version = ".".join(platform.python_version_tuple()[:2])

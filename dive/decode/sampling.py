@@ -11,7 +11,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
-from dive.decode.finite import NO_TOKEN, is_distribution, where_usable
+from dive.decode.usable_logits import NO_TOKEN, is_distribution, where_usable
 from dive.errors import DiveError
 from dive.errors.checks import is_whole
 

@@ -24,9 +24,8 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from dive.adapter.adapter import SteeringAdapter, as_adapter
-from dive.adapter.at_work import at_work, call_of_its_own, in_the_way, scope
-from dive.adapter.attach import Attachment, attachment_of, each_of_its_own, unsteered
-from dive.adapter.attach_rows import RowAttachment
+from dive.adapter.at_work import call_of_its_own
+from dive.adapter.attach import attachment_of, each_of_its_own, unsteered
 from dive.backbone.load import Backbone
 from dive.backbone.structure import decoder_layers, unwrap
 from dive.backbone.turns import turn
@@ -44,11 +43,12 @@ from dive.decode.fallback import (
     own_plan,
     settings_plan,
 )
-from dive.decode.finite import Watch, generate_watched
+from dive.decode.generate_arguments import with_tokenizer
 from dive.decode.model_check import Unsupported, version
-from dive.decode.refusals import refusals
 from dive.decode.spec import DecoderSpec, read
-from dive.decode.tokenizer_wanted import with_tokenizer
+from dive.decode.steered import steered
+from dive.decode.transformers_errors import refusals
+from dive.decode.usable_logits import Watch, generate_watched
 from dive.errors import DiveError, FallbackWarning, checks
 
 log = logging.getLogger(__name__)
@@ -146,7 +146,11 @@ class DecodeSession:
         plan = self._plan(given)
         if plan.engine != "dive._C":
             self.note(plan)
-            with turn(self.model), self._steered(), refusals(given):
+            with (
+                turn(self.model),
+                steered(self.model, self.adapters or self.adapter),
+                refusals(given),
+            ):
                 output, watch = generate_watched(self.model, given, asked_config(self.model, given))
             self._tell(watch.cut(output))
             return output
@@ -217,7 +221,7 @@ class DecodeSession:
                     model, rows, input_ids, processors, criteria, generation_config, streamer
                 )
                 run.check_context(model_kwargs)
-                with self._steered() as adapters:
+                with steered(self.model, self.adapters or self.adapter) as adapters:
                     scores = run.prefill(model_kwargs, self._steerings(adapters, run.batch, rows))
             except BaseException:
                 self._give_back(rows)
@@ -307,7 +311,7 @@ class DecodeSession:
                 "model.generate without the session"
             )
         watch = Watch.of(config)
-        with turn(self.model), self._steered():
+        with turn(self.model), steered(self.model, self.adapters or self.adapter):
             output = getattr(type(self.model), name)(
                 self.model,
                 input_ids,
@@ -319,30 +323,6 @@ class DecodeSession:
         return output, watch
 
     # steering
-
-    @contextmanager
-    def _steered(self) -> Iterator[Sequence[SteeringAdapter | None]]:
-        """The adapters at work on the model's own forwards inside; yields one, or one a row."""
-        first = decoder_layers(self.model)[0]
-        own = self.adapter is not None or self.adapters is not None
-        # an adapter of the session's own goes before what others have attached for all
-        attachment: Any = in_the_way(first, scoped=True) if own else at_work(first)
-        if self.adapters is not None:
-            # refuses a second one; the session has checked its own adapters
-            with _while(RowAttachment(self.model, self.adapters, check=False, scoped=True)):
-                yield self.adapters
-        elif self.adapter is None:
-            off = attachment is None or not attachment.enabled
-            with scope(first, None if off else attachment):
-                yield (None,) if off else attachment.steers
-        elif attachment is not None and attachment.steers != (self.adapter,):
-            raise DiveError("another adapter than the session's is attached to the model")
-        else:  # what is attached already may be switched off
-            with (
-                scope(first, None),
-                _while(Attachment(self.model, self.adapter, check=False, scoped=True)),
-            ):
-                yield (self.adapter,)
 
     def _steerings(
         self, adapters: Sequence[SteeringAdapter | None], batch: int, rows: Rows
@@ -388,16 +368,6 @@ class DecodeSession:
             steering[int(index)] = packed.compiled
         self._packed[adapter] = (key, steering)
         return steering
-
-
-@contextmanager
-def _while(attachment: Attachment) -> Iterator[None]:
-    """At work for this call alone, inside, and then detached."""
-    try:
-        with attachment.working():
-            yield
-    finally:
-        attachment.detach()
 
 
 @contextmanager

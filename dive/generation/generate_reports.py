@@ -1,142 +1,42 @@
 """`dive.generate`: reports from images or studies, with an adapter, demonstrations, or neither."""
 
+import inspect
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-from PIL import Image
 from transformers import PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 
 from dive.adapter.adapter import SteeringAdapter, as_adapter
 from dive.adapter.attach import each_of_its_own
+from dive.backbone.given import as_backbone
 from dive.backbone.load import Backbone
+from dive.backbone.modes import each_evaluating
 from dive.backbone.structure import unwrap
 from dive.data.datasets.json_lines import Skipped, check_on_error
-from dive.data.open import names_studies
+from dive.data.given import Item, as_studies, as_studies_of
 from dive.data.study import Study
 from dive.decode.sampling import as_seed
 from dive.decode.session import DecodeSession
-from dive.decode.setting_kinds import check_kinds
+from dive.decode.setting_checks import check_kinds
 from dive.errors import DiveError, checks
 from dive.generation.prefetch import Job
 from dive.generation.report_writer import Report, Run, write
 from dive.generation.settings import asked_for, check_steps, checked, tell_forbidden
+from dive.prompting.demonstrations import Demonstrations
 from dive.prompting.prompter import DEFAULT_MAX_IMAGE_TOKENS, Prompter
 from dive.prompting.template_clock import AssumedDay
 from dive.prompting.templates import StoredTemplate, difference
-from dive.training.arguments import as_backbone, as_studies_of, each_evaluating
 
-__all__ = ["Report", "as_studies", "generate", "iter_reports", "prompter_for"]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MAX_NEW_TOKENS = 256
-ImageLike = str | Path | Image.Image
-Item = Study | ImageLike | Sequence[ImageLike]
 Adapter = SteeringAdapter | str | Path
 Adapters = Adapter | Sequence[Adapter | None] | Mapping[str, Adapter | None]
-
-
-def generate(
-    backbone: Backbone | PreTrainedModel,
-    images_or_studies: Item | Iterable[Item],
-    prompt: str | None = None,
-    adapter: Adapters | None = None,
-    demonstrations: Sequence[Study] | None = None,
-    *,
-    max_new_tokens: int | None = None,
-    batch_size: int = 8,
-    target: str | None = None,
-    max_image_tokens: int | str | None = "auto",
-    template: str | Path | None = None,
-    template_date: Any = None,
-    processor: Any = None,
-    streamer: Any = None,
-    progress: bool | None = None,
-    on_error: str = "fail",
-    skipped: Skipped | None = None,
-    engine: str = "auto",
-    seed: int | None = None,
-    **generate_kwargs: Any,
-) -> list[Report]:
-    """Write one report for each image or study, in the order given.
-
-    Args:
-        backbone: from `load_backbone`, or what it takes, or a bare model together with `processor`.
-            LoRA and its kin (PEFT) are at work as they are; wrappers are looked through.
-        images_or_studies: a path, PIL image or `Study`, or many of them. A sequence of images
-            inside the sequence is one study of several images: `[[frontal, lateral]]`. Also rows
-            as dicts, a .jsonl file, or a dataset as the command line names it.
-        prompt: what the model is asked. Default: the prompt that the adapter was trained with,
-            else `prompting.DEFAULT_PROMPTS[target]`. Another prompt than the adapter's warns.
-        adapter: an adapter or its folder, attached while the model runs and gone afterwards. A list
-            with one adapter, or None for no steering, for every image or study, or a mapping from
-            their ids, steers each report by its own, all in the same steps. With
-            positions="response" an image that comes several times in a row is read once for all
-            its adapters.
-        demonstrations: studies with reports, shown before the query (k-shot prompting). One that
-            has the query's id or patient is left out for that query, with a line of log.
-        max_new_tokens: longest report; default: the given generation_config's, else 256. Cut
-            down, with a warning, to what the context has left.
-        batch_size: reports that are written at once. When one ends, the next study takes its
-            place; where transformers decodes, batches wait for their longest report.
-        target: "findings", "impression" or "both"; chooses the default prompt and the
-            demonstrations' text. Default: the adapter's, else "findings".
-        max_image_tokens: budget an image (see `Prompter`); "auto" is the adapter's, else 576.
-        template: a chat template in place of the model's; default: the adapter's, if it has one.
-        template_date: what a template that prints the date prints, as "2024-07-26" or a
-            `datetime.date`; default: the day of the adapter's training, else today.
-        streamer: as in transformers; for a single image or study.
-        progress: a progress bar on stderr; None shows one for more than one batch on a terminal.
-        on_error: "fail" raises at the first study that cannot be prompted; "skip" goes on and
-            records it in `skipped`: fewer reports than studies come back. A report whose logits
-            are not finite, or all the same, comes back under both, with finish_reason "error"
-            and what was written until then; the first one of a call warns.
-        engine: "auto" decodes in `dive._C` where it can (see `dive.decode.DecodeSession`),
-            "transformers" never does, and "dive._C" raises where it cannot. The reports are the
-            same; each says what decoded it.
-        seed: of sampling (do_sample=True); without it an error. Report i is drawn with `seed + i`,
-            whatever the batch size: it is the report that `torch.manual_seed(seed + i)` gives for
-            its study alone (in half precision up to the last bits of its logits, which one row sums
-            in another order than several).
-            None takes a seed from torch's generator, so that `torch.manual_seed` repeats a call.
-        generate_kwargs: settings and arguments of `model.generate`; a generation_config may be a
-            dict, and what is given by name wins over it. Lengths are the report's own: max_length
-            and min_length, which count the prompt, are refused where max_new_tokens and
-            min_new_tokens do not say instead. None is as not given, except that it switches off
-            what would limit sampling (top_k and its kin) or forbid tokens. Without them decoding is
-            greedy: sampling, beams, penalties, lengths and all else in the model's
-            generation_config.json are not used, but for ids of tokens and the tokens that it
-            forbids (suppress_tokens, begin_suppress_tokens, bad_words_ids, with a line of log).
-            With do_sample=True it proposes temperature, top_k and the like where you do not.
-
-    Raises:
-        DiveError: unreadable image, overlong prompt, no studies, an adapter of another backbone.
-    """
-    return list(
-        iter_reports(
-            backbone,
-            images_or_studies,
-            prompt,
-            adapter,
-            demonstrations,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            target=target,
-            max_image_tokens=max_image_tokens,
-            template=template,
-            template_date=template_date,
-            processor=processor,
-            streamer=streamer,
-            progress=progress,
-            on_error=on_error,
-            skipped=skipped,
-            engine=engine,
-            seed=seed,
-            **generate_kwargs,
-        )
-    )
 
 
 def iter_reports(
@@ -232,6 +132,80 @@ def iter_reports(
     return each_evaluating(model, each_of_its_own(model, reports))
 
 
+def _takes_what(other: Callable[P, Any]) -> Callable[[Callable[..., T]], Callable[P, T]]:
+    """For a function that hands its arguments on to `other`: it shows the same parameters, to
+    `inspect.signature`, help() and type checkers, which are written down once."""
+
+    def taken(function: Any) -> Any:
+        own = inspect.signature(function)
+        theirs = inspect.signature(other)
+        function.__signature__ = theirs.replace(return_annotation=own.return_annotation)
+        function.__annotations__ = {**other.__annotations__, "return": own.return_annotation}
+        return function
+
+    return taken
+
+
+@_takes_what(iter_reports)
+def generate(*given: Any, **named: Any) -> list[Report]:
+    """Write one report for each image or study, in the order given.
+
+    Args:
+        backbone: from `load_backbone`, or what it takes, or a bare model together with `processor`.
+            LoRA and its kin (PEFT) are at work as they are; wrappers are looked through.
+        images_or_studies: a path, PIL image or `Study`, or many of them. A sequence of images
+            inside the sequence is one study of several images: `[[frontal, lateral]]`. Also rows
+            as dicts, a .jsonl file, or a dataset as the command line names it.
+        prompt: what the model is asked. Default: the prompt that the adapter was trained with,
+            else `prompting.DEFAULT_PROMPTS[target]`. Another prompt than the adapter's warns.
+        adapter: an adapter or its folder, attached while the model runs and gone afterwards. A list
+            with one adapter, or None for no steering, for every image or study, or a mapping from
+            their ids, steers each report by its own, all in the same steps. With
+            positions="response" an image that comes several times in a row is read once for all
+            its adapters.
+        demonstrations: studies with reports, shown before the query (k-shot prompting). One that
+            has the query's id or patient is left out for that query, with a line of log.
+        max_new_tokens: longest report; default: the given generation_config's, else 256. Cut
+            down, with a warning, to what the context has left.
+        batch_size: reports that are written at once. When one ends, the next study takes its
+            place; where transformers decodes, batches wait for their longest report.
+        target: "findings", "impression" or "both"; chooses the default prompt and the
+            demonstrations' text. Default: the adapter's, else "findings".
+        max_image_tokens: budget an image (see `Prompter`); "auto" is the adapter's, else 576.
+        template: a chat template in place of the model's; default: the adapter's, if it has one.
+        template_date: what a template that prints the date prints, as "2024-07-26" or a
+            `datetime.date`; default: the day of the adapter's training, else today.
+        streamer: as in transformers; for a single image or study.
+        progress: a progress bar on stderr; None shows one for more than one batch on a terminal.
+        on_error: "fail" raises at the first study that cannot be prompted; "skip" goes on and
+            records it in `skipped`: fewer reports than studies come back. A report whose logits
+            are not finite, or all the same, comes back under both, with finish_reason "error"
+            and what was written until then; the first one of a call warns.
+        engine: "auto" decodes in `dive._C` where it can (see `dive.decode.DecodeSession`),
+            "transformers" never does, and "dive._C" raises where it cannot. The reports are the
+            same; each says what decoded it.
+        seed: of sampling (do_sample=True); without it an error. Report i is drawn with `seed + i`,
+            whatever the batch size: it is the report that `torch.manual_seed(seed + i)` gives for
+            its study alone (in half precision up to the last bits of its logits, which one row sums
+            in another order than several).
+            None takes a seed from torch's generator, so that `torch.manual_seed` repeats a call.
+        generate_kwargs: settings and arguments of `model.generate`; a generation_config may be a
+            dict, and what is given by name wins over it. Lengths are the report's own: max_length
+            and min_length, which count the prompt, are refused where max_new_tokens and
+            min_new_tokens do not say instead. None is as not given, except that it switches off
+            what would limit sampling (top_k and its kin) or forbid tokens. Without them decoding is
+            greedy: sampling, beams, penalties, lengths and all else in the model's
+            generation_config.json are not used, but for ids of tokens and the tokens that it
+            forbids (suppress_tokens, begin_suppress_tokens, bad_words_ids, with a line of log).
+            With do_sample=True it proposes temperature, top_k and the like where you do not.
+
+    Raises:
+        DiveError: unreadable image, overlong prompt, no studies, an adapter of another backbone.
+    """
+    inspect.signature(generate).bind(*given, **named)  # so that a TypeError is about this call
+    return list(iter_reports(*given, **named))
+
+
 def _one_a_study(adapter: Any, studies: list[Study]) -> list[SteeringAdapter | None]:
     """The adapter of each study."""
     if adapter is None:
@@ -325,49 +299,11 @@ def asked_by(
     return {"prompt": prompt, "target": target, "max_image_tokens": max_image_tokens}
 
 
-def as_studies(
-    items: Item | Iterable[Item], on_error: str = "fail", skipped: Skipped | None = None
-) -> list[Study]:
-    """Whatever `generate` takes, as studies; image files are not opened."""
-    rows = items if isinstance(items, (list, tuple)) and items else [None]
-    if (
-        names_studies(items)
-        or isinstance(items, Mapping)
-        or hasattr(items, "column_names")
-        or (all(isinstance(row, Mapping) for row in rows))
-    ):
-        # what is written need not have been written before: no section is asked for
-        return as_studies_of(items, "studies", None, on_error=on_error, skipped=skipped)
-    if isinstance(items, (Study, str, Path, Image.Image)):
-        items = [items]
-    if not isinstance(items, Iterable):
-        raise DiveError(
-            f"got a {type(items).__name__}; wants a path, a PIL image, a Study, or many of them"
-        )
-    return [_as_study(item, number) for number, item in enumerate(items)]
-
-
-def _as_study(item: Item, number: int) -> Study:
-    if isinstance(item, Study):
-        return item
-    images = list(item) if isinstance(item, Sequence) and not isinstance(item, str) else [item]
-    for image in images:
-        if not isinstance(image, (str, Path, Image.Image)):
-            raise DiveError(
-                f"item {number} is a {type(image).__name__}; wants a path, a PIL image, a Study, "
-                "or a sequence of images of one study"
-            )
-    if not images:
-        raise DiveError(f"item {number} is an empty sequence; wants one image or more")
-    name = f"image-{number}" if isinstance(images[0], Image.Image) else str(images[0])
-    kept = tuple(Path(image) if isinstance(image, str) else image for image in images)
-    return Study(id=name, images=kept)
-
-
-def _shown(demonstrations: Sequence[Study] | None, prompter: Prompter) -> list[Study]:
+def _shown(demonstrations: Sequence[Study] | None, prompter: Prompter) -> Demonstrations | None:
     """The demonstrations, checked, with their images decoded: every query shows them again."""
     given: Any = [] if demonstrations is None else demonstrations
     shown = as_studies_of(given, "demonstrations", prompter.target)
     for one in shown:
         one.report(prompter.target)
-    return [replace(one, images=tuple(one.load_images())) for one in shown]
+    pool = [replace(one, images=tuple(one.load_images())) for one in shown]
+    return Demonstrations(pool) if pool else None

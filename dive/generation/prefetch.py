@@ -14,6 +14,7 @@ from dive.adapter.adapter import SteeringAdapter
 from dive.data.datasets.json_lines import Skipped
 from dive.data.study import Study
 from dive.errors import DiveError
+from dive.prompting.demonstrations import Demonstrations, case_names
 from dive.prompting.prompter import Prompter
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Prompts:
     def __init__(
         self,
         jobs: list[Job],
-        demonstrations: list[Study],
+        demonstrations: Demonstrations | None,
         pool: ThreadPoolExecutor,
         ahead: int,
         on_error: str,
@@ -90,29 +91,20 @@ class Prompts:
                 for x, y in zip(a.images, b.images, strict=True)
             )
             # demonstrations of the query's own patient are left out
-            and (not self.demonstrations or (a.id, a.patient) == (b.id, b.patient))
+            and (self.demonstrations is None or case_names(a) == case_names(b))
             and all(getattr(one.prompter, n) == getattr(other.prompter, n) for n in names)
         )
 
     def _encode(self, study: Study, prompter: Prompter) -> dict[str, Tensor]:
         """The prompt, with the demonstrations that are not the query's own."""
-        shown = []
-        for one in self.demonstrations:
-            same = [
-                name
-                for name in ("id", "patient")
-                if getattr(one, name) is not None and getattr(one, name) == getattr(study, name)
-            ]
-            if same:
-                log.warning(
-                    "%s: demonstration %r has the same %s and is left out",
-                    study.where,
-                    one.id,
-                    same[0],
-                )
-            else:
-                shown.append(one)
-        return prompter.encode(study, shown)
+        if self.demonstrations is None:
+            return prompter.encode(study)
+        for place, same in self.demonstrations.own(study).items():
+            left_out = self.demonstrations.pool[place].id
+            log.warning(
+                "%s: demonstration %r has the same %s and is left out", study.where, left_out, same
+            )
+        return prompter.encode(study, self.demonstrations.of(study))
 
 
 def _load(study: Study) -> Study:

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import count, groupby, islice
 from typing import Any
@@ -19,25 +19,23 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
-from dive.adapter.adapter import SteeringAdapter
-from dive.adapter.at_work import at_work, scope
-from dive.adapter.attach import Attachment, first_layer
-from dive.adapter.attach_rows import RowAttachment
+from dive.adapter.attach import unsteered
 from dive.backbone.load import Backbone
 from dive.backbone.structure import unwrap
 from dive.backbone.turns import turn
 from dive.console import PlainConsole, column
 from dive.data.datasets.json_lines import Skipped
-from dive.data.study import Study
 from dive.decode.continuous import Request
-from dive.decode.finite import generate_watched
-from dive.decode.refusals import refusals
 from dive.decode.sampling import seed_of_this_call, seeded
 from dive.decode.session import DecodeSession
+from dive.decode.steered import attached_for, steered
+from dive.decode.transformers_errors import refusals
+from dive.decode.usable_logits import generate_watched
 from dive.errors import DiveError
+from dive.generation.nonfinite_origin import ended_early, where_it_began
 from dive.generation.prefetch import Job, Prompts
 from dive.generation.settings import arguments_of, config_of
-from dive.generation.where_it_began import ended_early, steered_by, where_it_began
+from dive.prompting.demonstrations import Demonstrations
 from dive.prompting.prompter import Prompter
 
 
@@ -82,7 +80,7 @@ class Run:
     """
 
     backbone: Backbone
-    demonstrations: list[Study]
+    demonstrations: Demonstrations | None
     max_new_tokens: int
     streamer: Any
     generate_kwargs: dict[str, Any]
@@ -158,8 +156,10 @@ class Run:
 
     def trouble(self, job: Job, prompt: Mapping[str, Tensor], answer: list[int]) -> str:
         """What to say where the logits behind so much of an answer said nothing."""
-        model, began = self.backbone.model, None
-        with suppress(DiveError), steered_by(model, job.adapter):  # of a decoder that is not known
+        model, began = unwrap(self.backbone), None
+        # what is attached, if anything, steered the report only where it has no adapter of its own
+        bare: Any = nullcontext() if job.adapter is None else unsteered(model)
+        with suppress(DiveError), turn(model), bare, steered(model, job.adapter):
             began = where_it_began(model, job.prompter.place(dict(prompt)), answer)
         error = ended_early(len(answer), began)
         if not self.told:
@@ -277,10 +277,12 @@ def run_slots(run: Run, prompts: Prompts, rows: int) -> Iterator[Report]:
 def run_batches(run: Run, prompts: Prompts, batch_size: int) -> Iterator[Report]:
     """Batches in order."""
     seeds = run.seeds(prompts.jobs[0].prompter, len(prompts.jobs))
-    with _steered(run, [job.adapter for job in prompts.jobs]) as steered:
+    model = unwrap(run.backbone)
+    with attached_for(model, [job.adapter for job in prompts.jobs]) as attached:
         for chunk in _chunks(prompts, batch_size):
             jobs = [job for job, _ in chunk]
-            with turn(run.backbone), steered([job.adapter for job in jobs]):
+            adapters = None if attached is None else [job.adapter for job in jobs]
+            with turn(model), steered(model, adapters, attached):
                 reports = run.reports(jobs, [prompt for _, prompt in chunk], seeds)
             yield from reports
             prompts.bar(len(chunk))
@@ -293,36 +295,6 @@ def _chunks(prompts: Prompts, size: int) -> Iterator[list[tuple[Job, dict[str, T
     for _, alike in groupby(prompts, key=lambda one: one[0].prompter.eos_token_ids):
         while chunk := list(islice(alike, size)):
             yield chunk
-
-
-@contextmanager
-def _steered(
-    run: Run, adapters: list[SteeringAdapter | None]
-) -> Iterator[Callable[[list[SteeringAdapter | None]], Any]]:
-    """Attaches the adapters once, as attaching throws away compiled code; yields a context in which
-    those of a batch work, for this thread alone and not between two batches."""
-    model = unwrap(run.backbone)
-    if all(adapter is None for adapter in adapters):
-        # what the caller has attached, if anything: one and the same for a batch
-        first = first_layer(model)
-        yield lambda rows: scope(first, None if first is None else at_work(first))
-        return
-    one = adapters[0]
-    attached: Attachment | RowAttachment
-    if one is not None and all(adapter is one for adapter in adapters):
-        attached = Attachment(model, one, scoped=True)
-    else:
-        attached = RowAttachment(model, scoped=True)
-
-    def steered(rows: list[SteeringAdapter | None]) -> Any:
-        if isinstance(attached, RowAttachment):
-            attached.rows = rows
-        return attached.working()
-
-    try:
-        yield steered
-    finally:
-        attached.detach()
 
 
 @contextmanager

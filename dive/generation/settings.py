@@ -13,8 +13,8 @@ import torch
 from transformers import GenerationConfig, StoppingCriteriaList, StopStringCriteria
 
 from dive.decode.fallback import check_names, check_settings
-from dive.decode.refusals import refusals
-from dive.decode.setting_kinds import check_kinds
+from dive.decode.setting_checks import check_kinds
+from dive.decode.transformers_errors import refusals
 from dive.decode.whole_config import WholeConfig
 from dive.errors import DiveError
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dive.adapter.adapter import SteeringConfig
+from dive.adapter.config import SteeringConfig
 from dive.errors import DiveError, checks
 from dive.radgraph import parse_source
 from dive.training.workers import check_workers

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from dive.adapter.adapter import SteeringAdapter
-from dive.adapter.attach import attached_here, calibrate, steer
+from dive.adapter.attach import attached_here, steer
 from dive.backbone.gradient_checkpointing import enable_gradient_checkpointing
 from dive.backbone.load import Backbone
 from dive.backbone.structure import output_head
@@ -31,9 +31,11 @@ from dive.decisive.tokens import DecisiveTokens
 from dive.errors import DiveError, checks
 from dive.errors.counting import counted
 from dive.lexicon import lexicon_version
+from dive.prompting.demonstrations import Demonstrations, case_names
 from dive.prompting.prompter import DEFAULT_MAX_IMAGE_TOKENS, Prompter
 from dive.radgraph import RadGraph, annotator_of
 from dive.training.arguments import as_config, prepared
+from dive.training.calibration import calibrate
 from dive.training.checkpoints import step_of
 from dive.training.config import DistillConfig
 from dive.training.examples import Example, Examples
@@ -56,7 +58,7 @@ from dive.training.resume import (
     unreadable_before,
 )
 from dive.training.survey import survey
-from dive.training.teacher import Demonstrations, Teacher, case_names, fixed_demonstrations
+from dive.training.teacher import Teacher, fixed_demonstrations
 from dive.training.trainer import DistillTrainer, Student
 from dive.training.workers import START, cores, deaths, loaders
 

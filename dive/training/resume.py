@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 from transformers import TrainerCallback
 
-from dive.adapter.adapter import CONFIG_FILE, WEIGHTS_FILE, SteeringAdapter
+from dive.adapter.adapter import SteeringAdapter
+from dive.adapter.config import CONFIG_FILE, WEIGHTS_FILE
 from dive.data.films import changed, films_of, left_out_ids, name_of
 from dive.data.study import Study
 from dive.errors import DiveError, checks
@@ -24,6 +25,7 @@ from dive.files.disk import unwritable
 from dive.files.json_lines import check_folder, write_text
 from dive.files.lock import hold_folder
 from dive.lexicon import lexicon_version
+from dive.prompting.demonstrations import Demonstrations
 from dive.prompting.model_digest import describe_computing, digest
 from dive.prompting.prompter import DEFAULT_PROMPTS, Prompter
 from dive.prompting.templates import difference
@@ -37,7 +39,6 @@ from dive.training.checkpoints import (
 )
 from dive.training.config import DistillConfig
 from dive.training.left_out import LEFT_OUT_FILE
-from dive.training.teacher import Demonstrations
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -1,11 +1,8 @@
 """The k-shot teacher: the same frozen backbone, unsteered, shown demonstrations first."""
 
-import hashlib
 import logging
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -16,6 +13,7 @@ from dive.data.datasets.json_lines import Skipped
 from dive.data.study import Study
 from dive.errors import DiveError
 from dive.errors.counting import counted
+from dive.prompting.demonstrations import Demonstrations
 from dive.prompting.image_tokens import rendered_length
 from dive.prompting.prompter import Prompter
 from dive.training.examples import Example, Examples, in_memory
@@ -25,72 +23,6 @@ log = logging.getLogger(__name__)
 
 KEPT_BYTES = 4 << 30  # states that are kept in main memory between epochs
 PROBES = 8  # teacher prompts whose text is measured as a whole, to see that turns add up
-
-
-class Demonstrations:
-    """Which studies are shown before a query: fixed ones, or `count` drawn from a pool.
-
-    A draw is a function of (seed, epoch, id of the query), so that a resumed training repeats it.
-    A study is never its own demonstration, nor one of the same patient's.
-    """
-
-    def __init__(
-        self,
-        pool: Sequence[Study],
-        count: int | None = None,
-        *,
-        seed: int = 0,
-        redraw: bool = False,
-    ) -> None:
-        """`count` None: the whole pool, in its order, is shown. redraw: anew in every epoch."""
-        if count is not None and count < 1:
-            raise DiveError(f"demonstrations is {count}, want 1 or more")
-        if not pool:
-            raise DiveError("demonstrations: the list is empty, want one study or more")
-        self.pool = list(pool)
-        self.count = count
-        self.seed = seed
-        self.redraw = redraw and count is not None
-        # places in the pool by id and by patient, so that a draw does not go through the pool
-        self._places: dict[tuple[str, str], list[int]] = {}
-        for place, one in enumerate(self.pool):
-            for name in case_names(one):
-                self._places.setdefault(name, []).append(place)
-
-    def of(self, study: Study, epoch: int = 0) -> list[Study]:
-        """The demonstrations for this query, in the order in which they are shown."""
-        return [self.pool[place] for place in islice(self.places(study, epoch), self.count)]
-
-    def places(self, study: Study, epoch: int = 0) -> Iterator[int]:
-        """Places in the pool of all that could be shown; the first `count` of them are, and what
-        cannot be read gives way to the next."""
-        own = {place for name in case_names(study) for place in self._places.get(name, ())}
-        if self.count is None:
-            yield from (place for place in range(len(self.pool)) if place not in own)
-            return
-        if len(self.pool) - len(own) < self.count:
-            raise DiveError(
-                f"{study.where}: {self.count} demonstrations are wanted, and there are "
-                f"{len(self.pool) - len(own)} studies of other patients to draw from"
-            )
-        key = f"{self.seed}/{epoch if self.redraw else 0}/{study.id}"
-        digest = hashlib.sha256(key.encode("utf-8")).digest()
-        draw = random.Random(digest)
-        for place in draw.sample(range(len(self.pool)), self.count + len(own)):
-            if place not in own:
-                own.add(place)
-                yield place
-        while len(own) < len(self.pool):
-            place = draw.randrange(len(self.pool))
-            if place not in own:
-                own.add(place)
-                yield place
-
-
-def case_names(study: Study) -> list[tuple[str, str]]:
-    """Of two studies that share one of these, one is the other, or of the same patient."""
-    names = [("id", study.id)]
-    return names if study.patient is None else [*names, ("patient", study.patient)]
 
 
 def fixed_demonstrations(

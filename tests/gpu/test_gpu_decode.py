@@ -1,19 +1,14 @@
 """The decode engine on a GPU: precision, graphs, adapters, batches and whole answers.
 
-Skipped without a GPU. tests/test_gpu_rehearsal.py runs it on a CPU (DIVE_REHEARSE_GPU=1), where the
-engine's kernels are those of the CPU; tests/test_cuda_shim.py runs the CUDA kernels on the host.
+Skipped without a GPU. test_gpu_rehearsal.py runs it on a CPU (DIVE_REHEARSE_GPU=1), where the
+engine's kernels are those of the CPU; test_cuda_shim.py runs the CUDA kernels on the host.
 """
 
 import copy
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from tiny_decoders import FAMILIES, distance, forced, small_for_gpu, steered
 from tiny_steering import logits as all_logits
 from tiny_steering import randomised

@@ -1,6 +1,6 @@
 """Both operators on a GPU: precision, determinism, memory, syncs, capture, parity with others.
 
-Skipped without a GPU. tests/test_gpu_rehearsal.py runs all of it on a CPU (DIVE_REHEARSE_GPU=1), at
+Skipped without a GPU. test_gpu_rehearsal.py runs all of it on a CPU (DIVE_REHEARSE_GPU=1), at
 smaller sizes and against the PyTorch path, so that no minute of a GPU goes to a typo.
 """
 

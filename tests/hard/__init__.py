@@ -1,4 +1,4 @@
 """Trials that a user never makes on purpose: kills, two processes, full disks, hostile files.
 
-`make hard` runs all of them; `tests/test_hard.py` a few attempts of each.
+`make hard` runs all of them; `tests/hard/test_hard.py` a few attempts of each.
 """

@@ -14,11 +14,12 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parents[1]))
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), *(str(ROOT / "tests" / name) for name in ("models", "helpers"))]
 
 
 def main() -> int:
-    from hard.all_trials import TRIALS
+    from tests.hard.all_trials import TRIALS
 
     names = [trial.name for trial in TRIALS]
     parser = argparse.ArgumentParser(prog="python tests/hard", description=__doc__)

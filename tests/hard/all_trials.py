@@ -1,8 +1,8 @@
 """Every trial, in the order in which `make hard` runs them."""
 
-from hard import bindings, disk, hostile, pairs, threads
-from hard.kills import DISTILL, GENERATE
-from hard.trial import Trial
+from tests.hard import bindings, disk, hostile, pairs, threads
+from tests.hard.kills import DISTILL, GENERATE
+from tests.hard.trial import Trial
 
 TRIALS: tuple[Trial, ...] = (
     GENERATE,

@@ -13,7 +13,7 @@ from tiny_steering import randomised
 
 from dive import _C, reference
 from dive.decode.session import DecodeSession
-from hard.capsules import Capsuled, Raises, lying_capsule
+from tests.hard.capsules import Capsuled, Raises, lying_capsule
 
 NAMED = (ValueError, TypeError, RuntimeError, MemoryError, IndexError, KeyError, AttributeError)
 INTS = [-(2**63), -1, 0, 1, 2, 7, 2**31 - 1, 2**31, 2**40, 2**63 - 2, 2**63 - 1, 2**63, 2**70]

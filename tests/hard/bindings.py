@@ -11,8 +11,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from hard.processes import context
-from hard.trial import Outcome, Trial
+from tests.hard.processes import context
+from tests.hard.trial import Outcome, Trial
 
 HANG = 10.0
 CHUNK = 2500
@@ -66,7 +66,7 @@ def _calls(first: int, last: int, seed: int, told: str) -> None:
 
     import torch
 
-    from hard.binding_calls import KINDS, Bench
+    from tests.hard.binding_calls import KINDS, Bench
 
     torch.set_num_threads(1)
     faulthandler.enable(open(told + ".crash", "w"))  # noqa: SIM115 (open to the end)

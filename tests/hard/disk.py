@@ -4,9 +4,9 @@ import json
 import random
 from pathlib import Path
 
-from hard import processes
-from hard.outputs import Outputs, said
-from hard.trial import Outcome, Trial
+from tests.hard import processes
+from tests.hard.outputs import Outputs, said
+from tests.hard.trial import Outcome, Trial
 
 # bytes a file may have: what a command says must fit into its own log
 SIZES = {"generate": (700, 2500), "distill": (1200, 30000)}

@@ -9,12 +9,12 @@ import sys
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from hard import processes
-from hard.hostile_adapters import ADAPTERS, BACKBONES, TEMPLATES
-from hard.hostile_base import Maker, make_base
-from hard.hostile_images import IMAGES
-from hard.hostile_tables import TABLES
-from hard.trial import Outcome, Trial
+from tests.hard import processes
+from tests.hard.hostile_adapters import ADAPTERS, BACKBONES, TEMPLATES
+from tests.hard.hostile_base import Maker, make_base
+from tests.hard.hostile_images import IMAGES
+from tests.hard.hostile_tables import TABLES
+from tests.hard.trial import Outcome, Trial
 
 SECONDS = 5.0  # of computing
 GIGABYTE = 1 << 30

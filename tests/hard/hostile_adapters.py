@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from hard.hostile_base import Base, Maker
+from tests.hard.hostile_base import Base, Maker
 
 _WRONG: tuple[Any, ...] = (-1, True, 1.5, "x", [], {}, [[]], 10**12, 2**80, "A" * 100_000, -(10**9))
 _TEXTS: tuple[Any, ...] = (7, True, 1.5, [], {}, ["a"], [None])

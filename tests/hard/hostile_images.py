@@ -8,7 +8,7 @@ import struct
 import zlib
 from pathlib import Path
 
-from hard.hostile_base import Base, Maker
+from tests.hard.hostile_base import Base, Maker
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

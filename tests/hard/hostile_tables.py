@@ -7,7 +7,7 @@ import random
 import zlib
 from pathlib import Path
 
-from hard.hostile_base import Base, Maker
+from tests.hard.hostile_base import Base, Maker
 
 
 def _line(rng: random.Random) -> bytes:

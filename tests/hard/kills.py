@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hard import processes
-from hard.trial import Outcome, Trial
+from tests.hard import processes
+from tests.hard.trial import Outcome, Trial
 
 IN_A_ROW = 3  # kills of one run, at most, before it is left to finish
 PATIENCE = 60.0  # seconds to wait for what a kill is aimed at

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from hard import processes
+from tests.hard import processes
 
 REFUSED = ("is being written by", "is there already", "holds an adapter already")
 

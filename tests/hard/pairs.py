@@ -3,9 +3,9 @@
 import random
 from pathlib import Path
 
-from hard import processes
-from hard.outputs import REFUSED, Outputs, said
-from hard.trial import Outcome, Trial
+from tests.hard import processes
+from tests.hard.outputs import REFUSED, Outputs, said
+from tests.hard.trial import Outcome, Trial
 
 
 def run(count: int, seed: int, folder: Path) -> Outcome:

@@ -21,7 +21,7 @@ import dive
 from dive.backbone.structure import decoder_layers
 from dive.decode import native
 from dive.decode.session import DecodeSession
-from hard.trial import Outcome, Trial
+from tests.hard.trial import Outcome, Trial
 
 PROMPTS = 6  # different ones, whose answers are known beforehand
 TOKENS = 6

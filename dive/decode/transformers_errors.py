@@ -1,0 +1,104 @@
+"""What transformers refuses, as a `DiveError`."""
+
+import reprlib
+import sysconfig
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import GenerationConfig
+
+from dive.decode.whole_config import WholeConfig
+from dive.errors import DiveError
+
+_REFUSALS = (ValueError, TypeError, AttributeError, ImportError, NotImplementedError, OSError,
+             ArithmeticError, LookupError, AssertionError, RuntimeError)  # fmt: skip
+_DIVE = Path(__file__).parents[1]
+_TRANSFORMERS = Path(transformers.__file__).parent
+_TORCH = Path(torch.__file__).parent
+_PYTHON = Path(sysconfig.get_path("stdlib"))
+_FORWARD = {"forward", "_call_impl"}
+# of the machine and of broken weights; torch has no classes of its own for all of them
+_NOT_OF_THE_CALL = ("out of memory", "allocate", "cuda error", "hip error", "cudnn", "cublas",
+                    "nccl", "probability tensor")  # fmt: skip
+
+
+@contextmanager
+def refusals(given: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Makes one DiveError of what transformers' `generate` says of its arguments.
+
+    given: the arguments, by name; the error says what was asked for.
+    An error of the model's forward, or of what the caller handed over, keeps its kind, and so does
+    one of the machine (out of memory) or of broken weights (NaN where a token is drawn).
+    """
+    try:
+        yield
+    except DiveError:
+        raise
+    except _REFUSALS as error:
+        if not _refuses(error):
+            raise
+        asked = ", ".join(f"{k}={_shown(v)}" for k, v in _asked(given or {}).items())
+        said = str(error) or type(error).__name__
+        more = f" (asked for: {asked})" if asked else ""
+        raise DiveError(f"transformers refuses this call of generate: {said}{more}") from error
+
+
+def _refuses(error: Exception) -> bool:
+    """Whether transformers' own code for `generate` raised it, before or between forwards."""
+    if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError):
+        told = str(error).lower()
+        if any(word in told for word in _NOT_OF_THE_CALL):
+            return False
+    frames = [
+        (_owner(frame.filename), frame) for frame in traceback.extract_tb(error.__traceback__)
+    ]
+    inside = [place for place, (owner, frame) in enumerate(frames)
+              if owner == "transformers" and _part(frame.filename) == "generation"]  # fmt: skip
+    if not inside:
+        return False
+    after = frames[inside[0] :]
+    if any(owner == "caller" or frame.name in _FORWARD for owner, frame in after):
+        return False
+    # behind the last line of dive's own: what that got wrong is no refusal
+    own = [place for place, (owner, _) in enumerate(after) if owner == "dive"]
+    return any(owner == "transformers" for owner, _ in after[own[-1] + 1 if own else 0 :])
+
+
+def _shown(value: Any) -> str:
+    """A value in few words: of a model its class."""
+    plain = isinstance(value, (str, int, float, list, tuple, dict, set))
+    return reprlib.repr(value) if plain else type(value).__name__
+
+
+def _owner(filename: str) -> str:
+    path = Path(filename)
+    for name, root in (("transformers", _TRANSFORMERS), ("torch", _TORCH), ("dive", _DIVE)):
+        if path.is_relative_to(root):
+            return name
+    packaged = {"site-packages", "dist-packages"} & set(path.parts)
+    if filename.startswith("<frozen") or (path.is_relative_to(_PYTHON) and not packaged):
+        return "python"
+    return "caller"
+
+
+def _part(filename: str) -> str:
+    return Path(filename).relative_to(_TRANSFORMERS).parts[0]
+
+
+def _asked(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that the caller gave, by name or in a generation_config."""
+    told = given.get("generation_config")
+    config = told.asked() if isinstance(told, WholeConfig) else {}
+    if isinstance(told, GenerationConfig) and not config:
+        plain = vars(GenerationConfig())
+        config = {k: v for k, v in vars(told).items()
+                  if v is not None and k in plain and v != plain[k] and k[0] != "_"}  # fmt: skip
+    kept = {**config, **{k: v for k, v in given.items() if k != "generation_config"}}
+    return {k: v for k, v in kept.items()
+            if v is not None and not isinstance(v, torch.Tensor)
+            and k != "transformers_version"}  # fmt: skip

@@ -1,0 +1,100 @@
+"""What is wrong with a stranger's file is told without its path, and what it says is not quoted."""
+
+import json
+import os
+import zipfile
+
+import pytest
+from data_trees import film, r2gen_iu
+
+from dive.data.datasets.json_lines import read_studies
+from dive.data.datasets.mimic_cxr import ReportArchive
+from dive.data.datasets.paths import read_text
+from dive.data.datasets.tables import check_columns, header_of
+from dive.data.study import Study
+from dive.errors import DiveError
+from dive.files.json_lines import write_jsonl
+from dive.training.feature_store import key_of
+
+
+@pytest.mark.parametrize("suffix", [".png", ".dcm", ".dcm.gz", ""])
+def test_a_pipe_among_a_studys_images_is_named_by_its_place(tmp_path, suffix):
+    pipe = tmp_path / f"CANARY{suffix}"
+    os.mkfifo(pipe)
+    study = Study("s9", (pipe,), source="x.jsonl:3")
+    said = "x.jsonl:3: study 's9': cannot read the image (1 of 1): is a pipe; wants a regular file"
+    for look in (study.load_images, lambda: key_of(study)):
+        with pytest.raises(DiveError) as caught:
+            look()
+        assert str(caught.value) == said
+
+
+def test_pipes_in_the_place_of_tables_and_reports_are_not_waited_for(tmp_path):
+    for name in ("t.csv", "t.csv.gz", "s5.txt", "r.zip"):
+        os.mkfifo(tmp_path / name)
+    for name in ("t.csv", "t.csv.gz"):
+        with pytest.raises(DiveError, match=rf"^{name}: is a pipe; wants a table"):
+            header_of(tmp_path / name)
+    with pytest.raises(DiveError, match=r"^s: the report file is a pipe; wants a regular file$"):
+        read_text(tmp_path / "s5.txt", "s")
+    with pytest.raises(DiveError, match=r"^r.zip: is a pipe; wants a zip archive$"):
+        ReportArchive(tmp_path / "r.zip")
+    name = "files/p10/p10000032/s50414267.txt"
+    with zipfile.ZipFile(tmp_path / "good.zip", "w") as made:
+        made.writestr(name, "FINDINGS: Clear.")
+    archive = ReportArchive(tmp_path / "good.zip")
+    assert archive.read("p10/p10000032/s50414267.txt", "s") == "FINDINGS: Clear."
+
+
+def test_a_header_with_some_of_the_columns_is_not_quoted(tmp_path):
+    path = tmp_path / "t.csv"
+    with pytest.raises(DiveError) as caught:
+        check_columns(path, ["uid", "MeSH"], ["uid", "CANARY77", "findings"])
+    assert str(caught.value) == (
+        "t.csv: row 1: has no column 'MeSH'; the columns are uid, ..., findings"
+    )
+
+
+def test_numbers_and_texts_that_python_cannot_take_are_told_in_our_words(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": ' + "1" * 5000 + "}\n")
+    with pytest.raises(DiveError, match=r"^rows.jsonl:1: holds a whole number of thousands of dig"):
+        read_studies(path)
+    path.write_text('{"id": "\\ud800"}\n')
+    with pytest.raises(DiveError, match=r"^rows.jsonl:1: holds half a surrogate pair"):
+        read_studies(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("image_path", "a.png", "'image_path' is a text; wants a list of paths"),
+        ("report", ["Clear."], "'report' is a list; wants a text"),
+        ("id", 1.5, "'id' is a number; wants a text or a whole number"),
+    ],
+)
+def test_an_item_of_another_kind_is_told_what_it_wants(tmp_path, key, value, said):
+    from dive.data import open_studies
+
+    root = r2gen_iu(tmp_path)
+    path = next(root.rglob("annotation.json")) if root.is_dir() else root
+    groups = json.loads(path.read_text())
+    groups["train"][0][key] = value
+    path.write_text(json.dumps(groups))
+    with pytest.raises(DiveError) as caught:
+        open_studies(f"r2gen:{path}").read()
+    assert f"annotation.json: train[0]: {said} (keys: " in str(caught.value)
+
+
+def test_a_special_token_in_an_indication_names_the_study_once(tiny_llava, tmp_path):
+    import dive
+
+    film(tmp_path / "a.png")
+    row = {"id": "s1", "images": ["a.png"], "indication": "<image> cough"}
+    write_jsonl(tmp_path / "mark.jsonl", [row])
+    studies = read_studies(tmp_path / "mark.jsonl")
+    with pytest.raises(DiveError) as caught:
+        dive.generate(dive.load_backbone(tiny_llava), studies)
+    said = str(caught.value)
+    assert said.startswith("mark.jsonl:1: study 's1': the indication holds the special token")
+    assert said.count("study 's1'") == 1

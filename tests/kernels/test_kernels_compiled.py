@@ -1,0 +1,96 @@
+"""The Triton kernels compiled ahead of time, without a GPU: no spills, shared memory within bounds.
+
+A part of the table; `make aot` builds all of it.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="the kernels are Triton's")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("nothing is compiled under the interpreter", allow_module_level=True)
+
+import compile_kernels as aot
+
+LARGEST = [v for v in aot.steer_variants((80, 100), (torch.bfloat16,), (128,), (4096,), (True,))]
+HOPPER = list(aot.steer_variants((90,), (torch.bfloat16, torch.float32), (16, 64, 128), (4096,)))
+LOSS = list(aot.cross_entropy_variants((80, 90, 100), (torch.bfloat16,), (16384,)))
+LOSS += aot.cross_entropy_variants((90,), (torch.float32,), (16384,))
+# what the rest has on is off here: no mask, no gradient, no cap, and another activation
+PLAIN = list(
+    aot.steer_variants((90,), (torch.float16,), (0,), (4096,), (True,), ("gelu",), more=(False,))
+)
+PLAIN += aot.cross_entropy_variants((90,), (torch.float16,), (16384,), more=(False,))
+# the reduction is the same code for every dtype of the stream
+VARIANTS = [v for v in (*HOPPER, *LARGEST, *LOSS) if v.kernel != "steer_reduce"]
+LOSS_MOVES = list(aot.cross_entropy_variants((90,), (torch.bfloat16,), (16384,)))
+SMALL = ("cross_entropy_scale", "cross_entropy_gather")
+VARIANTS = [v for v in VARIANTS if v.kernel not in SMALL or v in LOSS_MOVES]
+VARIANTS += [v for v in PLAIN if v.kernel not in SMALL]
+VARIANTS += aot.bookkeeping_variants((90,), (True,))
+# a rank and a vocabulary that 16 does not divide, and a call with few tokens
+OTHER = {"architectures": (90,), "dtypes": (torch.bfloat16,)}
+VARIANTS += aot.steer_variants(**OTHER, ranks=(16,), widths=(4096,), norms=(True,), even=False)
+VARIANTS += aot.steer_variants(**OTHER, ranks=(16,), widths=(4096,), norms=(True,), few=True)
+VARIANTS += [
+    v for v in aot.cross_entropy_variants(**OTHER, widths=(16384,), even=False)
+    if v.kernel not in SMALL
+]  # fmt: skip
+
+
+def test_the_part_is_small() -> None:
+    assert len(VARIANTS) <= 70 and {v.architecture for v in VARIANTS} == {80, 90, 100}
+    assert len(aot.whole_table()) > len(VARIANTS)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_no_spills_and_shared_memory_within_the_part(variant: aot.Variant) -> None:
+    if not Path(aot.ptxas(variant.architecture)).exists():
+        pytest.skip("this Triton has no ptxas")
+    report = aot.inspect(variant)
+    assert report.registers > 16
+    assert aot.faults(variant, report) == []
+
+
+def test_what_may_spill_is_little_and_said() -> None:
+    """On the architecture that the project is measured on, nothing may."""
+    assert all(0 < size <= 64 for size in aot.TOLERATED.values())
+    assert not [key for key in aot.TOLERATED if key[2] == 90]
+
+
+def test_faults_are_seen() -> None:
+    variant = VARIANTS[0]
+    assert aot.faults(variant, aot.Report(255, 8, 1000)) == ["spills 8 bytes"]
+    (fault,) = aot.faults(variant, aot.Report(64, 0, 300 * 1024))
+    assert "307200 bytes of shared memory" in fault
+
+
+def test_a_barrier_stands_between_the_logits_and_the_gradient_on_top_of_them() -> None:
+    """Another warp may be behind: its logits must be in registers when the first is overwritten."""
+    (variant, *_) = aot.cross_entropy_variants((90,), (torch.bfloat16,), (16384,), (False,))
+    lines = aot.build(variant).asm["ptx"].splitlines()
+    stores = [i for i, line in enumerate(lines) if "st.global" in line and "b16" not in line]
+    # the gradient goes out in vectors, last of all; results of a row are scalars before it
+    last = max(stores)
+    before = lines[:last]
+    barrier = max(i for i, line in enumerate(before) if "bar.sync" in line)
+    load = max(i for i, line in enumerate(before) if "ld.global" in line)
+    label = max(i for i, line in enumerate(before) if line.startswith("$L__BB"))
+    assert label < load < barrier < last, "in the loop, in this order"
+
+
+def test_rows_of_any_vocabulary_are_read_and_written_in_vectors() -> None:
+    """A vocabulary need be no multiple of anything; the rows of the buffer are."""
+    (variant, *_) = aot.cross_entropy_variants(
+        (90,), (torch.bfloat16,), (16384,), (False,), (False,), even=False
+    )
+    flags = tuple((name, name == "GRADIENT") for name, _ in variant.flags)
+    lines = aot.build(replace(variant, flags=flags)).asm["ptx"].splitlines()
+    loads = [line for line in lines if "ld.global" in line]
+    assert sum("v4" in line for line in loads) >= 2 * 2  # two sweeps, two of four for each thread
+    assert sum("v4" in line for line in lines if "st.global" in line) >= 1
+    assert sum("v4" not in line for line in loads) <= 6  # of the row: target, factors, flags
