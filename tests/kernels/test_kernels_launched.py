@@ -1,5 +1,6 @@
-"""What kernels/aot.py compiles is what the operators launch: every argument's type, what its value
-is known to be divisible by, and every constant. No GPU: launches are noted down and nothing runs.
+"""What tools/compile_kernels.py compiles is what the operators launch: every argument's type, what
+its value is known to be divisible by, and every constant. No GPU: launches are noted down and
+nothing runs.
 """
 
 import os
@@ -90,7 +91,7 @@ def test_steer(
 def test_decisive_cross_entropy(dtype: torch.dtype, vocab: int, launches: list[Launch]) -> None:
     hidden, teacher = (torch.randn(TOKENS, WIDTH).to(dtype) for _ in range(2))
     one, rows = torch.ones(TOKENS), torch.arange(TOKENS)
-    *_, stored, scale, slope = triton_path._fused_loss(
+    *_, stored, scale, slope = triton_path._loss(
         hidden, torch.zeros(vocab, WIDTH, dtype=dtype), rows * 0, one, rows,
         torch.zeros(vocab, dtype=dtype), teacher, one, torch.tensor(1.0), torch.tensor(1.0),
         rows * 0, 5.0, 1.0, 0.5, 2.0, "mean", 2**20, False, True,
