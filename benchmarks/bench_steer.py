@@ -31,7 +31,7 @@ from benchmarks.timing import TOY
 from dive import ops, reference
 from dive.bench import steer
 from dive.bench.steer import PASSES
-from dive.ops import steering
+from dive.ops import steering_torch
 
 MODES = tuple(PASSES)
 
@@ -68,14 +68,14 @@ def cases(device: str) -> Iterator[Case]:
 class _Bare(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Tensor) -> Tensor:
-        out, pre, rstd = steering._forward(*args, None, "silu", False, 1e-6, True)
+        out, pre, rstd = steering_torch.forward(*args, None, "silu", False, 1e-6, True)
         ctx.save_for_backward(*args, pre, rstd)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         saved = ctx.saved_tensors
-        return steering._backward(grad, *saved[:6], None, *saved[6:], "silu", False)
+        return steering_torch.backward(grad, *saved[:6], None, *saved[6:], "silu", False)
 
 
 def hand_algebra(h: Tensor, down: Tensor, bias: Tensor, up_static: Tensor, scale: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def variants(case: Case, device: torch.device, mode: str) -> dict[str, Callable[
         functions["bare function"] = run(_Bare.apply, args)
         if mode == "forward":
             plain = [h, down, bias, up, static, scale]
-            functions["arithmetic"] = lambda: steering._forward(
+            functions["arithmetic"] = lambda: steering_torch.forward(
                 *plain, None, "silu", False, 1e-6, True
             )
     return functions

@@ -35,8 +35,8 @@ def bucket(width: int) -> int:
     return next((size for size in BUCKETS if width <= size), BUCKETS[-1])
 
 
-# Rows that spill neither under Triton 3.6 nor 3.9, but for what aot.TOLERATED names, which is why
-# some look arbitrary (tests/kernels/test_kernels_compiled.py, make aot).
+# Rows that spill neither under Triton 3.6 nor 3.9, but for what tools/compile_kernels.py tolerates,
+# which is why some look arbitrary (tests/kernels/test_kernels_compiled.py, make aot).
 
 
 def _steer_forward(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:

@@ -1,7 +1,8 @@
 """Ahead-of-time compilation of the kernels, without a GPU, and what ptxas says of the result.
 
-`python -m dive.kernels.aot` builds every row of the table for every architecture. It exits with 1
-if one spills more than is TOLERATED, or wants more shared memory than the part has: `make aot`.
+`make aot`, or `python tools/compile_kernels.py`, builds every row of the table for every
+architecture. It exits with 1 if one spills more than is TOLERATED, or wants more shared memory than
+the part has.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from dive.errors.checks import ACTIVATIONS
 from dive.kernels import bookkeeping, cross_entropy, steer, steer_backward
 from dive.kernels.table import BUCKETS, DTYPES, RANKS, configuration, narrowed
 
@@ -42,7 +44,6 @@ TOLERATED = {
     ("3.9", "steer_parameters", 100, "bf16", 64): 24,
 }
 _TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-_OTHERS = ("silu", "gelu", "tanh", "identity")
 _LAUNCH = ("num_warps", "num_stages", "enable_fp_fusion")
 # integers of a launch, which is compiled for multiples of 16 where they are; the others are not
 # looked at (do_not_specialize). A stride of 0 is a multiple, too
@@ -200,7 +201,7 @@ def whole_table() -> list[Variant]:
         steer_variants(ARCHITECTURES, DTYPES[:2], RANKS, BUCKETS[:1], few=True),
         steer_variants(ARCHITECTURES, DTYPES, RANKS[1:], BUCKETS[:1], even=False),
         cross_entropy_variants(ARCHITECTURES, DTYPES, BUCKETS[-1:], even=False),
-        steer_variants((90,), DTYPES, (0, 16), BUCKETS[:1], activations=_OTHERS, more=(False,)),
+        steer_variants((90,), DTYPES, (0, 16), BUCKETS[:1], activations=ACTIVATIONS, more=(False,)),
         cross_entropy_variants((90,), DTYPES, BUCKETS[-1:], more=(False,)),
     ):
         code = replace(variant, width=0), tuple(sorted(variant.options.items()))

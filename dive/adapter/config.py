@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 
 from dive.errors import DiveError, checks
+from dive.errors.checks import ACTIVATIONS, MAX_RANK
 from dive.files.strict_json import short
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter.safetensors"
 FORMAT = 1
-ACTIVATIONS = ("silu", "gelu", "tanh", "identity")
 POSITIONS = ("all", "response")
-MAX_RANK = 128  # what the operator takes
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 Place = tuple[str, str]  # module and function
 # the PyTorch paths of the two operators
 _PYTORCH = {
-    ("dive.ops.steering", "_forward"), ("dive.ops.steering", "_backward"),
+    ("dive.ops.steering_torch", "forward"), ("dive.ops.steering_torch", "backward"),
     ("dive.ops.cross_entropy_torch", "forward"), ("dive.ops.cross_entropy_torch", "backward"),
 }  # fmt: skip
 

@@ -9,6 +9,9 @@ from typing import Any, TypeGuard
 from dive.errors import DiveError
 
 ENGINES = ("auto", "dive._C", "transformers")  # what may be asked to decode
+# what every path of `steer` takes; csrc/ has both of its own, and a test holds them together
+ACTIVATIONS = ("silu", "gelu", "tanh", "identity")
+MAX_RANK = 128
 # of float32: the least and the largest that are normal, and between which squares and their
 # reciprocals are
 LEAST, MOST = 2.0**-126, 2.0**128 - 2.0**104

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dive.errors import DiveError
+from dive.ops.loss_arguments import LossArguments, wide_of
 from dive.reference import DecisiveLoss
 
 # code -> the argument and what it wants
@@ -25,20 +26,18 @@ _WANTED = {
 }
 
 
-def first_violation(
-    targets: Tensor,
-    weights: Tensor,
-    rows: Tensor,
-    kd_weights: Tensor | None,
-    normalizer: Tensor | None,
-    kd_normalizer: Tensor | None,
-    vocab: int,
-    wide: torch.dtype,
-) -> Tensor:
-    """The status of these arguments as numbers of the dtype `wide`, without a host sync."""
-    unlabelled = (weights > 0) & ((targets < 0) | (targets >= vocab))
+def first_violation(given: LossArguments) -> Tensor:
+    """The status of these arguments as numbers of the sums, without a host sync."""
+    targets, weights, rows = given.targets, given.weights, given.rows
+    wide = wide_of(given.hidden)
+    unlabelled = (weights > 0) & ((targets < 0) | (targets >= given.lm_head.shape[0]))
     cases = [(1, unlabelled, targets), (4, (rows < -1) | (rows >= targets.shape[0]), rows)]
-    numbers = ((2, weights), (3, kd_weights), (5, normalizer), (6, kd_normalizer))
+    numbers = (
+        (2, weights),
+        (3, given.kd_weights),
+        (5, given.normalizer),
+        (6, given.kd_normalizer),
+    )
     for code, numbered in numbers:
         if numbered is not None:
             values = numbered.detach().reshape(-1)
@@ -121,3 +120,13 @@ def check_listed(rows: Tensor, live: Tensor) -> None:
                 f"decisive_cross_entropy: rows lists row {row} {got}, want every row with a weight "
                 "once"
             )
+
+
+def raise_for_bad(status: Tensor, given: LossArguments) -> None:
+    """DiveError for a bad value, or for `rows` that are not the live ones; a few host syncs."""
+    weights, kd_weights = given.weights.detach(), given.kd_weights
+    raise_for(status, weights.shape[0], given.lm_head.shape[0])
+    live = given.ce_weight * weights > 0
+    if given.teacher_hidden is not None:
+        live |= given.kd_weight * (weights if kd_weights is None else kd_weights) > 0
+    check_listed(given.rows, live)

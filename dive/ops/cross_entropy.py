@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dive.errors import DiveError
-from dive.ops import cross_entropy_torch
+from dive.ops import chunks, cross_entropy_torch
 from dive.ops.library import (
     FLOATS,
     check_tensor,
@@ -17,6 +17,7 @@ from dive.ops.library import (
     register,
     register_gradient,
 )
+from dive.ops.loss_arguments import LossArguments, schema, wide_of
 from dive.reference import CLASSES, DecisiveLoss
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -88,7 +89,7 @@ def decisive_cross_entropy(
         temperature,
         reduction,
         chunk_bytes,
-        cross_entropy_torch.wide_of(hidden),
+        wide_of(hidden),
     )
     device, count = hidden.device, hidden.shape[0]
     for name, scalar in (("normalizer", normalizer), ("kd_normalizer", kd_normalizer)):
@@ -108,29 +109,30 @@ def decisive_cross_entropy(
     else:
         check_tensor(_NAME, "rows", rows, tuple(rows.shape), "rows", (torch.int64,), device)
     if chunk_bytes is None:
-        chunk_bytes = cross_entropy_torch.default_chunk_bytes(device, teacher_hidden is not None)
-    compute_grad = torch.is_grad_enabled() and hidden.requires_grad
-
+        chunk_bytes = chunks.default_chunk_bytes(device, teacher_hidden is not None)
+    given = LossArguments(
+        hidden=hidden,
+        lm_head=lm_head,
+        targets=targets,
+        weights=weights,
+        rows=rows,
+        bias=bias,
+        teacher_hidden=teacher_hidden,
+        kd_weights=kd_weights,
+        normalizer=normalizer,
+        kd_normalizer=kd_normalizer,
+        token_class=token_class,
+        softcap=softcap,
+        ce_weight=ce_weight,
+        kd_weight=kd_weight,
+        temperature=temperature,
+        reduction=reduction,
+        chunk_bytes=chunk_bytes,
+        validate=device.type == "cpu" if validate is None else validate,
+        compute_grad=torch.is_grad_enabled() and hidden.requires_grad,
+    )
     loss, row_ce, row_kl, lse, argmax, class_loss, class_accuracy, class_count, status, *_ = _loss(
-        hidden,
-        lm_head,
-        targets,
-        weights,
-        rows,
-        bias,
-        teacher_hidden,
-        kd_weights,
-        normalizer,
-        kd_normalizer,
-        token_class,
-        softcap,
-        ce_weight,
-        kd_weight,
-        temperature,
-        reduction,
-        chunk_bytes,
-        device.type == "cpu" if validate is None else validate,
-        compute_grad,
+        *given
     )
     classed = token_class is not None
     return DecisiveLoss(
@@ -241,45 +243,27 @@ def _live_rows(
 # --- registration ------------------------------------------------------------------------------
 
 
-def _forward_fake(
-    hidden: Tensor,
-    lm_head: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-    rows: Tensor,
-    bias: Tensor | None,
-    teacher_hidden: Tensor | None,
-    kd_weights: Tensor | None,
-    normalizer: Tensor | None,
-    kd_normalizer: Tensor | None,
-    token_class: Tensor | None,
-    softcap: float | None,
-    ce_weight: float,
-    kd_weight: float,
-    temperature: float,
-    reduction: str,
-    chunk_bytes: int,
-    validate: bool,
-    compute_grad: bool,
-) -> tuple[Tensor, ...]:
-    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    count, capacity = hidden.shape[0], rows.shape[0]
-    classes = 0 if token_class is None else CLASSES
+def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
+    given = LossArguments(*args)
+    hidden = given.hidden
+    wide = wide_of(hidden)
+    count, capacity = hidden.shape[0], given.rows.shape[0]
+    classes = 0 if given.token_class is None else CLASSES
 
     def new(*shape: int, dtype: torch.dtype = wide) -> Tensor:
         return hidden.new_empty(shape, dtype=dtype)
 
     return (
-        new(count) if reduction == "none" else new(),
+        new(count) if given.reduction == "none" else new(),
         new(count),
-        new(0 if teacher_hidden is None else count),
+        new(0 if given.teacher_hidden is None else count),
         new(count),
         new(count, dtype=torch.int64),
         new(classes),
         new(classes),
         new(classes, dtype=torch.int64),
         new(3, dtype=torch.float64),
-        new(capacity if compute_grad else 0, hidden.shape[1], dtype=hidden.dtype),
+        new(capacity if given.compute_grad else 0, hidden.shape[1], dtype=hidden.dtype),
         new(capacity),
         new(capacity),
     )
@@ -292,14 +276,10 @@ def _backward_fake(
 
 
 _loss = register(
-    f"{_NAME}(Tensor hidden, Tensor lm_head, Tensor targets, Tensor weights, Tensor rows, "
-    "Tensor? bias, Tensor? teacher_hidden, Tensor? kd_weights, Tensor? normalizer, "
-    "Tensor? kd_normalizer, Tensor? token_class, float? softcap, float ce_weight, "
-    "float kd_weight, float temperature, str reduction, SymInt chunk_bytes, bool validate, "
-    "bool compute_grad) -> (Tensor loss, Tensor row_ce, Tensor row_kl, Tensor lse, Tensor argmax, "
-    "Tensor class_loss, Tensor class_accuracy, Tensor class_count, Tensor status, Tensor stored, "
-    "Tensor row_scale, Tensor weight_slope)",
-    cross_entropy_torch.forward,
+    f"{_NAME}({schema()}) -> (Tensor loss, Tensor row_ce, Tensor row_kl, Tensor lse, "
+    "Tensor argmax, Tensor class_loss, Tensor class_accuracy, Tensor class_count, Tensor status, "
+    "Tensor stored, Tensor row_scale, Tensor weight_slope)",
+    lambda *args: cross_entropy_torch.forward(LossArguments(*args)),
     _forward_fake,
 )
 _loss_backward = register(
@@ -318,28 +298,24 @@ class _Loss(torch.autograd.Function):
             results = _loss(*args)
         ctx.mark_non_differentiable(*results[1:])
         ctx.set_materialize_grads(False)
-        hidden, weights, rows = args[0], args[3], args[4]
-        ctx.save_for_backward(rows, *results[-3:])  # what was stored is never changed
-        ctx.shape, ctx.weight_dtype, ctx.compute_grad = hidden.shape, weights.dtype, args[-1]
+        given = LossArguments(*args)
+        ctx.save_for_backward(given.rows, *results[-3:])  # what was stored is never changed
+        ctx.shape, ctx.weight_dtype = given.hidden.shape, given.weights.dtype
+        ctx.compute_grad = given.compute_grad
         return tuple(results)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
-        nothing = (None,) * 19
+        nothing = (None,) * len(LossArguments._fields)
         if grad is None:
             return nothing
         if ctx.needs_input_grad[0] and not ctx.compute_grad:
             raise DiveError(f"{_NAME}: backward of a call that was made with compute_grad=False")
         for_hidden, for_weights = _loss_backward(grad, *ctx.saved_tensors, ctx.shape[0])
         wanted = ctx.needs_input_grad
-        return (
-            for_hidden if wanted[0] else None,
-            None,
-            None,
-            for_weights.to(ctx.weight_dtype) if wanted[3] else None,
-            *nothing[4:],
-        )
+        for_weights = for_weights.to(ctx.weight_dtype) if wanted[3] else None
+        return (for_hidden if wanted[0] else None, None, None, for_weights, *nothing[4:])
 
 
 def _with_gradient(*args: Any) -> tuple[Tensor, ...]:

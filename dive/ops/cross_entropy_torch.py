@@ -8,125 +8,24 @@ for backward is the gradient of each live row up to one factor a row, which is k
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dive.ops.checks import (
-    check_listed,
     divides,
     first_violation,
     loss_violation,
     raise_for,
+    raise_for_bad,
     sum_violation,
 )
+from dive.ops.chunks import MIB, gain, plan
+from dive.ops.loss_arguments import LossArguments, wide_of
 from dive.reference import CLASSES
 
-MIB = 2**20
-_TILE_BYTES = {"cpu": MIB // 2, "other": 64 * MIB}
 
-
-@dataclass
-class Plan:
-    """How many rows make a chunk and a tile, and what is computed for them."""
-
-    chunk_rows: int
-    tile_rows: int
-    scratch: int  # tiles in the dtype of summation beside the chunk's buffers
-
-
-def default_chunk_bytes(device: torch.device, distils: bool) -> int:
-    """For all vocabulary-wide buffers together."""
-    if device.type == "cpu":
-        return 32 * MIB
-    return (512 if distils else 256) * MIB
-
-
-def plan(
-    live: int,
-    vocab: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    chunk_bytes: int,
-    distils: bool,
-    softcap: bool,
-    heated: bool,
-    fused: bool = False,
-) -> Plan:
-    """Chunks of nearly equal size whose buffers and scratch tiles fit in `chunk_bytes`.
-
-    Not below 32 rows (256 off the CPU) where that many are live, even if they do not fit.
-    fused: one kernel works on whole rows in place, and no tile is needed.
-    """
-    cpu = device.type == "cpu"
-    wide_bytes = 8 if dtype == torch.float64 else 4
-    narrow = dtype not in (torch.float32, torch.float64)
-    tile_rows = max(1, _TILE_BYTES["cpu" if cpu else "other"] // (wide_bytes * max(vocab, 1)))
-    # student and teacher where their buffers are narrow; difference, slope of the cap, heated copy
-    scratch = narrow * (1 + distils) + distils + softcap + (distils and heated)
-    scratch = 0 if fused else scratch
-    budget = chunk_bytes - scratch * tile_rows * vocab * wide_bytes
-    rows = max(budget // max(vocab * dtype.itemsize * (1 + distils), 1), 32 if cpu else 256)
-    if not cpu:
-        rows = rows // 128 * 128
-    count = max(1, math.ceil(live / rows))
-    chunk_rows = math.ceil(live / count)
-    if not cpu and count > 1:
-        chunk_rows = min(rows, math.ceil(chunk_rows / 128) * 128)
-    return Plan(chunk_rows, min(tile_rows, max(chunk_rows, 1)), scratch)
-
-
-def gain(dtype: torch.dtype, vocab: int) -> float:
-    """float16 has too little range for probabilities of a large vocabulary: gradients of logits
-    are stored times this, and the target's entry still fits."""
-    return 2.0 ** round(math.log2(max(vocab, 2)) / 2) if dtype == torch.float16 else 1.0
-
-
-def wide_of(hidden: Tensor) -> torch.dtype:
-    """The dtype of the sums."""
-    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
-
-
-def raise_for_bad(
-    status: Tensor,
-    weights: Tensor,
-    rows: Tensor,
-    kd_weights: Tensor | None,
-    distils: bool,
-    ce_weight: float,
-    kd_weight: float,
-    vocab: int,
-) -> None:
-    """DiveError for a bad value, or for `rows` that are not the live ones; a few host syncs."""
-    raise_for(status, weights.shape[0], vocab)
-    live = ce_weight * weights.detach() > 0
-    if distils:
-        live |= kd_weight * (weights.detach() if kd_weights is None else kd_weights) > 0
-    check_listed(rows, live)
-
-
-def forward(
-    hidden: Tensor,
-    lm_head: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-    rows: Tensor,
-    bias: Tensor | None,
-    teacher_hidden: Tensor | None,
-    kd_weights: Tensor | None,
-    normalizer: Tensor | None,
-    kd_normalizer: Tensor | None,
-    token_class: Tensor | None,
-    softcap: float | None,
-    ce_weight: float,
-    kd_weight: float,
-    temperature: float,
-    reduction: str,
-    chunk_bytes: int,
-    validate: bool,
-    compute_grad: bool,
-) -> tuple[Tensor, ...]:
+def forward(given: LossArguments) -> tuple[Tensor, ...]:
     """loss, row_ce, row_kl, lse, argmax, class_loss, class_accuracy, class_count, status, stored,
     row_scale, weight_slope.
 
@@ -135,18 +34,19 @@ def forward(
     backward: d loss / d hidden[rows[i]] = row_scale[i] * stored[i],
     d loss / d weights[rows[i]] = weight_slope[i], both 0 at slots that are not live.
     """
+    hidden, weights, rows = given.hidden, given.weights, given.rows
+    ce_weight, kd_weight, reduction = given.ce_weight, given.kd_weight, given.reduction
     wide = wide_of(hidden)
-    total, vocab = hidden.shape[0], lm_head.shape[0]
-    distils = teacher_hidden is not None
+    total, vocab = hidden.shape[0], given.lm_head.shape[0]
+    distils = given.teacher_hidden is not None
     w = weights.detach().to(wide)
     m = torch.zeros_like(w)
     if distils:
+        kd_weights = given.kd_weights
         m = (w > 0).to(wide) if kd_weights is None else kd_weights.detach().to(wide)
-    status = first_violation(
-        targets, weights, rows, kd_weights, normalizer, kd_normalizer, vocab, wide
-    )
-    if validate:
-        raise_for_bad(status, weights, rows, kd_weights, distils, ce_weight, kd_weight, vocab)
+    status = first_violation(given)
+    if given.validate:
+        raise_for_bad(status, given)
 
     # what belongs to the slots of `rows`; those that are not live are left out
     listed = rows if total > 0 else rows[:0]
@@ -155,31 +55,30 @@ def forward(
     live &= (ce_weight * w[index] > 0) | (kd_weight * m[index] > 0)
     slots = live.nonzero()[:, 0]
     index = index[slots]
-    w, m, target = w[index], m[index], targets[index]
+    w, m, target = w[index], m[index], given.targets[index]
     in_range = (target >= 0) & (target < vocab)
     target = torch.where(in_range, target, 0)
-    for code, factor, factors, given in (
-        (7, ce_weight, w, normalizer),
-        (8, kd_weight, m, kd_normalizer),
+    for code, factor, factors, normalizer in (
+        (7, ce_weight, w, given.normalizer),
+        (8, kd_weight, m, given.kd_normalizer),
     ):
-        if factor > 0 and reduction == "mean" and given is None:
+        if factor > 0 and reduction == "mean" and normalizer is None:
             status = sum_violation(status, code, factors.sum())
-    if validate:
+    if given.validate:
         raise_for(status)
-    ce_share = ce_weight * _reciprocal(
-        w, normalizer, reduction
-    )  # of a row in the loss, over its weight
-    kd_share = kd_weight * _reciprocal(m, kd_normalizer, reduction)
+    # of a row in the loss, over its weight
+    ce_share = ce_weight * _reciprocal(w, given.normalizer, reduction)
+    kd_share = kd_weight * _reciprocal(m, given.kd_normalizer, reduction)
 
-    sweep = Sweep(hidden, lm_head, bias, teacher_hidden, softcap, temperature, compute_grad)
+    sweep, temperature = Sweep(given), given.temperature
     ce_factor, kd_factor = w * ce_share, m * kd_share * temperature
-    sweep.run(index, target, in_range, ce_factor, kd_factor, m > 0, chunk_bytes)
+    sweep.run(index, target, in_range, ce_factor, kd_factor, m > 0)
     row_ce = torch.where(in_range, sweep.lse - sweep.picked, 0.0)
     row_kl = sweep.kl * temperature**2
 
     ce, kl = w * ce_share * row_ce, m * kd_share * row_kl
     slope = ce_share * row_ce
-    if reduction == "mean" and normalizer is None:
+    if reduction == "mean" and given.normalizer is None:
         # divided before it is summed: a sum of large weights is finite, theirs with the loss not
         slope = slope - ce_share * (w * _reciprocal(w, None, "mean") * row_ce).sum()
 
@@ -188,20 +87,20 @@ def forward(
 
     loss = by_row(ce + kl) if reduction == "none" else (ce + kl).sum()
     status = loss_violation(status, loss, row_ce, row_kl)
-    if validate:
+    if given.validate:
         raise_for(status)
     loss = torch.where(status[0] == 0, loss, float("nan"))
 
     nothing = w.new_empty(0)
     statistics = [nothing, nothing.clone(), torch.empty(0, dtype=torch.int64, device=w.device)]
-    if token_class is not None:
+    if given.token_class is not None:
         hit = sweep.argmax == target
         counted = in_range & (w > 0)
-        statistics = _by_class(row_ce, hit, token_class[index], counted)
+        statistics = _by_class(row_ce, hit, given.token_class[index], counted)
 
     capacity = rows.shape[0]
     stored = sweep.stored
-    if compute_grad and index.shape[0] < capacity:
+    if given.compute_grad and index.shape[0] < capacity:
         stored = hidden.new_zeros(capacity, hidden.shape[1]).index_copy_(0, slots, stored)
     return (
         loss,
@@ -245,20 +144,13 @@ def backward(
 class Sweep:
     """The live rows' results, filled chunk by chunk."""
 
-    def __init__(
-        self,
-        hidden: Tensor,
-        head: Tensor,
-        bias: Tensor | None,
-        teacher: Tensor | None,
-        softcap: float | None,
-        temperature: float,
-        compute_grad: bool,
-    ) -> None:
-        self.hidden, self.head, self.bias, self.teacher = hidden, head, bias, teacher
-        self.softcap, self.temperature, self.compute_grad = softcap, temperature, compute_grad
-        self.wide = wide_of(hidden)
-        self.gain = gain(hidden.dtype, head.shape[0])
+    def __init__(self, given: LossArguments) -> None:
+        self.hidden, self.head, self.bias = given.hidden, given.lm_head, given.bias
+        self.teacher, self.softcap = given.teacher_hidden, given.softcap
+        self.temperature, self.compute_grad = given.temperature, given.compute_grad
+        self.chunk_bytes = given.chunk_bytes
+        self.wide = wide_of(self.hidden)
+        self.gain = gain(self.hidden.dtype, self.head.shape[0])
 
     def run(
         self,
@@ -268,7 +160,6 @@ class Sweep:
         ce: Tensor,
         kd: Tensor,
         distilled: Tensor,
-        chunk_bytes: int,
     ) -> None:
         """index [n]: live rows. Their gradient with respect to the logits is
         ce (softmax(z) - onehot(target)) + kd (softmax(z / T) - softmax(teacher / T))."""
@@ -286,7 +177,7 @@ class Sweep:
         self.kl = rows().zero_()
         self.stored = self.hidden.new_empty(count if self.compute_grad else 0, width)
         if count > 0:
-            self._chunks(index, target, labelled, ce, kd, distilled, chunk_bytes)
+            self._chunks(index, target, labelled, ce, kd, distilled)
 
     def _chunks(
         self,
@@ -296,7 +187,6 @@ class Sweep:
         ce: Tensor,
         kd: Tensor,
         distilled: Tensor,
-        chunk_bytes: int,
     ) -> None:
         """`run`, chunk by chunk; no factor is above the gain."""
         count, vocab = index.shape[0], self.head.shape[0]
@@ -305,7 +195,7 @@ class Sweep:
             vocab,
             self.hidden.dtype,
             self.hidden.device,
-            chunk_bytes,
+            self.chunk_bytes,
             self.teacher is not None,
             self.softcap is not None,
             self.temperature != 1,

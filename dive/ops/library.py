@@ -95,8 +95,6 @@ def implementation(operator: str, device: torch.device | str) -> str:
     """
     if operator not in OPERATORS:
         raise DiveError(f"operator is {operator!r}, want one of " + ", ".join(OPERATORS))
-    import dive.ops  # noqa: F401  # both operators are registered by then
-
     key = torch.device(device).type.upper()
     special = torch._C._dispatch_has_kernel_for_dispatch_key(f"dive::{operator}", key)
     return "triton" if special else "pytorch"

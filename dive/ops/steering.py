@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dive.errors import DiveError
+from dive.errors.checks import ACTIVATIONS, MAX_RANK
+from dive.ops import steering_torch
 from dive.ops.library import (
     FLOATS,
     check_tensor,
@@ -17,8 +18,6 @@ from dive.ops.library import (
     register_gradient,
 )
 
-ACTIVATIONS = ("silu", "gelu", "tanh", "identity")
-_MAX_RANK = 128
 _SUMS = {dtype: torch.finfo(dtype if dtype == torch.float64 else torch.float32) for dtype in FLOATS}
 
 
@@ -82,8 +81,8 @@ def _check(
 ) -> None:
     if not isinstance(h, Tensor) or h.dtype not in FLOATS or h.dim() < 1:
         fail("steer", "h", describe(h), "a floating-point tensor [..., D]")
-    if not isinstance(down, Tensor) or down.dim() != 2 or down.shape[0] > _MAX_RANK:
-        fail("steer", "down", describe(down), f"a tensor [R, D] with R from 0 to {_MAX_RANK}")
+    if not isinstance(down, Tensor) or down.dim() != 2 or down.shape[0] > MAX_RANK:
+        fail("steer", "down", describe(down), f"a tensor [R, D] with R from 0 to {MAX_RANK}")
     width, rank, device, dtypes = h.shape[-1], down.shape[0], h.device, (torch.float32, h.dtype)
     # one question where all is well, told apart only where it is not: this runs at every layer
     if not (
@@ -118,104 +117,11 @@ def _check(
         fail("steer", "eps", repr(eps), f"a number > 0 ({sums.tiny:.3g} to {sums.max:.3g})")
 
 
-# --- the PyTorch path --------------------------------------------------------------------------
+# --- registration ------------------------------------------------------------------------------
 
 
-def _to(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x.to(dtype)`; where there is nothing to do, at a tenth of its price."""
-    return x if x.dtype == dtype else x.to(dtype)
-
-
-def _widened(h: Tensor) -> Tensor:
-    """[T, D] contiguous in the dtype of summation."""
-    x = h if h.dim() == 2 else h.reshape(-1, h.shape[-1])
-    x = x.contiguous()
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def _operand(parameter: Tensor, dtype: torch.dtype, wide: torch.dtype) -> Tensor:
-    """A factor of a product: rounded to the stream's dtype, held in the dtype of summation."""
-    return _to(_to(parameter, dtype), wide)
-
-
-def _activate(pre: Tensor, activation: str) -> Tensor:
-    if activation == "silu":
-        return F.silu(pre)
-    if activation == "gelu":
-        return F.gelu(pre)
-    return torch.tanh(pre) if activation == "tanh" else pre
-
-
-def _activation_gradient(grad: Tensor, pre: Tensor, activation: str) -> Tensor:
-    if activation == "silu":
-        return torch.ops.aten.silu_backward(grad, pre)
-    if activation == "gelu":
-        return torch.ops.aten.gelu_backward(grad, pre)
-    return grad * (1 - torch.tanh(pre).square()) if activation == "tanh" else grad
-
-
-def _edited(
-    x: Tensor,
-    pre: Tensor,
-    up: Tensor,
-    static: Tensor,
-    scale: Tensor,
-    dtype: torch.dtype,
-    activation: str,
-) -> Tensor:
-    """[T, D]: x + scale * (up phi(pre) + static), with the scale on the small tensors."""
-    wide = pre.dtype
-    mix = _operand(_activate(pre, activation), dtype, wide)
-    out = x + _to(static, wide) * scale
-    return out.addmm_(mix * scale, _operand(up, dtype, wide).t())
-
-
-def _forward(
-    h: Tensor,
-    down: Tensor,
-    down_bias: Tensor,
-    up: Tensor,
-    static: Tensor,
-    scale: Tensor,
-    mask: Tensor | None,
-    activation: str,
-    norm_preserving: bool,
-    eps: float,
-    compute_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    x = _widened(h)
-    wide = x.dtype
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    rstd = torch.addcmul(norm.new_full((), eps), norm, norm, value=1 / max(x.shape[1], 1)).rsqrt_()
-    pre = torch.mm(x, _operand(down, h.dtype, wide).t())
-    pre = torch.addcmul(_to(down_bias, wide), pre, rstd)
-    out = _edited(x, pre, up, static, _to(scale, wide), h.dtype, activation)
-    if norm_preserving:
-        new = torch.linalg.vector_norm(out, dim=1, keepdim=True)
-        # without an edit both norms are the same number and their ratio is exactly 1
-        out.mul_(torch.where(new > 0, norm / new, 1.0))
-    out = _to(out, h.dtype)
-    out = out if h.dim() == 2 else out.view_as(h)
-    if mask is not None:
-        out = torch.where(mask[..., None], out, h)
-    if not compute_grad:
-        pre, rstd = pre.new_empty(0, 0), rstd.new_empty(0)
-    return out, pre, rstd.view(-1)
-
-
-def _forward_fake(
-    h: Tensor,
-    down: Tensor,
-    down_bias: Tensor,
-    up: Tensor,
-    static: Tensor,
-    scale: Tensor,
-    mask: Tensor | None,
-    activation: str,
-    norm_preserving: bool,
-    eps: float,
-    compute_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward_fake(h: Tensor, down: Tensor, *others: object) -> tuple[Tensor, Tensor, Tensor]:
+    compute_grad = others[-1]
     wide = torch.float64 if h.dtype == torch.float64 else torch.float32
     out = h.new_empty(h.shape)
     if not compute_grad:
@@ -225,100 +131,23 @@ def _forward_fake(
     return out, *(h.new_empty(shape, dtype=wide) for shape in shapes)  # type: ignore[return-value]
 
 
-def _backward(
-    grad: Tensor,
-    h: Tensor,
-    down: Tensor,
-    down_bias: Tensor,
-    up: Tensor,
-    static: Tensor,
-    scale: Tensor,
-    mask: Tensor | None,
-    pre: Tensor,
-    rstd: Tensor,
-    activation: str,
-    norm_preserving: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    x, g = _widened(h), _widened(grad)
-    wide, dtype = x.dtype, h.dtype
-    passed = g  # what reaches h past the edit
-    if mask is not None:  # whatever masked rows hold, it takes no part
-        keep = mask.reshape(-1, 1)
-        x, g = torch.where(keep, x, 0.0), torch.where(keep, g, 0.0)
-        pre, rstd = torch.where(keep, pre, 0.0), torch.where(keep[:, 0], rstd, 0.0)
-    s = _to(scale, wide)
-    through_norm = None
-    if norm_preserving:
-        out = _edited(x, pre, up, static, s, dtype, activation)
-        old = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        new = torch.linalg.vector_norm(out, dim=1, keepdim=True)
-        safe = torch.where(new > 0, new, 1.0)
-        unit = out / safe
-        along = (g * unit).sum(1, keepdim=True)
-        # d|x|/dx = x / |x|, 0 at 0; a result of 0 was left as it was
-        through_norm = torch.where((new > 0) & (old > 0), along / old, 0.0) * x
-        g = torch.where(new > 0, (old / safe) * torch.addcmul(g, along, unit, value=-1), g)
-        passed = g if mask is None else torch.where(keep, g, passed)
+def _backward_fake(grad: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape) for t in given[:6])
 
-    mix = _operand(_activate(pre, activation), dtype, wide)
-    wide_up, wide_down = _operand(up, dtype, wide), _operand(down, dtype, wide)
-    at_mix = torch.mm(g, wide_up)  # without the scale
-    total = g.sum(0)
-    grad_scale = (at_mix * mix).sum() + total @ _to(static, wide)
-    grad_up = torch.mm(g.t(), mix) * s
-    at_pre = _activation_gradient(at_mix * s, pre, activation)
-    grad_bias = at_pre.sum(0)
-    scaled = at_pre * rstd[:, None]
-    grad_down = torch.mm(scaled.t(), x)
-    # u = x rstd: the part along x comes from the [T, R] tensors alone, as (down u) = pre - bias
-    along_x = (at_pre * (pre - _to(down_bias, wide))).sum(1)
-    along_x = along_x * rstd.square() / max(x.shape[1], 1)
-    grad_h = torch.addcmul(passed, along_x[:, None], x, value=-1).addmm_(scaled, wide_down)
-    if through_norm is not None:
-        grad_h += through_norm
-    grad_h = _to(grad_h, dtype)
-    return (
-        grad_h if h.dim() == 2 else grad_h.view_as(h),
-        _to(grad_down, down.dtype),
-        _to(grad_bias, down_bias.dtype),
-        _to(grad_up, up.dtype),
-        _to(total * s, static.dtype),
-        _to(grad_scale, scale.dtype),
-    )
-
-
-def _backward_fake(
-    grad: Tensor,
-    h: Tensor,
-    down: Tensor,
-    down_bias: Tensor,
-    up: Tensor,
-    static: Tensor,
-    scale: Tensor,
-    mask: Tensor | None,
-    pre: Tensor,
-    rstd: Tensor,
-    activation: str,
-    norm_preserving: bool,
-) -> tuple[Tensor, ...]:
-    return tuple(t.new_empty(t.shape) for t in (h, down, down_bias, up, static, scale))
-
-
-# --- registration ------------------------------------------------------------------------------
 
 _PARAMETERS = "Tensor down, Tensor down_bias, Tensor up, Tensor static, Tensor scale, Tensor? mask"
 
 _steer = register(
     f"steer(Tensor h, {_PARAMETERS}, str activation, bool norm_preserving, float eps, "
     "bool compute_grad) -> (Tensor, Tensor, Tensor)",
-    _forward,
+    steering_torch.forward,
     _forward_fake,
 )
 _steer_backward = register(
     f"steer_backward(Tensor grad, Tensor h, {_PARAMETERS}, Tensor pre, Tensor rstd, "
     "str activation, bool norm_preserving) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _backward,
+    steering_torch.backward,
     _backward_fake,
 )
 # dive.ops.triton_path puts the Triton kernels in the place of both on CUDA

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dive.ops import cross_entropy_torch, steering
-from dive.ops.checks import raise_for
+from dive.ops import cross_entropy_torch, steering_torch
+from dive.ops.checks import raise_for, raise_for_bad
+from dive.ops.chunks import gain, plan
 from dive.ops.library import register_kernel
+from dive.ops.loss_arguments import LossArguments
 
 
 def missing() -> str | None:
@@ -50,7 +52,7 @@ def _on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 def _steer(h: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     if h.dtype == torch.float64:
-        return steering._forward(h, *args)
+        return steering_torch.forward(h, *args)
     from dive.kernels.steer import forward
 
     return forward(h, *args)
@@ -58,16 +60,36 @@ def _steer(h: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _steer_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
     if grad.dtype == torch.float64:
-        return steering._backward(grad, *args)
+        return steering_torch.backward(grad, *args)
     from dive.kernels.steer_backward import backward
 
     return backward(grad, *args)
 
 
-def _loss(hidden: Tensor, *args: Any) -> tuple[Tensor, ...]:
+def _loss(*args: Any) -> tuple[Tensor, ...]:
+    given = LossArguments(*args)
+    hidden, vocab = given.hidden, given.lm_head.shape[0]
     if hidden.dtype == torch.float64:
-        return cross_entropy_torch.forward(hidden, *args)
-    return _fused_loss(hidden, *args)
+        return cross_entropy_torch.forward(given)
+    from dive.kernels.cross_entropy import row_stride
+    from dive.kernels.cross_entropy_host import forward
+
+    layout = plan(
+        given.rows.shape[0],
+        row_stride(vocab),
+        torch.float32,
+        hidden.device,
+        given.chunk_bytes,
+        given.teacher_hidden is not None,
+        softcap=False,
+        heated=False,
+        fused=True,
+    )
+    check = functools.partial(raise_for_bad, given=given) if given.validate else None
+    results = forward(given, layout.chunk_rows, gain(hidden.dtype, vocab), check)
+    if given.validate:
+        raise_for(results[8])
+    return results
 
 
 def _loss_backward(
@@ -78,116 +100,3 @@ def _loss_backward(
     from dive.kernels.cross_entropy import backward
 
     return backward(grad, rows, stored, row_scale, weight_slope, total)
-
-
-def _fused_loss(
-    hidden: Tensor,
-    lm_head: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-    rows: Tensor,
-    bias: Tensor | None,
-    teacher_hidden: Tensor | None,
-    kd_weights: Tensor | None,
-    normalizer: Tensor | None,
-    kd_normalizer: Tensor | None,
-    token_class: Tensor | None,
-    softcap: float | None,
-    ce_weight: float,
-    kd_weight: float,
-    temperature: float,
-    reduction: str,
-    chunk_bytes: int,
-    validate: bool,
-    compute_grad: bool,
-) -> tuple[Tensor, ...]:
-    """`cross_entropy_torch.forward` in a launch before the chunks, one after them, and for each
-    chunk its products, a gathering of the states of each and the row pass.
-
-    Logits are float32 whatever the inputs. It asks the device nothing (but to validate): every slot
-    of `rows` is computed, live or not.
-    """
-    from dive.kernels import cross_entropy as kernel
-    from dive.kernels.bookkeeping import finish, gather, prepare
-
-    vocab, width = lm_head.shape
-    device, dtype, capacity = hidden.device, hidden.dtype, rows.shape[0]
-    distils = teacher_hidden is not None
-    gain = cross_entropy_torch.gain(dtype, vocab)
-    bias = None if bias is None else bias.contiguous()
-    slots = prepare(
-        targets,
-        weights,
-        rows,
-        kd_weights,
-        normalizer,
-        kd_normalizer,
-        distils,
-        ce_weight,
-        kd_weight,
-        temperature,
-        reduction == "mean",
-        gain,
-        vocab,
-    )
-    if validate:
-        cross_entropy_torch.raise_for_bad(
-            slots.status, weights, rows, kd_weights, distils, ce_weight, kd_weight, vocab
-        )
-
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
-
-    results = empty(capacity), empty(capacity), empty(capacity, dtype=torch.int64), empty(capacity)
-    stored = empty(capacity if compute_grad else 0, width, dtype=dtype)
-    stride = kernel.row_stride(vocab)
-    layout = cross_entropy_torch.plan(
-        capacity, stride, torch.float32, device, chunk_bytes, distils, False, False, fused=True
-    )
-    student = empty(layout.chunk_rows, stride)
-    teacher = empty(layout.chunk_rows, stride) if distils else None
-    for start in range(0, capacity, max(layout.chunk_rows, 1)):
-        part = slice(start, min(start + layout.chunk_rows, capacity))
-        index, count = slots.index[part], part.stop - part.start
-        logits = student[:count]
-        # a row that takes no part may hold anything
-        states = gather(hidden, index, slots.live[part])
-        kernel.product(states, lm_head, logits[:, :vocab])
-        logits_teacher = None
-        if teacher_hidden is not None and teacher is not None:
-            logits_teacher = teacher[:count]
-            states = gather(teacher_hidden, index, slots.distilled[part])
-            kernel.product(states, lm_head, logits_teacher[:, :vocab])
-        gradient = kernel.gradient_view(logits, vocab, dtype) if compute_grad else None
-        lse, picked, argmax, kl = results
-        kernel.turn_into_gradient(
-            logits,
-            logits_teacher,
-            bias,
-            gradient,
-            slots.target[part],
-            slots.labelled[part],
-            slots.ce[part],
-            slots.kd[part],
-            slots.distilled[part],
-            (lse[part], picked[part], argmax[part], kl[part]),
-            vocab,
-            softcap,
-            temperature,
-        )
-        if gradient is not None:
-            kernel.to_hidden(gradient, lm_head, stored[part])
-    outputs = finish(
-        slots,
-        results,
-        weights,
-        kd_weights,
-        token_class,
-        distils,
-        temperature,
-        centred=reduction == "mean" and normalizer is None,
-        by_row=reduction == "none",
-    )
-    if validate:
-        raise_for(slots.status)
-    return (*outputs[:-1], slots.status, stored, slots.scale, outputs[-1])

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dive
 from dive.data import Study
-from dive.ops import cross_entropy_torch
+from dive.ops import chunks, cross_entropy_torch
+from dive.ops.loss_arguments import LossArguments
 from dive.training import trainer
 
 LEAST = 32  # rows of a chunk on a CPU, when the budget holds less
@@ -23,7 +24,9 @@ class Widest(TorchDispatchMode):
     """The largest tensor that comes into being with a dimension as long as the vocabulary."""
 
     INSIDE: ClassVar[dict[Any, Any]] = {
-        torch.ops.dive.decisive_cross_entropy.default: cross_entropy_torch.forward,
+        torch.ops.dive.decisive_cross_entropy.default: lambda *args: cross_entropy_torch.forward(
+            LossArguments(*args)
+        ),
         torch.ops.dive.decisive_cross_entropy_backward.default: cross_entropy_torch.backward,
     }
 
@@ -69,7 +72,7 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return forward(self, inputs, positions, *args, **more)
 
     monkeypatch.setattr(trainer.Student, "forward", counting)
-    monkeypatch.setattr(cross_entropy_torch, "default_chunk_bytes", lambda *_: 1)
+    monkeypatch.setattr(chunks, "default_chunk_bytes", lambda *_: 1)
     return counted
 
 

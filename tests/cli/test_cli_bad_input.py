@@ -11,10 +11,8 @@ from typer.testing import CliRunner
 
 import dive
 from dive import cli
-from dive.adapter import config as adapter_config
 from dive.cli import app
 from dive.errors import DiveError
-from dive.ops import steering
 from dive.training import distillation
 from dive.training.trainer import DistillTrainer
 
@@ -108,7 +106,6 @@ def test_in_python_too(tiny_llava, studies, monkeypatch):
 def test_a_rank_beyond_the_operator_is_refused_first(tiny_llava, tmp_path):
     with pytest.raises(DiveError, match="rank is 99999, want a whole number from 0 to 128"):
         distill(tiny_llava, "none.jsonl", tmp_path / "a", "--rank", 99999)
-    assert adapter_config.MAX_RANK == steering._MAX_RANK
 
 
 def test_one_setting_in_two_places(tiny_llava, tmp_path):

@@ -108,9 +108,9 @@ def test_a_device_that_cannot_be_used_costs_only_its_own_findings(monkeypatch):
 
 INTERPRETED = """
 import json
-from dive import self_test
-from dive.ops import fused
-fused.install("CPU")
+from dive.cli import self_test
+from dive.ops import triton_path
+triton_path.install("CPU")
 print(json.dumps([one._asdict() for one in self_test.run()]))
 """
 

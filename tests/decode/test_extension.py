@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -21,12 +22,12 @@ from hypothesis import strategies as st
 from dive import reference
 from dive.decode import native
 from dive.errors import DiveError
+from dive.errors.checks import ACTIVATIONS, MAX_RANK
 
 C = pytest.importorskip("dive._C", reason="dive._C is not built; pip install -e . builds it")
 
 ISAS = C.build_info()["isa_compiled"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-ACTIVATIONS = ["silu", "gelu", "tanh", "identity"]
 
 
 @pytest.fixture(params=ISAS)
@@ -579,3 +580,18 @@ def test_a_checkout_is_told_to_build_it(tmp_path):
     (tmp_path / "csrc").mkdir()
     (tmp_path / "setup.py").touch()
     assert "pip install -e ." in native._advice(tmp_path)
+
+
+def test_ranks_and_activations_are_those_of_python():
+    def packed(rank, activation="silu"):
+        parts = (torch.zeros(rank, 4), torch.zeros(rank), torch.zeros(4, rank), torch.zeros(4))
+        return C.Steering(*parts, 1.0, activation=activation)
+
+    assert [packed(1, name).rank for name in ACTIVATIONS] == [1] * len(ACTIVATIONS)
+    with pytest.raises(ValueError, match="want (.*)$") as refused:
+        packed(1, "relu")
+    named = re.split(", | or ", str(refused.value).partition("want ")[2])
+    assert named == list(ACTIVATIONS)
+    assert packed(MAX_RANK).rank == MAX_RANK
+    with pytest.raises(ValueError, match=rf"want a rank up to {MAX_RANK} "):
+        packed(MAX_RANK + 1)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dive import ops, reference
 from dive.errors import DiveError
-from dive.ops import cross_entropy_torch
+from dive.ops import chunks as loss_chunks
 
 REHEARSAL = os.environ.get("DIVE_REHEARSE_GPU") == "1"
 if not REHEARSAL:
@@ -361,7 +361,7 @@ def test_memory_stays_within_chunk_bytes(teacher: bool, chunks: int) -> None:
     """Of all vocabulary-wide buffers together, so no tensor exceeds a chunk either."""
     vocab, width = sized((64000, 128), (640, 16))
     budget = sized(160 * MIB, MIB) * (1 + teacher)
-    layout = cross_entropy_torch.plan(
+    layout = loss_chunks.plan(
         10**6, vocab, torch.float32, DEVICE, budget, teacher, False, False, fused=not REHEARSAL
     )
     count = layout.chunk_rows * chunks

@@ -1,5 +1,6 @@
-"""What kernels/aot.py compiles is what the operators launch: every argument's type, what its value
-is known to be divisible by, and every constant. No GPU: launches are noted down and nothing runs.
+"""What tools/compile_kernels.py compiles is what the operators launch: every argument's type, what
+its value is known to be divisible by, and every constant. No GPU: launches are noted down and
+nothing runs.
 """
 
 import os
@@ -13,11 +14,11 @@ pytest.importorskip("triton", reason="the kernels are Triton's")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("nothing is compiled under the interpreter", allow_module_level=True)
 
+import compile_kernels as aot
 from triton.runtime.jit import JITFunction
 
 from dive.kernels import cross_entropy, steer, steer_backward
 from dive.ops import triton_path
-from tools import compile_kernels as aot
 
 TOKENS, WIDTH, VOCAB = 40, 64, 128
 TYPES = {torch.uint8: "u8", torch.int64: "i64", torch.float64: "fp64", **aot._TYPES}
@@ -90,7 +91,7 @@ def test_steer(
 def test_decisive_cross_entropy(dtype: torch.dtype, vocab: int, launches: list[Launch]) -> None:
     hidden, teacher = (torch.randn(TOKENS, WIDTH).to(dtype) for _ in range(2))
     one, rows = torch.ones(TOKENS), torch.arange(TOKENS)
-    *_, stored, scale, slope = triton_path._fused_loss(
+    *_, stored, scale, slope = triton_path._loss(
         hidden, torch.zeros(vocab, WIDTH, dtype=dtype), rows * 0, one, rows,
         torch.zeros(vocab, dtype=dtype), teacher, one, torch.tensor(1.0), torch.tensor(1.0),
         rows * 0, 5.0, 1.0, 0.5, 2.0, "mean", 2**20, False, True,

@@ -19,7 +19,7 @@ from torch import Tensor
 from dive import ops, reference
 from dive.bench import observe
 from dive.kernels import steer, steer_backward, table
-from dive.ops import steering, triton_path
+from dive.ops import steering_torch, triton_path
 
 triton_path.install("CPU")
 F64 = torch.float64
@@ -71,7 +71,7 @@ def test_the_kernels_are_what_runs() -> None:
     args[0].requires_grad_(False)
     with torch.no_grad():
         got = torch.ops.dive.steer(*args, None, "silu", False, 1e-6, True)
-    want = steering._forward(*[x.detach() for x in args], None, "silu", False, 1e-6, True)
+    want = steering_torch.forward(*[x.detach() for x in args], None, "silu", False, 1e-6, True)
     torch.testing.assert_close(got, want)
 
 

@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from dive import ops, reference
 from dive.errors import DiveError
-from dive.ops import cross_entropy, cross_entropy_torch
+from dive.ops import chunks, cross_entropy, cross_entropy_torch
+from dive.ops.loss_arguments import LossArguments
 
 Loss = Callable[..., reference.DecisiveLoss]
 
@@ -254,32 +255,34 @@ def test_no_tensor_is_larger_than_a_chunk(dtype: torch.dtype, teacher: bool) -> 
     if teacher:
         options |= {"teacher_hidden": teacher_of(p), "kd_weight": 1.0}
     budget = 1 << 20
-    layout = cross_entropy_torch.plan(
+    layout = chunks.plan(
         rows, vocab, dtype, torch.device("cpu"), budget, teacher, softcap=True, heated=True
     )
     assert rows >= 4 * layout.chunk_rows  # otherwise the test would say nothing
     # called beneath the dispatcher, where every inner operation is seen
     with Largest() as seen:
         results = cross_entropy_torch.forward(
-            p["hidden"].detach(),
-            p["lm_head"],
-            p["targets"],
-            p["weights"],
-            torch.arange(rows),
-            None,
-            options.get("teacher_hidden"),
-            None,
-            None,
-            None,
-            None,
-            9.0,
-            1.0,
-            1.0 if teacher else 0.0,
-            2.0,
-            "mean",
-            budget,
-            True,
-            True,
+            LossArguments(
+                hidden=p["hidden"].detach(),
+                lm_head=p["lm_head"],
+                targets=p["targets"],
+                weights=p["weights"],
+                rows=torch.arange(rows),
+                bias=None,
+                teacher_hidden=options.get("teacher_hidden"),
+                kd_weights=None,
+                normalizer=None,
+                kd_normalizer=None,
+                token_class=None,
+                softcap=9.0,
+                ce_weight=1.0,
+                kd_weight=1.0 if teacher else 0.0,
+                temperature=2.0,
+                reduction="mean",
+                chunk_bytes=budget,
+                validate=True,
+                compute_grad=True,
+            )
         )
     assert results[0].isfinite()
     assert seen.elements == layout.chunk_rows * vocab
@@ -291,7 +294,7 @@ def test_no_tensor_is_larger_than_a_chunk(dtype: torch.dtype, teacher: bool) -> 
 def test_a_plan_keeps_its_budget(dtype: torch.dtype, distils: bool) -> None:
     cpu, mib = torch.device("cpu"), 2**20
     for live, vocab in product((1, 100, 5000), (17, 32000, 128256)):
-        layout = cross_entropy_torch.plan(live, vocab, dtype, cpu, 32 * mib, distils, True, True)
+        layout = chunks.plan(live, vocab, dtype, cpu, 32 * mib, distils, True, True)
         used = layout.chunk_rows * vocab * dtype.itemsize * (1 + distils)
         used += layout.scratch * layout.tile_rows * vocab * 4
         assert used <= 32 * mib or layout.chunk_rows <= 32

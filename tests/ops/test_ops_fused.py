@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytest.importorskip("triton", reason="the kernels are Triton's")
 
 from dive.kernels import bookkeeping, cross_entropy, steer, steer_backward
-from dive.ops import cross_entropy_torch, triton_path
+from dive.ops import triton_path
+from dive.ops.chunks import default_chunk_bytes
 
 FREE = (
     "empty",
@@ -132,7 +133,7 @@ def test_without_gradients_none_is_made_or_stored(launches: Launches) -> None:
 def test_no_tensor_is_larger_than_a_chunk(launches: Launches, teacher: bool) -> None:
     """At the size of a real model: nothing is allocated here."""
     count, vocab, width = 8192, 128256, 4096
-    budget = cross_entropy_torch.default_chunk_bytes(torch.device("cuda"), teacher)
+    budget = default_chunk_bytes(torch.device("cuda"), teacher)
     given = arguments(count, vocab, width, torch.bfloat16, teacher, chunk_bytes=budget)
     launches.elements = 0
     triton_path._loss(*given)

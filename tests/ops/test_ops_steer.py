@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dive import ops, reference
 from dive.errors import DiveError
+from dive.ops import steering_torch
 
 F64 = torch.float64
 NAMES = ("down", "down_bias", "up", "static", "scale")
@@ -258,14 +259,14 @@ class Bare(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Tensor) -> Tensor:
-        out, pre, rstd = ops.steering._forward(*args, None, "silu", False, 1e-6, True)
+        out, pre, rstd = steering_torch.forward(*args, None, "silu", False, 1e-6, True)
         ctx.save_for_backward(*args, pre, rstd)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         saved = ctx.saved_tensors
-        return ops.steering._backward(grad, *saved[:6], None, *saved[6:], "silu", False)
+        return steering_torch.backward(grad, *saved[:6], None, *saved[6:], "silu", False)
 
 
 def test_a_call_costs_little_more_than_its_arithmetic() -> None:
@@ -277,7 +278,7 @@ def test_a_call_costs_little_more_than_its_arithmetic() -> None:
     ways = {
         "called": lambda: ops.steer(*args),
         "bare": lambda: Bare.apply(*args),
-        "arithmetic": lambda: ops.steering._forward(*plain, None, "silu", False, 1e-6, True),
+        "arithmetic": lambda: steering_torch.forward(*plain, None, "silu", False, 1e-6, True),
         "called both ways": lambda: gradients(ops.steer, args, upstream),
         "bare both ways": lambda: gradients(Bare.apply, args, upstream),
     }

@@ -1,0 +1,153 @@
+"""The PyTorch path of `dive::steer` and of its backward pass, on every device.
+
+The operands of the products are rounded to the stream's dtype, everything else is float32 (float64
+for float64).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _to(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x.to(dtype)`; where there is nothing to do, at a tenth of its price."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def _widened(h: Tensor) -> Tensor:
+    """[T, D] contiguous in the dtype of summation."""
+    x = h if h.dim() == 2 else h.reshape(-1, h.shape[-1])
+    x = x.contiguous()
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _operand(parameter: Tensor, dtype: torch.dtype, wide: torch.dtype) -> Tensor:
+    """A factor of a product: rounded to the stream's dtype, held in the dtype of summation."""
+    return _to(_to(parameter, dtype), wide)
+
+
+def _activate(pre: Tensor, activation: str) -> Tensor:
+    if activation == "silu":
+        return F.silu(pre)
+    if activation == "gelu":
+        return F.gelu(pre)
+    return torch.tanh(pre) if activation == "tanh" else pre
+
+
+def _activation_gradient(grad: Tensor, pre: Tensor, activation: str) -> Tensor:
+    if activation == "silu":
+        return torch.ops.aten.silu_backward(grad, pre)
+    if activation == "gelu":
+        return torch.ops.aten.gelu_backward(grad, pre)
+    return grad * (1 - torch.tanh(pre).square()) if activation == "tanh" else grad
+
+
+def _edited(
+    x: Tensor,
+    pre: Tensor,
+    up: Tensor,
+    static: Tensor,
+    scale: Tensor,
+    dtype: torch.dtype,
+    activation: str,
+) -> Tensor:
+    """[T, D]: x + scale * (up phi(pre) + static), with the scale on the small tensors."""
+    wide = pre.dtype
+    mix = _operand(_activate(pre, activation), dtype, wide)
+    out = x + _to(static, wide) * scale
+    return out.addmm_(mix * scale, _operand(up, dtype, wide).t())
+
+
+def forward(
+    h: Tensor,
+    down: Tensor,
+    down_bias: Tensor,
+    up: Tensor,
+    static: Tensor,
+    scale: Tensor,
+    mask: Tensor | None,
+    activation: str,
+    norm_preserving: bool,
+    eps: float,
+    compute_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    x = _widened(h)
+    wide = x.dtype
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    rstd = torch.addcmul(norm.new_full((), eps), norm, norm, value=1 / max(x.shape[1], 1)).rsqrt_()
+    pre = torch.mm(x, _operand(down, h.dtype, wide).t())
+    pre = torch.addcmul(_to(down_bias, wide), pre, rstd)
+    out = _edited(x, pre, up, static, _to(scale, wide), h.dtype, activation)
+    if norm_preserving:
+        new = torch.linalg.vector_norm(out, dim=1, keepdim=True)
+        # without an edit both norms are the same number and their ratio is exactly 1
+        out.mul_(torch.where(new > 0, norm / new, 1.0))
+    out = _to(out, h.dtype)
+    out = out if h.dim() == 2 else out.view_as(h)
+    if mask is not None:
+        out = torch.where(mask[..., None], out, h)
+    if not compute_grad:
+        pre, rstd = pre.new_empty(0, 0), rstd.new_empty(0)
+    return out, pre, rstd.view(-1)
+
+
+def backward(
+    grad: Tensor,
+    h: Tensor,
+    down: Tensor,
+    down_bias: Tensor,
+    up: Tensor,
+    static: Tensor,
+    scale: Tensor,
+    mask: Tensor | None,
+    pre: Tensor,
+    rstd: Tensor,
+    activation: str,
+    norm_preserving: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x, g = _widened(h), _widened(grad)
+    wide, dtype = x.dtype, h.dtype
+    passed = g  # what reaches h past the edit
+    if mask is not None:  # whatever masked rows hold, it takes no part
+        keep = mask.reshape(-1, 1)
+        x, g = torch.where(keep, x, 0.0), torch.where(keep, g, 0.0)
+        pre, rstd = torch.where(keep, pre, 0.0), torch.where(keep[:, 0], rstd, 0.0)
+    s = _to(scale, wide)
+    through_norm = None
+    if norm_preserving:
+        out = _edited(x, pre, up, static, s, dtype, activation)
+        old = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        new = torch.linalg.vector_norm(out, dim=1, keepdim=True)
+        safe = torch.where(new > 0, new, 1.0)
+        unit = out / safe
+        along = (g * unit).sum(1, keepdim=True)
+        # d|x|/dx = x / |x|, 0 at 0; a result of 0 was left as it was
+        through_norm = torch.where((new > 0) & (old > 0), along / old, 0.0) * x
+        g = torch.where(new > 0, (old / safe) * torch.addcmul(g, along, unit, value=-1), g)
+        passed = g if mask is None else torch.where(keep, g, passed)
+
+    mix = _operand(_activate(pre, activation), dtype, wide)
+    wide_up, wide_down = _operand(up, dtype, wide), _operand(down, dtype, wide)
+    at_mix = torch.mm(g, wide_up)  # without the scale
+    total = g.sum(0)
+    grad_scale = (at_mix * mix).sum() + total @ _to(static, wide)
+    grad_up = torch.mm(g.t(), mix) * s
+    at_pre = _activation_gradient(at_mix * s, pre, activation)
+    grad_bias = at_pre.sum(0)
+    scaled = at_pre * rstd[:, None]
+    grad_down = torch.mm(scaled.t(), x)
+    # u = x rstd: the part along x comes from the [T, R] tensors alone, as (down u) = pre - bias
+    along_x = (at_pre * (pre - _to(down_bias, wide))).sum(1)
+    along_x = along_x * rstd.square() / max(x.shape[1], 1)
+    grad_h = torch.addcmul(passed, along_x[:, None], x, value=-1).addmm_(scaled, wide_down)
+    if through_norm is not None:
+        grad_h += through_norm
+    grad_h = _to(grad_h, dtype)
+    return (
+        grad_h if h.dim() == 2 else grad_h.view_as(h),
+        _to(grad_down, down.dtype),
+        _to(grad_bias, down_bias.dtype),
+        _to(grad_up, up.dtype),
+        _to(total * s, static.dtype),
+        _to(grad_scale, scale.dtype),
+    )
