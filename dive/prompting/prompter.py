@@ -14,9 +14,9 @@ from torch import Tensor
 from dive.backbone.image_check import check_settings
 from dive.backbone.image_marks import check_marks
 from dive.backbone.image_processor import budget_kwargs
-from dive.backbone.load import Backbone, text_config
+from dive.backbone.load import Backbone
 from dive.backbone.processor_check import check_features, check_types, settled
-from dive.backbone.structure import unwrap
+from dive.backbone.structure import text_config, unwrap
 from dive.data.study import Study, check_target
 from dive.errors import DiveError, checks
 from dive.errors.private import refused
