@@ -18,7 +18,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,9 +74,10 @@ SUSPICIONS = "benchmarks/suspicions.py"
 class Contact:
     """A run of some parts. work: the folder that is packed into `archive`."""
 
-    def __init__(self, name: str, archive: Path, seconds: float, cases: list[str]) -> None:
-        self.name, self.archive, self.cases = name, archive, cases
-        self.work = Path(tempfile.mkdtemp(prefix="dive-first-contact-"))
+    def __init__(
+        self, name: str, work: Path, archive: Path, seconds: float, cases: Sequence[str] = ()
+    ) -> None:
+        self.name, self.work, self.archive, self.cases = name, work, archive, cases
         self.start = time.monotonic()
         self.end = self.start + seconds
         self.results: dict[str, Result] = {}
@@ -293,27 +294,37 @@ def limits(given: list[str]) -> dict[str, int]:
     return found
 
 
+def asked_for(words: list[str]) -> list[str]:
+    """Parts, by their names and those of sets."""
+    unknown = [word for word in words if word not in SETS and word not in PARTS]
+    if unknown:
+        raise SystemExit(f"{' '.join(unknown)}: want some of {', '.join([*SETS, *PARTS])}")
+    return list(dict.fromkeys(part for word in words for part in SETS.get(word, (word,))))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="SET|PART", choices=[[], *SETS, *PARTS])
+    parser.add_argument("parts", nargs="*", metavar="SET|PART", help=", ".join([*SETS, *PARTS]))
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for all of them")
-    parser.add_argument("--limit", nargs="+", default=[], metavar="PART=SECONDS")
+    parser.add_argument("--limit", action="append", default=[], metavar="PART=SECONDS")
     parser.add_argument("--case", action="append", default=[], help="of the parts -file: a word")
     options = parser.parse_args()
-    asked = options.parts or ["first"]
-    parts = list(dict.fromkeys(one for name in asked for one in SETS.get(name, (name,))))
-    bounds = {name: part.seconds for name, part in PARTS.items()} | limits(options.limit)
+    words = options.parts or ["first"]
+    parts, name = asked_for(words), "-".join(words)
+    bounds = {one: part.seconds for one, part in PARTS.items()} | limits(options.limit)
     out = Path(os.environ.get("OUT") or ROOT / "build" / "first-contact").resolve()
-    name = "-".join(asked)
-    contact = Contact(name, out / f"{name}.tar.gz", options.seconds, options.case)
     end_with_children()
-    try:
-        for part in parts:
-            last = part == parts[-1]
-            contact.part(part, PARTS[part], options.seconds if last else bounds[part])
-    finally:  # also where this process is asked to stop
-        contact.pack()
-        print(contact.table(), flush=True)
+    with tempfile.TemporaryDirectory(prefix="dive-first-contact-") as folder:
+        archive = out / f"{name}.tar.gz"
+        contact = Contact(name, Path(folder), archive, options.seconds, options.case)
+        try:
+            for part in parts:
+                # the last one may have what the others left
+                bound = options.seconds if part == parts[-1] else bounds[part]
+                contact.part(part, PARTS[part], bound)
+        finally:  # also where this process is asked to stop
+            contact.pack()
+            print(contact.table(), flush=True)
     states = {one["state"] for one in contact.results.values()}
     return 1 if states & {"failed", "errors"} else 0
 
