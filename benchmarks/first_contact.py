@@ -45,16 +45,17 @@ class Part(NamedTuple):
 
 
 RIGHT = ("machine", "steer", "steer, norm preserving", "cross entropy", "cross entropy, teacher")
+HERE = RIGHT[:1]  # of a part of steps each says what more it needs
 STEERS, LOSES = RIGHT[:3], (RIGHT[0], *RIGHT[3:])
 DECODES = ("machine", "dive._C", "decode, 1 row", "decode, 8 rows")
 PARTS = {
-    "smoke": Part(70, steps="benchmarks.first.smoke"),
-    "tests": Part(130, stage="test"),
-    "loss": Part(45, steps="benchmarks.first.loss"),
-    "steer": Part(60, steps="benchmarks.first.steer"),
-    "decode": Part(110, steps="benchmarks.first.decode"),
-    "ab": Part(50, needs=("machine",)),  # benchmarks/suspicions.py
-    "sanitize": Part(200, stage="sanitize", needs=("machine",)),
+    "smoke": Part(75, steps="benchmarks.first.smoke"),
+    "tests": Part(125, stage="test"),
+    "loss": Part(45, steps="benchmarks.first.loss", needs=HERE),
+    "steer": Part(60, steps="benchmarks.first.steer", needs=HERE),
+    "decode": Part(110, steps="benchmarks.first.decode", needs=HERE),
+    "ab": Part(50, needs=HERE),  # benchmarks/suspicions.py
+    "sanitize": Part(200, stage="sanitize", needs=HERE),
     "peers": Part(60, stage="peers", needs=LOSES),
     "loss-file": Part(140, stage="loss", needs=LOSES),
     "steer-file": Part(100, stage="steer", needs=STEERS),
@@ -75,7 +76,12 @@ class Contact:
     """A run of some parts. work: the folder that is packed into `archive`."""
 
     def __init__(
-        self, name: str, work: Path, archive: Path, seconds: float, cases: Sequence[str] = ()
+        self,
+        name: str,
+        work: Path,
+        archive: Path,
+        seconds: float,
+        cases: Sequence[tuple[str, str]] = (),
     ) -> None:
         self.name, self.work, self.archive, self.cases = name, work, archive, cases
         self.start = time.monotonic()
@@ -141,9 +147,10 @@ class Contact:
         if not steps:
             said = f"{ended(status)}: {' '.join(self.said(name, 1))}"
             return {"state": "failed", "summary": said, "steps": {}}
+        late = end - time.monotonic() < _LEAST
         for step, one in steps.items():
             if not one:
-                why = "no time was left" if status == LATE else f"not reached: {ended(status)}"
+                why = "no time was left" if late else f"not reached: {ended(status)}"
                 steps[step] = {"state": "not run", "summary": why}
         states = [one["state"] for one in steps.values()]
         state = next((s for s in ("failed", "not run") if s in states), "passed")
@@ -152,7 +159,8 @@ class Contact:
 
     def of_stage(self, name: str, stage: str, seconds: float) -> Result:
         """A stage ends by itself a little before its bound, to say what it has."""
-        more = [option for case in self.cases for option in ("--case", case)]
+        chosen = [word for part, word in self.cases if part == name]
+        more = [option for word in chosen for option in ("--case", word)]
         # by the clock on the wall, as its imports take part of its time
         bound = ["--seconds", str(seconds), "--until", str(time.time() + seconds - _LEAST)]
         before = self.files()
@@ -184,7 +192,8 @@ class Contact:
         command = python("-m", "benchmarks.suspicions", "--seconds", bound, "--out", str(lines))
         status = self.run(name, command, seconds)
         count = len(lines.read_text().splitlines()) if lines.exists() else 0
-        summary = "\n".join([f"{ended(status)}, {count} lines", *self.said(name, 24)])
+        table = [line for line in self.said(name, 60) if not line.startswith("{")][-24:]
+        summary = "\n".join([f"{ended(status)}, {count} of them", *table])
         return {"state": "failed" if status else "passed", "summary": summary}
 
     def said(self, name: str, count: int) -> list[str]:
@@ -283,15 +292,21 @@ def short(found: Result) -> str:
     return text if "\n" in text else text[:240]
 
 
+def of_part(text: str, option: str) -> tuple[str, str]:
+    """PART=VALUE."""
+    part, found, value = text.partition("=")
+    if part not in PARTS or not found or not value:
+        raise SystemExit(f"{option} {text}: want PART=VALUE, a part of {', '.join(PARTS)}")
+    return part, value
+
+
 def limits(given: list[str]) -> dict[str, int]:
     """PART=SECONDS, by part."""
-    found = {}
-    for text in given:
-        part, _, seconds = text.partition("=")
-        if part not in PARTS or not seconds.isdecimal():
-            raise SystemExit(f"--limit {text}: want PART=SECONDS, a part of {', '.join(PARTS)}")
-        found[part] = int(seconds)
-    return found
+    found = dict(of_part(text, "--limit") for text in given)
+    for part, value in found.items():
+        if not value.isdecimal():
+            raise SystemExit(f"--limit {part}={value}: want a number of seconds")
+    return {part: int(value) for part, value in found.items()}
 
 
 def asked_for(words: list[str]) -> list[str]:
@@ -307,16 +322,20 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", metavar="SET|PART", help=", ".join([*SETS, *PARTS]))
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for all of them")
     parser.add_argument("--limit", action="append", default=[], metavar="PART=SECONDS")
-    parser.add_argument("--case", action="append", default=[], help="of the parts -file: a word")
+    parser.add_argument(
+        "--case", action="append", default=[], metavar="PART=WORD",
+        help="of a part -file: its cases whose name holds this",
+    )  # fmt: skip
     options = parser.parse_args()
     words = options.parts or ["first"]
     parts, name = asked_for(words), "-".join(words)
     bounds = {one: part.seconds for one, part in PARTS.items()} | limits(options.limit)
+    cases = [of_part(text, "--case") for text in options.case]
     out = Path(os.environ.get("OUT") or ROOT / "build" / "first-contact").resolve()
     end_with_children()
     with tempfile.TemporaryDirectory(prefix="dive-first-contact-") as folder:
         archive = out / f"{name}.tar.gz"
-        contact = Contact(name, Path(folder), archive, options.seconds, options.case)
+        contact = Contact(name, Path(folder), archive, options.seconds, cases)
         try:
             for part in parts:
                 # the last one may have what the others left

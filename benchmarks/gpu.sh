@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What a GPU machine that is had for minutes is to do.
 #
-#   benchmarks/gpu.sh visit [first|sanitizer|published|distill|PART ...] [--limit PART=SECONDS]
+#   benchmarks/gpu.sh visit [first|sanitizer|published|distill|PART ...]
+#                     [--seconds N] [--limit PART=SECONDS] [--case PART=WORD]
 #   benchmarks/gpu.sh build|test|peers|loss|steer|decode|distill|sanitize|all|tune ...
 #                     [--again] [--seconds N] [--case WORD]
 #
@@ -15,8 +16,9 @@
 # A stage (benchmarks/stages.py) takes 300 seconds at most (--seconds) and writes one JSON into $OUT
 # (default benchmarks/results) as it goes. What is there of this commit and device is not repeated
 # without --again, `build` apart; what ran out of time goes on at the next call. --case chooses cases
-# of a benchmark by a word of their names, and may be given again as --limit may. DIVE_COMMIT names the commit where the copy has no git;
-# without it a digest of the sources does (`python -m benchmarks.timing` prints it).
+# of a benchmark by a word of their names; it may be given again, as --limit may. DIVE_COMMIT names
+# the commit where the copy has no git; without it a digest of the sources does (`python -m
+# benchmarks.timing` prints that of a checkout).
 # DIVE_GPU_TESTS and DIVE_SANITIZE_TESTS are pytest's arguments for `test` and `sanitize`.
 # DIVE_BENCH_TOY=1 walks through everything on a CPU in minutes and leaves no results here.
 #
@@ -39,8 +41,15 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export DIVE_CUDA_ARCHS="${DIVE_CUDA_ARCHS:-90a}"
 export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+module=benchmarks.stages
 if [ "${1:-}" = visit ]; then
   shift
-  exec "${PYTHON:-python3}" -m benchmarks.first_contact "$@"
+  module=benchmarks.first_contact
 fi
-exec "${PYTHON:-python3}" -m benchmarks.stages "$@"
+look='import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'
+if [ -z "${PYTHON:-}" ]; then  # the one that has torch
+  for PYTHON in python3 python python3.12; do
+    if "$PYTHON" -c "$look" 2> /dev/null; then break; fi
+  done
+fi
+exec "$PYTHON" -m "$module" "$@"

@@ -185,8 +185,12 @@ def test_what_is_asked_for() -> None:
     with pytest.raises(SystemExit, match="nothing: want some of first"):
         first_contact.asked_for(["first", "nothing"])
     assert first_contact.limits(["loss=30"]) == {"loss": 30}
-    with pytest.raises(SystemExit, match="loss=soon: want PART=SECONDS"):
+    with pytest.raises(SystemExit, match="loss=soon: want a number of seconds"):
         first_contact.limits(["loss=soon"])
+    for text in ("all=30", "loss", "loss="):
+        with pytest.raises(SystemExit, match=f"--limit {text}: want PART=VALUE"):
+            first_contact.limits([text])
+    assert first_contact.of_part("loss-file=a b=c", "--case") == ("loss-file", "a b=c")
 
 
 def test_the_first_set_fits_into_its_call() -> None:

@@ -52,10 +52,11 @@ def split() -> dict[str, Any]:
 
 
 STEPS = {
-    "all live": Step(partial(chunks, TOKENS, LIVE), needs=(LOSS,)),
-    "its kernels": Step(split, needs=(LOSS,)),
-    "all live, KD": Step(partial(chunks, TOKENS, LIVE, True), needs=(DISTILLING,)),
+    "all live": Step(partial(chunks, TOKENS, LIVE), 25, (LOSS,)),
+    "all live, KD": Step(partial(chunks, TOKENS, LIVE, True), 15, (DISTILLING,)),
     # 8 x (576 image + 64 prompt + 160 report)
-    "20% live": Step(partial(chunks, TOKENS if TOY else 6400, LIVE // 3 if TOY else 1280),
-                     needs=(LOSS,)),
-}  # fmt: skip
+    "20% live": Step(
+        partial(chunks, TOKENS if TOY else 6400, LIVE // 3 if TOY else 1280), 15, (LOSS,)
+    ),
+    "its kernels": Step(split, 15, (LOSS,)),
+}

@@ -220,7 +220,7 @@ STEPS = {
     KEEPING: Step(partial(steer, True)),
     LOSS: Step(partial(cross_entropy, False)),
     DISTILLING: Step(partial(cross_entropy, True)),
-    ALONE: Step(partial(decode, 1, torch.bfloat16)),
+    ALONE: Step(partial(decode, 1, torch.bfloat16), 45),  # transformers' first call is in it
     BATCH: Step(partial(decode, 8, torch.bfloat16)),  # tensor cores
     "ceilings": Step(ceilings),
 }

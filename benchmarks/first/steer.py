@@ -85,8 +85,8 @@ def split() -> dict[str, Any]:
 
 
 STEPS = {
-    "forward": Step(forwards, needs=(STEER,)),
-    "forward+backward": Step(with_gradients, needs=(STEER,)),
-    "its kernels": Step(split, needs=(STEER,)),
-    "rows of the table": Step(tuning, 2 * TUNING, needs=(STEER,)),
+    "forward": Step(forwards, 25, (STEER,)),
+    "forward+backward": Step(with_gradients, 15, (STEER,)),
+    "its kernels": Step(split, 15, (STEER,)),
+    "rows of the table": Step(tuning, 2 * TUNING, (STEER,)),
 }
