@@ -107,7 +107,7 @@ class Contact:
             found = self.suspicions(name, min(seconds, left))
         found["seconds"] = round(time.monotonic() - begun, 1)
         self.results[name] = found
-        print(next(row(name, found)), flush=True)
+        print(next(row(name, found)).splitlines()[0], flush=True)
         self.pack()
 
     def passed(self) -> list[str] | None:

@@ -46,10 +46,14 @@ if [ "${1:-}" = visit ]; then
   shift
   module=benchmarks.first_contact
 fi
-look='import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'
-if [ -z "${PYTHON:-}" ]; then  # the one that has torch
-  for PYTHON in python3 python python3.12; do
-    if "$PYTHON" -c "$look" 2> /dev/null; then break; fi
+has_torch='import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'
+if [ -z "${PYTHON:-}" ]; then
+  for name in python3 python python3.12; do
+    if "$name" -c "$has_torch" 2> /dev/null; then PYTHON="$name"; break; fi
   done
+fi
+if [ -z "${PYTHON:-}" ]; then
+  echo "gpu.sh: no python3, python or python3.12 on PATH has torch; PYTHON names one that has" >&2
+  exit 2
 fi
 exec "$PYTHON" -m "$module" "$@"

@@ -40,9 +40,8 @@ def summary_in(archive: Path) -> dict[str, Any]:
 
 @pytest.mark.timeout(300)
 def test_it_runs_at_toy_size(tmp_path: Path) -> None:
-    status, said, summary = script(tmp_path, "smoke", "ab", DIVE_BENCH_TOY="1")
+    status, said, summary = script(tmp_path, "smoke", DIVE_BENCH_TOY="1")
     assert status == 0, said
-    assert list(summary["parts"]) == ["smoke", "ab"]
     steps = summary["parts"]["smoke"]["steps"]
     assert len(steps) == 9 and all(one["state"] == "passed" for one in steps.values()), said
     assert steps["machine"]["found"]["commit"] == "toy" and "toy" in said
@@ -136,6 +135,17 @@ def test_a_part_that_hangs_costs_its_time_alone(
     contact.part("late", FAULTS, 10)
     assert contact.results["late"]["summary"] == "no time was left"
     assert list(summary_in(contact.archive)["parts"]) == ["hangs", "late"]
+
+
+def test_a_stage_and_suspicions_that_are_not_there_say_so(
+    contact: Contact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_contact, "SUSPICIONS", "benchmarks/nothing.py")
+    contact.part("ab", Part(5), 5)
+    assert contact.results["ab"]["summary"] == "benchmarks/nothing.py is not there"
+    contact.part("odd", Part(30, stage="nothing"), 30)
+    odd = contact.results["odd"]
+    assert odd["state"] == "failed" and odd["summary"].startswith("exit status 2: ")
 
 
 def test_steps_are_held_to_what_passed(contact: Contact) -> None:
