@@ -95,12 +95,14 @@ class Contact:
         begun, left = time.monotonic(), self.end - time.monotonic()
         passed = self.passed()
         bad = [] if passed is None else [one for one in part.needs if one not in passed]
+        # what stands in the table of a run that is stopped within it
+        self.results[name] = {"state": "failed", "summary": "it was stopped"}
         if left < _LEAST:
             found: Result = {"state": "not run", "summary": "no time was left", "steps": {}}
         elif bad:
             found = {"state": "not run", "summary": f"did not pass: {', '.join(bad)}"}
         elif part.steps:
-            found = self.of_steps(name, part.steps, min(seconds, left))
+            found = self.of_steps(name, part.steps, min(seconds, left), passed)
         elif part.stage:
             found = self.of_stage(name, part.stage, min(seconds, left))
         else:
@@ -121,11 +123,11 @@ class Contact:
         log = self.work / f"{name}.log"
         return bounded(command, seconds, log, cwd=ROOT, env=self.environment)
 
-    def of_steps(self, name: str, module: str, seconds: float) -> Result:
+    def of_steps(self, name: str, module: str, seconds: float, passed: list[str] | None) -> Result:
         """Its steps; a process that ends within a step is followed by one with the others."""
         lines, end = self.work / f"{name}.jsonl", time.monotonic() + seconds
         lines.touch()
-        passed, status = self.passed(), 0
+        status = 0
         while True:
             begun, steps, before = read_steps(lines)
             done = [step for step, one in steps.items() if one]
@@ -134,8 +136,8 @@ class Contact:
             status = self.run(name, command, end - time.monotonic())
             begun, steps, after = read_steps(lines)
             if begun is not None:  # and never ended
-                why = ended(status)
-                if "Timeout (" in "".join(self.said(name, 60)):  # of faulthandler
+                why, log = ended(status), (self.work / f"{name}.log").read_text(errors="replace")
+                if "Timeout (" in log.rpartition(f"-- {begun['step']}\n")[2]:  # of faulthandler
                     why = f"took longer than {begun['bound']} s; its stack is in {name}.log"
                 line = {"step": begun["step"], "state": "failed", "summary": why}
                 with lines.open("a") as file:

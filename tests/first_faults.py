@@ -37,8 +37,8 @@ STEPS = {
     "good": Step(good),
     "raises": Step(raises),
     "not here": Step(is_not_here),
-    "segfaults": Step(segfaults),
     "hangs": Step(hangs, 0.5),
+    "segfaults": Step(segfaults),
     "needs": Step(good, needs=("steer", "decode")),
     "after": Step(good),
 }
