@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,23 @@ def test_steps_are_held_to_what_passed(contact: Contact) -> None:
     steps = contact.results["gated"]["steps"]
     assert steps["needs"]["summary"] == "did not pass: decode"
     assert steps["after"]["state"] == "passed"
+
+
+def test_what_the_machine_lacks_comes_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_contact, "ROOT", tmp_path)
+    monkeypatch.setenv("HOME", "")
+    for folder in ("wheels", "work"):
+        (tmp_path / folder).mkdir()
+    for name in ("pure-1.0-py3-none-any.whl", "native-1.0-cp312-cp312-linux_x86_64.whl"):
+        with zipfile.ZipFile(tmp_path / "wheels" / name, "w") as wheel:
+            wheel.writestr(f"{name.partition('-')[0]}.py", "")
+    found = first_contact.environment(tmp_path / "work")
+    paths = [Path(path) for path in found["PYTHONPATH"].split(os.pathsep)]
+    assert paths[:2] == [tmp_path, tmp_path / "work" / "wheels"]
+    assert [path.name for path in paths[1].iterdir()] == ["pure.py"]
+    assert Path(found["HOME"]).is_dir() and Path(found["HOME"]).parent == tmp_path / "work"
 
 
 def test_nothing_is_left_of_what_was_started(tmp_path: Path) -> None:
