@@ -1,13 +1,14 @@
 # make demo | test | test-slow | hard | lint | bench | aot | lexicon
 #                                          each installs what it needs into .venv first
 # make wheel                               an sdist and a portable wheel in dist/, with tools of its own
+# make gpu-module                          dive/_C for a GPU machine that is had for minutes
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WHEEL_TOOLS := build/wheel-tools
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test test-slow hard lint format bench aot lexicon wheel clean
+.PHONY: demo test test-slow hard lint format bench aot lexicon wheel gpu-module clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dive demo
@@ -80,6 +81,38 @@ $(WHEEL_TOOLS)/.installed: pyproject.toml constraints.txt
 	  print(*project['optional-dependencies']['wheel'], sep='\n')" > $(WHEEL_TOOLS)/wheel.txt
 	$(WHEEL_TOOLS)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt \
 	  -r $(WHEEL_TOOLS)/wheel.txt
+	touch $@
+
+# What benchmarks/gpu.sh takes along, so that no minute of a GPU goes to a compiler: the module for
+# that machine's Python, with machine code for A100 and H100/H200 and PTX for others. It is not
+# installed there. What is newer than its libraries is an error here and not there. (With libstdc++
+# linked into it, a module wants the C library that this libstdc++ was built on: newer, not older.)
+GPU_PYTHON ?= python3.12
+GPU_ARCHS ?= 80;80-ptx;90a
+GLIBC_MOST := 2.34
+GLIBCXX_MOST := 3.4.30
+GPU_TOOLS := build/gpu-tools
+gpu-module: $(GPU_TOOLS)/.installed
+	CUDACXX="$$($(GPU_TOOLS)/bin/python -c 'import sysconfig; \
+	  print(sysconfig.get_paths()["purelib"])')/nvidia/cu13/bin/nvcc" \
+	  DIVE_BUILD_CUDA=on DIVE_CUDA_ARCHS="$(GPU_ARCHS)" \
+	  $(GPU_TOOLS)/bin/python setup.py -q build_ext --inplace --build-temp build/gpu-module
+	@module="dive/_C$$($(GPU_TOOLS)/bin/python -c 'import sysconfig; \
+	  print(sysconfig.get_config_var("EXT_SUFFIX"))')"; ls -l "$$module"; \
+	  for most in GLIBC_$(GLIBC_MOST) GLIBCXX_$(GLIBCXX_MOST); do \
+	    newest="$$(objdump -T "$$module" | grep -o "\b$${most%%_*}_[0-9.]*" | sort -Vu | tail -n 1)"; \
+	    echo "it wants $$newest, at most $$most is known to be there"; \
+	    printf '%s\n' "$$newest" "$$most" | sort -V | tail -n 1 | grep -qx "$$most" || exit 1; \
+	  done
+
+# the extra `cuda-build` and what compiles, for that Python, without the project and without torch
+$(GPU_TOOLS)/.installed: pyproject.toml constraints.txt
+	test -x $(GPU_TOOLS)/bin/python || $(GPU_PYTHON) -m venv $(GPU_TOOLS)
+	$(GPU_TOOLS)/bin/python -c "import tomllib; found = tomllib.load(open('pyproject.toml', 'rb')); \
+	  print(*found['build-system']['requires'], \
+	  *found['project']['optional-dependencies']['cuda-build'], sep='\n')" > $(GPU_TOOLS)/tools.txt
+	$(GPU_TOOLS)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt \
+	  -r $(GPU_TOOLS)/tools.txt
 	touch $@
 
 # The extension is compiled here, so its sources are what this depends on: for the GPUs of this

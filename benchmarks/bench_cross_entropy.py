@@ -127,8 +127,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="on a CPU")
     parser.add_argument("--rounds", type=int, default=2 if TOY else 7)
     parser.add_argument("--dtypes", nargs="+", default=[], help="of the first cases")
-    parser.add_argument("--minutes", type=float, help="begin no case after so many")
-    parser.add_argument("--again", action="store_true", help="measure what is there already")
+    timing.add_options(parser)
     options = parser.parse_args()
     device = torch.device(options.device)
     suffix = ""
@@ -144,8 +143,7 @@ def main() -> None:
         f"{timing.short_name(device)}-cross-entropy{suffix}",
         head,
         device,
-        again=options.again,
-        minutes=options.minutes,
+        **timing.options_of(options),
     )
     for case in cases(device.type, options.dtypes):
         if record.wanted(case.name):

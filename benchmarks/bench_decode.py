@@ -175,8 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default=timing.default_device().type)
     parser.add_argument("--pairs", action="store_true", help="as on a GPU: every way in pairs")
-    parser.add_argument("--minutes", type=float, help="begin no case after so many")
-    parser.add_argument("--again", action="store_true", help="measure what is there already")
+    timing.add_options(parser)
     options = parser.parse_args()
     if options.device == "cpu" and not options.pairs:
         measure_all()
@@ -184,7 +183,7 @@ def main() -> None:
     from benchmarks import decode_pairs
 
     device = torch.device(options.device)
-    decode_pairs.run(device, again=options.again, minutes=options.minutes)
+    decode_pairs.run(device, **timing.options_of(options))
 
 
 if __name__ == "__main__":

@@ -160,8 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default=timing.default_device().type)
     parser.add_argument("--studies", type=int, default=8 if TOY else 64, help="of the first look")
-    parser.add_argument("--minutes", type=float, help="run 1000 studies where this is enough")
-    parser.add_argument("--again", action="store_true", help="measure what is there already")
+    timing.add_options(parser)
     options = parser.parse_args()
     device = torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -170,8 +169,7 @@ def main() -> None:
         f"{timing.short_name(device)}-distill-run",
         head,
         device,
-        again=options.again,
-        minutes=options.minutes,
+        **timing.options_of(options),
     )
     start, built = time.monotonic(), None
     for name, settings in CONFIGURATIONS.items():

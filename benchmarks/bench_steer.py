@@ -198,8 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default=timing.default_device().type)
     parser.add_argument("--rounds", type=int, default=2 if TOY else 25, help="4 times, small case")
-    parser.add_argument("--minutes", type=float, help="begin no case after so many")
-    parser.add_argument("--again", action="store_true", help="measure what is there already")
+    timing.add_options(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(options.device)
@@ -211,8 +210,7 @@ def main() -> None:
         f"{timing.short_name(device)}-steer",
         head,
         device,
-        again=options.again,
-        minutes=options.minutes,
+        **timing.options_of(options),
     )
     for case in cases(device.type):
         if record.wanted(case.name):

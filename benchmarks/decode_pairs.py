@@ -28,8 +28,9 @@ from dive.decode.session import DecodeSession
 
 # by kind of device: tokens in the prompt
 CONTEXT = {"cuda": 1024, "cpu": 12 if TOY else 64}
-# for the pairs; at least 4, 3 at toy size
+# for the pairs of a case, at least 4 (3 at toy size), and no more than this share of all the time
 SECONDS_A_WAY = {"cuda": 1 if TOY else 90, "cpu": 1 if TOY else 40}
+SHARE = 1 / 6
 
 Way = Callable[[int], Any]
 
@@ -49,33 +50,50 @@ class Case(NamedTuple):
 
 
 def cases(device: str) -> Iterator[Case]:
-    """8B at batch 1 first. Compiled ways come last: attaching an adapter resets the compiler."""
+    """8B first, and of each shape the session at all batches before anything that it is beside.
+
+    Compiled ways come last: they take a minute to compile, attaching an adapter resets the
+    compiler, and where time is short it is they that are left.
+    """
     shapes = [("Llama-3-8B", "bfloat16"), ("Qwen2.5-7B", "bfloat16"), ("Gemma-3-4B", "bfloat16")]
-    batches: tuple[int, ...] = (1, 2) if TOY else (1, 8, 32)
+    batches: tuple[int, ...] = (1, 2) if TOY else (1, 32, 8)
     if device == "cpu" and not TOY:
         shapes = [("512x12", "bfloat16"), ("512x12", "float32")]
         batches = (4, 32)  # one alone is in cpu-decode.json
     for shape, dtype in shapes:
-        for batch in batches:
-            size = shape, dtype, batch
-            ways = [
-                Case(*size, "session, steered", "session", 24),
-                Case(*size, "session, 4 adapters", "session, steered", 24),
-                Case(*size, "session, an adapter each", "session, steered", 24),
-                Case(*size, "transformers, steered by hooks", "session, steered", 4),
-                Case(*size, "transformers", "session", 4),
-                Case(*size, "transformers, static + compile", "session", 12),
-                Case(*size, "compiled loop", "session", 12),
-            ]
-            if batch == 1:
-                del ways[1:3]
-            elif batch != batches[-1]:
-                del ways[2]
-            if device == "cpu" and batch == 32:
-                del ways[3:]
-            if TOY and shape != "Llama-3-8B":  # what a family may differ in
-                ways = ways[:1] if batch == 1 else ways[-1:] if shape == "Gemma-3-4B" else []
-            yield from ways
+        of_shape = [ways(shape, dtype, batch, max(batches)) for batch in batches]
+        if device == "cpu" and not TOY:
+            of_shape[-1] = of_shape[-1][:3]  # the session alone
+        ordered = [case for kind in KINDS for one in of_shape for case in one if case.way in kind]
+        if TOY and shape != "Llama-3-8B":  # what a family may differ in
+            ordered = ordered[:1] + (ordered[-1:] if shape == "Gemma-3-4B" else [])
+        yield from ordered
+
+
+# in the order in which they are measured
+KINDS = (
+    ("session, steered",),
+    ("transformers, steered by hooks", "transformers"),
+    ("session, 4 adapters", "session, an adapter each"),
+    ("transformers, static + compile", "compiled loop"),
+)
+
+
+def ways(shape: str, dtype: str, batch: int, most: int) -> list[Case]:
+    """The pairs of one batch; `most` is the largest one."""
+    size = shape, dtype, batch
+    found = [Case(*size, "session, steered", "session", 24)]
+    if batch > 1:
+        found.append(Case(*size, "session, 4 adapters", "session, steered", 24))
+    if batch == most:
+        found.append(Case(*size, "session, an adapter each", "session, steered", 24))
+    return [
+        *found,
+        Case(*size, "transformers, steered by hooks", "session, steered", 4),
+        Case(*size, "transformers", "session", 4),
+        Case(*size, "transformers, static + compile", "session", 12),
+        Case(*size, "compiled loop", "session", 12),
+    ]
 
 
 class Bench:
@@ -91,6 +109,7 @@ class Bench:
         size = 0 if device.type == "cuda" else needed["weights"] + needed["cache"]
         self.rates = read_rates(device, size)
         self.plan: dict[str, Any] = {}
+        self.seconds: float = SECONDS_A_WAY[device.type]
 
     def way(self, name: str, batch: int, new: int) -> Way:
         """Raises where this way cannot be taken."""
@@ -196,7 +215,7 @@ def pairs(ways: list[Way], bench: Bench, wanted: int, new: int) -> tuple[float, 
         again = 3 if TOY else min(15, max(3, int(3 / seconds(way, 1))))
         prompt.append(statistics.median(seconds(way, 1) for _ in range(again)))
     once = sum(seconds(way, new) for way in ways)
-    count = min(wanted, max(3 if TOY else 4, int(SECONDS_A_WAY[bench.device.type] / once)))
+    count = min(wanted, max(3 if TOY else 4, int(bench.seconds / once)))
     taken: list[list[float]] = [[], []]
     for turn in range(count):
         for index in (0, 1) if turn % 2 else (1, 0):
@@ -206,14 +225,14 @@ def pairs(ways: list[Way], bench: Bench, wanted: int, new: int) -> tuple[float, 
     return statistics.median(taken[0]), statistics.median(taken[1]), ratios
 
 
-def run(device: torch.device, *, again: bool = False, minutes: float | None = None) -> None:
-    """<device>-decode-pairs.json, way by way."""
+def run(device: torch.device, **options: Any) -> None:
+    """<device>-decode-pairs.json, way by way; options of `timing.Record`."""
     if device.type == "cpu":
         torch.set_num_threads(1)
     clock = "" if device.type == "cuda" else ", CPU time of one thread"
     head = {"what": f"ms a token, greedy, medians of interleaved pairs{clock}"}
     name = f"{timing.short_name(device)}-decode-pairs"
-    record = timing.Record(name, head, device, again=again, minutes=minutes)
+    record = timing.Record(name, head, device, **options)
     bench: Bench | None = None
     for case in cases(device.type):
         if not record.wanted(case.name):
@@ -222,6 +241,8 @@ def run(device: torch.device, *, again: bool = False, minutes: float | None = No
             bench = None
             _free()
             bench = Bench(case.shape, case.dtype, device)
+            if options.get("minutes") is not None:
+                bench.seconds = min(bench.seconds, SHARE * 60 * options["minutes"])
         record.add(measure(bench, case))
         _free()
     print(record.close())

@@ -62,7 +62,6 @@ def main() -> None:
     """<device>-peers.json: what is installed, what runs, and how far its gradient is off."""
     parser = argparse.ArgumentParser(description="Which peers are there, and do they agree?")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default_device().type)
-    parser.add_argument("--again", action="store_true", help="has no effect: it is always run")
     device = torch.device(parser.parse_args().device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     cases: list[dict[str, Any]] = []

@@ -8,8 +8,9 @@ Written by `python -m benchmarks.report` from [results/](results/); change nothi
     make bench                                       a look at everything here, by pytest-benchmark
     python -m benchmarks.bench_cross_entropy         one operator, into results/<device>-*.json
     python -m benchmarks.bench_llama_cpp             decoding beside llama.cpp, on a quiet CPU
-    benchmarks/gpu.sh loss steer decode              on a GPU machine that is had for minutes
-    DIVE_BENCH_TOY=1 benchmarks/gpu.sh all           all of it at toy size on a CPU, in a minute
+    benchmarks/gpu.sh visit first                    on a GPU machine that is had for minutes
+    benchmarks/gpu.sh loss steer decode              the files in results/ of a GPU
+    DIVE_BENCH_TOY=1 benchmarks/gpu.sh all           those at toy size on a CPU, in a minute
 
 All ways of one case run in turns in one process, and a figure is the median of its turns: of the
 time between events on a GPU, of the process's CPU time on a CPU, where neighbours disturb the

@@ -2,30 +2,36 @@
 
 A stage whose results file is complete, of this commit and of this device is skipped, but for
 `build`, which leaves something on the machine; one that ran out of time goes on where it stopped.
-What was not run says so and why; it is never called clean.
+What was not run says so and why; it is never called clean. A stage ends by itself within
+--seconds, and a benchmark begins no further case in the last third of them.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
-import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import timing
+from benchmarks import processes, timing
+from benchmarks.processes import LATE, python
 from benchmarks.timing import TOY
 
 ROOT = Path(__file__).parents[1]
-LIMIT = 8 * 60  # seconds a stage
-BEGIN = 5.5  # minutes after which a benchmark begins no further case
+SECONDS = 300  # a stage: two of them fit into a visit of 15 minutes, with its start
+BEGIN = 2 / 3  # of a stage's seconds, after which a benchmark begins no further case
 WHEELS = ROOT / "wheels"
+WORKERS = 8  # that run tests/gpu: what takes time there is the compiler of each
+TESTS = os.environ.get("DIVE_GPU_TESTS", "tests/gpu")
 # small tests of every kernel: under a sanitizer each takes many times as long. None captures a
 # graph, as every allocation is a cudaMalloc there, which a capture refuses
 SANITIZED = os.environ.get(
@@ -45,40 +51,23 @@ Command = list[str]
 class Shell:
     """Runs commands of one stage within its time."""
 
-    def __init__(self, limit: float = LIMIT) -> None:
+    def __init__(self, limit: float = SECONDS) -> None:
         self.end = time.monotonic() + limit
 
     def run(self, command: Command, **environment: str) -> tuple[int, str]:
         """Exit status (124: out of time) and what it printed."""
         print("$", *command, flush=True)
         left = max(1.0, self.end - time.monotonic())
-        try:
-            done = subprocess.run(
-                command,
-                cwd=ROOT,
-                env=os.environ | environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                timeout=left,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as late:
-            output = late.stdout or b""
-            return 124, output.decode(errors="replace") if isinstance(output, bytes) else output
-        except OSError as error:
-            return 127, str(error)
-        return done.returncode, done.stdout
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder, "log")
+            env = os.environ | environment
+            status = processes.bounded(command, left, log, cwd=ROOT, env=env, grace=2)
+            return status, log.read_text(encoding="utf-8", errors="replace")
 
 
 def tail(output: str, lines: int = 30) -> list[str]:
     """The last lines, of those that say something."""
     return [line[:300] for line in output.splitlines() if line.strip()][-lines:]
-
-
-def python(*arguments: str) -> Command:
-    return [sys.executable, *arguments]
 
 
 def build(shell: Shell) -> dict[str, Any]:
@@ -115,15 +104,28 @@ def build(shell: Shell) -> dict[str, Any]:
 
 
 def test(shell: Shell) -> dict[str, Any]:
-    """tests/gpu."""
+    """tests/gpu, or those of $DIVE_GPU_TESTS (paths and options of pytest)."""
     command = python("-m", "pytest", "-v", "-rs", "--tb=short", "-p", "no:cacheprovider")
-    status, output = shell.run([*command, "tests/gpu"])
-    return outcome(status, output)
+    command += ["--durations", "10"]
+    if importlib.util.find_spec("xdist") is not None:
+        command += ["-n", str(min(WORKERS, os.cpu_count() or 1)), "--dist", "worksteal"]
+    if importlib.util.find_spec("pytest_timeout") is not None:
+        command += ["--timeout", "120"]
+    status, output = shell.run([*command, *shlex.split(TESTS)])
+    result = outcome(status, output)
+    if result["state"] != "passed":
+        print(output, flush=True)  # all of it: of the results file it is the end alone
+    return {"tests": TESTS, **result}
+
+
+_VERDICT = r"(PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b"
 
 
 def outcome(status: int, output: str) -> dict[str, Any]:
-    """Of a verbose run of pytest, finished or cut off."""
-    found = re.findall(r"^(\S+::\S.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", output, re.M)
+    """Of a verbose run of pytest, finished or cut off, by one process or by workers."""
+    found = re.findall(rf"^(\S+::\S.*?) {_VERDICT}", output, re.M)
+    of_workers = rf"^\[gw\d+\] \[ *\d+%\] {_VERDICT} (\S+::.*?) *$"
+    found += [(test, word) for word, test in re.findall(of_workers, output, re.M)]
     counts = {word: [t for t, w in found if w == word] for _, word in found}
     result: dict[str, Any] = {word.lower(): len(tests) for word, tests in counts.items()}
     bad = counts.get("FAILED", []) + counts.get("ERROR", [])
@@ -131,7 +133,7 @@ def outcome(status: int, output: str) -> dict[str, Any]:
         result["state"] = "not run"
         reasons = re.findall(r"^SKIPPED \[\d+\] (.*)$", output, re.M)
         result["reason"] = "; ".join(reasons)[:400] or "no test was collected"
-    elif status == 124:
+    elif status == LATE:
         result["state"] = "out of time"
     else:
         result["state"] = "passed" if status == 0 else "failed"
@@ -142,8 +144,6 @@ def outcome(status: int, output: str) -> dict[str, Any]:
 
 def sanitize(shell: Shell) -> dict[str, Any]:
     """compute-sanitizer over a part of tests/gpu ($DIVE_SANITIZE_TESTS)."""
-    import shlex
-
     result: dict[str, Any] = {"tests": SANITIZED}
     program = _cuda_tool("compute-sanitizer")
     tests = python("-m", "pytest", "-v", "-p", "no:cacheprovider", *shlex.split(SANITIZED))
@@ -182,7 +182,7 @@ def verdict(status: int, output: str) -> dict[str, Any]:
     )
     if refusal is not None:
         return {"state": "not run", "reason": refusal, **found}
-    if status == 124:
+    if status == LATE:
         return {"state": "out of time", **found}
     if not summaries or not passed or status != 0:
         reason = "no summary" if not summaries else "no test passed" if not passed else "pytest"
@@ -223,51 +223,77 @@ BENCHMARKS = {
 ORDER = ("build", "test", "peers", "loss", "steer", "decode", "distill", "sanitize")  # of `all`
 
 
-def run(stage: str, device: torch.device, again: bool) -> bool:
+def run(
+    stage: str,
+    device: torch.device,
+    again: bool,
+    seconds: float = SECONDS,
+    cases: Sequence[str] = (),
+) -> bool:
     """One stage; whether nothing failed in it."""
-    name = f"{timing.short_name(device)}-{BENCHMARKS[stage][1] if stage in BENCHMARKS else stage}"
+    name = results_name(stage, device)
     # what is built lies on a machine, and a file that came from another one builds nothing here
     before = None if stage == "build" or again else timing.earlier(name, device)
     if before is not None and before.get("complete"):
         print(f"{stage}: {name}.json is of this commit and complete; --again repeats it")
         return True
-    start, shell = time.monotonic(), Shell()
+    start, shell = time.monotonic(), Shell(seconds)
     if stage in OWN:
         result = OWN[stage](shell)
         result["complete"] = result["state"] in ("passed", "clean")
         good = result["state"] in ("passed", "clean", "not run")
         head = {"what": f"{stage}: {(OWN[stage].__doc__ or '').splitlines()[0]}"}
-        seconds = round(time.monotonic() - start, 1)
-        path = timing.write(name, {**head, **result, "seconds": seconds}, device)
-        print(f"{stage}: {result['state']}, {seconds} s; {path}", flush=True)
+        took = round(time.monotonic() - start, 1)
+        path = timing.write(name, {**head, **result, "seconds": took}, device)
+        print(f"{stage}: {result['state']}, {took} s; {path}", flush=True)
         return good
     module, _, more = BENCHMARKS[stage]
     command = python("-m", f"benchmarks.{module}", "--device", device.type, *more)
     if module != "peers":
-        command += ["--minutes", str(BEGIN)]
-    status, output = shell.run([*command, *(["--again"] if again else [])])
+        command += ["--minutes", str(BEGIN * seconds / 60)]
+        command += ["--again"] if again else []
+        command += ["--cases", *cases] if cases else []
+    status, output = shell.run(command)
     print("\n".join(tail(output)), flush=True)
-    seconds = round(time.monotonic() - start, 1)
+    took = round(time.monotonic() - start, 1)
     if status:
         path = timing.folder() / f"{name}.json"
         found = json.loads(path.read_text()) if path.exists() else {"what": stage}
-        why = "out of time" if status == 124 else f"exit status {status}"
+        why = "out of time" if status == LATE else f"exit status {status}"
         found |= {"complete": False, "failed": why, "output": tail(output, 60)}
         timing.write(name, found, device)
-    print(f"{stage}: {'done' if status == 0 else 'failed'}, {seconds} s", flush=True)
+    print(f"{stage}: {'done' if status == 0 else 'failed'}, {took} s", flush=True)
     # cut off by the clock it has written what it had, and goes on next time
-    return status in (0, 124)
+    return status in (0, LATE)
+
+
+def results_name(stage: str, device: torch.device) -> str:
+    """Of the stage's results file, without .json."""
+    kind = BENCHMARKS[stage][1] if stage in BENCHMARKS else stage
+    return f"{timing.short_name(device)}-{kind}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="+", choices=(*ORDER, "tune", "all"))
     parser.add_argument("--again", action="store_true", help="repeat what is there already")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="a stage")
+    parser.add_argument(
+        "--case", action="append", default=[], dest="cases", metavar="WORD",
+        help="of a benchmark, those whose name holds this; may be given several times",
+    )  # fmt: skip
+    parser.add_argument("--until", type=float, help="of time.time(): all of them end before it")
     options = parser.parse_args()
+    processes.end_with_children()
     stages = ORDER if "all" in options.stages else options.stages
     os.environ["OUT"] = str(timing.folder().resolve())  # one folder for all processes
     device = timing.default_device()
-    failed = [stage for stage in stages if not run(stage, device, options.again)]
+    failed = []
+    for stage in stages:
+        left = float("inf") if options.until is None else options.until - time.time()
+        seconds = max(1.0, min(options.seconds, left))
+        if not run(stage, device, options.again, seconds, options.cases):
+            failed.append(stage)
     if failed:
         print("failed:", *failed)
     return 1 if failed else 0

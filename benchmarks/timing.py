@@ -3,7 +3,9 @@
 DIVE_BENCH_TOY=1 asks every benchmark for toy sizes; its results never go to benchmarks/results.
 """
 
+import argparse
 import datetime
+import hashlib
 import json
 import os
 import re
@@ -11,6 +13,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -117,8 +120,12 @@ def short_name(device: torch.device) -> str:
 
 
 @cache
-def commit() -> str | None:
-    """$DIVE_COMMIT, else the checkout's, marked where tracked sources differ from it."""
+def commit() -> str:
+    """$DIVE_COMMIT, else the checkout's, marked where tracked sources differ from it.
+
+    Where neither is known (a copy without git): a digest of the sources, by which what was measured
+    of them is found again. `python -m benchmarks.timing` prints that of a checkout.
+    """
     if os.environ.get("DIVE_COMMIT"):
         return os.environ["DIVE_COMMIT"]
     here = Path(__file__).parents[1]
@@ -135,7 +142,18 @@ def commit() -> str | None:
         dirty = git("status", "--porcelain", "--untracked-files=no", *others)
     except OSError:
         name = dirty = ""
-    return f"{name}{'-dirty' if dirty else ''}" or None
+    return f"{name}{'-dirty' if dirty else ''}" if name else sources()
+
+
+def sources() -> str:
+    """A digest of what is measured and measures."""
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    kinds = {".py", ".cpp", ".h", ".cu", ".cuh"}
+    for folder in ("benchmarks", "csrc", "dive", "kernels"):
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix in kinds and path.is_file():
+                digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return f"sources-{digest.hexdigest()[:9]}"
 
 
 def machine(device: torch.device = CPU) -> dict[str, Any]:
@@ -163,15 +181,17 @@ def folder() -> Path:
 
 
 def write(name: str, result: dict[str, Any], device: torch.device = CPU) -> Path:
-    """<name>.json in the results folder, with the machine."""
+    """<name>.json in the results folder, with the machine; whole, or as it was before."""
     path = folder() / f"{name}.json"
-    path.write_text(json.dumps({**machine(device), **result}, indent=1) + "\n", encoding="utf-8")
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps({**machine(device), **result}, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, path)
     return path
 
 
 def earlier(name: str, device: torch.device) -> dict[str, Any] | None:
     """What <name>.json holds of this commit and device, in $OUT or in benchmarks/results."""
-    if commit() is None or str(commit()).endswith("-dirty"):
+    if commit().endswith("-dirty"):
         return None
     for place in (folder(), *([] if TOY else [RESULTS])):
         path = place / f"{name}.json"
@@ -186,7 +206,8 @@ def earlier(name: str, device: torch.device) -> dict[str, Any] | None:
 class Record:
     """A results file of many cases, written as they come; goes on where it stopped.
 
-    head: what stands above the cases. minutes: after so many no new case is begun.
+    head: what stands above the cases. minutes: after so many no new case is begun. cases: those
+    whose name holds one of these words, or all; the others are left for a later run.
     """
 
     def __init__(
@@ -197,8 +218,9 @@ class Record:
         *,
         again: bool = False,
         minutes: float | None = None,
+        cases: Sequence[str] = (),
     ) -> None:
-        self.name, self.device = name, device
+        self.name, self.device, self.chosen = name, device, cases
         self.end = None if minutes is None else time.monotonic() + 60 * minutes
         self.result = {**head, "complete": False, "cases": []}
         before = None if again else earlier(name, device)
@@ -209,12 +231,14 @@ class Record:
         """Whether this case is still to be measured, and there is time for it."""
         if any(one["case"] == case for one in self.result["cases"]):
             return False
-        if self.end is not None and time.monotonic() > self.end:
-            left = self.result.setdefault("left", [])
-            left.append(case)
+        chosen = not self.chosen or any(word in case for word in self.chosen)
+        late = self.end is not None and time.monotonic() > self.end
+        if chosen and not late:
+            return True
+        self.result.setdefault("left", []).append(case)
+        if chosen:
             print(f"no time is left for: {case}", flush=True)
-            return False
-        return True
+        return False
 
     def add(self, case: dict[str, Any]) -> None:
         self.result["cases"].append(case)
@@ -226,6 +250,24 @@ class Record:
         return write(self.name, self.result, self.device)
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What `options_of` reads: how a record of cases is filled."""
+    parser.add_argument("--minutes", type=float, help="begin no case after so many")
+    parser.add_argument("--again", action="store_true", help="measure what is there already")
+    parser.add_argument(
+        "--cases", nargs="+", default=[], metavar="WORD", help="those whose name holds one of these"
+    )
+
+
+def options_of(options: argparse.Namespace) -> dict[str, Any]:
+    """For `Record`."""
+    return {name: getattr(options, name) for name in ("minutes", "again", "cases")}
+
+
 def json_like(value: Any) -> Any:
     """As it comes back from a file."""
     return json.loads(json.dumps(value))
+
+
+if __name__ == "__main__":
+    print(sources())

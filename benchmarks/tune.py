@@ -197,8 +197,7 @@ def main() -> int:
     parser.add_argument("--width", type=int)
     parser.add_argument("--rounds", type=int, default=1 if TOY else 15)
     parser.add_argument("--seconds", type=float, default=200, help="a key, half of them to compile")
-    parser.add_argument("--minutes", type=float, help="begin no key after so many")
-    parser.add_argument("--again", action="store_true", help="measure what is there already")
+    timing.add_options(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), help="as the stages say it")
     arguments = parser.parse_args()
     if DEVICE.type == "cuda" and not torch.cuda.is_available():
@@ -208,8 +207,7 @@ def main() -> int:
         f"{timing.short_name(DEVICE)}-tune",
         {"what": "rows of kernels/table.py", "rounds": arguments.rounds},
         DEVICE,
-        again=arguments.again,
-        minutes=arguments.minutes,
+        **timing.options_of(arguments),
     )
     for case in record.result["cases"]:  # of a run that this one goes on with
         set_row(tuple(case["key"]), case["row"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from benchmarks import compiled_loop, peers, report, stages, timing
+from benchmarks import compiled_loop, decode_pairs, peers, report, stages, timing
 
 
 def test_the_committed_page_is_what_the_results_say() -> None:
@@ -110,6 +110,43 @@ def test_what_a_run_of_tests_comes_to() -> None:
     assert skipped["state"] == "not run" and "needs a CUDA device" in skipped["reason"]
 
 
+def test_what_a_run_of_tests_by_workers_comes_to() -> None:
+    said = (
+        "tests/gpu/a.py::test_b[x y] \n[gw0] [ 25%] PASSED tests/gpu/a.py::test_b[x y] \n"
+        "[gw1] [ 50%] FAILED tests/gpu/a.py::test_c \n"
+        "[gw1] [100%] SKIPPED tests/gpu/a.py::test_d \n"
+    )
+    found = stages.outcome(1, said)
+    assert (found["passed"], found["failed"], found["skipped"]) == (1, 1, 1)
+    assert found["state"] == "failed" and found["failing"] == ["tests/gpu/a.py::test_c"]
+
+
+def test_a_stage_that_is_out_of_time_keeps_what_it_said() -> None:
+    shell = stages.Shell(1.0)
+    # a worker that holds the pipe open, as those of pytest-xdist do
+    status, said = shell.run(["bash", "-c", "echo so far; sleep 60 & sleep 60"])
+    assert (status, said) == (124, "so far\n")
+
+
+def test_a_copy_without_git_is_named_by_its_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DIVE_COMMIT", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    timing.commit.cache_clear()
+    name = timing.commit()
+    timing.commit.cache_clear()
+    assert re.fullmatch("sources-[0-9a-f]{9}", name) and name == timing.sources()
+
+
+def test_decoding_begins_with_the_session_at_every_batch() -> None:
+    cases = list(decode_pairs.cases("cuda"))
+    first = [(case.shape, case.batch, case.way) for case in cases[:3]]
+    assert first == [("Llama-3-8B", batch, "session, steered") for batch in (1, 32, 8)]
+    of_8b = [case.way for case in cases if case.shape == "Llama-3-8B"]
+    compiled = [way in ("compiled loop", "transformers, static + compile") for way in of_8b]
+    assert compiled == sorted(compiled) and sum(compiled) == 6 and len(of_8b) == 18
+    assert len(set(cases)) == len(cases)
+
+
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("OUT", str(tmp_path))
@@ -137,6 +174,12 @@ def test_a_record_goes_on_where_it_stopped(results: Path, monkeypatch: pytest.Mo
     record.add({"case": "two"})
     written = json.loads(record.close().read_text())
     assert written["complete"] and [case["case"] for case in written["cases"]] == ["one", "two"]
+
+    chosen = timing.Record("cpu-x", {"rounds": 2}, cases=["thr", "fo"])
+    assert [name for name in ("two", "three", "four", "five") if chosen.wanted(name)] == [
+        "three", "four",
+    ]  # fmt: skip
+    assert chosen.result["left"] == ["five"]  # two is there
 
     assert timing.Record("cpu-x", {"rounds": 2}, again=True).wanted("one")
     assert timing.Record("cpu-x", {"rounds": 3}).wanted("one")  # another measurement

@@ -46,7 +46,7 @@ def gpu_sh(out: Path, *stages: str) -> str:
 def test_all_stages(tmp_path: Path) -> None:
     results = ROOT / "benchmarks" / "results"
     before = {path: path.stat().st_mtime_ns for path in results.iterdir()}
-    gpu_sh(tmp_path, "all")
+    gpu_sh(tmp_path, "all", "--seconds", "480")
     assert {path.stem for path in tmp_path.glob("*.json")} == set(FILES)
     for name, wanted in FILES.items():
         found = json.loads((tmp_path / f"{name}.json").read_text())
