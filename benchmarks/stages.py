@@ -90,7 +90,7 @@ def build(shell: Shell) -> dict[str, Any]:
         DIVE_BUILD_CUDA=os.environ.get("DIVE_BUILD_CUDA", "auto"),
         PIP_BREAK_SYSTEM_PACKAGES="1",
     )
-    look = "import json; from dive import extension; print(json.dumps(extension.build_info()))"
+    look = "import json; from dive.decode import native; print(json.dumps(native.build_info()))"
     _, info = shell.run(python("-c", look))
     nvcc = shell.run([_cuda_tool("nvcc"), "--version"])
     return {

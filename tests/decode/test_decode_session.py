@@ -306,18 +306,18 @@ def test_a_changed_model_says_why_it_runs_in_transformers(name):
 )
 def test_what_is_asked_of_weights_on_a_gpu(dtype, built, reason, monkeypatch):
     """By the words alone: the weights lie on the CPU and the spec says that they do not."""
-    from dive.decode import spec
+    from dive.decode import spec as decoder_spec
 
     model = small("llama")
-    spec = spec.read(model)
+    spec = decoder_spec.read(model)
     model.to(getattr(torch, dtype))
     spec = dataclasses.replace(spec, dtype=getattr(torch, dtype), device=torch.device("cuda", 0))
     monkeypatch.setattr("dive.decode.native.build_info", lambda: {"cuda": built})
     if reason is None:
-        spec._check_weights(spec)
+        decoder_spec._check_weights(spec)
     else:
-        with pytest.raises(spec.Unsupported, match=reason):
-            spec._check_weights(spec)
+        with pytest.raises(decoder_spec.Unsupported, match=reason):
+            decoder_spec._check_weights(spec)
 
 
 def test_a_mask_of_positions_runs_in_transformers():

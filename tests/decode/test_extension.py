@@ -500,7 +500,7 @@ def test_without_the_extension_one_warning_and_the_same_numbers(tmp_path):
         sys.meta_path.insert(0, Hidden())
         logging.basicConfig(format="%(levelname)s %(message)s", stream=sys.stdout)
         import torch
-        from dive import extension
+        from dive.decode import native
 
         folder = sys.argv[1] + "/"
         residual, delta, norm, *parts = torch.load(folder + "case.pt", weights_only=True)
@@ -531,7 +531,7 @@ COPY = """
     sys.meta_path = [one for one in sys.meta_path if "Editable" not in str(one)]
     logging.basicConfig(format="LOG %(message)s", stream=sys.stderr)
     import dive
-    from dive import extension
+    from dive.decode import native
     from tiny_decoders import small
     from dive.decode.session import DecodeSession
 
@@ -556,7 +556,7 @@ COPY = """
 )  # fmt: skip
 def test_missing_broken_and_loaded_are_told_apart(state, name, data, said, tmp_path):
     """In a copy without csrc/, as an installed package is."""
-    own = Path(native.__file__).parent
+    own = Path(native.__file__).parents[1]
     shutil.copytree(own, tmp_path / "dive", ignore=shutil.ignore_patterns("_C.*so", "__pycache__"))
     if name is not None:
         data = Path(C.__file__).read_bytes() if data is None else data

@@ -134,11 +134,11 @@ CHECK = """
     import os, sys
     import torch
     import dive._C
-    from dive import extension
+    from dive.decode import native
     x = torch.ones(2, 64)
-    out = extension.steer_step(x, torch.ones(2, 64), None, torch.ones(64))
+    out = native.steer_step(x, torch.ones(2, 64), None, torch.ones(64))
     assert torch.equal(x, torch.full((2, 64), 2.0))
-    assert extension.build_info()["build_type"] == "Release"
+    assert native.build_info()["build_type"] == "Release"
     print("loaded", dive._C.__file__)
 """
 
