@@ -1,4 +1,5 @@
-# make demo | test | hard | lint | bench | aot | lexicon    each installs what it needs into .venv first
+# make demo | test | test-slow | hard | lint | bench | aot | lexicon
+#                                          each installs what it needs into .venv first
 # make wheel                               an sdist and a portable wheel in dist/, with tools of its own
 PYTHON ?= python3
 VENV := .venv
@@ -6,17 +7,23 @@ BIN := $(VENV)/bin
 WHEEL_TOOLS := build/wheel-tools
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test hard lint format bench aot lexicon wheel clean
+.PHONY: demo test test-slow hard lint format bench aot lexicon wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dive demo
 	@echo
 	@echo "Next: make test; or, on studies of your own: $(BIN)/dive distill --help"
 
+# the longest files begin first (tests/conftest.py), so the order stays as it is collected
+IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder -q
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
+	$(BIN)/python -m pytest -m "not slow" $(IN_TWO)
 	@echo
-	@echo "Next: make demo; $(BIN)/dive doctor says what else can be installed."
+	@echo "Next: make test-slow, make demo; $(BIN)/dive doctor says what else can be installed."
+
+# half a minute and more each: the CUDA sources through nvcc, and the benchmarks' stages
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow $(IN_TWO)
 
 # kills, two processes on one output, full disks, hostile files: up to an hour, SEED=N repeats one
 SEED ?=

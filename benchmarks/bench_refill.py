@@ -21,7 +21,7 @@ from benchmarks import timing
 from benchmarks.timing import TOY
 from dive.bench.decoders import build
 from dive.decode.continuous import Request
-from dive.decode.engine import Rows
+from dive.decode.engine import EngineCache
 from dive.decode.session import DecodeSession
 
 PROMPT, NEW, REQUESTS, ROWS = (8, 6, 4, 2) if TOY else (64, 160, 32, 8)
@@ -77,17 +77,17 @@ WAYS = ("refilled", "in_groups", "one_by_one", "transformers")
 
 def rows_a_step(way: Callable[[], Any]) -> float:
     counts: list[int] = []
-    step = Rows.step
+    step = EngineCache.step
 
-    def counted(self: Rows, rows: Any, *more: Any) -> Any:
+    def counted(self: EngineCache, rows: Any, *more: Any) -> Any:
         counts.append(len(rows))
         return step(self, rows, *more)
 
-    Rows.step = counted  # type: ignore[method-assign]
+    EngineCache.step = counted  # type: ignore[method-assign]
     try:
         way()
     finally:
-        Rows.step = step  # type: ignore[method-assign]
+        EngineCache.step = step  # type: ignore[method-assign]
     return round(statistics.mean(counts), 2)
 
 

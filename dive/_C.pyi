@@ -3,7 +3,8 @@
 Bad input is a ValueError or TypeError that names the argument; `dive.decode.native` turns the
 former into a DiveError. What a sequence makes when it is looked at is held as long as it is used,
 and memory that was freed or moved since is refused. One thing cannot be told without asking torch
-at every step: `steer_step` and `step` believe a tensor whose storage was made smaller, but not freed.
+at every step: `steer_step` and `step` believe a tensor whose storage was made smaller, but not
+freed.
 """
 
 from collections.abc import Sequence

@@ -18,8 +18,17 @@ import pytest
 if TYPE_CHECKING:
     import dive
 
-# for `benchmarks` and `tests.hard`; last, as it is what is installed that may be tested
+# for benchmarks, experiments, tools and tests.hard; last, as an installed wheel is tested, too
 sys.path.append(str(Path(__file__).parents[1]))
+
+
+LONGEST = ("test_cuda_compiled", "test_cuda_shim", "test_kernels_interpreted", "test_hard",
+           "test_wheel", "test_left_out")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first: of two processes none is left alone with one in the end."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import torch
 
 from dive.backbone.load import source_of
 from dive.errors import DiveError
-from dive.files import file_digest
+from dive.files import digests
 from dive.files.input import read_file
 
 # What the loaders of models, tokenizers and processors read. Notes, logs and results that lie
@@ -26,7 +26,7 @@ def describe_backbone(backbone: str, verify: bool = False) -> dict[str, Any]:
     """The content of a backbone's folder by its files, or name and commit of a repository on the
     hub. Where a folder lies, and how its path is written, does not count.
 
-    verify: large files are read whole, and not sampled (`dive.files.file_digest.sampled`).
+    verify: large files are read whole, and not sampled (`dive.files.digests.sampled`).
 
     Raises:
         DiveError: no such folder, or a file in it that cannot be read.
@@ -48,7 +48,7 @@ def describe_backbone(backbone: str, verify: bool = False) -> dict[str, Any]:
         else:
             continue
         if path.is_file():
-            found[kind][name] = file_digest.whole(path) if verify else file_digest.sampled(path)
+            found[kind][name] = digests.whole(path) if verify else digests.sampled(path)
     return {**found}
 
 

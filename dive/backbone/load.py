@@ -24,33 +24,16 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available, is_torchvision_available
 
 from dive.backbone.config_check import check_settings
-from dive.backbone.gradient_checkpointing import enable_gradient_checkpointing
 from dive.backbone.image_processor import processor_without_video
 from dive.backbone.processor_check import settled
 from dive.backbone.structure import (
-    Head,
     computes_on,
     decoder,
-    decoder_layers,
-    last_hidden_state,
-    output_head,
-    text_config,
     unwrap,
 )
 from dive.errors import DiveError, checks
 from dive.files.input import open_file, read_file
 from dive.files.pickles import refusal
-
-__all__ = [
-    "Backbone",
-    "Head",
-    "decoder_layers",
-    "enable_gradient_checkpointing",
-    "last_hidden_state",
-    "load_backbone",
-    "output_head",
-    "text_config",
-]
 
 logger = logging.getLogger("dive")
 

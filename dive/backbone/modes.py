@@ -3,20 +3,16 @@
 A flag of its modules or parameters is held down for as long as any thread wants it down.
 """
 
-import functools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from dive.backbone.each_inside import each_inside
 from dive.errors import DiveError
-
-T = TypeVar("T")
 
 _changes = threading.RLock()
 # by model and flag: how many hold it, and whose it was
@@ -71,11 +67,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                 stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(held(model, "training", list(model.modules())))
         yield
-
-
-def each_evaluating(model: nn.Module, results: Iterator[T]) -> Iterator[T]:
-    """The same results; what makes each runs in eval mode, and the caller's code between does not.
-
-    Closing it closes `results`.
-    """
-    return each_inside(functools.partial(evaluating, model), results)

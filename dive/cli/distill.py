@@ -141,7 +141,7 @@ def distill(
         "cache_images": None if image_cache is None else str(image_cache),
     }
     check_values(target=target, on_error=on_error, dtype=dtype, max_image_tokens=max_image_tokens)
-    from dive.training.config import DistillConfig
+    from dive.training.config import DistillConfig, check_teacher
 
     named = {name: value for name, value in given.items() if value is not None}
     by_set = pairs(setting, [field.name for field in fields(DistillConfig)], "--set")
@@ -156,7 +156,6 @@ def distill(
     from dive.data.overwriting import check_not_of_spec, check_not_read, films
     from dive.files.lock import hold_folder
     from dive.prompting.prompter import DEFAULT_MAX_IMAGE_TOKENS
-    from dive.training.distillation import check_teacher
     from dive.training.distillation import distill as run
     from dive.training.resume import (
         clear_finished,

@@ -144,7 +144,7 @@ def generate(
     from dive.backbone.files import describe_backbone, dtype_in_use
     from dive.data import Skipped
     from dive.data.given import as_studies
-    from dive.files import file_digest
+    from dive.files import digests
     from dive.files.json_lines import JsonlWriter, run_before
     from dive.generation.generate_reports import asked_by, iter_reports
     from dive.generation.run_digest import (
@@ -188,7 +188,7 @@ def generate(
         "studies": describe_studies(items),
         "demonstrations": describe_demonstrations(shown),
         **asked,
-        "template": None if template is None else file_digest.whole(template),
+        "template": None if template is None else digests.whole(template),
         "template_date": template_date or stored.get("template_date"),
         "max_new_tokens": max_new_tokens,
         "dtype": dtype_in_use(backbone, dtype),

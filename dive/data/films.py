@@ -1,6 +1,6 @@
 """What the films of a training's studies are, so that one which is exchanged meanwhile is seen.
 
-A file counts by samples of its content (`dive.files.file_digest.film`), for reading 200,000 films
+A file counts by samples of its content (`dive.files.digests.film`), for reading 200,000 films
 whole would take hours; not by its times, for it may be a copy on another machine. An image of a
 dataset object (`LazyImage`) counts by its name alone.
 """
@@ -14,11 +14,12 @@ from typing import Any
 
 from PIL import Image
 
+from dive.data.images.content import digest_of_pixels
 from dive.data.images.load import LazyImage
 from dive.data.study import Study
 from dive.errors import DiveError, checks
 from dive.errors.counting import counted
-from dive.files import file_digest
+from dive.files import digests
 
 _READERS = 16  # threads: of a file system far away each read waits
 
@@ -47,7 +48,7 @@ def changed(earlier: Any, now: Mapping[str, str], but: Collection[str] = ()) -> 
 def name_of(image: Path | Image.Image | LazyImage | str) -> str:
     """A file's name; of an image in memory its content."""
     if isinstance(image, Image.Image):
-        return _pixels(image)
+        return digest_of_pixels(image)
     return str(image) if isinstance(image, LazyImage) else Path(image).name
 
 
@@ -68,17 +69,12 @@ def _content(study: Study) -> str:
     parts = []
     for image in study.images:
         if isinstance(image, Image.Image):
-            parts.append(_pixels(image))
+            parts.append(digest_of_pixels(image))
         elif checks.names_a_place(image):
             try:
-                parts.append(file_digest.film(checks.place("the image", image)))
+                parts.append(digests.film(checks.place("the image", image)))
             except DiveError:
                 parts.append("")  # whoever decodes it says what is wrong with the name
         else:
             parts.append(str(image))
-    return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()[:16]
-
-
-def _pixels(image: Image.Image) -> str:
-    form = f"{image.mode} {image.size}\n".encode()
-    return hashlib.sha256(form + image.tobytes()).hexdigest()
+    return digests.of_json(parts, 16)

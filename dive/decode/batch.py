@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
-from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from dive.backbone.kv_cache import filled_layers
-from dive.decode.engine import Answer, Live, Rows, ends_of
+from dive.decode.answers import Answer, Live, ends_of, plain_stop
+from dive.decode.engine import EngineCache
+from dive.decode.prompt_cache import last_position
 from dive.decode.sampling import draw
 from dive.decode.usable_logits import (
     NO_TOKEN,
@@ -22,21 +23,6 @@ from dive.decode.usable_logits import (
 )
 
 log = logging.getLogger(__name__)
-
-
-def plain_stop(criteria: StoppingCriteriaList) -> bool:
-    """Whether tokens and length alone end an answer; anything else is asked with all ids so far."""
-    return all(type(one) in (MaxLengthCriteria, EosTokenCriteria) for one in criteria)
-
-
-def last_position(inputs: dict[str, Any]) -> Tensor | None:
-    """The rotary position of each row's last token [B], as prepared for the model's forward."""
-    positions = inputs.get("position_ids")
-    if positions is None:
-        return None
-    # of several coordinates (Qwen-VL) the last tokens' are equal: text follows every image
-    last = positions if positions.dim() == 2 else positions[-1]
-    return last[:, -1]
 
 
 def tell_context(context: int | None, prompt: int, new: int) -> None:
@@ -61,19 +47,19 @@ class BatchRun:
     def __init__(
         self,
         model: Any,
-        rows: Rows,
+        cache: EngineCache,
         input_ids: Tensor,
         processors: LogitsProcessorList,
         criteria: StoppingCriteriaList,
         config: Any,
         streamer: Any,
     ) -> None:
-        self.model, self.rows = model, rows
+        self.model, self.cache = model, cache
         self.processors, self.criteria, self.config = processors, criteria, config
         self.streamer = streamer
         self.failed: list[int] = []
         self.mends = removes_them(processors)
-        self.device = rows.spec.device
+        self.device = cache.spec.device
         self.input_ids = input_ids.to(self.device)
         self.batch, self.prompt = input_ids.shape
         self.longest = criteria.max_length or config.max_length
@@ -89,7 +75,7 @@ class BatchRun:
         mask = model_kwargs.get("attention_mask")
         self.pad = [0] * self.batch if mask is None else (mask == 0).sum(-1).tolist()
         new = self.longest - self.prompt
-        tell_context(self.rows.spec.context, self.prompt - min(self.pad), new)
+        tell_context(self.cache.spec.context, self.prompt - min(self.pad), new)
 
     def prefill(
         self, model_kwargs: dict[str, Any], steerings: Sequence[list[Any] | None]
@@ -107,12 +93,12 @@ class BatchRun:
             positions = [self.prompt - pad for pad in self.pad]
         else:
             positions = (last + 1).expand(self.batch).tolist()
-        self.rows.allow_positions(max(positions) + self.longest - self.prompt)
-        self.rows.reserve(self.batch, self.longest - min(self.pad))
+        self.cache.allow_positions(max(positions) + self.longest - self.prompt)
+        self.cache.reserve(self.batch, self.longest - min(self.pad))
         layers = filled_layers(outputs, self.prompt)
         for row, pad in enumerate(self.pad):
             length, position = self.prompt - pad, positions[row]
-            self.rows.adopt(row, layers, row, pad, length, position, steerings[row])
+            self.cache.adopt(row, layers, row, pad, length, position, steerings[row])
         return outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
 
     def decode(self, scores: Tensor) -> Tensor:
@@ -125,7 +111,7 @@ class BatchRun:
 
     def _most_likely(self, scores: Tensor) -> int:
         """Greedy, until each row's own end; returns the length of the longest."""
-        tokens, live = most_likely_next(scores), Live(self.rows, self.device)
+        tokens, live = most_likely_next(scores), Live(self.cache)
         longest, ends = self.longest - self.prompt, self.eos
         answers = [Answer(row, longest, ends) for row in range(self.batch)]
         for answer, token in zip(answers, tokens.tolist(), strict=True):
@@ -178,7 +164,7 @@ class BatchRun:
             if self.pads and sum(alive) < rows.shape[0]:
                 left = [row for row, live in enumerate(alive) if live]
                 rows = torch.tensor(left)
-            self.rows.step(rows, tokens[rows.to(self.device)], logits)
+            self.cache.step(rows, tokens[rows.to(self.device)], logits)
 
     def _choose(self, ids: Tensor, logits: Tensor) -> Tensor:
         good = torch.ones_like(logits[:, 0], dtype=torch.bool) if self.mends else usable(logits)

@@ -8,31 +8,29 @@ answer known so far; one that wants more waits until the live answers are done.
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dive.adapter.adapter import SteeringAdapter
 from dive.adapter.attach import RowAttachment, attachment_of, unsteered
-from dive.backbone.kv_cache import filled_layers
 from dive.backbone.turns import turn
-from dive.decode.batch import last_position, plain_stop, tell_context
-from dive.decode.engine import Answer, Chooser, Live, Rows, ends_of
-from dive.decode.fallback import Plan, asked_config, call_plan, settings_plan
+from dive.decode.answers import Answer, Chooser, Live, ends_of, plain_stop
+from dive.decode.batch import tell_context
+from dive.decode.binding import Binding
+from dive.decode.engine import EngineCache
+from dive.decode.fallback import Fallback, Plan, attachment_reason, call_plan, settings_plan
+from dive.decode.generate_arguments import asked_config, given_arguments
 from dive.decode.model_check import Unsupported
+from dive.decode.prompt_cache import PromptCache, prompt_cache, read_but_last
 from dive.decode.sampling import as_seed, drawing, generator, sampling_by, seed_of_this_call
-from dive.decode.steered import steered
+from dive.decode.steered import PerRow, steered
 from dive.decode.transformers_errors import refusals
 from dive.decode.usable_logits import Watch, generate_watched, most_likely_next
 from dive.errors import DiveError
-
-if TYPE_CHECKING:
-    from dive.decode.session import DecodeSession
-
-_ROOM = 64  # rows are given room in steps of so many tokens: the next prompt may be a bit longer
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,16 +76,6 @@ class Written(NamedTuple):
     error: bool = False
 
 
-@dataclass(frozen=True)
-class _Prefix:
-    """A prompt as it was read; `inputs` tells whose."""
-
-    inputs: Mapping[str, Any]
-    layers: Any  # of the cache
-    length: int  # tokens in it
-    position: int  # rotary, of the next token
-
-
 @dataclass(eq=False)
 class _Prompted:
     """An answer whose prompt has been read; the row that it is to run in may have yet to come."""
@@ -96,7 +84,7 @@ class _Prompted:
     answer: Answer
     seconds: float = 0.0
     room: int = 0
-    prefix: _Prefix | None = None
+    prefix: PromptCache | None = None
     token: Tensor | None = None  # [1], what its row runs first
     adapter: SteeringAdapter | None = None
     engine: str = "dive._C"
@@ -106,32 +94,44 @@ class _Prompted:
         return Written(self.place, answer.tokens, self.seconds, self.engine, answer.error)
 
 
-class Slots:
-    """One `DecodeSession.stream`: takes the session's engine along and gives it up at its end."""
+class ContinuousBatch:
+    """One `DecodeSession.stream`: takes the session's engine along and gives it up at its end.
 
-    def __init__(self, session: "DecodeSession", requests: Iterable[Request], rows: int) -> None:
-        self.session, self.model = session, session.model
+    adapter: the session's, for requests without one.
+    """
+
+    def __init__(
+        self,
+        binding: Binding,
+        fallback: Fallback,
+        adapter: SteeringAdapter | None,
+        tokenizer: Any,
+        requests: Iterable[Request],
+        rows: int,
+    ) -> None:
+        self.binding, self.fallback, self.model = binding, fallback, binding.model
+        self.adapter, self.tokenizer = adapter, tokenizer
         self.wanted = rows
         self._requests = iter(requests)
         self._waiting: deque[Request] = deque()
         self._place = 0
         self._held: _Prompted | None = None  # wants more room than there is
-        self._prefix: _Prefix | None = None  # of the last prompt, if the next may use it
+        self._prefix: PromptCache | None = None  # of the last prompt, if the next may use it
         self._attachment: RowAttachment | None = None
         self._running: dict[Answer, _Prompted] = {}
         self._free: list[int] = []
-        self._rows: Rows | None = None
+        self._cache: EngineCache | None = None
         self._unable: str | None = None  # why there are none
         self._live: Live | None = None
 
     def run(self) -> Iterator[Written]:
         with turn(self.model):  # no other call may take the engine in between
-            self._unable = self.session._bind()
+            self._unable = self.binding.bind()
             if self._unable is None:
-                self._rows = self.session._lend_rows()
-        if self._rows is not None:
-            self._rows.vacate()
-            self._live = Live(self._rows, self._rows.spec.device)
+                self._cache = self.binding.lend()
+        if self._cache is not None:
+            self._cache.vacate()
+            self._live = Live(self._cache)
         try:
             self._look_ahead(self.wanted)
             while self._waiting or self._running or self._held:
@@ -141,8 +141,8 @@ class Slots:
         finally:
             if self._attachment is not None:
                 self._attachment.detach()
-            if self._rows is not None:
-                self.session._give_back(self._rows)
+            if self._cache is not None:
+                self.binding.give_back(self._cache)
 
     def _look_ahead(self, count: int) -> Request | None:
         """Has so many requests waiting, if there are; returns the first."""
@@ -163,26 +163,25 @@ class Slots:
             one, self._held = self._held or self._prompt(), None
             if one.answer.ended:
                 yield one.written()
-            elif self._rows is not None and one.room > self._rows.capacity and self._running:
+            elif self._cache is not None and one.room > self._cache.capacity and self._running:
                 self._held = one
                 return
             else:
                 self._seat(one)
 
     def _seat(self, one: _Prompted) -> None:
-        rows, live, prefix, token = self._rows, self._live, one.prefix, one.token
-        assert rows is not None and live is not None and prefix is not None and token is not None
-        if one.room > rows.capacity:
+        cache, live, prefix, token = self._cache, self._live, one.prefix, one.token
+        assert cache is not None and live is not None and prefix is not None and token is not None
+        if one.room > cache.capacity:
             known = [request.room() for request in self._waiting]
-            whole = -(-max([one.room, *known]) // _ROOM) * _ROOM
             # with fewer requests than rows no more than these are to come
-            count = rows.count or min(self.wanted, len(self._waiting) + 1)
-            rows.reserve(count, whole)
+            count = cache.count or min(self.wanted, len(self._waiting) + 1)
+            cache.reserve(count, max([one.room, *known]))
             self._free = list(range(count))[::-1]
-        rows.allow_positions(prefix.position + one.room - prefix.length)
+        cache.allow_positions(prefix.position + one.room - prefix.length)
         one.answer.row = self._free.pop()
-        steering = self.session._steering(one.adapter, rows.spec)
-        rows.adopt(one.answer.row, prefix.layers, 0, 0, prefix.length, prefix.position, steering)
+        steering = self.binding.steering(one.adapter, cache.spec)
+        cache.adopt(one.answer.row, prefix.layers, 0, 0, prefix.length, prefix.position, steering)
         one.prefix = None  # its memory is transformers' cache
         self._running[one.answer] = one
         live.add(one.answer, token)
@@ -217,15 +216,17 @@ class Slots:
             request = self._checked(request, place)
         if self._prefix is not None and self._prefix.inputs is not request.inputs:
             self._prefix = None
-        shared = self._shares(request) and (self._prefix is not None or self._next_shares(request))
         plan = self._ruled_out(request)
-        with self._steered(request, bare=shared) as adapter, refusals(request.settings):
+        shared = plan is None and self._shares(request)
+        shared = shared and (self._prefix is not None or self._next_shares(request))
+        steering: Any = unsteered(self.model) if shared else self._steered(request)
+        with turn(self.model), steering as steers, refusals(request.settings):
             if plan is None:
                 one = self._read(request, place, shared)
             else:
-                self.session.note(plan)
+                self.fallback.note(plan)
                 one = self._by_transformers(request, place)
-        one.adapter = self._own(request) if shared else adapter
+        one.adapter = self._own(request) if shared else steers[0]
         one.seconds = time.perf_counter() - started
         return one
 
@@ -237,7 +238,7 @@ class Slots:
                 f"request {place} has {', '.join(twice)} among its settings; inputs and a streamer "
                 "have fields of their own"
             )
-        settings = self.session._named((), request.settings)
+        settings = given_arguments(self.model, (), request.settings, self.tokenizer)
         config = asked_config(self.model, settings)
         if config.num_return_sequences not in (None, 1):
             raise DiveError(
@@ -250,14 +251,14 @@ class Slots:
         """Why the engine cannot decode it, as far as that is known before transformers is asked."""
         if self._unable is not None:
             return Plan("transformers", self._unable)
-        return settings_plan(self.session.model, dict(request.settings))
+        return settings_plan(self.model, dict(request.settings))
 
     def _read(self, request: Request, place: int, shared: bool) -> _Prompted:
-        rows = self._rows
-        assert rows is not None
-        reason = self.session._attachment_reason()
+        cache = self._cache
+        assert cache is not None
+        reason = attachment_reason(self.model)
         try:
-            if rows.moved():
+            if cache.moved():
                 raise DiveError("the model's weights were moved or replaced between two answers")
         except Unsupported as error:
             reason = str(error)
@@ -276,28 +277,31 @@ class Slots:
                 plan = Plan("transformers", reason)
             else:
                 plan = call_plan(
-                    rows.spec, model, generation_config, input_ids, kwargs, synced_gpus
+                    cache.spec, model, generation_config, input_ids, kwargs, synced_gpus
                 )
-            self.session.note(plan)
+            self.fallback.note(plan)
             if plan.engine != "dive._C":
                 if request.streamer is not None:
                     kwargs["streamer"] = request.streamer
                 seed, device = request.seed, input_ids.device
-                with drawing(seed, generation_config, logits_processor, device) as (own, config):
-                    output, watch = self.session._by_transformers(
+                with (
+                    drawing(seed, generation_config, logits_processor, device) as (own, config),
+                    self._steered(request),  # by all of it, also where it was to be shared
+                ):
+                    output, watch = self.fallback.decode(
                         input_ids, own, stopping_criteria, config, **kwargs
                     )
                 return _written(request, place, output, watch)
             new = (stopping_criteria.max_length or generation_config.max_length) - (
                 input_ids.shape[1]
             )
-            tell_context(rows.spec.context, input_ids.shape[1], new)
-            prompt = input_ids.to(rows.spec.device)
+            tell_context(cache.spec.context, input_ids.shape[1], new)
+            prompt = input_ids.to(cache.spec.device)
             answer = _answer(request, prompt, new, logits_processor, stopping_criteria,
                              generation_config)  # fmt: skip
             one = _Prompted(place, answer, room=prompt.shape[1] + new)
             if shared and self._prefix is None:
-                self._prefix = _prefix(model, request, prompt, kwargs)
+                self._prefix = read_but_last(model, request.inputs, prompt, kwargs)
             if shared:
                 one.prefix, one.token = self._prefix, prompt[0, -1:]
                 return one
@@ -305,7 +309,7 @@ class Slots:
                 input_ids, is_first_iteration=True, **kwargs
             )
             outputs = model(**inputs, return_dict=True)
-            one.prefix = _cache_of(request, inputs, outputs, prompt.shape[1])
+            one.prefix = prompt_cache(request.inputs, inputs, outputs, prompt.shape[1])
             scores = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
             chooser = answer.chooser
             one.token = most_likely_next(scores) if chooser is None else chooser.choose(scores)
@@ -313,7 +317,7 @@ class Slots:
             return one
 
         inputs = dict(request.inputs)
-        if shared and self._prefix is not None:
+        if shared and self._prefix is not None and reason is None:
             # read already: no image is looked at again
             ids = inputs["input_ids"]
             inputs = {"input_ids": ids, "position_ids": torch.arange(ids.shape[1])[None]}
@@ -334,7 +338,7 @@ class Slots:
     # steering
 
     def _own(self, request: Request) -> SteeringAdapter | None:
-        return self.session.adapter if request.adapter is None else request.adapter
+        return self.adapter if request.adapter is None else request.adapter
 
     def _shares(self, request: Request) -> bool:
         """Whether nothing before its prompt's last token is steered."""
@@ -351,22 +355,13 @@ class Slots:
             following is not None and following.inputs is request.inputs and self._shares(following)
         )
 
-    @contextmanager
-    def _steered(self, request: Request, bare: bool) -> Iterator[SteeringAdapter | None]:
-        """This call's turn, and what steers one prompt at work in it; attached once for all."""
+    def _steered(self, request: Request) -> AbstractContextManager[PerRow]:
+        """What steers one prompt at work; requests' own adapters are attached once for all."""
         if self._attachment is None and request.adapter is not None:
             self._attachment = RowAttachment(self.model, scoped=True)
-        with turn(self.model):
-            if self._attachment is not None:
-                adapter = None if bare else self._own(request)
-                with steered(self.model, (adapter,), self._attachment):
-                    yield adapter
-            elif bare:
-                with unsteered(self.model):
-                    yield None
-            else:
-                with steered(self.model, self.session.adapter) as adapters:
-                    yield adapters[0]
+        if self._attachment is None:
+            return steered(self.model, self.adapter)
+        return steered(self.model, (self._own(request),), self._attachment)
 
 
 def _written(request: Request, place: int, output: Any, watch: Watch) -> _Prompted:
@@ -390,23 +385,3 @@ def _answer(
         drawn = None if seed is None else generator(seed, prompt.device)
         chooser = Chooser(prompt, new, processors, own, config.do_sample, drawn)
     return Answer(-1, new, ends_of(criteria), chooser, request.streamer)
-
-
-def _cache_of(request: Request, inputs: dict[str, Any], outputs: Any, length: int) -> _Prefix:
-    last = last_position(inputs)
-    position = length if last is None else int(last[0]) + 1
-    return _Prefix(request.inputs, filled_layers(outputs, length), length, position)
-
-
-def _prefix(model: Any, request: Request, prompt: Tensor, kwargs: dict[str, Any]) -> _Prefix:
-    """The prompt read but for its last token."""
-    length = prompt.shape[1]
-    inputs = model.prepare_inputs_for_generation(prompt, is_first_iteration=True, **kwargs)
-    for name, value in inputs.items():
-        if not isinstance(value, Tensor):
-            continue
-        if name == "position_ids":
-            inputs[name] = value[..., :-1]
-        elif value.shape[:2] == (1, length):
-            inputs[name] = value[:, :-1]
-    return _cache_of(request, inputs, model(**inputs, return_dict=True), length - 1)

@@ -1,33 +1,32 @@
-"""What a call of `generate` may ask for that `DecodeSession` leaves to transformers, in words."""
+"""What `DecodeSession` leaves to transformers: why, in words, and how."""
 
-import copy
-import inspect
+import logging
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, GenerationMixin
-from transformers.cache_utils import Cache
+from transformers import DynamicCache
 from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.utils import GENERATION_MODES_MAPPING
 
+from dive.adapter.attach import attachment_of
 from dive.backbone.kv_cache import caches_in
 from dive.decode import native
-from dive.decode.setting_checks import check_kinds, check_possible
+from dive.decode.generate_arguments import KEYWORDS, asked_config
+from dive.decode.spec import DecoderSpec
+from dive.decode.usable_logits import Watch
 from dive.decode.whole_config import WholeConfig
-from dive.errors import DiveError
+from dive.errors import DiveError, FallbackWarning
 
-if TYPE_CHECKING:
-    from dive.decode.spec import DecoderSpec
+log = logging.getLogger(__name__)
 
 EMBEDS = "the prompt is given as embeddings"
 CACHE = "a cache is given"
 SYNCED = "several processes decode in step"
 ASKED = (EMBEDS, CACHE)  # what the caller gave, and no surprise
 _CACHE_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
-# transformers gives none of these to a custom_generate function, or takes one such function alone
-_KEYWORDS = ("assistant_model", "assistant_tokenizer", "tokenizer", "custom_generate")
 # "hybrid" is in the generation_config.json of Gemma 3 and MedGemma; transformers 5 drops it
 _DYNAMIC = (None, "dynamic", "hybrid")
 
@@ -44,7 +43,56 @@ class Plan(NamedTuple):
     asked: bool = False
 
 
-def own_plan(spec: "DecoderSpec") -> Plan:
+class Fallback:
+    """transformers in the place of the engine, for one model, and who is told of it.
+
+    strict: what the engine cannot decode is a DiveError. ran: what decoded the last call; None
+        before. told: the reasons that were said; each is said once.
+    """
+
+    def __init__(self, model: Any, strict: bool) -> None:
+        self.model, self.strict = model, strict
+        self.ran: Plan | None = None
+        self.told: set[str] = set()
+
+    def note(self, plan: Plan) -> None:
+        """Keeps what runs; says the first time why it is transformers, or refuses that."""
+        if self.strict and plan.engine != "dive._C":
+            raise DiveError(f"dive._C cannot decode this: {plan.reason}")
+        self.ran = plan
+        if plan.engine == "dive._C" or plan.reason in self.told:
+            return
+        self.told.add(plan.reason)
+        line = f"decoding in transformers: {plan.reason}"
+        if plan.asked:
+            log.info(line)
+        else:
+            warnings.warn(f"{line} (dive._C is not used)", FallbackWarning, stacklevel=3)
+
+    def decode(
+        self, input_ids: Tensor, processors: Any, criteria: Any, config: Any, **more: Any
+    ) -> tuple[Any, Watch]:
+        """What transformers' own loop wrote for a call of custom_generate, and what watched it."""
+        mode = config.get_generation_mode()
+        name = GENERATION_MODES_MAPPING.get(mode, "/")
+        if "/" in name or mode == GenerationMode.ASSISTED_GENERATION:
+            raise DiveError(
+                f"{mode.value} does not go through custom_generate; call session.generate, or "
+                "model.generate without the session"
+            )
+        watch = Watch.of(config)
+        output = getattr(type(self.model), name)(
+            self.model,
+            input_ids,
+            logits_processor=watch.among(processors),
+            stopping_criteria=criteria,
+            generation_config=config,
+            **more,
+        )
+        return output, watch
+
+
+def own_plan(spec: DecoderSpec) -> Plan:
     """The engine decodes, and in which form."""
     info = native.build_info() or {}
     dtype = str(spec.dtype).removeprefix("torch.")
@@ -52,92 +100,11 @@ def own_plan(spec: "DecoderSpec") -> Plan:
     return Plan("dive._C", f"a {spec.family} decoder in {dtype} on {on}")
 
 
-def check_names(model: Any, kwargs: dict[str, Any]) -> None:
-    """DiveError that names the arguments which `model.generate(**kwargs)` would not know, and the
-    settings of its generation_config that nothing would read, or whose value is of no use."""
-    told = kwargs.get("generation_config")
-    for asked in ({} if told is None else vars(told), kwargs):
-        check_kinds(asked)
-        check_possible(model, asked)
-    if kwargs.get("custom_generate") is not None:
-        return  # it may have arguments of its own
-    if told is not None:
-        check_settings(vars(told), vars(model.generation_config))
-    config = vars(GenerationConfig())
-    own = {*inspect.signature(GenerationMixin.generate).parameters, *_KEYWORDS, "trust_remote_code"}
-    others = {
-        name: value
-        for name, value in kwargs.items()
-        # a cache has one name in one transformers and another in the next
-        if name not in own and name not in config and not isinstance(value, Cache)
-    }
-    unknown = [name for name, value in others.items() if not _is_input(model, name, value)]
-    if unknown:
-        raise DiveError(
-            f"{', '.join(unknown)}: no argument of generate, no setting of its GenerationConfig, "
-            f"and no input of {type(model).__name__}"
-        )
-
-
-def check_settings(told: Mapping[str, Any], own: Collection[str]) -> None:
-    """DiveError that names the settings of a generation_config which are none: transformers takes
-    any. Those of the model's own checkpoint are for its own code, which may read them."""
-    known = {*vars(GenerationConfig()), *own, "transformers_version"}
-    unknown = [str(name) for name in told if name not in known and not str(name).startswith("_")]
-    if unknown:
-        raise DiveError(
-            f"generation_config has {', '.join(unknown)}, which is no setting of transformers' "
-            "GenerationConfig"
-        )
-
-
-def _is_input(model: Any, name: str, value: Any) -> bool:
-    try:
-        model._validate_model_kwargs({name: value})
-    except ValueError:
-        return False
-    return True
-
-
-def named(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `model.generate(*args, **kwargs)` by their names; DiveError.
-
-    custom_generate=None is as not given.
-    """
-    parameters = inspect.signature(model.generate).parameters.values()
-    if any(one.kind == one.VAR_POSITIONAL for one in parameters):  # it hands them on
-        parameters = inspect.signature(GenerationMixin.generate.__get__(model)).parameters.values()
-    names = [one.name for one in parameters if one.kind == one.POSITIONAL_OR_KEYWORD]
-    if len(args) > len(names):
-        raise DiveError(f"generate takes {len(names)} arguments by position, got {len(args)}")
-    given = dict(zip(names, args, strict=False))
-    twice = sorted(given.keys() & kwargs.keys())
-    if twice:
-        raise DiveError(f"{', '.join(twice)}: given by position and by name")
-    given |= kwargs
-    config = given.get("generation_config")
-    if config is not None and not isinstance(config, GenerationConfig):
-        raise DiveError(f"generation_config is {config!r}; wants a transformers.GenerationConfig")
-    if given.get("custom_generate", "") is None:
-        del given["custom_generate"]
-    return given
-
-
-def asked_config(model: Any, kwargs: Mapping[str, Any]) -> GenerationConfig:
-    """The config that `model.generate(**kwargs)` decodes by, as transformers puts it together."""
-    given = kwargs.get("generation_config")
-    config = GenerationConfig() if given is None else copy.deepcopy(given)
-    own = model.generation_config.to_dict()
-    config.update(**own, defaults_only=True, allow_custom_entries=True)
-    config.update(**{k: v for k, v in kwargs.items() if k in vars(config)})
-    return config
-
-
 def keyword_reason(kwargs: Mapping[str, Any]) -> str | None:
     """Of the arguments of `generate` itself."""
     if kwargs.get("synced_gpus"):
         return SYNCED
-    for name in _KEYWORDS:
+    for name in KEYWORDS:
         if kwargs.get(name) is not None:
             return f"{name} is given"
     return None
@@ -161,15 +128,11 @@ def config_reason(config: Any) -> str | None:
     return None
 
 
-def config_plan(model: Any, config: Any) -> Plan | None:
+def _plan_of(model: Any, config: Any, reason_of: Callable[[Any], str | None]) -> Plan | None:
     """What decodes where the generation config rules the engine out; None where it does not.
 
     A setting of the model's own generation_config, which nobody gave, is not asked for.
     """
-    return _plan_of(model, config, config_reason)
-
-
-def _plan_of(model: Any, config: Any, reason_of: Callable[[Any], str | None]) -> Plan | None:
     reason = reason_of(config)
     if reason is None:
         return None
@@ -200,7 +163,7 @@ def settings_plan(model: Any, kwargs: Mapping[str, Any]) -> Plan | None:
 
 
 def call_plan(
-    spec: "DecoderSpec",
+    spec: DecoderSpec,
     model: Any,
     config: Any,
     input_ids: Tensor,
@@ -208,14 +171,14 @@ def call_plan(
     synced: bool,
 ) -> Plan:
     """What decodes a call, by all that transformers hands over for it."""
-    plan = config_plan(model, config)
+    plan = _plan_of(model, config, config_reason)
     if plan is not None:
         return plan
     reason = input_reason(input_ids, model_kwargs, synced)
     return own_plan(spec) if reason is None else Plan("transformers", reason, reason in ASKED)
 
 
-def offered_plan(spec: "DecoderSpec", model: Any, kwargs: dict[str, Any]) -> Plan:
+def offered_plan(spec: DecoderSpec, model: Any, kwargs: dict[str, Any]) -> Plan:
     """The `call_plan` of `model.generate(**kwargs)`: transformers prepares it, nothing is run.
 
     A prompt of one token stands for one that is not among the arguments.
@@ -248,6 +211,14 @@ def offered_plan(spec: "DecoderSpec", model: Any, kwargs: dict[str, Any]) -> Pla
             warnings.simplefilter("ignore")
         model.generate(**given, custom_generate=look)
     return found[0]
+
+
+def attachment_reason(model: Any) -> str | None:
+    """Of what is attached to the model for this thread or task."""
+    attachment = attachment_of(model)
+    if attachment is None or not attachment.enabled or attachment.mask is None:
+        return None
+    return "the attached adapter has a mask of positions"
 
 
 def input_reason(input_ids: Tensor, model_kwargs: dict[str, Any], synced: bool) -> str | None:

@@ -1,15 +1,116 @@
-"""What arguments of `generate` want a tokenizer for, done with the backbone's own."""
+"""The arguments of `generate` before it is called: by name, checked, with a tokenizer."""
 
 import copy
-from collections.abc import Mapping
+import inspect
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from transformers import StoppingCriteriaList, StopStringCriteria
+from transformers import GenerationConfig, GenerationMixin, StoppingCriteriaList, StopStringCriteria
+from transformers.cache_utils import Cache
 
-from dive.decode.fallback import asked_config
+from dive.decode.setting_checks import check_kinds, check_possible
+from dive.decode.transformers_errors import refusals
+from dive.errors import DiveError
+
+# transformers gives none of these to a custom_generate function, or takes one such function alone
+KEYWORDS = ("assistant_model", "assistant_tokenizer", "tokenizer", "custom_generate")
 
 
-def with_tokenizer(model: Any, given: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+def given_arguments(
+    model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tokenizer: Any
+) -> dict[str, Any]:
+    """What `model.generate(*args, **kwargs)` is to be called with; DiveError.
+
+    tokenizer: the backbone's, for what wants one; None where nobody knows it.
+    """
+    given = _by_name(model, args, kwargs)
+    check_names(model, given)
+    with refusals(given):
+        return _with_tokenizer(model, given, tokenizer)
+
+
+def _by_name(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `model.generate(*args, **kwargs)` by their names; DiveError.
+
+    custom_generate=None is as not given.
+    """
+    parameters = inspect.signature(model.generate).parameters.values()
+    if any(one.kind == one.VAR_POSITIONAL for one in parameters):  # it hands them on
+        parameters = inspect.signature(GenerationMixin.generate.__get__(model)).parameters.values()
+    names = [one.name for one in parameters if one.kind == one.POSITIONAL_OR_KEYWORD]
+    if len(args) > len(names):
+        raise DiveError(f"generate takes {len(names)} arguments by position, got {len(args)}")
+    given = dict(zip(names, args, strict=False))
+    twice = sorted(given.keys() & kwargs.keys())
+    if twice:
+        raise DiveError(f"{', '.join(twice)}: given by position and by name")
+    given |= kwargs
+    config = given.get("generation_config")
+    if config is not None and not isinstance(config, GenerationConfig):
+        raise DiveError(f"generation_config is {config!r}; wants a transformers.GenerationConfig")
+    if given.get("custom_generate", "") is None:
+        del given["custom_generate"]
+    return given
+
+
+def check_names(model: Any, kwargs: dict[str, Any]) -> None:
+    """DiveError that names the arguments which `model.generate(**kwargs)` would not know, and the
+    settings of its generation_config that nothing would read, or whose value is of no use."""
+    told = kwargs.get("generation_config")
+    for asked in ({} if told is None else vars(told), kwargs):
+        check_kinds(asked)
+        check_possible(model, asked)
+    if kwargs.get("custom_generate") is not None:
+        return  # it may have arguments of its own
+    if told is not None:
+        check_settings(vars(told), vars(model.generation_config))
+    config = vars(GenerationConfig())
+    own = {*inspect.signature(GenerationMixin.generate).parameters, *KEYWORDS, "trust_remote_code"}
+    others = {
+        name: value
+        for name, value in kwargs.items()
+        # a cache has one name in one transformers and another in the next
+        if name not in own and name not in config and not isinstance(value, Cache)
+    }
+    unknown = [name for name, value in others.items() if not _is_input(model, name, value)]
+    if unknown:
+        raise DiveError(
+            f"{', '.join(unknown)}: no argument of generate, no setting of its GenerationConfig, "
+            f"and no input of {type(model).__name__}"
+        )
+
+
+def check_settings(told: Mapping[str, Any], own: Collection[str]) -> None:
+    """DiveError that names the settings of a generation_config which are none: transformers takes
+    any. Those of the model's own checkpoint are for its own code, which may read them."""
+    known = {*vars(GenerationConfig()), *own, "transformers_version"}
+    unknown = [str(name) for name in told if name not in known and not str(name).startswith("_")]
+    if unknown:
+        raise DiveError(
+            f"generation_config has {', '.join(unknown)}, which is no setting of transformers' "
+            "GenerationConfig"
+        )
+
+
+def _is_input(model: Any, name: str, value: Any) -> bool:
+    try:
+        model._validate_model_kwargs({name: value})
+    except ValueError:
+        return False
+    return True
+
+
+def asked_config(model: Any, kwargs: Mapping[str, Any]) -> GenerationConfig:
+    """The config that `model.generate(**kwargs)` decodes by, as transformers puts it together."""
+    given = kwargs.get("generation_config")
+    config = GenerationConfig() if given is None else copy.deepcopy(given)
+    own = model.generation_config.to_dict()
+    config.update(**own, defaults_only=True, allow_custom_entries=True)
+    config.update(**{k: v for k, v in kwargs.items() if k in vars(config)})
+    return config
+
+
+def _with_tokenizer(model: Any, given: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
     """The arguments of `model.generate`, where one wants a tokenizer and none is among them.
 
     stop_strings, wherever they are set, become a stopping criterion: transformers gives a

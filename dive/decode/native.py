@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_RANK = 128
-STREAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # the states of `Found`
 LOADED, NOT_BUILT, NOT_LOADABLE = "loaded", "not built", "not loadable"
 

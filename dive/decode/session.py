@@ -9,49 +9,38 @@ Hugging Face's model reads the prompt and its images; the session takes over the
 the answer. What it cannot do it hands to transformers with the adapter attached, and says so.
 """
 
-import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
-from transformers.generation.configuration_utils import GenerationMode
-from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from dive.adapter.adapter import SteeringAdapter, as_adapter
 from dive.adapter.at_work import call_of_its_own
-from dive.adapter.attach import attachment_of, each_of_its_own, unsteered
+from dive.adapter.attach import each_of_its_own
 from dive.backbone.load import Backbone
 from dive.backbone.structure import decoder_layers, unwrap
 from dive.backbone.turns import turn
-from dive.decode import native
 from dive.decode.batch import BatchRun
-from dive.decode.continuous import Request, Slots, Written
-from dive.decode.engine import Rows
+from dive.decode.binding import Binding, without_trace
+from dive.decode.continuous import ContinuousBatch, Request, Written
 from dive.decode.fallback import (
+    Fallback,
     Plan,
-    asked_config,
+    attachment_reason,
     call_plan,
-    check_names,
-    named,
     offered_plan,
     own_plan,
     settings_plan,
 )
-from dive.decode.generate_arguments import with_tokenizer
-from dive.decode.model_check import Unsupported, version
-from dive.decode.spec import DecoderSpec, read
+from dive.decode.generate_arguments import asked_config, given_arguments
 from dive.decode.steered import steered
 from dive.decode.transformers_errors import refusals
-from dive.decode.usable_logits import Watch, generate_watched
-from dive.errors import DiveError, FallbackWarning, checks
-
-log = logging.getLogger(__name__)
+from dive.decode.usable_logits import generate_watched
+from dive.errors import DiveError, checks
 
 
 class DecodeSession:
@@ -77,7 +66,6 @@ class DecodeSession:
         *,
         strict: bool = False,
     ) -> None:
-        self.strict = strict
         self.model: Any = unwrap(backbone_or_model)
         known = isinstance(backbone_or_model, Backbone)
         self.tokenizer: Any = backbone_or_model.tokenizer if known else None
@@ -94,12 +82,13 @@ class DecodeSession:
         for one in {self.adapter, *(self.adapters or ())} - {None}:
             assert one is not None
             one.check_backbone(self.model)
-        self._spec: DecoderSpec | None = None
-        self._rows: Rows | None = None
-        self._packed: WeakKeyDictionary[Any, tuple[Any, list[Any]]] = WeakKeyDictionary()
-        self.ran: Plan | None = None
+        self.binding = Binding(self.model)
+        self.fallback = Fallback(self.model, strict)
         self.failed: list[int] = []
-        self._said: set[str] = set()
+
+    @property
+    def ran(self) -> Plan | None:
+        return self.fallback.ran
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
         """Which engine would run `generate(*args, **kwargs)`, and why.
@@ -109,29 +98,22 @@ class DecodeSession:
         no part there, and stop_strings are for `session.generate`.)
         DiveError where `generate` would not know one of the names, or refuses a setting.
         """
-        given = self._named(args, kwargs)
+        given = given_arguments(self.model, args, kwargs, self.tokenizer)
         plan = self._plan(given)
         if plan.engine == "dive._C":
-            assert self._spec is not None
-            with turn(self.model), _looked_at(self.model), refusals(given):
-                return offered_plan(self._spec, self.model, given)
+            assert self.binding.spec is not None
+            with turn(self.model), without_trace(self.model), refusals(given):
+                return offered_plan(self.binding.spec, self.model, given)
         return plan
-
-    def _named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """What generate is to be called with; DiveError."""
-        given = named(self.model, args, kwargs)
-        check_names(self.model, given)
-        with refusals(given):
-            return with_tokenizer(self.model, given, self.tokenizer)
 
     def _plan(self, generate_kwargs: dict[str, Any]) -> Plan:
         """By model and settings alone; what transformers hands over is looked at when it does."""
-        reason = self._bind()
+        reason = self.binding.bind()
         if reason is not None:
             return Plan("transformers", reason)
-        assert self._spec is not None
+        assert self.binding.spec is not None
         with refusals(generate_kwargs):
-            return settings_plan(self.model, generate_kwargs) or own_plan(self._spec)
+            return settings_plan(self.model, generate_kwargs) or own_plan(self.binding.spec)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """`model.generate` with the same arguments, decoded by this session where it can.
@@ -142,10 +124,10 @@ class DecodeSession:
             return self._generate(args, kwargs)
 
     def _generate(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        given = self._named(args, kwargs)
+        given = given_arguments(self.model, args, kwargs, self.tokenizer)
         plan = self._plan(given)
         if plan.engine != "dive._C":
-            self.note(plan)
+            self.fallback.note(plan)
             with (
                 turn(self.model),
                 steered(self.model, self.adapters or self.adapter),
@@ -172,7 +154,10 @@ class DecodeSession:
             )
         if self.adapters is not None:
             raise DiveError("a session with an adapter a row: give each request its own instead")
-        return each_of_its_own(self.model, Slots(self, requests, rows).run())
+        batch = ContinuousBatch(
+            self.binding, self.fallback, self.adapter, self.tokenizer, requests, rows
+        )
+        return each_of_its_own(self.model, batch.run())
 
     def __call__(
         self,
@@ -193,43 +178,46 @@ class DecodeSession:
         processors = logits_processor if logits_processor is not None else LogitsProcessorList()
         criteria = stopping_criteria if stopping_criteria is not None else StoppingCriteriaList()
         with turn(self.model):
-            reason = self._bind() or self._attachment_reason()
+            reason = self.binding.bind() or attachment_reason(self.model)
+            spec = self.binding.spec
             if reason is not None:
                 plan = Plan("transformers", reason)
             else:
-                assert self._spec is not None
+                assert spec is not None
                 plan = call_plan(
-                    self._spec, model, generation_config, input_ids, model_kwargs, synced_gpus
+                    spec, model, generation_config, input_ids, model_kwargs, synced_gpus
                 )
-            self.note(plan)
+            self.fallback.note(plan)
             if plan.engine != "dive._C":
                 more = {} if streamer is None else {"streamer": streamer}
-                output, watch = self._by_transformers(
-                    input_ids,
-                    processors,
-                    criteria,
-                    generation_config,
-                    synced_gpus=synced_gpus,
-                    **more,
-                    **model_kwargs,
-                )
+                with steered(self.model, self.adapters or self.adapter):
+                    output, watch = self.fallback.decode(
+                        input_ids,
+                        processors,
+                        criteria,
+                        generation_config,
+                        synced_gpus=synced_gpus,
+                        **more,
+                        **model_kwargs,
+                    )
                 self._tell(watch.cut(output))
                 return output
-            rows = self._lend_rows()
+            cache = self.binding.lend()
             try:
                 run = BatchRun(
-                    model, rows, input_ids, processors, criteria, generation_config, streamer
+                    model, cache, input_ids, processors, criteria, generation_config, streamer
                 )
                 run.check_context(model_kwargs)
                 with steered(self.model, self.adapters or self.adapter) as adapters:
-                    scores = run.prefill(model_kwargs, self._steerings(adapters, run.batch, rows))
+                    steerings = self.binding.steerings(adapters, run.batch, cache.spec)
+                    scores = run.prefill(model_kwargs, steerings)
             except BaseException:
-                self._give_back(rows)
+                self.binding.give_back(cache)
                 raise
         try:
             output = run.decode(scores)
         finally:
-            self._give_back(rows)
+            self.binding.give_back(cache)
         self._tell(run.failed)
         return output
 
@@ -241,146 +229,3 @@ class DecodeSession:
                 "of the batch: the answer ends there (DecodeSession.failed)",
                 stacklevel=4,
             )
-
-    # which engine
-
-    def _bind(self) -> str | None:
-        """Makes the engine ready, anew where the model changed; returns why it cannot be."""
-        module = native.load()
-        if module is None:
-            return native.find().reason
-        with turn(self.model):
-            try:
-                if self._rows is not None and not self._rows.moved():
-                    return None
-            except Unsupported as error:
-                return str(error)
-            self._rows = self._spec = None
-            try:
-                with _looked_at(self.model):
-                    spec = read(self.model)
-                    self._rows = Rows(module, spec, self.model)
-            except (Unsupported, ValueError) as error:
-                return str(error)
-            self._spec = spec
-            return None
-
-    def _lend_rows(self) -> Rows:
-        """The bound engine, until it is given back; the session binds another if it needs one."""
-        assert self._rows is not None
-        rows, self._rows = self._rows, None
-        return rows
-
-    def _give_back(self, rows: Rows) -> None:
-        if self._rows is None:
-            self._rows, self._spec = rows, rows.spec
-
-    @property
-    def _engine(self) -> Any:
-        return None if self._rows is None else self._rows.engine
-
-    def _attachment_reason(self) -> str | None:
-        attachment = attachment_of(self.model)
-        if attachment is None or not attachment.enabled:
-            return None
-        return None if attachment.mask is None else "the attached adapter has a mask of positions"
-
-    def note(self, plan: Plan) -> None:
-        """Keeps what runs; says the first time why it is transformers, or refuses that."""
-        if self.strict and plan.engine != "dive._C":
-            raise DiveError(f"dive._C cannot decode this: {plan.reason}")
-        self.ran = plan
-        if plan.engine == "dive._C" or plan.reason in self._said:
-            return
-        self._said.add(plan.reason)
-        line = f"decoding in transformers: {plan.reason}"
-        if plan.asked:
-            log.info(line)
-        else:
-            warnings.warn(f"{line} (dive._C is not used)", FallbackWarning, stacklevel=3)
-
-    def _by_transformers(
-        self, input_ids: Tensor, processors: Any, criteria: Any, config: Any, **more: Any
-    ) -> tuple[Any, Watch]:
-        """What transformers wrote, and what watched its logits."""
-        mode = config.get_generation_mode()
-        name = GENERATION_MODES_MAPPING.get(mode, "/")
-        if "/" in name or mode == GenerationMode.ASSISTED_GENERATION:
-            raise DiveError(
-                f"{mode.value} does not go through custom_generate; call session.generate, or "
-                "model.generate without the session"
-            )
-        watch = Watch.of(config)
-        with turn(self.model), steered(self.model, self.adapters or self.adapter):
-            output = getattr(type(self.model), name)(
-                self.model,
-                input_ids,
-                logits_processor=watch.among(processors),
-                stopping_criteria=criteria,
-                generation_config=config,
-                **more,
-            )
-        return output, watch
-
-    # steering
-
-    def _steerings(
-        self, adapters: Sequence[SteeringAdapter | None], batch: int, rows: Rows
-    ) -> list[Any]:
-        """What `_steering` gives for each row of a batch; DiveError where it does not divide."""
-        each, left = divmod(batch, len(adapters))
-        if left:
-            raise DiveError(
-                f"the session has {len(adapters)} adapters, one a row, and the batch {batch} rows"
-            )
-        return [self._steering(one, rows.spec) for one in adapters for _ in range(each)]
-
-    def _steering(
-        self, adapter: SteeringAdapter | None, spec: DecoderSpec | None = None
-    ) -> list[Any] | None:
-        """One packed steering or None a layer; packed again where a parameter changed."""
-        if adapter is None:
-            return None
-        spec = self._spec if spec is None else spec
-        assert spec is not None
-        tensors = [*adapter.parameters(), *adapter.buffers()]
-        key = (
-            spec.dtype,
-            *map(version, tensors),
-        )
-        known = self._packed.get(adapter)
-        if known is not None and known[0] == key:
-            return known[1]
-        steering: list[Any] = [None] * len(spec.layers)
-        layers: Any = adapter.layers
-        for index, layer in layers.items():
-            packed = native.pack_steering(
-                layer.down.detach().cpu(),
-                layer.down_bias.detach().cpu(),
-                layer.up.detach().cpu(),
-                layer.static.detach().cpu(),
-                layer.scale.detach() * layer.sigma,
-                dtype=spec.dtype,
-                activation=adapter.config.activation,
-                norm_preserving=adapter.config.norm_preserving,
-                eps=adapter.config.eps,
-            )
-            steering[int(index)] = packed.compiled
-        self._packed[adapter] = (key, steering)
-        return steering
-
-
-@contextmanager
-def _looked_at(model: Any) -> Iterator[None]:
-    """For a forward that only looks at the model: unsteered, and it leaves no trace.
-
-    Qwen-VL notes down offsets at every forward; the prompt's own must outlive ours.
-    """
-    base = vars(getattr(model, "base_model", model))
-    kept = base.get("rope_deltas")
-    try:
-        with unsteered(model):
-            yield
-    finally:
-        if "rope_deltas" in base:
-            base["rope_deltas"] = kept

@@ -4,6 +4,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -12,9 +13,10 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from dive.adapter.adapter import SteeringAdapter, as_adapter
 from dive.adapter.attach import each_of_its_own
+from dive.backbone.each_inside import each_inside
 from dive.backbone.given import as_backbone
 from dive.backbone.load import Backbone
-from dive.backbone.modes import each_evaluating
+from dive.backbone.modes import evaluating
 from dive.backbone.structure import unwrap
 from dive.data.datasets.json_lines import Skipped, check_on_error
 from dive.data.given import Item, as_studies, as_studies_of
@@ -129,7 +131,7 @@ def iter_reports(
             raise DiveError(f"seed does not go with {mode.value}; call torch.manual_seed before it")
     reports = write(run, jobs, batch_size, progress, on_error, skipped)
     model = unwrap(backbone)
-    return each_evaluating(model, each_of_its_own(model, reports))
+    return each_inside(partial(evaluating, model), each_of_its_own(model, reports))
 
 
 def _takes_what(other: Callable[P, Any]) -> Callable[[Callable[..., T]], Callable[P, T]]:

@@ -232,7 +232,7 @@ def write(
             if plan.engine == "dive._C":
                 yield from run_slots(run, prompts, batch_size)
                 return
-            run.session.note(plan)
+            run.session.fallback.note(plan)
         yield from run_batches(run, prompts, batch_size)
 
 

@@ -19,14 +19,11 @@ from PIL import Image
 
 from dive.adapter.adapter import SteeringAdapter
 from dive.data.films import name_of
-from dive.data.images.bounds import check_bytes
-from dive.data.images.load import LazyImage, fetched
-from dive.data.images.names import place_of
+from dive.data.images.content import digest_of_image
 from dive.data.study import Study
 from dive.errors import DiveError, checks
-from dive.files import file_digest
+from dive.files.digests import of_json
 from dive.files.json_lines import JsonlWriter
-from dive.prompting.model_digest import digest
 
 # A file that was changed a moment before may be changed again in the same tick of its clock.
 _SETTLED = 2_000_000_000  # nanoseconds
@@ -48,14 +45,14 @@ def describe_adapter(adapter: SteeringAdapter | None) -> dict[str, str] | None:
         weights.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         weights.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     settings = {one.name: getattr(adapter.config, one.name) for one in fields(adapter.config)}
-    known = {n: digest(value) for n, value in adapter.metadata.items() if n != "distillation"}
-    return known | {"parameters": weights.hexdigest()[:32], "form": digest(settings)}
+    known = {n: of_json(value) for n, value in adapter.metadata.items() if n != "distillation"}
+    return known | {"parameters": weights.hexdigest()[:32], "form": of_json(settings)}
 
 
 def describe_studies(studies: Iterable[Study]) -> str:
     """All of the studies that reaches a prompt, but for what the images show: of those the files'
     names, wherever they lie."""
-    return digest(
+    return of_json(
         [[one.id, [name_of(image) for image in one.images], one.indication, one.patient]
          for one in studies]
     )  # fmt: skip
@@ -65,7 +62,7 @@ def describe_demonstrations(shown: Sequence[Study] | None) -> str | None:
     """All of the demonstrations that reaches a prompt, images included."""
     if shown is None:
         return None
-    return digest(
+    return of_json(
         [
             [one.id, one.indication, one.patient, one.findings, one.impression]
             + [
@@ -172,21 +169,4 @@ def _stat_of(image: Any) -> list[int] | None:
 
 
 def _content(image: Any, where: str, name: str) -> str:
-    """The digest of an image file's bytes; of one in memory its pixels'."""
-    given: Any = fetched(image, where, name) if isinstance(image, LazyImage) else image
-    if isinstance(given, Image.Image):
-        form = f"{given.mode} {given.size}\n".encode()
-        return hashlib.sha256(form + given.tobytes()).hexdigest()[:32]
-    if isinstance(given, bytes):
-        return hashlib.sha256(given).hexdigest()[:32]
-    path = place_of(given, where, name)
-    try:
-        check_bytes(path.stat().st_size, f"{where}: the image ({name})")
-    except OSError as error:
-        raise DiveError(f"{where}: cannot read the image ({name}): {error.strerror}") from error
-    try:
-        return file_digest.whole(path)
-    except DiveError as error:
-        why = error.__cause__
-        said = why.strerror if isinstance(why, OSError) else "it is no regular file"
-        raise DiveError(f"{where}: cannot read the image ({name}): {said}") from error
+    return digest_of_image(image, where, name)[:32]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteriaList, StopStringCriteria
 
-from dive.decode.fallback import check_names, check_settings
+from dive.decode.generate_arguments import check_names, check_settings
 from dive.decode.setting_checks import check_kinds
 from dive.decode.transformers_errors import refusals
 from dive.decode.whole_config import WholeConfig

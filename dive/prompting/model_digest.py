@@ -1,6 +1,5 @@
 """What a loaded backbone computes with and on, as far as the results depend on it."""
 
-import hashlib
 import json
 import os
 from typing import Any
@@ -12,6 +11,7 @@ import transformers
 from dive import __version__
 from dive.backbone.structure import unwrap
 from dive.backbone.weights_digest import weights_digest
+from dive.files.digests import of_json
 from dive.prompting.prompter import Prompter
 
 
@@ -25,12 +25,6 @@ def versions() -> dict[str, str]:
     }
 
 
-def digest(value: Any) -> str:
-    """Names a JSON value."""
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
-
-
 def describe_computing(prompter: Prompter) -> dict[str, Any]:
     """Weights, settings, tokenizer and image processor of a prompter's backbone, its dtype and
     kind of device, how many ranks there are, and of which versions the libraries are."""
@@ -41,8 +35,8 @@ def describe_computing(prompter: Prompter) -> dict[str, Any]:
         config.pop(name, None)
     return {
         "weights_hash": weights_digest(model),
-        "config_hash": digest([config, prompter.eos_token_ids]),
-        "processor_hash": digest(_processing(prompter)),
+        "config_hash": of_json([config, prompter.eos_token_ids]),
+        "processor_hash": of_json(_processing(prompter)),
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "device": backbone.device.type,
         "ranks": int(os.environ.get("WORLD_SIZE", 1)),

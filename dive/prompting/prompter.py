@@ -14,9 +14,9 @@ from torch import Tensor
 from dive.backbone.image_check import check_settings
 from dive.backbone.image_marks import check_marks
 from dive.backbone.image_processor import budget_kwargs
-from dive.backbone.load import Backbone, text_config
+from dive.backbone.load import Backbone
 from dive.backbone.processor_check import check_features, check_types, settled
-from dive.backbone.structure import unwrap
+from dive.backbone.structure import text_config, unwrap
 from dive.data.study import Study, check_target
 from dive.errors import DiveError, checks
 from dive.errors.private import refused
@@ -354,11 +354,6 @@ class Prompter:
         """How many positions of a prompt are image tokens."""
         token = self.backbone.image_token_id
         return 0 if token is None else int((encoded["input_ids"] == token).sum())
-
-    def tokens_per_image(self, image: Path | Image.Image) -> int:
-        """How many tokens this image takes under the budget."""
-        study = Study(id="one image", images=(image,))
-        return self.count_image_tokens(self.encode(study))
 
     def _one_image(self) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
         """A prompt with one image; what of it is the image's; how many image tokens it has."""

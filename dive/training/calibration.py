@@ -2,7 +2,7 @@
 
 import statistics
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from dive.adapter.attach import attached_here, unsteered
 from dive.backbone.structure import decoder_layers, forget_compiled, last_hidden_state, unwrap
 from dive.backbone.turns import turn
 from dive.errors import DiveError
+from dive.training.examples import Example, Examples
 
 
 @torch.no_grad()
@@ -72,3 +73,13 @@ def calibrate(
                 "want a finite number > 0"
             )
         steered[index].sigma.fill_(sigma)
+
+
+def calibration_inputs(
+    examples: Examples, some: Iterable[Example]
+) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """What `calibrate` takes, of these examples: model inputs, and their response positions."""
+    for one in some:
+        batch = examples.collate([one])
+        shown = [examples.studies[one.index]]
+        yield examples.model_inputs(batch["inputs"], shown, [one.inputs]), batch["positions"]

@@ -193,3 +193,21 @@ class DistillConfig:
             norm_preserving=self.norm_preserving,  # type: ignore[arg-type]
             positions=self.positions,
         )
+
+
+def total_steps(config: DistillConfig, studies: int, ranks: int = 1) -> int:
+    """Optimiser steps of the whole training."""
+    if config.steps is not None:
+        return config.steps
+    batches = -(-studies // (config.batch_size * ranks))
+    per_epoch = -(-batches // config.gradient_accumulation)
+    return max(1, round(config.epochs * per_epoch))
+
+
+def check_teacher(config: DistillConfig) -> None:
+    """DiveError where demonstrations would be shown to nobody."""
+    if not config.needs_teacher:
+        raise DiveError(
+            f"preset {config.preset!r} with kd_weight 0 and align_weight 0 runs no teacher, so "
+            "demonstrations have no use; leave them out, or give kd_weight"
+        )

@@ -1,11 +1,10 @@
 """`dive.distill`: studies in, a steering adapter out."""
 
-import hashlib
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
@@ -15,7 +14,6 @@ from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress
-from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from dive.adapter.adapter import SteeringAdapter
@@ -29,16 +27,15 @@ from dive.data.language import warn_if_not_english
 from dive.data.study import Study
 from dive.decisive.tokens import DecisiveTokens
 from dive.errors import DiveError, checks
-from dive.errors.counting import counted
 from dive.lexicon import lexicon_version
-from dive.prompting.demonstrations import Demonstrations, case_names
+from dive.prompting.demonstrations import Demonstrations
 from dive.prompting.prompter import DEFAULT_MAX_IMAGE_TOKENS, Prompter
 from dive.radgraph import RadGraph, annotator_of
 from dive.training.arguments import as_config, prepared
-from dive.training.calibration import calibrate
+from dive.training.calibration import calibrate, calibration_inputs
 from dive.training.checkpoints import step_of
-from dive.training.config import DistillConfig
-from dive.training.examples import Example, Examples
+from dive.training.config import DistillConfig, check_teacher, total_steps
+from dive.training.examples import Examples
 from dive.training.feature_store import check_cache
 from dive.training.forecast import describe
 from dive.training.image_features import image_cache
@@ -57,9 +54,11 @@ from dive.training.resume import (
     stopped,
     unreadable_before,
 )
+from dive.training.student import Student
 from dive.training.survey import survey
 from dive.training.teacher import Teacher, fixed_demonstrations
-from dive.training.trainer import DistillTrainer, Student
+from dive.training.trainer import DistillTrainer
+from dive.training.validation_split import split
 from dive.training.workers import START, cores, deaths, loaders
 
 log = logging.getLogger(__name__)
@@ -205,7 +204,7 @@ def distill(
             if checked is not None:
                 checked.features = examples.features
         some = islice(left_out.readable(examples), config.calibration_studies)
-        calibrate(backbone, adapter, _calibration(examples, some))
+        calibrate(backbone, adapter, calibration_inputs(examples, some))
         if shown:
             plan = describe(config, prompter, adapter, found, teacher_lengths, steps, ranks)
             console.print(plan, soft_wrap=True)
@@ -247,69 +246,6 @@ def distill(
         }
     }
     return adapter
-
-
-def split(
-    studies: Sequence[Study], validation: float | Sequence[Study] | None, seed: int
-) -> tuple[list[Study], list[Study]]:
-    """Training and validation studies. A share keeps whole patients apart, in a seeded order."""
-    studies = list(studies)
-    if not studies:
-        raise DiveError("distill: there is no study to learn from")
-    if validation is None:
-        return studies, []
-    if not isinstance(validation, (int, float)):
-        held_out = list(validation)
-        owners = {name: study for study in reversed(studies) for name in case_names(study)}
-        for one in held_out:
-            twin = next((owners[name] for name in case_names(one) if name in owners), None)
-            if twin is not None:
-                raise DiveError(
-                    f"{one.where}: is for validation, and {twin.where}, of the same patient, is "
-                    "for training; a patient belongs to one of the two"
-                )
-        return studies, held_out
-    if not 0 < validation < 1:
-        raise DiveError(f"distill: validation is {validation!r}, want a share between 0 and 1")
-
-    def place(study: Study) -> bytes:
-        name = study.patient if study.patient is not None else f"study {study.id}"
-        return hashlib.sha256(f"{seed}/{name}".encode()).digest()
-
-    groups: dict[bytes, list[Study]] = {}
-    for study in studies:
-        groups.setdefault(place(study), []).append(study)
-    wanted = max(1, round(validation * len(studies)))
-    kept: set[str] = set()
-    for key in sorted(groups):
-        if len(kept) >= wanted:
-            break
-        kept |= {study.id for study in groups[key]}
-    train = [study for study in studies if study.id not in kept]
-    if not train:
-        raise DiveError(
-            f"distill: to keep {100 * validation:g}% apart for validation leaves nothing to learn "
-            f"from, of {counted(len(studies), 'study')} of {counted(len(groups), 'patient')}"
-        )
-    return train, [study for study in studies if study.id in kept]
-
-
-def total_steps(config: DistillConfig, studies: int, ranks: int = 1) -> int:
-    """Optimiser steps of the whole training."""
-    if config.steps is not None:
-        return config.steps
-    batches = -(-studies // (config.batch_size * ranks))
-    per_epoch = -(-batches // config.gradient_accumulation)
-    return max(1, round(config.epochs * per_epoch))
-
-
-def check_teacher(config: DistillConfig) -> None:
-    """DiveError where demonstrations would be shown to nobody."""
-    if not config.needs_teacher:
-        raise DiveError(
-            f"preset {config.preset!r} with kd_weight 0 and align_weight 0 runs no teacher, so "
-            "demonstrations have no use; leave them out, or give kd_weight"
-        )
 
 
 def _demonstrations(
@@ -423,15 +359,6 @@ def _reports(studies: Sequence[Study], target: str) -> Iterator[str]:
             yield study.report(target)
         except DiveError:
             continue
-
-
-def _calibration(
-    examples: Examples, some: Iterable[Example]
-) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    for one in some:
-        batch = examples.collate([one])
-        shown = [examples.studies[one.index]]
-        yield examples.model_inputs(batch["inputs"], shown, [one.inputs]), batch["positions"]
 
 
 def _sources(examples: Examples, validation: Examples | None, teacher: Teacher | None) -> list[str]:

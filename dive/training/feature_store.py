@@ -10,7 +10,6 @@ processes may share a folder.
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,12 @@ from torch import Tensor
 
 from dive.backbone.structure import decoder, unwrap
 from dive.backbone.tuners import is_tuner, state_of
-from dive.data.images.bounds import check_bytes
-from dive.data.images.load import LazyImage, fetched, load_rgb
-from dive.data.images.names import place_of
+from dive.data.images.content import digest_of_image
+from dive.data.images.load import LazyImage, load_rgb
 from dive.data.study import Study
 from dive.errors import DiveError, checks
+from dive.files.digests import of_json
 from dive.files.disk import reason
-from dive.files.input import NoRegularFile, open_file
 from dive.files.json_lines import check_folder, write_bytes
 from dive.prompting.prompter import Prompter
 
@@ -62,7 +60,7 @@ class FeatureStore:
     def __init__(self, folder: str | Path, prompter: Prompter) -> None:
         self.root = checks.place("cache_images", folder)
         self._settings = settings_of(prompter)
-        self.folder = self.root / _digest(self._settings)[:16]
+        self.folder = self.root / of_json(self._settings, 16)
         self.read = self.written = 0
         self._full = False
         try:
@@ -180,31 +178,15 @@ def _weights_before_decoder(model: Any) -> str:
 def key_of(study: Study) -> str:
     """Names the content of a study's images, in their order."""
     named = zip(study.images, study.image_names, strict=True)
-    return _digest([_content(image, study.where, name) for image, name in named])
+    return of_json([_content(image, study.where, name) for image, name in named], 64)
 
 
 def _content(image: Path | Image.Image | LazyImage, where: str, name: str) -> str:
-    opened: Any = fetched(image, where, name) if isinstance(image, LazyImage) else image
-    if isinstance(opened, bytes):
-        return hashlib.sha256(opened).hexdigest()
-    if isinstance(opened, Image.Image):
-        film = load_rgb(opened, where, name=name)
+    def of_pixels(given: Image.Image) -> str:
+        film = load_rgb(given, where, name=name)
         return hashlib.sha256(f"{film.size}".encode() + film.tobytes()).hexdigest()
-    path = place_of(opened, where, name)
-    try:
-        with open_file(path) as file:
-            check_bytes(os.fstat(file.fileno()).st_size, f"{where}: the image ({name})")
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except NoRegularFile as error:
-        raise DiveError(
-            f"{where}: cannot read the image ({name}): is {error.kind}; wants a regular file"
-        ) from None
-    except OSError as error:
-        raise DiveError(f"{where}: cannot read the image ({name}): {error.strerror}") from error
 
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode("utf-8")).hexdigest()
+    return digest_of_image(image, where, name, of_pixels)
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, Tensor]]:

@@ -21,12 +21,13 @@ from dive.data.study import Study
 from dive.errors import DiveError, checks
 from dive.errors.private import public_source
 from dive.files.atomic import sweep
+from dive.files.digests import of_json
 from dive.files.disk import unwritable
 from dive.files.json_lines import check_folder, write_text
 from dive.files.lock import hold_folder
 from dive.lexicon import lexicon_version
 from dive.prompting.demonstrations import Demonstrations
-from dive.prompting.model_digest import describe_computing, digest
+from dive.prompting.model_digest import describe_computing
 from dive.prompting.prompter import DEFAULT_PROMPTS, Prompter
 from dive.prompting.templates import difference
 from dive.training.checkpoints import (
@@ -102,7 +103,7 @@ def describe_model(
         **describe_computing(prompter),
         "decisive_hash": lexicon_version()
         if annotator is None
-        else digest(getattr(annotator, "identity", annotator.source)),
+        else of_json(getattr(annotator, "identity", annotator.source)),
     }
 
 
@@ -124,7 +125,7 @@ def describe_studies(
             + [name_of(image) for image in study.images]
             for study in studies
         ]
-        return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()[:16]
+        return of_json(parts, 16)
 
     shown, learnt = demonstrations, of(studies)
     films = films_of(studies, mended)

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 import dive
 from dive.adapter import decoder_site
 from dive.adapter.attach import attachment_of
+from dive.backbone.gradient_checkpointing import enable_gradient_checkpointing
 from dive.backbone.structure import decoder_layers, last_hidden_state
 from dive.errors import DiveError
 from dive.training.calibration import calibrate
@@ -317,7 +318,7 @@ def test_checkpointing_is_for_forwards_with_gradients_of_whatever_thread(model, 
     """Beside a training step another thread's generate keeps its cache."""
     adapters = two[0]
     want = model.generate(**BATCH, max_new_tokens=6, do_sample=False)
-    handle = dive.backbone.enable_gradient_checkpointing(model)
+    handle = enable_gradient_checkpointing(model)
     got = []
 
     def generate():
@@ -362,14 +363,14 @@ def test_a_copy_of_a_steered_model_is_free(model, two):
 
 
 def test_a_copy_under_checkpointing_computes_with_its_own_layers(model):
-    handle = dive.backbone.enable_gradient_checkpointing(model)
+    handle = enable_gradient_checkpointing(model)
     copied = copy.deepcopy(model)
     with torch.no_grad():
         decoder_layers(copied)[0].mlp.down_proj.weight.add_(1.0)
     changed = logits(copied, BATCH)
     assert not torch.equal(changed, logits(model, BATCH))
     handle.remove()
-    dive.backbone.enable_gradient_checkpointing(copied).remove()
+    enable_gradient_checkpointing(copied).remove()
     assert "forward" not in vars(decoder_layers(copied)[0])
     assert torch.equal(logits(copied, BATCH), changed)
 

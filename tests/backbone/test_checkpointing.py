@@ -9,7 +9,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 import dive
-from dive.backbone.load import enable_gradient_checkpointing
+from dive.backbone.gradient_checkpointing import enable_gradient_checkpointing
 from dive.backbone.structure import decoder_layers, last_hidden_state
 from dive.errors import DiveError
 

@@ -124,7 +124,8 @@ def test_what_does_not_fit_is_named_before_an_image_is_read(folders, family, set
 def test_two_settings_that_make_up_for_each_other_are_left(folders, studies):
     settings = {"vision_feature_select_strategy": "full", "num_additional_image_tokens": 0}
     backbone = changed(folders, "LLaVA", settings)
-    assert Prompter(backbone).tokens_per_image(studies[0].images[0]) == 16
+    prompter, film = Prompter(backbone), Study("film", studies[0].images[:1])
+    assert prompter.count_image_tokens(prompter.encode(film)) == 16
     assert len(misfits(backbone.processor, backbone)) == 2
 
 

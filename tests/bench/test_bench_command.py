@@ -215,12 +215,12 @@ def test_a_wrong_loss_is_not_timed_and_the_command_fails(wrong, monkeypatch, tmp
 
 @built
 def test_a_wrong_decode_is_not_timed(monkeypatch):
-    adopt = engine.Rows.adopt
+    adopt = engine.EngineCache.adopt
 
     def elsewhere(self, row, layers, source, pad, length, position, steering):
         adopt(self, row, layers, source, pad, length, position + 1, steering)
 
-    monkeypatch.setattr(engine.Rows, "adopt", elsewhere)
+    monkeypatch.setattr(engine.EngineCache, "adopt", elsewhere)
     results = toy("decode")
     assert results.rows == [] and results.wrong[0].reason.startswith("session: ")
 

@@ -41,6 +41,7 @@ def gpu_sh(out: Path, *stages: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_all_stages(tmp_path: Path) -> None:
     results = ROOT / "benchmarks" / "results"

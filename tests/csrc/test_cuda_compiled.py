@@ -3,7 +3,7 @@
 import nvcc
 import pytest
 
-pytestmark = pytest.mark.timeout(1800)  # the first run compiles
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # the first run compiles
 # the oldest and the first with clusters; `python tests/helpers/nvcc.py` does them all, every night
 ARCHS = ("80", "90a")
 

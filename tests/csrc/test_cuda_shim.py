@@ -92,12 +92,12 @@ def run_rows(session, ids, adapters=(), rows=None):
     """Logits [steps, rows, V] of a batch from empty caches."""
     count, steps = ids.shape
     assert session.plan().engine == "dive._C", session.plan()
-    engine = session._engine
+    engine = session.binding.cache.engine
     engine.reserve(count, steps)
     for row in range(count):
         engine.start_row(row, 0, 0)
     for row, adapter in enumerate(adapters):
-        engine.steer_row(row, session._steering(adapter))
+        engine.steer_row(row, session.binding.steering(adapter))
     rows = torch.arange(count) if rows is None else rows
     every, following = [], torch.zeros(count, dtype=torch.long)
     for step in range(steps):
@@ -136,7 +136,7 @@ def test_a_row_whose_logits_are_not_finite_has_no_token(gpu, value):
     want = run_rows(session, ids)
     with torch.no_grad():
         model.get_input_embeddings().weight[VOCABULARY - 1] = value
-    engine, rows = session._engine, torch.arange(3)
+    engine, rows = session.binding.cache.engine, torch.arange(3)
     engine.reserve(3, 6)
     for row in range(3):
         engine.start_row(row, 0, 0)
@@ -254,13 +254,13 @@ def test_what_changes_between_steps_is_read_anew_by_the_recorded_one(gpu):
     model = small("llama")
     session = DecodeSession(model)
     session.plan()
-    engine = session._engine
+    engine = session.binding.cache.engine
     ids, adapter = random_ids(2, 8), randomised(model, strength=0.4)
     engine.reserve(2, 8)
     following, out = torch.zeros(1, dtype=torch.long), torch.zeros(2, VOCABULARY)
     got = {0: [], 1: []}
     before = gpu.shim_counts()["graphs"]
-    engine.steer_row(1, session._steering(adapter))
+    engine.steer_row(1, session.binding.steering(adapter))
     for step in range(16):  # rows take turns, with lengths of their own
         row = step % 2
         engine.step(ids[row, step // 2][None], torch.tensor([row]), following, out)
@@ -300,7 +300,7 @@ def test_memory_that_there_is_not_is_named_and_all_is_given_back(gpu):
     before = gpu.shim_counts()
     session = DecodeSession(model)
     session.plan()
-    engine = session._engine
+    engine = session.binding.cache.engine
     gpu.shim_settings(memory=1 << 24)
     with pytest.raises(RuntimeError, match="out of memory: the cache of 64 sequences of 4096 tok"):
         engine.reserve(64, 4096)

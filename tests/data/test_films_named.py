@@ -6,14 +6,20 @@ import zipfile
 
 import pytest
 from data_trees import film, r2gen_iu
+from PIL import Image
 
 from dive.data.datasets.json_lines import read_studies
 from dive.data.datasets.mimic_cxr import ReportArchive
 from dive.data.datasets.paths import read_text
 from dive.data.datasets.tables import check_columns, header_of
+from dive.data.films import films_of
+from dive.data.images.content import digest_of_image
+from dive.data.images.load import LazyImage
 from dive.data.study import Study
 from dive.errors import DiveError
 from dive.files.json_lines import write_jsonl
+from dive.generation.run_digest import describe_demonstrations, describe_studies
+from dive.training import resume
 from dive.training.feature_store import key_of
 
 
@@ -23,7 +29,8 @@ def test_a_pipe_among_a_studys_images_is_named_by_its_place(tmp_path, suffix):
     os.mkfifo(pipe)
     study = Study("s9", (pipe,), source="x.jsonl:3")
     said = "x.jsonl:3: study 's9': cannot read the image (1 of 1): is a pipe; wants a regular file"
-    for look in (study.load_images, lambda: key_of(study)):
+    shown = (study.load_images, lambda: key_of(study), lambda: describe_demonstrations([study]))
+    for look in shown:
         with pytest.raises(DiveError) as caught:
             look()
         assert str(caught.value) == said
@@ -98,3 +105,25 @@ def test_a_special_token_in_an_indication_names_the_study_once(tiny_llava, tmp_p
     said = str(caught.value)
     assert said.startswith("mark.jsonl:1: study 's1': the indication holds the special token")
     assert said.count("study 's1'") == 1
+
+
+def test_the_digests_by_which_unfinished_runs_go_on(tmp_path):
+    """A resumed run compares them with those of the version that began it."""
+    (tmp_path / "film.bin").write_bytes(b"film")
+    (tmp_path / "large.bin").write_bytes(bytes(range(256)) * 2000)
+    picture = Image.new("L", (3, 2), 7)
+    picture.putpixel((0, 0), 200)
+    lazy = LazyImage("row", lambda: b"film")
+    images = (tmp_path / "film.bin", tmp_path / "large.bin", picture, lazy)
+    study = Study("é", images, findings="F.", patient="p")
+    assert key_of(study) == ("f11047b1893ad95ee8aca2384a040ee82ea8d2a4ab30a697f1bac34a3219e5b8")
+    assert describe_demonstrations([study]) == "bcf884d2de49b5954753b2bf1c5127b4"
+    assert describe_studies([study]) == "ba62c7a9cb71f821a2269ced12353fba"
+    assert films_of([study]) == {"4a99557e4033c353": "7396e02027210235"}
+    assert resume.describe_studies([study], [], None, "findings")["studies_hash"] == (
+        "d6405e736b206d03"
+    )
+    film, large, pixels, fetched = (digest_of_image(one, "s", "1 of 1")[:32] for one in images)
+    assert film == fetched == "d0607f7ad2628b2af9158dfba06ce871"
+    assert large == "8acfcabd38b512d5605abb0d51d67f99"
+    assert pixels == "e61b1e9384e550f51be57638e51f57c5"

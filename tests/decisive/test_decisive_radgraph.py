@@ -1,8 +1,6 @@
 """Decisive tokens by RadGraph entities in place of the lexicon's mentions."""
 
-import ast
 import json
-from pathlib import Path
 
 import pytest
 from tiny_tokenizers import qwen_tokenizer
@@ -214,14 +212,3 @@ def test_the_command_line_takes_it(file, tmp_path):
         "Small", "effusion", "pneumothorax", "clear", "pneumonia",
     ]  # fmt: skip
     assert found["shares"]["pathology"]["tokens"] > 0
-
-
-def test_arrows_point_down():
-    """Decisive weights know annotations, and neither they nor annotations know metrics."""
-    root = Path(dive.__file__).parent
-    for path in (root / "decisive.py", *sorted((root / "radgraph").glob("*.py"))):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        names = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-        names |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-        above = {name for name in names if name.startswith(("dive.metrics", "dive.distill"))}
-        assert not above, path

@@ -83,11 +83,11 @@ def test_each_row_is_steered_by_its_own_adapter_between_steps_too():
     singles = [forced(DecodeSession(model), ids[i][None], 1, one) for i, one in enumerate(adapters)]
     session = DecodeSession(model)
     session.plan()
-    engine = session._engine
+    engine = session.binding.cache.engine
     engine.reserve(3, 20)
     for row, one in enumerate(adapters):
         engine.start_row(row, 0, 0)
-        engine.steer_row(row, session._steering(one))
+        engine.steer_row(row, session.binding.steering(one))
     out, following = torch.zeros(3, 96), torch.zeros(3, dtype=torch.long)
     rows = torch.tensor([2, 0, 1])  # in any order
     for step in range(20):
@@ -108,7 +108,7 @@ def test_the_spec_tells_the_families_apart():
     for family in FAMILIES:
         session = DecodeSession(small(family))
         assert session.plan().engine == "dive._C"
-        specs[family] = session._spec
+        specs[family] = session.binding.spec
     assert [layer.window for layer in specs["gemma3"].layers] == [20, 0, 20]
     assert [layer.window for layer in specs["qwen2-window"].layers] == [0, 16, 16]
     assert [layer.window for layer in specs["mistral"].layers] == [24, 24, 24]
@@ -124,7 +124,7 @@ def test_ten_thousand_wrong_calls_raise_and_never_crash():
     model = small("llama")
     session = DecodeSession(model)
     session.plan()
-    spec, steering = session._spec.describe(32), session._steering(randomised(model))
+    spec, steering = session.binding.spec.describe(32), session.binding.steering(randomised(model))
     rng = random.Random(0)
     numbers = [-1, 0, 1, 2, 3, 7, 31, 32, 33, 1 << 30, 1 << 62, -(1 << 63)]
     tensors = [
@@ -179,7 +179,7 @@ def test_ten_thousand_wrong_calls_raise_and_never_crash():
 def test_a_wrong_description_names_the_entry(change, message):
     session = DecodeSession(small("llama"))
     session.plan()
-    spec = {**session._spec.describe(32), **change}
+    spec = {**session.binding.spec.describe(32), **change}
     with pytest.raises(ValueError, match=message):
         C.Engine(spec)
     del spec["layers"]
@@ -191,6 +191,6 @@ def test_out_of_memory_says_how_much_and_for_what():
     session = DecodeSession(small("llama"))
     session.plan()
     with pytest.raises(RuntimeError, match=r"cache of 65535 sequences of 16777216 tokens wants \d"):
-        session._engine.reserve(65535, 1 << 24)
+        session.binding.cache.engine.reserve(65535, 1 << 24)
     with pytest.raises(ValueError, match="0 rows that are reserved"):
-        session._engine.start_row(0, 0, 0)
+        session.binding.cache.engine.start_row(0, 0, 0)

@@ -73,7 +73,7 @@ def test_rows_that_the_caller_attached_are_followed():
         assert rows_of(session.generate(**text_batch(rows=4), **kwargs)) == wanted
         attachment.enabled = False
         bare = rows_of(session.generate(**text_batch(rows=4), **kwargs))
-    assert session.ran.engine == "dive._C" and not session._said
+    assert session.ran.engine == "dive._C" and not session.fallback.told
     assert bare == alone(model, [None] * 4, **kwargs)
 
 
@@ -165,13 +165,13 @@ def test_a_trained_adapter_of_a_mixed_batch_is_packed_again():
     adapters = mixed(model)
     session = DecodeSession(model, adapters)
     session.generate(**text_batch(rows=4), max_new_tokens=3)
-    kept = session._steering(adapters[0])
+    kept = session.binding.steering(adapters[0])
     with torch.no_grad():
         adapters[2].layers["0"].up.mul_(-3)
     kwargs = {"max_new_tokens": 20, "eos_token_id": None, "pad_token_id": 0}
     got = rows_of(session.generate(**text_batch(rows=4), **kwargs))
     assert got == alone(model, adapters, **kwargs)
-    assert session._steering(adapters[0]) is kept  # the others are not
+    assert session.binding.steering(adapters[0]) is kept  # the others are not
 
 
 def test_bad_lists():

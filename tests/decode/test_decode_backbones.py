@@ -72,7 +72,7 @@ def test_logits_of_128_steps_behind_images(backbone, studies, positions):
     got = logits_of(session.generate, batch, vocabulary)
     with steered(model, adapter):
         want = logits_of(model.generate, batch, vocabulary)
-    assert got.shape[1] == STEPS and not session._said
+    assert got.shape[1] == STEPS and not session.fallback.told
     for row in range(3):
         assert distance(got[row], want[row]) < 1e-5
 
@@ -92,5 +92,5 @@ def test_bfloat16_behind_images_loses_no_more_than_transformers(backbone, studie
     got = logits_of(session.generate, batch, vocabulary)
     with steered(model, adapter):
         theirs = logits_of(model.generate, batch, vocabulary)
-    assert session.ran.engine == "dive._C" and not session._said
+    assert session.ran.engine == "dive._C" and not session.fallback.told
     assert 0 < distance(got, truth) <= 1.1 * distance(theirs, truth)

@@ -39,7 +39,7 @@ def test_every_family_with_images_and_padding(any_backbone, studies, positions):
     for way, kwargs in WAYS.items():
         got, want = both(session, batch, adapter, max_new_tokens=20, **kwargs)
         assert torch.equal(got, want), way
-    assert session.ran.engine == "dive._C" and not session._said
+    assert session.ran.engine == "dive._C" and not session.fallback.told
 
 
 def test_calls_in_between_leave_no_trace(tiny_qwen, studies):
@@ -182,15 +182,15 @@ def test_weights_are_used_in_place_and_moved_ones_noticed():
     model = small("llama")
     session, batch = DecodeSession(model), text_batch()
     session.generate(**batch, max_new_tokens=5)
-    engine = session._engine
+    engine = session.binding.cache.engine
     with torch.no_grad():
         model.lm_head.weight.mul_(-1)  # in place: the engine reads the new numbers
     got, want = both(session, batch, None, max_new_tokens=20)
-    assert torch.equal(got, want) and session._engine is engine
+    assert torch.equal(got, want) and session.binding.cache.engine is engine
     model.load_state_dict(small("llama", seed=1).state_dict(), assign=True)
     gc.collect()
     got, want = both(session, batch, None, max_new_tokens=20)
-    assert torch.equal(got, want) and session._engine is not engine
+    assert torch.equal(got, want) and session.binding.cache.engine is not engine
     model.lm_head = nn.Linear(72, 96, bias=True)
     got, want = both(session, batch, None, max_new_tokens=20)
     assert torch.equal(got, want)

@@ -52,11 +52,11 @@ class Run:
     def __init__(self, model, threads=1, adapter=None):
         session = DecodeSession(model)
         assert session.plan().engine == "dive._C", session.plan()
-        self.engine, self.vocabulary = session._engine, session._spec.vocabulary
+        self.engine, self.vocabulary = session.binding.cache.engine, session.binding.spec.vocabulary
         self.engine.threads = threads
         assert self.engine.threads == threads
         self.engine.reserve(3, 240)
-        steering = session._steering(adapter)
+        steering = session.binding.steering(adapter)
         for row, length in enumerate((0, 200, 31)):
             generator = torch.Generator().manual_seed(row)
             size = (2, length, 64)
@@ -107,7 +107,7 @@ def test_threads_may_change_between_two_steps():
 def test_more_threads_than_cores_are_refused(count):
     session = DecodeSession(wide())
     session.plan()
-    engine = C.Engine(session._spec.describe(64))
+    engine = C.Engine(session.binding.spec.describe(64))
     assert engine.threads == 1  # unless one asks for more
     with pytest.raises(ValueError, match=f"threads is {count}, want 1 to {CORES}, the physical"):
         engine.threads = count

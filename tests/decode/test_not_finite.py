@@ -248,7 +248,7 @@ def test_the_engine_chooses_no_token_of_such_logits(value, place):
     ids = torch.tensor([[5, 6, 7]])
     want = session.generate(input_ids=ids, max_new_tokens=4)
     assert session.ran.engine == "dive._C"
-    rows = session._rows
+    rows = session.binding.cache
     rows.vacate()
     rows.reserve(2, 8)
     with torch.no_grad():

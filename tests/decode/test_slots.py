@@ -15,8 +15,9 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 import dive
 from dive.adapter.attach import attachment_of
 from dive.decode import native
+from dive.decode.answers import Live
 from dive.decode.continuous import Request
-from dive.decode.engine import Live, Rows
+from dive.decode.engine import EngineCache
 from dive.decode.session import DecodeSession
 from dive.errors import DiveError, FallbackWarning
 
@@ -41,7 +42,7 @@ def alone(model, request, adapter=None):
     if request.seed is not None:
         torch.manual_seed(request.seed)
     inputs = dict(request.inputs)
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
     with steered(model, request.adapter or adapter):
         ids = model.generate(**inputs, **request.settings)
     return ids[0, inputs["input_ids"].shape[1] :].tolist()
@@ -78,13 +79,13 @@ def written(session, requests, rows):
 def steps(monkeypatch):
     """How many rows each step of the engine ran."""
     seen = []
-    real = Rows.step
+    real = EngineCache.step
 
     def step(self, rows, tokens, logits=None):
         seen.append(len(rows))
         return real(self, rows, tokens, logits)
 
-    monkeypatch.setattr(Rows, "step", step)
+    monkeypatch.setattr(EngineCache, "step", step)
     return seen
 
 
@@ -98,7 +99,7 @@ def test_refilled_rows_give_what_one_by_one_gives(family, way):
     session = DecodeSession(model)
     for rows in (1, 3, 20):
         assert written(session, requests, rows) == wanted, rows
-    assert session.ran.engine == "dive._C" and not session._said
+    assert session.ran.engine == "dive._C" and not session.fallback.told
 
 
 def test_the_rows_stay_full_and_ended_ones_cost_nothing(steps):
@@ -185,13 +186,13 @@ def test_prompts_longer_than_the_room_wait_for_it(monkeypatch):
     requests = requests_of(model, lengths=lengths, eos_token_id=None)
     wanted = [alone(model, request) for request in requests]
     rooms = []
-    real = Rows.reserve
+    real = EngineCache.reserve
 
     def reserve(self, count, capacity):
-        rooms.append((count, capacity))
-        return real(self, count, capacity)
+        real(self, count, capacity)
+        rooms.append((self.count, self.capacity))
 
-    monkeypatch.setattr(Rows, "reserve", reserve)
+    monkeypatch.setattr(EngineCache, "reserve", reserve)
     assert written(DecodeSession(model), requests, 2) == wanted
     # the first three are known; 80 and 200 are each met with more room, and nothing ever shrinks
     assert rooms == [(2, 64), (2, 128), (2, 256)]
@@ -345,15 +346,15 @@ def test_what_is_left_is_given_up_with_the_iterator():
     requests = requests_of(model, adapters=[randomised(model)])
     session = DecodeSession(model)
     session.plan()
-    engine = session._engine
+    cache = session.binding.cache
     stream = session.stream(requests, 2)
     next(stream)
-    assert fingerprint(model) != trace and session._engine is None
+    assert fingerprint(model) != trace and session.binding.cache is None
     assert attachment_of(model) is None  # it works only where a prompt is read
     del stream
     gc.collect()
     assert attachment_of(model) is None and fingerprint(model) == trace
-    assert session._engine is engine  # with its memory, for the next one
+    assert session.binding.cache is cache  # with its memory, for the next one
 
 
 def test_a_model_that_moves_in_between_is_an_error():
@@ -436,6 +437,33 @@ def test_transformers_writes_what_the_engine_cannot(name, way, monkeypatch, capl
     assert len(said) == 1 and words in said[0] and not silent
     assert {one.engine for one in session.stream(requests, 3)} == {"transformers"}
     assert attachment_of(model) is None
+
+
+@pytest.mark.parametrize("own", [None, 3], ids=["no session's adapter", "a session's adapter"])
+@pytest.mark.parametrize(
+    ("mask", "settings"),
+    [([1, 1, 1, 1, 1, 1], {"num_beams": 2}), ([1, 1, 0, 1, 1, 1], {})],
+    ids=["beams", "a mask with a hole"],
+)
+def test_one_prompt_for_several_adapters_in_transformers(mask, settings, own):
+    """What the engine would read once is not left unsteered where transformers decodes."""
+    model = small("qwen3")
+    adapters = [
+        None if seed is None else randomised(model, seed=seed, positions="response", strength=0.5)
+        for seed in (1, None, 2, own)
+    ]
+    inputs = {**prompt(6), "attention_mask": torch.tensor([mask])}
+    requests = [
+        Request(inputs, {"max_new_tokens": 12, **settings}, adapter=one) for one in adapters[:3]
+    ]
+    asked = [replace(one, adapter=one.adapter or adapters[3]) for one in requests]
+    wanted = [alone(model, one) for one in asked]
+    assert len({tuple(tokens) for tokens in wanted}) == 3
+    session = DecodeSession(model, adapters[3])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FallbackWarning)
+        assert written(session, requests, 2) == wanted
+    assert session.ran.engine == "transformers"
 
 
 def test_one_request_that_the_engine_cannot_take_among_others():

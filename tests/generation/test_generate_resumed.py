@@ -17,7 +17,7 @@ import dive
 from dive.backbone.files import describe_backbone, dtype_in_use
 from dive.data import Study, read_studies
 from dive.errors import DiveError
-from dive.files import file_digest
+from dive.files import digests
 from dive.files.json_lines import JsonlWriter
 from dive.generation import run_digest
 from dive.generation.run_digest import check_images, describe_adapter, watched
@@ -397,16 +397,16 @@ def test_torn_at_any_byte(torn, tmp_path):
 
 
 def test_every_tensor_of_a_large_file_is_sampled(tmp_path, monkeypatch):
-    monkeypatch.setattr(file_digest, "_WHOLE", 100)
+    monkeypatch.setattr(digests, "_WHOLE", 100)
     path = tmp_path / "m.safetensors"
     tensors = {f"layer.{i}": np.full((40, 50), i, np.float32) for i in range(30)}
     save_file(tensors, path)
-    found = {file_digest.sampled(path)}
+    found = {digests.sampled(path)}
     for name in tensors:
         save_file({**tensors, name: tensors[name] + 1}, path)
-        found.add(file_digest.sampled(path))
+        found.add(digests.sampled(path))
     save_file({**tensors, "layer.0": tensors["layer.0"].reshape(50, 40)}, path)
-    found.add(file_digest.sampled(path))  # the header
+    found.add(digests.sampled(path))  # the header
     assert len(found) == 32
     assert load_file(path)["layer.0"].shape == (50, 40)
     # one number in the midst is for --verify
@@ -414,15 +414,15 @@ def test_every_tensor_of_a_large_file_is_sampled(tmp_path, monkeypatch):
     save_file(tensors, path)
     other = tmp_path / "m.bin"
     shutil.copy(path, other)
-    known, whole = file_digest.sampled(other), file_digest.whole(other)
+    known, whole = digests.sampled(other), digests.whole(other)
     flip(other, 60_000)
-    assert file_digest.sampled(other) != known and file_digest.whole(other) != whole
+    assert digests.sampled(other) != known and digests.whole(other) != whole
     path.write_bytes(b"\xff" * 500)  # no header: sampled as any file
-    assert file_digest.sampled(path) != known
+    assert digests.sampled(path) != known
 
 
 def test_verify_reads_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(file_digest, "_WHOLE", 100)
+    monkeypatch.setattr(digests, "_WHOLE", 100)
     (tmp_path / "config.json").write_text("{}")
     path = tmp_path / "model.safetensors"
     save_file({"w": np.zeros(100_000, np.float32)}, path)
@@ -467,7 +467,7 @@ def test_films_that_lie_unchanged_are_not_read_again(tmp_path, monkeypatch):
     monkeypatch.setattr(run_digest, "_SETTLED", -1)
     made.load_images()
     (content, stat), = made.seen  # fmt: skip
-    assert content == file_digest.whole(film) and stat[0] == film.stat().st_size
+    assert content == digests.whole(film) and stat[0] == film.stat().st_size
     with JsonlWriter(tmp_path / "r.jsonl", made_of=lambda name: made.seen) as writer:
         writer.append({"id": study.id})
     with JsonlWriter(tmp_path / "r.jsonl") as writer:

@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 
 import dive
 from dive.decode.continuous import Request
+from dive.decode.generate_arguments import given_arguments
 from dive.decode.session import DecodeSession
 from dive.decode.transformers_errors import refusals
 from dive.decode.whole_config import WholeConfig
@@ -678,9 +679,9 @@ def test_what_else_wants_a_tokenizer_gets_the_backbones(tiny_llama):
         ("token_healing", True),
         ("assistant_tokenizer", backbone.tokenizer),
     ):
-        given = session._named((), {**batch, name: value})
+        given = given_arguments(session.model, (), {**batch, name: value}, session.tokenizer)
         assert given["tokenizer"] is backbone.tokenizer and given[name] == value
-    assert "tokenizer" not in session._named((), dict(batch))
+    assert "tokenizer" not in given_arguments(session.model, (), dict(batch), session.tokenizer)
     model = backbone.model
     wanted = model.generate(**batch, max_new_tokens=6, token_healing=True,
                             tokenizer=backbone.tokenizer)  # fmt: skip

@@ -60,12 +60,12 @@ def engine_logits(session: DecodeSession, ids, adapters=()):
     """Logits [steps, rows, V] of a batch from empty caches; two runs use and reuse a graph."""
     count, steps = ids.shape
     assert session.plan().engine == "dive._C", session.plan()
-    rows = session._rows
+    rows = session.binding.cache
     rows.reserve(count, steps)
     for row in range(count):
         rows.engine.start_row(row, 0, 0)
     for row, adapter in enumerate(adapters):
-        rows.engine.steer_row(row, session._steering(adapter))
+        rows.engine.steer_row(row, session.binding.steering(adapter))
     every = []
     for step in range(steps):
         out = torch.zeros(count, rows.spec.vocabulary, device=DEVICE)
@@ -134,7 +134,7 @@ def test_two_runs_are_equal_and_adapters_change_between_replays():
     assert torch.equal(one, engine_logits(session, ids, [first, second]))
     plain = engine_logits(session, ids)
     assert distance(one, plain) > 1e-2 and distance(one, other) > 1e-2
-    session._rows.engine.steer_row(0, None)
+    session.binding.cache.engine.steer_row(0, None)
     assert torch.equal(plain, engine_logits(session, ids))
 
 
@@ -188,7 +188,7 @@ def test_the_engine_works_on_torchs_current_stream():
     with pytest.raises(RuntimeError, match="cannot be captured"):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            session._rows.step(torch.tensor([0]), ids[:, 0].contiguous())
+            session.binding.cache.step(torch.tensor([0]), ids[:, 0].contiguous())
 
 
 @pytest.mark.skipif(REHEARSAL, reason="there is no memory of a GPU")

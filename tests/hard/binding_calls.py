@@ -27,9 +27,9 @@ class Bench:
         self.model = small("llama")
         session = DecodeSession(self.model)
         assert session.plan().engine == "dive._C"
-        assert session._spec is not None
-        self.spec = session._spec.describe(32)
-        self.steering = session._steering(randomised(self.model, strength=0.05))
+        assert session.binding.spec is not None
+        self.spec = session.binding.spec.describe(32)
+        self.steering = session.binding.steering(randomised(self.model, strength=0.05))
         self.parts = steering_parts(0)
         self.packed = _C.Steering(*self.parts)
         self.tokens = torch.tensor([5, 9])

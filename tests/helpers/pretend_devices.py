@@ -19,7 +19,8 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 import dive
 from dive.adapter.attach import steer
 from dive.backbone import structure
-from dive.training.trainer import DistillTrainer, Student
+from dive.training.student import Student
+from dive.training.trainer import DistillTrainer
 
 WIDTH, ROWS = 32, 6
 

@@ -33,6 +33,7 @@ def test_under_the_interpreter(name: str) -> None:
     assert passed is not None and int(passed[1]) > 20 and "skipped" not in done.stdout
 
 
+@pytest.mark.slow
 def test_the_tuning_stage_runs_at_toy_size(tmp_path: Path) -> None:
     """So that no minute of a GPU goes to a typo."""
     need_an_interpreter()

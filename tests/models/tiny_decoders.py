@@ -100,7 +100,7 @@ def forced(session: DecodeSession, ids, prompt: int, adapter=None):
     """Logits [T - prompt, V] of the engine, fed `ids` [1, T] after a prefill by the model."""
     model = session.model
     assert session.plan().engine == "dive._C", session.plan()
-    engine, spec = session._engine, session._spec
+    engine, spec = session.binding.cache.engine, session.binding.spec
     cache = DynamicCache(config=model.config)
     with steered(model, adapter):
         model(input_ids=ids[:, :prompt], past_key_values=cache, use_cache=True)
@@ -109,7 +109,7 @@ def forced(session: DecodeSession, ids, prompt: int, adapter=None):
         kept = layer.keys.shape[2]
         engine.adopt(index, 0, prompt - kept, layer.keys[0], layer.values[0])
     engine.start_row(0, prompt, prompt)
-    engine.steer_row(0, session._steering(adapter))
+    engine.steer_row(0, session.binding.steering(adapter))
     out = torch.zeros(ids.shape[1] - prompt, spec.vocabulary, device=ids.device)
     following = torch.zeros(1, dtype=torch.long, device=ids.device)
     for step in range(prompt, ids.shape[1]):
@@ -152,7 +152,7 @@ def check_equal_logits(model, value, other):
     session = DecodeSession(model)
     session.generate(input_ids=torch.tensor([[5, 6, 7]]), max_new_tokens=1)
     assert session.ran is not None and session.ran.engine == "dive._C", session.ran
-    rows = session._rows
+    rows = session.binding.cache
     rows.vacate()
     rows.reserve(2, 8)
     got = rows.step(torch.tensor([0, 1]), torch.tensor([5, 7]))

@@ -3,9 +3,10 @@
 import re
 from pathlib import Path
 
-import layout
 import pytest
 from importlinter.cli import lint_imports
+
+from tools import layout
 
 ROOT = Path(__file__).parents[2]
 

@@ -37,7 +37,7 @@ def test_readmes_first_call_works_by_itself(studies_folder):
 
 def test_every_module_is_an_attribute():
     found = {one.name for one in pkgutil.iter_modules(dive.__path__) if one.name[0] != "_"}
-    assert {*dive._MODULES} <= found and not found & {*dive._EXPORTS}
+    assert {*dive._PACKAGES} <= found and not found & {*dive._EXPORTS}
     found -= {"kernels"}  # without triton it has no modules
     listed = f"[getattr(dive, name).__name__ for name in {sorted(found)}]"
     assert run(f"import json, dive; print(json.dumps({listed}))") == [
@@ -57,7 +57,7 @@ def test_dir_lists_names_and_modules_and_all_can_be_had():
 
 def test_functions_stay_functions_whatever_was_imported():
     names = ["distill", "generate", "evaluate", "steer"]
-    assert not {*names} & {*dive._MODULES}
+    assert not {*names} & {*dive._PACKAGES}
     for one in pkgutil.iter_modules(dive.__path__):
         if one.name[0] != "_" and one.name != "kernels":
             import_module(f"dive.{one.name}")

@@ -58,6 +58,10 @@ def images_of(*studies):
     return [image for study in studies for image in study.load_images()]
 
 
+def tokens_of(prompter, film):
+    return prompter.count_image_tokens(prompter.encode(Study("one image", (film,))))
+
+
 def tokens_of_an_image(prompter):
     return {"<image>": 16, "<image_soft_token>": 4}.get(
         prompter.tokenizer.convert_ids_to_tokens(prompter.backbone.image_token_id), 6
@@ -334,10 +338,10 @@ def test_an_image_budget_scales_qwens_images_down(tiny_qwen):
     film = Image.new("RGB", (280, 140), 90)
     whole = {"shortest_edge": 4 * 28 * 28, "longest_edge": 1280 * 28 * 28}
     backbone.processor.image_processor.size = whole  # the size that is shipped
-    assert Prompter(backbone, max_image_tokens=None).tokens_per_image(film) == 50
-    assert Prompter(backbone).tokens_per_image(film) == 50  # within the default of 576
+    assert tokens_of(Prompter(backbone, max_image_tokens=None), film) == 50
+    assert tokens_of(Prompter(backbone), film) == 50  # within the default of 576
     for budget in (32, 18, 8, 4, 1):
-        tokens = Prompter(backbone, max_image_tokens=budget).tokens_per_image(film)
+        tokens = tokens_of(Prompter(backbone, max_image_tokens=budget), film)
         assert budget / 2 <= tokens <= budget
     assert dict(backbone.processor.image_processor.size) == whole
     for bad in (0, -3):
@@ -349,7 +353,7 @@ def test_a_full_sized_film_stays_within_the_default_budget(tiny_qwen):
     backbone = dive.load_backbone(tiny_qwen)
     backbone.processor.image_processor.size = {"shortest_edge": 3136, "longest_edge": 12845056}
     film = Image.new("L", (2544, 3056))
-    tokens = Prompter(backbone).tokens_per_image(film)
+    tokens = tokens_of(Prompter(backbone), film)
     assert 500 <= tokens <= 576
 
 
@@ -359,7 +363,7 @@ def test_tiling_is_off_under_a_budget_and_fixed_sizes_are_left(tiny_gemma):
     images.do_pan_and_scan = True
     within = Prompter(backbone)
     assert within.image_settings == {"images_kwargs": {"do_pan_and_scan": False}}
-    assert within.tokens_per_image(draw_film(0, size=(200, 60), mode="RGB")) == 4
+    assert tokens_of(within, draw_film(0, size=(200, 60), mode="RGB")) == 4
     assert Prompter(backbone, max_image_tokens=None).image_settings == {}
 
 

@@ -133,7 +133,7 @@ def test_one_gradient_however_the_batch_is_split(llava, studies, recorder):
 _RANK = """
 import sys, torch, dive
 sys.path.insert(0, {helpers!r})
-from dive import distillation
+from dive.training import distillation
 from dive.data import read_studies
 from trainings import Recorder, short
 Recorder.made = []

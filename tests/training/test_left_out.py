@@ -401,7 +401,7 @@ def test_what_a_worker_sends_is_what_it_made(llava, studies):
 _RANK = """
 import json, sys, torch, dive
 sys.path.insert(0, {helpers!r})
-from dive import distillation
+from dive.training import distillation
 from dive.data import Skipped, read_studies
 from trainings import Recorder, short
 Recorder.made = []

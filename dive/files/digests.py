@@ -1,10 +1,14 @@
-"""Digests of files: whole, or of samples where reading all of a large one would take too long."""
+"""Digests of JSON values, and of files: whole, or of samples where reading all would take too long.
+
+Runs are taken up again by these strings: they stay what they are from version to version.
+"""
 
 import hashlib
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from dive.errors import DiveError
 from dive.files.input import open_file
@@ -14,6 +18,12 @@ _WHOLE = 64 << 20  # bytes: what is smaller is read whole wherever it is one fil
 _FILM = 256 << 10  # what is smaller is read whole where there are very many
 _LAST = 1 << 20  # the end of a torch.save file lists the checksums of all that is in it
 _NAME = 32  # hexadecimal digits of a digest
+
+
+def of_json(value: Any, digits: int = _NAME) -> str:
+    """Names a JSON value by so many hexadecimal digits; what is none counts by its `str`."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:digits]
 
 
 def whole(path: Path) -> str:

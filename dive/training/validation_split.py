@@ -1,0 +1,54 @@
+"""Training and validation studies: no patient is in both."""
+
+import hashlib
+from collections.abc import Sequence
+
+from dive.data.study import Study
+from dive.errors import DiveError
+from dive.errors.counting import counted
+from dive.prompting.demonstrations import case_names
+
+
+def split(
+    studies: Sequence[Study], validation: float | Sequence[Study] | None, seed: int
+) -> tuple[list[Study], list[Study]]:
+    """Training and validation studies. A share keeps whole patients apart, in a seeded order."""
+    studies = list(studies)
+    if not studies:
+        raise DiveError("distill: there is no study to learn from")
+    if validation is None:
+        return studies, []
+    if not isinstance(validation, (int, float)):
+        held_out = list(validation)
+        owners = {name: study for study in reversed(studies) for name in case_names(study)}
+        for one in held_out:
+            twin = next((owners[name] for name in case_names(one) if name in owners), None)
+            if twin is not None:
+                raise DiveError(
+                    f"{one.where}: is for validation, and {twin.where}, of the same patient, is "
+                    "for training; a patient belongs to one of the two"
+                )
+        return studies, held_out
+    if not 0 < validation < 1:
+        raise DiveError(f"distill: validation is {validation!r}, want a share between 0 and 1")
+
+    def place(study: Study) -> bytes:
+        name = study.patient if study.patient is not None else f"study {study.id}"
+        return hashlib.sha256(f"{seed}/{name}".encode()).digest()
+
+    groups: dict[bytes, list[Study]] = {}
+    for study in studies:
+        groups.setdefault(place(study), []).append(study)
+    wanted = max(1, round(validation * len(studies)))
+    kept: set[str] = set()
+    for key in sorted(groups):
+        if len(kept) >= wanted:
+            break
+        kept |= {study.id for study in groups[key]}
+    train = [study for study in studies if study.id not in kept]
+    if not train:
+        raise DiveError(
+            f"distill: to keep {100 * validation:g}% apart for validation leaves nothing to learn "
+            f"from, of {counted(len(studies), 'study')} of {counted(len(groups), 'patient')}"
+        )
+    return train, [study for study in studies if study.id in kept]
