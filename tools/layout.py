@@ -80,10 +80,13 @@ def read(root: Path = ROOT) -> Layout:
         shutil.copytree(root / "dive", package, ignore=unwanted)
         shutil.copytree(root / "kernels", package / "kernels", ignore=unwanted, dirs_exist_ok=True)
         sys.path.insert(0, folder)
+        loaded = sys.modules.pop("dive", None)  # one that is imported would be looked at instead
         try:
             graph = grimp.build_graph("dive", exclude_type_checking_imports=True, cache_dir=None)
         finally:
             sys.path.remove(folder)
+            if loaded is not None:
+                sys.modules["dive"] = loaded
         public = _public(package / "__init__.py")
         for path in package.rglob("*.py"):
             text = path.read_text(encoding="utf-8")

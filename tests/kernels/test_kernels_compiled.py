@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason="the kernels are Triton's")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("nothing is compiled under the interpreter", allow_module_level=True)
 
-import compile_kernels as aot
+from tools import compile_kernels as aot
 
 LARGEST = [v for v in aot.steer_variants((80, 100), (torch.bfloat16,), (128,), (4096,), (True,))]
 HOPPER = list(aot.steer_variants((90,), (torch.bfloat16, torch.float32), (16, 64, 128), (4096,)))

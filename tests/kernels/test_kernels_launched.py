@@ -14,11 +14,11 @@ pytest.importorskip("triton", reason="the kernels are Triton's")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("nothing is compiled under the interpreter", allow_module_level=True)
 
-import compile_kernels as aot
 from triton.runtime.jit import JITFunction
 
 from dive.kernels import cross_entropy, steer, steer_backward
 from dive.ops import triton_path
+from tools import compile_kernels as aot
 
 TOKENS, WIDTH, VOCAB = 40, 64, 128
 TYPES = {torch.uint8: "u8", torch.int64: "i64", torch.float64: "fp64", **aot._TYPES}
