@@ -204,6 +204,40 @@ def test_a_row_gives_the_same_in_batches_of_any_size(gpu, count):
             assert distance(got[:, row], want[at]) < 2e-2
 
 
+@pytest.mark.parametrize("count", [6, 9, 17, 33])
+def test_products_divided_otherwise_come_to_the_same(gpu, count, monkeypatch):
+    """Up to the order of a sum, and on few processors as on many."""
+    model = small("qwen2", torch.bfloat16, num_hidden_layers=1, intermediate_size=2312)
+    ids = random_ids(count, 2)
+    exact = all_logits(copy.deepcopy(model).float(), {"input_ids": ids}).transpose(0, 1)
+    describe, ran = decoder_spec.DecoderSpec.describe, {}
+    for plan in ("bytes", "waves", "small", "small_short"):
+        before = gpu.shim_kernels()
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                decoder_spec.DecoderSpec,
+                "describe",
+                lambda self, positions, plan=plan: describe(self, positions) | {"tile_plan": plan},
+            )
+            for processors in (4, 132):
+                gpu.shim_settings(multiprocessors=processors)
+                got = run_rows(DecodeSession(model), ids)
+                assert all(distance(got[:, row], exact[:, row]) < 2e-2 for row in range(count))
+        counts = gpu.shim_kernels()
+        ran[plan] = {name for name in counts if counts[name] > before.get(name, 0)}
+    own = ran["small_short"] - ran["small"]
+    assert len(own) == (3 if 8 < count <= 32 else 0), "kernels of their own, of all outputs"
+    assert ran["bytes"] == ran["waves"] == ran["small"]
+
+
+def test_a_division_of_products_that_there_is_not(gpu):
+    description = decoder_spec.read(small("llama")).describe(8)
+    with pytest.raises(ValueError, match="tile_plan is 'wide', want bytes, waves, small or small_"):
+        gpu.Engine(description | {"tile_plan": "wide"})
+    with pytest.raises(ValueError, match="tile_plan is of a GPU"):
+        gpu.Engine(description | {"tile_plan": "waves", "device": "cpu"})
+
+
 @pytest.mark.parametrize(
     ("count", "dtype"), [(1, torch.float32), (3, torch.bfloat16), (6, torch.float16)]
 )

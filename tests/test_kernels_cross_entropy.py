@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dive import ops, reference
 from dive.kernels import cross_entropy as kernel
-from dive.kernels import table
+from dive.kernels import schedule, table
 from dive.ops import fused
 
 fused.install("CPU")
@@ -240,6 +240,58 @@ def test_chunks_and_the_order_of_rows_change_only_rounding() -> None:
     mixed, turned = run(ops.decisive_cross_entropy, given, None, rows=order, **KD)
     torch.testing.assert_close(mixed.loss, whole.loss)
     torch.testing.assert_close(turned, grads)
+
+
+class Late:
+    """A stream that begins nothing before somebody waits for it."""
+
+    def __init__(self) -> None:
+        self.held: list[tuple[int, Any]] = []
+        self.most = 0
+
+    def run(self, chunk: int, step: Any) -> None:
+        self.held.append((chunk, step))
+        self.most = max(self.most, len(self.held))
+
+    def wait(self, chunk: int) -> None:
+        while self.held and self.held[0][0] <= chunk:
+            number, step = self.held.pop(0)
+            step(number)
+
+    def close(self) -> None:
+        assert not self.held, "each is waited for"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("teacher", [False, True])
+@pytest.mark.parametrize("late", [False, True])
+def test_row_passes_beside_products_change_no_bit(
+    late: bool, teacher: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the other stream is as fast as it may be or as slow. 70 rows: the last chunk is
+    short; both ways have chunks of as many rows."""
+    monkeypatch.setattr(fused.sweep, "plan", lambda *_, **__: fused.sweep.Plan(16, 1, 0))
+    given = problem(70, dtype=dtype, teacher=teacher, weights=torch.rand(70) + 0.1)
+    options = dict(KD) if teacher else {}
+    want, grads = run(ops.decisive_cross_entropy, given, None, **options)
+    row = {**table._DEFAULTS["cross_entropy_rows"](0, dtype == torch.float32, 0, V), "buffers": 2}
+    name = str(dtype).removeprefix("torch.")
+    monkeypatch.setitem(table.TUNED, ("cross_entropy_rows", 0, name, 0, 1024), {**row, "STAGES": 3})
+    table._row.cache_clear()
+    where = Late() if late else schedule.Inline()
+    seen: list[int] = []
+    monkeypatch.setattr(schedule, "aside", lambda _, buffers: seen.append(buffers) or where)
+    got, others = run(ops.decisive_cross_entropy, given, None, **options)
+    with torch.no_grad():
+        quiet = ops.decisive_cross_entropy(**given, **options)
+    assert seen == [2, 2] and (not late or where.most == 2)
+    for one, other in zip(got, want, strict=True):
+        assert one is None or torch.equal(one, other)
+    assert torch.equal(quiet.loss, want.loss)
+    for one, other in zip(others, grads, strict=True):
+        assert torch.equal(one, other)
+    monkeypatch.undo()
+    table._row.cache_clear()
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

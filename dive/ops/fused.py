@@ -108,7 +108,9 @@ def _fused_loss(
     of `rows` is computed, live or not.
     """
     from dive.kernels import cross_entropy as kernel
+    from dive.kernels import schedule
     from dive.kernels.bookkeeping import finish, gather, prepare
+    from dive.kernels.table import cdiv, host
 
     vocab, width = lm_head.shape
     device, dtype, capacity = hidden.device, hidden.dtype, rows.shape[0]
@@ -141,30 +143,48 @@ def _fused_loss(
     results = empty(capacity), empty(capacity), empty(capacity, dtype=torch.int64), empty(capacity)
     stored = empty(capacity if compute_grad else 0, width, dtype=dtype)
     stride = kernel.row_stride(vocab)
+    buffers = host("cross_entropy_rows", device, dtype, 0, vocab)["buffers"]
     layout = sweep.plan(
-        capacity, stride, torch.float32, device, chunk_bytes, distils, False, False, fused=True
+        capacity,
+        stride,
+        torch.float32,
+        device,
+        chunk_bytes // buffers,
+        distils,
+        False,
+        False,
+        fused=True,
     )
-    student = empty(layout.chunk_rows, stride)
-    teacher = empty(layout.chunk_rows, stride) if distils else None
-    for start in range(0, capacity, max(layout.chunk_rows, 1)):
-        part = slice(start, min(start + layout.chunk_rows, capacity))
-        index, count = slots.index[part], part.stop - part.start
-        logits = student[:count]
+    chunks = cdiv(capacity, max(layout.chunk_rows, 1))
+    students = [empty(layout.chunk_rows, stride) for _ in range(min(buffers, max(chunks, 1)))]
+    buffers = len(students)
+    teachers = [torch.empty_like(one) for one in students] if distils else []
+
+    def part_of(chunk: int) -> slice:
+        start = chunk * layout.chunk_rows
+        return slice(start, min(start + layout.chunk_rows, capacity))
+
+    def held(logits: list[Tensor], chunk: int) -> Tensor:
+        part = part_of(chunk)
+        return logits[chunk % buffers][: part.stop - part.start]
+
+    def make_logits(chunk: int) -> None:
+        part = part_of(chunk)
         # a row that takes no part may hold anything
-        states = gather(hidden, index, slots.live[part])
-        kernel.product(states, lm_head, logits[:, :vocab])
-        logits_teacher = None
-        if teacher_hidden is not None and teacher is not None:
-            logits_teacher = teacher[:count]
-            states = gather(teacher_hidden, index, slots.distilled[part])
-            kernel.product(states, lm_head, logits_teacher[:, :vocab])
-        gradient = kernel.gradient_view(logits, vocab, dtype) if compute_grad else None
+        states = gather(hidden, slots.index[part], slots.live[part])
+        kernel.product(states, lm_head, held(students, chunk)[:, :vocab])
+        if teacher_hidden is not None:
+            states = gather(teacher_hidden, slots.index[part], slots.distilled[part])
+            kernel.product(states, lm_head, held(teachers, chunk)[:, :vocab])
+
+    def turn_rows(chunk: int) -> None:
+        part, logits = part_of(chunk), held(students, chunk)
         lse, picked, argmax, kl = results
         kernel.turn_into_gradient(
             logits,
-            logits_teacher,
+            held(teachers, chunk) if distils else None,
             bias,
-            gradient,
+            kernel.gradient_view(logits, vocab, dtype) if compute_grad else None,
             slots.target[part],
             slots.labelled[part],
             slots.ce[part],
@@ -175,8 +195,14 @@ def _fused_loss(
             softcap,
             temperature,
         )
-        if gradient is not None:
-            kernel.to_hidden(gradient, lm_head, stored[part])
+
+    def make_states(chunk: int) -> None:
+        if compute_grad:
+            gradient = kernel.gradient_view(held(students, chunk), vocab, dtype)
+            kernel.to_hidden(gradient, lm_head, stored[part_of(chunk)])
+
+    where = schedule.aside(device, buffers)
+    schedule.in_turns(chunks, buffers, make_logits, turn_rows, make_states, where)
     outputs = finish(
         slots,
         results,
