@@ -13,7 +13,10 @@ FOLDER = Path(__file__).parent / "gpu"
 
 @pytest.mark.parametrize(
     ("name", "least", "skipped"),
-    [("test_gpu_operators.py", 80, 0), ("test_gpu_decode.py", 25, 2)],  # no streams, no GPU memory
+    [
+        ("test_gpu_operators.py", 80, 0),
+        ("test_gpu_decode.py", 25, 6),
+    ],  # no streams, GPU memory, tiles
 )
 def test_all_of_them_run(name: str, least: int, skipped: int) -> None:
     done = subprocess.run(
