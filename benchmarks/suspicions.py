@@ -48,7 +48,6 @@ from dive.bench.timing import (  # noqa: E402
     wall_seconds,
 )
 
-
 ROUNDS = 2 if TOY else 15
 GAIN = 0.98  # a ratio below it is worth a change
 FAR = 0.02  # a distance from the reference above it is a fault; bfloat16 leaves less than 1%

@@ -7,6 +7,7 @@ kernels run thread by thread. DIVE_SLOW_TESTS=1 adds a run under the address san
 import copy
 import gc
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -321,6 +322,30 @@ def test_answers_are_those_of_the_host_engine(gpu, monkeypatch):
     want = model.generate(**batch, custom_generate=DecodeSession(model), max_new_tokens=10)
     assert gpu.shim_counts()["launches"] == launched
     assert torch.equal(got, want)
+
+
+def test_what_runs_under_a_sanitizer_launches_every_kernel(gpu, monkeypatch):
+    """In float32 and bfloat16: float16 has the same code."""
+    monkeypatch.setenv("DIVE_REHEARSE_GPU", "1")
+    monkeypatch.syspath_prepend(ROOT / "tests" / "gpu")
+    import test_gpu_decode
+
+    monkeypatch.setattr(test_gpu_decode, "TILES", True)
+    before = gpu.shim_kernels()
+    for dtype in (torch.float32, torch.bfloat16):
+        test_gpu_decode.test_every_kernel_of_the_engine(dtype)
+    launched = {n for n, count in gpu.shim_kernels().items() if count > before.get(n, 0)}
+
+    (module,) = FOLDER.glob("_C_shim*.so")
+    symbols = subprocess.check_output([find("nm"), "-C", module], text=True)
+    sources = "".join(path.read_text() for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
+    kernels = set(re.findall(r"__global__ void\s+(?:__launch_bounds__\(.*\)\s+)?(\w+)\(", sources))
+    assert len(kernels) == 7
+    every = re.findall(
+        rf"void (?:dive::cuda::\(anonymous namespace\)::)(?:{'|'.join(kernels)})<.*", symbols
+    )
+    wanted = {name for name in every if "Half" not in name}
+    assert len(wanted) > 50 and launched >= wanted, sorted(wanted - launched)
 
 
 @pytest.mark.parametrize("other", [None, 0, 1, 95])

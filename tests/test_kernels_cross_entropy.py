@@ -11,6 +11,7 @@ import pytest
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run by tests/test_kernels_interpreted.py", allow_module_level=True)
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -355,6 +356,27 @@ def test_empty_batches() -> None:
     assert result.loss == 0 and grads[0].shape == (0, D)
     padded = ops.decisive_cross_entropy(**problem(), rows=torch.tensor([-1, -1]), validate=False)
     assert padded.loss == 0
+
+
+def test_what_runs_under_a_sanitizer_launches_every_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from dive.kernels import aot
+
+    monkeypatch.setenv("DIVE_REHEARSE_GPU", "1")
+    monkeypatch.syspath_prepend(Path(__file__).parent / "gpu")
+    import test_gpu_operators
+
+    launched = set()
+    run_kernel = InterpretedFunction.run
+
+    def run_noted(self: Any, *args: Any, **options: Any) -> Any:
+        launched.add(self.fn.__name__)
+        return run_kernel(self, *args, **options)
+
+    monkeypatch.setattr(InterpretedFunction, "run", run_noted)
+    test_gpu_operators.test_every_kernel_of_the_operators()
+    assert launched == {one.fn.__name__ for one in aot._KERNELS.values()}
 
 
 def test_operators_hold_their_contracts() -> None:

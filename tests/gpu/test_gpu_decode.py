@@ -4,10 +4,13 @@ Skipped without a GPU. tests/test_gpu_rehearsal.py runs it on a CPU (DIVE_REHEAR
 engine's kernels are those of the CPU; tests/test_cuda_shim.py runs the CUDA kernels on the host.
 """
 
+import contextlib
 import copy
+import itertools
 import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -33,6 +36,7 @@ elif not extension.available():
 
 DEVICE = torch.device("cpu") if REHEARSAL else torch.device("cuda", 0)
 HALVES = (torch.bfloat16,) if REHEARSAL else (torch.bfloat16, torch.float16)
+TILES = not REHEARSAL  # the CPU's engine has no products by tiles
 PROMPT, STEPS = 24, 256 if not REHEARSAL else 16
 
 
@@ -97,7 +101,7 @@ def plain_loss(model, ids, first: int, truth) -> float:
 
 @pytest.mark.parametrize("with_adapter", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_float32_loses_no_more_than_transformers(family, with_adapter):
+def test_float32_logits_lose_no_more_than_those_of_transformers(family, with_adapter):
     torch.backends.cuda.matmul.allow_tf32 = False
     model = small(family)
     exact = copy.deepcopy(model).double()
@@ -155,23 +159,58 @@ def lost_in_rows(model, exact, ids, adapter):
         return truth, distance(model(input_ids=ids).logits[0], truth)
 
 
-@pytest.mark.skipif(REHEARSAL, reason="the CPU's engine has no products by tiles")
+@contextlib.contextmanager
+def planned(plan: str):
+    """Sessions that are made meanwhile divide their products so."""
+    describe = DecoderSpec.describe
+
+    def described(self, positions):
+        return describe(self, positions) | {"tile_plan": plan}
+
+    with mock.patch.object(DecoderSpec, "describe", described):
+        yield
+
+
+@pytest.mark.skipif(not TILES, reason="the CPU's engine has no products by tiles")
 @pytest.mark.parametrize("count", [8, 16, 32, 64])
-def test_products_divided_otherwise_lose_no_more(count, monkeypatch):
+def test_products_divided_otherwise_lose_no_more(count):
     model = wide(HALVES[0])
     exact = copy.deepcopy(model).float()
     ids = random_ids(count, 4, model.config.vocab_size)
     truths = [lost_in_rows(model, exact, ids[row : row + 1], None) for row in (0, count - 1)]
-    describe = DecoderSpec.describe
     for plan in ("bytes", "waves", "small", "small_short"):
-        monkeypatch.setattr(
-            DecoderSpec,
-            "describe",
-            lambda self, positions, plan=plan: describe(self, positions) | {"tile_plan": plan},
-        )
-        got = engine_logits(DecodeSession(model), ids)
+        with planned(plan):
+            got = engine_logits(DecodeSession(model), ids)
         for row, (truth, lost) in zip((0, count - 1), truths, strict=True):
             assert distance(got[:, row], truth) <= 1.5 * lost, plan
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALVES[0]])
+def test_every_kernel_of_the_engine(dtype):
+    """Small, for a run under compute-sanitizer; tests/test_cuda_shim.py counts what it launches."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+    def check(counts, plan="bytes", **sizes):
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24}
+        model = small_for_gpu("qwen3", dtype, num_hidden_layers=1, **heads | sizes).to(DEVICE)
+        adapter = randomised(model, strength=0.3)
+        exact = copy.deepcopy(model).double()
+        ids = random_ids(max(counts), 3)
+        last = [lost_in_rows(model, exact, ids[count - 1 : count], adapter) for count in counts]
+        with planned(plan) if TILES else contextlib.nullcontext():
+            session = DecodeSession(model)
+            for count, (truth, lost) in zip(counts, last, strict=True):
+                got = engine_logits(session, ids[:count], [adapter] * count)
+                bound = 2 * lost + 16 * torch.finfo(torch.float32).eps
+                assert distance(got[:, -1], truth) <= bound, (count, plan, sizes)
+            return session, adapter
+
+    session, adapter = check((1, 2, 4, 8, 16, 32, 64, 65))  # a product of each kind, and of a rest
+    assert forced(session, random_ids(1, 12), 10, adapter).isfinite().all()  # a prompt's cache
+    for width, groups in itertools.product((24, 72, 136), (1, 2, 4)):
+        check((1,), head_dim=width, num_key_value_heads=4 // groups)
+    if TILES and dtype != torch.float32:
+        check((16, 32), "small_short")
 
 
 def test_two_runs_are_equal_and_adapters_change_between_replays():

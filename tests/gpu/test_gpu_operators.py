@@ -261,6 +261,35 @@ def test_loss_loses_no_more_than_twice_what_pytorch_loses(
         assert all(torch.equal(a, b) for a, b in zip(mine, again, strict=True))
 
 
+def test_every_kernel_of_the_operators() -> None:
+    """Small, for a run under compute-sanitizer; tests/test_kernels_cross_entropy.py counts what it
+    launches."""
+    for norm_preserving in (False, True):
+        for dtype in (torch.float32, torch.bfloat16):
+            args = steer_inputs(*sized((70, 200), (20, 40)), 3, dtype)
+            options = {"norm_preserving": norm_preserving}
+            upstream = torch.randn_like(args[0])
+            exact = exactly(args)
+            truth = steer_results(reference.steer, exact, upstream.double(), **options)
+            plain = steer_results(reference.steer, args, upstream, **options)
+            mine = steer_results(ops.steer, args, upstream, **options)
+            terms = steer_terms.norms(exact, upstream, **options)
+            assert_within_twice(mine, plain, truth, dtype, terms)
+    for teacher in (False, True):
+        # several chunks, and a vocabulary that nothing divides
+        given = loss_inputs(*sized((600, 1003, 64), (20, 103, 16)), torch.bfloat16, teacher=teacher)
+        more: dict[str, Any] = {"softcap": 8.0} | ({"kd_weight": 0.5} if teacher else {})
+
+        def results(function: Any, values: Any, chosen: Any) -> list:
+            got = function(**values, **chosen)
+            return [got.loss.detach(), *torch.autograd.grad(got.loss, values["hidden"])]
+
+        truth = results(reference.decisive_cross_entropy, exactly(given), more)
+        plain = results(reference.decisive_cross_entropy, given, more)
+        mine = results(ops.decisive_cross_entropy, given, more | {"chunk_bytes": 1})
+        assert_within_twice(mine, plain, truth, torch.bfloat16)
+
+
 WEIGHTS: dict[str, Callable[[int], Tensor]] = {
     "one": lambda n: torch.ones(n, device=DEVICE),
     "random": lambda n: torch.rand(n, device=DEVICE) + 0.1,
