@@ -108,8 +108,8 @@ def _fused_loss(
     of `rows` is computed, live or not.
     """
     from dive.kernels import cross_entropy as kernel
-    from dive.kernels import schedule
     from dive.kernels.bookkeeping import finish, gather, prepare
+    from dive.kernels.schedule import aside, in_turns
     from dive.kernels.table import cdiv, host
 
     vocab, width = lm_head.shape
@@ -156,9 +156,9 @@ def _fused_loss(
         fused=True,
     )
     chunks = cdiv(capacity, max(layout.chunk_rows, 1))
-    students = [empty(layout.chunk_rows, stride) for _ in range(min(buffers, max(chunks, 1)))]
-    buffers = len(students)
-    teachers = [torch.empty_like(one) for one in students] if distils else []
+    buffers = min(buffers, max(chunks, 1))
+    students = [empty(layout.chunk_rows, stride) for _ in range(buffers)]
+    teachers = [empty(layout.chunk_rows, stride) for _ in range(buffers if distils else 0)]
 
     def part_of(chunk: int) -> slice:
         start = chunk * layout.chunk_rows
@@ -201,8 +201,8 @@ def _fused_loss(
             gradient = kernel.gradient_view(held(students, chunk), vocab, dtype)
             kernel.to_hidden(gradient, lm_head, stored[part_of(chunk)])
 
-    where = schedule.aside(device, buffers)
-    schedule.in_turns(chunks, buffers, make_logits, turn_rows, make_states, where)
+    where = aside(device, buffers)
+    in_turns(chunks, buffers, make_logits, turn_rows, make_states, where)
     outputs = finish(
         slots,
         results,
