@@ -54,6 +54,7 @@ def test_rows_are_in_the_table_while_a_way_runs(monkeypatch: pytest.MonkeyPatch)
     assert row == table.configuration(key[0], 90, suspicions.DTYPE, 16, 4096) | {"STAGES": 3}
 
 
+@pytest.mark.timeout(1800)  # an interpreter runs every program
 def test_every_way_runs_at_toy_size(tmp_path: Path) -> None:
     need_an_interpreter()
     out = tmp_path / "found.jsonl"
