@@ -10,7 +10,7 @@ backwards, the second sweep meets what was read last before it is gone.
 
 A narrow gradient (bfloat16, float16) goes into the upper half of its float32 row: going backwards
 it only overwrites logits that were read. Within a block the barrier sees to that, as another warp
-may be behind.
+may be behind; what a sweep with loads ahead (STAGES) has read too early is of columns before those.
 """
 
 import torch
