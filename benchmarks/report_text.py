@@ -9,7 +9,7 @@ Written by `python -m benchmarks.report` from [results/](results/); change nothi
     python -m benchmarks.bench_cross_entropy         one operator, into results/<device>-*.json
     python -m benchmarks.bench_llama_cpp             decoding beside llama.cpp, on a quiet CPU
     benchmarks/gpu.sh loss steer decode              on a GPU machine that is had for minutes
-    python -m benchmarks.suspicions               on a GPU: the defaults beside what may be faster
+    python -m benchmarks.suspicions                  on a GPU: the defaults beside what may be faster
     DIVE_BENCH_TOY=1 benchmarks/gpu.sh all           all of it at toy size on a CPU, in a minute
 
 All ways of one case run in turns in one process, and a figure is the median of its turns: of the
