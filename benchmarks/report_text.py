@@ -10,6 +10,7 @@ Written by `python -m benchmarks.report` from [results/](results/); change nothi
     python -m benchmarks.bench_llama_cpp             decoding beside llama.cpp, on a quiet CPU
     benchmarks/gpu.sh visit first                    on a GPU machine that is had for minutes
     benchmarks/gpu.sh loss steer decode              the files in results/ of a GPU
+    python -m benchmarks.suspicions                  on a GPU: defaults beside what may be faster
     DIVE_BENCH_TOY=1 benchmarks/gpu.sh all           those at toy size on a CPU, in a minute
 
 All ways of one case run in turns in one process, and a figure is the median of its turns: of the

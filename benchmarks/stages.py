@@ -36,8 +36,7 @@ TESTS = os.environ.get("DIVE_GPU_TESTS", "tests/gpu")
 # graph, as every allocation is a cudaMalloc there, which a capture refuses
 SANITIZED = os.environ.get(
     "DIVE_SANITIZE_TESTS",
-    "tests/gpu -k 'rows_of_a_batch or two_runs or (float32_logits and llama) or activations "
-    "or fresh or no_host_sync'",
+    "tests/gpu -k every_kernel",
 )
 REFUSALS = (
     "device not supported", "not supported on", "unsupported", "failed to initialize",

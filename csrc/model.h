@@ -11,6 +11,15 @@ namespace dive {
 
 enum class Gate { silu, gelu, gelu_tanh };
 
+// How a GPU's products by tensor cores (cuda/tile_product.cu) are divided among its
+// multiprocessors; benchmarks/suspicions.py compares them.
+enum class TilePlan {
+  bytes,       // blocks of 8 warps; a row is shared by as many as keep enough bytes under way
+  waves,       // the same blocks; by as many as leave the fewest multiprocessors idle at the end
+  small,       // as bytes, in blocks of 4 warps, two on a multiprocessor
+  small_short  // the same with half of the loads ahead, and three on a multiprocessor
+};
+
 // y = weight x + bias, of the model's dtype.
 struct LinearSpec {
   const void* weight = nullptr;  // [rows, columns]
@@ -54,6 +63,7 @@ struct ModelSpec {
   float logits_softcap = 0;     // 0: none
   float embedding_scale = 1;
   Gate gate = Gate::silu;
+  TilePlan tile_plan = TilePlan::bytes;
   LinearSpec embedding;  // [vocabulary, width]; no bias
   LinearSpec head;       // [vocabulary, width]
   NormSpec final_norm;

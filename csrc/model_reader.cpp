@@ -150,10 +150,23 @@ std::vector<RopeSpec> ropes_of(const Entries& from, std::int64_t head_width) {
   return ropes;
 }
 
+TilePlan tile_plan_of(const Entries& from, bool on_gpu) {
+  if (!from.dict.contains("tile_plan")) return TilePlan::bytes;
+  if (!on_gpu) fail("tile_plan is of a GPU, and the device is a CPU");
+  const std::string plan = from.text("tile_plan");
+  if (plan == "bytes") return TilePlan::bytes;
+  if (plan == "waves") return TilePlan::waves;
+  if (plan == "small") return TilePlan::small;
+  if (plan == "small_short") return TilePlan::small_short;
+  fail("tile_plan is '" + plan + "', want bytes, waves, small or small_short");
+  return TilePlan::bytes;
+}
+
 ModelSpec model_of(const Entries& from) {
   ModelSpec m;
   const std::string dtype = from.text("dtype");
   const bool half = read_device(from.dict).type != dlpack::kCpu;  // there are kernels for it
+  m.tile_plan = tile_plan_of(from, half);
   if (dtype == "float32") {
     m.dtype = DType::f32;
   } else if (dtype == "bfloat16") {

@@ -10,7 +10,7 @@ backwards, the second sweep meets what was read last before it is gone.
 
 A narrow gradient (bfloat16, float16) goes into the upper half of its float32 row: going backwards
 it only overwrites logits that were read. Within a block the barrier sees to that, as another warp
-may be behind.
+may be behind; what a sweep with loads ahead (STAGES) has read too early is of columns before those.
 """
 
 import torch
@@ -55,7 +55,7 @@ def rows_kernel(
     lse_out, picked_out, argmax_out, kl_out,
     vocab, stride, gradient_stride, cap, temperature,
     BIAS: tl.constexpr, CAP: tl.constexpr, DISTILS: tl.constexpr, HEATED: tl.constexpr,
-    GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
+    GRADIENT: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """logits, teacher [rows, vocab] float32 with rows `stride` apart; gradient may lie over logits,
     and has `stride` columns too, the last of which get anything.
@@ -79,7 +79,7 @@ def rows_kernel(
     peak_teacher = tl.full([BLOCK], low, tl.float32)
     total_teacher = tl.zeros([BLOCK], tl.float32)
     apart = tl.zeros([BLOCK], tl.float32)
-    for first in range(0, vocab, BLOCK):
+    for first in tl.range(0, vocab, BLOCK, num_stages=STAGES):
         column = first + lane
         held, within = column < stride, column < vocab
         z, _slope = _capped(place, bias, column, held, within, cap, BIAS, CAP)
@@ -125,7 +125,7 @@ def rows_kernel(
             kd_row = tl.load(kd + row)
         into = gradient + row * gradient_stride
         blocks = (vocab + BLOCK - 1) // BLOCK
-        for done in range(0, blocks):
+        for done in tl.range(0, blocks, num_stages=STAGES):
             column = (blocks - 1 - done) * BLOCK + lane
             held, within = column < stride, column < vocab
             z, slope = _capped(place, bias, column, held, within, cap, BIAS, CAP)

@@ -8,20 +8,27 @@ from torch import Tensor
 
 from dive.kernels import cross_entropy as kernel
 from dive.kernels.bookkeeping import finish, gather, prepare
+from dive.kernels.schedule import aside, in_turns
+from dive.kernels.table import cdiv
 
 if TYPE_CHECKING:  # the type alone: kernels know nothing of dive.ops
     from dive.ops.loss_arguments import LossArguments
 
 
 def forward(
-    given: "LossArguments", chunk_rows: int, gain: float, check: Callable[[Tensor], None] | None
+    given: "LossArguments",
+    chunk_rows: int,
+    buffers: int,
+    gain: float,
+    check: Callable[[Tensor], None] | None,
 ) -> tuple[Tensor, ...]:
     """The results of `dive.ops.cross_entropy_torch.forward` in a launch before the chunks, one
     after them, and for each chunk its products, a gathering of the states of each and the row pass.
 
     Logits are float32 whatever the inputs. It asks the device nothing: every slot of `rows` is
     computed, live or not.
-    chunk_rows: slots of `rows` a chunk. gain: what gradients of logits are stored times.
+    chunk_rows: slots of `rows` a chunk. buffers: of logits (`dive.kernels.schedule`).
+    gain: what gradients of logits are stored times.
     check: gets the status (float64 [3], on the device) of the arguments before the first chunk.
     """
     hidden, lm_head, rows, weights = given.hidden, given.lm_head, given.rows, given.weights
@@ -56,27 +63,36 @@ def forward(
     results = empty(capacity), empty(capacity), empty(capacity, dtype=torch.int64), empty(capacity)
     stored = empty(capacity if compute_grad else 0, width, dtype=dtype)
     stride = kernel.row_stride(vocab)
-    student = empty(chunk_rows, stride)
-    teacher = empty(chunk_rows, stride) if distils else None
-    for start in range(0, capacity, max(chunk_rows, 1)):
-        part = slice(start, min(start + chunk_rows, capacity))
-        index, count = slots.index[part], part.stop - part.start
-        logits = student[:count]
+    chunks = cdiv(capacity, max(chunk_rows, 1))
+    buffers = min(buffers, max(chunks, 1))
+    students = [empty(chunk_rows, stride) for _ in range(buffers)]
+    teachers = [empty(chunk_rows, stride) for _ in range(buffers if distils else 0)]
+
+    def part_of(chunk: int) -> slice:
+        start = chunk * chunk_rows
+        return slice(start, min(start + chunk_rows, capacity))
+
+    def held(logits: list[Tensor], chunk: int) -> Tensor:
+        part = part_of(chunk)
+        return logits[chunk % buffers][: part.stop - part.start]
+
+    def make_logits(chunk: int) -> None:
+        part = part_of(chunk)
         # a row that takes no part may hold anything
-        states = gather(hidden, index, slots.live[part])
-        kernel.product(states, lm_head, logits[:, :vocab])
-        logits_teacher = None
-        if teacher_hidden is not None and teacher is not None:
-            logits_teacher = teacher[:count]
-            states = gather(teacher_hidden, index, slots.distilled[part])
-            kernel.product(states, lm_head, logits_teacher[:, :vocab])
-        gradient = kernel.gradient_view(logits, vocab, dtype) if compute_grad else None
+        states = gather(hidden, slots.index[part], slots.live[part])
+        kernel.product(states, lm_head, held(students, chunk)[:, :vocab])
+        if teacher_hidden is not None:
+            states = gather(teacher_hidden, slots.index[part], slots.distilled[part])
+            kernel.product(states, lm_head, held(teachers, chunk)[:, :vocab])
+
+    def turn_rows(chunk: int) -> None:
+        part, logits = part_of(chunk), held(students, chunk)
         lse, picked, argmax, kl = results
         kernel.turn_into_gradient(
             logits,
-            logits_teacher,
+            held(teachers, chunk) if distils else None,
             bias,
-            gradient,
+            kernel.gradient_view(logits, vocab, dtype) if compute_grad else None,
             slots.target[part],
             slots.labelled[part],
             slots.ce[part],
@@ -87,8 +103,14 @@ def forward(
             given.softcap,
             given.temperature,
         )
-        if gradient is not None:
-            kernel.to_hidden(gradient, lm_head, stored[part])
+
+    def make_states(chunk: int) -> None:
+        if compute_grad:
+            gradient = kernel.gradient_view(held(students, chunk), vocab, dtype)
+            kernel.to_hidden(gradient, lm_head, stored[part_of(chunk)])
+
+    where = aside(device, buffers)
+    in_turns(chunks, buffers, make_logits, turn_rows, make_states, where)
     outputs = finish(
         slots,
         results,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dive.kernels.functions import activation as phi
 from dive.kernels.functions import product, rounded
-from dive.kernels.table import cdiv, configuration, narrowed, padded_rank, residents
+from dive.kernels.table import cdiv, configuration, host, narrowed, padded_rank, residents
 
 
 @triton.jit
@@ -50,7 +50,7 @@ def forward_kernel(
     h, down, bias, up, static, scale, mask, out, pre, rstd,
     tokens, width, rank, stride, eps,
     PADDED: tl.constexpr, ACTIVATION: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
-    SAVE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+    SAVE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """out [tokens, width]; with SAVE also pre [tokens, rank] and rstd [tokens]."""
     for block in tl.range(
@@ -59,7 +59,7 @@ def forward_kernel(
         _forward_block(
             block, h, down, bias, up, static, scale, mask, out, pre, rstd,
             tokens, width, rank, stride, eps,
-            PADDED, ACTIVATION, NORM, MASKED, SAVE, BLOCK_T, BLOCK_D,
+            PADDED, ACTIVATION, NORM, MASKED, SAVE, BLOCK_T, BLOCK_D, STAGES,
         )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def _forward_block(
     block, h, down, bias, up, static, scale, mask, out, pre, rstd,
     tokens, width, rank, stride, eps,
     PADDED: tl.constexpr, ACTIVATION: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
-    SAVE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+    SAVE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     t = block * BLOCK_T + tl.arange(0, BLOCK_T)
     inside = t < tokens
@@ -119,7 +119,7 @@ def _forward_block(
     if NORM:
         after = tl.zeros([BLOCK_T], tl.float32)
         largest = tl.zeros([BLOCK_T], tl.float32)
-        for step in range(0, last + 1):
+        for step in tl.range(0, last + 1, num_stages=STAGES):
             d = columns_of(step, last, False, BLOCK_D)
             inner = keep[:, None] & (d < width)[None, :]
             x = tl.load(h + start[:, None] + d[None, :], mask=inner, other=0.0).to(tl.float32)
@@ -132,7 +132,7 @@ def _forward_block(
         change = (after > 0) & (largest > 0)
         ratio = tl.where(change, tl.sqrt(squares) / tl.sqrt(tl.where(change, after, 1.0)), 1.0)
 
-    for step in range(0, last + 1):
+    for step in tl.range(0, last + 1, num_stages=STAGES):
         d = columns_of(step, last, NORM, BLOCK_D)
         inner = inside[:, None] & (d < width)[None, :]
         place = h + start[:, None] + d[None, :]
@@ -150,6 +150,9 @@ def _forward_block(
 
 
 # --- launching ---------------------------------------------------------------------------------
+
+
+Operands = tuple[Tensor, Tensor]  # down and up
 
 
 def rows(x: Tensor) -> Tensor:
@@ -174,10 +177,16 @@ def few(x: Tensor, block_t: int) -> bool:
     return x.is_cuda and cdiv(x.shape[0], block_t) < _processors(x.device.index)[0]
 
 
-def operand(parameter: Tensor, x: Tensor) -> Tensor:
-    """A factor of a product as every block of tokens reads it: in the dtype of x, to which the
-    kernels round it anyway."""
-    return parameter.to(x.dtype).contiguous()
+def operands(
+    kernel: str, down: Tensor, up: Tensor, x: Tensor, padded: int, given: Operands | None
+) -> Operands:
+    """The factors of the products as every block of tokens reads them: in the dtype of x, to which
+    the kernels round them anyway. given: where the caller has them so."""
+    if given is not None:
+        return given
+    if host(kernel, x.device, x.dtype, padded, x.shape[1])["casts"]:
+        down, up = down.to(x.dtype), up.to(x.dtype)
+    return down.contiguous(), up.contiguous()
 
 
 def programs(kernel: str, x: Tensor, padded: int, blocks: int, block_t: int, swept: int = 1) -> int:
@@ -209,8 +218,12 @@ def forward(
     norm_preserving: bool,
     eps: float,
     compute_grad: bool,
+    narrow: Operands | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """h', and with compute_grad pre [T, R] and rstd [T] in float32, else empty ones."""
+    """h', and with compute_grad pre [T, R] and rstd [T] in float32, else empty ones.
+
+    narrow: down and up in the dtype of h, where the caller has them.
+    """
     x = rows(h)
     (tokens, width), rank = x.shape, down.shape[0]
     out = h.new_empty(h.shape)
@@ -222,7 +235,7 @@ def forward(
         if few(x, options["BLOCK_T"]):
             options = narrowed(options)  # and the parameters are read by few as they are
         else:
-            down, up = operand(down, x), operand(up, x)
+            down, up = operands("steer_forward", down, up, x, padded, narrow)
         blocks = cdiv(tokens, options["BLOCK_T"])
         grid = (programs("steer_forward", x, padded, blocks, options["BLOCK_T"]),)
         forward_kernel[grid](

@@ -16,7 +16,7 @@ from torch import Tensor
 from dive.kernels.functions import activation as phi
 from dive.kernels.functions import activation_slope as phi_slope
 from dive.kernels.functions import product, rounded
-from dive.kernels.steer import columns_of, edit_of, few, marks, operand, programs, rows
+from dive.kernels.steer import Operands, columns_of, edit_of, few, marks, operands, programs, rows
 from dive.kernels.table import cdiv, configuration, narrowed, padded_rank
 
 MIB = 2**20
@@ -370,8 +370,12 @@ def backward(
     rstd: Tensor,
     activation: str,
     norm_preserving: bool,
+    narrow: Operands | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of h, down, down_bias, up, static and scale, each of its own dtype."""
+    """Gradients of h, down, down_bias, up, static and scale, each of its own dtype.
+
+    narrow: down and up in the dtype of h, where the caller has them.
+    """
     g, x = rows(grad), rows(h)
     (tokens, width), rank = x.shape, down.shape[0]
     grads = tuple(p.new_empty(p.shape) for p in (h, down, down_bias, up, static, scale))
@@ -388,7 +392,7 @@ def backward(
     if few(x, rowwise["BLOCK_T"]):
         rowwise = narrowed(rowwise)
     else:
-        down, up = operand(down, x), operand(up, x)
+        down, up = operands("steer_backward", down, up, x, padded, narrow)
     steps = (rowwise["BLOCK_T"], columnwise["BLOCK_T"])
     plan = layout(tokens, width, rank, max(steps), columnwise["BLOCK_D"])
     blocks = cdiv(plan.tokens, rowwise["BLOCK_T"])

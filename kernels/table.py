@@ -17,7 +17,15 @@ RANKS = (0, 16, 32, 64, 128)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # of sum and of product: passed to every launch, so that a build's default cannot change results
 ENABLE_FP_FUSION = True
-RESIDENTS = 2  # one has something to do while the other waits; benchmarks/tune.py tries others
+# kernels that can be told how many loads a sweep has under way of what no product takes (STAGES);
+# None: as Triton does by itself, which has one
+SWEEPING = ("cross_entropy_rows", "steer_forward")
+# what a row may say to the host and not to the kernel, and what holds where it does not:
+# residents: one has something to do while the other waits; benchmarks/tune.py tries others
+# buffers: of logits, see kernels/schedule.py
+# casts: whether parameters of float32 are rounded before a launch, or by every program
+RESIDENTS = 2
+_HOST = {"residents": RESIDENTS, "buffers": 1, "casts": 1}
 
 
 def padded_rank(rank: int) -> int:
@@ -130,7 +138,9 @@ def _row(kernel: str, capability: int, dtype: torch.dtype, padded: int, width: i
     tuned = TUNED.get((kernel, capability, str(dtype).removeprefix("torch."), padded, width))
     row = tuned or _DEFAULTS[kernel](capability, dtype == torch.float32, padded, width)
     options = {"num_stages": 2, **row, "enable_fp_fusion": ENABLE_FP_FUSION}
-    return options, options.pop("residents", RESIDENTS)
+    if kernel in SWEEPING:
+        options.setdefault("STAGES", None)
+    return options, {name: options.pop(name, value) for name, value in _HOST.items()}
 
 
 def _found(kernel: str, device: Any, dtype: torch.dtype, padded: int, width: int) -> Any:
@@ -161,4 +171,12 @@ def residents(
 ) -> int:
     """How many programs a multiprocessor should have at least, though the L2 cache may hold the
     tokens of fewer: for kernels of `dive::steer` that read their tokens more than once."""
-    return _found(kernel, device, dtype, padded, width)[1]
+    return host(kernel, device, dtype, padded, width)["residents"]
+
+
+def host(
+    kernel: str, device: torch.device | int, dtype: torch.dtype, padded: int, width: int
+) -> dict[str, int]:
+    """What the host is told: residents, buffers, casts."""
+    found: dict[str, int] = _found(kernel, device, dtype, padded, width)[1]
+    return found

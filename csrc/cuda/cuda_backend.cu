@@ -308,7 +308,7 @@ void CudaBackend::multiply(Output output, Product product, const Bytes& x, void*
   product.batch = static_cast<int>(count_);
   product.y = y;
   product.gate = spec_.gate;
-  run_product(queue_, spec_.dtype, output, product, processors_);
+  run_product(queue_, spec_.dtype, output, product, processors_, spec_.tile_plan);
 }
 
 void CudaBackend::project_heads(const LayerSpec& layer) {

@@ -97,7 +97,7 @@ template <class T, Output kOutput>
 void run(const Queue& queue, Product p, int processors) {
   const int pairs = kOutput == Output::gated ? p.parts[0].rows : (p.rows + 1) / 2;
   constexpr int kBytes = 2 * kChunksAhead<T> * kChunk * sizeof(T);
-  p.slices = slices_for(pairs, p.columns, 2 * kChunk, kBytes, processors);
+  p.slices = slices_for(pairs, p.columns, 2 * kChunk, kBytes, processors, kProductWarps);
   const int groups = kProductWarps / p.slices;
   Shape shape;
   shape.grid = dim3(static_cast<unsigned>((pairs + groups - 1) / groups));

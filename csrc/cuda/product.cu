@@ -14,15 +14,28 @@ constexpr int kUnderWay = 48 * 1024;
 
 }  // namespace
 
-int slices_for(int warps, int columns, int chunk, int bytes, int processors) {
+int slices_for(int warps, int columns, int chunk, int bytes, int processors, int most) {
   const std::int64_t wanted = static_cast<std::int64_t>(processors) * kUnderWay;
   int slices = 1;
   // a slice of fewer than two chunks of columns has nothing to overlap
-  while (slices < 8 && static_cast<std::int64_t>(warps) * slices * bytes < wanted &&
+  while (slices < most && static_cast<std::int64_t>(warps) * slices * bytes < wanted &&
          columns >= 4 * chunk * slices) {
     slices *= 2;
   }
   return slices;
+}
+
+int slices_by_waves(int warps, int columns, int chunk, int slots, int most) {
+  // in eighths of what a warp takes for a row of its own
+  const auto time = [&](int slices) {
+    const std::int64_t blocks = (static_cast<std::int64_t>(warps) * slices + most - 1) / most;
+    return (blocks + slots - 1) / slots * (8 / slices);
+  };
+  int best = 1;
+  for (int slices = 2; slices <= most && columns >= 2 * chunk * slices; slices *= 2) {
+    if (time(slices) < time(best)) best = slices;
+  }
+  return best;
 }
 
 void Product::add(const LinearSpec& linear) {
@@ -33,7 +46,8 @@ void Product::add(const LinearSpec& linear) {
   columns = static_cast<int>(linear.columns);
 }
 
-void run_product(const Queue& queue, DType dtype, Output output, Product p, int processors) {
+void run_product(const Queue& queue, DType dtype, Output output, Product p, int processors,
+                 TilePlan plan) {
   const bool tiles = dtype != DType::f32 && p.batch > 4;
   const int whole = p.batch, most = tiles ? kTileBatch : 4;
   const std::int64_t x_step = static_cast<std::int64_t>(most) * p.columns * size_of(dtype);
@@ -43,7 +57,7 @@ void run_product(const Queue& queue, DType dtype, Output output, Product p, int 
   for (int first = 0; first < whole; first += most) {
     p.batch = std::min(most, whole - first);
     if (tiles) {
-      run_tile_product(queue, dtype, output, p, processors);
+      run_tile_product(queue, dtype, output, p, processors, plan);
     } else {
       run_matvec(queue, dtype, output, p, processors);
     }

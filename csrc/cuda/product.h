@@ -41,16 +41,20 @@ struct Product {
 };
 
 // Any batch. `processors` is the device's number of multiprocessors.
-void run_product(const Queue& queue, DType dtype, Output output, Product product, int processors);
+void run_product(const Queue& queue, DType dtype, Output output, Product product, int processors,
+                 TilePlan plan);
 
 // The two kinds; a batch up to 4, and up to 64 of a 16-bit dtype.
 void run_matvec(const Queue& queue, DType dtype, Output output, Product product, int processors);
 void run_tile_product(const Queue& queue, DType dtype, Output output, Product product,
-                      int processors);
+                      int processors, TilePlan plan);
 
-// Warps that share a row's columns, a power of two up to 8: enough that the loads of all `warps`
-// times these cover the memory's latency. `chunk` columns are read at once, `bytes` a warp are
-// under way.
-int slices_for(int warps, int columns, int chunk, int bytes, int processors);
+// Warps that share a row's columns, a power of two up to `most`: enough that the loads of all
+// `warps` times these cover the memory's latency. `chunk` columns are read at once, `bytes` a warp
+// are under way.
+int slices_for(int warps, int columns, int chunk, int bytes, int processors, int most);
+
+// The same, so that blocks of `most` warps, `slots` of them at a time, end with the fewest idle.
+int slices_by_waves(int warps, int columns, int chunk, int slots, int most);
 
 }  // namespace dive::cuda

@@ -18,21 +18,29 @@ template <Output kOutput>
 constexpr int kTileOutputs = kOutput == Output::gated ? 8 : 16;
 
 // Chunks of a warp whose loads are under way.
+template <int kTiles, bool kShort>
+constexpr int kChunksAhead = kTiles == 8 || kShort ? 2 : 4;
+
+constexpr int kSmallWarps = 4;  // of a small block
+// Of a kernel with short loads ahead, which exists for 9 to 32 vectors.
 template <int kTiles>
-constexpr int kChunksAhead = kTiles == 8 ? 2 : 4;
+constexpr bool kHasShort = kTiles == 2 || kTiles == 4;
 
 // kRowTiles: tiles of 16 rows a warp, which share what is read of x: for 32 vectors and one tile
 // that is twice the weights, and more than the second cache can give while memory is read at its
-// rate. No least number of blocks is asked for: ptxas then spills where it need not.
-template <class T, int kRowTiles, int kTiles, Output kOutput>
-__global__ void __launch_bounds__(kProductWarps* kWarp) tile_product(const Product p) {
-  constexpr int kAhead = kChunksAhead<kTiles>;
+// rate. No least number of blocks is asked for: ptxas then spills where it need not. kShort: half
+// of the loads ahead, so that three small blocks find room and not two.
+template <class T, int kRowTiles, int kTiles, bool kShort, Output kOutput>
+__global__ void __launch_bounds__((kShort ? kSmallWarps : kProductWarps) * kWarp)
+    tile_product(const Product p) {
+  constexpr int kAhead = kChunksAhead<kTiles, kShort>;
   DIVE_SHARED(shared);
   float* const partial = reinterpret_cast<float*>(shared);  // [warps][4 kTiles][lanes]
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int g = lane / 4, t = lane % 4;
   const int slice = warp % p.slices;
-  const int tile = (blockIdx.x * (kProductWarps / p.slices) + warp / p.slices) * kRowTiles;
+  const int groups = static_cast<int>(blockDim.x) / kWarp / p.slices;
+  const int tile = (blockIdx.x * groups + warp / p.slices) * kRowTiles;
   // rows g and g + 8 of a tile; of gate and up, one row each
   const auto first_row = [&](int m) { return kTileOutputs<kOutput> * (tile + m) + g; };
   const auto second_row = [&](int m) {
@@ -139,42 +147,59 @@ __global__ void __launch_bounds__(kProductWarps* kWarp) tile_product(const Produ
   }
 }
 
-template <class T, int kRowTiles, int kTiles, Output kOutput>
-void run(const Queue& queue, Product p, int processors) {
+template <class T, int kRowTiles, int kTiles, bool kShort, Output kOutput>
+void run(const Queue& queue, Product p, int processors, TilePlan plan) {
   const int outputs = kOutput == Output::gated ? p.parts[0].rows : p.rows;
   const int rows = kTileOutputs<kOutput> * kRowTiles, tiles = (outputs + rows - 1) / rows;
-  constexpr int kBytes = kRowTiles * 16 * kChunksAhead<kTiles> * kChunk * sizeof(T);
-  p.slices = slices_for(tiles, p.columns, 2 * kChunk, kBytes, processors);
-  const int groups = kProductWarps / p.slices;
+  constexpr int kBytes = kRowTiles * 16 * kChunksAhead<kTiles, kShort> * kChunk * sizeof(T);
+  const bool small = plan == TilePlan::small || plan == TilePlan::small_short;
+  const int warps = small ? kSmallWarps : kProductWarps;
+  // a block of these registers has a multiprocessor to itself, but for one tile
+  const int slots = kTiles == 1 ? 2 * processors : processors;
+  p.slices = plan == TilePlan::waves
+                 ? slices_by_waves(tiles, p.columns, 2 * kChunk, slots, warps)
+                 : slices_for(tiles, p.columns, 2 * kChunk, kBytes, processors, warps);
+  const int groups = warps / p.slices;
   Shape shape;
   shape.grid = dim3(static_cast<unsigned>((tiles + groups - 1) / groups));
-  shape.threads = kProductWarps * kWarp;
-  shape.shared = p.slices > 1 ? kProductWarps * 4 * kTiles * kWarp * sizeof(float) : 0;
-  launch(queue, shape, tile_product<T, kRowTiles, kTiles, kOutput>, p);
+  shape.threads = warps * kWarp;
+  shape.shared = p.slices > 1 ? warps * 4 * kTiles * kWarp * sizeof(float) : 0;
+  launch(queue, shape, tile_product<T, kRowTiles, kTiles, kShort, kOutput>, p);
+}
+
+template <class T, int kRowTiles, int kTiles, Output kOutput>
+void run(const Queue& queue, const Product& p, int processors, TilePlan plan) {
+  if constexpr (kHasShort<kTiles>) {
+    if (plan == TilePlan::small_short) {
+      return run<T, kRowTiles, kTiles, true, kOutput>(queue, p, processors, plan);
+    }
+  }
+  run<T, kRowTiles, kTiles, false, kOutput>(queue, p, processors, plan);
 }
 
 template <class T, Output kOutput>
-void run(const Queue& queue, const Product& p, int processors) {
-  if (p.batch <= 8) return run<T, 1, 1, kOutput>(queue, p, processors);
-  if (p.batch <= 16) return run<T, 2, 2, kOutput>(queue, p, processors);
-  if (p.batch <= 32) return run<T, 2, 4, kOutput>(queue, p, processors);
-  run<T, 2, 8, kOutput>(queue, p, processors);
+void run(const Queue& queue, const Product& p, int processors, TilePlan plan) {
+  if (p.batch <= 8) return run<T, 1, 1, kOutput>(queue, p, processors, plan);
+  if (p.batch <= 16) return run<T, 2, 2, kOutput>(queue, p, processors, plan);
+  if (p.batch <= 32) return run<T, 2, 4, kOutput>(queue, p, processors, plan);
+  run<T, 2, 8, kOutput>(queue, p, processors, plan);
 }
 
 template <class T>
-void run(const Queue& queue, Output output, const Product& p, int processors) {
+void run(const Queue& queue, Output output, const Product& p, int processors, TilePlan plan) {
   switch (output) {
-    case Output::floats: return run<T, Output::floats>(queue, p, processors);
-    case Output::model: return run<T, Output::model>(queue, p, processors);
-    case Output::gated: return run<T, Output::gated>(queue, p, processors);
+    case Output::floats: return run<T, Output::floats>(queue, p, processors, plan);
+    case Output::model: return run<T, Output::model>(queue, p, processors, plan);
+    case Output::gated: return run<T, Output::gated>(queue, p, processors, plan);
   }
 }
 
 }  // namespace
 
-void run_tile_product(const Queue& queue, DType dtype, Output output, Product p, int processors) {
-  if (dtype == DType::bf16) return run<BFloat16>(queue, output, p, processors);
-  run<Half>(queue, output, p, processors);
+void run_tile_product(const Queue& queue, DType dtype, Output output, Product p, int processors,
+                      TilePlan plan) {
+  if (dtype == DType::bf16) return run<BFloat16>(queue, output, p, processors, plan);
+  run<Half>(queue, output, p, processors, plan);
 }
 
 }  // namespace dive::cuda

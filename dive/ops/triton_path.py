@@ -73,20 +73,22 @@ def _loss(*args: Any) -> tuple[Tensor, ...]:
         return cross_entropy_torch.forward(given)
     from dive.kernels.cross_entropy import row_stride
     from dive.kernels.cross_entropy_host import forward
+    from dive.kernels.table import host
 
+    buffers = host("cross_entropy_rows", hidden.device, hidden.dtype, 0, vocab)["buffers"]
     layout = plan(
         given.rows.shape[0],
         row_stride(vocab),
         torch.float32,
         hidden.device,
-        given.chunk_bytes,
+        given.chunk_bytes // buffers,
         given.teacher_hidden is not None,
         softcap=False,
         heated=False,
         fused=True,
     )
     check = functools.partial(raise_for_bad, given=given) if given.validate else None
-    results = forward(given, layout.chunk_rows, gain(hidden.dtype, vocab), check)
+    results = forward(given, layout.chunk_rows, buffers, gain(hidden.dtype, vocab), check)
     if given.validate:
         raise_for(results[8])
     return results

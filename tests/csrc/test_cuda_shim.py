@@ -7,6 +7,7 @@ kernels run thread by thread. DIVE_SLOW_TESTS=1 adds a run under the address san
 import copy
 import gc
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -204,6 +205,40 @@ def test_a_row_gives_the_same_in_batches_of_any_size(gpu, count):
             assert distance(got[:, row], want[at]) < 2e-2
 
 
+@pytest.mark.parametrize("count", [6, 9, 17, 33])
+def test_products_divided_otherwise_come_to_the_same(gpu, count, monkeypatch):
+    """Up to the order of a sum, and on few processors as on many."""
+    model = small("qwen2", torch.bfloat16, num_hidden_layers=1, intermediate_size=2312)
+    ids = random_ids(count, 2)
+    exact = all_logits(copy.deepcopy(model).float(), {"input_ids": ids}).transpose(0, 1)
+    describe, ran = spec.DecoderSpec.describe, {}
+    for plan in ("bytes", "waves", "small", "small_short"):
+        before = gpu.shim_kernels()
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                spec.DecoderSpec,
+                "describe",
+                lambda self, positions, plan=plan: describe(self, positions) | {"tile_plan": plan},
+            )
+            for processors in (4, 132):
+                gpu.shim_settings(multiprocessors=processors)
+                got = run_rows(DecodeSession(model), ids)
+                assert all(distance(got[:, row], exact[:, row]) < 2e-2 for row in range(count))
+        counts = gpu.shim_kernels()
+        ran[plan] = {name for name in counts if counts[name] > before.get(name, 0)}
+    own = ran["small_short"] - ran["small"]
+    assert len(own) == (3 if 8 < count <= 32 else 0), "kernels of their own, of all outputs"
+    assert ran["bytes"] == ran["waves"] == ran["small"]
+
+
+def test_a_division_of_products_that_there_is_not(gpu):
+    description = spec.read(small("llama")).describe(8)
+    with pytest.raises(ValueError, match="tile_plan is 'wide', want bytes, waves, small or small_"):
+        gpu.Engine(description | {"tile_plan": "wide"})
+    with pytest.raises(ValueError, match="tile_plan is of a GPU"):
+        gpu.Engine(description | {"tile_plan": "waves", "device": "cpu"})
+
+
 @pytest.mark.parametrize(
     ("count", "dtype"), [(1, torch.float32), (3, torch.bfloat16), (6, torch.float16)]
 )
@@ -287,6 +322,30 @@ def test_answers_are_those_of_the_host_engine(gpu, monkeypatch):
     want = model.generate(**batch, custom_generate=DecodeSession(model), max_new_tokens=10)
     assert gpu.shim_counts()["launches"] == launched
     assert torch.equal(got, want)
+
+
+def test_what_runs_under_a_sanitizer_launches_every_kernel(gpu, monkeypatch):
+    """In float32 and bfloat16: float16 has the same code."""
+    monkeypatch.setenv("DIVE_REHEARSE_GPU", "1")
+    monkeypatch.syspath_prepend(ROOT / "tests" / "gpu")
+    import test_gpu_decode
+
+    monkeypatch.setattr(test_gpu_decode, "TILES", True)
+    before = gpu.shim_kernels()
+    for dtype in (torch.float32, torch.bfloat16):
+        test_gpu_decode.test_every_kernel_of_the_engine(dtype)
+    launched = {n for n, count in gpu.shim_kernels().items() if count > before.get(n, 0)}
+
+    (module,) = FOLDER.glob("_C_shim*.so")
+    symbols = subprocess.check_output([find("nm"), "-C", module], text=True)
+    sources = "".join(path.read_text() for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
+    kernels = set(re.findall(r"__global__ void\s+(?:__launch_bounds__\(.*\)\s+)?(\w+)\(", sources))
+    assert len(kernels) == 7
+    every = re.findall(
+        rf"void (?:dive::cuda::\(anonymous namespace\)::)(?:{'|'.join(kernels)})<.*", symbols
+    )
+    wanted = {name for name in every if "Half" not in name}
+    assert len(wanted) > 50 and launched >= wanted, sorted(wanted - launched)
 
 
 @pytest.mark.parametrize("other", [None, 0, 1, 95])

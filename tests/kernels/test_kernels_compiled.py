@@ -14,6 +14,7 @@ pytest.importorskip("triton", reason="the kernels are Triton's")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("nothing is compiled under the interpreter", allow_module_level=True)
 
+from dive.kernels import table
 from tools import compile_kernels as aot
 
 LARGEST = [v for v in aot.steer_variants((80, 100), (torch.bfloat16,), (128,), (4096,), (True,))]
@@ -81,6 +82,31 @@ def test_a_barrier_stands_between_the_logits_and_the_gradient_on_top_of_them() -
     load = max(i for i, line in enumerate(before) if "ld.global" in line)
     label = max(i for i, line in enumerate(before) if line.startswith("$L__BB"))
     assert label < load < barrier < last, "in the loop, in this order"
+
+
+@pytest.mark.parametrize("kernel", ["cross_entropy_rows", "steer_forward"])
+def test_loads_ahead_of_a_sweep_are_asynchronous_and_spill_nothing(
+    kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which no number of stages of the launch brings about: benchmarks/suspicions.py."""
+    width, padded = (4096, 16) if kernel == "steer_forward" else (16384, 0)
+    found = {
+        "cross_entropy_rows": aot.cross_entropy_variants((90,), (torch.bfloat16,), (width,)),
+        "steer_forward": aot.steer_variants((90,), (torch.bfloat16,), (padded,), (width,)),
+    }[kernel]
+    variant = next(one for one in found if one.kernel == kernel)
+    plain = aot.build(variant).asm["ptx"].count("cp.async.c")
+    row = {k: v for k, v in variant.options.items() if k not in ("STAGES", "enable_fp_fusion")}
+    monkeypatch.setitem(table.TUNED, (kernel, 90, "bfloat16", padded, width), {**row, "STAGES": 3})
+    table._row.cache_clear()
+    try:
+        report = aot.inspect(variant)
+        ahead = aot.build(variant).asm["ptx"].count("cp.async.c")
+    finally:
+        monkeypatch.undo()
+        table._row.cache_clear()
+    assert aot.faults(variant, report) == [] and ahead > plain
+    assert plain == 0 or kernel == "steer_forward"  # whose parameters feed products
 
 
 def test_rows_of_any_vocabulary_are_read_and_written_in_vectors() -> None:

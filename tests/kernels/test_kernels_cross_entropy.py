@@ -12,6 +12,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run by test_kernels_interpreted.py", allow_module_level=True)
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ from torch import Tensor
 
 from dive import ops, reference
 from dive.kernels import cross_entropy as kernel
-from dive.kernels import table
+from dive.kernels import cross_entropy_host, schedule, table
 from dive.ops import triton_path
+from dive.ops.chunks import ChunkLayout
 
 triton_path.install("CPU")
 HALVES = (torch.float16, torch.bfloat16)
@@ -243,6 +245,65 @@ def test_chunks_and_the_order_of_rows_change_only_rounding() -> None:
     torch.testing.assert_close(turned, grads)
 
 
+class Late:
+    """A stream that begins nothing before somebody waits for it."""
+
+    def __init__(self) -> None:
+        self.held: list[tuple[int, Any]] = []
+        self.most = 0
+
+    def run(self, chunk: int, step: Any) -> None:
+        self.held.append((chunk, step))
+        self.most = max(self.most, len(self.held))
+
+    def wait(self, chunk: int) -> None:
+        while self.held and self.held[0][0] <= chunk:
+            number, step = self.held.pop(0)
+            step(number)
+
+    def close(self) -> None:
+        assert not self.held, "each is waited for"
+
+
+@pytest.mark.parametrize(
+    ("late", "teacher", "dtype"),
+    [
+        (False, True, torch.bfloat16),
+        (True, False, torch.float32),
+        (True, True, torch.bfloat16),
+    ],
+)
+def test_row_passes_beside_products_change_no_bit(
+    late: bool, teacher: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the other stream is as fast as it may be or as slow. 40 rows: the last chunk is
+    short; both ways have chunks of as many rows."""
+    monkeypatch.setattr(triton_path, "plan", lambda *_, **__: ChunkLayout(16, 1, 0))
+    given = problem(40, dtype=dtype, teacher=teacher, weights=torch.rand(40) + 0.1)
+    options = dict(KD) if teacher else {}
+    want, grads = run(ops.decisive_cross_entropy, given, None, **options)
+    row = {**table._DEFAULTS["cross_entropy_rows"](0, dtype == torch.float32, 0, V), "buffers": 2}
+    name = str(dtype).removeprefix("torch.")
+    monkeypatch.setitem(table.TUNED, ("cross_entropy_rows", 0, name, 0, 1024), {**row, "STAGES": 3})
+    table._row.cache_clear()
+    where = Late() if late else schedule.Inline()
+    seen: list[int] = []
+    monkeypatch.setattr(
+        cross_entropy_host, "aside", lambda _, buffers: seen.append(buffers) or where
+    )
+    got, others = run(ops.decisive_cross_entropy, given, None, **options)
+    with torch.no_grad():
+        quiet = ops.decisive_cross_entropy(**given, **options)
+    assert seen == [2, 2] and (not late or where.most == 2)
+    for one, other in zip(got, want, strict=True):
+        assert one is None or torch.equal(one, other)
+    assert torch.equal(quiet.loss, want.loss)
+    for one, other in zip(others, grads, strict=True):
+        assert torch.equal(one, other)
+    monkeypatch.undo()
+    table._row.cache_clear()
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_more_rows_than_a_block(reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes before and after the chunks is one program that loops over the rows."""
@@ -304,6 +365,27 @@ def test_empty_batches() -> None:
     assert result.loss == 0 and grads[0].shape == (0, D)
     padded = ops.decisive_cross_entropy(**problem(), rows=torch.tensor([-1, -1]), validate=False)
     assert padded.loss == 0
+
+
+def test_what_runs_under_a_sanitizer_launches_every_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from dive.kernels import aot
+
+    monkeypatch.setenv("DIVE_REHEARSE_GPU", "1")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "gpu")
+    import test_gpu_operators
+
+    launched = set()
+    run_kernel = InterpretedFunction.run
+
+    def run_noted(self: Any, *args: Any, **options: Any) -> Any:
+        launched.add(self.fn.__name__)
+        return run_kernel(self, *args, **options)
+
+    monkeypatch.setattr(InterpretedFunction, "run", run_noted)
+    test_gpu_operators.test_every_kernel_of_the_operators()
+    assert launched == {one.fn.__name__ for one in aot._KERNELS.values()}
 
 
 def test_operators_hold_their_contracts() -> None:

@@ -149,15 +149,49 @@ def test_few_tokens_come_in_small_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_parameters_that_come_in_the_streams_dtype_change_no_bit(
     dtype: torch.dtype, norm_preserving: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernels round what is float32 to it anyway, block by block."""
+    """The kernels round what is float32 to it anyway, block by block: so none does where the table
+    says that no copy is to be made, and the backward pass may be given those of the forward."""
     args = inputs(40, 37, 3, dtype)
     upstream, options = torch.randn(40, 37).to(dtype), {"norm_preserving": norm_preserving}
     want = results(ops.steer, args, upstream, **options)
-    assert steer.operand(args[1], args[0]).dtype == dtype and want[2].dtype == torch.float32
-    for module in (steer, steer_backward):
-        monkeypatch.setattr(module, "operand", lambda parameter, x: parameter)
+    x, down, _, up, *_ = (one.detach() for one in args)
+    narrow = steer.operands("steer_forward", down, up, x, 16, None)
+    assert {one.dtype for one in narrow} == {dtype} and want[2].dtype == torch.float32
+    assert steer.operands("steer_forward", down, up, x, 16, narrow) is narrow
+    given = [one.detach() for one in args]
+    out, pre, rstd = steer.forward(*given, None, "silu", norm_preserving, 1e-6, True, narrow)
+    assert torch.equal(out, want[0])
+    saved = steer_backward.backward(
+        upstream, *given, None, pre, rstd, "silu", norm_preserving, narrow
+    )
+    for got, brought in zip(saved, want[1:], strict=True):
+        assert got.dtype == brought.dtype and torch.equal(got, brought)
+    for kernel in ("steer_forward", "steer_backward"):
+        row = table._DEFAULTS[kernel](0, False, 16, 37)
+        name = str(dtype).removeprefix("torch.")
+        monkeypatch.setitem(table.TUNED, (kernel, 0, name, 16, 1024), {**row, "casts": 0})
+    table._row.cache_clear()
+    assert steer.operands("steer_forward", down, up, x, 16, None)[0] is down
     for got, brought in zip(results(ops.steer, args, upstream, **options), want, strict=True):
         assert torch.equal(got, brought)
+    monkeypatch.undo()
+    table._row.cache_clear()
+
+
+@pytest.mark.parametrize("norm_preserving", [False, True])
+def test_loads_ahead_of_a_sweep_change_no_bit(
+    norm_preserving: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = inputs(40, 300, 3, torch.bfloat16)
+    want = ops.steer(*args, norm_preserving=norm_preserving)
+    row = table._DEFAULTS["steer_forward"](0, False, 16, 300)
+    monkeypatch.setitem(
+        table.TUNED, ("steer_forward", 0, "bfloat16", 16, 1024), {**row, "STAGES": 3}
+    )
+    table._row.cache_clear()
+    assert torch.equal(ops.steer(*args, norm_preserving=norm_preserving), want)
+    monkeypatch.undo()
+    table._row.cache_clear()
 
 
 @pytest.mark.parametrize("norm_preserving", [False, True])

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cuda/shim/kernel_name.h"
 #include "cuda/shim/state.h"
 
 using namespace dive::cuda::shim;
@@ -34,6 +35,7 @@ void replay(const Operations& operations) {
       if (launch == nullptr || (j > i && !launch->overlap)) break;
       if (begun[j] != nullptr) continue;
       ++state().counts.launches;
+      ++state().kernels[launch->kernel];
       begun[j] = std::make_unique<Running>(*launch);
       begun[j]->prologue();
     }
@@ -88,6 +90,13 @@ cudaError_t run_or_record(cudaStream_t stream, std::variant<Launch, Work> operat
 }
 
 Counts counts() { return state().counts; }
+
+std::map<std::string, std::size_t> kernels() {
+  const std::lock_guard lock(state().busy);
+  std::map<std::string, std::size_t> named;
+  for (const auto& [kernel, launches] : state().kernels) named[name_of_kernel(kernel)] += launches;
+  return named;
+}
 
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   const std::lock_guard lock(state().busy);

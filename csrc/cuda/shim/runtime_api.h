@@ -6,6 +6,8 @@
 #pragma once
 
 #include <cstddef>
+#include <map>
+#include <string>
 
 #include "cuda/shim/fibers.h"
 
@@ -134,6 +136,9 @@ struct Counts {
   std::size_t graphs = 0;       // launches of graphs
 };
 Counts counts();
+
+// The kernels that have run, by name, and how often.
+std::map<std::string, std::size_t> kernels();
 
 }  // namespace dive::cuda::shim
 

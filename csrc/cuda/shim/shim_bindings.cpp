@@ -1,5 +1,7 @@
 #include "cuda/shim/shim_bindings.h"
 
+#include <pybind11/stl.h>
+
 #include <string>
 
 #include "cuda/shim/runtime_api.h"
@@ -41,6 +43,7 @@ void bind_shim(py::module_& module) {
              py::arg("multiprocessors") = first.multiprocessors, py::arg("memory") = first.memory,
              py::arg("ahead") = first.ahead);
   module.def("shim_counts", &count);
+  module.def("shim_kernels", &kernels);
 }
 
 }  // namespace dive::cuda::shim

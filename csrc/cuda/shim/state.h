@@ -25,6 +25,7 @@ struct State {
   std::recursive_mutex busy;  // the fibers of one launch at a time
   cudaError_t last = cudaSuccess;
   Counts counts;
+  std::map<const void*, std::size_t> kernels;  // launches of each
   std::map<std::uintptr_t, std::size_t> allocations;
   std::deque<std::pair<void*, std::size_t>> freed;  // kept for a while, so that its use is seen
   std::size_t freed_bytes = 0;

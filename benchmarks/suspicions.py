@@ -1,0 +1,460 @@
+"""What a reading of the kernels suspects, each as a comparison that one call on a GPU answers.
+
+    python -m benchmarks.suspicions [NAME ...] [--seconds 240] [--out FILE]
+
+Every way is first held against dive.reference (against transformers where it decodes), then the
+ways are timed in turns. A JSON line for each suspicion, as it comes, on the output and in FILE; a
+table last. `keep A`: the first way, which is the default, is within 2% of the best or better; `take
+B` names a way that is faster by 2% at least, by the whole 95% interval of the ratios of single
+rounds; `undecided` is neither. DIVE_BENCH_TOY=1 walks through all of it on a CPU, under Triton's
+interpreter, and says what that cannot run.
+
+A way is a row of the table (kernels/table.py), a size of chunks, a graph, or the engine's
+`tile_plan`. What the compilers make of it for sm_90 is said with it: registers a thread and shared
+memory a program by Triton 3.6 (bfloat16, rank 16, no teacher) and nvcc 13.0. Nothing spills.
+"""
+
+import argparse
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+TOY = os.environ.get("DIVE_BENCH_TOY") == "1"
+if TOY:
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from benchmarks import timing, tune  # noqa: E402
+from dive import ops, reference  # noqa: E402
+from dive.bench.case import off  # noqa: E402
+from dive.bench.peers import Problem  # noqa: E402
+from dive.bench.timing import (  # noqa: E402
+    Call,
+    gpu_seconds,
+    interval,
+    repeats_for,
+    turns,
+    wall_seconds,
+)
+
+ROUNDS = 1 if TOY else 15
+GAIN = 0.98  # a ratio below it is worth a change
+FAR = 0.02  # a distance from the reference above it is a fault; bfloat16 leaves less than 1%
+DTYPE = torch.bfloat16
+UNIT = 64 if TOY else 1 << 20  # of chunk_bytes: toy chunks have a few rows
+# tokens, width, vocabulary, live; tokens, width, rank
+SIZES = (34, 16, 128, 34) if TOY else (4096, 4096, 128256, 4096)
+STREAM = (8, 64, 4) if TOY else (16384, 4096, 16)
+BATCH = 2 if TOY else 32
+CONTEXT, STEPS = (6, 4) if TOY else (128, 64)
+
+
+class NotHere(Exception):
+    """Why this machine cannot answer."""
+
+
+@dataclass
+class Trial:
+    """Ways to do one thing, the default first."""
+
+    compares: str
+    ways: dict[str, Call]
+    changes: dict[str, str] = field(default_factory=dict)  # what a way is, for who reads the result
+    off: dict[str, float] = field(default_factory=dict)  # distance from the reference
+    seconds: Callable[[Call], Callable[[], float]] | None = None  # None: events on the GPU
+    choice: bool = True  # whether there is a default to keep or change
+
+
+Row = dict[str, Any]
+_now: list[Any] = [None]  # the rows that are in the table
+
+
+def taking(rows: dict[str, Row], call: Call, width: int, rank: int = 0) -> Call:
+    """The call with these rows of the table, by kernel; what they do not say is as it was."""
+
+    def run() -> object:
+        if _now[0] is not rows:
+            forget()
+            for kernel, row in rows.items():
+                key = tune.key_of(kernel, DTYPE, rank, width)
+                tune.set_row(key, default_row(kernel, width, rank) | row)
+            _now[0] = rows
+        return call()
+
+    return run
+
+
+def default_row(kernel: str, width: int, rank: int) -> Row:
+    _, capability, _, padded, bucket = tune.key_of(kernel, DTYPE, rank, width)
+    return dict(tune.table._DEFAULTS[kernel](capability, False, padded, bucket))
+
+
+def forget() -> None:
+    """The table is as the tree has it."""
+    tune.tuned.TUNED.clear()
+    tune.tuned.TUNED.update(TREE)
+    tune.table._row.cache_clear()
+    _now[0] = None
+
+
+TREE = dict(tune.tuned.TUNED)
+
+
+def graphed(call: Call) -> Call:
+    """Replays of a CUDA graph of it, which the host takes next to no time for."""
+    if tune.DEVICE.type != "cuda":
+        return call
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = call()
+    return lambda: (graph.replay(), kept)[0]
+
+
+# --- the loss ----------------------------------------------------------------------------------
+
+
+def loss_ways(compares: str, ways: dict[str, tuple[int, Row, str]]) -> Trial:
+    """ways: chunk_bytes in MiB, what the row pass's row says, and what that is."""
+    p = Problem.random(*SIZES, DTYPE, tune.DEVICE)
+    given = (p.hidden, p.head, p.targets, p.weights)
+
+    def gradient(chunk: int) -> Tensor:
+        p.hidden.grad = None
+        ops.decisive_cross_entropy(*given, rows=p.rows, chunk_bytes=chunk * UNIT).loss.backward()
+        assert p.hidden.grad is not None
+        return p.hidden.grad
+
+    reference.decisive_cross_entropy(*given).loss.backward()
+    assert p.hidden.grad is not None
+    want = p.hidden.grad.clone()
+    trial = Trial(compares, {})
+    for name, (chunk, row, what) in ways.items():
+        rows = {"cross_entropy_rows": row} if row else {}
+        trial.ways[name] = taking(rows, partial(gradient, chunk), SIZES[2])
+        trial.changes[name] = what
+        trial.off[name] = off(trial.ways[name](), want)  # type: ignore[arg-type]
+    return trial
+
+
+def loss_chunks() -> Trial:
+    """Chunks of 256 MiB have 64 tiles of the second product for 132 multiprocessors."""
+    sizes = (256, 128, 512, 1024, 2048)
+    return loss_ways(
+        "chunk_bytes of the loss, forward and backward",
+        {f"{one} MiB": (one, {}, f"{one * UNIT} bytes of logits at a time") for one in sizes},
+    )
+
+
+def loss_overlap() -> Trial:
+    """The row pass waits for the product, and the next product for it."""
+    two: Row = {"buffers": 2}
+    return loss_ways(
+        "row pass of a chunk beside the product of the next, on a second stream",
+        {
+            "256 MiB": (256, {}, "one buffer: the default"),
+            "1024 MiB": (1024, {}, "one buffer"),
+            "256 MiB, two buffers": (256, two, "of half the bytes each"),
+            "512 MiB, two buffers": (512, two, "of half the bytes each"),
+            "1024 MiB, two buffers": (1024, two, "of half the bytes each"),
+        },
+    )
+
+
+def row_pass() -> Trial:
+    """The sweeps have one load under way a thread: load, barrier, store."""
+    call, width = tune.loss_call("cross_entropy_rows", DTYPE, SIZES[2]), SIZES[2]
+    few = {"BLOCK": 2048, "num_warps": 8}
+    ways: dict[str, tuple[Row, str]] = {
+        "A": ({}, "no cp.async; 48 registers, two programs of 16 warps a multiprocessor"),
+        "2 stages": ({"STAGES": 2}, "cp.async; 50 registers, 16 KiB shared: two programs"),
+        "3 stages": (
+            {"STAGES": 3},
+            "cp.async; 61 registers, 32 KiB shared: two (Triton 3.9: 75, one)",
+        ),
+        "3 stages, 8 warps": (
+            {"STAGES": 3, **few},
+            "cp.async; 57 registers, 16 KiB shared: four programs of 8 warps",
+        ),
+        "8 warps": (few, "no cp.async"),
+    }
+    checked = loss_ways("", {n: (256, row, "") for n, (row, _) in ways.items()})
+    rows = {n: {"cross_entropy_rows": row} if row else {} for n, (row, _) in ways.items()}
+    return Trial(
+        f"loads ahead in the row pass, {tune.CHUNK} rows of logits alone",
+        {name: taking(rows[name], call, width) for name in ways},
+        {name: what for name, (_, what) in ways.items()},
+        checked.off,
+    )
+
+
+# --- steering ----------------------------------------------------------------------------------
+
+
+def stream(dtype: torch.dtype, tokens: int = STREAM[0]) -> list[Tensor]:
+    """h and the parameters, those of the given dtype."""
+    _, width, rank = STREAM
+    torch.manual_seed(0)
+    h = torch.randn(tokens, width, device=tune.DEVICE).to(DTYPE)
+    shapes = ((rank, width), (rank,), (width, rank), (width,), ())
+    drawn = [torch.randn(shape, device=tune.DEVICE).mul_(0.1).to(dtype) for shape in shapes]
+    return [h, *drawn]
+
+
+def sweep() -> Trial:
+    """The loads of h in the second sweep wait for each other."""
+    given, (_, width, rank) = stream(DTYPE), STREAM
+    want = reference.steer(*given)
+    trial = Trial("loads ahead in the second sweep of steer forward, each as a graph", {})
+    for stages, what in (
+        (None, "two ld.global.v4 an iteration, no cp.async of h; 64 registers, 18 KiB"),
+        (2, "h by cp.async, a third fewer barriers; 68 registers, 18 KiB"),
+        (3, "h by cp.async; 68 registers, 18 KiB"),
+        (4, "h by cp.async; 22 KiB"),
+    ):
+        name = "A" if stages is None else f"{stages} stages"
+        rows = {} if stages is None else {"steer_forward": {"STAGES": stages}}
+        call = taking(rows, lambda: ops.steer(*given), width, rank)
+        trial.off[name] = off(call(), want)  # type: ignore[arg-type]
+        trial.ways[name], trial.changes[name] = graphed(call), what
+    return trial
+
+
+def casts() -> Trial:
+    """An adapter of float32 is rounded twice a forward and twice a backward."""
+    given, (_, width, rank) = stream(torch.float32), STREAM
+    h, down, _bias, up, *_ = given
+    upstream = torch.randn_like(h)
+    rest = ("silu", False)
+
+    def both(saved: bool) -> tuple[Tensor, ...]:
+        narrow = (down.to(DTYPE), up.to(DTYPE)) if saved else None
+        out, pre, rstd = tune.steer.forward(*given, None, *rest, 1e-6, True, narrow)
+        back = tune.steer_backward.backward(upstream, *given, None, pre, rstd, *rest, narrow=narrow)
+        return out, *back
+
+    wanted = [one.clone().requires_grad_() for one in given]
+    result = reference.steer(*wanted)
+    want = [result.detach(), *torch.autograd.grad(result, wanted, upstream)]
+    wide: dict[str, Row] = {"steer_forward": {"casts": 0}, "steer_backward": {"casts": 0}}
+    trial = Trial("what an adapter of float32 costs, forward and backward, each as a graph", {})
+    for name, rows, saved, what in (
+        ("A", {}, False, "copies in the dtype of h, made in either pass: four small kernels"),
+        ("saved", {}, True, "the backward pass takes the forward's copies: two"),
+        ("as they are", wide, False, "every program reads float32 and rounds it: none"),
+    ):
+        call = taking(rows, partial(both, saved), width, rank)
+        found: Any = call()
+        trial.off[name] = max(off(one, other) for one, other in zip(found, want, strict=True))
+        trial.ways[name], trial.changes[name] = graphed(call), what
+    return trial
+
+
+def host_time(tokens: int) -> Trial:
+    """A call of steer takes the host longer than the GPU where tokens are few."""
+    given = [one.requires_grad_() for one in stream(torch.float32, tokens)]
+    upstream = torch.randn_like(given[0])
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return ops.steer(*given)
+
+    def both() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(ops.steer(*given), given, upstream)
+
+    want = reference.steer(*given).detach()
+    trial = Trial(f"steer, {tokens} tokens: calls, and replays of their graph", {}, choice=False)
+    trial.off["forward"] = off(forward(), want)
+    for name, call in (("forward", forward), ("forward+backward", both)):
+        trial.ways[name], trial.ways[f"{name}, graph"] = call, graphed(call)
+    return trial
+
+
+# --- decoding ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def planned(plan: str) -> Iterator[None]:
+    """Sessions that are made meanwhile divide their products so; a CPU has no tiles to divide."""
+    from dive.decode.spec import DecoderSpec
+
+    describe = DecoderSpec.describe
+
+    def described(self: Any, positions: int) -> dict[str, Any]:
+        more = {"tile_plan": plan} if tune.DEVICE.type == "cuda" else {}
+        return describe(self, positions) | more
+
+    with mock.patch.object(DecoderSpec, "describe", described):
+        yield
+
+
+def tile_plans() -> Trial:
+    """Batch 32: blocks of 254 registers a thread leave a multiprocessor one; gate and up have 112
+    of them for 132 multiprocessors, and query, key and value 1.45 waves."""
+    from dive.bench.decoders import build
+    from dive.decode import DecodeSession
+
+    on = tune.DEVICE
+    model = build("Llama-3-8B", DTYPE, on, context=CONTEXT + STEPS + 64, toy=TOY)
+    ids = torch.randint(5, model.config.vocab_size, (BATCH, CONTEXT), device=on)
+    given = {"attention_mask": torch.ones_like(ids), "do_sample": False}
+    theirs = model.generate(ids, **given, max_new_tokens=2)[:, CONTEXT:]
+    trial = Trial(f"division of the tile products, a step of {BATCH} sequences", {})
+    for plan, what in {
+        "bytes": "8 warps, 254 registers, bytes under way alone decide how many share a row",
+        "waves": "the same kernel, by waves: gate and up 896 blocks of 8 warps a row",
+        "small": "the same kernel in blocks of 4 warps, two a multiprocessor",
+        "small_short": "4 warps, 168 to 174 registers, half of the loads ahead, three of them",
+    }.items():
+        with planned(plan):
+            session = DecodeSession(model)
+            chosen = session.plan(**given, max_new_tokens=STEPS)
+            if chosen.engine != "dive._C":
+                raise NotHere(f"the engine does not run: {chosen.reason}")
+            own = session.generate(ids, **given, max_new_tokens=2)[:, CONTEXT:]
+        # the first token is the prompt's; the weights are random, so that a few tokens are ties
+        same = own[:, 0] == theirs[:, 0]
+        trial.off[plan] = float((own[same, 1] != theirs[same, 1]).float().mean()) * FAR / 0.4
+        trial.ways[plan] = partial(session.generate, ids, **given, max_new_tokens=STEPS)
+        trial.changes[plan] = what
+    once = partial(session.generate, ids, **given, max_new_tokens=1)
+    prompt = min(wall_seconds(once, on) for _ in range(3))
+
+    def step(call: Call) -> Callable[[], float]:
+        return lambda: (wall_seconds(call, on) - prompt) / (STEPS - 1)
+
+    trial.seconds = step
+    return trial
+
+
+SUSPICIONS: dict[str, Callable[[], Trial]] = {
+    "loss-chunks": loss_chunks,
+    "loss-overlap": loss_overlap,
+    "row-pass": row_pass,
+    "steer-sweep": sweep,
+    "steer-casts": casts,
+    "steer-host": partial(host_time, STREAM[0]),
+    "steer-host-2048": partial(host_time, 8 if TOY else 2048),
+    "tile-plans": tile_plans,
+}
+
+
+def verdict(ratios: dict[str, list[float]]) -> str:
+    """ratios: of each way but the first, median and interval of its time over the first's."""
+    best = min(ratios, key=lambda name: ratios[name][0])
+    _, low, high = ratios[best]
+    if high < GAIN:
+        return f"take {best}"
+    return "keep A" if low >= GAIN else "undecided"
+
+
+def measure(name: str, until: float) -> dict[str, Any]:
+    """A suspicion's result."""
+    started = time.monotonic()
+    trial = SUSPICIONS[name]()
+    found: dict[str, Any] = {"suspicion": name, "compares": trial.compares}
+    wrong = {way: far for way, far in trial.off.items() if not far <= FAR}
+    found |= {"changes": trial.changes, "off": {w: round(x, 5) for w, x in trial.off.items()}}
+    ways = {way: call for way, call in trial.ways.items() if way not in wrong}
+    if wrong:
+        found["wrong"] = f"further than {FAR:.0%} from the reference: {', '.join(wrong)}"
+    first = next(iter(trial.ways))
+    if first in wrong or len(ways) < 2:
+        return found | {"verdict": "wrong"}
+    found["prepared"] = round(time.monotonic() - started, 1)
+    taken = turns(watches(trial, ways), ROUNDS, until=until)
+    found["us"] = {w: [round(1e6 * x, 1) for x in interval(v)] for w, v in taken.items()}
+    found["rounds"] = len(taken[first])
+    found["ratio"] = {
+        way: [
+            round(x, 4) for x in interval([a / b for a, b in zip(own, taken[first], strict=True)])
+        ]
+        for way, own in taken.items()
+        if way != first
+    }
+    if TOY:
+        found["verdict"] = f"ran {len(ways)} ways; toy sizes decide nothing"
+    else:
+        found["verdict"] = verdict(found["ratio"]) if trial.choice else "for information"
+    return found
+
+
+def watches(trial: Trial, ways: dict[str, Call]) -> dict[str, Callable[[], float]]:
+    if trial.seconds is not None:
+        return {name: trial.seconds(call) for name, call in ways.items()}
+    if tune.DEVICE.type != "cuda":
+        return {name: partial(wall_seconds, call, tune.DEVICE) for name, call in ways.items()}
+    return {name: partial(gpu_seconds, call, repeats_for(call, 50)) for name, call in ways.items()}
+
+
+def told(found: dict[str, Any]) -> str:
+    """The table's lines of a result."""
+    head = f"{found['suspicion']:<16} {found.get('verdict') or 'not run: ' + found['not run']}"
+    lines = [head + (f" ({found['wrong']})" if "wrong" in found else "")]
+    for way, (median, low, high) in found.get("us", {}).items():
+        ratio = found["ratio"].get(way)
+        beside = "" if ratio is None else f"  {ratio[0]:.3f} [{ratio[1]:.3f}, {ratio[2]:.3f}]"
+        lines.append(f"  {way:<24} {median:>10.1f} us [{low:.1f}, {high:.1f}]{beside}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SUSPICIONS))
+    parser.add_argument("--seconds", type=float, default=240, help="for all of them together")
+    parser.add_argument("--out", type=Path, help="JSON lines, beside the output")
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in SUSPICIONS]
+    if unknown:
+        parser.error(f"{', '.join(unknown)}: want some of {', '.join(SUSPICIONS)}")
+    if tune.DEVICE.type == "cuda" and not torch.cuda.is_available():
+        print("needs a CUDA device; DIVE_BENCH_TOY=1 walks through it without one")
+        return 1
+    if TOY:
+        from dive.ops import triton_path
+
+        triton_path.install("CPU")
+    names = options.names or list(SUSPICIONS)
+    end, results = time.monotonic() + options.seconds, []
+    for position, name in enumerate(names):
+        now = time.monotonic()
+        if now > end:
+            found: dict[str, Any] = {"suspicion": name, "not run": "no time was left"}
+        else:
+            try:
+                found = measure(name, now + (end - now) / (len(names) - position))
+            except Exception as error:
+                text = " ".join(str(error).split())
+                found = {"suspicion": name, "not run": f"{type(error).__name__}: {text}"[:400]}
+        forget()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        results.append(found)
+        line = json.dumps(found | timing.machine(tune.DEVICE))
+        print(line, flush=True)
+        if options.out is not None:
+            with options.out.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+    print("\n".join(told(found) for found in results))
+    return 1 if any(found.get("verdict") == "wrong" for found in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
