@@ -9,7 +9,7 @@ B` names a way that is faster by 2% at least, by the whole 95% interval of the r
 rounds; `undecided` is neither. DIVE_BENCH_TOY=1 walks through all of it on a CPU, under Triton's
 interpreter, and says what that cannot run.
 
-A way is a row of the table (kernels/table.py), a size of chunks, a graph, or the engine's
+A way is a row of the table (kernels/launch_table.py), a size of chunks, a graph, or the engine's
 `tile_plan`. What the compilers make of it for sm_90 is said with it: registers a thread and shared
 memory a program by Triton 3.6 (bfloat16, rank 16, no teacher) and nvcc 13.0. Nothing spills.
 """

@@ -29,7 +29,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks import timing  # noqa: E402
-from dive.kernels import cross_entropy, steer, steer_backward, table, tuned  # noqa: E402
+from dive.kernels import cross_entropy_rows, launch_table, steer, steer_backward, tuned  # noqa: E402
 
 DEVICE = torch.device("cpu" if TOY else "cuda")
 TOKENS = 8 if TOY else 16384
@@ -37,7 +37,7 @@ CHUNK = 2 if TOY else 512  # rows of logits
 WIDTHS = (64,) if TOY else (2048, 4096, 8192)
 VOCABULARY = 1200 if TOY else 128256
 RANKS = (3,) if TOY else (0, 16, 32, 64, 128)
-DTYPES = (torch.bfloat16,) if TOY else table.DTYPES
+DTYPES = (torch.bfloat16,) if TOY else launch_table.DTYPES
 FINALISTS = 8
 
 
@@ -80,11 +80,11 @@ def loss_call(kernel: str, dtype: torch.dtype, width: int) -> Callable[[], objec
         factors = torch.ones(TOKENS, device=DEVICE)
         rows = torch.arange(TOKENS, device=DEVICE)
         grad = torch.ones((), device=DEVICE)
-        return lambda: cross_entropy.backward(grad, rows, stored, factors, factors, TOKENS)
+        return lambda: cross_entropy_rows.backward(grad, rows, stored, factors, factors, TOKENS)
 
     vocab = VOCABULARY
-    logits = torch.randn(CHUNK, cross_entropy.row_stride(vocab), device=DEVICE)
-    gradient = cross_entropy.gradient_view(logits, vocab, dtype)
+    logits = torch.randn(CHUNK, cross_entropy_rows.row_stride(vocab), device=DEVICE)
+    gradient = cross_entropy_rows.gradient_view(logits, vocab, dtype)
 
     def vector(kind: torch.dtype = torch.float32) -> Tensor:
         return torch.ones(CHUNK, device=DEVICE, dtype=kind)
@@ -93,7 +93,7 @@ def loss_call(kernel: str, dtype: torch.dtype, width: int) -> Callable[[], objec
     results = (vector(), vector(), vector(torch.int64), vector())
     given = (vector(torch.int64), marks, vector(), vector(), marks, results, vocab, None, 1.0)
     # what the last call left in the buffer is as good a set of logits as any
-    return lambda: cross_entropy.turn_into_gradient(logits, None, None, gradient, *given)
+    return lambda: cross_entropy_rows.turn_into_gradient(logits, None, None, gradient, *given)
 
 
 def keys(arguments: argparse.Namespace) -> Iterator[tuple[str, torch.dtype, int, int]]:
@@ -117,16 +117,16 @@ def keys(arguments: argparse.Namespace) -> Iterator[tuple[str, torch.dtype, int,
 
 def key_of(kernel: str, dtype: torch.dtype, rank: int, width: int) -> tuple[Any, ...]:
     """In the table."""
-    capability = table._capability(DEVICE.index) if DEVICE.type == "cuda" else 0
+    capability = launch_table._capability(DEVICE.index) if DEVICE.type == "cuda" else 0
     name = str(dtype).removeprefix("torch.")
-    return kernel, capability, name, table.padded_rank(rank), table.bucket(width)
+    return kernel, capability, name, launch_table.padded_rank(rank), launch_table.bucket(width)
 
 
 def set_row(key: tuple[Any, ...], row: dict[str, int] | None) -> None:
     tuned.TUNED.pop(key, None)
     if row is not None:
         tuned.TUNED[key] = row
-    table._row.cache_clear()
+    launch_table._row.cache_clear()
 
 
 def tune(
@@ -181,7 +181,7 @@ def tune(
 
 def write() -> None:
     """The table among the results, and on a GPU in its place."""
-    path = Path(table.__file__).with_name("tuned.py")
+    path = Path(launch_table.__file__).with_name("tuned.py")
     head = path.read_text().split("TUNED:", 1)[0]
     body = pprint.pformat(tuned.TUNED, width=96, sort_dicts=True)
     text = f"{head}TUNED: dict[tuple[str, int, str, int, int], dict[str, Any]] = {body}\n"
@@ -205,7 +205,7 @@ def main() -> int:
         return 1
     record = timing.Record(
         f"{timing.short_name(DEVICE)}-tune",
-        {"what": "rows of kernels/table.py", "rounds": arguments.rounds},
+        {"what": "rows of kernels/launch_table.py", "rounds": arguments.rounds},
         DEVICE,
         **timing.options_of(arguments),
     )

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dive.kernels import cross_entropy as kernel
-from dive.kernels.bookkeeping import finish, gather, prepare
+from dive.kernels import cross_entropy_rows as kernel
+from dive.kernels.cross_entropy_entries import finish, gather, prepare
+from dive.kernels.launch_table import cdiv
 from dive.kernels.schedule import aside, in_turns
-from dive.kernels.table import cdiv
 
 if TYPE_CHECKING:  # the type alone: kernels know nothing of dive.ops
     from dive.ops.loss_arguments import LossArguments

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dive.kernels.functions import activation as phi
 from dive.kernels.functions import product, rounded
-from dive.kernels.table import cdiv, configuration, host, narrowed, padded_rank, residents
+from dive.kernels.launch_table import cdiv, configuration, host, narrowed, padded_rank, residents
 
 
 @triton.jit

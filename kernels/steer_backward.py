@@ -16,8 +16,8 @@ from torch import Tensor
 from dive.kernels.functions import activation as phi
 from dive.kernels.functions import activation_slope as phi_slope
 from dive.kernels.functions import product, rounded
+from dive.kernels.launch_table import cdiv, configuration, narrowed, padded_rank
 from dive.kernels.steer import Operands, columns_of, edit_of, few, marks, operands, programs, rows
-from dive.kernels.table import cdiv, configuration, narrowed, padded_rank
 
 MIB = 2**20
 WORKSPACE_BYTES = 64 * MIB

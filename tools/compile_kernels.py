@@ -21,8 +21,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dive.errors.checks import ACTIVATIONS
-from dive.kernels import bookkeeping, cross_entropy, steer, steer_backward
-from dive.kernels.table import BUCKETS, DTYPES, RANKS, configuration, narrowed
+from dive.kernels import cross_entropy_entries, cross_entropy_rows, steer, steer_backward
+from dive.kernels.launch_table import BUCKETS, DTYPES, RANKS, configuration, narrowed
 
 ARCHITECTURES = (80, 90, 100)
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # that one program may have
@@ -94,11 +94,11 @@ _KERNELS = {
     "steer_backward": steer_backward.backward_kernel,
     "steer_parameters": steer_backward.parameters_kernel,
     "steer_reduce": steer_backward.reduce_kernel,
-    "cross_entropy_prepare": bookkeeping.prepare_kernel,
-    "cross_entropy_gather": bookkeeping.gather_kernel,
-    "cross_entropy_rows": cross_entropy.rows_kernel,
-    "cross_entropy_finish": bookkeeping.finish_kernel,
-    "cross_entropy_scale": cross_entropy.scale_kernel,
+    "cross_entropy_prepare": cross_entropy_entries.prepare_kernel,
+    "cross_entropy_gather": cross_entropy_entries.gather_kernel,
+    "cross_entropy_rows": cross_entropy_rows.rows_kernel,
+    "cross_entropy_finish": cross_entropy_entries.finish_kernel,
+    "cross_entropy_scale": cross_entropy_rows.scale_kernel,
 }
 # pointers of the dtype of the stream; what stands nowhere here is float32
 _STREAMS: dict[str, tuple[str, ...]] = {
@@ -173,7 +173,7 @@ def cross_entropy_variants(
             yield Variant(kernel, architecture, dtype, 0, width, flags)
 
 
-def bookkeeping_variants(
+def entries_variants(
     architectures: tuple[int, ...], more: tuple[bool, ...] = (True, False), even: bool = True
 ) -> Iterator[Variant]:
     """What is one program a call: the same code for every dtype and size. more: with a teacher and
@@ -194,7 +194,7 @@ def whole_table() -> list[Variant]:
     for variant in itertools.chain(
         steer_variants(ARCHITECTURES, DTYPES, RANKS, BUCKETS),
         cross_entropy_variants(ARCHITECTURES, DTYPES, BUCKETS),
-        bookkeeping_variants(ARCHITECTURES),
+        entries_variants(ARCHITECTURES),
         # the other options of the code, once
         steer_variants(ARCHITECTURES, DTYPES, RANKS, BUCKETS[:1], more=(False,)),
         # float32 has no other code for few tokens

@@ -55,7 +55,7 @@ def beside_a_copy(make: Callable[[bool], Callable[[], object]], mode: str) -> di
 
 
 def tuning() -> dict[str, Any]:
-    """Rows of kernels/table.py for the forward, a few of them, in turns."""
+    """Rows of kernels/launch_table.py for the forward, a few of them, in turns."""
     from benchmarks import tune
 
     # reading a number off the arrays of its interpreter is an error from NumPy 2.5 on

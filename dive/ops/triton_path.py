@@ -71,9 +71,9 @@ def _loss(*args: Any) -> tuple[Tensor, ...]:
     hidden, vocab = given.hidden, given.lm_head.shape[0]
     if hidden.dtype == torch.float64:
         return cross_entropy_torch.forward(given)
-    from dive.kernels.cross_entropy import row_stride
     from dive.kernels.cross_entropy_host import forward
-    from dive.kernels.table import host
+    from dive.kernels.cross_entropy_rows import row_stride
+    from dive.kernels.launch_table import host
 
     buffers = host("cross_entropy_rows", hidden.device, hidden.dtype, 0, vocab)["buffers"]
     layout = plan(
@@ -99,6 +99,6 @@ def _loss_backward(
 ) -> tuple[Tensor, Tensor]:
     if stored.dtype == torch.float64:
         return cross_entropy_torch.backward(grad, rows, stored, row_scale, weight_slope, total)
-    from dive.kernels.cross_entropy import backward
+    from dive.kernels.cross_entropy_rows import backward
 
     return backward(grad, rows, stored, row_scale, weight_slope, total)

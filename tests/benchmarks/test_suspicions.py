@@ -12,7 +12,8 @@ from triton_interpreter import need_an_interpreter
 pytest.importorskip("triton", reason="the kernels are Triton's")
 
 from benchmarks import suspicions
-from dive.kernels import table, tuned
+from dive.kernels import launch_table as table
+from dive.kernels import tuned
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason="the kernels are Triton's")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("nothing is compiled under the interpreter", allow_module_level=True)
 
-from dive.kernels import table
+from dive.kernels import launch_table as table
 from tools import compile_kernels as aot
 
 LARGEST = [v for v in aot.steer_variants((80, 100), (torch.bfloat16,), (128,), (4096,), (True,))]
@@ -32,7 +32,7 @@ LOSS_MOVES = list(aot.cross_entropy_variants((90,), (torch.bfloat16,), (16384,))
 SMALL = ("cross_entropy_scale", "cross_entropy_gather")
 VARIANTS = [v for v in VARIANTS if v.kernel not in SMALL or v in LOSS_MOVES]
 VARIANTS += [v for v in PLAIN if v.kernel not in SMALL]
-VARIANTS += aot.bookkeeping_variants((90,), (True,))
+VARIANTS += aot.entries_variants((90,), (True,))
 # a rank and a vocabulary that 16 does not divide, and a call with few tokens
 OTHER = {"architectures": (90,), "dtypes": (torch.bfloat16,)}
 VARIANTS += aot.steer_variants(**OTHER, ranks=(16,), widths=(4096,), norms=(True,), even=False)

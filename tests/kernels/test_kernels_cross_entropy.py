@@ -21,8 +21,9 @@ from loss_problems import BAD_VALUES, check_bad_value
 from torch import Tensor
 
 from dive import ops, reference
-from dive.kernels import cross_entropy as kernel
-from dive.kernels import cross_entropy_host, schedule, table
+from dive.kernels import cross_entropy, schedule
+from dive.kernels import cross_entropy_rows as kernel
+from dive.kernels import launch_table as table
 from dive.ops import triton_path
 from dive.ops.chunks import ChunkLayout
 
@@ -282,15 +283,16 @@ def test_row_passes_beside_products_change_no_bit(
     given = problem(40, dtype=dtype, teacher=teacher, weights=torch.rand(40) + 0.1)
     options = dict(KD) if teacher else {}
     want, grads = run(ops.decisive_cross_entropy, given, None, **options)
-    row = {**table._DEFAULTS["cross_entropy_rows"](0, dtype == torch.float32, 0, V), "buffers": 2}
+    row = {
+        **table._DEFAULTS["cross_entropy_rows"](0, dtype == torch.float32, 0, V),
+        "buffers": 2,
+    }
     name = str(dtype).removeprefix("torch.")
     monkeypatch.setitem(table.TUNED, ("cross_entropy_rows", 0, name, 0, 1024), {**row, "STAGES": 3})
     table._row.cache_clear()
     where = Late() if late else schedule.Inline()
     seen: list[int] = []
-    monkeypatch.setattr(
-        cross_entropy_host, "aside", lambda _, buffers: seen.append(buffers) or where
-    )
+    monkeypatch.setattr(cross_entropy, "aside", lambda _, buffers: seen.append(buffers) or where)
     got, others = run(ops.decisive_cross_entropy, given, None, **options)
     with torch.no_grad():
         quiet = ops.decisive_cross_entropy(**given, **options)
@@ -370,7 +372,7 @@ def test_empty_batches() -> None:
 def test_what_runs_under_a_sanitizer_launches_every_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     from triton.runtime.interpreter import InterpretedFunction
 
-    from dive.kernels import aot
+    from tools import compile_kernels as aot
 
     monkeypatch.setenv("DIVE_REHEARSE_GPU", "1")
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "gpu")

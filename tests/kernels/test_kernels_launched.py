@@ -16,7 +16,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from triton.runtime.jit import JITFunction
 
-from dive.kernels import cross_entropy, steer, steer_backward
+from dive.kernels import cross_entropy_rows, steer, steer_backward
 from dive.ops import triton_path
 from tools import compile_kernels as aot
 
@@ -96,10 +96,10 @@ def test_decisive_cross_entropy(dtype: torch.dtype, vocab: int, launches: list[L
         torch.zeros(vocab, dtype=dtype), teacher, one, torch.tensor(1.0), torch.tensor(1.0),
         rows * 0, 5.0, 1.0, 0.5, 2.0, "mean", 2**20, False, True,
     )  # fmt: skip
-    cross_entropy.backward(torch.tensor(1.0), rows, stored, scale, slope, TOKENS)
+    cross_entropy_rows.backward(torch.tensor(1.0), rows, stored, scale, slope, TOKENS)
     even = vocab % 16 == 0
     variants = [
-        *aot.bookkeeping_variants((0,), (True,), even),
+        *aot.entries_variants((0,), (True,), even),
         *aot.cross_entropy_variants((0,), (dtype,), (WIDTH,), (True,), even=even),
     ]
     # a normaliser is given, and a mean is asked for

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from dive import ops, reference
 from dive.bench import observe
-from dive.kernels import steer, steer_backward, table
+from dive.kernels import launch_table as table
+from dive.kernels import steer, steer_backward
 from dive.ops import steering_torch, triton_path
 
 triton_path.install("CPU")

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", reason="the kernels are Triton's")
 
-from dive.kernels import bookkeeping, cross_entropy, steer, steer_backward
+from dive.kernels import cross_entropy_entries, cross_entropy_rows, steer, steer_backward
 from dive.ops import triton_path
 from dive.ops.chunks import default_chunk_bytes
 
@@ -27,8 +27,8 @@ FREE = (
 )  # nothing is launched
 META = torch.device("meta")
 KERNELS = (
-    (bookkeeping, ("prepare_kernel", "gather_kernel", "finish_kernel")),
-    (cross_entropy, ("rows_kernel", "scale_kernel")),
+    (cross_entropy_entries, ("prepare_kernel", "gather_kernel", "finish_kernel")),
+    (cross_entropy_rows, ("rows_kernel", "scale_kernel")),
     (steer, ("forward_kernel",)),
     (steer_backward, ("backward_kernel", "parameters_kernel", "reduce_kernel")),
 )
@@ -138,10 +138,10 @@ def test_no_tensor_is_larger_than_a_chunk(launches: Launches, teacher: bool) -> 
     launches.elements = 0
     triton_path._loss(*given)
     chunks = launches.names.count("rows_kernel")
-    rows = launches.elements // cross_entropy.row_stride(vocab)
+    rows = launches.elements // cross_entropy_rows.row_stride(vocab)
     assert chunks >= 4 and rows * chunks >= count and rows % 128 == 0
     assert rows * vocab * 4 * (1 + teacher) <= budget
-    assert launches.elements == rows * cross_entropy.row_stride(vocab)
+    assert launches.elements == rows * cross_entropy_rows.row_stride(vocab)
     assert launches.elements > count * width  # the stored gradient is not what was found
 
 

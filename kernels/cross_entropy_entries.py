@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dive.kernels.table import cdiv, configuration
+from dive.kernels.launch_table import cdiv, configuration
 
 NOWHERE = tl.constexpr(2147483647)
 TINY = tl.constexpr(2.0**-126)  # the smallest float32 that is not denormal

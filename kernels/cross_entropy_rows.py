@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dive.kernels.functions import hyperbolic_tangent, rounded
-from dive.kernels.table import cdiv, configuration
+from dive.kernels.launch_table import cdiv, configuration
 
 ALIGNMENT = 64  # elements: rows of a buffer start at whole cache lines, and so does a half row
 
