@@ -71,7 +71,7 @@ def _loss(*args: Any) -> tuple[Tensor, ...]:
     hidden, vocab = given.hidden, given.lm_head.shape[0]
     if hidden.dtype == torch.float64:
         return cross_entropy_torch.forward(given)
-    from dive.kernels.cross_entropy_host import forward
+    from dive.kernels.cross_entropy import forward
     from dive.kernels.cross_entropy_rows import row_stride
     from dive.kernels.launch_table import host
 
