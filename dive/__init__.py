@@ -31,8 +31,21 @@ _PACKAGES = (
     "generation", "kernels", "lexicon", "metrics", "ops", "prompting", "radgraph", "reference",
     "training",
 )  # fmt: skip
-# an older name of a public module
-_MOVED = {"attach": "dive.adapter.attach"}
+# modules that stood at the top once, as attributes
+_MOVED = {
+    "attach": "dive.adapter.attach",
+    "distillation": "dive.training.distillation",
+    "extension": "dive.decode.native",
+    "fingerprint": "dive.backbone.fingerprint",
+    "hub": "dive.adapter.hub",
+    "image_cache": "dive.training.image_features",
+    "polarity": "dive.decisive.polarity",
+    "presets": "dive.training.config",
+    "structure": "dive.backbone.structure",
+    "teacher": "dive.training.teacher",
+    "templates": "dive.prompting.templates",
+    "trainer": "dive.training.trainer",
+}
 
 __all__ = ["__version__", *sorted(_EXPORTS)]
 

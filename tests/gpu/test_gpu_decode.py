@@ -181,7 +181,7 @@ def test_products_divided_otherwise_lose_no_more(count):
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALVES[0]])
 def test_every_kernel_of_the_engine(dtype):
-    """Small, for a run under compute-sanitizer; tests/test_cuda_shim.py counts what it launches."""
+    """Small, for a run under compute-sanitizer; test_cuda_shim.py counts what it launches."""
     torch.backends.cuda.matmul.allow_tf32 = False
 
     def check(counts, plan="bytes", **sizes):

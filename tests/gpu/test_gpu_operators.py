@@ -262,7 +262,7 @@ def test_loss_loses_no_more_than_twice_what_pytorch_loses(
 
 
 def test_every_kernel_of_the_operators() -> None:
-    """Small, for a run under compute-sanitizer; tests/test_kernels_cross_entropy.py counts what it
+    """Small, for a run under compute-sanitizer; test_kernels_cross_entropy.py counts what it
     launches."""
     for norm_preserving in (False, True):
         for dtype in (torch.float32, torch.bfloat16):

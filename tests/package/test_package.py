@@ -2,14 +2,18 @@
 
 import json
 import pkgutil
+import re
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 from types import FunctionType, ModuleType
 
 import pytest
 
 import dive
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(code: str):
@@ -24,9 +28,27 @@ def test_import_loads_neither_torch_nor_a_module_of_its_own():
     assert run(code) == []
 
 
-@pytest.mark.parametrize("name", ["data", "metrics", "decode", "ops", "structure", "adapter"])
+@pytest.mark.parametrize("name", ["data", "metrics", "decode", "ops", "training", "adapter"])
 def test_a_module_is_an_attribute_without_its_import(name):
     assert run(f"import json, dive; print(json.dumps(dive.{name}.__name__))") == f"dive.{name}"
+
+
+def test_modules_that_have_moved_are_attributes_still():
+    listed = f"{{name: getattr(dive, name).__name__ for name in {sorted(dive._MOVED)}}}"
+    assert run(f"import json, dive; print(json.dumps({listed}))") == dive._MOVED
+
+
+def test_what_the_pages_import_is_there():
+    """README and docs: every `from dive... import`, and every dive.name.name in their text."""
+    imports, names = set(), set()
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        imports |= {*re.findall(r"^ *(from dive[\w.]* import [\w, ]+)$", text, re.M)}
+        names |= {*re.findall(r"\bdive\.[a-z_]+(?:\.[A-Za-z_]+)*\b(?!\.py)", text)}
+    names -= {name for name in names if name.startswith(("dive._C", "dive.kernels"))}
+    assert len(imports) >= 5 and len(names) >= 10
+    lines = [*sorted(imports), "import dive", *sorted(names), "import json", "print(json.dumps(1))"]
+    assert run("\n".join(lines)) == 1
 
 
 def test_readmes_first_call_works_by_itself(studies_folder):
