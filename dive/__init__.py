@@ -3,6 +3,7 @@
 Names and modules are loaded on first use, so `import dive` and `dive --help` do not import torch.
 """
 
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,20 @@ if TYPE_CHECKING:
     from dive.metrics import evaluate as evaluate
     from dive.training import DistillConfig as DistillConfig
     from dive.training import distill as distill
+
+
+def face(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
+    """`__getattr__` of a package whose public names are imported when they are asked for.
+
+    homes: public name -> module of the package that has it.
+    """
+
+    def get(name: str) -> object:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{package}.{homes[name]}"), name)
+
+    return get
 
 
 def __getattr__(name: str) -> object:

@@ -5,6 +5,8 @@
 
 from typing import TYPE_CHECKING
 
+from dive import face
+
 if TYPE_CHECKING:
     from dive.backbone.load import Backbone as Backbone
     from dive.backbone.load import load_backbone as load_backbone
@@ -12,12 +14,5 @@ if TYPE_CHECKING:
 
 __all__ = ["Backbone", "load_backbone", "load_tokenizer"]
 
-
-def __getattr__(name: str) -> object:
-    """`load` imports transformers' auto classes, so it is imported when it is asked for."""
-    if name not in __all__:
-        raise AttributeError(f"module 'dive.backbone' has no attribute {name!r}")
-    from dive.backbone import load
-
-    value = globals()[name] = getattr(load, name)
-    return value
+# `load` imports transformers' auto classes, which `structure` does without
+__getattr__ = face(__name__, dict.fromkeys(__all__, "load"))

@@ -7,9 +7,9 @@ is timed, and says which code ran by watching it run. All ways of one case run i
 floor that the same machine sets in the same turns.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from dive import face
 from dive.bench.asked import OPERATORS
 
 if TYPE_CHECKING:
@@ -21,11 +21,5 @@ if TYPE_CHECKING:
 
 __all__ = ["OPERATORS", "NotRun", "Results", "Row", "Wrong", "run"]
 
-
-def __getattr__(name: str) -> object:
-    """What needs torch is imported when it is asked for."""
-    if name not in __all__:
-        raise AttributeError(f"module 'dive.bench' has no attribute {name!r}")
-    home = "runner" if name == "run" else "results"
-    value = globals()[name] = getattr(import_module(f"dive.bench.{home}"), name)
-    return value
+# what needs torch is imported when it is asked for
+__getattr__ = face(__name__, {"run": "runner"} | dict.fromkeys(__all__[1:-1], "results"))

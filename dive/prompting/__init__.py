@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from dive import face
+
 if TYPE_CHECKING:
     from dive.prompting.prompter import DEFAULT_PROMPTS as DEFAULT_PROMPTS
     from dive.prompting.prompter import Prompter as Prompter
@@ -9,13 +11,5 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_PROMPTS", "Prompter", "Response"]
 
-
-def __getattr__(name: str) -> object:
-    """`template_process` is a program of its own that does without torch, so nothing is imported
-    here before it is asked for."""
-    if name not in __all__:
-        raise AttributeError(f"module 'dive.prompting' has no attribute {name!r}")
-    from dive.prompting import prompter
-
-    value = globals()[name] = getattr(prompter, name)
-    return value
+# `template_process` is a program of its own that does without torch
+__getattr__ = face(__name__, dict.fromkeys(__all__, "prompter"))
