@@ -30,7 +30,7 @@ from dive.demo import methods as m
 from dive.demo.methods import Method
 from dive.errors import DiveError, checks
 from dive.errors.visible import visible
-from dive.files.json_lines import append_line, check_file, write_text
+from dive.files.atomic import append_line, check_file, write_text
 from experiments import study_tables
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ from dive.adapter.config import CONFIG_FILE
 from dive.errors import DiveError
 from dive.errors.private import public_name, public_source
 from dive.errors.visible import visible
-from dive.files.json_lines import write_text
+from dive.files.atomic import write_text
 
 if TYPE_CHECKING:
     from dive.adapter.adapter import SteeringAdapter

@@ -11,7 +11,7 @@ from dive.bench.asked import check
 from dive.cli.options import place, quiet_libraries
 from dive.console import PlainConsole, styled
 from dive.errors import DiveError
-from dive.files.json_lines import check_file, write_text
+from dive.files.atomic import check_file, write_text
 from dive.files.lock import hold_file
 
 _STDOUT = Path("-")

@@ -27,7 +27,7 @@ def demo(
     """Distil and compare seven methods on a small built-in world, in minutes."""
     from dive.cli.options import quiet_libraries
     from dive.demo import run
-    from dive.files.json_lines import check_file, check_folder
+    from dive.files.atomic import check_file, check_folder
 
     quiet_libraries()
     seed = run.HOSPITAL if hospital is None else hospital

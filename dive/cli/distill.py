@@ -269,7 +269,7 @@ def _say_cleared(out: Path, as_json: bool) -> None:
 def _check_out(out: Path, cache: Any) -> None:
     """What cannot be written is refused before the backbone or any study is read."""
     from dive.data.skipping import check_skipped
-    from dive.files.json_lines import check_file, check_folder
+    from dive.files.atomic import check_file, check_folder
     from dive.training.feature_store import check_cache
 
     check_folder(out)

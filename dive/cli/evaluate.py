@@ -133,7 +133,7 @@ def evaluate(
 ) -> None:
     """Score reports: BLEU, ROUGE-L, findings by the lexicon, termination, length."""
     from dive.data.overwriting import check_not_of_spec, check_not_read
-    from dive.files.json_lines import check_file
+    from dive.files.atomic import check_file
     from dive.files.lock import hold_file
     from dive.metrics import METRICS, CheXbert, RadGraph
     from dive.metrics import evaluate as score

@@ -55,7 +55,8 @@ def dataset(
     from dive.data.open import open_studies
     from dive.data.overwriting import check_not_of_spec, check_not_read, films
     from dive.data.skipping import Skipped
-    from dive.files.json_lines import check_file, write_jsonl
+    from dive.files.atomic import check_file
+    from dive.files.json_lines import write_jsonl
     from dive.files.lock import hold_file
 
     check_values(target=target, on_error=on_error)

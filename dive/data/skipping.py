@@ -7,7 +7,8 @@ from pathlib import Path
 
 from dive.errors import DiveError, checks
 from dive.files.input import lines_of
-from dive.files.json_lines import check_file, write_jsonl
+from dive.files.atomic import check_file
+from dive.files.json_lines import write_jsonl
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from dive.files.json_lines import write_text
+from dive.files.atomic import write_text
 
 COLUMNS = {
     "method": "method",

@@ -31,7 +31,8 @@ from dive.demo.methods import (
 from dive.demo.page import COLUMNS, caution, cells, marked, write_page
 from dive.errors import checks
 from dive.errors.visible import visible
-from dive.files.json_lines import check_folder, write_bytes, write_jsonl, write_text
+from dive.files.atomic import check_folder, write_bytes, write_text
+from dive.files.json_lines import write_jsonl
 from dive.files.lock import hold_folder
 
 HOSPITAL = 100  # not one of the study's

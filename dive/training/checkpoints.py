@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dive.errors import DiveError
-from dive.files.json_lines import write_text
+from dive.files.atomic import write_text
 
 ASIDE = ".unfinished"
 WHOLE_FILE = "whole.json"

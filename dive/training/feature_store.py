@@ -29,7 +29,7 @@ from dive.data.study import Study
 from dive.errors import DiveError, checks
 from dive.files.digests import of_json
 from dive.files.disk import reason
-from dive.files.json_lines import check_folder, write_bytes
+from dive.files.atomic import check_folder, write_bytes
 from dive.prompting.prompter import Prompter
 
 log = logging.getLogger(__name__)

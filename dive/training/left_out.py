@@ -14,7 +14,7 @@ from dive.data.datasets.json_lines import Skipped
 from dive.data.study import Study
 from dive.errors import DiveError
 from dive.errors.counting import counted
-from dive.files.json_lines import write_text
+from dive.files.atomic import write_text
 from dive.training.examples import Example, Examples
 
 log = logging.getLogger(__name__)

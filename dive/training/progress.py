@@ -14,7 +14,7 @@ from rich.progress import (
 from transformers import TrainerCallback
 
 from dive.console import PlainConsole, column
-from dive.files.json_lines import append_line, write_text
+from dive.files.atomic import append_line, write_text
 
 
 class ProgressBar(TrainerCallback):

@@ -23,7 +23,7 @@ from dive.errors.private import public_source
 from dive.files.atomic import sweep
 from dive.files.digests import of_json
 from dive.files.disk import unwritable
-from dive.files.json_lines import check_folder, write_text
+from dive.files.atomic import check_folder, write_text
 from dive.files.lock import hold_folder
 from dive.lexicon import lexicon_version
 from dive.prompting.demonstrations import Demonstrations

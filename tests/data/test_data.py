@@ -13,7 +13,8 @@ from PIL import Image
 from dive.data import Skipped, Study, read_studies
 from dive.data.images.load import load_rgb
 from dive.errors import DiveError
-from dive.files.json_lines import JsonlWriter, write_jsonl, write_text
+from dive.files.atomic import write_text
+from dive.files.json_lines import JsonlWriter, write_jsonl
 
 GOOD = {"id": "a", "images": ["a.png"], "findings": "Clear.", "impression": "Normal."}
 

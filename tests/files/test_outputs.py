@@ -20,14 +20,8 @@ from dive.cli import app
 from dive.data import Skipped
 from dive.errors import DiveError
 from dive.files import atomic, disk
-from dive.files.json_lines import (
-    JsonlWriter,
-    append_line,
-    run_before,
-    write_bytes,
-    write_jsonl,
-    write_text,
-)
+from dive.files.atomic import append_line, write_bytes, write_text
+from dive.files.json_lines import JsonlWriter, run_before, write_jsonl
 from dive.radgraph.model import _Store
 from dive.training.feature_store import FeatureStore
 from dive.training.progress import JsonLog

@@ -174,7 +174,7 @@ def test_nested_features_come_back_as_they_were():
 
 def _write_often(folder, name, value, count):
     # what FeatureStore.put does, without a model in this process
-    from dive.files.json_lines import write_bytes
+    from dive.files.atomic import write_bytes
     from dive.training.feature_store import save
 
     for _ in range(count):
