@@ -54,9 +54,9 @@ aot: $(VENV)/.installed
 
 # how the lexicon reads: marked sentences, and Open-i's reports where torchxrayvision brings them
 lexicon: $(VENV)/.installed
-	$(BIN)/python docs/measure_lexicon.py
-	$(BIN)/python docs/measure_details.py
-	$(BIN)/python docs/measure_language.py
+	$(BIN)/python tools/measure_lexicon.py
+	$(BIN)/python tools/measure_details.py
+	$(BIN)/python tools/measure_language.py
 
 # The wheel is built from the sdist, in an isolated environment. zig's clang and C++ library compile
 # it for the C library of manylinux_2_28, whatever this machine's is; nvcc does not work with that

@@ -147,7 +147,7 @@ def generate(
     from dive.files import digests
     from dive.files.json_lines import JsonlWriter, run_before
     from dive.generation.generate_reports import asked_by, iter_reports
-    from dive.generation.run_digest import (
+    from dive.generation.resume import (
         check_images,
         describe_adapter,
         describe_demonstrations,

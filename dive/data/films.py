@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from dive.data.images.content import digest_of_pixels
+from dive.data.images.digests import digest_of_pixels
 from dive.data.images.load import LazyImage
 from dive.data.study import Study
 from dive.errors import DiveError, checks

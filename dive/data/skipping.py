@@ -6,8 +6,8 @@ from os import PathLike
 from pathlib import Path
 
 from dive.errors import DiveError, checks
-from dive.files.input import lines_of
 from dive.files.atomic import check_file
+from dive.files.input import lines_of
 from dive.files.json_lines import write_jsonl
 
 

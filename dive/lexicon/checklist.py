@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import zip_longest
 from typing import NamedTuple
 
-from dive.lexicon.answers import (
+from dive.lexicon.checkbox_answers import (
     ANSWER,
     ASKED,
     BARE,

@@ -16,8 +16,8 @@ from typing import Any
 
 from dive.errors import DiveError, checks
 from dive.errors.private import without_texts
-from dive.files.disk import unwritable
 from dive.files.atomic import write_text
+from dive.files.disk import unwritable
 from dive.files.lock import hold_file
 from dive.radgraph.annotations import NO_ENTITIES, Annotation
 

@@ -23,13 +23,13 @@ from torch import Tensor
 
 from dive.backbone.structure import decoder, unwrap
 from dive.backbone.tuners import is_tuner, state_of
-from dive.data.images.content import digest_of_image
+from dive.data.images.digests import digest_of_image
 from dive.data.images.load import LazyImage, load_rgb
 from dive.data.study import Study
 from dive.errors import DiveError, checks
+from dive.files.atomic import check_folder, write_bytes
 from dive.files.digests import of_json
 from dive.files.disk import reason
-from dive.files.atomic import check_folder, write_bytes
 from dive.prompting.prompter import Prompter
 
 log = logging.getLogger(__name__)

@@ -20,10 +20,9 @@ from dive.data.films import changed, films_of, left_out_ids, name_of
 from dive.data.study import Study
 from dive.errors import DiveError, checks
 from dive.errors.private import public_source
-from dive.files.atomic import sweep
+from dive.files.atomic import check_folder, sweep, write_text
 from dive.files.digests import of_json
 from dive.files.disk import unwritable
-from dive.files.atomic import check_folder, write_text
 from dive.files.lock import hold_folder
 from dive.lexicon import lexicon_version
 from dive.prompting.demonstrations import Demonstrations

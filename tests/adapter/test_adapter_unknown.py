@@ -16,7 +16,7 @@ from dive.adapter.files import _FIELDS, _NEEDED
 from dive.adapter.hub import _forget_paths, model_card
 from dive.errors import DiveError
 from dive.generation.generate_reports import prompter_for
-from dive.generation.run_digest import describe_adapter
+from dive.generation.resume import describe_adapter
 
 SMALL = dict(preset="dive-ce", steps=1, batch_size=2, rank=2)
 GONE = object()

@@ -5,8 +5,8 @@ import pytest
 from image_files import write_png16, write_tiff
 from PIL import Image
 
-from dive.data.images import deep, deep_grey, levels
-from dive.data.images.deep import depth_of
+from dive.data.images import deep_colour, deep_grey, levels
+from dive.data.images.deep_colour import depth_of
 from dive.data.images.load import load_rgb
 from dive.errors import DiveError
 
@@ -115,5 +115,5 @@ def test_colour_of_16_bits_in_strips(tmp_path, monkeypatch, channels):
     path = write_png16(tmp_path / "a.png", values)
     whole = np.asarray(load_rgb(path))
     for strip in (1, 30):
-        monkeypatch.setattr(deep, "_STRIP", strip)
+        monkeypatch.setattr(deep_colour, "_STRIP", strip)
         assert np.array_equal(np.asarray(load_rgb(path)), whole)

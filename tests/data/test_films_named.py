@@ -13,12 +13,12 @@ from dive.data.datasets.mimic_cxr import ReportArchive
 from dive.data.datasets.paths import read_text
 from dive.data.datasets.tables import check_columns, header_of
 from dive.data.films import films_of
-from dive.data.images.content import digest_of_image
+from dive.data.images.digests import digest_of_image
 from dive.data.images.load import LazyImage
 from dive.data.study import Study
 from dive.errors import DiveError
 from dive.files.json_lines import write_jsonl
-from dive.generation.run_digest import describe_demonstrations, describe_studies
+from dive.generation.resume import describe_demonstrations, describe_studies
 from dive.training import resume
 from dive.training.feature_store import key_of
 

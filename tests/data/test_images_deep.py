@@ -121,7 +121,7 @@ def test_avif_of_more_than_8_bits_in_colour(
     assert pixels(path).shape == (24, 40, 3)
     for flags, bits in ((0x40, 10), (0x60, 12)):
         data[data.find(b"av1C") + 6] |= flags
-        monkeypatch.setattr("dive.data.images.deep._data", lambda image: bytes(data))
+        monkeypatch.setattr("dive.data.images.deep_colour._data", lambda image: bytes(data))
         with pytest.raises(
             DiveError, match=rf"film\.avif is a AVIF file of {bits} bits a channel in col"
         ):

@@ -19,8 +19,8 @@ from dive.data import Study, read_studies
 from dive.errors import DiveError
 from dive.files import digests
 from dive.files.json_lines import JsonlWriter
-from dive.generation import run_digest
-from dive.generation.run_digest import check_images, describe_adapter, watched
+from dive.generation import resume
+from dive.generation.resume import check_images, describe_adapter, watched
 from dive.prompting.prompter import DEFAULT_PROMPTS
 from dive.training.feature_store import key_of
 
@@ -464,7 +464,7 @@ def test_films_that_lie_unchanged_are_not_read_again(tmp_path, monkeypatch):
     study = read_studies(save_studies(tmp_path, 1) / "studies.jsonl")[0]
     film = study.images[0]
     made = watched(study)
-    monkeypatch.setattr(run_digest, "_SETTLED", -1)
+    monkeypatch.setattr(resume, "_SETTLED", -1)
     made.load_images()
     (content, stat), = made.seen  # fmt: skip
     assert content == digests.whole(film) and stat[0] == film.stat().st_size
@@ -472,8 +472,8 @@ def test_films_that_lie_unchanged_are_not_read_again(tmp_path, monkeypatch):
         writer.append({"id": study.id})
     with JsonlWriter(tmp_path / "r.jsonl") as writer:
         read = []
-        own = run_digest._content
-        monkeypatch.setattr(run_digest, "_content", lambda *a: (read.append(a), own(*a))[1])
+        own = resume._content
+        monkeypatch.setattr(resume, "_content", lambda *a: (read.append(a), own(*a))[1])
         check_images(writer, [study])
         assert not read
         check_images(writer, [study], verify=True)

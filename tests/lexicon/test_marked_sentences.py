@@ -7,9 +7,9 @@ were repaired on; `make lexicon` prints both.
 from collections import Counter
 
 import pytest
-from lexicon_sets import measure_lexicon
 
 from dive.decisive.tokens import find_mentions
+from tools import measure_lexicon
 
 HARD = measure_lexicon.marked_set(measure_lexicon.DATA / "hard_sentences.yaml")
 DEVELOPMENT = measure_lexicon.marked_set(measure_lexicon.DATA / "dev_sentences.yaml")

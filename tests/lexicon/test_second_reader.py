@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lexicon_sets import measure_lexicon
 from tiny_tokenizers import gemma_tokenizer, llama2_tokenizer, qwen_tokenizer, unigram_tokenizer
 
 from dive.decisive.tokens import PATHOLOGY, TEMPLATE, DecisiveTokens, find_mentions
 from dive.lexicon.lexicon import CHEXPERT_CLASSES, OTHER
+from tools import measure_lexicon
 
 DATA = Path(__file__).parent / "sentences" / "second_reader.yaml"
 REPORTS: list[dict[str, Any]] = measure_lexicon.marked_set(DATA)

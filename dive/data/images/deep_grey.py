@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image
 
-from dive.data.images.deep import depth_of, transparent
+from dive.data.images.deep_colour import depth_of, transparent
 from dive.errors import DiveError
 
 _STRIP = 1 << 20  # pixels

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from dive.data.images.bounds import MAX_PIXELS, check_pixels
 from dive.data.images.contrast import EDGES, little_contrast
-from dive.data.images.deep import (
+from dive.data.images.deep_colour import (
     as_in_file,
     deep_rgb,
     in_native_order,

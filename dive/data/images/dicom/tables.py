@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dive.data.images.deep import depth_of
+from dive.data.images.deep_colour import depth_of
 from dive.errors import DiveError
 
 if TYPE_CHECKING:

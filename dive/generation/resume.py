@@ -19,7 +19,7 @@ from PIL import Image
 
 from dive.adapter.adapter import SteeringAdapter
 from dive.data.films import name_of
-from dive.data.images.content import digest_of_image
+from dive.data.images.digests import digest_of_image
 from dive.data.study import Study
 from dive.errors import DiveError, checks
 from dive.files.digests import of_json

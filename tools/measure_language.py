@@ -1,6 +1,6 @@
 """How many reports of Open-i `dive.data.language` takes for another language than English: none is.
 
-The reports are those of an installed torchxrayvision, as docs/measure_lexicon.py finds them
+The reports are those of an installed torchxrayvision, as tools/measure_lexicon.py finds them
 (`pip install --no-deps torchxrayvision==1.5.7`).
 """
 

@@ -1,6 +1,6 @@
 """Writes the table of docs/backbones.md: which test ran for which family, and what came of it.
 
-    python docs/make_backbones_table.py
+    python tools/make_backbones_table.py
 
 runs test_more_backbones.py and reads its outcomes, so a row says what passed here, with
 which versions. The text around the table stays as it is.
@@ -36,7 +36,7 @@ def outcomes() -> dict[str, dict[str, list[str]]]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", f"--junit-xml={report}"]
-        tests = ["tests/backbone/test_more_backbones.py", "tests/training/test_image_cache.py"]
+        tests = ["tests/backbone/test_more_backbones.py", "tests/training/test_image_features.py"]
         subprocess.run([*command, *tests], cwd=ROOT, env=dict(os.environ), check=False)
         cases = ElementTree.parse(report).getroot().iter("testcase")
         found: dict[str, dict[str, list[str]]] = {}

@@ -1,6 +1,6 @@
-"""How sides and severities are read in Open-i's reports: `python docs/measure_details.py [side]`.
+"""How sides and severities are read in Open-i's reports: `python tools/measure_details.py [side]`.
 
-The reports are those of an installed torchxrayvision, as docs/measure_lexicon.py finds them; with
+The reports are those of an installed torchxrayvision, as tools/measure_lexicon.py finds them; with
 "side" or "severity" each disagreement is printed. The reports carry headings that a human tagged
 with side and severity ("Pleural Effusion/left/small"). Compared are findings that the report's text
 states and that are tagged; taggers left many details out, so the share of what is read that is
