@@ -6,7 +6,6 @@ dataset object (`LazyImage`) counts by its name alone.
 """
 
 import hashlib
-import json
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,15 +49,6 @@ def name_of(image: Path | Image.Image | LazyImage | str) -> str:
     if isinstance(image, Image.Image):
         return digest_of_pixels(image)
     return str(image) if isinstance(image, LazyImage) else Path(image).name
-
-
-def left_out_ids(file: Path) -> list[str]:
-    """The ids that a checkpoint's `left_out.json` lists: their films may have been mended."""
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-        return [row[1] for part in rows.values() for row in part]
-    except (OSError, ValueError, TypeError, AttributeError, LookupError):
-        return []  # whoever loads it says so
 
 
 def _key(name: str) -> str:

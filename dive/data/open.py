@@ -10,8 +10,9 @@ from dive.data.datasets.iu_xray import IuXray
 from dive.data.datasets.mimic_cxr import MimicCxr
 from dive.data.datasets.r2gen import R2Gen
 from dive.data.datasets.records import DatasetRows, JsonLines, is_rows
-from dive.data.reading import Options, Reader, Studies, select
+from dive.data.reading import Options, Reader, select
 from dive.data.skipping import Skipped, Trouble
+from dive.data.studies import Studies
 from dive.errors import DiveError, checks
 
 _READERS: dict[str, Callable[[str, Path, Options, Trouble], Reader]] = {

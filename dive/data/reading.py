@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, overload
+from typing import Any, ClassVar, NamedTuple
 
 from PIL import Image
 
@@ -361,65 +361,3 @@ def _files(
         images.append(image)
         kept.append(row)
     return images, kept, missing
-
-
-class Studies(Sequence[Study]):
-    """Studies that are read when they are first asked for, and kept.
-
-    Iterating gives the first study as soon as it is known; `len()`, indexing from the end and
-    truth of a negative kind read on as far as they must. `report` counts what was read so far.
-
-    Raises:
-        DiveError: when the reading meets bad input, then and at every later attempt.
-    """
-
-    def __init__(self, source: Iterator[Study], report: ReadingReport) -> None:
-        self.report = report
-        self._source: Iterator[Study] | None = source
-        self._read: list[Study] = []
-        self._error: DiveError | None = None
-
-    def read(self) -> "Studies":
-        """Read everything; returns itself."""
-        while self._more():
-            pass
-        return self
-
-    def _more(self) -> bool:
-        if self._error is not None:
-            raise self._error
-        if self._source is None:
-            return False
-        try:
-            self._read.append(next(self._source))
-        except StopIteration:
-            self._source = None
-            return False
-        except DiveError as error:
-            self._error = error
-            raise
-        return True
-
-    def __iter__(self) -> Iterator[Study]:
-        at = 0
-        while at < len(self._read) or self._more():
-            yield self._read[at]
-            at += 1
-
-    def __len__(self) -> int:
-        return len(self.read()._read)
-
-    def __bool__(self) -> bool:
-        return bool(self._read) or self._more()
-
-    @overload
-    def __getitem__(self, index: int) -> Study: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Study]: ...
-    def __getitem__(self, index: int | slice) -> Study | list[Study]:
-        if isinstance(index, slice):
-            return self.read()._read[index]
-        while not 0 <= index < len(self._read):
-            if not self._more():
-                break
-        return self._read[index]

@@ -1,4 +1,4 @@
-"""The door to `dive._C`, the compiled kernels, and the same steps in PyTorch where it is missing.
+"""The door to `dive._C`, the compiled kernels: which is found, and why none is.
 
 The extension is imported at first use. A checkout that was not built, or an installation with
 DIVE_BUILD_EXT=0, has none, and one that was built for another machine or Python cannot be loaded:

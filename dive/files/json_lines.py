@@ -14,9 +14,7 @@ from dive.errors.counting import counted
 from dive.files import notes
 from dive.files.atomic import (
     Growing,
-    append_line,
     check_file,
-    check_folder,
     identity,
     sweep,
     target_of,
@@ -25,19 +23,6 @@ from dive.files.atomic import (
 )
 from dive.files.disk import unwritable
 from dive.files.lock import Held, hold_file, lock_of
-
-__all__ = [
-    "JsonlWriter",
-    "append_line",
-    "check_file",
-    "check_folder",
-    "check_rows",
-    "json_line",
-    "run_before",
-    "write_bytes",
-    "write_jsonl",
-    "write_text",
-]
 
 
 def json_line(row: Mapping) -> str:

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from dive.adapter.adapter import SteeringAdapter
 from dive.adapter.config import CONFIG_FILE, WEIGHTS_FILE
-from dive.data.films import changed, films_of, left_out_ids, name_of
+from dive.data.films import changed, films_of, name_of
 from dive.data.study import Study
 from dive.errors import DiveError, checks
 from dive.errors.private import public_source
@@ -38,7 +38,7 @@ from dive.training.checkpoints import (
     remove_all,
 )
 from dive.training.config import DistillConfig
-from dive.training.left_out import LEFT_OUT_FILE
+from dive.training.left_out import left_out_ids
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ def find_checkpoint(folder: Path | None, resume: bool, run: dict[str, Any]) -> P
     whole = last_whole(folder)[0]
     if isinstance(earlier, dict) and "films" in run:
         # a study that was left out stays out, whatever has become of its files
-        but = [] if whole is None else left_out_ids(whole / LEFT_OUT_FILE)
+        but = [] if whole is None else left_out_ids(whole)
         other = changed(earlier.get("films"), run["films"], but)
         differing += [] if other is None else [other]
     if not differing and run.get("template_date") and "template_date" not in earlier:

@@ -1,4 +1,4 @@
-"""One DICOM file to 8-bit pixels: rescale, window, photometric interpretation, bit depth."""
+"""One DICOM file to 8-bit pixels: rescale, photometric interpretation, bit depth, padding."""
 
 import gzip
 import io
@@ -19,6 +19,7 @@ from dive.data.images.dicom.frames import check_frame
 from dive.data.images.dicom.header import check_elements, check_values, odd_pixels, take_groups
 from dive.data.images.dicom.tables import coloured, table_of
 from dive.data.images.dicom.values import stored_values
+from dive.data.images.dicom.window import OWN, first_number, unit_range
 from dive.data.images.levels import Levels, counted
 from dive.data.images.quiet import quiet
 from dive.errors import DiveError
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _QUOTED = re.compile(r"""['"].*['"]""")  # from the first to the last, for one may be within others
-OWN = "its own range"
 
 T = TypeVar("T")
 
@@ -204,7 +204,7 @@ def _shown(header: "Dataset", notes: list[str]) -> np.ndarray:
     else:
         values = levels.values.astype(np.float64) * _number(header, "RescaleSlope", 1.0)
         values += _number(header, "RescaleIntercept", 0.0)
-    unit, by = _unit(header, values, values[levels.counts > 0], notes)
+    unit, by = unit_range(header, values, values[levels.counts > 0], notes)
     if interpretation == "MONOCHROME1":
         unit = 1.0 - unit
     grey = np.rint(unit * 255.0).astype(np.uint8)
@@ -216,7 +216,7 @@ def _shown(header: "Dataset", notes: list[str]) -> np.ndarray:
 
 
 def _number(header: "Dataset", name: str, otherwise: float) -> float:
-    value = _first(header.get(name))
+    value = first_number(header.get(name))
     if value is None:
         return otherwise
     if not np.isfinite(value) or (name == "RescaleSlope" and value == 0):
@@ -298,56 +298,6 @@ def _padding(header: "Dataset", stored: np.ndarray, kept: np.ndarray) -> np.ndar
     else:
         mask = (stored >= min(first, last)) & (stored <= max(first, last))
     return mask if mask.any() and not mask.all() else None
-
-
-def _unit(
-    header: "Dataset", values: np.ndarray, seen: np.ndarray, notes: list[str]
-) -> tuple[np.ndarray, str]:
-    """Values to 0 ... 1 by VOI table, window, or the range of those that are seen; and by which."""
-    tables = header.get("VOILUTSequence")
-    if tables:
-        table = table_of(tables[0], header, "the VOI table", notes)
-        by = f"the VOI table ({table.bits} bits, entries up to {table.entries.max()})"
-        return table.of(np.rint(values)) / (2.0**table.bits - 1), by
-    centre, width = _first(header.get("WindowCenter")), _first(header.get("WindowWidth"))
-    if centre is not None and width is not None:
-        function = str(header.get("VOILUTFunction") or "LINEAR").strip().upper()
-        by = f"the window (WindowCenter {centre:g}, WindowWidth {width:g})"
-        return _windowed(values, centre, width, function), by
-    low, high = float(seen.min()), float(seen.max())
-    unit = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    return np.clip(unit, 0.0, 1.0), OWN
-
-
-def _windowed(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:
-    """DICOM PS3.3 C.11.2: the window's ends become 0 and 1."""
-    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        raise DiveError("VOILUTFunction is something else; wants LINEAR, LINEAR_EXACT or SIGMOID")
-    if not np.isfinite(centre) or not np.isfinite(width) or width <= 0:
-        raise DiveError(f"WindowWidth is {width} and WindowCenter {centre}; wants a width above 0")
-    if function == "SIGMOID":
-        return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - centre) / width, -700.0, 700.0)))
-    if function == "LINEAR_EXACT":
-        unit = (values - centre) / width + 0.5
-    elif width < 1.0:  # the formula would turn black and white round
-        raise DiveError(
-            f"WindowWidth is {width} and VOILUTFunction LINEAR; wants a width of 1 or more"
-        )
-    elif width == 1.0:
-        unit = (values > centre - 0.5).astype(np.float64)
-    else:
-        unit = (values - (centre - 0.5)) / (width - 1.0) + 0.5
-    return np.clip(unit, 0.0, 1.0)
-
-
-def _first(value: Any) -> float | None:
-    """Of several windows the first; headers hold one number or a list, or nothing."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    try:
-        return float(value)
-    except TypeError:
-        return _first(value[0]) if len(value) else None
 
 
 def _said(error: Exception) -> str:
