@@ -561,7 +561,7 @@ def test_missing_broken_and_loaded_are_told_apart(state, name, data, said, tmp_p
     if name is not None:
         data = Path(C.__file__).read_bytes() if data is None else data
         (tmp_path / "dive" / name).write_bytes(data)
-    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parent)])
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1] / "models")])
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(COPY)],
         capture_output=True, text=True, check=False, cwd=tmp_path,

@@ -206,7 +206,7 @@ def test_commands_show_ids_and_paths(tmp_path, capsys, monkeypatch):
     assert r"\x07\x9b" in said and r"lost\x9b" in said
 
 
-def test_the_data_command_shows_too(tmp_path):
+def test_a_look_at_a_dataset_shows_too(tmp_path):
     folder = tmp_path / "a\x1b[31m"
     folder.mkdir()
     draw_film(1).save(folder / "a.png")
@@ -216,8 +216,9 @@ def test_the_data_command_shows_too(tmp_path):
     for words in ([str(folder / "s.jsonl")], [str(folder / "s.jsonl"), "--on-error", "skip"],
                   ["x", "--\x1b[31m"], [str(folder / "none.jsonl")]):  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-m", "dive.data", *words], capture_output=True, text=True, check=False
-        )
+            [sys.executable, "-m", "dive", "inspect", "dataset", *words],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
         said += done.stdout + done.stderr
     assert not OBEYED.search(said) and r"\x1b[31m" in said and r"x\x9b" in said
 

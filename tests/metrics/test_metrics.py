@@ -277,7 +277,8 @@ def test_findings_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         signs = {"+": "positive", "?": "uncertain", "-": "negative"}
         return [_mention(word[1:], signs[word[0]]) for word in text.split()]
 
-    monkeypatch.setitem(sys.modules, "dive.decisive", SimpleNamespace(find_mentions=find_mentions))
+    found = SimpleNamespace(find_mentions=find_mentions)
+    monkeypatch.setitem(sys.modules, "dive.decisive.tokens", found)
     predictions = ["+edema -effusion +nodule", "-effusion +effusion", "-edema"]
     references = ["+edema ?effusion", "+effusion", "-edema +fracture"]
     got = dive.evaluate(predictions, references, ["findings"], per_report=True)

@@ -425,7 +425,6 @@ def test_names_of_another_kind_and_empty_ones(tiny_llava, studies, tmp_path, mon
         "evaluate --predictions p --references r.jsonl --per-report",
         "bench --toy --json",
         "demo --out",
-        "study --out",
     ],
 )
 def test_an_option_with_an_empty_name_is_not_the_current_folder(command, tmp_path, monkeypatch):
