@@ -97,14 +97,14 @@ def taking(rows: dict[str, Row], call: Call, width: int, rank: int = 0) -> Call:
 
 def default_row(kernel: str, width: int, rank: int) -> Row:
     _, capability, _, padded, bucket = tune.key_of(kernel, DTYPE, rank, width)
-    return dict(tune.table._DEFAULTS[kernel](capability, False, padded, bucket))
+    return dict(tune.launch_table._DEFAULTS[kernel](capability, False, padded, bucket))
 
 
 def forget() -> None:
     """The table is as the tree has it."""
     tune.tuned.TUNED.clear()
     tune.tuned.TUNED.update(TREE)
-    tune.table._row.cache_clear()
+    tune.launch_table._row.cache_clear()
     _now[0] = None
 
 

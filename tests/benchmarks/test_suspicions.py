@@ -33,7 +33,7 @@ def test_the_interval_decides(ratios: dict[str, list[float]], want: str) -> None
 
 
 def test_rows_are_in_the_table_while_a_way_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suspicions.tune.table, "_capability", lambda _: 90)
+    monkeypatch.setattr(suspicions.tune.launch_table, "_capability", lambda _: 90)
     key = ("steer_forward", 90, "bfloat16", 16, 4096)
 
     def seen() -> tuple[object, int]:
@@ -55,6 +55,7 @@ def test_rows_are_in_the_table_while_a_way_runs(monkeypatch: pytest.MonkeyPatch)
     assert row == table.configuration(key[0], 90, suspicions.DTYPE, 16, 4096) | {"STAGES": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)  # an interpreter runs every program
 def test_every_way_runs_at_toy_size(tmp_path: Path) -> None:
     need_an_interpreter()
