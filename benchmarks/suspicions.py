@@ -10,8 +10,9 @@ rounds; `undecided` is neither. DIVE_BENCH_TOY=1 walks through all of it on a CP
 interpreter, and says what that cannot run.
 
 A way is a row of the table (kernels/launch_table.py), a size of chunks, a graph, or the engine's
-`tile_plan`. What the compilers make of it for sm_90 is said with it: registers a thread and shared
-memory a program by Triton 3.6 (bfloat16, rank 16, no teacher) and nvcc 13.0. Nothing spills.
+`tile_plan`. What the compilers make of it for sm_90 is said with it: of Triton's programs
+tests/kernels/test_kernels_compiled.py looks, of nvcc's `python tests/helpers/nvcc.py 90a` prints
+the registers.
 """
 
 import argparse
@@ -111,22 +112,6 @@ def forget() -> None:
 TREE = dict(tune.tuned.TUNED)
 
 
-def graphed(call: Call) -> Call:
-    """Replays of a CUDA graph of it, which the host takes next to no time for."""
-    if tune.DEVICE.type != "cuda":
-        return call
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = call()
-    return lambda: (graph.replay(), kept)[0]
-
-
 # --- the loss ----------------------------------------------------------------------------------
 
 
@@ -182,15 +167,15 @@ def row_pass() -> Trial:
     call, width = tune.loss_call("cross_entropy_rows", DTYPE, SIZES[2]), SIZES[2]
     few = {"BLOCK": 2048, "num_warps": 8}
     ways: dict[str, tuple[Row, str]] = {
-        "A": ({}, "no cp.async; 48 registers, two programs of 16 warps a multiprocessor"),
-        "2 stages": ({"STAGES": 2}, "cp.async; 50 registers, 16 KiB shared: two programs"),
+        "A": ({}, "no cp.async; programs of 16 warps"),
+        "2 stages": ({"STAGES": 2}, "cp.async"),
         "3 stages": (
             {"STAGES": 3},
-            "cp.async; 61 registers, 32 KiB shared: two (Triton 3.9: 75, one)",
+            "cp.async",
         ),
         "3 stages, 8 warps": (
             {"STAGES": 3, **few},
-            "cp.async; 57 registers, 16 KiB shared: four programs of 8 warps",
+            "cp.async; programs of 8 warps",
         ),
         "8 warps": (few, "no cp.async"),
     }
@@ -223,16 +208,16 @@ def sweep() -> Trial:
     want = reference.steer(*given)
     trial = Trial("loads ahead in the second sweep of steer forward, each as a graph", {})
     for stages, what in (
-        (None, "two ld.global.v4 an iteration, no cp.async of h; 64 registers, 18 KiB"),
-        (2, "h by cp.async, a third fewer barriers; 68 registers, 18 KiB"),
-        (3, "h by cp.async; 68 registers, 18 KiB"),
-        (4, "h by cp.async; 22 KiB"),
+        (None, "no cp.async of h"),
+        (2, "h by cp.async"),
+        (3, "h by cp.async"),
+        (4, "h by cp.async"),
     ):
         name = "A" if stages is None else f"{stages} stages"
         rows = {} if stages is None else {"steer_forward": {"STAGES": stages}}
         call = taking(rows, lambda: ops.steer(*given), width, rank)
         trial.off[name] = off(call(), want)  # type: ignore[arg-type]
-        trial.ways[name], trial.changes[name] = graphed(call), what
+        trial.ways[name], trial.changes[name] = timing.graphed(call, tune.DEVICE), what
     return trial
 
 
@@ -262,7 +247,7 @@ def casts() -> Trial:
         call = taking(rows, partial(both, saved), width, rank)
         found: Any = call()
         trial.off[name] = max(off(one, other) for one, other in zip(found, want, strict=True))
-        trial.ways[name], trial.changes[name] = graphed(call), what
+        trial.ways[name], trial.changes[name] = timing.graphed(call, tune.DEVICE), what
     return trial
 
 
@@ -282,7 +267,7 @@ def host_time(tokens: int) -> Trial:
     trial = Trial(f"steer, {tokens} tokens: calls, and replays of their graph", {}, choice=False)
     trial.off["forward"] = off(forward(), want)
     for name, call in (("forward", forward), ("forward+backward", both)):
-        trial.ways[name], trial.ways[f"{name}, graph"] = call, graphed(call)
+        trial.ways[name], trial.ways[f"{name}, graph"] = call, timing.graphed(call, tune.DEVICE)
     return trial
 
 

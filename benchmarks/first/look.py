@@ -70,26 +70,6 @@ def kernels(call: Callable[[], object], calls: int = 3) -> dict[str, Any]:
     return {"summary": "; ".join(said), "kernels": found}
 
 
-def graphed(call: Callable[[], object]) -> Callable[[], object]:
-    """Replays of a CUDA graph of it, which hold no launch of the host's; on a CPU the call."""
-    if gpu().type == "cpu":
-        return call
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = call()
-
-    def replay(_kept: object = kept) -> None:  # its results lie in the graph's memory
-        graph.replay()
-
-    return replay
-
-
 def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.first.look import Calls, compared, gpu, graphed, kernels
+from benchmarks.first.look import Calls, compared, gpu, kernels
 from benchmarks.first.smoke import STEER
 from benchmarks.first.steps import NotHere, Step, one_line
-from benchmarks.timing import TOY, version
+from benchmarks.timing import TOY, graphed, version
 from dive import ops
 from dive.bench.steer import PASSES, inputs
 
@@ -47,7 +47,7 @@ def beside_a_copy(make: Callable[[bool], Callable[[], object]], mode: str) -> di
     refused = {}
     for name in ("called", "narrow"):
         try:
-            ways[f"{name}, replayed"] = graphed(ways[name])
+            ways[f"{name}, replayed"] = graphed(ways[name], gpu())
         except Exception as error:
             refused[f"{name}, replayed"] = one_line(error)
     found = compared(ways, 15, "copy", PASSES[mode] / 2)

@@ -25,18 +25,6 @@ def studies(studies_folder):
     return read_studies(studies_folder / "studies.jsonl")
 
 
-@pytest.fixture(scope="module")
-def llava(tiny_llava):
-    return dive.load_backbone(tiny_llava, device="cpu")
-
-
-@pytest.fixture
-def recorder(monkeypatch):
-    Recorder.made = []
-    monkeypatch.setattr(distillation, "DistillTrainer", Recorder)
-    return Recorder.made
-
-
 @pytest.mark.parametrize("folder", ["tiny_llava", "tiny_llava_mistral", "tiny_qwen", "tiny_gemma"])
 def test_every_family_learns(folder, request, studies, recorder):
     backbone = dive.load_backbone(request.getfixturevalue(folder), device="cpu")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from trainings import Kill, Recorder, bare, equal, short
+from trainings import Kill, bare, equal, short
 from transformers import TrainerCallback
 
 import dive
@@ -26,18 +26,6 @@ from dive.training.examples import Examples
 from dive.training.feed import Feed, Loaded
 from dive.training.teacher import Teacher
 from dive.training.trainer import DistillTrainer
-
-
-@pytest.fixture(scope="module")
-def llava(tiny_llava):
-    return dive.load_backbone(tiny_llava, device="cpu")
-
-
-@pytest.fixture
-def recorder(monkeypatch):
-    Recorder.made = []
-    monkeypatch.setattr(distillation, "DistillTrainer", Recorder)
-    return Recorder.made
 
 
 @pytest.fixture

@@ -1,0 +1,19 @@
+"""A backbone, and trainings whose steps are noted, for the tests of training."""
+
+import pytest
+from trainings import Recorder
+
+import dive
+from dive.training import distillation
+
+
+@pytest.fixture(scope="module")
+def llava(tiny_llava):
+    return dive.load_backbone(tiny_llava, device="cpu")
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    Recorder.made = []
+    monkeypatch.setattr(distillation, "DistillTrainer", Recorder)
+    return Recorder.made
