@@ -144,7 +144,7 @@ class Bench:
             count = min(4 if name == "session, 4 adapters" else batch, len(self.adapters))
             adapter = [self.adapters[row % count] for row in range(batch)]
         session = DecodeSession(self.model, adapter)
-        self.plan[name] = session.plan()._asdict()
+        self.plan[name] = session.engine_choice()._asdict()
         return lambda count: session.generate(ids, **given, max_new_tokens=count)
 
 

@@ -309,7 +309,7 @@ def tile_plans() -> Trial:
     }.items():
         with planned(plan):
             session = DecodeSession(model)
-            chosen = session.plan(**given, max_new_tokens=STEPS)
+            chosen = session.engine_choice(**given, max_new_tokens=STEPS)
             if chosen.engine != "dive._C":
                 raise NotHere(f"the engine does not run: {chosen.reason}")
             own = session.generate(ids, **given, max_new_tokens=2)[:, CONTEXT:]

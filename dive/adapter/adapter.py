@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dive import __version__
 from dive.adapter.config import CONFIG_FILE, FORMAT, WEIGHTS_FILE, SteeringConfig
-from dive.adapter.files import check_pair, check_place, check_weights, read_settings
+from dive.adapter.files import check_pair, check_regular_file, check_weights, read_settings
 from dive.adapter.numbers import check_numbers
 from dive.backbone.fingerprint import difference, fingerprint
 from dive.backbone.structure import description, unwrap
@@ -254,7 +254,7 @@ def _find(source: str | PathLike[str], name: str, revision: str | None, token: A
     if folder.is_dir():
         if not os.path.lexists(folder / name):
             raise DiveError(f"{folder}: no {name} here, so this is not a saved adapter")
-        check_place(folder / name)
+        check_regular_file(folder / name)
         return folder / name
     is_path = checks.is_path(source) or str(source).startswith(("~", ".", "/"))
     if folder.exists() or is_path or str(source).count("/") != 1:

@@ -19,7 +19,16 @@ from weakref import ReferenceType, ref
 
 from torch import Tensor, nn
 
-from dive.adapter.contexts import Own, Place, drop, frame_of, is_private, own_of, private, put
+from dive.adapter.contexts import (
+    Own,
+    ThreadAndTask,
+    drop,
+    frame_of,
+    is_private,
+    own_of,
+    private,
+    put,
+)
 from dive.adapter.decoder_site import Site, changes, sites, wants_gradient
 from dive.backbone.structure import decoder
 from dive.errors import DiveError
@@ -36,7 +45,7 @@ class Work:
 
     enabled = True
 
-    def hang(self, model: nn.Module, scoped: bool = False) -> None:
+    def register(self, model: nn.Module, scoped: bool = False) -> None:
         """Has its place on a model; DiveError where something is at work there in this context.
 
         scoped: it works only inside `working`.
@@ -44,10 +53,10 @@ class Work:
         self.model = model
         self.state, self.public = ("scoped", False) if scoped else ("made", True)
         self.traced = self.trains = self.used_elsewhere = False
-        self.place = Place()
+        self.creator = ThreadAndTask()
         self.since = math.inf  # when it was ready: GRACE counts from there
         self._own: ReferenceType[Own] | None = None
-        self.flying: dict[int, int] = {}  # threads in a forward under it, and in how many
+        self.in_flight: dict[int, int] = {}  # threads in a forward under it, and in how many
         self._handles: list[Any] = []
         owner = decoder(model)
         first: Any = owner.layers[0]  # type: ignore[index]
@@ -104,16 +113,16 @@ class Work:
                 own.ended = True
                 self.site.carry(own)
                 del own  # where no copy of this context has it, that was all
-            self.flying = {
+            self.in_flight = {
                 thread: count
-                for thread, count in self.flying.items()
+                for thread, count in self.in_flight.items()
                 if frame_of(self.site.decoder, thread) is not None  # else it was interrupted
             }
-            if not self.flying:
-                self.unhang()
+            if not self.in_flight:
+                self.remove_hooks()
             changes.notify_all()
 
-    def unhang(self) -> None:
+    def remove_hooks(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -127,10 +136,10 @@ class Work:
         self.trains = self.trains or wants_gradient(inputs, output)
 
 
-def at_work(first: nn.Module, tell: bool = True) -> Work | None:
+def at_work(first: nn.Module, is_forward: bool = True) -> Work | None:
     """What is at work for this context on the model with this first decoder layer."""
     site = sites.get(id(first))
-    return None if site is None else site.decide(tell)
+    return None if site is None else site.decide(is_forward)
 
 
 def in_the_way(first: nn.Module, scoped: bool = False, but: Work | None = None) -> Work | None:
@@ -145,7 +154,7 @@ def in_the_way(first: nn.Module, scoped: bool = False, but: Work | None = None) 
     site = sites.get(id(first))
     works = [] if site is None else site.works
     waiting = (work for work in works if work.state in ("made", "wide") and work is not but)
-    return next((work for work in waiting if work.place.here()), None)
+    return next((work for work in waiting if work.creator.is_current()), None)
 
 
 def refuse_two(first: nn.Module, scoped: bool, but: Work | None = None) -> None:

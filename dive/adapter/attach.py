@@ -27,7 +27,7 @@ class Attachment(Work):
 
     In a `with` it is at work for the thread (or asyncio task) that entered it, and others may have
     one of their own on the same model at the same time; without, for every thread that has none.
-    The three attributes are the attachment's, for all threads that it steers.
+    The two attributes are the attachment's, for all threads that it steers.
 
     mask: bool [B, T], the positions that are steered in the next forwards, or None. With None the
         adapter's own rule holds: all positions, or with positions="response" the last position of
@@ -35,8 +35,6 @@ class Attachment(Work):
         token). Training gives the mask of the response explicitly; so must whatever runs a prompt
         in pieces or several generated tokens at once.
     enabled: False lets states pass unchanged.
-    calls: how often a layer was steered outside compiled code, to assert that there was an effect.
-        Of several threads at once a few may be missed.
     """
 
     adapter: SteeringAdapter | None
@@ -49,14 +47,15 @@ class Attachment(Work):
         self.adapter = adapter
         if check:
             adapter.check_backbone(model)
-        self._hang(model, [int(index) for index in adapter.layers], scoped)
+        self._register_hooks(model, [int(index) for index in adapter.layers], scoped)
 
-    def _hang(self, model: nn.Module, indices: Iterable[int], scoped: bool = False) -> None:
+    def _register_hooks(
+        self, model: nn.Module, indices: Iterable[int], scoped: bool = False
+    ) -> None:
         """Hooks on these layers of a model that has no attachment yet."""
         self.mask: Tensor | None = None
         self.enabled = True
-        self.calls = 0
-        self.hang(model, scoped)
+        self.register(model, scoped)
         try:
             forget_compiled(model)
             layers = decoder_layers(model)
@@ -82,7 +81,7 @@ class Attachment(Work):
         return lambda hidden: steering(hidden, self._positions(hidden, last_only))
 
     @property
-    def steers(self) -> tuple[SteeringAdapter | None, ...]:
+    def adapters(self) -> tuple[SteeringAdapter | None, ...]:
         """The adapter of all rows of a batch, or one entry a row."""
         return (self.adapter,)
 
@@ -121,11 +120,12 @@ class Attachment(Work):
         )
 
 
-class RowAttachment(Attachment):
+class PerSampleAttachment(Attachment):
     """An `Attachment` with an adapter of its own, or none, for every row of a batch.
 
-    rows: what steers each row of the next forwards. A batch k times as long repeats each k times,
-        as beams and `num_return_sequences` do. Set as often as wanted: nothing is attached anew.
+    adapters: what steers each row of the next forwards. A batch k times as long repeats each
+        k times, as beams and `num_return_sequences` do. Set as often as wanted: nothing is attached
+        anew.
     A row is computed as it would be alone, by its adapter's own rule of positions; there is no
     `mask` here.
     """
@@ -133,7 +133,7 @@ class RowAttachment(Attachment):
     def __init__(
         self,
         backbone_or_model: Any,
-        rows: Sequence[SteeringAdapter | None] = (None,),
+        adapters: Sequence[SteeringAdapter | None] = (None,),
         check: bool = True,
         scoped: bool = False,
     ) -> None:
@@ -142,23 +142,23 @@ class RowAttachment(Attachment):
         self._known: list[SteeringAdapter] = []
         model = unwrap(backbone_or_model)
         self._devices = [computes_on(layer) for layer in decoder_layers(model)]
-        self._hang(model, range(len(self._devices)), scoped)
+        self._register_hooks(model, range(len(self._devices)), scoped)
         try:
-            self.rows = rows
+            self.adapters = adapters
         except DiveError:
             self.detach()
             raise
 
     @property
-    def rows(self) -> tuple[SteeringAdapter | None, ...]:
-        return self._rows
+    def adapters(self) -> tuple[SteeringAdapter | None, ...]:
+        return self._adapters
 
-    @rows.setter
-    def rows(self, rows: Iterable[SteeringAdapter | None]) -> None:
-        rows = tuple(rows)
-        if not rows:
-            raise DiveError("rows is empty, want an adapter or None for every row")
-        for adapter in rows:
+    @adapters.setter
+    def adapters(self, adapters: Iterable[SteeringAdapter | None]) -> None:
+        adapters = tuple(adapters)
+        if not adapters:
+            raise DiveError("adapters is empty, want an adapter or None for every row")
+        for adapter in adapters:
             if adapter is None or any(adapter is known for known in self._known):
                 continue
             if self._check:
@@ -166,24 +166,20 @@ class RowAttachment(Attachment):
             for index, steering in adapter.layers.items():
                 steering.to(self._devices[int(index)])
             self._known.append(adapter)
-        self._rows = rows
-
-    @property
-    def steers(self) -> tuple[SteeringAdapter | None, ...]:
-        return self._rows
+        self._adapters = adapters
 
     def _edit(self, index: int, device: torch.device) -> Callable[[Tensor], Tensor]:
         def edit(hidden: Tensor) -> Tensor:
             if self.mask is not None:
                 raise DiveError("a mask of positions does not go with an adapter for every row")
-            each, left = divmod(hidden.shape[0], len(self._rows))
+            each, left = divmod(hidden.shape[0], len(self._adapters))
             if left:
                 raise DiveError(
-                    f"{len(self._rows)} adapters were given, one a row, for a batch of "
+                    f"{len(self._adapters)} adapters were given, one a row, for a batch of "
                     f"{hidden.shape[0]} rows"
                 )
             parts = list(hidden.split(each))
-            for row, adapter in enumerate(self._rows):
+            for row, adapter in enumerate(self._adapters):
                 layers: Any = () if adapter is None else adapter.layers
                 if adapter is not None and str(index) in layers:
                     last_only = adapter.config.positions == "response"
@@ -227,7 +223,6 @@ class _Hook:
                 attachment.site.learns_bare(inputs, hidden)
             return None
         steered = self.edit(hidden)
-        attachment.calls += 1
         attachment.learns(inputs, steered)
         return _replaced(output, steered)
 
@@ -260,7 +255,7 @@ def steer(backbone_or_model: Any, adapter: SteeringAdapter | str | Path) -> Atta
 
 def attachment_of(model: Any) -> Attachment | None:
     """What is attached to the model now, for this thread or task."""
-    found: Any = at_work(decoder_layers(model)[0], tell=False)
+    found: Any = at_work(decoder_layers(model)[0], is_forward=False)
     return found
 
 

@@ -16,7 +16,7 @@ from weakref import ReferenceType, ref
 from torch import nn
 
 
-class Place:
+class ThreadAndTask:
     """A thread, and its asyncio task if it runs one: which no copy of a context takes along."""
 
     def __init__(self) -> None:
@@ -24,12 +24,14 @@ class Place:
         task = _task()
         self._task = None if task is None else ref(task)
 
-    def here(self) -> bool:
+    def is_current(self) -> bool:
         """Whether this is where it was made."""
         task = None if self._task is None else self._task()
-        return self.in_this_thread() and task is _task() and (task is None) == (self._task is None)
+        return (
+            self.is_current_thread() and task is _task() and (task is None) == (self._task is None)
+        )
 
-    def in_this_thread(self) -> bool:
+    def is_current_thread(self) -> bool:
         return self.thread() is threading.current_thread()
 
 
@@ -43,7 +45,7 @@ class Own:
         # weak: contexts are copied and kept, and would keep models alive
         self._work = None if work is None else ref(work)
         self.ended = False
-        self.place = Place()
+        self.creator = ThreadAndTask()
         self.before: _Entry | None = None  # what the context had
 
     @property

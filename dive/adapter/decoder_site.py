@@ -31,7 +31,8 @@ changes = threading.Condition(threading.RLock())
 # id of the first decoder layer -> its site; a layer, because a model and its base share them. A
 # site lives by its hooks and holds its layer, so that no other layer has that id meanwhile.
 sites: "WeakValueDictionary[int, Site]" = WeakValueDictionary()
-_told: "WeakSet[nn.Module]" = WeakSet()  # first layers of models of which `_tell` has spoken
+# first layers of the models of which `_warn_unsteered` has warned
+_warned: "WeakSet[nn.Module]" = WeakSet()
 
 
 class _Running(threading.local):
@@ -109,25 +110,25 @@ class Site:
             return None
         return self.decide()
 
-    def decide(self, tell: bool = True) -> "Work | None":
+    def decide(self, is_forward: bool = True) -> "Work | None":
         """What a forward that begins now is to have.
 
-        tell: whether it is a forward, and not only a question.
+        is_forward: whether it is a forward, and not only a question.
         """
         if torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled():
             return self.recomputed()
         held = own_of(self.first)
         if held is not None and held.holds():
             return held.work
-        if tell:
+        if is_forward:
             self.refuse_over()
         with changes:
             wide = self._for_all()
             if wide is None:
-                if tell:
-                    self._tell()
-            elif not wide.place.here():
-                wide.used_elsewhere = wide.used_elsewhere or tell
+                if is_forward:
+                    self._warn_unsteered()
+            elif not wide.creator.is_current():
+                wide.used_elsewhere = wide.used_elsewhere or is_forward
             return wide
 
     def refuse_over(self) -> None:
@@ -135,7 +136,7 @@ class Site:
         held = own_of(self.first)
         if held is None or not held.ended:
             return
-        if held.place.here():
+        if held.creator.is_current():
             drop(self.first, held)  # its own `with`, which another has ended: told of once
         raise DiveError(
             "the `with dive.steer(...)` that this thread or task has taken along ended meanwhile, "
@@ -149,7 +150,7 @@ class Site:
             wide = next((work for work in self.works if work.state == "wide"), None)
             # what is not ready yet comes for the forwards that begin later
             made = [work for work in self.works if work.state == "made" and work.since < math.inf]
-            mine = next((work for work in made if work.place.here()), None)
+            mine = next((work for work in made if work.creator.is_current()), None)
             if mine is not None and wide is not None:
                 raise DiveError(
                     "two adapters are attached to this model for all threads, both without `with`: "
@@ -158,7 +159,7 @@ class Site:
             if wide is not None or not made:
                 return wide
             # of a task of this thread none can come into its `with` while we wait
-            now = mine or next((work for work in made if work.place.in_this_thread()), None)
+            now = mine or next((work for work in made if work.creator.is_current_thread()), None)
             first = min(made, key=lambda work: work.since)
             left = first.since + GRACE - time.monotonic()
             if now is None and left > 0:
@@ -198,24 +199,24 @@ class Site:
         forwards.append((self, decided))
         if decided is not None:
             with changes:
-                decided.flying[thread] = decided.flying.get(thread, 0) + 1
+                decided.in_flight[thread] = decided.in_flight.get(thread, 0) + 1
 
     def ends(self) -> None:
         forwards = _running.forwards
-        place = next((i for i in reversed(range(len(forwards))) if forwards[i][0] is self), None)
-        if place is None:
+        index = next((i for i in reversed(range(len(forwards))) if forwards[i][0] is self), None)
+        if index is None:
             return  # it began before
-        decided = forwards[place][1]
-        del forwards[place:]  # what lies above was interrupted
+        decided = forwards[index][1]
+        del forwards[index:]  # what lies above was interrupted
         if decided is None:
             return
         with changes:
             thread = threading.get_ident()
-            left = decided.flying.pop(thread, 1) - 1
+            left = decided.in_flight.pop(thread, 1) - 1
             if left > 0:
-                decided.flying[thread] = left
-            if decided.state == "gone" and not decided.flying:
-                decided.unhang()
+                decided.in_flight[thread] = left
+            if decided.state == "gone" and not decided.in_flight:
+                decided.remove_hooks()
 
     def learns_bare(self, inputs: tuple[Any, ...], output: Tensor) -> None:
         self.bare_trains = self.bare_trains or wants_gradient(inputs, output)
@@ -234,13 +235,13 @@ class Site:
         self.begun.pop(thread, None)  # that one has ended
         return False
 
-    def _tell(self) -> None:
+    def _warn_unsteered(self) -> None:
         """Warns once a model where a forward is unsteered that may have been meant to be steered:
         a `with` is open, and this context has not got it."""
-        if self.first in _told:
+        if self.first in _warned:
             return
         if any(work.state == "scoped" and work.public for work in self.works):
-            _told.add(self.first)
+            _warned.add(self.first)
             warnings.warn(
                 "a forward runs unsteered in a thread or task that is not that of a `with "
                 "dive.steer(...)` on its model: a `with` is for its own thread or task. For all of "

@@ -116,7 +116,7 @@ _NEEDED: dict[str, Kind] = {
 }
 
 
-def check_place(path: Path) -> None:
+def check_regular_file(path: Path) -> None:
     """DiveError where a file that is there cannot be one of an adapter's: a link that leads
     nowhere, or what is no regular file. A socket cannot even be opened to see what it is."""
     try:
@@ -202,8 +202,8 @@ def check_weights(path: Path, shapes: Mapping[str, tuple[int, ...]], settings: s
         raise DiveError(f"{path}: tensor {checked_name(name)} {state}")
     held = 0
     for name, shape in shapes.items():
-        told = header[name] if isinstance(header[name], dict) else {}
-        dtype, given = told.get("dtype"), told.get("shape")
+        entry = header[name] if isinstance(header[name], dict) else {}
+        dtype, given = entry.get("dtype"), entry.get("shape")
         if dtype != "F32" or given != list(shape) or any(map(lambda n: type(n) is bool, given)):
             known = _DTYPES.get(dtype) if isinstance(dtype, str) else None
             raise DiveError(

@@ -28,15 +28,15 @@ def check_numbers(adapter: Any, name: str = "the adapter") -> None:
     """
     layers = list(adapter.layers.items())
     by_device: dict[torch.device, list[int]] = {}
-    for place, (_, layer) in enumerate(layers):
-        by_device.setdefault(layer.scale.device, []).append(place)
-    told = {
-        place: row
-        for places in by_device.values()
-        for place, row in zip(places, _told([layers[place][1] for place in places]), strict=True)
+    for position, (_, layer) in enumerate(layers):
+        by_device.setdefault(layer.scale.device, []).append(position)
+    measured = {
+        position: row
+        for here in by_device.values()
+        for position, row in zip(here, _measured([layers[p][1] for p in here]), strict=True)
     }
-    for place, (index, layer) in enumerate(layers):
-        row = told[place]
+    for position, (index, layer) in enumerate(layers):
+        row = measured[position]
         if row is None:
             continue
         names = [each for each, _ in layer.named_parameters()] + ["sigma"]
@@ -60,12 +60,12 @@ def check_numbers(adapter: Any, name: str = "the adapter") -> None:
             )
 
 
-def _told(layers: list[Any]) -> list[Tensor] | list[None]:
+def _measured(layers: list[Any]) -> list[Tensor] | list[None]:
     """`_numbers` of layers on one device, on the host; None of tensors without numbers (meta)."""
-    told = torch.stack([_numbers(layer) for layer in layers])
-    if type(told) is not Tensor or told.device.type == "meta":
+    measured = torch.stack([_numbers(layer) for layer in layers])
+    if type(measured) is not Tensor or measured.device.type == "meta":
         return [None] * len(layers)
-    return [*told.cpu()]
+    return [*measured.cpu()]
 
 
 _WHY = "behind more than that nothing is left of a state in any dtype"

@@ -62,7 +62,7 @@ class Answer:
     said nothing.
     """
 
-    row: int
+    slot: int
     longest: int
     ends: frozenset[int]
     chooser: Chooser | None = None
@@ -102,53 +102,53 @@ class Live:
         self.behind = self.device.type == "cuda"
         self.answers: list[Answer] = []
         self._tokens = torch.empty(0, dtype=torch.long, device=self.device)  # what is run next
-        self._places = torch.empty(0, dtype=torch.long)  # the rows in which, on the CPU
+        self._slots = torch.empty(0, dtype=torch.long)  # of each token, on the CPU
         self._unread: tuple[list[Answer], Tensor, Any] | None = None
         self._logits: Tensor | None = None
 
     def add(self, answer: Answer, token: Tensor) -> None:
-        """token [1]: what the answer's row is to run next."""
+        """token [1]: what the answer's slot is to run next."""
         self.answers.append(answer)
         self._tokens = torch.cat([self._tokens, token.to(self.device)])
-        self._seat()
+        self._update_slots()
         if answer.chooser is not None and answer.chooser.criteria is not None:
             self.behind = False  # it wants to see every token
 
     def advance(self) -> list[Answer]:
         """One step; returns the answers that got a token. Those that `ended` run no further."""
         logits = self._scores()
-        new = self.cache.step(self._places, self._tokens, logits)
+        new = self.cache.step(self._slots, self._tokens, logits)
         if logits is not None:
-            for place, answer in enumerate(self.answers):
+            for index, answer in enumerate(self.answers):
                 if answer.chooser is not None:
-                    own = logits[answer.row : answer.row + 1]
-                    new[place : place + 1] = answer.chooser.choose(own)
-        told = self._read(new)
-        left = [place for place, answer in enumerate(self.answers) if not answer.ended]
+                    own = logits[answer.slot : answer.slot + 1]
+                    new[index : index + 1] = answer.chooser.choose(own)
+        advanced = self._read(new)
+        left = [index for index, answer in enumerate(self.answers) if not answer.ended]
         if len(left) < len(self.answers):
-            self.answers = [self.answers[place] for place in left]
+            self.answers = [self.answers[index] for index in left]
             new = new[torch.tensor(left, dtype=torch.long, device=self.device)]
-            self._seat()
+            self._update_slots()
         self._tokens = new
-        return told
+        return advanced
 
     def _read(self, new: Tensor) -> list[Answer]:
         """Reads the tokens of the step that was just launched or, `behind`, of the one before.
 
-        Where `behind` has just ended both are read; each answer is told of once.
+        Where `behind` has just ended both are read; each answer is returned once.
         """
         steps = [] if self._unread is None else [self._unread]
         steps.append((list(self.answers), *self._to_host(new)))
         self._unread = steps.pop() if self.behind else None
-        told: dict[Answer, None] = {}
+        advanced: dict[Answer, None] = {}
         for answers, tokens, arrived in steps:
             if arrived is not None:
                 arrived.synchronize()
             for answer, token in zip(answers, tokens.tolist(), strict=True):
                 if not answer.ended:
                     answer.take(token)
-                    told[answer] = None
-        return list(told)
+                    advanced[answer] = None
+        return list(advanced)
 
     def _to_host(self, new: Tensor) -> tuple[Tensor, Any]:
         """The tokens, and on a GPU the event after which they are there.
@@ -163,8 +163,8 @@ class Live:
         event.record(torch.cuda.current_stream(self.device))
         return host, event
 
-    def _seat(self) -> None:
-        self._places = torch.tensor([answer.row for answer in self.answers], dtype=torch.long)
+    def _update_slots(self) -> None:
+        self._slots = torch.tensor([answer.slot for answer in self.answers], dtype=torch.long)
 
     def _scores(self) -> Tensor | None:
         """Room for logits, where any token is not simply the most likely one."""

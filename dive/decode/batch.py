@@ -25,7 +25,7 @@ from dive.decode.usable_logits import (
 log = logging.getLogger(__name__)
 
 
-def tell_context(context: int | None, prompt: int, new: int) -> None:
+def warn_of_context(context: int | None, prompt: int, new: int) -> None:
     """Says where so many new tokens do not fit behind the prompt, as transformers does.
 
     No error: the answer may end before, and the rotary embedding goes on.
@@ -37,7 +37,7 @@ def tell_context(context: int | None, prompt: int, new: int) -> None:
         )  # fmt: skip
 
 
-class BatchRun:
+class BatchDecoding:
     """A batch that was prompted together, decoded until its last row ends.
 
     failed: rows whose logits said nothing (`usable_logits`), after `decode`; padding stands behind
@@ -75,7 +75,7 @@ class BatchRun:
         mask = model_kwargs.get("attention_mask")
         self.pad = [0] * self.batch if mask is None else (mask == 0).sum(-1).tolist()
         new = self.longest - self.prompt
-        tell_context(self.cache.spec.context, self.prompt - min(self.pad), new)
+        warn_of_context(self.cache.spec.context, self.prompt - min(self.pad), new)
 
     def prefill(
         self, model_kwargs: dict[str, Any], steerings: Sequence[list[Any] | None]
@@ -113,28 +113,28 @@ class BatchRun:
         """Greedy, until each row's own end; returns the length of the longest."""
         tokens, live = most_likely_next(scores), Live(self.cache)
         longest, ends = self.longest - self.prompt, self.eos
-        answers = [Answer(row, longest, ends) for row in range(self.batch)]
+        answers = [Answer(slot, longest, ends) for slot in range(self.batch)]
         for answer, token in zip(answers, tokens.tolist(), strict=True):
             answer.take(token)
             if not answer.ended:
-                live.add(answer, tokens[answer.row : answer.row + 1])
+                live.add(answer, tokens[answer.slot : answer.slot + 1])
         self._stream(answers)
         while live.answers:
-            told = live.advance()
-            if told:
-                self._stream(told)
+            advanced = live.advance()
+            if advanced:
+                self._stream(advanced)
         for answer in answers:
             own = torch.tensor(answer.tokens, device=self.device)
-            self.ids[answer.row, self.prompt : self.prompt + len(answer.tokens)] = own
-        self.failed = [answer.row for answer in answers if answer.error]
+            self.ids[answer.slot, self.prompt : self.prompt + len(answer.tokens)] = own
+        self.failed = [answer.slot for answer in answers if answer.error]
         return self.prompt + max(len(answer.tokens) for answer in answers)
 
-    def _stream(self, told: list[Answer]) -> None:
+    def _stream(self, advanced: list[Answer]) -> None:
         if self.streamer is not None:
             tokens = torch.full((self.batch,), self.padding)
-            for answer in told:
+            for answer in advanced:
                 if not answer.error:
-                    tokens[answer.row] = answer.tokens[-1]
+                    tokens[answer.slot] = answer.tokens[-1]
             self.streamer.put(tokens)
 
     def _chosen(self, logits: Tensor) -> int:
@@ -179,8 +179,8 @@ class BatchRun:
             for row, done in enumerate(ended.tolist()):
                 alive[row] = alive[row] and not done
         elif self.eos:
-            told = torch.where(failed, NO_TOKEN, tokens)
-            for row, token in enumerate(told.tolist()):
+            last = torch.where(failed, NO_TOKEN, tokens)
+            for row, token in enumerate(last.tolist()):
                 if token < 0 or token in self.eos:
                     alive[row] = False
         return ids.shape[1] >= self.longest or not any(alive)

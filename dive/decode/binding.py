@@ -11,7 +11,7 @@ from dive.backbone.turns import turn
 from dive.decode import native
 from dive.decode.engine import EngineCache
 from dive.decode.model_check import Unsupported, version
-from dive.decode.spec import DecoderSpec, read
+from dive.decode.spec import DecoderSpec, read_decoder
 from dive.errors import DiveError
 
 
@@ -42,7 +42,7 @@ class Binding:
             self.cache = self.spec = None
             try:
                 with without_trace(self.model):
-                    spec = read(self.model)
+                    spec = read_decoder(self.model)
                     self.cache = EngineCache(module, spec, self.model)
             except (Unsupported, ValueError) as error:
                 return str(error)

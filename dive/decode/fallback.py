@@ -14,57 +14,64 @@ from transformers.generation.utils import GENERATION_MODES_MAPPING
 from dive.adapter.attach import attachment_of
 from dive.backbone.kv_cache import caches_in
 from dive.decode import native
-from dive.decode.generate_arguments import KEYWORDS, asked_config
+from dive.decode.generate_arguments import KEYWORDS, requested_config
 from dive.decode.spec import DecoderSpec
 from dive.decode.usable_logits import Watch
 from dive.decode.whole_config import WholeConfig
 from dive.errors import DiveError, FallbackWarning
+from dive.errors.renamed import warn_renamed
 
 log = logging.getLogger(__name__)
 
 EMBEDS = "the prompt is given as embeddings"
 CACHE = "a cache is given"
 SYNCED = "several processes decode in step"
-ASKED = (EMBEDS, CACHE)  # what the caller gave, and no surprise
+REQUESTED = (EMBEDS, CACHE)  # what the caller gave, and no surprise
 _CACHE_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
 # "hybrid" is in the generation_config.json of Gemma 3 and MedGemma; transformers 5 drops it
 _DYNAMIC = (None, "dynamic", "hybrid")
 
 
-class Plan(NamedTuple):
+class EngineChoice(NamedTuple):
     """Which code decodes, "dive._C" or "transformers", and why or how.
 
-    asked: whether the caller's own settings rule the engine out, as beam search does. Where they do
-        not, running in transformers is a `FallbackWarning`.
+    requested: whether the caller's own settings rule the engine out, as beam search does. Where
+        they do not, running in transformers is a `FallbackWarning`.
     """
 
     engine: str
     reason: str
-    asked: bool = False
+    requested: bool = False
+
+    @property
+    def asked(self) -> bool:
+        """Old name of `requested`."""
+        warn_renamed("EngineChoice.asked", "requested")
+        return self.requested
 
 
 class Fallback:
-    """transformers in the place of the engine, for one model, and who is told of it.
+    """transformers in the place of the engine, for one model.
 
     strict: what the engine cannot decode is a DiveError. ran: what decoded the last call; None
-        before. told: the reasons that were said; each is said once.
+        before. reported: the reasons already logged or warned of; each is reported once.
     """
 
     def __init__(self, model: Any, strict: bool) -> None:
         self.model, self.strict = model, strict
-        self.ran: Plan | None = None
-        self.told: set[str] = set()
+        self.ran: EngineChoice | None = None
+        self.reported: set[str] = set()
 
-    def note(self, plan: Plan) -> None:
+    def note(self, choice: EngineChoice) -> None:
         """Keeps what runs; says the first time why it is transformers, or refuses that."""
-        if self.strict and plan.engine != "dive._C":
-            raise DiveError(f"dive._C cannot decode this: {plan.reason}")
-        self.ran = plan
-        if plan.engine == "dive._C" or plan.reason in self.told:
+        if self.strict and choice.engine != "dive._C":
+            raise DiveError(f"dive._C cannot decode this: {choice.reason}")
+        self.ran = choice
+        if choice.engine == "dive._C" or choice.reason in self.reported:
             return
-        self.told.add(plan.reason)
-        line = f"decoding in transformers: {plan.reason}"
-        if plan.asked:
+        self.reported.add(choice.reason)
+        line = f"decoding in transformers: {choice.reason}"
+        if choice.requested:
             log.info(line)
         else:
             warnings.warn(f"{line} (dive._C is not used)", FallbackWarning, stacklevel=3)
@@ -92,12 +99,12 @@ class Fallback:
         return output, watch
 
 
-def own_plan(spec: DecoderSpec) -> Plan:
+def own_choice(spec: DecoderSpec) -> EngineChoice:
     """The engine decodes, and in which form."""
     info = native.build_info() or {}
     dtype = str(spec.dtype).removeprefix("torch.")
     on = info.get("isa") if spec.device.type == "cpu" else spec.device
-    return Plan("dive._C", f"a {spec.family} decoder in {dtype} on {on}")
+    return EngineChoice("dive._C", f"a {spec.family} decoder in {dtype} on {on}")
 
 
 def keyword_reason(kwargs: Mapping[str, Any]) -> str | None:
@@ -128,7 +135,9 @@ def config_reason(config: Any) -> str | None:
     return None
 
 
-def _plan_of(model: Any, config: Any, reason_of: Callable[[Any], str | None]) -> Plan | None:
+def _config_choice(
+    model: Any, config: Any, reason_of: Callable[[Any], str | None]
+) -> EngineChoice | None:
     """What decodes where the generation config rules the engine out; None where it does not.
 
     A setting of the model's own generation_config, which nobody gave, is not asked for.
@@ -138,8 +147,8 @@ def _plan_of(model: Any, config: Any, reason_of: Callable[[Any], str | None]) ->
         return None
     # of a whole config nothing is the model's
     if not isinstance(config, WholeConfig) and reason == reason_of(model.generation_config):
-        return Plan("transformers", f"{reason} (by the model's generation_config)")
-    return Plan("transformers", reason, asked=True)
+        return EngineChoice("transformers", f"{reason} (by the model's generation_config)")
+    return EngineChoice("transformers", reason, requested=True)
 
 
 def _settings_reason(config: Any) -> str | None:
@@ -151,39 +160,43 @@ def _settings_reason(config: Any) -> str | None:
     return config_reason(config)
 
 
-def settings_plan(model: Any, kwargs: Mapping[str, Any]) -> Plan | None:
+def settings_choice(model: Any, kwargs: Mapping[str, Any]) -> EngineChoice | None:
     """What decodes `model.generate(**kwargs)` where its settings rule the engine out, or None."""
     reason = keyword_reason(kwargs)
     if reason is not None:
-        return Plan("transformers", reason, asked=True)
-    plan = _plan_of(model, asked_config(model, kwargs), _settings_reason)
-    if plan is None and kwargs.get("inputs_embeds") is not None:
-        return Plan("transformers", EMBEDS, asked=True)
-    return plan
+        return EngineChoice("transformers", reason, requested=True)
+    choice = _config_choice(model, requested_config(model, kwargs), _settings_reason)
+    if choice is None and kwargs.get("inputs_embeds") is not None:
+        return EngineChoice("transformers", EMBEDS, requested=True)
+    return choice
 
 
-def call_plan(
+def call_choice(
     spec: DecoderSpec,
     model: Any,
     config: Any,
     input_ids: Tensor,
     model_kwargs: dict[str, Any],
     synced: bool,
-) -> Plan:
+) -> EngineChoice:
     """What decodes a call, by all that transformers hands over for it."""
-    plan = _plan_of(model, config, config_reason)
-    if plan is not None:
-        return plan
+    choice = _config_choice(model, config, config_reason)
+    if choice is not None:
+        return choice
     reason = input_reason(input_ids, model_kwargs, synced)
-    return own_plan(spec) if reason is None else Plan("transformers", reason, reason in ASKED)
+    return (
+        own_choice(spec)
+        if reason is None
+        else EngineChoice("transformers", reason, reason in REQUESTED)
+    )
 
 
-def offered_plan(spec: DecoderSpec, model: Any, kwargs: dict[str, Any]) -> Plan:
-    """The `call_plan` of `model.generate(**kwargs)`: transformers prepares it, nothing is run.
+def offered_choice(spec: DecoderSpec, model: Any, kwargs: dict[str, Any]) -> EngineChoice:
+    """The `call_choice` of `model.generate(**kwargs)`: transformers prepares it, nothing is run.
 
     A prompt of one token stands for one that is not among the arguments.
     """
-    found: list[Plan] = []
+    found: list[EngineChoice] = []
 
     def look(
         _model: Any,
@@ -195,7 +208,7 @@ def offered_plan(spec: DecoderSpec, model: Any, kwargs: dict[str, Any]) -> Plan:
         **model_kwargs: Any,
     ) -> Tensor:
         found.append(
-            call_plan(spec, model, generation_config, input_ids, model_kwargs, synced_gpus)
+            call_choice(spec, model, generation_config, input_ids, model_kwargs, synced_gpus)
         )
         return input_ids
 

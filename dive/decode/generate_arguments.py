@@ -56,21 +56,21 @@ def _by_name(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict
 def check_names(model: Any, kwargs: dict[str, Any]) -> None:
     """DiveError that names the arguments which `model.generate(**kwargs)` would not know, and the
     settings of its generation_config that nothing would read, or whose value is of no use."""
-    told = kwargs.get("generation_config")
-    for asked in ({} if told is None else vars(told), kwargs):
-        check_kinds(asked)
-        check_possible(model, asked)
+    config = kwargs.get("generation_config")
+    for settings in ({} if config is None else vars(config), kwargs):
+        check_kinds(settings)
+        check_possible(model, settings)
     if kwargs.get("custom_generate") is not None:
         return  # it may have arguments of its own
-    if told is not None:
-        check_settings(vars(told), vars(model.generation_config))
-    config = vars(GenerationConfig())
+    if config is not None:
+        check_settings(vars(config), vars(model.generation_config))
+    known = vars(GenerationConfig())
     own = {*inspect.signature(GenerationMixin.generate).parameters, *KEYWORDS, "trust_remote_code"}
     others = {
         name: value
         for name, value in kwargs.items()
         # a cache has one name in one transformers and another in the next
-        if name not in own and name not in config and not isinstance(value, Cache)
+        if name not in own and name not in known and not isinstance(value, Cache)
     }
     unknown = [name for name, value in others.items() if not _is_input(model, name, value)]
     if unknown:
@@ -80,11 +80,13 @@ def check_names(model: Any, kwargs: dict[str, Any]) -> None:
         )
 
 
-def check_settings(told: Mapping[str, Any], own: Collection[str]) -> None:
+def check_settings(settings: Mapping[str, Any], own: Collection[str]) -> None:
     """DiveError that names the settings of a generation_config which are none: transformers takes
     any. Those of the model's own checkpoint are for its own code, which may read them."""
     known = {*vars(GenerationConfig()), *own, "transformers_version"}
-    unknown = [str(name) for name in told if name not in known and not str(name).startswith("_")]
+    unknown = [
+        str(name) for name in settings if name not in known and not str(name).startswith("_")
+    ]
     if unknown:
         raise DiveError(
             f"generation_config has {', '.join(unknown)}, which is no setting of transformers' "
@@ -100,7 +102,7 @@ def _is_input(model: Any, name: str, value: Any) -> bool:
     return True
 
 
-def asked_config(model: Any, kwargs: Mapping[str, Any]) -> GenerationConfig:
+def requested_config(model: Any, kwargs: Mapping[str, Any]) -> GenerationConfig:
     """The config that `model.generate(**kwargs)` decodes by, as transformers puts it together."""
     given = kwargs.get("generation_config")
     config = GenerationConfig() if given is None else copy.deepcopy(given)
@@ -122,16 +124,16 @@ def _with_tokenizer(model: Any, given: Mapping[str, Any], tokenizer: Any) -> dic
         tokenizer = made["tokenizer"]
     if tokenizer is None:
         return made
-    config = asked_config(model, given)
+    config = requested_config(model, given)
     if config.stop_strings:
         made.pop("tokenizer", None)
         made.pop("stop_strings", None)
         criteria: Any = made.get("stopping_criteria") or ()
         found = StopStringCriteria(tokenizer, config.stop_strings)
         made["stopping_criteria"] = StoppingCriteriaList([*criteria, found])
-        told = made.get("generation_config")
-        if told is not None and told.stop_strings is not None:
-            made["generation_config"] = copy.deepcopy(told)
+        own = made.get("generation_config")
+        if own is not None and own.stop_strings is not None:
+            made["generation_config"] = copy.deepcopy(own)
             made["generation_config"].stop_strings = None
         if model.generation_config.stop_strings is not None:
             made["stop_strings"] = None  # or transformers would take the model's own

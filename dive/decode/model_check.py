@@ -205,7 +205,7 @@ def _eps(norm: Any) -> Any:
 
 def state_of(text: Any) -> tuple[Any, ...]:
     """All that was read off a decoder beside modules and weights: another state is to be read
-    anew. Tables are told by their place and version, which costs no look at a GPU."""
+    anew. Tables are told by their address and version, which costs no look at a GPU."""
     config, rotary = text.config, text.rotary_emb
     scale = getattr(text.embed_tokens, "embed_scale", None)
     layers = [

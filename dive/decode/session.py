@@ -3,7 +3,7 @@
     session = DecodeSession(backbone, adapter)
     session.generate(**inputs, max_new_tokens=200)
     model.generate(**inputs, max_new_tokens=200, custom_generate=session)     # the same
-    session.stream(requests, rows=8)      # many prompts; a waiting one takes a finished one's row
+    session.stream(requests, slots=8)     # many prompts; a waiting one takes a finished one's slot
 
 Hugging Face's model reads the prompt and its images; the session takes over the cache and writes
 the answer. What it cannot do it hands to transformers with the adapter attached, and says so.
@@ -24,23 +24,24 @@ from dive.adapter.attach import each_of_its_own
 from dive.backbone.load import Backbone
 from dive.backbone.structure import decoder_layers, unwrap
 from dive.backbone.turns import turn
-from dive.decode.batch import BatchRun
+from dive.decode.batch import BatchDecoding
 from dive.decode.binding import Binding, without_trace
 from dive.decode.continuous import ContinuousBatch, Request, Written
 from dive.decode.fallback import (
+    EngineChoice,
     Fallback,
-    Plan,
     attachment_reason,
-    call_plan,
-    offered_plan,
-    own_plan,
-    settings_plan,
+    call_choice,
+    offered_choice,
+    own_choice,
+    settings_choice,
 )
-from dive.decode.generate_arguments import asked_config, given_arguments
+from dive.decode.generate_arguments import given_arguments, requested_config
 from dive.decode.steered import steered
 from dive.decode.transformers_errors import refusals
 from dive.decode.usable_logits import generate_watched
 from dive.errors import DiveError, checks
+from dive.errors.renamed import renamed_arguments, renamed_attribute
 
 
 class DecodeSession:
@@ -87,10 +88,10 @@ class DecodeSession:
         self.failed: list[int] = []
 
     @property
-    def ran(self) -> Plan | None:
+    def ran(self) -> EngineChoice | None:
         return self.fallback.ran
 
-    def plan(self, *args: Any, **kwargs: Any) -> Plan:
+    def engine_choice(self, *args: Any, **kwargs: Any) -> EngineChoice:
         """Which engine would run `generate(*args, **kwargs)`, and why.
 
         transformers is asked what it would hand over for these arguments; no forward is run. (It
@@ -99,21 +100,23 @@ class DecodeSession:
         DiveError where `generate` would not know one of the names, or refuses a setting.
         """
         given = given_arguments(self.model, args, kwargs, self.tokenizer)
-        plan = self._plan(given)
-        if plan.engine == "dive._C":
+        choice = self._settings_choice(given)
+        if choice.engine == "dive._C":
             assert self.binding.spec is not None
             with turn(self.model), without_trace(self.model), refusals(given):
-                return offered_plan(self.binding.spec, self.model, given)
-        return plan
+                return offered_choice(self.binding.spec, self.model, given)
+        return choice
 
-    def _plan(self, generate_kwargs: dict[str, Any]) -> Plan:
+    plan = renamed_attribute("plan", "engine_choice")
+
+    def _settings_choice(self, generate_kwargs: dict[str, Any]) -> EngineChoice:
         """By model and settings alone; what transformers hands over is looked at when it does."""
         reason = self.binding.bind()
         if reason is not None:
-            return Plan("transformers", reason)
+            return EngineChoice("transformers", reason)
         assert self.binding.spec is not None
         with refusals(generate_kwargs):
-            return settings_plan(self.model, generate_kwargs) or own_plan(self.binding.spec)
+            return settings_choice(self.model, generate_kwargs) or own_choice(self.binding.spec)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """`model.generate` with the same arguments, decoded by this session where it can.
@@ -125,29 +128,32 @@ class DecodeSession:
 
     def _generate(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         given = given_arguments(self.model, args, kwargs, self.tokenizer)
-        plan = self._plan(given)
-        if plan.engine != "dive._C":
-            self.fallback.note(plan)
+        choice = self._settings_choice(given)
+        if choice.engine != "dive._C":
+            self.fallback.note(choice)
             with (
                 turn(self.model),
                 steered(self.model, self.adapters or self.adapter),
                 refusals(given),
             ):
-                output, watch = generate_watched(self.model, given, asked_config(self.model, given))
-            self._tell(watch.cut(output))
+                output, watch = generate_watched(
+                    self.model, given, requested_config(self.model, given)
+                )
+            self._warn_of_failed(watch.cut(output))
             return output
         with refusals(given):
             return self.model.generate(
                 **given, custom_generate=partial(self, streamer=given.get("streamer"))
             )
 
-    def stream(self, requests: Iterable[Request], rows: int = 8) -> Iterator[Written]:
-        """Answers to many prompts, each as it ends; the next prompt then takes its row.
+    @renamed_arguments(rows="slots")
+    def stream(self, requests: Iterable[Request], slots: int = 8) -> Iterator[Written]:
+        """Answers to many prompts, each as it ends; the next prompt then takes its slot.
 
-        `requests` is read as rows become free. Every answer is the one that its prompt gets alone.
+        `requests` is read as slots become free. Every answer is the one that its prompt gets alone.
         Other calls of this session in between are no harm.
         """
-        rows = checks.whole("rows", rows, 1)
+        slots = checks.whole("slots", slots, 1)
         if not isinstance(requests, Iterable):
             raise DiveError(
                 f"requests is {requests!r}, want an iterable of dive.decode.continuous.Request"
@@ -155,7 +161,7 @@ class DecodeSession:
         if self.adapters is not None:
             raise DiveError("a session with an adapter a row: give each request its own instead")
         batch = ContinuousBatch(
-            self.binding, self.fallback, self.adapter, self.tokenizer, requests, rows
+            self.binding, self.fallback, self.adapter, self.tokenizer, requests, slots
         )
         return each_of_its_own(self.model, batch.run())
 
@@ -181,14 +187,14 @@ class DecodeSession:
             reason = self.binding.bind() or attachment_reason(self.model)
             spec = self.binding.spec
             if reason is not None:
-                plan = Plan("transformers", reason)
+                choice = EngineChoice("transformers", reason)
             else:
                 assert spec is not None
-                plan = call_plan(
+                choice = call_choice(
                     spec, model, generation_config, input_ids, model_kwargs, synced_gpus
                 )
-            self.fallback.note(plan)
-            if plan.engine != "dive._C":
+            self.fallback.note(choice)
+            if choice.engine != "dive._C":
                 more = {} if streamer is None else {"streamer": streamer}
                 with steered(self.model, self.adapters or self.adapter):
                     output, watch = self.fallback.decode(
@@ -200,28 +206,28 @@ class DecodeSession:
                         **more,
                         **model_kwargs,
                     )
-                self._tell(watch.cut(output))
+                self._warn_of_failed(watch.cut(output))
                 return output
             cache = self.binding.lend()
             try:
-                run = BatchRun(
+                decoding = BatchDecoding(
                     model, cache, input_ids, processors, criteria, generation_config, streamer
                 )
-                run.check_context(model_kwargs)
+                decoding.check_context(model_kwargs)
                 with steered(self.model, self.adapters or self.adapter) as adapters:
-                    steerings = self.binding.steerings(adapters, run.batch, cache.spec)
-                    scores = run.prefill(model_kwargs, steerings)
+                    steerings = self.binding.steerings(adapters, decoding.batch, cache.spec)
+                    scores = decoding.prefill(model_kwargs, steerings)
             except BaseException:
                 self.binding.give_back(cache)
                 raise
         try:
-            output = run.decode(scores)
+            output = decoding.decode(scores)
         finally:
             self.binding.give_back(cache)
-        self._tell(run.failed)
+        self._warn_of_failed(decoding.failed)
         return output
 
-    def _tell(self, failed: list[int]) -> None:
+    def _warn_of_failed(self, failed: list[int]) -> None:
         self.failed = failed
         if failed:
             warnings.warn(

@@ -1,7 +1,7 @@
 """What a text decoder is made of, read off the model, in the terms of `dive._C.Engine`.
 
-`read` looks at the modules themselves (their weights, sizes, windows, norms), and at the config
-only for what no module tells. A decoder that is not understood is refused with a reason in words.
+`read_decoder` looks at the modules themselves (their weights, sizes, windows, norms), and at the
+config only for what no module tells. A decoder that is not understood is refused with a reason.
 """
 
 from collections.abc import Iterator
@@ -114,7 +114,6 @@ class DecoderSpec:
     logits_softcap: float
     embedding_scale: float
     gate: str
-    tied_head: bool
     rope_types: tuple[str | None, ...]
     layers: tuple[LayerSpec, ...]
     text: Any  # the module that owns the layers
@@ -143,16 +142,16 @@ class DecoderSpec:
 
     @torch.no_grad()
     def _rope(self, layer_type: str | None, positions: int) -> dict[str, Tensor]:
-        places = torch.arange(positions, device=self.device)[None]
+        position_ids = torch.arange(positions, device=self.device)[None]
         # float32: the tables are not rounded to the model's dtype
         x = torch.zeros(1, 1, 1, device=self.device)
         if "mrope_section" in (getattr(self.text.config, "rope_parameters", None) or {}):
             # of the three coordinates all are equal in generated text
-            places = places.expand(3, 1, positions)
+            position_ids = position_ids.expand(3, 1, positions)
         if layer_type is None:
-            cos, sin = self.text.rotary_emb(x, places)
+            cos, sin = self.text.rotary_emb(x, position_ids)
         else:
-            cos, sin = self.text.rotary_emb(x, places, layer_type)
+            cos, sin = self.text.rotary_emb(x, position_ids, layer_type)
         tables = []
         for table in (cos, sin):
             table = table.reshape(-1, positions, table.shape[-1])[0]
@@ -162,7 +161,7 @@ class DecoderSpec:
             tables.append(table[:, :half].float().contiguous())
         return {"cos": tables[0], "sin": tables[1]}
 
-    def describe(self, positions: int) -> dict[str, Any]:
+    def engine_arguments(self, positions: int) -> dict[str, Any]:
         """What `dive._C.Engine` takes: sizes, and the model's own tensors."""
 
         def linear(module: Any) -> tuple[Tensor, Tensor | None]:
@@ -204,11 +203,11 @@ class DecoderSpec:
         }
 
 
-def read(backbone_or_model: Any) -> DecoderSpec:
+def read_decoder(backbone_or_model: Any) -> DecoderSpec:
     """The spec of a model's text decoder; `Unsupported` says what stands in the way."""
     model = unwrap(backbone_or_model)
     try:
-        return _read(model)
+        return _decoder_spec(model)
     except Unsupported:
         raise
     except AttributeError as error:
@@ -220,7 +219,7 @@ def read(backbone_or_model: Any) -> DecoderSpec:
         raise Unsupported(name + str(error).removeprefix(name)) from None
 
 
-def _read(model: Any) -> DecoderSpec:
+def _decoder_spec(model: Any) -> DecoderSpec:
     text: Any = decoder(model)
     config = text_config(model)
     family = FAMILIES.get(config.model_type)
@@ -266,7 +265,6 @@ def _read(model: Any) -> DecoderSpec:
         # rounded to the weights' dtype, as the embedding does
         embedding_scale=1.0 if scale is None else float(scale.to(embedding.weight.dtype)),
         gate=GATES[activation],
-        tied_head=head.weight is embedding.weight,
         rope_types=rope_types,
         layers=layers,
         text=text,

@@ -9,17 +9,17 @@ from typing import Any
 
 from dive.adapter.adapter import SteeringAdapter
 from dive.adapter.at_work import at_work, in_the_way, scope
-from dive.adapter.attach import Attachment, RowAttachment, first_layer
+from dive.adapter.attach import Attachment, PerSampleAttachment, first_layer
 from dive.backbone.structure import decoder_layers
 from dive.errors import DiveError
 
-PerRow = Sequence[SteeringAdapter | None]
+PerSample = Sequence[SteeringAdapter | None]
 
 
 @contextmanager
 def steered(
-    model: Any, adapters: SteeringAdapter | PerRow | None, attached: Attachment | None = None
-) -> Iterator[PerRow]:
+    model: Any, adapters: SteeringAdapter | PerSample | None, attached: Attachment | None = None
+) -> Iterator[PerSample]:
     """These adapters at work inside, for this thread or task alone; yields one, or one per row.
 
     model: without wrappers. adapters: one for all rows, which goes before what others have attached
@@ -30,30 +30,30 @@ def steered(
     of a generator, whose next step may run in another context.
     """
     if attached is not None:
-        if isinstance(attached, RowAttachment):
-            attached.rows = adapters  # type: ignore[assignment]
+        if isinstance(attached, PerSampleAttachment):
+            attached.adapters = adapters  # type: ignore[assignment]
         with attached.working():
-            yield attached.steers
+            yield attached.adapters
         return
     if adapters is None:
         layer = first_layer(model)
         found: Any = None if layer is None else at_work(layer)
         with scope(layer, found):
-            yield (None,) if found is None or not found.enabled else found.steers
+            yield (None,) if found is None or not found.enabled else found.adapters
         return
     first = decoder_layers(model)[0]
     alone: Any = nullcontext()  # an adapter per row refuses a second one
     if isinstance(adapters, SteeringAdapter):
         found = in_the_way(first, scoped=True)
-        if found is not None and found.steers != (adapters,):
+        if found is not None and found.adapters != (adapters,):
             raise DiveError("another adapter than the session's is attached to the model")
         alone = scope(first, None)  # what is attached already may be switched off
     with alone, _hooks(model, adapters, check=False) as own, own.working():
-        yield own.steers
+        yield own.adapters
 
 
 @contextmanager
-def attached_for(model: Any, adapters: PerRow) -> Iterator[Attachment | None]:
+def attached_for(model: Any, adapters: PerSample) -> Iterator[Attachment | None]:
     """What `steered` puts to work in call after call, with some of these adapters in each.
 
     Attached once, as attaching throws compiled code away. None where there is no adapter at all.
@@ -69,10 +69,10 @@ def attached_for(model: Any, adapters: PerRow) -> Iterator[Attachment | None]:
 
 @contextmanager
 def _hooks(
-    model: Any, adapters: SteeringAdapter | PerRow, check: bool = True
+    model: Any, adapters: SteeringAdapter | PerSample, check: bool = True
 ) -> Iterator[Attachment]:
     """Attached inside, and at work where it is asked to be."""
-    kind: Any = Attachment if isinstance(adapters, SteeringAdapter) else RowAttachment
+    kind: Any = Attachment if isinstance(adapters, SteeringAdapter) else PerSampleAttachment
     attachment: Attachment = kind(model, adapters, check=check, scoped=True)
     try:
         yield attachment

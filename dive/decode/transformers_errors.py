@@ -42,22 +42,22 @@ def refusals(given: Mapping[str, Any] | None = None) -> Iterator[None]:
     except _REFUSALS as error:
         if not _refuses(error):
             raise
-        asked = ", ".join(f"{k}={_shown(v)}" for k, v in _asked(given or {}).items())
+        requested = ", ".join(f"{k}={_shown(v)}" for k, v in _requested(given or {}).items())
         said = str(error) or type(error).__name__
-        more = f" (asked for: {asked})" if asked else ""
+        more = f" (asked for: {requested})" if requested else ""
         raise DiveError(f"transformers refuses this call of generate: {said}{more}") from error
 
 
 def _refuses(error: Exception) -> bool:
     """Whether transformers' own code for `generate` raised it, before or between forwards."""
     if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError):
-        told = str(error).lower()
-        if any(word in told for word in _NOT_OF_THE_CALL):
+        message = str(error).lower()
+        if any(word in message for word in _NOT_OF_THE_CALL):
             return False
     frames = [
         (_owner(frame.filename), frame) for frame in traceback.extract_tb(error.__traceback__)
     ]
-    inside = [place for place, (owner, frame) in enumerate(frames)
+    inside = [index for index, (owner, frame) in enumerate(frames)
               if owner == "transformers" and _part(frame.filename) == "generation"]  # fmt: skip
     if not inside:
         return False
@@ -65,7 +65,7 @@ def _refuses(error: Exception) -> bool:
     if any(owner == "caller" or frame.name in _FORWARD for owner, frame in after):
         return False
     # behind the last line of dive's own: what that got wrong is no refusal
-    own = [place for place, (owner, _) in enumerate(after) if owner == "dive"]
+    own = [index for index, (owner, _) in enumerate(after) if owner == "dive"]
     return any(owner == "transformers" for owner, _ in after[own[-1] + 1 if own else 0 :])
 
 
@@ -90,13 +90,13 @@ def _part(filename: str) -> str:
     return Path(filename).relative_to(_TRANSFORMERS).parts[0]
 
 
-def _asked(given: Mapping[str, Any]) -> dict[str, Any]:
+def _requested(given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that the caller gave, by name or in a generation_config."""
-    told = given.get("generation_config")
-    config = told.asked() if isinstance(told, WholeConfig) else {}
-    if isinstance(told, GenerationConfig) and not config:
+    own = given.get("generation_config")
+    config = own.requested() if isinstance(own, WholeConfig) else {}
+    if isinstance(own, GenerationConfig) and not config:
         plain = vars(GenerationConfig())
-        config = {k: v for k, v in vars(told).items()
+        config = {k: v for k, v in vars(own).items()
                   if v is not None and k in plain and v != plain[k] and k[0] != "_"}  # fmt: skip
     kept = {**config, **{k: v for k, v in given.items() if k != "generation_config"}}
     return {k: v for k, v in kept.items()

@@ -34,10 +34,10 @@ class WholeConfig(GenerationConfig):  # type: ignore[misc]
                 settings["min_length"] = 0  # max_length it makes of max_new_tokens
         return super().update(defaults_only, allow_custom_entries, **settings)
 
-    def note_asked(self, names: Iterable[str]) -> None:
+    def note_requested(self, names: Iterable[str]) -> None:
         """Keeps which settings are the caller's."""
         self._names = tuple(names)
 
-    def asked(self) -> dict[str, Any]:
+    def requested(self) -> dict[str, Any]:
         """The settings that are the caller's."""
         return {name: getattr(self, name, None) for name in self._names}

@@ -26,8 +26,8 @@ from dive.decode.session import DecodeSession
 from dive.decode.setting_checks import check_kinds
 from dive.errors import DiveError, checks
 from dive.generation.prefetch import Job
-from dive.generation.report_writer import Report, Run, write
-from dive.generation.settings import asked_for, check_steps, checked, tell_forbidden
+from dive.generation.report_writer import Report, ReportWriter, write_reports
+from dive.generation.settings import check_steps, checked, log_forbidden_tokens, requested_settings
 from dive.prompting.demonstrations import Demonstrations
 from dive.prompting.prompter import DEFAULT_MAX_IMAGE_TOKENS, Prompter
 from dive.prompting.template_clock import AssumedDay
@@ -78,63 +78,86 @@ def iter_reports(
     batch_size = checks.whole("batch_size", batch_size, 1)
     generate_kwargs["max_new_tokens"] = max_new_tokens
     generate_kwargs = checked(backbone.model, backbone.processor, generate_kwargs)
-    max_new_tokens = asked_for(generate_kwargs).get("max_new_tokens", MAX_NEW_TOKENS)
-    max_new_tokens = checks.whole("max_new_tokens", max_new_tokens, 1)
-    least = asked_for(generate_kwargs).get("min_new_tokens")
-    if least is not None and least > max_new_tokens:
-        warnings.warn(
-            f"min_new_tokens is {least} and max_new_tokens {max_new_tokens}: reports are "
-            f"{max_new_tokens} tokens long",
-            stacklevel=3,
-        )
+    max_new_tokens = _longest_report(generate_kwargs)
     seed = None if seed is None else as_seed(seed)
     check_kinds({"streamer": streamer})
     if streamer is not None and len(studies) > 1:
         raise DiveError(f"a streamer takes one study at a time, got {len(studies)}")
     checks.engine(engine)
-    adapters = _one_a_study(adapter, studies)
+    jobs = _jobs(
+        backbone,
+        studies,
+        _adapter_per_study(adapter, studies),
+        generate_kwargs,
+        prompt=prompt,
+        target=target,
+        max_image_tokens=max_image_tokens,
+        template=template,
+        template_date=template_date,
+    )
+    for prompter in {id(job.prompter): job.prompter for job in jobs}.values():
+        shown = _shown(demonstrations, prompter)
+    writer = ReportWriter(backbone, shown, max_new_tokens, streamer, generate_kwargs, seed=seed)
+    mode = writer.mode(jobs[0].prompter)  # which looks at the settings, before a study is read
+    log_forbidden_tokens(backbone.model, generate_kwargs)
+    if engine == "dive._C" or (engine == "auto" and "custom_generate" not in generate_kwargs):
+        # each request brings its adapter
+        writer.session = DecodeSession(backbone, strict=engine == "dive._C")
+    if seed is not None:
+        _check_sampling(mode, generate_kwargs)
+    reports = write_reports(writer, jobs, batch_size, progress, on_error, skipped)
+    model = unwrap(backbone)
+    return each_inside(partial(evaluating, model), each_of_its_own(model, reports))
+
+
+def _longest_report(generate_kwargs: Mapping[str, Any]) -> int:
+    """max_new_tokens as requested, or its default."""
+    settings = requested_settings(generate_kwargs)
+    most = checks.whole("max_new_tokens", settings.get("max_new_tokens", MAX_NEW_TOKENS), 1)
+    least = settings.get("min_new_tokens")
+    if least is not None and least > most:
+        warnings.warn(
+            f"min_new_tokens is {least} and max_new_tokens {most}: reports are {most} tokens long",
+            stacklevel=4,
+        )
+    return most
+
+
+def _jobs(
+    backbone: Backbone,
+    studies: list[Study],
+    adapters: list[SteeringAdapter | None],
+    generate_kwargs: Mapping[str, Any],
+    **prompting: Any,
+) -> list[Job]:
+    """One job per study; those with the same adapter share a prompter, of `prompting`."""
     jobs: list[Job] = []
     prompters: dict[int, Prompter] = {}
-    for number, (study, own) in enumerate(zip(studies, adapters, strict=True)):
+    for index, (study, own) in enumerate(zip(studies, adapters, strict=True)):
         if id(own) not in prompters:
             if own is not None and own.config.positions == "response":
                 check_steps(generate_kwargs)
             if own is not None:  # another backbone's explains what the prompter would warn of
                 own.check_backbone(backbone.model)
-            prompters[id(own)] = prompter_for(
-                backbone,
-                own,
-                prompt=prompt,
-                target=target,
-                max_image_tokens=max_image_tokens,
-                template=template,
-                template_date=template_date,
-            )
-        jobs.append(Job(number, study, prompters[id(own)], own))
-    for prompter in prompters.values():
-        shown = _shown(demonstrations, prompter)
-    run = Run(backbone, shown, max_new_tokens, streamer, generate_kwargs, seed=seed)
-    mode = run.mode(jobs[0].prompter)  # which looks at the settings, before a study is read
-    tell_forbidden(backbone.model, generate_kwargs)
-    if engine == "dive._C" or (engine == "auto" and "custom_generate" not in generate_kwargs):
-        # each request brings its adapter
-        run.session = DecodeSession(backbone, strict=engine == "dive._C")
-    if seed is not None:
-        if "custom_generate" in generate_kwargs:
-            raise DiveError("seed does not go with custom_generate; call torch.manual_seed before")
-        if mode == GenerationMode.GREEDY_SEARCH:
-            raise DiveError(
-                "seed has no use without sampling: greedy decoding draws nothing; give "
-                "do_sample=True too, or leave it out"
-            )
-        if mode != GenerationMode.SAMPLE:
-            raise DiveError(f"seed does not go with {mode.value}; call torch.manual_seed before it")
-    reports = write(run, jobs, batch_size, progress, on_error, skipped)
-    model = unwrap(backbone)
-    return each_inside(partial(evaluating, model), each_of_its_own(model, reports))
+            prompters[id(own)] = prompter_for(backbone, own, **prompting)
+        jobs.append(Job(index, study, prompters[id(own)], own))
+    return jobs
 
 
-def _takes_what(other: Callable[P, Any]) -> Callable[[Callable[..., T]], Callable[P, T]]:
+def _check_sampling(mode: GenerationMode, generate_kwargs: Mapping[str, Any]) -> None:
+    """DiveError where a seed was given and the decoding draws no token by it."""
+    if "custom_generate" in generate_kwargs:
+        raise DiveError("seed does not go with custom_generate; call torch.manual_seed before")
+    if mode == GenerationMode.GREEDY_SEARCH:
+        raise DiveError(
+            "seed has no use without sampling: greedy decoding draws nothing; give "
+            "do_sample=True too, or leave it out"
+        )
+    if mode != GenerationMode.SAMPLE:
+        raise DiveError(f"seed does not go with {mode.value}; call torch.manual_seed before it")
+
+
+def _with_signature_of(other: Callable[P, Any]) -> Callable[[Callable[..., T]], Callable[P, T]]:
     """For a function that hands its arguments on to `other`: it shows the same parameters, to
     `inspect.signature`, help() and type checkers, which are written down once."""
 
@@ -148,7 +171,7 @@ def _takes_what(other: Callable[P, Any]) -> Callable[[Callable[..., T]], Callabl
     return taken
 
 
-@_takes_what(iter_reports)
+@_with_signature_of(iter_reports)
 def generate(*given: Any, **named: Any) -> list[Report]:
     """Write one report for each image or study, in the order given.
 
@@ -208,7 +231,7 @@ def generate(*given: Any, **named: Any) -> list[Report]:
     return list(iter_reports(*given, **named))
 
 
-def _one_a_study(adapter: Any, studies: list[Study]) -> list[SteeringAdapter | None]:
+def _adapter_per_study(adapter: Any, studies: list[Study]) -> list[SteeringAdapter | None]:
     """The adapter of each study."""
     if adapter is None:
         return [None] * len(studies)
@@ -249,14 +272,14 @@ def prompter_for(
 ) -> Prompter:
     """A prompter as the adapter was trained with; what is given instead of it warns."""
     stored = {} if adapter is None else adapter.metadata
-    asked = asked_by(stored, prompt, target, max_image_tokens)
+    prompting = prompt_settings(stored, prompt, target, max_image_tokens)
     kept = stored.get("template")
     if template is None and kept is not None:
         template = StoredTemplate(checks.text("the adapter's metadata.template", kept))
     assumed = template_date is None or isinstance(template_date, AssumedDay)
     prompter = Prompter(
         backbone,
-        **asked,
+        **prompting,
         template=template,
         template_date=(stored.get("template_date") or template_date) if assumed else template_date,
     )
@@ -269,26 +292,26 @@ def prompter_for(
             warnings.warn(
                 f"the adapter was trained with {name} {stored[name]!r}, and {used!r} is used: "
                 f"{harm}",
-                stacklevel=4,
+                stacklevel=5,
             )
     other = difference(stored, prompter.template.metadata())
     if other is not None:
         warnings.warn(
             f"the adapter was trained with template_hash {stored['template_hash']!r}, and "
             f"{prompter.template_hash!r} is used: {harm}; what differs: {other}",
-            stacklevel=4,
+            stacklevel=5,
         )
     dateless = "template_hash" in stored and "template_date" not in stored
     if dateless and assumed and prompter.template_date is not None:
         warnings.warn(
             f"the chat template prints the date, and the adapter does not say which one it was "
             f"trained with: {prompter.template_date} is used; give template_date",
-            stacklevel=4,
+            stacklevel=5,
         )
     return prompter
 
 
-def asked_by(
+def prompt_settings(
     stored: Mapping[str, Any], prompt: str | None, target: str | None, max_image_tokens: Any
 ) -> dict[str, Any]:
     """Prompt, target and image budget that are in use, of an adapter's metadata and of what is

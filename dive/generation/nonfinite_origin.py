@@ -11,22 +11,22 @@ from dive.backbone.structure import decoder_layers, forget_compiled, unwrap
 from dive.decode.usable_logits import usable
 
 
-class Began(NamedTuple):
+class Origin(NamedTuple):
     """Where it began, in words, and whether it ended in finite logits that all are the same."""
 
     where: str
     same: bool = False
 
 
-def ended_early(tokens: int, began: Began | None) -> str:
+def early_end(tokens: int, origin: Origin | None) -> str:
     """What a report says that ended so: after how many tokens, and where it began, if known."""
-    where = "; where it began is not known" if began is None else f"; it began in {began.where}"
-    logits = "all the same" if began is not None and began.same else "not finite"
+    where = "; where it began is not known" if origin is None else f"; it began in {origin.where}"
+    logits = "all the same" if origin is not None and origin.same else "not finite"
     return f"logits were {logits} after {tokens} token{'' if tokens == 1 else 's'}{where}"
 
 
 @torch.no_grad()
-def where_it_began(model: Any, inputs: Mapping[str, Any], answer: list[int]) -> Began | None:
+def nonfinite_origin(model: Any, inputs: Mapping[str, Any], answer: list[int]) -> Origin | None:
     """The first part of the model that gives anything but finite numbers, or, where logits end up
     all the same, states whose squares are infinite: an RMS norm makes zeros of them.
 
@@ -37,7 +37,7 @@ def where_it_began(model: Any, inputs: Mapping[str, Any], answer: list[int]) -> 
     model = unwrap(model)
     for name, value in inputs.items():
         if isinstance(value, Tensor) and value.is_floating_point() and not _finite(value):
-            return Began(f"the input {name}")
+            return Origin(f"the input {name}")
     seen: list[tuple[str, Tensor, Tensor]] = []
     layers = decoder_layers(model)
     thread = threading.get_ident()  # another's forward is not looked at
@@ -76,14 +76,14 @@ def where_it_began(model: Any, inputs: Mapping[str, Any], answer: list[int]) -> 
     seen.append((head, *_good([outputs.logits])))
     for name, finite, squares in seen:
         if same and bool(finite) and not bool(squares) and name != head:
-            return Began(f"{name}, whose numbers are too large to be squared", same)
+            return Origin(f"{name}, whose numbers are too large to be squared", same)
         if bool(finite):
             continue
         module = layers[int(name.split()[1])] if name.startswith("layer ") else None
         weights = () if module is None else module.named_parameters()
         broken = next((one for one, weight in weights if not _finite(weight)), None)
-        return Began(name if broken is None else f"{name}, whose {broken} is not finite")
-    return Began(head, same) if same else None
+        return Origin(name if broken is None else f"{name}, whose {broken} is not finite")
+    return Origin(head, same) if same else None
 
 
 def _longer(inputs: Mapping[str, Any], answer: list[int]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """From studies to reports, in slots or batch by batch: what `dive.generate` runs on checked input.
 
-Where the engine decodes, a waiting study takes the row of a report that has ended (`run_slots`).
-Where transformers does, batches wait for their longest report (`run_batches`).
+Where the engine decodes, a waiting study takes the slot of a report that has ended
+(`write_in_slots`). Where transformers does, batches wait for their longest report
+(`write_in_batches`).
 """
 
 import time
@@ -32,7 +33,7 @@ from dive.decode.steered import attached_for, steered
 from dive.decode.transformers_errors import refusals
 from dive.decode.usable_logits import generate_watched
 from dive.errors import DiveError
-from dive.generation.nonfinite_origin import ended_early, where_it_began
+from dive.generation.nonfinite_origin import early_end, nonfinite_origin
 from dive.generation.prefetch import Job, Prompts
 from dive.generation.settings import arguments_of, config_of
 from dive.prompting.demonstrations import Demonstrations
@@ -53,7 +54,7 @@ class Report:
         seconds: wall time of the model on this report: of reading its prompt, and its share of
             the steps that it took part in. In transformers its share of its batch's time.
         id: of the study; for a bare image its path as given.
-        images: paths as given; PIL images are named by their place.
+        images: paths as given; PIL images are named by their index.
         prompt_tokens: length of the prompt, images and demonstrations included.
         engine: what decoded it, "dive._C" or "transformers".
         error: with finish_reason "error", what happened and where in the model it began; else None.
@@ -72,11 +73,11 @@ class Report:
 
 
 @dataclass
-class Run:
+class ReportWriter:
     """What stays the same from study to study.
 
     seed: of sampling; report i is drawn with `seed + i`. None: drawn from torch's generator.
-    told: whether a report was warned of that ended in an error.
+    warned: whether a report that ended in an error has been warned of.
     """
 
     backbone: Backbone
@@ -86,7 +87,7 @@ class Run:
     generate_kwargs: dict[str, Any]
     session: DecodeSession | None = None  # decodes in the place of transformers, where it can
     seed: int | None = None
-    told: bool = False
+    warned: bool = False
 
     def config(self, prompter: Prompter, longest: int = 0) -> GenerationConfig:
         """The decoding that was asked for, after the longest prompt."""
@@ -137,7 +138,7 @@ class Run:
         config = self.config(prompter, batch["input_ids"].shape[1])
         others = self.others()
         if seeds is not None:
-            own = [seeds[job.number] for job in jobs]
+            own = [seeds[job.index] for job in jobs]
             in_step = bool(others.pop("synced_gpus", False))
             others["custom_generate"] = seeded(own, self.streamer, in_step)
         others |= {"generation_config": config, "streamer": self.streamer}
@@ -149,21 +150,21 @@ class Run:
         lengths = watch.lengths(len(jobs))
         for job, prompt, ids, length in zip(jobs, prompts, sequences, lengths, strict=True):
             answer = ids[batch["input_ids"].shape[1] : length].tolist()
-            error = None if length is None else self.trouble(job, prompt, answer)
+            error = None if length is None else self.nonfinite_error(job, prompt, answer)
             read = prompt["input_ids"].shape[1]
             reports.append(self.report(job, read, answer, each, config, "transformers", error))
         return reports
 
-    def trouble(self, job: Job, prompt: Mapping[str, Tensor], answer: list[int]) -> str:
+    def nonfinite_error(self, job: Job, prompt: Mapping[str, Tensor], answer: list[int]) -> str:
         """What to say where the logits behind so much of an answer said nothing."""
-        model, began = unwrap(self.backbone), None
+        model, origin = unwrap(self.backbone), None
         # what is attached, if anything, steered the report only where it has no adapter of its own
         bare: Any = nullcontext() if job.adapter is None else unsteered(model)
         with suppress(DiveError), turn(model), bare, steered(model, job.adapter):
-            began = where_it_began(model, job.prompter.place(dict(prompt)), answer)
-        error = ended_early(len(answer), began)
-        if not self.told:
-            self.told = True
+            origin = nonfinite_origin(model, job.prompter.place(dict(prompt)), answer)
+        error = early_end(len(answer), origin)
+        if not self.warned:
+            self.warned = True
             warnings.warn(
                 f'{job.study.id}: {error}; the report ends there (finish_reason "error"; further '
                 "ones of this call are not warned of)",
@@ -185,7 +186,7 @@ class Run:
         study = job.study
         eos: Any = config.eos_token_id
         ends = set(eos if isinstance(eos, list) else [eos])
-        stop = next((place for place, index in enumerate(ids) if index in ends), None)
+        stop = next((index for index, token in enumerate(ids) if token in ends), None)
         if stop is not None:
             ids = ids[: stop + 1]
         elif error is None:
@@ -203,8 +204,8 @@ class Run:
             seconds=seconds,
             id=study.id,
             images=[
-                f"image {place}" if isinstance(image, Image.Image) else str(image)
-                for place, image in enumerate(study.images)
+                f"image {index}" if isinstance(image, Image.Image) else str(image)
+                for index, image in enumerate(study.images)
             ],
             prompt_tokens=prompt_tokens,
             engine=engine,
@@ -212,8 +213,8 @@ class Run:
         )
 
 
-def write(
-    run: Run,
+def write_reports(
+    writer: ReportWriter,
     jobs: list[Job],
     batch_size: int,
     progress: bool | None,
@@ -225,24 +226,25 @@ def write(
         ThreadPoolExecutor(max_workers=1) as pool,
         _bar(len(jobs), batch_size, progress) as bar,
     ):
-        prompts = Prompts(jobs, run.demonstrations, pool, batch_size, on_error, skipped, bar)
-        if run.session is not None:
-            config = run.config(jobs[0].prompter)
-            plan = run.session.plan(generation_config=config, **run.others())
-            if plan.engine == "dive._C":
-                yield from run_slots(run, prompts, batch_size)
+        prompts = Prompts(jobs, writer.demonstrations, pool, batch_size, on_error, skipped, bar)
+        if writer.session is not None:
+            config = writer.config(jobs[0].prompter)
+            choice = writer.session.engine_choice(generation_config=config, **writer.others())
+            if choice.engine == "dive._C":
+                yield from write_in_slots(writer, prompts, batch_size)
                 return
-            run.session.fallback.note(plan)
-        yield from run_batches(run, prompts, batch_size)
+            writer.session.fallback.note(choice)
+        yield from write_in_batches(writer, prompts, batch_size)
 
 
-def run_slots(run: Run, prompts: Prompts, rows: int) -> Iterator[Report]:
-    """Every report on its own, `rows` at once, handed out in the order of the studies."""
-    assert run.session is not None
-    seeds = run.seeds(prompts.jobs[0].prompter, len(prompts.jobs))
-    others = run.others()
-    asked: dict[int, tuple[Job, dict[str, Tensor], GenerationConfig]] = {}  # and not yet answered
-    places = count()
+def write_in_slots(writer: ReportWriter, prompts: Prompts, slots: int) -> Iterator[Report]:
+    """Every report on its own, `slots` at once, handed out in the order of the studies."""
+    assert writer.session is not None
+    seeds = writer.seeds(prompts.jobs[0].prompter, len(prompts.jobs))
+    others = writer.others()
+    # requests without an answer yet, by their index
+    pending: dict[int, tuple[Job, dict[str, Tensor], GenerationConfig]] = {}
+    indices = count()
 
     def requests() -> Iterator[Request]:
         before: dict[str, Tensor] | None = None
@@ -251,19 +253,19 @@ def run_slots(run: Run, prompts: Prompts, rows: int) -> Iterator[Report]:
             if prompt is not before:
                 before, inputs = prompt, job.prompter.place(prompt)
             length = prompt["input_ids"].shape[1]
-            config = run.config(job.prompter, length)
-            asked[next(places)] = (job, prompt, config)
+            config = writer.config(job.prompter, length)
+            pending[next(indices)] = (job, prompt, config)
             settings = {**others, "generation_config": config}
-            seed = None if seeds is None else seeds[job.number]
-            yield Request(inputs, settings, job.adapter, seed, run.streamer)
+            seed = None if seeds is None else seeds[job.index]
+            yield Request(inputs, settings, job.adapter, seed, writer.streamer)
 
     done: dict[int, Report] = {}
     following = 0
-    for written in run.session.stream(requests(), rows):
-        job, prompt, config = asked.pop(written.place)
+    for written in writer.session.stream(requests(), slots):
+        job, prompt, config = pending.pop(written.index)
         ids, length = written.token_ids, prompt["input_ids"].shape[1]
-        error = run.trouble(job, prompt, ids) if written.error else None
-        done[written.place] = run.report(
+        error = writer.nonfinite_error(job, prompt, ids) if written.error else None
+        done[written.index] = writer.report(
             job, length, ids, written.seconds, config, written.engine, error
         )
         prompts.bar(1)
@@ -274,16 +276,16 @@ def run_slots(run: Run, prompts: Prompts, rows: int) -> Iterator[Report]:
         raise prompts.error
 
 
-def run_batches(run: Run, prompts: Prompts, batch_size: int) -> Iterator[Report]:
+def write_in_batches(writer: ReportWriter, prompts: Prompts, batch_size: int) -> Iterator[Report]:
     """Batches in order."""
-    seeds = run.seeds(prompts.jobs[0].prompter, len(prompts.jobs))
-    model = unwrap(run.backbone)
+    seeds = writer.seeds(prompts.jobs[0].prompter, len(prompts.jobs))
+    model = unwrap(writer.backbone)
     with attached_for(model, [job.adapter for job in prompts.jobs]) as attached:
         for chunk in _chunks(prompts, batch_size):
             jobs = [job for job, _ in chunk]
             adapters = None if attached is None else [job.adapter for job in jobs]
             with turn(model), steered(model, adapters, attached):
-                reports = run.reports(jobs, [prompt for _, prompt in chunk], seeds)
+                reports = writer.reports(jobs, [prompt for _, prompt in chunk], seeds)
             yield from reports
             prompts.bar(len(chunk))
     if prompts.error is not None:

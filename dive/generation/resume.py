@@ -36,7 +36,7 @@ def device_kind(device: str) -> str:
     return device.partition(":")[0]
 
 
-def describe_adapter(adapter: SteeringAdapter | None) -> dict[str, str] | None:
+def adapter_fingerprint(adapter: SteeringAdapter | None) -> dict[str, str] | None:
     """Parameters, form and metadata of an adapter; not how its training went."""
     if adapter is None:
         return None
@@ -49,7 +49,7 @@ def describe_adapter(adapter: SteeringAdapter | None) -> dict[str, str] | None:
     return known | {"parameters": weights.hexdigest()[:32], "form": of_json(settings)}
 
 
-def describe_studies(studies: Iterable[Study]) -> str:
+def studies_fingerprint(studies: Iterable[Study]) -> str:
     """All of the studies that reaches a prompt, but for what the images show: of those the files'
     names, wherever they lie."""
     return of_json(
@@ -58,7 +58,7 @@ def describe_studies(studies: Iterable[Study]) -> str:
     )  # fmt: skip
 
 
-def describe_demonstrations(shown: Sequence[Study] | None) -> str | None:
+def demonstrations_fingerprint(shown: Sequence[Study] | None) -> str | None:
     """All of the demonstrations that reaches a prompt, images included."""
     if shown is None:
         return None
@@ -125,13 +125,13 @@ def check_images(writer: JsonlWriter, studies: Iterable[Study], verify: bool = F
 
     def changed(study: Study) -> str | None:
         seen = writer.done[study.id]
-        if not _says_what_was_seen(seen, len(study.images)):
+        if not _is_seen(seen, len(study.images)):
             raise writer.no_note(study.id)
-        for place, (image, known) in enumerate(zip(study.images, seen, strict=True)):
+        for index, (image, known) in enumerate(zip(study.images, seen, strict=True)):
             if not verify and known[1] is not None and _stat_of(image) == known[1]:
                 continue
-            if _content(image, study.where, study.image_names[place]) != known[0]:
-                what = "its image" if len(seen) == 1 else f"image {place + 1}"
+            if _content(image, study.where, study.image_names[index]) != known[0]:
+                what = "its image" if len(seen) == 1 else f"image {index + 1}"
                 return f"wrote the report of study {study.id!r} when {what} was another"
         return None
 
@@ -142,7 +142,7 @@ def check_images(writer: JsonlWriter, studies: Iterable[Study], verify: bool = F
                 raise writer.another(reason)
 
 
-def _says_what_was_seen(seen: Any, images: int) -> bool:
+def _is_seen(seen: Any, images: int) -> bool:
     """Whether a note has what `WatchedStudy.seen` had, of so many images."""
     return (
         isinstance(seen, list)

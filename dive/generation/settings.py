@@ -65,14 +65,14 @@ def checked(model: Any, processor: Any, kwargs: Mapping[str, Any]) -> dict[str, 
         )
     _check_lengths(given)
     check_names(model, given)
-    if asked_for(given).get("token_healing"):
+    if requested_settings(given).get("token_healing"):
         raise DiveError("token_healing rewrites the prompt's end, which is the template's here")
-    if asked_for(given).get("is_assistant"):
+    if requested_settings(given).get("is_assistant"):
         raise DiveError(
             "is_assistant is True; transformers sets it for the model that proposes tokens: give "
             "that as assistant_model"
         )
-    count = asked_for(given).get("num_return_sequences")
+    count = requested_settings(given).get("num_return_sequences")
     if count not in (None, 1):
         raise DiveError(f"num_return_sequences is {count!r}: one study has one report")
     if given.get("synced_gpus") and not torch.distributed.is_initialized():
@@ -98,22 +98,22 @@ def _check_lengths(given: Mapping[str, Any]) -> None:
     In a generation_config it is as nothing where the report's own length is given too, as it is for
     transformers.
     """
-    asked = asked_for(given)
+    requested = requested_settings(given)
     for name, own in LENGTHS.items():
         if given.get(name):
             raise DiveError(f"{name} counts the prompt too; give {own}, the report's own")
-        if not asked.get(name):
+        if not requested.get(name):
             continue
-        if own not in asked:
+        if own not in requested:
             raise DiveError(
-                f"generation_config has {name}={asked[name]}, which counts the prompt too; give "
-                f"{own}, the report's own"
+                f"generation_config has {name}={requested[name]}, which counts the prompt too; "
+                f"give {own}, the report's own"
             )
-        log.warning("%s=%s holds, and %s=%s of the generation_config does not", own, asked[own],
-                    name, asked[name])  # fmt: skip
+        log.warning("%s=%s holds, and %s=%s of the generation_config does not", own, requested[own],
+                    name, requested[name])  # fmt: skip
 
 
-def asked_for(given: Mapping[str, Any]) -> dict[str, Any]:
+def requested_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """Settings and arguments by name, of a generation_config and of what is given beside it."""
     config = given.get("generation_config")
     settings = {
@@ -126,9 +126,9 @@ def asked_for(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_steps(given: Mapping[str, Any]) -> None:
     """DiveError where several tokens a step are asked for, and one is what an adapter steers."""
-    asked = asked_for(given)
+    requested = requested_settings(given)
     for name in _SEVERAL_A_STEP:
-        if asked.get(name) not in (None, False):
+        if requested.get(name) not in (None, False):
             raise DiveError(f'{name} does not go with an adapter that has positions="response"')
 
 
@@ -141,31 +141,31 @@ def config_of(
     """
     own = getattr(model, "generation_config", None) or GenerationConfig()
     config = WholeConfig()
-    told = given.get("generation_config")
-    extra = {} if told is None else vars(told).keys() - vars(config).keys()
+    given_config = given.get("generation_config")
+    extra = {} if given_config is None else vars(given_config).keys() - vars(config).keys()
     names = {*vars(config), *(name for name in extra if not name.startswith("_"))}
-    asked = {name: value for name, value in asked_for(given).items() if name in names}
+    requested = {name: value for name, value in requested_settings(given).items() if name in names}
     for name in (*LENGTHS, "stop_strings"):  # the report's own hold; among the criteria
-        asked.pop(name, None)
-    if "eos_token_id" not in given and told is not None and _is_copy(told, own):
-        asked.pop("eos_token_id", None)
-    taken = [*_IDS, *FORBIDDEN, *(SAMPLING if asked.get("do_sample") else ())]
+        requested.pop(name, None)
+    if "eos_token_id" not in given and given_config is not None and _is_copy(given_config, own):
+        requested.pop("eos_token_id", None)
+    taken = [*_IDS, *FORBIDDEN, *(SAMPLING if requested.get("do_sample") else ())]
     settings = {name: getattr(own, name, None) for name in taken}
     settings = {name: value for name, value in settings.items() if value is not None}
-    settings |= {"eos_token_id": eos_token_ids, "pad_token_id": pad_token_id, **asked}
+    settings |= {"eos_token_id": eos_token_ids, "pad_token_id": pad_token_id, **requested}
     settings["eos_token_id"] = _ids(settings["eos_token_id"])
-    config.note_asked(asked)
-    with refusals({"generation_config": told, **asked}):
+    config.note_requested(requested)
+    with refusals({"generation_config": given_config, **requested}):
         config.update(False, True, **copy.deepcopy(settings))
     return config
 
 
-def _is_copy(told: GenerationConfig, own: GenerationConfig) -> bool:
+def _is_copy(given: GenerationConfig, own: GenerationConfig) -> bool:
     """Whether a given config has the ends of the model's own because it was made from that: then
     nobody asked for an end. One that the caller wrote has no trace of a file."""
-    loaded = getattr(told, "_original_object_hash", None) is not None
-    same = _ids(told.eos_token_id) == _ids(own.eos_token_id)
-    return told is own or (loaded and same)
+    loaded = getattr(given, "_original_object_hash", None) is not None
+    same = _ids(given.eos_token_id) == _ids(own.eos_token_id)
+    return given is own or (loaded and same)
 
 
 def _ids(given: Any) -> list[int] | None:
@@ -186,7 +186,7 @@ def arguments_of(given: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
     others = {k: v for k, v in given.items() if k not in known and k != "generation_config"}
     if "assistant_tokenizer" in others:
         others.setdefault("tokenizer", tokenizer)
-    strings = asked_for(given).get("stop_strings")
+    strings = requested_settings(given).get("stop_strings")
     if strings:
         # transformers gives a custom_generate function no tokenizer to look for them with
         with refusals({"stop_strings": strings}):
@@ -197,10 +197,10 @@ def arguments_of(given: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
     return others
 
 
-def tell_forbidden(model: Any, given: Mapping[str, Any]) -> None:
+def log_forbidden_tokens(model: Any, given: Mapping[str, Any]) -> None:
     """Says which settings of the model's own generation_config hold though nobody gave them."""
     own = getattr(model, "generation_config", None)
-    asked = asked_for(given)
-    held = [name for name in FORBIDDEN if getattr(own, name, None) and name not in asked]
+    requested = requested_settings(given)
+    held = [name for name in FORBIDDEN if getattr(own, name, None) and name not in requested]
     if held:
         log.info("the model's generation_config forbids tokens, and they are: %s", ", ".join(held))

@@ -16,7 +16,7 @@ from dive.adapter.files import _FIELDS, _NEEDED
 from dive.adapter.hub import _forget_paths, model_card
 from dive.errors import DiveError
 from dive.generation.generate_reports import prompter_for
-from dive.generation.resume import describe_adapter
+from dive.generation.resume import adapter_fingerprint
 
 SMALL = dict(preset="dive-ce", steps=1, batch_size=2, rank=2)
 GONE = object()
@@ -81,12 +81,12 @@ def test_every_field(learnt, backbone, tmp_path, value):
                 assert not unknown, (name, error)
         card = model_card(adapter)
         assert "None" not in card, (name, card)
-        describe_adapter(adapter)
+        adapter_fingerprint(adapter)
         _forget_paths(tmp_path / "adapter_config.json")
     assert not unknown or len(taken) == len(_FIELDS) - 1
 
 
-def place(path, kind):
+def put(path, kind):
     if kind == "loop":
         path.symlink_to(path.name)
     elif kind == "nowhere":
@@ -115,7 +115,7 @@ def test_what_is_no_file_is_named(backbone, tmp_path, monkeypatch, name, kind, s
     randomised(backbone).save_pretrained(tmp_path)
     (tmp_path / name).unlink()
     monkeypatch.chdir(tmp_path)  # a socket's name may have some 100 letters only
-    place(tmp_path / name, kind)
+    put(tmp_path / name, kind)
     with pytest.raises(DiveError, match=f"{name} {said}"):
         SteeringAdapter.from_pretrained(tmp_path)
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny_steering import fingerprint, logits, prompts, randomised
+from tiny_steering import fingerprint, logits, prompts, randomised, steered_layers
 from transformers import DynamicCache, GenerationConfig
 
 import dive
@@ -33,10 +33,10 @@ def test_attach_and_detach_leave_no_trace(any_backbone, studies):
     model, batch = any_backbone.model, prompts(any_backbone, studies[:2])
     before, trace = logits(model, batch), fingerprint(model)
     adapter = randomised(model)
-    with dive.steer(any_backbone, adapter) as attachment:
+    with dive.steer(any_backbone, adapter) as attachment, steered_layers(adapter) as layers:
         assert attachment_of(model) is attachment
         steered = logits(model, batch)
-        assert attachment.calls == 3
+        assert len(layers) == 3
         attachment.enabled = False
         assert torch.equal(logits(model, batch), before)
     assert attachment_of(model) is None
@@ -59,9 +59,9 @@ def test_a_fresh_adapter_is_the_identity(any_backbone, studies, dtype, norm_pres
     batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
     adapter = dive.SteeringAdapter(dive.SteeringConfig(norm_preserving=norm_preserving), model)
     before = logits(model, batch)
-    with dive.steer(model, adapter) as attachment:
+    with dive.steer(model, adapter), steered_layers(adapter) as steered:
         assert torch.equal(logits(model, batch), before)
-        assert attachment.calls == 3
+        assert len(steered) == 3
     trained = randomised(model, norm_preserving=norm_preserving)
     with dive.steer(model, trained):
         after = logits(model, batch)
@@ -74,9 +74,10 @@ def test_a_saved_adapter_steers_alike(any_backbone, studies, tmp_path):
     adapter.save_pretrained(tmp_path)
     with dive.steer(model, adapter):
         wanted = logits(model, batch)
-    with dive.steer(model, dive.SteeringAdapter.from_pretrained(tmp_path)) as attachment:
+    loaded = dive.SteeringAdapter.from_pretrained(tmp_path)
+    with dive.steer(model, loaded), steered_layers(loaded) as steered:
         assert torch.equal(logits(model, batch), wanted)
-        assert attachment.calls == 2
+        assert len(steered) == 2
 
 
 def test_one_adapter_at_a_time(tiny_llama):
@@ -170,9 +171,10 @@ def test_generation_steers_what_training_steers(any_backbone, studies, positions
     model, batch = any_backbone.model, prompts(any_backbone, [studies[0], studies[1]])
     prompt = batch["input_ids"].shape[1]
     plain, _ = generate(model, batch, cache_implementation=cache)
-    with dive.steer(model, randomised(model, positions=positions)) as attachment:
+    adapter = randomised(model, positions=positions)
+    with dive.steer(model, adapter) as attachment, steered_layers(adapter) as steered:
         answer, stepwise = generate(model, batch, cache_implementation=cache)
-        assert attachment.calls == 3 * 6
+        assert len(steered) == 3 * 6
         joined = extended(batch, answer[:, :-1])
         if positions == "response":
             attachment.mask = torch.zeros_like(joined["input_ids"], dtype=torch.bool)

@@ -92,7 +92,7 @@ def random_ids(rows, tokens):
 def run_rows(session, ids, adapters=(), rows=None):
     """Logits [steps, rows, V] of a batch from empty caches."""
     count, steps = ids.shape
-    assert session.plan().engine == "dive._C", session.plan()
+    assert session.engine_choice().engine == "dive._C", session.engine_choice()
     engine = session.binding.cache.engine
     engine.reserve(count, steps)
     for row in range(count):
@@ -288,7 +288,7 @@ def test_long_rows_of_weights_are_shared_by_warps(gpu, count, dtype, bound):
 def test_what_changes_between_steps_is_read_anew_by_the_recorded_one(gpu):
     model = small("llama")
     session = DecodeSession(model)
-    session.plan()
+    session.engine_choice()
     engine = session.binding.cache.engine
     ids, adapter = random_ids(2, 8), randomised(model, strength=0.4)
     engine.reserve(2, 8)
@@ -358,7 +358,7 @@ def test_memory_that_there_is_not_is_named_and_all_is_given_back(gpu):
     model = small("llama")
     before = gpu.shim_counts()
     session = DecodeSession(model)
-    session.plan()
+    session.engine_choice()
     engine = session.binding.cache.engine
     gpu.shim_settings(memory=1 << 24)
     with pytest.raises(RuntimeError, match="out of memory: the cache of 64 sequences of 4096 tok"):
@@ -376,7 +376,7 @@ def test_memory_that_there_is_not_is_named_and_all_is_given_back(gpu):
 
 def test_sizes_that_the_kernels_do_not_take_are_refused(gpu):
     def plan(**sizes):
-        return DecodeSession(small("qwen3", **sizes)).plan()
+        return DecodeSession(small("qwen3", **sizes)).engine_choice()
 
     assert "its heads have 20 numbers" in plan(head_dim=20).reason
     assert "its heads have 264 numbers" in plan(head_dim=264).reason

@@ -65,14 +65,14 @@ def test_logits_of_128_steps_behind_images(backbone, studies, positions):
     model = backbone.model
     adapter = positions and randomised(backbone, positions=positions, strength=0.5)
     session = DecodeSession(model, adapter)
-    assert session.plan().engine == "dive._C", session.plan()
+    assert session.engine_choice().engine == "dive._C", session.engine_choice()
     batch = prompts(backbone, studies[:3])  # of different lengths, the third with two images
     assert not batch["attention_mask"].all()
     vocabulary = len(backbone.tokenizer)
     got = logits_of(session.generate, batch, vocabulary)
     with steered(model, adapter):
         want = logits_of(model.generate, batch, vocabulary)
-    assert got.shape[1] == STEPS and not session.fallback.told
+    assert got.shape[1] == STEPS and not session.fallback.reported
     for row in range(3):
         assert distance(got[row], want[row]) < 1e-5
 
@@ -92,5 +92,5 @@ def test_bfloat16_behind_images_loses_no_more_than_transformers(backbone, studie
     got = logits_of(session.generate, batch, vocabulary)
     with steered(model, adapter):
         theirs = logits_of(model.generate, batch, vocabulary)
-    assert session.ran.engine == "dive._C" and not session.fallback.told
+    assert session.ran.engine == "dive._C" and not session.fallback.reported
     assert 0 < distance(got, truth) <= 1.1 * distance(theirs, truth)

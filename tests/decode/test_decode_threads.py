@@ -51,7 +51,7 @@ class Run:
 
     def __init__(self, model, threads=1, adapter=None):
         session = DecodeSession(model)
-        assert session.plan().engine == "dive._C", session.plan()
+        assert session.engine_choice().engine == "dive._C", session.engine_choice()
         self.engine, self.vocabulary = session.binding.cache.engine, session.binding.spec.vocabulary
         self.engine.threads = threads
         assert self.engine.threads == threads
@@ -106,8 +106,8 @@ def test_threads_may_change_between_two_steps():
 @pytest.mark.parametrize("count", [0, -1, CORES + 1, 1 << 40])
 def test_more_threads_than_cores_are_refused(count):
     session = DecodeSession(wide())
-    session.plan()
-    engine = C.Engine(session.binding.spec.describe(64))
+    session.engine_choice()
+    engine = C.Engine(session.binding.spec.engine_arguments(64))
     assert engine.threads == 1  # unless one asks for more
     with pytest.raises(ValueError, match=f"threads is {count}, want 1 to {CORES}, the physical"):
         engine.threads = count

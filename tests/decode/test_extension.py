@@ -536,7 +536,7 @@ COPY = """
     from dive.decode.session import DecodeSession
 
     session = DecodeSession(small("llama"))
-    print(json.dumps([dive.__file__, native.find().state, session.plan().reason]))
+    print(json.dumps([dive.__file__, native.find().state, session.engine_choice().reason]))
 """
 
 

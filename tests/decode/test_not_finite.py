@@ -46,9 +46,9 @@ def lone_token(written):
     """A token that one answer holds alone, neither first nor last in it: it, whose, and where."""
     for row, own in enumerate(written):
         others = {token for at, one in enumerate(written) if at != row for token in one}
-        for place in range(1, len(own) - 2):
-            if own[place] not in others and own[place] not in own[:place]:
-                return own[place], row, place
+        for index in range(1, len(own) - 2):
+            if own[index] not in others and own[index] not in own[:index]:
+                return own[index], row, index
     raise AssertionError("every token of every answer comes twice")
 
 
@@ -72,24 +72,24 @@ def test_one_report_ends_and_the_others_are_as_before(backbone, studies, engine,
         # of a prompt's own word: which beam has met a token cannot be seen in the answer
         want = answers(backbone, studies, engine=engine, batch_size=3, **more)
         cough = backbone.tokenizer("Cough", add_special_tokens=False)["input_ids"][-1]
-        row, place = 0, 0
+        row, index = 0, 0
         spoilt = [0, 2, 4]  # the studies with that indication
         token = cough
     else:
         want = answers(backbone, studies, engine=engine, batch_size=3, **more)
-        token, row, place = lone_token(want)
-        spoilt, place = [row], place + 1
+        token, row, index = lone_token(want)
+        spoilt, index = [row], index + 1
     spoil(backbone, token)
-    with pytest.warns(UserWarning, match="study-0.*logits were not finite") as told:
+    with pytest.warns(UserWarning, match="study-0.*logits were not finite") as warned:
         got = dive.generate(
             backbone, studies, max_new_tokens=NEW, engine=engine, batch_size=3, **more
         )
-    assert len([one for one in told if "not finite" in str(one.message)]) == 1
+    assert len([one for one in warned if "not finite" in str(one.message)]) == 1
     for at, (report, whole) in enumerate(zip(got, want, strict=True)):
         if at in spoilt:
             assert report.finish_reason == "error"
-            assert report.token_ids == whole[:place] and report.num_tokens == place
-            assert f"after {place} token" in report.error
+            assert report.token_ids == whole[:index] and report.num_tokens == index
+            assert f"after {index} token" in report.error
             assert "it began in the embeddings or the image features" in report.error
         else:
             assert report.token_ids == whole and report.error is None
@@ -202,13 +202,13 @@ def test_processors_of_the_callers_own(backbone, studies, engine, sampled, value
 
 
 def test_values_that_transformers_is_asked_to_remove_are_no_error(backbone, studies):
-    token, row, place = lone_token(answers(backbone, studies))
+    token, row, index = lone_token(answers(backbone, studies))
     spoil(backbone, token)
     for engine in ENGINES:
         got = dive.generate(
             backbone, studies, max_new_tokens=NEW, engine=engine, remove_invalid_values=True
         )
-        assert got[row].finish_reason != "error" and got[row].num_tokens > place + 1
+        assert got[row].finish_reason != "error" and got[row].num_tokens > index + 1
 
 
 @needs_engine
@@ -233,31 +233,31 @@ def test_sessions_pad_such_rows_and_name_them(way):
     assert torch.equal(got[[0, 2]], want[[0, 2]])
     assert torch.equal(got[1, :9], ids[1]) and not got[1, 9:].any()
     requests = [Request({"input_ids": one[None]}, more, seed=7) for one in ids]
-    written = sorted(session.stream(requests, rows=2))
+    written = sorted(session.stream(requests, slots=2))
     assert [one.error for one in written] == [False, True, False]
     assert written[1].token_ids == []
 
 
 @needs_engine
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
-@pytest.mark.parametrize("place", [0, 17, 95])
-def test_the_engine_chooses_no_token_of_such_logits(value, place):
+@pytest.mark.parametrize("index", [0, 17, 95])
+def test_the_engine_chooses_no_token_of_such_logits(value, index):
     model = small("llama")
     model.lm_head.bias = torch.nn.Parameter(torch.zeros(96))
     session = DecodeSession(model)
     ids = torch.tensor([[5, 6, 7]])
     want = session.generate(input_ids=ids, max_new_tokens=4)
     assert session.ran.engine == "dive._C"
-    rows = session.binding.cache
-    rows.vacate()
-    rows.reserve(2, 8)
+    cache = session.binding.cache
+    cache.vacate()
+    cache.reserve(2, 8)
     with torch.no_grad():
-        model.lm_head.bias[place] = value  # in place: the engine reads it where it lies
-    got = rows.step(torch.tensor([0, 1]), torch.tensor([5, 7]))
+        model.lm_head.bias[index] = value  # in place: the engine reads it where it lies
+    got = cache.step(torch.tensor([0, 1]), torch.tensor([5, 7]))
     if value == -INF:
-        assert (got >= 0).all() and place not in got
+        assert (got >= 0).all() and index not in got
         model.lm_head.bias.data.fill_(value)
-        got = rows.step(torch.tensor([0, 1]), torch.tensor([5, 7]))
+        got = cache.step(torch.tensor([0, 1]), torch.tensor([5, 7]))
     assert got.tolist() == [NO_TOKEN] * 2 and want.shape == (1, 7)
 
 

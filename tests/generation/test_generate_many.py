@@ -153,9 +153,9 @@ def test_one_image_is_read_once_for_several_adapters(any_backbone, cases, form):
 
 
 def test_each_adapter_is_prompted_as_it_was_trained(llava, studies):
-    asked = ("Findings, please, and say what is normal.", "Impression.")
+    questions = ("Findings, please, and say what is normal.", "Impression.")
     adapters = []
-    for seed, prompt in enumerate(asked):
+    for seed, prompt in enumerate(questions):
         adapters.append(randomised(llava, seed=seed, positions="response"))
         adapters[-1].metadata |= Prompter(llava, prompt=prompt).metadata()
     same = [studies[0]] * 3
@@ -173,17 +173,17 @@ def test_each_adapter_is_prompted_as_it_was_trained(llava, studies):
 
 @needs_engine
 def test_reports_come_in_order_though_later_ones_end_first(llava, studies, monkeypatch):
-    places, real = [], DecodeSession.stream
+    indices, real = [], DecodeSession.stream
 
     def stream(self, requests, rows):
         for written in real(self, requests, rows):
-            places.append(written.place)
+            indices.append(written.index)
             yield written
 
     monkeypatch.setattr(DecodeSession, "stream", stream)
     options = {"max_new_tokens": 30, "eos_token_id": some_ends(llava)}
     reports = list(iter_reports(llava, studies, batch_size=3, **options))
-    assert sorted(places) == list(range(6)) and places != sorted(places)
+    assert sorted(indices) == list(range(6)) and indices != sorted(indices)
     assert [report.id for report in reports] == [study.id for study in studies]
 
 

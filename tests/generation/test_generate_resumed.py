@@ -20,7 +20,7 @@ from dive.errors import DiveError
 from dive.files import digests
 from dive.files.json_lines import JsonlWriter
 from dive.generation import resume
-from dive.generation.resume import check_images, describe_adapter, watched
+from dive.generation.resume import adapter_fingerprint, check_images, watched
 from dive.prompting.prompter import DEFAULT_PROMPTS
 from dive.training.feature_store import key_of
 
@@ -441,23 +441,23 @@ def test_verify_reads_all(tmp_path, monkeypatch):
 
 
 def test_a_hub_id_is_its_commit(tmp_path, monkeypatch):
-    place = tmp_path / "models--a--b" / "snapshots" / "0123abcd"
-    place.mkdir(parents=True)
-    monkeypatch.setattr("transformers.utils.cached_file", lambda *_: str(place / "config.json"))
+    folder = tmp_path / "models--a--b" / "snapshots" / "0123abcd"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr("transformers.utils.cached_file", lambda *_: str(folder / "config.json"))
     assert describe_backbone("a/b") == {"backbone": "a/b", "backbone_commit": "0123abcd"}
-    (place / "config.json").write_text('{"torch_dtype": "float16"}')
+    (folder / "config.json").write_text('{"torch_dtype": "float16"}')
     assert dtype_in_use("a/b", "auto") == dtype_in_use("a/b", "half") == "float16"
 
 
 def test_an_adapter_is_its_weights_and_all_that_is_said_of_its_use(tiny_llava):
     adapter = dive.SteeringAdapter(dive.SteeringConfig(rank=1), dive.load_backbone(tiny_llava))
-    known = describe_adapter(adapter)
+    known = adapter_fingerprint(adapter)
     adapter.metadata["distillation"] = {"seconds": 3}
-    assert describe_adapter(adapter) == known
+    assert adapter_fingerprint(adapter) == known
     with torch.no_grad():
         adapter.layers["1"].scale += 1e-7
-    assert {k for k, v in describe_adapter(adapter).items() if v != known[k]} == {"parameters"}
-    assert describe_adapter(None) is None
+    assert {k for k, v in adapter_fingerprint(adapter).items() if v != known[k]} == {"parameters"}
+    assert adapter_fingerprint(None) is None
 
 
 def test_films_that_lie_unchanged_are_not_read_again(tmp_path, monkeypatch):

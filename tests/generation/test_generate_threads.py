@@ -100,9 +100,9 @@ def test_two_iterators_in_turn_and_one_that_another_thread_closes(llava, studies
     each = [iter_reports(llava, studies[:3], adapter=adapter, **options) for adapter in adapters]
     got = [[], []]
     for _ in range(3):
-        for place, reports in enumerate(each):
+        for index, reports in enumerate(each):
             # every report is asked for by a thread of its own
-            got[place].append(in_thread(lambda reports=reports: next(reports)).result())
+            got[index].append(in_thread(lambda reports=reports: next(reports)).result())
     assert [texts(one) for one in got] == alone
     assert [next(reports, None) for reports in each] == [None, None]
     left = iter_reports(llava, studies[:3], adapter=adapters[0], **options)
@@ -145,11 +145,11 @@ def test_one_session_in_two_threads_and_in_its_own_streamer():
     middle = threading.Barrier(2, timeout=300)
 
     class Meets:
-        told = 0
+        steps = 0
 
         def put(self, _value):
-            self.told += 1
-            if self.told == 3:  # both are decoding
+            self.steps += 1
+            if self.steps == 3:  # both are decoding
                 middle.wait()
 
         def end(self):

@@ -39,8 +39,8 @@ def llava(shared):
 
 def proposes(backbone, **settings):
     """Has the model's own generation_config propose this too."""
-    told = backbone.model.generation_config.to_dict() | settings
-    backbone.model.generation_config = GenerationConfig.from_dict(told)
+    own = backbone.model.generation_config.to_dict() | settings
+    backbone.model.generation_config = GenerationConfig.from_dict(own)
 
 
 def ids(reports):
@@ -102,9 +102,9 @@ def test_the_command_line_takes_no_more_of_it(tiny_llava, studies, tmp_path):
     folder = tmp_path / "backbone"
     shutil.copytree(tiny_llava, folder)
     file = folder / "generation_config.json"
-    told = json.loads(file.read_text()) if file.exists() else {}
-    told |= {"stop_strings": ["zz"], "num_beams": 3, "num_return_sequences": 3, "max_time": 1e-6}
-    file.write_text(json.dumps(told))
+    own = json.loads(file.read_text()) if file.exists() else {}
+    own |= {"stop_strings": ["zz"], "num_beams": 3, "num_return_sequences": 3, "max_time": 1e-6}
+    file.write_text(json.dumps(own))
     wanted = dive.generate(dive.load_backbone(tiny_llava), studies[0].images[0], max_new_tokens=5)
     out = tmp_path / "reports.jsonl"
     given = ["generate", "--backbone", str(folder), str(studies[0].images[0])]
@@ -284,7 +284,7 @@ def test_settings_that_nothing_reads_are_named(llava, studies):
         said = f"generation_config has {name}, which is no setting"
         with pytest.raises(DiveError, match=said):
             dive.generate(llava, studies[0], generation_config=given)
-        for call in (session.generate, session.plan):
+        for call in (session.generate, session.choice):
             with pytest.raises(DiveError, match=said):
                 call(**batch, generation_config=given)
         with pytest.raises(DiveError, match=said):
@@ -432,18 +432,18 @@ def test_an_assistant_proposes_and_changes_nothing(llava, studies, more):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_least_length_above_the_longest_is_told_in_the_callers_numbers(llava, studies, engine):
     (free,) = ids(dive.generate(llava, studies[0], max_new_tokens=4, engine=engine))
-    asked = {"max_new_tokens": 4, "min_new_tokens": 30, "eos_token_id": free[1]}
+    lengths = {"max_new_tokens": 4, "min_new_tokens": 30, "eos_token_id": free[1]}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        (report,) = dive.generate(llava, studies[0], engine=engine, **asked)
-    told = [str(one.message) for one in caught if "Unfeasible" in str(one.message)
+        (report,) = dive.generate(llava, studies[0], engine=engine, **lengths)
+    warned = [str(one.message) for one in caught if "Unfeasible" in str(one.message)
             or "min_new_tokens" in str(one.message)]  # fmt: skip
-    assert told == ["min_new_tokens is 30 and max_new_tokens 4: reports are 4 tokens long"]
+    assert warned == ["min_new_tokens is 30 and max_new_tokens 4: reports are 4 tokens long"]
     assert report.num_tokens == 4 and free[1] not in report.token_ids
     session = DecodeSession(llava)
     with warnings.catch_warnings():  # of a prompt that stands in, nothing is said
         warnings.simplefilter("error")
-        assert session.plan(max_new_tokens=4, min_new_tokens=30).engine == "dive._C"
+        assert session.engine_choice(max_new_tokens=4, min_new_tokens=30).engine == "dive._C"
 
 
 def test_an_error_of_the_callers_own_keeps_its_kind(llava, studies):
@@ -519,15 +519,15 @@ def test_arguments_by_position_have_names():
     ids, mask = batch["input_ids"], batch["attention_mask"]
     session = DecodeSession(model)
     lookup = GenerationConfig(prompt_lookup_num_tokens=3, max_new_tokens=5)
-    plan = session.plan(ids, lookup, attention_mask=mask)
-    assert plan.engine == "transformers" and "prompt_lookup" in plan.reason and plan.asked
+    choice = session.engine_choice(ids, lookup, attention_mask=mask)
+    assert choice.engine == "transformers" and "prompt_lookup" in choice.reason and choice.requested
     want = model.generate(ids, lookup, attention_mask=mask)
     assert torch.equal(session.generate(ids, lookup, attention_mask=mask), want)
-    assert session.ran == plan
-    assert session.plan(ids, attention_mask=mask).engine == "dive._C"
+    assert session.ran == choice
+    assert session.engine_choice(ids, attention_mask=mask).engine == "dive._C"
     want = model.generate(ids, attention_mask=mask, max_new_tokens=5)
     assert torch.equal(session.generate(ids, attention_mask=mask, max_new_tokens=5), want)
-    for call in (session.plan, session.generate):
+    for call in (session.choice, session.generate):
         with pytest.raises(DiveError, match="inputs: given by position and by name"):
             call(ids, inputs=ids)
         with pytest.raises(DiveError, match="generation_config is 'x'"):
@@ -541,7 +541,7 @@ def test_no_custom_generate_is_as_not_given():
     settings = {"max_new_tokens": 4, "custom_generate": None}
     session = DecodeSession(model, strict=True)
     want = model.generate(**batch, max_new_tokens=4)
-    assert session.plan(**batch, **settings).engine == "dive._C"
+    assert session.engine_choice(**batch, **settings).engine == "dive._C"
     assert torch.equal(session.generate(**batch, **settings), want)
     (written,) = session.stream([Request(batch, settings)])
     assert written.token_ids == want[0, batch["input_ids"].shape[1] :].tolist()
@@ -556,7 +556,7 @@ def test_a_checkpoints_settings_hold_beside_a_given_config():
     want = model.generate(**batch, generation_config=given)
     with pytest.warns(FallbackWarning, match="by the model's generation_config"):
         assert torch.equal(session.generate(**batch, generation_config=given), want)
-    assert session.plan(**batch, generation_config=given) == session.ran
+    assert session.engine_choice(**batch, generation_config=given) == session.ran
 
 
 @pytest.mark.parametrize("more", [
@@ -619,9 +619,9 @@ def test_what_transformers_refuses_is_one_error_of_a_session_too(settings, messa
     ):
         with pytest.raises(DiveError, match=message):
             call()
-    if not settings.keys() & {"stop_strings", "watermarking_config"}:  # a plan runs nothing
+    if not settings.keys() & {"stop_strings", "watermarking_config"}:  # a choice runs nothing
         with pytest.raises(DiveError, match=message):
-            session.plan(**batch, **settings)
+            session.engine_choice(**batch, **settings)
 
 
 WAYS = {
@@ -655,7 +655,7 @@ def test_a_session_finds_stop_strings_with_its_backbones_tokenizer(tiny_llama, w
     given = settings.get("generation_config")
     session = DecodeSession(backbone)
     engine = "transformers" if "num_beams" in more else "dive._C"
-    assert session.plan(**batch, **settings, **more).engine == engine
+    assert session.engine_choice(**batch, **settings, **more).engine == engine
     assert answer(session.generate, **settings) == wanted
     assert session.ran.engine == engine
     assert answer(session.generate, **settings, tokenizer=tokenizer) == wanted

@@ -26,9 +26,9 @@ class Bench:
     def __init__(self) -> None:
         self.model = small("llama")
         session = DecodeSession(self.model)
-        assert session.plan().engine == "dive._C"
+        assert session.engine_choice().engine == "dive._C"
         assert session.binding.spec is not None
-        self.spec = session.binding.spec.describe(32)
+        self.spec = session.binding.spec.engine_arguments(32)
         self.steering = session.binding.steering(randomised(self.model, strength=0.05))
         self.parts = steering_parts(0)
         self.packed = _C.Steering(*self.parts)
