@@ -228,7 +228,7 @@ def test_what_it_cannot_do_runs_in_transformers_with_the_adapter(name, caplog):
 
 def test_unknown_options_are_named():
     session, batch = DecodeSession(small("llama")), text_batch()
-    for call in (session.choice, session.generate):
+    for call in (session.engine_choice, session.generate):
         with pytest.raises(DiveError, match="^max_new_token, tempreature: no argument of generate"):
             call(**batch, max_new_token=3, tempreature=0.5, top_k=3)
     # what generate knows without its being a setting

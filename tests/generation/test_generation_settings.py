@@ -284,7 +284,7 @@ def test_settings_that_nothing_reads_are_named(llava, studies):
         said = f"generation_config has {name}, which is no setting"
         with pytest.raises(DiveError, match=said):
             dive.generate(llava, studies[0], generation_config=given)
-        for call in (session.generate, session.choice):
+        for call in (session.generate, session.engine_choice):
             with pytest.raises(DiveError, match=said):
                 call(**batch, generation_config=given)
         with pytest.raises(DiveError, match=said):
@@ -527,7 +527,7 @@ def test_arguments_by_position_have_names():
     assert session.engine_choice(ids, attention_mask=mask).engine == "dive._C"
     want = model.generate(ids, attention_mask=mask, max_new_tokens=5)
     assert torch.equal(session.generate(ids, attention_mask=mask, max_new_tokens=5), want)
-    for call in (session.choice, session.generate):
+    for call in (session.engine_choice, session.generate):
         with pytest.raises(DiveError, match="inputs: given by position and by name"):
             call(ids, inputs=ids)
         with pytest.raises(DiveError, match="generation_config is 'x'"):
