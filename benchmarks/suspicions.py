@@ -279,13 +279,13 @@ def planned(plan: str) -> Iterator[None]:
     """Sessions that are made meanwhile divide their products so; a CPU has no tiles to divide."""
     from dive.decode.spec import DecoderSpec
 
-    describe = DecoderSpec.describe
+    describe = DecoderSpec.engine_arguments
 
     def described(self: Any, positions: int) -> dict[str, Any]:
         more = {"tile_plan": plan} if tune.DEVICE.type == "cuda" else {}
         return describe(self, positions) | more
 
-    with mock.patch.object(DecoderSpec, "describe", described):
+    with mock.patch.object(DecoderSpec, "engine_arguments", described):
         yield
 
 

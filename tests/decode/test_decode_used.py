@@ -123,7 +123,7 @@ def test_a_fallback_that_was_not_asked_for_is_a_warning_and_only_once():
     want = model.generate(**batch, max_new_tokens=5)
     session = DecodeSession(model)
     batch["attention_mask"] = batch["attention_mask"].clone()
-    batch["attention_mask"][0, 4] = 0  # a hole, which engine_choice() without the prompt cannot know of
+    batch["attention_mask"][0, 4] = 0  # a hole, unknown without the prompt
     assert session.engine_choice(max_new_tokens=5).engine == "dive._C"
     assert session.engine_choice(**batch, max_new_tokens=5).engine == "transformers"
     with warnings.catch_warnings(record=True) as seen:
