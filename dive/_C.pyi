@@ -44,7 +44,7 @@ class Engine:
     """A decoder's weights, used where they lie, with a cache of its own: one call a step.
 
     spec: what `dive.decode.spec.DecoderSpec.engine_arguments` gives. Its tensors are kept
-    alive, whatever becomes of the dict; a step refuses to run where one of them was moved or freed since.
+    alive, whatever becomes of the dict; a step refuses to run where one was moved or freed since.
     """
 
     def __init__(self, spec: dict[str, Any]) -> None: ...
