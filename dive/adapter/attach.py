@@ -179,12 +179,12 @@ class PerSampleAttachment(Attachment):
                     f"{hidden.shape[0]} rows"
                 )
             parts = list(hidden.split(each))
-            for row, adapter in enumerate(self._adapters):
+            for i, adapter in enumerate(self._adapters):
                 layers: Any = () if adapter is None else adapter.layers
                 if adapter is not None and str(index) in layers:
                     last_only = adapter.config.positions == "response"
-                    positions = self._positions(parts[row], last_only)
-                    parts[row] = layers[str(index)](parts[row], positions)
+                    positions = self._positions(parts[i], last_only)
+                    parts[i] = layers[str(index)](parts[i], positions)
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
         return edit

@@ -31,8 +31,8 @@ def credentialed(adapter: "SteeringAdapter") -> list[str]:
 def model_card(adapter: "SteeringAdapter") -> str:
     """README.md of a repository that holds the adapter: Markdown, with the hub's header."""
     metadata, steering = adapter.metadata, adapter.config
-    backbone, run = metadata["backbone"], metadata.get("distillation") or {}
-    settings = run.get("config") or {}
+    backbone, training = metadata["backbone"], metadata.get("distillation") or {}
+    settings = training.get("config") or {}
     name = _public_name(backbone)
     header = ["library_name: dive-mrg", "pipeline_tag: image-text-to-text"]
     header += ["tags:", "- steering-adapter", "- radiology-report-generation"]
@@ -46,8 +46,8 @@ def model_card(adapter: "SteeringAdapter") -> str:
         f"positions {steering.positions}; {adapter.num_parameters():,} parameters",
         "Preset": settings.get("preset"),
         "Objective": _objective(settings),
-        "Trained on": _trained_on(run),
-        "Demonstrations of the teacher": run.get("demonstrations"),
+        "Trained on": _trained_on(training),
+        "Demonstrations of the teacher": training.get("demonstrations"),
         "Target": metadata.get("target"),
         "Prompt": metadata.get("prompt"),
     }
@@ -145,8 +145,12 @@ def _objective(settings: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _trained_on(run: dict[str, Any]) -> str:
-    counts = [f"{run[name]} {name}" for name in ("studies", "steps") if run.get(name) is not None]
+def _trained_on(training: dict[str, Any]) -> str:
+    counts = [
+        f"{training[name]} {name}"
+        for name in ("studies", "steps")
+        if training.get(name) is not None
+    ]
     return ", ".join(counts)
 
 
