@@ -2,7 +2,7 @@
 
 from dive.data.datasets.json_lines import read_studies
 from dive.data.open import open_studies
-from dive.data.reading_report import ReadingReport
+from dive.data.reading_summary import ReadingReport
 from dive.data.skipping import Skipped
 from dive.data.studies import Studies
 from dive.data.study import TARGETS, Study, check_target

@@ -15,7 +15,7 @@ from PIL import Image
 from dive.data.absent import told
 from dive.data.datasets.json_lines import Skipped
 from dive.data.open import names_studies, open_studies
-from dive.data.reading_report import PLACEHOLDERS
+from dive.data.reading_summary import PLACEHOLDERS
 from dive.data.skipping import Trouble
 from dive.data.study import Study
 from dive.errors import DiveError, checks

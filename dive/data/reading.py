@@ -12,7 +12,7 @@ from PIL import Image
 from dive.data import text_edits
 from dive.data.absent import count_placeholders, is_absent, told
 from dive.data.images.load import LazyImage
-from dive.data.reading_report import PLACEHOLDERS, ReadingReport
+from dive.data.reading_summary import PLACEHOLDERS, ReadingReport
 from dive.data.skipping import Trouble
 from dive.data.study import Study, check_target
 from dive.errors import DiveError

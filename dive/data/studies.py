@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import overload
 
-from dive.data.reading_report import ReadingReport
+from dive.data.reading_summary import ReadingReport
 from dive.data.study import Study
 from dive.errors import DiveError
 

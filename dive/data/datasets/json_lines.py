@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dive.data.absent import is_absent, is_placeholder, told
-from dive.data.reading_report import PLACEHOLDERS
+from dive.data.reading_summary import PLACEHOLDERS
 from dive.data.skipping import Skipped, check_on_error
 from dive.data.study import Study, check_target
 from dive.errors import DiveError, checks

@@ -17,8 +17,8 @@ from dive.data.images.contrast import FLAT, little_contrast, lost_greys
 from dive.data.images.dicom.bounds import Bounded, gunzipped, plain
 from dive.data.images.dicom.frames import check_frame
 from dive.data.images.dicom.header import check_elements, check_values, odd_pixels, take_groups
+from dive.data.images.dicom.stored_values import stored_values
 from dive.data.images.dicom.tables import coloured, table_of
-from dive.data.images.dicom.values import stored_values
 from dive.data.images.dicom.window import OWN, first_number, unit_range
 from dive.data.images.levels import Levels, counted
 from dive.data.images.quiet import quiet
