@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "number.h"
+#include "dtype.h"
 
 namespace dive {
 

@@ -1,4 +1,4 @@
-#include "cpu/cpu_backend.h"
+#include "cpu/backend.h"
 
 #include <algorithm>
 #include <cmath>

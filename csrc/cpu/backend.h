@@ -10,7 +10,7 @@
 #include <memory>
 #include <vector>
 
-#include "backend.h"
+#include "../backend.h"
 #include "cache_layout.h"
 #include "cpu/aligned.h"
 #include "cpu/decode_kernels.h"

@@ -1,4 +1,4 @@
-#include "cuda/cuda_backend.h"
+#include "cuda/backend.h"
 
 #include <algorithm>
 #include <cstdint>
@@ -11,10 +11,12 @@
 #include "cache_layout.h"
 #include "cuda/add_and_norm.h"
 #include "cuda/attention.h"
-#include "cuda/device_steering.h"
-#include "cuda/ends.h"
-#include "cuda/product.h"
+#include "cuda/copy_cache.h"
+#include "cuda/embed.h"
+#include "cuda/linear.h"
+#include "cuda/predict.h"
 #include "cuda/runtime.h"
+#include "cuda/steering.h"
 
 namespace dive::cuda {
 namespace {
@@ -189,7 +191,7 @@ void CudaBackend::adopt(std::size_t layer, std::int64_t row, std::int64_t first,
   const OnDevice here(device_);
   const std::int64_t room = layout_.slots(layer);
   const std::int64_t skipped = std::max<std::int64_t>(0, count - room);
-  AdoptArguments a;
+  CopyCacheArguments a;
   for (int which = 0; which < 2; ++which) {
     const CacheSource& source = which == 0 ? keys : values;
     a.source[which] = static_cast<const unsigned char*>(source.data) +
@@ -203,7 +205,7 @@ void CudaBackend::adopt(std::size_t layer, std::int64_t row, std::int64_t first,
   a.slots = static_cast<int>(room);
   a.kv_heads = static_cast<int>(spec_.kv_heads);
   a.width = static_cast<int>(spec_.head_width);
-  run_adopt({queue_.stream, false}, spec_.dtype, a);
+  run_copy_cache({queue_.stream, false}, spec_.dtype, a);
 }
 
 void CudaBackend::start_row(std::int64_t row, std::int64_t length, std::int64_t position) {

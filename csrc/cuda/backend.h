@@ -9,7 +9,7 @@
 #include <memory>
 #include <string>
 
-#include "backend.h"
+#include "../backend.h"
 
 namespace dive::cuda {
 

@@ -1,12 +1,12 @@
-#include <algorithm>
+#include "cuda/copy_cache.h"
 
-#include "cuda/attention.h"
+#include <algorithm>
 
 namespace dive::cuda {
 namespace {
 
 template <class T>
-__global__ void adopt(const AdoptArguments a) {
+__global__ void copy_cache(const CopyCacheArguments a) {
   wait_for_previous();
   const int head = blockIdx.y, which = blockIdx.z;
   const T* const from = static_cast<const T*>(a.source[which]) + head * a.head_stride[which];
@@ -22,15 +22,15 @@ __global__ void adopt(const AdoptArguments a) {
 
 }  // namespace
 
-void run_adopt(const Queue& queue, DType dtype, const AdoptArguments& a) {
+void run_copy_cache(const Queue& queue, DType dtype, const CopyCacheArguments& a) {
   Shape shape;
   shape.grid =
       dim3(static_cast<unsigned>(std::min(a.count, 1024)), static_cast<unsigned>(a.kv_heads), 2);
   shape.threads = 64;
   switch (dtype) {
-    case DType::f32: return launch(queue, shape, adopt<float>, a);
-    case DType::bf16: return launch(queue, shape, adopt<BFloat16>, a);
-    case DType::f16: return launch(queue, shape, adopt<Half>, a);
+    case DType::f32: return launch(queue, shape, copy_cache<float>, a);
+    case DType::bf16: return launch(queue, shape, copy_cache<BFloat16>, a);
+    case DType::f16: return launch(queue, shape, copy_cache<Half>, a);
   }
 }
 

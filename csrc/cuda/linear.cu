@@ -1,4 +1,4 @@
-#include "cuda/product.h"
+#include "cuda/linear.h"
 
 #include <algorithm>
 

@@ -3,7 +3,7 @@
 
 #include <type_traits>
 
-#include "cuda/product.h"
+#include "cuda/linear.h"
 
 namespace dive::cuda {
 

@@ -1,23 +1,11 @@
-// The two ends of a decode step: tokens to rows of the embedding, and logits to tokens.
+// The end of a decode step: logits to tokens.
 #pragma once
 
 #include <cstdint>
 
 #include "cuda/runtime.h"
-#include "model.h"
 
 namespace dive::cuda {
-
-struct EmbedArguments {
-  const void* embedding = nullptr;  // of the model's dtype
-  std::int64_t stride = 0;
-  std::int64_t vocabulary = 0;
-  const std::int64_t* tokens = nullptr;  // [count]; one outside the vocabulary is taken as 0
-  float scale = 1;
-  void* residual = nullptr;  // [count, width]
-  int width = 0;
-};
-void run_embed(const Queue& queue, DType dtype, const EmbedArguments& arguments, int count);
 
 // Rounds logits to the model's dtype as transformers does (soft-cap included), takes the first of
 // the largest (kNoToken where that is not finite, or all are the same), and counts the token: its
@@ -37,8 +25,5 @@ struct PredictArguments {
 };
 constexpr int kPredictBlocks = 128;  // at most; for many sequences fewer each
 void run_predict(const Queue& queue, DType dtype, const PredictArguments& arguments, int count);
-
-// Whether this build has kernels for the current device: all are compiled for the same GPUs.
-bool compiled_for_current_device();
 
 }  // namespace dive::cuda

@@ -3,8 +3,8 @@
 #include <utility>
 
 #include "cuda/attention.h"
-#include "cuda/cuda_backend.h"
-#include "cuda/ends.h"
+#include "cuda/backend.h"
+#include "cuda/embed.h"
 #include "cuda/runtime.h"
 
 namespace dive::cuda {

@@ -1,4 +1,4 @@
-#include "model_reader.h"
+#include "python/decoder_reader.h"
 
 #include <cmath>
 #include <utility>

@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "dlpack.h"
-#include "model.h"
-#include "tensor.h"
+#include "decoder.h"
+#include "python/dlpack.h"
+#include "python/tensor_argument.h"
 
 namespace dive {
 

@@ -1,4 +1,4 @@
-#include "engine_bindings.h"
+#include "python/engine.h"
 
 #include <pybind11/stl.h>
 
@@ -8,15 +8,15 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/backend.h"
 #include "cpu/cores.h"
-#include "cpu/cpu_backend.h"
 #ifdef DIVE_CUDA
-#include "cuda/cuda_backend.h"
+#include "cuda/backend.h"
 #endif
-#include "engine.h"
-#include "initialised.h"
-#include "model_reader.h"
-#include "tensor.h"
+#include "../engine.h"
+#include "python/decoder_reader.h"
+#include "python/initialised.h"
+#include "python/tensor_argument.h"
 
 namespace py = pybind11;
 
@@ -26,7 +26,7 @@ namespace {
 using cpu::Steering;
 
 // Where this build's tensors of a CUDA device lie: on the host, where the host plays the device.
-#ifdef DIVE_CUDA_SHIM
+#ifdef DIVE_HOST_CUDA
 constexpr std::int32_t kCudaTensors = dlpack::kCpu;
 #else
 constexpr std::int32_t kCudaTensors = dlpack::kCuda;

@@ -13,11 +13,11 @@
 #include "cpu/steer_step.h"
 #include "cpu/steering.h"
 #include "cpu/streams.h"
-#include "engine_bindings.h"
-#include "initialised.h"
-#include "tensor.h"
-#ifdef DIVE_CUDA_SHIM
-#include "cuda/shim/shim_bindings.h"
+#include "python/engine.h"
+#include "python/initialised.h"
+#include "python/tensor_argument.h"
+#ifdef DIVE_HOST_CUDA
+#include "tests/host_cuda/bindings.h"
 #endif
 
 #ifndef DIVE_MODULE_NAME
@@ -369,8 +369,8 @@ PYBIND11_MODULE(DIVE_MODULE_NAME, module) {
   module.def("copy_memory", &copy_memory, py::arg("target"), py::arg("source"), py::kw_only(),
              py::arg("streams") = 1, py::arg("ahead") = 0, py::arg("past_caches") = false,
              py::arg("threads") = 1);
-#ifdef DIVE_CUDA_SHIM
-  cuda::shim::bind_shim(module);
+#ifdef DIVE_HOST_CUDA
+  cuda::host::bind_host_cuda(module);
 #endif
   module.def("build_info", &build_info);
   module.def("use_isa", &cpu::use_isa, py::arg("name"));

@@ -1,4 +1,4 @@
-#include "tensor.h"
+#include "python/tensor_argument.h"
 
 #include <algorithm>
 #include <utility>

@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
-#include "dlpack.h"
-#include "number.h"
+#include "dtype.h"
+#include "python/dlpack.h"
 
 namespace dive {
 

@@ -1,4 +1,4 @@
-"""The CUDA backend where there is no GPU: the same sources, run on the host by csrc/cuda/shim.
+"""The CUDA backend where there is no GPU: the same sources, run on the host by csrc/tests/host_cuda.
 
 The fixture `gpu` lets a session use the engine of that build: its tensors stay on the CPU, and its
 kernels run thread by thread. DIVE_SLOW_TESTS=1 adds a run under the address sanitizer.
@@ -25,7 +25,7 @@ from dive.decode import native, spec
 from dive.decode.session import DecodeSession
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "build" / os.environ.get("DIVE_SHIM_FOLDER", "shim")
+FOLDER = ROOT / "build" / os.environ.get("DIVE_HOST_CUDA_FOLDER", "host_cuda")
 VOCABULARY = SIZES["vocab_size"]
 ORDERS = [("forward", 0), ("backward", 0), ("shuffled", 1), ("shuffled", 2)]
 
@@ -36,53 +36,55 @@ def find(program: str) -> str:
     beside = Path(sys.executable).parent / program
     path = str(beside) if beside.exists() else shutil.which(program)
     if path is None:
-        pytest.skip(f"building the shim needs {program}")
+        pytest.skip(f"building the CUDA sources for the host needs {program}")
     return path
 
 
 def build(folder: Path, *options: str) -> None:
-    pybind11 = pytest.importorskip("pybind11", reason="building the shim needs pybind11")
+    pybind11 = pytest.importorskip(
+        "pybind11", reason="building the CUDA sources for the host needs pybind11"
+    )
     if not (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
         pytest.skip("no C++ compiler")
     configure = [
         *(find("cmake"), "-S", ROOT, "-B", folder, "-G", "Ninja"),
-        *("-DDIVE_SHIM=ON", "-DDIVE_HOST_TESTS=ON", "-DDIVE_CUDA=OFF"),
+        *("-DDIVE_HOST_CUDA=ON", "-DDIVE_HOST_TESTS=ON", "-DDIVE_CUDA=OFF"),
         *("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O1"),
         f"-DCMAKE_MAKE_PROGRAM={find('ninja')}",
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         *options,
     ]
-    targets = [find("cmake"), "--build", folder, "--target", "_C_shim", "dive_shim_test"]
+    targets = [find("cmake"), "--build", folder, "--target", "_C_host_cuda", "dive_host_cuda_test"]
     for command in (configure, targets):
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
         assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
 
 
 @pytest.fixture(scope="module")
-def shim():
-    build(FOLDER, *(["-DDIVE_SANITIZE=ON"] if "DIVE_SHIM_FOLDER" in os.environ else []))
+def host_cuda():
+    build(FOLDER, *(["-DDIVE_SANITIZE=ON"] if "DIVE_HOST_CUDA_FOLDER" in os.environ else []))
     sys.path.insert(0, str(FOLDER))
     try:
-        import _C_shim
+        import _C_host_cuda
     finally:
         sys.path.remove(str(FOLDER))
-    return _C_shim
+    return _C_host_cuda
 
 
 @pytest.fixture
-def gpu(shim, monkeypatch):
+def gpu(host_cuda, monkeypatch):
     """The module; sessions that are made while it is in use run on the GPU that the host plays."""
     describe = spec.DecoderSpec.describe
 
     def described(self, positions):
         return describe(self, positions) | {"device": "cuda:0"}
 
-    monkeypatch.setattr(native, "load", lambda: shim)
+    monkeypatch.setattr(native, "load", lambda: host_cuda)
     monkeypatch.setattr(spec.DecoderSpec, "describe", described)
     monkeypatch.setitem(spec.DTYPES["cpu"], torch.float16, "float16")
-    yield shim
-    shim.shim_settings()
+    yield host_cuda
+    host_cuda.host_settings()
 
 
 def random_ids(rows, tokens):
@@ -109,8 +111,8 @@ def run_rows(session, ids, adapters=(), rows=None):
     return torch.stack(every)
 
 
-def test_the_shim_finds_the_mistakes_that_it_is_there_to_find(shim):
-    program = FOLDER / "dive_shim_test"
+def test_the_host_build_finds_the_mistakes_that_it_is_there_to_find(host_cuda):
+    program = FOLDER / "dive_host_cuda_test"
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -118,7 +120,7 @@ def test_the_shim_finds_the_mistakes_that_it_is_there_to_find(shim):
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_those_of_transformers(gpu, family, capability):
-    gpu.shim_settings(capability=capability, multiprocessors=16)
+    gpu.host_settings(capability=capability, multiprocessors=16)
     model = small(family)
     adapter = randomised(model, strength=0.3)
     ids = random_ids(1, 70 + 12)  # more than one share of attention
@@ -213,7 +215,7 @@ def test_products_divided_otherwise_come_to_the_same(gpu, count, monkeypatch):
     exact = all_logits(copy.deepcopy(model).float(), {"input_ids": ids}).transpose(0, 1)
     describe, ran = spec.DecoderSpec.describe, {}
     for plan in ("bytes", "waves", "small", "small_short"):
-        before = gpu.shim_kernels()
+        before = gpu.host_kernels()
         with monkeypatch.context() as patch:
             patch.setattr(
                 spec.DecoderSpec,
@@ -221,10 +223,10 @@ def test_products_divided_otherwise_come_to_the_same(gpu, count, monkeypatch):
                 lambda self, positions, plan=plan: describe(self, positions) | {"tile_plan": plan},
             )
             for processors in (4, 132):
-                gpu.shim_settings(multiprocessors=processors)
+                gpu.host_settings(multiprocessors=processors)
                 got = run_rows(DecodeSession(model), ids)
                 assert all(distance(got[:, row], exact[:, row]) < 2e-2 for row in range(count))
-        counts = gpu.shim_kernels()
+        counts = gpu.host_kernels()
         ran[plan] = {name for name in counts if counts[name] > before.get(name, 0)}
     own = ran["small_short"] - ran["small"]
     assert len(own) == (3 if 8 < count <= 32 else 0), "kernels of their own, of all outputs"
@@ -250,7 +252,7 @@ def test_no_bit_depends_on_the_order_of_the_threads(gpu, count, dtype, capabilit
     results = []
     for order, seed in ORDERS:
         for ahead in (0, 3):
-            gpu.shim_settings(order=order, seed=seed, ahead=ahead, capability=capability)
+            gpu.host_settings(order=order, seed=seed, ahead=ahead, capability=capability)
             results.append(run_rows(DecodeSession(model), ids, [adapter] * count))
     assert torch.isfinite(results[0]).all()
     for result in results[1:]:
@@ -262,7 +264,7 @@ def test_attention_in_shares_does_not_depend_on_the_order_either(gpu):
     ids = random_ids(1, 200 + 3)
     results = []
     for order, seed in ORDERS:
-        gpu.shim_settings(order=order, seed=seed, multiprocessors=32)
+        gpu.host_settings(order=order, seed=seed, multiprocessors=32)
         results.append(forced(DecodeSession(model), ids, 200))
     for result in results[1:]:
         assert torch.equal(result, results[0])
@@ -277,7 +279,7 @@ def test_long_rows_of_weights_are_shared_by_warps(gpu, count, dtype, bound):
     ids = random_ids(count, 2)
     results = []
     for order, seed in ORDERS:
-        gpu.shim_settings(order=order, seed=seed, multiprocessors=32)
+        gpu.host_settings(order=order, seed=seed, multiprocessors=32)
         results.append(run_rows(DecodeSession(model), ids))
     for result in results[1:]:
         assert torch.equal(result, results[0])
@@ -294,13 +296,13 @@ def test_what_changes_between_steps_is_read_anew_by_the_recorded_one(gpu):
     engine.reserve(2, 8)
     following, out = torch.zeros(1, dtype=torch.long), torch.zeros(2, VOCABULARY)
     got = {0: [], 1: []}
-    before = gpu.shim_counts()["graphs"]
+    before = gpu.host_counts()["graphs"]
     engine.steer_row(1, session.binding.steering(adapter))
     for step in range(16):  # rows take turns, with lengths of their own
         row = step % 2
         engine.step(ids[row, step // 2][None], torch.tensor([row]), following, out)
         got[row].append(out[row].clone())
-    assert gpu.shim_counts()["graphs"] == before + 15  # the first step runs without
+    assert gpu.host_counts()["graphs"] == before + 15  # the first step runs without
     for row, own in ((0, None), (1, adapter)):
         with steered(model, own):
             want = all_logits(model, {"input_ids": ids[row][None]})[0]
@@ -316,11 +318,11 @@ def test_answers_are_those_of_the_host_engine(gpu, monkeypatch):
     batch = {"input_ids": ids, "attention_mask": mask}
     on_gpu = DecodeSession(model)
     got = model.generate(**batch, custom_generate=on_gpu, max_new_tokens=10)
-    launched = gpu.shim_counts()["launches"]
+    launched = gpu.host_counts()["launches"]
     assert launched > 0
     monkeypatch.undo()
     want = model.generate(**batch, custom_generate=DecodeSession(model), max_new_tokens=10)
-    assert gpu.shim_counts()["launches"] == launched
+    assert gpu.host_counts()["launches"] == launched
     assert torch.equal(got, want)
 
 
@@ -331,12 +333,12 @@ def test_what_runs_under_a_sanitizer_launches_every_kernel(gpu, monkeypatch):
     import test_gpu_decode
 
     monkeypatch.setattr(test_gpu_decode, "TILES", True)
-    before = gpu.shim_kernels()
+    before = gpu.host_kernels()
     for dtype in (torch.float32, torch.bfloat16):
         test_gpu_decode.test_every_kernel_of_the_engine(dtype)
-    launched = {n for n, count in gpu.shim_kernels().items() if count > before.get(n, 0)}
+    launched = {n for n, count in gpu.host_kernels().items() if count > before.get(n, 0)}
 
-    (module,) = FOLDER.glob("_C_shim*.so")
+    (module,) = FOLDER.glob("_C_host_cuda*.so")
     symbols = subprocess.check_output([find("nm"), "-C", module], text=True)
     sources = "".join(path.read_text() for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
     kernels = set(re.findall(r"__global__ void\s+(?:__launch_bounds__\(.*\)\s+)?(\w+)\(", sources))
@@ -351,26 +353,26 @@ def test_what_runs_under_a_sanitizer_launches_every_kernel(gpu, monkeypatch):
 @pytest.mark.parametrize("other", [None, 0, 1, 95])
 def test_no_token_of_equal_logits(gpu, other):
     check_equal_logits(small("llama"), 2.0, other)
-    assert gpu.shim_counts()["launches"] > 0
+    assert gpu.host_counts()["launches"] > 0
 
 
 def test_memory_that_there_is_not_is_named_and_all_is_given_back(gpu):
     model = small("llama")
-    before = gpu.shim_counts()
+    before = gpu.host_counts()
     session = DecodeSession(model)
     session.plan()
     engine = session.binding.cache.engine
-    gpu.shim_settings(memory=1 << 24)
+    gpu.host_settings(memory=1 << 24)
     with pytest.raises(RuntimeError, match="out of memory: the cache of 64 sequences of 4096 tok"):
         engine.reserve(64, 4096)
     engine.reserve(2, 16)  # and the engine is none the worse
     ids = random_ids(1, 1)
     following = torch.zeros(1, dtype=torch.long)
     engine.step(ids[0], torch.tensor([1]), following)
-    assert gpu.shim_counts()["bytes"] > before["bytes"]
+    assert gpu.host_counts()["bytes"] > before["bytes"]
     del engine, session
     gc.collect()
-    after = gpu.shim_counts()
+    after = gpu.host_counts()
     assert (after["allocations"], after["bytes"]) == (before["allocations"], before["bytes"])
 
 
@@ -381,16 +383,18 @@ def test_sizes_that_the_kernels_do_not_take_are_refused(gpu):
     assert "its heads have 20 numbers" in plan(head_dim=20).reason
     assert "its heads have 264 numbers" in plan(head_dim=264).reason
     assert plan(intermediate_size=100).engine == "transformers"
-    gpu.shim_settings(capability=130)
+    gpu.host_settings(capability=130)
     assert "built without kernels for its GPU" in plan().reason
-    gpu.shim_settings()
+    gpu.host_settings()
     description = spec.read(small("llama")).describe(8)
     with pytest.raises(ValueError, match="CUDA finds no device 1"):
         gpu.Engine(description | {"device": "cuda:1"})
 
 
 @pytest.mark.skipif(os.environ.get("DIVE_SLOW_TESTS") != "1", reason="DIVE_SLOW_TESTS=1 runs it")
-@pytest.mark.skipif("DIVE_SHIM_FOLDER" in os.environ, reason="this is the run under the sanitizers")
+@pytest.mark.skipif(
+    "DIVE_HOST_CUDA_FOLDER" in os.environ, reason="this is the run under the sanitizers"
+)
 def test_no_kernel_reads_or_writes_past_its_memory():
     compiler = shutil.which("g++")
     if compiler is None:
@@ -398,7 +402,7 @@ def test_no_kernel_reads_or_writes_past_its_memory():
     name = ["-print-file-name=libasan.so", "-print-file-name=libubsan.so"]
     libraries = [subprocess.check_output([compiler, one], text=True).strip() for one in name]
     environment = os.environ | {
-        "DIVE_SHIM_FOLDER": "shim-sanitized",
+        "DIVE_HOST_CUDA_FOLDER": "host_cuda-sanitized",
         "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own
     }

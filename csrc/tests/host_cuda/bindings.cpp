@@ -1,14 +1,14 @@
-#include "cuda/shim/shim_bindings.h"
+#include "tests/host_cuda/bindings.h"
 
 #include <pybind11/stl.h>
 
 #include <string>
 
-#include "cuda/shim/runtime_api.h"
+#include "tests/host_cuda/runtime_api.h"
 
 namespace py = pybind11;
 
-namespace dive::cuda::shim {
+namespace dive::cuda::host {
 namespace {
 
 Order order_from(const std::string& name) {
@@ -36,14 +36,14 @@ py::dict count() {
 
 }  // namespace
 
-void bind_shim(py::module_& module) {
+void bind_host_cuda(py::module_& module) {
   const Settings first;
-  module.def("shim_settings", &set, py::kw_only(), py::arg("order") = "forward",
+  module.def("host_settings", &set, py::kw_only(), py::arg("order") = "forward",
              py::arg("seed") = first.seed, py::arg("capability") = first.capability,
              py::arg("multiprocessors") = first.multiprocessors, py::arg("memory") = first.memory,
              py::arg("ahead") = first.ahead);
-  module.def("shim_counts", &count);
-  module.def("shim_kernels", &kernels);
+  module.def("host_counts", &count);
+  module.def("host_kernels", &kernels);
 }
 
-}  // namespace dive::cuda::shim
+}  // namespace dive::cuda::host

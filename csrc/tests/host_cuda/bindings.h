@@ -2,9 +2,9 @@
 
 #include <pybind11/pybind11.h>
 
-namespace dive::cuda::shim {
+namespace dive::cuda::host {
 
-// shim_settings and shim_counts, in a module whose GPU the host plays.
-void bind_shim(pybind11::module_& module);
+// host_settings and host_counts, in a module whose GPU the host plays.
+void bind_host_cuda(pybind11::module_& module);
 
-}  // namespace dive::cuda::shim
+}  // namespace dive::cuda::host

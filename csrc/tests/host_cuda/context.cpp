@@ -1,4 +1,4 @@
-#include "cuda/shim/context.h"
+#include "tests/host_cuda/context.h"
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -8,7 +8,7 @@
 #include <new>
 #include <vector>
 
-namespace dive::cuda::shim {
+namespace dive::cuda::host {
 namespace {
 
 std::vector<unsigned char*>& unused_stacks() {
@@ -23,7 +23,7 @@ Stack::Stack() {
   if (!unused.empty()) {
     memory = unused.back();
     unused.pop_back();
-#ifdef DIVE_SHIM_ASAN
+#ifdef DIVE_HOST_CUDA_ASAN
     ASAN_UNPOISON_MEMORY_REGION(memory, kStackBytes);
 #endif
     return;
@@ -43,9 +43,9 @@ Stack::~Stack() { unused_stacks().push_back(memory); }
 asm(R"(
 .text
 .p2align 4
-.local dive_shim_switch
-.type dive_shim_switch, @function
-dive_shim_switch:
+.local dive_host_cuda_switch
+.type dive_host_cuda_switch, @function
+dive_host_cuda_switch:
   pushq %rbp
   pushq %rbx
   pushq %r12
@@ -61,7 +61,7 @@ dive_shim_switch:
   popq %rbx
   popq %rbp
   ret
-.size dive_shim_switch, . - dive_shim_switch
+.size dive_host_cuda_switch, . - dive_host_cuda_switch
 )");
 constexpr std::size_t kSaved = 6;           // registers
 constexpr std::size_t kReturn = kSaved;     // the word that holds where to go on
@@ -72,9 +72,9 @@ constexpr std::size_t kFrame = kSaved + 2;  // and one for the alignment that a 
 asm(R"(
 .text
 .p2align 4
-.local dive_shim_switch
-.type dive_shim_switch, %function
-dive_shim_switch:
+.local dive_host_cuda_switch
+.type dive_host_cuda_switch, %function
+dive_host_cuda_switch:
   sub sp, sp, #160
   stp x19, x20, [sp, #0]
   stp x21, x22, [sp, #16]
@@ -101,7 +101,7 @@ dive_shim_switch:
   ldp d14, d15, [sp, #144]
   add sp, sp, #160
   ret
-.size dive_shim_switch, . - dive_shim_switch
+.size dive_host_cuda_switch, . - dive_host_cuda_switch
 )");
 constexpr std::size_t kReturn = 11;
 constexpr std::size_t kFrame = 20;
@@ -110,7 +110,7 @@ constexpr std::size_t kFrame = 20;
 
 #if defined(__x86_64__) || defined(__aarch64__)
 
-extern "C" void dive_shim_switch(void** from, void* to);
+extern "C" void dive_host_cuda_switch(void** from, void* to);
 
 void* prepare(Stack& stack, void (*entry)()) {
   std::uint64_t frame[kFrame] = {};
@@ -120,7 +120,7 @@ void* prepare(Stack& stack, void (*entry)()) {
   return top;
 }
 
-void switch_stacks(void** from, void* to) { dive_shim_switch(from, to); }
+void switch_stacks(void** from, void* to) { dive_host_cuda_switch(from, to); }
 
 #else
 
@@ -144,4 +144,4 @@ void switch_stacks(void** from, void* to) {
 
 #endif
 
-}  // namespace dive::cuda::shim
+}  // namespace dive::cuda::host

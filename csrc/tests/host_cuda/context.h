@@ -4,14 +4,14 @@
 #include <cstddef>
 
 #if defined(__SANITIZE_ADDRESS__)
-#define DIVE_SHIM_ASAN 1
+#define DIVE_HOST_CUDA_ASAN 1
 #elif defined(__has_feature)
 #if __has_feature(address_sanitizer)
-#define DIVE_SHIM_ASAN 1
+#define DIVE_HOST_CUDA_ASAN 1
 #endif
 #endif
 
-#ifdef DIVE_SHIM_ASAN
+#ifdef DIVE_HOST_CUDA_ASAN
 #include <pthread.h>
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
@@ -21,9 +21,9 @@
 #include <ucontext.h>
 #endif
 
-namespace dive::cuda::shim {
+namespace dive::cuda::host {
 
-#ifdef DIVE_SHIM_ASAN
+#ifdef DIVE_HOST_CUDA_ASAN
 constexpr std::size_t kStackBytes = std::size_t{256} << 10;
 #else
 constexpr std::size_t kStackBytes = std::size_t{64} << 10;
@@ -42,4 +42,4 @@ void* prepare(Stack& stack, void (*entry)());
 // Rests here, where `*from` will then say, and goes on at `to`.
 void switch_stacks(void** from, void* to);
 
-}  // namespace dive::cuda::shim
+}  // namespace dive::cuda::host

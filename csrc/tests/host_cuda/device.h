@@ -1,5 +1,5 @@
 // The words of csrc/cuda/device.h on the host, for tests: the kernels' own sources then compile as
-// plain C++, and csrc/cuda/shim/fibers.h runs their threads.
+// plain C++, and csrc/tests/host_cuda/fibers.h runs their threads.
 #pragma once
 
 #include <cmath>
@@ -8,9 +8,9 @@
 #include <string>
 #include <type_traits>
 
-#include "cuda/shim/fibers.h"
-#include "cuda/shim/runtime_api.h"
-#include "number.h"
+#include "dtype.h"
+#include "tests/host_cuda/fibers.h"
+#include "tests/host_cuda/runtime_api.h"
 
 #define __global__
 #define __device__
@@ -19,13 +19,13 @@
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
-#define threadIdx (::dive::cuda::shim::current->index)
-#define blockIdx (::dive::cuda::shim::current->block->index)
-#define blockDim (::dive::cuda::shim::current->block->dim)
-#define gridDim (::dive::cuda::shim::current->block->grid)
+#define threadIdx (::dive::cuda::host::current->index)
+#define blockIdx (::dive::cuda::host::current->block->index)
+#define blockDim (::dive::cuda::host::current->block->dim)
+#define gridDim (::dive::cuda::host::current->block->grid)
 
 #define DIVE_SHARED(name) \
-  unsigned char* const name = ::dive::cuda::shim::current->block->shared.get()
+  unsigned char* const name = ::dive::cuda::host::current->block->shared.get()
 
 struct alignas(8) uint2 {
   unsigned x, y;
@@ -44,7 +44,7 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
-namespace dive::cuda::shim {
+namespace dive::cuda::host {
 
 // What a lane brings to a shuffle: a value, and the lane whose value it wants.
 struct Shuffled {
@@ -124,40 +124,40 @@ inline void want_aligned(const void* address, std::size_t bytes) {
   }
 }
 
-}  // namespace dive::cuda::shim
+}  // namespace dive::cuda::host
 
 // Barriers and shuffles. The line of the call tells barriers apart and is what errors name.
-inline void __syncthreads(int line = __builtin_LINE()) { dive::cuda::shim::sync_block(line); }
+inline void __syncthreads(int line = __builtin_LINE()) { dive::cuda::host::sync_block(line); }
 
 inline void __syncwarp(unsigned mask = 0xffffffffu, int line = __builtin_LINE()) {
-  dive::cuda::shim::meet(mask, dive::cuda::shim::Wait::warp, line, nullptr, nullptr);
+  dive::cuda::host::meet(mask, dive::cuda::host::Wait::warp, line, nullptr, nullptr);
 }
 
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32, int line = __builtin_LINE()) {
   const unsigned own = threadIdx.x % 32, w = static_cast<unsigned>(width);
   const unsigned lane = (own & ~(w - 1)) | (static_cast<unsigned>(source) & (w - 1));
-  return dive::cuda::shim::shuffle(mask, value, lane, line);
+  return dive::cuda::host::shuffle(mask, value, lane, line);
 }
 
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, int line = __builtin_LINE()) {
   const unsigned own = threadIdx.x % 32, w = static_cast<unsigned>(width);
   const unsigned lane = own ^ static_cast<unsigned>(bits), last = own | (w - 1);
-  return dive::cuda::shim::shuffle(mask, value, lane <= last ? lane : own, line);
+  return dive::cuda::host::shuffle(mask, value, lane <= last ? lane : own, line);
 }
 
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32,
                    int line = __builtin_LINE()) {
   const unsigned own = threadIdx.x % 32, last = own | (static_cast<unsigned>(width) - 1);
-  return dive::cuda::shim::shuffle(mask, value, own + by <= last ? own + by : own, line);
+  return dive::cuda::host::shuffle(mask, value, own + by <= last ? own + by : own, line);
 }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
   unsigned votes = predicate != 0;
-  dive::cuda::shim::meet(mask, dive::cuda::shim::Wait::vote, line, &votes,
-                         &dive::cuda::shim::resolve_vote);
+  dive::cuda::host::meet(mask, dive::cuda::host::Wait::vote, line, &votes,
+                         &dive::cuda::host::resolve_vote);
   return votes;
 }
 
@@ -184,11 +184,11 @@ T max(T a, T b) {
   return a < b ? b : a;
 }
 
-inline void wait_for_previous() { shim::wait_for_previous(); }
+inline void wait_for_previous() { host::wait_for_previous(); }
 inline void let_next_start() {}
 
 inline uint4 load_words(const void* address) {
-  shim::want_aligned(address, sizeof(uint4));
+  host::want_aligned(address, sizeof(uint4));
   uint4 words;
   std::memcpy(&words, address, sizeof words);
   return words;
@@ -205,39 +205,39 @@ inline unsigned count_arrival(unsigned* counter) { return (*counter)++; }
 template <int kBytes>
 void copy_to_shared(void* to, const void* from) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
-  shim::want_aligned(to, kBytes);
-  shim::want_aligned(from, kBytes);
-  shim::current->copies.push_back({to, from, kBytes});
+  host::want_aligned(to, kBytes);
+  host::want_aligned(from, kBytes);
+  host::current->copies.push_back({to, from, kBytes});
 }
 
 inline void copies_done() {
-  for (const shim::Copy& copy : shim::current->copies) {
+  for (const host::Copy& copy : host::current->copies) {
     std::memcpy(copy.to, copy.from, copy.bytes);
   }
-  shim::current->copies.clear();
+  host::current->copies.clear();
 }
 
 template <class T>
 void mma_16816(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
                int line = __builtin_LINE()) {
-  shim::Fragments own{d, a, b};
-  shim::meet(0xffffffffu, shim::Wait::mma, line, &own, &shim::resolve_mma<T>);
+  host::Fragments own{d, a, b};
+  host::meet(0xffffffffu, host::Wait::mma, line, &own, &host::resolve_mma<T>);
 }
 
-inline unsigned cluster_rank() { return shim::current->block->rank; }
+inline unsigned cluster_rank() { return host::current->block->rank; }
 
-inline void cluster_sync(int line = __builtin_LINE()) { shim::sync_cluster(line); }
-inline void cluster_arrive(int line = __builtin_LINE()) { shim::arrive_at_cluster(line); }
-inline void cluster_wait(int line = __builtin_LINE()) { shim::wait_for_cluster(line); }
+inline void cluster_sync(int line = __builtin_LINE()) { host::sync_cluster(line); }
+inline void cluster_arrive(int line = __builtin_LINE()) { host::arrive_at_cluster(line); }
+inline void cluster_wait(int line = __builtin_LINE()) { host::wait_for_cluster(line); }
 
 inline float* shared_of_block(float* own, unsigned rank) {
-  const shim::Block& block = *shim::current->block;
+  const host::Block& block = *host::current->block;
   const auto at = reinterpret_cast<unsigned char*>(own) - block.shared.get();
   if (at < 0 || static_cast<std::size_t>(at) >= block.shared_bytes) {
-    shim::fault("asks for another block's copy of what is not in its shared memory");
+    host::fault("asks for another block's copy of what is not in its shared memory");
   }
   if (rank >= block.cluster->blocks.size()) {
-    shim::fault("asks for block " + std::to_string(rank) + " of a cluster of " +
+    host::fault("asks for block " + std::to_string(rank) + " of a cluster of " +
                 std::to_string(block.cluster->blocks.size()));
   }
   return reinterpret_cast<float*>(block.cluster->blocks[rank].shared.get() + at);

@@ -1,14 +1,14 @@
-#include "cuda/shim/fibers.h"
+#include "tests/host_cuda/fibers.h"
 
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
 
-#include "cuda/shim/context.h"
-#include "cuda/shim/kernel_name.h"
+#include "tests/host_cuda/context.h"
+#include "tests/host_cuda/kernel_name.h"
 
-namespace dive::cuda::shim {
+namespace dive::cuda::host {
 namespace {
 
 constexpr std::size_t kBatch = 1024;  // threads that are there at once, if one cluster is no larger
@@ -120,7 +120,7 @@ void Running::start_cluster(std::size_t number) {
 
 // Runs fibers until none can go on.
 void Running::run() {
-#ifdef DIVE_SHIM_ASAN
+#ifdef DIVE_HOST_CUDA_ASAN
   pthread_attr_t own;
   pthread_getattr_np(pthread_self(), &own);
   pthread_attr_getstack(&own, &outside_.bottom, &outside_.bytes);
@@ -139,7 +139,7 @@ void Running::run() {
 
 // Where a fiber begins, and where it ends.
 void Running::enter() {
-#ifdef DIVE_SHIM_ASAN
+#ifdef DIVE_HOST_CUDA_ASAN
   __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
 #endif
   Thread& self = *current;
@@ -174,11 +174,11 @@ void Running::rest() {
 }
 
 void Running::switch_to(Context& from, Context& to, [[maybe_unused]] bool leaves) {
-#ifdef DIVE_SHIM_ASAN
+#ifdef DIVE_HOST_CUDA_ASAN
   __sanitizer_start_switch_fiber(leaves ? nullptr : &from.fake_stack, to.bottom, to.bytes);
 #endif
   switch_stacks(&from.top, to.top);
-#ifdef DIVE_SHIM_ASAN
+#ifdef DIVE_HOST_CUDA_ASAN
   __sanitizer_finish_switch_fiber(from.fake_stack, nullptr, nullptr);
 #endif
 }
@@ -326,14 +326,14 @@ std::string Running::where(const Thread& thread) const {
 }
 
 void fault(const std::string& what) {
-  throw Fault("CUDA shim: " + running->where(*current) + " " + what);
+  throw Fault("CUDA on the host: " + running->where(*current) + " " + what);
 }
 
 // No fiber can go on: says which one waits, and for whom.
 void Running::fail_stuck() {
   const auto rests = [](const Thread* fiber) { return !fiber->left; };
   const Thread& self = **std::find_if(fibers_.begin(), fibers_.end(), rests);
-  std::string text = "CUDA shim: " + where(self) + " " + rest_of(self);
+  std::string text = "CUDA on the host: " + where(self) + " " + rest_of(self);
   for (const Thread* const other : fibers_) {
     if (other->block->cluster != self.block->cluster) continue;
     if (self.wait != Wait::cluster && other->block != self.block) continue;
@@ -351,4 +351,4 @@ void Running::fail_stuck() {
   throw Fault(text);
 }
 
-}  // namespace dive::cuda::shim
+}  // namespace dive::cuda::host

@@ -24,7 +24,7 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-namespace dive::cuda::shim {
+namespace dive::cuda::host {
 
 enum class Order { forward, backward, shuffled };
 
@@ -174,4 +174,4 @@ class Running {
   std::mt19937 random_;
 };
 
-}  // namespace dive::cuda::shim
+}  // namespace dive::cuda::host

@@ -1,4 +1,4 @@
-// The shim itself: what it computes, and that it finds each mistake that it is there to find.
+// The host build itself: what it computes, and that it finds each mistake that it is there to find.
 #include <algorithm>
 #include <cstdio>
 #include <random>
@@ -10,7 +10,7 @@ namespace {
 
 using namespace dive;
 using namespace dive::cuda;
-using shim::Order;
+using host::Order;
 
 int failures = 0;
 
@@ -38,12 +38,12 @@ template <class F>
 void in_every_order(const F& work) {
   for (const Order order : {Order::forward, Order::backward, Order::shuffled}) {
     for (std::uint32_t seed = 0; seed < (order == Order::shuffled ? 5u : 1u); ++seed) {
-      shim::settings().order = order;
-      shim::settings().seed = seed;
+      host::settings().order = order;
+      host::settings().seed = seed;
       work();
     }
   }
-  shim::settings().order = Order::forward;
+  host::settings().order = Order::forward;
 }
 
 Shape shape(unsigned blocks, unsigned threads, std::size_t shared = 0, unsigned cluster = 1) {
@@ -320,12 +320,12 @@ void test_mistakes() {
   expect_fault(sized(shape(1, 1056)), "invalid configuration", "too many threads");
   expect_fault(sized(shape(6, 32, 0, 4)), "invalid configuration", "clusters that do not fit");
   expect_fault(sized(shape(1, 32, 60000)), "invalid argument", "more shared memory than allowed");
-  shim::settings().capability = 80;
+  host::settings().capability = 80;
   expect_fault(sized(shape(4, 32, 0, 4)), "not supported", "clusters before sm_90");
   expect(cudaFuncSetAttribute(lanes, cudaFuncAttributeMaxDynamicSharedMemorySize, 200000) ==
              cudaErrorInvalidValue,
          "sm_80 has less shared memory");
-  shim::settings().capability = 90;
+  host::settings().capability = 90;
 }
 
 template <bool kEarly>
@@ -362,11 +362,11 @@ void test_graph() {
     return value;
   };
   in_every_order([&] {
-    const std::size_t before = shim::counts().launches;
+    const std::size_t before = host::counts().launches;
     const Graph right = record(&add_one<false>);
-    expect(shim::counts().launches == before, "a capture runs nothing");
+    expect(host::counts().launches == before, "a capture runs nothing");
     expect(read(right, 1) == 5.0f && read(right, 3) == 7.0f, "replays read memory anew");
-    expect(shim::counts().launches == before + 6, "three kernels a replay");
+    expect(host::counts().launches == before + 6, "three kernels a replay");
   });
   // reads before the wait what the kernel before it writes
   const Graph early = record(&add_one<true>);
@@ -383,11 +383,11 @@ void test_graph() {
 }
 
 void test_memory() {
-  const shim::Counts before = shim::counts();
+  const host::Counts before = host::counts();
   {
     Buffer<float> buffer(100, "numbers");
     expect(std::isnan(buffer.data()[99]), "new memory is no number");
-    expect(shim::counts().bytes == before.bytes + 400, "bytes in use");
+    expect(host::counts().bytes == before.bytes + 400, "bytes in use");
     std::vector<float> host(101);
     expect(cudaMemcpy(buffer.data(), host.data(), 404, cudaMemcpyHostToDevice) ==
                cudaErrorInvalidValue,
@@ -398,7 +398,7 @@ void test_memory() {
     expect(cudaGetLastError() == cudaErrorInvalidValue && cudaGetLastError() == cudaSuccess,
            "the last error is told once");
   }
-  expect(shim::counts().allocations == before.allocations, "all is freed");
+  expect(host::counts().allocations == before.allocations, "all is freed");
   expect_fault([] { Buffer<float>(std::size_t{1} << 40, "a cache"); },
                "a cache wants 4194304 MiB on the GPU", "too much memory");
 }
@@ -417,6 +417,6 @@ int main() {
   test_mistakes();
   test_graph();
   test_memory();
-  std::printf("shim: %d failures\n", failures);
+  std::printf("host_cuda: %d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }

@@ -1,4 +1,4 @@
-#include "cuda/shim/kernel_name.h"
+#include "tests/host_cuda/kernel_name.h"
 
 #include <cxxabi.h>
 #include <dlfcn.h>
@@ -10,7 +10,7 @@
 #include <fstream>
 #include <sstream>
 
-namespace dive::cuda::shim {
+namespace dive::cuda::host {
 namespace {
 
 std::string readable(const char* symbol) {
@@ -51,4 +51,4 @@ std::string name_of_kernel(const void* function) {
   return unknown.str();
 }
 
-}  // namespace dive::cuda::shim
+}  // namespace dive::cuda::host

@@ -9,7 +9,7 @@ template <class... P, class... A>
 void launch(const Queue& queue, const Shape& shape, void (*kernel)(P...), A&&... arguments) {
   // the arguments' bytes are what a GPU gets: nothing in them may have a life of its own
   static_assert((std::is_trivially_copyable_v<P> && ...) && (!std::is_reference_v<P> && ...));
-  shim::Launch what;
+  host::Launch what;
   what.kernel = reinterpret_cast<const void*>(kernel);
   what.grid = shape.grid;
   what.threads = shape.threads;
@@ -19,7 +19,7 @@ void launch(const Queue& queue, const Shape& shape, void (*kernel)(P...), A&&...
   what.body = [kernel, given = std::tuple<P...>(std::forward<A>(arguments)...)] {
     std::apply(kernel, given);
   };
-  check(shim::submit(queue.stream, what), "a kernel's launch");
+  check(host::submit(queue.stream, what), "a kernel's launch");
 }
 
 }  // namespace dive::cuda

@@ -2,9 +2,9 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cuda/shim/state.h"
+#include "tests/host_cuda/state.h"
 
-using namespace dive::cuda::shim;
+using namespace dive::cuda::host;
 
 namespace {
 

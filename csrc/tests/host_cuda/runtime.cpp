@@ -1,11 +1,11 @@
-#include "cuda/shim/runtime_api.h"
+#include "tests/host_cuda/runtime_api.h"
 
 #include <algorithm>
 
-#include "cuda/shim/kernel_name.h"
-#include "cuda/shim/state.h"
+#include "tests/host_cuda/kernel_name.h"
+#include "tests/host_cuda/state.h"
 
-using namespace dive::cuda::shim;
+using namespace dive::cuda::host;
 
 struct CUstream_st {
   unsigned flags = 0;
@@ -46,7 +46,7 @@ void replay(const Operations& operations) {
 
 }  // namespace
 
-namespace dive::cuda::shim {
+namespace dive::cuda::host {
 
 State& state() {
   static auto* const all = new State;  // never freed: engines may be last
@@ -129,7 +129,7 @@ cudaError_t submit(cudaStream_t stream, const Launch& launch) {
   return run_or_record(stream, launch);
 }
 
-}  // namespace dive::cuda::shim
+}  // namespace dive::cuda::host
 
 const char* cudaGetErrorString(cudaError_t status) {
   switch (status) {

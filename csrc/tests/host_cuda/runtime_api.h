@@ -9,7 +9,7 @@
 #include <map>
 #include <string>
 
-#include "cuda/shim/fibers.h"
+#include "tests/host_cuda/fibers.h"
 
 enum cudaError_t {
   cudaSuccess = 0,
@@ -123,7 +123,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = nullptr);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags = 0);
 
-namespace dive::cuda::shim {
+namespace dive::cuda::host {
 
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value);
 cudaError_t submit(cudaStream_t stream, const Launch& launch);
@@ -140,18 +140,18 @@ Counts counts();
 // The kernels that have run, by name, and how often.
 std::map<std::string, std::size_t> kernels();
 
-}  // namespace dive::cuda::shim
+}  // namespace dive::cuda::host
 
 inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute,
                                         int value) {
-  return dive::cuda::shim::set_attribute(kernel, attribute, value);
+  return dive::cuda::host::set_attribute(kernel, attribute, value);
 }
 struct cudaFuncAttributes {
   int ptxVersion = 0;  // as compiled: ten times the compute capability
 };
 // Kernels are there for the GPUs up to 12.0.
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
-  attributes->ptxVersion = dive::cuda::shim::settings().capability;
+  attributes->ptxVersion = dive::cuda::host::settings().capability;
   return attributes->ptxVersion <= 120 ? cudaSuccess : cudaErrorNoKernelImageForDevice;
 }
 inline cudaError_t cudaDriverGetVersion(int* version) {
@@ -161,5 +161,5 @@ inline cudaError_t cudaDriverGetVersion(int* version) {
 template <class... P>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute attribute, int value) {
   const auto address = reinterpret_cast<const void*>(kernel);
-  return dive::cuda::shim::set_attribute(address, attribute, value);
+  return dive::cuda::host::set_attribute(address, attribute, value);
 }

@@ -1,4 +1,4 @@
-// What the calls of csrc/cuda/shim/runtime_api.h share.
+// What the calls of csrc/tests/host_cuda/runtime_api.h share.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +8,9 @@
 #include <utility>
 #include <variant>
 
-#include "cuda/shim/runtime_api.h"
+#include "tests/host_cuda/runtime_api.h"
 
-namespace dive::cuda::shim {
+namespace dive::cuda::host {
 
 using Work = std::function<void()>;
 using Operations = std::vector<std::variant<Launch, Work>>;
@@ -45,4 +45,4 @@ bool interrupts_capture();
 // Runs the operation, or records it where the stream captures.
 cudaError_t run_or_record(cudaStream_t stream, std::variant<Launch, Work> operation);
 
-}  // namespace dive::cuda::shim
+}  // namespace dive::cuda::host
