@@ -1,4 +1,4 @@
-"""The CUDA backend where there is no GPU: the same sources, run on the host by csrc/tests/host_cuda.
+"""The CUDA backend where there is no GPU: its own sources, run on the host by csrc/tests/host_cuda.
 
 The fixture `gpu` lets a session use the engine of that build: its tensors stay on the CPU, and its
 kernels run thread by thread. DIVE_SLOW_TESTS=1 adds a run under the address sanitizer.
