@@ -119,7 +119,7 @@ def generate(
         raise DiveError("give either --studies FILE or image files, and not both")
     from dive.data.overwriting import check_not_of_spec, check_not_read, films
     from dive.data.skipping import check_skipped
-    from dive.files.json_lines import check_rows
+    from dive.files.json_lines import check_output
 
     check_values(
         target=target,
@@ -130,7 +130,7 @@ def generate(
     )
     for option, value in (("--max-new-tokens", max_new_tokens), ("--batch-size", batch_size)):
         whole(option, value, 1)
-    check_rows(out)  # what cannot be written is refused before anything is read
+    check_output(out)  # what cannot be written is refused before anything is read
     left_out = _skipped_file(out)
     outputs = {out: "--out", left_out: f"--out {out}:"}
     check_not_read(outputs, [demonstrations, template, *(images or []), backbone, adapter])
@@ -191,7 +191,7 @@ def generate(
     watching = {item.id: watched(item) for item in items}
     with JsonlWriter(
         out,
-        run=fingerprint,
+        fingerprint=fingerprint,
         order=watching,
         made_of=lambda name: watching[name].seen,
         overwrite=overwrite,
@@ -288,7 +288,7 @@ def _shown(demonstrations: Path | None, section: str) -> "list[Study] | None":
 def _template_date(given: str | None, stored: dict[str, Any], out: Path) -> Any:
     """The date that a template prints: as given, else of the unfinished run at `out`, else today's;
     None where the adapter's metadata has one."""
-    from dive.files.json_lines import run_before
+    from dive.files.json_lines import fingerprint_before
     from dive.prompting.template_clock import AssumedDay, as_date, today
 
     if given is not None:
@@ -296,7 +296,7 @@ def _template_date(given: str | None, stored: dict[str, Any], out: Path) -> Any:
     if stored.get("template_date"):
         return None
     # what an interrupted run has begun is prompted alike to its end, on another day, too
-    return AssumedDay(_date_in(run_before(out)) or today())
+    return AssumedDay(_date_in(fingerprint_before(out)) or today())
 
 
 def _append_reports(
