@@ -1,5 +1,7 @@
-"""The two files of a saved adapter, which strangers share: what they say is compared with what they
-are before any of it is allocated or used."""
+"""The two files of a saved adapter, which may come from strangers.
+
+What they declare is checked against their contents before memory is allocated for any of it.
+"""
 
 import errno
 import hashlib
@@ -16,8 +18,8 @@ from dive.files.atomic import identity
 from dive.files.input import open_file, read_file
 from dive.files.strict_json import parse, short
 
-MAX_SETTINGS_BYTES = 16 << 20  # what the trainer writes has some 30 kB
-MAX_WEIGHTS_BYTES = 4 << 30  # rank 128 in 120 layers of 16,384 has half of it
+MAX_SETTINGS_BYTES = 16 << 20  # the trainer writes some 30 kB
+MAX_WEIGHTS_BYTES = 4 << 30  # rank 128 in 120 layers of width 16,384 takes half of it
 MAX_HEADER_BYTES = 4 << 20
 MAX_LAYERS, MAX_HIDDEN = 2048, 1 << 20
 
@@ -64,7 +66,7 @@ _TEXT: Kind = (_is_text, "a text")
 _TABLE: Kind = (lambda value: isinstance(value, dict), "an object")
 _COUNT = _from(0, 1 << 53)
 
-# what is read of it, by the path to it; all of it but the first may be null or absent
+# the metadata that is read, by its path in the file; all but the first may be null or absent
 _FIELDS: dict[str, Kind] = {
     "backbone": _TABLE,
     "backbone.architecture": _TEXT,
@@ -117,19 +119,21 @@ _NEEDED: dict[str, Kind] = {
 
 
 def check_regular_file(path: Path) -> None:
-    """DiveError where a file that is there cannot be one of an adapter's: a link that leads
-    nowhere, or what is no regular file. A socket cannot even be opened to see what it is."""
+    """Raises DiveError for a dangling link, or anything else that is not a regular file.
+
+    (A socket cannot even be opened to see what it is.)
+    """
     try:
         mode = path.stat().st_mode
     except OSError as error:
         if path.is_symlink():
             nowhere = f"that leads nowhere ({error.strerror})"
             why = "to itself" if error.errno == errno.ELOOP else nowhere
-            raise DiveError(f"{path} is a symbolic link {why}; wants a regular file") from error
+            raise DiveError(f"{path} is a symbolic link {why}, want a regular file") from error
         raise DiveError(f"{path}: cannot be looked at: {error.strerror}") from error
     if not stat.S_ISREG(mode):
         kind = next((kind for test, kind in _KINDS if test(mode)), "no file")
-        raise DiveError(f"{path} is {kind}; wants a regular file")
+        raise DiveError(f"{path} is {kind}, want a regular file")
 
 
 def read_settings(

@@ -46,14 +46,16 @@ def generate(
     backbone: BackboneOption,
     out: Annotated[
         Path,
-        typer.Option("--out", parser=place, metavar="FILE", help="JSON lines, one report a line."),
+        typer.Option(
+            "--out", parser=place, metavar="FILE", help="JSON lines, one report per line."
+        ),
     ],
     images: Annotated[
         list[Path] | None,
         typer.Argument(
             parser=place,
             metavar="[IMAGES]...",
-            help="Image files, one report each.",
+            help="Image files; one report per image.",
             show_default=False,
         ),
     ] = None,
@@ -101,8 +103,8 @@ def generate(
         bool,
         typer.Option(
             "--verify",
-            help="Of an interrupted run: compare the backbone's files and the films of finished "
-            "reports by all of their bytes, and not by samples and times of change.",
+            help="To continue an interrupted run: compare the backbone's files and the films of "
+            "finished reports by all their bytes, not by samples and times of change.",
         ),
     ] = False,
     overwrite: Annotated[
@@ -110,10 +112,10 @@ def generate(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a report for every study or image. An interrupted run goes on where it stopped.
+    """Write a report for every study or image. An interrupted run continues where it stopped.
 
-    A study whose logits are not finite gets no report: the command ends with status 1, says which,
-    and tries just these when it is given again; with --on-error skip it leaves them out.
+    A study whose logits are not finite gets no report: the command ends with status 1 and names it,
+    and tries it again when it is run again; with --on-error skip it leaves it out.
     """
     if bool(images) == (studies is not None):
         raise DiveError("give either --studies FILE or image files, and not both")
@@ -130,7 +132,7 @@ def generate(
     )
     for option, value in (("--max-new-tokens", max_new_tokens), ("--batch-size", batch_size)):
         whole(option, value, 1)
-    check_output(out)  # what cannot be written is refused before anything is read
+    check_output(out)  # an output that cannot be written is refused before anything is read
     left_out = _skipped_file(out)
     outputs = {out: "--out", left_out: f"--out {out}:"}
     check_not_read(outputs, [demonstrations, template, *(images or []), backbone, adapter])
@@ -157,7 +159,7 @@ def generate(
     skipped = Skipped()
     if studies is not None:
         options = reading(split, images_root, reports_root, False, read)
-        # what is written need not have been written before: no section is asked for
+        # the studies need no report, so no section of one is required
         items = open_all(studies, target=None, on_error=on_error, skipped=skipped, **options)
     else:
         items = _bare_images(images or [])
@@ -171,7 +173,7 @@ def generate(
     prompting = prompt_settings(stored, prompt, target, image_tokens)
     if prompting["prompt"] is None:
         prompting["prompt"] = DEFAULT_PROMPTS.get(prompting["target"])
-    # the values in use, whether they were given or are the adapter's or the defaults
+    # the values in use, whether given, the adapter's or the defaults
     fingerprint = {
         **describe_backbone(backbone, verify),
         "adapter": adapter_fingerprint(steering),
@@ -295,7 +297,7 @@ def _template_date(given: str | None, stored: dict[str, Any], out: Path) -> Any:
         return as_date(given)
     if stored.get("template_date"):
         return None
-    # what an interrupted run has begun is prompted alike to its end, on another day, too
+    # an interrupted run keeps its date on another day, so that all its prompts agree
     return AssumedDay(_date_in(fingerprint_before(out)) or today())
 
 
@@ -330,8 +332,9 @@ def _append_reports(
 
 
 def _skipped_file(out: Path) -> Path:
-    """Beside reports.jsonl reports.skipped.jsonl, and beside any other its whole name with
-    ".skipped": no two outputs have one. DiveError where `out` has such a name itself."""
+    """The file of skipped studies: reports.skipped.jsonl for reports.jsonl, and the whole name with
+    ".skipped" for any other, so that no two outputs share one. DiveError where `out` has such a
+    name itself."""
     if out.name.endswith((".skipped.jsonl", ".skipped")):
         raise DiveError(
             f"--out {out}: a file of that name lists what another output skips; name another"
@@ -342,22 +345,22 @@ def _skipped_file(out: Path) -> Path:
 
 
 def _date_in(run: dict[str, Any]) -> str | None:
-    """The date that an unfinished run's description has; None where it has none."""
+    """The template date in an unfinished run's fingerprint; None where it has none."""
     from dive.prompting.template_clock import as_date
 
     try:
         return as_date(run.get("template_date"))
     except DiveError:
-        return None  # somebody edited it, and is told when the two runs are compared
+        return None  # an edited file, which is refused when the two runs are compared
 
 
 def _without_report(failed: list["Report"], written: int, out: Path) -> str:
-    """What to say, in one line, of studies whose logits were not finite."""
+    """The error, in one line, about studies whose logits were not finite."""
     names = [report.id for report in failed]
     listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return (
         f"{counted(len(names), 'study')} got no report: {listed}: {failed[0].error}; "
-        f"{counted(written, 'report')} kept: the same command tries again what is missing, with "
-        "--on-error skip it finishes without; where float16 overflows, another --dtype (and --out) "
-        "may help"
+        f"{counted(written, 'report')} kept: the same command tries the missing ones again, and "
+        "with --on-error skip it finishes without them; where float16 overflows, another --dtype "
+        "(and --out) may help"
     )

@@ -1,4 +1,4 @@
-"""One call of `generate` on a batch: what transformers' own loop does, with the engine's steps."""
+"""One call of `generate` on a batch: transformers' decoding loop, with the engine's steps."""
 
 import logging
 from collections.abc import Sequence
@@ -26,21 +26,23 @@ log = logging.getLogger(__name__)
 
 
 def warn_of_context(context: int | None, prompt: int, new: int) -> None:
-    """Says where so many new tokens do not fit behind the prompt, as transformers does.
+    """Warns, as transformers does, where a prompt and the longest answer exceed the context.
 
-    No error: the answer may end before, and the rotary embedding goes on.
+    No error: the answer may end before, and the rotary embedding is defined beyond.
+
+    context, prompt, new: tokens; a context of None has no limit.
     """
     if context is not None and prompt + new > context:
         log.warning(
-            "a prompt of %d tokens and %d new ones may pass the model's context of %d; what is "
-            "written behind it may be worthless", prompt, new, context,
+            "a prompt of %d tokens and %d new ones may exceed the model's context of %d; text "
+            "beyond it may be worthless", prompt, new, context,
         )  # fmt: skip
 
 
 class BatchDecoding:
-    """A batch that was prompted together, decoded until its last row ends.
+    """A batch with a common prefill, decoded until its last row ends.
 
-    failed: rows whose logits said nothing (`usable_logits`), after `decode`; padding stands behind
+    failed: rows whose logits became unusable (`usable_logits`), after `decode`; padding follows
         their answers.
     """
 
@@ -72,6 +74,7 @@ class BatchDecoding:
         self.ids[:, : self.prompt] = self.input_ids
 
     def check_context(self, model_kwargs: dict[str, Any]) -> None:
+        """Warns where the longest row may exceed the context, and stores the padding per row."""
         mask = model_kwargs.get("attention_mask")
         self.pad = [0] * self.batch if mask is None else (mask == 0).sum(-1).tolist()
         new = self.longest - self.prompt
@@ -80,9 +83,9 @@ class BatchDecoding:
     def prefill(
         self, model_kwargs: dict[str, Any], steerings: Sequence[list[Any] | None]
     ) -> Tensor:
-        """Runs the model on the prompt and takes its cache over; float32 logits after it [B, V].
+        """Runs the model on the prompt, copies its KV cache to the engine, and returns the logits.
 
-        steerings: one for every row.
+        steerings: one per row. Returns the float32 logits [B, V] after the prompt.
         """
         inputs = self.model.prepare_inputs_for_generation(
             self.input_ids, is_first_iteration=True, **model_kwargs
@@ -102,7 +105,7 @@ class BatchDecoding:
         return outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
 
     def decode(self, scores: Tensor) -> Tensor:
-        """Prompt and answers [B, T]; `scores` are the logits after the prompt."""
+        """Decodes from `scores`, the logits [B, V] after the prompt; returns prompt and answers."""
         greedy = not self.config.do_sample and not self.processors and self.plain_stop
         length = self._most_likely(scores) if greedy else self._chosen(scores)
         if self.streamer is not None:
@@ -110,7 +113,7 @@ class BatchDecoding:
         return self.ids[:, :length].contiguous()
 
     def _most_likely(self, scores: Tensor) -> int:
-        """Greedy, until each row's own end; returns the length of the longest."""
+        """Greedy decoding, until each row's own end; returns the length of the longest."""
         tokens, live = most_likely_next(scores), Live(self.cache)
         longest, ends = self.longest - self.prompt, self.eos
         answers = [Answer(slot, longest, ends) for slot in range(self.batch)]
@@ -138,19 +141,19 @@ class BatchDecoding:
             self.streamer.put(tokens)
 
     def _chosen(self, logits: Tensor) -> int:
-        """Tokens by processors, sampling and the caller's own criteria; returns the length."""
+        """Decoding by processors, sampling and the caller's own criteria; returns the length."""
         rows = torch.arange(self.batch)  # on the CPU, as the engine takes them
         alive = [True] * self.batch
         failed = torch.zeros(self.batch, dtype=torch.bool, device=self.device)
         length = self.prompt
         while True:
-            # a copy, since processors may write; of all rows, as the generator is drawn for all
+            # a copy, since processors may write; of all rows, as the generator draws for all
             tokens = self._choose(self.ids[:, :length], logits.clone())
             failing = tokens < 0
             tokens = tokens.clamp(min=0)
             if self.pads and rows.shape[0] < self.batch:
                 running = torch.tensor(alive, device=self.device)
-                failing &= running  # what ended well does not fail afterwards
+                failing &= running  # a row that has ended does not fail afterwards
                 tokens = torch.where(running, tokens, self.padding)
             failed |= failing
             tokens = torch.where(failed, self.padding, tokens)
@@ -173,7 +176,7 @@ class BatchDecoding:
         return torch.where(good, tokens, NO_TOKEN)
 
     def _stop(self, ids: Tensor, tokens: Tensor, failed: Tensor, alive: list[bool]) -> bool:
-        """Marks the rows that end with these tokens, or have none; True when all have."""
+        """Marks the rows that end with these tokens, or have no token; True when all have."""
         if not self.plain_stop:
             ended = self.criteria(ids, None) | failed  # type: ignore[arg-type]
             for row, done in enumerate(ended.tolist()):

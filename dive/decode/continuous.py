@@ -44,15 +44,15 @@ from dive.errors.renamed import warn_renamed
 class Request:
     """One prompt to answer.
 
-    inputs: what `model.generate` takes for a batch of one, on the model's device.
-    settings: more of its arguments, as generation_config or logits_processor.
+    inputs: the model's inputs for `model.generate`, a batch of one, on the model's device.
+    settings: further arguments of `generate`, as generation_config or logits_processor.
     adapter: steers prompt and answer; None: the session's own, or what is attached.
-    seed: of sampling. The answer is the one that `torch.manual_seed(seed)` and `generate` give for
-        this prompt alone. None: drawn from torch's generator when the prompt's turn comes.
-    streamer: as transformers takes it.
+    seed: of sampling. The answer is that of `torch.manual_seed(seed)` and `generate` for this
+        prompt alone. None: drawn from torch's generator when the prompt is read.
+    streamer: as for transformers.
 
-    Requests one after the other with the same `inputs` object are read once where their adapters
-    have positions="response" (or are None): what differs begins at the last token of the prompt.
+    Consecutive requests with the same `inputs` object share a prefill where their adapters have
+    positions="response" (or are None): they differ only from the last token of the prompt on.
     """
 
     inputs: Mapping[str, Any]
@@ -62,7 +62,7 @@ class Request:
     streamer: Any = None
 
     def capacity(self) -> int:
-        """Tokens of prompt and answer, as far as it can be told before transformers is asked."""
+        """Tokens of prompt and answer, as far as known before transformers prepares the call."""
         config = self.settings.get("generation_config")
         new = self.settings.get("max_new_tokens") or getattr(config, "max_new_tokens", None) or 0
         return self.inputs["input_ids"].shape[1] + new
@@ -72,11 +72,11 @@ class Written(NamedTuple):
     """A request's answer.
 
     index: of the request, counted from 0. token_ids: with the token that ended it, if one did.
-    seconds: of reading its prompt, and its share of the steps that it took part in. engine: what
-    decoded it, "dive._C" or "transformers". error: it ends where logits said nothing.
+    seconds: of its prefill, and its share of the decode steps that it took part in. engine: which
+    one decoded it, "dive._C" or "transformers". error: it ends at unusable logits.
     """
 
-    index: int  # type: ignore[assignment]  # nobody looks for a field's index by value
+    index: int  # type: ignore[assignment]  # hides tuple.index, which has no use here
     token_ids: list[int]
     seconds: float
     engine: str = "dive._C"
@@ -91,26 +91,27 @@ class Written(NamedTuple):
 
 @dataclass(eq=False)
 class _Prompted:
-    """An answer whose prompt has been read; its slot may have yet to become free."""
+    """An answer whose prompt has been read, and which may be waiting for a slot."""
 
     index: int
     answer: Answer
     seconds: float = 0.0
     capacity: int = 0
     prefix: PromptCache | None = None
-    token: Tensor | None = None  # [1], what its slot runs first
+    token: Tensor | None = None  # [1], the first input of its slot
     adapter: SteeringAdapter | None = None
     engine: str = "dive._C"
 
     def written(self) -> Written:
+        """The answer as it is yielded."""
         answer = self.answer
         return Written(self.index, answer.tokens, self.seconds, self.engine, answer.error)
 
 
 class ContinuousBatch:
-    """One `DecodeSession.stream`: takes the session's engine along and gives it up at its end.
+    """One `DecodeSession.stream`, which borrows the session's engine until its end.
 
-    adapter: the session's, for requests without one.
+    adapter: the session's, for requests without one. slots: most sequences decoded at once.
     """
 
     def __init__(
@@ -128,17 +129,18 @@ class ContinuousBatch:
         self._requests = iter(requests)
         self._waiting: deque[Request] = deque()
         self._next_index = 0
-        self._held: _Prompted | None = None  # wants more room than there is
+        self._held: _Prompted | None = None  # needs more capacity than there is
         self._prefix: PromptCache | None = None  # of the last prompt, if the next may use it
         self._attachment: PerSampleAttachment | None = None
         self._running: dict[Answer, _Prompted] = {}
         self._free_slots: list[int] = []
         self._cache: EngineCache | None = None
-        self._unable: str | None = None  # why there are none
+        self._unable: str | None = None  # why the engine cannot be bound
         self._live: Live | None = None
 
     def run(self) -> Iterator[Written]:
-        with turn(self.model):  # no other call may take the engine in between
+        """Yields the answers, each when it ends."""
+        with turn(self.model):  # no other call may borrow the engine in between
             self._unable = self.binding.bind()
             if self._unable is None:
                 self._cache = self.binding.lend()
@@ -158,7 +160,7 @@ class ContinuousBatch:
                 self.binding.give_back(self._cache)
 
     def _queue(self, count: int) -> Request | None:
-        """Has so many requests waiting, if there are; returns the first."""
+        """Reads requests until `count` are waiting, if there are as many; returns the first."""
         while len(self._waiting) < count:
             request = next(self._requests, None)
             if request is None:
@@ -183,11 +185,12 @@ class ContinuousBatch:
                 self._start(one)
 
     def _start(self, one: _Prompted) -> None:
+        """Gives an answer a free slot, and that slot the cache of its prompt."""
         cache, live, prefix, token = self._cache, self._live, one.prefix, one.token
         assert cache is not None and live is not None and prefix is not None and token is not None
         if one.capacity > cache.capacity:
             known = [request.capacity() for request in self._waiting]
-            # with fewer requests than slots no more than these are to come
+            # with fewer requests than slots no more than these will come
             count = cache.count or min(self.slots, len(self._waiting) + 1)
             cache.reserve(count, max([one.capacity, *known]))
             self._free_slots = list(range(count))[::-1]
@@ -200,6 +203,7 @@ class ContinuousBatch:
         live.add(one.answer, token)
 
     def _advance(self) -> Iterator[Written]:
+        """Runs one decode step; yields the answers that end with it."""
         assert self._live is not None
         started, running = time.perf_counter(), list(self._running.values())
         advanced = self._live.advance()
@@ -214,7 +218,7 @@ class ContinuousBatch:
     # prompts
 
     def _prompt(self) -> _Prompted:
-        """Reads the next request's prompt; where the engine cannot go on, writes its answer too."""
+        """Reads the next request's prompt; where transformers decodes it, completes its answer."""
         started = time.perf_counter()
         request, index = self._waiting.popleft(), self._next_index
         self._next_index += 1
@@ -244,7 +248,7 @@ class ContinuousBatch:
         return one
 
     def _checked(self, request: Request, index: int) -> Request:
-        """The request, with settings that mean something; DiveError."""
+        """The request with checked settings; DiveError."""
         twice = sorted(request.settings.keys() & {*request.inputs, "streamer"})
         if twice:
             raise DiveError(
@@ -261,12 +265,13 @@ class ContinuousBatch:
         return replace(request, settings=settings, seed=seed)
 
     def _ruled_out(self, request: Request) -> EngineChoice | None:
-        """Why the engine cannot decode it, as far as that is known before transformers is asked."""
+        """The choice of transformers, where it is known before the call is prepared, or None."""
         if self._unable is not None:
             return EngineChoice("transformers", self._unable)
         return settings_choice(self.model, dict(request.settings))
 
     def _read(self, request: Request, index: int, shared: bool) -> _Prompted:
+        """Runs the prefill, or uses that of the request before it; `shared`: without steering."""
         cache = self._cache
         assert cache is not None
         reason = attachment_reason(self.model)
@@ -285,7 +290,7 @@ class ContinuousBatch:
             synced_gpus: bool = False,
             **kwargs: Any,
         ) -> Any:
-            """Is given what transformers made of the request, and returns what is to be seated."""
+            """The request's `custom_generate`, which runs or shares the prefill of its prompt."""
             if reason is not None:
                 choice = EngineChoice("transformers", reason)
             else:
@@ -299,7 +304,9 @@ class ContinuousBatch:
                 seed, device = request.seed, input_ids.device
                 with (
                     drawing(seed, generation_config, logits_processor, device) as (own, config),
-                    self._steered(request),  # by all of it, also where it was to be shared
+                    self._steered(
+                        request
+                    ),  # prompt and answer, also where the prefill was to be shared
                 ):
                     output, watch = self.fallback.decode(
                         input_ids, own, stopping_criteria, config, **kwargs
@@ -331,7 +338,7 @@ class ContinuousBatch:
 
         inputs = dict(request.inputs)
         if shared and self._prefix is not None and reason is None:
-            # read already: no image is looked at again
+            # the prefill is done, and needs no image again
             ids = inputs["input_ids"]
             inputs = {"input_ids": ids, "position_ids": torch.arange(ids.shape[1])[None]}
             inputs["attention_mask"] = request.inputs.get("attention_mask", torch.ones_like(ids))
@@ -340,6 +347,7 @@ class ContinuousBatch:
         )
 
     def _by_transformers(self, request: Request, index: int) -> _Prompted:
+        """The answer as transformers' own `generate` decodes it."""
         settings = request.settings
         config = requested_config(self.model, settings)
         streamer, device = request.streamer, self.model.device
@@ -354,11 +362,11 @@ class ContinuousBatch:
         return self.adapter if request.adapter is None else request.adapter
 
     def _shares(self, request: Request) -> bool:
-        """Whether nothing before its prompt's last token is steered."""
+        """Whether nothing before the last token of its prompt is steered."""
         if request.inputs["input_ids"].shape[1] < 2:
             return False
         if self._attachment is None and attachment_of(self.model) is not None:
-            return False  # the caller's own, whatever it does
+            return False  # the caller's own, whichever positions it steers
         own = self._own(request)
         return own is None or own.config.positions == "response"
 
@@ -369,7 +377,7 @@ class ContinuousBatch:
         )
 
     def _steered(self, request: Request) -> AbstractContextManager[PerSample]:
-        """What steers one prompt at work; requests' own adapters are attached once for all."""
+        """A context with one request's adapter in effect; hooks are attached once for all."""
         if self._attachment is None and request.adapter is not None:
             self._attachment = PerSampleAttachment(self.model, scoped=True)
         if self._attachment is None:
@@ -378,7 +386,7 @@ class ContinuousBatch:
 
 
 def _written(request: Request, index: int, output: Any, watch: Watch) -> _Prompted:
-    """What transformers wrote, prompt included."""
+    """The answer of transformers' output, which includes the prompt."""
     sequences = output if isinstance(output, Tensor) else output.sequences
     length = watch.lengths(1)[0]
     tokens = sequences[0, request.inputs["input_ids"].shape[1] : length].tolist()

@@ -1,12 +1,13 @@
-"""DecodeSession: the text decoder run by `dive._C`, one call a token, steering included.
+"""DecodeSession: the text decoder run by `dive._C`, one call per token, steering included.
 
     session = DecodeSession(backbone, adapter)
     session.generate(**inputs, max_new_tokens=200)
     model.generate(**inputs, max_new_tokens=200, custom_generate=session)     # the same
     session.stream(requests, slots=8)     # many prompts; a waiting one takes a finished one's slot
 
-Hugging Face's model reads the prompt and its images; the session takes over the cache and writes
-the answer. What it cannot do it hands to transformers with the adapter attached, and says so.
+The transformers model runs the prefill, images included; the session takes over its KV cache and
+decodes the answer. What the engine cannot decode goes to transformers with the adapter attached,
+and a warning gives the reason.
 """
 
 import warnings
@@ -45,19 +46,20 @@ from dive.errors.renamed import renamed_arguments, renamed_attribute
 
 
 class DecodeSession:
-    """Decodes for one model. It holds no state from one call to the next but bound weights.
+    """A decoder for one model. Between calls it keeps nothing but the bound weights.
 
-    backbone_or_model: of a `Backbone` it knows the tokenizer, as stop_strings want it.
+    backbone_or_model: a `Backbone`, whose tokenizer stop_strings need, or a bare model.
     adapter: steers prompt and answer; None takes what `dive.steer` has attached, if anything. A
-        list has one adapter, or None for no steering, for every row of the batches that follow.
-    strict: what the engine cannot decode is a DiveError and not left to transformers.
-    ran: what decoded the last call (of `stream`: the last request that was prompted); None before.
-    failed: rows of what the last `generate` returned whose logits said nothing (not finite, or all
-        the same): the answer ends there, and padding follows. A warning says so; of `stream` every
-        answer tells.
-    The weights are used where they lie: memory holds them once. Training, moving or replacing them
-    between two calls is noticed. Several threads may use one session: each call reads its prompt in
-    its turn and decodes by itself; `ran` is then that of the last.
+        list has one adapter, or None for no steering, per sample of the batches that follow.
+    strict: raise DiveError for what the engine cannot decode, instead of using transformers.
+    ran: which engine decoded the last call (of `stream`: the last request that was prefilled); None
+        before.
+    failed: rows of the last `generate`'s output whose logits became unusable (not finite, or all
+        the same): the answer ends there, padding follows, and a warning names them. Of `stream` see
+        `Written.error`.
+    The model's own weights are used, so that memory holds them once. Training, moving or replacing
+    them between two calls is noticed. Several threads may share a session: prefills take turns, and
+    each call decodes by itself; `ran` is then that of the last.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class DecodeSession:
         elif isinstance(adapter, (list, tuple)):
             self.adapters = tuple(None if one is None else as_adapter(one) for one in adapter)
             if not self.adapters:
-                raise DiveError("adapter is an empty list, want an adapter or None for every row")
+                raise DiveError("adapter is an empty list, want an adapter or None per sample")
         else:
             self.adapter = as_adapter(adapter)
         for one in {self.adapter, *(self.adapters or ())} - {None}:
@@ -94,10 +96,12 @@ class DecodeSession:
     def engine_choice(self, *args: Any, **kwargs: Any) -> EngineChoice:
         """Which engine would run `generate(*args, **kwargs)`, and why.
 
-        transformers is asked what it would hand over for these arguments; no forward is run. (It
-        gives a `custom_generate` function neither assistant_model nor tokenizer: an assistant has
-        no part there, and stop_strings are for `session.generate`.)
-        DiveError where `generate` would not know one of the names, or refuses a setting.
+        transformers prepares the call; no forward is run. (It passes neither assistant_model nor
+        tokenizer to a `custom_generate` function: assisted decoding cannot go there, and
+        stop_strings are for `session.generate`.)
+
+        Raises:
+            DiveError: `generate` does not know one of the names, or refuses a setting.
         """
         given = given_arguments(self.model, args, kwargs, self.tokenizer)
         choice = self._settings_choice(given)
@@ -110,7 +114,7 @@ class DecodeSession:
     plan = renamed_attribute("plan", "engine_choice")
 
     def _settings_choice(self, generate_kwargs: dict[str, Any]) -> EngineChoice:
-        """By model and settings alone; what transformers hands over is looked at when it does."""
+        """The engine by model and settings alone, before transformers has prepared the call."""
         reason = self.binding.bind()
         if reason is not None:
             return EngineChoice("transformers", reason)
@@ -119,9 +123,9 @@ class DecodeSession:
             return settings_choice(self.model, generate_kwargs) or own_choice(self.binding.spec)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """`model.generate` with the same arguments, decoded by this session where it can.
+        """`model.generate` with the same arguments, decoded by the engine where it can.
 
-        transformers gives a `custom_generate` function no streamer; here it gets the tokens.
+        A streamer receives the tokens, which transformers passes to no `custom_generate` function.
         """
         with call_of_its_own(decoder_layers(self.model)[0]):
             return self._generate(args, kwargs)
@@ -148,10 +152,12 @@ class DecodeSession:
 
     @renamed_arguments(rows="slots")
     def stream(self, requests: Iterable[Request], slots: int = 8) -> Iterator[Written]:
-        """Answers to many prompts, each as it ends; the next prompt then takes its slot.
+        """Answers many prompts by continuous batching; yields each answer when it ends.
 
-        `requests` is read as slots become free. Every answer is the one that its prompt gets alone.
-        Other calls of this session in between are no harm.
+        slots: how many prompts are decoded at once; the next one takes the slot of an answer that
+            has ended, and `requests` is read as slots become free.
+        Every answer is the one that its prompt gets alone. Other calls of this session are allowed
+        meanwhile.
         """
         slots = checks.whole("slots", slots, 1)
         if not isinstance(requests, Iterable):
@@ -159,7 +165,9 @@ class DecodeSession:
                 f"requests is {requests!r}, want an iterable of dive.decode.continuous.Request"
             )
         if self.adapters is not None:
-            raise DiveError("a session with an adapter a row: give each request its own instead")
+            raise DiveError(
+                "stream does not go with an adapter per sample: give each request its own"
+            )
         batch = ContinuousBatch(
             self.binding, self.fallback, self.adapter, self.tokenizer, requests, slots
         )
@@ -176,10 +184,10 @@ class DecodeSession:
         streamer: Any = None,
         **model_kwargs: Any,
     ) -> Any:
-        """What `model.generate` calls as its `custom_generate`; returns prompt and answer."""
+        """The `custom_generate` function of `model.generate`; returns prompt and answer [B, T]."""
         if model is not self.model:
             raise DiveError(
-                f"this session decodes for another {type(self.model).__name__}; make one a model"
+                f"this session decodes for another {type(self.model).__name__}; make one per model"
             )
         processors = logits_processor if logits_processor is not None else LogitsProcessorList()
         criteria = stopping_criteria if stopping_criteria is not None else StoppingCriteriaList()

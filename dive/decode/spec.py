@@ -1,7 +1,7 @@
-"""What a text decoder is made of, read off the model, in the terms of `dive._C.Engine`.
+"""A text decoder's sizes, settings and weights, read from the model for `dive._C.Engine`.
 
 `read_decoder` looks at the modules themselves (their weights, sizes, windows, norms), and at the
-config only for what no module tells. A decoder that is not understood is refused with a reason.
+config only for what no module has. An unknown decoder is refused with a reason.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from dive.decode.model_check import (
 )
 from dive.errors import DiveError
 
-# text decoders (config.model_type) whose forward is what the engine computes
+# text decoders (config.model_type) whose forward the engine computes
 FAMILIES = {
     "llama": "Llama",
     "mistral": "Mistral",
@@ -39,7 +39,7 @@ GATES = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
-DTYPES = {  # of the weights, by the device on which they lie
+DTYPES = {  # of the weights, by their device type
     "cpu": {torch.float32: "float32", torch.bfloat16: "bfloat16"},
     "cuda": {
         torch.float32: "float32",
@@ -47,18 +47,18 @@ DTYPES = {  # of the weights, by the device on which they lie
         torch.float16: "float16",
     },
 }
-# tables of these do not change with the length of what is read
+# types whose tables do not depend on the length of the sequence
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One decoder layer: what it sees and the modules whose weights are used."""
+    """One decoder layer: its attention window and the modules whose weights are used."""
 
     module: Any
-    window: int  # positions seen, the own one included; 0: all
+    window: int  # positions that attention sees, the own one included; 0: all
     rope: int  # index into DecoderSpec.rope_types
-    four_norms: bool  # norms after attention and MLP too
+    four_norms: bool  # norms before and after attention and MLP
 
     def linears(self) -> dict[str, nn.Module]:
         attention, mlp = self.module.self_attn, self.module.mlp
@@ -93,9 +93,9 @@ class LayerSpec:
 class DecoderSpec:
     """A decoder that the engine can run.
 
-    family: as users call it; dtype and device: of weights and cache; context: longest sequence or
-    None.
-    rope_types: the layer types that `rotary_emb` tells apart, or (None,) where it knows one.
+    family: its common name; dtype and device: of weights and KV cache; context: longest sequence
+    in tokens, or None.
+    rope_types: the layer types that `rotary_emb` distinguishes, or (None,) where there is one.
     """
 
     family: str
@@ -137,16 +137,16 @@ class DecoderSpec:
                     yield norm.weight  # type: ignore[misc]
 
     def ropes(self, positions: int) -> list[dict[str, Tensor]]:
-        """cos and sin, float32 [positions, half of the rotated width], from the model's own."""
+        """cos and sin tables, float32 [positions, rotated width / 2], by the model's own module."""
         return [self._rope(name, positions) for name in self.rope_types]
 
     @torch.no_grad()
     def _rope(self, layer_type: str | None, positions: int) -> dict[str, Tensor]:
         position_ids = torch.arange(positions, device=self.device)[None]
-        # float32: the tables are not rounded to the model's dtype
+        # in float32, so that the tables are not rounded to the model's dtype
         x = torch.zeros(1, 1, 1, device=self.device)
         if "mrope_section" in (getattr(self.text.config, "rope_parameters", None) or {}):
-            # of the three coordinates all are equal in generated text
+            # the three coordinates are equal in generated text
             position_ids = position_ids.expand(3, 1, positions)
         if layer_type is None:
             cos, sin = self.text.rotary_emb(x, position_ids)
@@ -162,7 +162,10 @@ class DecoderSpec:
         return {"cos": tables[0], "sin": tables[1]}
 
     def engine_arguments(self, positions: int) -> dict[str, Any]:
-        """What `dive._C.Engine` takes: sizes, and the model's own tensors."""
+        """The argument of `dive._C.Engine`: sizes, and the model's own tensors.
+
+        positions: length of the rotary tables.
+        """
 
         def linear(module: Any) -> tuple[Tensor, Tensor | None]:
             bias = module.bias
@@ -204,7 +207,11 @@ class DecoderSpec:
 
 
 def read_decoder(backbone_or_model: Any) -> DecoderSpec:
-    """The spec of a model's text decoder; `Unsupported` says what stands in the way."""
+    """The spec of a model's text decoder.
+
+    Raises:
+        Unsupported: why the engine cannot run it.
+    """
     model = unwrap(backbone_or_model)
     try:
         return _decoder_spec(model)
@@ -236,7 +243,9 @@ def _decoder_spec(model: Any) -> DecoderSpec:
     if getattr(config, "use_bidirectional_attention", False):
         raise Unsupported("its text attends in both directions")
     if getattr(config, "attn_logit_softcapping", None) is not None:
-        raise Unsupported("its attention has a soft-cap")  # which Gemma 3 reads and does not use
+        raise Unsupported(
+            "its attention has a soft-cap"
+        )  # which Gemma 3's config has and its forward ignores
     rope_types = _rope_types(config)
     layers = tuple(
         _layer(config, module, i, rope_types) for i, module in enumerate(layers_of(text))
@@ -262,7 +271,7 @@ def _decoder_spec(model: Any) -> DecoderSpec:
         norm_plus_one=_norm_plus_one(text.norm, config.rms_norm_eps),
         attention_scale=float(first.scaling),
         logits_softcap=float(output_head(model).softcap or 0.0),
-        # rounded to the weights' dtype, as the embedding does
+        # rounded to the weights' dtype, as by the embedding
         embedding_scale=1.0 if scale is None else float(scale.to(embedding.weight.dtype)),
         gate=GATES[activation],
         rope_types=rope_types,
@@ -314,7 +323,7 @@ def _layer(config: Any, module: Any, index: int, rope_types: tuple[str | None, .
 
 @torch.no_grad()
 def _norm_plus_one(norm: Any, eps: float) -> bool:
-    """Whether the norm multiplies by 1 + weight (Gemma) or by weight, by what it does."""
+    """Whether the norm multiplies by 1 + weight (Gemma) or by weight, by its output."""
     weight = norm.weight.float()
     x = torch.linspace(0.5, 1.5, weight.shape[0], device=weight.device)
     got = norm(x.to(norm.weight.dtype)).float()
@@ -323,7 +332,7 @@ def _norm_plus_one(norm: Any, eps: float) -> bool:
     for plus in (0.0, 1.0):
         if torch.allclose(got, x * (plus + weight), rtol=tolerance, atol=tolerance):
             return plus == 1.0
-    raise Unsupported(f"its norm, a {type(norm).__name__}, is no RMSNorm that is known")
+    raise Unsupported(f"its norm, a {type(norm).__name__}, is no known RMSNorm")
 
 
 def _check_device(device: torch.device) -> None:
@@ -353,4 +362,4 @@ def _check_weights(spec: DecoderSpec) -> None:
         ):
             raise Unsupported(f"its weights are of {spec.dtype} and {weight.dtype}, want one dtype")
         if weight.stride(-1) != 1:
-            raise Unsupported("a weight's numbers do not lie one after another")
+            raise Unsupported("a weight's last dimension is not contiguous")

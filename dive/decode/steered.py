@@ -1,6 +1,6 @@
-"""Adapters at work on a model's own forwards in one call: a prompt that is read, or transformers.
+"""Adapters in effect on a model's own forwards during one call: a prefill, or all of transformers.
 
-What the engine decodes it steers itself; what it is given to do so is `dive.decode.binding`'s.
+What the engine decodes it steers itself, with what `dive.decode.binding` packs for it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,14 +20,19 @@ PerSample = Sequence[SteeringAdapter | None]
 def steered(
     model: Any, adapters: SteeringAdapter | PerSample | None, attached: Attachment | None = None
 ) -> Iterator[PerSample]:
-    """These adapters at work inside, for this thread or task alone; yields one, or one per row.
+    """Puts adapters into effect inside, for this thread or task alone.
 
-    model: without wrappers. adapters: one for all rows, which goes before what others have attached
-        for all threads; one or None per row; or None: what the caller has attached, if anything.
-    attached: hooks that stay from call to call (`attached_for`); without them they come and go with
-        this one, of adapters that have been checked.
-    DiveError where this thread or task has attached another adapter. Not to be held over a `yield`
-    of a generator, whose next step may run in another context.
+    Yields the adapters in effect, one for all samples or one per sample.
+
+    model: without wrappers. adapters: one for all samples, which takes precedence over what others
+        have attached for all threads; one or None per sample; or None: what the caller has
+        attached, if anything.
+    attached: hooks that stay from call to call (`attached_for`); without them, hooks for this call
+        alone, of adapters that have been checked.
+    Not to be held over a `yield` of a generator, whose next step may run in another context.
+
+    Raises:
+        DiveError: this thread or task has attached another adapter.
     """
     if attached is not None:
         if isinstance(attached, PerSampleAttachment):
@@ -42,21 +47,21 @@ def steered(
             yield (None,) if found is None or not found.enabled else found.adapters
         return
     first = decoder_layers(model)[0]
-    alone: Any = nullcontext()  # an adapter per row refuses a second one
+    alone: Any = nullcontext()  # adapters per sample refuse another attachment
     if isinstance(adapters, SteeringAdapter):
         found = in_the_way(first, scoped=True)
         if found is not None and found.adapters != (adapters,):
             raise DiveError("another adapter than the session's is attached to the model")
-        alone = scope(first, None)  # what is attached already may be switched off
+        alone = scope(first, None)  # instead of what is attached already
     with alone, _hooks(model, adapters, check=False) as own, own.working():
         yield own.adapters
 
 
 @contextmanager
 def attached_for(model: Any, adapters: PerSample) -> Iterator[Attachment | None]:
-    """What `steered` puts to work in call after call, with some of these adapters in each.
+    """Hooks for many calls of `steered`, with some of these adapters in each.
 
-    Attached once, as attaching throws compiled code away. None where there is no adapter at all.
+    Attached once, as attaching discards compiled code. Yields None where there is no adapter.
     """
     one = adapters[0]
     if all(adapter is None for adapter in adapters):
@@ -71,7 +76,7 @@ def attached_for(model: Any, adapters: PerSample) -> Iterator[Attachment | None]
 def _hooks(
     model: Any, adapters: SteeringAdapter | PerSample, check: bool = True
 ) -> Iterator[Attachment]:
-    """Attached inside, and at work where it is asked to be."""
+    """An attachment inside, in effect only within its `working`."""
     kind: Any = Attachment if isinstance(adapters, SteeringAdapter) else PerSampleAttachment
     attachment: Attachment = kind(model, adapters, check=check, scoped=True)
     try:

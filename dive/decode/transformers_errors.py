@@ -1,4 +1,4 @@
-"""What transformers refuses, as a `DiveError`."""
+"""Refusals of transformers' `generate`, as a `DiveError`."""
 
 import reprlib
 import sysconfig
@@ -22,18 +22,18 @@ _TRANSFORMERS = Path(transformers.__file__).parent
 _TORCH = Path(torch.__file__).parent
 _PYTHON = Path(sysconfig.get_path("stdlib"))
 _FORWARD = {"forward", "_call_impl"}
-# of the machine and of broken weights; torch has no classes of its own for all of them
+# errors of the machine and of broken weights; torch has no classes of its own for all of them
 _NOT_OF_THE_CALL = ("out of memory", "allocate", "cuda error", "hip error", "cudnn", "cublas",
                     "nccl", "probability tensor")  # fmt: skip
 
 
 @contextmanager
 def refusals(given: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Makes one DiveError of what transformers' `generate` says of its arguments.
+    """Turns an error of transformers' `generate` about its arguments into a DiveError.
 
-    given: the arguments, by name; the error says what was asked for.
-    An error of the model's forward, or of what the caller handed over, keeps its kind, and so does
-    one of the machine (out of memory) or of broken weights (NaN where a token is drawn).
+    given: the arguments, by name, which the error lists.
+    An error of the model's forward, or of the caller's own objects, keeps its type, and so does one
+    of the machine (out of memory) or of broken weights (NaN where a token is drawn).
     """
     try:
         yield
@@ -44,7 +44,7 @@ def refusals(given: Mapping[str, Any] | None = None) -> Iterator[None]:
             raise
         requested = ", ".join(f"{k}={_shown(v)}" for k, v in _requested(given or {}).items())
         said = str(error) or type(error).__name__
-        more = f" (asked for: {requested})" if requested else ""
+        more = f" (requested: {requested})" if requested else ""
         raise DiveError(f"transformers refuses this call of generate: {said}{more}") from error
 
 
@@ -64,13 +64,13 @@ def _refuses(error: Exception) -> bool:
     after = frames[inside[0] :]
     if any(owner == "caller" or frame.name in _FORWARD for owner, frame in after):
         return False
-    # behind the last line of dive's own: what that got wrong is no refusal
+    # after the last frame of dive's own, whose mistakes are no refusal
     own = [index for index, (owner, _) in enumerate(after) if owner == "dive"]
     return any(owner == "transformers" for owner, _ in after[own[-1] + 1 if own else 0 :])
 
 
 def _shown(value: Any) -> str:
-    """A value in few words: of a model its class."""
+    """A short text for a value; of a model its class."""
     plain = isinstance(value, (str, int, float, list, tuple, dict, set))
     return reprlib.repr(value) if plain else type(value).__name__
 

@@ -1,4 +1,4 @@
-"""Prompts made ahead of their turn: images are decoded while the model runs."""
+"""Prefetching prompts: images are decoded while the model runs."""
 
 import logging
 from collections import deque
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Job:
-    """A study, how it is prompted and what steers its report.
+    """A study, its prompter and the adapter of its report.
 
     index: among the studies given.
     """
@@ -34,10 +34,10 @@ class Job:
 
 
 class Prompts:
-    """The jobs' prompts, one after the other; images are decoded ahead, beside the model.
+    """The jobs' prompts in order, with the images of the next `prefetch` studies decoded meanwhile.
 
-    Jobs in a row that ask the same are given the same object. error: the first study that could
-    not be prompted ends the row, where errors are not to be skipped.
+    Consecutive jobs with the same prompt get the same object. error: of the first study that could
+    not be prompted, at which iteration ends where errors are not skipped.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Prompts:
         )
 
     def _encode(self, study: Study, prompter: Prompter) -> dict[str, Tensor]:
-        """The prompt, with the demonstrations that are not the query's own."""
+        """The prompt, with the demonstrations that are not of the query's own study or patient."""
         if self.demonstrations is None:
             return prompter.encode(study)
         for index, same in self.demonstrations.own(study).items():

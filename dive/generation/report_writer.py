@@ -1,4 +1,4 @@
-"""From studies to reports, in slots or batch by batch: what `dive.generate` runs on checked input.
+"""From studies to reports, in slots or batch by batch, on the checked input of `dive.generate`.
 
 Where the engine decodes, a waiting study takes the slot of a report that has ended
 (`write_in_slots`). Where transformers does, batches wait for their longest report
@@ -45,18 +45,18 @@ class Report:
     """One generated report.
 
     Attributes:
-        text: the report, without special tokens and outer white space.
-        token_ids: what was generated, with the token that ended it, if one did.
+        text: the report, without special tokens and surrounding white space.
+        token_ids: the generated tokens, with the token that ended it, if one did.
         finish_reason: "eos" if the model ended the report, "length" if max_new_tokens or a stopping
-            criterion did, "error" where the logits for its next token were not finite: it ends
-            there, and no other report notices.
+            criterion did, "error" where the logits for its next token were unusable: it ends there,
+            and no other report is affected.
         num_tokens: len(token_ids).
-        seconds: wall time of the model on this report: of reading its prompt, and its share of
-            the steps that it took part in. In transformers its share of its batch's time.
+        seconds: wall time of the model on this report: of its prefill, and its share of the decode
+            steps that it took part in. In transformers its share of its batch's time.
         id: of the study; for a bare image its path as given.
         images: paths as given; PIL images are named by their index.
         prompt_tokens: length of the prompt, images and demonstrations included.
-        engine: what decoded it, "dive._C" or "transformers".
+        engine: which one decoded it, "dive._C" or "transformers".
         error: with finish_reason "error", what happened and where in the model it began; else None.
     """
 
@@ -74,7 +74,7 @@ class Report:
 
 @dataclass
 class ReportWriter:
-    """What stays the same from study to study.
+    """The settings of one call of `dive.generate`, and the steps from a prompt to its `Report`.
 
     seed: of sampling; report i is drawn with `seed + i`. None: drawn from torch's generator.
     warned: whether a report that ended in an error has been warned of.
@@ -85,16 +85,16 @@ class ReportWriter:
     max_new_tokens: int
     streamer: Any
     generate_kwargs: dict[str, Any]
-    session: DecodeSession | None = None  # decodes in the place of transformers, where it can
+    session: DecodeSession | None = None  # decodes instead of transformers, where it can
     seed: int | None = None
     warned: bool = False
 
     def config(self, prompter: Prompter, longest: int = 0) -> GenerationConfig:
-        """The decoding that was asked for, after the longest prompt."""
+        """The requested decoding, for prompts of up to `longest` tokens."""
         ends, padding = prompter.eos_token_ids, prompter.pad_token_id
         config = config_of(self.backbone.model, self.generate_kwargs, ends, padding)
         config.max_new_tokens = self._new_tokens(prompter, longest)
-        if config.min_new_tokens is not None:  # no end before the longest is none before more
+        if config.min_new_tokens is not None:  # no longer than the longest report
             config.min_new_tokens = min(config.min_new_tokens, config.max_new_tokens)
         return config
 
@@ -112,16 +112,17 @@ class ReportWriter:
         return context - longest
 
     def others(self) -> dict[str, Any]:
-        """Arguments of `model.generate` that are no setting of its config."""
+        """The arguments of `model.generate` that are not settings of its config."""
         return arguments_of(self.generate_kwargs, self.backbone.tokenizer)
 
     def mode(self, prompter: Prompter) -> GenerationMode:
+        """The requested decoding method (greedy search, sampling, beam search, ...)."""
         assistant = self.generate_kwargs.get("assistant_model")
         with refusals(self.generate_kwargs):
             return self.config(prompter).get_generation_mode(assistant)
 
     def seeds(self, prompter: Prompter, count: int) -> list[int] | None:
-        """One a study where tokens are drawn one by one; else None."""
+        """One seed per study where tokens are drawn one by one; else None."""
         if self.mode(prompter) != GenerationMode.SAMPLE or "custom_generate" in self.others():
             return None
         base = seed_of_this_call() if self.seed is None else self.seed
@@ -130,7 +131,7 @@ class ReportWriter:
     def reports(
         self, jobs: Sequence[Job], prompts: list[dict[str, Tensor]], seeds: list[int] | None
     ) -> list[Report]:
-        """A batch in transformers."""
+        """The reports of a batch that transformers decodes."""
         start = time.perf_counter()
         prompter = jobs[0].prompter
         model: Any = self.backbone.model
@@ -156,9 +157,9 @@ class ReportWriter:
         return reports
 
     def nonfinite_error(self, job: Job, prompt: Mapping[str, Tensor], answer: list[int]) -> str:
-        """What to say where the logits behind so much of an answer said nothing."""
+        """The error of a report with unusable logits after `answer`; the first one warns."""
         model, origin = unwrap(self.backbone), None
-        # what is attached, if anything, steered the report only where it has no adapter of its own
+        # what the caller has attached steered the report only where it has no adapter of its own
         bare: Any = nullcontext() if job.adapter is None else unsteered(model)
         with suppress(DiveError), turn(model), bare, steered(model, job.adapter):
             origin = nonfinite_origin(model, job.prompter.place(dict(prompt)), answer)
@@ -167,7 +168,7 @@ class ReportWriter:
             self.warned = True
             warnings.warn(
                 f'{job.study.id}: {error}; the report ends there (finish_reason "error"; further '
-                "ones of this call are not warned of)",
+                "ones of this call do not warn)",
                 stacklevel=2,
             )
         return error
@@ -182,7 +183,7 @@ class ReportWriter:
         engine: str,
         error: str | None = None,
     ) -> Report:
-        """`ids` may have padding behind them, but for those of an error."""
+        """The `Report` of generated `ids`, which padding may follow unless there is an error."""
         study = job.study
         eos: Any = config.eos_token_id
         ends = set(eos if isinstance(eos, list) else [eos])
@@ -190,7 +191,7 @@ class ReportWriter:
         if stop is not None:
             ids = ids[: stop + 1]
         elif error is None:
-            # shorter than the batch without an end token: a stopping criterion of the caller's
+            # shorter than the batch and without an end token: ended by a criterion of the caller's
             while ids and ids[-1] == config.pad_token_id:
                 ids.pop()
         text = job.prompter.tokenizer.decode(
@@ -221,7 +222,7 @@ def write_reports(
     on_error: str,
     skipped: Skipped,
 ) -> Iterator[Report]:
-    """Reports in order, by the engine where it can."""
+    """Yields the reports in order, decoded by the engine where it can."""
     with (
         ThreadPoolExecutor(max_workers=1) as pool,
         _bar(len(jobs), batch_size, progress) as bar,
@@ -238,7 +239,7 @@ def write_reports(
 
 
 def write_in_slots(writer: ReportWriter, prompts: Prompts, slots: int) -> Iterator[Report]:
-    """Every report on its own, `slots` at once, handed out in the order of the studies."""
+    """Yields the reports in the order of the studies, of continuous batching in `slots` slots."""
     assert writer.session is not None
     seeds = writer.seeds(prompts.jobs[0].prompter, len(prompts.jobs))
     others = writer.others()
@@ -277,7 +278,7 @@ def write_in_slots(writer: ReportWriter, prompts: Prompts, slots: int) -> Iterat
 
 
 def write_in_batches(writer: ReportWriter, prompts: Prompts, batch_size: int) -> Iterator[Report]:
-    """Batches in order."""
+    """Yields the reports in order, of batches that transformers decodes."""
     seeds = writer.seeds(prompts.jobs[0].prompter, len(prompts.jobs))
     model = unwrap(writer.backbone)
     with attached_for(model, [job.adapter for job in prompts.jobs]) as attached:
@@ -293,7 +294,7 @@ def write_in_batches(writer: ReportWriter, prompts: Prompts, batch_size: int) ->
 
 
 def _chunks(prompts: Prompts, size: int) -> Iterator[list[tuple[Job, dict[str, Tensor]]]]:
-    """Prompts that end at the same tokens, `size` at once."""
+    """Yields groups of up to `size` prompts with the same end tokens."""
     for _, alike in groupby(prompts, key=lambda one: one[0].prompter.eos_token_ids):
         while chunk := list(islice(alike, size)):
             yield chunk
@@ -301,7 +302,7 @@ def _chunks(prompts: Prompts, size: int) -> Iterator[list[tuple[Job, dict[str, T
 
 @contextmanager
 def _bar(total: int, batch_size: int, progress: bool | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr, or nothing; yields the function that moves it on."""
+    """A progress bar on stderr, or none; yields the function that advances it by a count."""
     console = PlainConsole(stderr=True)
     if progress is None:
         progress = total > batch_size and console.is_terminal

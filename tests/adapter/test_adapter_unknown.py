@@ -104,11 +104,11 @@ def put(path, kind):
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("loop", "is a symbolic link to itself; wants"),
+        ("loop", "is a symbolic link to itself, want"),
         ("nowhere", "is a symbolic link that leads nowhere"),
-        ("pipe", "is a pipe; wants a regular file"),
-        ("folder", "is a folder; wants a regular file"),
-        ("socket", "is a socket; wants a regular file"),
+        ("pipe", "is a pipe, want a regular file"),
+        ("folder", "is a folder, want a regular file"),
+        ("socket", "is a socket, want a regular file"),
     ],
 )
 def test_what_is_no_file_is_named(backbone, tmp_path, monkeypatch, name, kind, said):

@@ -138,7 +138,7 @@ def test_a_with_that_ended_is_no_silent_end_of_steering(model, two):
         with pytest.raises(DiveError, match="in a `with` already"), attachment:
             pass
     assert torch.equal(logits(model, BATCH), bare)
-    with pytest.raises(DiveError, match="ended meanwhile"):
+    with pytest.raises(DiveError, match="has copied is over"):
         in_thread(partial(taken.run, logits, model, BATCH)).result()
     taken.run(attachment.detach)
     assert torch.equal(taken.run(logits, model, BATCH), bare)
@@ -303,7 +303,7 @@ def test_where_it_cannot_be_told_a_backward_is_refused(model, two):
         thread = in_thread(other)
         ready.wait()
         ready.wait()
-        with pytest.raises(DiveError, match="2 of them have one to come on this model"):
+        with pytest.raises(DiveError, match="2 forwards on this model, in several threads, wait"):
             in_thread(loss.backward).result()
         loss_of(model, False).backward()
         done.set()

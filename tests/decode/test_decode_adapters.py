@@ -1,4 +1,4 @@
-"""An adapter of its own for every row of a batch: in the session, and in transformers."""
+"""An adapter per sample of a batch: in the session, and in transformers."""
 
 import logging
 
@@ -143,7 +143,7 @@ def test_states_of_each_row_are_those_of_its_adapter_alone():
         attachment.enabled = False
         bare = logits(model, batch)
         attachment.enabled = True
-        with pytest.raises(DiveError, match="2 adapters were given, one a row, for a batch of 3"):
+        with pytest.raises(DiveError, match="2 adapters were given, one per sample, for a"):
             logits(model, {"input_ids": batch["input_ids"][:3]})
         with pytest.raises(DiveError, match="adapters is empty"):
             attachment.adapters = []

@@ -36,8 +36,8 @@ def test_what_is_no_cache_of_its_own_is_refused_by_what_it_is():
     static = StaticCache(config=config, max_cache_len=8)
     assert input_reason(ids, {"cache": static}, False) == "the cache is a StaticCache"
     two = {"cache": DynamicCache(), "past": DynamicCache()}
-    assert "hands over 2 caches, want one (it gave cache, past)" in input_reason(ids, two, False)
-    assert "hands over 0 caches" in input_reason(ids, {"cache": None}, False)
+    assert "passes 2 caches, want one (it passed cache, past)" in input_reason(ids, two, False)
+    assert "passes 0 caches" in input_reason(ids, {"cache": None}, False)
     same = DynamicCache()
     assert caches_in({"cache": same, "past_key_values": same, "x": ids}) == [same]
 
@@ -80,8 +80,8 @@ def test_the_generation_configs_of_real_checkpoints_are_the_engines(name):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"num_beams": 2}, "beam search is asked for (by the model's generation_config)"),
-        ({"cache_implementation": "static"}, "the static cache is asked for (by the model's"),
+        ({"num_beams": 2}, "beam search is requested (by the model's generation_config)"),
+        ({"cache_implementation": "static"}, "the static cache is requested (by the model's"),
         ({"use_cache": False}, "use_cache is False (by the model's"),
     ],
 )
@@ -115,7 +115,7 @@ def test_a_cache_that_is_not_known_is_planned_for():
     other_cache(model)
     choice = session.engine_choice(**text_batch(), max_new_tokens=4)
     assert choice.engine == "transformers" and not choice.requested
-    assert "hands over 0 caches" in choice.reason and "kv" in choice.reason
+    assert "passes 0 caches" in choice.reason and "kv" in choice.reason
 
 
 def test_a_fallback_that_was_not_asked_for_is_a_warning_and_only_once():
@@ -175,7 +175,7 @@ def test_what_was_asked_for_is_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error", FallbackWarning)
         session.generate(**text_batch(), max_new_tokens=4, num_beams=2)
-    assert session.ran.requested and session.ran.reason == "beam search is asked for"
+    assert session.ran.requested and session.ran.reason == "beam search is requested"
 
 
 def test_strict_refuses_in_place_of_falling_back():
@@ -183,7 +183,7 @@ def test_strict_refuses_in_place_of_falling_back():
     session = DecodeSession(model, strict=True)
     got, want = both(session, text_batch(), None, max_new_tokens=6)
     assert torch.equal(got, want)
-    with pytest.raises(DiveError, match=r"dive\._C cannot decode this: beam search is asked for"):
+    with pytest.raises(DiveError, match=r"dive\._C cannot decode this: beam search is requested"):
         session.generate(**text_batch(), max_new_tokens=4, num_beams=2)
 
 

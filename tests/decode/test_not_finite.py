@@ -128,7 +128,7 @@ def test_the_adapters_edit_is_named(backbone, studies, engine, monkeypatch):
             states.fill_(NAN)
         got = list(reports)
         assert [r.finish_reason == "error" for r in got] == [False, True, False]
-        assert "the adapter's edit behind layer 1" in got[1].error
+        assert "the adapter's edit after layer 1" in got[1].error
         assert [got[0].token_ids, got[2].token_ids] == [want[0], want[2]]
 
 

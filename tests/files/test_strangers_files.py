@@ -169,7 +169,7 @@ def test_terabytes_and_pipes_are_not_read(saved, tmp_path):
         dive.SteeringAdapter.from_pretrained(tmp_path)
     (tmp_path / "adapter_config.json").unlink()
     os.mkfifo(tmp_path / "adapter_config.json")
-    with pytest.raises(DiveError, match="adapter_config.json is a pipe; wants a regular file"):
+    with pytest.raises(DiveError, match="adapter_config.json is a pipe, want a regular file"):
         dive.SteeringAdapter.from_pretrained(tmp_path)
     os.mkfifo(tmp_path / "film")
     for read in (load_rgb, image_size, open_file):

@@ -335,7 +335,7 @@ def test_none_is_as_not_given(llava, studies, engine):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"generation_config": "x"}, "generation_config is 'x'; wants a transformers.Generation"),
+        ({"generation_config": "x"}, "generation_config is 'x', want a transformers.Generation"),
         ({"generation_config": {"num_beam": 2}}, "generation_config has num_beam, which is no"),
         (
             {"generation_config": {"max_new_tokens": -1}},
@@ -352,9 +352,9 @@ def test_none_is_as_not_given(llava, studies, engine):
         ({"penalty_alpha": 0.6, "top_k": 4}, "refuses .*Contrastive Search requires"),
         ({"dola_layers": "high"}, "refuses this call of generate: Dola"),
         ({"cache_implementation": "bogus"}, "Invalid `cache_implementation`"),
-        ({"token_healing": True}, "token_healing rewrites the prompt's end"),
+        ({"token_healing": True}, "token_healing would rewrite the end"),
         ({"synced_gpus": True}, "synced_gpus: .* has not"),
-        ({"custom_generate": 3}, "custom_generate is 3; wants a function"),
+        ({"custom_generate": 3}, "custom_generate is 3, want a function"),
         ({"generation_config": {"num_return_sequences": 2, "num_beams": 2}}, "one study has one"),
     ],
 )
@@ -407,7 +407,7 @@ def test_a_wrong_setting_is_named_with_what_it_is(llava, studies, name):
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there it has where to go")
 @pytest.mark.parametrize("cache", ["offloaded", "offloaded_static"])
 def test_an_offloaded_cache_wants_a_gpu(llava, studies, cache):
-    with pytest.raises(DiveError, match=f"cache_implementation is '{cache}'; wants a GPU"):
+    with pytest.raises(DiveError, match=f"cache_implementation is '{cache}', want a GPU"):
         dive.generate(llava, studies[0], max_new_tokens=3, cache_implementation=cache)
 
 
@@ -607,7 +607,7 @@ def test_bad_settings_of_requests():
     ({"num_beams": 0}, "num_beams is 0, want a whole number from 1 on"),
     ({"generation_config": GenerationConfig(num_beams=-1)}, "num_beams is -1, want a whole"),
     ({"logits_processor": 3}, "logits_processor is 3, want a list of functions"),
-    ({"watermarking_config": {"bias": "x"}}, "refuses .*asked for: watermarking_config="),
+    ({"watermarking_config": {"bias": "x"}}, "refuses .*requested: watermarking_config="),
     ({"stop_strings": ["a"]}, "tokenizer"),
 ])  # fmt: skip
 def test_what_transformers_refuses_is_one_error_of_a_session_too(settings, message):
