@@ -105,7 +105,7 @@ def forget() -> None:
     """The table is as the tree has it."""
     tune.tuned.TUNED.clear()
     tune.tuned.TUNED.update(TREE)
-    tune.launch_table._row.cache_clear()
+    tune.launch_table._configured.cache_clear()
     _now[0] = None
 
 

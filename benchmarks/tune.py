@@ -126,7 +126,7 @@ def set_row(key: tuple[Any, ...], row: dict[str, int] | None) -> None:
     tuned.TUNED.pop(key, None)
     if row is not None:
         tuned.TUNED[key] = row
-    launch_table._row.cache_clear()
+    launch_table._configured.cache_clear()
 
 
 def tune(
