@@ -123,7 +123,7 @@ class LlamaCpp:
     """
 
     def __init__(self, model: Any, folder: Path, threads: int, batch: int, tokens: int) -> None:
-        """tokens: prompt and answer of one sequence. The weights are written to a file if needed."""
+        """tokens: prompt and answer of one sequence. The weights are written to a file once."""
         check_installed()
         import llama_cpp
 
