@@ -178,6 +178,47 @@ def gather_kernel(states, index, keep, out, width, stride, BLOCK: tl.constexpr):
     tl.store(out + entry * width + column, value, mask=column < width)
 
 
+@triton.jit
+def _blank_rows(
+    loss, row_ce, row_kl, row_lse, row_argmax, blank, total,
+    DISTILS: tl.constexpr, BY_ROW: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Results of a row that is in no live entry, for all rows; blank is its loss."""
+    lane = tl.arange(0, BLOCK)
+    nothing = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, total, BLOCK):
+        row = first + lane
+        inside = row < total
+        tl.store(row_ce + row, nothing, mask=inside)
+        tl.store(row_lse + row, nothing, mask=inside)
+        tl.store(row_argmax + row, tl.full([BLOCK], -1, tl.int64), mask=inside)
+        if DISTILS:
+            tl.store(row_kl + row, nothing, mask=inside)
+        if BY_ROW:
+            tl.store(loss + row, blank, mask=inside)
+
+
+@triton.jit
+def _distillation(
+    kd_weights, kl, row, entry, w, lives, temperature, KD_GIVEN: tl.constexpr,
+):  # fmt: skip
+    """Weight and divergence of live entries."""
+    m = tl.where(w > 0, 1.0, 0.0)
+    if KD_GIVEN:
+        m = tl.load(kd_weights + row, mask=lives, other=0.0).to(tl.float32)
+    return m, tl.load(kl + entry, mask=lives, other=0.0) * (temperature * temperature)
+
+
+@triton.jit
+def _store_class(count, loss, hits, class_loss, class_accuracy, class_count, k: tl.constexpr):
+    """Statistics of one class from what each lane has summed."""
+    count, losses, hits = tl.sum(count, 0), tl.sum(loss, 0), tl.sum(hits, 0)
+    some = tl.maximum(count, 1.0)
+    tl.store(class_count + k, count.to(tl.int64))
+    tl.store(class_loss + k, losses / some)
+    tl.store(class_accuracy + k, hits / some)
+
+
 @triton.jit(do_not_specialize=["total", "capacity"])
 def finish_kernel(
     index, live, labelled, target, weights, kd_weights, shares, status,
@@ -196,16 +237,9 @@ def finish_kernel(
     spoilt = tl.load(status) != 0
     nothing = tl.zeros([BLOCK], tl.float32)
     blank = tl.where(spoilt, float("nan"), nothing)
-    for first in range(0, total, BLOCK):
-        row = first + lane
-        inside = row < total
-        tl.store(row_ce + row, nothing, mask=inside)
-        tl.store(row_lse + row, nothing, mask=inside)
-        tl.store(row_argmax + row, tl.full([BLOCK], -1, tl.int64), mask=inside)
-        if DISTILS:
-            tl.store(row_kl + row, nothing, mask=inside)
-        if BY_ROW:
-            tl.store(loss + row, blank, mask=inside)
+    _blank_rows(
+        loss, row_ce, row_kl, row_lse, row_argmax, blank, total, DISTILS, BY_ROW, BLOCK
+    )  # fmt: skip
 
     sum_loss = nothing
     odd_row = nothing  # 1 where a row's own loss is no finite number
@@ -226,10 +260,9 @@ def finish_kernel(
         combined = w * ce_share * ce
         odd_row = tl.where(tl.abs(ce) < float("inf"), odd_row, 1.0)
         if DISTILS:
-            m = tl.where(w > 0, 1.0, 0.0)
-            if KD_GIVEN:
-                m = tl.load(kd_weights + row, mask=lives, other=0.0).to(tl.float32)
-            divergence = tl.load(kl + entry, mask=lives, other=0.0) * (temperature * temperature)
+            m, divergence = _distillation(
+                kd_weights, kl, row, entry, w, lives, temperature, KD_GIVEN
+            )
             combined += m * kd_share * divergence
             odd_row = tl.where(tl.abs(divergence) < float("inf"), odd_row, 1.0)
         sum_loss += combined
@@ -264,17 +297,9 @@ def finish_kernel(
     if not BY_ROW:
         tl.store(loss, tl.where(spoilt, float("nan"), whole))
     if CLASSED:
-        for k in tl.static_range(3):
-            if k == 0:
-                count, losses, hits = tl.sum(count_0, 0), tl.sum(loss_0, 0), tl.sum(hits_0, 0)
-            elif k == 1:
-                count, losses, hits = tl.sum(count_1, 0), tl.sum(loss_1, 0), tl.sum(hits_1, 0)
-            else:
-                count, losses, hits = tl.sum(count_2, 0), tl.sum(loss_2, 0), tl.sum(hits_2, 0)
-            some = tl.maximum(count, 1.0)
-            tl.store(class_count + k, count.to(tl.int64))
-            tl.store(class_loss + k, losses / some)
-            tl.store(class_accuracy + k, hits / some)
+        _store_class(count_0, loss_0, hits_0, class_loss, class_accuracy, class_count, 0)
+        _store_class(count_1, loss_1, hits_1, class_loss, class_accuracy, class_count, 1)
+        _store_class(count_2, loss_2, hits_2, class_loss, class_accuracy, class_count, 2)
 
     middle = ce_share * 0.0
     if CENTRED:
@@ -296,10 +321,9 @@ def finish_kernel(
         tl.store(row_argmax + row, best, mask=lives)
         combined = w * ce_share * ce
         if DISTILS:
-            m = tl.where(w > 0, 1.0, 0.0)
-            if KD_GIVEN:
-                m = tl.load(kd_weights + row, mask=lives, other=0.0).to(tl.float32)
-            divergence = tl.load(kl + entry, mask=lives, other=0.0) * (temperature * temperature)
+            m, divergence = _distillation(
+                kd_weights, kl, row, entry, w, lives, temperature, KD_GIVEN
+            )
             tl.store(row_kl + row, divergence, mask=lives)
             combined += m * kd_share * divergence
         if BY_ROW:

@@ -68,6 +68,41 @@ def backward_kernel(
 
 
 @triton.jit
+def _norm_gradient(
+    grad, h, up, static, mix, row_out, grad_start, start, local, inside, keep, factor, r,
+    width, rank, PADDED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The gradient before the norm is from_grad * grad - from_moved * moved, and what reaches h
+    past the edit is through * h; row_out keeps the first two of each token."""
+    old = tl.zeros([BLOCK_T], tl.float32)
+    new = tl.zeros([BLOCK_T], tl.float32)
+    dot = tl.zeros([BLOCK_T], tl.float32)
+    for first in range(0, width, BLOCK_D):
+        d = first + tl.arange(0, BLOCK_D)
+        inner = keep[:, None] & (d < width)[None, :]
+        x = tl.load(h + start[:, None] + d[None, :], mask=inner, other=0.0).to(tl.float32)
+        g = tl.load(grad + grad_start[:, None] + d[None, :], mask=inner, other=0.0)
+        edit = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
+        edit = edit_of(edit, mix, up, static, d, r, width, rank, PADDED)
+        moved = tl.where(inner, x + factor * edit, 0.0)
+        old += tl.sum(x * x, 1)
+        new += tl.sum(moved * moved, 1)
+        dot += tl.sum(g.to(tl.float32) * moved, 1)
+    some = new > 0
+    length, safe = tl.sqrt(old), tl.sqrt(tl.where(some, new, 1.0))
+    along = dot / safe  # the gradient's part along the result
+    from_grad = tl.where(some, length / safe, 1.0)
+    from_moved = tl.where(some, from_grad * along / safe, 0.0)
+    # d|x|/dx is 0 at 0, and a result of 0 was left as it was
+    both = some & (old > 0)
+    through = tl.where(both, along / tl.where(both, length, 1.0), 0.0)
+    here = local.to(tl.int64) * 2
+    tl.store(row_out + here, from_grad, mask=inside)
+    tl.store(row_out + here + 1, from_moved, mask=inside)
+    return from_grad, from_moved, through
+
+
+@triton.jit
 def _backward_block(
     block, grad, h, down, bias, up, static, scale, mask, pre, rstd,
     grad_h, mix_out, scaled_out, row_out, bias_part, scale_part,
@@ -98,31 +133,10 @@ def _backward_block(
     from_moved = tl.zeros([BLOCK_T], tl.float32)
     through = tl.zeros([BLOCK_T], tl.float32)
     if NORM:
-        old = tl.zeros([BLOCK_T], tl.float32)
-        new = tl.zeros([BLOCK_T], tl.float32)
-        dot = tl.zeros([BLOCK_T], tl.float32)
-        for first in range(0, width, BLOCK_D):
-            d = first + tl.arange(0, BLOCK_D)
-            inner = keep[:, None] & (d < width)[None, :]
-            x = tl.load(h + start[:, None] + d[None, :], mask=inner, other=0.0).to(tl.float32)
-            g = tl.load(grad + grad_start[:, None] + d[None, :], mask=inner, other=0.0)
-            edit = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
-            edit = edit_of(edit, mix, up, static, d, r, width, rank, PADDED)
-            moved = tl.where(inner, x + factor * edit, 0.0)
-            old += tl.sum(x * x, 1)
-            new += tl.sum(moved * moved, 1)
-            dot += tl.sum(g.to(tl.float32) * moved, 1)
-        some = new > 0
-        length, safe = tl.sqrt(old), tl.sqrt(tl.where(some, new, 1.0))
-        along = dot / safe  # the gradient's part along the result
-        from_grad = tl.where(some, length / safe, 1.0)
-        from_moved = tl.where(some, from_grad * along / safe, 0.0)
-        # d|x|/dx is 0 at 0, and a result of 0 was left as it was
-        both = some & (old > 0)
-        through = tl.where(both, along / tl.where(both, length, 1.0), 0.0)
-        here = local.to(tl.int64) * 2
-        tl.store(row_out + here, from_grad, mask=inside)
-        tl.store(row_out + here + 1, from_moved, mask=inside)
+        from_grad, from_moved, through = _norm_gradient(
+            grad, h, up, static, mix, row_out, grad_start, start, local, inside, keep, factor, r,
+            width, rank, PADDED, BLOCK_T, BLOCK_D,
+        )  # fmt: skip
 
     at_edit = tl.zeros([BLOCK_T], tl.float32)  # gradient times edit: what the scale gets of a token
     scaled = tl.zeros([BLOCK_T, RANKS], tl.float32)

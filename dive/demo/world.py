@@ -162,9 +162,8 @@ class _Pictures:
         chosen, severity = self._with(index)
         if not chosen.size:
             return
-        cx, cy = (0.71 if side == "left" else 0.29), (0.30 if zone == "upper" else 0.60)
-        cx = cx + self._jitter(0.02, chosen.size)
-        cy = cy + self._jitter(0.02, chosen.size)
+        cx = (0.71 if side == "left" else 0.29) + self._jitter(0.02, chosen.size)
+        cy = (0.30 if zone == "upper" else 0.60) + self._jitter(0.02, chosen.size)
         blob = _blob(self.x[chosen], self.y[chosen], cx, cy, 0.10, 0.09)
         self.picture[chosen] += (0.09 + 0.055 * severity) * blob * self.lungs[side][chosen]
 

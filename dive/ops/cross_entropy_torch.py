@@ -8,7 +8,7 @@ for backward is the gradient of each live row up to one factor a row, which is k
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -93,7 +93,8 @@ def forward(given: LossArguments) -> tuple[Tensor, ...]:
     )
 
 
-class LossEntries(NamedTuple):
+@dataclass(frozen=True)
+class LossEntries:
     """The live entries of `rows`, [n] each."""
 
     position: Tensor  # int64, in `rows`
