@@ -115,7 +115,7 @@ def score(name: str, reports: "Sequence[Report]", hospital: Hospital) -> dict[st
 
     texts, references = [report.text for report in reports], hospital.references
     scores = dive.evaluate(texts, references, metrics=("bleu", "rougeL"))
-    said = [concept_findings(text) for text in texts]
+    stated = [concept_findings(text) for text in texts]
     worded = [style_findings(text, hospital.style) for text in texts]
     return {
         "method": name,
@@ -124,7 +124,7 @@ def score(name: str, reports: "Sequence[Report]", hospital: Hospital) -> dict[st
         "style_f1": round(
             micro_f1(worded, [style_findings(text, hospital.style) for text in references]), 2
         ),
-        "concept_f1": round(micro_f1(said, [concept_findings(text) for text in references]), 2),
+        "concept_f1": round(micro_f1(stated, [concept_findings(text) for text in references]), 2),
         "terminated": round(
             100 * sum(report.finish_reason == "eos" for report in reports) / len(reports), 2
         ),

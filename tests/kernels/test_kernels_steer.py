@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dive import ops, reference
 from dive.bench import observe
+from dive.errors.checks import ACTIVATIONS
 from dive.kernels import launch_table as table
 from dive.kernels import steer, steer_backward
 from dive.ops import steering_torch, triton_path
@@ -77,7 +78,7 @@ def test_the_kernels_are_what_runs() -> None:
 
 
 @pytest.mark.parametrize("norm_preserving", [False, True])
-@pytest.mark.parametrize("activation", ["silu", "gelu", "tanh", "identity"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations(activation: str, norm_preserving: bool) -> None:
     args = inputs(5, 24, 3, torch.float32)
     mask = torch.tensor([True, False, True, True, True])
