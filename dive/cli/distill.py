@@ -157,7 +157,7 @@ def distill(
     from dive.files.lock import hold_folder
     from dive.prompting.prompter import DEFAULT_MAX_IMAGE_TOKENS
     from dive.training.distillation import distill as run
-    from dive.training.resume import (
+    from dive.training.fingerprint import (
         clear_finished,
         describe_wish,
         find_checkpoint,

@@ -41,7 +41,7 @@ from dive.training.forecast import describe
 from dive.training.image_features import image_cache
 from dive.training.left_out import LeftOut, UnreadableStudy
 from dive.training.progress import JsonLog, ProgressBar
-from dive.training.resume import (
+from dive.training.fingerprint import (
     NOT_IN_ADAPTERS,
     IntervalsOfNow,
     begin,
@@ -58,7 +58,7 @@ from dive.training.student import Student
 from dive.training.survey import survey
 from dive.training.teacher import Teacher, fixed_demonstrations
 from dive.training.trainer import DistillTrainer
-from dive.training.validation_split import split
+from dive.training.selection import split
 from dive.training.workers import START, cores, deaths, loaders
 
 log = logging.getLogger(__name__)

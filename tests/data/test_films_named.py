@@ -19,7 +19,7 @@ from dive.data.study import Study
 from dive.errors import DiveError
 from dive.files.json_lines import write_jsonl
 from dive.generation.resume import describe_demonstrations, describe_studies
-from dive.training import resume
+from dive.training import fingerprint as resume
 from dive.training.feature_store import key_of
 
 

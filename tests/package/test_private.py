@@ -21,7 +21,7 @@ from dive.data.images.load import LazyImage
 from dive.errors import DiveError
 from dive.errors.private import public_name, said_by, without_paths, without_texts
 from dive.radgraph import RadGraphFile
-from dive.training.resume import describe_wish
+from dive.training.fingerprint import describe_wish
 
 FINDINGS, IMPRESSION, INDICATION = "zyxfindings", "zyximpression", "zyxindication"
 PATIENT, IMAGE, FOLDER, SOURCE = "zyxpatient", "zyximage", "zyxfolder", "zyxsource"

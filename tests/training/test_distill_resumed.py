@@ -18,7 +18,8 @@ from dive.backbone.weights_digest import weights_digest
 from dive.data import read_studies
 from dive.errors import DiveError
 from dive.files.atomic import sweep, write_together
-from dive.training import checkpoints, resume
+from dive.training import checkpoints
+from dive.training import fingerprint as resume
 from dive.training.checkpoints import harm_of, is_the_end_of
 
 

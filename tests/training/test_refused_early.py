@@ -122,7 +122,7 @@ EARLY = {
     ),
     "cache_images": (lambda s: {"config": bare(cache_images=__file__)}, "is a file; want"),
     "layers": (lambda s: {"config": bare(layers=[0, 99])}, "99"),
-    "decisive": (lambda s: {"config": bare(decisive=f"radgraph:{__file__}")}, "annotations"),
+    "decisive": (lambda s: {"config": bare(decisive=f"radgraph:{__file__}")}, "not JSON"),
     "target": (lambda s: {"target": "history"}, "target"),
     "prompt": (lambda s: {"prompt": 3}, "prompt is 3, want a string"),
     "max_image_tokens": (lambda s: {"max_image_tokens": 0}, "max_image_tokens is 0"),
@@ -233,7 +233,7 @@ def test_what_was_refused_has_changed_nothing_of_an_unfinished_training(llava, s
 
 def test_a_fingerprint_of_the_studies_is_taken_once(llava, studies, tmp_path, monkeypatch):
     """Of 200,000 studies it takes seconds."""
-    from dive.training import resume
+    from dive.training import fingerprint as resume
 
     real, seen = resume.films_of, []
     monkeypatch.setattr(resume, "films_of", lambda *given: seen.append(1) or real(*given))
