@@ -3,6 +3,7 @@
 import statistics
 import threading
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,6 +15,27 @@ from dive.backbone.structure import decoder_layers, forget_compiled, last_hidden
 from dive.backbone.turns import turn
 from dive.errors import DiveError
 from dive.training.examples import Example, Examples
+from dive.training.image_features import image_cache
+from dive.training.preparation import Prepared
+
+
+def calibrate_adapter(prepared: Prepared) -> None:
+    """Measure the scale of each layer's stream on the first studies, the first whose pixels are
+    decoded; and begin the cache of image features, if there is to be one.
+
+    Raises:
+        UnreadableStudy: a study cannot be decoded, and none is to be skipped.
+    """
+    request, examples = prepared.request, prepared.examples
+    config = request.inputs.config
+    if config.cache_images:
+        folder = None if config.cache_images is True else config.cache_images
+        first = next(prepared.left_out.readable(examples))
+        examples.features = image_cache(request.prompter, examples.studies[first.index], folder)
+        if prepared.validation is not None:
+            prepared.validation.features = examples.features
+    chosen = islice(prepared.left_out.readable(examples), config.calibration_studies)
+    calibrate(request.inputs.backbone, request.adapter, calibration_inputs(examples, chosen))
 
 
 @torch.no_grad()
@@ -76,10 +98,10 @@ def calibrate(
 
 
 def calibration_inputs(
-    examples: Examples, some: Iterable[Example]
+    examples: Examples, chosen: Iterable[Example]
 ) -> Iterator[tuple[dict[str, Any], Tensor]]:
     """What `calibrate` takes, of these examples: model inputs, and their response positions."""
-    for one in some:
+    for one in chosen:
         batch = examples.collate([one])
         shown = [examples.studies[one.index]]
         yield examples.model_inputs(batch["inputs"], shown, [one.inputs]), batch["positions"]

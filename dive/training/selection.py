@@ -1,12 +1,62 @@
-"""Training and validation studies: no patient is in both."""
+"""The studies of a training: to learn from, for validation, and shown to the teacher."""
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from dive.data.study import Study
 from dive.errors import DiveError
 from dive.errors.counting import counted
-from dive.prompting.demonstrations import case_names
+from dive.prompting.demonstrations import Demonstrations, case_names
+from dive.training.config import DistillConfig
+
+DEFAULT_SHOTS = 4
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The studies of a training; no patient is in both of the first two.
+
+    demonstrations: None where no teacher is run.
+    """
+
+    studies: list[Study]
+    validation: list[Study]
+    demonstrations: Demonstrations | None
+
+
+def select(
+    studies: Sequence[Study],
+    validation: float | Sequence[Study] | None,
+    demonstrations: int | Sequence[Study] | None,
+    config: DistillConfig,
+) -> Selection:
+    """Split the studies, and see that every one of them has demonstrations.
+
+    Raises:
+        DiveError: nothing is left to learn from, a patient would be in both parts, or there are
+            fewer studies of other patients than demonstrations are to be drawn.
+    """
+    train, held_out = split(studies, validation, config.seed)
+    shown = demonstrations_from(train, demonstrations, config)
+    if shown is not None and shown.count is not None:
+        for study in train:
+            shown.of(study)
+    return Selection(train, held_out, shown)
+
+
+def demonstrations_from(
+    studies: Sequence[Study], given: int | Sequence[Study] | None, config: DistillConfig
+) -> Demonstrations | None:
+    """The demonstrations: those that are given, or a number drawn from `studies`."""
+    if not config.needs_teacher:
+        return None
+    if given is None:
+        given = DEFAULT_SHOTS
+    if isinstance(given, int):
+        redraw = config.redraw_demonstrations
+        return Demonstrations(studies, given, seed=config.seed, redraw=redraw)
+    return Demonstrations(given)
 
 
 def split(
@@ -32,13 +82,13 @@ def split(
     if not 0 < validation < 1:
         raise DiveError(f"distill: validation is {validation!r}, want a share between 0 and 1")
 
-    def place(study: Study) -> bytes:
+    def order(study: Study) -> bytes:
         name = study.patient if study.patient is not None else f"study {study.id}"
         return hashlib.sha256(f"{seed}/{name}".encode()).digest()
 
     groups: dict[bytes, list[Study]] = {}
     for study in studies:
-        groups.setdefault(place(study), []).append(study)
+        groups.setdefault(order(study), []).append(study)
     wanted = max(1, round(validation * len(studies)))
     kept: set[str] = set()
     for key in sorted(groups):
