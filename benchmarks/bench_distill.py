@@ -76,7 +76,7 @@ def test_distillation_step(benchmark, model, adapter, steering):
                        for b in range(BATCH)])  # fmt: skip
     targets = ids.flatten()[index + 1]
 
-    def fused():
+    def with_operators():
         hidden = model.model(ids, use_cache=False).last_hidden_state.flatten(0, 1)[index]
         loss = ops.decisive_cross_entropy(hidden, model.lm_head.weight, targets, weights).loss
         loss.backward()
@@ -86,13 +86,13 @@ def test_distillation_step(benchmark, model, adapter, steering):
         logits = model(ids, use_cache=False).logits.float().flatten(0, 1)
         labels = torch.zeros(len(logits), dtype=torch.long).index_copy(0, index, targets)
         each = torch.zeros(len(logits)).index_copy(0, index, weights)
-        rows = F.cross_entropy(logits, labels, reduction="none")
-        loss = (each * rows).sum() / each.sum()
+        terms = F.cross_entropy(logits, labels, reduction="none")
+        loss = (each * terms).sum() / each.sum()
         loss.backward()
         return loss
 
     with dive.steer(model, adapter):
-        step = fused if steering == "dive" else plain
+        step = with_operators if steering == "dive" else plain
         loss = benchmark(step)
         assert torch.allclose(loss, plain(), rtol=1e-4)
 
@@ -180,16 +180,16 @@ def main() -> None:
         if built is None:
             built = medgemma.backbone(dtype, device)
             distillation(built, 8, settings | {"steps": 1})  # kernels compile, caches fill
-        row = distillation(built, options.studies, settings)
-        row["projected_seconds_1000_studies"] = row["seconds"] * WANTED / options.studies
-        print(name, row, flush=True)
+        result = distillation(built, options.studies, settings)
+        result["projected_seconds_1000_studies"] = result["seconds"] * WANTED / options.studies
+        print(name, result, flush=True)
         if look:
-            record.add({"case": name, **row})
+            record.add({"case": name, **result})
         left = 60 * (options.minutes or 0) - (time.monotonic() - start)
-        if whole and row["projected_seconds_1000_studies"] < left:
-            row = distillation(built, WANTED, settings)
-            record.add({"case": full, **row})
-            print(name, row, flush=True)
+        if whole and result["projected_seconds_1000_studies"] < left:
+            result = distillation(built, WANTED, settings)
+            record.add({"case": full, **result})
+            print(name, result, flush=True)
     print(record.close())
 
 

@@ -24,6 +24,7 @@ from dive.cli.options import (
     TargetOption,
     TemplateDateOption,
     TemplateOption,
+    as_path,
     check_values,
     demonstrations_of,
     image_budget,
@@ -31,7 +32,6 @@ from dive.cli.options import (
     open_all,
     open_backbone,
     pairs,
-    place,
     reading,
     write_skipped,
 )
@@ -51,7 +51,7 @@ def distill(
     backbone: BackboneOption,
     studies: StudiesOption,
     out: Annotated[
-        Path, typer.Option("--out", parser=place, metavar="FOLDER", help="For the adapter.")
+        Path, typer.Option("--out", parser=as_path, metavar="FOLDER", help="For the adapter.")
     ],
     validation: Annotated[
         str | None,
@@ -97,7 +97,7 @@ def distill(
         Path | None,
         typer.Option(
             "--image-cache",
-            parser=place,
+            parser=as_path,
             metavar="FOLDER",
             help="Folder where image features are kept: epochs after the first, and later "
             "trainings with the same folder, run no vision tower.",

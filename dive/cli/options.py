@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dive.data import Skipped, Study
 
 
-def place(name: str | Path) -> Path:
+def as_path(name: str | Path) -> Path:
     """A file or folder by its name, as `dive.errors.checks.place` takes it in Python."""
     try:
         return checks.place("the name", name)
@@ -41,7 +41,7 @@ ImagesRootOption = Annotated[
     Path | None,
     typer.Option(
         "--images-root",
-        parser=place,
+        parser=as_path,
         metavar="FOLDER",
         help="Images, if not under ROOT; of JSON lines: what their paths are relative to.",
     ),
@@ -50,7 +50,7 @@ ReportsRootOption = Annotated[
     Path | None,
     typer.Option(
         "--reports-root",
-        parser=place,
+        parser=as_path,
         metavar="FOLDER",
         help="Of a dataset: reports, if not under ROOT.",
     ),
@@ -77,7 +77,7 @@ TemplateOption = Annotated[
     Path | None,
     typer.Option(
         "--template",
-        parser=place,
+        parser=as_path,
         metavar="FILE",
         help="A Jinja chat template in place of the model's own.",
     ),

@@ -42,7 +42,7 @@ def calibrate_adapter(prepared: Prepared) -> None:
 def calibrate(
     model: Any, adapter: SteeringAdapter, inputs: Iterable[tuple[dict[str, Any], Tensor]]
 ) -> None:
-    """Sets each steered layer's sigma: the median RMS of its output at the marked positions.
+    """Sets each steered layer's sigma: the median RMS of its output at the masked positions.
 
     `inputs` yields model inputs with a bool mask [B, T] (the response positions). The model runs
     without the adapter. The edit is then relative to the stream, whose RMS is 1 in some models and
@@ -54,40 +54,40 @@ def calibrate(
         raise DiveError("calibrate measures the bare model: detach the adapter first")
     layers = decoder_layers(model)
     steered: Any = adapter.layers
-    values: dict[str, list[float]] = {index: [] for index in steered}
-    marked: list[Tensor] = []  # the mask of the batch that runs
+    rms: dict[str, list[float]] = {index: [] for index in steered}
+    masks: list[Tensor] = []  # the mask of the batch that runs, if one does
     thread = threading.get_ident()
 
     def measure(index: str) -> Any:
         @torch._disable_dynamo
         def hook(_module: nn.Module, _inputs: tuple, output: Any) -> None:
-            if threading.get_ident() != thread or not marked:
+            if threading.get_ident() != thread or not masks:
                 return  # another's forward
             hidden = output[0] if isinstance(output, tuple) else output
-            mask = marked[-1]
+            mask = masks[-1]
             if mask.shape != hidden.shape[:-1] or mask.dtype != torch.bool:
                 raise DiveError(
                     f"calibrate: a bool mask {list(hidden.shape[:-1])} is wanted, got {mask.dtype} "
                     f"{list(mask.shape)}"
                 )
             states = hidden[mask.to(hidden.device)].float()
-            values[index] += states.pow(2).mean(-1).sqrt().tolist()
+            rms[index] += states.pow(2).mean(-1).sqrt().tolist()
 
         return hook
 
     forget_compiled(model)
-    handles = [layers[int(i)].register_forward_hook(measure(i)) for i in values]
+    handles = [layers[int(i)].register_forward_hook(measure(i)) for i in rms]
     try:
         for batch, mask in inputs:
             with turn(model), unsteered(model):
-                marked[:] = [mask]
+                masks[:] = [mask]
                 last_hidden_state(model, batch)
-                marked.clear()
+                masks.clear()
     finally:
         for handle in handles:
             handle.remove()
         forget_compiled(model)
-    for index, measured in values.items():
+    for index, measured in rms.items():
         sigma = statistics.median(measured) if measured else float("nan")
         if not 0 < sigma < float("inf"):
             raise DiveError(

@@ -49,10 +49,10 @@ def harm_of(checkpoint: Path) -> str | None:
     Raises:
         DiveError: one of its files is there and cannot be read.
     """
-    told = _read(checkpoint / WHOLE_FILE)
-    if told is None:
+    data = _read(checkpoint / WHOLE_FILE)
+    if data is None:
         return f"{WHOLE_FILE} is missing"
-    files = _listed(told)
+    files = _listed(data)
     if files is None:
         return f"{WHOLE_FILE} is damaged"
     unlisted = [name for name in _NEEDED if name not in files]
@@ -85,10 +85,10 @@ def is_the_end_of(folder: Path, weights: Path) -> bool:
     return done is not None and done == wanted and data == _read(last / _WEIGHTS)
 
 
-def _listed(told: bytes) -> dict[str, tuple] | None:
+def _listed(data: bytes) -> dict[str, tuple] | None:
     """Size and digest of each file, by its name; None for what is no such list."""
     try:
-        files = {name: tuple(known) for name, known in json.loads(told)["files"].items()}
+        files = {name: tuple(known) for name, known in json.loads(data)["files"].items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     return files if all(Path(name).name == name for name in files) else None
@@ -146,11 +146,11 @@ def put_aside(checkpoint: Path) -> Path:
     """Take a checkpoint's name from it, in one step; where it is now."""
     aside = checkpoint.parent / ASIDE
     aside.mkdir(exist_ok=True)
-    place = aside / f"former-{checkpoint.name}"
+    former = aside / f"former-{checkpoint.name}"
     with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(place)
-    checkpoint.rename(place)
-    return place
+        shutil.rmtree(former)
+    checkpoint.rename(former)
+    return former
 
 
 def remove_all(folder: Path) -> None:

@@ -46,7 +46,7 @@ class Examples(Dataset):
         self.features: ImageCache | None = None
         self.failed: dict[int, str] = {}
         self._kept: dict[int, Example] = {}
-        self._room = CACHE_BYTES
+        self._bytes_left = CACHE_BYTES
 
     def __len__(self) -> int:
         return len(self.studies)
@@ -66,15 +66,15 @@ class Examples(Dataset):
             self._drop(example.index)
             example = replace(example, inputs=inputs)
         size = _bytes(example)
-        if example.index not in self._kept and size <= self._room:
-            self._room -= size
+        if example.index not in self._kept and size <= self._bytes_left:
+            self._bytes_left -= size
             self._kept[example.index] = example
         return example
 
     def _drop(self, index: int) -> None:
         known = self._kept.pop(index, None)
         if known is not None:
-            self._room += _bytes(known)
+            self._bytes_left += _bytes(known)
 
     def make(self, index: int, study: Study | None = None) -> Example:
         """Encode a study; `study` is the same with its images in memory, where they are.
@@ -111,25 +111,25 @@ class Examples(Dataset):
         return placed if self.features is None else self.features.fill(placed, studies, own)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Right-padded model inputs, and one entry a response token in row order:
+        """Right-padded model inputs, and one entry per response token, study after study:
 
         positions [B, T] bool: the positions whose hidden states predict the response; index [N]
-            int64: the same as places in the flattened batch
+            int64: the same as indices into the flattened batch
         targets [N] int64, weights [N] float32, classes [N] int64
-        studies: B indices into `self.studies`; rows: response tokens of each. Lists of int: on a
-            device they would cost a host sync in every step
+        studies: B indices into `self.studies`; response_lengths: tokens of each response. Lists of
+            int: on a device they would cost a host sync in every step
         """
-        rows = [len(one.response.ids) for one in examples]
+        lengths = [len(one.response.ids) for one in examples]
         if not examples:  # every study of the batch is left out
             none = torch.zeros(0, dtype=torch.int64)
             return {
                 "inputs": {}, "positions": torch.zeros(0, 0, dtype=torch.bool), "index": none,
                 "targets": none, "weights": torch.zeros(0), "classes": none, "studies": [],
-                "rows": [],
+                "response_lengths": [],
             }  # fmt: skip
         inputs = self.prompter.collate([one.inputs for one in examples], side="right")
         positions = response_positions(
-            [one.prompt_length for one in examples], rows, inputs["input_ids"].shape[1]
+            [one.prompt_length for one in examples], lengths, inputs["input_ids"].shape[1]
         )
         return {
             "inputs": inputs,
@@ -139,7 +139,7 @@ class Examples(Dataset):
             "weights": torch.tensor([w for one in examples for w in one.weights]),
             "classes": torch.tensor([c for one in examples for c in one.classes]),
             "studies": [one.index for one in examples],
-            "rows": rows,
+            "response_lengths": lengths,
         }
 
 

@@ -200,7 +200,7 @@ def _flat(value: Any, name: str = "") -> list[tuple[str, Tensor]]:
 
 
 def _nested(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """`_flat` turned round; a list's places are its digits."""
+    """`_flat` turned round; a list's indices are its digits."""
     groups: dict[str, Any] = {}
     for name, tensor in tensors.items():
         first, _, rest = name.partition("/")
@@ -215,4 +215,4 @@ def _as_list(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value
     inner = _nested(value)
-    return [inner[place] for place in sorted(inner, key=int)]
+    return [inner[index] for index in sorted(inner, key=int)]

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, get_worker_info
 from dive.errors import DiveError
 from dive.training.examples import Example, Examples, in_memory
 from dive.training.teacher import Teacher, TeacherPrompt
-from dive.training.workers import alone
+from dive.training.workers import settle
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Loaded:
 
     example: None where the trainer keeps it already, or where there is none. error: why the study
     cannot be used. bad: further studies that were to demonstrate and cannot be read, by their
-    place among the demonstrations.
+    index among the demonstrations.
     """
 
     index: int
@@ -56,7 +56,7 @@ class Feed(Dataset):
 
     def __getitem__(self, index: int) -> Loaded:
         if get_worker_info() is not None:
-            alone()
+            settle()
         examples, teacher = self.examples, self.teacher
         if index in examples.failed:
             return Loaded(index, error=examples.failed[index])

@@ -25,7 +25,7 @@ from dive.training.feature_store import FeatureStore, key_of
 
 log = logging.getLogger(__name__)
 
-ROOM = 4 << 30  # bytes of features that are kept, in main memory
+CACHE_BYTES = 4 << 30  # of features that are kept in main memory
 
 
 @dataclass
@@ -80,15 +80,15 @@ def image_cache(
 class ImageCache:
     """Features by study, as `get_image_features` of the model makes them from a study's images.
 
-    What does not fit into `room` bytes of main memory is read from the store, or computed, every
-    time.
+    What does not fit into `capacity` bytes of main memory is read from the store, or computed,
+    every time.
     """
 
     def __init__(
-        self, prompter: Prompter, room: int = ROOM, store: FeatureStore | None = None
+        self, prompter: Prompter, capacity: int = CACHE_BYTES, store: FeatureStore | None = None
     ) -> None:
         self._prompter = prompter
-        self._room = room
+        self._bytes_left = capacity
         self.store = store
         self._kept: dict[Hashable, tuple[Study, dict[str, Any]]] = {}
         self._keys: dict[Hashable, tuple[Study, str]] = {}  # in the store
@@ -137,8 +137,8 @@ class ImageCache:
         sizes: list[int] = []
         in_memory = _map(features, lambda tensor: tensor.cpu())
         _map(in_memory, lambda tensor: sizes.append(tensor.numel() * tensor.element_size()))
-        if sum(sizes) <= self._room:
-            self._room -= sum(sizes)
+        if sum(sizes) <= self._bytes_left:
+            self._bytes_left -= sum(sizes)
             self._kept[name] = study, in_memory
         elif not self._full:
             self._full = True
@@ -185,7 +185,7 @@ def has_pixels(inputs: Iterable[str]) -> bool:
 
 
 def _name(study: Study) -> Hashable:
-    # an image in memory is known by its place there, which is its own while its study lives
+    # an image in memory is known by its address there, which is its own while its study lives
     return tuple(one if isinstance(one, Path) else id(one) for one in study.images)
 
 

@@ -68,23 +68,23 @@ class LeftOut:
 
     def save(self, folder: Path, parts: dict[str, Examples | None]) -> None:
         """Into a checkpoint."""
-        rows = {
+        entries = {
             name: [[index, one.studies[index].id, why] for index, why in sorted(one.failed.items())]
             for name, one in parts.items()
             if one is not None
         }
-        write_text(folder / LEFT_OUT_FILE, json.dumps(rows, indent=1) + "\n")
+        write_text(folder / LEFT_OUT_FILE, json.dumps(entries, indent=1) + "\n")
 
     def load(self, folder: Path, parts: dict[str, Examples | None]) -> None:
         """From a checkpoint; of studies that are no longer there nothing is said."""
         try:
-            rows = json.loads((folder / LEFT_OUT_FILE).read_text(encoding="utf-8"))
+            entries = json.loads((folder / LEFT_OUT_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DiveError(f"{folder / LEFT_OUT_FILE} cannot be read: {error}") from error
         for name, one in parts.items():
             if one is None:
                 continue
-            for index, identifier, reason in rows.get(name, []):
+            for index, identifier, reason in entries.get(name, []):
                 there = index < len(one) and one.studies[index].id == identifier
                 if there and index not in one.failed:
                     self._put(one, index, reason)
@@ -98,7 +98,7 @@ class LeftOut:
 def left_out_ids(checkpoint: Path) -> list[str]:
     """The ids that a checkpoint lists as left out: their films may have been mended."""
     try:
-        rows = json.loads((checkpoint / LEFT_OUT_FILE).read_text(encoding="utf-8"))
-        return [row[1] for part in rows.values() for row in part]
+        entries = json.loads((checkpoint / LEFT_OUT_FILE).read_text(encoding="utf-8"))
+        return [entry[1] for part in entries.values() for entry in part]
     except (OSError, ValueError, TypeError, AttributeError, LookupError):
         return []  # whoever loads it says so

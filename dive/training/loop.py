@@ -20,7 +20,7 @@ from dive.training.ranks import world_size
 from dive.training.resume import begin_in
 from dive.training.student import Student
 from dive.training.trainer import DistillTrainer
-from dive.training.workers import START, deaths, loaders
+from dive.training.workers import START_METHOD, loaders, worker_deaths
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def _make_steps(prepared: Prepared) -> None:
             if checkpoint is not None and step_of(checkpoint) >= prepared.steps:
                 trainer.restore(checkpoint)  # Trainer would make one step more
             else:
-                with deaths():
+                with worker_deaths():
                     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     finally:
         torch.random.set_rng_state(states)  # Trainer seeds torch's global generator
@@ -119,7 +119,7 @@ def _training_arguments(prepared: Prepared) -> TrainingArguments:
         save_steps=config.save_steps or interval,
         dataloader_num_workers=workers,
         dataloader_prefetch_factor=1 if workers else None,  # a batch each is far enough ahead
-        dataloader_multiprocessing_context=START if workers else None,
+        dataloader_multiprocessing_context=START_METHOD if workers else None,
         dataloader_pin_memory=False,  # batches are put together only when it is known of what
         remove_unused_columns=False,
         report_to="none",

@@ -21,14 +21,14 @@ from dive.reference import DecisiveLoss
 class _Forward:
     when: str
     studies: Sequence[Study]
-    rows: Sequence[int]  # response tokens of each study
+    response_lengths: Sequence[int]  # tokens of each study's response
     loss: Tensor
     status: Tensor | None
-    terms: list[Tensor]  # [N] a row each
+    terms: list[Tensor]  # [N], one per row
 
 
 class LossWatch:
-    """Keeps a few numbers a row of each forward until `look`."""
+    """The numbers per row of each forward, kept until `look`."""
 
     def __init__(self, remedy: str = "") -> None:
         self._remedy = remedy
@@ -38,14 +38,16 @@ class LossWatch:
         self,
         when: str,
         studies: Sequence[Study],
-        rows: Sequence[int],
+        response_lengths: Sequence[int],
         loss: Tensor,
         parts: DecisiveLoss,
     ) -> None:
         """A forward over `studies`, whose rows lie one after the other; it is not looked at yet."""
         # not `parts` itself, whose loss would keep the graph
         terms = [term for term in (parts.row_ce, parts.row_kl) if term is not None]
-        self._pending.append(_Forward(when, studies, rows, loss.detach(), parts.status, terms))
+        self._pending.append(
+            _Forward(when, studies, response_lengths, loss.detach(), parts.status, terms)
+        )
 
     def look(self) -> None:
         """One host sync.
@@ -62,9 +64,9 @@ class LossWatch:
         status = torch.stack([losses.new_zeros(3) if w is None else w for w in words])
         read = torch.cat([losses[:, None], status], 1).tolist()
         for one, (loss, *word) in zip(pending, read, strict=True):
-            told = violation(word)
-            if told is not None:
-                raise DiveError(f"{one.when}, {_names(_of_row(one, int(word[1])))}: {told}")
+            fault = violation(word)
+            if fault is not None:
+                raise DiveError(f"{one.when}, {_names(_of_row(one, int(word[1])))}: {fault}")
             if not abs(loss) < float("inf"):
                 raise NonFiniteLoss(
                     f"the loss is not a finite number in {one.when}: {_names(_bad(one))}"
@@ -73,7 +75,9 @@ class LossWatch:
 
 
 def _owner(one: _Forward) -> Tensor:
-    return torch.repeat_interleave(torch.arange(len(one.studies)), torch.tensor(one.rows))
+    return torch.repeat_interleave(
+        torch.arange(len(one.studies)), torch.tensor(one.response_lengths)
+    )
 
 
 def _of_row(one: _Forward, row: int) -> list[Study]:

@@ -94,7 +94,7 @@ class JsonLog(TrainerCallback):
 def _logged_until(line: str, step: int) -> bool:
     """Whether a line is whole, of step `step` or before, and not the summary of a training."""
     try:
-        row = json.loads(line)
-        return 0 < row["step"] <= step and "train_runtime" not in row
+        entry = json.loads(line)
+        return 0 < entry["step"] <= step and "train_runtime" not in entry
     except (ValueError, TypeError, KeyError):
         return False

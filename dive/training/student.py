@@ -47,7 +47,7 @@ class Student(nn.Module):
 
         Args:
             inputs: model inputs, padded right. positions [B, T] bool: the N response rows; index
-                [N] int64: the same as places in the flattened batch.
+                [N] int64: the same as indices into the flattened batch.
             targets [N], weights [N] float32, classes [N]: of the tokens that the rows predict.
             teacher_hidden [N, D]: of the teacher, predicting the same tokens.
             normalizer, kd_normalizer: sums over the whole batch of the step, float32 scalars.
@@ -114,8 +114,8 @@ class ClassMeter:
         assert parts.class_loss is not None and parts.class_accuracy is not None
         count = parts.class_count.double()
         mean = torch.stack([parts.class_loss.double(), parts.class_accuracy.double()])
-        rows = torch.cat([torch.where(count > 0, mean, 0.0) * count, count[None]])
-        self._sums = rows if self._sums is None else self._sums + rows
+        sums = torch.cat([torch.where(count > 0, mean, 0.0) * count, count[None]])
+        self._sums = sums if self._sums is None else self._sums + sums
 
     def take(self, prefix: str = "", reduce: Any = lambda sums: sums) -> dict[str, float]:
         """Means by class since the last time, of those classes that there were.

@@ -19,7 +19,7 @@ from dive.prompting.prompter import Prompter
 from dive.training.examples import Examples, label
 from dive.training.workers import spread
 
-LABELLED = 4096  # reports by which the shares of the classes are told, of more than so many
+LABELLED = 4096  # reports, at most, from which the shares of the classes are estimated
 _BLANK = Image.new("RGB", (1, 1))  # stands in texts, and is never shown
 
 
@@ -143,9 +143,9 @@ def survey(
 
     every = 1 if weigher.annotator is not None else -(-len(studies) // LABELLED)
 
-    def look(place: int) -> Look | DiveError:
+    def look(index: int) -> Look | DiveError:
         try:
-            return ruler.look(studies[place], None if place % every else weigher)
+            return ruler.look(studies[index], None if index % every else weigher)
         except DiveError as error:
             return error
 

@@ -56,7 +56,7 @@ def fixed_demonstrations(
 class TeacherPrompt:
     """A k-shot prompt with its report, ready for the model.
 
-    shown: the studies before the query, by their places in the pool. count: the report's tokens.
+    shown: the studies before the query, by their indices in the pool. count: the report's tokens.
     alone: own prompts of studies that are shown, from which their image features can be made.
     """
 
@@ -83,7 +83,7 @@ class Teacher:
         self.examples = examples
         self.demonstrations = demonstrations
         self._kept: dict[int, Tensor] = {}
-        self._room = 0 if demonstrations.redraw else KEPT_BYTES
+        self._bytes_left = 0 if demonstrations.redraw else KEPT_BYTES
         self._full = demonstrations.redraw  # said once, where it is news
         self._indices = {id(one): index for index, one in enumerate(examples.studies)}
 
@@ -104,9 +104,9 @@ class Teacher:
         """Whether the states of a study are kept: then nobody need make its prompt."""
         return index in self._kept
 
-    def index_of(self, place: int) -> int | None:
-        """Which training study it is that stands at this place among the demonstrations."""
-        return self._indices.get(id(self.demonstrations.pool[place]))
+    def index_of(self, shown: int) -> int | None:
+        """The index among the training studies of the demonstration at this index of the pool."""
+        return self._indices.get(id(self.demonstrations.pool[shown]))
 
     def prompt(
         self, example: Example, study: Study, epoch: int, bad: dict[int, str]
@@ -118,7 +118,7 @@ class Teacher:
 
         Args:
             study: with its images in memory, so that they are not decoded twice.
-            bad: gets the places of demonstrations that cannot be read, and why.
+            bad: filled with the pool indices of demonstrations that cannot be read, and why.
 
         Raises:
             DiveError: no demonstration is left; prompt and report do not fit the context.
@@ -126,20 +126,20 @@ class Teacher:
         wanted = self.demonstrations.count
         shown: dict[int, Study] = {}
         lost = 0
-        places = self.demonstrations.places(study, self._drawn(epoch))
+        draw = self.demonstrations.places(study, self._drawn(epoch))
         while True:
             while wanted is None or len(shown) < wanted:
-                place = next(places, None)
-                if place is None:
+                at = next(draw, None)
+                if at is None:
                     break
-                if self.index_of(place) in self.examples.failed:
+                if self.index_of(at) in self.examples.failed:
                     lost += 1
                     continue
-                one = self.demonstrations.pool[place]
+                one = self.demonstrations.pool[at]
                 try:
-                    shown[place] = in_memory(one)
+                    shown[at] = in_memory(one)
                 except DiveError as error:
-                    bad[place] = str(error)
+                    bad[at] = str(error)
             if not shown and (bad or lost):
                 raise DiveError(f"{study.where}: none of its demonstrations can be read")
             try:
@@ -150,7 +150,7 @@ class Teacher:
                 if not refused:
                     raise
                 bad |= refused
-                shown = {place: one for place, one in shown.items() if place not in refused}
+                shown = {at: one for at, one in shown.items() if at not in refused}
         try:
             inputs = self.prompter.with_response(prompt, example.response.ids)
         except DiveError as error:
@@ -168,19 +168,19 @@ class Teacher:
         if features is None:
             return {}
         return {
-            place: self.prompter.slim(self.prompter.encode_any_length(one))
-            for place, one in shown.items()
-            if not features.holds(pool[place])
+            at: self.prompter.slim(self.prompter.encode_any_length(one))
+            for at, one in shown.items()
+            if not features.holds(pool[at])
         }
 
     def _refused(self, shown: Mapping[int, Study]) -> dict[int, str]:
         """Those of these studies that the processor refuses even alone."""
         found = {}
-        for place, one in shown.items():
+        for at, one in shown.items():
             try:
                 self.prompter.encode_any_length(one)
             except DiveError as error:
-                found[place] = str(error)
+                found[at] = str(error)
         return found
 
     def _drawn(self, epoch: int) -> int:
@@ -202,8 +202,8 @@ class Teacher:
 
     def _keep(self, index: int, states: Tensor) -> None:
         size = states.numel() * states.element_size()
-        if size <= self._room:
-            self._room -= size
+        if size <= self._bytes_left:
+            self._bytes_left -= size
             # a copy on a CPU, too: a view would keep the states of the whole prompt alive
             self._kept[index] = states.to("cpu", copy=True)
         elif not self._full:
@@ -218,11 +218,11 @@ class Teacher:
     # One prompt at a time: there is no padding, and what a study gets does not depend on its batch.
     @torch.no_grad()
     def _run(self, study: Study, prompt: TeacherPrompt, query: dict[str, Tensor] | None) -> Tensor:
-        shown = [self.demonstrations.pool[place] for place in prompt.shown]
+        shown = [self.demonstrations.pool[at] for at in prompt.shown]
         inputs, count = prompt.inputs, prompt.count
         model = self.prompter.backbone.model
         with unsteered(model):
-            own = [*(prompt.alone.get(place) for place in prompt.shown), query]
+            own = [*(prompt.alone.get(at) for at in prompt.shown), query]
             filled = self.examples.model_inputs(inputs, [*shown, study], own)
             states = last_hidden_state(model, filled)
         return states[0, -count - 1 : -1]
@@ -252,10 +252,10 @@ class Teacher:
         if not adds_up:
             log.info("turns of a prompt run into each other: every teacher prompt is measured")
         lengths = []
-        for place, (study, shown) in enumerate(queries):
+        for index, (study, shown) in enumerate(queries):
             words = text(study, shown) if adds_up else exact(study, shown)
             more = ruler.taken([looks[id(one)] for one in (*shown, study)])
-            length, response = words + more, survey.response_lengths[place]
+            length, response = words + more, survey.response_lengths[index]
             limit = self.prompter.max_length
             if limit is not None and length + response > limit:
                 raise DiveError(

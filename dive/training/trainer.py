@@ -84,7 +84,7 @@ class DistillTrainer(WholeCheckpoints):
         if len(starts) > 1:
             raise DiveError(
                 f"the ranks would go on from different checkpoints "
-                f"({', '.join(place for _, place in starts)}); wants an output_dir that all see"
+                f"({', '.join(name for _, name in starts)}); wants an output_dir that all see"
             )
         prompter = self._examples.prompter
         mine = f"{prompter.template_hash} of {prompter.template_date}"
@@ -160,19 +160,19 @@ class DistillTrainer(WholeCheckpoints):
         for one in items:
             if one.error is not None:
                 found.setdefault(one.index, one.error)
-            for place, reason in one.bad.items():
-                index = None if self._teacher is None else self._teacher.index_of(place)
+            for shown, reason in one.bad.items():
+                index = None if self._teacher is None else self._teacher.index_of(shown)
                 if index is None:
                     raise DiveError(reason)
                 found[index] = reason
         return sorted(one for one in found.items() if one[0] not in self._examples.failed)
 
-    def _of_all_ranks(self, rows: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    def _of_all_ranks(self, entries: list[tuple[int, str]]) -> list[tuple[int, str]]:
         if self.args.world_size == 1:
-            return rows
+            return entries
         each: list[Any] = [None] * self.args.world_size
-        torch.distributed.all_gather_object(each, rows)
-        return sorted({row for one in each for row in one})
+        torch.distributed.all_gather_object(each, entries)
+        return sorted({entry for one in each for entry in one})
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         with turn(self._examples.prompter.backbone):
@@ -186,7 +186,7 @@ class DistillTrainer(WholeCheckpoints):
         num_items_in_batch: Any = None,
     ) -> Any:
         inputs = dict(inputs)
-        studies, rows = inputs.pop("studies"), inputs.pop("rows")
+        studies, lengths = inputs.pop("studies"), inputs.pop("response_lengths")
         made: Made | None = inputs.pop("made", None)
         shown = [self._examples.studies[index] for index in studies]
         if made is not None and shown:
@@ -200,7 +200,7 @@ class DistillTrainer(WholeCheckpoints):
                 self._examples.keep(one)
         loss, parts = model(**inputs)
         if shown:
-            self._watch.add(f"step {self.state.global_step + 1}", shown, rows, loss, parts)
+            self._watch.add(f"step {self.state.global_step + 1}", shown, lengths, loss, parts)
             if self._look_at_once:
                 self._watch.look()
             self._meter.add(parts)
@@ -236,7 +236,7 @@ class DistillTrainer(WholeCheckpoints):
                     validation.keep(one)
                 with turn(prompter.backbone):
                     loss, parts = self._student(inputs, **rest)
-                watch.add("validation", shown, batch["rows"], loss, parts)
+                watch.add("validation", shown, batch["response_lengths"], loss, parts)
                 meter.add(parts)
                 weights = rest["weights"].to(parts.row_ce.device).double()
                 total += torch.stack([(weights * parts.row_ce).sum(), weights.sum()]).cpu()

@@ -43,11 +43,11 @@ class WholeCheckpoints(Trainer):
             # torch.save tells of a full disk by the second
             if isinstance(error, RuntimeError) and not _of_writing(error):
                 raise
-            told = str(error) if isinstance(error, DiveError) else _why(error, folder)
+            cause = str(error) if isinstance(error, DiveError) else _why(error, folder)
             if self.args.should_save:  # what was begun takes the room of what comes after it
                 shutil.rmtree(folder / ASIDE, ignore_errors=True)
             raise DiveError(
-                f"the checkpoint of step {step} cannot be written into {folder}: {told}"
+                f"the checkpoint of step {step} cannot be written into {folder}: {cause}"
             ) from error
 
 

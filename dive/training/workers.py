@@ -17,14 +17,14 @@ from dive.errors import DiveError
 T = TypeVar("T")
 _ready: set[int] = set()  # workers that know that they are one
 
-MOST = 8  # processes, where nobody asks for more
-FEW = 64  # images that are read sooner than processes start
+MAX_LOADERS = 8  # processes, where nobody asks for more
+MIN_IMAGES = 64  # images that are read sooner than processes start
 CHUNK = 64  # studies that are handed to a process at a time
-SPREAD = 32  # processes that look at studies; more of them start longer than they look
+MAX_LOOKERS = 32  # processes that look at studies; more of them start longer than they look
 
 # Forked, so that a backbone need not be pickled and what is kept in memory is there at once.
 _CAN = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
-START = "fork" if _CAN else None
+START_METHOD = "fork" if _CAN else None
 
 
 def cores() -> int:
@@ -38,7 +38,7 @@ def cores() -> int:
 
 def check_workers(asked: int | None) -> None:
     """DiveError where processes are asked for and there can be none."""
-    if asked and START is None:
+    if asked and START_METHOD is None:
         raise DiveError(
             f"workers is {asked}, and this system cannot fork processes, as Linux can: want "
             "workers=0 (images are decoded by the process that trains)"
@@ -54,12 +54,12 @@ def loaders(asked: int | None, images: int) -> int:
     check_workers(asked)
     if asked is not None:
         return asked
-    if START is None or images < FEW:
+    if START_METHOD is None or images < MIN_IMAGES:
         return 0
-    return min(MOST, max(1, cores() - 1))
+    return min(MAX_LOADERS, max(1, cores() - 1))
 
 
-def alone() -> None:
+def settle() -> None:
     """Called in a worker: the threads of tokenizers and of OpenMP did not come along when it was
     forked, and the collector would copy what its parent holds by looking at it."""
     if os.getpid() not in _ready:
@@ -70,7 +70,7 @@ def alone() -> None:
 
 
 @contextmanager
-def deaths() -> Iterator[None]:
+def worker_deaths() -> Iterator[None]:
     """Says what it means that a worker of torch's died, which may be told at any moment.
 
     Raises:
@@ -93,20 +93,22 @@ _function: Callable[[Any], Any] | None = None
 
 def spread(function: Callable[[Any], T], items: Sequence[Any], workers: int) -> Iterator[T]:
     """`function` of every item, in order, in forked processes; results are pickled, `function`
-    is not. workers: at most so many, at most one a chunk, and at most `SPREAD`; 0 or 1: in this
-    process.
+    is not.
+
+    workers: the most processes; there are also at most one per chunk and `MAX_LOOKERS` in all.
+        0 or 1: this process alone.
 
     Raises:
         DiveError: a process died (the machine ran out of memory, mostly).
     """
     global _function
-    if workers < 2 or START is None or len(items) < 2 * CHUNK:
+    if workers < 2 or START_METHOD is None or len(items) < 2 * CHUNK:
         yield from map(function, items)
         return
-    workers = min(workers, -(-len(items) // CHUNK), SPREAD)
+    workers = min(workers, -(-len(items) // CHUNK), MAX_LOOKERS)
     _function = function
-    context = multiprocessing.get_context(START)
-    pool = ProcessPoolExecutor(workers, context, initializer=alone)
+    context = multiprocessing.get_context(START_METHOD)
+    pool = ProcessPoolExecutor(workers, context, initializer=settle)
     try:
         chunks = (items[at : at + CHUNK] for at in range(0, len(items), CHUNK))
         for results in pool.map(_chunk, chunks):
