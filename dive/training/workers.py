@@ -36,24 +36,24 @@ def cores() -> int:
     return max(1, count // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-def check_workers(asked: int | None) -> None:
+def check_workers(requested: int | None) -> None:
     """DiveError where processes are asked for and there can be none."""
-    if asked and START_METHOD is None:
+    if requested and START_METHOD is None:
         raise DiveError(
-            f"workers is {asked}, and this system cannot fork processes, as Linux can: want "
+            f"workers is {requested}, and this system cannot fork processes, as Linux can: want "
             "workers=0 (images are decoded by the process that trains)"
         )
 
 
-def loaders(asked: int | None, images: int) -> int:
+def loaders(requested: int | None, images: int) -> int:
     """How many processes read ahead of the training: as asked, or a core each but for one.
 
     Raises:
         DiveError: see `check_workers`.
     """
-    check_workers(asked)
-    if asked is not None:
-        return asked
+    check_workers(requested)
+    if requested is not None:
+        return requested
     if START_METHOD is None or images < MIN_IMAGES:
         return 0
     return min(MAX_LOADERS, max(1, cores() - 1))
