@@ -61,7 +61,7 @@ def distill(
         str | None,
         typer.Option(
             "--demonstrations",
-            help="Shown to the teacher: how many to draw from --studies, or a file of studies. "
+            help="Studies that the teacher is shown: how many to draw from --studies, or a file. "
             "Default 4 where the preset runs a teacher.",
         ),
     ] = None,
@@ -72,7 +72,9 @@ def distill(
     ] = None,
     rank: Annotated[int | None, typer.Option(help="Default: the preset's.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Default 4.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps; wins over --epochs.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimiser steps; takes precedence over --epochs.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Default 8.")] = None,
     gradient_accumulation: Annotated[int | None, typer.Option(help="Default 1.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Default: the preset's.")] = None,
@@ -83,7 +85,7 @@ def distill(
         str | None,
         typer.Option(
             "--decisive",
-            help="What names the pathology: lexicon (default), radgraph, or radgraph:X with a type "
+            help="What finds the pathology: lexicon (default), radgraph, or radgraph:X with a type "
             "of model, a folder of weights, or a file of annotations.",
         ),
     ] = None,
@@ -99,8 +101,8 @@ def distill(
             "--image-cache",
             parser=as_path,
             metavar="FOLDER",
-            help="Folder where image features are kept: epochs after the first, and later "
-            "trainings with the same folder, run no vision tower.",
+            help="Folder for image features: epochs after the first, and later trainings with the "
+            "same folder, run no vision tower.",
         ),
     ] = None,
     setting: Annotated[
@@ -150,7 +152,7 @@ def distill(
     if _finished_before(out, resume, overwrite, as_json):
         return
     checkpoints = out / "checkpoints"
-    # another training is refused before the studies are read, as far as it is known by then
+    # another training is refused before the studies are read, where the settings show it
     find_checkpoint(checkpoints, resume, settings_fingerprint(config, target, prompt, budget))
     skipped = Skipped()
     options = reading(split, images_root, reports_root, drop_comparisons, read)
@@ -179,7 +181,7 @@ def distill(
 
 
 def _config(params: dict[str, Any], setting: list[str] | None) -> "DistillConfig":
-    """The settings: fields of `DistillConfig` by options of their names, or by --set."""
+    """The settings, from the options that are called as fields of `DistillConfig`, and --set."""
     from dive.training.config import DistillConfig
 
     names = [field.name for field in fields(DistillConfig)]
@@ -204,7 +206,7 @@ def _check_not_input(
     images_root: Path | None,
     reports_root: Path | None,
 ) -> None:
-    """DiveError where a file that is to be written is one of those that are read."""
+    """DiveError where a file of the output is one of the inputs."""
     from dive.data.overwriting import check_not_of_spec, check_not_read
 
     written = _files_of(out)
@@ -215,7 +217,7 @@ def _check_not_input(
 
 
 def _finished_before(out: Path, resume: bool, overwrite: bool, as_json: bool) -> bool:
-    """Whether the training to resume had come to its end, but for its checkpoints' removal.
+    """Whether the training to resume is finished, but for the removal of its checkpoints.
 
     Raises:
         DiveError: `out` holds an adapter that is not to be replaced.
@@ -240,10 +242,10 @@ def _read_studies(
     demonstrations: str | None,
     options: dict[str, Any],
 ) -> tuple[list["Study"], Any, Any]:
-    """The studies to learn from, and those (or the share, or number) for validation and to show.
+    """The studies to learn from, for validation (or a share) and to show (or a number).
 
     Raises:
-        DiveError: one of their images would be overwritten.
+        DiveError: a study cannot be read, or one of its images would be overwritten.
     """
     from dive.data.overwriting import check_not_read, films
 
@@ -263,8 +265,8 @@ def _read_studies(
 
 
 def _save(adapter: "SteeringAdapter", skipped: "Skipped", out: Path) -> str:
-    """Write the adapter, and remove the checkpoints that it could be made from again only when it
-    is there. Returns what is to be said about skipped studies."""
+    """Write the adapter, and then remove the checkpoints of its training. Returns a line about the
+    skipped studies."""
     from dive.training.finished import remove_checkpoints
 
     checkpoints = out / "checkpoints"
@@ -309,7 +311,7 @@ def _print_json(adapter: "SteeringAdapter", out: Path, skipped: int) -> None:
 
 
 def _print_cleared(out: Path, as_json: bool) -> None:
-    """Report a training that was ended when only the removal of its checkpoints was left to do."""
+    """Print that a finished training's checkpoints were removed, which was left to do."""
     from dive.adapter.adapter import SteeringAdapter
 
     if as_json:
@@ -324,7 +326,7 @@ def _print_cleared(out: Path, as_json: bool) -> None:
 
 
 def _check_out(out: Path, config: "DistillConfig") -> None:
-    """DiveError where what a training writes cannot be, before the backbone or a study is read."""
+    """DiveError where an output cannot be written, before the backbone or a study is read."""
     from dive.data.skipping import check_skipped
     from dive.files.atomic import check_file, check_folder
     from dive.training.feature_store import check_cache
@@ -339,7 +341,7 @@ def _check_out(out: Path, config: "DistillConfig") -> None:
 
 
 def _files_of(out: Path) -> dict[Path, str]:
-    """What is written into --out, or removed there."""
+    """The files that are written into --out, or removed there."""
     from dive.adapter.config import CONFIG_FILE, WEIGHTS_FILE
 
     return {out / name: "--out, whose" for name in (CONFIG_FILE, WEIGHTS_FILE, "skipped.jsonl")}
@@ -351,7 +353,7 @@ def _annotations(decisive: str) -> str | None:
 
 
 def _finished(out: Path, resume: bool) -> str:
-    """What to do about a folder that holds an adapter already."""
+    """The message about a folder that holds an adapter already."""
     from dive.training.checkpoints import checkpoints_in
 
     if not resume:

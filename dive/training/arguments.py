@@ -1,6 +1,6 @@
-"""The arguments of `dive.distill`, made into what they stand for.
+"""The arguments of `dive.distill`, read and checked.
 
-Paths stand for what they name (a backbone's folder, a file of studies), as on the command line.
+A path stands for what it names (a backbone's folder, a file of studies), as on the command line.
 """
 
 import random
@@ -28,7 +28,7 @@ from dive.training.workers import check_workers
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a training is given, with every argument of `dive.distill` as what it stands for.
+    """The arguments of `dive.distill`, with studies and backbone read where their paths were given.
 
     folder: for checkpoints and the log; None: none are written.
     console: where progress is shown; None: nowhere.
@@ -65,13 +65,13 @@ def read_inputs(
     skipped: Skipped | None,
     **others: Any,
 ) -> Inputs:
-    """Read what the arguments of `dive.distill` name: first the studies, then the backbone.
+    """Read the studies and then the backbone that the arguments of `dive.distill` name.
 
-    others: the fields of `Inputs` that are arguments as they are.
+    others: the arguments that `Inputs` has unchanged.
 
     Raises:
-        DiveError: an argument is of the wrong kind, or what it names cannot be read; settings that
-            cannot be right are refused before any study is read.
+        DiveError: an argument is of the wrong kind, or what it names cannot be read. Bad settings
+            are refused before any study is read.
     """
     config = as_config(config)
     skipped = check_on_error(on_error, skipped)
@@ -94,7 +94,7 @@ def read_inputs(
 
 
 def as_config(given: Any) -> DistillConfig:
-    """A `DistillConfig`, from one or from its settings as a dict; None has the default ones."""
+    """A `DistillConfig`, from one, from its fields as a dict, or (None) with the default values."""
     if given is None:
         return DistillConfig()
     if isinstance(given, DistillConfig):
@@ -105,29 +105,28 @@ def as_config(given: Any) -> DistillConfig:
         for name in given:
             if name not in known:
                 raise DiveError(
-                    f"config has {name!r}, which is no setting of DistillConfig; it knows "
-                    + ", ".join(known)
+                    f"config has {name!r}, want fields of DistillConfig: " + ", ".join(known)
                 )
         return DistillConfig(**given)
     what = f"the class {given.__name__}" if isinstance(given, type) else f"{given!r}"
     raise DiveError(
-        f"config is {what}; wants a DistillConfig, such as DistillConfig(preset='dive'), or its "
-        "settings as a dict"
+        f"config is {what}, want a DistillConfig, such as DistillConfig(preset='dive'), or its "
+        "fields as a dict"
     )
 
 
 def _as_validation(given: Any, target: str, reading: dict[str, Any]) -> float | list[Study] | None:
-    """A share or None as it is; else studies."""
+    """The studies of `validation`; a share or None as it is."""
     if given is None or isinstance(given, (int, float)):
         return given
     held_out = as_studies_of(given, "validation", target, **reading)
     if not held_out:
-        raise DiveError("validation is empty; wants studies, a share, or None")
+        raise DiveError("validation is empty, want studies, a share, or None")
     return held_out
 
 
 def _console(progress: bool | None) -> PlainConsole | None:
-    """Where progress is shown: on stderr, by the first rank, by default on a terminal alone."""
+    """The console of the first rank, on stderr; by default only where that is a terminal."""
     console = PlainConsole(stderr=True)
     wanted = console.is_terminal if progress is None else progress
     return console if wanted and rank() == 0 else None
@@ -135,9 +134,9 @@ def _console(progress: bool | None) -> PlainConsole | None:
 
 @contextmanager
 def own_modes() -> Iterator[None]:
-    """Gradients on, and the caller's modes and random generators as they were afterwards.
+    """A context with gradients on, which restores the caller's modes and random generators.
 
-    Trainer seeds Python's and numpy's generators; torch's own is put back where it is used.
+    Trainer seeds Python's and numpy's generators; torch's own is restored where it is used.
     """
     python, of_numpy = random.getstate(), np.random.get_state()
     with torch.inference_mode(False), torch.enable_grad():

@@ -1,4 +1,4 @@
-"""The scale of each layer's stream, measured before the first step."""
+"""The calibration of an adapter: the scale of each steered layer's residual stream."""
 
 import statistics
 import threading
@@ -20,8 +20,8 @@ from dive.training.preparation import Prepared
 
 
 def calibrate_adapter(prepared: Prepared) -> None:
-    """Measure the scale of each layer's stream on the first studies, the first whose pixels are
-    decoded; and begin the cache of image features, if there is to be one.
+    """Calibrate the adapter on the first studies, whose images are the first to be decoded; make
+    the cache of image features before that, if one is requested.
 
     Raises:
         UnreadableStudy: a study cannot be decoded, and none is to be skipped.
@@ -42,16 +42,16 @@ def calibrate_adapter(prepared: Prepared) -> None:
 def calibrate(
     model: Any, adapter: SteeringAdapter, inputs: Iterable[tuple[dict[str, Any], Tensor]]
 ) -> None:
-    """Sets each steered layer's sigma: the median RMS of its output at the masked positions.
+    """Set each steered layer's sigma to the median RMS of its output at the masked positions.
 
     `inputs` yields model inputs with a bool mask [B, T] (the response positions). The model runs
-    without the adapter. The edit is then relative to the stream, whose RMS is 1 in some models and
-    hundreds in others, so that one learning rate serves them all.
+    without the adapter. The edit is relative to the residual stream, whose RMS is 1 in some models
+    and hundreds in others, so that one learning rate suits them all.
     """
     model = unwrap(model)
     adapter.check_backbone(model)
     if attached_here(model):
-        raise DiveError("calibrate measures the bare model: detach the adapter first")
+        raise DiveError("calibrate: an adapter is attached to the model; detach it first")
     layers = decoder_layers(model)
     steered: Any = adapter.layers
     rms: dict[str, list[float]] = {index: [] for index in steered}
@@ -62,13 +62,13 @@ def calibrate(
         @torch._disable_dynamo
         def hook(_module: nn.Module, _inputs: tuple, output: Any) -> None:
             if threading.get_ident() != thread or not masks:
-                return  # another's forward
+                return  # a forward of another thread
             hidden = output[0] if isinstance(output, tuple) else output
             mask = masks[-1]
             if mask.shape != hidden.shape[:-1] or mask.dtype != torch.bool:
                 raise DiveError(
-                    f"calibrate: a bool mask {list(hidden.shape[:-1])} is wanted, got {mask.dtype} "
-                    f"{list(mask.shape)}"
+                    f"calibrate: the mask is {mask.dtype} {list(mask.shape)}, want torch.bool "
+                    f"{list(hidden.shape[:-1])}"
                 )
             states = hidden[mask.to(hidden.device)].float()
             rms[index] += states.pow(2).mean(-1).sqrt().tolist()
@@ -100,7 +100,7 @@ def calibrate(
 def calibration_inputs(
     examples: Examples, chosen: Iterable[Example]
 ) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """What `calibrate` takes, of these examples: model inputs, and their response positions."""
+    """Model inputs and response positions of these examples, as `calibrate` takes them."""
     for one in chosen:
         batch = examples.collate([one])
         shown = [examples.studies[one.index]]

@@ -44,40 +44,42 @@ def distill(
     on_error: str = "fail",
     skipped: Skipped | None = None,
 ) -> SteeringAdapter:
-    """Distil what demonstrations do for a frozen backbone into a steering adapter.
+    """Distil the effect of demonstrations on a frozen backbone into a steering adapter.
 
     Args:
-        backbone: from `load_backbone`, or what it takes, or a bare model together with `processor`.
-            LoRA and its kin (PEFT) are at work as they are; wrappers are looked through.
-        studies: with reports for `target`; what the adapter learns from. Many of them, or rows as
-            dicts, or as the command line takes them: "train.jsonl", "mimic-cxr:ROOT". So may
-            demonstrations and validation be given.
-        demonstrations: studies that are shown to the teacher before every query; a number draws
-            that many from `studies` for each query, never of the same patient. None: 4 where the
-            preset runs a teacher. With a preset that runs none they are an error.
+        backbone: from `load_backbone`, or an argument of it, or a bare model together with
+            `processor`. LoRA and other adapters of PEFT stay active; wrappers are looked through.
+        studies: to learn from, with reports for `target`: studies, or records as dicts, or a name
+            as on the command line ("train.jsonl", "mimic-cxr:ROOT"). Demonstrations and validation
+            may be given in the same forms.
+        demonstrations: studies that the teacher is shown before every query; a number draws that
+            many from `studies` for each query, never of the same patient. None: 4 where the preset
+            runs a teacher. With a preset that runs none they are an error.
         config: a `DistillConfig`, or a dict of its fields; default `DistillConfig()`.
-        validation: studies, or the share of `studies` (whole patients) that is kept apart; loss
-            and accuracy by token class are logged for them.
+        validation: studies, or the share of `studies` (whole patients) that is held out; their loss
+            and accuracy by token class are logged.
         prompt, target, max_image_tokens, template, template_date: see `Prompter`; stored in the
-            adapter, whose `generate` uses the same. The date is that of the training's first day.
-        output_dir: checkpoints and `log.jsonl` go here while training. None: no checkpoints.
+            adapter, so that `generate` uses the same. The date is the training's first day.
+        output_dir: folder for checkpoints and `log.jsonl` during the training. None: none are
+            written.
         resume: go on from the last whole checkpoint in `output_dir`, if there is one, with a
-            warning for those that are passed over: the adapter is what an uninterrupted run gives
+            warning for those that are passed over. The adapter is that of an uninterrupted run
             (bit for bit on a CPU). Whatever decides what is learnt must be as it was; validation,
             logging, saving, workers and gradient_checkpointing may differ.
-        progress: a plan before the first step and a progress bar, on stderr; None: on a terminal.
+        progress: show a forecast before the first step and a progress bar, on stderr. None: if
+            that is a terminal.
         on_error: "fail" raises at the first study that cannot be used; "skip" goes on without it
             and records it in `skipped`. Before the first step only the headers of images are read;
-            one that cannot be decoded in its turn is left out of its batch, or stops the training
+            an image that cannot be decoded later is left out of its batch, or stops the training
             with its last checkpoint whole.
 
     Returns:
-        The adapter, on the CPU, in eval mode; its metadata says how it was made.
+        The adapter, on the CPU, in eval mode, with how it was made in its metadata.
 
     Raises:
         DiveError: bad input, or another process that trains into `output_dir`, before the first
-            step; a study that cannot be decoded, in its turn.
-        NonFiniteLoss: in a step, with the study's id.
+            step; a study that cannot be decoded, when it is its turn.
+        NonFiniteLoss: the loss of a step is not finite; names the study.
     """
     with training_folder(output_dir) as folder, own_modes():
         inputs = read_inputs(
@@ -113,7 +115,7 @@ def distill(
 
 
 def _resumable(error: UnreadableStudy, prepared: Prepared) -> DiveError:
-    """`error`, with where the training goes on once the study's file is repaired."""
+    """`error`, with the checkpoint to resume from once the study's file is repaired."""
     request = prepared.request
     unreadable = {*request.unreadable, error.study.id}
     fingerprint = request.fingerprint | studies_fingerprint(

@@ -1,7 +1,7 @@
 """The fingerprint of a training: whatever decides what is learnt, as JSON values.
 
 It is kept with the checkpoints. An unfinished training goes on only under the same fingerprint, and
-the adapter's metadata says most of it.
+most of it is kept in the adapter's metadata.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ from dive.training.selection import Selection
 
 FINGERPRINT_FILE = "run.json"
 
-# What no adapter needs to know; a template's facts stand in its metadata by themselves.
+# What no adapter needs to know; the facts about its template are in its metadata anyway.
 _NOT_IN_ADAPTERS = ("unreadable", "films")
 
-# How a training runs and is watched: none of it reaches the adapter, so it may differ before and
+# How a training is run and monitored: none of it reaches the adapter, so it may differ before and
 # after an interruption.
 _FREE = {
     "logging_steps", "eval_steps", "save_steps", "workers", "gradient_checkpointing",
@@ -40,9 +40,9 @@ _FREE = {
 def settings_fingerprint(
     config: DistillConfig, target: str, prompt: str | None, max_image_tokens: int | None
 ) -> dict[str, Any]:
-    """The part that is known before the backbone or any study is read."""
+    """The part of the fingerprint that is known before the backbone or any study is read."""
     return {
-        # where features are kept changes nothing, and where files lie is nobody else's business
+        # where features are kept changes nothing, and paths of this machine are private
         "config": asdict(config)
         | {"cache_images": bool(config.cache_images), "decisive": public_source(config.decisive)},
         "prompt": DEFAULT_PROMPTS.get(target) if prompt is None else prompt,
@@ -54,9 +54,9 @@ def settings_fingerprint(
 def model_fingerprint(
     prompter: Prompter, adapter: SteeringAdapter, annotator: Any = None
 ) -> dict[str, Any]:
-    """The part that the backbone decides, and the annotator that finds the pathology.
+    """The part of the fingerprint that the backbone and the annotator decide.
 
-    annotator: None: the lexicon.
+    annotator: finds the pathology in reports; None: the lexicon does.
     """
     tuners = adapter.metadata["weights"]["tuner_samples"]
     return {
@@ -73,7 +73,7 @@ def model_fingerprint(
 def studies_fingerprint(
     selection: Selection, target: str, unreadable: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The part that the studies decide.
+    """The part of the fingerprint that the studies decide.
 
     unreadable: ids of studies whose image files may have been repaired since.
 
@@ -95,7 +95,7 @@ def studies_fingerprint(
     if shown is None:
         pool = None
     elif len(shown.pool) == len(studies) and all(map(operator.is_, shown.pool, studies)):
-        pool = learnt  # drawn from the studies themselves; a digest of many takes seconds
+        pool = learnt  # drawn from the studies; a digest of many takes seconds
     else:
         pool = digest(shown.pool)
         shows = films_of(shown.pool, unreadable)
@@ -110,7 +110,7 @@ def studies_fingerprint(
 
 
 def for_metadata(fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """The part of a fingerprint that an adapter's metadata keeps."""
+    """The part of a fingerprint that is kept in an adapter's metadata."""
     return {
         name: value
         for name, value in fingerprint.items()
@@ -118,7 +118,7 @@ def for_metadata(fingerprint: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# what differs between two digests says nothing; what they are of does
+# messages for digests, whose values mean nothing to a reader
 _DIGESTS = {
     "studies_hash": "other studies to learn from (ids, reports, indications, patients or images)",
     "demonstrations_hash": "other demonstrations",
@@ -130,7 +130,7 @@ _DIGESTS = {
 }
 
 
-# what a bare value would not explain
+# messages for fields whose values do not explain themselves
 _WORDS = {
     "cache_images": "another choice of cache_images (--image-cache): features move last bits of "
     "what is learnt",
@@ -138,7 +138,7 @@ _WORDS = {
 
 
 def _short(value: Any) -> str:
-    """A value in one short line."""
+    """The value in one short line."""
     return checks.shown(value) if isinstance(value, str) else reprlib.repr(value)
 
 

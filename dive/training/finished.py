@@ -1,4 +1,4 @@
-"""Checkpoints of a training that is finished, which its adapter makes superfluous."""
+"""The removal of a finished training's checkpoints."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def clear_finished(out: Path) -> bool:
         return False
     if checkpoints_in(folder):
         left = is_the_end_of(folder, out / WEIGHTS_FILE)
-    else:  # a training that is still to replace the adapter has a fingerprint
+    else:  # a training that is still to replace the adapter has its fingerprint there
         left = (folder / ASIDE).exists() and not (folder / FINGERPRINT_FILE).exists()
     if left:
         remove_checkpoints(folder)

@@ -42,8 +42,8 @@ def forecast_text(prepared: Prepared) -> str:
     tokens = config.batch_size * (longest + report)
     memory = training_bytes(config, request.prompter, adapter, tokens)
     lines.append(
-        f"memory: about {memory / GIB:.1f} GiB for {tokens} tokens a forward"
-        + ("" if config.gradient_checkpointing else " (gradient_checkpointing takes less)")
+        f"memory: about {memory / GIB:.1f} GiB for {tokens} tokens per forward"
+        + ("" if config.gradient_checkpointing else " (less with gradient_checkpointing)")
     )
     each = config.batch_size * config.gradient_accumulation * world_size()
     lines.append(f"{counted(prepared.steps, 'step')} of {counted(each, 'study')}")
@@ -55,8 +55,8 @@ def training_bytes(
 ) -> int:
     """A rough estimate: weights, adapter with gradient and AdamW's two moments, activations.
 
-    Activations of one token in one layer: about six states and three inner states of the MLP; with
-    checkpointing one state a layer and one layer whole.
+    The activations of one token in one layer are about six hidden states and three inner states of
+    the MLP; with gradient checkpointing one hidden state per layer, and one layer in full.
     """
     text = text_config(prompter.backbone.model)
     size = prompter.backbone.dtype.itemsize

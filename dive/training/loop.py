@@ -26,11 +26,11 @@ log = logging.getLogger(__name__)
 
 
 def train(prepared: Prepared) -> None:
-    """Make the steps that are left; the adapter has learnt from them afterwards.
+    """Train the adapter in place, from the checkpoint on if there is one.
 
     Raises:
-        UnreadableStudy: a study cannot be decoded in its turn, and none is to be skipped.
-        NonFiniteLoss: of a step.
+        UnreadableStudy: a study cannot be decoded, and none is to be skipped.
+        NonFiniteLoss: the loss of a step is not finite.
         DiveError: the folder cannot be written, or a worker died.
     """
     request = prepared.request
@@ -39,7 +39,7 @@ def train(prepared: Prepared) -> None:
         inputs.console.print(forecast_text(prepared), soft_wrap=True)
     if inputs.folder is not None:
         begin_in(inputs.folder, inputs.resume, request.fingerprint, request.checkpoint)
-    adapter.metadata |= request.prompter.metadata()  # a checkpoint's adapter has it, too
+    adapter.metadata |= request.prompter.metadata()  # checkpoints have it, too
     _make_steps(prepared)
     features = prepared.examples.features
     if features is not None and features.store is not None:
@@ -61,7 +61,7 @@ def _make_steps(prepared: Prepared) -> None:
     states = torch.random.get_rng_state()
     try:
         with scratch as arguments.output_dir, steer(backbone, request.adapter) as attachment:
-            attachment.public = False  # no other thread's forward is meant to be steered by it
+            attachment.public = False  # forwards of other threads are not steered by it
             trainer = DistillTrainer(
                 Student(attachment, inputs.config),
                 arguments,
@@ -75,7 +75,7 @@ def _make_steps(prepared: Prepared) -> None:
             trainer.remove_callback(PrinterCallback)
             trainer.remove_callback(ProgressCallback)
             if checkpoint is not None and step_of(checkpoint) >= prepared.steps:
-                trainer.restore(checkpoint)  # Trainer would make one step more
+                trainer.restore(checkpoint)  # Trainer would run one step more
             else:
                 with worker_deaths():
                     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
@@ -112,13 +112,13 @@ def _training_arguments(prepared: Prepared) -> TrainingArguments:
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
         logging_steps=config.logging_steps,
-        logging_nan_inf_filter=False,  # a loss that is not finite stops the training instead
+        logging_nan_inf_filter=False,  # LossWatch stops the training instead
         eval_strategy="no" if prepared.validation is None else "steps",
         eval_steps=config.eval_steps or interval,
         save_strategy="no" if inputs.folder is None else "steps",
         save_steps=config.save_steps or interval,
         dataloader_num_workers=workers,
-        dataloader_prefetch_factor=1 if workers else None,  # a batch each is far enough ahead
+        dataloader_prefetch_factor=1 if workers else None,  # one batch per worker is enough
         dataloader_multiprocessing_context=START_METHOD if workers else None,
         dataloader_pin_memory=False,  # batches are put together only when it is known of what
         remove_unused_columns=False,
@@ -127,15 +127,15 @@ def _training_arguments(prepared: Prepared) -> TrainingArguments:
         use_cpu=inputs.backbone.device.type == "cpu",
         disable_tqdm=True,
     )
-    # several GPUs in one process would be wrapped in DataParallel, which knows no hooks
+    # Trainer would wrap several GPUs of one process in DataParallel, which ignores hooks
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
 
 class PresentIntervals(TrainerCallback):
-    """The intervals of logging, evaluation and saving that are requested now hold, and not those
-    under which a checkpoint was written. And a checkpoint closes its interval of the log, which a
-    resumed training would otherwise begin in the middle."""
+    """Applies the intervals of logging, evaluation and saving that are set now in place of those in
+    the checkpoint; and ends the interval of the log at every checkpoint, so that a resumed training
+    does not begin in the middle of one."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         state.compute_steps(args, state.max_steps)

@@ -1,7 +1,7 @@
-"""Losses that are not finite, found without a host sync in every step, and what they came from.
+"""Losses that are not finite, and their causes, found without a host sync in every step.
 
-The loss of a bad value is NaN, and which value it was stands in a status word on the device (see
-`dive.ops.checks`). Both are read when the trainer logs, evaluates or saves; on a CPU, where looking
+The loss of a bad value is NaN, and a status word on the device names the value (see
+`dive.ops.checks`). Both are read when the trainer logs, evaluates or saves; on a CPU, where a read
 costs nothing, after every forward.
 """
 
@@ -42,7 +42,7 @@ class LossWatch:
         loss: Tensor,
         parts: DecisiveLoss,
     ) -> None:
-        """A forward over `studies`, whose rows lie one after the other; it is not looked at yet."""
+        """Keep the numbers of a forward over `studies`, whose rows lie one after the other."""
         # not `parts` itself, whose loss would keep the graph
         terms = [term for term in (parts.row_ce, parts.row_kl) if term is not None]
         self._pending.append(
@@ -50,11 +50,11 @@ class LossWatch:
         )
 
     def look(self) -> None:
-        """One host sync.
+        """Check the forwards since the last call, with one host sync.
 
         Raises:
-            DiveError: of the first bad value, with step, study, argument, row and value.
-            NonFiniteLoss: of the first loss that is not finite without one, with step and studies.
+            DiveError: a bad value; names the step, study, argument, row and value of the first.
+            NonFiniteLoss: a loss is not finite without one; names step and studies.
         """
         pending, self._pending = self._pending, []
         if not pending:
@@ -86,7 +86,7 @@ def _of_row(one: _Forward, row: int) -> list[Study]:
 
 
 def _bad(one: _Forward) -> list[Study]:
-    """The studies whose own terms are not finite, or all where no row's are (alignment, say)."""
+    """The studies with terms that are not finite; all of them where no row's term is the cause."""
     bad = ~torch.stack(one.terms).isfinite().all(0)
     found = dict.fromkeys(_owner(one)[bad.cpu()].tolist())
     return [one.studies[index] for index in found] or list(one.studies)

@@ -8,7 +8,7 @@ from dive.training.preparation import Prepared
 
 
 def distillation_metadata(prepared: Prepared, seconds: float) -> dict[str, Any]:
-    """How the adapter of a training that is done was made, as JSON values."""
+    """How the adapter of a finished training was made, as JSON values."""
     request, examples, validation = prepared.request, prepared.examples, prepared.validation
     return for_metadata(request.fingerprint) | {
         "studies": len(examples) - len(examples.failed),
@@ -23,7 +23,7 @@ def distillation_metadata(prepared: Prepared, seconds: float) -> dict[str, Any]:
 
 
 def _sources(prepared: Prepared) -> list[str]:
-    """The datasets from which the adapter learnt, as far as its studies say."""
+    """The datasets from which the adapter learnt, as far as its studies name them."""
     studies = [*prepared.examples.studies]
     studies += prepared.validation.studies if prepared.validation is not None else []
     studies += prepared.teacher.demonstrations.pool if prepared.teacher is not None else []

@@ -1,4 +1,4 @@
-"""A training ready to run: its studies measured, its teacher made, its checkpoint found."""
+"""The preparation of a training: the survey of its studies, its teacher, its number of steps."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -34,9 +34,9 @@ class Prepared:
     """A training before its first forward.
 
     request: with the studies that are left, their fingerprint and the checkpoint to go on from.
-    examples, validation: what is learnt from, and what is only measured.
-    teacher_lengths: tokens of each study's prompt with demonstrations.
-    steps: of the optimiser, in the whole training.
+    examples, validation: the studies to learn from, and those that are held out.
+    teacher_lengths: tokens of the teacher's prompt for each study.
+    steps: optimiser steps of the whole training.
     """
 
     request: Request
@@ -50,11 +50,12 @@ class Prepared:
 
 
 def prepare(request: Request) -> Prepared:
-    """Look at every study's text and image headers, and make the teacher.
+    """Survey every study's text and image headers, and make the teacher.
 
     Raises:
         DiveError: a study cannot be used (on_error="fail"), or none is left; a prompt is longer
-            than the context; with the studies that are left, the folder holds another training.
+            than the context; without the studies that were skipped this is another training than
+            the folder's.
     """
     inputs = request.inputs
     weigher = _weigher(request)
@@ -88,7 +89,7 @@ def _weigher(request: Request) -> DecisiveTokens:
         modifiers=config.modifiers,
         annotator=request.annotator,
     )
-    if isinstance(request.annotator, RadGraph):  # it loads a model: once, for all reports
+    if isinstance(request.annotator, RadGraph):  # it loads a model, once for all reports
         studies = [*selection.studies, *selection.validation]
         weigher.prepare(_reports(studies, request.inputs.target))
     return weigher
@@ -97,7 +98,7 @@ def _weigher(request: Request) -> DecisiveTokens:
 def _look_at_studies(
     request: Request, weigher: DecisiveTokens
 ) -> tuple[Examples, Examples | None, Survey]:
-    """The examples to learn from and for validation, and what was found about the first."""
+    """The examples to learn from, those for validation, and the survey of the first."""
     inputs, selection = request.inputs, request.selection
     columns = (column("{task.description}"), BarColumn(), MofNCompleteColumn())
     hidden = inputs.console is None
@@ -121,7 +122,7 @@ def _look_at_studies(
 def _with_what_is_left(
     request: Request, examples: Examples, validation: Examples | None
 ) -> Request:
-    """The request for the studies that were not skipped, which decide its fingerprint only now."""
+    """The request without the studies that were skipped, and with their part of the fingerprint."""
     inputs, shown = request.inputs, request.selection.demonstrations
     if shown is not None and shown.count is not None:
         shown = demonstrations_from(examples.studies, shown.count, inputs.config)
@@ -147,7 +148,7 @@ def _teacher(request: Request, examples: Examples) -> Teacher | None:
 
 
 def _reports(studies: Sequence[Study], target: str) -> Iterator[str]:
-    """The reports that there are; a study that lacks one is named by the survey."""
+    """The reports of these studies; the survey names a study that lacks one."""
     for study in studies:
         try:
             yield study.report(target)

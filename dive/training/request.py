@@ -1,4 +1,4 @@
-"""A training as far as it is decided before a study is looked at: what cannot be is refused."""
+"""The request for a training: everything that is decided, or refused, before an image is opened."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +24,12 @@ from dive.training.selection import Selection, select
 
 @dataclass(frozen=True)
 class Request:
-    """A training that nothing known so far speaks against.
+    """A training that was not refused before its images are opened.
 
     annotator: finds the pathology in reports; None: the lexicon does.
     unreadable: ids of studies at which an earlier part of this training stopped.
-    fingerprint: with that of the studies, unless some of them may still be left out.
-    checkpoint: to go on from.
+    fingerprint: without the part of the studies as long as some of them may be left out.
+    checkpoint: the one to go on from.
     """
 
     inputs: Inputs
@@ -43,11 +43,11 @@ class Request:
 
 
 def resolve(inputs: Inputs) -> Request:
-    """Decide all that can be decided before an image is opened.
+    """Make a request of the arguments, without opening an image.
 
     Raises:
-        DiveError: the backbone cannot be steered, or is; the studies do not suffice; the prompt
-            cannot be made; the folder holds another training.
+        DiveError: the backbone cannot be steered, or is steered already; there are too few
+            studies; the prompt cannot be made; the folder holds another training.
     """
     backbone, config = inputs.backbone, inputs.config
     if attached_here(backbone.model):
@@ -75,7 +75,7 @@ def resolve(inputs: Inputs) -> Request:
     unreadable = unreadable_before(inputs.folder) if inputs.resume else []
     if unreadable:
         fingerprint["unreadable"] = unreadable
-    if inputs.on_error == "fail":  # then these are the studies: none will be left out
+    if inputs.on_error == "fail":  # none of the studies will be left out
         fingerprint |= studies_fingerprint(selection, inputs.target, unreadable)
     checkpoint = find_checkpoint(inputs.folder, inputs.resume, fingerprint)
     return Request(

@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def training_folder(output_dir: Any) -> Iterator[Path | None]:
-    """The folder `output_dir`, which no other process trains into meanwhile; None for None.
+    """Hold the folder `output_dir`, so that no other process trains into it; None for None.
 
     Raises:
-        DiveError: it cannot be written, or another process holds it; on every rank.
+        DiveError: it cannot be written, or another process holds it. Raised on every rank.
     """
     if output_dir is None:
         yield None
@@ -37,18 +37,20 @@ def training_folder(output_dir: Any) -> Iterator[Path | None]:
 
 
 def find_checkpoint(folder: Path | None, resume: bool, fingerprint: dict[str, Any]) -> Path | None:
-    """The last whole checkpoint to go on from, after checking that it belongs to this training.
+    """The last whole checkpoint in the folder of an unfinished training, if that is this training.
 
-    fingerprint: as much of it as is known by now. Called as early as possible, and again when more
-        is known.
+    fingerprint: of this training, as far as it is known. To be called as early as possible, and
+        again when more is known.
 
     Raises:
-        DiveError: there is an unfinished training, which is another one or is not to be resumed;
-            `resume` without a folder.
+        DiveError: the unfinished training is another one, or is not to be resumed; there is no
+            folder to resume from.
     """
     if folder is None:
         if resume:
-            raise DiveError("distill: resume wants output_dir, where the checkpoints are")
+            raise DiveError(
+                "distill: resume is set and output_dir is None, want the folder of the checkpoints"
+            )
         return None
     if not checkpoints_in(folder):
         return None
@@ -67,7 +69,7 @@ def find_checkpoint(folder: Path | None, resume: bool, fingerprint: dict[str, An
     differing = differences(earlier, json.loads(json.dumps(fingerprint)))
     whole = last_whole(folder)[0]
     if isinstance(earlier, dict) and "films" in fingerprint:
-        # a study that was left out stays out, whatever has become of its files
+        # a study that was left out stays out, even if its files have changed
         but = [] if whole is None else left_out_ids(whole)
         other = changed(earlier.get("films"), fingerprint["films"], but)
         differing += [] if other is None else [other]
@@ -88,8 +90,8 @@ def find_checkpoint(folder: Path | None, resume: bool, fingerprint: dict[str, An
 def begin_in(
     folder: Path, resume: bool, fingerprint: dict[str, Any], checkpoint: Path | None
 ) -> None:
-    """Make the folder for the checkpoints of a training that starts, with its fingerprint, or goes
-    on from `checkpoint`. Checkpoints that are passed over lose their names, with a warning."""
+    """Make the folder of a training that goes on from `checkpoint`, or starts and writes its
+    fingerprint. Checkpoints that are passed over lose their names, with a warning."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if rank() > 0:
@@ -115,7 +117,7 @@ def unreadable_before(folder: Path | None) -> list[str]:
 
 
 def date_before(folder: Path | None) -> str | None:
-    """The day that the chat template printed in the unfinished training in `folder`, if any."""
+    """The date that the chat template printed in the unfinished training in `folder`, if any."""
     found = _earlier_fingerprint(folder).get("template_date")
     return found if isinstance(found, str) else None
 
@@ -127,15 +129,15 @@ def _earlier_fingerprint(folder: Path | None) -> dict[str, Any]:
     try:
         found = json.loads((folder / FINGERPRINT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return {}  # `find_checkpoint` says what is wrong with it
+        return {}  # `find_checkpoint` raises
     return found if isinstance(found, dict) else {}
 
 
 def resumable_stop(
     error: DiveError, folder: Path | None, fingerprint: dict[str, Any], unreadable: Collection[str]
 ) -> DiveError:
-    """`error`, with the checkpoint from which the training can be resumed, if there is one. The
-    ids of the studies that could not be read are kept in the folder's fingerprint."""
+    """Name the checkpoint in `error` from which the training can be resumed, if there is one, and
+    keep the ids of the unreadable studies in the folder's fingerprint."""
     last = None if folder is None else last_whole(folder)[0]
     if folder is None or last is None:
         return error

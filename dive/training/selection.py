@@ -15,7 +15,7 @@ DEFAULT_SHOTS = 4
 
 @dataclass(frozen=True)
 class Selection:
-    """The studies of a training; no patient is in both of the first two.
+    """The studies of a training; no patient is both learnt from and held out.
 
     demonstrations: None where no teacher is run.
     """
@@ -31,10 +31,10 @@ def select(
     demonstrations: int | Sequence[Study] | None,
     config: DistillConfig,
 ) -> Selection:
-    """Split the studies, and see that every one of them has demonstrations.
+    """Split the studies, and check that there are demonstrations for every one of them.
 
     Raises:
-        DiveError: nothing is left to learn from, a patient would be in both parts, or there are
+        DiveError: nothing is left to learn from, a patient would be in both parts, or a study has
             fewer studies of other patients than demonstrations are to be drawn.
     """
     train, held_out = split(studies, validation, config.seed)
@@ -48,7 +48,7 @@ def select(
 def demonstrations_from(
     studies: Sequence[Study], given: int | Sequence[Study] | None, config: DistillConfig
 ) -> Demonstrations | None:
-    """The demonstrations: those that are given, or a number drawn from `studies`."""
+    """The demonstrations that are given, or drawn from `studies` where a number is given."""
     if not config.needs_teacher:
         return None
     if given is None:
@@ -62,7 +62,8 @@ def demonstrations_from(
 def split(
     studies: Sequence[Study], validation: float | Sequence[Study] | None, seed: int
 ) -> tuple[list[Study], list[Study]]:
-    """Training and validation studies. A share keeps whole patients apart, in a seeded order."""
+    """The training and the validation studies. A share holds out whole patients, in a seeded
+    order."""
     studies = list(studies)
     if not studies:
         raise DiveError("distill: there is no study to learn from")

@@ -1,4 +1,4 @@
-"""Processes that read images beside the one that trains."""
+"""The processes that read images for the one that trains."""
 
 import gc
 import multiprocessing
@@ -15,20 +15,20 @@ import torch
 from dive.errors import DiveError
 
 T = TypeVar("T")
-_ready: set[int] = set()  # workers that know that they are one
+_ready: set[int] = set()  # pids of workers that are set up
 
-MAX_LOADERS = 8  # processes, where nobody asks for more
-MIN_IMAGES = 64  # images that are read sooner than processes start
-CHUNK = 64  # studies that are handed to a process at a time
-MAX_LOOKERS = 32  # processes that look at studies; more of them start longer than they look
+MAX_LOADERS = 8  # processes by default
+MIN_IMAGES = 64  # fewer are read sooner than processes start
+CHUNK = 64  # studies per task of a process
+MAX_LOOKERS = 32  # processes that survey studies; starting more takes longer than it saves
 
-# Forked, so that a backbone need not be pickled and what is kept in memory is there at once.
+# Forked, so that the backbone is not pickled and examples in memory are shared.
 _CAN = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
 START_METHOD = "fork" if _CAN else None
 
 
 def cores() -> int:
-    """Cores that this process may use; its share of them where several ranks run on a machine."""
+    """The cores that this process may use; its share where several ranks run on a machine."""
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
     else:
@@ -37,7 +37,7 @@ def cores() -> int:
 
 
 def check_workers(requested: int | None) -> None:
-    """DiveError where processes are asked for and there can be none."""
+    """DiveError where processes are requested on a system that cannot fork."""
     if requested and START_METHOD is None:
         raise DiveError(
             f"workers is {requested}, and this system cannot fork processes, as Linux can: want "
@@ -46,7 +46,7 @@ def check_workers(requested: int | None) -> None:
 
 
 def loaders(requested: int | None, images: int) -> int:
-    """How many processes read ahead of the training: as asked, or a core each but for one.
+    """The number of processes that load data: as requested, or one per core but for one.
 
     Raises:
         DiveError: see `check_workers`.
@@ -60,8 +60,8 @@ def loaders(requested: int | None, images: int) -> int:
 
 
 def settle() -> None:
-    """Called in a worker: the threads of tokenizers and of OpenMP did not come along when it was
-    forked, and the collector would copy what its parent holds by looking at it."""
+    """Set up a worker. The threads of tokenizers and OpenMP do not survive the fork, and garbage
+    collection would copy the pages that it shares with its parent."""
     if os.getpid() not in _ready:
         _ready.add(os.getpid())
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -71,15 +71,15 @@ def settle() -> None:
 
 @contextmanager
 def worker_deaths() -> Iterator[None]:
-    """Says what it means that a worker of torch's died, which may be told at any moment.
+    """A context that explains the death of one of torch's workers, which may show at any moment.
 
     Raises:
-        DiveError: one did. Errors that were raised in a worker stay what they are.
+        DiveError: a worker died. Errors that were raised in a worker are passed on.
     """
     try:
         yield
     except RuntimeError as error:
-        # torch's words for a death; "Caught RuntimeError in DataLoader worker process 0" is none
+        # torch's message for a death; "Caught RuntimeError in DataLoader worker process 0" is none
         if not str(error).startswith("DataLoader worker (pid"):
             raise
         raise DiveError(
@@ -92,14 +92,14 @@ _function: Callable[[Any], Any] | None = None
 
 
 def spread(function: Callable[[Any], T], items: Sequence[Any], workers: int) -> Iterator[T]:
-    """`function` of every item, in order, in forked processes; results are pickled, `function`
-    is not.
+    """Yield `function(item)` of every item, in order, computed in forked processes. Results are
+    pickled, `function` is not.
 
     workers: the most processes; there are also at most one per chunk and `MAX_LOOKERS` in all.
         0 or 1: this process alone.
 
     Raises:
-        DiveError: a process died (the machine ran out of memory, mostly).
+        DiveError: a process died, mostly because the machine ran out of memory.
     """
     global _function
     if workers < 2 or START_METHOD is None or len(items) < 2 * CHUNK:
@@ -115,7 +115,7 @@ def spread(function: Callable[[Any], T], items: Sequence[Any], workers: int) -> 
             yield from results
     except BrokenProcessPool as error:
         raise DiveError(
-            f"one of {workers} processes that look at studies died, for want of memory perhaps; "
+            f"one of {workers} processes that survey studies died, perhaps for lack of memory; "
             "workers=0 reads in one process"
         ) from error
     finally:

@@ -418,7 +418,7 @@ def test_bad_input_before_the_first_step(llava, studies, tmp_path):
         dive.distill(llava, studies[:1], config=bare(), validation=[studies[1]])
     with pytest.raises(DiveError, match="Backbone"):
         dive.distill(llava.model, studies, config=bare())
-    with pytest.raises(DiveError, match="resume wants output_dir"):
+    with pytest.raises(DiveError, match="resume is set and output_dir is None, want the folder"):
         dive.distill(llava, studies, config=bare(), resume=True)
     blank = replace(studies[0], id="blank", patient=None, findings=None, source="f.jsonl:9")
     with pytest.raises(DiveError, match="f.jsonl:9.*'findings' is absent"):

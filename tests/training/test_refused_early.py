@@ -131,7 +131,7 @@ EARLY = {
     "template: not there": (lambda s: {"template": "/gone/t.jinja"}, "/gone/t.jinja"),
     "template_date": (lambda s: {"template_date": "yesterday"}, "template_date is 'yesterday'"),
     "processor": (lambda s: {"processor": "folder"}, "processor is 'folder'"),
-    "resume": (lambda s: {"resume": True}, "resume wants? output_dir"),
+    "resume": (lambda s: {"resume": True}, "resume is set and output_dir is None"),
 }  # fmt: skip
 
 
