@@ -159,7 +159,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default=timing.default_device().type)
-    parser.add_argument("--studies", type=int, default=8 if TOY else 64, help="of the first measurement")
+    parser.add_argument("--studies", type=int, default=8 if TOY else 64, help="to measure first")
     timing.add_options(parser)
     options = parser.parse_args()
     device = torch.device(options.device)
