@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dive.adapter.config import CONFIG_FILE, WEIGHTS_FILE
-from dive.files.atomic import sweep
+from dive.files.atomic import remove_leftovers
 from dive.training.checkpoints import ASIDE, checkpoints_in, is_the_end_of, remove_all
 from dive.training.fingerprint import FINGERPRINT_FILE
 
@@ -28,5 +28,5 @@ def clear_finished(out: Path) -> bool:
     if left:
         remove_checkpoints(folder)
         for name in (WEIGHTS_FILE, CONFIG_FILE):
-            sweep(out / name)
+            remove_leftovers(out / name)
     return left

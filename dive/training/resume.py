@@ -30,7 +30,7 @@ def training_folder(output_dir: Any) -> Iterator[Path | None]:
     if output_dir is None:
         yield None
         return
-    folder = checks.place("output_dir", output_dir)
+    folder = checks.path("output_dir", output_dir)
     check_folder(folder)
     with hold_folder(folder, ranks=True):
         yield folder
