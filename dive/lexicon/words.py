@@ -122,16 +122,7 @@ def _punctuation(text: str, last: int, start: int, between: str, word: str) -> i
     if "!" in stripped:
         return END
     if "." in stripped:
-        if between == ".":
-            # 5.2 and T5.6; "effusion.No" ends a sentence, "p.m" and "a.p" do not
-            number = text[last - 1].isdigit() and text[start].isdigit()
-            return JOINED if number or len(word) == 1 or word in _ABBREVIATIONS else END
-        if stripped == ".":
-            if word in _ABBREVIATIONS or (word in _CLIPPED and text[start].islower()):
-                return JOINED
-            if word == "no" and text[start].isdigit():
-                return JOINED  # No. 3
-        return END
+        return _full_stop(text, last, start, between, word)
     if ";" in stripped:
         return SEMICOLON
     if ":" in stripped:
@@ -146,6 +137,20 @@ def _punctuation(text: str, last: int, start: int, between: str, word: str) -> i
     if stripped[0] in "-–—" or stripped[-1] in "-–—":
         return JOINED if between in ("–", "‑") else COLON
     return COMMA  # brackets and what is left
+
+
+def _full_stop(text: str, last: int, start: int, between: str, word: str) -> int:
+    """What a full stop between two words, alone or with other marks, does."""
+    if between == ".":
+        # 5.2 and T5.6; "effusion.No" ends a sentence, "p.m" and "a.p" do not
+        number = text[last - 1].isdigit() and text[start].isdigit()
+        return JOINED if number or len(word) == 1 or word in _ABBREVIATIONS else END
+    if between.strip() == ".":
+        if word in _ABBREVIATIONS or (word in _CLIPPED and text[start].islower()):
+            return JOINED
+        if word == "no" and text[start].isdigit():
+            return JOINED  # No. 3
+    return END
 
 
 def _line_break(text: str, last: int, start: int, between: str, word: str) -> int:
