@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from dive.backbone.image_check import check_pixels
-from dive.backbone.image_marks import ids_of_marks
+from dive.backbone.image_special_tokens import ids_of_marks
 from dive.backbone.structure import last_hidden_state, unwrap
 from dive.errors import DiveError
 from dive.errors.checks import is_whole

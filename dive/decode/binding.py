@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 from dive.adapter.adapter import SteeringAdapter
 from dive.adapter.attach import unsteered
-from dive.backbone.turns import turn
+from dive.backbone.model_lock import turn
 from dive.decode import native
 from dive.decode.engine import EngineCache
 from dive.decode.model_check import Unsupported, version

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dive.adapter.adapter import SteeringAdapter
 from dive.adapter.attach import RowAttachment, attachment_of, unsteered
-from dive.backbone.turns import turn
+from dive.backbone.model_lock import turn
 from dive.decode.answers import Answer, Chooser, Live, ends_of, plain_stop
 from dive.decode.batch import tell_context
 from dive.decode.binding import Binding

@@ -22,8 +22,8 @@ from dive.adapter.adapter import SteeringAdapter, as_adapter
 from dive.adapter.at_work import call_of_its_own
 from dive.adapter.attach import each_of_its_own
 from dive.backbone.load import Backbone
+from dive.backbone.model_lock import turn
 from dive.backbone.structure import decoder_layers, unwrap
-from dive.backbone.turns import turn
 from dive.decode.batch import BatchRun
 from dive.decode.binding import Binding, without_trace
 from dive.decode.continuous import ContinuousBatch, Request, Written

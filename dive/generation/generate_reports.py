@@ -13,8 +13,8 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from dive.adapter.adapter import SteeringAdapter, as_adapter
 from dive.adapter.attach import each_of_its_own
-from dive.backbone.each_inside import each_inside
-from dive.backbone.given import as_backbone
+from dive.backbone.as_backbone import as_backbone
+from dive.backbone.generator_context import each_inside
 from dive.backbone.load import Backbone
 from dive.backbone.modes import evaluating
 from dive.backbone.structure import unwrap

@@ -21,8 +21,8 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from dive.adapter.attach import unsteered
 from dive.backbone.load import Backbone
+from dive.backbone.model_lock import turn
 from dive.backbone.structure import unwrap
-from dive.backbone.turns import turn
 from dive.console import PlainConsole, column
 from dive.data.datasets.json_lines import Skipped
 from dive.decode.continuous import Request

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from dive.backbone.image_check import check_settings
-from dive.backbone.image_marks import check_marks
 from dive.backbone.image_processor import budget_kwargs
+from dive.backbone.image_special_tokens import check_marks
 from dive.backbone.load import Backbone
 from dive.backbone.processor_check import check_features, check_types, settled
 from dive.backbone.structure import text_config, unwrap

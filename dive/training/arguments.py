@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from dive.backbone.given import as_backbone
+from dive.backbone.as_backbone import as_backbone
 from dive.backbone.modes import at_rest
 from dive.data.given import as_demonstrations, as_studies_of
 from dive.errors import DiveError

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from dive.adapter.adapter import SteeringAdapter
 from dive.adapter.attach import attached_here, unsteered
+from dive.backbone.model_lock import turn
 from dive.backbone.structure import decoder_layers, forget_compiled, last_hidden_state, unwrap
-from dive.backbone.turns import turn
 from dive.errors import DiveError
 from dive.training.examples import Example, Examples
 

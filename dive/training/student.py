@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from dive import ops
 from dive.adapter.adapter import SteeringAdapter
 from dive.adapter.attach import Attachment, unsteered
+from dive.backbone.model_lock import turn
 from dive.backbone.structure import last_hidden_state, output_head
-from dive.backbone.turns import turn
 from dive.decisive.tokens import CLASS_NAMES
 from dive.training.config import DistillConfig
 

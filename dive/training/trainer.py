@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
 from dive.adapter.adapter import SteeringAdapter
-from dive.backbone.turns import turn
+from dive.backbone.model_lock import turn
 from dive.errors import DiveError
 from dive.errors.counting import counted
 from dive.files.digests import of_json

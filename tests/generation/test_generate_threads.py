@@ -12,9 +12,9 @@ from tiny_decoders import small, text_batch
 from tiny_steering import fingerprint, randomised
 
 import dive
+from dive.backbone.model_lock import Turns, turn
 from dive.backbone.modes import evaluating
 from dive.backbone.structure import decoder_layers
-from dive.backbone.turns import Turns, turn
 from dive.decode.continuous import Request
 from dive.decode.session import DecodeSession
 from dive.generation.generate_reports import iter_reports
