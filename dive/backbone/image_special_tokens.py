@@ -11,7 +11,7 @@ _MARK = re.compile(r"(image|img|boi|eoi|tile).*_(token|tag)$")
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
-def check_marks(processor: Any) -> None:
+def check_image_special_tokens(processor: Any) -> None:
     """DiveError where a mark around images is not a special token of the tokenizer, is one with
     another meaning, or is another mark's."""
     tokenizer, name = processor.tokenizer, type(processor).__name__
@@ -39,7 +39,7 @@ def check_marks(processor: Any) -> None:
         taken[value] = mark
 
 
-def ids_of_marks(processor: Any, image_token_id: int | None) -> dict[str, int]:
+def image_special_token_ids(processor: Any, image_token_id: int | None) -> dict[str, int]:
     """The settings that hold a mark's id (image_token_id, ...) and are not that id, with what they
     have to be. By them a processor tells which tokens are images (mm_token_type_ids).
 

@@ -18,7 +18,7 @@ from dive.lexicon.statements import (
     OR,
     PARTS,
     PERCEIVED,
-    PLACES,
+    REGIONS,
     RESTART,
     UNITS,
     VERBS,
@@ -113,7 +113,7 @@ class Sentence:
         if word.isdigit() and any(w in UNITS for w in self.words[i + 1 : min(i + 4, self.stop)]):
             return False
         begins = word in RESTART and not (self.specific and word in ("the", "a", "an"))
-        if begins and word not in PLACES:
+        if begins and word not in REGIONS:
             return False
         later, verb = self._rest_of_list(i)
         if later:
@@ -161,7 +161,7 @@ class Sentence:
     def restarts(self, i: int) -> bool:
         """Whether ", and the heart" begins something else."""
         words = self.words[i : min(i + 2, self.stop)]
-        return len(words) == 2 and words[0] == "and" and words[1] in RESTART - PLACES
+        return len(words) == 2 and words[0] == "and" and words[1] in RESTART - REGIONS
 
     def in_place(self, i: int) -> bool:
         """Whether "in good position" stands at word i: said of a device that is there."""

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from dive.data.absent import is_placeholder
 from dive.data.language import warn_if_not_english
 from dive.data.reading_report import PLACEHOLDERS
 from dive.errors import DiveError
-from dive.metrics import bootstrap as resampling
 from dive.metrics import overlap
+from dive.metrics.bootstrap import Resampling, sign_p_value
 from dive.metrics.chexbert import CheXbert, chexbert_measure
 from dive.metrics.findings import finding_measure
 from dive.metrics.measure import Measure, mean_measure
@@ -98,56 +98,74 @@ def evaluate(
             unknown metric or normalisation, weights or packages that a metric needs missing.
     """
     pairs = _Pairs(predictions, references, baseline)
+    _check_settings(metrics, rouge_beta)
+    resampling = None if bootstrap is None else Resampling(bootstrap, confidence, seed)
+    _warn_if_not_english(pairs, metrics)
+    scorer = _Scorer(
+        _Options(
+            metrics=tuple(metrics),
+            normalization=normalization,
+            rouge_beta=rouge_beta,
+            meteor_synonyms=meteor_synonyms,
+            radgraph=RadGraphFile(radgraph) if isinstance(radgraph, str | Path) else radgraph,
+            radgraph_case_sensitive=radgraph_case_sensitive,
+            chexbert=chexbert,
+        ),
+        pairs.references,
+    )
+    measures = scorer.measures(pairs.predictions)
+    others = scorer.measures(pairs.baseline) if pairs.baseline is not None else None
+    if finish_reasons is not None:
+        measures.append(_termination(pairs.scored(finish_reasons, "finish_reasons")))
+    return _results(pairs, measures, others, per_report, resampling)
+
+
+def _check_settings(metrics: Sequence[str], rouge_beta: float) -> None:
     unknown = [name for name in metrics if name not in METRICS]
     if isinstance(metrics, str) or unknown or not metrics:
         raise DiveError(f"metrics {metrics!r}: a list of some of {', '.join(METRICS)} is wanted")
     if not rouge_beta > 0:
         raise DiveError(f"rouge_beta must be above 0, got {rouge_beta!r}")
-    if bootstrap is not None:
-        resampling.check(bootstrap, confidence, seed)
 
-    options = _Options(
-        metrics=tuple(metrics),
-        normalization=normalization,
-        rouge_beta=rouge_beta,
-        meteor_synonyms=meteor_synonyms,
-        radgraph=RadGraphFile(radgraph) if isinstance(radgraph, str | Path) else radgraph,
-        radgraph_case_sensitive=radgraph_case_sensitive,
-        chexbert=chexbert,
-    )
+
+def _warn_if_not_english(pairs: "_Pairs", metrics: Sequence[str]) -> None:
     english = [name for name in ENGLISH if name in metrics]
     if english:
         for what, texts in pairs.texts().items():
             reader = f"the metric {', '.join(english)}"
             warn_if_not_english([one for one in texts if one.strip()], what, reader)
-    scorer = _Scorer(options, pairs.references)
-    measures = scorer.measures(pairs.predictions)
-    others = scorer.measures(pairs.baseline) if pairs.baseline is not None else None
-    if finish_reasons is not None:
-        measures.append(_termination(pairs.kept(finish_reasons, "finish_reasons")))
 
+
+def _results(
+    pairs: "_Pairs",
+    measures: list[Measure],
+    baseline: list[Measure] | None,
+    per_report: bool,
+    resampling: Resampling | None,
+) -> dict[str, Any]:
+    """What `evaluate` returns, from the measures of the predictions and of the baseline."""
     scores = _corpus_scores(measures)
     result: dict[str, Any] = dict(scores)
     result["variants"] = {k: v for measure in measures for k, v in measure.variants.items()}
     result |= pairs.counts()
     if per_report:
         result["per_report"] = _per_report(measures, pairs)
-    samples = None
-    if bootstrap is not None:
-        samples = _resampled(measures, bootstrap, seed)
-        result["bootstrap"] = {"samples": bootstrap, "confidence": confidence, "seed": seed}
-        result["intervals"] = {k: resampling.interval(v, confidence) for k, v in samples.items()}
-    if others is not None:
-        result["baseline"] = other_scores = _corpus_scores(others)
+    samples: dict[str, np.ndarray] = {}
+    if resampling is not None:
+        samples = resampling.scores(measures)
+        result["bootstrap"] = asdict(resampling)
+        result["intervals"] = {k: resampling.interval(v) for k, v in samples.items()}
+    if baseline is not None:
+        result["baseline"] = other_scores = _corpus_scores(baseline)
         differences: dict[str, dict[str, Any]] = {
             k: {"difference": scores[k] - v} for k, v in other_scores.items()
         }
-        if samples is not None and bootstrap is not None:
-            for name, values in _resampled(others, bootstrap, seed).items():
+        if resampling is not None:
+            for name, values in resampling.scores(baseline).items():
                 gaps = samples[name] - values
                 differences[name] |= {
-                    "interval": resampling.interval(gaps, confidence),
-                    "p": resampling.sign_p_value(gaps),
+                    "interval": resampling.interval(gaps),
+                    "p": sign_p_value(gaps),
                 }
         result["differences"] = differences
     return result
@@ -276,28 +294,20 @@ def _corpus_scores(measures: list[Measure]) -> dict[str, float]:
     }
 
 
-def _resampled(measures: list[Measure], samples: int, seed: int) -> dict[str, np.ndarray]:
-    return {
-        name: values
-        for measure in measures
-        for name, values in resampling.resampled(measure, samples, seed).items()
-    }
-
-
 def _per_report(measures: list[Measure], pairs: "_Pairs") -> dict[str, list[float | None]]:
     columns = {}
     for measure in measures:
         values = measure.scores(measure.statistics)
         for name in measure.per_report:
-            column: list[float | None] = [None] * pairs.given
-            for place, value in zip(pairs.places, values[name], strict=True):
-                column[place] = float(value)
+            column: list[float | None] = [None] * pairs.reports
+            for index, value in zip(pairs.indices, values[name], strict=True):
+                column[index] = float(value)
             columns[name] = column
     return columns
 
 
 class _Pairs:
-    """The pairs that can be scored, and where they stood in what was given."""
+    """The pairs that can be scored, and their indices among all that were given."""
 
     def __init__(
         self,
@@ -307,26 +317,26 @@ class _Pairs:
     ) -> None:
         self.placeholders: Counter[str] = Counter()
         references = self._texts("references", _listed("references", references))
-        self.given = len(references)
-        self.places = [i for i, text in enumerate(references) if text.strip()]
-        if not self.places:
+        self.reports = len(references)
+        self.indices = [i for i, text in enumerate(references) if text.strip()]
+        if not self.indices:
             raise DiveError(
-                f"nothing to score: of {self.given} references none holds any text"
-                if self.given
+                f"nothing to score: of {self.reports} references none holds any text"
+                if self.reports
                 else "nothing to score: no references were given"
             )
-        self.references = [references[i] for i in self.places]
-        self.predictions = self.kept(predictions, "predictions")
-        self.baseline = None if baseline is None else self.kept(baseline, "baseline")
+        self.references = [references[i] for i in self.indices]
+        self.predictions = self.scored(predictions, "predictions")
+        self.baseline = None if baseline is None else self.scored(baseline, "baseline")
 
-    def kept(self, values: Sequence[str], what: str) -> list[str]:
+    def scored(self, values: Sequence[str], what: str) -> list[str]:
         given = _listed(what, values)
-        if len(given) != self.given:
+        if len(given) != self.reports:
             raise DiveError(
-                f"{what}: {len(given)} for {self.given} references; one for each is wanted"
+                f"{what}: {len(given)} for {self.reports} references; one for each is wanted"
             )
         texts = self._texts(what, given)
-        return [texts[i] for i in self.places]
+        return [texts[i] for i in self.indices]
 
     def _texts(self, what: str, values: list[Any]) -> list[str]:
         empty = [is_placeholder(value) for value in values]
@@ -346,10 +356,10 @@ class _Pairs:
     def counts(self) -> dict[str, Any]:
         return {
             "placeholders": dict(self.placeholders),
-            "reports": self.given,
-            "scored": len(self.places),
+            "reports": self.reports,
+            "scored": len(self.indices),
             "empty_predictions": sum(not text.strip() for text in self.predictions),
-            "empty_references": self.given - len(self.places),
+            "empty_references": self.reports - len(self.indices),
         }
 
 

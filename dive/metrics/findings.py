@@ -44,7 +44,7 @@ def states(text: str) -> dict[str, str]:
     return _states(_mentions(text))
 
 
-def described(text: str) -> dict[str, frozenset[Pair]]:
+def sides_and_severities(text: str) -> dict[str, frozenset[Pair]]:
     """name of finding -> its sides and severities, for all that `text` states as present or
     uncertain.
 
@@ -53,7 +53,7 @@ def described(text: str) -> dict[str, frozenset[Pair]]:
     severity without a side holds for the sides that have none of their own, and what one mention
     leaves out another may give.
     """
-    return _described(text, _mentions(text))
+    return _sides_and_severities(text, _mentions(text))
 
 
 def _mentions(text: str) -> list[Any]:
@@ -72,7 +72,7 @@ def _states(mentions: Iterable[Any]) -> dict[str, str]:
     return found
 
 
-def _described(text: str, mentions: Sequence[Any]) -> dict[str, frozenset[Pair]]:
+def _sides_and_severities(text: str, mentions: Sequence[Any]) -> dict[str, frozenset[Pair]]:
     from dive.lexicon.detail_words import STEPS
     from dive.lexicon.details import details
 
@@ -136,7 +136,11 @@ def _sets(text: str, cache: dict[str, list[set[Any]]]) -> list[set[Any]]:
     if text not in cache:
         mentions = _mentions(text)
         found = _states(mentions)
-        pairs = {(name, *one) for name, own in _described(text, mentions).items() for one in own}
+        pairs = {
+            (name, *one)
+            for name, own in _sides_and_severities(text, mentions).items()
+            for one in own
+        }
         cache[text] = [
             {name for name, state in found.items() if state != "negative"},
             set(found.items()),

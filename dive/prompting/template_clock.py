@@ -54,19 +54,19 @@ def as_date(given: Any) -> str:
 def at(source: str, day: str) -> str:
     """The template, on that day at midnight whenever it is rendered."""
     moment = datetime.combine(date.fromisoformat(day), time())
-    told = {f"%{flag}{letter}": "" for letter in _DIRECTIVES for flag in _FLAGS}
-    for directive in told:
+    shown = {f"%{flag}{letter}": "" for letter in _DIRECTIVES for flag in _FLAGS}
+    for directive in shown:
         try:
-            told[directive] = moment.strftime(directive)
+            shown[directive] = moment.strftime(directive)
         except ValueError:
-            told[directive] = directive  # unknown to this system's C library
-    known = ", ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in told.items() if k != v)
+            shown[directive] = directive  # unknown to this system's C library
+    known = ", ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in shown.items() if k != v)
     # the line break is the macro's own (trim_blocks): the template still begins at a line's start
     return (
         f"{{% macro {_CLOCK}(format) %}}"
         "{% set text = namespace(value=format.replace('%%', '\\x00')) %}"
-        f"{{% for asked, told in {{{known}}}.items() %}}"
-        "{% set text.value = text.value.replace(asked, told) %}{% endfor %}"
+        f"{{% for directive, shown in {{{known}}}.items() %}}"
+        "{% set text.value = text.value.replace(directive, shown) %}{% endfor %}"
         "{{ text.value.replace('\\x00', '%') }}{% endmacro %}\n" + source
     )
 

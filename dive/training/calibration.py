@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dive.adapter.adapter import SteeringAdapter
 from dive.adapter.attach import attached_here, unsteered
-from dive.backbone.model_lock import turn
+from dive.backbone.model_lock import model_lock
 from dive.backbone.structure import decoder_layers, forget_compiled, last_hidden_state, unwrap
 from dive.errors import DiveError
 from dive.training.examples import Example, Examples
@@ -57,7 +57,7 @@ def calibrate(
     handles = [layers[int(i)].register_forward_hook(measure(i)) for i in values]
     try:
         for batch, mask in inputs:
-            with turn(model), unsteered(model):
+            with model_lock(model), unsteered(model):
                 marked[:] = [mask]
                 last_hidden_state(model, batch)
                 marked.clear()

@@ -26,7 +26,7 @@ from dive.files.disk import unwritable
 from dive.files.lock import hold_folder
 from dive.lexicon import lexicon_version
 from dive.prompting.demonstrations import Demonstrations
-from dive.prompting.model_digest import describe_computing
+from dive.prompting.model_digest import computation_digests
 from dive.prompting.prompter import DEFAULT_PROMPTS, Prompter
 from dive.prompting.templates import difference
 from dive.training.checkpoints import (
@@ -99,7 +99,7 @@ def describe_model(
         "backbone": adapter.metadata["backbone"],
         **prompter.template.metadata(),
         "peft_hash": None if tuners is None else hashlib.sha256(tuners.encode()).hexdigest()[:16],
-        **describe_computing(prompter),
+        **computation_digests(prompter),
         "decisive_hash": lexicon_version()
         if annotator is None
         else of_json(getattr(annotator, "identity", annotator.source)),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dive import ops
 from dive.adapter.adapter import SteeringAdapter
 from dive.adapter.attach import Attachment, unsteered
-from dive.backbone.model_lock import turn
+from dive.backbone.model_lock import model_lock
 from dive.backbone.structure import last_hidden_state, output_head
 from dive.decisive.tokens import CLASS_NAMES
 from dive.training.config import DistillConfig
@@ -99,7 +99,7 @@ class Student(nn.Module):
 
 def output_head_of(attachment: Attachment) -> Any:
     """The head, checked against the bare model's logits: the adapter is off meanwhile."""
-    with turn(attachment.model), unsteered(attachment.model):
+    with model_lock(attachment.model), unsteered(attachment.model):
         return output_head(attachment.model)
 
 

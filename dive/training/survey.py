@@ -79,7 +79,7 @@ class Ruler:
     def text(self, query: Look, shown: Sequence[Look] = ()) -> int:
         """Tokens of a prompt but for its images, with these demonstrations before the query: their
         prompts and answers add up wherever a template sets turns apart by tokens of its own."""
-        length = self.images.around + query.text
+        length = self.images.prompt_overhead + query.text
         if not shown:
             return length
         around, first = self._turns
