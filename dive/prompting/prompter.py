@@ -334,7 +334,7 @@ class Prompter:
         return collate(batch, self.pad_token_id, side)
 
     def slim(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The batch where it is, with images in the model's dtype as `to_device` makes them: half as
+        """The batch where it is, images in the model's dtype as `to_device` makes them: half as
         much to keep and to hand from one process to another, for most models."""
         dtype = self.backbone.dtype
         return {n: v.to(dtype) if v.is_floating_point() else v for n, v in batch.items()}
