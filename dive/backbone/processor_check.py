@@ -38,7 +38,7 @@ _BY_SHAPE = (
 # what the model reads from its own config whatever the processor did: another value cannot work
 _THE_MODELS = ("image_processor.image_grid_pinpoints", "vision_aspect_ratio")
 
-_said: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+_warned: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 _checked: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
@@ -73,9 +73,9 @@ def with_model_settings(processor: Any, backbone_or_model: Any) -> Any:
         return processor
     line = f"{type(processor).__name__}: not set or not the model's, and taken from the model's "
     line += "config: " + ", ".join(f"{name} = {value!r}" for name, value in taken.items())
-    said = _said.setdefault(processor, set())
-    if line not in said:
-        said.add(line)
+    warned = _warned.setdefault(processor, set())
+    if line not in warned:
+        warned.add(line)
         log.warning("%s", line)
     processor = copy.copy(processor)
     processor.image_processor = copy.copy(processor.image_processor)

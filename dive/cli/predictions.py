@@ -64,9 +64,9 @@ def references_of(
     split = options.pop("split", None)
     if split is not None and split.casefold() not in SPLITS:
         raise DiveError(f"--split is {split!r}; wants one of {', '.join(SPLITS)}")
-    given = [name for name, value in options.items() if value not in (None, False)]
-    if given:
-        raise DiveError(f"{spec}: is JSON lines, for which {', '.join(given)} has no use")
+    unused = [name for name, value in options.items() if value not in (None, False)]
+    if unused:
+        raise DiveError(f"{spec}: is JSON lines, for which {', '.join(unused)} has no use")
     reports: dict[str, str] = {}
     for number, record in _lines(path):
         if split is not None:

@@ -140,12 +140,12 @@ def answered(polarity: str, normal: bool, state: str) -> str:
 
 def _state(groups: dict[str, str | None]) -> str:
     """What a match's named groups say."""
-    said = {name.rpartition("_")[2] for name, given in groups.items() if given}
-    if said & {"maybe", "doubt"}:
+    kinds = {name.rpartition("_")[2] for name, text in groups.items() if text}
+    if kinds & {"maybe", "doubt"}:
         return UNCERTAIN
-    if "no" in said:
+    if "no" in kinds:
         return NEGATIVE
-    return POSITIVE if said & {"yes", "sure"} else SILENT
+    return POSITIVE if kinds & {"yes", "sure"} else SILENT
 
 
 def _without_runs(text: str) -> tuple[str, list[int]]:
@@ -212,7 +212,9 @@ def _said(word: str) -> str:
     return _state(answer.groupdict()) if answer else SILENT
 
 
-def _heading(text: str, position: int, stop: int, asked: bool, names_finding: Names) -> int | None:
+def _heading(
+    text: str, position: int, stop: int, is_question: bool, names_finding: Names
+) -> int | None:
     """Where the heading that ends at `stop` begins; None where what stands there is no heading."""
     position = max(position, stop - _WINDOW)
     begin, stop = stop, position + len(text[position:stop].rstrip())
@@ -235,7 +237,7 @@ def _heading(text: str, position: int, stop: int, asked: bool, names_finding: Na
     words = _WORDS.findall(heading)
     if len(words) > _LONGEST or words[-1].lower() in _GOES_ON:
         return None
-    return start if asked or not (_VERB.search(heading) or _DENIED.search(heading)) else None
+    return start if is_question or not (_VERB.search(heading) or _DENIED.search(heading)) else None
 
 
 def _begin(text: str, start: int, stop: int) -> int | None:
@@ -247,9 +249,9 @@ def _begin(text: str, start: int, stop: int) -> int | None:
 
 def _is_list(heading: str) -> bool:
     parts = heading.split(",")
-    said = (_SIZED, _DENIED, _VERB)
+    patterns = (_SIZED, _DENIED, _VERB)
     return all(
-        len(_WORDS.findall(p)) <= 3 and not any(one.search(p) for one in said) for p in parts
+        len(_WORDS.findall(p)) <= 3 and not any(one.search(p) for one in patterns) for p in parts
     )
 
 

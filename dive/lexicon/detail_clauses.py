@@ -152,11 +152,13 @@ class Clauses:
         if self.words[self.first] in _FIELDS:
             return True
         items = [item for item in dict.fromkeys(self.at.values())]
-        said = any(item.step is not None or item.size is not None for item in items)
-        said = said or any(self.words[i] in ANSWERS for i in range(self.first, self.stop))
+        informative = any(item.step is not None or item.size is not None for item in items)
+        informative = informative or any(
+            self.words[i] in ANSWERS for i in range(self.first, self.stop)
+        )
         if colon:
-            return said and bool(items[0].sides)
-        return said or self.words[self.first] in _AT
+            return informative and bool(items[0].sides)
+        return informative or self.words[self.first] in _AT
 
 
 _SHORT = 16

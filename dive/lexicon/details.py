@@ -13,7 +13,7 @@ from typing import Protocol
 
 from dive.lexicon.checklist import answers
 from dive.lexicon.detail_clauses import CONTRAST, LONGEST, Clauses
-from dive.lexicon.detail_pairs import Detail, settled, sides_of
+from dive.lexicon.detail_pairs import Detail, combined, sides_of
 from dive.lexicon.detail_ties import DETERMINERS, IS, JOINS, MEANING, NONE, Extent, share
 from dive.lexicon.detail_words import Item, items_of, vocabulary
 from dive.lexicon.markup import without_markup
@@ -89,7 +89,7 @@ def details(text: str, mentions: Sequence[MentionLike]) -> list[list[Detail]]:
             continue
         sentence = _Sentence(words, text, first, stop, [mentions[k] for k in here], free)
         if not here and last is not None and (refers or sentence.clauses.goes_on()):
-            found[last] = sentence.bare(mentions[last], found[last])
+            found[last] = sentence.with_continuation(mentions[last], found[last])
             heading = heading if refers and colon is None else []
             continue
         if colon is not None:
@@ -191,11 +191,11 @@ class _Sentence:
             floor = max(floor, high + 1)
         behind: list[list[list[Item]]] = [[[]] for _ in self.mentions]
         context: list[list[Item]] = [[] for _ in self.mentions]
-        self._give([i for i in self.items if i not in claimed], behind, context)
+        self._assign([i for i in self.items if i not in claimed], behind, context)
         found = []
         for k, mention in enumerate(self.mentions):
             around = inside[k], opened[k], behind[k], context[k] or heading
-            found.append(settled(mention.name, *around))
+            found.append(combined(mention.name, *around))
         extents = [
             Extent(start, low, high, one.name, one.cls)
             for start, (low, high), one in zip(starts, self.extents, self.mentions, strict=True)
@@ -210,11 +210,11 @@ class _Sentence:
             and len(before) <= LONGEST and any(w.startswith(MEANING) for w in before)
         )  # fmt: skip
 
-    def bare(self, mention: MentionLike, said: list[Detail]) -> list[Detail]:
-        """The details of a mention before, of which `said` is known, with those of a sentence that
-        has none."""
+    def with_continuation(self, mention: MentionLike, earlier: list[Detail]) -> list[Detail]:
+        """The details of an earlier mention, of which `earlier` is known, with those of a sentence
+        that has no mention."""
         segments = self.clauses.segments(self.items, self.first)
-        return settled(mention.name, [], [], segments, [], said)
+        return combined(mention.name, [], [], segments, [], earlier)
 
     def _phrase(self, low: int, floor: int) -> tuple[int, list[list[Item]]]:
         """The noun phrase that ends at word `low`: where it starts, and its items, kept apart where
@@ -317,7 +317,7 @@ class _Sentence:
             i -= 1
         return i
 
-    def _give(
+    def _assign(
         self,
         items: list[Item],
         behind: list[list[list[Item]]],
@@ -329,7 +329,7 @@ class _Sentence:
         breaks = [i for i in range(self.first + 1, self.stop) if self.before[i] == SEMICOLON]
         edges = [self.first, *breaks, self.stop]
         waiting: dict[int, list[Item]] = {}
-        given: dict[int, list[tuple[Item, int]]] = {}
+        assigned: dict[int, list[tuple[Item, int]]] = {}
         for item in items:
             clause = bisect_right(edges, item.first)
             first, last = (bisect_left(self.lows, edges[clause - n]) for n in (1, 0))
@@ -337,13 +337,13 @@ class _Sentence:
             earlier, later = bisect_left(self.highs, item.first), bisect_left(self.lows, item.end)
             if later < last and earlier <= first:
                 forward = last if item.sides else later + 1
-            elif later < last and (ahead := self._ahead(item, later)):
-                forward = last if ahead == "there" else later + 1
+            elif later < last and (opening := self._opening(item, later)):
+                forward = last if opening == "there" else later + 1
             else:
                 if earlier:
                     waiting.setdefault(earlier - 1, []).append(item)
                 continue
-            given.setdefault(later, []).append((item, forward))
+            assigned.setdefault(later, []).append((item, forward))
         for k, own in waiting.items():
             behind[k] = self.clauses.segments(own, self.highs[k] + 1)
         lasting: list[Item] = []
@@ -351,7 +351,7 @@ class _Sentence:
         for k in range(len(context)):
             lasting = lasting if k < until else []
             context[k] = lasting
-            for item, forward in given.get(k, ()):
+            for item, forward in assigned.get(k, ()):
                 context[k] = self._with(context[k], item)
                 if forward > k + 1:
                     lasting, until = self._with(lasting, item), forward
@@ -361,7 +361,7 @@ class _Sentence:
         same = context and self.clauses.head(context[0]) == self.clauses.head(item)
         return [*context, item] if same else [item]
 
-    def _ahead(self, item: Item, k: int) -> str:
+    def _opening(self, item: Item, k: int) -> str:
         """Whether an item between two mentions is of the later one: "there" ("and on the left there
         is ..."), "subject" ("and the left lung shows ..."), or "" where it is not."""
         head = self.clauses.head(item)

@@ -83,8 +83,8 @@ def split(text: str) -> Words:
         if kind == END and words and len(words) > opened:
             sentences.append((opened, len(words)))
             opened = len(words)
-            mark = between.rstrip(" ([")
-            if mark.endswith("?") and mark[:-1].strip(" ?"):
+            punctuation = between.rstrip(" ([")
+            if punctuation.endswith("?") and punctuation[:-1].strip(" ?"):
                 kind = QUERY  # "... normal. ? pneumonia": a new sentence that asks
         words.append(match.group().lower().replace("’", "'"))
         starts.append(start)
@@ -156,8 +156,8 @@ def _full_stop(text: str, last: int, start: int, between: str, word: str) -> int
 def _line_break(text: str, last: int, start: int, between: str, word: str) -> int:
     """A wrapped line goes on; a blank line, a list item or a short line ends a sentence."""
     here = between.replace("\r\n", "\n").replace("\r", "\n")
-    mark = here.rsplit("\n", 1)[-1]
-    if here.count("\n") > 1 or mark.strip(" \t([\"'"):
+    indent = here.rsplit("\n", 1)[-1]
+    if here.count("\n") > 1 or indent.strip(" \t([\"'"):
         return END
     rest = here.split("\n", 1)[0].strip()
     if rest:

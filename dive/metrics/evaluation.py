@@ -57,17 +57,13 @@ def evaluate(
 
     Args:
         predictions: reports as generated.
-        references: reports as written by a radiologist, one for each prediction.
-        metrics: any of
-            "bleu" -> bleu1 .. bleu4, corpus scores;
-            "rougeL" -> rougeL, mean over reports;
-            "meteor" -> meteor, mean over reports (needs nltk);
-            "findings" -> finding_precision, finding_recall, finding_f1, finding_state_f1,
-            finding_side_f1, finding_severity_f1, finding_detail_f1;
-            "radgraph" -> radgraph_simple, radgraph_partial, radgraph_complete, means over reports;
-            "chexbert" -> chexbert14_micro_f1, chexbert14_macro_f1, chexbert5_micro_f1,
-            chexbert5_macro_f1, and the four with _uncertain_negative.
-            length_ratio always comes with them.
+        references: reports as written by a radiologist, one per prediction.
+        metrics: any of "bleu" (bleu1 .. bleu4, corpus scores), "rougeL" and "meteor" (means over
+            reports; the second needs nltk), "findings" (finding_precision, finding_recall,
+            finding_f1 and finding_{state,side,severity,detail}_f1), "radgraph"
+            (radgraph_{simple,partial,complete}, means over reports) and "chexbert"
+            (chexbert{14,5}_{micro,macro}_f1, and the four with _uncertain_negative). length_ratio
+            always comes with them.
         normalization: "raw", "lower" or "r2gen", for bleu, rougeL, meteor and length_ratio; see
             `dive.metrics.normalization`. The others see the reports as they are.
         per_report: adds "per_report": name -> list in the order given, None for pairs left out.
@@ -82,37 +78,34 @@ def evaluate(
         baseline: other predictions for the same references; adds "baseline", their scores, and
             "differences", prediction minus baseline.
         bootstrap: number of resamples of the reports; adds "intervals", and to every difference an
-            interval and a p value (paired: both are scored on the same resample), which is of one
-            metric alone and not corrected for the number of metrics.
-        confidence: what the intervals hold.
+            interval and a p value (paired; of one metric alone, not corrected for their number).
+        confidence: share of the resampled values that the intervals hold.
         seed: of the resampling; the same seed gives the same intervals.
 
     Returns:
         Numbers under their names, fractions from 0 to 1 (length_ratio any positive number);
         "variants": name -> which variant it is; "reports" given, "scored", "empty_predictions" and
         "empty_references", "placeholders": how many of predictions, references and baseline were
-        empty by a word such as "nan"; and what was asked for above.
+        empty by a word such as "nan"; and what the arguments above add.
 
     Raises:
-        DiveError: lists of different length or of something else than text, no pair left to score,
-            unknown metric or normalisation, weights or packages that a metric needs missing.
+        DiveError: lists of different length or not of texts, no pair left to score, an unknown
+            metric or normalisation, or weights or packages of a metric missing.
     """
     pairs = _Pairs(predictions, references, baseline)
     _check_settings(metrics, rouge_beta)
     resampling = None if bootstrap is None else Resampling(bootstrap, confidence, seed)
     _warn_if_not_english(pairs, metrics)
-    scorer = _Scorer(
-        _Options(
-            metrics=tuple(metrics),
-            normalization=normalization,
-            rouge_beta=rouge_beta,
-            meteor_synonyms=meteor_synonyms,
-            radgraph=RadGraphFile(radgraph) if isinstance(radgraph, str | Path) else radgraph,
-            radgraph_case_sensitive=radgraph_case_sensitive,
-            chexbert=chexbert,
-        ),
-        pairs.references,
+    options = _Options(
+        metrics=tuple(metrics),
+        normalization=normalization,
+        rouge_beta=rouge_beta,
+        meteor_synonyms=meteor_synonyms,
+        radgraph=RadGraphFile(radgraph) if isinstance(radgraph, str | Path) else radgraph,
+        radgraph_case_sensitive=radgraph_case_sensitive,
+        chexbert=chexbert,
     )
+    scorer = _Scorer(options, pairs.references)
     measures = scorer.measures(pairs.predictions)
     others = scorer.measures(pairs.baseline) if pairs.baseline is not None else None
     if finish_reasons is not None:
@@ -194,10 +187,10 @@ class _Scorer:
 
     def measures(self, predictions: list[str]) -> list[Measure]:
         """In the order of METRICS, whatever order was asked for."""
-        options, asked = self.options, self.options.metrics
+        options, requested = self.options, self.options.metrics
         split = [words(text, options.normalization) for text in predictions]
         found = _overlap_measures(split, self._reference_words, options)
-        if "meteor" in asked:
+        if "meteor" in requested:
             found.append(
                 meteor_measure(
                     split,
@@ -206,11 +199,11 @@ class _Scorer:
                     normalization=options.normalization,
                 )
             )
-        if "findings" in asked:
+        if "findings" in requested:
             found.append(finding_measure(predictions, self.references))
-        if "radgraph" in asked:
+        if "radgraph" in requested:
             found.append(self._radgraph(predictions))
-        if "chexbert" in asked:
+        if "chexbert" in requested:
             found.append(self._chexbert(predictions))
         return found
 
@@ -330,12 +323,12 @@ class _Pairs:
         self.baseline = None if baseline is None else self.scored(baseline, "baseline")
 
     def scored(self, values: Sequence[str], what: str) -> list[str]:
-        given = _listed(what, values)
-        if len(given) != self.reports:
+        every = _listed(what, values)
+        if len(every) != self.reports:
             raise DiveError(
-                f"{what}: {len(given)} for {self.reports} references; one for each is wanted"
+                f"{what}: {len(every)} for {self.reports} references; one for each is wanted"
             )
-        texts = self._texts(what, given)
+        texts = self._texts(what, every)
         return [texts[i] for i in self.indices]
 
     def _texts(self, what: str, values: list[Any]) -> list[str]:

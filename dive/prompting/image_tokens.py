@@ -171,11 +171,11 @@ def rule_of(prompter: Prompter) -> Rule | None:
     may be off by a constant. None where it has none."""
     processor, settings = prompter.processor, prompter.image_settings
     images = processor.image_processor
-    given = settings.get("images_kwargs", {})
+    image_kwargs = settings.get("images_kwargs", {})
     merge: Any = getattr(images, "merge_size", None)
     if isinstance(merge, int) and hasattr(images, "get_number_of_image_patches"):
         # the Qwen-VL line; its processor's rule overlooks a size that is given with the call
-        size = dict(given.get("size") or images.size)
+        size = dict(image_kwargs.get("size") or images.size)
         limits = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
 
         def area(size: Size) -> tuple[int, int]:
@@ -186,18 +186,18 @@ def rule_of(prompter: Prompter) -> Rule | None:
         return area
     cells = getattr(processor, "spatial_merge_size", None)
     if isinstance(cells, int):
-        edge = dict(given.get("size") or images.size).get("longest_edge")
+        edge = dict(image_kwargs.get("size") or images.size).get("longest_edge")
         return None if edge is None else _pixtral(int(edge), int(processor.patch_size) * cells)
     count = getattr(processor, "_get_num_multimodal_tokens", None)
     if count is None:
         # where tiling is switched off, an image is one tile of a fixed size
-        return _constant if given and not any(given.values()) else None
+        return _constant if image_kwargs and not any(image_kwargs.values()) else None
     tile = getattr(processor, "image_seq_len", None)  # of Idefics 3 and SmolVLM, without marks
 
     def own(size: Size) -> tuple[int, int]:
         width, height = size
         with _defaults_kept(processor):
-            found = count(image_sizes=[(height, width)], **given)
+            found = count(image_sizes=[(height, width)], **image_kwargs)
         tokens, tiles = found["num_image_tokens"][0], found["num_image_patches"][0]
         return int(tokens), int(tokens if tile is None else tile * tiles)
 

@@ -34,21 +34,21 @@ def reads_clock(source: str) -> bool:
 
 def today() -> str:
     """Today's date as templates see it, "2024-07-26"."""
-    asked = "{{ " + _CLOCK + "('%Y-%m-%d') }}"
+    source = "{{ " + _CLOCK + "('%Y-%m-%d') }}"
     one: Any = [[{"role": "user", "content": ""}]]
-    return render_jinja_template(conversations=one, chat_template=asked)[0][0]
+    return render_jinja_template(conversations=one, chat_template=source)[0][0]
 
 
-def as_date(given: Any) -> str:
+def as_date(day: Any) -> str:
     """A date as "2024-07-26", of a text or a `datetime.date`; DiveError."""
-    if isinstance(given, datetime):
-        return given.date().isoformat()
-    if isinstance(given, date):
-        return given.isoformat()
+    if isinstance(day, datetime):
+        return day.date().isoformat()
+    if isinstance(day, date):
+        return day.isoformat()
     try:
-        return date.fromisoformat(given).isoformat()
+        return date.fromisoformat(day).isoformat()
     except (TypeError, ValueError):
-        raise DiveError(f"template_date is {given!r}; wants a date as 2024-07-26") from None
+        raise DiveError(f"template_date is {day!r}; wants a date as 2024-07-26") from None
 
 
 def at(source: str, day: str) -> str:

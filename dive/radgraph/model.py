@@ -173,10 +173,11 @@ class RadGraph:
                 raise
         if process.returncode or answered != len(texts):
             log.seek(0)
-            said = "\n".join(log.read().strip().splitlines()[-12:])
+            log_tail = "\n".join(log.read().strip().splitlines()[-12:])
             raise DiveError(
                 f"RadGraph: the model's process ended with exit code {process.returncode} after "
-                f"{answered} of {len(texts)} texts. Its last words:\n{without_texts(said, texts)}"
+                f"{answered} of {len(texts)} texts. Its last words:\n"
+                f"{without_texts(log_tail, texts)}"
             )
 
 
