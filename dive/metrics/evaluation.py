@@ -62,8 +62,7 @@ def evaluate(
             reports; the second needs nltk), "findings" (finding_precision, finding_recall,
             finding_f1 and finding_{state,side,severity,detail}_f1), "radgraph"
             (radgraph_{simple,partial,complete}, means over reports) and "chexbert"
-            (chexbert{14,5}_{micro,macro}_f1, and the four with _uncertain_negative). length_ratio
-            always comes with them.
+            (chexbert{14,5}_{micro,macro}_f1, also with _uncertain_negative); length_ratio always.
         normalization: "raw", "lower" or "r2gen", for bleu, rougeL, meteor and length_ratio; see
             `dive.metrics.normalization`. The others see the reports as they are.
         per_report: adds "per_report": name -> list in the order given, None for pairs left out.
