@@ -1,5 +1,5 @@
 // What a device brings to the decode step: its memory, and the kernels that csrc/engine.cpp puts in
-// order. csrc/cpu/cpu_backend.h and csrc/cuda/cuda_backend.h are the two that there are.
+// order. csrc/cpu/backend.h and csrc/cuda/backend.h are the two that there are.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "cpu/steering.h"
-#include "model.h"
+#include "decoder.h"
 
 namespace dive {
 

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "backend.h"
-#include "model.h"
+#include "decoder.h"
 
 namespace dive {
 

@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in args.part or ():
         if name not in PARTS:
             raise DiveError(f"part is {name!r}, want one of {', '.join(PARTS)}")
-    out = RESULTS if args.out is None else checks.place("--out", args.out)
+    out = RESULTS if args.out is None else checks.path("--out", args.out)
     check_file(out)  # before anything runs
     if args.render:
         records = load(out)

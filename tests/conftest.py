@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 sys.path.append(str(Path(__file__).parents[1]))
 
 
-LONGEST = ("test_cuda_compiled", "test_cuda_shim", "test_kernels_interpreted", "test_hard",
+LONGEST = ("test_cuda_compiled", "test_host_cuda", "test_kernels_interpreted", "test_hard",
            "test_wheel", "test_left_out")  # fmt: skip
 
 

@@ -8,8 +8,8 @@
 #include <cstdint>
 
 #include "cpu/isa.h"
-#include "model.h"
-#include "number.h"
+#include "decoder.h"
+#include "dtype.h"
 
 namespace dive::cpu {
 

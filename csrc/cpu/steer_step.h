@@ -12,7 +12,7 @@
 #include "cpu/aligned.h"
 #include "cpu/isa.h"
 #include "cpu/steering.h"
-#include "number.h"
+#include "dtype.h"
 
 namespace dive::cpu {
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "cpu/aligned.h"
-#include "number.h"
+#include "dtype.h"
 
 namespace dive::cpu {
 

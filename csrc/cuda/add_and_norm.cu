@@ -17,7 +17,7 @@
 #include <algorithm>
 #include <array>
 
-#include "cuda/row_part.cuh"
+#include "cuda/row_cluster.cuh"
 
 namespace dive::cuda {
 namespace {

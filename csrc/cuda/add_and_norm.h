@@ -9,7 +9,7 @@
 
 #include "cpu/steering.h"
 #include "cuda/runtime.h"
-#include "model.h"
+#include "decoder.h"
 
 namespace dive::cuda {
 

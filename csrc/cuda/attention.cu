@@ -13,7 +13,7 @@
 
 #include <algorithm>
 
-#include "cuda/heads.cuh"
+#include "cuda/rope.cuh"
 #include "cuda/softmax.cuh"
 
 namespace dive::cuda {

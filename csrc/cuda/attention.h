@@ -8,7 +8,7 @@
 
 #include "cuda/add_and_norm.h"
 #include "cuda/runtime.h"
-#include "model.h"
+#include "decoder.h"
 
 namespace dive::cuda {
 
@@ -46,19 +46,5 @@ int head_groups(int query_heads, int kv_heads);
 int splits_for(int count, int query_heads, int kv_heads, std::int64_t capacity, int processors);
 
 void run_attention(const Queue& queue, DType dtype, const AttendArguments& arguments, int count);
-
-// Keys and values [kv heads, count, width] into the slots of tokens `first` and on.
-struct AdoptArguments {
-  const void* source[2] = {};
-  std::int64_t head_stride[2] = {};
-  std::int64_t token_stride[2] = {};
-  void* cache[2] = {};  // of the layer and the row, [kv heads, slots, width]
-  std::int64_t first = 0;
-  int count = 0;
-  int slots = 0;
-  int kv_heads = 0;
-  int width = 0;
-};
-void run_adopt(const Queue& queue, DType dtype, const AdoptArguments& arguments);
 
 }  // namespace dive::cuda

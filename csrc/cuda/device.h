@@ -1,16 +1,16 @@
 // The words in which the kernels are written: CUDA's own, and the few that need assembly.
 //
-// The same sources also compile for the host, where csrc/cuda/shim/shim.h gives these words a
-// meaning: so the kernels' logic is tested where there is no GPU.
+// The same sources also compile for the host, where csrc/tests/host_cuda/device.h gives these words
+// a meaning: so the kernels' logic is tested where there is no GPU.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#include "number.h"
+#include "dtype.h"
 
-#ifdef DIVE_CUDA_SHIM
-#include "cuda/shim/shim.h"
+#ifdef DIVE_HOST_CUDA
+#include "tests/host_cuda/device.h"
 #else
 #include <cuda_runtime.h>
 

@@ -1,6 +1,6 @@
 // y[b] = weight x[b] + bias for up to four vectors: a pair of weight rows a warp, or several warps
 // with a slice of the columns each.
-#include "cuda/product.cuh"
+#include "cuda/linear.cuh"
 
 namespace dive::cuda {
 namespace {

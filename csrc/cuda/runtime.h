@@ -86,7 +86,7 @@ struct Queue {
   bool overlap = false;
 };
 
-#ifndef DIVE_CUDA_SHIM
+#ifndef DIVE_HOST_CUDA
 // A multiprocessor cannot change how it divides its memory between cache and shared while blocks
 // are on it: with one division for all kernels, the next one's blocks can start beside this one's.
 inline void divide_memory(const void* kernel) {
@@ -178,6 +178,6 @@ class Graph {
 
 }  // namespace dive::cuda
 
-#ifdef DIVE_CUDA_SHIM
-#include "cuda/shim/launch.h"
+#ifdef DIVE_HOST_CUDA
+#include "tests/host_cuda/launch.h"
 #endif

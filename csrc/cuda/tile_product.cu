@@ -6,7 +6,7 @@
 // x has the same. So lane 4 g + t, which owns the columns 2t, 2t + 1, 2t + 8 and 2t + 9 of two
 // tiles of 16, takes for them the 8 consecutive numbers from 8 t on: one load of 16 bytes, and four
 // lanes read 64 bytes in a row.
-#include "cuda/product.cuh"
+#include "cuda/linear.cuh"
 
 namespace dive::cuda {
 namespace {

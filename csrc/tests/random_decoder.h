@@ -9,9 +9,9 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/cpu_backend.h"
+#include "cpu/backend.h"
+#include "decoder.h"
 #include "engine.h"
-#include "model.h"
 
 namespace dive {
 

@@ -26,7 +26,7 @@ from dive.adapter.numbers import check_numbers
 from dive.backbone.fingerprint import difference, fingerprint
 from dive.backbone.structure import backbone_facts, unwrap
 from dive.errors import DiveError, checks
-from dive.files.atomic import check_folder, identity, sweep, write_together
+from dive.files.atomic import check_folder, identity, remove_leftovers, write_together
 from dive.files.lock import hold_folder
 from dive.files.strict_json import short
 
@@ -155,7 +155,7 @@ class SteeringAdapter(nn.Module):
             DiveError: the folder cannot be written, or another process holds it for longer (a
                 training, say).
         """
-        folder = checks.place("folder", folder)
+        folder = checks.path("folder", folder)
         check_folder(folder)
         with hold_folder(folder, wait=_WAIT):
             self.write_held(folder)
@@ -180,7 +180,7 @@ class SteeringAdapter(nn.Module):
         settings["weights_sha256"] = hashlib.sha256(weights).hexdigest()
         text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
         for name in (WEIGHTS_FILE, CONFIG_FILE):
-            sweep(folder / name)
+            remove_leftovers(folder / name)
         write_together({folder / WEIGHTS_FILE: weights, folder / CONFIG_FILE: text.encode("utf-8")})
 
     def push_to_hub(
@@ -235,7 +235,7 @@ def as_adapter(given: Any, name: str = "adapter") -> SteeringAdapter:
     """An adapter, or the one that a folder or hub id holds; DiveError that says what was given."""
     if isinstance(given, SteeringAdapter):
         return given
-    if checks.names_a_place(given):
+    if checks.names_a_path(given):
         return SteeringAdapter.from_pretrained(given)
     if isinstance(given, SteeringConfig):
         raise DiveError(
@@ -250,7 +250,7 @@ def as_adapter(given: Any, name: str = "adapter") -> SteeringAdapter:
 
 
 def _find(source: str | PathLike[str], name: str, revision: str | None, token: Any) -> Path:
-    folder = checks.place("adapter", source)
+    folder = checks.path("adapter", source)
     if folder.is_dir():
         if not os.path.lexists(folder / name):
             raise DiveError(f"{folder}: no {name} here, so this is not a saved adapter")

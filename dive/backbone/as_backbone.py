@@ -13,7 +13,7 @@ def as_backbone(backbone_or_model: Any, processor: Any = None) -> Backbone:
 
     Its model is the one that computes, without the wrappers around it.
     """
-    if checks.names_a_place(backbone_or_model):
+    if checks.names_a_path(backbone_or_model):
         backbone_or_model = load_backbone(backbone_or_model)
     if isinstance(backbone_or_model, Backbone):
         processor = backbone_or_model.processor if processor is None else processor
@@ -22,7 +22,7 @@ def as_backbone(backbone_or_model: Any, processor: Any = None) -> Backbone:
             f"got a bare {type(backbone_or_model).__name__}; wants a Backbone from "
             "dive.load_backbone, or processor= too"
         )
-    if checks.names_a_place(processor):
+    if checks.names_a_path(processor):
         raise DiveError(
             f"processor is {str(processor)!r}; wants a processor or tokenizer: load_backbone of a "
             "folder has both, and transformers' AutoProcessor.from_pretrained reads one"

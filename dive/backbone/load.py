@@ -161,7 +161,7 @@ def load_tokenizer(path: str | PathLike[str]) -> Any:
 
 def source_of(path: str | PathLike[str]) -> str:
     """A folder with a config.json, or what can be the name of a repository on the hub."""
-    folder = checks.place("backbone", path)
+    folder = checks.path("backbone", path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise DiveError(f"{folder}: {_what_else(folder)}")

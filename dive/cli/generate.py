@@ -116,7 +116,7 @@ def generate(
         raise DiveError("give either --studies FILE or image files, and not both")
     from dive.data.overwriting import check_not_of_spec, check_not_read, films
     from dive.data.skipping import check_skipped
-    from dive.files.json_lines import check_rows
+    from dive.files.json_lines import check_output
     from dive.files.lock import hold_file
 
     check_values(
@@ -128,7 +128,7 @@ def generate(
     )
     for option, value in (("--max-new-tokens", max_new_tokens), ("--batch-size", batch_size)):
         whole(option, value, 1)
-    check_rows(out)  # what cannot be written is refused before anything is read
+    check_output(out)  # what cannot be written is refused before anything is read
     left_out = _skipped_file(out)
     outputs = {out: "--out", left_out: f"--out {out}:"}
     check_not_read(outputs, [demonstrations, template, *(images or []), backbone, adapter])
@@ -145,7 +145,7 @@ def generate(
     from dive.data import Skipped
     from dive.data.given import as_studies
     from dive.files import digests
-    from dive.files.json_lines import JsonlWriter, run_before
+    from dive.files.json_lines import JsonlWriter, fingerprint_before
     from dive.generation.generate_reports import asked_by, iter_reports
     from dive.generation.resume import (
         check_images,
@@ -177,7 +177,7 @@ def generate(
     stored = {} if steering is None else steering.metadata
     if template_date is None and not stored.get("template_date"):
         # what an interrupted run has begun is prompted alike to its end, on another day, too
-        template_date = AssumedDay(_date_in(run_before(out)) or today())
+        template_date = AssumedDay(_date_in(fingerprint_before(out)) or today())
     asked = asked_by(stored, prompt, target, image_budget(max_image_tokens, "auto"))
     if asked["prompt"] is None:
         asked["prompt"] = DEFAULT_PROMPTS.get(asked["target"])
@@ -201,7 +201,7 @@ def generate(
     watching = {item.id: watched(item) for item in items}
     with JsonlWriter(
         out,
-        run=run,
+        fingerprint=run,
         order=watching,
         made_of=lambda name: watching[name].seen,
         overwrite=overwrite,

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def place(name: str | Path) -> Path:
-    """A file or folder by its name, as `dive.errors.checks.place` takes it in Python."""
+    """A file or folder by its name, as `dive.errors.checks.path` takes it in Python."""
     try:
-        return checks.place("the name", name)
+        return checks.path("the name", name)
     except DiveError as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -223,7 +223,7 @@ def open_all(spec: str, **options: Any) -> "list[Study]":
     studies = open_studies(spec, **options)
     found = list(studies)
     if parse_spec(spec)[0] != "jsonl":
-        to_stderr().print(str(studies.report))
+        to_stderr().print(str(studies.summary))
     return found
 
 
@@ -234,7 +234,7 @@ def number_or_file(text: str, option: str) -> int | float | str:
             return kind(text)
         except ValueError:
             continue
-    if ":" not in text and not checks.place(option, text).is_file():
+    if ":" not in text and not checks.path(option, text).is_file():
         raise DiveError(f"{option} is {text!r}, which is neither a number nor a file")
     return text
 

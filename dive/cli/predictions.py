@@ -8,7 +8,7 @@ from typing import Any
 from dive.cli.options import open_all
 from dive.errors import DiveError
 from dive.errors.counting import counted
-from dive.errors.private import names_of, row_of
+from dive.errors.private import line_location, names_of
 
 _SHOWN = 8  # ids named in a message
 
@@ -23,7 +23,7 @@ def predictions_of(path: Path) -> dict[str, dict[str, Any]]:
         for key, kinds in (("id", (str, int)), ("report", str)):
             if key not in record:
                 raise DiveError(
-                    f'{row_of(path, number)}: wants "id" and "report", got the keys '
+                    f'{line_location(path, number)}: wants "id" and "report", got the keys '
                     f"{names_of(record)}"
                 )
             if key == "report" and record[key] is not None and is_absent(record[key]):
@@ -31,17 +31,17 @@ def predictions_of(path: Path) -> dict[str, dict[str, Any]]:
             if not isinstance(record[key], kinds) or isinstance(record[key], bool):
                 got = "null" if record[key] is None else f"a {type(record[key]).__name__}"
                 raise DiveError(
-                    f'{row_of(path, number)}: "{key}" is {got}, want a text'
+                    f'{line_location(path, number)}: "{key}" is {got}, want a text'
                     + ('; of an empty report, ""' if key == "report" else "")
                 )
         name, reason = record["id"], record.get("finish_reason")
         if reason not in (None, *FINISH_REASONS):
             raise DiveError(
-                f'{row_of(path, number)}: "finish_reason" is another word, want one of '
+                f'{line_location(path, number)}: "finish_reason" is another word, want one of '
                 f"{', '.join(FINISH_REASONS)}, or none"
             )
         if str(name) in records:
-            raise DiveError(f"{row_of(path, number)}: id {name!r} comes twice")
+            raise DiveError(f"{line_location(path, number)}: id {name!r} comes twice")
         records[str(name)] = record
     return records
 
@@ -72,19 +72,21 @@ def references_of(
         if split is not None:
             own = record.get("split")
             if not isinstance(own, str):
-                raise DiveError(f"{row_of(path, number)}: has no 'split', and --split is {split!r}")
+                raise DiveError(
+                    f"{line_location(path, number)}: has no 'split', and --split is {split!r}"
+                )
             if SPLITS.get(own.casefold(), own) != SPLITS[split.casefold()]:
                 continue
         name = record.get("id")
         if not isinstance(name, (str, int)):
-            raise DiveError(f'{row_of(path, number)}: "id" is missing')
+            raise DiveError(f'{line_location(path, number)}: "id" is missing')
         if str(name) in reports:
-            raise DiveError(f"{row_of(path, number)}: id {name!r} comes twice")
+            raise DiveError(f"{line_location(path, number)}: id {name!r} comes twice")
         texts: dict[str, Any] = {key: record.get(key) for key in ("findings", "impression")}
         for key, text in texts.items():
             if not isinstance(text, str) and not is_absent(text):
-                raise DiveError(f"{row_of(path, number)}: {key!r} wants a text")
-        study = Study(id=str(name), images=(), source=f"{row_of(path, number)}", **texts)
+                raise DiveError(f"{line_location(path, number)}: {key!r} wants a text")
+        study = Study(id=str(name), images=(), source=f"{line_location(path, number)}", **texts)
         try:
             reports[study.id] = study.report(target)
         except DiveError:
@@ -110,9 +112,9 @@ def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
         except RecursionError:
             raise DiveError(f"{path}:{number}: is nested too deeply") from None
         except ValueError as error:
-            raise DiveError(f"{row_of(path, number)}: is not JSON ({error})") from None
+            raise DiveError(f"{line_location(path, number)}: is not JSON ({error})") from None
         if not isinstance(record, dict):
-            raise DiveError(f"{row_of(path, number)}: wants one JSON object a line")
+            raise DiveError(f"{line_location(path, number)}: wants one JSON object a line")
         found.append((number, record))
     if not found:
         raise DiveError(f"{path}: has no lines")

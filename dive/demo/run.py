@@ -56,7 +56,7 @@ def main(
     Raises:
         DiveError: another process writes into `out`, or it cannot be written.
     """
-    out = checks.place("out", out)
+    out = checks.path("out", out)
     check_folder(out)
     with hold_folder(out):
         return _run(out, seed, train, test, steps, methods, console or PlainConsole())

@@ -88,7 +88,7 @@ def load_lexicon(*files: str | Path, default: bool = True) -> Lexicon:
     """
     entries: dict[str, Entry] = {}
     sources: list[Any] = [_HERE / name for name in _FILES] if default else []
-    sources += [checks.place("files", f) for f in files]
+    sources += [checks.path("files", f) for f in files]
     if not sources:
         raise DiveError("load_lexicon(default=False) needs at least one file")
     misspelt: list[str] = []

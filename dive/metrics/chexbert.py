@@ -62,11 +62,9 @@ class CheXbert:
         device: str = "cpu",
         batch_size: int = 16,
     ) -> None:
-        self.weights = (
-            checks.place("weights", weights) if weights is not None else default_weights()
-        )
+        self.weights = checks.path("weights", weights) if weights is not None else default_weights()
         self.tokenizer = (
-            checks.place("tokenizer", tokenizer) if tokenizer is not None else default_tokenizer()
+            checks.path("tokenizer", tokenizer) if tokenizer is not None else default_tokenizer()
         )
         self.device, self.batch_size = device, batch_size
         self.source = f"labelled by CheXbert ({self.weights.name})"

@@ -11,7 +11,7 @@ import numpy as np
 
 from dive.data.absent import is_placeholder
 from dive.data.language import warn_if_not_english
-from dive.data.reading_report import PLACEHOLDERS
+from dive.data.reading_summary import PLACEHOLDERS
 from dive.errors import DiveError
 from dive.metrics import overlap
 from dive.metrics.bootstrap import Resampling, sign_p_value

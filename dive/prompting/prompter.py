@@ -103,7 +103,7 @@ class Prompter:
         if max_image_tokens is not None:
             max_image_tokens = checks.whole("max_image_tokens", max_image_tokens, 1)
         if names_file(template):
-            template = checks.place("template", template)
+            template = checks.path("template", template)
         self.backbone = backbone
         self.processor = backbone.processor
         self.tokenizer = backbone.tokenizer

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from dive.errors import DiveError, checks
-from dive.errors.private import said_by
+from dive.errors.private import public_reason
 from dive.files.input import read_file
 from dive.prompting import template_clock, template_renderer
 
@@ -137,7 +137,7 @@ class ChatTemplate:
         except Exception as error:  # a tokenizer's own code may raise anything
             texts = [part.get("text") for message in messages for part in message["content"]]
             raise DiveError(
-                f"the chat template refuses the conversation: {said_by(error, texts)}"
+                f"the chat template refuses the conversation: {public_reason(error, texts)}"
             ) from error
         if images and self.placeholder is None:
             raise DiveError(f"the backbone is a text model; it takes no image, got {images}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dive.errors import DiveError, checks
-from dive.errors.private import row_of
+from dive.errors.private import line_location
 from dive.files.input import MAX_JSON_BYTES, read_file
 from dive.radgraph.annotations import NO_ENTITIES, Annotation, as_annotated, check_annotation
 
@@ -22,7 +22,7 @@ class RadGraphFile:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = checks.place("annotations", path)
+        self.path = checks.path("annotations", path)
         self.source = f"annotations from {self.path.name}"
         self.identity: list[str] = []  # of the content
         self._found: dict[str, Annotation] = {}
@@ -79,9 +79,9 @@ class RadGraphFile:
                 try:
                     record = json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    where = row_of(self.path, number)
+                    where = line_location(self.path, number)
                     raise DiveError(f"{where}: not JSON: {error}") from error
-                yield from _flat(record, row_of(self.path, number))
+                yield from _flat(record, line_location(self.path, number))
 
 
 def _flat(table: Any, where: str) -> Iterator[tuple[str, Any]]:

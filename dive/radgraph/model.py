@@ -62,12 +62,10 @@ class RadGraph:
         if model_type not in MODEL_TYPES:
             raise DiveError(f"RadGraph model {model_type!r} is not one of {', '.join(MODEL_TYPES)}")
         self.model_type = model_type
-        self.weights = None if weights is None else checks.place("weights", weights)
-        self.encoder = None if encoder is None else checks.place("encoder", encoder)
+        self.weights = None if weights is None else checks.path("weights", weights)
+        self.encoder = None if encoder is None else checks.path("encoder", encoder)
         self.cache = (
-            checks.place("cache", cache)
-            if cache is not None
-            else user_cache() / "dive" / "radgraph"
+            checks.path("cache", cache) if cache is not None else user_cache() / "dive" / "radgraph"
         )
         self.python = str(python or sys.executable)
         self.cuda = cuda

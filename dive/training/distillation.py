@@ -125,7 +125,7 @@ def distill(
     start = time.perf_counter()
     config = as_config(config)
     skipped = check_on_error(on_error, skipped)
-    folder = None if output_dir is None else checks.place("output_dir", output_dir)
+    folder = None if output_dir is None else checks.path("output_dir", output_dir)
     if isinstance(config.cache_images, str):
         check_cache(config.cache_images)
     if attached_here(backbone.model):

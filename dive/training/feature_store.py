@@ -40,7 +40,7 @@ SETTINGS_FILE = "settings.json"
 
 def check_cache(folder: str | Path) -> None:
     """DiveError unless features could be kept in this folder, which need not be there yet."""
-    root = checks.place("cache_images", folder)
+    root = checks.path("cache_images", folder)
     try:
         check_folder(root)
     except DiveError as error:
@@ -58,7 +58,7 @@ class FeatureStore:
     """
 
     def __init__(self, folder: str | Path, prompter: Prompter) -> None:
-        self.root = checks.place("cache_images", folder)
+        self.root = checks.path("cache_images", folder)
         self._settings = settings_of(prompter)
         self.folder = self.root / of_json(self._settings, 16)
         self.read = self.written = 0

@@ -20,7 +20,7 @@ from dive.data.films import changed, films_of, name_of
 from dive.data.study import Study
 from dive.errors import DiveError, checks
 from dive.errors.private import public_source
-from dive.files.atomic import check_folder, sweep, write_text
+from dive.files.atomic import check_folder, remove_leftovers, write_text
 from dive.files.digests import of_json
 from dive.files.disk import unwritable
 from dive.files.lock import hold_folder
@@ -67,7 +67,7 @@ def one_at_a_time(run: Callable[..., T]) -> Callable[..., T]:
         folder = named.get("output_dir")
         if folder is None:
             return run(*given, **named)
-        folder = checks.place("output_dir", folder)
+        folder = checks.path("output_dir", folder)
         check_folder(folder)
         with hold_folder(folder, ranks=True):
             return run(*given, **named)
@@ -339,5 +339,5 @@ def clear_finished(out: Path) -> bool:
     if left:
         remove_checkpoints(folder)
         for name in (WEIGHTS_FILE, CONFIG_FILE):
-            sweep(out / name)
+            remove_leftovers(out / name)
     return left

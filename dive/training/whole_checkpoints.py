@@ -12,7 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from dive.errors import DiveError
 from dive.files.atomic import write_all
-from dive.files.disk import reason, room
+from dive.files.disk import free_bytes, reason
 from dive.training.checkpoints import ASIDE, aside_of, publish
 
 KEPT = 2  # checkpoints, while training
@@ -61,7 +61,7 @@ def _why(error: Exception, folder: Path) -> str:
             os.fsync(file.fileno())
     except OSError as again:
         return reason(again, folder)
-    return f"{str(error).splitlines()[0]} ({room(folder) or 0:,} bytes are left on the disk)"
+    return f"{str(error).splitlines()[0]} ({free_bytes(folder) or 0:,} bytes are left on the disk)"
 
 
 def _of_writing(error: RuntimeError) -> bool:

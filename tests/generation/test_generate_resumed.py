@@ -268,8 +268,8 @@ def test_an_edited_note_is_named_by_its_line(how, begun, tmp_path):
 def test_a_line_that_is_no_note_is_named(note, tmp_path):
     with JsonlWriter(tmp_path / "r.jsonl") as writer:
         writer.append({"id": "a"})
-    text = writer._run_path.read_text().splitlines()
-    writer._run_path.write_text("\n".join([text[0], note, text[1]]) + "\n", encoding="latin-1")
+    text = writer._notes_path.read_text().splitlines()
+    writer._notes_path.write_text("\n".join([text[0], note, text[1]]) + "\n", encoding="latin-1")
     with pytest.raises(DiveError, match=r"r.jsonl.partial.run:2: is not a note that the run"):
         JsonlWriter(tmp_path / "r.jsonl")
 
@@ -309,14 +309,14 @@ EDITED = {
     "list": (b'{"id": ["a"]}\n', ":1: its id is a list; wants a text"),
     "number": (b'{"id": 1}\n' + HEAD, ":1: its id is a int; wants a text"),
     "null": (HEAD + b'{"id": null}\n', ":3: its id is a NoneType; wants a text"),
-    "no id": (HEAD + b'{"n": 1}\n', ":3: is not a row with an id;"),
-    "no row": (HEAD + b"[1]\n", ":3: is not a row with an id;"),
-    "no JSON": (HEAD + b"notes\n", r":3: is not a row with an id \(not JSON\)"),
-    "deep": (b"[" * 100_000 + b"\n" + HEAD, r":1: is not a row with an id \(not JSON\)"),
+    "no id": (HEAD + b'{"n": 1}\n', ":3: is not a record with an id;"),
+    "no row": (HEAD + b"[1]\n", ":3: is not a record with an id;"),
+    "no JSON": (HEAD + b"notes\n", r":3: is not a record with an id \(not JSON\)"),
+    "deep": (b"[" * 100_000 + b"\n" + HEAD, r":1: is not a record with an id \(not JSON\)"),
     "blank": (b'{"id": "a", "n": 1}\n\n{"id": "b", "n": 2}\n', ":2: is blank"),
     "spaces": (b"  \r\n" + HEAD, ":1: is blank"),
-    "no UTF-8": (HEAD + b'{"id": "\xff"}\n', r":3: is not a row with an id \(not UTF-8\)"),
-    "NUL": (HEAD + b"\0\0\0\n", r":3: is not a row with an id \(not JSON\)"),
+    "no UTF-8": (HEAD + b'{"id": "\xff"}\n', r":3: is not a record with an id \(not UTF-8\)"),
+    "NUL": (HEAD + b"\0\0\0\n", r":3: is not a record with an id \(not JSON\)"),
     "value": (HEAD.replace(b"2", b"3"), ":2: is not as the run wrote it"),
     "missing field": (b'{"id": "a"}\n', ":1: is not as the run wrote it"),
     "another field": (HEAD + b'{"id": "c", "n": 3}\n', ":3: is not as the run wrote it"),
@@ -375,24 +375,24 @@ def test_ids_that_are_none_are_refused(tmp_path):
 @pytest.mark.parametrize("torn", ["rows", "notes", "both"])
 def test_torn_at_any_byte(torn, tmp_path):
     path = tmp_path / "r.jsonl"
-    with JsonlWriter(path, run={"a": 1}, made_of=lambda name: [name]) as writer:
+    with JsonlWriter(path, fingerprint={"a": 1}, made_of=lambda name: [name]) as writer:
         writer.append({"id": "a"})
-        sizes = [writer.partial.stat().st_size, writer._run_path.stat().st_size]
+        sizes = [writer.partial.stat().st_size, writer._notes_path.stat().st_size]
         writer.append({"id": "b"})
-    data, noted = writer.partial.read_bytes(), writer._run_path.read_bytes()
+    data, noted = writer.partial.read_bytes(), writer._notes_path.read_bytes()
     for cut in range(1, 12):
         writer.partial.write_bytes(data[: len(data) - cut] if torn != "notes" else data)
-        writer._run_path.write_bytes(noted[: len(noted) - cut] if torn != "rows" else noted)
+        writer._notes_path.write_bytes(noted[: len(noted) - cut] if torn != "rows" else noted)
         if torn == "notes":  # a row is written after its note, so this is no kill
             with pytest.raises(DiveError, match=r"partial:2: is not as the run wrote it"):
-                JsonlWriter(path, run={"a": 1})
+                JsonlWriter(path, fingerprint={"a": 1})
             continue
-        with JsonlWriter(path, run={"a": 1}, made_of=lambda name: [name, 2]) as again:
+        with JsonlWriter(path, fingerprint={"a": 1}, made_of=lambda name: [name, 2]) as again:
             assert again.done == {"a": ["a"]}
             assert again.partial.stat().st_size == sizes[0]
-            assert again._run_path.stat().st_size == sizes[1]
+            assert again._notes_path.stat().st_size == sizes[1]
             again.append({"id": "b"})
-        with JsonlWriter(path, run={"a": 1}) as last:
+        with JsonlWriter(path, fingerprint={"a": 1}) as last:
             assert last.done == {"a": ["a"], "b": ["b", 2]}
 
 

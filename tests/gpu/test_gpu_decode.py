@@ -1,7 +1,7 @@
 """The decode engine on a GPU: precision, graphs, adapters, batches and whole answers.
 
 Skipped without a GPU. test_gpu_rehearsal.py runs it on a CPU (DIVE_REHEARSE_GPU=1), where the
-engine's kernels are those of the CPU; test_cuda_shim.py runs the CUDA kernels on the host.
+engine's kernels are those of the CPU; test_host_cuda.py runs the CUDA kernels on the host.
 """
 
 import contextlib
@@ -181,7 +181,7 @@ def test_products_divided_otherwise_lose_no_more(count):
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALVES[0]])
 def test_every_kernel_of_the_engine(dtype):
-    """Small, for a run under compute-sanitizer; test_cuda_shim.py counts what it launches."""
+    """Small, for a run under compute-sanitizer; test_host_cuda.py counts what it launches."""
     torch.backends.cuda.matmul.allow_tf32 = False
 
     def check(counts, plan="bytes", **sizes):

@@ -17,7 +17,7 @@ import dive
 from dive.backbone.weights_digest import weights_digest
 from dive.data import read_studies
 from dive.errors import DiveError
-from dive.files.atomic import sweep, write_together
+from dive.files.atomic import remove_leftovers, write_together
 from dive.training import checkpoints, resume
 from dive.training.checkpoints import harm_of, is_the_end_of
 
@@ -338,5 +338,5 @@ def test_files_of_two_adapters_are_never_mixed(tmp_path, monkeypatch):
 def test_what_a_kill_left_of_a_save_is_removed(tmp_path):
     (tmp_path / ".a.0123abcd.tmp").write_bytes(b"half")
     (tmp_path / ".a.mine.tmp").write_bytes(b"somebody's")
-    sweep(tmp_path / "a")
+    remove_leftovers(tmp_path / "a")
     assert os.listdir(tmp_path) == [".a.mine.tmp"]

@@ -1,0 +1,111 @@
+// The decode step's kernels on a CPU: float32 and bfloat16 weights, shared among a few threads.
+//
+// Every number is computed by the same code in the same order for any number of threads: only who
+// computes it differs.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "../backend.h"
+#include "cache_layout.h"
+#include "cpu/aligned.h"
+#include "cpu/decode_kernels.h"
+#include "cpu/steer_step.h"
+#include "cpu/threads.h"
+
+namespace dive::cpu {
+
+class CpuBackend final : public Backend {
+ public:
+  // What a chunk of the threads' work reads at least: some microseconds of work, against the tenth
+  // of one that taking it costs. Tests choose less.
+  static constexpr std::int64_t kChunkBytes = 64 << 10;
+
+  explicit CpuBackend(ModelSpec spec, std::int64_t chunk_bytes = kChunkBytes)
+      : spec_(std::move(spec)), chunk_bytes_(chunk_bytes) {
+    set_threads(1);
+  }
+
+  int threads() const override { return threads_->count(); }
+  void set_threads(int count) override;
+
+  std::int64_t cache_bytes() const override { return static_cast<std::int64_t>(cache_bytes_); }
+  void reserve(std::int64_t rows, std::int64_t capacity) override;
+  void set_ropes(const std::vector<RopeSpec>& ropes) override { spec_.ropes = ropes; }
+  void adopt(std::size_t layer, std::int64_t row, std::int64_t first, std::int64_t count,
+             const CacheSource& keys, const CacheSource& values) override;
+  void start_row(std::int64_t, std::int64_t, std::int64_t) override {}
+  void steer_row(std::int64_t row, const std::vector<const Steering*>& layers) override;
+
+  void run(const StepInput& input, const std::function<void()>& schedule) override;
+  void embed() override;
+  void add_and_norm(const AddAndNorm& what) override;
+  void project_heads(const LayerSpec& layer) override;
+  void attend(std::size_t layer) override;
+  void project_attention(const LayerSpec& layer) override;
+  void gated(const LayerSpec& layer) override;
+  void project_mlp(const LayerSpec& layer) override;
+  void predict() override;
+
+ private:
+  // The rows of a product, cut into the parts that are shared out.
+  struct Parts {
+    std::int64_t rows = 0;
+    std::int64_t size = 0;  // rows of a part; the last may have fewer
+    std::int64_t count = 0;
+    std::int64_t first(std::int64_t part) const { return part * size; }
+    std::int64_t last(std::int64_t part) const { return std::min(rows, (part + 1) * size); }
+  };
+  Parts parts_of(const LinearSpec& linear) const;
+  void multiply(const LinearSpec& linear, const void* x, float* y, std::int64_t first,
+                std::int64_t last) const;
+  // delta = round(linear(from))
+  void project_back(const LinearSpec& linear, const float* from);
+  // work(i, thread) for each row i of the step, shared out where a row of `numbers` is worth it
+  template <class Work>
+  void each_row(std::int64_t numbers, const Work& work);
+  void add_and_norm_row(const AddAndNorm& what, std::int64_t i, int thread);
+  void attend_head(const LayerSpec& layer, std::size_t index, std::int64_t i, std::int64_t head,
+                   int thread);
+  StepArguments step_arguments(const NormSpec& norm) const;
+  void find_steerings(std::int64_t layer);
+  // The rows as a product takes them; valid until the next call.
+  const void* model_input(const void* from, std::int64_t width);
+  const void* float_input(const float* from, std::int64_t width);
+  // What each thread has of its own.
+  struct Scratch {
+    Workspace workspace;
+    AlignedBuffer<float> scores;
+  };
+  void grow(Scratch& scratch) const;
+
+  ModelSpec spec_;
+  std::int64_t chunk_bytes_;
+  const DecodeKernels* kernels_ = nullptr;
+  Isa isa_ = Isa::scalar;
+  DType steering_dtype_ = DType::f32;
+  std::int64_t rows_ = 0;
+  std::int64_t capacity_ = 0;
+  StepInput step_;
+  std::vector<std::vector<const Steering*>> steering_;  // [row][layer], empty: none
+  std::vector<const Steering*> layer_steering_;         // of the rows of this step
+
+  struct Free {
+    void operator()(unsigned char* pointer) const { std::free(pointer); }
+  };
+  std::unique_ptr<unsigned char, Free> cache_;
+  CacheLayout layout_;
+  std::size_t cache_bytes_ = 0;
+
+  AlignedBuffer<unsigned char> residual_, normed_, delta_, input_;
+  AlignedBuffer<float> wide_, query_, key_, value_, mixed_, gate_, up_, logits_;
+  std::vector<std::int64_t> best_;  // of each part of the logits, by row
+  std::vector<Scratch> scratch_;    // by thread
+  std::unique_ptr<Threads> threads_;
+};
+
+}  // namespace dive::cpu

@@ -1,0 +1,24 @@
+// Keys and values that another library computed, into the cache.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/runtime.h"
+
+namespace dive::cuda {
+
+// Keys and values [kv heads, count, width] into the slots of tokens `first` and on.
+struct CopyCacheArguments {
+  const void* source[2] = {};
+  std::int64_t head_stride[2] = {};
+  std::int64_t token_stride[2] = {};
+  void* cache[2] = {};  // of the layer and the row, [kv heads, slots, width]
+  std::int64_t first = 0;
+  int count = 0;
+  int slots = 0;
+  int kv_heads = 0;
+  int width = 0;
+};
+void run_copy_cache(const Queue& queue, DType dtype, const CopyCacheArguments& arguments);
+
+}  // namespace dive::cuda
