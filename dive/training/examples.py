@@ -109,7 +109,7 @@ class Examples(Dataset):
     ) -> dict[str, Any]:
         """`inputs`, which show `studies` in this order, on the model's device, with cached image
         features in place of pixels if there are any. own: see `ImageCache.fill`."""
-        placed = self.prompter.place(inputs)
+        placed = self.prompter.to_device(inputs)
         return placed if self.features is None else self.features.fill(placed, studies, own)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
