@@ -20,12 +20,12 @@ from dive.cli.options import (
     SplitOption,
     TemplateDateOption,
     TemplateOption,
+    as_path,
     check_values,
     demonstrations_of,
     image_budget,
     open_all,
     open_backbone,
-    place,
     reading,
     write_skipped,
 )
@@ -47,13 +47,13 @@ def generate(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", parser=place, metavar="FILE", help="JSON lines, one report per line."
+            "--out", parser=as_path, metavar="FILE", help="JSON lines, one report per line."
         ),
     ],
     images: Annotated[
         list[Path] | None,
         typer.Argument(
-            parser=place,
+            parser=as_path,
             metavar="[IMAGES]...",
             help="Image files; one report per image.",
             show_default=False,
@@ -70,7 +70,7 @@ def generate(
         Path | None,
         typer.Option(
             "--demonstrations",
-            parser=place,
+            parser=as_path,
             metavar="FILE",
             help="Studies shown before every query (k-shot).",
         ),
@@ -140,17 +140,17 @@ def generate(
     check_skipped(left_out)
     lock = _hold_outputs(context, out, left_out, overwrite)
     from dive.adapter.adapter import SteeringAdapter
-    from dive.backbone.files import describe_backbone, dtype_in_use
+    from dive.backbone.files import backbone_file_digests, dtype_in_use
     from dive.data import Skipped
     from dive.files import digests
     from dive.files.json_lines import JsonlWriter
     from dive.generation.generate_reports import iter_reports, prompt_settings
     from dive.generation.resume import (
-        adapter_fingerprint,
+        adapter_digests,
         check_images,
-        demonstrations_fingerprint,
+        demonstrations_digest,
         device_kind,
-        studies_fingerprint,
+        studies_digest,
         watched,
     )
     from dive.prompting.model_digest import versions
@@ -175,10 +175,10 @@ def generate(
         prompting["prompt"] = DEFAULT_PROMPTS.get(prompting["target"])
     # the values in use, whether given, the adapter's or the defaults
     fingerprint = {
-        **describe_backbone(backbone, verify),
-        "adapter": adapter_fingerprint(steering),
-        "studies": studies_fingerprint(items),
-        "demonstrations": demonstrations_fingerprint(shown),
+        **backbone_file_digests(backbone, verify),
+        "adapter": adapter_digests(steering),
+        "studies": studies_digest(items),
+        "demonstrations": demonstrations_digest(shown),
         **prompting,
         "template": None if template is None else digests.whole(template),
         "template_date": template_date or stored.get("template_date"),

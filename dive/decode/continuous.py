@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dive.adapter.adapter import SteeringAdapter
 from dive.adapter.attach import PerSampleAttachment, attachment_of, unsteered
-from dive.backbone.turns import turn
+from dive.backbone.model_lock import model_lock
 from dive.decode.answers import Answer, Chooser, Live, ends_of, plain_stop
 from dive.decode.batch import warn_of_context
 from dive.decode.binding import Binding
@@ -140,7 +140,7 @@ class ContinuousBatch:
 
     def run(self) -> Iterator[Written]:
         """Yields the answers, each when it ends."""
-        with turn(self.model):  # no other call may borrow the engine in between
+        with model_lock(self.model):  # no other call may borrow the engine in between
             self._unable = self.binding.bind()
             if self._unable is None:
                 self._cache = self.binding.lend()
@@ -237,7 +237,7 @@ class ContinuousBatch:
         shared = choice is None and self._shares(request)
         shared = shared and (self._prefix is not None or self._next_shares(request))
         steering: Any = unsteered(self.model) if shared else self._steered(request)
-        with turn(self.model), steering as steers, refusals(request.settings):
+        with model_lock(self.model), steering as steers, refusals(request.settings):
             if choice is None:
                 one = self._read(request, index, shared)
             else:

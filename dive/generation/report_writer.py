@@ -22,8 +22,8 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from dive.adapter.attach import unsteered
 from dive.backbone.load import Backbone
+from dive.backbone.model_lock import model_lock
 from dive.backbone.structure import unwrap
-from dive.backbone.turns import turn
 from dive.console import PlainConsole, column
 from dive.data.datasets.json_lines import Skipped
 from dive.decode.continuous import Request
@@ -135,7 +135,7 @@ class ReportWriter:
         start = time.perf_counter()
         prompter = jobs[0].prompter
         model: Any = self.backbone.model
-        batch = prompter.place(prompter.collate(prompts, side="left"))
+        batch = prompter.to_device(prompter.collate(prompts, side="left"))
         config = self.config(prompter, batch["input_ids"].shape[1])
         others = self.others()
         if seeds is not None:
@@ -161,8 +161,8 @@ class ReportWriter:
         model, origin = unwrap(self.backbone), None
         # what the caller has attached steered the report only where it has no adapter of its own
         bare: Any = nullcontext() if job.adapter is None else unsteered(model)
-        with suppress(DiveError), turn(model), bare, steered(model, job.adapter):
-            origin = nonfinite_origin(model, job.prompter.place(dict(prompt)), answer)
+        with suppress(DiveError), model_lock(model), bare, steered(model, job.adapter):
+            origin = nonfinite_origin(model, job.prompter.to_device(dict(prompt)), answer)
         error = early_end(len(answer), origin)
         if not self.warned:
             self.warned = True
@@ -252,7 +252,7 @@ def write_in_slots(writer: ReportWriter, prompts: Prompts, slots: int) -> Iterat
         inputs: dict[str, Tensor] = {}
         for job, prompt in prompts:
             if prompt is not before:
-                before, inputs = prompt, job.prompter.place(prompt)
+                before, inputs = prompt, job.prompter.to_device(prompt)
             length = prompt["input_ids"].shape[1]
             config = writer.config(job.prompter, length)
             pending[next(indices)] = (job, prompt, config)
@@ -285,7 +285,7 @@ def write_in_batches(writer: ReportWriter, prompts: Prompts, batch_size: int) ->
         for chunk in _chunks(prompts, batch_size):
             jobs = [job for job, _ in chunk]
             adapters = None if attached is None else [job.adapter for job in jobs]
-            with turn(model), steered(model, adapters, attached):
+            with model_lock(model), steered(model, adapters, attached):
                 reports = writer.reports(jobs, [prompt for _, prompt in chunk], seeds)
             yield from reports
             prompts.bar(len(chunk))

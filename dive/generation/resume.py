@@ -36,7 +36,7 @@ def device_kind(device: str) -> str:
     return device.partition(":")[0]
 
 
-def adapter_fingerprint(adapter: SteeringAdapter | None) -> dict[str, str] | None:
+def adapter_digests(adapter: SteeringAdapter | None) -> dict[str, str] | None:
     """Digests of an adapter's parameters, form and metadata, without the course of its training."""
     if adapter is None:
         return None
@@ -49,7 +49,7 @@ def adapter_fingerprint(adapter: SteeringAdapter | None) -> dict[str, str] | Non
     return known | {"parameters": weights.hexdigest()[:32], "form": of_json(settings)}
 
 
-def studies_fingerprint(studies: Iterable[Study]) -> str:
+def studies_digest(studies: Iterable[Study]) -> str:
     """A digest of what the studies contribute to prompts; images count by their files' names."""
     return of_json(
         [[one.id, [name_of(image) for image in one.images], one.indication, one.patient]
@@ -57,7 +57,7 @@ def studies_fingerprint(studies: Iterable[Study]) -> str:
     )  # fmt: skip
 
 
-def demonstrations_fingerprint(shown: Sequence[Study] | None) -> str | None:
+def demonstrations_digest(shown: Sequence[Study] | None) -> str | None:
     """A digest of what the demonstrations contribute to prompts, with the images' content."""
     if shown is None:
         return None

@@ -16,7 +16,7 @@ from dive.adapter.files import _FIELDS, _NEEDED
 from dive.adapter.hub import _forget_paths, model_card
 from dive.errors import DiveError
 from dive.generation.generate_reports import prompter_for
-from dive.generation.resume import adapter_fingerprint
+from dive.generation.resume import adapter_digests
 
 SMALL = dict(preset="dive-ce", steps=1, batch_size=2, rank=2)
 GONE = object()
@@ -81,7 +81,7 @@ def test_every_field(learnt, backbone, tmp_path, value):
                 assert not unknown, (name, error)
         card = model_card(adapter)
         assert "None" not in card, (name, card)
-        adapter_fingerprint(adapter)
+        adapter_digests(adapter)
         _forget_paths(tmp_path / "adapter_config.json")
     assert not unknown or len(taken) == len(_FIELDS) - 1
 
