@@ -1,4 +1,4 @@
-"""One model's decoder in `dive._C`: bound to its weights, and the adapters packed for its steps."""
+"""One model's decoder in `dive._C`, bound to its weights, and the steering for its steps."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,8 +18,8 @@ from dive.errors import DiveError
 class Binding:
     """The engine of one model, lent to one call at a time.
 
-    spec: the decoder as it was bound last. cache: the engine with its room for sequences; None
-        before `bind`, and while a call has it.
+    spec: the decoder as it was bound last. cache: the engine with its KV cache; None before `bind`,
+        and while a call has borrowed it.
     """
 
     def __init__(self, model: Any) -> None:
@@ -29,7 +29,7 @@ class Binding:
         self._packed: WeakKeyDictionary[Any, tuple[Any, list[Any]]] = WeakKeyDictionary()
 
     def bind(self) -> str | None:
-        """Makes the engine ready, anew where the model changed; returns why it cannot be."""
+        """Binds the engine, again where the model changed; returns the reason where it cannot."""
         module = native.load()
         if module is None:
             return native.find().reason
@@ -50,13 +50,13 @@ class Binding:
             return None
 
     def lend(self) -> EngineCache:
-        """The bound engine, until it is given back; `bind` makes another if one is needed."""
+        """Lends the bound engine, until `give_back`; `bind` makes another if needed meanwhile."""
         assert self.cache is not None
         cache, self.cache = self.cache, None
         return cache
 
     def give_back(self, cache: EngineCache) -> None:
-        """Takes the engine for the next call, unless there is another by now."""
+        """Keeps the engine for the next call, unless there is another one by now."""
         if self.cache is None:
             self.cache, self.spec = cache, cache.spec
 
@@ -93,20 +93,20 @@ class Binding:
     def steerings(
         self, adapters: Sequence[SteeringAdapter | None], batch: int, spec: DecoderSpec
     ) -> list[Any]:
-        """The `steering` of each row of a batch; DiveError where the batch does not divide."""
+        """The `steering` of each row of a batch; DiveError where the adapters do not divide it."""
         each, left = divmod(batch, len(adapters))
         if left:
             raise DiveError(
-                f"the session has {len(adapters)} adapters, one a row, and the batch {batch} rows"
+                f"the session has {len(adapters)} adapters, one per sample, for a batch of {batch}"
             )
         return [self.steering(one, spec) for one in adapters for _ in range(each)]
 
 
 @contextmanager
 def without_trace(model: Any) -> Iterator[None]:
-    """For a forward that only looks at the model: unsteered, and it leaves no trace.
+    """A context for forwards that only inspect the model: unsteered, and without side effects.
 
-    Qwen-VL notes down offsets at every forward; the prompt's own must outlive ours.
+    Qwen-VL stores offsets at every forward; the prompt's own must outlive these.
     """
     base = vars(getattr(model, "base_model", model))
     kept = base.get("rope_deltas")

@@ -152,7 +152,7 @@ def header(size, text=b""):
     [
         (header(2**62), "a header of 4,611,686"),
         (header(8, b"[[[[[[[["), "header: not readable as JSON"),
-        (header(2, b"[]"), "its header is no object"),
+        (header(2, b"[]"), "its header is not an object"),
         (header(2, b"{}"), "tensor layers.0.down is missing"),
         ({"adapter.safetensors": b""}, "0 bytes, and a header"),
     ],
