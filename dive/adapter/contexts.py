@@ -90,7 +90,7 @@ def _set(first: nn.Module, public: Own | None, private: Own | None) -> None:
 
 
 def own_of(first: nn.Module) -> Own | None:
-    """What this context has of its own, also of a `with` that is over (`ended`)."""
+    """The attachment of this context, also of a `with` that is over (`ended`)."""
     _, public, private = _entry(first)
     return private if private is not None and private.holds() else public
 

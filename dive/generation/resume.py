@@ -157,7 +157,7 @@ def _is_seen(seen: Any, images: int) -> bool:
 
 
 def _stat_of(image: Any) -> list[int] | None:
-    """What changes with a file: its size, two times (ns) and inode; None for an image in memory."""
+    """A file's size, two times (ns) and inode, which change with it; None without a file."""
     if not checks.names_a_path(image):
         return None
     try:

@@ -1,5 +1,5 @@
-"""Settings of an adapter that are null, absent or empty: not known, or one clear error; and files
-in its folder that are none."""
+"""Settings of an adapter that are null, absent or empty are unknown, or one clear error, and so are
+entries of its folder that are not regular files."""
 
 import copy
 import json
@@ -36,7 +36,7 @@ def learnt(backbone, studies, tmp_path_factory):
 
 
 def changed(metadata, name, value):
-    """The metadata with this in the place of a field; None where it has no such place."""
+    """The metadata with a field replaced by this; None where there is no such field."""
     whole = owner = copy.deepcopy(metadata)
     *path, last = name.split(".")
     for part in path:
@@ -70,7 +70,7 @@ def test_every_field(learnt, backbone, tmp_path, value):
             continue
         taken.append(name)
         with warnings.catch_warnings():
-            # nothing that is not known is held against a backbone
+            # unknown fields match any backbone
             warnings.simplefilter("error" if unknown else "ignore")
             warnings.filterwarnings("ignore", message="the adapter was trained with max_image")
             warnings.filterwarnings("ignore", message="the chat template prints the date")

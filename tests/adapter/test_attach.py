@@ -1,4 +1,4 @@
-"""Attaching and detaching adapters, what is steered, and calibration, for every family."""
+"""Attaching and detaching adapters, the steered positions, and calibration, for every family."""
 
 import copy
 
@@ -17,7 +17,7 @@ GREEDY = GenerationConfig(do_sample=False, max_new_tokens=6, pad_token_id=0)
 
 
 def generate(model, batch, **more):
-    """Six greedy tokens and the logits that they were chosen by, [B, 6, V]."""
+    """Six greedy tokens and the logits by which they were chosen, [B, 6, V]."""
     output = model.generate(
         **batch,
         generation_config=GREEDY,
@@ -90,10 +90,10 @@ def test_one_adapter_at_a_time(tiny_llama):
         with pytest.raises(DiveError, match="already attached"):
             dive.steer(model.base_model, randomised(model.base_model))
         assert attachment_of(model) is first
-    first.detach()  # twice is harmless
+    first.detach()  # a second call does nothing
     assert fingerprint(model) == trace
     second = dive.steer(model, adapter)
-    first.detach()  # and does not touch what came after
+    first.detach()  # and leaves a later attachment alone
     assert attachment_of(model) is second
     second.detach()
     assert fingerprint(model) == trace
@@ -241,13 +241,13 @@ def test_a_compiled_generate_sees_an_adapter_that_comes_later(tiny_llama):
         torch.testing.assert_close(steered, wanted)
         assert not torch.allclose(steered, before, atol=1e-2)
         torch.testing.assert_close(compiled(ids, use_cache=False).logits, before)
-        # a call that somebody kept was compiled without hooks: it must notice the adapter too
+        # a call that was compiled without hooks must notice the adapter too
         with dive.steer(model, randomised(model)):
             torch.testing.assert_close(compiled(ids, use_cache=False).logits, wanted)
 
 
 def test_rope_deltas_do_not_leak_between_calls(tiny_qwen, studies):
-    """Teacher, student and generate in turn give what models of their own would give."""
+    """Teacher, student and generate in turn give the same as with a model each."""
     calls = {"student": studies[:2], "teacher": [studies[2]], "other": [studies[1]]}
     text = {"input_ids": torch.arange(5, 17)[None]}
 

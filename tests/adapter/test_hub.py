@@ -17,7 +17,7 @@ from dive.files.json_lines import write_jsonl
 
 
 class Hub:
-    """Stands in for HfApi: keeps what would have been sent."""
+    """A stand-in for HfApi that keeps what would have been sent."""
 
     refuses: Exception | None = None
     made: list = []  # noqa: RUF012
@@ -46,7 +46,7 @@ def hub(monkeypatch):
 
 @pytest.fixture(scope="module")
 def distilled(tiny_llava, studies):
-    """Two adapters: from studies without an origin, and from such as MIMIC-CXR's."""
+    """Two adapters: of studies without an origin, and of studies as those of MIMIC-CXR."""
     backbone = dive.load_backbone(tiny_llava, device="cpu")
     config = dive.DistillConfig(rank=2, steps=1, batch_size=2, calibration_studies=1)
     marked = [replace(study, origin="mimic-cxr") for study in studies[:4]]

@@ -1,4 +1,4 @@
-"""The engine's logits against transformers' own: families, formats, instruction sets, rows."""
+"""The engine's logits against transformers' own: families, formats, instruction sets, slots."""
 
 import copy
 import functools
@@ -47,7 +47,7 @@ def test_logits_of_128_steps_are_those_of_transformers(isa, family, with_adapter
 
 @functools.cache
 def bfloat16_case(family, with_adapter):
-    """A model, adapter, tokens, their logits in float32, and what transformers' bfloat16 loses."""
+    """A model, adapter, tokens, their float32 logits, and the error of transformers' bfloat16."""
     exact = small(family)
     model = copy.deepcopy(exact).to(torch.bfloat16)
     exact.load_state_dict({k: v.float() for k, v in model.state_dict().items()})
@@ -98,7 +98,7 @@ def test_each_row_is_steered_by_its_own_adapter_between_steps_too():
     assert torch.equal(following, out[rows].argmax(-1))
     engine.steer_row(0, None)
     engine.start_row(0, 0, 0)
-    for step in range(20):  # an empty row runs alone; the finished ones cost nothing
+    for step in range(20):  # an empty slot runs alone; finished ones cost nothing
         engine.step(ids[0, step : step + 1], torch.tensor([0]), following[:1], out)
     assert distance(out[0], forced(session, ids[:1], 1)[-1]) < 1e-5
 
@@ -151,7 +151,7 @@ def test_ten_thousand_wrong_calls_raise_and_never_crash():
     }
     done = {name: 0 for name in methods}
     for turn in range(10_000):
-        if turn % 50 == 0:  # a state in which much is possible
+        if turn % 50 == 0:  # a state from which many calls are valid
             engine.reserve(2, 32)
         name = rng.choice(list(methods))
         arguments = [rng.choice(odd if rng.random() < 0.05 else pool) for pool in methods[name]]

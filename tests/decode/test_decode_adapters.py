@@ -27,7 +27,7 @@ def mixed(model, **more):
 
 
 def alone(model, adapters, **kwargs):
-    """What transformers writes with each row's adapter attached for all rows, row by row."""
+    """The tokens of transformers with each row's adapter attached for all rows, row by row."""
     batch = text_batch(rows=4)
     answers = []
     for row, adapter in enumerate(adapters):
@@ -78,7 +78,7 @@ def test_rows_that_the_caller_attached_are_followed():
 
 
 def test_mixed_rows_sampled_repeated_and_stopped():
-    """As transformers itself draws them, with the same adapters attached row by row."""
+    """Tokens are those that transformers draws, with the same adapters attached row by row."""
     model = small("llama")
     adapters = mixed(model)
     plain = alone(model, adapters, max_new_tokens=25, eos_token_id=None, pad_token_id=0)
@@ -182,7 +182,7 @@ def test_bad_lists():
     with pytest.raises(DiveError, match="b: no such folder, want the folder"):
         DecodeSession(model, [adapter, "b"])
     session = DecodeSession(model, [adapter, None])
-    with pytest.raises(DiveError, match="2 adapters.*a batch of 3|2 adapters.*the batch 3 rows"):
+    with pytest.raises(DiveError, match="2 adapters.*a batch of 3"):
         session.generate(**text_batch(), max_new_tokens=2)
     assert attachment_of(model) is None
     with pytest.raises(DiveError, match="give each request its own"):

@@ -1,4 +1,4 @@
-"""Decoding behind images: the engine's logits over 128 tokens against transformers' own."""
+"""Decoding after images: the engine's logits over 128 tokens against transformers' own."""
 
 import copy
 
@@ -38,7 +38,7 @@ def backbone(request, tmp_path_factory):
 
 
 class Forced(LogitsProcessor):
-    """Notes the logits down, and makes the same tokens follow whatever they are."""
+    """A logits processor that records the logits and forces the next tokens."""
 
     def __init__(self, rows, vocabulary):
         generator = torch.Generator().manual_seed(2)
@@ -53,7 +53,7 @@ class Forced(LogitsProcessor):
 
 
 def logits_of(generate, batch, vocabulary):
-    """[B, STEPS, V]"""
+    """Recorded logits [B, STEPS, V]."""
     forced = Forced(batch["input_ids"].shape[0], vocabulary)
     more = {"eos_token_id": None, "logits_processor": LogitsProcessorList([forced])}
     generate(**batch, max_new_tokens=STEPS, do_sample=False, **more)

@@ -1,4 +1,4 @@
-"""The decode session against transformers' own generate, and what it falls back for."""
+"""The decode session against transformers' own generate, and its reasons to fall back."""
 
 import copy
 import dataclasses
@@ -95,7 +95,7 @@ def test_each_row_stops_at_any_of_several_ends(way):
 
 
 class Ends(StoppingCriteria):
-    """Ends a row at a token, as a caller's own criterion would."""
+    """A stopping criterion of a caller's own, which ends a row at a token."""
 
     def __init__(self, tokens):
         self.tokens = tokens
@@ -231,7 +231,7 @@ def test_unknown_options_are_named():
     for call in (session.engine_choice, session.generate):
         with pytest.raises(DiveError, match="^max_new_token, tempreature: no argument of generate"):
             call(**batch, max_new_token=3, tempreature=0.5, top_k=3)
-    # what generate knows without its being a setting
+    # arguments that generate knows, which are no settings
     known = {"streamer": None, "tokenizer": None, "output_attentions": False, "position_ids": None}
     assert session.engine_choice(**batch, **known, min_new_tokens=1).engine == "dive._C"
 
@@ -305,7 +305,7 @@ def test_a_changed_model_says_why_it_runs_in_transformers(name):
     ],
 )
 def test_what_is_asked_of_weights_on_a_gpu(dtype, built, reason, monkeypatch):
-    """By the words alone: the weights lie on the CPU and the spec says that they do not."""
+    """The message alone: the weights are on the CPU, and the spec claims otherwise."""
     from dive.decode import spec as decoder_spec
 
     model = small("llama")
@@ -372,7 +372,7 @@ def test_past_the_context_it_writes_on_as_transformers_does(caplog):
 
 
 def test_longer_than_the_first_tables():
-    """Tables of cos and sin grow past their first size."""
+    """Tables of cos and sin grow beyond their first size."""
     kind, config, more = FAMILIES["llama3"]
     torch.manual_seed(0)
     sizes = {**SIZES, **more, "max_position_embeddings": 2048}
@@ -413,7 +413,7 @@ def test_memory_holds_the_weights_once():
     model = kind(config(**{**SIZES, **sizes, "num_attention_heads": 8})).eval()
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     assert weights > 50 << 20
-    model.generate(**text_batch(), max_new_tokens=3)  # what PyTorch sets up at its first products
+    model.generate(**text_batch(), max_new_tokens=3)  # PyTorch's set-up at its first products
     before = resident()
     session = DecodeSession(model)
     session.generate(**text_batch(), max_new_tokens=3)

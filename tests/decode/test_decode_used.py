@@ -1,4 +1,4 @@
-"""That the engine is used, and that nobody can miss it when it is not."""
+"""The engine is used, and users are warned when it is not."""
 
 import copy
 import warnings
@@ -21,7 +21,7 @@ pytest.importorskip("dive._C", reason="dive._C is not built; pip install -e . bu
 
 
 def other_cache(model):
-    """`transformers` of some other version: what it hands over is no cache that is known."""
+    """Another version of transformers, which passes an unknown kind of cache."""
     model._prepare_cache_for_generation = lambda config, kwargs, *more: kwargs.update(kv=object())
 
 
@@ -100,7 +100,7 @@ def test_settings_of_the_models_own_generation_config_are_no_silent_reason(setti
         [_] = sessions[1].stream([Request({"input_ids": batch["input_ids"][:1]},
                                           {"max_new_tokens": 4})])  # fmt: skip
     assert sessions[1].ran.engine == "transformers" and words in str(warned[0].message)
-    # of the caller's own it is no surprise
+    # the caller's own settings do not warn
     other = DecodeSession(small("llama"))
     with warnings.catch_warnings():
         warnings.simplefilter("error", FallbackWarning)
@@ -139,7 +139,7 @@ def test_a_fallback_that_was_not_asked_for_is_a_warning_and_only_once():
 
 
 def test_a_cache_of_the_callers_own_goes_to_transformers_under_either_name():
-    """Newer versions take past_key_values too, and hand it over as cache."""
+    """Newer versions accept past_key_values too, and pass it as cache."""
     model, batch = small("llama"), text_batch(rows=1)
     name = "past_key_values"
     want = model.generate(**batch, max_new_tokens=4, **{name: DynamicCache(config=model.config)})
@@ -153,7 +153,7 @@ def test_a_cache_of_the_callers_own_goes_to_transformers_under_either_name():
 
 
 def test_a_session_looks_at_the_weights_once(monkeypatch):
-    """Each look samples them all, which a call of generate has no time for."""
+    """Each check of the weights samples them all, which is too slow for every call of generate."""
     from dive.adapter import adapter as module
 
     model, looks = small("llama"), []
@@ -199,7 +199,7 @@ def test_reports_say_what_wrote_them(any_backbone, studies):
 
 
 def test_reports_of_a_cache_that_is_not_known(tiny_llava, studies):
-    """Whatever transformers calls it next, the reports are right and the user is warned."""
+    """Under any other name of the argument reports are right and the user is warned."""
     backbone = dive.load_backbone(tiny_llava)
     wanted = dive.generate(backbone, studies[:2], max_new_tokens=5)
     model = copy.copy(backbone.model)

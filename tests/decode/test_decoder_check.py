@@ -1,4 +1,4 @@
-"""A decoder that computes something else than its family is never decoded by the engine."""
+"""The engine never decodes a model that computes something else than its family."""
 
 import functools
 import warnings
@@ -209,7 +209,7 @@ def test_what_the_engine_can_read_is_read_anew(name, bound):
     want, got, streamed = answers(model, session)
     assert want == got == streamed and session.ran.engine == "dive._C"
     if before is not None and name not in ("compiled forward", "soft-cap"):
-        assert want != before[0]  # the change is one that shows; a soft-cap keeps the order
+        assert want != before[0]  # the change is visible; a soft-cap keeps the order
 
 
 @pytest.mark.parametrize("where", ["sdpa", "mask", "eager", "class", "every module"])

@@ -1,4 +1,4 @@
-"""Logits that are not finite end one report with an error, and every other one is as before.
+"""Logits that are not finite end one report with an error, and no other report is affected.
 
 The right tokens are those of a run whose numbers are all finite. Then the embedding of one token is
 made NaN: whoever writes it goes on from there with nothing but NaN.
@@ -43,7 +43,7 @@ def answers(backbone, studies, **more):
 
 
 def lone_token(written):
-    """A token that one answer holds alone, neither first nor last in it: it, whose, and where."""
+    """A token that occurs in one answer alone, not first or last: the token, row and index."""
     for row, own in enumerate(written):
         others = {token for at, one in enumerate(written) if at != row for token in one}
         for index in range(1, len(own) - 2):
@@ -69,7 +69,7 @@ def test_one_report_ends_and_the_others_are_as_before(backbone, studies, engine,
     if way == "beams":
         if engine == "dive._C":
             pytest.skip("beams are transformers' own")
-        # of a prompt's own word: which beam has met a token cannot be seen in the answer
+        # by a word of the prompt: the answer does not show which beam has met a token
         want = answers(backbone, studies, engine=engine, batch_size=3, **more)
         cough = backbone.tokenizer("Cough", add_special_tokens=False)["input_ids"][-1]
         row, index = 0, 0
@@ -98,7 +98,7 @@ def test_one_report_ends_and_the_others_are_as_before(backbone, studies, engine,
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_all_of_a_batch_and_rows_taken_over_afterwards(backbone, studies, engine):
-    """Every second study is spoilt in its prompt; sound ones take the rows over."""
+    """Every second study is spoilt in its prompt; sound ones take over their slots."""
     cough = backbone.tokenizer("Cough", add_special_tokens=False)["input_ids"][-1]
     want = answers(backbone, studies, engine=engine)
     spoil(backbone, cough, INF)
@@ -155,7 +155,7 @@ def test_logits_that_are_all_the_same(backbone, studies, engine, way):
 
 
 def test_processors_may_make_scores_all_the_same(backbone, studies):
-    """Whoever draws by them draws any token; of the most likely ones the first is taken."""
+    """Sampling draws any token; greedy decoding takes the first of equals."""
     own = LogitsProcessorList([Spoils(0, 0.0)])
     for engine in ENGINES:
         report = dive.generate(
@@ -174,7 +174,7 @@ def test_a_weight_is_named(backbone, studies):
 
 
 class Spoils(LogitsProcessor):
-    """Makes a row's scores worthless once it is so long."""
+    """A processor that makes a row's scores unusable from a length on."""
 
     def __init__(self, length, value):
         self.length, self.value = length, value
@@ -252,7 +252,7 @@ def test_the_engine_chooses_no_token_of_such_logits(value, index):
     cache.vacate()
     cache.reserve(2, 8)
     with torch.no_grad():
-        model.lm_head.bias[index] = value  # in place: the engine reads it where it lies
+        model.lm_head.bias[index] = value  # in place: the engine uses the model's own tensor
     got = cache.step(torch.tensor([0, 1]), torch.tensor([5, 7]))
     if value == -INF:
         assert (got >= 0).all() and index not in got
@@ -272,7 +272,10 @@ def test_usable_are_logits_that_differ():
     logits = torch.tensor([[0.0, 0, 0], [0, 0, 1], [-INF, 0, 0], [INF] * 3, [NAN, 0, 1]])
     assert usable(logits).tolist() == [False, True, True, False, False]
     assert most_likely_next(logits).tolist() == [NO_TOKEN, 2, 1, NO_TOKEN, NO_TOKEN]
-    assert most_likely_next(torch.zeros(2, 1)).tolist() == [0, 0]  # nothing else can be said
+    assert most_likely_next(torch.zeros(2, 1)).tolist() == [
+        0,
+        0,
+    ]  # with one token there is no other
 
 
 def test_most_likely_and_draw():
@@ -282,7 +285,7 @@ def test_most_likely_and_draw():
     assert most_likely(scores).tolist() == [1, -1, -1, -1, 2, -1]
     drawn = draw(scores, generator(1))
     assert (drawn == NO_TOKEN).tolist() == [False, True, True, True, False, True]
-    # the numbers drawn for sound rows are those of a batch without the others
+    # the numbers drawn for the other rows are those of a sound batch
     sound = torch.tensor([[0.0, 2, 2]] * 5 + [[-INF, -INF, 1]])
     mixed = torch.cat([sound[:2], scores[1:2], sound[3:]])
     a, b = draw(sound, generator(3)), draw(mixed, generator(3))
@@ -306,7 +309,7 @@ def test_the_command_says_which_and_tries_just_these_again(
         given = ["generate", "--backbone", bad, "--studies", studies, "--max-new-tokens", "6"]
         return CliRunner().invoke(app, [str(one) for one in (*given, "--out", out, *more)])
 
-    for _ in range(2):  # the second time only what is missing
+    for _ in range(2):  # the second time only the missing ones
         result = run()
         message = str(result.exception)
         assert result.exit_code == 1

@@ -54,7 +54,7 @@ def requests_of(model, way="greedy", adapters=(None,), lengths=LENGTHS, **more):
     free = [
         model.generate(**one, max_new_tokens=30)[0, one["input_ids"].shape[1] :] for one in inputs
     ]
-    # a token of the first answer and one of the fourth end whatever writes them
+    # a token of the first answer and one of the fourth are end tokens
     ends = [int(free[0][3]), int(free[3][11])]
     settings = {"eos_token_id": ends, "pad_token_id": 0, **WAYS[way], **more}
     return [
@@ -77,7 +77,7 @@ def written(session, requests, slots):
 
 @pytest.fixture
 def steps(monkeypatch):
-    """How many slots each step of the engine ran."""
+    """The number of slots that each step of the engine ran."""
     seen = []
     real = EngineCache.step
 
@@ -125,7 +125,7 @@ def test_answers_come_as_they_end():
 
 @pytest.mark.parametrize("way", ["greedy", "sampled"])
 def test_a_device_that_is_read_one_step_behind(way, monkeypatch, steps):
-    """What CUDA does, on the CPU: the next step is launched before a step's tokens are read."""
+    """As on CUDA, but on the CPU: the next step is launched before a step's tokens are read."""
     model = small("qwen3")
     requests = requests_of(model, way)
     wanted = [alone(model, request) for request in requests]
@@ -147,7 +147,7 @@ def test_a_device_that_is_read_one_step_behind(way, monkeypatch, steps):
     session = DecodeSession(model)
     assert written(session, requests, 3) == wanted
     assert all(late)
-    # one step more for every answer, but for one that ended with the token its prompt gave
+    # one more step for every answer, except one that ended with the token of its prefill
     assert sum(steps) == sum(len(tokens) for tokens in wanted if len(tokens) > 1)
     batch = {"input_ids": torch.cat([prompt(9, seed)["input_ids"] for seed in range(3)])}
     ends = requests[0].settings["eos_token_id"]
@@ -157,7 +157,7 @@ def test_a_device_that_is_read_one_step_behind(way, monkeypatch, steps):
 
 
 def test_a_request_that_ends_reading_behind_tells_of_each_answer_once(monkeypatch):
-    """Its own criterion wants every token, so two steps are read at once; one answer ends in each
+    """Its own criterion needs every token, so two steps are read at once; one answer ends in each
     of them, and one gets a token from both."""
     real = Live.__init__
 
@@ -194,7 +194,7 @@ def test_prompts_longer_than_the_room_wait_for_it(monkeypatch):
 
     monkeypatch.setattr(EngineCache, "reserve", reserve)
     assert written(DecodeSession(model), requests, 2) == wanted
-    # the first three are known; 80 and 200 are each met with more room, and nothing ever shrinks
+    # the first three are known; 80 and 200 each enlarge the cache, which never shrinks
     assert rooms == [(2, 64), (2, 128), (2, 256)]
     rooms.clear()
     assert written(DecodeSession(model), requests, 10) == wanted
@@ -231,7 +231,7 @@ class Forwards:
     def note(self, _model, _args, kwargs):
         self.lengths.append(kwargs["input_ids"].shape[1])
 
-    # a hook of anybody else's on the model sends decoding to transformers
+    # with another package's hook on the model transformers decodes
     note.__module__ = "transformers.looks_on"
 
     def __enter__(self):
@@ -350,11 +350,11 @@ def test_what_is_left_is_given_up_with_the_iterator():
     stream = session.stream(requests, 2)
     next(stream)
     assert fingerprint(model) != trace and session.binding.cache is None
-    assert attachment_of(model) is None  # it works only where a prompt is read
+    assert attachment_of(model) is None  # it is in effect only during a prefill
     del stream
     gc.collect()
     assert attachment_of(model) is None and fingerprint(model) == trace
-    assert session.binding.cache is cache  # with its memory, for the next one
+    assert session.binding.cache is cache  # with its memory, for the next call
 
 
 def test_a_model_that_moves_in_between_is_an_error():
@@ -387,7 +387,7 @@ def test_each_answer_has_a_streamer_of_its_own():
 
 
 class Long(StoppingCriteria):
-    """Ends at a length that is a multiple of seven, as only all ids so far can tell."""
+    """A criterion that ends at a multiple of seven tokens, which needs all ids so far."""
 
     def __call__(self, input_ids, scores, **kwargs):
         return torch.full((input_ids.shape[0],), input_ids.shape[1] % 7 == 0)
@@ -432,7 +432,7 @@ def test_transformers_writes_what_the_engine_cannot(name, way, monkeypatch, capl
             assert written(session, requests, 3) == wanted
     logged = [r.message for r in caplog.records if "decoding in transformers" in r.message]
     warned = [str(one.message) for one in seen if one.category is FallbackWarning]
-    # beams and a static cache are asked for
+    # beams and a static cache are requested
     said, silent = (logged, warned) if more else (warned, logged)
     assert len(said) == 1 and words in said[0] and not silent
     assert {one.engine for one in session.stream(requests, 3)} == {"transformers"}
@@ -446,7 +446,7 @@ def test_transformers_writes_what_the_engine_cannot(name, way, monkeypatch, capl
     ids=["beams", "a mask with a hole"],
 )
 def test_one_prompt_for_several_adapters_in_transformers(mask, settings, own):
-    """What the engine would read once is not left unsteered where transformers decodes."""
+    """A prefill that the engine would share is not left unsteered where transformers decodes."""
     model = small("qwen3")
     adapters = [
         None if seed is None else randomised(model, seed=seed, positions="response", strength=0.5)

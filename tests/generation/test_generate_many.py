@@ -1,4 +1,4 @@
-"""`dive.generate` on many studies: rows that are taken over, adapters of their own, seeds."""
+"""`dive.generate` on many studies: slots that are taken over, adapters per study, seeds."""
 
 import time
 from dataclasses import replace
@@ -38,7 +38,7 @@ def untimed(reports):
 
 
 def some_ends(backbone):
-    """Tokens at which reports end at different lengths."""
+    """End tokens with which reports end at different lengths."""
     return list(range(3, len(backbone.tokenizer), 8))
 
 
@@ -137,7 +137,7 @@ def test_one_image_is_read_once_for_several_adapters(any_backbone, cases, form):
     def note(_model, _args, kwargs):
         lengths.append(kwargs["input_ids"].shape[1])
 
-    # a hook of anybody else's on the model sends decoding to transformers
+    # with another package's hook on the model transformers decodes
     note.__module__ = "transformers.looks_on"
     handles = [model.register_forward_pre_hook(note, with_kwargs=True)]
     tower = getattr(model.model, "vision_tower", None) or getattr(model.model, "visual", None)
@@ -147,7 +147,7 @@ def test_one_image_is_read_once_for_several_adapters(any_backbone, cases, form):
     for handle in handles:
         handle.remove()
     assert [report.token_ids for report in got] == alone
-    # the short ones are what the session asks the model when it looks at it
+    # the short ones are the session's own checks of the model
     assert [n for n in lengths if n > 12] == [got[0].prompt_tokens - 1]
     assert len(seen) <= 1
 

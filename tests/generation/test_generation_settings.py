@@ -1,4 +1,4 @@
-"""What `dive.generate`, sessions and requests take as settings, and what a checkpoint proposes."""
+"""The settings of `dive.generate`, sessions and requests, and those of a checkpoint."""
 
 import copy
 import json
@@ -38,7 +38,7 @@ def llava(shared):
 
 
 def proposes(backbone, **settings):
-    """Has the model's own generation_config propose this too."""
+    """Adds settings to the model's own generation_config."""
     own = backbone.model.generation_config.to_dict() | settings
     backbone.model.generation_config = GenerationConfig.from_dict(own)
 
@@ -89,7 +89,7 @@ def test_what_a_checkpoint_proposes_is_not_used(llava, studies, name, engine):
 def test_what_is_asked_for_is_the_callers_though_the_checkpoint_proposes_it(llava, studies):
     proposes(llava, num_beams=2)
     with warnings.catch_warnings():
-        warnings.simplefilter("error", FallbackWarning)  # it was asked for
+        warnings.simplefilter("error", FallbackWarning)  # it was requested
         (report,) = dive.generate(llava, studies[0], max_new_tokens=4, num_beams=2)
     assert report.engine == "transformers"
 
@@ -173,7 +173,7 @@ def test_a_given_config_says_where_a_report_ends(llava, studies):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_end_that_is_written_into_a_config_is_the_only_one(tiny_llama, engine):
-    """Its template closes a turn with another token than the checkpoint's own end."""
+    """A backbone whose template ends a turn with another token than the checkpoint's end token."""
     backbone = dive.load_backbone(tiny_llama)
     own = backbone.model.generation_config
     study = dive.Study(id="a", images=())
@@ -197,7 +197,7 @@ def test_an_end_that_is_written_into_a_config_is_the_only_one(tiny_llama, engine
         assert not stops(generation_config=GenerationConfig(eos_token_id=value))
         assert not stops(generation_config={"eos_token_id": value})
         assert not stops(eos_token_id=value)
-    # a copy of the checkpoint's own, for other settings in it, asks for no end
+    # a copy of the checkpoint's own, made for other settings, requests no end
     changed = copy.deepcopy(own)
     changed.repetition_penalty = 1.5
     assert stops(generation_config=changed) and stops(generation_config=own)
@@ -252,7 +252,7 @@ def test_a_setting_is_the_same_by_name_in_a_config_and_in_a_dict(llava, studies,
         SET[name],
         {"generation_config": GenerationConfig(**SET[name])},
         {"generation_config": SET[name]},
-        # by name wins
+        # an argument by name wins
         {"generation_config": GenerationConfig(num_beams=4, top_k=9, min_new_tokens=2), **SET[name],
          "num_beams": SET[name].get("num_beams", 1), "min_new_tokens": 7},
     ):  # fmt: skip
@@ -441,7 +441,7 @@ def test_a_least_length_above_the_longest_is_told_in_the_callers_numbers(llava, 
     assert warned == ["min_new_tokens is 30 and max_new_tokens 4: reports are 4 tokens long"]
     assert report.num_tokens == 4 and free[1] not in report.token_ids
     session = DecodeSession(llava)
-    with warnings.catch_warnings():  # of a prompt that stands in, nothing is said
+    with warnings.catch_warnings():  # the prompt that stands in does not warn
         warnings.simplefilter("error")
         assert session.engine_choice(max_new_tokens=4, min_new_tokens=30).engine == "dive._C"
 
@@ -548,7 +548,7 @@ def test_no_custom_generate_is_as_not_given():
 
 
 def test_a_checkpoints_settings_hold_beside_a_given_config():
-    """As in transformers, which fills in what the given one leaves open."""
+    """As in transformers, which fills in the settings that the given config leaves open."""
     model, batch = small("llama"), text_batch(rows=1)
     model.generation_config.prompt_lookup_num_tokens = 3
     given = GenerationConfig(max_new_tokens=5)
@@ -664,7 +664,7 @@ def test_a_session_finds_stop_strings_with_its_backbones_tokenizer(tiny_llama, w
     assert given is None or given.stop_strings is not None  # the caller's own is left alone
     assert answer(session.generate, stop_strings=None, **(
         {k: v for k, v in settings.items() if k != "stop_strings"})) == free  # fmt: skip
-    # of a bare model nobody knows one, unless it is given
+    # a bare model has none, unless it is given
     bare = DecodeSession(model)
     with pytest.raises(DiveError, match="tokenizer"):
         answer(bare.generate, **settings)
