@@ -85,10 +85,12 @@ void CpuBackend::adopt(std::size_t layer, std::int64_t row, std::int64_t first, 
 }
 
 void CpuBackend::steer_row(std::int64_t row, const std::vector<const Steering*>& layers) {
+  auto& own = steering_[static_cast<std::size_t>(row)];
+  own.clear();
   for (const Steering* const one : layers) {
     if (one != nullptr) steering_dtype_ = one->dtype();
+    own.push_back(static_cast<const PackedSteering*>(one));
   }
-  steering_[static_cast<std::size_t>(row)] = layers;
 }
 
 void CpuBackend::run(const StepInput& input, const std::function<void()>& schedule) {

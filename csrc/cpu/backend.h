@@ -91,8 +91,8 @@ class CpuBackend final : public Backend {
   std::int64_t rows_ = 0;
   std::int64_t capacity_ = 0;
   StepInput step_;
-  std::vector<std::vector<const Steering*>> steering_;  // [row][layer], empty: none
-  std::vector<const Steering*> layer_steering_;         // of the rows of this step
+  std::vector<std::vector<const PackedSteering*>> steering_;  // [row][layer], empty: none
+  std::vector<const PackedSteering*> layer_steering_;         // of the rows of this step
 
   struct Free {
     void operator()(unsigned char* pointer) const { std::free(pointer); }

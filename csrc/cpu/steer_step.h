@@ -12,7 +12,6 @@
 #include "cpu/aligned.h"
 #include "cpu/isa.h"
 #include "cpu/steering.h"
-#include "dtype.h"
 
 namespace dive::cpu {
 
@@ -25,7 +24,7 @@ struct StepArguments {
   std::int64_t delta_stride = 0;
   // one for each row, each of the kernel's weight dtype and this width; a null row is not steered,
   // and a null array steers none
-  const Steering* const* steerings = nullptr;
+  const PackedSteering* const* steerings = nullptr;
   void* out = nullptr;  // null: no norm is taken
   std::int64_t out_stride = 0;
   const void* norm_weight = nullptr;
@@ -40,7 +39,7 @@ class Workspace {
  public:
   void prepare(std::int64_t width) {
     row_.grow(static_cast<std::size_t>(padded_width(width)));
-    mixing_.grow(Steering::kMaxRank);
+    mixing_.grow(kMaxRank);
     short_row_.grow(static_cast<std::size_t>(padded_width(width)));
   }
   float* row() { return row_.data(); }

@@ -29,9 +29,9 @@ DIVE_INLINE __m512bh load32(const BFloat16* from) {
 
 // dots[r] = down[r] . row, two products an instruction, summed in float32. The row came from a
 // bfloat16 stream, so that `short_row` holds it exactly.
-DIVE_TARGET void down_products_bf16(const Steering& steering, const float* row, BFloat16* short_row,
-                                    float* dots) {
-  constexpr std::int64_t group = Steering::kGroup, panel = Steering::kPanel;
+DIVE_TARGET void down_products_bf16(const PackedSteering& steering, const float* row,
+                                    BFloat16* short_row, float* dots) {
+  constexpr std::int64_t group = PackedSteering::kGroup, panel = PackedSteering::kPanel;
   const std::int64_t padded = padded_width(steering.width());
   for (std::int64_t i = 0; i < padded; i += 16) Vec::load(row + i).store(short_row + i);
   const BFloat16* weights = static_cast<const BFloat16*>(steering.down());

@@ -85,8 +85,8 @@ DIVE_TARGET inline float sum_of_squares(const float* row, std::int64_t padded) {
 
 // dots[r] = down[r] . row
 template <class W>
-DIVE_TARGET void down_products(const Steering& steering, const float* row, float* dots) {
-  constexpr std::int64_t group = Steering::kGroup, panel = Steering::kPanel;
+DIVE_TARGET void down_products(const PackedSteering& steering, const float* row, float* dots) {
+  constexpr std::int64_t group = PackedSteering::kGroup, panel = PackedSteering::kPanel;
   const std::int64_t padded = padded_width(steering.width());
   const W* weights = static_cast<const W*>(steering.down());
   for (std::int64_t r = 0; r < steering.padded_rank(); r += group) {
@@ -113,15 +113,15 @@ DIVE_TARGET void down_products(const Steering& steering, const float* row, float
 
 // row += scale * (up mixing + fixed)
 template <class W>
-DIVE_TARGET void add_residual(const Steering& steering, const float* mixing, float* row) {
-  constexpr int parts = Steering::kPanel / kLanes;
+DIVE_TARGET void add_residual(const PackedSteering& steering, const float* mixing, float* row) {
+  constexpr int parts = PackedSteering::kPanel / kLanes;
   const std::int64_t padded = padded_width(steering.width()), ranks = steering.padded_rank();
   const Vec scale = Vec::splat(steering.scale());
   const W* weights = static_cast<const W*>(steering.up());
-  for (std::int64_t i = 0; i < padded; i += Steering::kPanel) {
+  for (std::int64_t i = 0; i < padded; i += PackedSteering::kPanel) {
     Vec sums[parts];
     for (int k = 0; k < parts; ++k) sums[k] = Vec::load(steering.fixed() + i + k * kLanes);
-    for (std::int64_t r = 0; r < ranks; ++r, weights += Steering::kPanel) {
+    for (std::int64_t r = 0; r < ranks; ++r, weights += PackedSteering::kPanel) {
       const Vec z = Vec::splat(mixing[r]);
       for (int k = 0; k < parts; ++k) {
         sums[k] = fma(Vec::load(weights + k * kLanes), z, sums[k]);
@@ -136,7 +136,7 @@ DIVE_TARGET void add_residual(const Steering& steering, const float* mixing, flo
 
 // `row` and `residual` hold r at the start and r' at the end.
 template <class T, class W>
-DIVE_TARGET void steer_row(const Steering& steering, T* residual, Workspace& space) {
+DIVE_TARGET void steer_row(const PackedSteering& steering, T* residual, Workspace& space) {
   float* const row = space.row();
   float* const mixing = space.mixing();
   const std::int64_t width = steering.width(), padded = padded_width(width);
@@ -208,7 +208,7 @@ DIVE_TARGET void step_rows(const StepArguments& step, Workspace& space) {
     } else {
       load_row(residual, row, step.width);
     }
-    const Steering* const steering = step.steerings != nullptr ? step.steerings[b] : nullptr;
+    const PackedSteering* const steering = step.steerings != nullptr ? step.steerings[b] : nullptr;
     if (steering != nullptr) steer_row<T, W>(*steering, residual, space);
     if (step.out != nullptr) {
       T* const out = static_cast<T*>(step.out) + b * step.out_stride;

@@ -7,9 +7,8 @@
 
 #include <cstdint>
 
-#include "cpu/steering.h"
+#include "../steering.h"
 #include "cuda/runtime.h"
-#include "decoder.h"
 
 namespace dive::cuda {
 
@@ -22,7 +21,7 @@ struct SteerView {
   float scale = 0;
   float eps = 0;
   int rank = -1;
-  cpu::Activation activation = cpu::Activation::silu;
+  Activation activation = Activation::silu;
   bool norm_preserving = false;
 };
 

@@ -59,8 +59,9 @@ void check(Isa isa, std::int64_t width, std::int64_t rank, Activation activation
   source.eps = 1e-6f;
   source.activation = activation;
   source.norm_preserving = preserving;
-  const Steering steering(source);
-  const Steering* const each[] = {&steering, nullptr, &steering};  // the middle row is skipped
+  const PackedSteering steering(source);
+  const PackedSteering* const each[] = {&steering, nullptr,
+                                        &steering};  // the middle row is skipped
 
   StepArguments step;
   step.rows = rows;
