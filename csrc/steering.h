@@ -12,10 +12,9 @@ enum class Activation { silu, gelu, tanh, identity };
 
 constexpr int kMaxRank = 128;  // as dive/errors/checks.py has it
 
-// A matrix or a vector in the memory of some device; strides in elements.
+// A matrix in the memory of some device; strides in elements.
 struct MatrixView {
   const void* data = nullptr;
-  DType dtype = DType::f32;
   std::int64_t row_stride = 0;
   std::int64_t column_stride = 0;
 };
@@ -23,10 +22,11 @@ struct MatrixView {
 struct SteeringSource {
   std::int64_t rank = 0;
   std::int64_t width = 0;
-  MatrixView down;       // [rank, width]
-  MatrixView down_bias;  // [1, rank]
-  MatrixView up;         // [width, rank], of the dtype of `down`
-  MatrixView fixed;      // [1, width]
+  DType dtype = DType::f32;          // of `down` and `up`
+  MatrixView down;                   // [rank, width]
+  const float* down_bias = nullptr;  // [rank]
+  MatrixView up;                     // [width, rank]
+  const float* fixed = nullptr;      // [width]
   float scale = 0;
   float eps = 0;
   Activation activation = Activation::silu;
@@ -57,7 +57,7 @@ class Steering {
   Steering(const SteeringSource& source, int device)
       : rank_(source.rank),
         width_(source.width),
-        dtype_(source.down.dtype),
+        dtype_(source.dtype),
         scale_(source.scale),
         eps_(source.eps),
         activation_(source.activation),

@@ -14,9 +14,9 @@ class Steering:
 
     down [rank, width] and up [width, rank] of one dtype, down_bias [rank], static [width]; rank 0
     to 128. device: "cpu", or "cuda:" and a number, on which the tensors lie.
-    On the CPU each is float32, bfloat16 or float16 and of any strides. On CUDA down_bias and static
-    are float32, and the rows of down and the columns of up lie one after another; the copy is made
-    behind the work that is on `stream`, the handle of a CUDA stream.
+    down and up are float32 or bfloat16, on CUDA also float16; down_bias and static are float32. On
+    the CPU they have any strides. On CUDA the rows of down and the columns of up lie one after
+    another, and the copy is made behind the work that is on `stream`, the handle of a CUDA stream.
     """
 
     def __init__(

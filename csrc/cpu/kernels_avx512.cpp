@@ -1,4 +1,5 @@
 // AVX-512 as servers have had it since 2017 (F, BW, DQ, VL).
+#include "cpu/kernels.h"
 #include "cpu/x86.h"
 
 #if DIVE_X86
@@ -11,8 +12,6 @@
 #include <numeric>
 #include <type_traits>
 
-#include "cpu/decode_kernels.h"
-
 #define DIVE_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")))
 #define DIVE_INLINE DIVE_TARGET inline __attribute__((always_inline))
 
@@ -24,6 +23,8 @@ constexpr int kBatchTile = 4;
 constexpr int kRowTile = 6;
 constexpr int kStreams = 4;
 constexpr int kHeadTile = 4;
+
+#include "cpu/steer_body.h"
 
 #include "cpu/decode_body.h"
 

@@ -1,11 +1,11 @@
 // Portable C++: runs anywhere, and is what the vector paths are compared with.
+#include "cpu/kernels.h"
+
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <numeric>
 #include <type_traits>
-
-#include "cpu/decode_kernels.h"
 
 #define DIVE_TARGET
 
@@ -17,6 +17,8 @@ constexpr int kBatchTile = 1;
 constexpr int kRowTile = 1;
 constexpr int kStreams = 1;
 constexpr int kHeadTile = 1;
+
+#include "cpu/steer_body.h"
 
 #include "cpu/decode_body.h"
 

@@ -1,4 +1,4 @@
-// [residual add + steering + RMSNorm] of one decode step; csrc/cpu/steer_step.h has the formula.
+// [residual add + steering + RMSNorm] of one decode step; csrc/cpu/kernels.h has the formula.
 //
 // A row is spread over a cluster of up to eight blocks where the GPU has clusters (sm_90 and later)
 // and there are few rows; over one block elsewhere. What a row's blocks exchange are sums of

@@ -21,17 +21,17 @@ class DeviceSteering final : public Steering {
                                                            std::int64_t{sizeof(float)}),
                  "an adapter");
     unsigned char* end = memory_.data();
-    const auto copy = [&](const MatrixView& from, std::int64_t bytes) {
+    const auto copy = [&](const void* from, std::int64_t bytes) {
       const auto count = static_cast<std::size_t>(bytes);
       if (count > 0) {
-        check(cudaMemcpyAsync(end, from.data, count, cudaMemcpyDeviceToDevice, stream),
+        check(cudaMemcpyAsync(end, from, count, cudaMemcpyDeviceToDevice, stream),
               "copy of an adapter");
       }
       end += bytes;
       return end - bytes;
     };
-    view_.down = copy(source.down, matrix);
-    view_.up = copy(source.up, matrix);
+    view_.down = copy(source.down.data, matrix);
+    view_.up = copy(source.up.data, matrix);
     view_.fixed = reinterpret_cast<float*>(copy(source.fixed, source.width * 4));
     view_.down_bias = reinterpret_cast<float*>(copy(source.down_bias, source.rank * 4));
     check(cudaStreamSynchronize(stream), "copy of an adapter");

@@ -27,11 +27,7 @@ Activation activation_from(const std::string& name) {
 }
 
 MatrixView matrix(const TensorArgument& tensor) {
-  return {tensor.data(), tensor.dtype(), tensor.stride(0), tensor.stride(1)};
-}
-
-MatrixView vector(const TensorArgument& tensor) {
-  return {tensor.data(), tensor.dtype(), 0, tensor.stride(0)};
+  return {tensor.data(), tensor.stride(0), tensor.stride(1)};
 }
 
 // A GPU's copy is made of whole pieces of memory: `strides` are those without gaps.
@@ -75,15 +71,13 @@ std::unique_ptr<Steering> make_steering(py::handle down, py::handle down_bias, p
   const dlpack::Device tensors = tensors_of(device);
   TensorArgument a("down", down, tensors), bias("down_bias", down_bias, tensors);
   TensorArgument b("up", up, tensors), v("static", fixed, tensors);
-  a.want_dtype({DType::f32, DType::bf16, DType::f16});
-  b.want_dtype({a.dtype()});
-  for (TensorArgument* tensor : {&bias, &v}) {
-    if (on_gpu) {
-      tensor->want_dtype({DType::f32});
-    } else {
-      tensor->want_dtype({DType::f32, DType::bf16, DType::f16});
-    }
+  if (on_gpu) {
+    a.want_dtype({DType::f32, DType::bf16, DType::f16});
+  } else {
+    a.want_dtype({DType::f32, DType::bf16});
   }
+  b.want_dtype({a.dtype()});
+  for (TensorArgument* tensor : {&bias, &v}) tensor->want_dtype({DType::f32});
   a.want_shape({-1, -1}, "[rank, width]");
   source.rank = a.size(0);
   source.width = a.size(1);
@@ -94,18 +88,19 @@ std::unique_ptr<Steering> make_steering(py::handle down, py::handle down_bias, p
   bias.want_shape({source.rank}, "[rank]");
   b.want_shape({source.width, source.rank}, "[width, rank]");
   v.want_shape({source.width}, "[width]");
+  for (const TensorArgument* tensor : {&bias, &v}) tensor->want_rows();
   if (on_gpu) {
     want_no_gaps(a, {source.width, 1}, "has gaps, want rows one after another (.contiguous())");
     want_no_gaps(b, {1, source.width},
                  "has gaps, want columns one after another (.t().contiguous().t())");
-    for (TensorArgument* tensor : {&bias, &v}) want_no_gaps(*tensor, {1}, "has gaps, want none");
   }
   for (TensorArgument* tensor : {&a, &bias, &b, &v}) tensor->want_storage();
   for (TensorArgument* tensor : {&a, &bias, &b, &v}) tensor->check_unmoved();
+  source.dtype = a.dtype();
   source.down = matrix(a);
-  source.down_bias = vector(bias);
+  source.down_bias = static_cast<const float*>(bias.data());
   source.up = matrix(b);
-  source.fixed = vector(v);
+  source.fixed = static_cast<const float*>(v.data());
   return copy_to(device, source, stream);
 }
 

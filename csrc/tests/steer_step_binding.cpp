@@ -5,7 +5,7 @@
 #include <optional>
 #include <vector>
 
-#include "cpu/steer_step.h"
+#include "cpu/kernels.h"
 #include "python/arguments.h"
 #include "python/tensor_argument.h"
 #include "tests/bindings.h"
@@ -31,7 +31,7 @@ void steer_step(py::handle residual_object, py::handle delta_object, const py::l
                 py::handle norm_weight_object, py::handle out_object, float norm_eps,
                 bool norm_plus_one) {
   TensorArgument residual("residual", residual_object);
-  residual.want_dtype({DType::f32, DType::bf16, DType::f16});
+  residual.want_dtype({DType::f32, DType::bf16});
   residual.want_shape({-1, -1}, "[rows, width]");
   residual.want_rows();
   cpu::StepArguments step;
@@ -60,20 +60,20 @@ void steer_step(py::handle residual_object, py::handle delta_object, const py::l
     step.norm_eps = norm_eps;
     step.norm_plus_one = norm_plus_one;
   }
-  DType weights = DType::f32;
   std::vector<const PackedSteering*> each(static_cast<std::size_t>(step.rows), nullptr);
   if (steering.size() != each.size()) throw py::value_error("steering wants one entry per row");
   for (std::size_t row = 0; row < each.size(); ++row) {
     const py::handle item = PyList_GET_ITEM(steering.ptr(), static_cast<Py_ssize_t>(row));
     if (item.is_none()) continue;
     const auto& one = initialised<const Steering>(item, "Steering");
-    if (one.width() != step.width) throw py::value_error("steering is of another width");
+    if (one.width() != step.width || one.dtype() != stream) {
+      throw py::value_error("steering is of another width or dtype");
+    }
     each[row] = static_cast<const PackedSteering*>(&one);
-    weights = one.dtype();
   }
   step.steerings = each.data();
   thread_local cpu::Workspace workspace;
-  cpu::step_kernel(cpu::current_isa(), stream, weights)(step, workspace);
+  cpu::kernels_of(cpu::current_isa(), stream).step(step, workspace);
 }
 
 }  // namespace

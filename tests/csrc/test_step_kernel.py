@@ -14,7 +14,7 @@ from tests.helpers import host_builds, step_kernel
 
 pytestmark = pytest.mark.timeout(1800)  # the first test waits for the compiler
 ISAS = ["scalar", "avx2", "avx512", "avx512_bf16"]
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [torch.float32, torch.bfloat16]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,18 +36,18 @@ def isa(request, module):
 
 
 class Case:
-    """One random step, in the stream's dtype, with weights rounded to `weights`."""
+    """One random step, with all of it but bias and static in the dtype `stream`."""
 
-    def __init__(self, rows, width, rank, stream, weights=torch.float32, seed=0, scale=0.3, **kind):
+    def __init__(self, rows, width, rank, stream, seed=0, scale=0.3, **kind):
         g = torch.Generator().manual_seed(seed)
 
         def draw(*shape):
             return torch.randn(*shape, generator=g)
 
         self.residual, self.delta = (draw(rows, width).to(stream) for _ in range(2))
-        self.down = (draw(rank, width) / width**0.5).to(weights)
+        self.down = (draw(rank, width) / width**0.5).to(stream)
         self.down_bias, self.static = draw(rank), draw(width)
-        self.up = (0.3 * draw(width, rank)).to(weights)
+        self.up = (0.3 * draw(width, rank)).to(stream)
         self.scale, self.norm = torch.tensor(scale), draw(width).to(stream)
         self.kind = {"activation": "silu", "norm_preserving": False, "eps": 1e-6} | kind
 
@@ -109,9 +109,8 @@ def assert_no_worse_than_pytorch(case, plus_one=False):
 @pytest.mark.parametrize("rank", [0, 1, 7, 16, 128])
 @pytest.mark.parametrize("plus_one", [False, True])
 def test_loses_at_most_twice_what_pytorch_loses(isa, stream, rank, plus_one):
-    for weights in {torch.float32, stream}:
-        for width in (100, 512):
-            assert_no_worse_than_pytorch(Case(16, width, rank, stream, weights), plus_one)
+    for width in (100, 512):
+        assert_no_worse_than_pytorch(Case(16, width, rank, stream), plus_one)
 
 
 @pytest.mark.parametrize("stream", DTYPES, ids=str)
@@ -119,7 +118,7 @@ def test_loses_at_most_twice_what_pytorch_loses(isa, stream, rank, plus_one):
 @pytest.mark.parametrize("norm_preserving", [False, True])
 def test_every_kind_of_steering(isa, stream, activation, norm_preserving):
     kind = {"activation": activation, "norm_preserving": norm_preserving}
-    assert_no_worse_than_pytorch(Case(16, 320, 16, stream, stream, seed=1, **kind))
+    assert_no_worse_than_pytorch(Case(16, 320, 16, stream, seed=1, **kind))
 
 
 @settings(max_examples=60, deadline=None)
@@ -162,8 +161,8 @@ def test_an_identity_adapter_changes_no_bit(isa, stream, norm_preserving):
     assert torch.equal(plain, residual)
 
 
-@pytest.mark.parametrize("stream", [torch.bfloat16, torch.float16], ids=str)
-def test_rounds_where_transformers_rounds(isa, stream):
+def test_rounds_where_transformers_rounds(isa):
+    stream = torch.bfloat16
     gemma = pytest.importorskip("transformers.models.gemma3.modeling_gemma3").Gemma3RMSNorm
     llama = pytest.importorskip("transformers.models.llama.modeling_llama").LlamaRMSNorm
     x, weight = torch.randn(64, 512).to(stream), torch.randn(512).to(stream)
@@ -181,21 +180,18 @@ def test_rounds_where_transformers_rounds(isa, stream):
     assert (once != llama_order).float().mean() > 0.05
 
 
-def test_bfloat16_and_float16_round_like_torch(isa):
+def test_bfloat16_rounds_like_torch(isa):
     """Every kind of float32 number, NaN, infinities, ties and subnormals too, through a store."""
     g = torch.Generator().manual_seed(3)
     bits = torch.randint(-(2**31), 2**31, (200_000,), generator=g).to(torch.int32)
-    values = torch.cat(
-        [bits.view(torch.float32), torch.tensor([0.0, -0.0, 1e-41, 65519.9, 65520.0])]
-    )
+    values = torch.cat([bits.view(torch.float32), torch.tensor([0.0, -0.0, 1e-41])])
     values = values[: len(values) // 2 * 2].view(2, -1)
-    for stream in (torch.bfloat16, torch.float16):
-        stored = values.to(stream)
-        for a, b in ((stored, stored.flip(1)), (stored, torch.zeros_like(stored))):
-            residual = a.clone()
-            step_kernel.steer_step(residual, b)
-            assert torch.equal(residual.nan_to_num(nan=7.0), (a + b).nan_to_num(nan=7.0))
-            assert torch.equal(residual.isnan(), (a + b).isnan())
+    stored = values.to(torch.bfloat16)
+    for a, b in ((stored, stored.flip(1)), (stored, torch.zeros_like(stored))):
+        residual = a.clone()
+        step_kernel.steer_step(residual, b)
+        assert torch.equal(residual.nan_to_num(nan=7.0), (a + b).nan_to_num(nan=7.0))
+        assert torch.equal(residual.isnan(), (a + b).isnan())
 
 
 def test_norm_preserving_keeps_the_norm_where_there_is_a_direction(isa):
@@ -231,11 +227,11 @@ def test_one_steering_per_row(isa):
 
 
 def test_rows_inside_a_larger_buffer(isa):
-    case = Case(3, 77, 5, torch.float16)
+    case = Case(3, 77, 5, torch.bfloat16)
     want, want_out = case.run()
-    room = torch.full((3, 200), 9.0, dtype=torch.float16)
+    room = torch.full((3, 200), 9.0, dtype=torch.bfloat16)
     room[:, 11:88] = case.residual
-    out_room = torch.full((6, 77), 9.0, dtype=torch.float16)
+    out_room = torch.full((6, 77), 9.0, dtype=torch.bfloat16)
     got = step_kernel.steer_step(
         room[:, 11:88], case.delta, case.packed(), case.norm, out_room[::2], norm_eps=1e-5
     )

@@ -42,7 +42,7 @@ def steer_step(
     """Writes `residual` in place and returns its norm, in `out` where one is given.
 
     residual [B, D] becomes r' = steer(residual + delta), and rmsnorm(r') is returned; None without
-    `norm_weight`. All of one dtype (float32, bfloat16, float16).
+    `norm_weight`. All of one dtype, float32 or bfloat16.
     delta [B, D]: what attention or MLP adds; None adds nothing.
     steering: one of `pack` for all rows, or a list with one or None per row.
     norm_weight [D], in residual's dtype or float32. norm_plus_one=False is Llama's norm,
