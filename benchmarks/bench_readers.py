@@ -179,7 +179,7 @@ def measure(spec: str, target: str) -> dict:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
         "studies": count,
-        "images": studies.report.images,
+        "images": studies.summary.images,
         "first_study_s": round(first, 2),
         "first_study_cpu_s": round(first_cpu, 2),
         "all_s": round(total, 2),

@@ -24,9 +24,9 @@ from dive.adapter.config import CONFIG_FILE, FORMAT, WEIGHTS_FILE, SteeringConfi
 from dive.adapter.files import check_pair, check_place, check_weights, read_settings
 from dive.adapter.numbers import check_numbers
 from dive.backbone.fingerprint import difference, fingerprint
-from dive.backbone.structure import description, unwrap
+from dive.backbone.structure import backbone_facts, unwrap
 from dive.errors import DiveError, checks
-from dive.files.atomic import check_folder, identity, sweep, write_together
+from dive.files.atomic import check_folder, identity, remove_leftovers, write_together
 from dive.files.lock import hold_folder
 from dive.files.strict_json import short
 
@@ -91,7 +91,7 @@ class SteeringAdapter(nn.Module):
     def __init__(self, config: SteeringConfig, backbone_or_model: Any) -> None:
         super().__init__()
         model = unwrap(backbone_or_model)
-        known = {"backbone": description(model), "weights": fingerprint(model)}
+        known = {"backbone": backbone_facts(model), "weights": fingerprint(model)}
         self._assemble(config, known)
 
     def _assemble(
@@ -129,7 +129,7 @@ class SteeringAdapter(nn.Module):
         warning where it is the same model with other weights (a LoRA at work in one of them)."""
         check_numbers(self)
         model = unwrap(backbone_or_model)
-        mine, theirs = self.metadata["backbone"], description(model)
+        mine, theirs = self.metadata["backbone"], backbone_facts(model)
         for field in MUST_MATCH:
             trained, given = mine.get(field), theirs.get(field)
             if field == "architecture" and str(trained).startswith(_WRAPPERS):
@@ -155,7 +155,7 @@ class SteeringAdapter(nn.Module):
             DiveError: the folder cannot be written, or another process holds it for longer (a
                 training, say).
         """
-        folder = checks.place("folder", folder)
+        folder = checks.path("folder", folder)
         check_folder(folder)
         with hold_folder(folder, wait=_WAIT):
             self.write_held(folder)
@@ -180,7 +180,7 @@ class SteeringAdapter(nn.Module):
         settings["weights_sha256"] = hashlib.sha256(weights).hexdigest()
         text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
         for name in (WEIGHTS_FILE, CONFIG_FILE):
-            sweep(folder / name)
+            remove_leftovers(folder / name)
         write_together({folder / WEIGHTS_FILE: weights, folder / CONFIG_FILE: text.encode("utf-8")})
 
     def push_to_hub(
@@ -235,7 +235,7 @@ def as_adapter(given: Any, name: str = "adapter") -> SteeringAdapter:
     """An adapter, or the one that a folder or hub id holds; DiveError that says what was given."""
     if isinstance(given, SteeringAdapter):
         return given
-    if checks.names_a_place(given):
+    if checks.names_a_path(given):
         return SteeringAdapter.from_pretrained(given)
     if isinstance(given, SteeringConfig):
         raise DiveError(
@@ -250,7 +250,7 @@ def as_adapter(given: Any, name: str = "adapter") -> SteeringAdapter:
 
 
 def _find(source: str | PathLike[str], name: str, revision: str | None, token: Any) -> Path:
-    folder = checks.place("adapter", source)
+    folder = checks.path("adapter", source)
     if folder.is_dir():
         if not os.path.lexists(folder / name):
             raise DiveError(f"{folder}: no {name} here, so this is not a saved adapter")

@@ -19,12 +19,12 @@ from dive.cli.options import (
     SplitOption,
     TemplateDateOption,
     TemplateOption,
+    as_path,
     check_values,
     demonstrations_of,
     image_budget,
     open_all,
     open_backbone,
-    place,
     reading,
     write_skipped,
 )
@@ -43,12 +43,14 @@ def generate(
     backbone: BackboneOption,
     out: Annotated[
         Path,
-        typer.Option("--out", parser=place, metavar="FILE", help="JSON lines, one report a line."),
+        typer.Option(
+            "--out", parser=as_path, metavar="FILE", help="JSON lines, one report a line."
+        ),
     ],
     images: Annotated[
         list[Path] | None,
         typer.Argument(
-            parser=place,
+            parser=as_path,
             metavar="[IMAGES]...",
             help="Image files, one report each.",
             show_default=False,
@@ -65,7 +67,7 @@ def generate(
         Path | None,
         typer.Option(
             "--demonstrations",
-            parser=place,
+            parser=as_path,
             metavar="FILE",
             help="Studies shown before every query (k-shot).",
         ),
@@ -116,7 +118,7 @@ def generate(
         raise DiveError("give either --studies FILE or image files, and not both")
     from dive.data.overwriting import check_not_of_spec, check_not_read, films
     from dive.data.skipping import check_skipped
-    from dive.files.json_lines import check_rows
+    from dive.files.json_lines import check_output
     from dive.files.lock import hold_file
 
     check_values(
@@ -128,7 +130,7 @@ def generate(
     )
     for option, value in (("--max-new-tokens", max_new_tokens), ("--batch-size", batch_size)):
         whole(option, value, 1)
-    check_rows(out)  # what cannot be written is refused before anything is read
+    check_output(out)  # what cannot be written is refused before anything is read
     left_out = _skipped_file(out)
     outputs = {out: "--out", left_out: f"--out {out}:"}
     check_not_read(outputs, [demonstrations, template, *(images or []), backbone, adapter])
@@ -141,11 +143,11 @@ def generate(
             f"{out}: is there already; give --overwrite to replace it, or another --out"
         )
     from dive.adapter.adapter import SteeringAdapter
-    from dive.backbone.files import describe_backbone, dtype_in_use
+    from dive.backbone.files import backbone_file_digests, dtype_in_use
     from dive.data import Skipped
     from dive.data.given import as_studies
     from dive.files import digests
-    from dive.files.json_lines import JsonlWriter, run_before
+    from dive.files.json_lines import JsonlWriter, fingerprint_before
     from dive.generation.generate_reports import asked_by, iter_reports
     from dive.generation.resume import (
         check_images,
@@ -177,13 +179,13 @@ def generate(
     stored = {} if steering is None else steering.metadata
     if template_date is None and not stored.get("template_date"):
         # what an interrupted run has begun is prompted alike to its end, on another day, too
-        template_date = AssumedDay(_date_in(run_before(out)) or today())
+        template_date = AssumedDay(_date_in(fingerprint_before(out)) or today())
     asked = asked_by(stored, prompt, target, image_budget(max_image_tokens, "auto"))
     if asked["prompt"] is None:
         asked["prompt"] = DEFAULT_PROMPTS.get(asked["target"])
     # the values in use, whether they were given or are the adapter's or the defaults
     run = {
-        **describe_backbone(backbone, verify),
+        **backbone_file_digests(backbone, verify),
         "adapter": describe_adapter(steering),
         "studies": describe_studies(items),
         "demonstrations": describe_demonstrations(shown),
@@ -201,7 +203,7 @@ def generate(
     watching = {item.id: watched(item) for item in items}
     with JsonlWriter(
         out,
-        run=run,
+        fingerprint=run,
         order=watching,
         made_of=lambda name: watching[name].seen,
         overwrite=overwrite,

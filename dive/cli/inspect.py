@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.text import Text
 
 from dive.cli.inspect_dataset import dataset
@@ -33,14 +34,14 @@ from dive.cli.options import (
 from dive.cli.tables import add_row, stdout, table
 from dive.console import PlainConsole, styled
 from dive.errors import DiveError
-from dive.errors.visible import visible, visible_json, visible_places
+from dive.errors.visible import visible, visible_json, visible_offsets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from dive.decisive.tokens import Mention
+    from dive.decisive.tokens import DecisiveTokens, Mention
     from dive.prompting.prompter import Prompter
 
 inspect = typer.Typer(no_args_is_help=True, help="See what training will see.")
@@ -69,60 +70,78 @@ def tokens(
 ) -> None:
     """Show a report with its findings, and what share of tokens and of loss each class holds."""
     from dive.data.language import warn_if_not_english
-    from dive.decisive.tokens import CLASS_NAMES, DecisiveTokens, share
+    from dive.decisive.tokens import DecisiveTokens
     from dive.radgraph import annotator_of
 
-    text = _read(file)
+    text = _report_text(file)
     if decisive != "lexicon":
         text = text.strip()  # as a report is when it is learnt
-    settings: dict[str, Any] = {
-        "annotator": None if decisive == "lexicon" else annotator_of(decisive, "--decisive"),
-        "pathology": pathology,
-        "eos": eos,
-        "polarity": polarity,
-        "modifiers": modifiers,
-    }
-    if backbone is not None:
-        from dive.backbone.load import load_tokenizer
-
-        quiet_libraries()
-        tokenizer = load_tokenizer(backbone)
-        unit = "tokens"
-        weigher = DecisiveTokens(tokenizer, **settings)
-        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
-            "offset_mapping"
-        ]
-    else:
-        unit = "words"
-        weigher = DecisiveTokens(None, **settings)
-        offsets = [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
+    tokenizer, offsets = _pieces(text, backbone)
+    weigher = DecisiveTokens(
+        tokenizer,
+        annotator=None if decisive == "lexicon" else annotator_of(decisive, "--decisive"),
+        pathology=pathology,
+        eos=eos,
+        polarity=polarity,
+        modifiers=modifiers,
+    )
     if decisive == "lexicon":
         warn_if_not_english([text], "reports", "the lexicon")
     classes = weigher.label(text, offsets, len(offsets) + 1)
-    shares = share(classes, weigher.weights_of(classes))
-    mentions = weigher.mentions(text)
+    unit = "words" if tokenizer is None else "tokens"
     if as_json:
-        answer = {
-            "unit": unit,
-            "shares": {
-                CLASS_NAMES[kind]: {"tokens": part[0], "loss": part[1]}
-                for kind, part in shares.items()
-            },
-            "mentions": [
-                {
-                    "text": text[m.start : m.end],
-                    "start": m.start,
-                    "end": m.end,
-                    "name": m.name,
-                    "class": m.cls,
-                    "polarity": m.polarity,
-                }
-                for m in mentions
-            ],
-        }
-        print(visible_json(answer))
+        print(visible_json(_as_json(text, weigher, classes, unit)))
         return
     console = stdout()
+    _print_report(console, text, weigher)
+    _print_shares(console, weigher, classes, unit)
+    console.print(
+        f"{len(classes)} {unit} with the end; weights: pathology {pathology:g} ({polarity}), "
+        f"end {eos:g}, others 1; the share of loss is by weight, as if every token cost the same",
+        style="dim",
+    )
+
+
+def _pieces(text: str, backbone: str | None) -> tuple[Any, list[tuple[int, int]]]:
+    """The backbone's tokenizer with the span of each token; without one None, and of each word."""
+    if backbone is None:
+        return None, [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
+    from dive.backbone.load import load_tokenizer
+
+    quiet_libraries()
+    tokenizer: Any = load_tokenizer(backbone)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return tokenizer, encoded["offset_mapping"]
+
+
+def _as_json(
+    text: str, weigher: "DecisiveTokens", classes: "Sequence[int]", unit: str
+) -> dict[str, Any]:
+    from dive.decisive.tokens import CLASS_NAMES, share
+
+    shares = share(classes, weigher.weights_of(classes))
+    return {
+        "unit": unit,
+        "shares": {
+            CLASS_NAMES[kind]: {"tokens": part[0], "loss": part[1]} for kind, part in shares.items()
+        },
+        "mentions": [
+            {
+                "text": text[m.start : m.end],
+                "start": m.start,
+                "end": m.end,
+                "name": m.name,
+                "class": m.cls,
+                "polarity": m.polarity,
+            }
+            for m in weigher.mentions(text)
+        ],
+    }
+
+
+def _print_report(console: Console, text: str, weigher: "DecisiveTokens") -> None:
+    """The report with its findings in colour or brackets, and a table of them."""
+    mentions = weigher.mentions(text)
     if console.color_system is None:  # a file or a pipe shows no styles
         console.out(visible(_bracketed(text, weigher.spans(text))), "\n\n[weighted]", sep="")
     else:
@@ -138,26 +157,29 @@ def tokens(
         words = " ... ".join(text[start:end] for start, end in mention.spans)
         add_row(found, mention.name, mention.cls, mention.polarity, " ".join(words.split()))
     console.print(found)
+
+
+def _print_shares(
+    console: Console, weigher: "DecisiveTokens", classes: "Sequence[int]", unit: str
+) -> None:
+    """The table of what each class holds of the tokens and of the loss."""
+    from dive.decisive.tokens import CLASS_NAMES, share
+
     held = table("class", f"% of {unit}", "% of loss")
-    for kind, (of_tokens, of_loss) in shares.items():
+    for kind, (of_tokens, of_loss) in share(classes, weigher.weights_of(classes)).items():
         add_row(held, CLASS_NAMES[kind], f"{100 * of_tokens:.1f}", f"{100 * of_loss:.1f}")
     console.print(held)
-    console.print(
-        f"{len(classes)} {unit} with the end; weights: pathology {pathology:g} ({polarity}), "
-        f"end {eos:g}, others 1; the share of loss is by weight, as if every token cost the same",
-        style="dim",
-    )
 
 
 def _styled(
     text: str, weighted: "Sequence[tuple[int, int]]", mentions: "Sequence[Mention]"
 ) -> Text:
-    made, place = styled(text), visible_places(text)
+    made, offsets = styled(text), visible_offsets(text)
     for start, end in weighted:
-        made.stylize("underline", place[start], place[end])
+        made.stylize("underline", offsets[start], offsets[end])
     for mention in mentions:
         for start, end in mention.spans:
-            made.stylize(_STYLES[mention.polarity], place[start], place[end])
+            made.stylize(_STYLES[mention.polarity], offsets[start], offsets[end])
     return made
 
 
@@ -196,13 +218,13 @@ def prompt(
     from dive.prompting.prompter import DEFAULT_MAX_IMAGE_TOKENS, Prompter
 
     options = reading(split, images_root, reports_root, drop_comparisons, read)
-    rows = open_all(studies, target=target, **options)
-    query = rows[0] if study is None else next((row for row in rows if row.id == study), None)
+    opened = open_all(studies, target=target, **options)
+    query = opened[0] if study is None else next((one for one in opened if one.id == study), None)
     if query is None:
         raise DiveError(f"{studies}: there is no study {study!r}")
     given = demonstrations_of(demonstrations, target)
     if isinstance(given, int):
-        shown = Demonstrations(rows, given).of(query)
+        shown = Demonstrations(opened, given).of(query)
     else:
         shown = Demonstrations(given or []).of(query)
     prompter = Prompter(
@@ -273,17 +295,17 @@ def _collapsed(prompter: "Prompter", inputs: "dict[str, Tensor]") -> str:
     return "".join(pieces)
 
 
-def _of_file(file: Path) -> str:
+def _file_text(file: Path) -> str:
     from dive.files.input import MAX_LINE, read_file
 
     return read_file(file, MAX_LINE, pipe=True).decode("utf-8")
 
 
-def _read(file: Path) -> str:
+def _report_text(file: Path) -> str:
     import sys
 
     try:
-        text: Any = sys.stdin.read() if str(file) == "-" else _of_file(file)
+        text: Any = sys.stdin.read() if str(file) == "-" else _file_text(file)
     except (OSError, UnicodeDecodeError) as error:
         raise DiveError(f"cannot read the report {file}: {error}") from error
     if not text.strip():

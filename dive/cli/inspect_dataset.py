@@ -60,7 +60,7 @@ def dataset(
     from dive.files.lock import hold_file
 
     check_values(target=target, on_error=on_error)
-    file = None if out is None else checks.place("--out", out)
+    file = None if out is None else checks.path("--out", out)
     if file is not None:
         check_file(file)  # before anything is read
         check_not_of_spec({file: "--out"}, spec, images, reports)
@@ -84,8 +84,8 @@ def dataset(
     ).read()
     if file is not None:
         check_not_read({file: "--out"}, films(studies))
-        write_jsonl(file, map(_row, studies))
-    print(visible(studies.report))
+        write_jsonl(file, map(_record, studies))
+    print(visible(studies.summary))
     for entry in skipped.entries[:_SHOWN]:
         print(visible(f"  skipped: {entry['reason']}"))
     if len(skipped) > _SHOWN:
@@ -95,8 +95,13 @@ def dataset(
         print(visible(f"  wrote {file}: {note}"))
 
 
-def _row(study: "Study") -> dict[str, Any]:
+def _record(study: "Study") -> dict[str, Any]:
     # Paths in JSON lines are relative to the file; absolute ones hold wherever it lies.
-    row = {"id": study.id, "images": [str(Path(str(image)).absolute()) for image in study.images]}
+    record = {
+        "id": study.id,
+        "images": [str(Path(str(image)).absolute()) for image in study.images],
+    }
     fields = ("patient", "origin", "split", "indication", "findings", "impression")
-    return row | {name: getattr(study, name) for name in fields if getattr(study, name) is not None}
+    return record | {
+        name: getattr(study, name) for name in fields if getattr(study, name) is not None
+    }

@@ -73,7 +73,7 @@ def first_present(*values: Any) -> Any:
     return next((value for value in values if not is_absent(value)), None)
 
 
-def told(counts: Mapping[str, int]) -> str:
+def counts_text(counts: Mapping[str, int]) -> str:
     """The counts of what was taken as absent, in words: "12 findings, 1 view"."""
     return ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items()))
 

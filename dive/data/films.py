@@ -60,9 +60,9 @@ def _content(study: Study) -> str:
     for image in study.images:
         if isinstance(image, Image.Image):
             parts.append(digest_of_pixels(image))
-        elif checks.names_a_place(image):
+        elif checks.names_a_path(image):
             try:
-                parts.append(digests.film(checks.place("the image", image)))
+                parts.append(digests.film(checks.path("the image", image)))
             except DiveError:
                 parts.append("")  # whoever decodes it says what is wrong with the name
         else:

@@ -1,6 +1,6 @@
 """The studies that a caller gave, in whichever form: read, checked and named in errors.
 
-`as_studies_of` makes studies of studies, rows and datasets; `as_studies` of images too, as
+`as_studies_of` makes studies of studies, records and datasets; `as_studies` of images too, as
 `dive.generate` takes them.
 """
 
@@ -12,11 +12,11 @@ from typing import Any
 
 from PIL import Image
 
-from dive.data.absent import told
+from dive.data.absent import counts_text
 from dive.data.datasets.json_lines import Skipped
 from dive.data.open import names_studies, open_studies
-from dive.data.reading_report import PLACEHOLDERS
-from dive.data.skipping import Trouble
+from dive.data.reading_summary import PLACEHOLDERS
+from dive.data.skipping import Skipping
 from dive.data.study import Study
 from dive.errors import DiveError, checks
 
@@ -30,12 +30,12 @@ def as_studies(
     items: Item | Iterable[Item], on_error: str = "fail", skipped: Skipped | None = None
 ) -> list[Study]:
     """Whatever `generate` takes, as studies; image files are not opened."""
-    rows = items if isinstance(items, (list, tuple)) and items else [None]
+    listed = items if isinstance(items, (list, tuple)) and items else [None]
     if (
         names_studies(items)
         or isinstance(items, Mapping)
         or hasattr(items, "column_names")
-        or (all(isinstance(row, Mapping) for row in rows))
+        or all(isinstance(one, Mapping) for one in listed)
     ):
         # what is written need not have been written before: no section is asked for
         return as_studies_of(items, "studies", None, on_error=on_error, skipped=skipped)
@@ -74,7 +74,7 @@ def as_studies_of(
     on_error: str = "fail",
     skipped: Skipped | None = None,
 ) -> list[Study]:
-    """Studies: one, many, a file or dataset as the command line names it, or rows as dicts.
+    """Studies: one, many, a file or dataset as the command line names it, or records as dicts.
 
     DiveError that names the argument (`name`) and what it got.
     """
@@ -82,8 +82,8 @@ def as_studies_of(
     if isinstance(given, Study):
         given = [given]
     wanted += ", or a file or dataset of them as the command line takes it"
-    named = checks.names_a_place(given)
-    if named and not names_studies(given) and not checks.place(name, given).exists():
+    named = checks.names_a_path(given)
+    if named and not names_studies(given) and not checks.path(name, given).exists():
         raise DiveError(f"{name} is {str(given)!r}; wants {wanted} (there is no such file)")
     if named or isinstance(given, Mapping) or hasattr(given, "column_names"):
         return list(open_studies(given, **options))
@@ -97,7 +97,7 @@ def as_studies_of(
             raise DiveError(
                 f"{name} holds a {type(one).__name__}; wants studies, and item {number} is none"
             )
-    return _sound(found, name, Trouble(on_error, skipped))
+    return _sound(found, name, Skipping(on_error, skipped))
 
 
 def _what(given: Any) -> str:
@@ -106,7 +106,7 @@ def _what(given: Any) -> str:
     return repr(given) if plain else f"a {type(given).__name__}"
 
 
-def _sound(studies: list[Study], name: str, trouble: Trouble) -> list[Study]:
+def _sound(studies: list[Study], name: str, skipping: Skipping) -> list[Study]:
     """Those studies whose fields are of their kind and whose id is theirs alone, as in a file."""
     kept: list[Study] = []
     first: dict[str, int] = {}
@@ -120,13 +120,13 @@ def _sound(studies: list[Study], name: str, trouble: Trouble) -> list[Study]:
                     "wants every study once"
                 )
         except DiveError as error:
-            trouble.bad(one.id if isinstance(one.id, str) else None, one.source, error)
+            skipping.skip_or_raise(one.id if isinstance(one.id, str) else None, one.source, error)
             continue
         first[one.id] = number
         counts.update(one.placeholders.keys())
         kept.append(one)
     if counts:
-        log.warning("%s: %s taken as absent (%s)", name, told(counts), PLACEHOLDERS)
+        log.warning("%s: %s taken as absent (%s)", name, counts_text(counts), PLACEHOLDERS)
     return kept
 
 

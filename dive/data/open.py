@@ -9,13 +9,13 @@ from dive.data.datasets.chexpert_plus import ChexpertPlus
 from dive.data.datasets.iu_xray import IuXray
 from dive.data.datasets.mimic_cxr import MimicCxr
 from dive.data.datasets.r2gen import R2Gen
-from dive.data.datasets.records import DatasetRows, JsonLines, is_rows
+from dive.data.datasets.records import DatasetRecords, JsonLines, is_records
 from dive.data.reading import Options, Reader, select
-from dive.data.skipping import Skipped, Trouble
+from dive.data.skipping import Skipped, Skipping
 from dive.data.studies import Studies
 from dive.errors import DiveError, checks
 
-_READERS: dict[str, Callable[[str, Path, Options, Trouble], Reader]] = {
+_READERS: dict[str, Callable[[str, Path, Options, Skipping], Reader]] = {
     "mimic-cxr": MimicCxr,
     "chexpert-plus": ChexpertPlus,
     "iu-xray": IuXray,
@@ -50,17 +50,17 @@ def open_studies(
         studies = open_studies("mimic-cxr:/data/mimic-cxr-jpg", reports="/data/mimic-cxr",
                                split="validate")
         for study in studies: ...
-        print(studies.report)
+        print(studies.summary)
 
     Args:
         spec: "mimic-cxr:ROOT", "chexpert-plus:ROOT", "iu-xray:ROOT", "r2gen:annotation.json", the
-            path of a .jsonl file (or "jsonl:FILE"), or a `datasets` object or any other iterable of
-            dict rows, or a mapping of split names to such.
+            path of a .jsonl file (or "jsonl:FILE"), a `datasets` object or another iterable of
+            dicts, or a mapping of split names to such.
         target: the section that a study must have; None takes studies with any report or none.
         split: train, validation or test by any of their common names (validate, valid, val); None
             takes all. CheXpert Plus has no test split: its `valid` serves, and the report says so.
-        views: frontal, lateral, all, or names such as "PA,AP"; None is the dataset's default, which
-            is one frontal image a study (IU X-Ray as XML and R2Gen: all of a study's images).
+        views: frontal, lateral, all, or names such as "PA,AP"; None is the dataset's default, one
+            frontal image per study (IU X-Ray as XML and R2Gen: all of a study's images).
         max_images: images a study at most. None: 1 where `views` is None, else no limit.
         min_words: words that the target must have, counted after every change to the text.
         images, reports: folders, where they are not under ROOT (MIMIC-CXR: `reports` may be
@@ -83,43 +83,46 @@ def open_studies(
 
     Raises:
         DiveError: here: unknown spec or option, wrong root, missing tables or columns. While
-            reading: bad rows, missing files; no study left. Names file, row and column.
+            reading: bad records, missing files; no study left. Names file, record and column.
     """
-    if columns is not None and not isinstance(columns, Mapping):
-        raise DiveError(f"columns is {columns!r}; wants a dict of our names to the data's")
     options = Options(
         target=target,
         split=split,
         views=views,
         max_images=max_images,
         min_words=min_words,
-        images=None if images is None else checks.place("images", images),
-        reports=None if reports is None else checks.place("reports", reports),
-        sections=sections if sections in ("auto", "rules") else checks.place("sections", sections),
+        images=None if images is None else checks.path("images", images),
+        reports=None if reports is None else checks.path("reports", reports),
+        sections=sections if sections in ("auto", "rules") else checks.path("sections", sections),
         last_paragraph=last_paragraph,
         labels=labels,
         drop_comparisons=drop_comparisons,
         strip_placeholders=strip_placeholders,
         check_files=check_files,
         seed=seed,
-        columns=dict(columns or {}),
+        columns={} if columns is None else columns,
     )
-    trouble = Trouble(on_error, skipped)
+    reader = _reader_of(spec, options, Skipping(on_error, skipped))
+    return Studies(select(reader), reader.summary)
+
+
+def _reader_of(spec: Any, options: Options, skipping: Skipping) -> Reader:
+    """The reader of a dataset, its rules stated; DiveError where `spec` names no dataset."""
     reader: Reader
-    if is_rows(spec):
-        reader = DatasetRows(f"<{type(spec).__name__}>", spec, options, trouble)
+    if is_records(spec):
+        reader = DatasetRecords(f"<{type(spec).__name__}>", spec, options, skipping)
     else:
         kind, path = parse_spec(spec)
         # the last name alone: what is above it may name whom it should not
         name = path.name if kind == "jsonl" else f"{kind}:{path.absolute().name}"
-        reader = _READERS[kind](name, path, options, trouble)
+        reader = _READERS[kind](name, path, options, skipping)
     reader.state_policy()
-    return Studies(select(reader), reader.report)
+    return reader
 
 
 def names_studies(given: Any) -> bool:
     """Whether a path or text is a file or dataset of studies, by its name alone: no image is."""
-    if not checks.names_a_place(given):
+    if not checks.names_a_path(given):
         return False
     kind, colon, _ = str(given).partition(":")
     return (bool(colon) and kind in _READERS) or str(given).lower().endswith(".jsonl")
@@ -135,8 +138,8 @@ def parse_spec(spec: Any) -> tuple[str, Path]:
     if colon and kind in _READERS:
         if not path.strip():
             raise DiveError(f"{spec!r} names no path; wants {kind}:PATH")
-        return kind, checks.place(kind, path)
-    plain = checks.place("studies", spec)
+        return kind, checks.path(kind, path)
+    plain = checks.path("studies", spec)
     if plain.is_dir() or (colon and not plain.exists() and len(kind) > 1):
         raise DiveError(f"{spec} is not known; wants {kinds}, or a .jsonl file")
     return "jsonl", plain

@@ -83,10 +83,10 @@ def _identity(path: Any) -> tuple[int, int] | None:
 
 def _files(read: Iterable[Any]) -> Iterator[Path]:
     for one in read:
-        if not checks.names_a_place(one):
+        if not checks.names_a_path(one):
             continue
         try:
-            path = checks.place("the file", one)
+            path = checks.path("the file", one)
         except DiveError:
             continue  # whoever reads it says what is wrong with the name
         if path.is_dir():

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, NamedTuple
 from PIL import Image
 
 from dive.data import text_edits
-from dive.data.absent import count_placeholders, is_absent, told
+from dive.data.absent import count_placeholders, counts_text, is_absent
 from dive.data.images.load import LazyImage
-from dive.data.reading_report import PLACEHOLDERS, ReadingReport
-from dive.data.skipping import Trouble
+from dive.data.reading_summary import PLACEHOLDERS, ReadingSummary
+from dive.data.skipping import Skipping
 from dive.data.study import Study, check_target
 from dive.errors import DiveError
 
@@ -65,6 +65,9 @@ class Options:
             good = isinstance(views, (list, tuple)) and all(isinstance(v, str) for v in views)
             self._want("views", good and len(views) > 0, "a name, or a list of names")
         self._want("labels", isinstance(self.labels, (str, type(None))), "a name or None")
+        good = isinstance(self.columns, Mapping)
+        self._want("columns", good, "a dict of our names to the data's")
+        object.__setattr__(self, "columns", dict(self.columns))  # it is read when the studies are
 
     def _want(self, name: str, good: bool, wanted: str) -> None:
         if not good:
@@ -80,12 +83,13 @@ def _whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-class ImageRow(NamedTuple):
-    """An image as a table names it: `key` leads to the file, `view` is in capitals or ""."""
+class ImageRecord(NamedTuple):
+    """An image as a table names it: `key` leads to the file, `view` is in capitals or "";
+    `number` is that of the record in the table."""
 
     key: Any
     view: str
-    row: int
+    number: int
 
 
 @dataclass(slots=True)
@@ -95,7 +99,7 @@ class Candidate:
     id: str
     patient: str | None
     split: str | None
-    images: list[ImageRow]
+    images: list[ImageRecord]
     source: str
     data: Any = None
     labels: Mapping[str, float] | None = None
@@ -117,10 +121,10 @@ class Reader:
     origin: str | None = None  # the dataset's name, where a reader is for one alone
     tidy = True  # line breaks in a section become spaces
 
-    def __init__(self, name: str, options: Options, trouble: Trouble) -> None:
+    def __init__(self, name: str, options: Options, skipping: Skipping) -> None:
         self.options = options
-        self.trouble = trouble
-        self.report = ReadingReport(name)
+        self.skipping = skipping
+        self.summary = ReadingSummary(name)
 
     def candidates(self) -> Iterator[Candidate]:
         raise NotImplementedError
@@ -130,18 +134,20 @@ class Reader:
         Or the reason why the study has to be left out."""
         raise NotImplementedError
 
-    def place(self, candidate: Candidate, image: ImageRow) -> Path | Image.Image | LazyImage:
+    def image_source(
+        self, candidate: Candidate, image: ImageRecord
+    ) -> Path | Image.Image | LazyImage:
         raise NotImplementedError
 
     def split_for(self, wanted: str) -> str:
         """The split of this dataset that serves as `wanted` (train, validation, test)."""
         if self.splits is None:
-            raise DiveError(f"{self.report.source} knows no splits; leave out split={wanted!r}")
+            raise DiveError(f"{self.summary.source} knows no splits; leave out split={wanted!r}")
         return self.splits[wanted]
 
     def state_policy(self) -> None:
         """Write the rules into the report."""
-        say, options = self.report.policy.append, self.options
+        add_rule, options = self.summary.policy.append, self.options
         chosen = self.views
         many = self.max_images
         kind = {None: "any view", _names("frontal"): "frontal", _names("lateral"): "lateral"}
@@ -150,34 +156,36 @@ class Reader:
         known = self.default_views != "all"
         order = ", PA before AP before lateral" if known else ", in the order of the dataset"
         if many == 1:
-            say(f"one image a study ({words}{order})")
+            add_rule(f"one image a study ({words}{order})")
         else:
-            say(f"{'all' if many is None else f'up to {many}'} images a study ({words}{order})")
-        say(
+            add_rule(
+                f"{'all' if many is None else f'up to {many}'} images a study ({words}{order})"
+            )
+        add_rule(
             "all splits together"
             if options.wanted_split is None
             else f"split {self.split_for(options.wanted_split)} only"
         )
         if options.target is not None:
-            say(f"studies without {_parts(options.target)} are left out")
+            add_rule(f"studies without {_parts(options.target)} are left out")
         if options.last_paragraph:
-            say("a report with neither findings nor impression gives its last paragraph")
+            add_rule("a report with neither findings nor impression gives its last paragraph")
         if options.min_words:
-            say(f"reports of less than {options.min_words} words are left out")
-        say(
+            add_rule(f"reports of less than {options.min_words} words are left out")
+        add_rule(
             "placeholders (___, XXXX) are stripped"
             if options.strip_placeholders
             else "placeholders (___, XXXX) are kept"
         )
-        say(
+        add_rule(
             "sentences that compare with an earlier examination are dropped"
             if options.drop_comparisons
             else "sentences that compare with an earlier examination are kept"
         )
         if self.tidy:
-            say("line breaks inside a section become spaces")
+            add_rule("line breaks inside a section become spaces")
         if not options.check_files:
-            say("image files are not looked for")
+            add_rule("image files are not looked for")
 
     @property
     def views(self) -> frozenset[str] | None:
@@ -212,43 +220,46 @@ def _parts(target: str) -> str:
 
 
 def select(reader: Reader) -> Iterator[Study]:
-    """The studies that policy and filters leave, counted in `reader.report` as they come.
+    """The studies that policy and filters leave, counted in `reader.summary` as they come.
 
     Raises:
         DiveError: bad input and `on_error="fail"`; at the end, if no study was left.
     """
-    report, options = reader.report, reader.options
+    summary, options = reader.summary, reader.options
     views, many = reader.views, reader.max_images
     split = None if options.wanted_split is None else reader.split_for(options.wanted_split)
     for candidate in reader.candidates():
-        report.studies += 1
-        report.images += len(candidate.images)
-        lost = len(reader.trouble.skipped)
+        summary.studies += 1
+        summary.images += len(candidate.images)
+        lost = len(reader.skipping.skipped)
         try:
             outcome = _choose(reader, candidate, split, views, many)
         except DiveError as error:
-            reader.trouble.bad(candidate.id, candidate.source, error)
+            reader.skipping.skip_or_raise(candidate.id, candidate.source, error)
             outcome = None
         if isinstance(outcome, Study):
-            report.kept += 1
-            report.kept_images += len(outcome.images)
+            summary.kept += 1
+            summary.kept_images += len(outcome.images)
             if outcome.split is not None:
-                report.splits[outcome.split] += 1
+                summary.splits[outcome.split] += 1
             yield outcome
             continue
-        if outcome is None or len(reader.trouble.skipped) > lost:
-            report.failed += 1
+        if outcome is None or len(reader.skipping.skipped) > lost:
+            summary.failed += 1
         else:
-            report.left_out[outcome] += 1
+            summary.left_out[outcome] += 1
         if candidate.images:
-            report.images_left_out["of studies left out"] += len(candidate.images)
-    report.complete = True
-    if report.placeholders:
+            summary.images_left_out["of studies left out"] += len(candidate.images)
+    summary.complete = True
+    if summary.placeholders:
         log.warning(
-            "%s: %s taken as absent (%s)", report.source, told(report.placeholders), PLACEHOLDERS
+            "%s: %s taken as absent (%s)",
+            summary.source,
+            counts_text(summary.placeholders),
+            PLACEHOLDERS,
         )
-    if not report.kept:
-        raise DiveError(f"{report.source}: no study to work with; {report.summary()}")
+    if not summary.kept:
+        raise DiveError(f"{summary.source}: no study to work with; {summary.outcome()}")
 
 
 def _choose(
@@ -263,21 +274,21 @@ def _choose(
         return f"in another split than {split}"
     if not candidate.images:
         return "without an image"
-    rows = [row for row in candidate.images if views is None or row.view in views]
-    if not rows:
+    wanted = [image for image in candidate.images if views is None or image.view in views]
+    if not wanted:
         return "without an image of the wanted views"
-    rows.sort(key=lambda row: _VIEW_ORDER.get(row.view, len(_VIEW_ORDER)))
+    wanted.sort(key=lambda image: _VIEW_ORDER.get(image.view, len(_VIEW_ORDER)))
     texts = _texts(reader, candidate)
     if isinstance(texts, str):
         return texts
-    images, kept, missing = _files(reader, candidate, rows, many)
+    images, kept, missing = _files(reader, candidate, wanted, many)
     if not images:
         return "without an image file"
-    left = reader.report.images_left_out
+    left = reader.summary.images_left_out
     for reason, count in (
-        ("of other views", len(candidate.images) - len(rows)),
+        ("of other views", len(candidate.images) - len(wanted)),
         ("without a file", missing),
-        (f"beyond {many} a study", len(rows) - len(images) - missing),
+        (f"beyond {many} a study", len(wanted) - len(images) - missing),
     ):
         if count:
             left[reason] += count
@@ -291,7 +302,7 @@ def _choose(
         source=candidate.source,
         origin=candidate.origin or reader.origin,
         split=candidate.split,
-        views=tuple(row.view for row in kept) if any(row.view for row in kept) else (),
+        views=tuple(one.view for one in kept) if any(one.view for one in kept) else (),
         labels=candidate.labels,
     )
 
@@ -303,7 +314,7 @@ def _texts(reader: Reader, candidate: Candidate) -> dict[str, str | None] | str:
         return found
     texts_of = ("findings", "impression", "indication", "last_paragraph")
     found = count_placeholders(
-        reader.report.placeholders, {name: found.get(name) for name in texts_of}
+        reader.summary.placeholders, {name: found.get(name) for name in texts_of}
     )
     target = options.target
     names = ("findings", "impression") if target == "both" else (target,)
@@ -338,26 +349,26 @@ def _texts(reader: Reader, candidate: Candidate) -> dict[str, str | None] | str:
 
 
 def _files(
-    reader: Reader, candidate: Candidate, rows: Sequence[ImageRow], many: int | None
-) -> tuple[list[Any], list[ImageRow], int]:
-    """The first `many` images whose files exist, their rows, and how many files were missing."""
+    reader: Reader, candidate: Candidate, wanted: Sequence[ImageRecord], many: int | None
+) -> tuple[list[Any], list[ImageRecord], int]:
+    """The first `many` images whose files exist, their records, and how many files were missing."""
     images: list[Any] = []
-    kept: list[ImageRow] = []
+    kept: list[ImageRecord] = []
     missing = 0
-    for row in rows:
+    for record in wanted:
         if many is not None and len(images) == many:
             break
-        image = reader.place(candidate, row)
+        image = reader.image_source(candidate, record)
         if reader.options.check_files and isinstance(image, Path) and not os.path.isfile(image):
             missing += 1
             log.info("there is no %s", image)
-            reader.trouble.bad(
+            reader.skipping.skip_or_raise(
                 candidate.id,
                 f"{candidate.source}: study {candidate.id!r}",
-                f"there is no image file ({rows.index(row) + 1} of {len(rows)}; -v shows it); is "
-                "the download complete? on_error='skip' goes on and counts such files",
+                f"there is no image file ({wanted.index(record) + 1} of {len(wanted)}; -v shows it)"
+                "; is the download complete? on_error='skip' goes on and counts such files",
             )
             continue
         images.append(image)
-        kept.append(row)
+        kept.append(record)
     return images, kept, missing

@@ -22,7 +22,7 @@ class Skipped:
 
     def write(self, path: str | PathLike[str]) -> None:
         """Write one JSON line an entry, atomically."""
-        write_jsonl(checks.place("path", path), self.entries)
+        write_jsonl(checks.path("path", path), self.entries)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -37,8 +37,9 @@ def check_skipped(path: Path) -> None:
     check_file(path)
     try:
         first = next((line for _, line in lines_of(path)), None)
-        row = None if first is None else json.loads(first)
-        own = first is None or (isinstance(row, dict) and {"id", "source", "reason"} <= row.keys())
+        entry = {} if first is None else json.loads(first)
+        keys = {"id", "source", "reason"}
+        own = first is None or (isinstance(entry, dict) and keys <= entry.keys())
     except FileNotFoundError:
         return
     except (OSError, ValueError, RecursionError, DiveError):
@@ -59,14 +60,14 @@ def check_on_error(on_error: str, skipped: Skipped | None) -> Skipped:
     return Skipped() if skipped is None else skipped
 
 
-class Trouble:
-    """The pair (on_error, skipped) as one object that readers hand their complaints to."""
+class Skipping:
+    """What happens to bad input: the pair (on_error, skipped) as one object that readers use."""
 
     def __init__(self, on_error: str = "fail", skipped: Skipped | None = None) -> None:
         self.skipped = check_on_error(on_error, skipped)
         self.on_error = on_error
 
-    def bad(self, id: str | None, source: str, reason: object) -> None:
+    def skip_or_raise(self, id: str | None, source: str, reason: object) -> None:
         """Raise DiveError "source: reason", or record it and return."""
         text = str(reason)
         message = text if not source or text.startswith(source) else f"{source}: {text}"

@@ -3,26 +3,29 @@
 from collections.abc import Iterator, Sequence
 from typing import overload
 
-from dive.data.reading_report import ReadingReport
+from dive.data.reading_summary import ReadingSummary
 from dive.data.study import Study
 from dive.errors import DiveError
+from dive.errors.renamed import renamed_attribute
 
 
 class Studies(Sequence[Study]):
     """Studies that are read when they are first asked for, and kept.
 
     Iterating gives the first study as soon as it is known; `len()`, indexing from the end and
-    truth of a negative kind read on as far as they must. `report` counts what was read so far.
+    truth of a negative kind read on as far as they must. `summary` counts what was read so far.
 
     Raises:
         DiveError: when the reading meets bad input, then and at every later attempt.
     """
 
-    def __init__(self, source: Iterator[Study], report: ReadingReport) -> None:
-        self.report = report
+    def __init__(self, source: Iterator[Study], summary: ReadingSummary) -> None:
+        self.summary = summary
         self._source: Iterator[Study] | None = source
         self._read: list[Study] = []
         self._error: DiveError | None = None
+
+    report = renamed_attribute("report", "summary")  # the old name
 
     def read(self) -> "Studies":
         """Read everything; returns itself."""
@@ -46,10 +49,10 @@ class Studies(Sequence[Study]):
         return True
 
     def __iter__(self) -> Iterator[Study]:
-        at = 0
-        while at < len(self._read) or self._more():
-            yield self._read[at]
-            at += 1
+        index = 0
+        while index < len(self._read) or self._more():
+            yield self._read[index]
+            index += 1
 
     def __len__(self) -> int:
         return len(self.read()._read)

@@ -60,12 +60,12 @@ def is_path(value: Any) -> TypeGuard[os.PathLike]:
     return isinstance(value, os.PathLike)
 
 
-def names_a_place(value: Any) -> bool:
+def names_a_path(value: Any) -> bool:
     """Whether it is the name of something to be read: a text or a path."""
     return isinstance(value, str) or is_path(value)
 
 
-def place(name: str, value: Any) -> Path:
+def path(name: str, value: Any) -> Path:
     """A file or folder by its name, to read or to write: a text or an `os.PathLike`.
 
     `~` is the home folder, as in a shell. An empty or blank one is no name: pathlib takes "" for
@@ -78,8 +78,8 @@ def place(name: str, value: Any) -> Path:
         state = f"blank ({given!r})" if given else "empty"
         raise DiveError(f"{name} is {state}, {_WANTED} ('.' is this one)")
     try:
-        path = Path(given).expanduser()
-        os.lstat(path)
+        found = Path(given).expanduser()
+        os.lstat(found)
     except RuntimeError as error:
         raise DiveError(f"{name} is {shown(given)}, and there is no such home folder") from error
     except ValueError as error:
@@ -89,7 +89,7 @@ def place(name: str, value: Any) -> Path:
         if error.errno == errno.ENAMETOOLONG:
             raise DiveError(f"{name} is {shown(given)}, too long for a file's name") from error
         # that it is not there, or may not be seen, matters to whoever reads or writes it
-    return path
+    return found
 
 
 def shown(name: str) -> str:

@@ -24,7 +24,7 @@ _NAME = re.compile(r"[A-Za-z_]{1,40}")
 _PATH = re.compile(r"""(['"])(?:(?!\1)[^\n])*[/\\](?:(?!\1)[^\n])*\1|[^\s'"=<>(]*[/\\][^\s'">)]+""")
 
 
-def row_of(path: Path | str, number: int | str) -> str:
+def line_location(path: Path | str, number: int | str) -> str:
     """A line of a file, as messages name it: by the file's last name."""
     return f"{Path(path).name}:{number}"
 
@@ -54,7 +54,7 @@ def public_source(decisive: str) -> str:
     return f"{kind}{colon}{Path(what).name}"
 
 
-def said_by(error: BaseException, texts: Iterable[str | None] = (), where: str = "") -> str:
+def public_reason(error: BaseException, texts: Iterable[str | None] = (), where: str = "") -> str:
     """What a library's error says, without paths, and without what it quotes of `texts`; of an
     error of the operating system its reason alone."""
     if isinstance(error, OSError) and error.strerror:
@@ -68,7 +68,9 @@ def said_by(error: BaseException, texts: Iterable[str | None] = (), where: str =
 
 def refused(what: str, error: BaseException, studies: Iterable[Any]) -> DiveError:
     """An error "what: why", without the texts of these studies."""
-    return DiveError(f"{what}: {said_by(error, [text for one in studies for text in one.texts])}")
+    return DiveError(
+        f"{what}: {public_reason(error, [text for one in studies for text in one.texts])}"
+    )
 
 
 def without_paths(text: str) -> str:

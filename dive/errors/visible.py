@@ -30,12 +30,12 @@ def visible_json(value: Any) -> str:
     return _OBEYED.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
-def visible_places(text: str) -> list[int]:
+def visible_offsets(text: str) -> list[int]:
     """Where each character of `text` begins in `visible(text)`, and where that ends."""
-    places = [0]
+    offsets = [0]
     for letter in text:
-        places.append(places[-1] + len(visible(letter)))
-    return places
+        offsets.append(offsets[-1] + len(visible(letter)))
+    return offsets
 
 
 def _written(found: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and places that are looked at before that."""
+"""Files that are written whole or not at all, and paths that are looked at before that."""
 
 import contextlib
 import errno
@@ -184,7 +184,7 @@ def keep_mode(handle: int, target: Path) -> None:
         os.fchmod(handle, stat.S_IMODE(target.stat().st_mode))
 
 
-def sweep(target: Path, *more: str) -> None:
+def remove_leftovers(target: Path, *more: str) -> None:
     """Remove what a kill left of writing a file, or others of its name with `more` at the end.
 
     Only for who holds the output: another's would be taken away while it is being written.
@@ -201,20 +201,20 @@ def check_folder(path: str | Path) -> None:
     """DiveError unless files could be written into this folder, which need not be there yet."""
     path = Path(path)
     try:
-        place = path
-        while not _stat(place):
-            place = place.parent
-        found = None if place.is_dir() else _kind(place)
+        nearest = path
+        while not _stat(nearest):
+            nearest = nearest.parent
+        found = None if nearest.is_dir() else _kind(nearest)
         if found is None:
             # a file without a name: permissions, full and read-only file systems show for root, too
-            with tempfile.TemporaryFile(dir=place):
+            with tempfile.TemporaryFile(dir=nearest):
                 pass
     except (OSError, ValueError) as error:
         raise unwritable(path, error, into=True) from error
     if found is not None:
-        if place == path:
+        if nearest == path:
             raise DiveError(f"{path} is {found}; wants a folder")
-        raise DiveError(f"cannot write into {path}: {place} is {found}")
+        raise DiveError(f"cannot write into {path}: {nearest} is {found}")
 
 
 def check_file(path: str | Path) -> None:

@@ -52,10 +52,10 @@ def sampled(path: Path) -> str:
             handle, size = file.fileno(), os.fstat(file.fileno()).st_size
             if size <= _WHOLE:
                 return hashlib.file_digest(file, "sha256").hexdigest()[:_NAME]
-            places = _of_tensors(handle, size) if path.suffix == ".safetensors" else None
-            if places is None:
-                places = [*_spread(size, 1024), (max(0, size - _LAST), _LAST)]
-            return _of_places(handle, size, places)
+            ranges = _of_tensors(handle, size) if path.suffix == ".safetensors" else None
+            if ranges is None:
+                ranges = [*_spread(size, 1024), (max(0, size - _LAST), _LAST)]
+            return _of_ranges(handle, size, ranges)
     except OSError as error:
         raise DiveError(f"cannot read {path}: {error.strerror}") from error
 
@@ -66,15 +66,15 @@ def film(path: Path) -> str:
     try:
         with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
-            places = [(0, size)] if size <= _FILM else _spread(size, 8)
-            return _of_places(file.fileno(), size, places)
+            ranges = [(0, size)] if size <= _FILM else _spread(size, 8)
+            return _of_ranges(file.fileno(), size, ranges)
     except (OSError, DiveError):
         return ""
 
 
-def _of_places(handle: int, size: int, places: Iterable[tuple[int, int]]) -> str:
+def _of_ranges(handle: int, size: int, ranges: Iterable[tuple[int, int]]) -> str:
     digest = hashlib.sha256(f"{size}\n".encode())
-    for start, length in places:
+    for start, length in ranges:
         digest.update(os.pread(handle, length, start))
     return digest.hexdigest()[:_NAME]
 
@@ -92,12 +92,12 @@ def _of_tensors(handle: int, size: int) -> list[tuple[int, int]] | None:
     try:
         header = json.loads(os.pread(handle, length, 8))
         spans = [tuple(one["data_offsets"]) for name, one in header.items() if name[:2] != "__"]
-        places = [(0, 8 + length)]
+        ranges = [(0, 8 + length)]
         for first, end in sorted(spans):
             begin, stop = 8 + length + int(first), 8 + length + int(end)
             block = min(_BLOCK, stop - begin)
             for start in (begin, begin + (stop - begin - block) // 2, stop - block):
-                places.append((start, block))
+                ranges.append((start, block))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    return places if all(0 <= start < size and length >= 0 for start, length in places) else None
+    return ranges if all(0 <= start < size and length >= 0 for start, length in ranges) else None

@@ -24,26 +24,26 @@ def unwritable(
 
 def reason(error: Exception, path: str | Path, wanted: int | None = None) -> str:
     """Why `path` could not be written: the system's words, and bytes where room was the reason."""
-    said = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
-    said = said or type(error).__name__
+    words = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
+    words = words or type(error).__name__
     number = getattr(error, "errno", None)
     if number not in FULL or number == errno.EROFS:
-        return said
+        return words
     parts = [] if wanted is None else [f"{wanted:,} bytes wanted"]
     if number == errno.EFBIG:
         most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         parts += [] if most < 0 else [f"this process may write files of {most:,}"]
     elif number != errno.EIO:
-        left = room(path)
+        left = free_bytes(path)
         parts += [] if left is None else [f"{left:,} left on the disk"]
-    return f"{said} ({', '.join(parts)})" if parts else said
+    return f"{words} ({', '.join(parts)})" if parts else words
 
 
-def room(path: str | Path) -> int | None:
+def free_bytes(path: str | Path) -> int | None:
     """Bytes that are left where `path` is or would be, None where that cannot be told."""
-    for place in (Path(path), *Path(path).absolute().parents):
+    for folder in (Path(path), *Path(path).absolute().parents):
         try:
-            found = os.statvfs(place)
+            found = os.statvfs(folder)
         except (OSError, ValueError):
             continue
         return found.f_bavail * found.f_frsize

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dive.errors import DiveError
-from dive.errors.private import row_of
+from dive.errors.private import line_location
 
-MAX_LINE = 16 << 20  # bytes of a row of JSON lines
+MAX_LINE = 16 << 20  # bytes of a record of JSON lines
 MAX_JSON_BYTES = 1 << 30  # of a file of JSON that is read whole: the largest in use has half of it
 
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
@@ -95,7 +95,7 @@ def lines_of(path: Path | str, pipe: bool = True) -> Iterator[tuple[int, bytes]]
         while line := file.readline(MAX_LINE + 1):
             number += 1
             if len(line) > MAX_LINE:
-                raise DiveError(f"{row_of(path, number)}: is longer than {MAX_LINE:,} bytes")
+                raise DiveError(f"{line_location(path, number)}: is longer than {MAX_LINE:,} bytes")
             if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise DiveError(f"{row_of(path, 1)}: is UTF-16; wants UTF-8")
+                raise DiveError(f"{line_location(path, 1)}: is UTF-16; wants UTF-8")
             yield number, line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").rstrip(b"\n")

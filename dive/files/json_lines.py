@@ -11,12 +11,13 @@ from typing import Any
 
 from dive.errors import DiveError, checks
 from dive.errors.counting import counted
+from dive.errors.renamed import renamed_arguments
 from dive.files import notes
 from dive.files.atomic import (
     Growing,
     check_file,
     identity,
-    sweep,
+    remove_leftovers,
     target_of,
     write_bytes,
     write_text,
@@ -25,39 +26,39 @@ from dive.files.disk import unwritable
 from dive.files.lock import Held, hold_file, lock_of
 
 
-def json_line(row: Mapping) -> str:
-    """One row as one line of JSON, readable as written (no escapes for letters beyond ASCII)."""
-    return json.dumps(row, ensure_ascii=False) + "\n"
+def json_line(record: Mapping) -> str:
+    """One record as one line of JSON, readable as written (no escapes for letters beyond ASCII)."""
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def write_jsonl(path: str | Path, rows: Iterable[Mapping]) -> None:
-    """Write rows as JSON lines, atomically."""
-    write_text(path, "".join(map(json_line, rows)))
+def write_jsonl(path: str | Path, records: Iterable[Mapping]) -> None:
+    """Write records as JSON lines, atomically."""
+    write_text(path, "".join(map(json_line, records)))
 
 
-def run_before(path: str | Path) -> dict[str, Any]:
+def fingerprint_before(path: str | Path) -> dict[str, Any]:
     """How the unfinished run that a `JsonlWriter` left at `path` was made; {} where there is none
     (or where it does not say)."""
-    partial, described = _unfinished(Path(os.path.realpath(checks.place("path", path))))
+    partial, noted = _unfinished(Path(os.path.realpath(checks.path("path", path))))
     try:
         if partial.stat().st_size == 0:
             return {}
     except (OSError, ValueError):
         return {}
-    found = notes.described(described)
-    return {} if found is None else found[1]
+    heading = notes.read_heading(noted)
+    return {} if heading is None else heading[1]
 
 
 def _unfinished(target: Path) -> tuple[Path, Path]:
-    """Where the rows of an unfinished run are, and how it was made."""
+    """Where the records of an unfinished run are, and how it was made."""
     return target.with_name(target.name + ".partial"), target.with_name(
         target.name + ".partial.run"
     )
 
 
-def check_rows(path: str | Path) -> Path:
+def check_output(path: str | Path) -> Path:
     """DiveError unless a `JsonlWriter` could write there; the file itself, links followed."""
-    path = checks.place("path", path)
+    path = checks.path("path", path)
     if re.search(r"\.partial(\.run)?$", path.name):
         raise DiveError(f"{path}: a file of that name belongs to an unfinished run")
     check_file(path)
@@ -70,68 +71,70 @@ def check_rows(path: str | Path) -> Path:
 
 
 class JsonlWriter:
-    """Appends rows to `<path>.partial` as they come, and renames it to `path` at the end.
+    """Appends records to `<path>.partial` as they come, and renames it to `path` at the end.
 
     A run that was interrupted is continued by opening the same path again: a last line that was
-    torn is dropped, and `done` holds the ids that need not be repeated, in their order. `run`
-    describes what must be equal for two runs to be one (backbone, adapter, prompt, ...); it is kept
-    beside the rows, and rows of another run are never mixed in.
+    torn is dropped, and `done` holds the ids that need not be repeated, in their order. The
+    `fingerprint` holds what must be equal for two runs to be one (backbone, adapter, prompt, ...);
+    it is kept beside the records, and records of another run are never mixed in.
 
-        with JsonlWriter("reports.jsonl", run={...}) as writer:
+        with JsonlWriter("reports.jsonl", fingerprint={...}) as writer:
             for report in iter_reports(..., [s for s in studies if s.id not in writer.done]):
                 writer.append({"id": report.id, ...})
             writer.finish()
 
-    Left without `finish`, by an error or a kill, the rows stay in `<path>.partial`. Of a link, all
-    this is beside what it leads to. One writer at a time: see `dive.files.lock`.
+    Left without `finish`, by an error or a kill, the records stay in `<path>.partial`. Of a link,
+    all this is beside what it leads to. One writer at a time: see `dive.files.lock`.
 
     Args:
         overwrite: what came to `path` meanwhile may be replaced; without it, only what was there
             before.
         lock: `hold_file(path)` of a caller that holds it already, and lets it go.
 
-        order: the ids that rows may have, in the order that they have in the finished file: one
+        order: the ids that records may have, in the order that they have in the finished file: one
             that an earlier run had to leave out may come later than its turn.
         made_of: asked for each id that is written; `done` has the answer, JSON values, when the run
             is continued.
 
     Raises:
         DiveError: another process writes it, or another writer of this one; it is no regular file;
-            the unfinished file belongs to another run or holds something else than its rows; an id
-            is appended twice, or is no text; a row cannot be written, where the whole ones stay.
+            the unfinished file belongs to another run or holds something else than its records; an
+            id is appended twice, or is no text; a record cannot be written, where the whole ones
+            stay.
     """
 
+    @renamed_arguments(run="fingerprint")
     def __init__(
         self,
         path: str | Path,
         *,
-        run: Mapping | None = None,
+        fingerprint: Mapping | None = None,
         order: Iterable[str] | None = None,
         made_of: Callable[[str], Any] | None = None,
         overwrite: bool = False,
         lock: Held | None = None,
     ) -> None:
-        self.path = checks.place("path", path)
-        self._target = check_rows(self.path)
-        self.partial, self._run_path = _unfinished(self._target)
+        self.path = checks.path("path", path)
+        self._target = check_output(self.path)
+        self.partial, self._notes_path = _unfinished(self._target)
         self.done: dict[str, Any] = {}
         self._noted_in: dict[str, int] = {}  # lines of the notes
-        self._rows: Growing | None = None
+        self._records: Growing | None = None
         self._notes: Growing | None = None
         self._closed = False
         self._order = None if order is None else {name: at for at, name in enumerate(order)}
         self._made_of = made_of
-        self._heading = notes.heading(run or {})
+        self._heading = notes.heading_line(fingerprint or {})
         if lock is not None and lock.path != lock_of(self.path):
             raise DiveError(f"{self.path}: the lock is that of {lock.output}")
         self._lock = hold_file(self.path) if lock is None else None
         try:
-            sweep(self._target, ".partial.run")
+            remove_leftovers(self._target, ".partial.run")
             self._before = None if overwrite else identity(self._target)
             self._overwrite = overwrite
-            # a run that ended before its first row leaves nothing to go on from, nor to mix
+            # a run that ended before its first record leaves nothing to go on from, nor to mix
             if self.partial.exists() and self.partial.stat().st_size > 0:
-                reason = notes.why_another(self._run_path, run or {})
+                reason = notes.why_another(self._notes_path, fingerprint or {})
                 if reason is not None:
                     raise self.another(reason)
                 self._recover()
@@ -141,19 +144,19 @@ class JsonlWriter:
             raise
 
     def _open(self) -> tuple[Growing, Growing]:
-        """The files of the rows and of the notes, made for the first row: a run that never came to
-        it leaves none."""
+        """The files of the records and of the notes, made for the first record: a run that never
+        came to it leaves none."""
         if self._closed:
             raise DiveError(f"{self.path}: its writer is closed")
-        if self._rows is None or self._notes is None:
+        if self._records is None or self._notes is None:
             if not self.done:
-                write_text(self._run_path, self._heading)
+                write_text(self._notes_path, self._heading)
             try:
-                self._notes = Growing(self._run_path, self._target)
-                self._rows = Growing(self.partial, self._target)
+                self._notes = Growing(self._notes_path, self._target)
+                self._records = Growing(self.partial, self._target)
             except OSError as error:
                 raise unwritable(self.path, error) from error
-        return self._rows, self._notes
+        return self._records, self._notes
 
     def another(self, reason: str) -> DiveError:
         """The error of an unfinished run that this one may not join, for a `reason`."""
@@ -162,53 +165,53 @@ class JsonlWriter:
             "that command to finish it, delete the file to start again, or write somewhere else"
         )
 
-    def no_note(self, name: str) -> DiveError:
-        """The error of a continued run whose note of the row `name` is none that it wrote."""
-        return notes.no_note(self._run_path, self._noted_in[name])
+    def bad_note(self, name: str) -> DiveError:
+        """The error of a continued run whose note of the record `name` is none that it wrote."""
+        return notes.bad_note(self._notes_path, self._noted_in[name])
 
     def _recover(self) -> None:
         try:
-            found = notes.kept(self.partial, self._run_path, self._order)
+            found = notes.read_unfinished(self.partial, self._notes_path, self._order)
             # what was being written when the run ended; its study is done again
-            os.truncate(self.partial, found.rows_end)
-            os.truncate(self._run_path, found.notes_end)
+            os.truncate(self.partial, found.records_end)
+            os.truncate(self._notes_path, found.notes_end)
         except OSError as error:
             raise DiveError(f"cannot go on with {self.partial}: {error.strerror}") from error
         self.done, self._noted_in = found.done, found.lines
 
-    def append(self, row: Mapping) -> None:
-        """Write one row and hand it to the operating system, so that a killed process keeps it.
+    def append(self, record: Mapping) -> None:
+        """Write one record and hand it to the operating system, so that a killed process keeps it.
 
-        A row that finds no room is taken back, so that the file ends with a whole line.
+        A record that finds no room is taken back, so that the file ends with a whole line.
         """
-        name = row["id"]
+        name = record["id"]
         if not isinstance(name, str):
             raise DiveError(f"{self.path}: an id is {name!r}; wants a text")
         if name in self.done:
             raise DiveError(f"{self.path}: id {name!r} comes twice")
         if self._order is not None and name not in self._order:
             raise DiveError(f"{self.path}: id {name!r} is none of those that were to come")
-        rows, made = self._open()
-        line = json_line(row).encode("utf-8")
+        records, noted = self._open()
+        line = json_line(record).encode("utf-8")
         made_of = None if self._made_of is None else self._made_of(name)
         try:
-            self._check_alone(rows)
-            self._check_alone(made)
-            # the note first: a row that is there has its note, whenever the process is killed
-            made.append(notes.note_of(line, made_of))
-            rows.append(line)
+            self._check_alone(records)
+            self._check_alone(noted)
+            # the note first: a record that is there has its note, whenever the process is killed
+            noted.append(notes.note_line(line, made_of))
+            records.append(line)
         except OSError as error:
-            if rows.closed or made.closed:
+            if records.closed or noted.closed:
                 self.close()
             raise self._kept(unwritable(self.path, error, len(line))) from error
         self.done[name] = made_of
 
     def finish(self) -> None:
-        """All rows are there: give the file its final name."""
-        rows, _ = self._open()
+        """All records are there: give the file its final name."""
+        records, _ = self._open()
         try:
-            self._check_alone(rows)
-            rows.sync()
+            self._check_alone(records)
+            records.sync()
             if target_of(self.path) != self._target:
                 raise self._kept(DiveError(f"{self.path} leads elsewhere than when the run began"))
             if not self._overwrite and identity(self._target) != self._before:
@@ -221,7 +224,7 @@ class JsonlWriter:
                 write_bytes(self._target, self._ordered())
                 self.partial.unlink()
             with contextlib.suppress(OSError):
-                self._run_path.unlink()
+                self._notes_path.unlink()
         except OSError as error:
             raise self._kept(unwritable(self.path, error)) from error
         finally:
@@ -236,27 +239,27 @@ class JsonlWriter:
             )
 
     def _kept(self, error: DiveError) -> DiveError:
-        rows = counted(len(self.done), "row")
-        return DiveError(f"{error}; what was finished ({rows}) stays in {self.partial}")
+        finished = counted(len(self.done), "record")
+        return DiveError(f"{error}; what was finished ({finished}) stays in {self.partial}")
 
     def _in_order(self) -> bool:
-        places = [] if self._order is None else [self._order[name] for name in self.done]
-        return places == sorted(places)
+        indices = [] if self._order is None else [self._order[name] for name in self.done]
+        return indices == sorted(indices)
 
     def _ordered(self) -> bytes:
         assert self._order is not None
         order = self._order
         lines = self.partial.read_bytes().split(b"\n")[:-1]
-        rows = sorted(zip(self.done, lines, strict=True), key=lambda one: order[one[0]])
-        return b"".join(line + b"\n" for _, line in rows)
+        ordered = sorted(zip(self.done, lines, strict=True), key=lambda one: order[one[0]])
+        return b"".join(line + b"\n" for _, line in ordered)
 
     def close(self) -> None:
-        """Rows that were appended stay; no more can be."""
+        """Records that were appended stay; no more can be."""
         self._closed = True
-        for file in (self._rows, self._notes):
+        for file in (self._records, self._notes):
             if file is not None:
                 file.close()
-        self._rows = self._notes = None
+        self._records = self._notes = None
         if self._lock is not None:
             self._lock.release()
 

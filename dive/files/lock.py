@@ -39,7 +39,7 @@ _COMMANDS = {"demo", "distill", "generate", "evaluate", "inspect", "bench", "doc
 
 _guard = threading.RLock()  # a finalizer may come in at any line
 _held: dict[Path, tuple[int, dict[str, Any]]] = {}  # the lock's handle, and who holds it
-_told: set[int] = set()
+_warned: set[int] = set()
 
 
 class Held:
@@ -90,20 +90,20 @@ def hold_folder(path: str | Path, *, wait: float = 0.0, ranks: bool = False) -> 
     ranks: under several ranks the first one holds it for all of them. The others only see to it
         that it does: where another job has the folder, they end with the same error.
     """
-    place = Path(os.path.realpath(path)) / ".lock"
+    lock = Path(os.path.realpath(path)) / ".lock"
     if ranks and int(os.environ.get("RANK", 0)) > 0:
-        _await_first_rank(Path(path), place)
-        return Held(Path(path), place, None, [])
-    return _hold(Path(path), place, wait)
+        _await_first_rank(Path(path), lock)
+        return Held(Path(path), lock, None, [])
+    return _hold(Path(path), lock, wait)
 
 
-def _hold(output: Path, place: Path, wait: float) -> Held:
+def _hold(output: Path, lock: Path, wait: float) -> Held:
     now = time.monotonic()
     settled, ends = now + _SETTLES, now + wait
     made: list[Path] = []
     try:
         while True:
-            held, holder = _try(output, place, made)
+            held, holder = _try(output, lock, made)
             if held is not None:
                 return held
             now = time.monotonic()
@@ -115,19 +115,19 @@ def _hold(output: Path, place: Path, wait: float) -> Held:
         raise
 
 
-def _try(output: Path, place: Path, made: list[Path]) -> tuple[Held | None, dict[str, Any] | None]:
-    """The lock, or who has it as far as that can be told."""
+def _try(output: Path, lock: Path, made: list[Path]) -> tuple[Held | None, dict[str, Any] | None]:
+    """The lock, or who has it as far as that is known."""
     with _guard:  # also no process is forked that would inherit the lock unseen
-        if place in _held:
-            return None, _held[place][1]
-        handle = _open(output, place, made)
+        if lock in _held:
+            return None, _held[lock][1]
+        handle = _open(output, lock, made)
         if handle is None:
             return None, None
         try:
-            if _lock(handle, place):
-                _check_own(output, place, handle)
-                held = Held(output, place, handle, made)
-                _held[place] = handle, held.facts
+            if _lock(handle, lock):
+                _check_own(output, lock, handle)
+                held = Held(output, lock, handle, made)
+                _held[lock] = handle, held.facts
                 return held, None
             holder = _holder(handle)
         except BaseException:
@@ -137,37 +137,37 @@ def _try(output: Path, place: Path, made: list[Path]) -> tuple[Held | None, dict
         return None, holder
 
 
-def _open(output: Path, place: Path, made: list[Path]) -> int | None:
+def _open(output: Path, lock: Path, made: list[Path]) -> int | None:
     """The lock's file, open; None where it went away meanwhile. Notes the folders it makes."""
     try:
-        for folder in (*reversed(place.parent.parents), place.parent):
+        for folder in (*reversed(lock.parent.parents), lock.parent):
             if not folder.exists():
                 with contextlib.suppress(FileExistsError):
                     folder.mkdir()
                     made.append(folder)
         flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe of that name does not hang
         try:
-            handle = os.open(place, flags | os.O_RDWR | os.O_CREAT, 0o666)
+            handle = os.open(lock, flags | os.O_RDWR | os.O_CREAT, 0o666)
         except PermissionError:
             # another user's, who was killed: it can be locked all the same
-            handle = os.open(place, flags | os.O_RDONLY)
+            handle = os.open(lock, flags | os.O_RDONLY)
     except FileNotFoundError:
         return None
     except OSError as error:
-        kind = _no_file(place)
+        kind = _no_file(lock)
         if kind is None:
             raise unwritable(output, error) from error
-        raise _taken(output, place, f"is {kind}") from error
+        raise _taken(output, lock, f"is {kind}") from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise _taken(output, place, "is no regular file")
+        raise _taken(output, lock, "is no regular file")
     return handle
 
 
-def _no_file(place: Path) -> str | None:
+def _no_file(lock: Path) -> str | None:
     """What bears the lock's name, if it is none that can be opened as a file."""
     try:
-        mode = os.lstat(place).st_mode
+        mode = os.lstat(lock).st_mode
     except OSError:
         return None
     if stat.S_ISREG(mode):
@@ -175,14 +175,14 @@ def _no_file(place: Path) -> str | None:
     return "a folder" if stat.S_ISDIR(mode) else "a link" if stat.S_ISLNK(mode) else "no file"
 
 
-def _taken(output: Path, place: Path, why: str) -> DiveError:
+def _taken(output: Path, lock: Path, why: str) -> DiveError:
     return DiveError(
-        f"cannot write {output}: {place} {why}, and that name is its lock's: rename it, or write "
+        f"cannot write {output}: {lock} {why}, and that name is its lock's: rename it, or write "
         "somewhere else"
     )
 
 
-def _check_own(output: Path, place: Path, handle: int) -> None:
+def _check_own(output: Path, lock: Path, handle: int) -> None:
     """DiveError where the file, which nobody locks, holds what no process of ours wrote there."""
     data = os.pread(handle, _MOST + 1, 0)
     if not data.strip(b"\0"):  # new, or what a power cut made of it
@@ -195,32 +195,32 @@ def _check_own(output: Path, place: Path, handle: int) -> None:
     else:
         ours = isinstance(found, dict) and tuple(found) == _FACTS
     if not ours:
-        raise _taken(output, place, "holds what dive did not write")
+        raise _taken(output, lock, "holds what dive did not write")
 
 
-def _lock(handle: int, place: Path) -> bool:
+def _lock(handle: int, lock: Path) -> bool:
     """Whether it is ours now: locked, and still the file of that name."""
     try:
         if not lock_descriptor(handle, blocking=False):
             return False
     except OSError as error:
         if error.errno not in _NO_LOCKS:
-            raise unwritable(place, error) from error
+            raise unwritable(lock, error) from error
         device = os.fstat(handle).st_dev
-        if device not in _told:
-            _told.add(device)
+        if device not in _warned:
+            _warned.add(device)
             warnings.warn(
-                f"the file system of {place.parent} has no locks ({error.strerror}): nothing keeps "
+                f"the file system of {lock.parent} has no locks ({error.strerror}): nothing keeps "
                 "a second process from writing the same output; see to it yourself",
                 stacklevel=2,
             )
         return True
-    return _is_at(handle, place)  # whoever held it before may have removed it
+    return _is_at(handle, lock)  # whoever held it before may have removed it
 
 
-def _is_at(handle: int, place: Path) -> bool:
+def _is_at(handle: int, lock: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(handle), os.lstat(place))
+        return os.path.samestat(os.fstat(handle), os.lstat(lock))
     except OSError:
         return False
 
@@ -228,8 +228,8 @@ def _is_at(handle: int, place: Path) -> bool:
 def _sign(handle: int) -> dict[str, Any]:
     """Who holds it, into the lock's file; a full disk harms only that, and not the lock."""
     since = time.strftime("%Y-%m-%d %H:%M:%S")
-    said = (os.getpid(), socket.gethostname(), _command(), since, _job())
-    facts = dict(zip(_FACTS, said, strict=True))
+    values = (os.getpid(), socket.gethostname(), _command(), since, _job())
+    facts = dict(zip(_FACTS, values, strict=True))
     with contextlib.suppress(OSError):
         os.ftruncate(handle, 0)
         os.pwrite(handle, (json.dumps(facts) + "\n").encode("utf-8"), 0)
@@ -249,9 +249,9 @@ def _job() -> str | None:
     if int(os.environ.get("WORLD_SIZE", 1)) < 2:
         return None
     names = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "MASTER_ADDR", "MASTER_PORT")
-    told = [os.environ.get(name, "") for name in names]
-    alone = told[2] in ("", "localhost", "127.0.0.1", "::1")  # then all are on this machine
-    return " ".join([*told, socket.gethostname() if alone else ""])
+    parts = [os.environ.get(name, "") for name in names]
+    alone = parts[2] in ("", "localhost", "127.0.0.1", "::1")  # then all are on this machine
+    return " ".join([*parts, socket.gethostname() if alone else ""])
 
 
 def _holder(handle: int) -> dict[str, Any] | None:
@@ -287,13 +287,13 @@ def _refusal(output: Path, holder: dict[str, Any] | None) -> str:
     return f"{output} is being written by {who}; wait until it has ended, or write somewhere else"
 
 
-def _await_first_rank(output: Path, place: Path) -> None:
+def _await_first_rank(output: Path, lock: Path) -> None:
     """Until the first rank of this job holds the lock, as its file says; DiveError where another
     job does. Where nothing is seen of either (no shared disk) the first rank alone decides."""
     ends, foreign = time.monotonic() + _RANKS_WAIT, 0.0
     while time.monotonic() < ends:
         try:
-            handle = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            handle = os.open(lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             holder = None
         else:
@@ -307,14 +307,14 @@ def _await_first_rank(output: Path, place: Path) -> None:
         time.sleep(0.05)
 
 
-def _let_go(place: Path, handle: int | None, made: list[Path], owner: int) -> None:
+def _let_go(lock: Path, handle: int | None, made: list[Path], owner: int) -> None:
     if handle is None or os.getpid() != owner:  # a forked child's are closed already
         return
     with _guard:
-        _held.pop(place, None)
+        _held.pop(lock, None)
     with contextlib.suppress(OSError):
-        if _is_at(handle, place):
-            os.unlink(place)  # while it is locked: whoever waits sees that it is gone
+        if _is_at(handle, lock):
+            os.unlink(lock)  # while it is locked: whoever waits sees that it is gone
     with contextlib.suppress(OSError):
         os.close(handle)
     _remove(made)

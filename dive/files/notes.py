@@ -1,8 +1,8 @@
-"""What an unfinished file of rows says about itself: how it was made, and each row's own digest.
+"""The notes of an unfinished file of records: how it was made, and a digest of each record.
 
-The notes lie beside the rows: a first line that describes the run, then one line a row, written
-before it. So a row that is there has its note, whenever the process is killed, and a row that was
-put there or changed by anybody else has none.
+The notes lie beside the records: a first line with the fingerprint of the run, then one line per
+record, written before it. So a record that is there has its note, whenever the process is killed,
+and a record that was put there or changed by anybody else has none.
 """
 
 import hashlib
@@ -31,33 +31,33 @@ _WORDS = {
 _MOST = 60  # characters of a name that somebody may have edited
 
 
-class Kept(NamedTuple):
+class Unfinished(NamedTuple):
     """What is whole of an unfinished file.
 
-    done: what each row was made of, by its id, in the rows' order. lines: the line of its note.
-    rows_end: bytes of the whole rows. notes_end: bytes of the notes up to the last row's; what
-    comes then was torn, or its row.
+    done: what each record was made of, by its id, in the records' order. lines: the line of its
+    note. records_end: bytes of the whole records. notes_end: bytes of the notes up to
+    the last record's; what comes then was torn, or its record.
     """
 
     done: dict[str, Any]
     lines: dict[str, int]
-    rows_end: int
+    records_end: int
     notes_end: int
 
 
-def heading(run: Mapping) -> str:
+def heading_line(fingerprint: Mapping) -> str:
     """The first line of the notes."""
-    described = {"format": FORMAT, "run": run}
-    return json.dumps(described, sort_keys=True, ensure_ascii=False, default=str) + "\n"
+    heading = {"format": FORMAT, "run": fingerprint}
+    return json.dumps(heading, sort_keys=True, ensure_ascii=False, default=str) + "\n"
 
 
-def note_of(line: bytes, made_of: Any) -> bytes:
-    """The line that is noted before the row `line` is written."""
+def note_line(line: bytes, made_of: Any) -> bytes:
+    """The line that is noted before the record `line` is written."""
     return (json.dumps([_digest(line), made_of], ensure_ascii=False) + "\n").encode("utf-8")
 
 
-def described(path: Path) -> tuple[int, dict[str, Any]] | None:
-    """Format of the notes and the run that they describe; None where they do not say."""
+def read_heading(path: Path) -> tuple[int, dict[str, Any]] | None:
+    """Format of the notes and the fingerprint of their run; None where there is no such heading."""
     try:
         with path.open("rb") as file:
             found = json.loads(file.readline())
@@ -70,16 +70,16 @@ def described(path: Path) -> tuple[int, dict[str, Any]] | None:
     return 1, found
 
 
-def why_another(path: Path, run: Mapping) -> str | None:
-    """Why rows of `run` may not join those that the notes are of; None where they may."""
-    found = described(path)
+def why_another(path: Path, fingerprint: Mapping) -> str | None:
+    """Why records of a run with this fingerprint may not join these; None where they may."""
+    found = read_heading(path)
     if found is None:
         return "does not say how it was made"
     form, earlier = found
     if form != FORMAT:
         age = "an earlier" if form < FORMAT else "a later"
         return f"was begun by {age} version of dive, which noted other things about a run"
-    now = json.loads(heading(run))["run"]
+    now = json.loads(heading_line(fingerprint))["run"]
     names = [
         _WORDS.get(name, f"another {name[:_MOST]}") + _inside(earlier.get(name), now.get(name))
         for name in sorted(earlier.keys() | now.keys())
@@ -89,8 +89,8 @@ def why_another(path: Path, run: Mapping) -> str | None:
 
 
 def _listed(names: list[str]) -> str:
-    few = names[:8] + ([f"{len(names) - 8} more"] if len(names) > 8 else [])
-    return few[0] if len(few) == 1 else f"{', '.join(few[:-1])} and {few[-1]}"
+    shown = names[:8] + ([f"{len(names) - 8} more"] if len(names) > 8 else [])
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
 def _inside(one: Any, other: Any) -> str:
@@ -103,41 +103,42 @@ def _inside(one: Any, other: Any) -> str:
     return f" ({', '.join(names[:3])}{more})"
 
 
-def kept(partial: Path, notes: Path, known: Collection[str] | None = None) -> Kept:
-    """The rows that a run left unfinished; a last line that was torn counts as none.
+def read_unfinished(partial: Path, notes: Path, known: Collection[str] | None = None) -> Unfinished:
+    """The records that a run left unfinished; a last line that was torn counts as none.
 
-    known: the ids that rows of this run can have.
+    known: the ids that records of this run can have.
 
     Raises:
         DiveError: a line is none that the run wrote there: it names the line, and says why.
     """
     data, noted = partial.read_bytes(), notes.read_bytes()
-    rows_end, notes_end = data.rfind(b"\n") + 1, noted.find(b"\n") + 1
-    written = _notes(notes, noted)
+    records_end, notes_end = data.rfind(b"\n") + 1, noted.find(b"\n") + 1
+    written = _notes_in(notes, noted)
     done: dict[str, Any] = {}
     lines: dict[str, int] = {}
-    for number, raw in enumerate(data[:rows_end].split(b"\n")[:-1], start=1):
+    for number, raw in enumerate(data[:records_end].split(b"\n")[:-1], start=1):
         try:
             name = _id_of(raw)
             if name in done:
                 raise _Odd(f"id {name!r} comes twice")
             if known is not None and name not in known:
                 raise _Odd(f"id {name!r} is none of the studies'")
-            # a row that could not be written after its note is written again, with another note
+            # a record that could not be written after its note is written again, with another note
             own = _digest(raw + b"\n")
             note = next((one for one in written if one.digest == own), None)
             if note is None:
                 raise _Odd("is not as the run wrote it, or not where")
         except _Odd as error:
             raise DiveError(
-                f"{partial}:{number}: {error}; the run goes on only from rows of its own: delete "
-                "this line and those behind it to go on from there, or the file to start again"
+                f"{partial}:{number}: {error}; the run goes on only from records of its own: "
+                "delete this line and those behind it to go on from there, or the file to start "
+                "again"
             ) from None
         done[name], lines[name], notes_end = note.made_of, note.line, note.end
-    return Kept(done, lines, rows_end, notes_end)
+    return Unfinished(done, lines, records_end, notes_end)
 
 
-def no_note(path: Path, line: int) -> DiveError:
+def bad_note(path: Path, line: int) -> DiveError:
     """The error of a line of the notes that the run did not write."""
     return DiveError(
         f"{path}:{line}: is not a note that the run wrote; delete the unfinished file to start "
@@ -160,20 +161,20 @@ def _id_of(raw: bytes) -> str:
     if not raw.strip():
         raise _Odd("is blank")
     try:
-        row = json.loads(raw.decode("utf-8"))
+        record = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError:
-        raise _Odd("is not a row with an id (not UTF-8)") from None
+        raise _Odd("is not a record with an id (not UTF-8)") from None
     except (ValueError, RecursionError):
-        raise _Odd("is not a row with an id (not JSON)") from None
-    if not isinstance(row, dict) or "id" not in row:
-        raise _Odd("is not a row with an id")
-    name = row["id"]
+        raise _Odd("is not a record with an id (not JSON)") from None
+    if not isinstance(record, dict) or "id" not in record:
+        raise _Odd("is not a record with an id")
+    name = record["id"]
     if not isinstance(name, str):
         raise _Odd(f"its id is a {type(name).__name__}; wants a text")
     return name
 
 
-def _notes(path: Path, data: bytes) -> Iterator[_Note]:
+def _notes_in(path: Path, data: bytes) -> Iterator[_Note]:
     end = data.find(b"\n") + 1
     for number, raw in enumerate(data[end:].split(b"\n")[:-1], start=2):
         end += len(raw) + 1
@@ -182,7 +183,7 @@ def _notes(path: Path, data: bytes) -> Iterator[_Note]:
         except (ValueError, RecursionError):
             found = None
         if not (isinstance(found, list) and len(found) == 2 and isinstance(found[0], str)):
-            raise no_note(path, number)
+            raise bad_note(path, number)
         yield _Note(found[0], found[1], number, end)
 
 

@@ -126,7 +126,7 @@ def check_images(writer: JsonlWriter, studies: Iterable[Study], verify: bool = F
     def changed(study: Study) -> str | None:
         seen = writer.done[study.id]
         if not _says_what_was_seen(seen, len(study.images)):
-            raise writer.no_note(study.id)
+            raise writer.bad_note(study.id)
         for place, (image, known) in enumerate(zip(study.images, seen, strict=True)):
             if not verify and known[1] is not None and _stat_of(image) == known[1]:
                 continue
@@ -159,10 +159,10 @@ def _says_what_was_seen(seen: Any, images: int) -> bool:
 
 def _stat_of(image: Any) -> list[int] | None:
     """What changes with a file: size, its two times (ns) and its inode."""
-    if not checks.names_a_place(image):
+    if not checks.names_a_path(image):
         return None
     try:
-        found = os.stat(checks.place("the image", image))
+        found = os.stat(checks.path("the image", image))
     except OSError:
         return None
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]

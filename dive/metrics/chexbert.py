@@ -62,11 +62,9 @@ class CheXbert:
         device: str = "cpu",
         batch_size: int = 16,
     ) -> None:
-        self.weights = (
-            checks.place("weights", weights) if weights is not None else default_weights()
-        )
+        self.weights = checks.path("weights", weights) if weights is not None else default_weights()
         self.tokenizer = (
-            checks.place("tokenizer", tokenizer) if tokenizer is not None else default_tokenizer()
+            checks.path("tokenizer", tokenizer) if tokenizer is not None else default_tokenizer()
         )
         self.device, self.batch_size = device, batch_size
         self.source = f"labelled by CheXbert ({self.weights.name})"
@@ -99,8 +97,8 @@ class CheXbert:
             with torch.inference_mode():
                 heads = model(padded.to(self.device), mask.to(self.device))
             found[batch] = torch.stack([head.argmax(-1) for head in heads], dim=1).cpu().numpy()
-        place = {text: i for i, text in enumerate(distinct)}
-        return found[[place[" ".join(text.split())] for text in texts]]
+        index = {text: i for i, text in enumerate(distinct)}
+        return found[[index[" ".join(text.split())] for text in texts]]
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

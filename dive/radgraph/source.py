@@ -32,7 +32,7 @@ def parse_source(option: object, name: str = "decisive") -> tuple[str, str]:
         return "model", "radgraph-xl"
     if kind == "radgraph" and what in MODEL_TYPES:
         return "model", what
-    path = checks.place(name, what) if kind == "radgraph" and what.strip() else None
+    path = checks.path(name, what) if kind == "radgraph" and what.strip() else None
     if path is not None and path.exists():
         archive = path.is_dir() or what.endswith((".tar.gz", ".tgz"))
         return "weights" if archive else "file", str(path)

@@ -117,8 +117,8 @@ def test_json_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     studies = open_studies(path, on_error="skip", skipped=skipped).read()
     assert [study.id for study in studies] == ["0"]
     assert [entry["id"] for entry in skipped] == ["1", "2"]
-    assert studies.report.placeholders == {"findings": 2, "indication": 1, "patient": 2}
-    assert "  taken as absent (" in str(studies.report)
+    assert studies.summary.placeholders == {"findings": 2, "indication": 1, "patient": 2}
+    assert "  taken as absent (" in str(studies.summary)
 
 
 def test_rows_of_a_dataset() -> None:
@@ -134,8 +134,8 @@ def test_rows_of_a_dataset() -> None:
         ("1", "Clear.", None, None),
         ("row-2", "Normal.", None, None),
     ]
-    assert studies.report.left_out == {"without a section findings": 2}
-    assert studies.report.placeholders == {
+    assert studies.summary.left_out == {"without a section findings": 2}
+    assert studies.summary.placeholders == {
         "findings": 2, "impression": 1, "indication": 2, "patient": 1, "id": 1,
     }  # fmt: skip
     with pytest.raises(DiveError, match=r"row 0, column 'image': is a placeholder; wants an image"):
@@ -157,8 +157,8 @@ def test_r2gen(tmp_path: Path) -> None:
         ("Clear.", "p10000001"),
         ("Normal.", None),
     ]
-    assert studies.report.placeholders["findings"] == 2
-    assert studies.report.left_out == {"without a section findings": 2}
+    assert studies.summary.placeholders["findings"] == 2
+    assert studies.summary.left_out == {"without a section findings": 2}
 
 
 def test_mimic_cxr(tmp_path: Path) -> None:
@@ -176,13 +176,13 @@ def test_mimic_cxr(tmp_path: Path) -> None:
     ]
     assert studies[0].labels == {"Atelectasis": 1.0}
     assert studies[1].views == ("PA", "")
-    assert studies.report.placeholders == {"view": 1, "label": 2, "findings": 1}
+    assert studies.summary.placeholders == {"view": 1, "label": 2, "findings": 1}
     table = mimic.write_sectioned(
         [("s50000001", "nan", "Clear.", "", ""), ("s50000002", "Normal.", "None", "", "")]
     )
     studies = open_studies(f"mimic-cxr:{tmp_path}", sections=table, labels=None).read()
     assert [(s.findings, s.impression) for s in studies] == [("Clear.", None)]
-    assert studies.report.placeholders == {"view": 1, "impression": 1, "findings": 1}
+    assert studies.summary.placeholders == {"view": 1, "impression": 1, "findings": 1}
 
 
 def test_chexpert_plus(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -202,7 +202,7 @@ def test_chexpert_plus(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     assert (one.patient, one.indication, one.impression) == ("patient2", "Fever.", None)
     assert one.labels == {"Fracture": 1.0}
     counts = {"patient": 1, "label": 1, "impression": 1, "findings": 1}
-    assert studies.report.placeholders == counts
+    assert studies.summary.placeholders == counts
     assert "1 findings, 1 impression, 1 label, 1 patient taken as absent" in caplog.text
 
 
@@ -214,7 +214,7 @@ def test_iu_xray(tmp_path: Path) -> None:
     assert (studies[0].findings, studies[0].indication, studies[0].labels) == (None, None, {})
     assert set(studies[0].views) == {"", "LATERAL"}
     counts = {"view": 1, "label": 1, "findings": 1, "indication": 1}
-    assert studies.report.placeholders == counts
+    assert studies.summary.placeholders == counts
 
 
 def test_evaluate(caplog: pytest.LogCaptureFixture) -> None:

@@ -303,12 +303,12 @@ def test_rows_appear_under_the_name_only_when_finished(tmp_path: Path) -> None:
 def test_an_interrupted_run_goes_on_after_its_last_whole_line(tmp_path: Path, torn: bytes) -> None:
     path = tmp_path / "reports.jsonl"
     run = {"prompt": "p", "max_new_tokens": 4}
-    with JsonlWriter(path, run=run) as writer:
+    with JsonlWriter(path, fingerprint=run) as writer:
         writer.append({"id": "a", "n": 1})
         writer.append({"id": "b", "n": 2})
     with open(writer.partial, "ab") as file:
         file.write(torn)
-    with JsonlWriter(path, run=dict(reversed(run.items()))) as writer:
+    with JsonlWriter(path, fingerprint=dict(reversed(run.items()))) as writer:
         assert list(writer.done) == ["a", "b"]
         writer.append({"id": "c", "n": 3})
         writer.finish()
@@ -319,12 +319,12 @@ def test_an_interrupted_run_goes_on_after_its_last_whole_line(tmp_path: Path, to
 
 def test_another_run_is_not_mixed_in(tmp_path: Path) -> None:
     path = tmp_path / "reports.jsonl"
-    with JsonlWriter(path, run={"prompt": "p", "adapter": None}) as writer:
+    with JsonlWriter(path, fingerprint={"prompt": "p", "adapter": None}) as writer:
         writer.append({"id": "a"})
     with pytest.raises(
         DiveError, match="was made with another adapter and another prompt: it cannot"
     ):
-        JsonlWriter(path, run={"prompt": "q", "adapter": "x"})
+        JsonlWriter(path, fingerprint={"prompt": "q", "adapter": "x"})
     assert writer.partial.read_text() == '{"id": "a"}\n'
 
 
@@ -333,7 +333,7 @@ def test_a_partial_file_of_something_else_is_not_taken_over(tmp_path: Path) -> N
     with JsonlWriter(path) as writer:
         writer.append({"id": "a"})
     writer.partial.write_text('{"id": "a"}\nnotes\n')
-    with pytest.raises(DiveError, match=r"partial:2: is not a row with an id"):
+    with pytest.raises(DiveError, match=r"partial:2: is not a record with an id"):
         JsonlWriter(path)
 
 

@@ -55,20 +55,20 @@ def test_rows_are_grouped_to_studies_in_the_order_of_their_numbers(plus: Plus) -
     assert first.indication == "Dyspnea."
     assert first.source == f"{plus.table.name}: row 2"
     assert [study.views for study in studies[1:]] == [("PA",), ("FRONTAL",)]
-    assert studies.report.splits == {"train": 2, "valid": 1}
-    assert balanced(studies.report)
+    assert studies.summary.splits == {"train": 2, "valid": 1}
+    assert balanced(studies.summary)
 
 
 def test_default_policy_and_the_split_that_is_not_there(plus: Plus) -> None:
     studies = read(plus)
     assert [len(study.images) for study in studies] == [1, 1]
-    assert studies.report.left_out == {"without a section findings": 1}
-    assert balanced(studies.report)
+    assert studies.summary.left_out == {"without a section findings": 1}
+    assert balanced(studies.summary)
     test = read(plus, split="test")
     assert [study.split for study in test] == ["valid"]
-    assert "split valid only" in str(test.report)
-    assert "`valid` is used as test" in str(test.report)
-    assert "no test split" in str(read(plus, split="val").report)
+    assert "split valid only" in str(test.summary)
+    assert "`valid` is used as test" in str(test.summary)
+    assert "no test split" in str(read(plus, split="val").summary)
     assert [s.id for s in read(plus, split="train", target="impression")] == [
         "patient2/study1",
         "patient10/study1",
@@ -154,11 +154,11 @@ def test_repeated_rows_and_texts_that_differ(plus: Plus) -> None:
     plus.write()
     studies = read(plus)
     assert studies[0].findings == "Small left pleural effusion. Heart normal."
-    assert studies.report.rows == {
+    assert studies.summary.records == {
         "repeated rows of one image": 1,
         "whose text differs from that of the study's first row": 1,
     }
-    assert "the first row's is used" in str(studies.report)
+    assert "the first row's is used" in str(studies.summary)
 
 
 def test_chexpert_plus_without_its_table_or_columns(plus: Plus) -> None:
@@ -200,9 +200,9 @@ def test_iu_tables_of_kaggle(tmp_path: Path) -> None:
     assert first.views == ("FRONTAL",)
     assert first.findings == "Clear lungs. XXXX normal."
     assert second.labels == {"Cardiomegaly": 1.0, "Opacity": 1.0}
-    assert studies.report.left_out == {"without a section findings": 1}
-    assert balanced(studies.report)
-    assert "no official split: 70/10/20 by a hash of seed 0 and uid" in str(studies.report)
+    assert studies.summary.left_out == {"without a section findings": 1}
+    assert balanced(studies.summary)
+    assert "no official split: 70/10/20 by a hash of seed 0 and uid" in str(studies.summary)
     both = open_studies(f"iu-xray:{tmp_path}", views="all", strip_placeholders=True)
     assert [path.name for path in both[0].images] == [
         "1_IM-0001-4001.dcm.png",
@@ -223,8 +223,8 @@ def test_iu_xml_files_give_the_same_studies(tmp_path: Path) -> None:
         root / "NLMCXR_png" / f"CXR1_1_IM-0001-{number}.png" for number in (4001, 3001)
     )
     assert xml[1].labels == {"Cardiomegaly": 1.0}
-    assert "name no views: every image of a study is taken" in str(xml.report)
-    assert balanced(xml.report)
+    assert "name no views: every image of a study is taken" in str(xml.summary)
+    assert balanced(xml.summary)
     with pytest.raises(DiveError, match="views is 'frontal', and the XML files do not say"):
         open_studies(f"iu-xray:{root}", views="frontal")
     shutil.copy(tmp_path / "kaggle" / "indiana_projections.csv", root)
@@ -259,8 +259,8 @@ def test_odd_rows_of_iu(tmp_path: Path) -> None:
     rows = [*trees.IU_ROWS, trees.IU_ROWS[0], (3, *[""] * 5, "Clear.", "")]
     files = [*trees.IU_PROJECTIONS, trees.IU_PROJECTIONS[0], (77, "77.png", "Frontal")]
     studies = open_studies(f"iu-xray:{iu_kaggle(tmp_path, rows, files)}").read()
-    assert studies.report.left_out["without an image"] == 1
-    assert studies.report.rows == {
+    assert studies.summary.left_out["without an image"] == 1
+    assert studies.summary.records == {
         "repeated rows of one image": 1,
         "repeated rows of one report": 1,
         "images without a report": 1,
@@ -288,7 +288,7 @@ def test_iu_that_is_incomplete(tmp_path: Path) -> None:
     studies = open_studies(f"iu-xray:{root}", on_error="skip", skipped=skipped).read()
     assert [study.id for study in studies] == ["CXR2"]
     assert [entry["id"] for entry in skipped] == ["CXR1"]
-    assert balanced(studies.report)
+    assert balanced(studies.summary)
     path.write_text('<!DOCTYPE x [<!ENTITY a "aaaa">]>' + whole.partition("?>")[2])
     with pytest.raises(DiveError, match="declares entities"):
         open_studies(f"iu-xray:{root}").read()
@@ -317,7 +317,7 @@ def test_r2gen_of_mimic_has_one_study_an_image(tmp_path: Path) -> None:
     assert [len(study.images) for study in studies] == [1, 1, 1]
     assert {study.patient for study in studies} == {"p10000001"}
     assert len(open_studies(f"r2gen:{tmp_path}", split="validate")) == 1
-    assert "a study comes as often as it has images" in str(studies.report)
+    assert "a study comes as often as it has images" in str(studies.summary)
     shutil.move(tmp_path / "images", tmp_path / "elsewhere")
     with pytest.raises(DiveError, match=r"annotation\.json: train\[0\]: study .* no image file"):
         len(open_studies(f"r2gen:{tmp_path}"))
@@ -386,11 +386,11 @@ def test_json_lines_with_filters(tmp_path: Path) -> None:
     ]
     studies = open_studies(str(path), split="validate", drop_comparisons=True, max_images=1)
     assert [(s.id, s.findings, len(s.images)) for s in studies] == [("b", "Clear lungs.", 1)]
-    assert studies.report.left_out == {
+    assert studies.summary.left_out == {
         "in another split than validation": 1,
         "with nothing but comparisons in findings": 1,
     }
-    assert balanced(studies.report)
+    assert balanced(studies.summary)
     with pytest.raises(DiveError, match="'impression' is absent"):
         len(open_studies(path, target="impression"))
     del rows[1]["split"]
@@ -429,7 +429,7 @@ def test_dataset_objects(tmp_path: Path) -> None:
         ("6", "Two."),
         ("7", "Three."),
     ]
-    assert studies.report.left_out == {"without a section findings": 1}
+    assert studies.summary.left_out == {"without a section findings": 1}
     loaded = [study.load_images()[0].getpixel((0, 0)) for study in studies]
     assert loaded == [(90, 90, 90)] * 3
     assert str(studies[0].images[0]) == "<Table>: row 0, column 'image'"
@@ -438,7 +438,7 @@ def test_dataset_objects(tmp_path: Path) -> None:
         studies[0].load_images()
     stream = open_studies(iter(rows[1:]))
     assert [study.load_images()[0].size for study in stream] == [(8, 6), (8, 6)]
-    assert "images stay in memory" in str(stream.report)
+    assert "images stay in memory" in str(stream.summary)
 
 
 def test_splits_and_columns_of_dataset_objects() -> None:

@@ -20,7 +20,7 @@ from dive.cli.inspect import _styled
 from dive.cli.tables import add_row, stdout, table
 from dive.console import PlainConsole, column, styled
 from dive.errors import DiveError
-from dive.errors.visible import visible, visible_json, visible_places
+from dive.errors.visible import visible, visible_json, visible_offsets
 
 ESCAPES = {
     "ESC, a colour": "\x1b[31mred",
@@ -53,7 +53,7 @@ def test_nothing_that_a_terminal_obeys_is_left(name):
     text = ESCAPES[name]
     seen = visible(text)
     assert not OBEYED.search(seen) and visible(seen) == seen
-    places = visible_places(text)
+    places = visible_offsets(text)
     assert places[-1] == len(seen)
     kept = [i for i, letter in enumerate(text) if not OBEYED.match(letter)]
     assert [seen[places[i]] for i in kept] == [text[i] for i in kept]

@@ -195,7 +195,7 @@ def test_a_file_system_without_locks_is_said_once(number, tmp_path, monkeypatch)
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(lock, "lock_descriptor", none)
-    monkeypatch.setattr(lock, "_told", set())
+    monkeypatch.setattr(lock, "_warned", set())
     with pytest.warns(UserWarning, match="has no locks") as said, hold_file(tmp_path / "a"):
         with pytest.raises(DiveError, match="this process itself"):
             hold_file(tmp_path / "a")

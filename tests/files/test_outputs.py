@@ -21,7 +21,7 @@ from dive.data import Skipped
 from dive.errors import DiveError
 from dive.files import atomic, disk
 from dive.files.atomic import append_line, write_bytes, write_text
-from dive.files.json_lines import JsonlWriter, run_before, write_jsonl
+from dive.files.json_lines import JsonlWriter, fingerprint_before, write_jsonl
 from dive.radgraph.model import _Store
 from dive.training.feature_store import FeatureStore
 from dive.training.progress import JsonLog
@@ -95,13 +95,13 @@ def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path):
     real.write_text("old\n")
     real.chmod(0o640)
     link.symlink_to("disk/reports.jsonl")
-    with JsonlWriter(link, run={"a": 1}) as writer:
+    with JsonlWriter(link, fingerprint={"a": 1}) as writer:
         writer.append({"id": "a"})
-    assert run_before(link) == run_before(real) == {"a": 1}
+    assert fingerprint_before(link) == fingerprint_before(real) == {"a": 1}
     assert sorted(os.listdir(real.parent)) == [
         "reports.jsonl", "reports.jsonl.partial", "reports.jsonl.partial.run",
     ]  # fmt: skip
-    with JsonlWriter(link, run={"a": 1}) as writer:
+    with JsonlWriter(link, fingerprint={"a": 1}) as writer:
         writer.append({"id": "b"})
         writer.finish()
     assert link.is_symlink() and rows(real) == [{"id": "a"}, {"id": "b"}]
@@ -124,26 +124,26 @@ def test_the_name_of_an_unfinished_run_is_no_output(tmp_path):
 def test_a_row_that_finds_no_room_is_taken_back(tmp_path):
     path = tmp_path / "reports.jsonl"
     run = {"n": 1}
-    with JsonlWriter(path, run=run) as writer:
+    with JsonlWriter(path, fingerprint=run) as writer:
         with files_of_at_most(100):
             writer.append({"id": "a", "report": "x" * 40})
             with pytest.raises(DiveError) as caught:
                 writer.append({"id": "b", "report": "y" * 60})
             said = str(caught.value)
             assert "File too large (86 bytes wanted, this process may write files of 100)" in said
-            assert str(path) in said and "(1 row) stays in" in said and "\n" not in said
+            assert str(path) in said and "(1 record) stays in" in said and "\n" not in said
             assert rows(writer.partial) == [{"id": "a", "report": "x" * 40}]
             assert list(writer.done) == ["a"]
         writer.append({"id": "c"})  # there is room again: no torn line before it
         assert [row["id"] for row in rows(writer.partial)] == ["a", "c"]
     with (
         files_of_at_most(30),
-        JsonlWriter(path, run=run) as writer,
+        JsonlWriter(path, fingerprint=run) as writer,
         pytest.raises(DiveError, match="File too large"),
     ):
         assert list(writer.done) == ["a", "c"]
         writer.append({"id": "d"})
-    with JsonlWriter(path, run=run) as writer:
+    with JsonlWriter(path, fingerprint=run) as writer:
         writer.append({"id": "d"})
         writer.finish()
     assert [row["id"] for row in rows(path)] == ["a", "c", "d"]
@@ -202,7 +202,7 @@ def test_what_others_do_to_the_unfinished_file_stops_the_run(tmp_path):
     writer.partial.unlink()
     with begun() as writer:
         path.write_text("another's\n")
-        with pytest.raises(DiveError, match="has written it since .*1 row. stays in .*partial$"):
+        with pytest.raises(DiveError, match="has written it since .*1 record. stays in .*partial$"):
             writer.finish()
     assert path.read_text() == "another's\n" and rows(writer.partial) == [{"id": "a"}]
     with JsonlWriter(path) as writer:
@@ -289,7 +289,7 @@ def test_bytes_and_the_place_are_said(tmp_path):
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     said = str(disk.unwritable(tmp_path / "not" / "there", full, 1234))
     assert said.startswith(f"cannot write {tmp_path}/not/there: No space left on device (1,234 byt")
-    assert said.endswith("left on the disk)") and disk.room(tmp_path / "not") > 0
+    assert said.endswith("left on the disk)") and disk.free_bytes(tmp_path / "not") > 0
     denied = OSError(errno.EACCES, "Permission denied")
     assert disk.reason(denied, tmp_path, 5) == "Permission denied"
     assert disk.reason(OSError(), tmp_path) == "OSError"

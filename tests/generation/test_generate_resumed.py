@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from tiny import draw_film, save_studies
 
 import dive
-from dive.backbone.files import describe_backbone, dtype_in_use
+from dive.backbone.files import backbone_file_digests, dtype_in_use
 from dive.data import Study, read_studies
 from dive.errors import DiveError
 from dive.files import digests
@@ -268,8 +268,8 @@ def test_an_edited_note_is_named_by_its_line(how, begun, tmp_path):
 def test_a_line_that_is_no_note_is_named(note, tmp_path):
     with JsonlWriter(tmp_path / "r.jsonl") as writer:
         writer.append({"id": "a"})
-    text = writer._run_path.read_text().splitlines()
-    writer._run_path.write_text("\n".join([text[0], note, text[1]]) + "\n", encoding="latin-1")
+    text = writer._notes_path.read_text().splitlines()
+    writer._notes_path.write_text("\n".join([text[0], note, text[1]]) + "\n", encoding="latin-1")
     with pytest.raises(DiveError, match=r"r.jsonl.partial.run:2: is not a note that the run"):
         JsonlWriter(tmp_path / "r.jsonl")
 
@@ -309,14 +309,14 @@ EDITED = {
     "list": (b'{"id": ["a"]}\n', ":1: its id is a list; wants a text"),
     "number": (b'{"id": 1}\n' + HEAD, ":1: its id is a int; wants a text"),
     "null": (HEAD + b'{"id": null}\n', ":3: its id is a NoneType; wants a text"),
-    "no id": (HEAD + b'{"n": 1}\n', ":3: is not a row with an id;"),
-    "no row": (HEAD + b"[1]\n", ":3: is not a row with an id;"),
-    "no JSON": (HEAD + b"notes\n", r":3: is not a row with an id \(not JSON\)"),
-    "deep": (b"[" * 100_000 + b"\n" + HEAD, r":1: is not a row with an id \(not JSON\)"),
+    "no id": (HEAD + b'{"n": 1}\n', ":3: is not a record with an id;"),
+    "no row": (HEAD + b"[1]\n", ":3: is not a record with an id;"),
+    "no JSON": (HEAD + b"notes\n", r":3: is not a record with an id \(not JSON\)"),
+    "deep": (b"[" * 100_000 + b"\n" + HEAD, r":1: is not a record with an id \(not JSON\)"),
     "blank": (b'{"id": "a", "n": 1}\n\n{"id": "b", "n": 2}\n', ":2: is blank"),
     "spaces": (b"  \r\n" + HEAD, ":1: is blank"),
-    "no UTF-8": (HEAD + b'{"id": "\xff"}\n', r":3: is not a row with an id \(not UTF-8\)"),
-    "NUL": (HEAD + b"\0\0\0\n", r":3: is not a row with an id \(not JSON\)"),
+    "no UTF-8": (HEAD + b'{"id": "\xff"}\n', r":3: is not a record with an id \(not UTF-8\)"),
+    "NUL": (HEAD + b"\0\0\0\n", r":3: is not a record with an id \(not JSON\)"),
     "value": (HEAD.replace(b"2", b"3"), ":2: is not as the run wrote it"),
     "missing field": (b'{"id": "a"}\n', ":1: is not as the run wrote it"),
     "another field": (HEAD + b'{"id": "c", "n": 3}\n', ":3: is not as the run wrote it"),
@@ -375,24 +375,24 @@ def test_ids_that_are_none_are_refused(tmp_path):
 @pytest.mark.parametrize("torn", ["rows", "notes", "both"])
 def test_torn_at_any_byte(torn, tmp_path):
     path = tmp_path / "r.jsonl"
-    with JsonlWriter(path, run={"a": 1}, made_of=lambda name: [name]) as writer:
+    with JsonlWriter(path, fingerprint={"a": 1}, made_of=lambda name: [name]) as writer:
         writer.append({"id": "a"})
-        sizes = [writer.partial.stat().st_size, writer._run_path.stat().st_size]
+        sizes = [writer.partial.stat().st_size, writer._notes_path.stat().st_size]
         writer.append({"id": "b"})
-    data, noted = writer.partial.read_bytes(), writer._run_path.read_bytes()
+    data, noted = writer.partial.read_bytes(), writer._notes_path.read_bytes()
     for cut in range(1, 12):
         writer.partial.write_bytes(data[: len(data) - cut] if torn != "notes" else data)
-        writer._run_path.write_bytes(noted[: len(noted) - cut] if torn != "rows" else noted)
+        writer._notes_path.write_bytes(noted[: len(noted) - cut] if torn != "rows" else noted)
         if torn == "notes":  # a row is written after its note, so this is no kill
             with pytest.raises(DiveError, match=r"partial:2: is not as the run wrote it"):
-                JsonlWriter(path, run={"a": 1})
+                JsonlWriter(path, fingerprint={"a": 1})
             continue
-        with JsonlWriter(path, run={"a": 1}, made_of=lambda name: [name, 2]) as again:
+        with JsonlWriter(path, fingerprint={"a": 1}, made_of=lambda name: [name, 2]) as again:
             assert again.done == {"a": ["a"]}
             assert again.partial.stat().st_size == sizes[0]
-            assert again._run_path.stat().st_size == sizes[1]
+            assert again._notes_path.stat().st_size == sizes[1]
             again.append({"id": "b"})
-        with JsonlWriter(path, run={"a": 1}) as last:
+        with JsonlWriter(path, fingerprint={"a": 1}) as last:
             assert last.done == {"a": ["a"], "b": ["b", 2]}
 
 
@@ -426,15 +426,15 @@ def test_verify_reads_all(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     path = tmp_path / "model.safetensors"
     save_file({"w": np.zeros(100_000, np.float32)}, path)
-    one = describe_backbone(str(tmp_path)), describe_backbone(str(tmp_path), verify=True)
+    one = backbone_file_digests(str(tmp_path)), backbone_file_digests(str(tmp_path), verify=True)
     flip(path, 10_000)
-    two = describe_backbone(str(tmp_path)), describe_backbone(str(tmp_path), verify=True)
+    two = backbone_file_digests(str(tmp_path)), backbone_file_digests(str(tmp_path), verify=True)
     assert one[0] == two[0] and one[1]["backbone_weights"] != two[1]["backbone_weights"]
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "additional_chat_templates" / "a.jinja").write_text("x")
     (tmp_path / "model.safetensors.index.json").write_text("{}")
     (tmp_path / "reports.jsonl").write_text("")  # of no model
-    found = describe_backbone(str(tmp_path))["backbone_files"]
+    found = backbone_file_digests(str(tmp_path))["backbone_files"]
     assert {*found} == {
         "config.json", "model.safetensors.index.json", "additional_chat_templates/a.jinja"
     }  # fmt: skip
@@ -444,7 +444,7 @@ def test_a_hub_id_is_its_commit(tmp_path, monkeypatch):
     place = tmp_path / "models--a--b" / "snapshots" / "0123abcd"
     place.mkdir(parents=True)
     monkeypatch.setattr("transformers.utils.cached_file", lambda *_: str(place / "config.json"))
-    assert describe_backbone("a/b") == {"backbone": "a/b", "backbone_commit": "0123abcd"}
+    assert backbone_file_digests("a/b") == {"backbone": "a/b", "backbone_commit": "0123abcd"}
     (place / "config.json").write_text('{"torch_dtype": "float16"}')
     assert dtype_in_use("a/b", "auto") == dtype_in_use("a/b", "half") == "float16"
 

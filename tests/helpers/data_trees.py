@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dive.data.reading_report import ReadingReport
+from dive.data.reading_summary import ReadingSummary
 
 CHEXPERT_LABELS = (
     "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum",
@@ -372,7 +372,7 @@ def write_dicom(
     return path
 
 
-def balanced(report: ReadingReport) -> bool:
+def balanced(report: ReadingSummary) -> bool:
     """Nothing went missing between what was seen and what was kept."""
     studies = report.kept + sum(report.left_out.values()) + report.failed
     images = report.kept_images + sum(report.images_left_out.values())

@@ -19,9 +19,9 @@ from dive import cli
 from dive.data import Skipped, Study, open_studies, read_studies
 from dive.data.images.load import LazyImage
 from dive.errors import DiveError
-from dive.errors.private import public_name, said_by, without_paths, without_texts
+from dive.errors.private import public_name, public_reason, without_paths, without_texts
 from dive.radgraph import RadGraphFile
-from dive.training.resume import describe_wish
+from dive.training.fingerprint import settings_fingerprint
 
 FINDINGS, IMPRESSION, INDICATION = "zyxfindings", "zyximpression", "zyxindication"
 PATIENT, IMAGE, FOLDER, SOURCE = "zyxpatient", "zyximage", "zyxfolder", "zyxsource"
@@ -228,7 +228,7 @@ def test_what_was_read_is_told_by_its_last_names(tmp_path):
     (root / "indiana_projections.csv").write_text("uid,filename,projection\n1,a.png,Frontal\n")
     (root / "images").mkdir()
     draw_film(1).save(root / "images" / "a.png")
-    report = open_studies(f"iu-xray:{root}").read().report
+    report = open_studies(f"iu-xray:{root}").read().summary
     assert "iu-xray:iu: 1 studies" in str(report) and "indiana_reports.csv" in str(report)
     assert CANARY.findall(str(report)) == []
     assert all(SOURCE in file for file in report.files)  # for programs
@@ -313,7 +313,7 @@ def test_an_adapter_and_a_run_name_no_disk(tiny_llava, tmp_path):
     config = dive.DistillConfig(
         decisive=f"radgraph:{folder / 'a.json'}", cache_images=str(folder / "cache")
     )
-    first = describe_wish(config, "findings", None, None)
+    first = settings_fingerprint(config, "findings", None, None)
     assert CANARY.findall(json.dumps(first)) == []
     assert first["config"]["decisive"] == "radgraph:a.json"
 
@@ -322,7 +322,7 @@ def test_a_librarys_words_are_kept_without_what_is_private(caplog):
     caplog.set_level(logging.INFO, logger="dive")
     report = f"The heart is {FINDINGS} and the lungs are clear."
     error = ValueError(f"cannot tokenise 'heart is {FINDINGS} and' of '/data/{FOLDER}/a.png'")
-    said = said_by(error, [report, None, ""], "study 'x'")
+    said = public_reason(error, [report, None, ""], "study 'x'")
     assert said == "cannot tokenise '...' of ..." or CANARY.findall(said) == []
     assert "cannot tokenise" in said and CANARY.findall(said) == []
     assert FINDINGS in caplog.text  # at INFO
@@ -332,5 +332,6 @@ def test_a_librarys_words_are_kept_without_what_is_private(caplog):
         without_paths(f"of '/x y/{FOLDER}' and C:\\{FOLDER}\\a.png here") == "of ... and ... here"
     )
     assert (
-        said_by(OSError(28, "No space left on device", f"/{FOLDER}")) == "No space left on device"
+        public_reason(OSError(28, "No space left on device", f"/{FOLDER}"))
+        == "No space left on device"
     )

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from dive.data.absent import first_present, is_placeholder
-from dive.data.datasets.paths import Places, bulk, existing_folder, nested, spread, unique
-from dive.data.datasets.tables import check_columns, find_table, read_table, row_source
-from dive.data.reading import Candidate, ImageRow, Options, Reader
-from dive.data.skipping import Trouble
+from dive.data.datasets.paths import PathFinder, bulk, existing_folder, nested, spread, unique
+from dive.data.datasets.tables import check_columns, find_table, read_table, record_location
+from dive.data.reading import Candidate, ImageRecord, Options, Reader
+from dive.data.skipping import Skipping
 from dive.errors import DiveError
-from dive.errors.private import kind_of, row_of, said_by
+from dive.errors.private import kind_of, line_location, public_reason
 from dive.files.input import lines_of
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ _LABELS = ("findings", "impression", "report")
 
 
 class ChexpertPlus(Reader):
-    """Rows are images; studies are named "patient42142/study5", in the order of their numbers."""
+    """Records are images; studies are named "patient42142/study5", in order of their numbers."""
 
     origin = "chexpert-plus"
     splits: ClassVar[Mapping[str, str] | None] = {
@@ -50,8 +50,8 @@ class ChexpertPlus(Reader):
         "test": "valid",
     }
 
-    def __init__(self, name: str, root: Path, options: Options, trouble: Trouble) -> None:
-        super().__init__(name, options, trouble)
+    def __init__(self, name: str, root: Path, options: Options, skipping: Skipping) -> None:
+        super().__init__(name, options, skipping)
         existing_folder(root, "the folder of CheXpert Plus (with df_chexpert_plus_240401.csv)")
         table = find_table([root], "df_chexpert_plus*")
         if table is None:
@@ -68,7 +68,7 @@ class ChexpertPlus(Reader):
                 f"{root}: has no folder of images; looked for train/ and valid/ in "
                 f"{', '.join(map(str, folders))}; images= names another"
             )
-        self._images = Places(
+        self._images = PathFinder(
             [
                 partial(_image_path, folder, suffix)
                 for folder in self._folders or [root / "PNG"]
@@ -77,14 +77,14 @@ class ChexpertPlus(Reader):
             options.check_files,
         )
         self._labels_file = self._find_labels(root)
-        self.report.files = [
+        self.summary.files = [
             str(path) for path in (self._table, self._labels_file) if path is not None
         ]
-        self.report.note("CheXpert Plus has the splits train and valid, and no test split")
+        self.summary.note("CheXpert Plus has the splits train and valid, and no test split")
         if options.wanted_split == "test":
-            self.report.note("`valid` is used as test: choose nothing by it")
+            self.summary.note("`valid` is used as test: choose nothing by it")
         if options.reports is not None:
-            self.report.note("reports= is of no use here: the table holds the reports")
+            self.summary.note("reports= is of no use here: the table holds the reports")
 
     def _find_labels(self, root: Path) -> Path | None:
         wanted = self.options.labels
@@ -123,26 +123,28 @@ class ChexpertPlus(Reader):
         wanted = None if options.wanted_split is None else self.split_for(options.wanted_split)
         studies: dict[tuple[int, int], Candidate] = {}
         seen: set[str] = set()
-        for row, cells in read_table(path, _COLUMNS, self.trouble, optional=_INDICATION):
+        for number, cells in read_table(path, _COLUMNS, self.skipping, optional=_INDICATION):
             image, side, position, patient, findings, impression, split, *reasons = cells
             match = _IMAGE.fullmatch(image)
             if match is None:
                 self._bad(
-                    row,
+                    number,
                     "path_to_image",
                     f"is {kind_of(image)}; wants train/patient1/study1/view1_frontal.jpg",
                 )
                 continue
             if split not in ("train", "valid"):
-                self._bad(row, "split", f"is {kind_of(split)}; wants train or valid")
+                self._bad(number, "split", f"is {kind_of(split)}; wants train or valid")
                 continue
             view = _view(side, position)
             if view is None:
-                self._bad(row, "frontal_lateral", f"is {kind_of(side)}; wants Frontal or Lateral")
+                self._bad(
+                    number, "frontal_lateral", f"is {kind_of(side)}; wants Frontal or Lateral"
+                )
                 continue
             name, study = match.group(1), match.group(2)
             if name in seen:
-                self.report.rows["repeated rows of one image"] += 1
+                self.summary.records["repeated rows of one image"] += 1
                 continue
             seen.add(name)
             key = (int(match.group(3)), int(match.group(4)))
@@ -152,7 +154,7 @@ class ChexpertPlus(Reader):
                 given = next(filter(None, reasons), "")
                 texts = (findings, impression, first_present(*reasons) or given)
             if is_placeholder(patient):
-                self.report.placeholders["patient"] += 1
+                self.summary.placeholders["patient"] += 1
                 patient = ""
             known = studies.get(key)
             if known is None:
@@ -161,23 +163,25 @@ class ChexpertPlus(Reader):
                     sys.intern(patient or study.partition("/")[0]),
                     sys.intern(split),
                     [],
-                    row_source(path, row),
+                    record_location(path, number),
                     texts,
                 )
             elif known.split != split:
-                self._bad(row, "split", f"is {split!r}, {study} was {known.split!r} before")
+                self._bad(number, "split", f"is {split!r}, {study} was {known.split!r} before")
                 continue
             elif known.data != texts:
-                self.report.note("rows of one study differ in their text; the first row's is used")
-                self.report.rows["whose text differs from that of the study's first row"] += 1
-            known.images.append(ImageRow(name, view, row))
+                self.summary.note("rows of one study differ in their text; the first row's is used")
+                self.summary.records["whose text differs from that of the study's first row"] += 1
+            known.images.append(ImageRecord(name, view, number))
         if not studies:
             raise DiveError(f"{path.name}: lists no image")
         return studies
 
-    def _bad(self, row: int, column: str, reason: str) -> None:
-        self.trouble.bad(None, f"{row_source(self._table, row)}, column {column!r}", reason)
-        self.report.rows["bad rows"] += 1
+    def _bad(self, number: int, column: str, reason: str) -> None:
+        self.skipping.skip_or_raise(
+            None, f"{record_location(self._table, number)}, column {column!r}", reason
+        )
+        self.summary.records["bad rows"] += 1
 
     @bulk()
     def _read_labels(
@@ -191,30 +195,30 @@ class ChexpertPlus(Reader):
                 line = raw.decode("utf-8")
                 match = _STUDY.search(line)
                 if match is None and line.strip():
-                    self.trouble.bad(
-                        None, row_of(path, number), "has no path_to_image of a study in it"
+                    self.skipping.skip_or_raise(
+                        None, line_location(path, number), "has no path_to_image of a study in it"
                     )
                 elif match and match.group(1) in wanted and match.group(1) not in found:
-                    found[match.group(1)] = (line, row_of(path, number))
+                    found[match.group(1)] = (line, line_location(path, number))
         except (OSError, UnicodeDecodeError) as error:
-            self.trouble.bad(None, path.name, f"cannot be read: {said_by(error)}")
+            self.skipping.skip_or_raise(None, path.name, f"cannot be read: {public_reason(error)}")
         return found
 
     def _label_line(self, line: str, source: str) -> dict[str, float] | None:
         try:
-            row = json.loads(line)
-            del row["path_to_image"]
-            lost = [name for name, value in row.items() if is_placeholder(value)]
-            self.report.placeholders.update({"label": len(lost)} if lost else {})
+            record = json.loads(line)
+            del record["path_to_image"]
+            lost = [name for name, value in record.items() if is_placeholder(value)]
+            self.summary.placeholders.update({"label": len(lost)} if lost else {})
             labels = {
                 name: float(value)
-                for name, value in row.items()
+                for name, value in record.items()
                 if value is not None and name not in lost
             }
             if not set(labels.values()) <= {1.0, 0.0, -1.0}:
                 raise ValueError("a label is not one of 1, 0, -1, null")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            self.trouble.bad(
+            self.skipping.skip_or_raise(
                 None, source, "is no line with path_to_image and labels 1, 0, -1, null"
             )
             log.info("%s: %s", source, error)  # which may quote the line
@@ -225,7 +229,7 @@ class ChexpertPlus(Reader):
         findings, impression, indication = candidate.data or ("", "", "")
         return {"findings": findings, "impression": impression, "indication": indication}
 
-    def place(self, candidate: Candidate, image: ImageRow) -> Path:
+    def image_source(self, candidate: Candidate, image: ImageRecord) -> Path:
         return self._images.find(image.key)
 
 

@@ -8,10 +8,17 @@ from functools import partial
 from pathlib import Path
 
 from dive.data.absent import is_absent, is_placeholder
-from dive.data.datasets.paths import MAX_TEXT_BYTES, Places, existing_folder, nested, spread, unique
-from dive.data.datasets.tables import check_columns, find_table, read_table, row_source
-from dive.data.reading import Candidate, ImageRow, Options, Reader
-from dive.data.skipping import Trouble
+from dive.data.datasets.paths import (
+    MAX_TEXT_BYTES,
+    PathFinder,
+    existing_folder,
+    nested,
+    spread,
+    unique,
+)
+from dive.data.datasets.tables import check_columns, find_table, read_table, record_location
+from dive.data.reading import Candidate, ImageRecord, Options, Reader
+from dive.data.skipping import Skipping
 from dive.errors import DiveError
 from dive.errors.private import kind_of
 from dive.files.input import NoRegularFile, open_file
@@ -35,8 +42,8 @@ class IuXray(Reader):
 
     origin = "iu-xray"
 
-    def __init__(self, name: str, root: Path, options: Options, trouble: Trouble) -> None:
-        super().__init__(name, options, trouble)
+    def __init__(self, name: str, root: Path, options: Options, skipping: Skipping) -> None:
+        super().__init__(name, options, skipping)
         wants = "indiana_reports.csv with indiana_projections.csv, or ecgen-radiology/*.xml"
         existing_folder(root, f"the folder of IU X-Ray ({wants})")
         if options.labels not in (None, "auto", "problems"):
@@ -65,21 +72,21 @@ class IuXray(Reader):
             )
         else:
             self.default_views, self.default_max_images = "all", None
-            self.report.note("the XML files name no views: every image of a study is taken")
+            self.summary.note("the XML files name no views: every image of a study is taken")
         roots = [root] if options.images is None else [options.images, root]
         folders = unique(
             f for r in roots for f in nested(existing_folder(r, "images"), _FOLDERS, depth=2)
         )
         # Deepest first: the root is the least likely place of seven thousand images.
         folders.sort(key=lambda folder: -len(folder.parts))
-        self._images = Places(
+        self._images = PathFinder(
             [partial(way, folder) for folder in folders for way in (_plain, _as_kaggle, _as_xml)],
             options.check_files,
         )
-        self.report.files = [
+        self.summary.files = [
             str(path) for path in (self._reports, self._projections) if path is not None
         ]
-        self.report.note(
+        self.summary.note(
             f"no official split: 70/10/20 by a hash of seed {options.seed} and uid; no patients"
         )
 
@@ -88,43 +95,43 @@ class IuXray(Reader):
         if self._reports is None:
             yield from self._from_xml(images)
             return
-        rows: dict[int, Candidate] = {}
-        path, trouble = self._reports, self.trouble
-        for row, cells in read_table(path, _REPORTS, trouble, optional=_REPORTS_OPTIONAL):
+        found: dict[int, Candidate] = {}
+        path, skipping = self._reports, self.skipping
+        for number, cells in read_table(path, _REPORTS, skipping, optional=_REPORTS_OPTIONAL):
             uid, findings, impression, indication, problems = cells
             if not uid.isdecimal():
-                self._bad(path, row, "uid", f"is {kind_of(uid)}; wants a whole number")
+                self._bad(path, number, "uid", f"is {kind_of(uid)}; wants a whole number")
                 continue
             texts = {"findings": findings, "impression": impression, "indication": indication}
-            number = int(uid)
-            if number in rows:
-                if rows[number].data == texts:
-                    self.report.rows["repeated rows of one report"] += 1
+            key = int(uid)
+            if key in found:
+                if found[key].data == texts:
+                    self.summary.records["repeated rows of one report"] += 1
                 else:
-                    self._bad(path, row, "uid", f"{number} comes twice, with different reports")
+                    self._bad(path, number, "uid", f"{key} comes twice, with different reports")
                 continue
-            rows[number] = self._candidate(
-                number, images.get(number, []), row_source(path, row), texts
+            found[key] = self._candidate(
+                key, images.get(key, []), record_location(path, number), texts
             )
-            rows[number].labels = self._problems(problems.split(";"))
-        for number in sorted(images.keys() - rows.keys()):
-            self.report.rows["images without a report"] += len(images[number])
-        order = sorted(rows)
-        with_images = [number for number in order if rows[number].images]
-        self._images.probe([rows[number].images[0].key for number in spread(with_images)])
-        for number in order:
-            yield rows[number]
+            found[key].labels = self._problems(problems.split(";"))
+        for key in sorted(images.keys() - found.keys()):
+            self.summary.records["images without a report"] += len(images[key])
+        order = sorted(found)
+        with_images = [key for key in order if found[key].images]
+        self._images.probe([found[key].images[0].key for key in spread(with_images)])
+        for key in order:
+            yield found[key]
 
-    def _from_xml(self, listed: Mapping[int, list[ImageRow]]) -> Iterator[Candidate]:
+    def _from_xml(self, listed: Mapping[int, list[ImageRecord]]) -> Iterator[Candidate]:
         probed = False
         for number in sorted(self._xml):
             path = self._xml[number]
             try:
                 root = _parse(path)
             except DiveError as error:
-                self.report.studies += 1
-                self.report.failed += 1
-                self.trouble.bad(f"CXR{number}", path.name, error)
+                self.summary.studies += 1
+                self.summary.failed += 1
+                self.skipping.skip_or_raise(f"CXR{number}", path.name, error)
                 continue
             texts: dict[str, str | None] = {}
             for part in root.iter("AbstractText"):
@@ -132,7 +139,7 @@ class IuXray(Reader):
             images = listed.get(number)
             if images is None:
                 images = [
-                    ImageRow(image.get("id", ""), "", 0)
+                    ImageRecord(image.get("id", ""), "", 0)
                     for image in root.iter("parentImage")
                     if _FILENAME.fullmatch(image.get("id", ""))
                 ]
@@ -145,7 +152,7 @@ class IuXray(Reader):
             yield candidate
 
     def _candidate(
-        self, number: int, images: list[ImageRow], source: str, texts: dict
+        self, number: int, images: list[ImageRecord], source: str, texts: dict
     ) -> Candidate:
         split = hashed_split(self.options.seed, number)
         return Candidate(f"CXR{number}", None, split, images, source, texts)
@@ -156,44 +163,46 @@ class IuXray(Reader):
             return None
         for name in names:
             if is_placeholder(name):
-                self.report.placeholders["label"] += 1
+                self.summary.placeholders["label"] += 1
         return {name.strip(): 1.0 for name in names if not is_absent(name)}
 
-    def _read_projections(self) -> dict[int, list[ImageRow]]:
-        found: dict[int, list[ImageRow]] = {}
+    def _read_projections(self) -> dict[int, list[ImageRecord]]:
+        found: dict[int, list[ImageRecord]] = {}
         path = self._projections
         if path is None:
             return found
         seen: set[str] = set()
-        for row, (uid, filename, projection) in read_table(path, _PROJECTIONS, self.trouble):
+        for number, (uid, filename, projection) in read_table(path, _PROJECTIONS, self.skipping):
             if not uid.isdecimal():
-                self._bad(path, row, "uid", f"is {kind_of(uid)}; wants a whole number")
+                self._bad(path, number, "uid", f"is {kind_of(uid)}; wants a whole number")
                 continue
             if not _FILENAME.fullmatch(filename) or filename.startswith("."):
                 self._bad(
-                    path, row, "filename", f"is {kind_of(filename)}; wants the name of a file"
+                    path, number, "filename", f"is {kind_of(filename)}; wants the name of a file"
                 )
                 continue
             if filename in seen:
-                self.report.rows["repeated rows of one image"] += 1
+                self.summary.records["repeated rows of one image"] += 1
                 continue
             seen.add(filename)
             if is_placeholder(projection):
-                self.report.placeholders["view"] += 1
+                self.summary.placeholders["view"] += 1
                 projection = ""
-            found.setdefault(int(uid), []).append(ImageRow(filename, projection.upper(), row))
+            found.setdefault(int(uid), []).append(ImageRecord(filename, projection.upper(), number))
         for images in found.values():
             images.sort(key=lambda image: image.key)
         return found
 
-    def _bad(self, path: Path, row: int, column: str, reason: str) -> None:
-        self.trouble.bad(None, f"{row_source(path, row)}, column {column!r}", reason)
-        self.report.rows["bad rows"] += 1
+    def _bad(self, path: Path, number: int, column: str, reason: str) -> None:
+        self.skipping.skip_or_raise(
+            None, f"{record_location(path, number)}, column {column!r}", reason
+        )
+        self.summary.records["bad rows"] += 1
 
     def sections(self, candidate: Candidate) -> Mapping[str, str | None]:
         return candidate.data
 
-    def place(self, candidate: Candidate, image: ImageRow) -> Path:
+    def image_source(self, candidate: Candidate, image: ImageRecord) -> Path:
         return self._images.find(image.key)
 
 

@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dive.data.absent import is_absent, is_placeholder, told
-from dive.data.reading_report import PLACEHOLDERS
+from dive.data.absent import counts_text, is_absent, is_placeholder
+from dive.data.reading_summary import PLACEHOLDERS
 from dive.data.skipping import Skipped, check_on_error
 from dive.data.study import Study, check_target
 from dive.errors import DiveError, checks
-from dive.errors.private import names_of, row_of
+from dive.errors.private import line_location, names_of
 from dive.files.input import lines_of
 
 __all__ = ["Skipped", "check_on_error", "read_studies"]
@@ -56,7 +56,7 @@ def read_studies(
     )
     if counts:
         name = Path(os.fspath(path)).name
-        log.warning("%s: %s taken as absent (%s)", name, told(counts), PLACEHOLDERS)
+        log.warning("%s: %s taken as absent (%s)", name, counts_text(counts), PLACEHOLDERS)
     return studies
 
 
@@ -70,11 +70,11 @@ def studies_of(
     placeholders: Counter[str],
 ) -> list[Study]:
     """`read_studies`, which counts in `placeholders` what it takes as absent."""
-    path = checks.place("studies", path)
+    path = checks.path("studies", path)
     skipped = check_on_error(on_error, skipped)
     if target is not None:
         check_target(target)
-    folder = path.parent if images is None else checks.place("images", images)
+    folder = path.parent if images is None else checks.path("images", images)
     if not folder.is_dir():
         raise DiveError(f"there is no folder {folder} for the images of {path}")
     studies: list[Study] = []
@@ -83,19 +83,19 @@ def studies_of(
     for number, raw in _lines(path):
         if not raw.strip():
             continue
-        source = row_of(path, number)
+        source = line_location(path, number)
         name: str | None = None
         try:
-            row = _parse(raw, source)
-            name = _identifier(row, "id", source)
+            record = _parse(raw, source)
+            name = _identifier(record, "id", source)
             if name is None:
-                raise DiveError(f'{source}: "id" is missing; the line has {_keys(row)}')
+                raise DiveError(f'{source}: "id" is missing; the line has {_keys(record)}')
             if name in first_line:
                 raise DiveError(
                     f"{source}: id {name!r} was used in line {first_line[name]} already"
                 )
             first_line[name] = number
-            study = _study(name, row, folder, source)
+            study = _study(name, record, folder, source)
             placeholders.update(study.placeholders.keys())
             if target is not None:
                 study.report(target)
@@ -129,9 +129,9 @@ def _parse(raw: bytes, source: str) -> dict:
             f"{source}: is not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1})"
         ) from None
     try:
-        row = json.loads(text, object_pairs_hook=_unique(source))
+        record = json.loads(text, object_pairs_hook=_unique(source))
         # half a surrogate pair is JSON, but no text that can be tokenised or written
-        json.dumps(row, ensure_ascii=False).encode("utf-8")
+        json.dumps(record, ensure_ascii=False).encode("utf-8")
     except DiveError:
         raise
     except json.JSONDecodeError as error:
@@ -144,32 +144,32 @@ def _parse(raw: bytes, source: str) -> dict:
         raise DiveError(f"{source}: holds a whole number of thousands of digits") from None
     except RecursionError:
         raise DiveError(f"{source}: is nested too deeply to be a study") from None
-    if not isinstance(row, dict):
-        raise DiveError(f"{source}: is {_kind(row)}; wants one JSON object a line")
-    return row
+    if not isinstance(record, dict):
+        raise DiveError(f"{source}: is {_kind(record)}; wants one JSON object a line")
+    return record
 
 
 def _unique(source: str) -> Callable[[list[tuple[str, object]]], dict]:
     def build(pairs: list[tuple[str, object]]) -> dict:
-        row = dict(pairs)
-        if len(row) < len(pairs):
+        record = dict(pairs)
+        if len(record) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
             raise DiveError(f"{source}: has the key {names_of([twice])} twice")
-        return row
+        return record
 
     return build
 
 
-def _study(name: str, row: dict, folder: Path, source: str) -> Study:
-    images = row.get("images")
+def _study(name: str, record: dict, folder: Path, source: str) -> Study:
+    images = record.get("images")
     if not isinstance(images, list) or not images:
-        got = f"it is {_kind(images)}" if "images" in row else f"the line has {_keys(row)}"
+        got = f"it is {_kind(images)}" if "images" in record else f"the line has {_keys(record)}"
         if images == []:
             got = "the list is empty"
         raise DiveError(f'{source}: study {name!r}: "images" wants a list of paths; {got}')
     paths = []
-    for place, image in enumerate(images, start=1):
+    for number, image in enumerate(images, start=1):
         if not isinstance(image, str) or not image.strip():
             held = "a blank text" if isinstance(image, str) else _kind(image)
             raise DiveError(
@@ -179,18 +179,18 @@ def _study(name: str, row: dict, folder: Path, source: str) -> Study:
         if not os.path.isfile(paths[-1]):
             log.info("%s: study %r: there is no %s", source, name, paths[-1])
             raise DiveError(
-                f"{source}: study {name!r}: there is no image file ({place} of {len(images)} of "
+                f"{source}: study {name!r}: there is no image file ({number} of {len(images)} of "
                 "its paths; -v shows it)"
             )
     fields: dict[str, str | None] = {}
     for key in _TEXT_KEYS:
-        value = row.get(key)
+        value = record.get(key)
         if key == "patient" and not is_placeholder(value):
-            value = _identifier(row, key, source)
+            value = _identifier(record, key, source)
         elif not isinstance(value, str) and not is_absent(value):
             raise DiveError(f"{source}: study {name!r}: {key!r} wants a text, got {_kind(value)}")
         fields[key] = value
-    split, origin = row.get("split"), row.get("origin")
+    split, origin = record.get("split"), record.get("origin")
     return Study(
         id=name,
         images=tuple(paths),
@@ -204,9 +204,9 @@ def _study(name: str, row: dict, folder: Path, source: str) -> Study:
     )
 
 
-def _identifier(row: dict, key: str, source: str) -> str | None:
+def _identifier(record: dict, key: str, source: str) -> str | None:
     """A name; whole numbers are common for it and are taken as their digits."""
-    value = row.get(key)
+    value = record.get(key)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
@@ -215,8 +215,8 @@ def _identifier(row: dict, key: str, source: str) -> str | None:
     return str(value)
 
 
-def _keys(row: dict) -> str:
-    return f"the keys {names_of(row)}" if row else "no keys"
+def _keys(record: dict) -> str:
+    return f"the keys {names_of(record)}" if record else "no keys"
 
 
 def _kind(value: object) -> str:

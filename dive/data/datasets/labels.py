@@ -6,8 +6,8 @@ from pathlib import Path
 
 from dive.data.absent import is_absent
 from dive.data.datasets.paths import bulk
-from dive.data.datasets.tables import header_of, read_table, row_source
-from dive.data.skipping import Trouble
+from dive.data.datasets.tables import header_of, read_table, record_location
+from dive.data.skipping import Skipping
 from dive.errors import DiveError
 from dive.errors.private import kind_of
 
@@ -24,8 +24,8 @@ _VALUES = {
 class LabelTable:
     """Labels by the column `key`, for the keys that are `wanted`; blank ones are left out.
 
-    Every column but `key` and those of `also` is a label. Rows are kept as text and turned into
-    numbers when they are asked for, so that the first study does not wait for the last row; cells
+    Every column but `key` and those of `also` is a label. Records are kept as text and turned into
+    numbers when they are asked for, so that the first study does not wait for the last one; cells
     that hold "nan" or the like are blank, and counted in `placeholders`. A
     damaged file is bad input like any other: with `on_error="skip"` it leaves one entry, and the
     labels read before the damage.
@@ -36,32 +36,32 @@ class LabelTable:
         self,
         path: Path,
         key: str,
-        trouble: Trouble,
+        skipping: Skipping,
         wanted: Callable[[str], bool],
         also: Iterable[str] = (),
         placeholders: Counter[str] | None = None,
     ) -> None:
-        self._path, self._trouble = path, trouble
+        self._path, self._skipping = path, skipping
         self._placeholders = Counter() if placeholders is None else placeholders
         self._names: list[str] = []
-        self._rows: dict[str, tuple[int, str]] = {}
+        self._records: dict[str, tuple[int, str]] = {}
         try:
             header = header_of(path)
             self._names = [name for name in header if name and name not in (key, *also)]
-            for row, cells in read_table(path, [key, *self._names], trouble):
+            for number, cells in read_table(path, [key, *self._names], skipping):
                 if wanted(cells[0]):
-                    self._rows[cells[0]] = (row, "\0".join(cells[1:]))
+                    self._records[cells[0]] = (number, "\0".join(cells[1:]))
         except DiveError as error:
-            if trouble.on_error == "fail":
+            if skipping.on_error == "fail":
                 raise
-            trouble.bad(None, path.name, error)
+            skipping.skip_or_raise(None, path.name, error)
 
     def get(self, key: str) -> dict[str, float] | None:
-        """The labels of one key, None if it has no row."""
-        found = self._rows.pop(key, None)
+        """The labels of one key, None if it has no record."""
+        found = self._records.pop(key, None)
         if found is None:
             return None
-        row, cells = found
+        number, cells = found
         labels: dict[str, float] = {}
         for name, cell in zip(self._names, cells.split("\0"), strict=True):
             if not cell:
@@ -71,9 +71,9 @@ class LabelTable:
                 self._placeholders["label"] += 1
                 continue
             if value is None:
-                self._trouble.bad(
+                self._skipping.skip_or_raise(
                     None,
-                    f"{row_source(self._path, row)}, column {name!r}",
+                    f"{record_location(self._path, number)}, column {name!r}",
                     f"is {kind_of(cell)}; wants 1.0, 0.0, -1.0 or nothing",
                 )
                 continue

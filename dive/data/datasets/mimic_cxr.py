@@ -13,7 +13,7 @@ from dive.data.absent import first_present, is_placeholder
 from dive.data.datasets.labels import LabelTable
 from dive.data.datasets.paths import (
     MAX_TEXT_BYTES,
-    Places,
+    PathFinder,
     bulk,
     decode_text,
     existing_folder,
@@ -22,12 +22,18 @@ from dive.data.datasets.paths import (
     spread,
     unique,
 )
-from dive.data.datasets.tables import check_columns, find_table, header_of, read_table, row_source
-from dive.data.reading import Candidate, ImageRow, Options, Reader
+from dive.data.datasets.tables import (
+    check_columns,
+    find_table,
+    header_of,
+    read_table,
+    record_location,
+)
+from dive.data.reading import Candidate, ImageRecord, Options, Reader
 from dive.data.sections import mimic_sections
-from dive.data.skipping import Trouble
+from dive.data.skipping import Skipping
 from dive.errors import DiveError
-from dive.errors.private import kind_of, said_by, without_paths
+from dive.errors.private import kind_of, public_reason, without_paths
 from dive.files.input import NoRegularFile, open_file
 
 log = logging.getLogger(__name__)
@@ -35,7 +41,7 @@ log = logging.getLogger(__name__)
 _SUBJECT = re.compile(r"1\d{7}")
 _STUDY = re.compile(r"5\d{7}")
 _DICOM = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{8}){4}")
-_ROW = re.compile(f"{_DICOM.pattern} {_SUBJECT.pattern} {_STUDY.pattern}")
+_RECORD = re.compile(f"{_DICOM.pattern} {_SUBJECT.pattern} {_STUDY.pattern}")
 _BEGINS = re.compile(r"(?i)\b(?:findings?|impression|conclusion)\s*:")
 _SUFFIXES = (".jpg", ".dcm", ".png", ".dcm.gz", ".jpeg")
 # Folders of a download by wget, of several versions side by side, or of both parts in one place.
@@ -53,8 +59,8 @@ class MimicCxr(Reader):
 
     origin = "mimic-cxr"
 
-    def __init__(self, name: str, root: Path, options: Options, trouble: Trouble) -> None:
-        super().__init__(name, options, trouble)
+    def __init__(self, name: str, root: Path, options: Options, skipping: Skipping) -> None:
+        super().__init__(name, options, skipping)
         wants = "the folder of MIMIC-CXR-JPG or MIMIC-CXR (with files/p10 ... files/p19)"
         roots = [options.images or root, root]
         reports = options.reports or root
@@ -72,18 +78,18 @@ class MimicCxr(Reader):
                 "images= and reports= name folders of their own"
             )
         trees = trees or [root / "files"]
-        self._images = Places(
+        self._images = PathFinder(
             [partial(_image_path, tree, suffix) for tree in trees for suffix in _SUFFIXES],
             options.check_files,
         )
-        self._texts = Places([partial(_text_path, tree) for tree in trees], True)
+        self._texts = PathFinder([partial(_text_path, tree) for tree in trees], True)
         archives += [f / "mimic-cxr-reports.zip" for f in folders]
         archive = next((path for path in archives if path.is_file()), None)
         self._archive = None if archive is None else ReportArchive(archive)
         self._sectioned: dict[str, dict[str, str | None]] = {}
 
     def _tables(self, folders: list[Path]) -> None:
-        options, report = self.options, self.report
+        options, summary = self.options, self.summary
         self._base = next(
             (
                 table
@@ -115,11 +121,11 @@ class MimicCxr(Reader):
                 f"{folders[0]}: has no mimic-cxr-2.0.0-split.csv.gz, and split is {options.split!r}"
             )
         else:
-            report.note("there is no split table: training and test studies are not told apart")
+            summary.note("there is no split table: training and test studies are not told apart")
         self._sections_table = self._find_sections(folders)
         self._labels = self._find_labels(folders)
         used = (self._base, self._split, self._sections_table, self._labels)
-        report.files = [str(path) for path in unique(path for path in used if path is not None)]
+        summary.files = [str(path) for path in unique(path for path in used if path is not None)]
 
     def _find_sections(self, folders: list[Path]) -> Path | None:
         """The sectioned csv to take the texts from; None: report files and the rules."""
@@ -133,17 +139,17 @@ class MimicCxr(Reader):
         else:
             raise DiveError(f"sections is {sections!r}; wants 'auto', 'rules' or the path of a csv")
         if table is None:
-            self.report.policy.append(
+            self.summary.policy.append(
                 "sections by the community's rules, without its 54 hand-made exceptions; the last "
                 "section of a name counts"
             )
             return None
         check_columns(table, ["study", "findings", "impression"])
-        self.report.policy.append(
+        self.summary.policy.append(
             f"sections from {table.name}; studies that it does not have are left out"
         )
         if "indication" not in header_of(table):
-            self.report.note(f"{table.name} has no column 'indication': prompts will have none")
+            self.summary.note(f"{table.name} has no column 'indication': prompts will have none")
         return table
 
     def _find_labels(self, folders: list[Path]) -> Path | None:
@@ -177,10 +183,10 @@ class MimicCxr(Reader):
             labels = LabelTable(
                 self._labels,
                 "study_id",
-                self.trouble,
+                self.skipping,
                 chosen.__contains__,
                 also=("subject_id",),
-                placeholders=self.report.placeholders,
+                placeholders=self.summary.placeholders,
             )
         order = sorted(studies, key=lambda study: (studies[study][0], study))
         sample = [(studies[study][0], study) for study in spread(order)]
@@ -188,11 +194,11 @@ class MimicCxr(Reader):
         self._texts.probe([_key(*one, "") for one in sample])
         for study in order:
             subject, images = studies[study]
-            source = row_source(self._base, images[0].row)  # type: ignore[arg-type]
+            source = record_location(self._base, images[0].number)  # type: ignore[arg-type]
             if self._split is not None and study not in splits:
                 lost = f"study {study} has no row in {self._split.name}"
-                self.trouble.bad(f"s{study}", source, lost)
-                self.report.rows["images of studies that the split table lacks"] += len(images)
+                self.skipping.skip_or_raise(f"s{study}", source, lost)
+                self.summary.records["images of studies that the split table lacks"] += len(images)
                 continue
             images.sort(key=lambda image: image.key)
             yield Candidate(
@@ -206,30 +212,32 @@ class MimicCxr(Reader):
             )
 
     @bulk()
-    def _read_images(self) -> dict[str, tuple[str, list[ImageRow]]]:
+    def _read_images(self) -> dict[str, tuple[str, list[ImageRecord]]]:
         """study -> (subject, images), from the table of images."""
         path = self._base
         assert path is not None
-        studies: dict[str, tuple[str, list[ImageRow]]] = {}
+        studies: dict[str, tuple[str, list[ImageRecord]]] = {}
         study_of: dict[str, str] = {}
         columns = ("dicom_id", "subject_id", "study_id")
         patterns = (_DICOM, _SUBJECT, _STUDY)
-        for row, cells in read_table(path, columns, self.trouble, optional=["ViewPosition"]):
+        for number, cells in read_table(path, columns, self.skipping, optional=["ViewPosition"]):
             dicom, subject, study, view = cells
-            if not _ROW.fullmatch(f"{dicom} {subject} {study}"):
+            if not _RECORD.fullmatch(f"{dicom} {subject} {study}"):
                 wrong = next(i for i in range(3) if not patterns[i].fullmatch(cells[i]))
                 self._bad(
                     path,
-                    row,
+                    number,
                     columns[wrong],
                     f"is {kind_of(cells[wrong])}; wants {_WANTS[columns[wrong]]}",
                 )
                 continue
             if dicom in study_of:
                 if study_of[dicom] == study:
-                    self.report.rows["repeated rows of one image"] += 1
+                    self.summary.records["repeated rows of one image"] += 1
                 else:
-                    self._bad(path, row, "dicom_id", f"is that of study {study_of[dicom]} already")
+                    self._bad(
+                        path, number, "dicom_id", f"is that of study {study_of[dicom]} already"
+                    )
                 continue
             # Texts that come back in several tables are held once.
             study = study_of[dicom] = sys.intern(study)
@@ -237,19 +245,21 @@ class MimicCxr(Reader):
             if known is None:
                 known = studies[study] = (sys.intern(subject), [])
             elif known[0] != subject:
-                self._bad(path, row, "subject_id", f"is another than study {study} had before")
+                self._bad(path, number, "subject_id", f"is another than study {study} had before")
                 continue
             if view and is_placeholder(view):
-                self.report.placeholders["view"] += 1
+                self.summary.placeholders["view"] += 1
                 view = ""
-            known[1].append(ImageRow(dicom, sys.intern(view.upper()), row))
+            known[1].append(ImageRecord(dicom, sys.intern(view.upper()), number))
         if not studies:
             raise DiveError(f"{path.name}: lists no image")
         return studies
 
-    def _bad(self, path: Path, row: int, column: str, reason: str) -> None:
-        self.trouble.bad(None, f"{row_source(path, row)}, column {column!r}", reason)
-        self.report.rows["bad rows"] += 1
+    def _bad(self, path: Path, number: int, column: str, reason: str) -> None:
+        self.skipping.skip_or_raise(
+            None, f"{record_location(path, number)}, column {column!r}", reason
+        )
+        self.summary.records["bad rows"] += 1
 
     @bulk()
     def _read_splits(self) -> dict[str, str]:
@@ -258,11 +268,11 @@ class MimicCxr(Reader):
         if self._split is None:
             return found
         names = {name: name for name in _SPLITS}
-        for row, (study, split) in read_table(self._split, ["study_id", "split"], self.trouble):
+        for number, (study, split) in read_table(self._split, ["study_id", "split"], self.skipping):
             if split not in names:
                 self._bad(
                     self._split,
-                    row,
+                    number,
                     "split",
                     f"is {kind_of(split)}; wants one of {', '.join(_SPLITS)}",
                 )
@@ -270,7 +280,10 @@ class MimicCxr(Reader):
             split = names[split]
             if found.setdefault(sys.intern(study), split) != split:
                 self._bad(
-                    self._split, row, "split", f"is {split!r}, study {study} was {found[study]!r}"
+                    self._split,
+                    number,
+                    "split",
+                    f"is {split!r}, study {study} was {found[study]!r}",
                 )
         return found
 
@@ -278,12 +291,12 @@ class MimicCxr(Reader):
     def _read_sectioned(self, path: Path, wanted: set[str]) -> None:
         columns = ("study", "findings", "impression")
         optional = ("last_paragraph", "indication", "history")
-        for row, cells in read_table(path, columns, self.trouble, optional=optional):
+        for number, cells in read_table(path, columns, self.skipping, optional=optional):
             study = cells[0].removeprefix("s")
             if study not in wanted:
                 continue
             if study in self._sectioned:
-                self._bad(path, row, "study", f"study {study} comes twice")
+                self._bad(path, number, "study", f"study {study} comes twice")
                 continue
             _, findings, impression, last, indication, history = (cell or None for cell in cells)
             self._sectioned[study] = {
@@ -305,7 +318,7 @@ class MimicCxr(Reader):
                 text = read_text(self._texts.find(key), f"study 's{study}'")
         except DiveError:
             if self.options.target is None:  # images are all that is wanted
-                self.report.note("some studies have no readable report; none was asked for")
+                self.summary.note("some studies have no readable report; none was asked for")
                 return {}
             raise
         found: dict[str, str | None] = dict(mimic_sections(text))
@@ -313,12 +326,12 @@ class MimicCxr(Reader):
         indication = first_present(indication, found.get("history")) or indication
         cut = _BEGINS.search(indication or "")
         if cut is not None:  # a prompt must not tell what the report is to say
-            self.report.rows["indications cut before the findings that stand in them"] += 1
+            self.summary.records["indications cut before the findings that stand in them"] += 1
             indication = str(indication)[: cut.start()]
         found["indication"] = indication
         return found
 
-    def place(self, candidate: Candidate, image: ImageRow) -> Path:
+    def image_source(self, candidate: Candidate, image: ImageRecord) -> Path:
         subject, study = candidate.data
         return self._images.find(_key(subject, study, image.key))
 
@@ -361,7 +374,7 @@ class ReportArchive:
             raise DiveError(f"{path.name}: is {error.kind}; wants a zip archive") from None
         except (zipfile.BadZipFile, OSError) as error:
             raise DiveError(
-                f"{path.name}: is no whole zip archive ({said_by(error)}); download it again"
+                f"{path.name}: is no whole zip archive ({public_reason(error)}); download it again"
             ) from error
         names = (re.search(r"^(.*?)p1\d/p1\d{7}/s5\d{7}\.txt$", n) for n in self._zip.namelist())
         first = next(filter(None, names), None)

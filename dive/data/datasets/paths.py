@@ -63,7 +63,7 @@ def spread(items: Sequence[Item], count: int = 64) -> Sequence[Item]:
     return items[:: max(1, len(items) // count)][:count]
 
 
-class Places:
+class PathFinder:
     """Where the files of a dataset may lie: ways of making a path from a key, best one first."""
 
     def __init__(self, ways: Sequence[Callable[[str], Path]], check: bool) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from dive.data.absent import is_absent, is_placeholder
-from dive.data.datasets.paths import Places, bulk, spread, unique
-from dive.data.reading import Candidate, ImageRow, Options, Reader
-from dive.data.skipping import Trouble
+from dive.data.datasets.paths import PathFinder, bulk, spread, unique
+from dive.data.reading import Candidate, ImageRecord, Options, Reader
+from dive.data.skipping import Skipping
 from dive.errors import DiveError
-from dive.errors.private import names_of, said_by
+from dive.errors.private import names_of, public_reason
 from dive.files.input import MAX_JSON_BYTES, read_file
 
 _SPLITS = ("train", "val", "test")
@@ -40,8 +40,8 @@ class R2Gen(Reader):
     default_views = "all"
     default_max_images = None
 
-    def __init__(self, name: str, path: Path, options: Options, trouble: Trouble) -> None:
-        super().__init__(name, options, trouble)
+    def __init__(self, name: str, path: Path, options: Options, skipping: Skipping) -> None:
+        super().__init__(name, options, skipping)
         if path.is_dir():
             path = path / "annotation.json"
         if not path.is_file():
@@ -56,12 +56,12 @@ class R2Gen(Reader):
         self._path = path
         parents = [path.parent] if options.images is None else [options.images]
         folders = unique(parent / folder for parent in parents for folder in _FOLDERS)
-        self._images = Places(
+        self._images = PathFinder(
             [partial(_image_path, folder) for folder in folders if folder.is_dir()]
             or [partial(_image_path, folders[0])],
             options.check_files,
         )
-        self.report.files = [str(path)]
+        self.summary.files = [str(path)]
 
     def candidates(self) -> Iterator[Candidate]:
         groups = self._load()
@@ -75,15 +75,15 @@ class R2Gen(Reader):
                     if candidate.id in seen:
                         raise DiveError(f"{source}: id {candidate.id!r} is {seen[candidate.id]}'s")
                 except DiveError as error:
-                    self.trouble.bad(None, source, error)
-                    self.report.rows["bad items"] += 1
+                    self.skipping.skip_or_raise(None, source, error)
+                    self.summary.records["bad items"] += 1
                     continue
                 seen[candidate.id] = f"{split}[{number}]"
                 candidates.append(candidate)
         if not candidates:
             raise DiveError(f"{self._path.name}: holds no usable item")
         if any(candidate.patient for candidate in candidates):
-            self.report.note("an item is an image: a study comes as often as it has images")
+            self.summary.note("an item is an image: a study comes as often as it has images")
         self._images.probe([candidate.images[0].key for candidate in spread(candidates)])
         # In reverse and popped, so that a candidate's memory is free once it became a study.
         candidates.reverse()
@@ -100,7 +100,7 @@ class R2Gen(Reader):
                 f"({error.msg}); is the download complete?"
             ) from None
         except (OSError, UnicodeDecodeError, RecursionError) as error:
-            raise DiveError(f"cannot read {self._path.name}: {said_by(error)}") from error
+            raise DiveError(f"cannot read {self._path.name}: {public_reason(error)}") from error
         if not isinstance(groups, dict) or not any(
             isinstance(groups.get(split), list) for split in _SPLITS
         ):
@@ -137,7 +137,7 @@ class R2Gen(Reader):
             str(item["id"]),
             None if is_absent(subject) else f"p{subject}".replace("pp", "p"),
             split,
-            [ImageRow(path, "", number) for number, path in enumerate(paths)],
+            [ImageRecord(path, "", number) for number, path in enumerate(paths)],
             source,
             item["report"],
             origin=None if subject is None else "mimic-cxr",  # as R2Gen's own two files are
@@ -146,7 +146,7 @@ class R2Gen(Reader):
     def sections(self, candidate: Candidate) -> Mapping[str, str | None]:
         return {"findings": candidate.data}
 
-    def place(self, candidate: Candidate, image: ImageRow) -> Path:
+    def image_source(self, candidate: Candidate, image: ImageRecord) -> Path:
         return self._images.find(image.key)
 
 

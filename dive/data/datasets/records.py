@@ -1,4 +1,4 @@
-"""Studies that are rows already: JSON lines, and the dataset objects of Hugging Face."""
+"""Studies that are records already: JSON lines, and the dataset objects of Hugging Face."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,8 +11,8 @@ from PIL import Image
 from dive.data.absent import count_placeholders, is_absent
 from dive.data.datasets.json_lines import studies_of
 from dive.data.images.load import LazyImage
-from dive.data.reading import SPLITS, Candidate, ImageRow, Options, Reader
-from dive.data.skipping import Trouble
+from dive.data.reading import SPLITS, Candidate, ImageRecord, Options, Reader
+from dive.data.skipping import Skipping
 from dive.data.study import Study
 from dive.errors import DiveError
 from dive.errors.private import names_of
@@ -29,7 +29,7 @@ _COLUMNS = {
 }
 
 
-class Rows(Reader):
+class RecordReader(Reader):
     """Text is taken as it is written; splits go by any of their names (val, valid, ...)."""
 
     default_views = "all"
@@ -59,7 +59,7 @@ class Rows(Reader):
         useless = [name for name, there in given.items() if there]
         if useless:
             raise DiveError(
-                f"{self.report.source}: holds studies row by row, for which "
+                f"{self.summary.source}: holds studies row by row, for which "
                 f"{', '.join(useless)} has no use; leave it out"
             )
         self._no_views()
@@ -67,43 +67,43 @@ class Rows(Reader):
     def _no_views(self) -> None:
         if self.views is not None:
             raise DiveError(
-                f"{self.report.source} knows no views; leave out views={self.options.views!r}"
+                f"{self.summary.source} knows no views; leave out views={self.options.views!r}"
             )
 
 
-class JsonLines(Rows):
+class JsonLines(RecordReader):
     """`dive.data.read_studies`, with filters. Image files must exist, and so must the target: in a
     file that was written for the purpose, a study without it is a fault."""
 
-    def __init__(self, name: str, path: Path, options: Options, trouble: Trouble) -> None:
-        super().__init__(name, options, trouble)
+    def __init__(self, name: str, path: Path, options: Options, skipping: Skipping) -> None:
+        super().__init__(name, options, skipping)
         self._no_use()
         self._path = path
         if not path.is_file():
             raise DiveError(f"there is no file {path}; wants studies, one JSON object a line")
-        self.report.files = [str(path)]
+        self.summary.files = [str(path)]
 
     def candidates(self) -> Iterator[Candidate]:
-        before = len(self.trouble.skipped)
+        before = len(self.skipping.skipped)
         studies = studies_of(
             self._path,
             target=self.options.target,
             images=self.options.images,
-            on_error=self.trouble.on_error,
-            skipped=self.trouble.skipped,
-            placeholders=self.report.placeholders,
+            on_error=self.skipping.on_error,
+            skipped=self.skipping.skipped,
+            placeholders=self.summary.placeholders,
         )
-        lost = len(self.trouble.skipped) - before
+        lost = len(self.skipping.skipped) - before
         if lost:
-            self.report.rows["bad lines"] += lost
+            self.summary.records["bad lines"] += lost
         for study in studies:
             try:
                 split = self._split(study.split, study.where)
             except DiveError as error:
-                self.trouble.bad(study.id, study.source, error)
-                self.report.rows["bad lines"] += 1
+                self.skipping.skip_or_raise(study.id, study.source, error)
+                self.summary.records["bad lines"] += 1
                 continue
-            images = [ImageRow(image, "", number) for number, image in enumerate(study.images)]
+            images = [ImageRecord(image, "", number) for number, image in enumerate(study.images)]
             yield Candidate(
                 study.id, study.patient, split, images, study.source, study, origin=study.origin
             )
@@ -112,28 +112,28 @@ class JsonLines(Rows):
         study: Study = candidate.data
         return {name: getattr(study, name) for name in ("findings", "impression", "indication")}
 
-    def place(self, candidate: Candidate, image: ImageRow) -> Path:
+    def image_source(self, candidate: Candidate, image: ImageRecord) -> Path:
         return image.key
 
 
-class DatasetRows(Rows):
+class DatasetRecords(RecordReader):
     """Any iterable of dict rows; a mapping of split names to such iterables (a `DatasetDict`).
 
     Images are decoded when they are loaded, where rows can be asked for by number; of a stream they
     stay in memory as they came.
     """
 
-    def __init__(self, name: str, rows: Any, options: Options, trouble: Trouble) -> None:
-        super().__init__(name, options, trouble)
+    def __init__(self, name: str, records: Any, options: Options, skipping: Skipping) -> None:
+        super().__init__(name, options, skipping)
         self._no_use()
         unknown = set(options.columns) - set(_COLUMNS)
         if unknown:
             raise DiveError(
                 f"columns names {', '.join(sorted(unknown))}; wants of {', '.join(_COLUMNS)}"
             )
-        self._parts: list[tuple[str | None, Any]] = [(None, rows)]
-        if isinstance(rows, Mapping):
-            self._parts = [(str(split), part) for split, part in rows.items()]
+        self._parts: list[tuple[str | None, Any]] = [(None, records)]
+        if isinstance(records, Mapping):
+            self._parts = [(str(split), part) for split, part in records.items()]
         for split, part in self._parts:
             if isinstance(part, (str, bytes)) or not isinstance(part, Iterable):
                 raise DiveError(
@@ -142,36 +142,38 @@ class DatasetRows(Rows):
 
     def candidates(self) -> Iterator[Candidate]:
         seen: set[str] = set()
-        for split, rows in self._parts:
+        for split, records in self._parts:
             wanted = self.options.wanted_split
             if split is not None and wanted and SPLITS.get(split.casefold(), split) != wanted:
                 # A part of a DatasetDict that is not asked for is not opened.
-                self.report.rows[f"of the split {split}"] += len(rows) if _sized(rows) else 0
+                self.summary.records[f"of the split {split}"] += (
+                    len(records) if _sized(records) else 0
+                )
                 continue
-            place = self.report.source if split is None else f"{self.report.source}[{split!r}]"
-            fetch = _undecoded(rows)
-            for number, row in enumerate(fetch):
-                source = f"{place}: row {number}"
+            location = self.summary.source if split is None else f"{self.summary.source}[{split!r}]"
+            stored = _undecoded(records)
+            for number, record in enumerate(stored):
+                source = f"{location}: row {number}"
                 try:
-                    candidate = self._candidate(row, rows, number, split, source)
+                    candidate = self._candidate(record, records, number, split, source)
                     if candidate.id in seen:
                         raise DiveError(f"{source}: id {candidate.id!r} was used already")
                 except DiveError as error:
-                    self.trouble.bad(None, source, error)
-                    self.report.rows["bad rows"] += 1
+                    self.skipping.skip_or_raise(None, source, error)
+                    self.summary.records["bad rows"] += 1
                     continue
                 seen.add(candidate.id)
                 yield candidate
 
     def _candidate(
-        self, row: Any, rows: Any, number: int, split: str | None, source: str
+        self, record: Any, records: Any, number: int, split: str | None, source: str
     ) -> Candidate:
-        if not isinstance(row, Mapping):
-            raise DiveError(f"{source}: is a {type(row).__name__}; wants a dict")
-        names = {key: self._column(key, row, source) for key in _COLUMNS}
-        values = {key: None if name is None else row[name] for key, name in names.items()}
+        if not isinstance(record, Mapping):
+            raise DiveError(f"{source}: is a {type(record).__name__}; wants a dict")
+        names = {key: self._column(key, record, source) for key in _COLUMNS}
+        values = {key: None if name is None else record[name] for key, name in names.items()}
         for key in ("patient", "split", *(["id"] if not isinstance(values["id"], str) else [])):
-            values |= count_placeholders(self.report.placeholders, {key: values[key]})
+            values |= count_placeholders(self.summary.placeholders, {key: values[key]})
         for key in ("findings", "impression", "indication"):
             if not isinstance(values[key], str) and not is_absent(values[key]):
                 raise DiveError(
@@ -184,23 +186,23 @@ class DatasetRows(Rows):
             name = f"{split}-{number}"
         column = str(names["images"])
         many = values["images"] if isinstance(values["images"], (list, tuple)) else None
-        images: list[ImageRow] = []
-        for place, value in enumerate([values["images"]] if many is None else many):
-            at = None if many is None else place
-            where = f"{source}, column {column!r}" + ("" if at is None else f"[{at}]")
+        images: list[ImageRecord] = []
+        for at, value in enumerate([values["images"]] if many is None else many):
+            index = None if many is None else at
+            where = f"{source}, column {column!r}" + ("" if index is None else f"[{index}]")
             if is_absent(value):
                 raise DiveError(
                     f"{where}: is {'null' if value is None else 'a placeholder'}; wants an image"
                 )
             if isinstance(value, (str, os.PathLike)):
-                images.append(ImageRow(self._path(os.fspath(value)), "", place))
+                images.append(ImageRecord(self._path(os.fspath(value)), "", at))
                 continue
-            if _sized(rows) and hasattr(rows, "__getitem__"):
-                fetch = partial(_fetch, rows, number, column, at, where)
+            if _sized(records) and hasattr(records, "__getitem__"):
+                fetch = partial(_fetch, records, number, column, index, where)
             else:
-                self.report.note("rows cannot be asked for by number: images stay in memory")
+                self.summary.note("rows cannot be asked for by number: images stay in memory")
                 fetch = partial(_opened, value, where)
-            images.append(ImageRow(LazyImage(where, fetch), "", place))
+            images.append(ImageRecord(LazyImage(where, fetch), "", at))
         patient = None if values["patient"] is None else str(values["patient"])
         named = self._split(split if values["split"] is None else values["split"], source)
         return Candidate(name, patient, named, images, source, values)
@@ -209,52 +211,52 @@ class DatasetRows(Rows):
         path = Path(os.path.expanduser(name))
         return path if self.options.images is None else self.options.images / path
 
-    def _column(self, key: str, row: Mapping, source: str) -> str | None:
+    def _column(self, key: str, record: Mapping, source: str) -> str | None:
         given = self.options.columns.get(key)
         if given is not None:
-            if given not in row:
-                raise DiveError(f"{source}: has no column {given!r}; it has {names_of(row)}")
+            if given not in record:
+                raise DiveError(f"{source}: has no column {given!r}; it has {names_of(record)}")
             return given
-        found = next((name for name in _COLUMNS[key] if name in row), None)
+        found = next((name for name in _COLUMNS[key] if name in record), None)
         target = self.options.target
         needed = {"images", *(("findings", "impression") if target == "both" else (target,))}
         if found is None and key in needed:
             raise DiveError(
                 f"{source}: has no column of {key} ({', '.join(_COLUMNS[key])}); it has "
-                f"{names_of(row)}; columns={{{key!r}: ...}} names one"
+                f"{names_of(record)}; columns={{{key!r}: ...}} names one"
             )
         return found
 
     def sections(self, candidate: Candidate) -> Mapping[str, str | None]:
         return candidate.data
 
-    def place(self, candidate: Candidate, image: ImageRow) -> Any:
+    def image_source(self, candidate: Candidate, image: ImageRecord) -> Any:
         return image.key
 
 
-def _sized(rows: Any) -> bool:
-    return hasattr(rows, "__len__")
+def _sized(records: Any) -> bool:
+    return hasattr(records, "__len__")
 
 
-def _undecoded(rows: Any) -> Iterable[Any]:
-    """The same rows; image columns of a `datasets` object as {"bytes", "path"}, because decoding
+def _undecoded(records: Any) -> Iterable[Any]:
+    """The same records; image columns of a `datasets` object as {"bytes", "path"}, because decoding
     every image only to read the text beside it would take hours."""
-    features = getattr(rows, "features", None)
-    if not type(rows).__module__.startswith("datasets") or not features:
-        return rows
+    features = getattr(records, "features", None)
+    if not type(records).__module__.startswith("datasets") or not features:
+        return records
     import datasets
 
     for name, feature in features.items():
         if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(name, datasets.Image(decode=False))
+            records = records.cast_column(name, datasets.Image(decode=False))
         elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            rows = rows.cast_column(name, type(feature)(datasets.Image(decode=False)))
-    return rows
+            records = records.cast_column(name, type(feature)(datasets.Image(decode=False)))
+    return records
 
 
-def _fetch(rows: Any, number: int, column: str, place: int | None, where: str) -> Any:
-    value = rows[number][column]
-    return _opened(value if place is None else value[place], where)
+def _fetch(records: Any, number: int, column: str, index: int | None, where: str) -> Any:
+    value = records[number][column]
+    return _opened(value if index is None else value[index], where)
 
 
 def _opened(value: Any, where: str) -> Any:
@@ -270,8 +272,8 @@ def _opened(value: Any, where: str) -> Any:
     )
 
 
-def is_rows(spec: Any) -> bool:
-    """Whether `spec` is an object of rows and not the name of something."""
+def is_records(spec: Any) -> bool:
+    """Whether `spec` is an object of records and not the name of something."""
     return isinstance(spec, (Mapping, Sequence, Iterable)) and not isinstance(
         spec, (str, bytes, os.PathLike)
     )

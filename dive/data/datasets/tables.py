@@ -1,4 +1,4 @@
-"""Comma separated tables, plain or gzipped, whose errors name file, row and column."""
+"""Comma separated tables, plain or gzipped, whose errors name file, record and column."""
 
 import csv
 import gzip
@@ -9,9 +9,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import IO, cast
 
-from dive.data.skipping import Trouble
+from dive.data.skipping import Skipping
 from dive.errors import DiveError
-from dive.errors.private import names_of, said_by
+from dive.errors.private import names_of, public_reason
 from dive.files.input import NoRegularFile, open_file
 
 # A gzip of a few kilobytes can hold terabytes. The largest table that these datasets come with is
@@ -33,9 +33,9 @@ def find_table(folders: Sequence[Path], pattern: str) -> Path | None:
     return None
 
 
-def row_source(path: Path, row: int) -> str:
-    """How error messages and studies name a row. The header is row 1, as in a spreadsheet."""
-    return f"{path.name}: row {row}"
+def record_location(path: Path, number: int) -> str:
+    """A record as error messages and studies name it. The header is 1, as in a spreadsheet."""
+    return f"{path.name}: row {number}"
 
 
 def header_of(path: Path) -> list[str]:
@@ -44,7 +44,7 @@ def header_of(path: Path) -> list[str]:
     Raises:
         DiveError: missing, empty, damaged, UTF-16.
     """
-    return next(_rows(path))[1]
+    return next(_records(path))[1]
 
 
 def check_columns(path: Path, wanted: Sequence[str], header: Sequence[str] | None = None) -> None:
@@ -52,58 +52,58 @@ def check_columns(path: Path, wanted: Sequence[str], header: Sequence[str] | Non
     header = header_of(path) if header is None else header
     missing = [name for name in wanted if name not in header]
     if missing:
-        # of a table without a header the first row is somebody's
+        # of a table without a header the first record is somebody's
         known = len(missing) < len(wanted)
         has = f"the columns are {names_of(header)}" if known else "is the first row its header?"
         raise DiveError(
-            f"{row_source(path, 1)}: has no column {', '.join(map(repr, missing))}; {has}"
+            f"{record_location(path, 1)}: has no column {', '.join(map(repr, missing))}; {has}"
         )
     twice = [name for name in wanted if header.count(name) > 1]
     if twice:
-        raise DiveError(f"{row_source(path, 1)}: has the column {twice[0]!r} twice")
+        raise DiveError(f"{record_location(path, 1)}: has the column {twice[0]!r} twice")
 
 
 def read_table(
-    path: Path, columns: Sequence[str], trouble: Trouble, *, optional: Sequence[str] = ()
+    path: Path, columns: Sequence[str], skipping: Skipping, *, optional: Sequence[str] = ()
 ) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Yield (row, cells of `columns` and then of `optional`), one row at a time.
+    """Yield (number, cells of `columns` and then of `optional`) of one record at a time.
 
-    Cells are stripped at both ends. An optional column that is not there gives "". Rows that are
-    too short, too long or no UTF-8 go to `trouble`. Blank lines are passed over.
+    Cells are stripped at both ends. An optional column that is not there gives "". Records that
+    are too short, too long or no UTF-8 go to `skipping`. Blank lines are passed over.
 
     Raises:
-        DiveError: names the file and, where it can, row and column: no such file, damaged gzip,
-            not a table, missing columns. Such an error is raised whatever `trouble` says: what
-            comes behind the damage is unknown, so going on would lose rows without counting them.
+        DiveError: names the file and, where it can, record and column: no such file, damaged gzip,
+            not a table, missing columns. Such an error is raised whatever `skipping` says: what
+            comes behind the damage is unknown, so going on would lose records uncounted.
     """
-    rows = _rows(path)
-    _, header = next(rows)
+    records = _records(path)
+    _, header = next(records)
     check_columns(path, columns, header)
     check_columns(path, [name for name in optional if name in header], header)
     names = [*columns, *optional]
     # One more cell, always empty, stands for the optional columns that are not there.
-    places = [header.index(name) if name in header else len(header) for name in names]
-    pick = itemgetter(*places) if len(places) > 1 else lambda cells: (cells[places[0]],)
+    indices = [header.index(name) if name in header else len(header) for name in names]
+    pick = itemgetter(*indices) if len(indices) > 1 else lambda cells: (cells[indices[0]],)
     width = len(header)
-    for row, cells in rows:
+    for number, cells in records:
         if len(cells) != width:
             if not cells:
                 continue
-            trouble.bad(
+            skipping.skip_or_raise(
                 None,
-                row_source(path, row),
+                record_location(path, number),
                 f"has {len(cells)} cells, the header has {width} columns",
             )
             continue
         cells.append("")
         picked = tuple(map(str.strip, pick(cells)))
-        if not "".join(picked).isascii():  # one test a row, because a row is all it costs
+        if not "".join(picked).isascii():  # one test per record
             wrong = next((i for i, cell in enumerate(picked) if not _is_text(cell)), None)
             if wrong is not None:
-                column = f"{row_source(path, row)}, column {names[wrong]!r}"
-                trouble.bad(None, column, "is not UTF-8")
+                column = f"{record_location(path, number)}, column {names[wrong]!r}"
+                skipping.skip_or_raise(None, column, "is not UTF-8")
                 continue
-        yield row, picked
+        yield number, picked
 
 
 def _is_text(cell: str) -> bool:
@@ -114,8 +114,8 @@ def _is_text(cell: str) -> bool:
     return True
 
 
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    row = 0
+def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    number = 0
     try:
         with _open(path) as file:
             _refuse_wide(path, file)
@@ -123,26 +123,27 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             lines = io.TextIOWrapper(
                 measured, encoding="utf-8-sig", errors="surrogateescape", newline=""
             )
-            for row, cells in enumerate(csv.reader(lines), start=1):
-                if row == 1:
+            for number, cells in enumerate(csv.reader(lines), start=1):
+                if number == 1:
                     cells = [cell.strip() for cell in cells]
-                yield row, cells
+                yield number, cells
     except FileNotFoundError:
         raise DiveError(f"there is no file {path}") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DiveError(
-            f"{path.name}: is damaged behind row {row} ({error}); wants the whole file: download "
-            "it again and compare its checksum"
+            f"{path.name}: is damaged behind row {number} ({error}); wants the whole file: "
+            "download it again and compare its checksum"
         ) from error
     except csv.Error as error:
         raise DiveError(
-            f"{row_source(path, row + 1)}: is not a row of a table ({error}); is a quote left open?"
+            f"{record_location(path, number + 1)}: is not a row of a table ({error}); "
+            "is a quote left open?"
         ) from error
     except NoRegularFile as error:
         raise DiveError(f"{path.name}: is {error.kind}; wants a table in a regular file") from None
     except OSError as error:
-        raise DiveError(f"cannot read {path.name}: {said_by(error)}") from error
-    if row == 0:
+        raise DiveError(f"cannot read {path.name}: {public_reason(error)}") from error
+    if number == 0:
         raise DiveError(f"{path.name}: is empty; wants a table with a header")
 
 
@@ -169,7 +170,7 @@ class _Unpacked(gzip.GzipFile):
 def _refuse_wide(path: Path, file: IO[bytes]) -> None:
     start = file.peek(2)[:2]  # type: ignore[attr-defined]
     if start in (b"\xff\xfe", b"\xfe\xff"):
-        raise DiveError(f"{row_source(path, 1)}: is UTF-16; wants UTF-8")
+        raise DiveError(f"{record_location(path, 1)}: is UTF-16; wants UTF-8")
 
 
 class _Measured(io.BufferedIOBase):

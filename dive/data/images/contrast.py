@@ -6,9 +6,9 @@ FLAT = 2  # grey levels of 255 that no reader can tell apart
 # A chest film has tens of grey levels over at least a tenth of its pixels, whatever black surrounds
 # it; what is left of these measures by 2 pixels of 100 at either end is still far below that.
 EDGES = 0.02  # share of the pixels, at either end, that do not count: markers, hot pixels
-LITTLE = 20  # grey levels of 255 between those ends: below, a film is a single shade to the eye
-FEW_LEVELS = 24  # shown of a file that has several times as many values
-FEW_GREYS = 0.05  # share of the pixels that are neither black nor white
+LOW_CONTRAST = 20  # grey levels of 255 between those ends: below, a film is one shade to the eye
+LEAST_LEVELS = 24  # shown of a file that has several times as many values
+LEAST_GREYS = 0.05  # share of the pixels that are neither black nor white
 _RARE = 1e-4  # share of the pixels below which a grey level does not count as shown
 
 
@@ -21,7 +21,7 @@ def spread(histogram: np.ndarray) -> tuple[int, int]:
     return low, max(low, high)
 
 
-def little_contrast(histograms: np.ndarray) -> str:
+def low_contrast(histograms: np.ndarray) -> str:
     """What is wrong with an image of one or several channels, int [C, 256]; "" where nothing is.
 
     The channel with the most contrast counts. A whole image of one colour is said to be that.
@@ -33,7 +33,7 @@ def little_contrast(histograms: np.ndarray) -> str:
     share = f"{100 * (1 - 2 * EDGES):.0f}% of its pixels"
     if high - low <= FLAT:
         return f"has no contrast: {share} are one colour"
-    if high - low <= LITTLE:
+    if high - low <= LOW_CONTRAST:
         return f"has hardly any contrast: {share} lie between {low} and {high} of 255"
     return ""
 
@@ -48,8 +48,8 @@ def lost_greys(counts: np.ndarray, held: int) -> str:
     whole = int(counts.sum())
     levels = int((counts >= max(1.0, _RARE * whole)).sum())
     greys = float(counts[1:255].sum() / whole)
-    if held > 2 * FEW_LEVELS and greys < FEW_GREYS:
+    if held > 2 * LEAST_LEVELS and greys < LEAST_GREYS:
         return f"{100 * (1 - greys):.1f}% of the pixels black or white"
-    if held > max(2 * FEW_LEVELS, 4 * levels) and levels < FEW_LEVELS:
+    if held > max(2 * LEAST_LEVELS, 4 * levels) and levels < LEAST_LEVELS:
         return f"{levels} grey levels of {held:,} values or more"
     return ""

@@ -166,27 +166,27 @@ def _largest(tile: Any) -> int:
 
 def _jpeg2000_bits(image: Any) -> int:
     data = _data(image)
-    place = data.find(_SIZ)
-    return (data[place + 42] & 0x7F) + 1 if 0 <= place < len(data) - 42 else 8
+    start = data.find(_SIZ)
+    return (data[start + 42] & 0x7F) + 1 if 0 <= start < len(data) - 42 else 8
 
 
 def _avif_bits(image: Any) -> int:
     """By the configuration of the codec, whose third byte begins tier, high bit depth, 12 bits."""
     data = _data(image)
-    place = data.find(b"av1C")
-    if not 0 <= place < len(data) - 6 or not data[place + 6] & 0x40:
+    start = data.find(b"av1C")
+    if not 0 <= start < len(data) - 6 or not data[start + 6] & 0x40:
         return 8
-    return 12 if data[place + 6] & 0x20 else 10
+    return 12 if data[start + 6] & 0x20 else 10
 
 
 def _data(image: Any) -> bytes:
     file: Any = getattr(image, "fp")  # noqa: B009 (Pillow's types do not know it)
-    place = file.tell()
+    before = file.tell()
     try:
         file.seek(0)
         return file.read()
     finally:
-        file.seek(place)
+        file.seek(before)
 
 
 def _unpacked(data: bytes, raw: str, bands: str) -> Image.Image:
@@ -223,9 +223,9 @@ def _over_black(values: np.ndarray, bands: str, key: Any, name: str) -> np.ndarr
         raise DiveError(transparent(name))
     hidden = 0
     shown = np.empty((*values.shape[:2], 1 if bands == "LA" else 3), np.uint8)
-    rows = max(1, _STRIP // values.shape[1])
-    for start in range(0, len(values), rows):
-        strip = values[start : start + rows]
+    height = max(1, _STRIP // values.shape[1])
+    for start in range(0, len(values), height):
+        strip = values[start : start + height]
         if bands == "CMYK":
             unit = 1.0 - strip / top
             unit = 255.0 * unit[..., :3] * unit[..., 3:]
@@ -238,7 +238,7 @@ def _over_black(values: np.ndarray, bands: str, key: Any, name: str) -> np.ndarr
                 see_through = (colours == np.asarray(key, np.uint16)).all(-1)
                 hidden += int(np.count_nonzero(see_through))
                 unit[see_through] = 0.0
-        shown[start : start + rows] = np.rint(unit).astype(np.uint8)
+        shown[start : start + height] = np.rint(unit).astype(np.uint8)
     if hidden == values.shape[0] * values.shape[1]:
         raise DiveError(transparent(name))
     return shown.squeeze(-1 if shown.shape[-1] == 1 else ())

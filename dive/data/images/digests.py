@@ -9,7 +9,7 @@ from PIL import Image
 
 from dive.data.images.bounds import check_bytes
 from dive.data.images.load import LazyImage, fetched
-from dive.data.images.names import place_of
+from dive.data.images.names import path_of
 from dive.errors import DiveError
 from dive.files.input import NoRegularFile, open_file
 
@@ -35,7 +35,7 @@ def digest_of_image(
         return of_pixels(given)
     if isinstance(given, bytes):
         return hashlib.sha256(given).hexdigest()
-    path = place_of(given, where, name)
+    path = path_of(given, where, name)
     try:
         with open_file(path) as file:
             check_bytes(os.fstat(file.fileno()).st_size, f"{where}: the image ({name})")

@@ -23,9 +23,9 @@ class Levels:
         self._low, high = int(stored.min()), int(stored.max())
         size = high - self._low + 1
         if size > _MOST:
-            self.values, self._places = np.unique(stored, return_inverse=True)
-            self._places = self._places.reshape(-1)
-            given = self._places if padding is None else self._places[~padding.reshape(-1)]
+            self.values, self._indices = np.unique(stored, return_inverse=True)
+            self._indices = self._indices.reshape(-1)
+            given = self._indices if padding is None else self._indices[~padding.reshape(-1)]
             self.counts = counted(given, len(self.values))
             return
         self._direct = True
@@ -39,15 +39,15 @@ class Levels:
                 seen += np.bincount(beside, minlength=size)
         there = np.flatnonzero(every)
         self.values, self.counts = there + self._low, seen[there]
-        self._places = np.zeros(size, np.int64)
-        self._places[there] = np.arange(there.size)
+        self._indices = np.zeros(size, np.int64)
+        self._indices[there] = np.arange(there.size)
 
     def spread(self, made: np.ndarray) -> np.ndarray:
         """What was made of each value ([N]), where its pixels are."""
         shape = self._stored.shape
         if not self._direct:
-            return made[self._places].reshape(shape)
-        table = made[self._places]
+            return made[self._indices].reshape(shape)
+        table = made[self._indices]
         flat, shown = self._stored.reshape(-1), np.empty(self._stored.size, made.dtype)
         for start in range(0, flat.size, _STRIP):
             some = flat[start : start + _STRIP].astype(np.int64) - self._low

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from dive.data.images.bounds import MAX_PIXELS, check_pixels
-from dive.data.images.contrast import EDGES, little_contrast
+from dive.data.images.contrast import EDGES, low_contrast
 from dive.data.images.deep_colour import (
     as_in_file,
     deep_rgb,
@@ -24,15 +24,15 @@ from dive.data.images.deep_colour import (
 )
 from dive.data.images.deep_grey import is_wide, narrowed
 from dive.data.images.dicom.read import dicom_size, is_dicom, is_dicom_data, read_dicom
-from dive.data.images.names import place_of, said_of
+from dive.data.images.names import image_error_reason, path_of
 from dive.data.images.quiet import quiet
 from dive.data.images.tiff import open_image
 from dive.errors import DiveError
-from dive.errors.private import said_by
+from dive.errors.private import public_reason
 from dive.files.input import NoRegularFile, open_file
 
 # Formats whose size is known when a file is opened; others are decoded to learn it.
-_TOLD_BY_HEADER = {"JPEG", "MPO", "PNG", "TIFF", "WEBP", "GIF", "BMP", "PPM", "JPEG2000"}
+_SIZE_IN_HEADER = {"JPEG", "MPO", "PNG", "TIFF", "WEBP", "GIF", "BMP", "PPM", "JPEG2000"}
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 # Tags of TIFF files, by number
@@ -43,7 +43,7 @@ _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 SEEN = "dive: looked at"  # in the `info` of images that were decoded here: they are told of once
 
 # Of a file that is read several times (sizes, then a cache, then training) one warning tells.
-_told: set[str] = set()
+_warned: set[str] = set()
 
 IMAGES = "a path, a PIL image or a LazyImage"  # what an image of a study may be
 
@@ -89,7 +89,7 @@ def fetched(image: LazyImage, where: str = "", name: str = "") -> Path | str | b
     except Exception as error:  # the caller's own code may raise whatever it likes
         raise DiveError(
             f"{prefix}the image {name} cannot be fetched: {type(error).__name__}: "
-            f"{said_by(error, where=where)}"
+            f"{public_reason(error, where=where)}"
         ) from error
     if not isinstance(given, (bytes, str, os.PathLike, Image.Image)):
         raise DiveError(
@@ -133,8 +133,8 @@ def load_rgb(
     def dicom(path: Path | str | bytes, called: str) -> Image.Image:
         nonlocal named
         named = called
-        pixels, said = read_dicom(path, max_pixels, where, called)
-        notes.extend(said)
+        pixels, found = read_dicom(path, max_pixels, where, called)
+        notes.extend(found)
         return Image.fromarray(pixels).convert("RGB")
 
     def film(opened: Image.Image, called: str) -> Image.Image:
@@ -151,7 +151,7 @@ def load_rgb(
 
     shown = _opened(image, where, name, max_pixels, dicom, film)
     if not shown.info.get(SEEN) and not any("contrast" in note for note in notes):
-        little = little_contrast(np.reshape(shown.histogram(), (3, 256)))
+        little = low_contrast(np.reshape(shown.histogram(), (3, 256)))
         if "one colour" in little:
             little += f", {shown.getpixel((0, 0))} of 255 at its corner"
         notes += [little] if little else []
@@ -159,10 +159,10 @@ def load_rgb(
     subject = f"the image ({name})" if name else named if in_memory else f"the image {named}"
     for note in notes:
         text = f"{where}: {subject} {note}" if where else f"{subject} {note}"
-        told = text if in_memory else f"{image} {note}"  # a name may be that of many
-        if told in _told and (where or not in_memory):
+        warning = text if in_memory else f"{image} {note}"  # a name may be that of many
+        if warning in _warned and (where or not in_memory):
             continue
-        _told.add(told)
+        _warned.add(warning)
         warnings.warn(text, stacklevel=2)
     shown.info[SEEN] = True
     return shown
@@ -220,7 +220,7 @@ def _opened(
     elif not is_image(image):
         raise DiveError(f"{prefix}an image is a {type(image).__name__}; wants {IMAGES}")
     if isinstance(opened, (str, os.PathLike)):
-        opened = place_of(opened, where, given_name)
+        opened = path_of(opened, where, given_name)
         if is_dicom(opened):
             return dicom(opened, name if given_name else str(opened))
     try:
@@ -263,9 +263,11 @@ def _opened(
     ) as error:
         # Pillow reports damage as any of these, depending on the format and on where it is
         kind = _unread(opened)
-        said = f"is {kind}" if kind else said_of(error, where) if given_name else str(error)
+        reason = (
+            f"is {kind}" if kind else image_error_reason(error, where) if given_name else str(error)
+        )
         raise DiveError(
-            f"{prefix}cannot read the image {name}: {said}; wants a whole PNG, JPEG or other "
+            f"{prefix}cannot read the image {name}: {reason}; wants a whole PNG, JPEG or other "
             "file that Pillow reads"
         ) from error
 
@@ -277,7 +279,7 @@ def _in_memory(image: Image.Image) -> str:
 
 def _size(film: Image.Image, name: str) -> tuple[int, int]:
     in_file = isinstance(film, ImageFile.ImageFile) and bool(film.tile)
-    if in_file and (film.format not in _TOLD_BY_HEADER or _turned_later(film)):
+    if in_file and (film.format not in _SIZE_IN_HEADER or _turned_later(film)):
         film.load()
         in_file = False
     _one_frame(film, name)
@@ -296,7 +298,7 @@ def _turned_later(film: Image.Image) -> bool:
     if film.format != "PNG":
         return False
     file: Any = getattr(film, "fp")  # noqa: B009 (Pillow's types do not know it)
-    place = file.tell()
+    before = file.tell()
     try:
         file.seek(8)
         behind = False
@@ -310,7 +312,7 @@ def _turned_later(film: Image.Image) -> bool:
             file.seek(int.from_bytes(head[:4], "big") + 4, io.SEEK_CUR)
         return False
     finally:
-        file.seek(place)
+        file.seek(before)
 
 
 def _unread(opened: Any) -> str:

@@ -6,9 +6,9 @@ from typing import Any
 from PIL import UnidentifiedImageError
 
 from dive.errors import DiveError, checks
-from dive.errors.private import said_by
+from dive.errors.private import public_reason
 
-# what `checks.place` finds wrong with a path, without the path
+# what `checks.path` finds wrong with a path, without the path
 _HARMS = {
     "is empty": "that is empty",
     "is blank": "that is blank",
@@ -18,17 +18,17 @@ _HARMS = {
 }
 
 
-def said_of(error: Exception, where: str) -> str:
+def image_error_reason(error: Exception, where: str) -> str:
     """What Pillow's error says, without the path."""
     if isinstance(error, UnidentifiedImageError):  # which quotes the file's path
         return "cannot identify image file"
-    return said_by(error, where=where)
+    return public_reason(error, where=where)
 
 
-def place_of(given: Any, where: str, name: str) -> Path:
+def path_of(given: Any, where: str, name: str) -> Path:
     """The file of an image of a study; DiveError where no file can be called so."""
     try:
-        return checks.place(f"{where}: the image" if where else "the image", given)
+        return checks.path(f"{where}: the image" if where else "the image", given)
     except DiveError as error:
         if not name:
             raise

@@ -51,15 +51,15 @@ def _several(frames: int) -> DiveError:
 def _items(data: bytes) -> list[memoryview]:
     """The table of offsets, which may be empty, and the pieces behind it."""
     found: list[memoryview] = []
-    place, whole = 0, memoryview(data)
-    while place + 8 <= len(data):
-        group, element, length = struct.unpack_from("<HHI", data, place)
+    offset, whole = 0, memoryview(data)
+    while offset + 8 <= len(data):
+        group, element, length = struct.unpack_from("<HHI", data, offset)
         if (group, element) == _END:
             break
-        place += 8 + length
-        if (group, element) != _ITEM or place > len(data) or len(found) > _MOST_ITEMS:
+        offset += 8 + length
+        if (group, element) != _ITEM or offset > len(data) or len(found) > _MOST_ITEMS:
             raise DiveError("its compressed pixels are damaged, or cut off")
-        found.append(whole[place - length : place])
+        found.append(whole[offset - length : offset])
     if len(found) < 2:
         raise DiveError("its compressed pixels are damaged, or cut off")
     return found
@@ -91,16 +91,16 @@ def _check_runs(data: bytes, header: "Dataset", rows: int, columns: int) -> None
 
 def _unpacks_beyond(packed: bytes, most: int) -> bool:
     """Whether runs give more than `most` bytes; no more of them is walked than says so."""
-    place = size = 0
+    offset = size = 0
     end = len(packed)
-    while place < end and size <= most:
-        head = packed[place]
+    while offset < end and size <= most:
+        head = packed[offset]
         if head < 128:
-            size += min(head + 1, end - place - 1)
-            place += head + 2
+            size += min(head + 1, end - offset - 1)
+            offset += head + 2
         else:
             size += 257 - head if head > 128 else 0
-            place += 2 if head > 128 else 1
+            offset += 2 if head > 128 else 1
     return size > most
 
 
@@ -127,46 +127,46 @@ def _size_of(data: bytes) -> tuple[int, int]:
 def _jpeg(data: bytes) -> tuple[tuple[int, int], int]:
     """The size, and where the first scan begins. Markers are looked for as decoders do, who pass
     over what lies between them."""
-    place, size = 2, None
+    offset, size = 2, None
     while True:
-        while data[place] != 0xFF or data[place + 1] in (0x00, 0xFF):
-            place = max(place + 1, data.find(b"\xff", place + 1))
-        kind = data[place + 1]
+        while data[offset] != 0xFF or data[offset + 1] in (0x00, 0xFF):
+            offset = max(offset + 1, data.find(b"\xff", offset + 1))
+        kind = data[offset + 1]
         if kind in (0xDA, 0xD9):
             break
         if kind == 0xD8:
             raise _several(2)
         if kind == 0x01 or 0xD0 <= kind <= 0xD7:  # markers without a length
-            place += 2
+            offset += 2
             continue
-        length: int = struct.unpack_from(">H", data, place + 2)[0]
+        length: int = struct.unpack_from(">H", data, offset + 2)[0]
         if (0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC)) or kind == 0xF7:
             if size is not None:
                 raise _several(2)
-            high, wide = struct.unpack_from(">2H", data, place + 5)
+            high, wide = struct.unpack_from(">2H", data, offset + 5)
             size = wide, high
-        place += 2 + length
+        offset += 2 + length
     if size is None:
         raise IndexError
-    return size, place
+    return size, offset
 
 
 def _codestream(data: bytes) -> int:
     """Where a JPEG 2000 codestream begins: at once, or in a box of its kind."""
-    place = 0
-    while data[place : place + 4] != _SIZ:
+    offset = 0
+    while data[offset : offset + 4] != _SIZ:
         if not data.startswith(_JP2):
             raise IndexError
-        length, kind = struct.unpack_from(">I4s", data, place)
+        length, kind = struct.unpack_from(">I4s", data, offset)
         head = 8
         if length == 1:
-            length, head = struct.unpack_from(">Q", data, place + 8)[0], 16
+            length, head = struct.unpack_from(">Q", data, offset + 8)[0], 16
         if kind == b"jp2c":
-            place += head
-            if data[place : place + 4] != _SIZ:
+            offset += head
+            if data[offset : offset + 4] != _SIZ:
                 raise IndexError
         elif length < head:
             raise IndexError
         else:
-            place += length
-    return place
+            offset += length
+    return offset

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from dive.data.images.bounds import check_pixels
-from dive.data.images.contrast import FLAT, little_contrast, lost_greys
+from dive.data.images.contrast import FLAT, lost_greys, low_contrast
 from dive.data.images.dicom.bounds import Bounded, gunzipped, plain
 from dive.data.images.dicom.frames import check_frame
 from dive.data.images.dicom.header import check_elements, check_values, odd_pixels, take_groups
+from dive.data.images.dicom.stored_values import stored_values
 from dive.data.images.dicom.tables import coloured, table_of
-from dive.data.images.dicom.values import stored_values
 from dive.data.images.dicom.window import OWN, first_number, unit_range
 from dive.data.images.levels import Levels, counted
 from dive.data.images.quiet import quiet
@@ -97,7 +97,7 @@ def read_dicom(
         shown = _shown(header, notes)
         return shown, list(dict.fromkeys(filter(None, notes)))
 
-    return _read(path, where, name, whole)
+    return _with_pydicom(path, where, name, whole)
 
 
 def dicom_size(
@@ -122,7 +122,7 @@ def dicom_size(
         _check(header, max_pixels)
         return int(header.Columns), int(header.Rows)
 
-    return _read(path, where, name, size)
+    return _with_pydicom(path, where, name, size)
 
 
 def _is_packed(path: Path | str | bytes) -> bool:
@@ -131,7 +131,9 @@ def _is_packed(path: Path | str | bytes) -> bool:
     return str(path).lower().endswith(".gz")
 
 
-def _read(path: Path | str | bytes, where: str, name: str, read: Callable[[Any, Any], T]) -> T:
+def _with_pydicom(
+    path: Path | str | bytes, where: str, name: str, read: Callable[[Any, Any], T]
+) -> T:
     """What `read` makes of the opened file and of pydicom; whatever goes wrong is a DiveError."""
     prefix = f"{where}: " if where else ""
     name = name or ("given as bytes" if isinstance(path, bytes) else str(path))
@@ -158,10 +160,10 @@ def _read(path: Path | str | bytes, where: str, name: str, read: Callable[[Any, 
             f"{prefix}cannot read the image {name}: it takes more memory than there is"
         ) from None
     except Exception as error:  # pydicom meets damage with whatever the broken element leads to
-        said = _said(error)
+        reason = _reason(error)
         log.info("%scannot read the image: %s: %s", prefix, type(error).__name__, error)
         raise DiveError(
-            f"{prefix}cannot read the image {name}: {said}; wants a whole DICOM file"
+            f"{prefix}cannot read the image {name}: {reason}; wants a whole DICOM file"
         ) from error
 
 
@@ -242,7 +244,7 @@ def _check_contrast(
         counts = np.zeros(256, np.int64)
         np.add.at(counts, grey, levels.counts)
         of = _applied(by, low, high)
-        little = little_contrast(counts[None])
+        little = low_contrast(counts[None])
         if little:
             return little + of
         if by == OWN:  # of a range that the values gave themselves nothing was cut off
@@ -265,7 +267,7 @@ def _check_contrast(
 def _coloured_contrast(shown: np.ndarray, stored: np.ndarray) -> str:
     """What is wrong where hardly anything of a palette is seen; "" where enough is."""
     channels = [counted(shown[..., one], 256) for one in range(3)]
-    little = little_contrast(np.stack(channels))
+    little = low_contrast(np.stack(channels))
     return little and little + _applied("the palette", float(stored.min()), float(stored.max()))
 
 
@@ -300,7 +302,7 @@ def _padding(header: "Dataset", stored: np.ndarray, kept: np.ndarray) -> np.ndar
     return mask if mask.any() and not mask.all() else None
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """What pydicom says, without what it quotes of the header."""
     if type(error).__name__ == "InvalidDicomError":  # whose words advise to read it nevertheless
         return "no DICM stands behind its first 128 bytes"

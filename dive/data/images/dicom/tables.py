@@ -26,8 +26,8 @@ class Table(NamedTuple):
         first = self.first
         if first >> 15 and values.min() < 0 and values.max() < first:
             first -= 1 << 16  # a sign that was written as none
-        places = np.clip(values.astype(np.int64) - first, 0, len(self.entries) - 1)
-        return self.entries[places]
+        indices = np.clip(values.astype(np.int64) - first, 0, len(self.entries) - 1)
+        return self.entries[indices]
 
 
 def table_of(item: "Dataset", header: "Dataset", name: str, notes: list[str]) -> Table:

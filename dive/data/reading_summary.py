@@ -3,15 +3,15 @@
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any
 
-from dive.data.absent import told
+from dive.data.absent import counts_text
+from dive.errors.renamed import renamed_attribute
 
 PLACEHOLDERS = '"nan", "N/A", "-", "___" or the like'
 
 
 @dataclass
-class ReadingReport:
+class ReadingSummary:
     """Counts of one reading; they grow while the studies are read.
 
     Nothing goes missing: `studies == kept + sum(left_out.values()) + failed`, and the same of
@@ -28,7 +28,7 @@ class ReadingReport:
         left_out: studies by reason; by choice, not by fault.
         images_left_out: images by reason.
         failed: studies that `on_error="skip"` left out because something is wrong with them.
-        rows: rows that were passed over before they became a study or an image, by reason.
+        records: records of the tables that became neither a study nor an image, by reason.
         placeholders: texts and other cells that hold "nan", "N/A", "-", "___" or the like, by what
             they would be; they are taken as absent.
         complete: everything was read; before that, the counts are those so far.
@@ -46,29 +46,26 @@ class ReadingReport:
     left_out: Counter[str] = field(default_factory=Counter)
     images_left_out: Counter[str] = field(default_factory=Counter)
     failed: int = 0
-    rows: Counter[str] = field(default_factory=Counter)
+    records: Counter[str] = field(default_factory=Counter)
     placeholders: Counter[str] = field(default_factory=Counter)
     complete: bool = False
+
+    # old names
+    rows = renamed_attribute("rows", "records")
+    summary = renamed_attribute("summary", "outcome")
 
     def note(self, text: str) -> None:
         """Add a note once."""
         if text not in self.notes:
             self.notes.append(text)
 
-    def summary(self) -> str:
+    def outcome(self) -> str:
         """One line: what became of the studies."""
         parts = [f"{count:,} {reason}" for reason, count in self.left_out.most_common()]
         if self.failed:
             parts.append(f"{self.failed:,} skipped as bad")
         lost = f"; left out: {', '.join(parts)}" if parts else ""
         return f"{self.kept:,} of {self.studies:,} studies kept{lost}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same as plain values, for JSON."""
-        return {
-            name: dict(value) if isinstance(value, Counter) else value
-            for name, value in vars(self).items()
-        }
 
     def __str__(self) -> str:
         state = "" if self.complete else " so far"
@@ -83,11 +80,11 @@ class ReadingReport:
         for title, counts in (
             ("studies left out", self.left_out),
             ("images left out", self.images_left_out),
-            ("rows passed over", self.rows),
+            ("rows passed over", self.records),
         ):
             lines += [f"  {title}: {count:,} {why}" for why, count in counts.most_common()]
         if self.placeholders:
-            lines.append(f"  taken as absent ({PLACEHOLDERS}): {told(self.placeholders)}")
+            lines.append(f"  taken as absent ({PLACEHOLDERS}): {counts_text(self.placeholders)}")
         if self.failed:
             lines.append(f"  studies skipped as bad: {self.failed:,}")
         lines += [f"  note: {text}" for text in self.notes]
