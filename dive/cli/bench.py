@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dive.bench.request import check
-from dive.cli.options import place, quiet_libraries
+from dive.cli.options import as_path, quiet_libraries
 from dive.console import PlainConsole, styled
 from dive.errors import DiveError
 from dive.files.atomic import check_file, write_text
@@ -26,7 +26,7 @@ def bench(
     json_file: Annotated[
         Path | None,
         typer.Option(
-            "--json", parser=place, metavar="FILE", help="Write the result there; - for stdout."
+            "--json", parser=as_path, metavar="FILE", help="Write the result there; - for stdout."
         ),
     ] = None,
     device: Annotated[

@@ -19,12 +19,12 @@ from dive.cli.options import (
     SplitOption,
     TemplateDateOption,
     TemplateOption,
+    as_path,
     check_values,
     demonstrations_of,
     image_budget,
     open_all,
     open_backbone,
-    place,
     reading,
     write_skipped,
 )
@@ -43,12 +43,14 @@ def generate(
     backbone: BackboneOption,
     out: Annotated[
         Path,
-        typer.Option("--out", parser=place, metavar="FILE", help="JSON lines, one report a line."),
+        typer.Option(
+            "--out", parser=as_path, metavar="FILE", help="JSON lines, one report a line."
+        ),
     ],
     images: Annotated[
         list[Path] | None,
         typer.Argument(
-            parser=place,
+            parser=as_path,
             metavar="[IMAGES]...",
             help="Image files, one report each.",
             show_default=False,
@@ -65,7 +67,7 @@ def generate(
         Path | None,
         typer.Option(
             "--demonstrations",
-            parser=place,
+            parser=as_path,
             metavar="FILE",
             help="Studies shown before every query (k-shot).",
         ),
@@ -141,7 +143,7 @@ def generate(
             f"{out}: is there already; give --overwrite to replace it, or another --out"
         )
     from dive.adapter.adapter import SteeringAdapter
-    from dive.backbone.files import describe_backbone, dtype_in_use
+    from dive.backbone.files import backbone_file_digests, dtype_in_use
     from dive.data import Skipped
     from dive.data.given import as_studies
     from dive.files import digests
@@ -183,7 +185,7 @@ def generate(
         asked["prompt"] = DEFAULT_PROMPTS.get(asked["target"])
     # the values in use, whether they were given or are the adapter's or the defaults
     run = {
-        **describe_backbone(backbone, verify),
+        **backbone_file_digests(backbone, verify),
         "adapter": describe_adapter(steering),
         "studies": describe_studies(items),
         "demonstrations": describe_demonstrations(shown),
