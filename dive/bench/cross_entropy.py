@@ -170,9 +170,7 @@ def _libraries(
             with bound(until):
                 _try_some(make, p, left / 2, min(once.values(), default=math.inf))
                 start = time.perf_counter()
-                loss = peers.checked(
-                    make, p, truth
-                )  # waits for the device, as it compares the result
+                loss = peers.checked(make, p, truth)  # compares the result: waits for the device
                 found[name] = call(p, loss, MODES[1])
                 once[name] = time.perf_counter() - start
                 if p.hidden.is_cuda or once[name] < 3 * min(once.values()):

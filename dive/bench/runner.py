@@ -149,9 +149,7 @@ def _run_all(
                 if device.type == "cuda":
                     torch.cuda.empty_cache()
     order = {name: at for at, name in enumerate(operators)}
-    results.records.sort(
-        key=lambda record: order[record.operator]
-    )  # whatever the order in which they ran
+    results.records.sort(key=lambda record: order[record.operator])  # not in the order of runs
     results.unmeasured.sort(key=lambda one: order[one.operator])
 
 
