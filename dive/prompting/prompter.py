@@ -378,7 +378,7 @@ class Prompter:
             "prompt": self.prompt,
             "target": self.target,
             "max_image_tokens": self.max_image_tokens,
-            "template": self.template.source if self.template.given else None,
+            "template": self.template.source if self.template.is_custom else None,
             **self.template.metadata(),
             "end_token_id": self.end_token_id,
             "eos_token_ids": self.eos_token_ids,

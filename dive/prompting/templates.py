@@ -72,7 +72,7 @@ class ChatTemplate:
             today. Without effect on a template that does not ask for it.
 
     Attributes:
-        source: the Jinja text. given: it came from the user. plain: it is `PLAIN_TEMPLATE`.
+        source: the Jinja text. is_custom: it came from the user. plain: it is `PLAIN_TEMPLATE`.
         date: what the template takes for today, at midnight; None where it does not ask.
         conversation: what it renders of a short conversation.
         hash: first 16 hexadecimal digits of a SHA-256 of `source` and `conversation`; text_hash: of
@@ -92,7 +92,7 @@ class ChatTemplate:
         sees = processor is not None and getattr(processor, "image_processor", None) is not None
         self._renderer = processor if sees else tokenizer
         placeholders = _placeholders(processor, tokenizer) if sees else []
-        self.given = template is not None
+        self.is_custom = template is not None
         self.plain = False
         if template is not None:
             self.source = _read_template(template)
