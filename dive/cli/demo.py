@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dive.cli.options import place
+from dive.cli.options import as_path
 from dive.console import PlainConsole
 from dive.errors import DiveError
 
@@ -15,7 +15,7 @@ def demo(
         Path,
         typer.Option(
             "--out",
-            parser=place,
+            parser=as_path,
             metavar="FOLDER",
             help="For page, table, reports, adapter.",
         ),

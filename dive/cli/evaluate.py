@@ -12,8 +12,8 @@ from dive.cli.options import (
     ReadOption,
     ReportsRootOption,
     SplitOption,
+    as_path,
     check_values,
-    place,
     reading,
 )
 from dive.cli.predictions import joined_ids, predictions_of, references_of
@@ -28,7 +28,7 @@ def evaluate(
     predictions: Annotated[
         Path,
         typer.Option(
-            "--predictions", parser=place, metavar="FILE", help="reports.jsonl of dive generate."
+            "--predictions", parser=as_path, metavar="FILE", help="reports.jsonl of dive generate."
         ),
     ],
     references: Annotated[
@@ -49,7 +49,7 @@ def evaluate(
         Path | None,
         typer.Option(
             "--baseline",
-            parser=place,
+            parser=as_path,
             metavar="FILE",
             help="Other predictions; differences are printed, paired.",
         ),
@@ -63,7 +63,7 @@ def evaluate(
         Path | None,
         typer.Option(
             "--per-report",
-            parser=place,
+            parser=as_path,
             metavar="FILE",
             help="Write every report's own scores here, one JSON line a report, in the order of "
             "the references.",
@@ -79,7 +79,7 @@ def evaluate(
     radgraph_annotations: Annotated[
         Path | None,
         typer.Option(
-            parser=place,
+            parser=as_path,
             metavar="FILE",
             help="RadGraph: a file of annotations of all texts; no model is run.",
         ),
@@ -90,7 +90,7 @@ def evaluate(
     radgraph_weights: Annotated[
         Path | None,
         typer.Option(
-            parser=place,
+            parser=as_path,
             metavar="PATH",
             help="RadGraph: folder or archive; default its own cache.",
         ),
@@ -98,7 +98,7 @@ def evaluate(
     radgraph_encoder: Annotated[
         Path | None,
         typer.Option(
-            parser=place,
+            parser=as_path,
             metavar="FOLDER",
             help="RadGraph: folder of the BERT model that its config.json names, if that is not "
             "in the Hugging Face cache.",
@@ -113,12 +113,14 @@ def evaluate(
     chexbert_weights: Annotated[
         Path | None,
         typer.Option(
-            parser=place, metavar="FILE", help="CheXbert: chexbert.pth; default its usual place."
+            parser=as_path, metavar="FILE", help="CheXbert: chexbert.pth; default its usual place."
         ),
     ] = None,
     chexbert_tokenizer: Annotated[
         Path | None,
-        typer.Option(parser=place, metavar="FOLDER", help="CheXbert: folder of bert-base-uncased."),
+        typer.Option(
+            parser=as_path, metavar="FOLDER", help="CheXbert: folder of bert-base-uncased."
+        ),
     ] = None,
     split: SplitOption = None,
     images_root: ImagesRootOption = None,

@@ -19,12 +19,12 @@ from dive.cli.options import (
     SplitOption,
     TemplateDateOption,
     TemplateOption,
+    as_path,
     check_values,
     demonstrations_of,
     image_budget,
     open_all,
     open_backbone,
-    place,
     reading,
     write_skipped,
 )
@@ -43,12 +43,14 @@ def generate(
     backbone: BackboneOption,
     out: Annotated[
         Path,
-        typer.Option("--out", parser=place, metavar="FILE", help="JSON lines, one report a line."),
+        typer.Option(
+            "--out", parser=as_path, metavar="FILE", help="JSON lines, one report a line."
+        ),
     ],
     images: Annotated[
         list[Path] | None,
         typer.Argument(
-            parser=place,
+            parser=as_path,
             metavar="[IMAGES]...",
             help="Image files, one report each.",
             show_default=False,
@@ -65,7 +67,7 @@ def generate(
         Path | None,
         typer.Option(
             "--demonstrations",
-            parser=place,
+            parser=as_path,
             metavar="FILE",
             help="Studies shown before every query (k-shot).",
         ),

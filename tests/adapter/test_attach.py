@@ -299,9 +299,7 @@ def test_calibration_refuses_what_it_cannot_measure(tiny_llama):
     batch = {"input_ids": torch.tensor([[5, 6, 7]])}
     with pytest.raises(DiveError, match="layer 0 has the RMS nan over 0 positions"):
         calibrate(model, adapter, [(batch, torch.zeros(1, 3, dtype=torch.bool))])
-    with pytest.raises(
-        DiveError, match=r"a bool mask \[1, 3\] is wanted, got torch.int64 \[1, 3\]"
-    ):
+    with pytest.raises(DiveError, match=r"mask is torch.int64 \[1, 3\], want torch.bool \[1, 3\]"):
         calibrate(model, adapter, [(batch, torch.ones(1, 3, dtype=torch.long))])
     with dive.steer(model, adapter), pytest.raises(DiveError, match="detach the adapter first"):
         calibrate(model, adapter, [])

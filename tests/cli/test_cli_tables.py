@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dive.bench.results import Row
+from dive.bench.results import Record
 from dive.bench.table import _tables as bench_tables
 from dive.bench.timing import Interval
 from dive.cli import options, tables
@@ -85,7 +85,7 @@ def test_the_table_of_bench_loses_no_letter(width):
     taken = Interval(1234.5, 1200.0, 1250.0)
     ways = [("torch core, none, chunked on live rows", "torch 2.13.0+cpu", "dive"),
             ("session, steered", "transformers for 6 of 9 tokens", "session, steered")]  # fmt: skip
-    rows = [Row("cross-entropy", "288 tokens", "forward", way, ran, taken, 3, beside, taken, 1.5,
+    rows = [Record("cross-entropy", "288 tokens", "forward", way, ran, taken, 3, beside, taken, 1.5,
                 "GFLOP/s", 0.5) for way, ran, beside in ways]  # fmt: skip
 
     def print_at(width):

@@ -19,8 +19,9 @@ from dive.data.study import Study
 from dive.errors import DiveError
 from dive.files.json_lines import write_jsonl
 from dive.generation.resume import describe_demonstrations, describe_studies
-from dive.training import resume
 from dive.training.feature_store import key_of
+from dive.training.fingerprint import studies_fingerprint
+from dive.training.selection import Selection
 
 
 @pytest.mark.parametrize("suffix", [".png", ".dcm", ".dcm.gz", ""])
@@ -120,7 +121,7 @@ def test_the_digests_by_which_unfinished_runs_go_on(tmp_path):
     assert describe_demonstrations([study]) == "bcf884d2de49b5954753b2bf1c5127b4"
     assert describe_studies([study]) == "ba62c7a9cb71f821a2269ced12353fba"
     assert films_of([study]) == {"4a99557e4033c353": "7396e02027210235"}
-    assert resume.describe_studies([study], [], None, "findings")["studies_hash"] == (
+    assert studies_fingerprint(Selection([study], [], None), "findings")["studies_hash"] == (
         "d6405e736b206d03"
     )
     film, large, pixels, fetched = (digest_of_image(one, "s", "1 of 1")[:32] for one in images)

@@ -144,11 +144,11 @@ def test_an_empty_validation_is_refused(llava, studies):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (dive.DistillConfig, "config is the class DistillConfig; wants a DistillConfig"),
-        ({"rnak": 3}, "config has 'rnak', which is no setting of DistillConfig; it knows preset"),
+        (dive.DistillConfig, "config is the class DistillConfig, want a DistillConfig"),
+        ({"rnak": 3}, "config has 'rnak', want fields of DistillConfig: preset"),
         ({"rank": -3}, "rank is -3"),
-        ("dive", "config is 'dive'; wants a DistillConfig, such as"),
-        (dive.SteeringConfig(), "config is SteeringConfig.*wants a DistillConfig"),
+        ("dive", "config is 'dive', want a DistillConfig, such as"),
+        (dive.SteeringConfig(), "config is SteeringConfig.*want a DistillConfig"),
     ],
 )
 def test_what_is_no_config(llava, studies, config, message):

@@ -78,7 +78,7 @@ def test_features_follow_their_study(llava, studies):
 def test_what_does_not_fit_is_computed_every_time(llava, studies, caplog):
     prompter = Prompter(llava)
     one = 16 * tiny.HIDDEN * 4  # bytes of an image
-    cache = ImageCache(prompter, room=one)
+    cache = ImageCache(prompter, capacity=one)
     with Tower(llava) as tower, caplog.at_level(logging.WARNING, "dive"):
         for _ in range(3):
             for study in studies[:2]:

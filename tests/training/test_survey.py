@@ -316,21 +316,21 @@ def test_a_death_is_told_and_another_error_is_not():
         "DataLoader worker (pid(s) 12, 13) exited unexpectedly",
     ):
         message = r"images died \(DataLoader .*12.*; give it more memory"
-        with pytest.raises(DiveError, match=message), workers.deaths():
+        with pytest.raises(DiveError, match=message), workers.worker_deaths():
             raise RuntimeError(text)
     for error in (
         RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal: bad shapes"),
         RuntimeError("CUDA error: out of luck"),
         KeyError("DataLoader worker (pid 12)"),
     ):
-        with pytest.raises(type(error)) as caught, workers.deaths():
+        with pytest.raises(type(error)) as caught, workers.worker_deaths():
             raise error
         assert caught.value is error
 
 
 def test_where_nothing_can_be_forked_workers_are_refused_at_once(tiny_llava, studies, monkeypatch):
     config = dive.DistillConfig(preset="dive-ce", workers=2, steps=1)
-    monkeypatch.setattr(workers, "START", None)
+    monkeypatch.setattr(workers, "START_METHOD", None)
     message = "workers is 2, and this system cannot fork .* want workers=0"
     for make in (
         lambda: dive.DistillConfig(workers=2),

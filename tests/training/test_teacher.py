@@ -178,7 +178,7 @@ def test_what_does_not_fit_is_computed_again(room, tiny_llava, studies, monkeypa
     # with whatever else a view would keep alive
     held = sum(kept.untyped_storage().nbytes() for kept in teacher._kept.values())
     assert held == sum(sizes[index] for index in known) <= budget
-    told = caplog.text.count("the teacher's states of")
+    told = caplog.text.count("the teacher's hidden states of")
     assert told == (len(known) < 6)
     runs = []
     handle = decoder_layers(backbone)[0].register_forward_hook(lambda *_: runs.append(1))
