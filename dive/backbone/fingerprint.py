@@ -142,7 +142,7 @@ def _weights(module: Any) -> Iterator[tuple[Tensor, list[tuple[Any, float, str]]
 
 
 def _folds(module: Any) -> bool:
-    """Return whether a tuner is a plain LoRA of a plain weight, so that samples hold all it adds."""
+    """Return whether a tuner is a plain LoRA of a plain weight, all of which the samples hold."""
     if not added(module):
         return True
     base = replaced(module)
