@@ -51,7 +51,7 @@ def neighbours(count: int) -> Iterator[None]:
 
 def steps(engine: Any, count: int) -> None:
     engine.reserve(1, CACHED + count)
-    engine.start_row(0, CACHED, CACHED)
+    engine.start_slot(0, CACHED, CACHED)
     slot, token = torch.zeros(1, dtype=torch.long), torch.full((1,), 7)
     for _ in range(count):
         engine.step(token, slot, token)
