@@ -3,14 +3,14 @@
     python -m pytest benchmarks/bench_distill.py --benchmark-only
     python -m benchmarks.bench_distill [--studies 64] [--device cuda]     <device>-distill.json
 
-The first: a random decoder with a real vocabulary size and the shape of a tiny one: what is
-compared is the loss and the steering, not the backbone. `plain` is what one would write without
-this package: all logits [B, T, V], cross entropy on them, and the reference edit in the same hooks.
+The first runs on a random decoder with a real vocabulary size and the shape of a tiny one: it
+compares the loss and the steering, not the backbone. `plain` is what one would write without this
+package: all logits [B, T, V], cross entropy on them, and the reference edit in the same hooks.
 
-The second: `dive.distill` from studies to adapter on a backbone of MedGemma-4B's shape
-(benchmarks/medgemma.py), 4 demonstrations, 256-token images, the default preset and length; the
-teacher's pass and the vision tower are in it. A thousand studies are measured if the time that some
-need says that they fit; else what stands for a thousand is a projection and called so.
+The second times `dive.distill` from studies to adapter on a backbone of MedGemma-4B's shape
+(benchmarks/medgemma.py) with 4 demonstrations, 256-token images, the default preset and length,
+including the teacher's forwards and the vision tower. A thousand studies are measured if they fit
+into the time, judged by fewer; otherwise the figure for a thousand is a projection and called so.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def adapter(model):
 
 @pytest.fixture
 def steering(request, monkeypatch):
-    """The operator, or the reference edit in its place."""
+    """The operator, or in its place the reference edit."""
     if request.param == "plain":
         monkeypatch.setattr(ops, "steer", reference.steer)
     return request.param
@@ -76,7 +76,7 @@ def test_distillation_step(benchmark, model, adapter, steering):
                        for b in range(BATCH)])  # fmt: skip
     targets = ids.flatten()[index + 1]
 
-    def fused():
+    def with_operators():
         hidden = model.model(ids, use_cache=False).last_hidden_state.flatten(0, 1)[index]
         loss = ops.decisive_cross_entropy(hidden, model.lm_head.weight, targets, weights).loss
         loss.backward()
@@ -86,13 +86,13 @@ def test_distillation_step(benchmark, model, adapter, steering):
         logits = model(ids, use_cache=False).logits.float().flatten(0, 1)
         labels = torch.zeros(len(logits), dtype=torch.long).index_copy(0, index, targets)
         each = torch.zeros(len(logits)).index_copy(0, index, weights)
-        rows = F.cross_entropy(logits, labels, reduction="none")
-        loss = (each * rows).sum() / each.sum()
+        terms = F.cross_entropy(logits, labels, reduction="none")
+        loss = (each * terms).sum() / each.sum()
         loss.backward()
         return loss
 
     with dive.steer(model, adapter):
-        step = fused if steering == "dive" else plain
+        step = with_operators if steering == "dive" else plain
         loss = benchmark(step)
         assert torch.allclose(loss, plain(), rtol=1e-4)
 
@@ -111,14 +111,19 @@ def test_report(benchmark, model, adapter, steering):
     if steering == "off":
         out = benchmark(write)
     else:
-        with dive.steer(model, adapter) as attachment:
+        steered: list[bool] = []
+        layer = next(iter(adapter.layers.values()))
+        with dive.steer(model, adapter):
+            handle = layer.register_forward_hook(lambda *_: steered.append(True))
+            model(ids)
+            handle.remove()
+            assert steered
             out = benchmark(write)
-            assert attachment.calls > 0
     assert out.shape == (1, PROMPT + NEW_TOKENS)
 
 
 WANTED = 1000
-# what the defaults leave open; the second is for a GPU of 24 GB
+# settings beyond the defaults; the second fits a GPU of 24 GB
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "default": {"cache_images": True},
     "for 24 GB": {
@@ -131,7 +136,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 
 
 def distillation(backbone: dive.Backbone, count: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """One whole `dive.distill` over `count` studies."""
+    """Time one whole `dive.distill` over `count` studies."""
     from benchmarks.medgemma import studies
 
     chosen = studies(count, backbone.tokenizer)
@@ -159,13 +164,13 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default=timing.default_device().type)
-    parser.add_argument("--studies", type=int, default=8 if TOY else 64, help="of the first look")
+    parser.add_argument("--studies", type=int, default=8 if TOY else 64, help="to measure first")
     timing.add_options(parser)
     options = parser.parse_args()
     device = torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     head = {"what": "dive.distill, MedGemma-4B's shape, random weights", "studies": options.studies}
-    record = timing.Record(
+    record = timing.ResultsFile(
         f"{timing.short_name(device)}-distill-run",
         head,
         device,
@@ -180,16 +185,16 @@ def main() -> None:
         if built is None:
             built = medgemma.backbone(dtype, device)
             distillation(built, 8, settings | {"steps": 1})  # kernels compile, caches fill
-        row = distillation(built, options.studies, settings)
-        row["projected_seconds_1000_studies"] = row["seconds"] * WANTED / options.studies
-        print(name, row, flush=True)
+        result = distillation(built, options.studies, settings)
+        result["projected_seconds_1000_studies"] = result["seconds"] * WANTED / options.studies
+        print(name, result, flush=True)
         if look:
-            record.add({"case": name, **row})
+            record.add({"case": name, **result})
         left = 60 * (options.minutes or 0) - (time.monotonic() - start)
-        if whole and row["projected_seconds_1000_studies"] < left:
-            row = distillation(built, WANTED, settings)
-            record.add({"case": full, **row})
-            print(name, row, flush=True)
+        if whole and result["projected_seconds_1000_studies"] < left:
+            result = distillation(built, WANTED, settings)
+            record.add({"case": full, **result})
+            print(name, result, flush=True)
     print(record.close())
 
 

@@ -112,7 +112,7 @@ def measure(backbone: str, studies: str, workers: int | None) -> dict[str, Any]:
 
     import dive
     from dive.data import read_studies
-    from dive.training import distillation, trainer
+    from dive.training import loop, preparation
 
     torch.set_num_threads(1)
     found: dict[str, float] = {}
@@ -121,7 +121,7 @@ def measure(backbone: str, studies: str, workers: int | None) -> dict[str, Any]:
         found.setdefault(name, round(time.perf_counter() - start, 1))
 
     forward, survey, lengths = (
-        trainer.Student.forward, distillation.survey, distillation.Teacher.prompt_lengths,
+        loop.Student.forward, preparation.survey, preparation.Teacher.prompt_lengths,
     )  # fmt: skip
 
     def first(*args: Any, **more: Any) -> Any:
@@ -139,7 +139,7 @@ def measure(backbone: str, studies: str, workers: int | None) -> dict[str, Any]:
         done("teacher_measured_s")
         return result
 
-    changed: Any = (trainer.Student, distillation, distillation.Teacher)
+    changed: Any = (loop.Student, preparation, preparation.Teacher)
     changed[0].forward, changed[1].survey, changed[2].prompt_lengths = first, surveyed, measured
     model = dive.load_backbone(backbone, device="cpu")
     rows = read_studies(studies)

@@ -1,9 +1,8 @@
-"""In which order the chunks of `dive::decisive_cross_entropy` take their steps: logits, row pass,
-states.
+"""The order of the steps of all chunks of `dive::decisive_cross_entropy`: logits, row pass, states.
 
-With one buffer of logits they take them one after another. With two, the row pass of a chunk, which
-is bound by memory, runs on a stream of its own beside the product of the next chunk, which is not:
-logits of i + 1, then the states of i, whose row pass has had that time.
+With one buffer of logits the steps follow one another. With two, the row pass of chunk i, which is
+bound by memory, overlaps on its own stream with the product of chunk i + 1, which is bound by
+compute; the states of chunk i follow.
 """
 
 from collections.abc import Callable
@@ -14,21 +13,21 @@ import torch
 Step = Callable[[int], None]  # of a chunk, by its number
 
 
-class Aside(Protocol):
-    """Where row passes run."""
+class RowPassStream(Protocol):
+    """The stream on which row passes run."""
 
     def run(self, chunk: int, step: Step) -> None:
-        """After all that was begun so far."""
+        """Runs a step after everything launched so far."""
 
     def wait(self, chunk: int) -> None:
-        """What is begun from now on runs after this chunk's step."""
+        """Makes later launches wait for this chunk's step."""
 
     def close(self) -> None:
-        """What is begun from now on runs after every step."""
+        """Makes later launches wait for every step."""
 
 
-class Inline:
-    """Between what is begun before and after it, on the same stream."""
+class SameStream:
+    """The current stream: steps run in the order of their launch."""
 
     def run(self, chunk: int, step: Step) -> None:
         step(chunk)
@@ -40,8 +39,8 @@ class Inline:
         pass
 
 
-class OnStream:
-    """On a stream beside the current one of a GPU; a capture of that takes it in."""
+class SideStream:
+    """A second stream of a GPU; a graph capture of the current one includes it."""
 
     def __init__(self, device: torch.device) -> None:
         self.current = torch.cuda.current_stream(device)
@@ -58,27 +57,27 @@ class OnStream:
         self.current.wait_event(self.done[chunk])
 
     def close(self) -> None:
-        # memory that the steps used is the current stream's, and may be taken again from here on
+        # the memory of the steps belongs to the current stream, which may reuse it from here on
         self.current.wait_stream(self.stream)
 
 
-def aside(device: torch.device, buffers: int) -> Aside:
-    """For so many buffers; on a CPU (the interpreter) there is but one order."""
-    return OnStream(device) if buffers > 1 and device.type == "cuda" else Inline()
+def row_pass_stream(device: torch.device, buffers: int) -> RowPassStream:
+    """Returns the stream of row passes for a number of buffers; a CPU has only one."""
+    return SideStream(device) if buffers > 1 and device.type == "cuda" else SameStream()
 
 
 def in_turns(
-    chunks: int, buffers: int, logits: Step, rows: Step, states: Step, where: Aside
+    chunks: int, buffers: int, logits: Step, rows: Step, states: Step, row_passes: RowPassStream
 ) -> None:
-    """All steps of all chunks. Chunk i has buffer i % buffers, from its logits to its states."""
+    """Runs all steps of all chunks. Chunk i uses buffer i % buffers for all its steps."""
     try:
         for chunk in range(chunks + buffers - 1):
             if chunk < chunks:
                 logits(chunk)
-                where.run(chunk, rows)
+                row_passes.run(chunk, rows)
             done = chunk - buffers + 1
             if done >= 0:
-                where.wait(done)
+                row_passes.wait(done)
                 states(done)
     finally:
-        where.close()
+        row_passes.close()

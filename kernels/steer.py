@@ -1,10 +1,10 @@
 """Triton kernel of `dive::steer`, forward. float16, bfloat16 and float32; sums in float32.
 
-A program takes BLOCK_T tokens at a time and sweeps the width in blocks of BLOCK_D: once for the
-mixing weights (pre = down u + bias), once to write h'. Norm preservation needs the norm of the
-result before it writes, which is a sweep more. At best HBM sees one read and one write of the
-stream: programs are no more than the L2 cache holds the tokens of, unless multiprocessors would
-have too little to do, and each sweep starts where the one before ended, with what is left there.
+A program processes BLOCK_T tokens at a time and sweeps the width in blocks of BLOCK_D: once for the
+mixing weights (pre = down u + bias), once to write h'. Norm preservation takes one more sweep, as
+it needs the norm of the result before writing. At best the stream is read from HBM once and written
+once: the number of programs is limited so that the L2 cache holds their tokens, unless too few
+would be left for the multiprocessors, and each sweep starts where the previous one ended.
 The backward pass is steer_backward.py.
 """
 
@@ -17,12 +17,19 @@ from torch import Tensor
 
 from dive.kernels.functions import activation as phi
 from dive.kernels.functions import product, rounded
-from dive.kernels.launch_table import cdiv, configuration, host, narrowed, padded_rank, residents
+from dive.kernels.launch_table import (
+    cdiv,
+    configuration,
+    host,
+    padded_rank,
+    residents,
+    with_fewest_tokens,
+)
 
 
 @triton.jit
 def edit_of(edit, mix, up, static, d, r, width, rank, PADDED: tl.constexpr):
-    """up mix + static for a block of the width: edit [BLOCK_T, BLOCK_D] comes as zeros."""
+    """Returns up mix + static for a block of the width; edit [BLOCK_T, BLOCK_D] is zeros."""
     if PADDED > 0:
         block = tl.load(
             up + d[None, :] * rank + r[:, None],
@@ -37,8 +44,8 @@ def edit_of(edit, mix, up, static, d, r, width, rank, PADDED: tl.constexpr):
 
 @triton.jit
 def columns_of(step, last, FORWARDS: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Columns of the block that a sweep over blocks 0 to last takes at this step. A sweep goes the
-    other way than the one before it, and begins with what is left of that in the cache."""
+    """Returns the columns that a sweep over blocks 0 to last processes at this step. Each sweep has
+    the direction opposite to the previous one's, and begins with what that left in the cache."""
     if FORWARDS:
         return tl.arange(0, BLOCK_D) + step * BLOCK_D
     else:
@@ -52,7 +59,7 @@ def forward_kernel(
     PADDED: tl.constexpr, ACTIVATION: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
     SAVE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """out [tokens, width]; with SAVE also pre [tokens, rank] and rstd [tokens]."""
+    """Computes out [tokens, width]; with SAVE also pre [tokens, rank] and rstd [tokens]."""
     for block in tl.range(
         tl.program_id(0), tl.cdiv(tokens, BLOCK_T), tl.num_programs(0), disable_licm=True
     ):
@@ -110,7 +117,7 @@ def _forward_block(
             )
     if SAVE:
         tl.store(rstd + t, inverse, mask=inside)
-    # the padding of the rank meets zeros of `up`, whatever the activation makes of it
+    # the padding of the rank is multiplied by zeros of `up`, whatever its activation
     mix = rounded(phi(mixing, ACTIVATION), h.dtype.element_ty)
     factor = tl.load(scale).to(tl.float32)
 
@@ -128,15 +135,15 @@ def _forward_block(
             moved = x + edit
             after += tl.sum(moved * moved, 1)
             largest = tl.maximum(largest, tl.max(tl.abs(edit), 1))
-        # an edit of exactly 0 must leave every bit, however the two sums were rounded
+        # an edit of exactly 0 must not change a bit, however the two sums were rounded
         change = (after > 0) & (largest > 0)
         ratio = tl.where(change, tl.sqrt(squares) / tl.sqrt(tl.where(change, after, 1.0)), 1.0)
 
     for step in tl.range(0, last + 1, num_stages=STAGES):
         d = columns_of(step, last, NORM, BLOCK_D)
         inner = inside[:, None] & (d < width)[None, :]
-        place = h + start[:, None] + d[None, :]
-        raw = tl.load(place, mask=inner, other=0.0, eviction_policy="evict_first")
+        pointer = h + start[:, None] + d[None, :]
+        raw = tl.load(pointer, mask=inner, other=0.0, eviction_policy="evict_first")
         edit = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
         edit = factor * edit_of(edit, mix, up, static, d, r, width, rank, PADDED)
         result = raw.to(tl.float32) + edit
@@ -145,8 +152,8 @@ def _forward_block(
         result = rounded(result, h.dtype.element_ty)
         if MASKED:
             result = tl.where(keep[:, None], result, raw)
-        place = out + out_start[:, None] + d[None, :]
-        tl.store(place, result, mask=inner, eviction_policy="evict_first")
+        pointer = out + out_start[:, None] + d[None, :]
+        tl.store(pointer, result, mask=inner, eviction_policy="evict_first")
 
 
 # --- launching ---------------------------------------------------------------------------------
@@ -155,33 +162,33 @@ def _forward_block(
 Operands = tuple[Tensor, Tensor]  # down and up
 
 
-def rows(x: Tensor) -> Tensor:
-    """[T, D] whose rows are contiguous; a view where possible."""
+def token_matrix(x: Tensor) -> Tensor:
+    """Returns x as [T, D] with contiguous rows; a view where possible."""
     x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def marks(mask: Tensor | None, other: Tensor) -> Tensor:
+def mask_bytes(mask: Tensor | None, other: Tensor) -> Tensor:
     return other if mask is None else mask.reshape(-1).contiguous().view(torch.uint8)
 
 
 @functools.cache
 def _processors(index: int | None) -> tuple[int, int]:
-    """Multiprocessors of a GPU, and bytes of its L2 cache."""
+    """Returns the number of multiprocessors of a GPU, and the bytes of its L2 cache."""
     properties = torch.cuda.get_device_properties(index)
     return properties.multi_processor_count, properties.L2_cache_size
 
 
-def few(x: Tensor, block_t: int) -> bool:
-    """Whether blocks of so many tokens of x [T, D] leave multiprocessors of a GPU without one."""
+def has_few_tokens(x: Tensor, block_t: int) -> bool:
+    """Whether x [T, D] has fewer blocks of block_t tokens than its GPU has multiprocessors."""
     return x.is_cuda and cdiv(x.shape[0], block_t) < _processors(x.device.index)[0]
 
 
 def operands(
     kernel: str, down: Tensor, up: Tensor, x: Tensor, padded: int, given: Operands | None
 ) -> Operands:
-    """The factors of the products as every block of tokens reads them: in the dtype of x, to which
-    the kernels round them anyway. given: where the caller has them so."""
+    """Returns the factors of the products as every block of tokens reads them: in the dtype of x,
+    to which the kernels would round them. given: where the caller has these already."""
     if given is not None:
         return given
     if host(kernel, x.device, x.dtype, padded, x.shape[1])["casts"]:
@@ -190,8 +197,10 @@ def operands(
 
 
 def programs(kernel: str, x: Tensor, padded: int, blocks: int, block_t: int, swept: int = 1) -> int:
-    """How many programs share the blocks of block_t tokens of x [T, D] between them, where so many
-    tensors of its size are swept more than once."""
+    """Returns the number of programs that share the blocks of block_t tokens of x [T, D].
+
+    swept: how many tensors of that size are swept more than once.
+    """
     if not x.is_cuda:
         return blocks
     least = residents(kernel, x.device, x.dtype, padded, x.shape[1])
@@ -200,8 +209,10 @@ def programs(kernel: str, x: Tensor, padded: int, blocks: int, block_t: int, swe
 
 
 def shared(blocks: int, block_bytes: int, least: int, processors: int, cache_bytes: int) -> int:
-    """So many programs that what they have under way fits into three quarters of the cache, but
-    `least` for each multiprocessor even where it does not; and all get as many blocks."""
+    """Returns how many programs can be resident so that their blocks fit into 3/4 of the cache.
+
+    At least `least` per multiprocessor, even where these do not fit; all get as many blocks.
+    """
     most = max(least * processors, 3 * cache_bytes // 4 // block_bytes)
     return cdiv(blocks, cdiv(blocks, most))
 
@@ -220,11 +231,11 @@ def forward(
     compute_grad: bool,
     narrow: Operands | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """h', and with compute_grad pre [T, R] and rstd [T] in float32, else empty ones.
+    """Computes h', and with compute_grad pre [T, R] and rstd [T] in float32, else empty ones.
 
     narrow: down and up in the dtype of h, where the caller has them.
     """
-    x = rows(h)
+    x = token_matrix(h)
     (tokens, width), rank = x.shape, down.shape[0]
     out = h.new_empty(h.shape)
     pre = x.new_empty((tokens, rank) if compute_grad else (0, 0), dtype=torch.float32)
@@ -232,15 +243,17 @@ def forward(
     padded = padded_rank(rank)
     options = configuration("steer_forward", h.device, h.dtype, padded, width)
     if out.numel():
-        if few(x, options["BLOCK_T"]):
-            options = narrowed(options)  # and the parameters are read by few as they are
+        if has_few_tokens(x, options["BLOCK_T"]):
+            options = with_fewest_tokens(
+                options
+            )  # and few programs read the parameters, which need no cast
         else:
             down, up = operands("steer_forward", down, up, x, padded, narrow)
         blocks = cdiv(tokens, options["BLOCK_T"])
         grid = (programs("steer_forward", x, padded, blocks, options["BLOCK_T"]),)
         forward_kernel[grid](
             x, down.contiguous(), down_bias.contiguous(), up.contiguous(), static.contiguous(),
-            scale, marks(mask, x), out, pre, rstd, tokens, width, rank, x.stride(0), eps,
+            scale, mask_bytes(mask, x), out, pre, rstd, tokens, width, rank, x.stride(0), eps,
             PADDED=padded, ACTIVATION=activation, NORM=norm_preserving, MASKED=mask is not None,
             SAVE=compute_grad, **options,
         )  # fmt: skip

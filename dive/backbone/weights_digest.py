@@ -1,7 +1,7 @@
-"""Which weights a model computes with, to the last bit: a digest that a GPU makes in a moment.
+"""A digest of the exact weights that a model computes with, which a GPU makes in a moment.
 
-`dive.backbone.fingerprint` knows a backbone again in another dtype or with a LoRA merged, by
-samples. Here it is to be the very same: a training that goes on with anything else gives another
+`dive.backbone.fingerprint` recognises a backbone in another dtype or with a LoRA merged, by
+samples. This one changes with every bit: a training that is resumed on anything else gives another
 adapter.
 """
 
@@ -16,17 +16,17 @@ from dive.backbone.fingerprint import made_up
 from dive.backbone.structure import unwrap
 
 _CHUNK = 1 << 22  # numbers that are summed at a time: 32 MiB of int64, three times over
-_STEP = 2654435761  # odd, so that every place weighs otherwise
+_STEP = 2654435761  # odd, so that every position has a weight of its own
 
 
 @torch.no_grad()
 def weights_digest(backbone_or_model: Any) -> str:
-    """Names all parameters and stored buffers, their dtypes and shapes included.
+    """A digest of all parameters and stored buffers, their dtypes and shapes included.
 
     What cannot be read (sharded or offloaded weights) counts by its name, dtype and shape, and what
-    the loading made up outside the decoder (see `dive.backbone.fingerprint`) not at all. Two sums a
-    piece of 4,194,304 numbers stand for its bits: exact, the same on every device, and no defence
-    against somebody who looks for weights with the same sums.
+    the loading made up outside the decoder (see `dive.backbone.fingerprint`) not at all. Two sums
+    per chunk of 4,194,304 numbers stand for its bits: exact, the same on every device, and no
+    defence against somebody who constructs weights with the same sums.
     """
     model: Any = unwrap(backbone_or_model)
     unknown = made_up(model)
@@ -41,8 +41,8 @@ def weights_digest(backbone_or_model: Any) -> str:
 
 
 def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What a checkpoint of the model has, by name."""
-    for place, module in sorted(model.named_modules(), key=lambda pair: pair[0]):
+    """Yield the tensors of a checkpoint of the model, by name."""
+    for path, module in sorted(model.named_modules(), key=lambda pair: pair[0]):
         buffers = {
             name: tensor
             for name, tensor in module._buffers.items()
@@ -50,7 +50,7 @@ def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         }
         for name, tensor in {**module._parameters, **buffers}.items():
             if tensor is not None:
-                yield f"{place}.{name}", tensor
+                yield f"{path}.{name}", tensor
 
 
 def _sums(tensor: Tensor) -> list[list[int]]:
@@ -61,6 +61,6 @@ def _sums(tensor: Tensor) -> list[list[int]]:
     found = []
     for start in range(0, flat.numel(), _CHUNK):
         values = flat[start : start + _CHUNK].long()
-        places = torch.arange(len(values), device=values.device) * _STEP + 1
-        found.append(torch.stack([values.sum(), (values * places).sum()]))
+        positions = torch.arange(len(values), device=values.device) * _STEP + 1
+        found.append(torch.stack([values.sum(), (values * positions).sum()]))
     return torch.stack(found).tolist() if found else []

@@ -1,8 +1,8 @@
-"""Cross entropy and distillation over a frozen head, forward and backward, beside its peers.
+"""Cross entropy and distillation over a frozen head, forward and backward, against its peers.
 
-The floor is the matrix products over the live rows alone, in one piece and into memory that is
-there: one for the loss, one for its gradient, one more for a teacher. Of the libraries that compute
-the same, the fastest of one call each is timed, on rows that were gathered beforehand.
+The floor is the matrix products over the live rows alone, in one piece and into allocated memory:
+one for the loss, one for its gradient, one more for a teacher. Of the libraries that compute the
+same, the one that is fastest in a single call is timed, on rows that were gathered beforehand.
 """
 
 import math
@@ -14,11 +14,11 @@ from functools import partial
 import torch
 
 from dive.bench import observe, peers
-from dive.bench.asked import CROSS_ENTROPY as OPERATOR
-from dive.bench.case import Here, off
+from dive.bench.case import Setup, off
 from dive.bench.deadline import OutOfTime, bound
 from dive.bench.peers import GATHERED, Loss, Problem
-from dive.bench.results import Found, NotRun, Setting, Wrong, reason_of, rows
+from dive.bench.request import CROSS_ENTROPY as OPERATOR
+from dive.bench.results import Found, Setting, Unmeasured, Wrong, reason_of, records_of
 from dive.bench.timing import LEAST_ROUNDS, Call, stopwatches, turns, wall_seconds
 
 MODES = ("forward", "forward+backward")
@@ -26,7 +26,7 @@ _ROUNDS = 11
 
 
 def floors(p: Problem) -> dict[str, Call]:
-    """The products that none can do without."""
+    """Returns the products that every implementation needs."""
     dense = p.hidden.detach()[p.rows]
     logits, back = dense.new_empty(len(dense), len(p.head)), torch.empty_like(dense)
     before = 1 if p.teacher is None else 2
@@ -43,7 +43,7 @@ def floors(p: Problem) -> dict[str, Call]:
 
 
 def call(p: Problem, loss: Loss, mode: str) -> Callable[[], object]:
-    """The loss alone, without gradients, or with its backward."""
+    """Returns a call of the loss without gradients, or with its backward."""
 
     def forward() -> None:
         with torch.no_grad():
@@ -58,7 +58,7 @@ def call(p: Problem, loss: Loss, mode: str) -> Callable[[], object]:
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """N rows of D over a vocabulary of V, of which some are live."""
+    """A loss over N rows of width D, some of them live, and a vocabulary of V."""
 
     tokens: int
     width: int
@@ -77,24 +77,24 @@ class CrossEntropy:
 
     @property
     def flop(self) -> float:
-        """Of the products over the live rows."""
+        """The floating-point operations of the products over the live rows."""
         return 2.0 * self.live * self.width * self.vocabulary * (3 if self.distils else 2)
 
-    def seconds(self, here: Here) -> float:
+    def seconds(self, setup: Setup) -> float:
         # checks, warm-up and three rounds: of the reference over all rows, and of four over some
         calls = 6 * (self.tokens / self.live + 4)
-        return calls * self.flop / here.rates.products
+        return calls * self.flop / setup.rates.products
 
     def smaller(self) -> "CrossEntropy | None":
         if self.vocabulary > 2000:
             return replace(self, vocabulary=self.vocabulary // 4)
         return replace(self, width=self.width // 4) if self.width > 256 else None
 
-    def run(self, here: Here, until: float) -> Iterator[Found]:
-        missing = partial(NotRun, OPERATOR, self.name)
+    def run(self, setup: Setup, until: float) -> Iterator[Found]:
+        missing = partial(Unmeasured, OPERATOR, self.name)
         sizes = (self.tokens, self.width, self.vocabulary, self.live)
         try:
-            p = Problem.random(*sizes, here.dtype, here.device, self.distils)
+            p = Problem.random(*sizes, setup.dtype, setup.device, self.distils)
             reference = peers.reference_eager(p)
             begun = time.perf_counter()
             loss, gradient = p.result(reference)
@@ -104,9 +104,9 @@ class CrossEntropy:
             return
         try:
             own = peers.dive(p)
-            wrong = _difference(p.result(own), (loss, gradient), here.tolerance)
+            wrong = _difference(p.result(own), (loss, gradient), setup.tolerance)
             both = call(p, own, MODES[1])
-            ran = {"dive": observe.operator(both, here.device), "reference": "dive.reference"}
+            ran = {"dive": observe.operator(both, setup.device), "reference": "dive.reference"}
         except torch.OutOfMemoryError as error:
             yield missing("all", reason_of(error))
             return
@@ -126,8 +126,8 @@ class CrossEntropy:
             gathered, suffix = p.gathered(), GATHERED
             calls["reference" + suffix] = call(gathered, peers.reference_eager(gathered), MODES[1])
             ran["reference" + suffix] = "dive.reference"
-        # what is left beside the rounds of those that are timed in any case: the reference's over
-        # all rows and over the live ones, and ours and the floor, which take no longer than that
+        # the time left after the rounds that run in any case: of the reference over all rows and
+        # over the live ones, and of dive and the floor, which take no longer than that
         rounds = (LEAST_ROUNDS + 1) * taken * (1 + 3 * self.live / self.tokens)
         left = max(0.0, until - time.monotonic() - rounds)
         found, once, why = _libraries(gathered, gradient[p.rows].float(), left)
@@ -144,19 +144,19 @@ class CrossEntropy:
         if best is not None:
             calls[best + suffix] = found[best]
             ran[best + suffix] = _code_of(best)
-        seconds = turns(stopwatches(calls, here.device), _ROUNDS, until=until)
+        seconds = turns(stopwatches(calls, setup.device), _ROUNDS, until=until)
         beside = {name: "dive" for name in calls if name not in ("dive", "floor")}
         setting = Setting(OPERATOR, self.name, MODES[1])
-        yield from rows(setting, seconds, ran, beside, self.flop / 1e9, "GFLOP/s")
+        yield from records_of(setting, seconds, ran, beside, self.flop / 1e9, "GFLOP/s")
 
 
 def _libraries(
     p: Problem, truth: torch.Tensor, left: float
 ) -> tuple[dict[str, Call], dict[str, float], dict[str, str]]:
-    """Of those that agree a call and its seconds; of the others why they are not timed.
+    """Returns calls of the libraries that agree, their seconds, and why the others are not timed.
 
-    p: all of its rows count. left: seconds, of which half are for trials, and half for the rounds
-    of the one that is the fastest.
+    p: a problem whose rows are all live. left: seconds, half of them for trials, half for the
+    rounds of the fastest.
     """
     found: dict[str, Call] = {}
     once: dict[str, float] = {}
@@ -166,11 +166,11 @@ def _libraries(
         start = time.perf_counter()
         try:
             if not p.hidden.is_cuda:
-                make(p)  # what cannot run here says so, however little time there is
+                make(p)  # raises what cannot run here, however little time is left
             with bound(until):
                 _try_some(make, p, left / 2, min(once.values(), default=math.inf))
                 start = time.perf_counter()
-                loss = peers.checked(make, p, truth)  # waits for the device: it looks at the result
+                loss = peers.checked(make, p, truth)  # compares the result: waits for the device
                 found[name] = call(p, loss, MODES[1])
                 once[name] = time.perf_counter() - start
                 if p.hidden.is_cuda or once[name] < 3 * min(once.values()):
@@ -197,9 +197,9 @@ def _libraries(
 
 
 def _try_some(make: peers.Peer, p: Problem, left: float, best: float) -> None:
-    """`Unavailable` where a call on a CPU would take longer than `left` s, or than the best's.
+    """Raises `Unavailable` if a call on a CPU would take longer than `left` s or than the best.
 
-    Nothing breaks a call of compiled code off. It is told by one over an eighth of the rows.
+    A call of compiled code cannot be interrupted, so it is estimated from an eighth of the rows.
     """
     rows = len(p.targets) // 8
     if p.hidden.is_cuda or not rows:
@@ -231,7 +231,7 @@ def _try_some(make: peers.Peer, p: Problem, left: float, best: float) -> None:
 def _difference(
     got: tuple[torch.Tensor, torch.Tensor], want: tuple[torch.Tensor, torch.Tensor], most: float
 ) -> str:
-    """Where loss and gradient are too far off, in words; empty where they are not."""
+    """Returns in words where loss and gradient are too far off, or an empty string."""
     for name, one, other in zip(("loss", "gradient"), got, want, strict=True):
         distance = off(one, other)
         if not distance <= most:
@@ -250,7 +250,7 @@ def _code_of(peer: str) -> str:
 
 
 def cases(device: torch.device, toy: bool, free: int) -> list[CrossEntropy]:
-    """Most wanted first. free: bytes of the device's memory, of which the reference takes most."""
+    """Returns the cases by priority. free: bytes of device memory, most of it for the reference."""
     if toy:
         return [
             CrossEntropy(48, 16, 128, 16),

@@ -1,4 +1,4 @@
-"""Which code ran: seen while it runs, not read off a plan."""
+"""Observation of the code that runs, rather than of the code that was chosen."""
 
 import sys
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-Place = tuple[str, str]  # module and function
+CodeName = tuple[str, str]  # module and function
 # the PyTorch paths of the two operators
 _PYTORCH = {
     ("dive.ops.steering_torch", "forward"), ("dive.ops.steering_torch", "backward"),
@@ -14,12 +14,12 @@ _PYTORCH = {
 }  # fmt: skip
 
 
-def places(call: Callable[[], object]) -> set[Place]:
-    """The Python functions that run in one call, its backward included.
+def functions_run(call: Callable[[], object]) -> set[CodeName]:
+    """Returns the Python functions that run in one call, its backward included.
 
-    A backward on a GPU runs on a thread of autograd's own, where nobody watches; here it does not.
+    A backward on a GPU runs on a thread of autograd, which is not profiled; here it does not.
     """
-    seen: set[Place] = set()
+    seen: set[CodeName] = set()
 
     def note(frame: Any, event: str, _argument: Any) -> None:
         if event == "call":
@@ -36,11 +36,11 @@ def places(call: Callable[[], object]) -> set[Place]:
 
 
 def operator(call: Callable[[], object], device: torch.device) -> str:
-    """What computed `dive.ops.steer` or `dive.ops.decisive_cross_entropy` in this call.
+    """Returns what computed `dive.ops.steer` or `dive.ops.decisive_cross_entropy` in this call.
 
     "triton", "cpu operator" ("pytorch operator" on a GPU), both joined by " + ", or "unknown".
     """
-    seen = places(call)
+    seen = functions_run(call)
     found = []
     if any(module.startswith("triton.runtime") for module, _ in seen):
         found.append("triton")
@@ -50,10 +50,10 @@ def operator(call: Callable[[], object], device: torch.device) -> str:
 
 
 class Forwards:
-    """Counts the model's own forwards, to tell who writes the tokens of an answer.
+    """Counts the model's own forwards, which shows what generated the tokens of an answer.
 
-    Of an answer of n tokens transformers computes each by a forward; the engine takes over after
-    the prompt's.
+    transformers computes each token of an answer by a forward; the engine takes over after the
+    prefill.
     """
 
     def __init__(self, model: Any) -> None:
@@ -64,12 +64,12 @@ class Forwards:
         self.count += 1
 
     def close(self) -> None:
-        """Takes the hook away."""
+        """Removes the hook."""
         self._handle.remove()
 
 
 def decoder(forwards: int, calls: int, tokens: int) -> str:
-    """What wrote `tokens` tokens in so many calls, each of more than one token."""
+    """Returns what generated `tokens` tokens in `calls` calls, each of more than one token."""
     if forwards == calls:
         return "dive._C"
     if forwards >= tokens:

@@ -1,16 +1,17 @@
-"""What a run found, as rows with units, and as JSON."""
+"""The results of a run as records with units, and as JSON."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from dive.bench.timing import Interval, interval
+from dive.errors.renamed import renamed_attribute
 
-SCHEMA = 1  # of the JSON; a change of its meaning gets another number
+SCHEMA = 1  # of the JSON; a change of meaning increments it
 
 
 class Setting(NamedTuple):
-    """What the rows of one table have in common."""
+    """The operator, case and mode of the records of one table."""
 
     operator: str
     case: str
@@ -18,14 +19,14 @@ class Setting(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class Record:
     """One way to compute one case, timed."""
 
     operator: str  # cross-entropy, steer or decode
     case: str
-    mode: str  # forward, forward+backward, or ms a token of what
+    mode: str  # forward, forward+backward, or per token of an answer
     way: str
-    ran: str  # what was seen to run
+    ran: str  # the code that was observed to run
     milliseconds: Interval
     samples: int
     beside: str | None  # the way that `times` compares with
@@ -36,8 +37,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class NotRun:
-    """What is missing from the rows, and why."""
+class Unmeasured:
+    """A way that has no record, and why."""
 
     operator: str
     case: str
@@ -54,48 +55,51 @@ class Wrong:
     reason: str
 
 
-Found = Row | NotRun | Wrong
+Found = Record | Unmeasured | Wrong
 
 
 @dataclass
 class Results:
-    """All of a run."""
+    """The results of a run."""
 
     head: dict[str, Any]
     rates: dict[str, Any] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
-    not_run: list[NotRun] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    unmeasured: list[Unmeasured] = field(default_factory=list)
     wrong: list[Wrong] = field(default_factory=list)
 
+    rows = renamed_attribute("rows", "records")
+    not_run = renamed_attribute("not_run", "unmeasured")
+
     def add(self, found: Found) -> None:
-        """To the list of its kind."""
-        if isinstance(found, Row):
-            self.rows.append(found)
-        elif isinstance(found, NotRun):
-            self.not_run.append(found)
+        """Appends a result to the list of its kind."""
+        if isinstance(found, Record):
+            self.records.append(found)
+        elif isinstance(found, Unmeasured):
+            self.unmeasured.append(found)
         else:
             self.wrong.append(found)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dictionaries; times in milliseconds."""
+        """Returns plain numbers, strings, lists and dictionaries; times in milliseconds."""
         return {
             "schema": SCHEMA,
             **self.head,
             "rates": self.rates,
-            "rows": [_row(row) for row in self.rows],
-            "not_run": [asdict(one) for one in self.not_run],
+            "rows": [_record_json(record) for record in self.records],
+            "not_run": [asdict(one) for one in self.unmeasured],
             "wrong": [asdict(one) for one in self.wrong],
         }
 
 
-def _row(row: Row) -> dict[str, Any]:
-    plain = asdict(row) | {
-        "milliseconds": _interval(row.milliseconds),
-        "times": None if row.times is None else _interval(row.times),
-        "rate": significant(row.rate),
+def _record_json(record: Record) -> dict[str, Any]:
+    plain = asdict(record) | {
+        "milliseconds": _interval(record.milliseconds),
+        "times": None if record.times is None else _interval(record.times),
+        "rate": significant(record.rate),
     }
-    if row.floor_share is not None:
-        plain["floor_share"] = significant(row.floor_share)
+    if record.floor_share is not None:
+        plain["floor_share"] = significant(record.floor_share)
     return plain
 
 
@@ -104,21 +108,21 @@ def _interval(values: Interval) -> dict[str, float]:
 
 
 def significant(value: float) -> float:
-    """Five digits, which is more than any of these is known to."""
+    """Rounds to five digits, more than any of these is accurate to."""
     return float(f"{value:.5g}")
 
 
-def rows(
+def records_of(
     setting: Setting,
     seconds: Mapping[str, list[float]],
     ran: Mapping[str, str],
     beside: Mapping[str, str],
     work: float,
     unit: str,
-) -> Iterator[Row]:
-    """A row a way from the seconds of its rounds; "floor" is what the shares are of.
+) -> Iterator[Record]:
+    """Yields one record per way from the seconds of its rounds; shares are relative to "floor".
 
-    work: what one call does, in `unit` times seconds. beside: of a way, the one to compare it with.
+    work: of one call, in `unit` times seconds. beside: way -> the way to compare it with.
     """
     floor = seconds.get("floor")
     for way, values in seconds.items():
@@ -129,7 +133,7 @@ def rows(
         if floor is not None:
             share = interval([a / b for a, b in zip(floor, values, strict=True)]).median
         taken = interval(values)
-        yield Row(
+        yield Record(
             *setting,
             way,
             ran[way],
@@ -144,6 +148,6 @@ def rows(
 
 
 def reason_of(error: BaseException) -> str:
-    """An exception in one line."""
+    """Returns an exception in one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:300]

@@ -1,4 +1,4 @@
-"""`dive bench`: how fast the operators and decoding are here, beside PyTorch and transformers."""
+"""`dive bench`: the speed of operators and decoding here, against PyTorch and transformers."""
 
 import json
 import time
@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dive.bench.asked import check
-from dive.cli.options import place, quiet_libraries
+from dive.bench.request import check
+from dive.cli.options import as_path, quiet_libraries
 from dive.console import PlainConsole, styled
 from dive.errors import DiveError
 from dive.files.atomic import check_file, write_text
@@ -26,7 +26,7 @@ def bench(
     json_file: Annotated[
         Path | None,
         typer.Option(
-            "--json", parser=place, metavar="FILE", help="Write the result there; - for stdout."
+            "--json", parser=as_path, metavar="FILE", help="Write the result there; - for stdout."
         ),
     ] = None,
     device: Annotated[
@@ -39,16 +39,14 @@ def bench(
         ),
     ] = "auto",
     seconds: Annotated[
-        float, typer.Option("--seconds", help="Of the whole run; what does not fit is named.")
+        float, typer.Option("--seconds", help="Of the whole run; cases that do not fit are named.")
     ] = 60.0,
     threads: Annotated[
         int | None,
-        typer.Option(
-            "--threads", help="On a CPU. Default: torch's, less what the machine's load takes."
-        ),
+        typer.Option("--threads", help="On a CPU. Default: torch's, less the cores that are busy."),
     ] = None,
     toy: Annotated[
-        bool, typer.Option("--toy", help="Small sizes: whether it works, not how fast.")
+        bool, typer.Option("--toy", help="Small sizes: shows that it works, not how fast.")
     ] = False,
 ) -> None:
     """Time the operators and decoding against PyTorch and transformers, on this machine.
@@ -57,7 +55,7 @@ def bench(
     --json makes no folder).
     """
     started = time.monotonic()
-    there = json_file is not None and json_file.parent.is_dir()  # a lock makes it for a time
+    there = json_file is not None and json_file.parent.is_dir()  # a lock creates it temporarily
     if json_file is not None and json_file != _STDOUT:
         check_file(json_file)
         context.with_resource(hold_file(json_file))
@@ -65,8 +63,8 @@ def bench(
     from dive.bench import run
 
     quiet_libraries()
-    told = PlainConsole(stderr=True)
-    with told.status("") as status:
+    console = PlainConsole(stderr=True)
+    with console.status("") as status:
         results = run(
             operators or (),
             device=device,
@@ -84,12 +82,12 @@ def bench(
         from dive.bench.table import show
 
         show(results)
-        if json_file is not None and (results.rows or results.wrong or there):
+        if json_file is not None and (results.records or results.wrong or there):
             write_text(json_file, text + "\n")
     if results.wrong:
         one = results.wrong[0]
         raise DiveError(f"bench: {one.operator} is wrong here ({one.case}): {one.reason}")
-    if not results.rows:
+    if not results.records:
         lost = json_file not in (None, _STDOUT) and not json_file.is_file()
         more = f"; {json_file} is not written, there is no such folder" if lost else ""
         raise DiveError(f"bench: nothing was measured in {seconds:g} seconds{more}")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dive.cli.options import place
+from dive.cli.options import as_path
 from dive.console import PlainConsole
 from dive.errors import DiveError
 
@@ -15,14 +15,14 @@ def demo(
         Path,
         typer.Option(
             "--out",
-            parser=place,
+            parser=as_path,
             metavar="FOLDER",
             help="For page, table, reports, adapter.",
         ),
     ] = (Path("dive-demo")),
     hospital: Annotated[int | None, typer.Option(help="Another invented hospital.")] = None,
     test: Annotated[int, typer.Option(help="Test studies; more take longer.")] = 64,
-    steps: Annotated[int, typer.Option(help="Training steps a method.")] = 100,
+    steps: Annotated[int, typer.Option(help="Training steps per method.")] = 100,
 ) -> None:
     """Distil and compare seven methods on a small built-in world, in minutes."""
     from dive.cli.options import quiet_libraries

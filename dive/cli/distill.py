@@ -3,7 +3,7 @@
 import os
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,7 @@ from dive.cli.options import (
     TargetOption,
     TemplateDateOption,
     TemplateOption,
+    as_path,
     check_values,
     demonstrations_of,
     image_budget,
@@ -31,7 +32,6 @@ from dive.cli.options import (
     open_all,
     open_backbone,
     pairs,
-    place,
     reading,
     write_skipped,
 )
@@ -40,13 +40,18 @@ from dive.errors import DiveError
 from dive.errors.counting import counted
 from dive.errors.visible import visible_json
 
+if TYPE_CHECKING:
+    from dive.adapter import SteeringAdapter
+    from dive.data import Skipped, Study
+    from dive.training import DistillConfig
+
 
 def distill(
     context: typer.Context,
     backbone: BackboneOption,
     studies: StudiesOption,
     out: Annotated[
-        Path, typer.Option("--out", parser=place, metavar="FOLDER", help="For the adapter.")
+        Path, typer.Option("--out", parser=as_path, metavar="FOLDER", help="For the adapter.")
     ],
     validation: Annotated[
         str | None,
@@ -56,7 +61,7 @@ def distill(
         str | None,
         typer.Option(
             "--demonstrations",
-            help="Shown to the teacher: how many to draw from --studies, or a file of studies. "
+            help="Studies that the teacher is shown: how many to draw from --studies, or a file. "
             "Default 4 where the preset runs a teacher.",
         ),
     ] = None,
@@ -67,7 +72,9 @@ def distill(
     ] = None,
     rank: Annotated[int | None, typer.Option(help="Default: the preset's.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Default 4.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps; wins over --epochs.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimiser steps; takes precedence over --epochs.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Default 8.")] = None,
     gradient_accumulation: Annotated[int | None, typer.Option(help="Default 1.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Default: the preset's.")] = None,
@@ -78,7 +85,7 @@ def distill(
         str | None,
         typer.Option(
             "--decisive",
-            help="What names the pathology: lexicon (default), radgraph, or radgraph:X with a type "
+            help="What finds the pathology: lexicon (default), radgraph, or radgraph:X with a type "
             "of model, a folder of weights, or a file of annotations.",
         ),
     ] = None,
@@ -92,10 +99,10 @@ def distill(
         Path | None,
         typer.Option(
             "--image-cache",
-            parser=place,
+            parser=as_path,
             metavar="FOLDER",
-            help="Folder where image features are kept: epochs after the first, and later "
-            "trainings with the same folder, run no vision tower.",
+            help="Folder for image features: epochs after the first, and later trainings with the "
+            "same folder, run no vision tower.",
         ),
     ] = None,
     setting: Annotated[
@@ -122,83 +129,36 @@ def distill(
     as_json: JsonOption = False,
 ) -> None:
     """Distil demonstrations into a steering adapter for a frozen backbone."""
-    given = {
-        "preset": preset,
-        "rank": rank,
-        "epochs": epochs,
-        "steps": steps,
-        "batch_size": batch_size,
-        "gradient_accumulation": gradient_accumulation,
-        "learning_rate": learning_rate,
-        "pathology_weight": pathology_weight,
-        "eos_weight": eos_weight,
-        "polarity": polarity,
-        "decisive": decisive,
-        "ce_weight": ce_weight,
-        "kd_weight": kd_weight,
-        "seed": seed,
-        "gradient_checkpointing": gradient_checkpointing or None,
-        "cache_images": None if image_cache is None else str(image_cache),
-    }
     check_values(target=target, on_error=on_error, dtype=dtype, max_image_tokens=max_image_tokens)
-    from dive.training.config import DistillConfig, check_teacher
-
-    named = {name: value for name, value in given.items() if value is not None}
-    by_set = pairs(setting, [field.name for field in fields(DistillConfig)], "--set")
-    for name in by_set:
-        if name in named:
-            option = "--image-cache" if name == "cache_images" else f"--{name.replace('_', '-')}"
-            raise DiveError(f"{name} is given twice, by {option} and by --set; leave one out")
-    config = DistillConfig(**{**named, **by_set})
+    config = _config(context.params, setting)
     # what follows takes seconds to import
-    from dive.adapter.config import CONFIG_FILE
     from dive.data import Skipped
-    from dive.data.overwriting import check_not_of_spec, check_not_read, films
     from dive.files.lock import hold_folder
     from dive.prompting.prompter import DEFAULT_MAX_IMAGE_TOKENS
-    from dive.training.distillation import distill as run
-    from dive.training.resume import (
-        clear_finished,
-        describe_wish,
-        find_checkpoint,
-        remove_checkpoints,
-    )
+    from dive.training.config import check_teacher
+    from dive.training.distillation import distill as distill_studies
+    from dive.training.fingerprint import settings_fingerprint
+    from dive.training.ranks import rank as rank_of_process
+    from dive.training.resume import find_checkpoint
 
     if demonstrations is not None:
         check_teacher(config)
     budget = image_budget(max_image_tokens, DEFAULT_MAX_IMAGE_TOKENS)
-    _check_out(out, config.cache_images)
-    written = _files_of(out)
-    check_not_read(written, [backbone, template, _annotations(config.decisive)])
-    for spec in (studies, validation, demonstrations):
-        if spec is not None and (":" in spec or os.path.isfile(spec)):  # and no number
-            check_not_of_spec(written, spec, images_root, reports_root)
+    _check_out(out, config)
+    paths = [backbone, template, _annotations(config.decisive)]
+    specs = [studies, validation, demonstrations]
+    _check_not_input(out, paths, specs, images_root, reports_root)
     context.with_resource(hold_folder(out, ranks=True))  # to the end of the command
+    if _finished_before(out, resume, overwrite, as_json):
+        return
     checkpoints = out / "checkpoints"
-    left = clear_finished(out) if int(os.environ.get("RANK", 0)) == 0 else False
-    if (out / CONFIG_FILE).exists() and not overwrite:
-        if left and resume:
-            _say_cleared(out, as_json)
-            return
-        raise DiveError(f"{out}: {_finished(out, resume)}")
-    # another training is refused before the studies are read, as far as it can be told by then
-    find_checkpoint(checkpoints, resume, describe_wish(config, target, prompt, budget))
+    # another training is refused before the studies are read, where the settings show it
+    find_checkpoint(checkpoints, resume, settings_fingerprint(config, target, prompt, budget))
     skipped = Skipped()
     options = reading(split, images_root, reports_root, drop_comparisons, read)
     options |= {"target": target, "on_error": on_error, "skipped": skipped}
-    train = open_all(studies, **options)
-    shown = demonstrations_of(demonstrations, target)
-    held_out: Any = None
-    if validation is not None:
-        held_out = number_or_file(validation, "--validation")
-        if isinstance(held_out, str):
-            # the same dataset's other split, or a file of its own
-            held_out = open_all(
-                held_out, **options | {"split": "validation" if ":" in held_out else None}
-            )
-    for read_now in (train, shown, held_out):
-        check_not_read(written, films(read_now) if isinstance(read_now, list) else [])
-    adapter = run(
+    train, held_out, shown = _read_studies(out, studies, validation, demonstrations, options)
+    adapter = distill_studies(
         open_backbone(backbone, dtype, device),
         train,
         shown,
@@ -215,9 +175,101 @@ def distill(
         on_error=on_error,
         skipped=skipped,
     )
-    if int(os.environ.get("RANK", 0)) > 0:
-        return  # under torchrun every rank has the same adapter, and the first one writes it
-    # the adapter comes last, and what it can be made of again goes only when it is there
+    if rank_of_process() == 0:  # under torchrun every rank has the same adapter
+        note = _save(adapter, skipped, out)
+        _print_result(adapter, out, len(skipped), note, backbone, as_json)
+
+
+def _config(params: dict[str, Any], setting: list[str] | None) -> "DistillConfig":
+    """The settings, from the options that are called as fields of `DistillConfig`, and --set."""
+    from dive.training.config import DistillConfig
+
+    names = [field.name for field in fields(DistillConfig)]
+    given = params | {"cache_images": params["image_cache"] and str(params["image_cache"])}
+    by_option = {
+        name: given[name]
+        for name in names
+        if given.get(name) is not None and given[name] is not False  # a flag that is not given
+    }
+    by_set = pairs(setting, names, "--set")
+    for name in by_set:
+        if name in by_option:
+            option = "--image-cache" if name == "cache_images" else f"--{name.replace('_', '-')}"
+            raise DiveError(f"{name} is given twice, by {option} and by --set; leave one out")
+    return DistillConfig(**{**by_option, **by_set})
+
+
+def _check_not_input(
+    out: Path,
+    paths: list[Any],
+    specs: list[str | None],
+    images_root: Path | None,
+    reports_root: Path | None,
+) -> None:
+    """DiveError where a file of the output is one of the inputs."""
+    from dive.data.overwriting import check_not_of_spec, check_not_read
+
+    written = _files_of(out)
+    check_not_read(written, paths)
+    for spec in specs:
+        if spec is not None and (":" in spec or os.path.isfile(spec)):  # and no number
+            check_not_of_spec(written, spec, images_root, reports_root)
+
+
+def _finished_before(out: Path, resume: bool, overwrite: bool, as_json: bool) -> bool:
+    """Whether the training to resume is finished, but for the removal of its checkpoints.
+
+    Raises:
+        DiveError: `out` holds an adapter that is not to be replaced.
+    """
+    from dive.adapter.config import CONFIG_FILE
+    from dive.training.finished import clear_finished
+    from dive.training.ranks import rank
+
+    cleared = clear_finished(out) if rank() == 0 else False
+    if not (out / CONFIG_FILE).exists() or overwrite:
+        return False
+    if cleared and resume:
+        _print_cleared(out, as_json)
+        return True
+    raise DiveError(f"{out}: {_finished(out, resume)}")
+
+
+def _read_studies(
+    out: Path,
+    studies: str,
+    validation: str | None,
+    demonstrations: str | None,
+    options: dict[str, Any],
+) -> tuple[list["Study"], Any, Any]:
+    """The studies to learn from, for validation (or a share) and to show (or a number).
+
+    Raises:
+        DiveError: a study cannot be read, or one of its images would be overwritten.
+    """
+    from dive.data.overwriting import check_not_read, films
+
+    train = open_all(studies, **options)
+    shown = demonstrations_of(demonstrations, options["target"])
+    held_out: Any = None
+    if validation is not None:
+        held_out = number_or_file(validation, "--validation")
+        if isinstance(held_out, str):
+            # the same dataset's other split, or a file of its own
+            held_out = open_all(
+                held_out, **options | {"split": "validation" if ":" in held_out else None}
+            )
+    for found in (train, shown, held_out):
+        check_not_read(_files_of(out), films(found) if isinstance(found, list) else [])
+    return train, held_out, shown
+
+
+def _save(adapter: "SteeringAdapter", skipped: "Skipped", out: Path) -> str:
+    """Write the adapter, and then remove the checkpoints of its training. Returns a line about the
+    skipped studies."""
+    from dive.training.finished import remove_checkpoints
+
+    checkpoints = out / "checkpoints"
     try:
         note = write_skipped(skipped, out / "skipped.jsonl")
         adapter.write_held(out)
@@ -227,12 +279,16 @@ def distill(
             "--resume goes on from there"
         ) from error
     remove_checkpoints(checkpoints)
-    facts = adapter.metadata["distillation"]
+    return note
+
+
+def _print_result(
+    adapter: "SteeringAdapter", out: Path, skipped: int, note: str, backbone: str, as_json: bool
+) -> None:
     if as_json:
-        answer = {"adapter": str(out), "parameters": adapter.num_parameters()}
-        answer |= {name: facts[name] for name in ("studies", "steps", "seconds")}
-        print(visible_json(answer | {"skipped": len(skipped)}))
+        _print_json(adapter, out, skipped)
         return
+    facts = adapter.metadata["distillation"]
     console = to_stderr()
     size = sum(p.stat().st_size for p in out.glob("adapter*")) / 1e6
     console.print(
@@ -247,18 +303,21 @@ def distill(
     )
 
 
-def _say_cleared(out: Path, as_json: bool) -> None:
-    """Of a training that was ended when nothing was left to do but to remove its checkpoints."""
+def _print_json(adapter: "SteeringAdapter", out: Path, skipped: int) -> None:
+    facts = adapter.metadata.get("distillation") or {}
+    answer = {"adapter": str(out), "parameters": adapter.num_parameters()}
+    answer |= {name: facts.get(name) for name in ("studies", "steps", "seconds")}
+    print(visible_json(answer | {"skipped": skipped}))
+
+
+def _print_cleared(out: Path, as_json: bool) -> None:
+    """Print that a finished training's checkpoints were removed, which was left to do."""
     from dive.adapter.adapter import SteeringAdapter
 
-    adapter = SteeringAdapter.from_pretrained(out)
     if as_json:
-        facts = adapter.metadata.get("distillation") or {}
-        answer = {"adapter": str(out), "parameters": adapter.num_parameters()}
-        answer |= {name: facts.get(name) for name in ("studies", "steps", "seconds")}
         skipped = out / "skipped.jsonl"
-        rows = skipped.read_bytes().count(b"\n") if skipped.is_file() else 0
-        print(visible_json(answer | {"skipped": rows}))
+        count = skipped.read_bytes().count(b"\n") if skipped.is_file() else 0
+        _print_json(SteeringAdapter.from_pretrained(out), out, count)
         return
     to_stderr().print(
         f"the training in {out} had come to its end: its adapter is there, and its checkpoints are "
@@ -266,8 +325,8 @@ def _say_cleared(out: Path, as_json: bool) -> None:
     )
 
 
-def _check_out(out: Path, cache: Any) -> None:
-    """What cannot be written is refused before the backbone or any study is read."""
+def _check_out(out: Path, config: "DistillConfig") -> None:
+    """DiveError where an output cannot be written, before the backbone or a study is read."""
     from dive.data.skipping import check_skipped
     from dive.files.atomic import check_file, check_folder
     from dive.training.feature_store import check_cache
@@ -277,12 +336,12 @@ def _check_out(out: Path, cache: Any) -> None:
     for name in _files_of(out):
         check_file(name)
     check_skipped(out / "skipped.jsonl")
-    if isinstance(cache, str):
-        check_cache(cache)
+    if isinstance(config.cache_images, str):
+        check_cache(config.cache_images)
 
 
 def _files_of(out: Path) -> dict[Path, str]:
-    """What is written into --out, or removed there."""
+    """The files that are written into --out, or removed there."""
     from dive.adapter.config import CONFIG_FILE, WEIGHTS_FILE
 
     return {out / name: "--out, whose" for name in (CONFIG_FILE, WEIGHTS_FILE, "skipped.jsonl")}
@@ -294,7 +353,7 @@ def _annotations(decisive: str) -> str | None:
 
 
 def _finished(out: Path, resume: bool) -> str:
-    """What to do about a folder that holds an adapter already."""
+    """The message about a folder that holds an adapter already."""
     from dive.training.checkpoints import checkpoints_in
 
     if not resume:

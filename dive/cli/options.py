@@ -1,4 +1,4 @@
-"""Options that several commands share, and the reading of what they name."""
+"""The options that several commands share, and the reading of their values."""
 
 import json
 import re
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from dive.data import Skipped, Study
 
 
-def place(name: str | Path) -> Path:
-    """A file or folder by its name, as `dive.errors.checks.path` takes it in Python."""
+def as_path(name: str | Path) -> Path:
+    """The path of a file or folder, checked as in Python."""
     try:
         return checks.path("the name", name)
     except DiveError as error:
@@ -30,29 +30,29 @@ StudiesOption = Annotated[
     str,
     typer.Option(
         "--studies",
-        help="JSON lines, one study a line, paths relative to it; or mimic-cxr:ROOT, "
+        help="JSON lines, one study per line, paths relative to it; or mimic-cxr:ROOT, "
         "chexpert-plus:ROOT, iu-xray:ROOT, r2gen:FILE.",
     ),
 ]
 SplitOption = Annotated[
-    str | None, typer.Option("--split", help="Of a dataset: train, validation or test.")
+    str | None, typer.Option("--split", help="Split of a dataset: train, validation or test.")
 ]
 ImagesRootOption = Annotated[
     Path | None,
     typer.Option(
         "--images-root",
-        parser=place,
+        parser=as_path,
         metavar="FOLDER",
-        help="Images, if not under ROOT; of JSON lines: what their paths are relative to.",
+        help="Folder of the images, if not ROOT; the paths in JSON lines are relative to it.",
     ),
 ]
 ReportsRootOption = Annotated[
     Path | None,
     typer.Option(
         "--reports-root",
-        parser=place,
+        parser=as_path,
         metavar="FOLDER",
-        help="Of a dataset: reports, if not under ROOT.",
+        help="Folder of a dataset's reports, if not ROOT.",
     ),
 ]
 DropComparisonsOption = Annotated[
@@ -68,16 +68,16 @@ ReadOption = Annotated[
     ),
 ]
 TargetOption = Annotated[
-    str, typer.Option("--target", help="What is written: findings, impression or both.")
+    str, typer.Option("--target", help="Sections to write: findings, impression or both.")
 ]
 PromptOption = Annotated[
-    str | None, typer.Option("--prompt", help="What the model is asked. Default: by --target.")
+    str | None, typer.Option("--prompt", help="The instruction to the model. Default: by --target.")
 ]
 TemplateOption = Annotated[
     Path | None,
     typer.Option(
         "--template",
-        parser=place,
+        parser=as_path,
         metavar="FILE",
         help="A Jinja chat template in place of the model's own.",
     ),
@@ -87,8 +87,8 @@ TemplateDateOption = Annotated[
     typer.Option(
         "--template-date",
         metavar="YYYY-MM-DD",
-        help="The day that a chat template which prints the date prints. Default: of the "
-        "adapter's training, else today.",
+        help="The date for a chat template that prints one. Default: that of the adapter's "
+        "training, else today.",
     ),
 ]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16, float32.")]
@@ -104,28 +104,28 @@ ImageTokensOption = Annotated[
     str | None,
     typer.Option(
         "--max-image-tokens",
-        help="Budget of tokens an image, or 'none'. Default 576, or what the adapter was "
-        "trained with.",
+        help="The most tokens per image, or 'none'. Default 576, or that of the adapter's "
+        "training.",
     ),
 ]
 OnErrorOption = Annotated[
     str,
     typer.Option(
         "--on-error",
-        help="fail at the first bad study, or skip it and write what was skipped beside the output "
-        "(skipped.jsonl in an adapter's folder, reports.skipped.jsonl beside reports.jsonl).",
+        help="fail at the first bad study, or skip it and list it next to the output "
+        "(skipped.jsonl in an adapter's folder, reports.skipped.jsonl next to reports.jsonl).",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
 def quiet_libraries() -> None:
-    """transformers' own progress bars and advice off; its errors come through."""
+    """Switch transformers' own progress bars and advice off; its errors still show."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    # through our handler, which shows what a terminal would obey
+    # through our handler, which makes control characters visible
     logging.disable_default_handler()
     logging.enable_propagation()
 
@@ -140,7 +140,7 @@ def open_backbone(path: str, dtype: str, device: str) -> "Backbone":
 
 
 def image_budget(text: str | None, default: Any) -> Any:
-    """--max-image-tokens as `Prompter` takes it."""
+    """The value of --max-image-tokens, as `Prompter` takes it."""
     if text is None:
         return default
     if text.lower() == "none":
@@ -161,7 +161,7 @@ def check_values(
     engine: str = "auto",
     max_image_tokens: str | None = None,
 ) -> None:
-    """DiveError on a value that nothing knows, before torch and transformers are imported."""
+    """DiveError for an unknown value, before torch and transformers are imported."""
     from dive.data import check_target
     from dive.data.skipping import check_on_error
 
@@ -175,13 +175,13 @@ def check_values(
 
 
 def pairs(given: list[str] | None, known: Iterable[str], option: str) -> dict[str, Any]:
-    """NAME=VALUE pairs; a value is JSON where it can be (16, true, [0, 1]), else text."""
+    """NAME=VALUE pairs as a dict. A value is JSON if possible (16, true, [0, 1]), else text."""
     found: dict[str, Any] = {}
     for pair in given or []:
         name, sign, value = pair.partition("=")
         if not sign or name not in known:
             raise DiveError(
-                f"{option} {pair!r}: wants NAME=VALUE with one of {', '.join(sorted(known))}"
+                f"{option} is {pair!r}, want NAME=VALUE with one of {', '.join(sorted(known))}"
             )
         if name in found:
             raise DiveError(f"{option} {name} is given twice; leave one out")
@@ -205,7 +205,7 @@ def reading(
     drop_comparisons: bool,
     read: list[str] | None,
 ) -> dict[str, Any]:
-    """The options above as arguments of `dive.data.open_studies`."""
+    """The arguments of `dive.data.open_studies`, from the options above."""
     return {
         "split": split,
         "images": images_root,
@@ -216,7 +216,7 @@ def reading(
 
 
 def open_all(spec: str, **options: Any) -> "list[Study]":
-    """Every study of a file or dataset; of a dataset it is said what was kept, and why."""
+    """Every study of a file or dataset. For a dataset, what was kept and why is printed."""
     from dive.console import to_stderr
     from dive.data.open import open_studies, parse_spec
 
@@ -228,21 +228,21 @@ def open_all(spec: str, **options: Any) -> "list[Study]":
 
 
 def number_or_file(text: str, option: str) -> int | float | str:
-    """`4`, `0.1`, or the name of a file or dataset."""
+    """A value such as `4` or `0.1`, or the name of a file or dataset."""
     for kind in (int, float):
         try:
             return kind(text)
         except ValueError:
             continue
     if ":" not in text and not checks.path(option, text).is_file():
-        raise DiveError(f"{option} is {text!r}, which is neither a number nor a file")
+        raise DiveError(f"{option} is {text!r}, want a number, a file or a dataset")
     return text
 
 
 def demonstrations_of(
     text: str | None, target: str, option: str = "--demonstrations"
 ) -> "int | list[Study] | None":
-    """A number, or the studies of a JSON lines file."""
+    """A number of demonstrations, or the studies of a JSON lines file."""
     if text is None:
         return None
     given = number_or_file(text, option)
@@ -254,9 +254,9 @@ def demonstrations_of(
 
 
 def write_skipped(skipped: "Skipped", path: Path) -> str:
-    """What was skipped, as JSON lines; what to say about it."""
+    """Write the list of skipped studies as JSON lines. Returns a line about it, "" for none."""
     if not len(skipped):
-        path.unlink(missing_ok=True)  # of an earlier run, it would speak of this one
+        path.unlink(missing_ok=True)  # of an earlier run
         return ""
     skipped.write(path)
     return f"{len(skipped)} skipped, see {path}"

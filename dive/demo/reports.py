@@ -1,10 +1,10 @@
 """Reports of drawn studies in a hospital's style, and the two extractors that read them back.
 
-Both extractors are exact on what `write_report` writes (a test holds it on thousands of reports):
+Both extractors are exact on the reports of `write_report` (tested on thousands of reports):
 
-- `style_findings`: which findings are worded word for word as this hospital words them, severity
+- `style_findings`: the findings that are worded exactly as this hospital words them, severity
   included;
-- `concept_findings`: which findings are stated at all, by any term of any hospital.
+- `concept_findings`: the findings that are stated at all, by any term of any hospital.
 """
 
 import re
@@ -15,31 +15,31 @@ import numpy as np
 from dive.demo.style import LABELS, SIDES, TERMS, ZONES, Style
 from dive.demo.world import FINDINGS
 
-_CONCEPT_ROWS = {
+_FINDINGS_OF = {
     concept: [i for i, (name, _, _) in enumerate(FINDINGS) if name == concept] for concept in TERMS
 }
 
 
 def write_report(style: Style, severities: Sequence[int] | np.ndarray) -> str:
-    """The report of one study; `severities` [13] as drawn by `world.draw_labels`."""
+    """Returns the report of one study; `severities` [13] as drawn by `world.draw_labels`."""
     fixed = {"mediastinum": style.mediastinum, "bones": style.bones, "abdomen": style.abdomen}
     parts = [style.header, style.comparison, style.technique, style.boilerplate]
     phrases = []
-    for slot in style.order:
-        if slot in fixed:
-            sentences = [fixed[slot]]
+    for section in style.order:
+        if section in fixed:
+            sentences = [fixed[section]]
         else:
             found = [
                 style.phrase_for(i, int(severities[i]))
-                for i in _CONCEPT_ROWS[slot]
+                for i in _FINDINGS_OF[section]
                 if severities[i]
             ]
             phrases += found
-            sentences = [style.present[slot].format(phrase=phrase) for phrase in found]
+            sentences = [style.present[section].format(phrase=phrase) for phrase in found]
             if not found:
-                sentences = [style.absent[slot].format(term=style.terms[slot])]
+                sentences = [style.absent[section].format(term=style.terms[section])]
         if style.labelled:
-            parts.append(LABELS[slot])
+            parts.append(LABELS[section])
         parts += sentences
     parts.append(style.impression)
     parts.append(style.separator.join(phrases) + "." if phrases else style.normal)
@@ -52,7 +52,7 @@ _NEGATION = re.compile(r"\b(?:no|without|negative|free|not)\b")
 
 
 def _stated(text: str) -> list[str]:
-    """The clauses of a text that do not negate, without the headers before them."""
+    """Returns the clauses of a text that do not negate, without the headers before them."""
     clauses = []
     for match in _CLAUSE.finditer(text.lower()):
         clause = " ".join(match.group().rsplit(":", 1)[-1].split())
@@ -66,7 +66,7 @@ def _has(clause: str, words: str) -> bool:
 
 
 def style_findings(text: str, style: Style) -> frozenset[tuple[int, int]]:
-    """(finding, severity) pairs stated in exactly this hospital's words."""
+    """Returns the (finding, severity) pairs stated in exactly this hospital's words."""
     clauses = _stated(text)
     return frozenset(
         (finding, severity)
@@ -104,7 +104,7 @@ def _concepts(clause: str) -> set[int]:
         rest = rest.replace(f" {term} ", " # ")  # longest first: a term inside another is used up
         sides = {side for words, side in _SIDE_WORDS if _has(clause, words)}
         zones = {zone for words, zone in _ZONE_WORDS.items() if _has(clause, words)}
-        for finding in _CONCEPT_ROWS[concept]:
+        for finding in _FINDINGS_OF[concept]:
             _, side, zone = FINDINGS[finding]
             if (not side or side in sides) and (not zone or zone in zones):
                 found.add(finding)
@@ -112,12 +112,12 @@ def _concepts(clause: str) -> set[int]:
 
 
 def concept_findings(text: str) -> frozenset[int]:
-    """Findings (indices into FINDINGS) that a report states, in whatever words."""
+    """Returns the findings (indices into FINDINGS) that a report states in any words."""
     return frozenset().union(*(_concepts(clause) for clause in _stated(text)))
 
 
 def micro_f1(predicted: Sequence[frozenset], true: Sequence[frozenset]) -> float:
-    """F1 in percent over all findings of all reports; 100 where neither side has any."""
+    """Returns F1 in percent over the findings of all reports, and 100 if neither side has any."""
     hits = sum(len(p & t) for p, t in zip(predicted, true, strict=True))
     total = sum(map(len, predicted)) + sum(map(len, true))
     return 200.0 * hits / total if total else 100.0

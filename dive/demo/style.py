@@ -1,6 +1,6 @@
-"""How a hospital words its reports: a style is about forty independent choices.
+"""The wording of a hospital's reports: a style is about forty independent choices.
 
-Every word of every choice is known to the backbone; what it has never seen is the combination.
+The backbone has seen every word of every choice, but not the combination.
 All terms are ordinary radiology words, so that the pathology lexicon finds them.
 """
 
@@ -44,7 +44,7 @@ ZONES = (
     {"upper": "apex", "lower": "base"},
     {"upper": "upper lung", "lower": "lower lung"},
 )
-# {sev} severity, {where} side and zone, {term}; blanks are squeezed where a finding has no side
+# {sev} severity, {where} side and zone, {term}; without a side, the extra blanks are removed
 PHRASES = (
     "{sev} {where} {term}",
     "{where} {sev} {term}",
@@ -125,7 +125,7 @@ LABELS: dict[str, str] = {
     "bones": "bones:",
     "abdomen": "abdomen:",
 }
-SLOTS = tuple(LABELS)
+SECTIONS = tuple(LABELS)
 IMPRESSIONS = ("impression:", "conclusion:", "summary:", "opinion:", "assessment:")
 SEPARATORS = (", ", "; ", ". ")
 NORMALS = (
@@ -175,7 +175,7 @@ class Style:
     closing: tuple[str, ...] = field(default=())
 
     def phrase_for(self, finding: int, severity: int) -> str:
-        """The hospital's words for a finding (index into FINDINGS) that is there."""
+        """Returns the hospital's words for a finding (index into FINDINGS) that is present."""
         concept, side, zone = FINDINGS[finding]
         where = self.sides[side] if side else ""
         if zone:
@@ -186,13 +186,13 @@ class Style:
 
 
 def draw_style(rng: np.random.Generator) -> Style:
-    """A hospital: every choice independent and uniform."""
+    """Draws a style: every choice is independent and uniform."""
 
     def pick(options):
         return options[int(rng.integers(len(options)))]
 
     return Style(
-        order=tuple(SLOTS[i] for i in rng.permutation(len(SLOTS))),
+        order=tuple(SECTIONS[i] for i in rng.permutation(len(SECTIONS))),
         terms={concept: pick(names) for concept, names in TERMS.items()},
         absent={concept: pick(ABSENT) for concept in TERMS},
         present={concept: pick(PRESENT) for concept in TERMS},
@@ -216,6 +216,6 @@ def draw_style(rng: np.random.Generator) -> Style:
     )
 
 
-def hospital(seed: int) -> Style:
-    """The style of one hospital. The seeds of pretraining, development and test never meet."""
+def hospital_style(seed: int) -> Style:
+    """Returns the style of a hospital; pretraining, development and test use disjoint seeds."""
     return draw_style(np.random.default_rng([77, seed]))

@@ -1,6 +1,6 @@
-"""The Triton kernels in the place of the PyTorch paths, on CUDA.
+"""Registration of the Triton kernels for CUDA, where they replace the PyTorch paths.
 
-float64 stays on the PyTorch path: the kernels sum in float32. Triton is imported at the first call.
+float64 stays on the PyTorch path: the kernels sum in float32. The first call imports Triton.
 """
 
 import functools
@@ -13,20 +13,20 @@ from torch import Tensor
 
 from dive.ops import cross_entropy_torch, steering_torch
 from dive.ops.checks import raise_for, raise_for_bad
-from dive.ops.chunks import gain, plan
+from dive.ops.chunks import chunk_layout, gradient_scale
 from dive.ops.library import register_kernel
 from dive.ops.loss_arguments import LossArguments
 
 
 def missing() -> str | None:
-    """Why the kernels cannot be used on a GPU; None where they can."""
+    """Returns why the kernels cannot be used on a GPU, or None where they can."""
     if torch.version.cuda is None:
         return "this torch is built without CUDA"
     return None if importlib.util.find_spec("triton") is not None else "triton is not installed"
 
 
 def install(key: str = "CUDA") -> None:
-    """Registers the kernels for a device; for "CPU" Triton's interpreter has to be on."""
+    """Registers the kernels for a device; "CPU" requires Triton's interpreter."""
     kernels = {
         "steer": _steer,
         "steer_backward": _steer_backward,
@@ -38,7 +38,7 @@ def install(key: str = "CUDA") -> None:
 
 
 def _on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Triton launches on the current device; a backbone may lie on several."""
+    """Makes the tensor's device current: Triton launches there, and a backbone may span several."""
 
     @functools.wraps(kernel)
     def run(first: Tensor, *args: Any) -> Any:
@@ -76,7 +76,7 @@ def _loss(*args: Any) -> tuple[Tensor, ...]:
     from dive.kernels.launch_table import host
 
     buffers = host("cross_entropy_rows", hidden.device, hidden.dtype, 0, vocab)["buffers"]
-    layout = plan(
+    layout = chunk_layout(
         given.rows.shape[0],
         row_stride(vocab),
         torch.float32,
@@ -84,11 +84,12 @@ def _loss(*args: Any) -> tuple[Tensor, ...]:
         given.chunk_bytes // buffers,
         given.teacher_hidden is not None,
         softcap=False,
-        heated=False,
-        fused=True,
+        tempered=False,
+        in_place=True,
     )
     check = functools.partial(raise_for_bad, given=given) if given.validate else None
-    results = forward(given, layout.chunk_rows, buffers, gain(hidden.dtype, vocab), check)
+    scale = gradient_scale(hidden.dtype, vocab)
+    results = forward(given, layout.chunk_rows, buffers, scale, check)
     if given.validate:
         raise_for(results[8])
     return results

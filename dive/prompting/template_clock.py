@@ -1,8 +1,8 @@
-"""Chat templates that print the date, or draw lots: the same text whenever they are rendered.
+"""Chat templates that print the date or use random choices: the same text at every rendering.
 
-Templates read the clock through `strftime_now(format)`, which transformers gives them, and chance
-through Jinja's own `random` and `lipsum`. transformers hands a template plain data only, and no
-function, so a date is fixed in the template's text: a macro of the same name stands before it.
+Templates read the clock through `strftime_now(format)`, a function of transformers, and draw
+through Jinja's own `random` and `lipsum`. transformers passes plain data to a template, and no
+functions, so a date is fixed in the template's text: a macro of the same name stands before it.
 """
 
 import json
@@ -24,56 +24,58 @@ _FLAGS = ("", "-", "_", "0", "^", "#")
 
 
 class AssumedDay(str):
-    """A date that is taken where nobody gives one: an adapter's own goes before it."""
+    """A default date: an adapter's own takes precedence."""
 
 
 def reads_clock(source: str) -> bool:
-    """Whether a template's text asks for the time."""
+    """Return whether a template's text reads the clock."""
     return _CLOCK in source
 
 
 def today() -> str:
     """Today's date as templates see it, "2024-07-26"."""
-    asked = "{{ " + _CLOCK + "('%Y-%m-%d') }}"
+    source = "{{ " + _CLOCK + "('%Y-%m-%d') }}"
     one: Any = [[{"role": "user", "content": ""}]]
-    return render_jinja_template(conversations=one, chat_template=asked)[0][0]
+    return render_jinja_template(conversations=one, chat_template=source)[0][0]
 
 
-def as_date(given: Any) -> str:
-    """A date as "2024-07-26", of a text or a `datetime.date`; DiveError."""
-    if isinstance(given, datetime):
-        return given.date().isoformat()
-    if isinstance(given, date):
-        return given.isoformat()
+def as_date(day: Any) -> str:
+    """A text or `datetime.date` as "2024-07-26"; DiveError for anything else."""
+    if isinstance(day, datetime):
+        return day.date().isoformat()
+    if isinstance(day, date):
+        return day.isoformat()
     try:
-        return date.fromisoformat(given).isoformat()
+        return date.fromisoformat(day).isoformat()
     except (TypeError, ValueError):
-        raise DiveError(f"template_date is {given!r}; wants a date as 2024-07-26") from None
+        raise DiveError(f"template_date is {day!r}, want a date as 2024-07-26") from None
 
 
 def at(source: str, day: str) -> str:
-    """The template, on that day at midnight whenever it is rendered."""
+    """The template with its clock fixed at midnight of `day`."""
     moment = datetime.combine(date.fromisoformat(day), time())
-    told = {f"%{flag}{letter}": "" for letter in _DIRECTIVES for flag in _FLAGS}
-    for directive in told:
+    shown = {f"%{flag}{letter}": "" for letter in _DIRECTIVES for flag in _FLAGS}
+    for directive in shown:
         try:
-            told[directive] = moment.strftime(directive)
+            shown[directive] = moment.strftime(directive)
         except ValueError:
-            told[directive] = directive  # unknown to this system's C library
-    known = ", ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in told.items() if k != v)
+            shown[directive] = directive  # unknown to this system's C library
+    known = ", ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in shown.items() if k != v)
     # the line break is the macro's own (trim_blocks): the template still begins at a line's start
     return (
         f"{{% macro {_CLOCK}(format) %}}"
         "{% set text = namespace(value=format.replace('%%', '\\x00')) %}"
-        f"{{% for asked, told in {{{known}}}.items() %}}"
-        "{% set text.value = text.value.replace(asked, told) %}{% endfor %}"
+        f"{{% for directive, shown in {{{known}}}.items() %}}"
+        "{% set text.value = text.value.replace(directive, shown) %}{% endfor %}"
         "{{ text.value.replace('\\x00', '%') }}{% endmacro %}\n" + source
     )
 
 
 def drawing(source: str) -> Any:
-    """A context in which the template draws the same lots every time; Python's own generator
-    stands afterwards where it stood."""
+    """A context in which the template makes the same random choices every time.
+
+    The state of Python's own generator is restored afterwards.
+    """
     return _drawing() if _CHANCE.search(source) else nullcontext()
 
 

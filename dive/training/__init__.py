@@ -10,5 +10,5 @@ if TYPE_CHECKING:
 
 __all__ = ["DistillConfig", "distill"]
 
-# `config` does without transformers' Trainer: a bad setting is refused at once
+# `config` does not import transformers' Trainer, so that a bad setting is refused at once
 __getattr__ = face(__name__, {"DistillConfig": "config", "distill": "distillation"})

@@ -1,8 +1,8 @@
-"""Checkpoints on the disk: written aside, and under their name only when they are whole.
+"""Checkpoints on the disk, which get their name only when they are complete.
 
-A training may be ended at any instant. What bears a checkpoint's name is complete, with the sizes
-and digests of its files in `WHOLE_FILE`; what is being written or removed lies in `ASIDE`. A
-checkpoint that has been harmed since is told by those digests.
+A training may be killed at any instant. A folder with a checkpoint's name is complete, with the
+sizes and digests of its files in `WHOLE_FILE`; what is being written or removed lies in `ASIDE`.
+Damage since then shows in those digests.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ WHOLE_FILE = "whole.json"
 _NAME = re.compile(r"checkpoint-([0-9]+)")
 _STATE = "trainer_state.json"
 _WEIGHTS = "adapter.safetensors"
-# a training that goes on without one of them would be another one (random states: below)
+# without one of them a resumed training would be another one (random states: see harm_of)
 _NEEDED = (
     _STATE, "optimizer.pt", "scheduler.pt", _WEIGHTS, "adapter_config.json", "left_out.json",
 )  # fmt: skip
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """What bears a checkpoint's name, the newest first; the folder need not be there."""
+    """The folders with a checkpoint's name, the newest first; `folder` need not exist."""
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -39,20 +39,20 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The steps that were made when it was written, by its name."""
+    """The step after which a checkpoint was written, from its name."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def harm_of(checkpoint: Path) -> str | None:
-    """Why a checkpoint is not whole, or None.
+    """The reason why a checkpoint is not whole, or None if it is.
 
     Raises:
-        DiveError: one of its files is there and cannot be read.
+        DiveError: one of its files exists and cannot be read.
     """
-    told = _read(checkpoint / WHOLE_FILE)
-    if told is None:
+    data = _read(checkpoint / WHOLE_FILE)
+    if data is None:
         return f"{WHOLE_FILE} is missing"
-    files = _listed(told)
+    files = _listed(data)
     if files is None:
         return f"{WHOLE_FILE} is damaged"
     unlisted = [name for name in _NEEDED if name not in files]
@@ -67,7 +67,7 @@ def harm_of(checkpoint: Path) -> str | None:
         if _facts(data) != known:
             return f"{name} is damaged"
     for name in sorted(os.listdir(checkpoint)):
-        # Trainer reads what it knows by name, whoever put it there
+        # Trainer would read any file whose name it knows
         if name not in files and name != WHOLE_FILE and not name.startswith("."):
             return f"{name} was not written with it"
     step = _steps(checkpoint)[0]
@@ -75,8 +75,8 @@ def harm_of(checkpoint: Path) -> str | None:
 
 
 def is_the_end_of(folder: Path, weights: Path) -> bool:
-    """Whether a training into `folder` made all its steps, and `weights` is the adapter that it
-    ended with: what is left there was only to be removed."""
+    """Whether a training into `folder` made all its steps and `weights` is its final adapter, so
+    that what is left in the folder may be removed."""
     last, _ = last_whole(folder)
     if last is None:
         return False
@@ -85,17 +85,17 @@ def is_the_end_of(folder: Path, weights: Path) -> bool:
     return done is not None and done == wanted and data == _read(last / _WEIGHTS)
 
 
-def _listed(told: bytes) -> dict[str, tuple] | None:
-    """Size and digest of each file, by its name; None for what is no such list."""
+def _listed(data: bytes) -> dict[str, tuple] | None:
+    """The size and digest of each file by its name; None for data that is no such list."""
     try:
-        files = {name: tuple(known) for name, known in json.loads(told)["files"].items()}
+        files = {name: tuple(known) for name, known in json.loads(data)["files"].items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     return files if all(Path(name).name == name for name in files) else None
 
 
 def _steps(checkpoint: Path) -> tuple[Any, Any]:
-    """The steps that were made by then, and those of the whole training, as Trainer notes them."""
+    """The step of a checkpoint and the steps of the whole training, as Trainer stored them."""
     try:
         state = json.loads(_read(checkpoint / _STATE) or b"")
         return state["global_step"], state["max_steps"]
@@ -104,7 +104,7 @@ def _steps(checkpoint: Path) -> tuple[Any, Any]:
 
 
 def last_whole(folder: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The newest whole checkpoint, and the newer ones that are not, each with the reason."""
+    """The newest whole checkpoint, and the newer ones that are not whole, with the reasons."""
     passed: list[tuple[Path, str]] = []
     for checkpoint in checkpoints_in(folder):
         harm = harm_of(checkpoint)
@@ -115,7 +115,7 @@ def last_whole(folder: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
 
 
 def aside_of(folder: Path) -> Path:
-    """Where the next checkpoint is written; what an earlier training left there is removed."""
+    """Make the folder in which the next checkpoint is written, without earlier leftovers."""
     aside = folder / ASIDE
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(aside)
@@ -124,7 +124,7 @@ def aside_of(folder: Path) -> Path:
 
 
 def publish(written: Path, folder: Path, keep: int) -> None:
-    """Give a checkpoint that is complete its name in `folder`; the newest `keep` stay."""
+    """Give a complete checkpoint its name in `folder`, and remove all but the newest `keep`."""
     files = {}
     for path in sorted(written.iterdir()):
         with path.open("rb") as file:
@@ -143,19 +143,19 @@ def publish(written: Path, folder: Path, keep: int) -> None:
 
 
 def put_aside(checkpoint: Path) -> Path:
-    """Take a checkpoint's name from it, in one step; where it is now."""
+    """Move a checkpoint into `ASIDE`, in one step. Returns its path there."""
     aside = checkpoint.parent / ASIDE
     aside.mkdir(exist_ok=True)
-    place = aside / f"former-{checkpoint.name}"
+    former = aside / f"former-{checkpoint.name}"
     with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(place)
-    checkpoint.rename(place)
-    return place
+        shutil.rmtree(former)
+    checkpoint.rename(former)
+    return former
 
 
 def remove_all(folder: Path) -> None:
-    """Every checkpoint, and what was left of others. The newest goes last: as long as there is
-    one, it tells how far the training came."""
+    """Remove every checkpoint, and leftovers of others. The newest is removed last: it shows how
+    far the training came."""
     for checkpoint in reversed(checkpoints_in(folder)):
         put_aside(checkpoint)
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -164,7 +164,7 @@ def remove_all(folder: Path) -> None:
 
 def _read(path: Path) -> bytes | None:
     try:
-        # reading a pipe might never end
+        # reading a pipe might block for ever
         return path.read_bytes() if path.is_file() else None
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
@@ -177,7 +177,7 @@ def _facts(data: bytes) -> tuple[int, str]:
 
 
 def _sync(folder: Path) -> None:
-    """Hand a folder's names to the disk, so that a power cut keeps what was renamed."""
+    """Flush a folder's names to the disk, so that a rename survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

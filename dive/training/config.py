@@ -1,4 +1,4 @@
-"""What can be set about a distillation, and the presets: every baseline is a configuration."""
+"""The settings of a distillation, and the presets: every baseline is a configuration."""
 
 import os
 from dataclasses import dataclass, fields
@@ -10,7 +10,7 @@ from dive.errors import DiveError, checks
 from dive.radgraph import parse_source
 from dive.training.workers import check_workers
 
-SEEDS = 1 << 32  # numpy, which Trainer seeds too, takes none from here on
+SEEDS = 1 << 32  # numpy, which Trainer seeds too, takes only seeds below this
 
 # The paper's own values were not available; `live` and its weights are as LIVE (arXiv 2406.13185)
 # published them, the rest is this project's choice (docs/choices.md).
@@ -38,43 +38,44 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class DistillConfig:
-    """How an adapter is distilled. What is None is the preset's.
+    """The settings of a distillation. A field that is None takes the preset's value.
 
     preset: "dive" (state-conditioned, decisive weights, CE + KL to the teacher), "dive-ce" (no
-        teacher is run), "live" (one fixed vector a layer, norm preserving, uniform weights, KL +
+        teacher is run), "live" (one fixed vector per layer, norm preserving, uniform weights, KL +
         0.5 CE, as published), "fixed-ce" (fixed vectors, uniform CE).
     rank, layers, activation, norm_preserving, positions: the form of the edit, see SteeringConfig.
     pathology_weight, eos_weight: weight of a pathology token and of the end of the report; every
         other token of the report weighs 1.
-    polarity: "positive" (mentions said to be there) or "all" (negated ones too).
-    decisive: what names the pathology in a report: "lexicon" (the built-in one), "radgraph" (the
+    polarity: "positive" (mentions asserted as present) or "all" (negated ones too).
+    decisive: what finds the pathology in a report: "lexicon" (the built-in one), "radgraph" (the
         observations of the RadGraph model; its weights must be there, annotations are kept), or
         "radgraph:X" (a type of model, a folder or archive of weights, or a file of annotations).
-    modifiers: severity, side and place beside a mention are weighted with it.
+    modifiers: severity, side and location next to a mention are weighted with it.
     ce_weight, kd_weight, align_weight: weights of cross entropy, of KL to the teacher, and of the
         mean squared distance of teacher and student hidden states. 0 switches a term off.
-    temperature: of the KL.
+    temperature: softmax temperature of the KL.
     redraw_demonstrations: where demonstrations are drawn from the training studies, draw anew in
         every epoch (the teacher then runs in every epoch, too).
     epochs, steps: length of the training; `steps` (optimiser steps) wins over `epochs`.
-    batch_size, gradient_accumulation: studies a device and forward, and forwards a step. The loss
-        is normalised over all of them (and all ranks), so how they are split changes nothing.
-    learning_rate, scale_learning_rate: of the adapter, and of its one scale a layer. AdamW,
-        `weight_decay`, cosine decay after a linear warm-up over the share `warmup` of the steps.
+    batch_size, gradient_accumulation: studies per device and forward, and forwards per step. The
+        loss is normalised over all of them (and all ranks), so how they are split changes nothing.
+    learning_rate, scale_learning_rate: of the adapter, and of its one scale per layer. The
+        optimiser is AdamW with `weight_decay`; the rate decays as a cosine after a linear warm-up
+        over the share `warmup` of the steps.
     max_grad_norm: gradients are clipped to this norm.
-    seed: of initial values, order and drawn demonstrations.
-    gradient_checkpointing: recompute the decoder's layers in the backward pass: less memory, about
-        a third more time.
+    seed: of initial values, the order of studies and drawn demonstrations.
+    gradient_checkpointing: recompute the decoder's layers in the backward pass, which takes less
+        memory and about a third more time.
     cache_images: keep each study's projected image features (at most 4 GiB, in main memory), so
-        that the vision tower runs once a study and not in every epoch and for every demonstration.
-        A folder keeps them on disk, too: later trainings that name it run no vision tower for the
-        images that they have in common.
-    calibration_studies: studies on which the scale of each layer's stream is measured.
-    logging_steps, eval_steps, save_steps: every so many steps. Default: evaluation and a
-        checkpoint at the end of every epoch, and at most 20 times.
-    workers: processes that decode images ahead of the training, and look at the studies before it.
-        Default: one a core but for one, at most 8 (0 for fewer than 64 images, and on macOS and
-        Windows, where only 0 will do). At most 32 of them look at the studies.
+        that the vision tower runs once per study and not in every epoch and for every
+        demonstration. A folder keeps them on disk, too: later trainings that name it run no vision
+        tower for the images that they have in common.
+    calibration_studies: studies on which the scale of each layer's residual stream is measured.
+    logging_steps, eval_steps, save_steps: intervals in steps. Default: evaluation and a checkpoint
+        at the end of every epoch, and at most 20 times.
+    workers: processes that decode images ahead of the training, and survey the studies before it.
+        Default: one per core but for one, at most 8 (0 for fewer than 64 images, and on macOS and
+        Windows, where only 0 is possible). At most 32 of them survey the studies.
     """
 
     preset: str = "dive"
@@ -146,7 +147,7 @@ class DistillConfig:
             else:
                 good = checks.is_number(value) or (least == 0 and value == 0 and value is not False)
                 bound += f" that float32 has (up to {checks.MOST:.3g})"
-            if name == "temperature":  # its square and reciprocal are needed, too
+            if name == "temperature":  # its square and its reciprocal are used, too
                 low, high = checks.LEAST_SQUARED, checks.MOST_SQUARED
                 good, bound = checks.is_number(value, low, high), f"from {low:.3g} to {high:.3g}"
             if not good:
@@ -168,7 +169,7 @@ class DistillConfig:
         blank = isinstance(self.cache_images, str) and not self.cache_images.strip()
         if not isinstance(self.cache_images, (bool, str)) or blank:
             raise DiveError(
-                f"DistillConfig: cache_images is {self.cache_images!r}; want true, false or a "
+                f"DistillConfig: cache_images is {self.cache_images!r}, want true, false or a "
                 "folder"
             )
         if self.polarity not in ("positive", "all"):
@@ -185,7 +186,7 @@ class DistillConfig:
         return bool(self.kd_weight or self.align_weight)
 
     def steering(self) -> SteeringConfig:
-        """The form of the edit."""
+        """The part of the settings that decides the form of the edit."""
         return SteeringConfig(
             rank=self.rank,  # type: ignore[arg-type]  # __post_init__ has filled it
             layers=self.layers,
@@ -205,7 +206,7 @@ def total_steps(config: DistillConfig, studies: int, ranks: int = 1) -> int:
 
 
 def check_teacher(config: DistillConfig) -> None:
-    """DiveError where demonstrations would be shown to nobody."""
+    """DiveError where there is no teacher to show demonstrations to."""
     if not config.needs_teacher:
         raise DiveError(
             f"preset {config.preset!r} with kd_weight 0 and align_weight 0 runs no teacher, so "

@@ -1,4 +1,4 @@
-"""Training examples: a study's prompt and report as tokens with classes and weights, in batches."""
+"""Training examples: prompts and reports as tokens with classes and weights, in batches."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +15,13 @@ from dive.prompting.batch import response_positions, response_targets
 from dive.prompting.prompter import Prompter, Response
 from dive.training.image_features import ImageCache, has_pixels
 
-CACHE_BYTES = 4 << 30  # encoded studies that are kept in memory between epochs
+CACHE_BYTES = 4 << 30  # of encoded studies that are kept in memory between epochs
 
 
 @dataclass
 class Example:
-    """One study, ready to learn from. `inputs` is the student's prompt with the report behind it,
-    sequence tensors [1, T]; the report's tokens are its last `len(response.ids)`."""
+    """One encoded study. `inputs` is the student's prompt followed by the report, as sequence
+    tensors [1, T]; the report's tokens are the last `len(response.ids)` of them."""
 
     index: int
     inputs: dict[str, Tensor]
@@ -34,7 +34,7 @@ class Example:
 class Examples(Dataset):
     """Studies encoded for one prompter, lazily; as many as fit into `CACHE_BYTES` are kept.
 
-    failed: why studies are left out that could not be encoded, by their index.
+    failed: the reasons why studies could not be encoded and are left out, by index.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Examples(Dataset):
         self.features: ImageCache | None = None
         self.failed: dict[int, str] = {}
         self._kept: dict[int, Example] = {}
-        self._room = CACHE_BYTES
+        self._bytes_left = CACHE_BYTES
 
     def __len__(self) -> int:
         return len(self.studies)
@@ -56,31 +56,33 @@ class Examples(Dataset):
         return self.keep(self.make(index)) if kept is None else kept
 
     def kept(self, index: int) -> Example | None:
-        """The example, if it is in memory."""
+        """The example, if it is in memory; else None."""
         return self._kept.get(index)
 
     def keep(self, example: Example) -> Example:
-        """Keep it, if there is room, without pixels whose features are kept; the example itself."""
+        """Keep the example in memory if it fits, without pixels whose features are cached. Returns
+        it as it is kept."""
         if self.features is not None and self.features.holds(self.studies[example.index]):
             inputs = {n: t for n, t in example.inputs.items() if not has_pixels([n])}
             self._drop(example.index)
             example = replace(example, inputs=inputs)
         size = _bytes(example)
-        if example.index not in self._kept and size <= self._room:
-            self._room -= size
+        if example.index not in self._kept and size <= self._bytes_left:
+            self._bytes_left -= size
             self._kept[example.index] = example
         return example
 
     def _drop(self, index: int) -> None:
         known = self._kept.pop(index, None)
         if known is not None:
-            self._room += _bytes(known)
+            self._bytes_left += _bytes(known)
 
     def make(self, index: int, study: Study | None = None) -> Example:
-        """Encode a study; `study` is the same with its images in memory, where they are.
+        """Encode a study. `study` is the same with its images in memory, if they are already.
 
         Raises:
-            DiveError: an image that cannot be read, no report, or one too long for the context.
+            DiveError: an image cannot be read, or the report is missing or too long for the
+                context.
         """
         study = self.studies[index] if study is None else study
         response = self.prompter.response(study)
@@ -105,31 +107,31 @@ class Examples(Dataset):
         studies: Sequence[Study],
         own: Sequence[Mapping[str, Tensor] | None] | None = None,
     ) -> dict[str, Any]:
-        """`inputs`, which show `studies` in this order, on the model's device; with kept image
-        features in place of pixels where there are such. own: see `ImageCache.fill`."""
-        placed = self.prompter.place(inputs)
+        """`inputs`, which show `studies` in this order, on the model's device, with cached image
+        features in place of pixels if there are any. own: see `ImageCache.fill`."""
+        placed = self.prompter.to_device(inputs)
         return placed if self.features is None else self.features.fill(placed, studies, own)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Right-padded model inputs, and one entry a response token in row order:
+        """Right-padded model inputs, and one entry per response token, study after study:
 
         positions [B, T] bool: the positions whose hidden states predict the response; index [N]
-            int64: the same as places in the flattened batch
+            int64: the same as indices into the flattened batch
         targets [N] int64, weights [N] float32, classes [N] int64
-        studies: B indices into `self.studies`; rows: response tokens of each. Lists of int: on a
-            device they would cost a host sync in every step
+        studies: B indices into `self.studies`; response_lengths: tokens of each response. Lists of
+            int: on a device they would cost a host sync in every step
         """
-        rows = [len(one.response.ids) for one in examples]
+        lengths = [len(one.response.ids) for one in examples]
         if not examples:  # every study of the batch is left out
             none = torch.zeros(0, dtype=torch.int64)
             return {
                 "inputs": {}, "positions": torch.zeros(0, 0, dtype=torch.bool), "index": none,
                 "targets": none, "weights": torch.zeros(0), "classes": none, "studies": [],
-                "rows": [],
+                "response_lengths": [],
             }  # fmt: skip
         inputs = self.prompter.collate([one.inputs for one in examples], side="right")
         positions = response_positions(
-            [one.prompt_length for one in examples], rows, inputs["input_ids"].shape[1]
+            [one.prompt_length for one in examples], lengths, inputs["input_ids"].shape[1]
         )
         return {
             "inputs": inputs,
@@ -139,7 +141,7 @@ class Examples(Dataset):
             "weights": torch.tensor([w for one in examples for w in one.weights]),
             "classes": torch.tensor([c for one in examples for c in one.classes]),
             "studies": [one.index for one in examples],
-            "rows": rows,
+            "response_lengths": lengths,
         }
 
 
@@ -147,7 +149,7 @@ def in_memory(study: Study) -> Study:
     """The study with its images decoded.
 
     Raises:
-        DiveError: one of them cannot be read.
+        DiveError: an image cannot be read.
     """
     return replace(study, images=tuple(study.load_images()))
 
@@ -160,7 +162,7 @@ def label(weigher: DecisiveTokens, study: Study, response: Response) -> list[int
     """The class of each token of a study's answer.
 
     Raises:
-        DiveError: its annotation is missing or of another text; names the study.
+        DiveError: the annotation is missing or is of another text; names the study.
     """
     try:
         return weigher.label(response.text, response.offsets, len(response.ids))

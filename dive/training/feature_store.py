@@ -1,9 +1,9 @@
 """Projected image features on disk: trainings after the first one run no vision tower.
 
 An entry is one safetensors file, named by the content of a study's images, in a folder that is
-named by everything else that decides what the features are: the image processor and its settings,
-the weights in front of the decoder, dtype, device and versions. Whatever changes, another name is
-looked up, so that a stale entry is never found. Files appear whole or not at all; any number of
+named by everything else on which the features depend: the image processor and its settings, the
+weights in front of the decoder, dtype, device and versions. A change of any of them changes the
+name, so that a stale entry is never found. Files appear complete or not at all; any number of
 processes may share a folder.
 """
 
@@ -39,7 +39,7 @@ SETTINGS_FILE = "settings.json"
 
 
 def check_cache(folder: str | Path) -> None:
-    """DiveError unless features could be kept in this folder, which need not be there yet."""
+    """DiveError unless features could be kept in this folder, which need not exist yet."""
     root = checks.path("cache_images", folder)
     try:
         check_folder(root)
@@ -48,10 +48,10 @@ def check_cache(folder: str | Path) -> None:
 
 
 class FeatureStore:
-    """Features by study below `folder`, for one backbone and one processor.
+    """The features below `folder` for one backbone and one processor.
 
     Attributes:
-        read, written: entries taken from the disk, and added to it, by this process.
+        read, written: the numbers of entries that this process read and added.
 
     Raises:
         DiveError: the folder cannot be made or written.
@@ -72,16 +72,16 @@ class FeatureStore:
 
     @property
     def proved(self) -> bool:
-        """Whether features under these settings were found to be as good as pixels."""
+        """Whether features under these settings were verified to replace pixels."""
         return (self.folder / SETTINGS_FILE).is_file()
 
     def prove(self) -> None:
-        """Note it, with the settings, for whoever wonders what a folder is."""
+        """Store that they were verified, and the settings, which explain the folder to a reader."""
         text = json.dumps(self._settings, indent=1) + "\n"
         self._write(self.folder / SETTINGS_FILE, text.encode("utf-8"))
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The features under this key on the CPU, or None; what cannot be read counts as none."""
+        """The features under this key on the CPU; None if there are none that can be read."""
         path = self._path(key)
         try:
             tensors = load(path.read_bytes())
@@ -94,7 +94,7 @@ class FeatureStore:
         return _nested(tensors)
 
     def put(self, key: str, features: dict[str, Any]) -> None:
-        """Keep them. A full disk is said once, and costs no training."""
+        """Store the features. A full disk is reported once, and does not stop the training."""
         flat = {name: tensor.contiguous() for name, tensor in _flat(features)}
         self.written += self._write(self._path(key), save(flat))
 
@@ -109,7 +109,7 @@ class FeatureStore:
         return True
 
     def summary(self) -> str:
-        """What it did, and what it takes on the disk: one line."""
+        """Entries read and added, and their size on the disk, in one line."""
         sizes = [path.stat().st_size for path in self.folder.glob("*/*.safetensors")]
         everything = sum(p.stat().st_size for p in self.root.glob("*/*/*.safetensors"))
         return (
@@ -119,15 +119,15 @@ class FeatureStore:
         )
 
     def _path(self, key: str) -> Path:
-        # 200,000 files in one folder are slow to list on some file systems
+        # some file systems are slow to list 200,000 files in one folder
         return self.folder / key[:2] / f"{key}.safetensors"
 
 
 def settings_of(prompter: Prompter) -> dict[str, Any]:
-    """Everything but the image itself that features depend on, as JSON has it.
+    """Everything but the image itself on which features depend, as JSON values.
 
     Raises:
-        DiveError: weights in front of the decoder are offloaded, so they cannot be told apart.
+        DiveError: weights in front of the decoder are offloaded, so they cannot be identified.
     """
     backbone = prompter.backbone
     model: Any = unwrap(backbone)
@@ -153,8 +153,8 @@ def settings_of(prompter: Prompter) -> dict[str, Any]:
 
 
 def _weights_before_decoder(model: Any) -> str:
-    """Names one set of vision tower and projector. Content and not a revision's name: folders have
-    none, and two revisions may share them."""
+    """A digest of the weights of vision tower and projector. The name of a revision would not do:
+    folders have none, and two revisions may share these weights."""
     heads = (decoder(model), model.get_output_embeddings())
     behind = {id(p) for module in heads if module is not None for p in module.parameters()}
     digest = hashlib.sha256()
@@ -176,7 +176,7 @@ def _weights_before_decoder(model: Any) -> str:
 
 
 def key_of(study: Study) -> str:
-    """Names the content of a study's images, in their order."""
+    """A digest of the content of a study's images, in their order."""
     named = zip(study.images, study.image_names, strict=True)
     return of_json([_content(image, study.where, name) for image, name in named], 64)
 
@@ -190,7 +190,7 @@ def _content(image: Path | Image.Image | LazyImage, where: str, name: str) -> st
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, Tensor]]:
-    """("pooler_output/0", tensor) and so on: dicts and lists of tensors under their paths."""
+    """The tensors of nested dicts and lists with their paths: ("pooler_output/0", tensor) ..."""
     if isinstance(value, Tensor):
         return [(name, value)]
     parts = value.items() if isinstance(value, dict) else enumerate(value)
@@ -200,7 +200,7 @@ def _flat(value: Any, name: str = "") -> list[tuple[str, Tensor]]:
 
 
 def _nested(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """`_flat` turned round; a list's places are its digits."""
+    """The inverse of `_flat`; names of digits are indices of a list."""
     groups: dict[str, Any] = {}
     for name, tensor in tensors.items():
         first, _, rest = name.partition("/")
@@ -215,4 +215,4 @@ def _as_list(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value
     inner = _nested(value)
-    return [inner[place] for place in sorted(inner, key=int)]
+    return [inner[index] for index in sorted(inner, key=int)]

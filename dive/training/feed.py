@@ -1,5 +1,5 @@
-"""What a training loads, study by study, in its own process or in workers: examples, with the
-prompt that the teacher is to see where it has not seen it yet."""
+"""The data set of a training, loaded in its own process or in workers: examples, with the teacher's
+prompt as long as its hidden states are not known."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -12,16 +12,15 @@ from torch.utils.data import Dataset, get_worker_info
 from dive.errors import DiveError
 from dive.training.examples import Example, Examples, in_memory
 from dive.training.teacher import Teacher, TeacherPrompt
-from dive.training.workers import alone
+from dive.training.workers import settle
 
 
 @dataclass
 class Loaded:
-    """One study's turn.
+    """One item of the data set.
 
-    example: None where the trainer keeps it already, or where there is none. error: why the study
-    cannot be used. bad: further studies that were to demonstrate and cannot be read, by their
-    place among the demonstrations.
+    example: None where the trainer has it in memory, or where there is an error. error: why the
+    study cannot be used. bad: why demonstrations cannot be read, by their index in the pool.
     """
 
     index: int
@@ -30,8 +29,8 @@ class Loaded:
     error: str | None = None
     bad: dict[int, str] = field(default_factory=dict)
 
-    # From a worker tensors come as plain arrays: torch would hand them over in shared memory,
-    # which containers have little of (64 MB), and open files, of which a batch would take dozens.
+    # Workers send tensors as plain arrays: torch would pass them through shared memory, of which
+    # containers have little (64 MB), and open files, of which a batch would need dozens.
     def __getstate__(self) -> dict[str, Any]:
         return {one.name: _packed(getattr(self, one.name)) for one in fields(self)}
 
@@ -41,9 +40,9 @@ class Loaded:
 
 
 class Feed(Dataset):
-    """Examples as `Loaded`s.
+    """The examples as `Loaded` items.
 
-    epoch: of the teacher's draws; what is set before workers start is what they know.
+    epoch: of the teacher's draws, to be set before workers start.
     """
 
     def __init__(self, examples: Examples, teacher: Teacher | None = None) -> None:
@@ -56,7 +55,7 @@ class Feed(Dataset):
 
     def __getitem__(self, index: int) -> Loaded:
         if get_worker_info() is not None:
-            alone()
+            settle()
         examples, teacher = self.examples, self.teacher
         if index in examples.failed:
             return Loaded(index, error=examples.failed[index])
@@ -79,7 +78,7 @@ class Feed(Dataset):
 
 
 def as_they_come(loaded: Sequence[Loaded]) -> list[Loaded]:
-    """A batch is collated by the trainer, when it is known which studies can be used."""
+    """The items as they are: the trainer collates those that are usable."""
     return list(loaded)
 
 

@@ -1,6 +1,4 @@
-"""What a training will take, said before its first step."""
-
-from collections.abc import Sequence
+"""The forecast of what a training will take, which is shown before its first step."""
 
 from dive.adapter.adapter import SteeringAdapter
 from dive.backbone.structure import text_config
@@ -8,21 +6,17 @@ from dive.decisive.tokens import CLASS_NAMES
 from dive.errors.counting import counted
 from dive.prompting.prompter import Prompter
 from dive.training.config import DistillConfig
+from dive.training.preparation import Prepared
+from dive.training.ranks import world_size
 from dive.training.survey import Survey
 
 GIB = 1 << 30
 
 
-def describe(
-    config: DistillConfig,
-    prompter: Prompter,
-    adapter: SteeringAdapter,
-    survey: Survey,
-    teacher_lengths: Sequence[int] | None,
-    steps: int,
-    ranks: int = 1,
-) -> str:
-    """Tokens an image, lengths of prompts, decisive share, memory and steps, as lines of text."""
+def forecast_text(prepared: Prepared) -> str:
+    """Tokens per image, lengths of prompts, decisive share, memory and steps, as lines of text."""
+    request, survey = prepared.request, prepared.survey
+    config, adapter = request.inputs.config, request.adapter
     longest, usual = Survey.quantiles(survey.prompt_lengths)
     images = sum(survey.images)
     per_image = f", {sum(survey.image_tokens) / images:.0f} tokens each" if images else ""
@@ -39,20 +33,20 @@ def describe(
         f"student prompt: at most {longest} tokens, 95% within {usual}; "
         f"report: at most {report}, 95% within {usual_report}",
     ]
-    if teacher_lengths is None:
+    if prepared.teacher_lengths is None:
         lines.append("no teacher is run")
     else:
-        most, most_often = Survey.quantiles(teacher_lengths)
+        most, most_often = Survey.quantiles(prepared.teacher_lengths)
         lines.append(f"teacher prompt: at most {most} tokens, 95% within {most_often}")
     lines.append(f"tokens of the reports: {shares}")
     tokens = config.batch_size * (longest + report)
-    memory = training_bytes(config, prompter, adapter, tokens)
+    memory = training_bytes(config, request.prompter, adapter, tokens)
     lines.append(
-        f"memory: about {memory / GIB:.1f} GiB for {tokens} tokens a forward"
-        + ("" if config.gradient_checkpointing else " (gradient_checkpointing takes less)")
+        f"memory: about {memory / GIB:.1f} GiB for {tokens} tokens per forward"
+        + ("" if config.gradient_checkpointing else " (less with gradient_checkpointing)")
     )
-    each = config.batch_size * config.gradient_accumulation * ranks
-    lines.append(f"{counted(steps, 'step')} of {counted(each, 'study')}")
+    each = config.batch_size * config.gradient_accumulation * world_size()
+    lines.append(f"{counted(prepared.steps, 'step')} of {counted(each, 'study')}")
     return "\n".join(lines)
 
 
@@ -61,8 +55,8 @@ def training_bytes(
 ) -> int:
     """A rough estimate: weights, adapter with gradient and AdamW's two moments, activations.
 
-    Activations of one token in one layer: about six states and three inner states of the MLP; with
-    checkpointing one state a layer and one layer whole.
+    The activations of one token in one layer are about six hidden states and three inner states of
+    the MLP; with gradient checkpointing one hidden state per layer, and one layer in full.
     """
     text = text_config(prompter.backbone.model)
     size = prompter.backbone.dtype.itemsize

@@ -1,4 +1,4 @@
-"""Projected image features, computed once a study: after the first epoch no vision tower runs.
+"""Projected image features, computed once per study: after the first epoch no vision tower runs.
 
 Nothing between the pixels and the decoder is trained, so an image's features are the same in every
 epoch, for student and teacher, and in the next training. transformers takes them in place of pixels
@@ -25,12 +25,12 @@ from dive.training.feature_store import FeatureStore, key_of
 
 log = logging.getLogger(__name__)
 
-ROOM = 4 << 30  # bytes of features that are kept, in main memory
+CACHE_BYTES = 4 << 30  # of features that are kept in main memory
 
 
 @dataclass
 class Features(ModelOutput):
-    """What models read of a vision tower's output."""
+    """The fields of a vision tower's output that models read."""
 
     pooler_output: Any = None
     deepstack_features: Any = None
@@ -39,11 +39,11 @@ class Features(ModelOutput):
 def image_cache(
     prompter: Prompter, study: Study, folder: str | Path | None = None
 ) -> "ImageCache | None":
-    """A cache that was proved on `study`: states with its features are those with its pixels, bit
-    for bit. None, and a warning that says why, for a backbone where there cannot be one.
+    """A cache that was verified on `study`: hidden states with its features are those with its
+    pixels, bit for bit. None, with a warning that gives the reason, for a backbone without one.
 
-    folder: where features are kept for later trainings, too; those of an earlier one are used, and
-    so is its proof.
+    folder: where features are kept for later trainings, too. Those of an earlier training are used,
+    and so is its verification.
 
     Raises:
         DiveError: the folder cannot be written.
@@ -64,8 +64,8 @@ def image_cache(
         cache = ImageCache(prompter)
         inputs = prompter.encode(study)
         with torch.no_grad():
-            wanted = last_hidden_state(model, prompter.place(inputs))
-            filled = cache.fill(prompter.place(inputs), [study])
+            wanted = last_hidden_state(model, prompter.to_device(inputs))
+            filled = cache.fill(prompter.to_device(inputs), [study])
             if "mm_encoder_outputs" in filled and torch.equal(
                 last_hidden_state(model, filled), wanted
             ):
@@ -78,24 +78,24 @@ def image_cache(
 
 
 class ImageCache:
-    """Features by study, as `get_image_features` of the model makes them from a study's images.
+    """The features of studies, as the model's `get_image_features` computes them.
 
-    What does not fit into `room` bytes of main memory is read from the store, or computed, every
-    time.
+    What does not fit into `capacity` bytes of main memory is read from the store, or computed,
+    every time.
     """
 
     def __init__(
-        self, prompter: Prompter, room: int = ROOM, store: FeatureStore | None = None
+        self, prompter: Prompter, capacity: int = CACHE_BYTES, store: FeatureStore | None = None
     ) -> None:
         self._prompter = prompter
-        self._room = room
+        self._bytes_left = capacity
         self.store = store
         self._kept: dict[Hashable, tuple[Study, dict[str, Any]]] = {}
         self._keys: dict[Hashable, tuple[Study, str]] = {}  # in the store
-        self._full = self._company = False  # said once each
+        self._full = self._company = False  # whether the warning was given
 
     def holds(self, study: Study) -> bool:
-        """Whether its features are in memory."""
+        """Whether the features of `study` are in memory."""
         return _name(study) in self._kept
 
     def fill(
@@ -105,10 +105,10 @@ class ImageCache:
         own: Sequence[Mapping[str, Tensor] | None] | None = None,
     ) -> dict[str, Any]:
         """Model inputs with features in place of the pixels of `studies`, which `inputs` shows in
-        this order. Unchanged where the features would not fit: what LLaVA-OneVision makes of an
-        image depends on whether it is alone in its prompt.
+        this order. Unchanged where the features would not fit: LLaVA-OneVision encodes an image
+        differently when it is alone in its prompt.
 
-        own: each study's own prompt, encoded, where it is at hand; else its images are read.
+        own: each study's own encoded prompt, where it is known; else its images are read.
         """
         if not any(study.images for study in studies):
             return inputs
@@ -120,7 +120,7 @@ class ImageCache:
             if not self._company:
                 self._company = True
                 log.warning(
-                    "cache_images: this model looks at an image by itself in another way than at "
+                    "cache_images: this model encodes an image by itself in another way than "
                     "several, so features are used only for prompts of one study"
                 )
             return inputs
@@ -137,8 +137,8 @@ class ImageCache:
         sizes: list[int] = []
         in_memory = _map(features, lambda tensor: tensor.cpu())
         _map(in_memory, lambda tensor: sizes.append(tensor.numel() * tensor.element_size()))
-        if sum(sizes) <= self._room:
-            self._room -= sum(sizes)
+        if sum(sizes) <= self._bytes_left:
+            self._bytes_left -= sum(sizes)
             self._kept[name] = study, in_memory
         elif not self._full:
             self._full = True
@@ -174,28 +174,30 @@ class ImageCache:
         base: Any = unwrap(self._prompter.backbone).base_model
         takes = inspect.signature(base.get_image_features).parameters
         images = {name: value for name, value in images.items() if name in takes}
-        output = base.get_image_features(**self._prompter.place(images), return_dict=True)
+        output = base.get_image_features(**self._prompter.to_device(images), return_dict=True)
         read = Features().__dataclass_fields__
         return {name: output[name] for name in read if output.get(name) is not None}
 
 
 def has_pixels(inputs: Iterable[str]) -> bool:
-    """Whether images are among these model inputs, and not only what is said about them."""
+    """Whether pixels are among these model inputs, and not only facts about images."""
     return any(name.startswith("pixel") for name in inputs)
 
 
 def _name(study: Study) -> Hashable:
-    # an image in memory is known by its place there, which is its own while its study lives
+    # an image in memory is identified by its address, which is unique while its study lives
     return tuple(one if isinstance(one, Path) else id(one) for one in study.images)
 
 
 def _join(values: list[Any]) -> Any:
-    """Features of several studies as those of one prompt: images one after the other."""
+    """The features of several studies as those of one prompt, image after image."""
     if isinstance(values[0], Tensor):
         return torch.cat(values)
     if all(isinstance(one, Tensor) for one in values[0]):
         return [tensor for one in values for tensor in one]
-    return [_join(list(layer)) for layer in zip(*values, strict=True)]  # deepstack: a layer each
+    return [
+        _join(list(layer)) for layer in zip(*values, strict=True)
+    ]  # deepstack: one entry per layer
 
 
 def _rows(features: Any) -> int:

@@ -1,8 +1,8 @@
-"""Studies that turn out unreadable when their turn comes: left out, noted, and kept noted.
+"""Studies that turn out to be unreadable during the training, which are left out from then on.
 
-A study that passed the survey may have a broken body behind its header. Once it has failed it stays
-out for the rest of the training, and a checkpoint says so: a resumed training does not meet it
-again, whatever has become of its file meanwhile.
+The image of a study that passed the survey may have a broken body behind its header. Once it has
+failed, the study stays out for the rest of the training. Checkpoints list such studies, so that a
+resumed training leaves them out too, even if the file has been repaired.
 """
 
 import json
@@ -23,7 +23,7 @@ LEFT_OUT_FILE = "left_out.json"
 
 
 class UnreadableStudy(DiveError):
-    """A study could not be read in the middle of a training; `study` says which."""
+    """The error of a study that could not be read during the training, with the `study`."""
 
     def __init__(self, message: str, study: Study) -> None:
         super().__init__(message)
@@ -31,7 +31,7 @@ class UnreadableStudy(DiveError):
 
 
 class LeftOut:
-    """What to do about unreadable studies: raise ("fail"), or go on without them ("skip")."""
+    """The handling of unreadable studies: raise ("fail"), or go on without them ("skip")."""
 
     def __init__(self, on_error: str, skipped: Skipped) -> None:
         self._on_error = on_error
@@ -41,7 +41,7 @@ class LeftOut:
         """Leave a study out of `examples` from now on.
 
         Raises:
-            UnreadableStudy: where nothing is to be skipped.
+            UnreadableStudy: with on_error="fail".
         """
         if index in examples.failed:
             return
@@ -51,7 +51,7 @@ class LeftOut:
         self._put(examples, index, reason)
 
     def readable(self, examples: Examples) -> Iterator[Example]:
-        """The examples in their order, without those that cannot be made."""
+        """The examples in their order, without those that cannot be read."""
         for index in range(len(examples)):
             if index in examples.failed:
                 continue
@@ -62,29 +62,29 @@ class LeftOut:
                 continue
             yield one
         if len(examples.failed) == len(examples):
-            # those that the survey skipped, too
+            # those that the survey skipped count, too
             count = counted(max(len(self._skipped), len(examples)), "study")
             raise DiveError(f"no study is left to learn from: {count} skipped")
 
     def save(self, folder: Path, parts: dict[str, Examples | None]) -> None:
-        """Into a checkpoint."""
-        rows = {
+        """Write the list into a checkpoint."""
+        entries = {
             name: [[index, one.studies[index].id, why] for index, why in sorted(one.failed.items())]
             for name, one in parts.items()
             if one is not None
         }
-        write_text(folder / LEFT_OUT_FILE, json.dumps(rows, indent=1) + "\n")
+        write_text(folder / LEFT_OUT_FILE, json.dumps(entries, indent=1) + "\n")
 
     def load(self, folder: Path, parts: dict[str, Examples | None]) -> None:
-        """From a checkpoint; of studies that are no longer there nothing is said."""
+        """Read the list from a checkpoint; studies that are no longer there are ignored."""
         try:
-            rows = json.loads((folder / LEFT_OUT_FILE).read_text(encoding="utf-8"))
+            entries = json.loads((folder / LEFT_OUT_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DiveError(f"{folder / LEFT_OUT_FILE} cannot be read: {error}") from error
         for name, one in parts.items():
             if one is None:
                 continue
-            for index, identifier, reason in rows.get(name, []):
+            for index, identifier, reason in entries.get(name, []):
                 there = index < len(one) and one.studies[index].id == identifier
                 if there and index not in one.failed:
                     self._put(one, index, reason)
@@ -96,9 +96,9 @@ class LeftOut:
 
 
 def left_out_ids(checkpoint: Path) -> list[str]:
-    """The ids that a checkpoint lists as left out: their films may have been mended."""
+    """The ids that a checkpoint lists as left out, whose images may have been repaired since."""
     try:
-        rows = json.loads((checkpoint / LEFT_OUT_FILE).read_text(encoding="utf-8"))
-        return [row[1] for part in rows.values() for row in part]
+        entries = json.loads((checkpoint / LEFT_OUT_FILE).read_text(encoding="utf-8"))
+        return [entry[1] for part in entries.values() for entry in part]
     except (OSError, ValueError, TypeError, AttributeError, LookupError):
-        return []  # whoever loads it says so
+        return []  # `LeftOut.load` raises

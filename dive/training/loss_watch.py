@@ -1,7 +1,7 @@
-"""Losses that are not finite, found without a host sync in every step, and what they came from.
+"""Losses that are not finite, and their causes, found without a host sync in every step.
 
-The loss of a bad value is NaN, and which value it was stands in a status word on the device (see
-`dive.ops.checks`). Both are read when the trainer logs, evaluates or saves; on a CPU, where looking
+The loss of a bad value is NaN, and a status word on the device names the value (see
+`dive.ops.checks`). Both are read when the trainer logs, evaluates or saves; on a CPU, where a read
 costs nothing, after every forward.
 """
 
@@ -21,14 +21,14 @@ from dive.reference import DecisiveLoss
 class _Forward:
     when: str
     studies: Sequence[Study]
-    rows: Sequence[int]  # response tokens of each study
+    response_lengths: Sequence[int]  # tokens of each study's response
     loss: Tensor
     status: Tensor | None
-    terms: list[Tensor]  # [N] a row each
+    terms: list[Tensor]  # [N], one per row
 
 
 class LossWatch:
-    """Keeps a few numbers a row of each forward until `look`."""
+    """The numbers per row of each forward, kept until `look`."""
 
     def __init__(self, remedy: str = "") -> None:
         self._remedy = remedy
@@ -38,21 +38,23 @@ class LossWatch:
         self,
         when: str,
         studies: Sequence[Study],
-        rows: Sequence[int],
+        response_lengths: Sequence[int],
         loss: Tensor,
         parts: DecisiveLoss,
     ) -> None:
-        """A forward over `studies`, whose rows lie one after the other; it is not looked at yet."""
+        """Keep the numbers of a forward over `studies`, whose rows lie one after the other."""
         # not `parts` itself, whose loss would keep the graph
         terms = [term for term in (parts.row_ce, parts.row_kl) if term is not None]
-        self._pending.append(_Forward(when, studies, rows, loss.detach(), parts.status, terms))
+        self._pending.append(
+            _Forward(when, studies, response_lengths, loss.detach(), parts.status, terms)
+        )
 
     def look(self) -> None:
-        """One host sync.
+        """Check the forwards since the last call, with one host sync.
 
         Raises:
-            DiveError: of the first bad value, with step, study, argument, row and value.
-            NonFiniteLoss: of the first loss that is not finite without one, with step and studies.
+            DiveError: a bad value; names the step, study, argument, row and value of the first.
+            NonFiniteLoss: a loss is not finite without one; names step and studies.
         """
         pending, self._pending = self._pending, []
         if not pending:
@@ -62,9 +64,9 @@ class LossWatch:
         status = torch.stack([losses.new_zeros(3) if w is None else w for w in words])
         read = torch.cat([losses[:, None], status], 1).tolist()
         for one, (loss, *word) in zip(pending, read, strict=True):
-            told = violation(word)
-            if told is not None:
-                raise DiveError(f"{one.when}, {_names(_of_row(one, int(word[1])))}: {told}")
+            fault = violation(word)
+            if fault is not None:
+                raise DiveError(f"{one.when}, {_names(_of_row(one, int(word[1])))}: {fault}")
             if not abs(loss) < float("inf"):
                 raise NonFiniteLoss(
                     f"the loss is not a finite number in {one.when}: {_names(_bad(one))}"
@@ -73,7 +75,9 @@ class LossWatch:
 
 
 def _owner(one: _Forward) -> Tensor:
-    return torch.repeat_interleave(torch.arange(len(one.studies)), torch.tensor(one.rows))
+    return torch.repeat_interleave(
+        torch.arange(len(one.studies)), torch.tensor(one.response_lengths)
+    )
 
 
 def _of_row(one: _Forward, row: int) -> list[Study]:
@@ -82,7 +86,7 @@ def _of_row(one: _Forward, row: int) -> list[Study]:
 
 
 def _bad(one: _Forward) -> list[Study]:
-    """The studies whose own terms are not finite, or all where no row's are (alignment, say)."""
+    """The studies with terms that are not finite; all of them where no row's term is the cause."""
     bad = ~torch.stack(one.terms).isfinite().all(0)
     found = dict.fromkeys(_owner(one)[bad.cpu()].tolist())
     return [one.studies[index] for index in found] or list(one.studies)

@@ -1,4 +1,4 @@
-"""What a training shows while it runs: a bar for a person, lines of JSON for a program."""
+"""The progress of a training: a bar for a person, lines of JSON for a program."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ class ProgressBar(TrainerCallback):
 
 
 def summary(logs: dict[str, float]) -> str:
-    """loss, and what it is by token class, in one short line."""
+    """The loss, and the loss and accuracy by token class, in one short line."""
     prefix = "eval_" if "eval_loss" in logs else ""
     parts = [f"loss {logs[prefix + 'loss']:.3f}"]
     for name in ("template", "pathology", "eos"):
@@ -71,10 +71,10 @@ def summary(logs: dict[str, float]) -> str:
 
 
 class JsonLog(TrainerCallback):
-    """Every line of log as a line of JSON, and every step once.
+    """The log as lines of JSON, with every step once.
 
-    A training that goes on repeats the steps behind its checkpoint: what an earlier one logged of
-    them is dropped, and so is the log of a training that is begun anew.
+    A resumed training repeats the steps after its checkpoint, whose earlier lines are dropped. A
+    training that starts anew drops the whole log of the one before.
     """
 
     def __init__(self, path: Path) -> None:
@@ -92,9 +92,9 @@ class JsonLog(TrainerCallback):
 
 
 def _logged_until(line: str, step: int) -> bool:
-    """Whether a line is whole, of step `step` or before, and not the summary of a training."""
+    """Whether the line is complete, of step `step` or before, and not the summary of a training."""
     try:
-        row = json.loads(line)
-        return 0 < row["step"] <= step and "train_runtime" not in row
+        entry = json.loads(line)
+        return 0 < entry["step"] <= step and "train_runtime" not in entry
     except (ValueError, TypeError, KeyError):
         return False

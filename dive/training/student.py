@@ -1,4 +1,4 @@
-"""The student: the backbone with the adapter attached; a batch's loss, and losses by class."""
+"""The student: the backbone with the adapter attached, its loss, and losses by token class."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,17 +9,17 @@ from torch import Tensor, nn
 from dive import ops
 from dive.adapter.adapter import SteeringAdapter
 from dive.adapter.attach import Attachment, unsteered
+from dive.backbone.model_lock import model_lock
 from dive.backbone.structure import last_hidden_state, output_head
-from dive.backbone.turns import turn
 from dive.decisive.tokens import CLASS_NAMES
 from dive.training.config import DistillConfig
 
 
 class Student(nn.Module):
-    """Backbone with the adapter attached: a batch in, the distillation loss out.
+    """The backbone with the adapter attached, which maps a batch to the distillation loss.
 
-    The backbone is not a submodule: Trainer calls `train()`, moves and counts what it is given, and
-    a frozen backbone stays where it is, in eval mode.
+    The backbone is not a submodule: Trainer moves its module, counts the parameters and calls
+    `train()`, and a frozen backbone stays where it is, in eval mode.
     """
 
     def __init__(self, attachment: Attachment, config: DistillConfig) -> None:
@@ -42,14 +42,15 @@ class Student(nn.Module):
         normalizer: Tensor | None = None,
         kd_normalizer: Tensor | None = None,
     ) -> tuple[Tensor, ops.DecisiveLoss | None]:
-        """Loss (float32 scalar) and its parts. Of a batch without a row a loss of 0, no parts, and
-        gradients of 0: it has a backward like any other, for the ranks wait for each other in it.
+        """The loss (float32 scalar) and its parts. A batch without a row has the loss 0, no parts,
+        and gradients of 0: the ranks wait for each other in the backward, so there must be one.
 
         Args:
             inputs: model inputs, padded right. positions [B, T] bool: the N response rows; index
-                [N] int64: the same as places in the flattened batch.
-            targets [N], weights [N] float32, classes [N]: of the tokens that the rows predict.
-            teacher_hidden [N, D]: of the teacher, predicting the same tokens.
+                [N] int64: the same as indices into the flattened batch.
+            targets [N] int64, weights [N] float32, classes [N] int64: of the tokens that the rows
+                predict.
+            teacher_hidden [N, D]: hidden states of the teacher that predict the same tokens.
             normalizer, kd_normalizer: sums over the whole batch of the step, float32 scalars.
         """
         attachment, settings = self._attachment[0], self._objective
@@ -85,12 +86,12 @@ class Student(nn.Module):
             normalizer=normalizer,
             kd_normalizer=kd_normalizer if given else None,
             token_class=classes.to(device),
-            rows=torch.arange(len(index), device=device),  # the collator left only response rows
-            validate=False,  # LossWatch tells what was bad, without a host sync in every step
+            rows=torch.arange(len(index), device=device),  # only response rows are left
+            validate=False,  # LossWatch finds bad values without a host sync in every step
         )
         loss = parts.loss
         if teacher_hidden is not None and settings.align_weight:
-            # mean over the width, so that the weight means the same for every model
+            # a mean over the width makes the weight mean the same for every model
             apart = (hidden.float() - teacher_hidden.float()).pow(2).mean(-1)
             count = (weights > 0).sum() if kd_normalizer is None else kd_normalizer
             loss = loss + settings.align_weight * (apart * (weights > 0)).sum() / count.clamp(min=1)
@@ -98,13 +99,13 @@ class Student(nn.Module):
 
 
 def output_head_of(attachment: Attachment) -> Any:
-    """The head, checked against the bare model's logits: the adapter is off meanwhile."""
-    with turn(attachment.model), unsteered(attachment.model):
+    """The head, checked against the logits of the model without the adapter."""
+    with model_lock(attachment.model), unsteered(attachment.model):
         return output_head(attachment.model)
 
 
 class ClassMeter:
-    """Loss and accuracy by token class, over forwards and ranks, between two lines of log."""
+    """Loss and accuracy by token class, summed over forwards and ranks between two lines of log."""
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None  # [3, classes]: loss, hits, tokens
@@ -114,14 +115,14 @@ class ClassMeter:
         assert parts.class_loss is not None and parts.class_accuracy is not None
         count = parts.class_count.double()
         mean = torch.stack([parts.class_loss.double(), parts.class_accuracy.double()])
-        rows = torch.cat([torch.where(count > 0, mean, 0.0) * count, count[None]])
-        self._sums = rows if self._sums is None else self._sums + rows
+        sums = torch.cat([torch.where(count > 0, mean, 0.0) * count, count[None]])
+        self._sums = sums if self._sums is None else self._sums + sums
 
     def take(self, prefix: str = "", reduce: Any = lambda sums: sums) -> dict[str, float]:
-        """Means by class since the last time, of those classes that there were.
+        """The means since the last call, for the classes that occurred.
 
-        reduce: sums [3, classes] over ranks. All of them call it, one that had no row with zeros:
-        the others wait for it.
+        reduce: sums a tensor [3, classes] over ranks. Every rank calls it, with zeros if it had no
+            row: the others wait for it.
         """
         sums = torch.zeros(3, len(CLASS_NAMES)) if self._sums is None else self._sums
         self._sums = None

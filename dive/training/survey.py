@@ -1,4 +1,4 @@
-"""A first look at every study before the first step: texts and image headers, no pixels."""
+"""The survey of every study before the first step: texts and image headers, no pixels."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ from dive.prompting.prompter import Prompter
 from dive.training.examples import Examples, label
 from dive.training.workers import spread
 
-LABELLED = 4096  # reports by which the shares of the classes are told, of more than so many
-_BLANK = Image.new("RGB", (1, 1))  # stands in texts, and is never shown
+LABELLED = 4096  # reports, at most, from which the shares of the classes are estimated
+_BLANK = Image.new("RGB", (1, 1))  # a placeholder in texts, which no model sees
 
 
 class Look(NamedTuple):
-    """What is known of a study without decoding its images.
+    """The facts about a study that are known without decoding its images.
 
-    sizes: width and height of each image, as it is shown; text: tokens of the prompt's text, an
-    image being one; response: tokens of the answer; classes: how many of them are of each class
-    (empty: not looked at).
+    sizes: width and height of each image, as it is shown. text: tokens of the prompt's text, with
+    one per image. response: tokens of the answer. classes: how many of those are of each class;
+    empty where the answer was not labelled.
     """
 
     sizes: tuple[Size, ...]
@@ -38,7 +38,7 @@ class Look(NamedTuple):
 
 
 class Ruler:
-    """Lengths of prompts in tokens, from texts and image sizes."""
+    """The lengths of prompts in tokens, from texts and image sizes."""
 
     def __init__(self, prompter: Prompter) -> None:
         self.prompter = prompter
@@ -49,18 +49,18 @@ class Ruler:
 
     @cached_property
     def _turns(self) -> tuple[int, int]:
-        """What a template puts around a turn beside its prompt and its answer, where it stands
-        between two others, and by how much more the first turn of several takes."""
+        """Tokens that a template adds around a turn between two others, and how many more it adds
+        around the first turn of several."""
         prompter, one = self.prompter, self._one
         once, twice, thrice = (rendered_length(prompter, one, [one] * count) for count in range(3))
         around = (thrice - twice) - once - len(prompter.response(one).ids)
         return around, (twice - once) - (thrice - twice)
 
     def look(self, study: Study, weigher: DecisiveTokens | None = None) -> Look:
-        """Text and image headers of one study; `weigher` tells the classes of its answer.
+        """Measure the text and image headers of one study; `weigher` labels the answer's tokens.
 
         Raises:
-            DiveError: an image that is missing or none, a text that makes no prompt or no answer.
+            DiveError: a file is missing or no image, or the text makes no prompt or no answer.
         """
         text = rendered_length(self.prompter, study)
         sizes: tuple[Size, ...] = ()
@@ -77,19 +77,19 @@ class Ruler:
         return Look(sizes, text, len(response.ids), counts)
 
     def text(self, query: Look, shown: Sequence[Look] = ()) -> int:
-        """Tokens of a prompt but for its images, with these demonstrations before the query: their
-        prompts and answers add up wherever a template sets turns apart by tokens of its own."""
-        length = self.images.around + query.text
+        """Tokens of a prompt with these demonstrations before the query, without its images. The
+        lengths of turns add up where a template separates turns by tokens of its own."""
+        length = self.images.prompt_overhead + query.text
         if not shown:
             return length
         around, first = self._turns
         return length + first + sum(one.text + one.response + around for one in shown)
 
     def taken(self, looks: Sequence[Look]) -> int:
-        """Tokens that the images of a prompt of these studies take, beside their placeholders.
+        """Tokens that the images of a prompt of these studies take beyond their placeholders.
 
         Raises:
-            DiveError: the processor refuses images of such a size.
+            DiveError: the processor refuses images of this size.
         """
         sizes = [size for look in looks for size in look.sizes]
         alone = len(sizes) == 1
@@ -103,20 +103,20 @@ class Ruler:
 
 @dataclass
 class Survey:
-    """What a first look at every study found, before the first step."""
+    """The studies that can be used, with their lengths, token counts and classes."""
 
     ruler: Ruler
     studies: list[Study]
     looks: list[Look]
-    image_tokens: list[int]  # a study
-    images: list[int]
+    image_tokens: list[int]  # per study
+    images: list[int]  # per study
     prompt_lengths: list[int]
     response_lengths: list[int]
-    class_counts: list[int]  # tokens a class, in the reports that were labelled
+    class_counts: list[int]  # tokens per class, in the reports that were labelled
 
     @staticmethod
     def quantiles(lengths: Sequence[int]) -> tuple[int, int]:
-        """Longest, and the length that 95% do not exceed."""
+        """The greatest length, and the one that 95% do not exceed."""
         return max(lengths), int(np.percentile(lengths, 95, method="higher"))
 
 
@@ -131,21 +131,26 @@ def survey(
     purpose: str = "to learn from",
     workers: int = 0,
 ) -> tuple[Examples, Survey]:
-    """Measure every study: missing images, empty reports and overlong prompts are found before the
-    first step. With on_error="skip" they are left out and noted in `skipped`.
+    """Measure every study, so that missing images, empty reports and overlong prompts are found
+    before the first step. With on_error="skip" such studies are left out and listed in `skipped`.
 
-    No image is decoded; what is behind its header shows when its turn comes. Of many reports a
-    sample is labelled, where labelling cannot fail.
+    No image is decoded, so damage behind its header is found later. Of many reports only a sample
+    is labelled, where labelling cannot fail.
 
-    workers: processes that look.
+    Args:
+        step: called after every study. purpose: for the message that none is left.
+        workers: processes that read studies.
+
+    Raises:
+        DiveError: a study cannot be used, with on_error="fail"; or none is left.
     """
     ruler = Ruler(prompter)
 
     every = 1 if weigher.annotator is not None else -(-len(studies) // LABELLED)
 
-    def look(place: int) -> Look | DiveError:
+    def look(index: int) -> Look | DiveError:
         try:
-            return ruler.look(studies[place], None if place % every else weigher)
+            return ruler.look(studies[index], None if index % every else weigher)
         except DiveError as error:
             return error
 

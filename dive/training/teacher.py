@@ -1,4 +1,4 @@
-"""The k-shot teacher: the same frozen backbone, unsteered, shown demonstrations first."""
+"""The k-shot teacher: the same frozen backbone, unsteered, with demonstrations in its prompt."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -21,18 +21,17 @@ from dive.training.survey import Survey
 
 log = logging.getLogger(__name__)
 
-KEPT_BYTES = 4 << 30  # states that are kept in main memory between epochs
-PROBES = 8  # teacher prompts whose text is measured as a whole, to see that turns add up
+KEPT_BYTES = 4 << 30  # of hidden states that are kept in main memory between epochs
+PROBES = 8  # teacher prompts whose text is measured as a whole, to check that turns add up
 
 
 def fixed_demonstrations(
     pool: Sequence[Study], prompter: Prompter, on_error: str, skipped: Skipped
 ) -> list[Study]:
-    """Studies that are to be shown with every query, with their images in memory. They are few, and
-    looked at first.
+    """The studies that are shown with every query, with their images in memory.
 
     Raises:
-        DiveError: one has no report, cannot be read, or the processor refuses it; with
+        DiveError: a study has no report, cannot be read, or is refused by the processor; with
             on_error="skip": none is left.
     """
     fixed = []
@@ -56,8 +55,8 @@ def fixed_demonstrations(
 class TeacherPrompt:
     """A k-shot prompt with its report, ready for the model.
 
-    shown: the studies before the query, by their places in the pool. count: the report's tokens.
-    alone: own prompts of studies that are shown, from which their image features can be made.
+    shown: the indices in the pool of the studies before the query. count: the report's tokens.
+    alone: the own prompts of shown studies whose image features are still to be computed.
     """
 
     inputs: dict[str, Tensor]
@@ -70,9 +69,9 @@ class Teacher:
     """Hidden states of the k-shot prompted backbone at the positions that predict the report.
 
     Without `redraw` they are kept, in the backbone's dtype and in main memory, and the teacher runs
-    once a study, whatever the number of epochs. What does not fit into `KEPT_BYTES` (4 GiB, a
+    once per study, whatever the number of epochs. What does not fit into `KEPT_BYTES` (4 GiB per
     process: 5,000 reports of 100 tokens at width 4096 in half precision) is computed in every
-    epoch. Redrawn demonstrations make other states in every epoch: none is kept. Its logits are
+    epoch. With redrawn demonstrations, whose states differ in every epoch, none is kept. Logits are
     never stored; teacher and student share one head.
     """
 
@@ -83,8 +82,8 @@ class Teacher:
         self.examples = examples
         self.demonstrations = demonstrations
         self._kept: dict[int, Tensor] = {}
-        self._room = 0 if demonstrations.redraw else KEPT_BYTES
-        self._full = demonstrations.redraw  # said once, where it is news
+        self._bytes_left = 0 if demonstrations.redraw else KEPT_BYTES
+        self._full = demonstrations.redraw  # whether the warning is given, or not needed
         self._indices = {id(one): index for index, one in enumerate(examples.studies)}
 
     def hidden(
@@ -94,31 +93,31 @@ class Teacher:
         prompts: Mapping[int, TeacherPrompt] | None = None,
         queries: Mapping[int, Example] | None = None,
     ) -> Tensor:
-        """[N, D] on the backbone's device: the rows of these studies, one after the other. What is
-        not in `prompts` is encoded here; `queries` are the studies' own examples."""
+        """Hidden states [N, D] on the backbone's device: the rows of these studies, one after the
+        other. Prompts that are not in `prompts` are encoded; `queries`: the studies' examples."""
         prompts, queries = prompts or {}, queries or {}
         each = [self._one(i, epoch, prompts.get(i), queries.get(i)) for i in indices]
         return torch.cat(each)
 
     def knows(self, index: int) -> bool:
-        """Whether the states of a study are kept: then nobody need make its prompt."""
+        """Whether the hidden states of a study are kept, so that its prompt is not needed."""
         return index in self._kept
 
-    def index_of(self, place: int) -> int | None:
-        """Which training study it is that stands at this place among the demonstrations."""
-        return self._indices.get(id(self.demonstrations.pool[place]))
+    def index_of(self, shown: int) -> int | None:
+        """The index among the training studies of a demonstration, by its index in the pool."""
+        return self._indices.get(id(self.demonstrations.pool[shown]))
 
     def prompt(
         self, example: Example, study: Study, epoch: int, bad: dict[int, str]
     ) -> TeacherPrompt:
         """The k-shot prompt of a study with its report.
 
-        A demonstration that cannot be read gives way to the next of the draw, which is then the
-        same on every rank and in a resumed training; where there is none, fewer are shown.
+        A demonstration that cannot be read is replaced by the next of the draw, which is the same
+        on every rank and in a resumed training; where there is none, fewer are shown.
 
         Args:
             study: with its images in memory, so that they are not decoded twice.
-            bad: gets the places of demonstrations that cannot be read, and why.
+            bad: filled with the reasons why demonstrations cannot be read, by pool index.
 
         Raises:
             DiveError: no demonstration is left; prompt and report do not fit the context.
@@ -126,20 +125,20 @@ class Teacher:
         wanted = self.demonstrations.count
         shown: dict[int, Study] = {}
         lost = 0
-        places = self.demonstrations.places(study, self._drawn(epoch))
+        draw = self.demonstrations.candidates(study, self._drawn(epoch))
         while True:
             while wanted is None or len(shown) < wanted:
-                place = next(places, None)
-                if place is None:
+                at = next(draw, None)
+                if at is None:
                     break
-                if self.index_of(place) in self.examples.failed:
+                if self.index_of(at) in self.examples.failed:
                     lost += 1
                     continue
-                one = self.demonstrations.pool[place]
+                one = self.demonstrations.pool[at]
                 try:
-                    shown[place] = in_memory(one)
+                    shown[at] = in_memory(one)
                 except DiveError as error:
-                    bad[place] = str(error)
+                    bad[at] = str(error)
             if not shown and (bad or lost):
                 raise DiveError(f"{study.where}: none of its demonstrations can be read")
             try:
@@ -150,7 +149,7 @@ class Teacher:
                 if not refused:
                     raise
                 bad |= refused
-                shown = {place: one for place, one in shown.items() if place not in refused}
+                shown = {at: one for at, one in shown.items() if at not in refused}
         try:
             inputs = self.prompter.with_response(prompt, example.response.ids)
         except DiveError as error:
@@ -163,24 +162,24 @@ class Teacher:
         return TeacherPrompt(inputs, list(shown), count, self._alone(shown))
 
     def _alone(self, shown: Mapping[int, Study]) -> dict[int, dict[str, Tensor]]:
-        """Own prompts of those of these studies whose image features are still to be made."""
+        """The own prompts of those studies whose image features are still to be computed."""
         features, pool = self.examples.features, self.demonstrations.pool
         if features is None:
             return {}
         return {
-            place: self.prompter.slim(self.prompter.encode_any_length(one))
-            for place, one in shown.items()
-            if not features.holds(pool[place])
+            at: self.prompter.slim(self.prompter.encode_any_length(one))
+            for at, one in shown.items()
+            if not features.holds(pool[at])
         }
 
     def _refused(self, shown: Mapping[int, Study]) -> dict[int, str]:
-        """Those of these studies that the processor refuses even alone."""
+        """The reasons for the studies that the processor refuses even by themselves."""
         found = {}
-        for place, one in shown.items():
+        for at, one in shown.items():
             try:
                 self.prompter.encode_any_length(one)
             except DiveError as error:
-                found[place] = str(error)
+                found[at] = str(error)
         return found
 
     def _drawn(self, epoch: int) -> int:
@@ -202,33 +201,33 @@ class Teacher:
 
     def _keep(self, index: int, states: Tensor) -> None:
         size = states.numel() * states.element_size()
-        if size <= self._room:
-            self._room -= size
-            # a copy on a CPU, too: a view would keep the states of the whole prompt alive
+        if size <= self._bytes_left:
+            self._bytes_left -= size
+            # a copy on a CPU, too: a view would keep the states of the whole prompt in memory
             self._kept[index] = states.to("cpu", copy=True)
         elif not self._full:
             self._full = True
             log.warning(
-                "the teacher's states of %s fill the %.1f GiB there are for them; for the others "
-                "it runs in every epoch",
+                "the teacher's hidden states of %s fill the %.1f GiB that are reserved for them; "
+                "for the others it runs in every epoch",
                 counted(len(self._kept), "study"),
                 KEPT_BYTES / 2**30,
             )
 
-    # One prompt at a time: there is no padding, and what a study gets does not depend on its batch.
+    # One prompt per forward: without padding a study's states do not depend on its batch.
     @torch.no_grad()
     def _run(self, study: Study, prompt: TeacherPrompt, query: dict[str, Tensor] | None) -> Tensor:
-        shown = [self.demonstrations.pool[place] for place in prompt.shown]
+        shown = [self.demonstrations.pool[at] for at in prompt.shown]
         inputs, count = prompt.inputs, prompt.count
         model = self.prompter.backbone.model
         with unsteered(model):
-            own = [*(prompt.alone.get(place) for place in prompt.shown), query]
+            own = [*(prompt.alone.get(at) for at in prompt.shown), query]
             filled = self.examples.model_inputs(inputs, [*shown, study], own)
             states = last_hidden_state(model, filled)
         return states[0, -count - 1 : -1]
 
     def prompt_lengths(self, survey: Survey, epoch: int = 0) -> list[int]:
-        """Length of every teacher prompt, found without opening the images of each.
+        """The length of every teacher prompt in tokens, found without encoding it.
 
         Raises:
             DiveError: a prompt with its report is longer than the model's context.
@@ -246,16 +245,16 @@ class Teacher:
         probes = queries[:: -(-len(queries) // PROBES)]
 
         def exact(query: Study, shown: list[Study]) -> int:
-            return ruler.images.around + rendered_length(self.prompter, query, shown)
+            return ruler.images.prompt_overhead + rendered_length(self.prompter, query, shown)
 
         adds_up = all(text(*one) == exact(*one) for one in probes)
         if not adds_up:
             log.info("turns of a prompt run into each other: every teacher prompt is measured")
         lengths = []
-        for place, (study, shown) in enumerate(queries):
+        for index, (study, shown) in enumerate(queries):
             words = text(study, shown) if adds_up else exact(study, shown)
             more = ruler.taken([looks[id(one)] for one in (*shown, study)])
-            length, response = words + more, survey.response_lengths[place]
+            length, response = words + more, survey.response_lengths[index]
             limit = self.prompter.max_length
             if limit is not None and length + response > limit:
                 raise DiveError(

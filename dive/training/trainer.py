@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
 from dive.adapter.adapter import SteeringAdapter
-from dive.backbone.turns import turn
+from dive.backbone.model_lock import model_lock
 from dive.errors import DiveError
 from dive.errors.counting import counted
 from dive.files.digests import of_json
@@ -50,7 +50,7 @@ class DistillTrainer(WholeCheckpoints):
             train_dataset=self._feed,
             eval_dataset=None if validation is None else Feed(validation),
             callbacks=[*callbacks, _Turns(self)],
-            # says that compute_loss normalises over the accumulated batch itself
+            # tells Trainer that compute_loss normalises over the accumulated batch itself
             compute_loss_func=lambda *_: None,
         )
         self._student = student
@@ -59,7 +59,7 @@ class DistillTrainer(WholeCheckpoints):
         self._validation = validation
         self._teacher = teacher
         self._left_out = left_out
-        self.nothing_to_learn = False  # every study of the step is left out
+        self.nothing_to_learn = False  # whether every study of the step is left out
         self._meter = ClassMeter()
         self._watch = LossWatch(
             f". Lower the learning rate (it is {config.learning_rate}), or try dtype=float32 or "
@@ -69,12 +69,12 @@ class DistillTrainer(WholeCheckpoints):
         self._agree()
 
     def _agree(self) -> None:
-        """Every rank has looked at the studies by itself, and one of them may have failed to read
-        what the others could: all leave that out. Of unlike lists of studies they would make
-        unlike numbers of steps, and wait for each other for ever.
+        """Make the ranks agree on the studies. Each has surveyed them by itself, and one may have
+        failed to read what the others could: then all leave that study out. With different lists
+        they would make different numbers of steps, and wait for each other for ever.
 
         Raises:
-            DiveError: on every rank, where the lists differ.
+            DiveError: on every rank, where lists, checkpoints or templates differ.
         """
         if self.args.world_size == 1:
             return
@@ -84,7 +84,7 @@ class DistillTrainer(WholeCheckpoints):
         if len(starts) > 1:
             raise DiveError(
                 f"the ranks would go on from different checkpoints "
-                f"({', '.join(place for _, place in starts)}); wants an output_dir that all see"
+                f"({', '.join(name for _, name in starts)}); want an output_dir that all see"
             )
         prompter = self._examples.prompter
         mine = f"{prompter.template_hash} of {prompter.template_date}"
@@ -106,10 +106,10 @@ class DistillTrainer(WholeCheckpoints):
                 self._left_out.add(part, index, reason)
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
-        """Adapter parameters are beside their layers already, wherever a device_map put those."""
+        """Do nothing: the adapter's parameters are on the devices of their layers already."""
 
-    # The loss of a step is a mean over all its studies, on however many ranks and in however many
-    # forwards they run; only here are they all at hand.
+    # The loss of a step is a mean over all its studies, over all ranks and forwards; only here are
+    # they all known.
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Any]:
@@ -129,10 +129,10 @@ class DistillTrainer(WholeCheckpoints):
         if self.args.world_size > 1:
             sums = self.accelerator.gather(sums.float().to(device)[None]).sum(0)
         sums = sums.float()
-        # Of several ranks' sums this waits for the device: what one cannot read all must know
-        # before the step, in whose backward they wait for each other anyway.
+        # With several ranks this waits for the device: all must know before the step what one of
+        # them cannot read, and in its backward they wait for each other anyway.
         used, bad = sums[2:].tolist()
-        if bad:  # on whichever rank: all of them leave the same studies out
+        if bad:  # on any rank: all of them leave the same studies out
             for index, reason in self._of_all_ranks(new):
                 self._left_out.add(self._examples, index, reason)
         self.nothing_to_learn = not used
@@ -146,7 +146,7 @@ class DistillTrainer(WholeCheckpoints):
         return batches, None
 
     def _batch(self, items: Sequence[Loaded]) -> dict[str, Any]:
-        """Model inputs of those studies that could be read, with their teacher's prompts."""
+        """The model inputs of the studies that could be read, with their teacher's prompts."""
         good = [one for one in items if one.error is None]
         examples = [self._examples[o.index] if o.example is None else o.example for o in good]
         batch = self._examples.collate(examples)
@@ -155,27 +155,27 @@ class DistillTrainer(WholeCheckpoints):
         return batch
 
     def _unreadable(self, items: Sequence[Loaded]) -> list[tuple[int, str]]:
-        """Studies that have not failed before: queries, and demonstrations."""
+        """The queries and demonstrations that are found unreadable here, with reasons."""
         found: dict[int, str] = {}
         for one in items:
             if one.error is not None:
                 found.setdefault(one.index, one.error)
-            for place, reason in one.bad.items():
-                index = None if self._teacher is None else self._teacher.index_of(place)
+            for shown, reason in one.bad.items():
+                index = None if self._teacher is None else self._teacher.index_of(shown)
                 if index is None:
                     raise DiveError(reason)
                 found[index] = reason
         return sorted(one for one in found.items() if one[0] not in self._examples.failed)
 
-    def _of_all_ranks(self, rows: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    def _of_all_ranks(self, entries: list[tuple[int, str]]) -> list[tuple[int, str]]:
         if self.args.world_size == 1:
-            return rows
+            return entries
         each: list[Any] = [None] * self.args.world_size
-        torch.distributed.all_gather_object(each, rows)
-        return sorted({row for one in each for row in one})
+        torch.distributed.all_gather_object(each, entries)
+        return sorted({entry for one in each for entry in one})
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        with turn(self._examples.prompter.backbone):
+        with model_lock(self._examples.prompter.backbone):
             return super().training_step(*args, **kwargs)
 
     def compute_loss(
@@ -186,7 +186,7 @@ class DistillTrainer(WholeCheckpoints):
         num_items_in_batch: Any = None,
     ) -> Any:
         inputs = dict(inputs)
-        studies, rows = inputs.pop("studies"), inputs.pop("rows")
+        studies, lengths = inputs.pop("studies"), inputs.pop("response_lengths")
         made: Made | None = inputs.pop("made", None)
         shown = [self._examples.studies[index] for index in studies]
         if made is not None and shown:
@@ -200,12 +200,12 @@ class DistillTrainer(WholeCheckpoints):
                 self._examples.keep(one)
         loss, parts = model(**inputs)
         if shown:
-            self._watch.add(f"step {self.state.global_step + 1}", shown, rows, loss, parts)
+            self._watch.add(f"step {self.state.global_step + 1}", shown, lengths, loss, parts)
             if self._look_at_once:
                 self._watch.look()
             self._meter.add(parts)
         # the gradients of ranks are averaged, and the normalisers are sums over all of them
-        # (Trainer adds losses up on its own device, under a device_map not always the head's)
+        # (Trainer sums losses on its own device, which under a device_map may not be the head's)
         loss = (loss * self.args.world_size).to(self.args.device)
         return (loss, parts) if return_outputs else loss
 
@@ -234,9 +234,9 @@ class DistillTrainer(WholeCheckpoints):
                 inputs = validation.model_inputs(batch["inputs"], shown, own)
                 for one in examples:
                     validation.keep(one)
-                with turn(prompter.backbone):
+                with model_lock(prompter.backbone):
                     loss, parts = self._student(inputs, **rest)
-                watch.add("validation", shown, batch["rows"], loss, parts)
+                watch.add("validation", shown, batch["response_lengths"], loss, parts)
                 meter.add(parts)
                 weights = rest["weights"].to(parts.row_ce.device).double()
                 total += torch.stack([(weights * parts.row_ce).sum(), weights.sum()]).cpu()
@@ -269,7 +269,7 @@ class DistillTrainer(WholeCheckpoints):
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        self._watch.look()  # no checkpoint holds an adapter that a bad loss has spoilt
+        self._watch.look()  # so that no checkpoint holds an adapter after a bad loss
         super().save_model(output_dir, _internal_call)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -280,7 +280,7 @@ class DistillTrainer(WholeCheckpoints):
             self.optimizer = torch.optim.AdamW(
                 [
                     {"params": others, "weight_decay": self._config.weight_decay},
-                    # decay would pull the one scale of a layer towards no effect
+                    # decay would pull the scale of a layer towards no effect
                     {"params": scales, "lr": self._config.scale_learning_rate, "weight_decay": 0.0},
                 ],
                 lr=self._config.learning_rate or 0.0,
@@ -299,7 +299,7 @@ class DistillTrainer(WholeCheckpoints):
         self.restore(Path(resume_from_checkpoint))
 
     def restore(self, checkpoint: Path) -> None:
-        """The adapter as a checkpoint has it, and what was left out until then."""
+        """Load the adapter of a checkpoint, and the list of the studies that were left out."""
         saved = SteeringAdapter.from_pretrained(checkpoint)
         self._student.adapter.load_state_dict(saved.state_dict())
         self._left_out.load(checkpoint, self._parts)
@@ -311,15 +311,15 @@ class DistillTrainer(WholeCheckpoints):
 
 @dataclass
 class Made:
-    """Of a batch the examples, and the teacher's prompts, by study. No dict: Trainer would move one
-    to the device as a whole, and with it the images of all demonstrations at once."""
+    """The examples and the teacher's prompts of a batch, by study. Not a dict, which Trainer would
+    move to the device, and with it the images of all demonstrations at once."""
 
     examples: dict[int, Example]
     prompts: dict[int, TeacherPrompt]
 
 
 class _Turns(TrainerCallback):
-    """Tells the feed which epoch begins, and keeps a step without a study from moving anything."""
+    """Sets the epoch of the feed, and keeps a step without a study from moving a parameter."""
 
     def __init__(self, trainer: DistillTrainer) -> None:
         self._trainer = trainer

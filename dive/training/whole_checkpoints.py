@@ -1,4 +1,4 @@
-"""A `transformers.Trainer` whose checkpoints appear whole or not at all."""
+"""A `transformers.Trainer` whose checkpoints appear complete or not at all."""
 
 import os
 import shutil
@@ -19,10 +19,11 @@ KEPT = 2  # checkpoints, while training
 
 
 class WholeCheckpoints(Trainer):
-    """Trainer itself writes a checkpoint under its name, file by file, and may be ended meanwhile.
+    """A Trainer whose ranks write a checkpoint in a folder aside.
 
-    Here all ranks write aside, and when the last of them has done so the first one gives the
-    checkpoint its name; it also takes the older ones away, in place of `save_total_limit`.
+    Trainer itself writes it under its name, file by file, and may be killed in the middle. Here the
+    first rank gives the checkpoint its name when the last rank has written its part. It also
+    removes the older ones, in place of `save_total_limit`.
     """
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -40,19 +41,19 @@ class WholeCheckpoints(Trainer):
             if self.args.should_save:
                 publish(folder / ASIDE / f"{PREFIX_CHECKPOINT_DIR}-{step}", folder, KEPT)
         except (OSError, RuntimeError, DiveError) as error:
-            # torch.save tells of a full disk by the second
+            # torch.save reports a full disk as a RuntimeError
             if isinstance(error, RuntimeError) and not _of_writing(error):
                 raise
-            told = str(error) if isinstance(error, DiveError) else _why(error, folder)
-            if self.args.should_save:  # what was begun takes the room of what comes after it
+            cause = str(error) if isinstance(error, DiveError) else _why(error, folder)
+            if self.args.should_save:  # the part that was written takes space on the disk
                 shutil.rmtree(folder / ASIDE, ignore_errors=True)
             raise DiveError(
-                f"the checkpoint of step {step} cannot be written into {folder}: {told}"
+                f"the checkpoint of step {step} cannot be written into {folder}: {cause}"
             ) from error
 
 
 def _why(error: Exception, folder: Path) -> str:
-    """The system's reason. torch does not hand it on, so it is asked for once more."""
+    """The system's reason. torch does not pass it on, so a write is tried once more."""
     if isinstance(error, OSError):
         return reason(error, folder)
     try:
@@ -65,7 +66,7 @@ def _why(error: Exception, folder: Path) -> str:
 
 
 def _of_writing(error: RuntimeError) -> bool:
-    """Whether torch.save raised it: its words are those of C++, of many kinds."""
+    """Whether torch.save raised it; its messages are those of C++, of many kinds."""
     frames = traceback.walk_tb(error.__traceback__)
     files = [Path(frame.f_code.co_filename).parts[-2:] for frame, _ in frames]
     return ("torch", "serialization.py") in files or "PytorchStreamWriter" in str(error)

@@ -1,4 +1,4 @@
-"""Processes that read images beside the one that trains."""
+"""The processes that read images for the one that trains."""
 
 import gc
 import multiprocessing
@@ -15,20 +15,20 @@ import torch
 from dive.errors import DiveError
 
 T = TypeVar("T")
-_ready: set[int] = set()  # workers that know that they are one
+_ready: set[int] = set()  # pids of workers that are set up
 
-MOST = 8  # processes, where nobody asks for more
-FEW = 64  # images that are read sooner than processes start
-CHUNK = 64  # studies that are handed to a process at a time
-SPREAD = 32  # processes that look at studies; more of them start longer than they look
+MAX_LOADERS = 8  # processes by default
+MIN_IMAGES = 64  # fewer are read sooner than processes start
+CHUNK = 64  # studies per task of a process
+MAX_LOOKERS = 32  # processes that survey studies; starting more takes longer than it saves
 
-# Forked, so that a backbone need not be pickled and what is kept in memory is there at once.
+# Forked, so that the backbone is not pickled and examples in memory are shared.
 _CAN = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
-START = "fork" if _CAN else None
+START_METHOD = "fork" if _CAN else None
 
 
 def cores() -> int:
-    """Cores that this process may use; its share of them where several ranks run on a machine."""
+    """The cores that this process may use; its share where several ranks run on a machine."""
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
     else:
@@ -36,32 +36,32 @@ def cores() -> int:
     return max(1, count // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-def check_workers(asked: int | None) -> None:
-    """DiveError where processes are asked for and there can be none."""
-    if asked and START is None:
+def check_workers(requested: int | None) -> None:
+    """DiveError where processes are requested on a system that cannot fork."""
+    if requested and START_METHOD is None:
         raise DiveError(
-            f"workers is {asked}, and this system cannot fork processes, as Linux can: want "
+            f"workers is {requested}, and this system cannot fork processes, as Linux can: want "
             "workers=0 (images are decoded by the process that trains)"
         )
 
 
-def loaders(asked: int | None, images: int) -> int:
-    """How many processes read ahead of the training: as asked, or a core each but for one.
+def loaders(requested: int | None, images: int) -> int:
+    """The number of processes that load data: as requested, or one per core but for one.
 
     Raises:
         DiveError: see `check_workers`.
     """
-    check_workers(asked)
-    if asked is not None:
-        return asked
-    if START is None or images < FEW:
+    check_workers(requested)
+    if requested is not None:
+        return requested
+    if START_METHOD is None or images < MIN_IMAGES:
         return 0
-    return min(MOST, max(1, cores() - 1))
+    return min(MAX_LOADERS, max(1, cores() - 1))
 
 
-def alone() -> None:
-    """Called in a worker: the threads of tokenizers and of OpenMP did not come along when it was
-    forked, and the collector would copy what its parent holds by looking at it."""
+def settle() -> None:
+    """Set up a worker. The threads of tokenizers and OpenMP do not survive the fork, and garbage
+    collection would copy the pages that it shares with its parent."""
     if os.getpid() not in _ready:
         _ready.add(os.getpid())
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -70,16 +70,16 @@ def alone() -> None:
 
 
 @contextmanager
-def deaths() -> Iterator[None]:
-    """Says what it means that a worker of torch's died, which may be told at any moment.
+def worker_deaths() -> Iterator[None]:
+    """A context that explains the death of one of torch's workers, which may show at any moment.
 
     Raises:
-        DiveError: one did. Errors that were raised in a worker stay what they are.
+        DiveError: a worker died. Errors that were raised in a worker are passed on.
     """
     try:
         yield
     except RuntimeError as error:
-        # torch's words for a death; "Caught RuntimeError in DataLoader worker process 0" is none
+        # torch's message for a death; "Caught RuntimeError in DataLoader worker process 0" is none
         if not str(error).startswith("DataLoader worker (pid"):
             raise
         raise DiveError(
@@ -92,28 +92,30 @@ _function: Callable[[Any], Any] | None = None
 
 
 def spread(function: Callable[[Any], T], items: Sequence[Any], workers: int) -> Iterator[T]:
-    """`function` of every item, in order, in forked processes; results are pickled, `function`
-    is not. workers: at most so many, at most one a chunk, and at most `SPREAD`; 0 or 1: in this
-    process.
+    """Yield `function(item)` of every item, in order, computed in forked processes. Results are
+    pickled, `function` is not.
+
+    workers: the most processes; there are also at most one per chunk and `MAX_LOOKERS` in all.
+        0 or 1: this process alone.
 
     Raises:
-        DiveError: a process died (the machine ran out of memory, mostly).
+        DiveError: a process died, mostly because the machine ran out of memory.
     """
     global _function
-    if workers < 2 or START is None or len(items) < 2 * CHUNK:
+    if workers < 2 or START_METHOD is None or len(items) < 2 * CHUNK:
         yield from map(function, items)
         return
-    workers = min(workers, -(-len(items) // CHUNK), SPREAD)
+    workers = min(workers, -(-len(items) // CHUNK), MAX_LOOKERS)
     _function = function
-    context = multiprocessing.get_context(START)
-    pool = ProcessPoolExecutor(workers, context, initializer=alone)
+    context = multiprocessing.get_context(START_METHOD)
+    pool = ProcessPoolExecutor(workers, context, initializer=settle)
     try:
         chunks = (items[at : at + CHUNK] for at in range(0, len(items), CHUNK))
         for results in pool.map(_chunk, chunks):
             yield from results
     except BrokenProcessPool as error:
         raise DiveError(
-            f"one of {workers} processes that look at studies died, for want of memory perhaps; "
+            f"one of {workers} processes that survey studies died, perhaps for lack of memory; "
             "workers=0 reads in one process"
         ) from error
     finally:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_steering import logits, prompts, randomised
+from tiny_steering import logits, prompts, randomised, steered_layers
 
 import dive
 from dive.adapter.attach import steer
@@ -36,7 +36,7 @@ def answered(prompter, study, ids, shown=()):
     """The model's inputs with `ids` as the answer, and the positions that predict them."""
     prompt = prompter.encode(study, shown)
     length = prompt["input_ids"].shape[1]
-    inputs = prompter.place(prompter.with_response(prompt, ids))
+    inputs = prompter.to_device(prompter.with_response(prompt, ids))
     return inputs, response_positions([length], [len(ids)], length + len(ids))
 
 
@@ -44,9 +44,10 @@ def test_a_fresh_adapter_changes_nothing_and_a_trained_one_does(backbone, studie
     batch = prompts(backbone, studies[:3])
     bare = logits(backbone.model, batch)
     assert len(decoder_layers(backbone)) == 3
-    with steer(backbone, dive.SteeringAdapter(dive.SteeringConfig(rank=2), backbone)) as attached:
+    adapter = dive.SteeringAdapter(dive.SteeringConfig(rank=2), backbone)
+    with steer(backbone, adapter), steered_layers(adapter) as steered:
         assert torch.equal(logits(backbone.model, batch), bare)
-        assert attached.calls == 3
+        assert len(steered) == 3
     with steer(backbone, randomised(backbone)):
         assert (logits(backbone.model, batch) - bare).abs().max() > 0.05
     assert torch.equal(logits(backbone.model, batch), bare)
@@ -124,7 +125,7 @@ def test_who_attends_to_whom(family, backbone, studies):
 
 @torch.no_grad()
 def last(backbone, prompter, study):
-    return last_hidden_state(backbone, prompter.place(prompter.encode(study)))[0]
+    return last_hidden_state(backbone, prompter.to_device(prompter.encode(study)))[0]
 
 
 def test_distil_save_load_generate(family, backbone, studies, tmp_path):
@@ -161,7 +162,7 @@ def test_interleaved_calls_are_those_of_fresh_models(family, studies):
     def student(model, prompter, examples):
         batch = examples.collate([examples[0], examples[2]])
         with torch.no_grad(), steer(model, randomised(model, strength=0.2)):
-            return last_hidden_state(model, prompter.place(batch["inputs"]))
+            return last_hidden_state(model, prompter.to_device(batch["inputs"]))
 
     def written(model, which):
         adapter = randomised(model, strength=0.2)

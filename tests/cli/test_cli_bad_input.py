@@ -13,7 +13,7 @@ import dive
 from dive import cli
 from dive.cli import app
 from dive.errors import DiveError
-from dive.training import distillation
+from dive.training import preparation
 from dive.training.trainer import DistillTrainer
 
 runner = CliRunner()
@@ -98,7 +98,7 @@ def test_demonstrations_without_a_teacher_are_refused_first(tiny_llava, tmp_path
 
 def test_in_python_too(tiny_llava, studies, monkeypatch):
     backbone = dive.load_backbone(tiny_llava, device="cpu")
-    monkeypatch.setattr(distillation, "survey", unread)
+    monkeypatch.setattr(preparation, "survey", unread)
     with pytest.raises(DiveError, match="runs no teacher"):
         dive.distill(backbone, studies, 2, dive.DistillConfig(preset="dive-ce"), progress=False)
 
@@ -111,6 +111,9 @@ def test_a_rank_beyond_the_operator_is_refused_first(tiny_llava, tmp_path):
 def test_one_setting_in_two_places(tiny_llava, tmp_path):
     for more, message in [
         (("--rank", 4, "--set", "rank=8"), "rank is given twice, by --rank and by --set"),
+        (("--seed", 0, "--set", "seed=1"), "seed is given twice, by --seed and by --set"),
+        (("--kd-weight", 0, "--set", "kd_weight=1"), "kd_weight is given twice"),
+        (("--gradient-checkpointing", "--set", "gradient_checkpointing=false"), "is given twice"),
         (("--preset", "dive", "--set", "preset=live"), "preset is given twice"),
         (("--image-cache", "c", "--set", "cache_images=true"), "by --image-cache and by --set"),
         (("--set", "rank=8", "--set", "rank=4"), "--set rank is given twice"),

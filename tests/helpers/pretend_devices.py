@@ -93,7 +93,7 @@ def check(config, first, second, head, backward, **settings):
                 args=SimpleNamespace(world_size=1, device=torch.device(first)),
                 state=SimpleNamespace(global_step=0),
             )  # fmt: skip
-            batch = {"inputs": {}, "studies": [], "rows": []}
+            batch = {"inputs": {}, "studies": [], "response_lengths": []}
             own = DistillTrainer.compute_loss(trainer, lambda **_: (loss, parts), batch)
             assert own.device == torch.device(first), "Trainer wants the loss on its own device"
             if backward:

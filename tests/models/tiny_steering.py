@@ -1,5 +1,7 @@
 """Adapters that do something, and inputs for every tiny backbone."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -26,6 +28,21 @@ def randomised(backbone, seed: int = 1, strength: float = 1.0, **settings) -> St
     return adapter
 
 
+@contextmanager
+def steered_layers(adapter: SteeringAdapter) -> Iterator[list[str]]:
+    """The layers whose output the adapter has edited inside, once for each edit."""
+    steered: list[str] = []
+    handles = [
+        layer.register_forward_hook(lambda *_, index=index: steered.append(index))
+        for index, layer in adapter.layers.items()
+    ]
+    try:
+        yield steered
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def for_backbone(backbone: Backbone, studies: list[Study]) -> list[Study]:
     """The same studies; without their images where the backbone is a text model."""
     if backbone.image_token_id is not None:
@@ -37,7 +54,7 @@ def prompts(backbone: Backbone, studies: list[Study], side: str = "left") -> dic
     """One batch of prompts (images included) for the model's forward."""
     prompter = Prompter(backbone)
     batch = [prompter.encode(study) for study in for_backbone(backbone, studies)]
-    return prompter.place(prompter.collate(batch, side=side))
+    return prompter.to_device(prompter.collate(batch, side=side))
 
 
 @torch.no_grad()

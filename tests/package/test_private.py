@@ -21,7 +21,7 @@ from dive.data.images.load import LazyImage
 from dive.errors import DiveError
 from dive.errors.private import public_name, public_reason, without_paths, without_texts
 from dive.radgraph import RadGraphFile
-from dive.training.resume import describe_wish
+from dive.training.fingerprint import settings_fingerprint
 
 FINDINGS, IMPRESSION, INDICATION = "zyxfindings", "zyximpression", "zyxindication"
 PATIENT, IMAGE, FOLDER, SOURCE = "zyxpatient", "zyximage", "zyxfolder", "zyxsource"
@@ -313,7 +313,7 @@ def test_an_adapter_and_a_run_name_no_disk(tiny_llava, tmp_path):
     config = dive.DistillConfig(
         decisive=f"radgraph:{folder / 'a.json'}", cache_images=str(folder / "cache")
     )
-    first = describe_wish(config, "findings", None, None)
+    first = settings_fingerprint(config, "findings", None, None)
     assert CANARY.findall(json.dumps(first)) == []
     assert first["config"]["decisive"] == "radgraph:a.json"
 

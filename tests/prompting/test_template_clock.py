@@ -21,7 +21,7 @@ from dive.generation.generate_reports import prompter_for
 from dive.prompting.prompter import Prompter
 from dive.prompting.template_clock import at, today
 from dive.prompting.templates import difference
-from dive.training import distillation
+from dive.training import loop
 from dive.training.trainer import DistillTrainer
 
 DATED = "{{ 'Today Date: ' + strftime_now('%d %b %Y') + '\n' }}" + LLAVA
@@ -157,7 +157,7 @@ def test_a_training_over_midnight_is_the_same_bit_for_bit(
 
     folder = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(distillation, "DistillTrainer", Killed)
+        patch.setattr(loop, "DistillTrainer", Killed)
         dive.distill(backbone, studies, config=config, output_dir=folder)
     assert json.loads((folder / "run.json").read_text())["template_date"] == "2024-07-26"
     half = dive.SteeringAdapter.from_pretrained(folder / "checkpoint-2")
@@ -237,7 +237,7 @@ def test_trainings_begun_before_dates_were_stored(
     for name, model in (("plain", tiny_llava), ("dated", dated)):
         backbone, folder = dive.load_backbone(model), tmp_path / name
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(distillation, "DistillTrainer", Killed)
+            patch.setattr(loop, "DistillTrainer", Killed)
             dive.distill(backbone, studies, config=config, output_dir=folder)
         run = json.loads((folder / "run.json").read_text())
         run = as_made_before(run, run["template_text_hash"])

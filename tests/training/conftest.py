@@ -4,7 +4,7 @@ import pytest
 from trainings import Recorder
 
 import dive
-from dive.training import distillation
+from dive.training import loop
 
 
 @pytest.fixture(scope="module")
@@ -15,5 +15,5 @@ def llava(tiny_llava):
 @pytest.fixture
 def recorder(monkeypatch):
     Recorder.made = []
-    monkeypatch.setattr(distillation, "DistillTrainer", Recorder)
+    monkeypatch.setattr(loop, "DistillTrainer", Recorder)
     return Recorder.made

@@ -18,8 +18,9 @@ from dive.backbone.weights_digest import weights_digest
 from dive.data import read_studies
 from dive.errors import DiveError
 from dive.files.atomic import remove_leftovers, write_together
-from dive.training import checkpoints, resume
+from dive.training import checkpoints, finished, resume
 from dive.training.checkpoints import harm_of, is_the_end_of
+from dive.training.fingerprint import FINGERPRINT_FILE
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_another_dtype_or_number_of_ranks(done, monkeypatch):
 
 @pytest.mark.parametrize("value", [None, 7, "x" * 9000, ["y"] * 900, {"a": "z" * 9000}, {}, [[]]])
 def test_a_damaged_description_is_one_short_line(value, done, tmp_path):
-    path = shutil.copytree(done[0] / "run", tmp_path / "run") / resume.RUN_FILE
+    path = shutil.copytree(done[0] / "run", tmp_path / "run") / FINGERPRINT_FILE
     run = json.loads(path.read_text())
     for name in run:
         if run[name] == value:
@@ -243,7 +244,7 @@ def test_ended_in_the_last_moment(owner, name, number, old, done, tmp_path, monk
 
     def finish():
         adapter.save_pretrained(out)
-        resume.remove_checkpoints(out / "checkpoints")
+        finished.remove_checkpoints(out / "checkpoints")
 
     with monkeypatch.context() as patch:
         stops = stopped_at(number, getattr(owner, name))
@@ -257,7 +258,7 @@ def test_ended_in_the_last_moment(owner, name, number, old, done, tmp_path, monk
     if whole:
         there = dive.SteeringAdapter.from_pretrained(out)
         assert equal(there, adapter) or {p: (out / p).read_bytes() for p in before} == before
-    left = resume.clear_finished(out)
+    left = finished.clear_finished(out)
     if left:
         assert equal(dive.SteeringAdapter.from_pretrained(out), adapter)
         assert {path.name for path in out.iterdir()} == {
@@ -297,12 +298,12 @@ def test_an_unfinished_training_beside_an_older_adapter_is_none(done, tmp_path):
     shutil.copytree(folder / "run", out / "checkpoints")
     shutil.rmtree(out / "checkpoints" / "checkpoint-7")
     assert not is_the_end_of(out / "checkpoints", out / "adapter.safetensors")
-    assert not resume.clear_finished(out)
+    assert not finished.clear_finished(out)
     assert names(out / "checkpoints") == ["checkpoint-6"]
     # begun, and ended before or in its first checkpoint
     shutil.rmtree(out / "checkpoints" / "checkpoint-6")
     (out / "checkpoints" / ".unfinished").mkdir()
-    assert not resume.clear_finished(out)
+    assert not finished.clear_finished(out)
     assert (out / "checkpoints" / "run.json").exists()
 
 

@@ -16,7 +16,8 @@ import dive
 from dive.backbone.structure import decoder_layers
 from dive.data import Skipped, Study, read_studies
 from dive.errors import DiveError, NonFiniteLoss
-from dive.training import distillation
+from dive.prompting.prompter import Prompter
+from dive.training import loop, preparation, selection
 from dive.training.trainer import DistillTrainer
 
 
@@ -93,7 +94,7 @@ def test_the_loss_is_that_of_plain_pytorch(llava, studies, recorder):
     total = weight = 0.0
     for study in studies:
         response = prompter.response(study)
-        inputs = prompter.place(prompter.with_response(prompter.encode(study), response.ids))
+        inputs = prompter.to_device(prompter.with_response(prompter.encode(study), response.ids))
         with torch.no_grad():
             logits = llava.model(**inputs).logits[0].float()
         example = recorder[0]._examples[studies.index(study)]
@@ -121,11 +122,11 @@ def test_one_gradient_however_the_batch_is_split(llava, studies, recorder):
 _RANK = """
 import sys, torch, dive
 sys.path.insert(0, {helpers!r})
-from dive.training import distillation
+from dive.training import loop
 from dive.data import read_studies
 from trainings import Recorder, short
 Recorder.made = []
-distillation.DistillTrainer = Recorder
+loop.DistillTrainer = Recorder
 torch.set_num_threads(1)
 backbone = dive.load_backbone({backbone!r}, device="cpu")
 config = short(steps=1, batch_size=3, max_grad_norm=0.0)
@@ -198,7 +199,7 @@ def killed(llava, studies, tmp_path, monkeypatch):
     def train(**more):
         config = short(steps=7, batch_size=2, save_steps=2, logging_steps=1, **more)
         with monkeypatch.context() as patch:
-            patch.setattr(distillation, "DistillTrainer", Killed)
+            patch.setattr(loop, "DistillTrainer", Killed)
             with pytest.raises(KeyboardInterrupt):
                 dive.distill(llava, studies, config=config, output_dir=tmp_path)
         assert (tmp_path / "checkpoint-4").is_dir()
@@ -243,7 +244,7 @@ def test_another_training_is_refused_before_the_studies_are_read(
     def unread(*_, **__):
         raise AssertionError("studies were read before the folder was refused")
 
-    monkeypatch.setattr(distillation, "survey", unread)
+    monkeypatch.setattr(preparation, "survey", unread)
     again = {"output_dir": tmp_path, "resume": True}
     with pytest.raises(DiveError, match="unfinished training; resume it"):
         dive.distill(llava, studies, config=config, output_dir=tmp_path)
@@ -308,7 +309,7 @@ def test_the_same_seed_gives_the_same_adapter(llava, studies):
 def test_a_loss_that_is_not_finite_names_the_study(tiny_llava, studies):
     backbone = dive.load_backbone(tiny_llava, device="cpu")
     bad = studies[3]
-    token = distillation.Prompter(backbone).response(bad).ids[0]
+    token = Prompter(backbone).response(bad).ids[0]
 
     def poison(_module, inputs, output):
         ids = inputs[0]
@@ -317,7 +318,7 @@ def test_a_loss_that_is_not_finite_names_the_study(tiny_llava, studies):
         return output
 
     # a word that this report alone holds
-    ids = {s.id: set(distillation.Prompter(backbone).response(s).ids) for s in studies}
+    ids = {s.id: set(Prompter(backbone).response(s).ids) for s in studies}
     others = set().union(*(v for k, v in ids.items() if k != bad.id))
     marker = next(iter(sorted(ids[bad.id] - others)), token)
     handle = backbone.model.get_input_embeddings().register_forward_hook(poison)
@@ -361,7 +362,7 @@ def test_a_bad_value_is_told_at_the_next_line_of_log(
     """As on a GPU, where nothing is asked of the device in between."""
     monkeypatch.setattr(Spoilt, "name", name)
     monkeypatch.setattr(Spoilt, "value", value)
-    monkeypatch.setattr(distillation, "DistillTrainer", Spoilt)
+    monkeypatch.setattr(loop, "DistillTrainer", Spoilt)
     for logging_steps, at_once, forwards in ((2, False, 2), (2, True, 0), (50, False, 3)):
         monkeypatch.setattr(Spoilt, "at_once", at_once)
         with pytest.raises(DiveError, match=f"step 1, .*'study-0.*: .*{message}"):
@@ -373,7 +374,7 @@ def test_a_bad_value_is_told_at_the_next_line_of_log(
 def test_no_checkpoint_is_written_after_a_bad_value(
     llava, studies, recorder, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(distillation, "DistillTrainer", Spoilt)
+    monkeypatch.setattr(loop, "DistillTrainer", Spoilt)
     with pytest.raises(DiveError, match="step 1, "):
         config = bare(logging_steps=50, save_steps=2)
         dive.distill(llava, studies, config=config, output_dir=tmp_path)
@@ -417,7 +418,7 @@ def test_bad_input_before_the_first_step(llava, studies, tmp_path):
         dive.distill(llava, studies[:1], config=bare(), validation=[studies[1]])
     with pytest.raises(DiveError, match="Backbone"):
         dive.distill(llava.model, studies, config=bare())
-    with pytest.raises(DiveError, match="resume wants output_dir"):
+    with pytest.raises(DiveError, match="resume is set and output_dir is None, want the folder"):
         dive.distill(llava, studies, config=bare(), resume=True)
     blank = replace(studies[0], id="blank", patient=None, findings=None, source="f.jsonl:9")
     with pytest.raises(DiveError, match="f.jsonl:9.*'findings' is absent"):
@@ -443,10 +444,10 @@ def test_an_overlong_report_is_an_error_with_its_length(llava, studies):
 
 
 def test_validation_keeps_patients_together(studies):
-    train, held_out = distillation.split(studies, 0.3, seed=0)
+    train, held_out = selection.split(studies, 0.3, seed=0)
     assert {s.patient for s in train} & {s.patient for s in held_out} == set()
     assert len(train) + len(held_out) == len(studies) and held_out
-    assert distillation.split(studies, 0.3, seed=0)[1] == held_out
+    assert selection.split(studies, 0.3, seed=0)[1] == held_out
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from dive.data import Skipped, read_studies
 from dive.errors import DiveError
 from dive.prompting.demonstrations import Demonstrations
 from dive.prompting.prompter import Prompter
-from dive.training import distillation
+from dive.training import loop
 from dive.training.checkpoints import checkpoints_in, harm_of
 from dive.training.examples import Examples
 from dive.training.feed import Feed, Loaded
@@ -102,7 +102,7 @@ def test_a_step_without_a_study_moves_nothing(llava, studies, monkeypatch, caplo
 
             self.add_callback(Look())
 
-    monkeypatch.setattr(distillation, "DistillTrainer", Watched)
+    monkeypatch.setattr(loop, "DistillTrainer", Watched)
     for number in (1, 4, 6):
         spoil(studies[number])
     skipped = Skipped()
@@ -171,7 +171,7 @@ def test_a_resumed_training_leaves_out_the_same(workers, llava, studies, tmp_pat
     first, resumed, folder = Skipped(), Skipped(), tmp_path / "run"
     whole = dive.distill(llava, studies, 2, config, skipped=first, **SKIP)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(distillation, "DistillTrainer", Killed)
+        patch.setattr(loop, "DistillTrainer", Killed)
         dive.distill(llava, studies, 2, config, output_dir=folder, **SKIP)
     for one in mend:
         one()
@@ -389,11 +389,11 @@ def test_what_a_worker_sends_is_what_it_made(llava, studies):
 _RANK = """
 import json, sys, torch, dive
 sys.path.insert(0, {helpers!r})
-from dive.training import distillation
+from dive.training import loop
 from dive.data import Skipped, read_studies
 from trainings import Recorder, short
 Recorder.made = []
-distillation.DistillTrainer = Recorder
+loop.DistillTrainer = Recorder
 torch.set_num_threads(1)
 backbone = dive.load_backbone({backbone!r}, device="cpu")
 config = short(
@@ -549,7 +549,7 @@ def test_one_process_waits_for_no_device(llava, studies, monkeypatch):
 
     config = bare(steps=2, batch_size=2, calibration_studies=1)
     wanted = dive.distill(llava, studies, config=config, progress=False)
-    monkeypatch.setattr(distillation, "DistillTrainer", Far)
+    monkeypatch.setattr(loop, "DistillTrainer", Far)
     assert equal(wanted, dive.distill(llava, studies, config=config, progress=False))
 
 

@@ -165,7 +165,7 @@ def test_tokens_by_sizes_are_those_of_the_real_processor(backbone, budget, monke
     monkeypatch.setattr(ImageTokens, "_ask", lambda *a: (asked.append(a[1:]), own(*a)))
     tokens = ImageTokens(prompter)
     tokens.learn((size, alone) for size in sizes for alone in (True, False))
-    each = 2 if tokens.company else 1
+    each = 2 if tokens.alone_differs else 1
     if type(prompter.processor).__name__ == "SmolVLMProcessor" and budget is None:
         assert len(asked) == len(sizes)  # it has no rule: once a size
     else:
@@ -174,7 +174,7 @@ def test_tokens_by_sizes_are_those_of_the_real_processor(backbone, budget, monke
         for count in (1, 2, 3):
             alone = count == 1
             got = (
-                tokens.around + count * tokens.taken(size, alone),
+                tokens.prompt_overhead + count * tokens.taken(size, alone),
                 count * tokens.shown(size, alone),
             )
             assert got == real(prompter, size, count), (size, count)
@@ -316,21 +316,21 @@ def test_a_death_is_told_and_another_error_is_not():
         "DataLoader worker (pid(s) 12, 13) exited unexpectedly",
     ):
         message = r"images died \(DataLoader .*12.*; give it more memory"
-        with pytest.raises(DiveError, match=message), workers.deaths():
+        with pytest.raises(DiveError, match=message), workers.worker_deaths():
             raise RuntimeError(text)
     for error in (
         RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal: bad shapes"),
         RuntimeError("CUDA error: out of luck"),
         KeyError("DataLoader worker (pid 12)"),
     ):
-        with pytest.raises(type(error)) as caught, workers.deaths():
+        with pytest.raises(type(error)) as caught, workers.worker_deaths():
             raise error
         assert caught.value is error
 
 
 def test_where_nothing_can_be_forked_workers_are_refused_at_once(tiny_llava, studies, monkeypatch):
     config = dive.DistillConfig(preset="dive-ce", workers=2, steps=1)
-    monkeypatch.setattr(workers, "START", None)
+    monkeypatch.setattr(workers, "START_METHOD", None)
     message = "workers is 2, and this system cannot fork .* want workers=0"
     for make in (
         lambda: dive.DistillConfig(workers=2),

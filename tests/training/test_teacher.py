@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_steering import steered_layers
 
 import dive
 from dive.backbone.structure import decoder_layers
@@ -119,7 +120,7 @@ def test_states_are_those_of_the_bare_model_on_the_kshot_prompt(backbone, studie
         study, ids = studies[index], examples[index].response.ids
         inputs = prompter.with_response(prompter.encode(study, shown.of(study)), ids)
         with torch.no_grad():
-            out = backbone.model(**prompter.place(inputs), output_hidden_states=True)
+            out = backbone.model(**prompter.to_device(inputs), output_hidden_states=True)
         # the row before each response token; hidden_states[-1] is after the final norm
         expected.append(out.hidden_states[-1][0, -len(ids) - 1 : -1])
     assert torch.equal(states, torch.cat(expected))
@@ -134,10 +135,10 @@ def test_the_teacher_is_never_steered_and_runs_once(tiny_llava, studies):
         torch.nn.init.normal_(layer.up)
     runs = []
     handle = decoder_layers(backbone)[0].register_forward_hook(lambda *_: runs.append(1))
-    with dive.steer(backbone, adapter) as attachment:
+    with dive.steer(backbone, adapter) as attachment, steered_layers(adapter) as steered:
         teacher = Teacher(prompter, examples, Demonstrations(studies, 1))
         assert torch.equal(teacher.hidden([0, 3]), bare)
-        assert attachment.calls == 0 and attachment.enabled
+        assert not steered and attachment.enabled
         assert len(runs) == 2
         assert torch.equal(teacher.hidden([3, 0], epoch=5), teacher.hidden([3, 0]))
         assert len(runs) == 2
@@ -178,7 +179,7 @@ def test_what_does_not_fit_is_computed_again(room, tiny_llava, studies, monkeypa
     # with whatever else a view would keep alive
     held = sum(kept.untyped_storage().nbytes() for kept in teacher._kept.values())
     assert held == sum(sizes[index] for index in known) <= budget
-    told = caplog.text.count("the teacher's states of")
+    told = caplog.text.count("the teacher's hidden states of")
     assert told == (len(known) < 6)
     runs = []
     handle = decoder_layers(backbone)[0].register_forward_hook(lambda *_: runs.append(1))

@@ -1,10 +1,10 @@
-"""The study's records as tables, written between markers of a page.
+"""The experiment's records as tables, written between markers of a page.
 
-<!-- study: scores, main -->             every method: mean and standard deviation over runs
-<!-- study: demo scores, main -->        of the methods that `dive demo` shows
-<!-- study: differences, main -->        one change each: its size, hospitals, exact p
-<!-- study: demo differences, main -->   between methods that `dive demo` shows
-<!-- end -->                             ends each
+<!-- experiment: scores, main -->             every method: mean and standard deviation over runs
+<!-- experiment: demo scores, main -->        of the methods that `dive demo` shows
+<!-- experiment: differences, main -->        one change each: its size, hospitals, exact p
+<!-- experiment: demo differences, main -->   between methods that `dive demo` shows
+<!-- end -->                                  closes each
 """
 
 import re
@@ -24,7 +24,7 @@ SCORES = ("bleu4", "rouge_l", "style_f1", "concept_f1", "terminated", "length_ra
 _HEADS = ("BLEU-4", "ROUGE-L", "style F1", "concept F1", "ended %", "length")
 _COMPARED = SCORES[:1] + SCORES[2:5]
 
-# What was changed, the method with it, the method without it.
+# The change, the method with it, the method without it.
 DIFFERENCES = (
     ("DIVE in place of no adapter", "DIVE", "zero-shot"),
     ("DIVE in place of the 3-shot prompt", "DIVE", "3-shot in context"),
@@ -41,7 +41,7 @@ DIFFERENCES = (
     ("KL to the teacher", "DIVE", "DIVE, no teacher"),
     ("the same, uniform weights", "DIVE, uniform weights", "DIVE, no teacher, uniform weights"),
     ("the patient's own image, for another's", "DIVE", "DIVE, shown another patient's image"),
-    # of the development hospitals: what was chosen, against what else was tried
+    # on the development hospitals: each choice against the alternatives
     ("rate 0.025, for 0.006", "DIVE, rate 0.025", "DIVE, rate 0.006"),
     ("rate 0.025, for 0.05", "DIVE, rate 0.025", "DIVE, rate 0.05"),
     ("weights 2.5, for 1", "DIVE, weights 2.5", "DIVE, weights 1"),
@@ -61,23 +61,23 @@ _T95 = (12.70620, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.30600,
 
 
 def scores(records: Sequence[Record]) -> str:
-    """Mean and standard deviation over hospitals and seeds."""
+    """Returns the table of mean and standard deviation over hospitals and seeds."""
     lines = [
         "| method | runs | " + " | ".join(_HEADS) + " |",
         "| --- | --- |" + " ---: |" * len(_HEADS),
     ]
     for name in dict.fromkeys(record["method"] for record in records):
-        rows = [record for record in records if record["method"] == name]
+        own = [record for record in records if record["method"] == name]
         values = []
         for key in SCORES:
-            numbers = [row[key] for row in rows]
+            numbers = [record[key] for record in own]
             digits = 2 if key == "length_ratio" else 1
             text = f"{mean(numbers):.{digits}f}"
             if key != "length_ratio" and len(numbers) > 1:
                 text += f" ± {stdev(numbers):.{digits}f}"
             values.append(text)
         label = f"**{name}**" if name == DIVE.name else name
-        lines.append(f"| {label} | {len(rows)} | " + " | ".join(values) + " |")
+        lines.append(f"| {label} | {len(own)} | " + " | ".join(values) + " |")
     return "\n".join(lines)
 
 
@@ -88,11 +88,13 @@ def demo_scores(records: Sequence[Record]) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """One measure of one change: paired by hospital and seed, tested over the hospitals' means,
-    since seeds of one hospital are not independent."""
+    """One measure of one change, paired by hospital and seed.
+
+    The test is over the means of hospitals, since seeds of one hospital are not independent.
+    """
 
     size: float
-    half: float | None  # of the 95% interval, Student's t; None of one hospital
+    half: float | None  # of the 95% interval, Student's t; None for one hospital
     higher: int  # hospitals in which it is above 0
     hospitals: int
     p: Fraction
@@ -105,44 +107,52 @@ class Difference:
 
 
 def measured(records: Sequence[Record]) -> list[tuple[str, str, str, list[Difference]]]:
-    """What was changed, with it, without it, and its difference in each measure.
+    """Returns each change, the method with it, without it, and the difference in each measure.
 
-    One part's records are one family: Holm's correction is over all changes and measures.
+    The records of one part are one family: Holm's correction is over all changes and measures.
     """
     found = [
         (change, [_by_hospital(pairs, key) for key in _COMPARED])
         for change in DIFFERENCES
         if (pairs := _pairs(records, *change[1:]))
     ]
-    plain = [sign_flip(means) for _, row in found for means in row]
+    plain = [sign_flip(means) for _, measures in found for means in measures]
     both = iter(zip(plain, holm(plain), strict=True))
-    return [(*change, [_difference(means, *next(both)) for means in row]) for change, row in found]
+    return [
+        (*change, [_difference(means, *next(both)) for means in measures])
+        for change, measures in found
+    ]
 
 
 def differences(records: Sequence[Record]) -> str:
-    """Every change, and under the table how many tests that is."""
-    rows = measured(records)
-    every = [one for *_, row in rows for one in row]
+    """Returns the table of all changes, and under it the number of tests."""
+    found = measured(records)
+    every = [one for *_, measures in found for one in measures]
     if not every:
-        raise DiveError("no two methods of these records are compared (study_tables.DIFFERENCES)")
+        raise DiveError(
+            "no two methods of these records are compared (comparison_tables.DIFFERENCES)"
+        )
     smallest = min(every, key=lambda one: (one.p, one.corrected))
     return (
-        f"{_compared_table(rows)}\n\n{len(every)} tests, corrected together; the smallest p is "
+        f"{_compared_table(found)}\n\n{len(every)} tests, corrected together; the smallest p is "
         f"{_p(smallest.p)}, after correction {_p(smallest.corrected)}."
     )
 
 
 def demo_differences(records: Sequence[Record]) -> str:
-    """The changes between methods that `dive demo` shows, corrected for all of the part."""
+    """Returns the changes between methods of `dive demo`, corrected for the whole part."""
     shown = {method.name for method in DEMO_METHODS}
-    return _compared_table([row for row in measured(records) if {row[1], row[2]} <= shown])
+    return _compared_table([one for one in measured(records) if {one[1], one[2]} <= shown])
 
 
-def _compared_table(rows: Sequence[tuple[str, str, str, list[Difference]]]) -> str:
+def _compared_table(changes: Sequence[tuple[str, str, str, list[Difference]]]) -> str:
     lines = [
         "| change | " + " | ".join(_HEADS[SCORES.index(key)] for key in _COMPARED) + " |",
         "| --- |" + " ---: |" * len(_COMPARED),
-        *(f"| {label} | " + " | ".join(map(str, row)) + " |" for label, _, _, row in rows),
+        *(
+            f"| {label} | " + " | ".join(map(str, measures)) + " |"
+            for label, _, _, measures in changes
+        ),
     ]
     return "\n".join(lines)
 
@@ -150,30 +160,30 @@ def _compared_table(rows: Sequence[tuple[str, str, str, list[Difference]]]) -> s
 def _p(value: Fraction) -> str:
     if value == 1:
         return "1"
-    thousandths = int(1000 * value + Fraction(1, 2))  # halves up: never smaller than it is
+    thousandths = int(1000 * value + Fraction(1, 2))  # rounds halves up: never smaller than it is
     return f"{thousandths / 1000:.3f}".removeprefix("0") if thousandths else "<.001"
 
 
 def _pairs(records: Sequence[Record], with_it: str, without: str) -> list[tuple[Record, Record]]:
-    """Of one hospital and seed each; what is not trained is the same for all seeds."""
+    """Pairs records by hospital and seed; a method without training is the same for all seeds."""
     others = {(r["hospital"], r["seed"]): r for r in records if r["method"] == without}
     found = []
     for record in records:
         if record["method"] == with_it:
-            place = record["hospital"]
-            other = others.get((place, record["seed"])) or others.get((place, None))
+            hospital = record["hospital"]
+            other = others.get((hospital, record["seed"])) or others.get((hospital, None))
             if other is not None:
                 found.append((record, other))
     return found
 
 
 def _by_hospital(pairs: Sequence[tuple[Record, Record]], key: str) -> list[Fraction]:
-    """The mean difference of each hospital, exact: of the records' digits, not of their bits."""
-    gains: dict[int, list[Fraction]] = {}
+    """Returns the mean difference of each hospital, exact in the decimal digits of the records."""
+    differences: dict[int, list[Fraction]] = {}
     for one, other in pairs:
-        gain = Fraction(str(one[key])) - Fraction(str(other[key]))
-        gains.setdefault(one["hospital"], []).append(gain)
-    return [sum(own, Fraction(0)) / len(own) for own in gains.values()]
+        difference = Fraction(str(one[key])) - Fraction(str(other[key]))
+        differences.setdefault(one["hospital"], []).append(difference)
+    return [sum(own, Fraction(0)) / len(own) for own in differences.values()]
 
 
 def _difference(means: Sequence[Fraction], p: Fraction, corrected: Fraction) -> Difference:
@@ -185,7 +195,7 @@ def _difference(means: Sequence[Fraction], p: Fraction, corrected: Fraction) -> 
     return Difference(float(mean(means)), half, higher, len(means), p, corrected)
 
 
-_MARKED = re.compile(r"(<!-- study: ([\w ]+), ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_MARKED = re.compile(r"(<!-- experiment: ([\w ]+), ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 _TABLES = {
     "scores": scores,
     "demo scores": demo_scores,
@@ -195,9 +205,9 @@ _TABLES = {
 
 
 def fill(page: str, records: Sequence[Record]) -> str:
-    """The page with a table between each pair of markers."""
+    """Returns the page with a table between each pair of markers."""
     if not _MARKED.search(page):
-        raise DiveError("the page has no <!-- study: scores, PART --> ... <!-- end -->")
+        raise DiveError("the page has no <!-- experiment: scores, PART --> ... <!-- end -->")
 
     def made(match: re.Match[str]) -> str:
         begin, kind, part, end = match.groups()
