@@ -1,4 +1,4 @@
-"""Texts that are none: "nan", "N/A", "-", "___", NaN; absent everywhere, and counted."""
+"""Placeholders for absent texts: "nan", "N/A", "-", "___", NaN; absent everywhere, and counted."""
 
 import json
 import logging
@@ -78,9 +78,9 @@ def test_a_study_given_in_python(caplog: pytest.LogCaptureFixture) -> None:
     ]
     a, b = studies
     assert (a.patient, a.indication, a.findings, a.impression) == (None, None, "Clear.", None)
-    with pytest.raises(DiveError, match=r"study 'a': 'impression' is absent \('-' stands in its"):
+    with pytest.raises(DiveError, match=r"study 'a': 'impression' is absent \(its value is '-'"):
         a.report("impression")
-    with pytest.raises(DiveError, match=r"study 'b': 'findings' is absent \(nan stands in its pl"):
+    with pytest.raises(DiveError, match=r"study 'b': 'findings' is absent \(its value is nan"):
         b.report()
     with caplog.at_level(logging.WARNING):
         assert as_studies_of(studies, "studies", "findings") == studies
