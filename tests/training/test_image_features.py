@@ -93,9 +93,11 @@ def test_what_does_not_fit_is_computed_every_time(llava, studies, caplog):
 
 
 def test_a_model_that_is_not_exact_goes_without(llava, studies, caplog, monkeypatch):
-    own = ImageCache._run
+    own = ImageCache._compute
     monkeypatch.setattr(
-        ImageCache, "_run", lambda *a: image_features._map(own(*a), lambda tensor: tensor * 1.001)
+        ImageCache,
+        "_compute",
+        lambda *a: image_features._map(own(*a), lambda tensor: tensor * 1.001),
     )
     with caplog.at_level(logging.WARNING, "dive"):
         assert image_features.image_cache(Prompter(llava), studies[0]) is None
