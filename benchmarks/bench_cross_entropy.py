@@ -139,16 +139,16 @@ def main() -> None:
         "threads": options.threads if device.type == "cpu" else None,
         "rounds": options.rounds,
     }
-    record = timing.Record(
+    results = timing.ResultsFile(
         f"{timing.short_name(device)}-cross-entropy{suffix}",
         head,
         device,
         **timing.options_of(options),
     )
     for case in cases(device.type, options.dtypes):
-        if record.wanted(case.name):
-            record.add(measure(case, device, options.rounds))
-    print(record.close())
+        if results.wanted(case.name):
+            results.add(measure(case, device, options.rounds))
+    print(results.close())
 
 
 if __name__ == "__main__":

@@ -52,9 +52,9 @@ def neighbours(count: int) -> Iterator[None]:
 def steps(engine: Any, count: int) -> None:
     engine.reserve(1, CACHED + count)
     engine.start_row(0, CACHED, CACHED)
-    row, token = torch.zeros(1, dtype=torch.long), torch.full((1,), 7)
+    slot, token = torch.zeros(1, dtype=torch.long), torch.full((1,), 7)
     for _ in range(count):
-        engine.step(token, row, token)
+        engine.step(token, slot, token)
 
 
 def measure(shape: str, beside: int, rounds: int, count: int) -> list[dict[str, Any]]:
@@ -70,14 +70,14 @@ def measure(shape: str, beside: int, rounds: int, count: int) -> list[dict[str, 
         taken = timing.interleaved(
             {str(n): partial(steps, engine, count) for n, engine in engines.items()}, rounds
         )
-    rows = []
+    records = []
     for name, seconds in taken.items():
-        row: dict[str, Any] = {"shape": shape, "neighbours": beside, "threads": int(name)}
-        row["ms"] = round(seconds["wall"] / count * 1e3, 3)
-        row["ratio"] = round(seconds["wall"] / taken["1"]["wall"], 3)
-        rows.append(row | {"load": round(load, 1)})
-        print(rows[-1], flush=True)
-    return rows
+        record: dict[str, Any] = {"shape": shape, "neighbours": beside, "threads": int(name)}
+        record["ms"] = round(seconds["wall"] / count * 1e3, 3)
+        record["ratio"] = round(seconds["wall"] / taken["1"]["wall"], 3)
+        records.append(record | {"load": round(load, 1)})
+        print(records[-1], flush=True)
+    return records
 
 
 def main() -> None:
@@ -87,11 +87,11 @@ def main() -> None:
     if _C.physical_cores() < 2:
         raise SystemExit("this process may run on one core only: there are no threads to compare")
     torch.set_num_threads(1)
-    rows = []
+    records = []
     for shape, count in (("512x12", 30), ("1536x16", 6)):
         for beside in NEIGHBOURS:
-            rows += measure(shape, beside, rounds, 2 if TOY else count)
-    print(timing.write("cpu-engine-threads", {"rounds": rounds, "rows": rows}))
+            records += measure(shape, beside, rounds, 2 if TOY else count)
+    print(timing.write("cpu-engine-threads", {"rounds": rounds, "rows": records}))
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def main() -> None:
     device = torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     head = {"what": "dive.distill, MedGemma-4B's shape, random weights", "studies": options.studies}
-    record = timing.Record(
+    record = timing.ResultsFile(
         f"{timing.short_name(device)}-distill-run",
         head,
         device,

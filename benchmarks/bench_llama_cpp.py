@@ -2,7 +2,7 @@
 
     pip install --no-binary llama-cpp-python llama-cpp-python gguf    compiles it for this machine
     python -m benchmarks.bench_llama_cpp --again --minutes 13         results/cpu-llama-cpp.json
-    python -m benchmarks.report                                       the pages
+    python -m benchmarks.render_page                                       the pages
 
 Greedy, a prompt of 64 tokens, random weights. A token's time is that from the first new token to
 the last over the tokens between, so that the prompt counts for nothing: of this process on all its
@@ -96,9 +96,9 @@ class Bench:
         torch.manual_seed(case.batch)
         self.ids = torch.randint(5, self.model.config.vocab_size, (case.batch, PROMPT))
         self.session = DecodeSession(self.model)
-        plan = self.session.plan()
-        if plan.engine != "dive._C":
-            raise Unavailable(f"the session runs in {plan.engine}: {plan.reason}")
+        choice = self.session.plan()
+        if choice.engine != "dive._C":
+            raise Unavailable(f"the session runs in {choice.engine}: {choice.reason}")
         self.peer = llama_cpp.LlamaCpp(self.model, folder / case.shape, threads, case.batch, tokens)
         needed = step_bytes(self.model, adapter_for(self.model), case.batch, PROMPT + case.new // 2)
         self.needed = needed["weights"] + needed["cache"]
@@ -194,13 +194,13 @@ def run(threads: int, *, again: bool, minutes: float | None) -> Path:
     with suppress(Unavailable):  # which every case says
         head |= {"llama_cpp": llama_cpp.described()}
     name = "cpu-llama-cpp" + ("" if threads == 1 else f"-{threads}-threads")
-    record = timing.Record(name, head, again=again, minutes=minutes)
+    results = timing.ResultsFile(name, head, again=again, minutes=minutes)
     with tempfile.TemporaryDirectory(prefix="dive-bench-gguf-") as folder:
         for case in cases():
-            if record.wanted(case.name):
-                record.add(measure(case, Path(folder), threads))
+            if results.wanted(case.name):
+                results.add(measure(case, Path(folder), threads))
                 gc.collect()
-    return record.close()
+    return results.close()
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from dive.decode.continuous import Request
 from dive.decode.engine import EngineCache
 from dive.decode.session import DecodeSession
 
-PROMPT, NEW, REQUESTS, ROWS = (8, 6, 4, 2) if TOY else (64, 160, 32, 8)
+PROMPT, NEW, REQUESTS, SLOTS = (8, 6, 4, 2) if TOY else (64, 160, 32, 8)
 
 
 class Ways:
@@ -45,23 +45,23 @@ class Ways:
             for ids, length in zip(self.prompts, self.lengths, strict=True)
         ]
 
-    def refilled(self, rows: int = ROWS) -> list[list[int]]:
-        return [one.token_ids for one in sorted(self.session.stream(self._requests(), rows))]
+    def refilled(self, slots: int = SLOTS) -> list[list[int]]:
+        return [one.token_ids for one in sorted(self.session.stream(self._requests(), slots))]
 
     def one_by_one(self) -> list[list[int]]:
-        return self.refilled(rows=1)
+        return self.refilled(slots=1)
 
     def in_groups(self) -> list[list[int]]:
         answers, requests = [], self._requests()
-        for at in range(0, REQUESTS, ROWS):
-            stream = self.session.stream(requests[at : at + ROWS], ROWS)
+        for at in range(0, REQUESTS, SLOTS):
+            stream = self.session.stream(requests[at : at + SLOTS], SLOTS)
             answers += [one.token_ids for one in sorted(stream)]
         return answers
 
     def transformers(self) -> list[list[int]]:
         answers = []
-        for at in range(0, REQUESTS, ROWS):
-            ids, lengths = self.prompts[at : at + ROWS], self.lengths[at : at + ROWS]
+        for at in range(0, REQUESTS, SLOTS):
+            ids, lengths = self.prompts[at : at + SLOTS], self.lengths[at : at + SLOTS]
             mask = torch.ones_like(ids)
             got = self.model.generate(
                 ids, attention_mask=mask, max_new_tokens=max(lengths), do_sample=False
@@ -75,13 +75,13 @@ class Ways:
 WAYS = ("refilled", "in_groups", "one_by_one", "transformers")
 
 
-def rows_a_step(way: Callable[[], Any]) -> float:
+def slots_per_step(way: Callable[[], Any]) -> float:
     counts: list[int] = []
     step = EngineCache.step
 
-    def counted(self: EngineCache, rows: Any, *more: Any) -> Any:
-        counts.append(len(rows))
-        return step(self, rows, *more)
+    def counted(self: EngineCache, slots: Any, *more: Any) -> Any:
+        counts.append(len(slots))
+        return step(self, slots, *more)
 
     EngineCache.step = counted  # type: ignore[method-assign]
     try:
@@ -105,13 +105,13 @@ def measure(shape: str, dtype: str, rounds: int) -> dict[str, Any]:
         "shape": shape,
         "dtype": dtype,
         "requests": REQUESTS,
-        "rows": ROWS,
+        "rows": SLOTS,
         "tokens": tokens,
         "same tokens as refilled": {
             name: sum(a == b for a, b in zip(answers[name], answers["refilled"], strict=True))
             for name in WAYS
         },
-        "rows a step": {name: rows_a_step(getattr(ways, name)) for name in WAYS[:2]},
+        "rows a step": {name: slots_per_step(getattr(ways, name)) for name in WAYS[:2]},
         "tokens a second": {
             name: round(tokens / statistics.median(took), 1) for name, took in seconds.items()
         },
@@ -122,9 +122,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    rows = [measure("512x12", dtype, options.rounds) for dtype in ("float32", "bfloat16")]
-    path = timing.write("cpu-refill", {"cases": rows})
-    print(json.dumps(rows, indent=2), path)
+    slots = [measure("512x12", dtype, options.rounds) for dtype in ("float32", "bfloat16")]
+    path = timing.write("cpu-refill", {"cases": slots})
+    print(json.dumps(slots, indent=2), path)
 
 
 if __name__ == "__main__":

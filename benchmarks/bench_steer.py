@@ -206,17 +206,17 @@ def main() -> None:
         "what": f"steer on a {'CPU, 1 thread' if device.type == 'cpu' else 'GPU'}",
         "rounds": options.rounds,
     }
-    record = timing.Record(
+    results = timing.ResultsFile(
         f"{timing.short_name(device)}-steer",
         head,
         device,
         **timing.options_of(options),
     )
     for case in cases(device.type):
-        if record.wanted(case.name):
+        if results.wanted(case.name):
             rounds = options.rounds * (4 if case is SMALL else 1)
-            record.add(measure(case, device, rounds))
-    print(record.close())
+            results.add(measure(case, device, rounds))
+    print(results.close())
 
 
 if __name__ == "__main__":

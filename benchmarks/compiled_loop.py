@@ -12,17 +12,17 @@ from torch import Tensor
 from benchmarks.timing import TOY
 
 
-class SlotCache:
-    """Keys and values [B, heads, slots, width] a layer, written in place at `positions`."""
+class StaticCache:
+    """Keys and values [B, heads, capacity, width] per layer, written in place at `positions`."""
 
     is_compileable = True
 
-    def __init__(self, model: Any, batch: int, slots: int) -> None:
+    def __init__(self, model: Any, batch: int, capacity: int) -> None:
         config = model.config.get_text_config()
         width = (
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         )
-        shape = (batch, config.num_key_value_heads, slots, width)
+        shape = (batch, config.num_key_value_heads, capacity, width)
         on = {"dtype": model.dtype, "device": model.device}
         self.keys = [torch.zeros(shape, **on) for _ in range(config.num_hidden_layers)]
         self.values = [torch.zeros(shape, **on) for _ in range(config.num_hidden_layers)]
@@ -42,12 +42,14 @@ class SlotCache:
 class CompiledLoop:
     """Decodes batches of one shape; the first call compiles."""
 
-    def __init__(self, model: Any, batch: int, slots: int) -> None:
-        self.model, self.cache = model, SlotCache(model, batch, slots)
-        self.slots = torch.arange(slots, device=model.device)
+    def __init__(self, model: Any, batch: int, capacity: int) -> None:
+        self.model, self.cache = model, StaticCache(model, batch, capacity)
+        self.cached = torch.arange(capacity, device=model.device)
         kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
         self.sliding = "sliding_attention" in kinds
-        self.window: int = getattr(model.config.get_text_config(), "sliding_window", None) or slots
+        self.window: int = (
+            getattr(model.config.get_text_config(), "sliding_window", None) or capacity
+        )
         if TOY:
             self.compiled = torch.compile(self._step, backend="eager", fullgraph=True)
         else:
@@ -59,10 +61,10 @@ class CompiledLoop:
     def _step(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """tokens [B, T] at positions [T]; the next token of each row [B, 1]."""
         self.cache.positions = positions
-        full = self.slots <= positions[:, None]
+        full = self.cached <= positions[:, None]
         mask: Any = full[None, None]
         if self.sliding:
-            near = full & (self.slots > positions[:, None] - self.window)
+            near = full & (self.cached > positions[:, None] - self.window)
             mask = {"full_attention": mask, "sliding_attention": near[None, None]}
         logits = self.model(
             input_ids=tokens,
@@ -81,9 +83,9 @@ class CompiledLoop:
         positions = torch.arange(ids.shape[1], device=ids.device)
         tokens = self._step(ids, positions)
         answer[:, :1] = tokens
-        place = positions[-1:] + 1
+        position = positions[-1:] + 1
         for index in range(1, new):
-            tokens = self.compiled(tokens.clone(), place)
+            tokens = self.compiled(tokens.clone(), position)
             answer[:, index : index + 1] = tokens
-            place = place + 1
+            position = position + 1
         return torch.cat([ids, answer], 1)

@@ -108,7 +108,7 @@ class Bench:
         needed = step_bytes(self.model, self.adapters[0], 1, self.context)
         size = 0 if device.type == "cuda" else needed["weights"] + needed["cache"]
         self.rates = read_rates(device, size)
-        self.plan: dict[str, Any] = {}
+        self.choices: dict[str, Any] = {}
         self.seconds: float = SECONDS_A_WAY[device.type]
 
     def way(self, name: str, batch: int, new: int) -> Way:
@@ -142,9 +142,9 @@ class Bench:
             adapter = self.adapters[0]
         elif name != "session":
             count = min(4 if name == "session, 4 adapters" else batch, len(self.adapters))
-            adapter = [self.adapters[row % count] for row in range(batch)]
+            adapter = [self.adapters[index % count] for index in range(batch)]
         session = DecodeSession(self.model, adapter)
-        self.plan[name] = session.plan()._asdict()
+        self.choices[name] = session.plan()._asdict()
         return lambda count: session.generate(ids, **given, max_new_tokens=count)
 
 
@@ -170,7 +170,7 @@ def measure(bench: Bench, case: Case) -> dict[str, Any]:
     by, rate = max(bench.rates.items(), key=lambda item: item[1])
     floor = (needed["weights"] + needed["cache"]) / rate / 1e6
     found |= {"bytes_a_step": needed, "read_GB_s": bench.rates, "floor_ms": floor, "floor_by": by}
-    bench.plan = {}
+    bench.choices = {}
     try:
         ways = [bench.way(name, case.batch, new) for name in (case.beside, case.way)]
         beside, own, ratios = pairs(ways, bench, case.pairs, new)
@@ -180,13 +180,13 @@ def measure(bench: Bench, case: Case) -> dict[str, Any]:
         print(case.name, found["not_run"], flush=True)
         return found
     found |= {
-        "plan": bench.plan,
+        "plan": bench.choices,
         "ms_a_token": {case.beside: beside, case.way: own},
         "share_of_floor": {case.beside: floor / beside, case.way: floor / own},
         "times_beside": timing.interval(ratios),
         "measured_pairs": len(ratios),
     }
-    print(case.name, found["ms_a_token"], found["times_beside"], bench.plan, flush=True)
+    print(case.name, found["ms_a_token"], found["times_beside"], bench.choices, flush=True)
     return found
 
 
@@ -226,16 +226,16 @@ def pairs(ways: list[Way], bench: Bench, wanted: int, new: int) -> tuple[float, 
 
 
 def run(device: torch.device, **options: Any) -> None:
-    """<device>-decode-pairs.json, way by way; options of `timing.Record`."""
+    """<device>-decode-pairs.json, way by way; options of `timing.ResultsFile`."""
     if device.type == "cpu":
         torch.set_num_threads(1)
     clock = "" if device.type == "cuda" else ", CPU time of one thread"
     head = {"what": f"ms a token, greedy, medians of interleaved pairs{clock}"}
     name = f"{timing.short_name(device)}-decode-pairs"
-    record = timing.Record(name, head, device, **options)
+    results = timing.ResultsFile(name, head, device, **options)
     bench: Bench | None = None
     for case in cases(device.type):
-        if not record.wanted(case.name):
+        if not results.wanted(case.name):
             continue
         if bench is None or bench.key != (case.shape, case.dtype):
             bench = None
@@ -243,9 +243,9 @@ def run(device: torch.device, **options: Any) -> None:
             bench = Bench(case.shape, case.dtype, device)
             if options.get("minutes") is not None:
                 bench.seconds = min(bench.seconds, SHARE * 60 * options["minutes"])
-        record.add(measure(bench, case))
+        results.add(measure(bench, case))
         _free()
-    print(record.close())
+    print(results.close())
 
 
 def _free() -> None:

@@ -47,7 +47,7 @@ class Part(NamedTuple):
 RIGHT = ("machine", "steer", "steer, norm preserving", "cross entropy", "cross entropy, teacher")
 HERE = RIGHT[:1]  # of a part of steps each says what more it needs
 STEERS, LOSES = RIGHT[:3], (RIGHT[0], *RIGHT[3:])
-DECODES = ("machine", "dive._C", "decode, 1 row", "decode, 8 rows")
+DECODES = ("machine", "dive._C", "decode, batch 1", "decode, batch 8")
 PARTS = {
     "smoke": Part(75, steps="benchmarks.first.smoke"),
     "tests": Part(125, stage="test"),

@@ -123,7 +123,7 @@ class LlamaCpp:
     """
 
     def __init__(self, model: Any, folder: Path, threads: int, batch: int, tokens: int) -> None:
-        """tokens: of a row, prompt and answer. The weights' file is written if it is not there."""
+        """tokens: prompt and answer of one sequence. The weights are written to a file once."""
         check_installed()
         import llama_cpp
 
@@ -166,40 +166,45 @@ class LlamaCpp:
 
     def generate(self, ids: Tensor, new: int, token_came: Callable[[], None]) -> Tensor:
         """ids [B, T]; prompt and answer [B, T + new]. token_came: called behind each new token."""
-        rows, length = ids.shape
+        sequences, length = ids.shape
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
         prompt = ids.tolist()
-        asked = [
-            (token, place, row, place == length - 1)
-            for row in range(rows)
-            for place, token in enumerate(prompt[row])
+        tokens = [
+            (token, position, sequence, position == length - 1)
+            for sequence in range(sequences)
+            for position, token in enumerate(prompt[sequence])
         ]
-        answer = np.empty((rows, new), np.int64)
-        answer[:, 0] = self._most_likely(asked)
+        answer = np.empty((sequences, new), np.int64)
+        answer[:, 0] = self._most_likely(tokens)
         token_came()
         for index in range(1, new):
-            place = length + index - 1
-            asked = [(int(answer[row, index - 1]), place, row, True) for row in range(rows)]
-            answer[:, index] = self._most_likely(asked)
+            position = length + index - 1
+            tokens = [
+                (int(answer[sequence, index - 1]), position, sequence, True)
+                for sequence in range(sequences)
+            ]
+            answer[:, index] = self._most_likely(tokens)
             token_came()
         return torch.cat([ids, torch.from_numpy(answer)], 1)
 
     def logits(self, ids: Tensor) -> Tensor:
-        """float32 [T, V] of one row's every token, ids [T]."""
+        """float32 [T, V] of every token of one sequence, ids [T]."""
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
-        found = self._decode([(token, place, 0, True) for place, token in enumerate(ids.tolist())])
+        found = self._decode(
+            [(token, position, 0, True) for position, token in enumerate(ids.tolist())]
+        )
         return torch.stack([torch.from_numpy(one.copy()) for one in found])
 
-    def _most_likely(self, asked: list[tuple[int, int, int, bool]]) -> list[int]:
-        return [int(one.argmax()) for one in self._decode(asked)]
+    def _most_likely(self, tokens: list[tuple[int, int, int, bool]]) -> list[int]:
+        return [int(one.argmax()) for one in self._decode(tokens)]
 
-    def _decode(self, asked: list[tuple[int, int, int, bool]]) -> list[Any]:
-        """Logits of the tokens (token, place, row, whether they are wanted) that want them."""
+    def _decode(self, tokens: list[tuple[int, int, int, bool]]) -> list[Any]:
+        """The logits of those tokens (token, position, sequence, logits wanted) that want them."""
         batch: Any = self.batch
-        batch.n_tokens = len(asked)
-        for at, (token, place, row, wanted) in enumerate(asked):
-            batch.token[at], batch.pos[at] = token, place
-            batch.n_seq_id[at], batch.seq_id[at][0] = 1, row
+        batch.n_tokens = len(tokens)
+        for at, (token, position, sequence, wanted) in enumerate(tokens):
+            batch.token[at], batch.pos[at] = token, position
+            batch.n_seq_id[at], batch.seq_id[at][0] = 1, sequence
             batch.logits[at] = wanted
         if status := self.api.llama_decode(self.context, batch):
             raise RuntimeError(f"llama_decode answers {status}")
@@ -207,7 +212,7 @@ class LlamaCpp:
             np.ctypeslib.as_array(
                 self.api.llama_get_logits_ith(self.context, at), (self.vocabulary,)
             )
-            for at, one in enumerate(asked)
+            for at, one in enumerate(tokens)
             if one[3]
         ]
 

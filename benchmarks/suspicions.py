@@ -50,7 +50,7 @@ from dive.bench.timing import (  # noqa: E402
 )
 
 ROUNDS = 1 if TOY else 15
-GAIN = 0.98  # a ratio below it is worth a change
+WORTH_RATIO = 0.98  # a ratio below it is worth a change
 FAR = 0.02  # a distance from the reference above it is a fault; bfloat16 leaves less than 1%
 DTYPE = torch.bfloat16
 UNIT = 64 if TOY else 1 << 20  # of chunk_bytes: toy chunks have a few rows
@@ -77,26 +77,26 @@ class Trial:
     choice: bool = True  # whether there is a default to keep or change
 
 
-Row = dict[str, Any]
-_now: list[Any] = [None]  # the rows that are in the table
+LaunchOptions = dict[str, Any]
+_now: list[Any] = [None]  # the options that are in the table
 
 
-def taking(rows: dict[str, Row], call: Call, width: int, rank: int = 0) -> Call:
-    """The call with these rows of the table, by kernel; what they do not say is as it was."""
+def taking(table_options: dict[str, LaunchOptions], call: Call, width: int, rank: int = 0) -> Call:
+    """The call with these launch options of the table, by kernel; others are as they were."""
 
     def run() -> object:
-        if _now[0] is not rows:
+        if _now[0] is not table_options:
             forget()
-            for kernel, row in rows.items():
+            for kernel, options in table_options.items():
                 key = tune.key_of(kernel, DTYPE, rank, width)
-                tune.set_row(key, default_row(kernel, width, rank) | row)
-            _now[0] = rows
+                tune.set_options(key, default_options(kernel, width, rank) | options)
+            _now[0] = table_options
         return call()
 
     return run
 
 
-def default_row(kernel: str, width: int, rank: int) -> Row:
+def default_options(kernel: str, width: int, rank: int) -> LaunchOptions:
     _, capability, _, padded, bucket = tune.key_of(kernel, DTYPE, rank, width)
     return dict(tune.launch_table._DEFAULTS[kernel](capability, False, padded, bucket))
 
@@ -105,7 +105,7 @@ def forget() -> None:
     """The table is as the tree has it."""
     tune.tuned.TUNED.clear()
     tune.tuned.TUNED.update(TREE)
-    tune.launch_table._row.cache_clear()
+    tune.launch_table._configured.cache_clear()
     _now[0] = None
 
 
@@ -115,8 +115,8 @@ TREE = dict(tune.tuned.TUNED)
 # --- the loss ----------------------------------------------------------------------------------
 
 
-def loss_ways(compares: str, ways: dict[str, tuple[int, Row, str]]) -> Trial:
-    """ways: chunk_bytes in MiB, what the row pass's row says, and what that is."""
+def loss_ways(compares: str, ways: dict[str, tuple[int, LaunchOptions, str]]) -> Trial:
+    """ways: chunk_bytes in MiB, launch options of the row pass, and what they are."""
     p = Problem.random(*SIZES, DTYPE, tune.DEVICE)
     given = (p.hidden, p.head, p.targets, p.weights)
 
@@ -130,9 +130,9 @@ def loss_ways(compares: str, ways: dict[str, tuple[int, Row, str]]) -> Trial:
     assert p.hidden.grad is not None
     want = p.hidden.grad.clone()
     trial = Trial(compares, {})
-    for name, (chunk, row, what) in ways.items():
-        rows = {"cross_entropy_rows": row} if row else {}
-        trial.ways[name] = taking(rows, partial(gradient, chunk), SIZES[2])
+    for name, (chunk, options, what) in ways.items():
+        table_options = {"cross_entropy_rows": options} if options else {}
+        trial.ways[name] = taking(table_options, partial(gradient, chunk), SIZES[2])
         trial.changes[name] = what
         trial.off[name] = off(trial.ways[name](), want)  # type: ignore[arg-type]
     return trial
@@ -149,7 +149,7 @@ def loss_chunks() -> Trial:
 
 def loss_overlap() -> Trial:
     """The row pass waits for the product, and the next product for it."""
-    two: Row = {"buffers": 2}
+    two: LaunchOptions = {"buffers": 2}
     return loss_ways(
         "row pass of a chunk beside the product of the next, on a second stream",
         {
@@ -165,8 +165,8 @@ def loss_overlap() -> Trial:
 def row_pass() -> Trial:
     """The sweeps have one load under way a thread: load, barrier, store."""
     call, width = tune.loss_call("cross_entropy_rows", DTYPE, SIZES[2]), SIZES[2]
-    few = {"BLOCK": 2048, "num_warps": 8}
-    ways: dict[str, tuple[Row, str]] = {
+    small = {"BLOCK": 2048, "num_warps": 8}
+    ways: dict[str, tuple[LaunchOptions, str]] = {
         "A": ({}, "no cp.async; programs of 16 warps"),
         "2 stages": ({"STAGES": 2}, "cp.async"),
         "3 stages": (
@@ -174,16 +174,18 @@ def row_pass() -> Trial:
             "cp.async",
         ),
         "3 stages, 8 warps": (
-            {"STAGES": 3, **few},
+            {"STAGES": 3, **small},
             "cp.async; programs of 8 warps",
         ),
-        "8 warps": (few, "no cp.async"),
+        "8 warps": (small, "no cp.async"),
     }
-    checked = loss_ways("", {n: (256, row, "") for n, (row, _) in ways.items()})
-    rows = {n: {"cross_entropy_rows": row} if row else {} for n, (row, _) in ways.items()}
+    checked = loss_ways("", {n: (256, options, "") for n, (options, _) in ways.items()})
+    table_options = {
+        n: {"cross_entropy_rows": options} if options else {} for n, (options, _) in ways.items()
+    }
     return Trial(
         f"loads ahead in the row pass, {tune.CHUNK} rows of logits alone",
-        {name: taking(rows[name], call, width) for name in ways},
+        {name: taking(table_options[name], call, width) for name in ways},
         {name: what for name, (_, what) in ways.items()},
         checked.off,
     )
@@ -214,8 +216,8 @@ def sweep() -> Trial:
         (4, "h by cp.async"),
     ):
         name = "A" if stages is None else f"{stages} stages"
-        rows = {} if stages is None else {"steer_forward": {"STAGES": stages}}
-        call = taking(rows, lambda: ops.steer(*given), width, rank)
+        table_options = {} if stages is None else {"steer_forward": {"STAGES": stages}}
+        call = taking(table_options, lambda: ops.steer(*given), width, rank)
         trial.off[name] = off(call(), want)  # type: ignore[arg-type]
         trial.ways[name], trial.changes[name] = timing.graphed(call, tune.DEVICE), what
     return trial
@@ -237,14 +239,14 @@ def casts() -> Trial:
     wanted = [one.clone().requires_grad_() for one in given]
     result = reference.steer(*wanted)
     want = [result.detach(), *torch.autograd.grad(result, wanted, upstream)]
-    wide: dict[str, Row] = {"steer_forward": {"casts": 0}, "steer_backward": {"casts": 0}}
+    wide: dict[str, LaunchOptions] = {"steer_forward": {"casts": 0}, "steer_backward": {"casts": 0}}
     trial = Trial("what an adapter of float32 costs, forward and backward, each as a graph", {})
-    for name, rows, saved, what in (
+    for name, table_options, saved, what in (
         ("A", {}, False, "copies in the dtype of h, made in either pass: four small kernels"),
         ("saved", {}, True, "the backward pass takes the forward's copies: two"),
         ("as they are", wide, False, "every program reads float32 and rounds it: none"),
     ):
-        call = taking(rows, partial(both, saved), width, rank)
+        call = taking(table_options, partial(both, saved), width, rank)
         found: Any = call()
         trial.off[name] = max(off(one, other) for one, other in zip(found, want, strict=True))
         trial.ways[name], trial.changes[name] = timing.graphed(call, tune.DEVICE), what
@@ -275,17 +277,17 @@ def host_time(tokens: int) -> Trial:
 
 
 @contextmanager
-def planned(plan: str) -> Iterator[None]:
+def sessions_with_plan(plan: str) -> Iterator[None]:
     """Sessions that are made meanwhile divide their products so; a CPU has no tiles to divide."""
     from dive.decode.spec import DecoderSpec
 
     describe = DecoderSpec.describe
 
-    def described(self: Any, positions: int) -> dict[str, Any]:
+    def facts_with_plan(self: Any, positions: int) -> dict[str, Any]:
         more = {"tile_plan": plan} if tune.DEVICE.type == "cuda" else {}
         return describe(self, positions) | more
 
-    with mock.patch.object(DecoderSpec, "describe", described):
+    with mock.patch.object(DecoderSpec, "describe", facts_with_plan):
         yield
 
 
@@ -307,7 +309,7 @@ def tile_plans() -> Trial:
         "small": "the same kernel in blocks of 4 warps, two a multiprocessor",
         "small_short": "4 warps, 168 to 174 registers, half of the loads ahead, three of them",
     }.items():
-        with planned(plan):
+        with sessions_with_plan(plan):
             session = DecodeSession(model)
             chosen = session.plan(**given, max_new_tokens=STEPS)
             if chosen.engine != "dive._C":
@@ -344,9 +346,9 @@ def verdict(ratios: dict[str, list[float]]) -> str:
     """ratios: of each way but the first, median and interval of its time over the first's."""
     best = min(ratios, key=lambda name: ratios[name][0])
     _, low, high = ratios[best]
-    if high < GAIN:
+    if high < WORTH_RATIO:
         return f"take {best}"
-    return "keep A" if low >= GAIN else "undecided"
+    return "keep A" if low >= WORTH_RATIO else "undecided"
 
 
 def measure(name: str, until: float) -> dict[str, Any]:
@@ -388,7 +390,7 @@ def watches(trial: Trial, ways: dict[str, Call]) -> dict[str, Callable[[], float
     return {name: partial(gpu_seconds, call, repeats_for(call, 50)) for name, call in ways.items()}
 
 
-def told(found: dict[str, Any]) -> str:
+def table_lines(found: dict[str, Any]) -> str:
     """The table's lines of a result."""
     head = f"{found['suspicion']:<16} {found.get('verdict') or 'not run: ' + found['not run']}"
     lines = [head + (f" ({found['wrong']})" if "wrong" in found else "")]
@@ -437,7 +439,7 @@ def main() -> int:
         if options.out is not None:
             with options.out.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
-    print("\n".join(told(found) for found in results))
+    print("\n".join(table_lines(found) for found in results))
     return 1 if any(found.get("verdict") == "wrong" for found in results) else 0
 
 

@@ -219,7 +219,7 @@ def earlier(name: str, device: torch.device) -> dict[str, Any] | None:
     return None
 
 
-class Record:
+class ResultsFile:
     """A results file of many cases, written as they come; goes on where it stopped.
 
     head: what stands above the cases. minutes: after so many no new case is begun. cases: those
@@ -267,7 +267,7 @@ class Record:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What `options_of` reads: how a record of cases is filled."""
+    """What `options_of` reads: how a file of cases is filled."""
     parser.add_argument("--minutes", type=float, help="begin no case after so many")
     parser.add_argument("--again", action="store_true", help="measure what is there already")
     parser.add_argument(
@@ -276,7 +276,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def options_of(options: argparse.Namespace) -> dict[str, Any]:
-    """For `Record`."""
+    """For `ResultsFile`."""
     return {name: getattr(options, name) for name in ("minutes", "again", "cases")}
 
 

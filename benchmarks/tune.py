@@ -89,9 +89,9 @@ def loss_call(kernel: str, dtype: torch.dtype, width: int) -> Callable[[], objec
     def vector(kind: torch.dtype = torch.float32) -> Tensor:
         return torch.ones(CHUNK, device=DEVICE, dtype=kind)
 
-    marks = vector(torch.bool)
+    flags = vector(torch.bool)
     results = (vector(), vector(), vector(torch.int64), vector())
-    given = (vector(torch.int64), marks, vector(), vector(), marks, results, vocab, None, 1.0)
+    given = (vector(torch.int64), flags, vector(), vector(), flags, results, vocab, None, 1.0)
     # what the last call left in the buffer is as good a set of logits as any
     return lambda: cross_entropy_rows.turn_into_gradient(logits, None, None, gradient, *given)
 
@@ -122,11 +122,11 @@ def key_of(kernel: str, dtype: torch.dtype, rank: int, width: int) -> tuple[Any,
     return kernel, capability, name, launch_table.padded_rank(rank), launch_table.bucket(width)
 
 
-def set_row(key: tuple[Any, ...], row: dict[str, int] | None) -> None:
+def set_options(key: tuple[Any, ...], row: dict[str, int] | None) -> None:
     tuned.TUNED.pop(key, None)
     if row is not None:
         tuned.TUNED[key] = row
-    launch_table._row.cache_clear()
+    launch_table._configured.cache_clear()
 
 
 def tune(
@@ -141,7 +141,7 @@ def tune(
 
     def taking(row: dict[str, int] | None) -> Callable[[], object]:
         def run() -> object:
-            set_row(key, row)
+            set_options(key, row)
             return call()
 
         return run
@@ -172,7 +172,7 @@ def tune(
     # a default that is within the noise of the best stands
     if times["default"] <= 1.02 * times[best]:
         best = "default"
-    set_row(key, rows[best])
+    set_options(key, rows[best])
     return {
         "key": list(key), "best": best, "row": rows[best], "seconds": times,
         "seconds of one call": first, "refused": refused, "not tried": left,
@@ -203,23 +203,23 @@ def main() -> int:
     if DEVICE.type == "cuda" and not torch.cuda.is_available():
         print("needs a CUDA device; DIVE_BENCH_TOY=1 walks through it without one")
         return 1
-    record = timing.Record(
+    results = timing.ResultsFile(
         f"{timing.short_name(DEVICE)}-tune",
         {"what": "rows of kernels/launch_table.py", "rounds": arguments.rounds},
         DEVICE,
         **timing.options_of(arguments),
     )
-    for case in record.result["cases"]:  # of a run that this one goes on with
-        set_row(tuple(case["key"]), case["row"])
+    for case in results.result["cases"]:  # of a run that this one goes on with
+        set_options(tuple(case["key"]), case["row"])
     wanted = list(keys(arguments))
     for kernel, dtype, rank, width in wanted:
         case = f"{kernel} {dtype} rank {rank} width {width}"
-        if record.wanted(case):
+        if results.wanted(case):
             found = tune(kernel, dtype, rank, width, arguments.rounds, arguments.seconds)
-            record.add({"case": case, **found})
+            results.add({"case": case, **found})
             write()  # as it goes
             print(f"{case}: {found['best']}", flush=True)
-    print(record.close())
+    print(results.close())
     return 0 if wanted else 1
 
 

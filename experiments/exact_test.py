@@ -16,7 +16,7 @@ def sign_flip(differences: Sequence[Fraction]) -> Fraction:
     one found, or further: never below 2 / 2^n. Fractions, because ties must be seen as ties.
     """
     if not 1 <= len(differences) <= MOST:
-        raise DiveError(f"sign_flip has {len(differences)} differences, wants 1 to {MOST}")
+        raise DiveError(f"sign_flip has {len(differences)} differences, want 1 to {MOST}")
     found = abs(sum(differences, Fraction(0)))
     flipped = product(*((value, -value) for value in differences))
     as_far = sum(abs(sum(signs, Fraction(0))) >= found for signs in flipped)
@@ -31,7 +31,7 @@ def holm(p_values: Sequence[Fraction]) -> list[Fraction]:
     """
     corrected = [Fraction(1)] * len(p_values)
     least = Fraction(0)
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda n: p_values[n])):
-        least = max(least, min(Fraction(1), (len(p_values) - rank) * p_values[place]))
-        corrected[place] = least
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda n: p_values[n])):
+        least = max(least, min(Fraction(1), (len(p_values) - rank) * p_values[index]))
+        corrected[index] = least
     return corrected

@@ -193,9 +193,9 @@ class Documents:
         longest = max(len(ids) for ids, _, _ in group)
         ids = torch.full((size, longest), self.tokenizer.pad_token_id)
         counts = torch.zeros((size, longest))
-        for row, (tokens, marks, _) in enumerate(group):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            counts[row, : len(marks)] = torch.tensor(marks, dtype=torch.float32)
+        for index, (tokens, flags, _) in enumerate(group):
+            ids[index, : len(tokens)] = torch.tensor(tokens)
+            counts[index, : len(flags)] = torch.tensor(flags, dtype=torch.float32)
         pictures = [p for _, _, shown in group for p in shown]
         return ids, counts, self.features[pictures].flatten(0, 1)
 

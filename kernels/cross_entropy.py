@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from dive.kernels import cross_entropy_rows as kernel
-from dive.kernels.cross_entropy_entries import finish, gather, prepare
+from dive.kernels.cross_entropy_entries import LossEntries, finish, gather, prepare
 from dive.kernels.launch_table import cdiv
-from dive.kernels.schedule import aside, in_turns
+from dive.kernels.schedule import in_turns, row_pass_stream
 
 if TYPE_CHECKING:  # the type alone: kernels know nothing of dive.ops
     from dive.ops.loss_arguments import LossArguments
@@ -19,30 +19,24 @@ def forward(
     given: "LossArguments",
     chunk_rows: int,
     buffers: int,
-    gain: float,
+    gradient_scale: float,
     check: Callable[[Tensor], None] | None,
 ) -> tuple[Tensor, ...]:
     """The results of `dive.ops.cross_entropy_torch.forward` in a launch before the chunks, one
     after them, and for each chunk its products, a gathering of the states of each and the row pass.
 
-    Logits are float32 whatever the inputs. It asks the device nothing: every slot of `rows` is
+    Logits are float32 whatever the inputs. It asks the device nothing: every entry of `rows` is
     computed, live or not.
-    chunk_rows: slots of `rows` a chunk. buffers: of logits (`dive.kernels.schedule`).
-    gain: what gradients of logits are stored times.
+    chunk_rows: entries of `rows` per chunk. buffers: of logits (`dive.kernels.schedule`).
+    gradient_scale: what gradients of logits are stored times.
     check: gets the status (float64 [3], on the device) of the arguments before the first chunk.
     """
-    hidden, lm_head, rows, weights = given.hidden, given.lm_head, given.rows, given.weights
-    teacher_hidden, kd_weights, compute_grad = (
-        given.teacher_hidden, given.kd_weights, given.compute_grad
-    )  # fmt: skip
-    vocab, width = lm_head.shape
-    device, dtype, capacity = hidden.device, hidden.dtype, rows.shape[0]
-    distils = teacher_hidden is not None
-    bias = None if given.bias is None else given.bias.contiguous()
-    slots = prepare(
+    weights, kd_weights, mean = given.weights, given.kd_weights, given.reduction == "mean"
+    distils = given.teacher_hidden is not None
+    entries = prepare(
         given.targets,
         weights,
-        rows,
+        given.rows,
         kd_weights,
         given.normalizer,
         given.kd_normalizer,
@@ -50,76 +44,106 @@ def forward(
         given.ce_weight,
         given.kd_weight,
         given.temperature,
-        given.reduction == "mean",
-        gain,
-        vocab,
+        mean,
+        gradient_scale,
+        given.lm_head.shape[0],
     )
     if check is not None:
-        check(slots.status)
-
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
-
-    results = empty(capacity), empty(capacity), empty(capacity, dtype=torch.int64), empty(capacity)
-    stored = empty(capacity if compute_grad else 0, width, dtype=dtype)
-    stride = kernel.row_stride(vocab)
-    chunks = cdiv(capacity, max(chunk_rows, 1))
-    buffers = min(buffers, max(chunks, 1))
-    students = [empty(chunk_rows, stride) for _ in range(buffers)]
-    teachers = [empty(chunk_rows, stride) for _ in range(buffers if distils else 0)]
-
-    def part_of(chunk: int) -> slice:
-        start = chunk * chunk_rows
-        return slice(start, min(start + chunk_rows, capacity))
-
-    def held(logits: list[Tensor], chunk: int) -> Tensor:
-        part = part_of(chunk)
-        return logits[chunk % buffers][: part.stop - part.start]
-
-    def make_logits(chunk: int) -> None:
-        part = part_of(chunk)
-        # a row that takes no part may hold anything
-        states = gather(hidden, slots.index[part], slots.live[part])
-        kernel.product(states, lm_head, held(students, chunk)[:, :vocab])
-        if teacher_hidden is not None:
-            states = gather(teacher_hidden, slots.index[part], slots.distilled[part])
-            kernel.product(states, lm_head, held(teachers, chunk)[:, :vocab])
-
-    def turn_rows(chunk: int) -> None:
-        part, logits = part_of(chunk), held(students, chunk)
-        lse, picked, argmax, kl = results
-        kernel.turn_into_gradient(
-            logits,
-            held(teachers, chunk) if distils else None,
-            bias,
-            kernel.gradient_view(logits, vocab, dtype) if compute_grad else None,
-            slots.target[part],
-            slots.labelled[part],
-            slots.ce[part],
-            slots.kd[part],
-            slots.distilled[part],
-            (lse[part], picked[part], argmax[part], kl[part]),
-            vocab,
-            given.softcap,
-            given.temperature,
-        )
-
-    def make_states(chunk: int) -> None:
-        if compute_grad:
-            gradient = kernel.gradient_view(held(students, chunk), vocab, dtype)
-            kernel.to_hidden(gradient, lm_head, stored[part_of(chunk)])
-
-    where = aside(device, buffers)
-    in_turns(chunks, buffers, make_logits, turn_rows, make_states, where)
+        check(entries.status)
+    chunks = Chunks(given, entries, chunk_rows, buffers)
+    chunks.run()
     outputs = finish(
-        slots,
-        results,
+        entries,
+        chunks.results,
         weights,
         kd_weights,
         given.token_class,
         distils,
         given.temperature,
-        centred=given.reduction == "mean" and given.normalizer is None,
+        centred=mean and given.normalizer is None,
         by_row=given.reduction == "none",
     )
-    return (*outputs[:-1], slots.status, stored, slots.scale, outputs[-1])
+    return (*outputs[:-1], entries.status, chunks.stored, entries.scale, outputs[-1])
+
+
+class Chunks:
+    """The three steps of every chunk of entries: logits, row pass, states.
+
+    results: lse, picked, argmax, kl of the entries. stored: their gradients with respect to the
+    states, [0, D] without gradients.
+    """
+
+    def __init__(
+        self, given: "LossArguments", entries: LossEntries, chunk_rows: int, buffers: int
+    ) -> None:
+        self.given, self.entries, self.chunk_rows = given, entries, chunk_rows
+        self.bias = None if given.bias is None else given.bias.contiguous()
+        self.vocab, width = given.lm_head.shape
+        capacity, device = given.rows.shape[0], given.hidden.device
+
+        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        lse, picked, kl = empty(capacity), empty(capacity), empty(capacity)
+        self.results = lse, picked, empty(capacity, dtype=torch.int64), kl
+        self.stored = empty(capacity if given.compute_grad else 0, width, dtype=given.hidden.dtype)
+        stride = kernel.row_stride(self.vocab)
+        self.count = cdiv(capacity, max(chunk_rows, 1))
+        self.buffers = min(buffers, max(self.count, 1))
+        teachers = 0 if given.teacher_hidden is None else self.buffers
+        self.students = [empty(chunk_rows, stride) for _ in range(self.buffers)]
+        self.teachers = [empty(chunk_rows, stride) for _ in range(teachers)]
+
+    def run(self) -> None:
+        stream = row_pass_stream(self.given.hidden.device, self.buffers)
+        in_turns(
+            self.count, self.buffers, self.make_logits, self.pass_rows, self.make_states, stream
+        )
+
+    def part(self, chunk: int) -> slice:
+        """The entries of a chunk."""
+        start = chunk * self.chunk_rows
+        return slice(start, min(start + self.chunk_rows, self.given.rows.shape[0]))
+
+    def buffer(self, logits: list[Tensor], chunk: int) -> Tensor:
+        """The buffer of a chunk's logits, as many rows as it has entries."""
+        part = self.part(chunk)
+        return logits[chunk % self.buffers][: part.stop - part.start]
+
+    def make_logits(self, chunk: int) -> None:
+        part, entries, given = self.part(chunk), self.entries, self.given
+        # a row that takes no part may hold anything
+        states = gather(given.hidden, entries.index[part], entries.live[part])
+        kernel.product(states, given.lm_head, self.buffer(self.students, chunk)[:, : self.vocab])
+        if given.teacher_hidden is not None:
+            states = gather(given.teacher_hidden, entries.index[part], entries.distilled[part])
+            logits = self.buffer(self.teachers, chunk)[:, : self.vocab]
+            kernel.product(states, given.lm_head, logits)
+
+    def pass_rows(self, chunk: int) -> None:
+        part, entries, given = self.part(chunk), self.entries, self.given
+        logits = self.buffer(self.students, chunk)
+        lse, picked, argmax, kl = self.results
+        kernel.turn_into_gradient(
+            logits,
+            self.buffer(self.teachers, chunk) if self.teachers else None,
+            self.bias,
+            self._gradient(logits) if given.compute_grad else None,
+            entries.target[part],
+            entries.labelled[part],
+            entries.ce[part],
+            entries.kd[part],
+            entries.distilled[part],
+            (lse[part], picked[part], argmax[part], kl[part]),
+            self.vocab,
+            given.softcap,
+            given.temperature,
+        )
+
+    def make_states(self, chunk: int) -> None:
+        if self.given.compute_grad:
+            gradient = self._gradient(self.buffer(self.students, chunk))
+            kernel.to_hidden(gradient, self.given.lm_head, self.stored[self.part(chunk)])
+
+    def _gradient(self, logits: Tensor) -> Tensor:
+        return kernel.gradient_view(logits, self.vocab, self.given.hidden.dtype)

@@ -20,12 +20,12 @@ TINY = tl.constexpr(2.0**-126)  # the smallest float32 that is not denormal
 
 
 @triton.jit
-def _slot(
-    rows, weights, kd_weights, slot, capacity, total, ce_weight, kd_weight,
+def _entry(
+    rows, weights, kd_weights, entry, capacity, total, ce_weight, kd_weight,
     DISTILS: tl.constexpr, KD_GIVEN: tl.constexpr,
 ):  # fmt: skip
-    """Row of each slot (0 where there is none), whether it is live, and its two weights."""
-    row = tl.load(rows + slot, mask=slot < capacity, other=-1)
+    """Row of each entry (0 where there is none), whether it is live, and its two weights."""
+    row = tl.load(rows + entry, mask=entry < capacity, other=-1)
     valid = (row >= 0) & (row < total)
     row = tl.where(valid, row, 0)
     w = tl.load(weights + row, mask=valid, other=0.0).to(tl.float32)
@@ -58,12 +58,12 @@ def _reciprocal(normalizer, total, GIVEN: tl.constexpr, MEAN: tl.constexpr):
 
 
 @triton.jit
-def _unless_found(code, row, value, place, values, number: tl.constexpr):
-    """Code, row and value so far, or those of a violation at `place` where there is none so far."""
-    found = (place < NOWHERE) & (code == 0)
-    here = tl.load(values + place, mask=found, other=0).to(tl.float64)
+def _unless_found(code, row, value, index, values, number: tl.constexpr):
+    """Code, row and value so far, or those of a violation at `index` where there is none so far."""
+    found = (index < NOWHERE) & (code == 0)
+    here = tl.load(values + index, mask=found, other=0).to(tl.float64)
     code = tl.where(found, number, code)
-    return code, tl.where(found, place, row), tl.where(found, here, value)
+    return code, tl.where(found, index, row), tl.where(found, here, value)
 
 
 @triton.jit(do_not_specialize=["total", "capacity"])
@@ -71,13 +71,13 @@ def prepare_kernel(
     targets, weights, rows, kd_weights, normalizer, kd_normalizer,
     index_out, target_out, live_out, labelled_out, distilled_out, ce_out, kd_out, scale_out,
     shares, status,
-    total, capacity, vocab, ce_weight, kd_weight, temperature, gain,
+    total, capacity, vocab, ce_weight, kd_weight, temperature, gradient_scale,
     DISTILS: tl.constexpr, KD_GIVEN: tl.constexpr, MEAN: tl.constexpr,
     GIVEN: tl.constexpr, KD_NORM_GIVEN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """For every slot of `rows` its row, target and flags, the factors of its two terms (the larger
-    one is `gain`, or both are 0) and what brings them back to size; shares [3]: ce_weight / n_w,
-    kd_weight / n_m, 1 / n_w; status [3] float64, as in `dive.ops.checks`."""
+    """For every entry of `rows` its row, target and flags, the factors of its two terms (the larger
+    one is `gradient_scale`, or both are 0) and what brings them back to size; shares [3]:
+    ce_weight / n_w, kd_weight / n_m, 1 / n_w; status [3] float64, as in `dive.ops.checks`."""
     lane = tl.arange(0, BLOCK)
     bad_target = tl.full([BLOCK], NOWHERE, tl.int32)
     bad_weight = tl.full([BLOCK], NOWHERE, tl.int32)
@@ -103,12 +103,12 @@ def prepare_kernel(
     sum_w = tl.zeros([BLOCK], tl.float32)
     sum_m = tl.zeros([BLOCK], tl.float32)
     for first in range(0, capacity, BLOCK):
-        slot = first + lane
-        listed = tl.load(rows + slot, mask=slot < capacity, other=-1)
+        entry = first + lane
+        listed = tl.load(rows + entry, mask=entry < capacity, other=-1)
         wrong = (listed < -1) | (listed >= total)
-        bad_row = tl.where(wrong, tl.minimum(bad_row, slot), bad_row)
-        _row, _live, w, m = _slot(
-            rows, weights, kd_weights, slot, capacity, total, ce_weight, kd_weight,
+        bad_row = tl.where(wrong, tl.minimum(bad_row, entry), bad_row)
+        _row, _live, w, m = _entry(
+            rows, weights, kd_weights, entry, capacity, total, ce_weight, kd_weight,
             DISTILS, KD_GIVEN,
         )  # fmt: skip
         sum_w += w
@@ -129,11 +129,11 @@ def prepare_kernel(
     if KD_GIVEN:
         code, at, value = _unless_found(code, at, value, tl.min(bad_kd, 0), kd_weights, 3)
     if GIVEN:
-        place = tl.where(no_number, 0, NOWHERE)
-        code, at, value = _unless_found(code, at, value, place, normalizer, 5)
+        index = tl.where(no_number, 0, NOWHERE)
+        code, at, value = _unless_found(code, at, value, index, normalizer, 5)
     if KD_NORM_GIVEN:
-        place = tl.where(kd_no_number, 0, NOWHERE)
-        code, at, value = _unless_found(code, at, value, place, kd_normalizer, 6)
+        index = tl.where(kd_no_number, 0, NOWHERE)
+        code, at, value = _unless_found(code, at, value, index, kd_normalizer, 6)
     if MEAN and not GIVEN:
         found = (code == 0) & no_number & (ce_weight > 0)
         code, value = tl.where(found, 7, code), tl.where(found, total_w.to(tl.float64), value)
@@ -145,10 +145,10 @@ def prepare_kernel(
     tl.store(status + 2, value)
 
     for first in range(0, capacity, BLOCK):
-        slot = first + lane
-        inside = slot < capacity
-        row, live, w, m = _slot(
-            rows, weights, kd_weights, slot, capacity, total, ce_weight, kd_weight,
+        entry = first + lane
+        inside = entry < capacity
+        row, live, w, m = _entry(
+            rows, weights, kd_weights, entry, capacity, total, ce_weight, kd_weight,
             DISTILS, KD_GIVEN,
         )  # fmt: skip
         target = tl.load(targets + row, mask=live, other=-1)
@@ -157,45 +157,35 @@ def prepare_kernel(
         kd = m * (kd_weight * kd_share) * temperature
         top = tl.maximum(ce, kd)
         safe = tl.where(top > 0, top, 1.0)
-        tl.store(index_out + slot, row, mask=inside)
-        tl.store(target_out + slot, tl.where(labelled, target, 0), mask=inside)
-        tl.store(live_out + slot, live.to(tl.uint8), mask=inside)
-        tl.store(labelled_out + slot, labelled.to(tl.uint8), mask=inside)
-        tl.store(distilled_out + slot, (m > 0).to(tl.uint8), mask=inside)
-        tl.store(ce_out + slot, gain * ce / safe, mask=inside)
-        tl.store(kd_out + slot, gain * kd / safe, mask=inside)
-        tl.store(scale_out + slot, top / gain, mask=inside)
+        tl.store(index_out + entry, row, mask=inside)
+        tl.store(target_out + entry, tl.where(labelled, target, 0), mask=inside)
+        tl.store(live_out + entry, live.to(tl.uint8), mask=inside)
+        tl.store(labelled_out + entry, labelled.to(tl.uint8), mask=inside)
+        tl.store(distilled_out + entry, (m > 0).to(tl.uint8), mask=inside)
+        tl.store(ce_out + entry, gradient_scale * ce / safe, mask=inside)
+        tl.store(kd_out + entry, gradient_scale * kd / safe, mask=inside)
+        tl.store(scale_out + entry, top / gradient_scale, mask=inside)
 
 
 @triton.jit
 def gather_kernel(states, index, keep, out, width, stride, BLOCK: tl.constexpr):
     """out[i] = states[index[i]], or 0 where keep[i] is 0, whatever lies there."""
-    slot = tl.program_id(0).to(tl.int64)
+    entry = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    row = tl.load(index + slot)
-    known = tl.where(tl.load(keep + slot) != 0, width, 0)
+    row = tl.load(index + entry)
+    known = tl.where(tl.load(keep + entry) != 0, width, 0)
     value = tl.load(states + row * stride + column, mask=column < known, other=0.0)
-    tl.store(out + slot * width + column, value, mask=column < width)
+    tl.store(out + entry * width + column, value, mask=column < width)
 
 
-@triton.jit(do_not_specialize=["total", "capacity"])
-def finish_kernel(
-    index, live, labelled, target, weights, kd_weights, shares, status,
-    lse, picked, argmax, kl, token_class,
-    loss, row_ce, row_kl, row_lse, row_argmax, slope_out, class_loss, class_accuracy, class_count,
-    total, capacity, temperature,
-    DISTILS: tl.constexpr, KD_GIVEN: tl.constexpr, CENTRED: tl.constexpr, BY_ROW: tl.constexpr,
-    CLASSED: tl.constexpr, BLOCK: tl.constexpr,
+@triton.jit
+def _blank_rows(
+    loss, row_ce, row_kl, row_lse, row_argmax, blank, total,
+    DISTILS: tl.constexpr, BY_ROW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """From the slots' results to the rows': [total] each, 0 (argmax -1) where no live slot is.
-
-    CENTRED: the normaliser is the sum of the weights, which the slope of a weight has to know.
-    """
+    """Results of a row that is in no live entry, for all rows; blank is its loss."""
     lane = tl.arange(0, BLOCK)
-    ce_share, kd_share, share = tl.load(shares), tl.load(shares + 1), tl.load(shares + 2)
-    spoilt = tl.load(status) != 0
     nothing = tl.zeros([BLOCK], tl.float32)
-    blank = tl.where(spoilt, float("nan"), nothing)
     for first in range(0, total, BLOCK):
         row = first + lane
         inside = row < total
@@ -207,6 +197,50 @@ def finish_kernel(
         if BY_ROW:
             tl.store(loss + row, blank, mask=inside)
 
+
+@triton.jit
+def _distillation(
+    kd_weights, kl, row, entry, w, lives, temperature, KD_GIVEN: tl.constexpr,
+):  # fmt: skip
+    """Weight and divergence of live entries."""
+    m = tl.where(w > 0, 1.0, 0.0)
+    if KD_GIVEN:
+        m = tl.load(kd_weights + row, mask=lives, other=0.0).to(tl.float32)
+    return m, tl.load(kl + entry, mask=lives, other=0.0) * (temperature * temperature)
+
+
+@triton.jit
+def _store_class(count, loss, hits, class_loss, class_accuracy, class_count, k: tl.constexpr):
+    """Statistics of one class from what each lane has summed."""
+    count, losses, hits = tl.sum(count, 0), tl.sum(loss, 0), tl.sum(hits, 0)
+    some = tl.maximum(count, 1.0)
+    tl.store(class_count + k, count.to(tl.int64))
+    tl.store(class_loss + k, losses / some)
+    tl.store(class_accuracy + k, hits / some)
+
+
+@triton.jit(do_not_specialize=["total", "capacity"])
+def finish_kernel(
+    index, live, labelled, target, weights, kd_weights, shares, status,
+    lse, picked, argmax, kl, token_class,
+    loss, row_ce, row_kl, row_lse, row_argmax, slope_out, class_loss, class_accuracy, class_count,
+    total, capacity, temperature,
+    DISTILS: tl.constexpr, KD_GIVEN: tl.constexpr, CENTRED: tl.constexpr, BY_ROW: tl.constexpr,
+    CLASSED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """From the entries' results to the rows': [total] each, 0 (argmax -1) where no live entry is.
+
+    CENTRED: the normaliser is the sum of the weights, which the slope of a weight has to know.
+    """
+    lane = tl.arange(0, BLOCK)
+    ce_share, kd_share, share = tl.load(shares), tl.load(shares + 1), tl.load(shares + 2)
+    spoilt = tl.load(status) != 0
+    nothing = tl.zeros([BLOCK], tl.float32)
+    blank = tl.where(spoilt, float("nan"), nothing)
+    _blank_rows(
+        loss, row_ce, row_kl, row_lse, row_argmax, blank, total, DISTILS, BY_ROW, BLOCK
+    )  # fmt: skip
+
     sum_loss = nothing
     odd_row = nothing  # 1 where a row's own loss is no finite number
     odd_loss = nothing  # and where it is none with its weights
@@ -215,29 +249,28 @@ def finish_kernel(
     loss_0, loss_1, loss_2 = nothing, nothing, nothing
     hits_0, hits_1, hits_2 = nothing, nothing, nothing
     for first in range(0, capacity, BLOCK):
-        slot = first + lane
-        lives = tl.load(live + slot, mask=slot < capacity, other=0) != 0
-        with_label = tl.load(labelled + slot, mask=lives, other=0) != 0
-        row = tl.load(index + slot, mask=lives, other=0)
+        entry = first + lane
+        lives = tl.load(live + entry, mask=entry < capacity, other=0) != 0
+        with_label = tl.load(labelled + entry, mask=lives, other=0) != 0
+        row = tl.load(index + entry, mask=lives, other=0)
         w = tl.load(weights + row, mask=lives, other=0.0).to(tl.float32)
-        ce = tl.load(lse + slot, mask=with_label, other=0.0)
-        ce -= tl.load(picked + slot, mask=with_label, other=0.0)
+        ce = tl.load(lse + entry, mask=with_label, other=0.0)
+        ce -= tl.load(picked + entry, mask=with_label, other=0.0)
         sum_ce += w * share * ce
         combined = w * ce_share * ce
         odd_row = tl.where(tl.abs(ce) < float("inf"), odd_row, 1.0)
         if DISTILS:
-            m = tl.where(w > 0, 1.0, 0.0)
-            if KD_GIVEN:
-                m = tl.load(kd_weights + row, mask=lives, other=0.0).to(tl.float32)
-            divergence = tl.load(kl + slot, mask=lives, other=0.0) * (temperature * temperature)
+            m, divergence = _distillation(
+                kd_weights, kl, row, entry, w, lives, temperature, KD_GIVEN
+            )
             combined += m * kd_share * divergence
             odd_row = tl.where(tl.abs(divergence) < float("inf"), odd_row, 1.0)
         sum_loss += combined
         odd_loss = tl.where(tl.abs(combined) < float("inf"), odd_loss, 1.0)
         if CLASSED:
             kind = tl.load(token_class + row, mask=with_label & (w > 0), other=-1).to(tl.int32)
-            right = tl.load(argmax + slot, mask=with_label, other=-1)
-            right = right == tl.load(target + slot, mask=with_label, other=-2)
+            right = tl.load(argmax + entry, mask=with_label, other=-1)
+            right = right == tl.load(target + entry, mask=with_label, other=-2)
             hit = tl.where(right, 1.0, 0.0)
             count_0 += tl.where(kind == 0, 1.0, 0.0)
             count_1 += tl.where(kind == 1, 1.0, 0.0)
@@ -264,42 +297,33 @@ def finish_kernel(
     if not BY_ROW:
         tl.store(loss, tl.where(spoilt, float("nan"), whole))
     if CLASSED:
-        for k in tl.static_range(3):
-            if k == 0:
-                count, losses, hits = tl.sum(count_0, 0), tl.sum(loss_0, 0), tl.sum(hits_0, 0)
-            elif k == 1:
-                count, losses, hits = tl.sum(count_1, 0), tl.sum(loss_1, 0), tl.sum(hits_1, 0)
-            else:
-                count, losses, hits = tl.sum(count_2, 0), tl.sum(loss_2, 0), tl.sum(hits_2, 0)
-            some = tl.maximum(count, 1.0)
-            tl.store(class_count + k, count.to(tl.int64))
-            tl.store(class_loss + k, losses / some)
-            tl.store(class_accuracy + k, hits / some)
+        _store_class(count_0, loss_0, hits_0, class_loss, class_accuracy, class_count, 0)
+        _store_class(count_1, loss_1, hits_1, class_loss, class_accuracy, class_count, 1)
+        _store_class(count_2, loss_2, hits_2, class_loss, class_accuracy, class_count, 2)
 
     middle = ce_share * 0.0
     if CENTRED:
         middle = ce_share * tl.sum(sum_ce, 0)
     tl.debug_barrier()  # the blanks are written, whichever warp did it
     for first in range(0, capacity, BLOCK):
-        slot = first + lane
-        inside = slot < capacity
-        lives = tl.load(live + slot, mask=inside, other=0) != 0
-        with_label = tl.load(labelled + slot, mask=lives, other=0) != 0
-        row = tl.load(index + slot, mask=lives, other=0)
+        entry = first + lane
+        inside = entry < capacity
+        lives = tl.load(live + entry, mask=inside, other=0) != 0
+        with_label = tl.load(labelled + entry, mask=lives, other=0) != 0
+        row = tl.load(index + entry, mask=lives, other=0)
         w = tl.load(weights + row, mask=lives, other=0.0).to(tl.float32)
-        own = tl.load(lse + slot, mask=lives, other=0.0)
-        ce = tl.where(with_label, own - tl.load(picked + slot, mask=lives, other=0.0), 0.0)
-        tl.store(slope_out + slot, tl.where(lives, ce_share * ce - middle, 0.0), mask=inside)
+        own = tl.load(lse + entry, mask=lives, other=0.0)
+        ce = tl.where(with_label, own - tl.load(picked + entry, mask=lives, other=0.0), 0.0)
+        tl.store(slope_out + entry, tl.where(lives, ce_share * ce - middle, 0.0), mask=inside)
         tl.store(row_ce + row, ce, mask=lives)
         tl.store(row_lse + row, own, mask=lives)
-        best = tl.load(argmax + slot, mask=lives, other=0)
+        best = tl.load(argmax + entry, mask=lives, other=0)
         tl.store(row_argmax + row, best, mask=lives)
         combined = w * ce_share * ce
         if DISTILS:
-            m = tl.where(w > 0, 1.0, 0.0)
-            if KD_GIVEN:
-                m = tl.load(kd_weights + row, mask=lives, other=0.0).to(tl.float32)
-            divergence = tl.load(kl + slot, mask=lives, other=0.0) * (temperature * temperature)
+            m, divergence = _distillation(
+                kd_weights, kl, row, entry, w, lives, temperature, KD_GIVEN
+            )
             tl.store(row_kl + row, divergence, mask=lives)
             combined += m * kd_share * divergence
         if BY_ROW:
@@ -309,8 +333,8 @@ def finish_kernel(
 # --- launching ---------------------------------------------------------------------------------
 
 
-class Slots(NamedTuple):
-    """What belongs to the slots of `rows`, [capacity] each; flags are uint8."""
+class LossEntries(NamedTuple):
+    """What belongs to the entries of `rows`, [capacity] each; flags are uint8."""
 
     index: Tensor
     target: Tensor
@@ -336,9 +360,9 @@ def prepare(
     kd_weight: float,
     temperature: float,
     mean: bool,
-    gain: float,
+    gradient_scale: float,
     vocab: int,
-) -> Slots:
+) -> LossEntries:
     """One launch."""
     capacity = rows.shape[0]
 
@@ -361,11 +385,11 @@ def prepare(
         weights if normalizer is None else normalizer,
         weights if kd_normalizer is None else kd_normalizer,
         index, target, *flags, *factors, scale, shares, status,
-        targets.shape[0], capacity, vocab, ce_weight, kd_weight, temperature, gain,
+        targets.shape[0], capacity, vocab, ce_weight, kd_weight, temperature, gradient_scale,
         DISTILS=distils, KD_GIVEN=kd_weights is not None, MEAN=mean,
         GIVEN=normalizer is not None, KD_NORM_GIVEN=kd_normalizer is not None, **options,
     )  # fmt: skip
-    return Slots(index, target, *flags, *factors, scale, shares, status)
+    return LossEntries(index, target, *flags, *factors, scale, shares, status)
 
 
 def gather(states: Tensor, index: Tensor, keep: Tensor) -> Tensor:
@@ -383,7 +407,7 @@ def gather(states: Tensor, index: Tensor, keep: Tensor) -> Tensor:
 
 
 def finish(
-    slots: Slots,
+    entries: LossEntries,
     results: tuple[Tensor, Tensor, Tensor, Tensor],
     weights: Tensor,
     kd_weights: Tensor | None,
@@ -395,9 +419,9 @@ def finish(
 ) -> list[Tensor]:
     """loss, row_ce, row_kl, lse, argmax, class_loss, class_accuracy, class_count, slope.
 
-    results: lse, picked, argmax, kl of the slots. One launch.
+    results: lse, picked, argmax, kl of the entries. One launch.
     """
-    total, capacity = weights.shape[0], slots.index.shape[0]
+    total, capacity = weights.shape[0], entries.index.shape[0]
 
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=weights.device)
@@ -412,8 +436,8 @@ def finish(
     options = configuration("cross_entropy_finish", weights.device, torch.float32, 0, 1)
     weights = weights.contiguous()
     finish_kernel[(1,)](
-        slots.index, slots.live, slots.labelled, slots.target, weights,
-        weights if kd_weights is None else kd_weights.contiguous(), slots.shares, slots.status,
+        entries.index, entries.live, entries.labelled, entries.target, weights,
+        weights if kd_weights is None else kd_weights.contiguous(), entries.shares, entries.status,
         *results, weights if token_class is None else token_class.contiguous(),
         *outputs, slope, *statistics, total, capacity, temperature,
         DISTILS=distils, KD_GIVEN=kd_weights is not None, CENTRED=centred, BY_ROW=by_row,

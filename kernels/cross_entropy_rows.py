@@ -25,13 +25,13 @@ ALIGNMENT = 64  # elements: rows of a buffer start at whole cache lines, and so 
 
 
 @triton.jit
-def _capped(place, bias, column, held, within, cap, BIAS: tl.constexpr, CAP: tl.constexpr):
+def _capped(pointer, bias, column, held, within, cap, BIAS: tl.constexpr, CAP: tl.constexpr):
     """Logits of a block, -inf outside, and the slope of the cap.
 
     held: the columns that the buffer has, `within` those of the vocabulary: what is between may be
     anything, but with it rows of any vocabulary are read four numbers at a time.
     """
-    z = tl.load(place + column, mask=held, other=0.0)
+    z = tl.load(pointer + column, mask=held, other=0.0)
     if BIAS:
         z += tl.load(bias + column, mask=within, other=0.0).to(tl.float32)
     slope = 1.0
@@ -54,7 +54,7 @@ def rows_kernel(
     logits, teacher, bias, gradient, target, labelled, ce, kd, distilled,
     lse_out, picked_out, argmax_out, kl_out,
     vocab, stride, gradient_stride, cap, temperature,
-    BIAS: tl.constexpr, CAP: tl.constexpr, DISTILS: tl.constexpr, HEATED: tl.constexpr,
+    BIAS: tl.constexpr, CAP: tl.constexpr, DISTILS: tl.constexpr, TEMPERED: tl.constexpr,
     GRADIENT: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """logits, teacher [rows, vocab] float32 with rows `stride` apart; gradient may lie over logits,
@@ -65,34 +65,36 @@ def rows_kernel(
     kl is KL(teacher || student) at T, 0 where not distilled.
     """
     row = tl.program_id(0).to(tl.int64)
-    place = logits + row * stride
-    place_teacher = teacher + row * stride
+    pointer = logits + row * stride
+    pointer_teacher = teacher + row * stride
     lane = tl.arange(0, BLOCK)
     sharpness = 1.0
-    if HEATED:
+    if TEMPERED:
         sharpness = 1.0 / temperature
     low = -3.0e38  # not -inf: the difference of two of those is no number
     peak = tl.full([BLOCK], low, tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     best = tl.zeros([BLOCK], tl.int32)
-    hot = tl.zeros([BLOCK], tl.float32)
+    tempered = tl.zeros([BLOCK], tl.float32)
     peak_teacher = tl.full([BLOCK], low, tl.float32)
     total_teacher = tl.zeros([BLOCK], tl.float32)
     apart = tl.zeros([BLOCK], tl.float32)
     for first in tl.range(0, vocab, BLOCK, num_stages=STAGES):
         column = first + lane
         held, within = column < stride, column < vocab
-        z, _slope = _capped(place, bias, column, held, within, cap, BIAS, CAP)
+        z, _slope = _capped(pointer, bias, column, held, within, cap, BIAS, CAP)
         step = z - peak
         higher = step > 0
         decay = tl.exp(-tl.abs(step))
         total = tl.where(higher, total * decay + 1.0, total + decay)
         best = tl.where(higher, column, best)
         if DISTILS:
-            if HEATED:
+            if TEMPERED:
                 decay = tl.exp(-tl.abs(step) * sharpness)
-                hot = tl.where(higher, hot * decay + 1.0, hot + decay)
-            zt, _slope_teacher = _capped(place_teacher, bias, column, held, within, cap, BIAS, CAP)
+                tempered = tl.where(higher, tempered * decay + 1.0, tempered + decay)
+            zt, _slope_teacher = _capped(
+                pointer_teacher, bias, column, held, within, cap, BIAS, CAP
+            )
             difference = tl.where(within, zt - z, 0.0)
             step = zt - peak_teacher
             decay = tl.exp(-tl.abs(step) * sharpness)
@@ -106,16 +108,16 @@ def rows_kernel(
     tl.store(argmax_out + row, tl.min(tl.where(peak == top, best, 2147483647), 0).to(tl.int64))
     goal = tl.load(target + row)
     one = tl.arange(0, 1)
-    picked, _slope = _capped(place, bias, goal + one, one == 0, one == 0, cap, BIAS, CAP)
+    picked, _slope = _capped(pointer, bias, goal + one, one == 0, one == 0, cap, BIAS, CAP)
     tl.store(picked_out + row + one, picked)
-    lse_hot, lse_teacher = lse, 0.0
+    lse_tempered, lse_teacher = lse, 0.0
     if DISTILS:
-        if HEATED:
-            _top_hot, lse_hot = _merged(peak, hot, sharpness)
+        if TEMPERED:
+            _top_tempered, lse_tempered = _merged(peak, tempered, sharpness)
         top_teacher, lse_teacher = _merged(peak_teacher, total_teacher, sharpness)
         spread = tl.sum(apart * tl.exp(sharpness * (peak_teacher - top_teacher)), 0)
         chance = tl.exp(sharpness * top_teacher - lse_teacher)  # of the teacher's likeliest token
-        divergence = sharpness * spread * chance - lse_teacher + lse_hot
+        divergence = sharpness * spread * chance - lse_teacher + lse_tempered
         tl.store(kl_out + row, tl.where(tl.load(distilled + row) != 0, divergence, 0.0))
 
     if GRADIENT:
@@ -128,13 +130,13 @@ def rows_kernel(
         for done in tl.range(0, blocks, num_stages=STAGES):
             column = (blocks - 1 - done) * BLOCK + lane
             held, within = column < stride, column < vocab
-            z, slope = _capped(place, bias, column, held, within, cap, BIAS, CAP)
+            z, slope = _capped(pointer, bias, column, held, within, cap, BIAS, CAP)
             g = ce_row * tl.exp(z - lse)
             if DISTILS:
                 zt, _slope_teacher = _capped(
-                    place_teacher, bias, column, held, within, cap, BIAS, CAP
+                    pointer_teacher, bias, column, held, within, cap, BIAS, CAP
                 )
-                student = tl.exp(sharpness * z - lse_hot)
+                student = tl.exp(sharpness * z - lse_tempered)
                 g += kd_row * (student - tl.exp(sharpness * zt - lse_teacher))
             g = tl.where(column == goal, g - hit, g)
             if CAP:
@@ -150,19 +152,19 @@ def scale_kernel(
 ):  # fmt: skip
     """grad_hidden[rows[i]] = stored[i] * (row_scale[i] * upstream of the row), likewise weights.
 
-    Slots whose factor is 0 are left out, whatever they hold. grad_stride 0: one upstream for all.
+    Entries whose factor is 0 are left out, whatever they hold. grad_stride 0: one upstream for all.
     """
-    slot = tl.program_id(0).to(tl.int64)
-    row = tl.load(rows + slot)
-    factor = tl.load(row_scale + slot)
-    slope = tl.load(weight_slope + slot)
+    entry = tl.program_id(0).to(tl.int64)
+    row = tl.load(rows + entry)
+    factor = tl.load(row_scale + entry)
+    slope = tl.load(weight_slope + entry)
     if (factor != 0) | (slope != 0):
         upstream = tl.load(grad + row * grad_stride).to(tl.float32)
         if tl.program_id(1) == 0:
             tl.store(grad_weights + row, slope * upstream)
         if HIDDEN and factor != 0:
             column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-            value = tl.load(stored + slot * width + column, mask=column < width, other=0.0)
+            value = tl.load(stored + entry * width + column, mask=column < width, other=0.0)
             value = value.to(tl.float32) * (factor * upstream)
             value = rounded(value, grad_hidden.dtype.element_ty)
             tl.store(grad_hidden + row * width + column, value, mask=column < width)
@@ -236,7 +238,7 @@ def turn_into_gradient(
         vocab, logits.stride(0), 0 if gradient is None else gradient.stride(0),
         1.0 if softcap is None else softcap, temperature,
         BIAS=bias is not None, CAP=softcap is not None, DISTILS=teacher is not None,
-        HEATED=temperature != 1, GRADIENT=gradient is not None, **options,
+        TEMPERED=temperature != 1, GRADIENT=gradient is not None, **options,
     )  # fmt: skip
 
 

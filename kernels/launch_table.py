@@ -134,10 +134,10 @@ def _capability(index: int | None) -> int:
 
 
 @functools.cache
-def _row(kernel: str, capability: int, dtype: torch.dtype, padded: int, width: int) -> Any:
+def _configured(kernel: str, capability: int, dtype: torch.dtype, padded: int, width: int) -> Any:
     tuned = TUNED.get((kernel, capability, str(dtype).removeprefix("torch."), padded, width))
-    row = tuned or _DEFAULTS[kernel](capability, dtype == torch.float32, padded, width)
-    options = {"num_stages": 2, **row, "enable_fp_fusion": ENABLE_FP_FUSION}
+    chosen = tuned or _DEFAULTS[kernel](capability, dtype == torch.float32, padded, width)
+    options = {"num_stages": 2, **chosen, "enable_fp_fusion": ENABLE_FP_FUSION}
     if kernel in SWEEPING:
         options.setdefault("STAGES", None)
     return options, {name: options.pop(name, value) for name, value in _HOST.items()}
@@ -147,7 +147,7 @@ def _found(kernel: str, device: Any, dtype: torch.dtype, padded: int, width: int
     capability = device if isinstance(device, int) else 0
     if isinstance(device, torch.device) and device.type == "cuda":
         capability = _capability(device.index)
-    return _row(kernel, capability, dtype, padded, bucket(width))
+    return _configured(kernel, capability, dtype, padded, bucket(width))
 
 
 def configuration(
@@ -161,7 +161,7 @@ def configuration(
     return _found(kernel, device, dtype, padded, width)[0]
 
 
-def narrowed(options: dict[str, Any]) -> dict[str, Any]:
+def with_fewest_tokens(options: dict[str, Any]) -> dict[str, Any]:
     """With the fewest tokens a block that a tile product takes, for a call with few tokens."""
     return {**options, "BLOCK_T": 16}
 

@@ -14,7 +14,7 @@ import torch
 Step = Callable[[int], None]  # of a chunk, by its number
 
 
-class Aside(Protocol):
+class RowPassStream(Protocol):
     """Where row passes run."""
 
     def run(self, chunk: int, step: Step) -> None:
@@ -27,7 +27,7 @@ class Aside(Protocol):
         """What is begun from now on runs after every step."""
 
 
-class Inline:
+class SameStream:
     """Between what is begun before and after it, on the same stream."""
 
     def run(self, chunk: int, step: Step) -> None:
@@ -40,7 +40,7 @@ class Inline:
         pass
 
 
-class OnStream:
+class SideStream:
     """On a stream beside the current one of a GPU; a capture of that takes it in."""
 
     def __init__(self, device: torch.device) -> None:
@@ -62,23 +62,23 @@ class OnStream:
         self.current.wait_stream(self.stream)
 
 
-def aside(device: torch.device, buffers: int) -> Aside:
+def row_pass_stream(device: torch.device, buffers: int) -> RowPassStream:
     """For so many buffers; on a CPU (the interpreter) there is but one order."""
-    return OnStream(device) if buffers > 1 and device.type == "cuda" else Inline()
+    return SideStream(device) if buffers > 1 and device.type == "cuda" else SameStream()
 
 
 def in_turns(
-    chunks: int, buffers: int, logits: Step, rows: Step, states: Step, where: Aside
+    chunks: int, buffers: int, logits: Step, rows: Step, states: Step, row_passes: RowPassStream
 ) -> None:
     """All steps of all chunks. Chunk i has buffer i % buffers, from its logits to its states."""
     try:
         for chunk in range(chunks + buffers - 1):
             if chunk < chunks:
                 logits(chunk)
-                where.run(chunk, rows)
+                row_passes.run(chunk, rows)
             done = chunk - buffers + 1
             if done >= 0:
-                where.wait(done)
+                row_passes.wait(done)
                 states(done)
     finally:
-        where.close()
+        row_passes.close()

@@ -17,7 +17,14 @@ from torch import Tensor
 
 from dive.kernels.functions import activation as phi
 from dive.kernels.functions import product, rounded
-from dive.kernels.launch_table import cdiv, configuration, host, narrowed, padded_rank, residents
+from dive.kernels.launch_table import (
+    cdiv,
+    configuration,
+    host,
+    padded_rank,
+    residents,
+    with_fewest_tokens,
+)
 
 
 @triton.jit
@@ -135,8 +142,8 @@ def _forward_block(
     for step in tl.range(0, last + 1, num_stages=STAGES):
         d = columns_of(step, last, NORM, BLOCK_D)
         inner = inside[:, None] & (d < width)[None, :]
-        place = h + start[:, None] + d[None, :]
-        raw = tl.load(place, mask=inner, other=0.0, eviction_policy="evict_first")
+        pointer = h + start[:, None] + d[None, :]
+        raw = tl.load(pointer, mask=inner, other=0.0, eviction_policy="evict_first")
         edit = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
         edit = factor * edit_of(edit, mix, up, static, d, r, width, rank, PADDED)
         result = raw.to(tl.float32) + edit
@@ -145,8 +152,8 @@ def _forward_block(
         result = rounded(result, h.dtype.element_ty)
         if MASKED:
             result = tl.where(keep[:, None], result, raw)
-        place = out + out_start[:, None] + d[None, :]
-        tl.store(place, result, mask=inner, eviction_policy="evict_first")
+        pointer = out + out_start[:, None] + d[None, :]
+        tl.store(pointer, result, mask=inner, eviction_policy="evict_first")
 
 
 # --- launching ---------------------------------------------------------------------------------
@@ -155,13 +162,13 @@ def _forward_block(
 Operands = tuple[Tensor, Tensor]  # down and up
 
 
-def rows(x: Tensor) -> Tensor:
+def token_matrix(x: Tensor) -> Tensor:
     """[T, D] whose rows are contiguous; a view where possible."""
     x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def marks(mask: Tensor | None, other: Tensor) -> Tensor:
+def mask_bytes(mask: Tensor | None, other: Tensor) -> Tensor:
     return other if mask is None else mask.reshape(-1).contiguous().view(torch.uint8)
 
 
@@ -172,7 +179,7 @@ def _processors(index: int | None) -> tuple[int, int]:
     return properties.multi_processor_count, properties.L2_cache_size
 
 
-def few(x: Tensor, block_t: int) -> bool:
+def has_few_tokens(x: Tensor, block_t: int) -> bool:
     """Whether blocks of so many tokens of x [T, D] leave multiprocessors of a GPU without one."""
     return x.is_cuda and cdiv(x.shape[0], block_t) < _processors(x.device.index)[0]
 
@@ -224,7 +231,7 @@ def forward(
 
     narrow: down and up in the dtype of h, where the caller has them.
     """
-    x = rows(h)
+    x = token_matrix(h)
     (tokens, width), rank = x.shape, down.shape[0]
     out = h.new_empty(h.shape)
     pre = x.new_empty((tokens, rank) if compute_grad else (0, 0), dtype=torch.float32)
@@ -232,15 +239,15 @@ def forward(
     padded = padded_rank(rank)
     options = configuration("steer_forward", h.device, h.dtype, padded, width)
     if out.numel():
-        if few(x, options["BLOCK_T"]):
-            options = narrowed(options)  # and the parameters are read by few as they are
+        if has_few_tokens(x, options["BLOCK_T"]):
+            options = with_fewest_tokens(options)  # and the parameters are read by few as they are
         else:
             down, up = operands("steer_forward", down, up, x, padded, narrow)
         blocks = cdiv(tokens, options["BLOCK_T"])
         grid = (programs("steer_forward", x, padded, blocks, options["BLOCK_T"]),)
         forward_kernel[grid](
             x, down.contiguous(), down_bias.contiguous(), up.contiguous(), static.contiguous(),
-            scale, marks(mask, x), out, pre, rstd, tokens, width, rank, x.stride(0), eps,
+            scale, mask_bytes(mask, x), out, pre, rstd, tokens, width, rank, x.stride(0), eps,
             PADDED=padded, ACTIVATION=activation, NORM=norm_preserving, MASKED=mask is not None,
             SAVE=compute_grad, **options,
         )  # fmt: skip

@@ -1,8 +1,8 @@
 """Triton kernels of `dive::steer`, backward.
 
 The gradients of the parameters are sums over all tokens. They are taken in a fixed order: programs
-of the second kernel sum their own span of tokens into a slot of a workspace, a third kernel adds
-the slots. There are no atomics, and kernels meet only at launches.
+of the second kernel sum their own span of tokens into a workspace, a third kernel adds these
+partial sums. There are no atomics, and kernels meet only at launches.
 """
 
 import functools
@@ -16,12 +16,23 @@ from torch import Tensor
 from dive.kernels.functions import activation as phi
 from dive.kernels.functions import activation_slope as phi_slope
 from dive.kernels.functions import product, rounded
-from dive.kernels.launch_table import cdiv, configuration, narrowed, padded_rank
-from dive.kernels.steer import Operands, columns_of, edit_of, few, marks, operands, programs, rows
+from dive.kernels.launch_table import cdiv, configuration, padded_rank, with_fewest_tokens
+from dive.kernels.steer import (
+    Operands,
+    columns_of,
+    edit_of,
+    has_few_tokens,
+    mask_bytes,
+    operands,
+    programs,
+    token_matrix,
+)
 
 MIB = 2**20
 WORKSPACE_BYTES = 64 * MIB
-_MIXING_BYTES = 20 * MIB  # of the workspace, for what is kept of each token; the rest is slots
+_MIXING_BYTES = (
+    20 * MIB
+)  # of the workspace, for what is kept of each token; the rest is for partial sums
 _PROGRAMS = 512  # of the second kernel: a few for each processor of a large part
 
 
@@ -57,6 +68,41 @@ def backward_kernel(
 
 
 @triton.jit
+def _norm_gradient(
+    grad, h, up, static, mix, row_out, grad_start, start, local, inside, keep, factor, r,
+    width, rank, PADDED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The gradient before the norm is from_grad * grad - from_moved * moved, and what reaches h
+    past the edit is through * h; row_out keeps the first two of each token."""
+    old = tl.zeros([BLOCK_T], tl.float32)
+    new = tl.zeros([BLOCK_T], tl.float32)
+    dot = tl.zeros([BLOCK_T], tl.float32)
+    for first in range(0, width, BLOCK_D):
+        d = first + tl.arange(0, BLOCK_D)
+        inner = keep[:, None] & (d < width)[None, :]
+        x = tl.load(h + start[:, None] + d[None, :], mask=inner, other=0.0).to(tl.float32)
+        g = tl.load(grad + grad_start[:, None] + d[None, :], mask=inner, other=0.0)
+        edit = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
+        edit = edit_of(edit, mix, up, static, d, r, width, rank, PADDED)
+        moved = tl.where(inner, x + factor * edit, 0.0)
+        old += tl.sum(x * x, 1)
+        new += tl.sum(moved * moved, 1)
+        dot += tl.sum(g.to(tl.float32) * moved, 1)
+    some = new > 0
+    length, safe = tl.sqrt(old), tl.sqrt(tl.where(some, new, 1.0))
+    along = dot / safe  # the gradient's part along the result
+    from_grad = tl.where(some, length / safe, 1.0)
+    from_moved = tl.where(some, from_grad * along / safe, 0.0)
+    # d|x|/dx is 0 at 0, and a result of 0 was left as it was
+    both = some & (old > 0)
+    through = tl.where(both, along / tl.where(both, length, 1.0), 0.0)
+    here = local.to(tl.int64) * 2
+    tl.store(row_out + here, from_grad, mask=inside)
+    tl.store(row_out + here + 1, from_moved, mask=inside)
+    return from_grad, from_moved, through
+
+
+@triton.jit
 def _backward_block(
     block, grad, h, down, bias, up, static, scale, mask, pre, rstd,
     grad_h, mix_out, scaled_out, row_out, bias_part, scale_part,
@@ -87,31 +133,10 @@ def _backward_block(
     from_moved = tl.zeros([BLOCK_T], tl.float32)
     through = tl.zeros([BLOCK_T], tl.float32)
     if NORM:
-        old = tl.zeros([BLOCK_T], tl.float32)
-        new = tl.zeros([BLOCK_T], tl.float32)
-        dot = tl.zeros([BLOCK_T], tl.float32)
-        for first in range(0, width, BLOCK_D):
-            d = first + tl.arange(0, BLOCK_D)
-            inner = keep[:, None] & (d < width)[None, :]
-            x = tl.load(h + start[:, None] + d[None, :], mask=inner, other=0.0).to(tl.float32)
-            g = tl.load(grad + grad_start[:, None] + d[None, :], mask=inner, other=0.0)
-            edit = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
-            edit = edit_of(edit, mix, up, static, d, r, width, rank, PADDED)
-            moved = tl.where(inner, x + factor * edit, 0.0)
-            old += tl.sum(x * x, 1)
-            new += tl.sum(moved * moved, 1)
-            dot += tl.sum(g.to(tl.float32) * moved, 1)
-        some = new > 0
-        length, safe = tl.sqrt(old), tl.sqrt(tl.where(some, new, 1.0))
-        along = dot / safe  # the gradient's part along the result
-        from_grad = tl.where(some, length / safe, 1.0)
-        from_moved = tl.where(some, from_grad * along / safe, 0.0)
-        # d|x|/dx is 0 at 0, and a result of 0 was left as it was
-        both = some & (old > 0)
-        through = tl.where(both, along / tl.where(both, length, 1.0), 0.0)
-        here = local.to(tl.int64) * 2
-        tl.store(row_out + here, from_grad, mask=inside)
-        tl.store(row_out + here + 1, from_moved, mask=inside)
+        from_grad, from_moved, through = _norm_gradient(
+            grad, h, up, static, mix, row_out, grad_start, start, local, inside, keep, factor, r,
+            width, rank, PADDED, BLOCK_T, BLOCK_D,
+        )  # fmt: skip
 
     at_edit = tl.zeros([BLOCK_T], tl.float32)  # gradient times edit: what the scale gets of a token
     scaled = tl.zeros([BLOCK_T, RANKS], tl.float32)
@@ -145,10 +170,10 @@ def _backward_block(
         # u = x rstd: its part along x comes from here alone, as down u = pre - bias
         along_x = tl.sum(at_pre * (before - offset[None, :]), 1) * inverse * inverse / width
         scaled = at_pre * inverse[:, None]
-        slot = bias_part + block * rank + r  # in the workspace, where 32 bits are enough
+        bias_pointer = bias_part + block * rank + r  # in the workspace, where 32 bits are enough
         if ADD:
-            at_bias += tl.load(slot, mask=r < rank, other=0.0)
-        tl.store(slot, at_bias, mask=r < rank)
+            at_bias += tl.load(bias_pointer, mask=r < rank, other=0.0)
+        tl.store(bias_pointer, at_bias, mask=r < rank)
         kept = local.to(tl.int64)[:, None] * rank + r[None, :]
         filled = inside[:, None] & (r < rank)[None, :]
         tl.store(mix_out + kept, mix, mask=filled)
@@ -184,8 +209,8 @@ def _backward_block(
         result = rounded(result, h.dtype.element_ty)
         if MASKED:
             result = tl.where(keep[:, None], result, raw)
-        place = grad_h + out_start[:, None] + d[None, :]
-        tl.store(place, result, mask=inner, eviction_policy="evict_first")
+        pointer = grad_h + out_start[:, None] + d[None, :]
+        tl.store(pointer, result, mask=inner, eviction_policy="evict_first")
     at_scale = tl.sum(at_edit, 0)
     if ADD:
         at_scale += tl.load(scale_part + block)
@@ -194,34 +219,34 @@ def _backward_block(
 
 @triton.jit(do_not_specialize=["first_token", "end", "span"])
 def parameters_kernel(
-    grad, h, up, static, scale, mask, mix_in, scaled_in, row_in, slots,
+    grad, h, up, static, scale, mask, mix_in, scaled_in, row_in, partials,
     first_token, end, width, rank, span, grad_stride, stride,
     PADDED: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
     ADD: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Program (i, j): slots[j], columns of block i, summed over `span` tokens.
+    """Program (i, j): partials[j], columns of block i, the sums over the j-th `span` tokens.
 
-    slots [., 2 rank + 1, width]: gradient of up without the scale, of down, and of h + edit.
+    partials [., 2 rank + 1, width]: gradient of up without the scale, of down, and of h + edit.
     """
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     within = d < width
-    slot = tl.program_id(1)
+    span_index = tl.program_id(1)
     RANKS: tl.constexpr = PADDED if PADDED > 0 else 16
     r = tl.arange(0, RANKS)
     factor = tl.load(scale).to(tl.float32)
-    place = slots + slot.to(tl.int64) * (2 * rank + 1) * width
+    pointer = partials + span_index.to(tl.int64) * (2 * rank + 1) * width
     matrix = r[:, None] * width + d[None, :]
     filled = (r < rank)[:, None] & within[None, :]
     total = tl.zeros([BLOCK_D], tl.float32)
     at_up = tl.zeros([RANKS, BLOCK_D], tl.float32)
     at_down = tl.zeros([RANKS, BLOCK_D], tl.float32)
     if ADD:
-        total = tl.load(place + 2 * rank * width + d, mask=within, other=0.0)
+        total = tl.load(pointer + 2 * rank * width + d, mask=within, other=0.0)
         if PADDED > 0:
-            at_up = tl.load(place + matrix, mask=filled, other=0.0)
-            at_down = tl.load(place + rank * width + matrix, mask=filled, other=0.0)
-    last = tl.minimum(end, first_token + (slot + 1) * span)
-    for begin in range(first_token + slot * span, last, BLOCK_T):
+            at_up = tl.load(pointer + matrix, mask=filled, other=0.0)
+            at_down = tl.load(pointer + rank * width + matrix, mask=filled, other=0.0)
+    last = tl.minimum(end, first_token + (span_index + 1) * span)
+    for begin in range(first_token + span_index * span, last, BLOCK_T):
         t = begin + tl.arange(0, BLOCK_T)
         keep = t < last
         if MASKED:
@@ -257,21 +282,21 @@ def parameters_kernel(
             else:
                 scaled = rounded(scaled, h.dtype.element_ty)
                 at_down = product(tl.trans(scaled), x, at_down)
-    tl.store(place + 2 * rank * width + d, total, mask=within)
+    tl.store(pointer + 2 * rank * width + d, total, mask=within)
     if PADDED > 0:
-        tl.store(place + matrix, at_up, mask=filled)
-        tl.store(place + rank * width + matrix, at_down, mask=filled)
+        tl.store(pointer + matrix, at_up, mask=filled)
+        tl.store(pointer + rank * width + matrix, at_down, mask=filled)
 
 
 @triton.jit(do_not_specialize=["count", "blocks"])
 def reduce_kernel(
-    slots, bias_part, scale_part, static, scale,
+    partials, bias_part, scale_part, static, scale,
     grad_down, grad_bias, grad_up, grad_static, grad_scale,
     count, blocks, width, rank,
     PADDED: tl.constexpr, NORM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Adds the slots in order. Program (i, k): columns of block i of up, down, static (k 0, 1, 2);
-    program (0, 3) sums bias and scale."""
+    """Adds the partial sums in order. Program (i, k): columns of block i of up, down, static (k 0,
+    1, 2); program (0, 3) sums bias and scale."""
     what = tl.program_id(1)
     RANKS: tl.constexpr = PADDED if PADDED > 0 else 16
     r = tl.arange(0, RANKS)
@@ -281,21 +306,21 @@ def reduce_kernel(
     if what < 2:
         if PADDED > 0:
             filled = (r < rank)[:, None] & (d < width)[None, :]
-            matrix = slots + what * rank * width + r[:, None] * width + d[None, :]
+            matrix = partials + what * rank * width + r[:, None] * width + d[None, :]
             sums = tl.zeros([RANKS, BLOCK_D], tl.float32)
-            for slot in range(count):
-                sums += tl.load(matrix + slot * step, mask=filled, other=0.0)
+            for part in range(count):
+                sums += tl.load(matrix + part * step, mask=filled, other=0.0)
             if what == 0:
-                place = grad_up + d[None, :] * rank + r[:, None]
-                tl.store(place, rounded(sums * factor, grad_up.dtype.element_ty), mask=filled)
+                pointer = grad_up + d[None, :] * rank + r[:, None]
+                tl.store(pointer, rounded(sums * factor, grad_up.dtype.element_ty), mask=filled)
             else:
-                place = grad_down + r[:, None] * width + d[None, :]
-                tl.store(place, rounded(sums, grad_down.dtype.element_ty), mask=filled)
+                pointer = grad_down + r[:, None] * width + d[None, :]
+                tl.store(pointer, rounded(sums, grad_down.dtype.element_ty), mask=filled)
     elif what == 2:
         total = tl.zeros([BLOCK_D], tl.float32)
-        for slot in range(count):
-            place = slots + slot * step + 2 * rank * width + d
-            total += tl.load(place, mask=d < width, other=0.0)
+        for part in range(count):
+            pointer = partials + part * step + 2 * rank * width + d
+            total += tl.load(pointer, mask=d < width, other=0.0)
         total = rounded(total * factor, grad_static.dtype.element_ty)
         tl.store(grad_static + d, total, mask=d < width)
     elif tl.program_id(0) == 0:
@@ -304,9 +329,9 @@ def reduce_kernel(
             for first in range(0, width, BLOCK_D):
                 column = first + tl.arange(0, BLOCK_D)
                 fixed = tl.load(static + column, mask=column < width, other=0.0).to(tl.float32)
-                for slot in range(count):
-                    place = slots + slot * step + 2 * rank * width + column
-                    dot += fixed * tl.load(place, mask=column < width, other=0.0)
+                for part in range(count):
+                    pointer = partials + part * step + 2 * rank * width + column
+                    dot += fixed * tl.load(pointer, mask=column < width, other=0.0)
         p = tl.arange(0, BLOCK_P)
         scales = tl.zeros([BLOCK_P], tl.float32)
         biases = tl.zeros([BLOCK_P, RANKS], tl.float32)
@@ -328,33 +353,36 @@ def reduce_kernel(
 # --- launching ---------------------------------------------------------------------------------
 
 
-class Layout(NamedTuple):
-    """How the backward pass divides its work: tokens a round, slots a round, tokens a slot."""
+class BackwardLayout(NamedTuple):
+    """How the backward pass divides its work: tokens per round, partial sums per round, and tokens
+    per partial sum."""
 
     tokens: int
-    slots: int
+    partials: int
     span: int
 
 
 @functools.lru_cache(1024)
-def layout(tokens: int, width: int, rank: int, block_t: int, block_d: int) -> Layout:
+def backward_layout(
+    tokens: int, width: int, rank: int, block_t: int, block_d: int
+) -> BackwardLayout:
     """Depends on the sizes alone, so that two runs sum in one order; the workspace is bounded.
 
     A round ends where what is kept of each token has filled its share of the workspace; the next
-    one adds to the same slots.
+    one adds to the same partial sums.
     """
     per_token = 4 * (2 * rank + 2)
     per_round = max(block_t, _MIXING_BYTES // per_token // block_t * block_t)
     per_round = min(per_round, cdiv(tokens, block_t) * block_t)
-    partials = cdiv(per_round, block_t) * 4 * (rank + 1)
-    room = WORKSPACE_BYTES - per_round * per_token - partials
-    slots = min(
-        max(1, room // (4 * (2 * rank + 1) * width)),
+    block_bytes = cdiv(per_round, block_t) * 4 * (rank + 1)
+    left = WORKSPACE_BYTES - per_round * per_token - block_bytes
+    partials = min(
+        max(1, left // (4 * (2 * rank + 1) * width)),
         cdiv(_PROGRAMS, cdiv(width, block_d)),
         cdiv(per_round, block_t),
     )
-    span = cdiv(cdiv(per_round, block_t), slots) * block_t
-    return Layout(per_round, cdiv(per_round, span), span)
+    span = cdiv(cdiv(per_round, block_t), partials) * block_t
+    return BackwardLayout(per_round, cdiv(per_round, span), span)
 
 
 def backward(
@@ -376,7 +404,7 @@ def backward(
 
     narrow: down and up in the dtype of h, where the caller has them.
     """
-    g, x = rows(grad), rows(h)
+    g, x = token_matrix(grad), token_matrix(h)
     (tokens, width), rank = x.shape, down.shape[0]
     grads = tuple(p.new_empty(p.shape) for p in (h, down, down_bias, up, static, scale))
     if x.numel() == 0:
@@ -389,24 +417,24 @@ def backward(
         return configuration(kernel, h.device, h.dtype, padded, width)
 
     rowwise, columnwise = options("steer_backward"), options("steer_parameters")
-    if few(x, rowwise["BLOCK_T"]):
-        rowwise = narrowed(rowwise)
+    if has_few_tokens(x, rowwise["BLOCK_T"]):
+        rowwise = with_fewest_tokens(rowwise)
     else:
         down, up = operands("steer_backward", down, up, x, padded, narrow)
     steps = (rowwise["BLOCK_T"], columnwise["BLOCK_T"])
-    plan = layout(tokens, width, rank, max(steps), columnwise["BLOCK_D"])
-    blocks = cdiv(plan.tokens, rowwise["BLOCK_T"])
+    layout = backward_layout(tokens, width, rank, max(steps), columnwise["BLOCK_D"])
+    blocks = cdiv(layout.tokens, rowwise["BLOCK_T"])
 
-    def room(*shape: int) -> Tensor:
+    def workspace(*shape: int) -> Tensor:
         return x.new_empty(shape, dtype=torch.float32)
 
-    slots = room(plan.slots, 2 * rank + 1, width)
-    mix, bias_part = x.new_empty(plan.tokens, rank), room(blocks, rank)
+    partials = workspace(layout.partials, 2 * rank + 1, width)
+    mix, bias_part = x.new_empty(layout.tokens, rank), workspace(blocks, rank)
     # bfloat16 has the range for it, float16 is brought into its own only where it is needed
     narrow = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
-    scaled = x.new_empty(plan.tokens, rank, dtype=narrow)
-    row, scale_part = room(plan.tokens if norm_preserving else 0, 2), room(blocks)
-    masked = marks(mask, x)
+    scaled = x.new_empty(layout.tokens, rank, dtype=narrow)
+    row, scale_part = workspace(layout.tokens if norm_preserving else 0, 2), workspace(blocks)
+    masked = mask_bytes(mask, x)
     shared = {
         "PADDED": padded,
         "NORM": norm_preserving,
@@ -415,24 +443,24 @@ def backward(
     # without the norm h is read once, in the second sweep
     swept = 2 if norm_preserving else 1
     grid = (programs("steer_backward", x, padded, blocks, rowwise["BLOCK_T"], swept),)
-    for first in range(0, tokens, plan.tokens):
+    for first in range(0, tokens, layout.tokens):
         # the last round may leave blocks without tokens: they add zeros
-        add, end = first > 0, min(tokens, first + plan.tokens)
+        add, end = first > 0, min(tokens, first + layout.tokens)
         backward_kernel[grid](
             g, x, down, down_bias, up, static, scale, masked, pre, rstd,
             grad_h, mix, scaled, row, bias_part, scale_part,
             first, tokens, blocks, width, rank, g.stride(0), x.stride(0),
             ACTIVATION=activation, ADD=add, **shared, **rowwise,
         )  # fmt: skip
-        parameters_kernel[(cdiv(width, columnwise["BLOCK_D"]), plan.slots)](
-            g, x, up, static, scale, masked, mix, scaled, row, slots,
-            first, end, width, rank, plan.span, g.stride(0), x.stride(0),
+        parameters_kernel[(cdiv(width, columnwise["BLOCK_D"]), layout.partials)](
+            g, x, up, static, scale, masked, mix, scaled, row, partials,
+            first, end, width, rank, layout.span, g.stride(0), x.stride(0),
             ADD=add, **shared, **columnwise,
         )  # fmt: skip
     reduce = options("steer_reduce")
     reduce_kernel[(cdiv(width, reduce["BLOCK_D"]), 4)](
-        slots, bias_part, scale_part, static, scale,
+        partials, bias_part, scale_part, static, scale,
         grad_down, grad_bias, grad_up, grad_static, grad_scale,
-        plan.slots, blocks, width, rank, PADDED=padded, NORM=norm_preserving, **reduce,
+        layout.partials, blocks, width, rank, PADDED=padded, NORM=norm_preserving, **reduce,
     )  # fmt: skip
     return grads  # type: ignore[return-value]

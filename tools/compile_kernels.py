@@ -22,7 +22,7 @@ from triton.compiler import ASTSource
 
 from dive.errors.checks import ACTIVATIONS
 from dive.kernels import cross_entropy_entries, cross_entropy_rows, steer, steer_backward
-from dive.kernels.launch_table import BUCKETS, DTYPES, RANKS, configuration, narrowed
+from dive.kernels.launch_table import BUCKETS, DTYPES, RANKS, configuration, with_fewest_tokens
 
 ARCHITECTURES = (80, 90, 100)
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # that one program may have
@@ -65,25 +65,28 @@ class Variant:
     even: bool = (
         True  # rank and vocabulary are multiples of 16, as width and strides always are here
     )
-    few: bool = False  # tokens: smaller blocks, and parameters of float32 as they are
+    few_tokens: bool = False  # smaller blocks, and parameters of float32 as they are
 
     def __str__(self) -> str:
         flags = ",".join(f"{name}={value}" for name, value in self.flags)
+        more = ("" if self.even else ",odd") + (",few tokens" if self.few_tokens else "")
         return (
             f"{self.kernel} sm_{self.architecture} {_TYPES[self.dtype]} rank {self.padded} "
-            f"width {self.width} {flags}{'' if self.even else ',odd'}{',few' if self.few else ''}"
+            f"width {self.width} {flags}{more}"
         )
 
     @property
     def options(self) -> dict[str, Any]:
         """Block sizes and launch options."""
         found = configuration(self.kernel, self.architecture, self.dtype, self.padded, self.width)
-        narrow = self.few and self.kernel in ("steer_forward", "steer_backward")
-        return narrowed(found) if narrow else found
+        narrow = self.few_tokens and self.kernel in ("steer_forward", "steer_backward")
+        return with_fewest_tokens(found) if narrow else found
 
 
 @dataclass(frozen=True)
-class Report:
+class KernelResources:
+    """What one compiled kernel needs of a GPU."""
+
     registers: int
     spills: int  # bytes stored and loaded
     shared: int  # bytes
@@ -120,7 +123,7 @@ _POINTERS = {
     **dict.fromkeys(_LONGS, "*i64"),
     "status": "*fp64",
 }
-_NUMBERS = {"eps", "cap", "temperature", "ce_weight", "kd_weight", "gain"}
+_NUMBERS = {"eps", "cap", "temperature", "ce_weight", "kd_weight", "gradient_scale"}
 
 
 def steer_variants(
@@ -132,7 +135,7 @@ def steer_variants(
     activations: tuple[str, ...] = ("silu",),
     more: tuple[bool, ...] = (True,),
     even: bool = True,
-    few: bool = False,
+    few_tokens: bool = False,
 ) -> Iterator[Variant]:
     """Forward, both backward kernels and their reduction. more: with mask, gradients and a second
     round of tokens, or without: neither is always the one that wants more registers."""
@@ -146,8 +149,8 @@ def steer_variants(
             ("steer_parameters", (*common, ("ADD", most))),
             ("steer_reduce", (("NORM", norm),)),
         ):
-            fewer = few and kernel != "steer_reduce"
-            yield Variant(kernel, architecture, dtype, rank, width, flags, even, fewer)
+            small = few_tokens and kernel != "steer_reduce"
+            yield Variant(kernel, architecture, dtype, rank, width, flags, even, small)
 
 
 def cross_entropy_variants(
@@ -163,7 +166,7 @@ def cross_entropy_variants(
     for architecture, dtype, width in itertools.product(architectures, dtypes, widths):
         for teacher, most in itertools.product(teachers, more):
             flags = {name: most for name in ("BIAS", "CAP", "GRADIENT")}
-            flags |= {"HEATED": teacher and most, "DISTILS": teacher}
+            flags |= {"TEMPERED": teacher and most, "DISTILS": teacher}
             given = tuple(flags.items())
             yield Variant("cross_entropy_rows", architecture, dtype, 0, width, given, even)
         for kernel, flags in (
@@ -198,7 +201,7 @@ def whole_table() -> list[Variant]:
         # the other options of the code, once
         steer_variants(ARCHITECTURES, DTYPES, RANKS, BUCKETS[:1], more=(False,)),
         # float32 has no other code for few tokens
-        steer_variants(ARCHITECTURES, DTYPES[:2], RANKS, BUCKETS[:1], few=True),
+        steer_variants(ARCHITECTURES, DTYPES[:2], RANKS, BUCKETS[:1], few_tokens=True),
         steer_variants(ARCHITECTURES, DTYPES, RANKS[1:], BUCKETS[:1], even=False),
         cross_entropy_variants(ARCHITECTURES, DTYPES, BUCKETS[-1:], even=False),
         steer_variants((90,), DTYPES, (0, 16), BUCKETS[:1], activations=ACTIVATIONS, more=(False,)),
@@ -231,7 +234,7 @@ def _dtype(variant: Variant, name: str) -> torch.dtype:
     """Of a tensor of floats."""
     narrow = name in _STREAMS.get(variant.kernel, ())
     if name in _PARAMETERS:
-        narrow = narrow and not variant.few
+        narrow = narrow and not variant.few_tokens
     if name in _SCALED:
         narrow = variant.dtype == torch.bfloat16
     return variant.dtype if narrow else torch.float32
@@ -258,7 +261,7 @@ def build(variant: Variant) -> Any:
     return triton.compile(source, target=target, options=launch)
 
 
-def inspect(variant: Variant) -> Report:
+def kernel_resources(variant: Variant) -> KernelResources:
     """Compiles and reads what ptxas -v said while it assembled."""
     log = io.StringIO()
     with (
@@ -272,14 +275,7 @@ def inspect(variant: Variant) -> Report:
     registers = re.search(r"Used (\d+) registers", log.getvalue())
     assert registers is not None, log.getvalue()
     spills = sum(int(size) for size in re.findall(r"(\d+) bytes spill", log.getvalue()))
-    return Report(int(registers[1]), spills, shared)
-
-
-def ptxas(architecture: int) -> str:
-    """The assembler that Triton takes for this architecture."""
-    from triton.backends.nvidia.compiler import get_ptxas
-
-    return str(get_ptxas(architecture).path)
+    return KernelResources(int(registers[1]), spills, shared)
 
 
 def tolerated(variant: Variant) -> int:
@@ -290,12 +286,12 @@ def tolerated(variant: Variant) -> int:
     return TOLERATED.get(key, 0)
 
 
-def faults(variant: Variant, report: Report) -> list[str]:
+def faults(variant: Variant, resources: KernelResources) -> list[str]:
     found = []
-    if report.spills > tolerated(variant):
-        found.append(f"spills {report.spills} bytes")
-    if report.shared > SHARED_BYTES[variant.architecture]:
-        found.append(f"wants {report.shared} bytes of shared memory")
+    if resources.spills > tolerated(variant):
+        found.append(f"spills {resources.spills} bytes")
+    if resources.shared > SHARED_BYTES[variant.architecture]:
+        found.append(f"wants {resources.shared} bytes of shared memory")
     return found
 
 
@@ -303,12 +299,12 @@ def main() -> int:
     failures = 0
     variants = whole_table()
     for done, variant in enumerate(variants, 1):
-        report = inspect(variant)
-        bad = faults(variant, report)
+        resources = kernel_resources(variant)
+        bad = faults(variant, resources)
         failures += bool(bad)
         print(
-            f"{done}/{len(variants)} {variant}: {report.registers} registers, "
-            f"{report.shared} bytes shared {'; '.join(bad)}",
+            f"{done}/{len(variants)} {variant}: {resources.registers} registers, "
+            f"{resources.shared} bytes shared {'; '.join(bad)}",
             flush=True,
         )
     return 1 if failures else 0

@@ -2,7 +2,7 @@
 
     python tools/make_backbones_table.py
 
-runs test_more_backbones.py and reads its outcomes, so a row says what passed here, with
+runs test_more_backbones.py and reads its outcomes, so a line says what passed here, with
 which versions. The text around the table stays as it is.
 """
 
@@ -34,11 +34,11 @@ COLUMNS = {
 def outcomes() -> dict[str, dict[str, list[str]]]:
     """family -> test -> "passed", "failed" or "skipped", one a parameter."""
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", f"--junit-xml={report}"]
+        junit = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", f"--junit-xml={junit}"]
         tests = ["tests/backbone/test_more_backbones.py", "tests/training/test_image_features.py"]
         subprocess.run([*command, *tests], cwd=ROOT, env=dict(os.environ), check=False)
-        cases = ElementTree.parse(report).getroot().iter("testcase")
+        cases = ElementTree.parse(junit).getroot().iter("testcase")
         found: dict[str, dict[str, list[str]]] = {}
         for case in cases:
             test, _, parameters = case.attrib["name"].partition("[")

@@ -13,7 +13,7 @@ from collections import Counter
 from measure_lexicon import open_i, shipped
 
 from dive.lexicon.detail_words import LEFT, RIGHT
-from dive.metrics.findings import described
+from dive.metrics.findings import sides_and_severities
 
 FINDINGS = {
     "pleural effusion": "Pleural Effusion", "pulmonary atelectasis": "Atelectasis",
@@ -45,7 +45,7 @@ def main(show: str = "") -> None:
             for part in parts:
                 sides |= SIDES.get(part, set())
                 steps |= {STEPS[part]} if part in STEPS else set()
-        found = described(text)
+        found = sides_and_severities(text)
         for name in tagged.keys() & found.keys():
             sides = {side for side, _ in found[name]} - {None}
             # the tags know no trace: minimal is tagged as mild

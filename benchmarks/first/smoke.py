@@ -19,7 +19,7 @@ from benchmarks.first.steps import Step
 from benchmarks.timing import TOY
 from dive import ops, reference
 from dive.bench import observe, rates
-from dive.bench.case import TOLERANCES, Here, off, reseed
+from dive.bench.case import TOLERANCES, Setup, off, reseed
 from dive.decode import native as extension
 
 SMI = "name,driver_version,power.limit,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,"
@@ -183,13 +183,13 @@ def worst(found: dict[str, dict[str, float]]) -> str:
     return "off the reference at most " + ", ".join(said)
 
 
-def decode(rows: int, dtype: torch.dtype) -> dict[str, Any]:
+def decode(batch: int, dtype: torch.dtype) -> dict[str, Any]:
     """Tokens and logits of the engine, steered and not, against the model's own forward."""
     from dive.bench.decode import WAYS, Bench, Decode
 
     device = gpu()
     nothing = rates.Rates(1.0, 1.0, 1.0, "sum", 1 << 20)
-    bench = Bench(Decode("512x4", 12, 21e6, batch=rows), Here(device, dtype, TOY, nothing))
+    bench = Bench(Decode("512x4", 12, 21e6, batch=batch), Setup(device, dtype, TOY, nothing))
     difference = bench.difference()
     if difference:
         raise Wrong(difference)
@@ -213,7 +213,7 @@ def ceilings() -> dict[str, Any]:
 MACHINE, MODULE = "machine", "dive._C"
 STEER, KEEPING = "steer", "steer, norm preserving"
 LOSS, DISTILLING = "cross entropy", "cross entropy, teacher"
-ALONE, BATCH = "decode, 1 row", "decode, 8 rows"
+ALONE, BATCH = "decode, batch 1", "decode, batch 8"
 STEPS = {
     MACHINE: Step(machine, 60),
     MODULE: Step(compiled_module),

@@ -24,7 +24,7 @@ from dive.adapter.config import CONFIG_FILE, FORMAT, WEIGHTS_FILE, SteeringConfi
 from dive.adapter.files import check_pair, check_place, check_weights, read_settings
 from dive.adapter.numbers import check_numbers
 from dive.backbone.fingerprint import difference, fingerprint
-from dive.backbone.structure import description, unwrap
+from dive.backbone.structure import backbone_facts, unwrap
 from dive.errors import DiveError, checks
 from dive.files.atomic import check_folder, identity, remove_leftovers, write_together
 from dive.files.lock import hold_folder
@@ -91,7 +91,7 @@ class SteeringAdapter(nn.Module):
     def __init__(self, config: SteeringConfig, backbone_or_model: Any) -> None:
         super().__init__()
         model = unwrap(backbone_or_model)
-        known = {"backbone": description(model), "weights": fingerprint(model)}
+        known = {"backbone": backbone_facts(model), "weights": fingerprint(model)}
         self._assemble(config, known)
 
     def _assemble(
@@ -129,7 +129,7 @@ class SteeringAdapter(nn.Module):
         warning where it is the same model with other weights (a LoRA at work in one of them)."""
         check_numbers(self)
         model = unwrap(backbone_or_model)
-        mine, theirs = self.metadata["backbone"], description(model)
+        mine, theirs = self.metadata["backbone"], backbone_facts(model)
         for field in MUST_MATCH:
             trained, given = mine.get(field), theirs.get(field)
             if field == "architecture" and str(trained).startswith(_WRAPPERS):

@@ -15,7 +15,7 @@ from dive.adapter.adapter import SteeringAdapter, as_adapter
 from dive.adapter.at_work import Work, at_work, call_of_its_own, in_the_way, scope
 from dive.adapter.contexts import as_no_hook
 from dive.adapter.decoder_site import uncompiled
-from dive.backbone.each_inside import each_inside
+from dive.backbone.generator_context import iterate_within
 from dive.backbone.structure import computes_on, decoder_layers, forget_compiled, unwrap
 from dive.errors import DiveError
 
@@ -288,4 +288,4 @@ def each_of_its_own(model: Any, results: Iterator[T]) -> Iterator[T]:
 
     Closing it closes `results`.
     """
-    return each_inside(partial(call_of_its_own, first_layer(model)), results)
+    return iterate_within(partial(call_of_its_own, first_layer(model)), results)

@@ -36,12 +36,15 @@ def check_settings(source: str, model: Any, tokenizer: Any) -> None:
     positions = getattr(text_config(model), "max_position_embeddings", None)
     if _whole(positions) and positions < 1:
         raise wrong("config.json", "max_position_embeddings", positions, "a whole number >= 1")
-    rows = model.get_input_embeddings().weight.shape[0]
+    embedded = model.get_input_embeddings().weight.shape[0]
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     for end in ends if isinstance(ends, (list, tuple)) else [ends]:
-        if end is not None and not (_whole(end) and 0 <= end < rows):
+        if end is not None and not (_whole(end) and 0 <= end < embedded):
             raise wrong(
-                "generation_config.json", "eos_token_id", ends, f"token ids from 0 to {rows - 1}"
+                "generation_config.json",
+                "eos_token_id",
+                ends,
+                f"token ids from 0 to {embedded - 1}",
             )
     longest = getattr(tokenizer, "model_max_length", None)
     number = isinstance(longest, Real) and not isinstance(longest, bool)

@@ -22,7 +22,7 @@ _OTHERS = re.compile(
 _MAX_CONFIG = 64 << 20  # bytes
 
 
-def describe_backbone(backbone: str, verify: bool = False) -> dict[str, Any]:
+def backbone_file_digests(backbone: str, verify: bool = False) -> dict[str, Any]:
     """The content of a backbone's folder by its files, or name and commit of a repository on the
     hub. Where a folder lies, and how its path is written, does not count.
 
@@ -59,8 +59,8 @@ def dtype_in_use(backbone: str, dtype: str) -> str:
     """
     if dtype == "auto":
         source = source_of(backbone)
-        at = Path(source) / "config.json" if Path(source).is_dir() else _config_on_hub(source)
-        config = {} if at is None else _config_of(at)
+        path = Path(source) / "config.json" if Path(source).is_dir() else _config_on_hub(source)
+        config = {} if path is None else _config_of(path)
         if "quantization_config" in config:  # whose loader may choose another
             return dtype
         dtype = next((config[n] for n in ("dtype", "torch_dtype") if config.get(n)), dtype)
@@ -73,10 +73,10 @@ def _config_on_hub(name: str) -> Path | None:
     from transformers.utils import cached_file
 
     try:
-        place = cached_file(name, "config.json")
+        path = cached_file(name, "config.json")
     except (OSError, ValueError):
         return None  # what is wrong with it is said when it is loaded
-    return None if place is None else Path(place)
+    return None if path is None else Path(path)
 
 
 def _config_of(path: Path) -> dict[str, Any]:

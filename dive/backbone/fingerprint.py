@@ -42,7 +42,7 @@ def fingerprint(backbone_or_model: Any) -> dict[str, Any]:
     """What `difference` compares; JSON values only, some 5 to 12 kB.
 
     each: samples a weight. samples: base64 of bfloat16, None where the weights cannot be read;
-    plain LoRA that is at work is in them. made_up: places in that list of weights outside the
+    plain LoRA that is at work is in them. made_up: indices in that list of weights outside the
     decoder that no checkpoint had. tuners: sorts of PEFT's layers at work, not counting merged
     ones. tuner_samples: of their own tensors. folded: all of them are in `samples`.
     """
@@ -58,10 +58,10 @@ def fingerprint(backbone_or_model: Any) -> dict[str, Any]:
     readable = (
         bool(found) and not stale and not _quantised(model) and all(_plain(w) for w, _ in found)
     )
-    places, unknown = _Places(), made_up(model) if readable else set()
-    samples = [_entries(w, each, changes, places) for w, changes in found] if readable else []
+    indices, unknown = _SampleIndices(), made_up(model) if readable else set()
+    samples = [_entries(w, each, changes, indices) for w, changes in found] if readable else []
     own = [
-        _entries(tensor, 16, [], places)
+        _entries(tensor, 16, [], indices)
         for one in tuners(model)
         for sign, name in added(one)
         if sign > 0
@@ -113,9 +113,9 @@ def difference(made: Any, here: dict[str, Any]) -> str | None:
         return f"{there} with other weights or another scale where the adapter was made"
     found = f"{there} where the adapter was made, and {now} here"
     one_sided = not (made["tuners"] and here["tuners"])
-    few = not {*made["tuners"], *here["tuners"]}.isdisjoint(_SPARSE)
-    told = (same and not few) or (same is False and made.get("folded") and here["folded"])
-    if one_sided and not told:
+    sparse = not {*made["tuners"], *here["tuners"]}.isdisjoint(_SPARSE)
+    known = (same and not sparse) or (same is False and made.get("folded") and here["folded"])
+    if one_sided and not known:
         # what is at work on one side may have been merged on the other
         found += "; whether it is merged into the weights cannot be told (if it is, all is well)"
     return found
@@ -182,25 +182,25 @@ def made_up(model: Any) -> set[int]:
     return {id(one) for one in weights if not hasattr(one, _LOADED)} - needed
 
 
-class _Places(dict[tuple[torch.device, int, int], Tensor]):
-    """So many places all over a tensor of a size, on its device: a copy to it waits for the GPU,
+class _SampleIndices(dict[tuple[torch.device, int, int], Tensor]):
+    """So many indices all over a tensor of a size, on its device: a copy to it waits for the GPU,
     and many tensors are of one size."""
 
     def __missing__(self, key: tuple[torch.device, int, int]) -> Tensor:
         device, size, count = key
-        places = (torch.arange(count) * 2654435761 + 12345) % size  # a step that shares no factor
-        self[key] = places.to(device)
+        indices = (torch.arange(count) * 2654435761 + 12345) % size  # a step that shares no factor
+        self[key] = indices.to(device)
         return self[key]
 
 
 def _entries(
-    weight: Tensor, count: int, changes: list[tuple[Any, float, str]], known: _Places
+    weight: Tensor, count: int, changes: list[tuple[Any, float, str]], known: _SampleIndices
 ) -> Tensor:
     """So many numbers of a weight, from all over it, with what tuners add to them."""
-    places = known[weight.device, weight.numel(), count]
-    entries = weight.detach().take(places)
+    indices = known[weight.device, weight.numel(), count]
+    entries = weight.detach().take(indices)
     for tuner, sign, name in changes:
-        more = lora_entries(tuner, name, places, weight.shape)
+        more = lora_entries(tuner, name, indices, weight.shape)
         if more is not None:
             entries = entries.float() + sign * more.to(entries.device)
     return entries
@@ -212,10 +212,10 @@ def _text(entries: list[Tensor]) -> str:
     for at, one in enumerate(entries):
         by_device.setdefault(one.device, []).append(at)
     parts: dict[int, Tensor] = {}
-    for places in by_device.values():
-        joined = torch.cat([entries[at] for at in places]).float().cpu()
-        sizes = [entries[at].numel() for at in places]
-        parts.update(zip(places, joined.split(sizes), strict=True))
+    for indices in by_device.values():
+        joined = torch.cat([entries[at] for at in indices]).float().cpu()
+        sizes = [entries[at].numel() for at in indices]
+        parts.update(zip(indices, joined.split(sizes), strict=True))
     whole = torch.cat([parts[at] for at in range(len(entries))])
     return base64.b64encode(whole.bfloat16().view(torch.int16).numpy().tobytes()).decode("ascii")
 

@@ -28,7 +28,7 @@ _EDGES = (
 _FILTERS = 6  # PIL's resampling filters are 0 to 5
 # Normalised pixels of released models lie within about -2 and 3, those not normalised within 0 and
 # 1; bytes that were never scaled down come out at hundreds.
-_FAR, _FLAT = 20.0, 0.5
+_MAX_ABS, _MIN_RANGE = 20.0, 0.5
 _VALUES = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 
 
@@ -37,7 +37,7 @@ def check_settings(processor: Any, stacklevel: int = 3) -> None:
     warning where images are not shown whole, or stand in a black frame."""
     images, name = processor.image_processor, type(processor).__name__
     sizes = {own: _size(images, own, name) for own in ("crop_size", "size")}
-    resizes, crops = (_on(images, one) for one in ("do_resize", "do_center_crop"))
+    resizes, crops = (_is_on(images, one) for one in ("do_resize", "do_center_crop"))
     if crops and not {"height", "width"} <= sizes["crop_size"].keys():
         raise _unfit(images, name, "crop_size", "a dict with height and width, for do_center_crop")
     longest = "max_image_size"
@@ -54,11 +54,11 @@ def check_settings(processor: Any, stacklevel: int = 3) -> None:
         ("do_rescale", ("rescale_factor",)),
         ("do_normalize", ("image_mean", "image_std")),
     ):
-        for setting in settings if _on(images, on) else ():
+        for setting in settings if _is_on(images, on) else ():
             _check_numbers(images, name, setting)
-    for said in _disagreements(images, sizes) if crops else ():
-        warnings.warn(f"{name}: {said}", stacklevel=stacklevel)
-    if _usual(images, "do_normalize") is True and not _on(images, "do_normalize"):
+    for warning in _disagreements(images, sizes) if crops else ():
+        warnings.warn(f"{name}: {warning}", stacklevel=stacklevel)
+    if _usual(images, "do_normalize") is True and not _is_on(images, "do_normalize"):
         warnings.warn(
             f"{name}: image_processor.do_normalize is {images.do_normalize!r}, and it is on in "
             f"{type(images).__name__}: the model sees other pixels than it was trained on",
@@ -77,7 +77,7 @@ def check_pixels(processor: Any, batch: dict[str, Tensor], stacklevel: int = 3) 
         if not bool(torch.isfinite(value).all()):
             raise DiveError(f"{name} makes pixels that are not finite: {_scaling(images)}")
         low, high = value.min().item(), value.max().item()
-        if max(-low, high) > _FAR or high - low < _FLAT:
+        if max(-low, high) > _MAX_ABS or high - low < _MIN_RANGE:
             warnings.warn(
                 f"{name} makes pixels from {low:.3g} to {high:.3g} of black and white, and models "
                 f"are trained on such from about -2 to 3: {_scaling(images)}",
@@ -151,7 +151,7 @@ def _disagreements(images: Any, sizes: dict[str, dict[str, int]]) -> Iterator[st
     """What is wrong with images that are first resized to `size` and then cut to `crop_size`."""
     crop = sizes["crop_size"]["height"], sizes["crop_size"]["width"]
     cut = f"{crop[0]}" if crop[0] == crop[1] else f"{crop[0]} x {crop[1]}"
-    if not _on(images, "do_resize"):
+    if not _is_on(images, "do_resize"):
         yield (
             f"image_processor.do_resize is {getattr(images, 'do_resize', None)!r}, and crop_size "
             f"is {cut}: of larger images the model sees only the middle, and smaller ones get a "
@@ -161,10 +161,10 @@ def _disagreements(images: Any, sizes: dict[str, dict[str, int]]) -> Iterator[st
     size = sizes["size"]
     edge = size.get("shortest_edge")
     if edge is not None:
-        made, said = (edge, edge), f"the shortest_edge {edge}"
+        made, shown = (edge, edge), f"the shortest_edge {edge}"
     elif "height" in size and "width" in size:
         made = size["height"], size["width"]
-        said = f"height {made[0]} and width {made[1]}"
+        shown = f"height {made[0]} and width {made[1]}"
     else:
         return
     wrong = []
@@ -176,7 +176,7 @@ def _disagreements(images: Any, sizes: dict[str, dict[str, int]]) -> Iterator[st
         wrong.append("the model sees only the middle of images")
     if wrong:
         yield (
-            f"image_processor.size has {said}, and crop_size is {cut}: {', and '.join(wrong)} "
+            f"image_processor.size has {shown}, and crop_size is {cut}: {', and '.join(wrong)} "
             "(a model's own processor mostly has one value for both)"
         )
 
@@ -199,7 +199,7 @@ def _comparable(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple)) or hasattr(value, "tolist") else value
 
 
-def _on(images: Any, switch: str) -> bool:
+def _is_on(images: Any, switch: str) -> bool:
     return bool(getattr(images, switch, False))
 
 

@@ -51,7 +51,7 @@ def budget_kwargs(processor: Any, max_image_tokens: int | None) -> dict[str, Any
         if longest is None or longest <= edge:
             return {}
         return {"images_kwargs": {"size": {"longest_edge": edge}}}
-    # said even where the image processor has it off: InternVL's processor asks for it by default
+    # passed even where the image processor has it off: InternVL's processor asks for it by default
     tiled = {name: False for name in _TILING if hasattr(images, name)}
     return {"images_kwargs": tiled} if tiled else {}
 

@@ -25,7 +25,7 @@ from transformers.utils import is_flash_attn_2_available, is_torchvision_availab
 
 from dive.backbone.config_check import check_settings
 from dive.backbone.image_processor import processor_without_video
-from dive.backbone.processor_check import settled
+from dive.backbone.processor_check import with_model_settings
 from dive.backbone.structure import (
     computes_on,
     decoder,
@@ -144,7 +144,7 @@ def load_backbone(
     processor = _processor(source, config, auto, shared)
     check_settings(source, model, getattr(processor, "tokenizer", processor))
     if getattr(processor, "image_processor", None) is not None:
-        processor = settled(processor, model)
+        processor = with_model_settings(processor, model)
     return Backbone(model, processor)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from dive.backbone.image_check import check_pixels
-from dive.backbone.image_marks import ids_of_marks
+from dive.backbone.image_special_tokens import image_special_token_ids
 from dive.backbone.structure import last_hidden_state, unwrap
 from dive.errors import DiveError
 from dive.errors.checks import is_whole
@@ -38,11 +38,11 @@ _BY_SHAPE = (
 # what the model reads from its own config whatever the processor did: another value cannot work
 _THE_MODELS = ("image_processor.image_grid_pinpoints", "vision_aspect_ratio")
 
-_said: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+_warned: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 _checked: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
-def settled(processor: Any, backbone_or_model: Any) -> Any:
+def with_model_settings(processor: Any, backbone_or_model: Any) -> Any:
     """The processor with the settings that it lacks, as the model's config implies them; which are
     said once. Older LLaVA checkpoints leave theirs out.
 
@@ -68,14 +68,14 @@ def settled(processor: Any, backbone_or_model: Any) -> Any:
             continue
         if _listed(getattr(owner, own)) != _listed(wanted):
             taken[name] = wanted
-    taken |= ids_of_marks(processor, getattr(model.config, "image_token_id", None))
+    taken |= image_special_token_ids(processor, getattr(model.config, "image_token_id", None))
     if not taken:
         return processor
     line = f"{type(processor).__name__}: not set or not the model's, and taken from the model's "
     line += "config: " + ", ".join(f"{name} = {value!r}" for name, value in taken.items())
-    said = _said.setdefault(processor, set())
-    if line not in said:
-        said.add(line)
+    warned = _warned.setdefault(processor, set())
+    if line not in warned:
+        warned.add(line)
         log.warning("%s", line)
     processor = copy.copy(processor)
     processor.image_processor = copy.copy(processor.image_processor)

@@ -119,7 +119,7 @@ def computes_on(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def description(model: Any) -> dict[str, Any]:
+def backbone_facts(model: Any) -> dict[str, Any]:
     """What an adapter must find again in the backbone it is attached to (JSON-able)."""
     model = unwrap(model)
     config, text = model.config, text_config(model)

@@ -95,8 +95,8 @@ def own_tensors(module: Any, name: str) -> list[Tensor]:
     return found
 
 
-def lora_entries(module: Any, name: str, places: Tensor, shape: torch.Size) -> Tensor | None:
-    """Entries of what a plain LoRA adds to a weight of this shape, at flat places; float32.
+def lora_entries(module: Any, name: str, indices: Tensor, shape: torch.Size) -> Tensor | None:
+    """Entries of what a plain LoRA adds to a weight of this shape, at flat indices; float32.
 
     None for a tuner that adds something else (DoRA, IA3, OFT ...).
     """
@@ -119,8 +119,8 @@ def lora_entries(module: Any, name: str, places: Tensor, shape: torch.Size) -> T
     wanted = (down.shape[1], up.shape[0]) if turned else (up.shape[0], down.shape[1])
     if (rows, columns) != wanted or not isinstance(scale, (int, float)):
         return None
-    places = places.to(down.device)
-    row, column = places // columns, places % columns
+    indices = indices.to(down.device)
+    row, column = indices // columns, indices % columns
     out, into = (column, row) if turned else (row, column)
     entries = (up[out].float() * down[:, into].T.float()).sum(1)
     return entries * scale

@@ -16,7 +16,7 @@ from dive.backbone.fingerprint import made_up
 from dive.backbone.structure import unwrap
 
 _CHUNK = 1 << 22  # numbers that are summed at a time: 32 MiB of int64, three times over
-_STEP = 2654435761  # odd, so that every place weighs otherwise
+_STEP = 2654435761  # odd, so that every position has a weight of its own
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def weights_digest(backbone_or_model: Any) -> str:
 
 def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """What a checkpoint of the model has, by name."""
-    for place, module in sorted(model.named_modules(), key=lambda pair: pair[0]):
+    for path, module in sorted(model.named_modules(), key=lambda pair: pair[0]):
         buffers = {
             name: tensor
             for name, tensor in module._buffers.items()
@@ -50,7 +50,7 @@ def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         }
         for name, tensor in {**module._parameters, **buffers}.items():
             if tensor is not None:
-                yield f"{place}.{name}", tensor
+                yield f"{path}.{name}", tensor
 
 
 def _sums(tensor: Tensor) -> list[list[int]]:
@@ -61,6 +61,6 @@ def _sums(tensor: Tensor) -> list[list[int]]:
     found = []
     for start in range(0, flat.numel(), _CHUNK):
         values = flat[start : start + _CHUNK].long()
-        places = torch.arange(len(values), device=values.device) * _STEP + 1
-        found.append(torch.stack([values.sum(), (values * places).sum()]))
+        positions = torch.arange(len(values), device=values.device) * _STEP + 1
+        found.append(torch.stack([values.sum(), (values * positions).sum()]))
     return torch.stack(found).tolist() if found else []

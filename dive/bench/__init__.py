@@ -10,16 +10,24 @@ floor that the same machine sets in the same turns.
 from typing import TYPE_CHECKING
 
 from dive import face
-from dive.bench.asked import OPERATORS
+from dive.bench.request import OPERATORS
+from dive.errors.renamed import warn_renamed
 
 if TYPE_CHECKING:
-    from dive.bench.results import NotRun as NotRun
+    from dive.bench.results import Record as Record
     from dive.bench.results import Results as Results
-    from dive.bench.results import Row as Row
+    from dive.bench.results import Unmeasured as Unmeasured
     from dive.bench.results import Wrong as Wrong
     from dive.bench.runner import run as run
 
-__all__ = ["OPERATORS", "NotRun", "Results", "Row", "Wrong", "run"]
+__all__ = ["OPERATORS", "Record", "Results", "Unmeasured", "Wrong", "run"]
 
+_NEW_NAMES = {"Row": "Record", "NotRun": "Unmeasured"}
 # what needs torch is imported when it is asked for
-__getattr__ = face(__name__, {"run": "runner"} | dict.fromkeys(__all__[1:-1], "results"))
+_face = face(__name__, {"run": "runner"} | dict.fromkeys(__all__[1:-1], "results"))
+
+
+def __getattr__(name: str) -> object:
+    if name in _NEW_NAMES:
+        warn_renamed(f"{__name__}.{name}", f"{__name__}.{_NEW_NAMES[name]}")
+    return _face(_NEW_NAMES.get(name, name))

@@ -14,7 +14,7 @@ TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 
 @dataclass(frozen=True)
-class Here:
+class Setup:
     """Where a case runs."""
 
     device: torch.device
@@ -39,7 +39,7 @@ class Case(Protocol):
         """Of the time that is left, beside the other cases' shares."""
         ...
 
-    def seconds(self, here: Here) -> float:
+    def seconds(self, setup: Setup) -> float:
         """The least that this takes, about: what is not begun with less left."""
         ...
 
@@ -47,7 +47,7 @@ class Case(Protocol):
         """The same with less to compute, for where there is no time for this; None at the least."""
         ...
 
-    def run(self, here: Here, until: float) -> Iterator[Found]:
+    def run(self, setup: Setup, until: float) -> Iterator[Found]:
         """Rows as they come; no round begins after `until` (of time.monotonic())."""
         ...
 

@@ -14,11 +14,11 @@ from functools import partial
 import torch
 
 from dive.bench import observe, peers
-from dive.bench.asked import CROSS_ENTROPY as OPERATOR
-from dive.bench.case import Here, off
+from dive.bench.case import Setup, off
 from dive.bench.deadline import OutOfTime, bound
 from dive.bench.peers import GATHERED, Loss, Problem
-from dive.bench.results import Found, NotRun, Setting, Wrong, reason_of, rows
+from dive.bench.request import CROSS_ENTROPY as OPERATOR
+from dive.bench.results import Found, Setting, Unmeasured, Wrong, reason_of, records_of
 from dive.bench.timing import LEAST_ROUNDS, Call, stopwatches, turns, wall_seconds
 
 MODES = ("forward", "forward+backward")
@@ -80,21 +80,21 @@ class CrossEntropy:
         """Of the products over the live rows."""
         return 2.0 * self.live * self.width * self.vocabulary * (3 if self.distils else 2)
 
-    def seconds(self, here: Here) -> float:
+    def seconds(self, setup: Setup) -> float:
         # checks, warm-up and three rounds: of the reference over all rows, and of four over some
         calls = 6 * (self.tokens / self.live + 4)
-        return calls * self.flop / here.rates.products
+        return calls * self.flop / setup.rates.products
 
     def smaller(self) -> "CrossEntropy | None":
         if self.vocabulary > 2000:
             return replace(self, vocabulary=self.vocabulary // 4)
         return replace(self, width=self.width // 4) if self.width > 256 else None
 
-    def run(self, here: Here, until: float) -> Iterator[Found]:
-        missing = partial(NotRun, OPERATOR, self.name)
+    def run(self, setup: Setup, until: float) -> Iterator[Found]:
+        missing = partial(Unmeasured, OPERATOR, self.name)
         sizes = (self.tokens, self.width, self.vocabulary, self.live)
         try:
-            p = Problem.random(*sizes, here.dtype, here.device, self.distils)
+            p = Problem.random(*sizes, setup.dtype, setup.device, self.distils)
             reference = peers.reference_eager(p)
             begun = time.perf_counter()
             loss, gradient = p.result(reference)
@@ -104,9 +104,9 @@ class CrossEntropy:
             return
         try:
             own = peers.dive(p)
-            wrong = _difference(p.result(own), (loss, gradient), here.tolerance)
+            wrong = _difference(p.result(own), (loss, gradient), setup.tolerance)
             both = call(p, own, MODES[1])
-            ran = {"dive": observe.operator(both, here.device), "reference": "dive.reference"}
+            ran = {"dive": observe.operator(both, setup.device), "reference": "dive.reference"}
         except torch.OutOfMemoryError as error:
             yield missing("all", reason_of(error))
             return
@@ -144,10 +144,10 @@ class CrossEntropy:
         if best is not None:
             calls[best + suffix] = found[best]
             ran[best + suffix] = _code_of(best)
-        seconds = turns(stopwatches(calls, here.device), _ROUNDS, until=until)
+        seconds = turns(stopwatches(calls, setup.device), _ROUNDS, until=until)
         beside = {name: "dive" for name in calls if name not in ("dive", "floor")}
         setting = Setting(OPERATOR, self.name, MODES[1])
-        yield from rows(setting, seconds, ran, beside, self.flop / 1e9, "GFLOP/s")
+        yield from records_of(setting, seconds, ran, beside, self.flop / 1e9, "GFLOP/s")
 
 
 def _libraries(

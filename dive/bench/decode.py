@@ -19,10 +19,10 @@ from torch import Tensor
 
 import dive
 from dive.bench import observe
-from dive.bench.asked import DECODE as OPERATOR
-from dive.bench.case import Here, off
+from dive.bench.case import Setup, off
 from dive.bench.rates import fastest, read_again, read_buffer, reads
-from dive.bench.results import Found, NotRun, Setting, Wrong, reason_of, rows
+from dive.bench.request import DECODE as OPERATOR
+from dive.bench.results import Found, Setting, Unmeasured, Wrong, reason_of, records_of
 from dive.bench.timing import interval, turns, wall_seconds
 
 SESSION = "session"
@@ -47,7 +47,7 @@ _SCALE = 1e-2  # of the adapter: seen in the logits, and no cause of overflow
 
 @dataclass(frozen=True)
 class Decode:
-    """One decoder and a prompt of random tokens; `batch` rows."""
+    """One decoder and prompts of random tokens, `batch` of them."""
 
     shape: str  # of dive.bench.decoders.SHAPES
     prompt: int
@@ -59,20 +59,18 @@ class Decode:
 
     @property
     def name(self) -> str:
-        rows = "1 row" if self.batch == 1 else f"{self.batch} rows"
-        return f"{self.shape} decoder, {rows}, prompt {self.prompt}"
+        return f"{self.shape} decoder, batch {self.batch}, prompt {self.prompt}"
 
-    def seconds(self, here: Here) -> float:
+    def seconds(self, setup: Setup) -> float:
         # transformers, building, and by four ways the prompts and tokens of checks and three rounds
-        size = self.parameters * here.dtype.itemsize
-        building = size / (50e9 if here.device.type == "cuda" else 0.2e9)
-        prompts = 30 * 2 * self.parameters * self.prompt * self.batch / here.rates.products
-        imports = 0 if here.toy or "dive.bench.decoders" in sys.modules else 3
+        size = self.parameters * setup.dtype.itemsize
+        building = size / (50e9 if setup.device.type == "cuda" else 0.2e9)
+        prompts = 30 * 2 * self.parameters * self.prompt * self.batch / setup.rates.products
+        imports = 0 if setup.toy or "dive.bench.decoders" in sys.modules else 3
         # of small decoders Python takes more than the weights do
-        calls = (
-            0 if here.device.type == "cuda" or here.toy else min(2.0, 0.5 + self.parameters / 30e6)
-        )
-        return imports + building + prompts + calls + 300 * size / here.rates.reads
+        on_cpu = setup.device.type == "cpu" and not setup.toy
+        calls = min(2.0, 0.5 + self.parameters / 30e6) if on_cpu else 0
+        return imports + building + prompts + calls + 300 * size / setup.rates.reads
 
     def smaller(self) -> "Decode | None":
         if self.prompt > 16:
@@ -82,10 +80,10 @@ class Decode:
             return replace(self, shape=shape, parameters=parameters)
         return None
 
-    def run(self, here: Here, until: float) -> Iterator[Found]:
-        missing = partial(NotRun, OPERATOR, self.name)
+    def run(self, setup: Setup, until: float) -> Iterator[Found]:
+        missing = partial(Unmeasured, OPERATOR, self.name)
         try:
-            bench = Bench(self, here)
+            bench = Bench(self, setup)
         except Exception as error:
             yield missing("all", reason_of(error))
             return
@@ -102,7 +100,7 @@ class Decode:
         seconds, new = bench.measure(until)
         ran = bench.ran | {"floor": f"weights and cache, by {bench.read_by}"}
         setting = Setting(OPERATOR, self.name, f"a token of {new}")
-        yield from rows(setting, seconds, ran, _BESIDE, float(self.batch), "tokens/s")
+        yield from records_of(setting, seconds, ran, _BESIDE, float(self.batch), "tokens/s")
         for way in (SESSION, "session, steered"):
             if bench.ran[way] != "dive._C":
                 why = "" if bench.session.ran is None else f": {bench.session.ran.reason}"
@@ -112,26 +110,26 @@ class Decode:
 class Bench:
     """One model, and the ways to decode with it. Steered or not it is the same session."""
 
-    def __init__(self, case: Decode, here: Here) -> None:
+    def __init__(self, case: Decode, setup: Setup) -> None:
         from dive.bench.decoders import adapter_for, build, step_bytes
         from dive.decode.session import DecodeSession
 
-        self.case, self.here = case, here
+        self.case, self.setup = case, setup
         self.model = build(
-            case.shape, here.dtype, here.device, context=case.prompt + 512, toy=here.toy
+            case.shape, setup.dtype, setup.device, context=case.prompt + 512, toy=setup.toy
         )
         self.adapter = adapter_for(self.model, scale=_SCALE)
         self.step_bytes = partial(step_bytes, self.model, self.adapter, case.batch)
         self.session = DecodeSession(self.model)
         vocabulary = self.model.config.vocab_size
         shape = (case.batch, case.prompt)
-        self.ids = torch.randint(5, vocabulary, shape, device=here.device)
-        on_gpu = here.device.type == "cuda"
+        self.ids = torch.randint(5, vocabulary, shape, device=setup.device)
+        on_gpu = setup.device.type == "cuda"
         # as many bytes as a step reads, so that they lie in the caches as much as its own do
-        size = here.rates.read_bytes if on_gpu else sum(self._needed(case.prompt).values())
-        self.memory = read_buffer(here.device, here.toy, size)
+        size = setup.rates.read_bytes if on_gpu else sum(self._needed(case.prompt).values())
+        self.memory = read_buffer(setup.device, setup.toy, size)
         ways = reads(self.memory)
-        self.read_by = here.rates.read_by if on_gpu else fastest(ways, here.device)
+        self.read_by = setup.rates.read_by if on_gpu else fastest(ways, setup.device)
         self.read = ways[self.read_by]
         self.ran: dict[str, str] = {}
 
@@ -165,7 +163,7 @@ class Bench:
         Each token that it chooses is to be the forward's most likely one, but for rounding, and
         the logits that it chooses from are to be the forward's.
         """
-        most = self.here.tolerance
+        most = self.setup.tolerance
         for way in WAYS[:2]:
             ids = self.answer(way, _CHECKED)
             truth = self._forward(ids, way)
@@ -204,7 +202,7 @@ class Bench:
     def _measure(
         self, until: float, forwards: observe.Forwards
     ) -> tuple[dict[str, list[float]], int]:
-        device = self.here.device
+        device = self.setup.device
         counted = {way: [0, 0, 0] for way in WAYS}  # forwards, calls, tokens
 
         def seconds(way: str, new: int) -> float:
@@ -219,12 +217,12 @@ class Bench:
             seconds(way, 2)  # reserves room and captures graphs
         prompts: dict[str, list[float]] = {way: [seconds(way, 1)] for way in WAYS}
         left = until - time.monotonic()
-        short = 3 if self.here.toy else 9
+        short = 3 if self.setup.toy else 9
         # how many tokens an answer may have, so that there is time for several rounds
         step = sum(seconds(way, short) - prompts[way][0] for way in WAYS) / (short - 1)
         once = sum(prompts[way][0] for way in WAYS)
         new = max(short, min(_MOST, int((left / 7 - 2 * once) / max(step, 1e-6))))
-        if self.here.toy:
+        if self.setup.toy:
             new = short
         counted = {way: [0, 0, 0] for way in WAYS}
 
@@ -241,7 +239,7 @@ class Bench:
 
         measures: dict[str, Callable[[], float]] = {"floor": floor}
         measures |= {way: partial(token, way) for way in WAYS}
-        taken = turns(measures, 2 if self.here.toy else _ROUNDS, until=until)
+        taken = turns(measures, 2 if self.setup.toy else _ROUNDS, until=until)
         self.ran = {way: observe.decoder(*counted[way]) for way in WAYS}
         return taken, new
 

@@ -89,19 +89,19 @@ def adapter_for(model: Any, seed: int = 1, scale: float = 1e-3) -> dive.Steering
 def step_bytes(
     model: Any, adapter: dive.SteeringAdapter, batch: int, cached: int
 ) -> dict[str, int]:
-    """What one step of `batch` rows with `cached` tokens each must read."""
+    """The bytes that one step of `batch` sequences with `cached` tokens each must read."""
     config, size = model.config, model.dtype.itemsize
     weights = sum(one.numel() for one in model.parameters())
     if not config.tie_word_embeddings:  # one row of it is read
         weights -= model.get_input_embeddings().weight.numel()
     kinds = getattr(config, "layer_types", None) or [""] * config.num_hidden_layers
     near = min(cached, getattr(config, "sliding_window", None) or cached)
-    slots = sum(near if kind == "sliding_attention" else cached for kind in kinds)
+    positions = sum(near if kind == "sliding_attention" else cached for kind in kinds)
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     layers: Any = adapter.layers
     return {
         "weights": weights * size,
-        "cache": batch * slots * 2 * config.num_key_value_heads * head * size,
+        "cache": batch * positions * 2 * config.num_key_value_heads * head * size,
         # the products' operands in the stream's dtype, the rest in float32
         "adapter": sum(
             (one.down.numel() + one.up.numel()) * size

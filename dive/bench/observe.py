@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-Place = tuple[str, str]  # module and function
+CodeName = tuple[str, str]  # module and function
 # the PyTorch paths of the two operators
 _PYTORCH = {
     ("dive.ops.steering_torch", "forward"), ("dive.ops.steering_torch", "backward"),
@@ -14,12 +14,12 @@ _PYTORCH = {
 }  # fmt: skip
 
 
-def places(call: Callable[[], object]) -> set[Place]:
+def functions_run(call: Callable[[], object]) -> set[CodeName]:
     """The Python functions that run in one call, its backward included.
 
     A backward on a GPU runs on a thread of autograd's own, where nobody watches; here it does not.
     """
-    seen: set[Place] = set()
+    seen: set[CodeName] = set()
 
     def note(frame: Any, event: str, _argument: Any) -> None:
         if event == "call":
@@ -40,7 +40,7 @@ def operator(call: Callable[[], object], device: torch.device) -> str:
 
     "triton", "cpu operator" ("pytorch operator" on a GPU), both joined by " + ", or "unknown".
     """
-    seen = places(call)
+    seen = functions_run(call)
     found = []
     if any(module.startswith("triton.runtime") for module, _ in seen):
         found.append("triton")

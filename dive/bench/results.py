@@ -1,16 +1,17 @@
-"""What a run found, as rows with units, and as JSON."""
+"""What a run found, as records with units, and as JSON."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from dive.bench.timing import Interval, interval
+from dive.errors.renamed import renamed_attribute
 
 SCHEMA = 1  # of the JSON; a change of its meaning gets another number
 
 
 class Setting(NamedTuple):
-    """What the rows of one table have in common."""
+    """What the records of one table have in common."""
 
     operator: str
     case: str
@@ -18,7 +19,7 @@ class Setting(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class Record:
     """One way to compute one case, timed."""
 
     operator: str  # cross-entropy, steer or decode
@@ -36,8 +37,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class NotRun:
-    """What is missing from the rows, and why."""
+class Unmeasured:
+    """What is missing from the records, and why."""
 
     operator: str
     case: str
@@ -54,7 +55,7 @@ class Wrong:
     reason: str
 
 
-Found = Row | NotRun | Wrong
+Found = Record | Unmeasured | Wrong
 
 
 @dataclass
@@ -63,16 +64,19 @@ class Results:
 
     head: dict[str, Any]
     rates: dict[str, Any] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
-    not_run: list[NotRun] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    unmeasured: list[Unmeasured] = field(default_factory=list)
     wrong: list[Wrong] = field(default_factory=list)
+
+    rows = renamed_attribute("rows", "records")
+    not_run = renamed_attribute("not_run", "unmeasured")
 
     def add(self, found: Found) -> None:
         """To the list of its kind."""
-        if isinstance(found, Row):
-            self.rows.append(found)
-        elif isinstance(found, NotRun):
-            self.not_run.append(found)
+        if isinstance(found, Record):
+            self.records.append(found)
+        elif isinstance(found, Unmeasured):
+            self.unmeasured.append(found)
         else:
             self.wrong.append(found)
 
@@ -82,20 +86,20 @@ class Results:
             "schema": SCHEMA,
             **self.head,
             "rates": self.rates,
-            "rows": [_row(row) for row in self.rows],
-            "not_run": [asdict(one) for one in self.not_run],
+            "rows": [_record_json(record) for record in self.records],
+            "not_run": [asdict(one) for one in self.unmeasured],
             "wrong": [asdict(one) for one in self.wrong],
         }
 
 
-def _row(row: Row) -> dict[str, Any]:
-    plain = asdict(row) | {
-        "milliseconds": _interval(row.milliseconds),
-        "times": None if row.times is None else _interval(row.times),
-        "rate": significant(row.rate),
+def _record_json(record: Record) -> dict[str, Any]:
+    plain = asdict(record) | {
+        "milliseconds": _interval(record.milliseconds),
+        "times": None if record.times is None else _interval(record.times),
+        "rate": significant(record.rate),
     }
-    if row.floor_share is not None:
-        plain["floor_share"] = significant(row.floor_share)
+    if record.floor_share is not None:
+        plain["floor_share"] = significant(record.floor_share)
     return plain
 
 
@@ -108,15 +112,15 @@ def significant(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def rows(
+def records_of(
     setting: Setting,
     seconds: Mapping[str, list[float]],
     ran: Mapping[str, str],
     beside: Mapping[str, str],
     work: float,
     unit: str,
-) -> Iterator[Row]:
-    """A row a way from the seconds of its rounds; "floor" is what the shares are of.
+) -> Iterator[Record]:
+    """One record per way from the seconds of its rounds; "floor" is what the shares are of.
 
     work: what one call does, in `unit` times seconds. beside: of a way, the one to compare it with.
     """
@@ -129,7 +133,7 @@ def rows(
         if floor is not None:
             share = interval([a / b for a, b in zip(floor, values, strict=True)]).median
         taken = interval(values)
-        yield Row(
+        yield Record(
             *setting,
             way,
             ran[way],

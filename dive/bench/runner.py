@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from dive.bench import asked, cross_entropy, decode, steer
-from dive.bench.case import Case, Here
+from dive.bench import cross_entropy, decode, request, steer
+from dive.bench.case import Case, Setup
 from dive.bench.deadline import Deadline, OutOfTime, bound
 from dive.bench.machine import facts
 from dive.bench.rates import Rates, measure
-from dive.bench.results import NotRun, Results, reason_of, significant
+from dive.bench.results import Results, Unmeasured, reason_of, significant
 from dive.errors import DiveError
 
 _MODULES: dict[str, Any] = {
@@ -22,7 +22,7 @@ _MODULES: dict[str, Any] = {
     steer.OPERATOR: steer,
     decode.OPERATOR: decode,
 }
-DTYPES = {name: getattr(torch, name) for name in asked.DTYPES}
+DTYPES = {name: getattr(torch, name) for name in request.DTYPES}
 _UP = "the time was up"
 # an operator's first case is rather tried in vain than left out by an estimate
 _SLACK = 1.5
@@ -30,7 +30,7 @@ _SHARE_UP = "its share of the time was up"
 
 
 def run(
-    operators: Sequence[str] = asked.OPERATORS,
+    operators: Sequence[str] = request.OPERATORS,
     *,
     device: str = "auto",
     dtype: str = "auto",
@@ -54,8 +54,8 @@ def run(
     import dive
 
     started = time.monotonic() if started is None else started
-    asked.check(operators, device, dtype, seconds, threads)
-    names = asked.operators_of(operators)
+    request.check(operators, device, dtype, seconds, threads)
+    names = request.operators_of(operators)
     where = _device(device)
     kind = _dtype(dtype, where)
     deadline = Deadline(seconds, started)
@@ -119,18 +119,18 @@ def _run_all(
             rates = measure(device, dtype, toy, deadline.left)
     except OutOfTime:
         for case in (case for turn in _turns(cases) for case in turn):
-            results.add(NotRun(case.operator, case.name, "all", _UP))
+            results.add(Unmeasured(case.operator, case.name, "all", _UP))
         return
     except Exception as error:
         raise DiveError(f"bench: {device} does not work: {reason_of(error)}") from error
-    results.rates = _told(rates)
-    here = Here(device, dtype, toy, rates)
+    results.rates = _rates_json(rates)
+    setup = Setup(device, dtype, toy, rates)
     turns = list(_turns(cases))
     for number, turn in enumerate(turns):
         # what is cheap leaves most of its share to the next ones
-        waiting = sorted(turn, key=lambda case: case.seconds(here))
+        waiting = sorted(turn, key=lambda case: case.seconds(setup))
         behind = sum(case.share for later in turns[number + 1 :] for case in later)
-        asked_before: set[Case] = set()
+        tried: set[Case] = set()
         while waiting:
             case = waiting.pop(0)
             say(f"{case.operator}: {case.name}")
@@ -139,23 +139,23 @@ def _run_all(
             most = case.share / (case.share + beside) if number == 0 else 1.0
             least_wanted = case.share / (case.share + beside + behind)
             slack = _SLACK if number == 0 else 1.0
-            may_wait = bool(waiting) and case not in asked_before
-            asked_before.add(case)
-            again = _run(case, here, deadline, most, least_wanted, slack, may_wait, results)
+            may_wait = bool(waiting) and case not in tried
+            tried.add(case)
+            again = _run_case(case, setup, deadline, most, least_wanted, slack, may_wait, results)
             if again is not None:
                 waiting.append(again)
             if deadline.left > 0:  # it takes a while, too
                 gc.collect()
                 if device.type == "cuda":
                     torch.cuda.empty_cache()
-    places = {name: at for at, name in enumerate(operators)}
-    results.rows.sort(key=lambda row: places[row.operator])  # whichever order they ran in
-    results.not_run.sort(key=lambda one: places[one.operator])
+    order = {name: at for at, name in enumerate(operators)}
+    results.records.sort(key=lambda record: order[record.operator])  # whichever order they ran in
+    results.unmeasured.sort(key=lambda one: order[one.operator])
 
 
-def _run(
+def _run_case(
     case: Case,
-    here: Here,
+    setup: Setup,
     deadline: Deadline,
     most: float,
     wanted: float,
@@ -171,37 +171,37 @@ def _run(
     Returns what to try behind the others: the same, or a smaller one if there was no row in time.
     """
     left = max(deadline.left, 0.0)
-    room = most * left
+    budget = most * left
     fits = case
-    while fits.seconds(here) > room and (smaller := fits.smaller()) is not None:
+    while fits.seconds(setup) > budget and (smaller := fits.smaller()) is not None:
         fits = smaller
-    least, what = fits.seconds(here), "are left" if most == 1 else "are its share"
-    begins = least <= room * slack
+    least, what = fits.seconds(setup), "are left" if most == 1 else "are its share"
+    begins = least <= budget * slack
     if not begins and may_wait:
         return case
     if not begins or fits is not case:
         smallest = "" if begins or fits is case else f" ({least:.0f} s at its smallest)"
-        reason = f"it takes about {case.seconds(here):.0f} s{smallest}, and {room:.0f} s {what}"
+        reason = f"it takes about {case.seconds(setup):.0f} s{smallest}, and {budget:.0f} s {what}"
         if begins:
             reason += f"; in its place: {fits.name}"
-        results.add(NotRun(case.operator, case.name, "all", reason))
+        results.add(Unmeasured(case.operator, case.name, "all", reason))
     if not begins:
         return None
     # in time to go on with the next case, and to end by itself before it is broken off
     if fits.smaller() is None:  # what else could be measured is dearer: an estimate is but one
-        room = max(room, min(3 * least, left / 2))
-    begun, rows = time.monotonic(), len(results.rows)
-    until = begun + min(max(left * wanted, least), 0.85 * room)
+        budget = max(budget, min(3 * least, left / 2))
+    begun, records = time.monotonic(), len(results.records)
+    until = begun + min(max(left * wanted, least), 0.85 * budget)
     try:
-        with bound(min(begun + room, deadline.end)):
-            for found in fits.run(here, until):
+        with bound(min(begun + budget, deadline.end)):
+            for found in fits.run(setup, until):
                 results.add(found)
     except OutOfTime:
         up = deadline.left <= 0 or most == 1
-        results.add(NotRun(fits.operator, fits.name, "the rest", _UP if up else _SHARE_UP))
-        return fits.smaller() if len(results.rows) == rows and not up else None
+        results.add(Unmeasured(fits.operator, fits.name, "the rest", _UP if up else _SHARE_UP))
+        return fits.smaller() if len(results.records) == records and not up else None
     except Exception as error:
-        results.add(NotRun(fits.operator, fits.name, "the rest", reason_of(error)))
+        results.add(Unmeasured(fits.operator, fits.name, "the rest", reason_of(error)))
     return None
 
 
@@ -211,7 +211,7 @@ def _turns(lists: Sequence[Sequence[Case]]) -> Iterator[list[Case]]:
         yield [case for one in lists for case in one[at : at + 1]]
 
 
-def _told(rates: Rates) -> dict[str, Any]:
+def _rates_json(rates: Rates) -> dict[str, Any]:
     return {
         "products_gflop_s": significant(rates.products / 1e9),
         "copies_gb_s": significant(rates.copies / 1e9),

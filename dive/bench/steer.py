@@ -15,10 +15,10 @@ from torch import Tensor
 
 from dive import ops, reference
 from dive.bench import observe
-from dive.bench.asked import STEER as OPERATOR
-from dive.bench.case import Here, off, reseed
+from dive.bench.case import Setup, off, reseed
 from dive.bench.rates import copies, fastest
-from dive.bench.results import Found, NotRun, Setting, Wrong, reason_of, rows
+from dive.bench.request import STEER as OPERATOR
+from dive.bench.results import Found, Setting, Unmeasured, Wrong, reason_of, records_of
 from dive.bench.timing import Call, stopwatches, turns
 
 PASSES = {"forward": 2, "forward+backward": 5}  # over [T, D]
@@ -70,21 +70,21 @@ class Steer:
         more = ", beside torch.compile" if self.compiled else ""
         return f"{self.tokens} tokens, D {self.width}, rank {self.rank}{more}"
 
-    def seconds(self, here: Here) -> float:
+    def seconds(self, setup: Setup) -> float:
         # the reference makes about ten passes of each of the floor's, in float32
         size = 7 * self.tokens * self.width * 40
-        compiles = 12 if self.compiled and not here.toy else 0  # two graphs, and their backward
-        return 6 * size / here.rates.copies + compiles
+        compiles = 12 if self.compiled and not setup.toy else 0  # two graphs, and their backward
+        return 6 * size / setup.rates.copies + compiles
 
     def smaller(self) -> "Steer | None":
         # most of the compiled one's time is the compiler's, whatever the size
         tokens = self.tokens // 4
         return None if self.compiled or tokens < 128 else replace(self, tokens=tokens)
 
-    def run(self, here: Here, until: float) -> Iterator[Found]:
-        missing = partial(NotRun, OPERATOR, self.name)
+    def run(self, setup: Setup, until: float) -> Iterator[Found]:
+        missing = partial(Unmeasured, OPERATOR, self.name)
         try:
-            given = inputs(self.tokens, self.width, self.rank, here.dtype, here.device)
+            given = inputs(self.tokens, self.width, self.rank, setup.dtype, setup.device)
             want = reference.steer(*given)
             # of the result itself: a sum over tokens of random signs would say little
             upstream = want.detach()
@@ -93,9 +93,9 @@ class Steer:
             yield missing("all", f"the reference fails, to compare with: {reason_of(error)}")
             return
         try:
-            wrong = _difference(given, want, gradients, upstream, here.tolerance)
+            wrong = _difference(given, want, gradients, upstream, setup.tolerance)
             modes = {mode: run(_dive, given, upstream, mode) for mode in PASSES}
-            seen = {mode: observe.operator(one, here.device) for mode, one in modes.items()}
+            seen = {mode: observe.operator(one, setup.device) for mode, one in modes.items()}
         except torch.OutOfMemoryError as error:
             yield missing("all", reason_of(error))
             return
@@ -107,17 +107,17 @@ class Steer:
         others: dict[str, Callable[..., Tensor]] = {"reference": reference.steer}
         ran = {"reference": "dive.reference", "reference, compiled": "inductor"}
         if self.compiled:
-            if here.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+            if setup.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
                 yield missing("reference, compiled", "no C++ compiler is on PATH")
                 return
             torch._dynamo.reset()  # it compiles a function only so many times, and then no more
-            backend = "eager" if here.toy else "inductor"
+            backend = "eager" if setup.toy else "inductor"
             others["reference, compiled"] = torch.compile(
                 reference.steer, backend=backend, dynamic=False
             )
-            if here.toy:
+            if setup.toy:
                 ran["reference, compiled"] = "dynamo"
-        size = self.tokens * self.width * here.dtype.itemsize
+        size = self.tokens * self.width * setup.dtype.itemsize
         for at, (mode, passes) in enumerate(PASSES.items()):
             copied_by, copying = copy(given[0])
             calls = {"floor": copying, "dive": modes[mode]}
@@ -132,7 +132,7 @@ class Steer:
             if self.compiled and len(calls) == 3:
                 continue  # what is left stands in the case without it
             part = (until - time.monotonic()) / (len(PASSES) - at)
-            watches = stopwatches(calls, here.device)
+            watches = stopwatches(calls, setup.device)
             seconds = turns(watches, _ROUNDS, until=time.monotonic() + part)
             seconds["floor"] = [passes / 2 * one for one in seconds["floor"]]
             ran |= {
@@ -141,7 +141,7 @@ class Steer:
             }
             beside = {name: "dive" for name in others}
             setting = Setting(OPERATOR, self.name, mode)
-            yield from rows(setting, seconds, ran, beside, passes * size / 1e9, "GB/s")
+            yield from records_of(setting, seconds, ran, beside, passes * size / 1e9, "GB/s")
 
 
 def _dive(*given: Tensor) -> Tensor:

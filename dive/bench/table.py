@@ -6,7 +6,7 @@ from itertools import groupby
 from rich.table import Table
 from rich.text import Text
 
-from dive.bench.results import NotRun, Results, Row
+from dive.bench.results import Record, Results, Unmeasured
 from dive.bench.timing import Interval
 from dive.console import PlainConsole
 from dive.errors.counting import counted
@@ -21,14 +21,14 @@ def show(results: Results, console: PlainConsole | None = None) -> None:
     if console is None:
         console = PlainConsole()
         if not console.is_terminal:  # nothing is folded that somebody may search for
-            console = PlainConsole(width=max(_WIDE, sum(_widths(results.rows)) + 12))
+            console = PlainConsole(width=max(_WIDE, sum(_widths(results.records)) + 12))
     say = lambda text, style="": console.print(text, style=style)  # noqa: E731
     for line in _machine(results):
         say(line)
-    for title, table in _tables(results.rows, console.width):
+    for title, table in _tables(results.records, console.width):
         say(f"\n{title}", "bold")
         console.print(table)
-    if results.rows:
+    if results.records:
         say(
             "\nms: median and 95% interval of rounds in which all ways took turns. beside: the "
             "time over dive's (or the named way's) of the same rounds. floor: the least time, by "
@@ -36,7 +36,7 @@ def show(results: Results, console: PlainConsole | None = None) -> None:
             "100%.",
             "dim",
         )
-    for line in _missing(results.not_run):
+    for line in _missing(results.unmeasured):
         say(line, "yellow")
     for bad in results.wrong:
         say(f"WRONG: {bad.operator}, {bad.case}: {bad.reason}; not timed", "bold red")
@@ -67,19 +67,19 @@ def _machine(results: Results) -> list[str]:
     return lines
 
 
-def _widths(rows: list[Row]) -> list[int]:
+def _widths(records: list[Record]) -> list[int]:
     """Of the columns, the same in every case's table."""
-    return [max(map(len, column)) for column in zip(_COLUMNS, *map(_cells, rows), strict=True)]
+    return [max(map(len, column)) for column in zip(_COLUMNS, *map(_cells, records), strict=True)]
 
 
-def _tables(rows: list[Row], width: int) -> Iterator[tuple[str, Table]]:
+def _tables(records: list[Record], width: int) -> Iterator[tuple[str, Table]]:
     """A line and a table for each case; nothing is cut where it is wider than `width` columns."""
-    widths = _widths(rows)
+    widths = _widths(records)
     # numbers in one line, and the same columns in every table, where there is room
     least = sum(widths[2:]) + 2 * len(widths)
     fits = least + sum(widths[:2]) <= width
     numbers = fits or least + 2 * _NARROW <= width
-    for (operator, case, mode), group in groupby(rows, lambda r: (r.operator, r.case, r.mode)):
+    for (operator, case, mode), group in groupby(records, lambda r: (r.operator, r.case, r.mode)):
         table = Table(box=None, pad_edge=False)
         for at, (name, wanted) in enumerate(zip(_COLUMNS, widths, strict=True)):
             right = at > 1
@@ -91,18 +91,18 @@ def _tables(rows: list[Row], width: int) -> Iterator[tuple[str, Table]]:
                 min_width=wanted if right and numbers else None,
                 width=wanted if fits and not right else None,
             )
-        for row in group:
-            styled = [Text(cell) for cell in _cells(row)]
-            if row.way.startswith("session") and row.ran != "dive._C":
+        for record in group:
+            styled = [Text(cell) for cell in _cells(record)]
+            if record.way.startswith("session") and record.ran != "dive._C":
                 styled[1].stylize("bold yellow")
             table.add_row(*styled)
         yield f"{operator}, {mode}: {case}", table
 
 
-def _missing(not_run: list[NotRun]) -> list[str]:
+def _missing(unmeasured: list[Unmeasured]) -> list[str]:
     """A line for each reason of an operator, with all that it kept away."""
     lines: dict[tuple[str, str], dict[str, list[str]]] = {}
-    for one in not_run:
+    for one in unmeasured:
         lines.setdefault((one.operator, one.reason), {}).setdefault(one.case, []).append(one.way)
     return [
         f"not run: {operator}, "
@@ -112,18 +112,18 @@ def _missing(not_run: list[NotRun]) -> list[str]:
     ]
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(record: Record) -> list[str]:
     times = ""
-    if row.times is not None:
-        of = "" if row.beside in ("dive", "session") else f" {row.beside}"
-        times = "{:.2f}x ({:.2f} to {:.2f})".format(*row.times) + of
+    if record.times is not None:
+        of = "" if record.beside in ("dive", "session") else f" {record.beside}"
+        times = "{:.2f}x ({:.2f} to {:.2f})".format(*record.times) + of
     return [
-        row.way,
-        row.ran,
-        milliseconds(row.milliseconds),
+        record.way,
+        record.ran,
+        milliseconds(record.milliseconds),
         times,
-        rate(row.rate, row.rate_unit),
-        "" if row.floor_share is None else f"{row.floor_share:.0%}",
+        rate(record.rate, record.rate_unit),
+        "" if record.floor_share is None else f"{record.floor_share:.0%}",
     ]
 
 

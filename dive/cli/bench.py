@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dive.bench.asked import check
+from dive.bench.request import check
 from dive.cli.options import as_path, quiet_libraries
 from dive.console import PlainConsole, styled
 from dive.errors import DiveError
@@ -65,8 +65,8 @@ def bench(
     from dive.bench import run
 
     quiet_libraries()
-    told = PlainConsole(stderr=True)
-    with told.status("") as status:
+    console = PlainConsole(stderr=True)
+    with console.status("") as status:
         results = run(
             operators or (),
             device=device,
@@ -84,12 +84,12 @@ def bench(
         from dive.bench.table import show
 
         show(results)
-        if json_file is not None and (results.rows or results.wrong or there):
+        if json_file is not None and (results.records or results.wrong or there):
             write_text(json_file, text + "\n")
     if results.wrong:
         one = results.wrong[0]
         raise DiveError(f"bench: {one.operator} is wrong here ({one.case}): {one.reason}")
-    if not results.rows:
+    if not results.records:
         lost = json_file not in (None, _STDOUT) and not json_file.is_file()
         more = f"; {json_file} is not written, there is no such folder" if lost else ""
         raise DiveError(f"bench: nothing was measured in {seconds:g} seconds{more}")

@@ -134,97 +134,117 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Score reports: BLEU, ROUGE-L, findings by the lexicon, termination, length."""
-    from dive.data.overwriting import check_not_of_spec, check_not_read
-    from dive.files.atomic import check_file
-    from dive.files.lock import hold_file
-    from dive.metrics import METRICS, CheXbert, RadGraph
     from dive.metrics import evaluate as score
 
-    asked = [name.strip() for name in metrics.split(",") if name.strip()]
-    unknown = [name for name in asked if name not in METRICS]
-    if not asked or unknown:
-        raise DiveError(f"--metrics is {metrics!r}; wants some of {','.join(METRICS)}")
+    requested = _metrics_of(metrics)
     check_values(target=target)
     if per_report is not None:
-        check_file(per_report)
-        written = {per_report: "--per-report"}
-        check_not_read(
-            written,
-            [predictions, baseline, radgraph_annotations, radgraph_weights, radgraph_encoder,
-             chexbert_weights, chexbert_tokenizer],
-        )  # fmt: skip
-        check_not_of_spec(written, references, images_root, reports_root)
-        context.with_resource(hold_file(per_report))
-    sources: dict[str, Any] = {}
-    if "radgraph" in asked:
-        sources["radgraph"] = radgraph_annotations or RadGraph(
+        read_files = [predictions, baseline, radgraph_annotations, radgraph_weights,
+                      radgraph_encoder, chexbert_weights, chexbert_tokenizer]  # fmt: skip
+        _hold_output(context, per_report, read_files, (references, images_root, reports_root))
+    annotators: dict[str, Any] = {}
+    if "radgraph" in requested:
+        from dive.metrics import RadGraph
+
+        annotators["radgraph"] = radgraph_annotations or RadGraph(
             radgraph_model,
             weights=radgraph_weights,
             encoder=radgraph_encoder,
             python=radgraph_python,
         )
-        sources["radgraph_case_sensitive"] = radgraph_case_sensitive
-    if "chexbert" in asked:
-        sources["chexbert"] = CheXbert(chexbert_weights, chexbert_tokenizer)
-    rows = predictions_of(predictions)
+        annotators["radgraph_case_sensitive"] = radgraph_case_sensitive
+    if "chexbert" in requested:
+        from dive.metrics import CheXbert
+
+        annotators["chexbert"] = CheXbert(chexbert_weights, chexbert_tokenizer)
+    records = predictions_of(predictions)
     options = reading(split, images_root, reports_root, drop_comparisons, read)
     truth = references_of(references, target, options, allow_missing)
-    files = {predictions: rows}
+    files = {predictions: records}
     if baseline is not None:
         files[baseline] = predictions_of(baseline)
     ids = joined_ids(files, references, truth, allow_missing)
-    known = [name for name in ids if rows[name].get("finish_reason") is not None]
+    reasons: list[Any] = [records[name].get("finish_reason") for name in ids]
+    without_reason = reasons.count(None)
     found = score(
-        [rows[name]["report"] for name in ids],
+        [records[name]["report"] for name in ids],
         [truth[name] for name in ids],
-        asked,
+        requested,
         normalization=normalization,
         meteor_synonyms=meteor_synonyms,
         per_report=per_report is not None,
-        finish_reasons=[rows[name]["finish_reason"] for name in ids]
-        if len(known) == len(ids)
-        else None,
+        finish_reasons=None if without_reason else reasons,
         baseline=None if baseline is None else [files[baseline][name]["report"] for name in ids],
         bootstrap=bootstrap,
         confidence=confidence,
         seed=seed,
-        **sources,
+        **annotators,
     )
     missing = {str(path): len(set(truth) - set(table)) for path, table in files.items()}
     extra = {str(path): len(set(table) - set(truth)) for path, table in files.items()}
     if per_report is not None:
         _write_per_report(per_report, ids, found.pop("per_report"))
-    without = len(ids) - len(known)
     if as_json:
         counts: dict[str, Any] = {"without_prediction": missing, "without_reference": extra}
-        counts["without_finish_reason"] = without
+        counts["without_finish_reason"] = without_reason
         print(visible_json(found | {"target": target} | counts))
         return
     console = stdout()
-    _print(found, missing, extra, console)
-    if known and without:
-        console.print(
-            styled(
-                f"no termination_rate: {without} of {len(ids)} predictions have no finish_reason",
-                "yellow",
-            ).append(f" ({visible(predictions)})", "default")
+    _print_scores(found, missing, extra, console)
+    if 0 < without_reason < len(ids):
+        _print_warning(
+            f"no termination_rate: {without_reason} of {len(ids)} predictions have no "
+            "finish_reason",
+            predictions,
+            console,
         )
     if per_report is not None:
         console.print(f"every report's scores are in {per_report}", style="dim")
 
 
+def _metrics_of(option: str) -> list[str]:
+    """The metrics that --metrics names; DiveError for one that does not exist."""
+    from dive.metrics import METRICS
+
+    requested = [name.strip() for name in option.split(",") if name.strip()]
+    if not requested or any(name not in METRICS for name in requested):
+        raise DiveError(f"--metrics is {option!r}; wants some of {','.join(METRICS)}")
+    return requested
+
+
+def _hold_output(
+    context: typer.Context,
+    output: Path,
+    read_files: list[Path | None],
+    dataset: tuple[str, Path | None, Path | None],
+) -> None:
+    """Check that `output` can be written and is nothing that is read; held until the command ends.
+
+    dataset: the references' specification, the root of its images and that of its reports.
+    """
+    from dive.data.overwriting import check_not_of_spec, check_not_read
+    from dive.files.atomic import check_file
+    from dive.files.lock import hold_file
+
+    check_file(output)
+    written = {output: "--per-report"}
+    check_not_read(written, read_files)
+    check_not_of_spec(written, *dataset)
+    context.with_resource(hold_file(output))
+
+
 def _write_per_report(path: Path, ids: list[str], columns: dict[str, list[float | None]]) -> None:
-    """One row a report: its id and its scores, null where it could not be scored."""
+    """One record per report: its id and its scores, null where it could not be scored."""
     from dive.files.json_lines import write_jsonl
 
-    rows = [
-        {"id": name} | {metric: values[place] for metric, values in columns.items()}
-        for place, name in enumerate(ids)
+    records = [
+        {"id": name} | {metric: values[index] for metric, values in columns.items()}
+        for index, name in enumerate(ids)
     ]
-    write_jsonl(path, rows)
+    write_jsonl(path, records)
 
 
-def _print(
+def _print_scores(
     found: dict[str, Any], missing: dict[str, int], extra: dict[str, int], console: PlainConsole
 ) -> None:
     intervals, differences = found.get("intervals", {}), found.get("differences", {})
@@ -236,17 +256,17 @@ def _print(
         add_column(shown, "difference")
     add_column(shown, "variant", "dim")
     for name, variant in found["variants"].items():
-        row = [name, f"{found[name]:.4f}"]
+        cells = [name, f"{found[name]:.4f}"]
         if intervals:
-            row.append("{:.4f} to {:.4f}".format(*intervals[name]) if name in intervals else "")
+            cells.append("{:.4f} to {:.4f}".format(*intervals[name]) if name in intervals else "")
         if differences:
             one = differences.get(name)
-            row.append(f"{found['baseline'][name]:.4f}" if one else "")
+            cells.append(f"{found['baseline'][name]:.4f}" if one else "")
             text = f"{one['difference']:+.4f}" if one else ""
             if one and "interval" in one:
                 text += " ({:+.4f} to {:+.4f}, p {:.3f})".format(*one["interval"], one["p"])
-            row.append(text)
-        add_row(shown, *row, variant)
+            cells.append(text)
+        add_row(shown, *cells, variant)
     console.print(shown)
     tested = sum("p" in one for one in differences.values())
     if tested > 1:
@@ -258,8 +278,11 @@ def _print(
     for what, counts in (("reference", extra), ("prediction", missing)):
         for path, count in counts.items():
             if count:
-                told = styled(f"{count} without a {what}", "yellow")
-                console.print(told.append(f" ({visible(path)})", "default"))
+                _print_warning(f"{count} without a {what}", path, console)
     for what in ("empty_predictions", "empty_references"):
         if found[what]:
             console.print(f"{found[what]} {what.replace('_', ' ')}", style="yellow")
+
+
+def _print_warning(text: str, path: str | Path, console: PlainConsole) -> None:
+    console.print(styled(text, "yellow").append(f" ({visible(path)})", "default"))

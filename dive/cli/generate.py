@@ -143,7 +143,7 @@ def generate(
             f"{out}: is there already; give --overwrite to replace it, or another --out"
         )
     from dive.adapter.adapter import SteeringAdapter
-    from dive.backbone.files import describe_backbone, dtype_in_use
+    from dive.backbone.files import backbone_file_digests, dtype_in_use
     from dive.data import Skipped
     from dive.data.given import as_studies
     from dive.files import digests
@@ -185,7 +185,7 @@ def generate(
         asked["prompt"] = DEFAULT_PROMPTS.get(asked["target"])
     # the values in use, whether they were given or are the adapter's or the defaults
     run = {
-        **describe_backbone(backbone, verify),
+        **backbone_file_digests(backbone, verify),
         "adapter": describe_adapter(steering),
         "studies": describe_studies(items),
         "demonstrations": describe_demonstrations(shown),

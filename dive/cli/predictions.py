@@ -14,36 +14,36 @@ _SHOWN = 8  # ids named in a message
 
 
 def predictions_of(path: Path) -> dict[str, dict[str, Any]]:
-    """Rows by id; a row holds at least "id" and "report"."""
+    """Records by id, each with at least "id" and "report"."""
     from dive.data.absent import is_absent
     from dive.metrics import FINISH_REASONS
 
-    rows: dict[str, dict[str, Any]] = {}
-    for number, row in _lines(path):
+    records: dict[str, dict[str, Any]] = {}
+    for number, record in _lines(path):
         for key, kinds in (("id", (str, int)), ("report", str)):
-            if key not in row:
+            if key not in record:
                 raise DiveError(
                     f'{line_location(path, number)}: wants "id" and "report", got the keys '
-                    f"{names_of(row)}"
+                    f"{names_of(record)}"
                 )
-            if key == "report" and row[key] is not None and is_absent(row[key]):
+            if key == "report" and record[key] is not None and is_absent(record[key]):
                 continue  # NaN, too, is an empty report
-            if not isinstance(row[key], kinds) or isinstance(row[key], bool):
-                got = "null" if row[key] is None else f"a {type(row[key]).__name__}"
+            if not isinstance(record[key], kinds) or isinstance(record[key], bool):
+                got = "null" if record[key] is None else f"a {type(record[key]).__name__}"
                 raise DiveError(
                     f'{line_location(path, number)}: "{key}" is {got}, want a text'
                     + ('; of an empty report, ""' if key == "report" else "")
                 )
-        name, reason = row["id"], row.get("finish_reason")
+        name, reason = record["id"], record.get("finish_reason")
         if reason not in (None, *FINISH_REASONS):
             raise DiveError(
                 f'{line_location(path, number)}: "finish_reason" is another word, want one of '
                 f"{', '.join(FINISH_REASONS)}, or none"
             )
-        if str(name) in rows:
+        if str(name) in records:
             raise DiveError(f"{line_location(path, number)}: id {name!r} comes twice")
-        rows[str(name)] = row
-    return rows
+        records[str(name)] = record
+    return records
 
 
 def references_of(
@@ -64,25 +64,25 @@ def references_of(
     split = options.pop("split", None)
     if split is not None and split.casefold() not in SPLITS:
         raise DiveError(f"--split is {split!r}; wants one of {', '.join(SPLITS)}")
-    given = [name for name, value in options.items() if value not in (None, False)]
-    if given:
-        raise DiveError(f"{spec}: is JSON lines, for which {', '.join(given)} has no use")
+    unused = [name for name, value in options.items() if value not in (None, False)]
+    if unused:
+        raise DiveError(f"{spec}: is JSON lines, for which {', '.join(unused)} has no use")
     reports: dict[str, str] = {}
-    for number, row in _lines(path):
+    for number, record in _lines(path):
         if split is not None:
-            own = row.get("split")
+            own = record.get("split")
             if not isinstance(own, str):
                 raise DiveError(
                     f"{line_location(path, number)}: has no 'split', and --split is {split!r}"
                 )
             if SPLITS.get(own.casefold(), own) != SPLITS[split.casefold()]:
                 continue
-        name = row.get("id")
+        name = record.get("id")
         if not isinstance(name, (str, int)):
             raise DiveError(f'{line_location(path, number)}: "id" is missing')
         if str(name) in reports:
             raise DiveError(f"{line_location(path, number)}: id {name!r} comes twice")
-        texts: dict[str, Any] = {key: row.get(key) for key in ("findings", "impression")}
+        texts: dict[str, Any] = {key: record.get(key) for key in ("findings", "impression")}
         for key, text in texts.items():
             if not isinstance(text, str) and not is_absent(text):
                 raise DiveError(f"{line_location(path, number)}: {key!r} wants a text")
@@ -106,16 +106,16 @@ def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode("utf-8"))
+            record = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise DiveError(f"cannot read {path}: line {number}: {error}") from error
         except RecursionError:
             raise DiveError(f"{path}:{number}: is nested too deeply") from None
         except ValueError as error:
             raise DiveError(f"{line_location(path, number)}: is not JSON ({error})") from None
-        if not isinstance(row, dict):
+        if not isinstance(record, dict):
             raise DiveError(f"{line_location(path, number)}: wants one JSON object a line")
-        found.append((number, row))
+        found.append((number, record))
     if not found:
         raise DiveError(f"{path}: has no lines")
     return found
@@ -132,9 +132,9 @@ def joined_ids(
     files: dict[Path, dict[str, Any]], references: str, truth: dict[str, str], allow_missing: bool
 ) -> list[str]:
     """The ids that every file has, in the order of the references."""
-    for path, rows in files.items():
-        lost = [name for name in truth if name not in rows]
-        odd = [name for name in rows if name not in truth]
+    for path, records in files.items():
+        lost = [name for name in truth if name not in records]
+        odd = [name for name in records if name not in truth]
         for names, what in (
             (lost, f"{path} has no prediction"),
             (odd, f"{references} has no reference for what {path} has"),
@@ -145,7 +145,7 @@ def joined_ids(
                     f"{what} under {counted(len(names), 'id')}: {listed}; --allow-missing counts "
                     "them and scores the rest"
                 )
-    ids = [name for name in truth if all(name in rows for rows in files.values())]
+    ids = [name for name in truth if all(name in records for records in files.values())]
     if not ids:
         raise DiveError(f"no id of {references} is in {', '.join(map(str, files))}")
     return ids

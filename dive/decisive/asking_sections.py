@@ -129,26 +129,26 @@ def _headings(text: str) -> list[_Heading]:
     """The headings of a text, in its order; of a form's particulars none."""
     found: list[_Heading] = []
     last = 0
-    for mark in _SEPARATOR.finditer(text):
-        low = max(last, mark.start() - _LONGEST)
-        breaks = [one.end() for one in _BREAK.finditer(text, low, mark.start())]
+    for separator in _SEPARATOR.finditer(text):
+        low = max(last, separator.start() - _LONGEST)
+        breaks = [one.end() for one in _BREAK.finditer(text, low, separator.start())]
         begin = breaks[-1] if breaks else low
         opens = begin == 0 or bool(breaks) or begin == last
-        words = list(_WORD.finditer(text, begin, mark.start()))
+        words = list(_WORD.finditer(text, begin, separator.start()))
         before = text[max(0, begin - _LONGEST) : begin].rpartition("\n")
         line = not before[2].strip(" \t\r\"'{[|0123456789.")
-        colon = ":" in mark.group()
-        alone = mark.end() == len(text) or text[mark.end()] == "\n"
+        colon = ":" in separator.group()
+        alone = separator.end() == len(text) or text[separator.end()] == "\n"
         if not words:
             continue
-        one = _heading(words, opens, line, colon, alone and not mark.group().strip(" \t*_#;"))
+        one = _heading(words, opens, line, colon, alone and not separator.group().strip(" \t*_#;"))
         if one is None:
             continue
-        short = mark.group() in (".", "")
+        short = separator.group() in (".", "")
         if short and not (words[-1].group().lower() in ("hx", "c/o") and opens):
             short = False
-        found.append(_Heading(one[0], mark.end(), one[1], short))
-        last = mark.end()
+        found.append(_Heading(one[0], separator.end(), one[1], short))
+        last = separator.end()
     ends = [_Heading(m.start(), m.end(), TELLING, False) for m in _NEXT_REPORT.finditer(text)]
     return sorted(found + ends)
 
@@ -254,11 +254,15 @@ def _end(text: str, heading: _Heading, following: _Heading | None) -> int:
 def _sentences(text: str, first: int, limit: int) -> list[int]:
     """Where sentences may begin in text[first:limit]; a line in small letters goes on."""
     starts = [first]
-    for mark in _SENTENCE.finditer(text, first, limit):
-        end = mark.end()
+    for separator in _SENTENCE.finditer(text, first, limit):
+        end = separator.end()
         if end >= limit:
             break
-        if mark.group()[0] == "\n" and "\n" not in mark.group()[1:] and not text[end].isupper():
+        if (
+            separator.group()[0] == "\n"
+            and "\n" not in separator.group()[1:]
+            and not text[end].isupper()
+        ):
             continue
         starts.insert(bisect_right(starts, end), end)
     return starts

@@ -6,7 +6,7 @@ new statement begins; "is not seen" and its kin reach back over the mentions of 
 The cues are in dive/lexicon/cues.yaml.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dive.decisive.sentence import Found, Sentence
 from dive.lexicon import default_cues
@@ -47,21 +47,23 @@ class _Reading(Sentence):
                 self._new_statement()
             cue = self.cues.get(i)
             if cue is not None:
-                self._cue(str(cue.value), cue)
+                self._cue(cue)
             elif self.words[i] == "than" and self.prefers(i):
                 self._open(UNCERTAIN)  # "more in keeping with atelectasis than pneumonia"
             elif (word := self.words[i]) == "and" or word == "plus":
                 self._and(i)
             elif word == "or" and not self.state:
                 self.alternative = bool(self.passed) and i - self.last_word() <= 4
-                if (k := self.at.get(i - 1)) is not None and self.said[k] == POSITIVE:
-                    self.said[k] = UNCERTAIN  # "atelectasis or fluid"
+                if (k := self.at.get(i - 1)) is not None and self.polarity[k] == POSITIVE:
+                    self.polarity[k] = UNCERTAIN  # "atelectasis or fluid"
             if self.words[i] in VERBS or (self.words[i] in PERCEIVED and i - 1 in self.at):
                 self.asserted = True
             if i in self.at:
                 self._mention(self.at[i], i)
         self._answer_by_normality()
-        return [self._normal(k) if one.normal else self.said[k] for k, one in enumerate(self.found)]
+        return [
+            self._normal(k) if one.normal else self.polarity[k] for k, one in enumerate(self.found)
+        ]
 
     # what a reach is opened and ended by
 
@@ -101,83 +103,107 @@ class _Reading(Sentence):
 
     # what cues do
 
-    def _say(self, which: Sequence[int], state: str) -> None:
+    def _set(self, which: Sequence[int], polarity: str) -> None:
         for k in which:
-            self.said[k] = state
+            self.polarity[k] = polarity
 
-    def _cue(self, kind: str, cue: Match) -> None:
+    def _cue(self, cue: Match) -> None:
+        kind = str(cue.value)
+        action = _ACTIONS.get(self._stop_kind(kind, cue) if kind.startswith("stop") else kind)
+        if action is not None:
+            action(self, cue)
+
+    def _stop_kind(self, kind: str, cue: Match) -> str:
+        """A stop that depends on where it stands, as "stop" or, where it stops nothing, ""."""
         if kind == "stop_unless_joined":
-            if self.goes_on(cue):
-                return
-            kind = "stop"
+            return "" if self.goes_on(cue) else "stop"
         if kind == "stop_behind_finding":
-            kind = "stop" if self.passed else "neutral"
+            return "stop" if self.passed else ""
         if kind == "stop_in_front":
             front = self.before[cue.first] != JOINED or self.words[cue.first - 1] == "and"
-            kind = "stop" if front or cue.first == self.first else "neutral"
-        if kind == "as_before":
-            said = POSITIVE if self.last is None else self.said[self.last]
-            self._new_statement()
-            self._open("" if said == POSITIVE else said)
-        elif kind in ("stop", "stop_forward"):
+            return "stop" if front or cue.first == self.first else ""
+        return kind
+
+    def _stop(self, cue: Match) -> None:
+        self.state = ""
+        self._new_statement()
+        self.asserted = self.words[cue.first] == "there"
+
+    def _stop_forward(self, cue: Match) -> None:
+        self.state = ""
+
+    def _as_before(self, cue: Match) -> None:
+        earlier = POSITIVE if self.last is None else self.polarity[self.last]
+        self._new_statement()
+        self._open("" if earlier == POSITIVE else earlier)
+
+    def _negative_before(self, cue: Match) -> None:
+        if self.says_unchanged(cue):
+            return
+        self._answer_heading(cue, NEGATIVE)
+        self._open(NEGATIVE)
+        self.specific = self.words[cue.end - 1] == "of"
+        self.asserted = True
+
+    def _negative_after(self, cue: Match) -> None:
+        if self.of_a_part(cue):
+            return
+        self._answer_heading(cue, NEGATIVE)
+        if self.passed:
+            self._set(self.passed, NEGATIVE)
             self.state = ""
-            if kind == "stop":
-                self._new_statement()
-                self.asserted = self.words[cue.first] == "there"
-        elif kind == "negative_before" and self.says_unchanged(cue):
-            pass
-        elif kind == "negative_before":
-            self._answer_heading(cue, NEGATIVE)
+        elif not self.heading or self.follows(cue.end):
             self._open(NEGATIVE)
-            self.specific = self.words[cue.end - 1] == "of"
-            self.asserted = True
-        elif kind == "negative_after" and self.of_a_part(cue):
-            pass
-        elif kind == "negative_after":
-            self._answer_heading(cue, NEGATIVE)
-            if self.passed:
-                self._say(self.passed, NEGATIVE)
-                self.state = ""
-            elif not self.heading or self.follows(cue.end):
-                self._open(NEGATIVE)
-            self.asserted = True
-        elif kind == "negative_back":
-            self._say(self.passed, NEGATIVE)
-        elif kind == "negative_either":
-            if self.passed and not self.follows(cue.end):
-                self._say(self.passed, NEGATIVE)
-                self.state = ""
-            else:
-                self._new_statement()
-                self._open(NEGATIVE)
-            self.asserted = True
-        elif kind == "uncertain_kind":
-            if self.follows(cue.end):
-                self._open(UNCERTAIN)
-        elif kind == "uncertain_before":
-            if self.passed and not self.follows(cue.end):
-                self._say(self.passed, UNCERTAIN)  # "small effusions are difficult to exclude"
-            elif not (self.state == NEGATIVE and self.words[cue.first] == "if"):
-                self._open(UNCERTAIN, naming=True)
-        elif kind == "uncertain_link":
-            if self.state != NEGATIVE:
-                self._open(UNCERTAIN, naming=True)
-        elif kind == "uncertain_after":
-            if self.passed:
-                self._say(self.passed, UNCERTAIN)
-                self.state = ""
-            else:
-                self._open(UNCERTAIN)
-        elif kind == "uncertain_either":
-            self._answer_heading(cue, UNCERTAIN)
-            if self.follows(cue.end) or not self.passed:
-                self._open(UNCERTAIN)
-            elif self.state != NEGATIVE and not self.hedges_a_quality(cue):
-                self._say([k for k in self.passed if self.said[k] == POSITIVE], UNCERTAIN)
-        elif kind == "uncertain_between" and self.state != NEGATIVE:
-            if self.passed and self.said[self.passed[-1]] == POSITIVE:
-                self._say(self.passed[-1:], UNCERTAIN)
+        self.asserted = True
+
+    def _negative_back(self, cue: Match) -> None:
+        self._set(self.passed, NEGATIVE)
+
+    def _negative_either(self, cue: Match) -> None:
+        if self.passed and not self.follows(cue.end):
+            self._set(self.passed, NEGATIVE)
+            self.state = ""
+        else:
+            self._new_statement()
+            self._open(NEGATIVE)
+        self.asserted = True
+
+    def _uncertain_kind(self, cue: Match) -> None:
+        if self.follows(cue.end):
             self._open(UNCERTAIN)
+
+    def _uncertain_before(self, cue: Match) -> None:
+        if self.passed and not self.follows(cue.end):
+            self._set(self.passed, UNCERTAIN)  # "small effusions are difficult to exclude"
+        elif not (self.state == NEGATIVE and self.words[cue.first] == "if"):
+            self._open(UNCERTAIN, naming=True)
+
+    def _uncertain_link(self, cue: Match) -> None:
+        if self.state != NEGATIVE:
+            self._open(UNCERTAIN, naming=True)
+
+    def _uncertain_after(self, cue: Match) -> None:
+        if self.passed:
+            self._set(self.passed, UNCERTAIN)
+            self.state = ""
+        else:
+            self._open(UNCERTAIN)
+
+    def _uncertain_either(self, cue: Match) -> None:
+        self._answer_heading(cue, UNCERTAIN)
+        if self.follows(cue.end) or not self.passed:
+            self._open(UNCERTAIN)
+        elif self.state != NEGATIVE and not self.hedges_a_quality(cue):
+            self._set([k for k in self.passed if self.polarity[k] == POSITIVE], UNCERTAIN)
+
+    def _uncertain_between(self, cue: Match) -> None:
+        if self.state == NEGATIVE:
+            return
+        if self.passed and self.polarity[self.passed[-1]] == POSITIVE:
+            self._set(self.passed[-1:], UNCERTAIN)
+        self._open(UNCERTAIN)
+
+    # mentions
 
     def _answer_by_normality(self) -> None:
         """ "Cardiomegaly: the heart is normal in size." answers its heading, too."""
@@ -189,7 +215,7 @@ class _Reading(Sentence):
             return
         if all(self._normal(k) == NEGATIVE for k in behind):
             before = [k for k, one in enumerate(self.found) if one.match.end <= colon]
-            self._say([k for k in before if not self.found[k].normal], NEGATIVE)
+            self._set([k for k in before if not self.found[k].normal], NEGATIVE)
 
     def _answer_heading(self, cue: Match, state: str) -> None:
         """ "Pneumothorax: none." and "Effusion: there is no effusion." answer their heading."""
@@ -209,19 +235,19 @@ class _Reading(Sentence):
         if not after and state == NEGATIVE and any(word not in ANSWER_TAIL for word in rest):
             return  # "nodule: no follow-up needed"
         if not after or self.found[after[0]].name in names:
-            self._say([k for k in heading if not self.found[k].normal], state)
+            self._set([k for k in heading if not self.found[k].normal], state)
 
     def _mention(self, k: int, i: int) -> None:
         one = self.found[k]
         if self.state == NEGATIVE:
-            self.said[k] = NEGATIVE
+            self.polarity[k] = NEGATIVE
         elif self.state == UNCERTAIN:
-            self.said[k] = UNCERTAIN
+            self.polarity[k] = UNCERTAIN
         elif self.alternative and self.passed:
             # "scarring or atelectasis": one of both
             last = self.passed[-1]
-            if self.said[last] != NEGATIVE and i - self.last_word() <= 6:
-                self._say([last, k], UNCERTAIN)
+            if self.polarity[last] != NEGATIVE and i - self.last_word() <= 6:
+                self._set([last, k], UNCERTAIN)
         self.alternative = False
         if not one.normal:
             self.passed.append(k)
@@ -232,3 +258,21 @@ class _Reading(Sentence):
         at = self.found[k].match.marked[0]
         denied = any(w in NOT for w in self.words[max(at - 2, self.first) : at])
         return POSITIVE if denied else NEGATIVE
+
+
+# by kind of cue, as dive/lexicon/cues.yaml names them; a kind that is not here does nothing
+_ACTIONS: dict[str, Callable[[_Reading, Match], None]] = {
+    "stop": _Reading._stop,
+    "stop_forward": _Reading._stop_forward,
+    "as_before": _Reading._as_before,
+    "negative_before": _Reading._negative_before,
+    "negative_after": _Reading._negative_after,
+    "negative_back": _Reading._negative_back,
+    "negative_either": _Reading._negative_either,
+    "uncertain_kind": _Reading._uncertain_kind,
+    "uncertain_before": _Reading._uncertain_before,
+    "uncertain_link": _Reading._uncertain_link,
+    "uncertain_after": _Reading._uncertain_after,
+    "uncertain_either": _Reading._uncertain_either,
+    "uncertain_between": _Reading._uncertain_between,
+}

@@ -18,7 +18,7 @@ from dive.lexicon.statements import (
     OR,
     PARTS,
     PERCEIVED,
-    PLACES,
+    REGIONS,
     RESTART,
     UNITS,
     VERBS,
@@ -54,7 +54,7 @@ class Sentence:
         self.words, self.before = words.words, words.before
         self.first, self.stop = first, stop
         self.found = found
-        self.said = [UNCERTAIN if one.uncertain else POSITIVE for one in found]
+        self.polarity = [UNCERTAIN if one.uncertain else POSITIVE for one in found]
         # a mention counts where it is complete, so that "heart is not enlarged" has its cue inside
         self.at: dict[int, int] = {one.match.marked[-1]: k for k, one in enumerate(found)}
         self.starts = {one.match.first: k for k, one in enumerate(found)}
@@ -88,7 +88,7 @@ class Sentence:
     def denied_just_before(self, i: int) -> int | None:
         """The mention that ends right before word i, if a reach has made it what it is."""
         k = self.at.get(i - 1)
-        return None if k is None or self.said[k] != self.state or not self.state else k
+        return None if k is None or self.polarity[k] != self.state or not self.state else k
 
     def goes_on(self, cue: Match) -> bool:
         """Whether a reach goes on behind "with" or "due to", which ends most."""
@@ -113,29 +113,9 @@ class Sentence:
         if word.isdigit() and any(w in UNITS for w in self.words[i + 1 : min(i + 4, self.stop)]):
             return False
         begins = word in RESTART and not (self.specific and word in ("the", "a", "an"))
-        if begins and word not in PLACES:
+        if begins and word not in REGIONS:
             return False
-        later = verb = False
-        for j in range(i, min(i + FAR, self.stop)):
-            if self.before[j] > COMMA and j > i:
-                break
-            other = self.words[j]
-            if self.before[j] == COMMA and j > i and self.restarts(j):
-                break
-            if other == "in" and j - 1 in self.at and self.in_place(j) and not later:
-                verb = True
-                break
-            if other in OR:
-                later = True
-            elif other in LIST_BREAKS:
-                break
-            elif other in COURSE and j - 1 in self.at and j - 1 >= i and not later:
-                verb = True
-                break
-            elif other in VERBS:
-                perceived = any(w in PERCEIVED for w in self.words[j + 1 : min(j + 4, self.stop)])
-                verb = not perceived and not later
-                break
+        later, verb = self._rest_of_list(i)
         if later:
             return True
         if begins or ((k := self.starts.get(i)) is not None and self.is_new_device(k)):
@@ -150,6 +130,28 @@ class Sentence:
             return False
         return not verb
 
+    def _rest_of_list(self, i: int) -> tuple[bool, bool]:
+        """Whether from word i on an "or" goes on with the list, and whether a verb ends it."""
+        later = False
+        for j in range(i, min(i + FAR, self.stop)):
+            if self.before[j] > COMMA and j > i:
+                break
+            other = self.words[j]
+            if self.before[j] == COMMA and j > i and self.restarts(j):
+                break
+            if other == "in" and j - 1 in self.at and self.in_place(j) and not later:
+                return later, True
+            if other in OR:
+                later = True
+            elif other in LIST_BREAKS:
+                break
+            elif other in COURSE and j - 1 in self.at and j - 1 >= i and not later:
+                return later, True
+            elif other in VERBS:
+                perceived = any(w in PERCEIVED for w in self.words[j + 1 : min(j + 4, self.stop)])
+                return later, not perceived and not later
+        return later, False
+
     def is_new_device(self, k: int) -> bool:
         """Whether a device comes behind denied findings that are none: "no ptx, ETT in place"."""
         if not self.passed or self.specific or not _is_device(self.found[k]):
@@ -159,7 +161,7 @@ class Sentence:
     def restarts(self, i: int) -> bool:
         """Whether ", and the heart" begins something else."""
         words = self.words[i : min(i + 2, self.stop)]
-        return len(words) == 2 and words[0] == "and" and words[1] in RESTART - PLACES
+        return len(words) == 2 and words[0] == "and" and words[1] in RESTART - REGIONS
 
     def in_place(self, i: int) -> bool:
         """Whether "in good position" stands at word i: said of a device that is there."""

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 from dive.adapter.adapter import SteeringAdapter
 from dive.adapter.attach import unsteered
-from dive.backbone.turns import turn
+from dive.backbone.model_lock import model_lock
 from dive.decode import native
 from dive.decode.engine import EngineCache
 from dive.decode.model_check import Unsupported, version
@@ -33,7 +33,7 @@ class Binding:
         module = native.load()
         if module is None:
             return native.find().reason
-        with turn(self.model):
+        with model_lock(self.model):
             try:
                 if self.cache is not None and not self.cache.moved():
                     return None

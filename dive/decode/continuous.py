@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dive.adapter.adapter import SteeringAdapter
 from dive.adapter.attach import RowAttachment, attachment_of, unsteered
-from dive.backbone.turns import turn
+from dive.backbone.model_lock import model_lock
 from dive.decode.answers import Answer, Chooser, Live, ends_of, plain_stop
 from dive.decode.batch import tell_context
 from dive.decode.binding import Binding
@@ -125,7 +125,7 @@ class ContinuousBatch:
         self._live: Live | None = None
 
     def run(self) -> Iterator[Written]:
-        with turn(self.model):  # no other call may take the engine in between
+        with model_lock(self.model):  # no other call may take the engine in between
             self._unable = self.binding.bind()
             if self._unable is None:
                 self._cache = self.binding.lend()
@@ -220,7 +220,7 @@ class ContinuousBatch:
         shared = plan is None and self._shares(request)
         shared = shared and (self._prefix is not None or self._next_shares(request))
         steering: Any = unsteered(self.model) if shared else self._steered(request)
-        with turn(self.model), steering as steers, refusals(request.settings):
+        with model_lock(self.model), steering as steers, refusals(request.settings):
             if plan is None:
                 one = self._read(request, place, shared)
             else:

@@ -22,8 +22,8 @@ from dive.adapter.adapter import SteeringAdapter, as_adapter
 from dive.adapter.at_work import call_of_its_own
 from dive.adapter.attach import each_of_its_own
 from dive.backbone.load import Backbone
+from dive.backbone.model_lock import model_lock
 from dive.backbone.structure import decoder_layers, unwrap
-from dive.backbone.turns import turn
 from dive.decode.batch import BatchRun
 from dive.decode.binding import Binding, without_trace
 from dive.decode.continuous import ContinuousBatch, Request, Written
@@ -102,7 +102,7 @@ class DecodeSession:
         plan = self._plan(given)
         if plan.engine == "dive._C":
             assert self.binding.spec is not None
-            with turn(self.model), without_trace(self.model), refusals(given):
+            with model_lock(self.model), without_trace(self.model), refusals(given):
                 return offered_plan(self.binding.spec, self.model, given)
         return plan
 
@@ -129,7 +129,7 @@ class DecodeSession:
         if plan.engine != "dive._C":
             self.fallback.note(plan)
             with (
-                turn(self.model),
+                model_lock(self.model),
                 steered(self.model, self.adapters or self.adapter),
                 refusals(given),
             ):
@@ -177,7 +177,7 @@ class DecodeSession:
             )
         processors = logits_processor if logits_processor is not None else LogitsProcessorList()
         criteria = stopping_criteria if stopping_criteria is not None else StoppingCriteriaList()
-        with turn(self.model):
+        with model_lock(self.model):
             reason = self.binding.bind() or attachment_reason(self.model)
             spec = self.binding.spec
             if reason is not None:

@@ -1,4 +1,4 @@
-"""What `dive demo` and experiments/study.py compare, and how one method is run and scored.
+"""The methods that `dive demo` and experiments/compare_methods.py compare, each run and scored.
 
 Everything goes through the public names: `dive.distill`, `dive.generate`, `dive.evaluate`.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 from dive.data import Study
 from dive.demo.reports import concept_findings, micro_f1, style_findings, write_report
-from dive.demo.style import Style, hospital
+from dive.demo.style import Style, hospital_style
 from dive.demo.world import SHIFTED, Site, draw_images, draw_labels, to_image
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Hospital:
 
 def open_hospital(seed: int, train: int = 128, test: int = 160, site: Site = SHIFTED) -> Hospital:
     """Draw a hospital: its style, and its studies with its patients and its scanner."""
-    style = hospital(seed)
+    style = hospital_style(seed)
     rng = np.random.default_rng([78, seed])
     sizes = {"train": train, "demonstration": DEMONSTRATIONS, "test": test}
     groups = {}
@@ -65,7 +65,7 @@ def open_hospital(seed: int, train: int = 128, test: int = 160, site: Site = SHI
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table: prompting alone, or an adapter distilled with `config`."""
+    """One line of the table: prompting alone, or an adapter distilled with `config`."""
 
     name: str
     shots: int = 0
@@ -104,27 +104,27 @@ DEMO_METHODS = (ZERO_SHOT, FEW_SHOT, LIVE, FIXED_UNIFORM, FIXED, UNIFORM, DIVE)
 class Outcome:
     """What a method wrote and how it scored."""
 
-    row: dict[str, Any]
+    record: dict[str, Any]
     reports: "list[Report]"
     adapter: "SteeringAdapter | None" = field(default=None)
 
 
-def score(name: str, reports: "Sequence[Report]", where: Hospital) -> dict[str, Any]:
-    """The row of results.json: percentages from 0 to 100, milliseconds, tokens, a ratio."""
+def score(name: str, reports: "Sequence[Report]", hospital: Hospital) -> dict[str, Any]:
+    """The record of results.json: percentages from 0 to 100, milliseconds, tokens, a ratio."""
     import dive
 
-    texts, references = [report.text for report in reports], where.references
+    texts, references = [report.text for report in reports], hospital.references
     scores = dive.evaluate(texts, references, metrics=("bleu", "rougeL"))
-    said = [concept_findings(text) for text in texts]
-    worded = [style_findings(text, where.style) for text in texts]
+    stated = [concept_findings(text) for text in texts]
+    worded = [style_findings(text, hospital.style) for text in texts]
     return {
         "method": name,
         "bleu4": round(100 * scores["bleu4"], 2),
         "rouge_l": round(100 * scores["rougeL"], 2),
         "style_f1": round(
-            micro_f1(worded, [style_findings(text, where.style) for text in references]), 2
+            micro_f1(worded, [style_findings(text, hospital.style) for text in references]), 2
         ),
-        "concept_f1": round(micro_f1(said, [concept_findings(text) for text in references]), 2),
+        "concept_f1": round(micro_f1(stated, [concept_findings(text) for text in references]), 2),
         "terminated": round(
             100 * sum(report.finish_reason == "eos" for report in reports) / len(reports), 2
         ),
@@ -147,7 +147,7 @@ def score(name: str, reports: "Sequence[Report]", where: Hospital) -> dict[str, 
 def run_method(
     method: Method,
     backbone: "Backbone",
-    where: Hospital,
+    hospital: Hospital,
     *,
     seed: int = 0,
     steps: int = 100,
@@ -164,14 +164,14 @@ def run_method(
         )
         adapter = dive.distill(
             backbone,
-            where.train,
-            demonstrations=where.demonstrations if method.teacher else None,
+            hospital.train,
+            demonstrations=hospital.demonstrations if method.teacher else None,
             config=config,
             prompt=PROMPT,
             output_dir=output_dir,
             progress=False,
         )
-    test = where.test
+    test = hospital.test
     if method.others_images:
         following = [*test[1:], test[0]]
         test = [
@@ -183,9 +183,9 @@ def run_method(
         test,
         prompt=PROMPT,
         adapter=adapter,
-        demonstrations=where.demonstrations[: method.shots] or None,
+        demonstrations=hospital.demonstrations[: method.shots] or None,
         max_new_tokens=MAX_NEW_TOKENS,
         batch_size=batch_size,
         progress=False,
     )
-    return Outcome(score(method.name, reports, where), reports, adapter)
+    return Outcome(score(method.name, reports, hospital), reports, adapter)

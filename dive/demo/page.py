@@ -25,29 +25,30 @@ _SCORES = ("bleu4", "rouge_l", "style_f1", "concept_f1", "terminated")
 _DIGITS = {"length_ratio": 2, "prompt_tokens": 0}
 
 
-def cells(row: dict[str, Any]) -> list[str]:
-    """One row of results.json as the table's text."""
+def cells(record: dict[str, Any]) -> list[str]:
+    """One record of results.json as the table's text."""
     return [
-        row[key] if key == "method" else f"{row[key]:.{_DIGITS.get(key, 1)}f}" for key in COLUMNS
+        record[key] if key == "method" else f"{record[key]:.{_DIGITS.get(key, 1)}f}"
+        for key in COLUMNS
     ]
 
 
-def caution(rows: Sequence[dict[str, Any]]) -> str:
+def caution(records: Sequence[dict[str, Any]]) -> str:
     """What the table is and is not, and where it speaks against the full method.
 
     Args:
-        rows: rows of results.json; scores in percent.
+        records: records of results.json; scores in percent.
     """
     text = (
         "One hospital and one seed are an example, not evidence: another hospital or seed may put "
-        "close rows in another order, and the full method below its own ablations."
+        "close methods in another order, and the full method below its own ablations."
     )
-    full = next((row for row in rows if row["method"] == "DIVE"), None)
+    full = next((record for record in records if record["method"] == "DIVE"), None)
     if full is not None:
         below = [
-            f"{row['method']} ({', '.join(ahead)})"
-            for row in rows
-            if (ahead := [COLUMNS[key] for key in _SCORES if row[key] > full[key]])
+            f"{record['method']} ({', '.join(higher)})"
+            for record in records
+            if (higher := [COLUMNS[key] for key in _SCORES if record[key] > full[key]])
         ]
         text += f" Here DIVE is below {'; '.join(below)}." if below else " Here it is below none."
     return text + (
@@ -76,12 +77,12 @@ def data_uri(image: Image.Image, scale: int = 4) -> str:
 
 
 def write_page(
-    path: Path, rows: Sequence[dict[str, Any]], studies: Sequence[dict[str, Any]], **facts: Any
+    path: Path, records: Sequence[dict[str, Any]], studies: Sequence[dict[str, Any]], **facts: Any
 ) -> None:
     """Render index.html.
 
     Args:
-        rows: rows of results.json.
+        records: records of results.json.
         studies: each {"id", "image": PIL, "reports": [{"name", "text", "ended"}]}.
         facts: seed, train, test, steps, seconds, parameters, version.
     """
@@ -91,8 +92,8 @@ def write_page(
     template = jinja2.Environment(autoescape=True).from_string(source)
     html = template.render(
         columns=list(COLUMNS.values()),
-        caution=caution(rows),
-        rows=[{"full": row["method"] == "DIVE", "cells": cells(row)} for row in rows],
+        caution=caution(records),
+        records=[{"full": one["method"] == "DIVE", "cells": cells(one)} for one in records],
         studies=[
             {
                 "id": study["id"],

@@ -54,8 +54,8 @@ def vocabulary() -> list[str]:
     found = {".", ",", ";", ":"}
     for text in [*_strings(tables), PROMPT]:
         plain = text
-        for slot in ("{sev}", "{where}", "{term}", "{phrase}"):
-            plain = plain.replace(slot, " ")
+        for field in ("{sev}", "{where}", "{term}", "{phrase}"):
+            plain = plain.replace(field, " ")
         found |= {piece for piece, _ in split.pre_tokenize_str(plain)}
     return sorted(found)
 

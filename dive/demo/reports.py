@@ -15,7 +15,7 @@ import numpy as np
 from dive.demo.style import LABELS, SIDES, TERMS, ZONES, Style
 from dive.demo.world import FINDINGS
 
-_CONCEPT_ROWS = {
+_FINDINGS_OF = {
     concept: [i for i, (name, _, _) in enumerate(FINDINGS) if name == concept] for concept in TERMS
 }
 
@@ -25,21 +25,21 @@ def write_report(style: Style, severities: Sequence[int] | np.ndarray) -> str:
     fixed = {"mediastinum": style.mediastinum, "bones": style.bones, "abdomen": style.abdomen}
     parts = [style.header, style.comparison, style.technique, style.boilerplate]
     phrases = []
-    for slot in style.order:
-        if slot in fixed:
-            sentences = [fixed[slot]]
+    for section in style.order:
+        if section in fixed:
+            sentences = [fixed[section]]
         else:
             found = [
                 style.phrase_for(i, int(severities[i]))
-                for i in _CONCEPT_ROWS[slot]
+                for i in _FINDINGS_OF[section]
                 if severities[i]
             ]
             phrases += found
-            sentences = [style.present[slot].format(phrase=phrase) for phrase in found]
+            sentences = [style.present[section].format(phrase=phrase) for phrase in found]
             if not found:
-                sentences = [style.absent[slot].format(term=style.terms[slot])]
+                sentences = [style.absent[section].format(term=style.terms[section])]
         if style.labelled:
-            parts.append(LABELS[slot])
+            parts.append(LABELS[section])
         parts += sentences
     parts.append(style.impression)
     parts.append(style.separator.join(phrases) + "." if phrases else style.normal)
@@ -104,7 +104,7 @@ def _concepts(clause: str) -> set[int]:
         rest = rest.replace(f" {term} ", " # ")  # longest first: a term inside another is used up
         sides = {side for words, side in _SIDE_WORDS if _has(clause, words)}
         zones = {zone for words, zone in _ZONE_WORDS.items() if _has(clause, words)}
-        for finding in _CONCEPT_ROWS[concept]:
+        for finding in _FINDINGS_OF[concept]:
             _, side, zone = FINDINGS[finding]
             if (not side or side in sides) and (not zone or zone in zones):
                 found.add(finding)

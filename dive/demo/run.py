@@ -51,7 +51,7 @@ def main(
     """Run the demo and write `adapter/`, `reports.jsonl`, `results.json`, `index.html` to `out`.
 
     Besides, `test.jsonl` and `images/` hold the hospital's test studies, so that the other commands
-    can be tried on them. Returns the rows of results.json.
+    can be tried on them. Returns the records of results.json.
 
     Raises:
         DiveError: another process writes into `out`, or it cannot be written.
@@ -80,10 +80,10 @@ def _run(
         )
     )
     backbone = dive.load_backbone(BACKBONE, dtype="float32", device="cpu")
-    where = open_hospital(seed, train, test)
+    hospital = open_hospital(seed, train, test)
     console.print(
-        f"Hospital {seed}: {train} training studies, {len(where.demonstrations)} demonstrations, "
-        f"{test} test studies, {steps} steps a method."
+        f"Hospital {seed}: {train} training studies, {len(hospital.demonstrations)} "
+        f"demonstrations, {test} test studies, {steps} steps a method."
     )
 
     outcomes: dict[str, Outcome] = {}
@@ -96,26 +96,26 @@ def _run(
     ) as bar:
         for method in methods:
             task = bar.add_task(method.name, total=1)
-            outcomes[method.name] = run_method(method, backbone, where, steps=steps)
+            outcomes[method.name] = run_method(method, backbone, hospital, steps=steps)
             bar.advance(task)
 
-    rows = [outcome.row for outcome in outcomes.values()]
-    console.print(_table(rows))
+    records = [outcome.record for outcome in outcomes.values()]
+    console.print(_table(records))
     console.print(
         "Style F1: findings worded exactly as this hospital does; concept F1: findings named "
         "in any words.",
         style="dim",
     )
-    console.print(caution(rows), markup=False, highlight=False)
+    console.print(caution(records), markup=False, highlight=False)
     last = outcomes[DIVE.name if DIVE.name in outcomes else methods[-1].name]
-    shown = _two_studies(where, outcomes)
+    shown = _two_studies(hospital, outcomes)
     for study in shown:
         _print_study(console, study)
 
-    _write(out, where, rows, last)
+    _write_outputs(out, hospital, records, last)
     write_page(
         out / "index.html",
-        rows,
+        records,
         shown,
         seed=seed,
         train=train,
@@ -135,7 +135,7 @@ def _run(
         soft_wrap=True,
     )
     console.print("  dive distill --help      (the same on a model and studies of your own)")
-    return rows
+    return records
 
 
 # narrow enough that a terminal of 80 columns shows the methods' names
@@ -149,30 +149,31 @@ _HEADS = {
 }
 
 
-def _table(rows: Sequence[dict]) -> Table:
+def _table(records: Sequence[dict]) -> Table:
     table = Table(
         title="One unseen hospital, one seed", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False
     )
     for n, (key, name) in enumerate(COLUMNS.items()):
         justify: Any = "left" if n == 0 else "right"
         table.add_column(_HEADS.get(key, name), justify=justify, no_wrap=n > 0)
-    for row in rows:
-        table.add_row(*cells(row), style="bold" if row["method"] == DIVE.name else "")
+    for record in records:
+        table.add_row(*cells(record), style="bold" if record["method"] == DIVE.name else "")
     return table
 
 
-def _two_studies(where: Hospital, outcomes: dict[str, Outcome]) -> list[dict]:
+def _two_studies(hospital: Hospital, outcomes: dict[str, Outcome]) -> list[dict]:
     """Two studies with findings, beside the truth: the first ones, not the best ones."""
     from dive.demo.reports import concept_findings
 
-    chosen = [n for n, study in enumerate(where.test) if len(concept_findings(study.report())) >= 2]
+    found = [len(concept_findings(study.report())) for study in hospital.test]
+    chosen = [n for n, count in enumerate(found) if count >= 2]
     trained = [name for name, outcome in outcomes.items() if outcome.adapter is not None]
     names = [name for name in outcomes if "shot" in name] + trained[-1:]
     return [
         {
-            "id": where.test[n].id,
-            "image": where.test[n].load_images()[0],
-            "reports": [{"name": "truth", "text": where.test[n].report(), "ended": True}]
+            "id": hospital.test[n].id,
+            "image": hospital.test[n].load_images()[0],
+            "reports": [{"name": "truth", "text": hospital.test[n].report(), "ended": True}]
             + [
                 {
                     "name": name,
@@ -182,7 +183,7 @@ def _two_studies(where: Hospital, outcomes: dict[str, Outcome]) -> list[dict]:
                 for name in reversed(names)
             ],
         }
-        for n in (chosen or range(len(where.test)))[:2]
+        for n in (chosen or range(len(hospital.test)))[:2]
     ]
 
 
@@ -200,13 +201,13 @@ def _print_study(console: PlainConsole, study: dict) -> None:
         console.print(text)
 
 
-def _write(out: Path, where: Hospital, rows: Sequence[dict], last: Outcome) -> None:
+def _write_outputs(out: Path, hospital: Hospital, records: Sequence[dict], last: Outcome) -> None:
     if last.adapter is not None:
         last.adapter.save_pretrained(out / "adapter")
-    write_text(out / "results.json", json.dumps(list(rows), indent=1) + "\n")
+    write_text(out / "results.json", json.dumps(list(records), indent=1) + "\n")
     images = out / "images"
-    paths = [_image_path(images, study) for study in where.test]
-    for path, study in zip(paths, where.test, strict=True):
+    paths = [_image_path(images, study) for study in hospital.test]
+    for path, study in zip(paths, hospital.test, strict=True):
         film = io.BytesIO()
         study.load_images()[0].save(film, format="PNG")
         write_bytes(path, film.getvalue())
@@ -215,7 +216,7 @@ def _write(out: Path, where: Hospital, rows: Sequence[dict], last: Outcome) -> N
         out / "test.jsonl",
         [
             {"id": study.id, "images": [name], "findings": study.findings}
-            for study, name in zip(where.test, relative, strict=True)
+            for study, name in zip(hospital.test, relative, strict=True)
         ],
     )
     write_jsonl(

@@ -125,7 +125,7 @@ LABELS: dict[str, str] = {
     "bones": "bones:",
     "abdomen": "abdomen:",
 }
-SLOTS = tuple(LABELS)
+SECTIONS = tuple(LABELS)
 IMPRESSIONS = ("impression:", "conclusion:", "summary:", "opinion:", "assessment:")
 SEPARATORS = (", ", "; ", ". ")
 NORMALS = (
@@ -192,7 +192,7 @@ def draw_style(rng: np.random.Generator) -> Style:
         return options[int(rng.integers(len(options)))]
 
     return Style(
-        order=tuple(SLOTS[i] for i in rng.permutation(len(SLOTS))),
+        order=tuple(SECTIONS[i] for i in rng.permutation(len(SECTIONS))),
         terms={concept: pick(names) for concept, names in TERMS.items()},
         absent={concept: pick(ABSENT) for concept in TERMS},
         present={concept: pick(PRESENT) for concept in TERMS},
@@ -216,6 +216,6 @@ def draw_style(rng: np.random.Generator) -> Style:
     )
 
 
-def hospital(seed: int) -> Style:
+def hospital_style(seed: int) -> Style:
     """The style of one hospital. The seeds of pretraining, development and test never meet."""
     return draw_style(np.random.default_rng([77, seed]))

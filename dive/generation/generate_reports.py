@@ -13,8 +13,8 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from dive.adapter.adapter import SteeringAdapter, as_adapter
 from dive.adapter.attach import each_of_its_own
-from dive.backbone.each_inside import each_inside
-from dive.backbone.given import as_backbone
+from dive.backbone.as_backbone import as_backbone
+from dive.backbone.generator_context import iterate_within
 from dive.backbone.load import Backbone
 from dive.backbone.modes import evaluating
 from dive.backbone.structure import unwrap
@@ -131,7 +131,7 @@ def iter_reports(
             raise DiveError(f"seed does not go with {mode.value}; call torch.manual_seed before it")
     reports = write(run, jobs, batch_size, progress, on_error, skipped)
     model = unwrap(backbone)
-    return each_inside(partial(evaluating, model), each_of_its_own(model, reports))
+    return iterate_within(partial(evaluating, model), each_of_its_own(model, reports))
 
 
 def _takes_what(other: Callable[P, Any]) -> Callable[[Callable[..., T]], Callable[P, T]]:

@@ -21,8 +21,8 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from dive.adapter.attach import unsteered
 from dive.backbone.load import Backbone
+from dive.backbone.model_lock import model_lock
 from dive.backbone.structure import unwrap
-from dive.backbone.turns import turn
 from dive.console import PlainConsole, column
 from dive.data.datasets.json_lines import Skipped
 from dive.decode.continuous import Request
@@ -133,7 +133,7 @@ class Run:
         start = time.perf_counter()
         prompter = jobs[0].prompter
         model: Any = self.backbone.model
-        batch = prompter.place(prompter.collate(prompts, side="left"))
+        batch = prompter.to_device(prompter.collate(prompts, side="left"))
         config = self.config(prompter, batch["input_ids"].shape[1])
         others = self.others()
         if seeds is not None:
@@ -159,8 +159,8 @@ class Run:
         model, began = unwrap(self.backbone), None
         # what is attached, if anything, steered the report only where it has no adapter of its own
         bare: Any = nullcontext() if job.adapter is None else unsteered(model)
-        with suppress(DiveError), turn(model), bare, steered(model, job.adapter):
-            began = where_it_began(model, job.prompter.place(dict(prompt)), answer)
+        with suppress(DiveError), model_lock(model), bare, steered(model, job.adapter):
+            began = where_it_began(model, job.prompter.to_device(dict(prompt)), answer)
         error = ended_early(len(answer), began)
         if not self.told:
             self.told = True
@@ -249,7 +249,7 @@ def run_slots(run: Run, prompts: Prompts, rows: int) -> Iterator[Report]:
         inputs: dict[str, Tensor] = {}
         for job, prompt in prompts:
             if prompt is not before:
-                before, inputs = prompt, job.prompter.place(prompt)
+                before, inputs = prompt, job.prompter.to_device(prompt)
             length = prompt["input_ids"].shape[1]
             config = run.config(job.prompter, length)
             asked[next(places)] = (job, prompt, config)
@@ -282,7 +282,7 @@ def run_batches(run: Run, prompts: Prompts, batch_size: int) -> Iterator[Report]
         for chunk in _chunks(prompts, batch_size):
             jobs = [job for job, _ in chunk]
             adapters = None if attached is None else [job.adapter for job in jobs]
-            with turn(model), steered(model, adapters, attached):
+            with model_lock(model), steered(model, adapters, attached):
                 reports = run.reports(jobs, [prompt for _, prompt in chunk], seeds)
             yield from reports
             prompts.bar(len(chunk))

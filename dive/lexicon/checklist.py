@@ -76,11 +76,12 @@ Names = Callable[[int, int], bool]  # whether characters [start, stop) of a text
 
 def answers(text: str, names_finding: Names) -> list[Answer]:
     """The answered headings of a text, in its order, none inside another."""
-    short, places = _without_runs(text)
+    short, positions = _without_runs(text)
     if len(short) < len(text):
-        inner = answers(short, lambda a, b: names_finding(places[a], places[b]))
+        inner = answers(short, lambda a, b: names_finding(positions[a], positions[b]))
         return [
-            Answer(places[one.start], places[one.stop], places[one.end], one.state) for one in inner
+            Answer(positions[one.start], positions[one.stop], positions[one.end], one.state)
+            for one in inner
         ]
     found: list[Answer] = []
     position = 0
@@ -108,7 +109,7 @@ def with_answers(words: Words, found: Iterable[Answer]) -> Iterator[tuple[int, i
 
     The words of an answer are in none of them.
     """
-    marks = [
+    bounds = [
         (bisect_left(words.starts, a.start), bisect_left(words.starts, a.stop),
          bisect_left(words.starts, a.end), a)
         for a in found
@@ -116,8 +117,8 @@ def with_answers(words: Words, found: Iterable[Answer]) -> Iterator[tuple[int, i
     k = done = 0
     for first, stop in words.sentences:
         first = max(first, done)
-        while k < len(marks) and marks[k][0] < stop:
-            begin, end, behind, answer = marks[k]
+        while k < len(bounds) and bounds[k][0] < stop:
+            begin, end, behind, answer = bounds[k]
             for start in (begin, behind):  # a mark before it was the answer's
                 if start < len(words.before):
                     words.before[start], words.joined[start] = END, False
@@ -139,12 +140,12 @@ def answered(polarity: str, normal: bool, state: str) -> str:
 
 def _state(groups: dict[str, str | None]) -> str:
     """What a match's named groups say."""
-    said = {name.rpartition("_")[2] for name, given in groups.items() if given}
-    if said & {"maybe", "doubt"}:
+    kinds = {name.rpartition("_")[2] for name, text in groups.items() if text}
+    if kinds & {"maybe", "doubt"}:
         return UNCERTAIN
-    if "no" in said:
+    if "no" in kinds:
         return NEGATIVE
-    return POSITIVE if said & {"yes", "sure"} else SILENT
+    return POSITIVE if kinds & {"yes", "sure"} else SILENT
 
 
 def _without_runs(text: str) -> tuple[str, list[int]]:
@@ -153,15 +154,15 @@ def _without_runs(text: str) -> tuple[str, list[int]]:
     What is looked for is the same; the time that patterns take grows with the third power of a run.
     """
     pieces: list[str] = []
-    places: list[int] = []
+    positions: list[int] = []
     done = 0
     for run in _RUNS.finditer(text):
         kept = "\t" if "\t" in run.group() else run.group()[:4] if run[1] else "  "
         pieces += [text[done : run.start()], kept]
-        places += range(done, run.start())
-        places += range(run.start(), run.start() + len(kept))
+        positions += range(done, run.start())
+        positions += range(run.start(), run.start() + len(kept))
         done = run.end()
-    return "".join([*pieces, text[done:]]), [*places, *range(done, len(text) + 1)]
+    return "".join([*pieces, text[done:]]), [*positions, *range(done, len(text) + 1)]
 
 
 def _asks(match: re.Match[str]) -> bool:
@@ -211,7 +212,9 @@ def _said(word: str) -> str:
     return _state(answer.groupdict()) if answer else SILENT
 
 
-def _heading(text: str, position: int, stop: int, asked: bool, names_finding: Names) -> int | None:
+def _heading(
+    text: str, position: int, stop: int, is_question: bool, names_finding: Names
+) -> int | None:
     """Where the heading that ends at `stop` begins; None where what stands there is no heading."""
     position = max(position, stop - _WINDOW)
     begin, stop = stop, position + len(text[position:stop].rstrip())
@@ -234,7 +237,7 @@ def _heading(text: str, position: int, stop: int, asked: bool, names_finding: Na
     words = _WORDS.findall(heading)
     if len(words) > _LONGEST or words[-1].lower() in _GOES_ON:
         return None
-    return start if asked or not (_VERB.search(heading) or _DENIED.search(heading)) else None
+    return start if is_question or not (_VERB.search(heading) or _DENIED.search(heading)) else None
 
 
 def _begin(text: str, start: int, stop: int) -> int | None:
@@ -246,9 +249,9 @@ def _begin(text: str, start: int, stop: int) -> int | None:
 
 def _is_list(heading: str) -> bool:
     parts = heading.split(",")
-    said = (_SIZED, _DENIED, _VERB)
+    patterns = (_SIZED, _DENIED, _VERB)
     return all(
-        len(_WORDS.findall(p)) <= 3 and not any(one.search(p) for one in said) for p in parts
+        len(_WORDS.findall(p)) <= 3 and not any(one.search(p) for one in patterns) for p in parts
     )
 
 
@@ -259,33 +262,33 @@ def _ticked(text: str, names_finding: Names) -> tuple[list[Answer], list[Answer]
     """
     leading: list[Answer] = []
     others: list[Answer] = []
-    signed = any(mark[1] == "+" or mark[2] for mark in SIGNED.finditer(text))
+    signed = any(tick[1] == "+" or tick[2] for tick in SIGNED.finditer(text))
     for line in re.finditer(r"[^\n]+", text):
-        marks = list(TICKED.finditer(text, line.start(), line.end()))
-        if signed and not marks:
-            marks = list(SIGNED.finditer(text, line.start(), line.end()))
-        leads = bool(marks) and not text[line.start() : marks[0].start()].strip(" \t-*•·")
+        ticks = list(TICKED.finditer(text, line.start(), line.end()))
+        if signed and not ticks:
+            ticks = list(SIGNED.finditer(text, line.start(), line.end()))
+        leads = bool(ticks) and not text[line.start() : ticks[0].start()].strip(" \t-*•·")
         if not leads:  # words in brackets behind a heading are answers of the other kind
-            marks = [mark for mark in marks if mark.re is TICKED and mark[3] is None]
+            ticks = [tick for tick in ticks if tick.re is TICKED and tick[3] is None]
         before = line.start()
-        for mark, following in zip_longest(marks, marks[1:]):
+        for tick, following in zip_longest(ticks, ticks[1:]):
             if leads:
                 end = following.start() if following else line.end()
-                ended = TICK_ENDS.search(text, mark.end(), end)
-                begin, end = mark.end(), ended.start() if ended else end
+                ended = TICK_ENDS.search(text, tick.end(), end)
+                begin, end = tick.end(), ended.start() if ended else end
                 stop = end
             else:
-                begin, stop, end = before, mark.start(), mark.end()
+                begin, stop, end = before, tick.start(), tick.end()
                 before = end
             heading = _heading(text, begin, stop, False, names_finding)
             if heading is not None:
                 found = leading if leads else others
-                found.append(Answer(heading, stop, end, _ticked_state(mark)))
+                found.append(Answer(heading, stop, end, _ticked_state(tick)))
     return leading, others
 
 
-def _ticked_state(mark: re.Match[str]) -> str:
-    *signs, word = (*mark.groups(), None)[:3]
+def _ticked_state(tick: re.Match[str]) -> str:
+    *signs, word = (*tick.groups(), None)[:3]
     return _said(word) if word else _TICK_STATES.get(signs[0] or signs[1] or "", SILENT)
 
 

@@ -63,25 +63,25 @@ class Clauses:
         segments: list[list[Item]] = [[]]
         at = answered = begin
         colon = -1  # where the colon of the side before stands
-        told = True  # the side before has got what its colon announced
+        served = True  # the side before has got what its colon announced
         for item in items:
-            marks = [i for i in range(at, item.first + 1) if self.before[i] != JOINED]
+            breaks = [i for i in range(at, item.first + 1) if self.before[i] != JOINED]
             words = any(
                 i > begin and self.words[i] in ("and", *CONTRAST)
                 for i in range(at, item.first + 1)
             )  # fmt: skip
-            cut = bool(marks) or words
+            cut = bool(breaks) or words
             tied = self._colon(item)
-            if tied >= 0 and (cut or (colon >= 0 and told) or not segments[-1]):
-                cut, colon, told = True, tied, False
-            elif not told and not item.sides and not words and marks in ([colon], []):
-                cut, told = False, True
+            if tied >= 0 and (cut or (colon >= 0 and served) or not segments[-1]):
+                cut, colon, served = True, tied, False
+            elif not served and not item.sides and not words and breaks in ([colon], []):
+                cut, served = False, True
             at = item.end
             low = max(answered, self.head(item))
             if any(self.words[i] in NONE or self.words[i] in _ENDS for i in range(low, item.first)):
                 continue
             if (end := self._answered_no(item)) is not None:
-                answered, told = end, True
+                answered, served = end, True
                 continue
             if cut and segments[-1]:
                 segments.append([])
@@ -152,11 +152,13 @@ class Clauses:
         if self.words[self.first] in _FIELDS:
             return True
         items = [item for item in dict.fromkeys(self.at.values())]
-        said = any(item.step is not None or item.size is not None for item in items)
-        said = said or any(self.words[i] in ANSWERS for i in range(self.first, self.stop))
+        informative = any(item.step is not None or item.size is not None for item in items)
+        informative = informative or any(
+            self.words[i] in ANSWERS for i in range(self.first, self.stop)
+        )
         if colon:
-            return said and bool(items[0].sides)
-        return said or self.words[self.first] in _AT
+            return informative and bool(items[0].sides)
+        return informative or self.words[self.first] in _AT
 
 
 _SHORT = 16

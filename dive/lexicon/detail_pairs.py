@@ -21,7 +21,7 @@ class Detail(NamedTuple):
 Segments = Sequence[Sequence[Item]]
 
 
-class _Said(NamedTuple):
+class _Partial(NamedTuple):
     """A detail on its way; `now`: it takes the place of what is said else."""
 
     sides: frozenset[str]
@@ -29,24 +29,24 @@ class _Said(NamedTuple):
     now: bool = False
 
 
-def settled(
+def combined(
     name: str,
     inside: Sequence[Item],
     before: Segments,
     behind: Segments,
     context: Sequence[Item],
-    said: Sequence[Detail] = (),
+    earlier: Sequence[Detail] = (),
 ) -> list[Detail]:
     """The details of a mention of the finding `name`; `context` holds where its own words say
-    nothing; `said`: what sentences before gave."""
+    nothing; `earlier`: what sentences before gave."""
     own = _Readable(name, [item for group in (inside, *before, *behind) for item in group])
     within = own.detail(inside)
     front = [
-        _Said(d.sides | within.sides, d.steps | within.steps, d.now or within.now)
+        _Partial(d.sides | within.sides, d.steps | within.steps, d.now or within.now)
         for d in _paired(own, before)
     ] or [within]
     is_open = bool(front[-1].sides and not front[-1].steps)
-    every = [*(_Said(*one) for one in said), *front, *_paired(own, behind, is_open)]
+    every = [*(_Partial(*one) for one in earlier), *front, *_paired(own, behind, is_open)]
     found = _current([d for d in every if d.sides or d.steps])
     sides, steps, _ = _Readable(name, context).detail(context)
     if sides_of(found):
@@ -58,7 +58,7 @@ def settled(
     return [Detail(d.sides or sides, d.steps or steps) for d in found or [Detail(sides, steps)]]
 
 
-def _current(found: Sequence[_Said]) -> list[Detail]:
+def _current(found: Sequence[_Partial]) -> list[Detail]:
     """Without the steps that a later one took the place of: "large left effusion, now small"."""
     kept = list(found)
     for new in [one for one in found if one.now]:
@@ -66,9 +66,9 @@ def _current(found: Sequence[_Said]) -> list[Detail]:
             if now or not steps:
                 continue
             if not new.sides or not sides:
-                kept[n] = _Said(sides, frozenset())
+                kept[n] = _Partial(sides, frozenset())
             elif sides & new.sides:
-                kept[n] = _Said(sides - new.sides, steps)
+                kept[n] = _Partial(sides - new.sides, steps)
     whole = zip(kept, found, strict=True)
     return [Detail(d.sides, d.steps) for d, old in whole if d.sides or (d.steps and not old.sides)]
 
@@ -93,7 +93,7 @@ class _Readable:
         self.graded = any(item.step is not None for item in items)
         self.limits = known.sizes.get(name)
 
-    def detail(self, items: Iterable[Item]) -> _Said:
+    def detail(self, items: Iterable[Item]) -> _Partial:
         """What one segment says."""
         sides: set[str] = set()
         steps: set[int] = set()
@@ -107,33 +107,33 @@ class _Readable:
             elif item.size is not None and self.limits and not self.graded:
                 size = item.size
                 steps.add(next((s for limit, s in self.limits if size < limit), len(STEPS) - 1))
-        return _Said(frozenset(sides), frozenset(steps), now)
+        return _Partial(frozenset(sides), frozenset(steps), now)
 
 
-def _paired(own: _Readable, segments: Segments, is_open: bool = False) -> list[_Said]:
+def _paired(own: _Readable, segments: Segments, is_open: bool = False) -> list[_Partial]:
     """The segments of one group, so that each has a side where any has; `is_open`: the group before
     ends with a side that has no step yet."""
-    found: list[_Said] = []
-    waiting = _Said(frozenset(), frozenset())
+    found: list[_Partial] = []
+    waiting = _Partial(frozenset(), frozenset())
     sides_first = False  # "right, large, left, small"
     parts = [own.detail(part) for s in segments for part in _by_sides(s) if part]
     for n, (sides, steps, now) in enumerate(parts):
         if not sides and found and found[-1].sides and not found[-1].steps:
-            found[-1] = _Said(found[-1].sides, steps, now)  # "on the right, moderate"
+            found[-1] = _Partial(found[-1].sides, steps, now)  # "on the right, moderate"
             sides_first = True
             continue
         alone = n + 1 < len(parts) and parts[n + 1].sides and not parts[n + 1].steps
         if not sides and alone and not (is_open and not n):
             # "moderate, on the right"
-            waiting = _Said(sides, waiting.steps | steps, waiting.now or now)
+            waiting = _Partial(sides, waiting.steps | steps, waiting.now or now)
             continue
         if sides and not steps:
             if waiting.steps:
                 _, steps, now = waiting
             elif found and found[-1].sides and not sides_first:
                 _, steps, now = found[-1]  # "small left and right effusions"
-        waiting = _Said(frozenset(), frozenset())
-        found.append(_Said(sides, steps, now))
+        waiting = _Partial(frozenset(), frozenset())
+        found.append(_Partial(sides, steps, now))
     return found
 
 

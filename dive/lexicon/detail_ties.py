@@ -30,7 +30,7 @@ MEANING = (
 _FAR = 40  # words between two findings
 
 
-class Place(NamedTuple):
+class Extent(NamedTuple):
     """A mention in its sentence: the first word of its noun phrase, its own first and last."""
 
     start: int
@@ -42,7 +42,7 @@ class Place(NamedTuple):
 
 def share(
     found: list[list[Detail]],
-    places: Sequence[Place],
+    extents: Sequence[Extent],
     behind: Sequence[Sequence[Sequence[Item]]],
     words: Words,
     text: str,
@@ -51,19 +51,19 @@ def share(
     known = vocabulary()
     fits = [
         not known.shared.isdisjoint((one.cls, one.name)) and one.name not in known.midline
-        for one in places
+        for one in extents
     ]
     found = list(found)
-    if not places:
+    if not extents:
         return found
-    ties = ["", *(_tie(a, b, words, text) for a, b in pairwise(places))]
+    ties = ["", *(_tie(a, b, words, text) for a, b in pairwise(extents))]
     ties = [tie if fits[k] and fits[k - 1] else "" for k, tie in enumerate(ties)]
     for k, tie in enumerate(ties):
         if not tie:
             continue
         if not sides_of(found[k]):
             found[k] = with_sides(found[k], sides_of(found[k - 1]))
-        bare = places[k].start == places[k].low and not any(one.steps for one in found[k])
+        bare = extents[k].start == extents[k].low and not any(one.steps for one in found[k])
         steps = frozenset(step for one in found[k - 1] for step in one.steps)
         if tie == "or" and bare and steps:
             found[k] = [Detail(sides_of(found[k]), steps)]
@@ -77,18 +77,18 @@ def share(
     return found
 
 
-def _tie(one: Place, other: Place, words: Words, text: str) -> str:
+def _tie(one: Extent, other: Extent, words: Words, text: str) -> str:
     """How a mention is joined to the one before: "or" where both are names of one thing ("or",
     "versus", a slash), "and", "is" ("which may represent"), "with", or "" where it is not."""
     low, high = one.high + 1, other.start
     between = words.words[low:high]
-    marks = words.before[low : high + 1]
-    if len(between) > _FAR or any(mark > COMMA for mark in marks):
+    separators = words.before[low : high + 1]
+    if len(between) > _FAR or any(kind > COMMA for kind in separators):
         return ""
-    near = all(mark == JOINED for mark in marks)
+    near = all(kind == JOINED for kind in separators)
     if not between:
         slash = "/" in text[words.ends[high - 1] : words.starts[high]]
-        return "or" if slash else "and" if marks == [COMMA] else ""
+        return "or" if slash else "and" if separators == [COMMA] else ""
     if near and all(word in _ALTERNATIVES for word in between):
         return "or"
     if all(word in JOINS for word in between):

@@ -13,21 +13,23 @@ from typing import Protocol
 
 from dive.lexicon.checklist import answers
 from dive.lexicon.detail_clauses import CONTRAST, LONGEST, Clauses
-from dive.lexicon.detail_pairs import Detail, settled, sides_of
-from dive.lexicon.detail_ties import DETERMINERS, IS, JOINS, MEANING, NONE, Place, share
+from dive.lexicon.detail_pairs import Detail, combined, sides_of
+from dive.lexicon.detail_ties import DETERMINERS, IS, JOINS, MEANING, NONE, Extent, share
 from dive.lexicon.detail_words import Item, items_of, vocabulary
 from dive.lexicon.markup import without_markup
 from dive.lexicon.words import COLON, COMMA, END, JOINED, SEMICOLON, Words, split, word_set
 
 _COMPARED = word_set("greater larger more worse bigger less smaller > <")
-_PLACED = word_set("in on at within along of to over through throughout near into from involving")
+_PREPOSITIONS = word_set(
+    "in on at within along of to over through throughout near into from involving"
+)
 _VERBS = IS | word_set(
     "has have had shows show demonstrates demonstrate contains reveals seen noted may might could"
     " can measures measure represents represent reflects obscures obscuring suggests causing cause"
 )
 # a noun phrase does not go back over these
 _STOPS = (
-    JOINS | _PLACED | DETERMINERS | _VERBS | CONTRAST | NONE
+    JOINS | _PREPOSITIONS | DETERMINERS | _VERBS | CONTRAST | NONE
     | word_set("with plus than as by for due which there it via per vs versus if because since")
 )  # fmt: skip
 # these join two sides as "and" does
@@ -40,7 +42,7 @@ _ADJECTIVES = ("ed", "ic", "al", "ar", "ary", "ous", "ive")
 _HEADING = 4  # words before a colon
 
 
-class Placed(Protocol):
+class MentionLike(Protocol):
     """What is read of a mention: its characters, its entry and its class."""
 
     @property
@@ -55,7 +57,7 @@ class Placed(Protocol):
     def spans(self) -> tuple[tuple[int, int], ...]: ...
 
 
-def details(text: str, mentions: Sequence[Placed]) -> list[list[Detail]]:
+def details(text: str, mentions: Sequence[MentionLike]) -> list[list[Detail]]:
     """What is said of the side and severity of each mention, in the order given.
 
     `mentions` are those of `dive.decisive.find_mentions(text)`. More than one detail where the
@@ -87,12 +89,12 @@ def details(text: str, mentions: Sequence[Placed]) -> list[list[Detail]]:
             continue
         sentence = _Sentence(words, text, first, stop, [mentions[k] for k in here], free)
         if not here and last is not None and (refers or sentence.clauses.goes_on()):
-            found[last] = sentence.bare(mentions[last], found[last])
+            found[last] = sentence.with_continuation(mentions[last], found[last])
             heading = heading if refers and colon is None else []
             continue
         if colon is not None:
             before = [i for i in sentence.items if i.end <= colon and i.sides and not i.weak]
-            named = any(low < colon for low, _ in sentence.places)
+            named = any(low < colon for low, _ in sentence.extents)
             heading = [] if named else before
         if not heading and last is not None and here and sentence.interprets():
             sides = sides_of(found[last])
@@ -141,21 +143,21 @@ class _Sentence:
         text: str,
         first: int,
         stop: int,
-        mentions: Sequence[Placed],
+        mentions: Sequence[MentionLike],
         free: list[bool],
     ) -> None:
         self.all, self.words, self.before = words, words.words, words.before
         self.text, self.first, self.stop = text, first, stop
         self.mentions, self.known = mentions, vocabulary()
-        self.places: list[tuple[int, int]] = []  # first and last word of each mention
+        self.extents: list[tuple[int, int]] = []  # first and last word of each mention
         self.owner: dict[int, int] = {}  # word -> mention whose own word it is
         for k, mention in enumerate(mentions):
             own = [i for span in mention.spans for i in self._range(*span)]
-            self.places.append((own[0], own[-1]))
+            self.extents.append((own[0], own[-1]))
             self.owner.update(dict.fromkeys(own, k))
         for i in self.owner:
             free[i] = False
-        self.lows, self.highs = [low for low, _ in self.places], [high for _, high in self.places]
+        self.lows, self.highs = [low for low, _ in self.extents], [high for _, high in self.extents]
         ends = dict(enumerate(self.highs))
         self.items = items_of(words, text, (first, stop), self.owner, ends, free)
         self.clauses = Clauses(words, text, first, stop, self.items)
@@ -175,7 +177,7 @@ class _Sentence:
         starts: list[int] = []
         claimed: set[Item] = set()
         floor = self.first
-        for low, high in self.places:
+        for low, high in self.extents:
             start, segments = self._phrase(low, floor)
             own = list(dict.fromkeys(self.at[i] for i in range(low, high + 1) if i in self.at))
             inside.append(own)
@@ -189,16 +191,16 @@ class _Sentence:
             floor = max(floor, high + 1)
         behind: list[list[list[Item]]] = [[[]] for _ in self.mentions]
         context: list[list[Item]] = [[] for _ in self.mentions]
-        self._give([i for i in self.items if i not in claimed], behind, context)
+        self._assign([i for i in self.items if i not in claimed], behind, context)
         found = []
         for k, mention in enumerate(self.mentions):
             around = inside[k], opened[k], behind[k], context[k] or heading
-            found.append(settled(mention.name, *around))
-        places = [
-            Place(start, low, high, one.name, one.cls)
-            for start, (low, high), one in zip(starts, self.places, self.mentions, strict=True)
+            found.append(combined(mention.name, *around))
+        extents = [
+            Extent(start, low, high, one.name, one.cls)
+            for start, (low, high), one in zip(starts, self.extents, self.mentions, strict=True)
         ]
-        return share(found, places, behind, self.all, self.text)
+        return share(found, extents, behind, self.all, self.text)
 
     def interprets(self) -> bool:
         """ "This may represent pneumonia": says what a finding before it is."""
@@ -208,11 +210,11 @@ class _Sentence:
             and len(before) <= LONGEST and any(w.startswith(MEANING) for w in before)
         )  # fmt: skip
 
-    def bare(self, mention: Placed, said: list[Detail]) -> list[Detail]:
-        """The details of a mention before, of which `said` is known, with those of a sentence that
-        has none."""
+    def with_continuation(self, mention: MentionLike, earlier: list[Detail]) -> list[Detail]:
+        """The details of an earlier mention, of which `earlier` is known, with those of a sentence
+        that has no mention."""
         segments = self.clauses.segments(self.items, self.first)
-        return settled(mention.name, [], [], segments, [], said)
+        return combined(mention.name, [], [], segments, [], earlier)
 
     def _phrase(self, low: int, floor: int) -> tuple[int, list[list[Item]]]:
         """The noun phrase that ends at word `low`: where it starts, and its items, kept apart where
@@ -294,11 +296,11 @@ class _Sentence:
         if self.before[edge] == COLON and floor > self.first and edge - 1 in self.at:
             return False  # "effusion: L: small, pneumothorax"
         if word in DETERMINERS:
-            return edge - 2 < floor or self.words[edge - 2] not in _PLACED
+            return edge - 2 < floor or self.words[edge - 2] not in _PREPOSITIONS
         if word in IS:
             there = edge - 2 >= self.first and self.words[edge - 2] == "there"
             return there or floor == self.first
-        return word not in _PLACED
+        return word not in _PREPOSITIONS
 
     def _run(self, j: int, floor: int) -> int:
         """The first of the modifiers in a row that end at word j; j + 1 where it is none."""
@@ -315,7 +317,7 @@ class _Sentence:
             i -= 1
         return i
 
-    def _give(
+    def _assign(
         self,
         items: list[Item],
         behind: list[list[list[Item]]],
@@ -327,7 +329,7 @@ class _Sentence:
         breaks = [i for i in range(self.first + 1, self.stop) if self.before[i] == SEMICOLON]
         edges = [self.first, *breaks, self.stop]
         waiting: dict[int, list[Item]] = {}
-        given: dict[int, list[tuple[Item, int]]] = {}
+        assigned: dict[int, list[tuple[Item, int]]] = {}
         for item in items:
             clause = bisect_right(edges, item.first)
             first, last = (bisect_left(self.lows, edges[clause - n]) for n in (1, 0))
@@ -335,13 +337,13 @@ class _Sentence:
             earlier, later = bisect_left(self.highs, item.first), bisect_left(self.lows, item.end)
             if later < last and earlier <= first:
                 forward = last if item.sides else later + 1
-            elif later < last and (ahead := self._ahead(item, later)):
-                forward = last if ahead == "there" else later + 1
+            elif later < last and (opening := self._opening(item, later)):
+                forward = last if opening == "there" else later + 1
             else:
                 if earlier:
                     waiting.setdefault(earlier - 1, []).append(item)
                 continue
-            given.setdefault(later, []).append((item, forward))
+            assigned.setdefault(later, []).append((item, forward))
         for k, own in waiting.items():
             behind[k] = self.clauses.segments(own, self.highs[k] + 1)
         lasting: list[Item] = []
@@ -349,7 +351,7 @@ class _Sentence:
         for k in range(len(context)):
             lasting = lasting if k < until else []
             context[k] = lasting
-            for item, forward in given.get(k, ()):
+            for item, forward in assigned.get(k, ()):
                 context[k] = self._with(context[k], item)
                 if forward > k + 1:
                     lasting, until = self._with(lasting, item), forward
@@ -359,7 +361,7 @@ class _Sentence:
         same = context and self.clauses.head(context[0]) == self.clauses.head(item)
         return [*context, item] if same else [item]
 
-    def _ahead(self, item: Item, k: int) -> str:
+    def _opening(self, item: Item, k: int) -> str:
         """Whether an item between two mentions is of the later one: "there" ("and on the left there
         is ..."), "subject" ("and the left lung shows ..."), or "" where it is not."""
         head = self.clauses.head(item)
@@ -371,10 +373,10 @@ class _Sentence:
         ):
             return ""
         word = self.words[end]
-        placed = any(w in _PLACED for w in self.words[head : item.first])
+        placed = any(w in _PREPOSITIONS for w in self.words[head : item.first])
         if word == "there":
             return "there"
-        low = self.places[k][0]
+        low = self.extents[k][0]
         same = all(
             self.before[i] == JOINED and self.words[i] not in {*CONTRAST, "and", "there"}
             for i in range(end, low)

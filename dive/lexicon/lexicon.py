@@ -75,31 +75,9 @@ class Lexicon:
             raise DiveError(f"the lexicon has no entry {name!r}")
         return self.entries[name]
 
-    def with_heading(self, heading: str) -> list[Entry]:
-        """Entries that carry this MeSH heading, compared without case.
-
-        A heading with qualifiers, as the Open-i collection writes them, finds the entries whose own
-        heading and qualifiers are all among its parts: `Lung/hypoinflation` is found by
-        `Lung/hypoinflation/mild` and not by `Lung/hyperdistention`. A heading without qualifiers
-        finds all entries that begin with it.
-        """
-        head, *qualifiers = _parts(heading)
-        return [
-            entry
-            for entry in self
-            if any(
-                own[0] == head and (not qualifiers or set(own[1:]) <= set(qualifiers))
-                for own in map(_parts, entry.mesh)
-            )
-        ]
-
 
 def _kind(entry: Entry) -> tuple[str, bool, bool, bool]:
     return entry.cls, entry.normal, entry.uncertain, entry.ignore
-
-
-def _parts(heading: str) -> list[str]:
-    return [part.strip().casefold() for part in heading.split("/")]
 
 
 def load_lexicon(*files: str | Path, default: bool = True) -> Lexicon:
@@ -186,13 +164,13 @@ def _read(source: Any, table: Any) -> Iterable[Entry]:
         raise DiveError(f"{source}: a lexicon is a YAML mapping with a list named `entries`")
     if unknown := sorted(set(map(str, table)) - {"entries", "misspelt"}):
         raise DiveError(f"{source}: unknown key {unknown[0]!r}; known are `entries` and `misspelt`")
-    for number, row in enumerate(table["entries"], 1):
+    for number, record in enumerate(table["entries"], 1):
         where = f"{source}: entry {number}"
-        if not isinstance(row, dict):
-            raise DiveError(f"{where}: expected a mapping with {sorted(_KEYS)}, got {row!r}")
-        if unknown := sorted(set(map(str, row)) - _KEYS):
+        if not isinstance(record, dict):
+            raise DiveError(f"{where}: expected a mapping with {sorted(_KEYS)}, got {record!r}")
+        if unknown := sorted(set(map(str, record)) - _KEYS):
             raise DiveError(f"{where}: unknown key {unknown[0]!r}; known are {sorted(_KEYS)}")
-        name, cls = row.get("name"), row.get("class", OTHER)
+        name, cls = record.get("name"), record.get("class", OTHER)
         if not isinstance(name, str) or not name.strip():
             raise DiveError(f"{where}: `name` is missing")
         where = f"{where} ({name})"
@@ -200,7 +178,7 @@ def _read(source: Any, table: Any) -> Iterable[Entry]:
             raise DiveError(
                 f"{where}: class {cls!r} is neither {OTHER!r} nor one of {list(CHEXPERT_CLASSES)}"
             )
-        terms, mesh = row.get("terms"), row.get("mesh") or []
+        terms, mesh = record.get("terms"), record.get("mesh") or []
         if not _strings(terms) or not terms:
             raise DiveError(f"{where}: `terms` must be a list of texts (quote them), got {terms!r}")
         if not _strings(mesh):
@@ -210,7 +188,7 @@ def _read(source: Any, table: Any) -> Iterable[Entry]:
                 expand(term)
             except DiveError as error:
                 raise DiveError(f"{where}: {error}") from error
-        flags = [row.get(name, False) for name in ("normal", "uncertain", "ignore")]
+        flags = [record.get(name, False) for name in ("normal", "uncertain", "ignore")]
         if not all(isinstance(flag, bool) for flag in flags):
             raise DiveError(
                 f"{where}: `normal`, `uncertain` and `ignore` are true or false, got {flags!r}"

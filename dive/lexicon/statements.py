@@ -25,7 +25,7 @@ RESTART = word_set(
     " thoracic spine we"
 )
 # ... unless "or" shows that they go on with a list: "no mass, hilar adenopathy or fracture"
-PLACES = word_set("cardiac mediastinal bony osseous cardiomediastinal hilar thoracic spine")
+REGIONS = word_set("cardiac mediastinal bony osseous cardiomediastinal hilar thoracic spine")
 # a finding that is there begins so, unless "or" shows that the list goes on
 DEGREE = word_set(
     "mild moderate severe small tiny trace minimal slight minor marked left right bilateral"

@@ -95,7 +95,7 @@ class _Node:
     gaps: dict[int, "_Node"] = field(default_factory=dict)
     # what a term that ends here means, and which of its words are marked
     value: object = None
-    marks: tuple[bool, ...] = ()
+    marked: tuple[bool, ...] = ()
 
 
 class _Typos:
@@ -181,18 +181,18 @@ class Automaton:
         for term, value in terms:
             for sequence in expand(term):
                 node = self._root
-                marks = []
+                marked = []
                 for atom in sequence:
                     if atom in GAPS:
                         node = node.gaps.setdefault(GAPS[atom], _Node())
                         continue
-                    marks.append(not atom.startswith(UNMARKED))
+                    marked.append(not atom.startswith(UNMARKED))
                     word = atom.removeprefix(UNMARKED)
                     if word.endswith("*"):
                         stems.add(word)
                     node = node.words.setdefault(word, _Node())
                 if node.value is None:
-                    node.value, node.marks = value, tuple(marks)
+                    node.value, node.marked = value, tuple(marked)
         # stems by length, so that a new word is compared with its own beginnings only
         self._stems = frozenset(stems)
         self._lengths = sorted({len(s) - 1 for s in stems})
@@ -280,8 +280,8 @@ class Automaton:
             if node.value is not None:
                 marked = (
                     path
-                    if all(node.marks)
-                    else tuple(p for p, m in zip(path, node.marks, strict=True) if m)
+                    if all(node.marked)
+                    else tuple(p for p, m in zip(path, node.marked, strict=True) if m)
                 )
                 found.append(Match(node.value, path, marked, path[0], i))
             if i >= stop or not joined[i]:

@@ -83,8 +83,8 @@ def split(text: str) -> Words:
         if kind == END and words and len(words) > opened:
             sentences.append((opened, len(words)))
             opened = len(words)
-            mark = between.rstrip(" ([")
-            if mark.endswith("?") and mark[:-1].strip(" ?"):
+            punctuation = between.rstrip(" ([")
+            if punctuation.endswith("?") and punctuation[:-1].strip(" ?"):
                 kind = QUERY  # "... normal. ? pneumonia": a new sentence that asks
         words.append(match.group().lower().replace("’", "'"))
         starts.append(start)
@@ -122,16 +122,7 @@ def _punctuation(text: str, last: int, start: int, between: str, word: str) -> i
     if "!" in stripped:
         return END
     if "." in stripped:
-        if between == ".":
-            # 5.2 and T5.6; "effusion.No" ends a sentence, "p.m" and "a.p" do not
-            number = text[last - 1].isdigit() and text[start].isdigit()
-            return JOINED if number or len(word) == 1 or word in _ABBREVIATIONS else END
-        if stripped == ".":
-            if word in _ABBREVIATIONS or (word in _CLIPPED and text[start].islower()):
-                return JOINED
-            if word == "no" and text[start].isdigit():
-                return JOINED  # No. 3
-        return END
+        return _full_stop(text, last, start, between, word)
     if ";" in stripped:
         return SEMICOLON
     if ":" in stripped:
@@ -148,11 +139,25 @@ def _punctuation(text: str, last: int, start: int, between: str, word: str) -> i
     return COMMA  # brackets and what is left
 
 
+def _full_stop(text: str, last: int, start: int, between: str, word: str) -> int:
+    """What a full stop between two words, alone or with other marks, does."""
+    if between == ".":
+        # 5.2 and T5.6; "effusion.No" ends a sentence, "p.m" and "a.p" do not
+        number = text[last - 1].isdigit() and text[start].isdigit()
+        return JOINED if number or len(word) == 1 or word in _ABBREVIATIONS else END
+    if between.strip() == ".":
+        if word in _ABBREVIATIONS or (word in _CLIPPED and text[start].islower()):
+            return JOINED
+        if word == "no" and text[start].isdigit():
+            return JOINED  # No. 3
+    return END
+
+
 def _line_break(text: str, last: int, start: int, between: str, word: str) -> int:
     """A wrapped line goes on; a blank line, a list item or a short line ends a sentence."""
     here = between.replace("\r\n", "\n").replace("\r", "\n")
-    mark = here.rsplit("\n", 1)[-1]
-    if here.count("\n") > 1 or mark.strip(" \t([\"'"):
+    indent = here.rsplit("\n", 1)[-1]
+    if here.count("\n") > 1 or indent.strip(" \t([\"'"):
         return END
     rest = here.split("\n", 1)[0].strip()
     if rest:

@@ -1,7 +1,8 @@
 """Confidence intervals by resampling reports, and of the difference between two sets of predictions
 for the same reports (paired: both are scored on the same resample)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,19 +24,6 @@ def resamples(reports: int, samples: int, seed: int) -> Iterator[np.ndarray]:
         yield np.bincount(drawn.ravel(), minlength=n * reports).reshape(n, reports)
 
 
-def resampled(measure: Measure, samples: int, seed: int) -> dict[str, np.ndarray]:
-    """name -> [samples], the corpus score of every resample."""
-    statistics = measure.statistics.astype(np.float64)
-    totals = [counts @ statistics for counts in resamples(len(statistics), samples, seed)]
-    return measure.scores(np.concatenate(totals))
-
-
-def interval(values: np.ndarray, confidence: float) -> list[float]:
-    """[low, high]: the percentiles that hold `confidence` of the resampled values."""
-    tail = (1 - confidence) / 2
-    return [float(v) for v in np.quantile(values, [tail, 1 - tail])]
-
-
 def sign_p_value(differences: np.ndarray) -> float:
     """Twice the smaller share of resamples on either side of 0, never below 2 / (samples + 1)."""
     samples = len(differences)
@@ -43,10 +31,40 @@ def sign_p_value(differences: np.ndarray) -> float:
     return min(1.0, 2 * (smaller + 1) / (samples + 1))
 
 
-def check(samples: int, confidence: float, seed: int) -> None:
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise DiveError(f"bootstrap is a number of resamples, 1 or more, got {samples!r}")
-    if not 0 < confidence < 1:
-        raise DiveError(f"confidence lies between 0 and 1, got {confidence!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise DiveError(f"seed is a whole number, 0 or more, got {seed!r}")
+@dataclass(frozen=True)
+class Resampling:
+    """How the reports are resampled; DiveError for settings out of range.
+
+    Attributes:
+        samples: number of resamples.
+        confidence: share of the resampled values that an interval holds.
+        seed: the same seed draws the same reports.
+    """
+
+    samples: int
+    confidence: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        samples, seed = self.samples, self.seed
+        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+            raise DiveError(f"bootstrap is a number of resamples, 1 or more, got {samples!r}")
+        if not 0 < self.confidence < 1:
+            raise DiveError(f"confidence lies between 0 and 1, got {self.confidence!r}")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise DiveError(f"seed is a whole number, 0 or more, got {seed!r}")
+
+    def scores(self, measures: Iterable[Measure]) -> dict[str, np.ndarray]:
+        """name -> [samples], the corpus scores of every resample."""
+        found: dict[str, np.ndarray] = {}
+        for measure in measures:
+            statistics = measure.statistics.astype(np.float64)
+            drawn = resamples(len(statistics), self.samples, self.seed)
+            totals = [counts @ statistics for counts in drawn]
+            found |= measure.scores(np.concatenate(totals))
+        return found
+
+    def interval(self, values: np.ndarray) -> list[float]:
+        """[low, high]: the percentiles that hold `confidence` of the resampled values."""
+        tail = (1 - self.confidence) / 2
+        return [float(v) for v in np.quantile(values, [tail, 1 - tail])]

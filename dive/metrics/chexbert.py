@@ -97,8 +97,8 @@ class CheXbert:
             with torch.inference_mode():
                 heads = model(padded.to(self.device), mask.to(self.device))
             found[batch] = torch.stack([head.argmax(-1) for head in heads], dim=1).cpu().numpy()
-        place = {text: i for i, text in enumerate(distinct)}
-        return found[[place[" ".join(text.split())] for text in texts]]
+        index = {text: i for i, text in enumerate(distinct)}
+        return found[[index[" ".join(text.split())] for text in texts]]
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from dive.data.absent import is_placeholder
 from dive.data.language import warn_if_not_english
 from dive.data.reading_summary import PLACEHOLDERS
 from dive.errors import DiveError
-from dive.metrics import bootstrap as resampling
 from dive.metrics import overlap
+from dive.metrics.bootstrap import Resampling, sign_p_value
 from dive.metrics.chexbert import CheXbert, chexbert_measure
 from dive.metrics.findings import finding_measure
 from dive.metrics.measure import Measure, mean_measure
@@ -57,17 +57,12 @@ def evaluate(
 
     Args:
         predictions: reports as generated.
-        references: reports as written by a radiologist, one for each prediction.
-        metrics: any of
-            "bleu" -> bleu1 .. bleu4, corpus scores;
-            "rougeL" -> rougeL, mean over reports;
-            "meteor" -> meteor, mean over reports (needs nltk);
-            "findings" -> finding_precision, finding_recall, finding_f1, finding_state_f1,
-            finding_side_f1, finding_severity_f1, finding_detail_f1;
-            "radgraph" -> radgraph_simple, radgraph_partial, radgraph_complete, means over reports;
-            "chexbert" -> chexbert14_micro_f1, chexbert14_macro_f1, chexbert5_micro_f1,
-            chexbert5_macro_f1, and the four with _uncertain_negative.
-            length_ratio always comes with them.
+        references: reports as written by a radiologist, one per prediction.
+        metrics: any of "bleu" (bleu1 .. bleu4, corpus scores), "rougeL" and "meteor" (means over
+            reports; the second needs nltk), "findings" (finding_precision, finding_recall,
+            finding_f1 and finding_{state,side,severity,detail}_f1), "radgraph"
+            (radgraph_{simple,partial,complete}, means over reports) and "chexbert"
+            (chexbert{14,5}_{micro,macro}_f1, also with _uncertain_negative); length_ratio always.
         normalization: "raw", "lower" or "r2gen", for bleu, rougeL, meteor and length_ratio; see
             `dive.metrics.normalization`. The others see the reports as they are.
         per_report: adds "per_report": name -> list in the order given, None for pairs left out.
@@ -82,30 +77,24 @@ def evaluate(
         baseline: other predictions for the same references; adds "baseline", their scores, and
             "differences", prediction minus baseline.
         bootstrap: number of resamples of the reports; adds "intervals", and to every difference an
-            interval and a p value (paired: both are scored on the same resample), which is of one
-            metric alone and not corrected for the number of metrics.
-        confidence: what the intervals hold.
+            interval and a p value (paired; of one metric alone, not corrected for their number).
+        confidence: share of the resampled values that the intervals hold.
         seed: of the resampling; the same seed gives the same intervals.
 
     Returns:
         Numbers under their names, fractions from 0 to 1 (length_ratio any positive number);
         "variants": name -> which variant it is; "reports" given, "scored", "empty_predictions" and
         "empty_references", "placeholders": how many of predictions, references and baseline were
-        empty by a word such as "nan"; and what was asked for above.
+        empty by a word such as "nan"; and what the arguments above add.
 
     Raises:
-        DiveError: lists of different length or of something else than text, no pair left to score,
-            unknown metric or normalisation, weights or packages that a metric needs missing.
+        DiveError: lists of different length or not of texts, no pair left to score, an unknown
+            metric or normalisation, or weights or packages of a metric missing.
     """
     pairs = _Pairs(predictions, references, baseline)
-    unknown = [name for name in metrics if name not in METRICS]
-    if isinstance(metrics, str) or unknown or not metrics:
-        raise DiveError(f"metrics {metrics!r}: a list of some of {', '.join(METRICS)} is wanted")
-    if not rouge_beta > 0:
-        raise DiveError(f"rouge_beta must be above 0, got {rouge_beta!r}")
-    if bootstrap is not None:
-        resampling.check(bootstrap, confidence, seed)
-
+    _check_settings(metrics, rouge_beta)
+    resampling = None if bootstrap is None else Resampling(bootstrap, confidence, seed)
+    _warn_if_not_english(pairs, metrics)
     options = _Options(
         metrics=tuple(metrics),
         normalization=normalization,
@@ -115,39 +104,60 @@ def evaluate(
         radgraph_case_sensitive=radgraph_case_sensitive,
         chexbert=chexbert,
     )
+    scorer = _Scorer(options, pairs.references)
+    measures = scorer.measures(pairs.predictions)
+    others = scorer.measures(pairs.baseline) if pairs.baseline is not None else None
+    if finish_reasons is not None:
+        measures.append(_termination(pairs.scored(finish_reasons, "finish_reasons")))
+    return _results(pairs, measures, others, per_report, resampling)
+
+
+def _check_settings(metrics: Sequence[str], rouge_beta: float) -> None:
+    unknown = [name for name in metrics if name not in METRICS]
+    if isinstance(metrics, str) or unknown or not metrics:
+        raise DiveError(f"metrics {metrics!r}: a list of some of {', '.join(METRICS)} is wanted")
+    if not rouge_beta > 0:
+        raise DiveError(f"rouge_beta must be above 0, got {rouge_beta!r}")
+
+
+def _warn_if_not_english(pairs: "_Pairs", metrics: Sequence[str]) -> None:
     english = [name for name in ENGLISH if name in metrics]
     if english:
         for what, texts in pairs.texts().items():
             reader = f"the metric {', '.join(english)}"
             warn_if_not_english([one for one in texts if one.strip()], what, reader)
-    scorer = _Scorer(options, pairs.references)
-    measures = scorer.measures(pairs.predictions)
-    others = scorer.measures(pairs.baseline) if pairs.baseline is not None else None
-    if finish_reasons is not None:
-        measures.append(_termination(pairs.kept(finish_reasons, "finish_reasons")))
 
+
+def _results(
+    pairs: "_Pairs",
+    measures: list[Measure],
+    baseline: list[Measure] | None,
+    per_report: bool,
+    resampling: Resampling | None,
+) -> dict[str, Any]:
+    """What `evaluate` returns, from the measures of the predictions and of the baseline."""
     scores = _corpus_scores(measures)
     result: dict[str, Any] = dict(scores)
     result["variants"] = {k: v for measure in measures for k, v in measure.variants.items()}
     result |= pairs.counts()
     if per_report:
         result["per_report"] = _per_report(measures, pairs)
-    samples = None
-    if bootstrap is not None:
-        samples = _resampled(measures, bootstrap, seed)
-        result["bootstrap"] = {"samples": bootstrap, "confidence": confidence, "seed": seed}
-        result["intervals"] = {k: resampling.interval(v, confidence) for k, v in samples.items()}
-    if others is not None:
-        result["baseline"] = other_scores = _corpus_scores(others)
+    samples: dict[str, np.ndarray] = {}
+    if resampling is not None:
+        samples = resampling.scores(measures)
+        result["bootstrap"] = asdict(resampling)
+        result["intervals"] = {k: resampling.interval(v) for k, v in samples.items()}
+    if baseline is not None:
+        result["baseline"] = other_scores = _corpus_scores(baseline)
         differences: dict[str, dict[str, Any]] = {
             k: {"difference": scores[k] - v} for k, v in other_scores.items()
         }
-        if samples is not None and bootstrap is not None:
-            for name, values in _resampled(others, bootstrap, seed).items():
+        if resampling is not None:
+            for name, values in resampling.scores(baseline).items():
                 gaps = samples[name] - values
                 differences[name] |= {
-                    "interval": resampling.interval(gaps, confidence),
-                    "p": resampling.sign_p_value(gaps),
+                    "interval": resampling.interval(gaps),
+                    "p": sign_p_value(gaps),
                 }
         result["differences"] = differences
     return result
@@ -176,10 +186,10 @@ class _Scorer:
 
     def measures(self, predictions: list[str]) -> list[Measure]:
         """In the order of METRICS, whatever order was asked for."""
-        options, asked = self.options, self.options.metrics
+        options, requested = self.options, self.options.metrics
         split = [words(text, options.normalization) for text in predictions]
         found = _overlap_measures(split, self._reference_words, options)
-        if "meteor" in asked:
+        if "meteor" in requested:
             found.append(
                 meteor_measure(
                     split,
@@ -188,11 +198,11 @@ class _Scorer:
                     normalization=options.normalization,
                 )
             )
-        if "findings" in asked:
+        if "findings" in requested:
             found.append(finding_measure(predictions, self.references))
-        if "radgraph" in asked:
+        if "radgraph" in requested:
             found.append(self._radgraph(predictions))
-        if "chexbert" in asked:
+        if "chexbert" in requested:
             found.append(self._chexbert(predictions))
         return found
 
@@ -276,28 +286,20 @@ def _corpus_scores(measures: list[Measure]) -> dict[str, float]:
     }
 
 
-def _resampled(measures: list[Measure], samples: int, seed: int) -> dict[str, np.ndarray]:
-    return {
-        name: values
-        for measure in measures
-        for name, values in resampling.resampled(measure, samples, seed).items()
-    }
-
-
 def _per_report(measures: list[Measure], pairs: "_Pairs") -> dict[str, list[float | None]]:
     columns = {}
     for measure in measures:
         values = measure.scores(measure.statistics)
         for name in measure.per_report:
-            column: list[float | None] = [None] * pairs.given
-            for place, value in zip(pairs.places, values[name], strict=True):
-                column[place] = float(value)
+            column: list[float | None] = [None] * pairs.reports
+            for index, value in zip(pairs.indices, values[name], strict=True):
+                column[index] = float(value)
             columns[name] = column
     return columns
 
 
 class _Pairs:
-    """The pairs that can be scored, and where they stood in what was given."""
+    """The pairs that can be scored, and their indices among all that were given."""
 
     def __init__(
         self,
@@ -307,26 +309,26 @@ class _Pairs:
     ) -> None:
         self.placeholders: Counter[str] = Counter()
         references = self._texts("references", _listed("references", references))
-        self.given = len(references)
-        self.places = [i for i, text in enumerate(references) if text.strip()]
-        if not self.places:
+        self.reports = len(references)
+        self.indices = [i for i, text in enumerate(references) if text.strip()]
+        if not self.indices:
             raise DiveError(
-                f"nothing to score: of {self.given} references none holds any text"
-                if self.given
+                f"nothing to score: of {self.reports} references none holds any text"
+                if self.reports
                 else "nothing to score: no references were given"
             )
-        self.references = [references[i] for i in self.places]
-        self.predictions = self.kept(predictions, "predictions")
-        self.baseline = None if baseline is None else self.kept(baseline, "baseline")
+        self.references = [references[i] for i in self.indices]
+        self.predictions = self.scored(predictions, "predictions")
+        self.baseline = None if baseline is None else self.scored(baseline, "baseline")
 
-    def kept(self, values: Sequence[str], what: str) -> list[str]:
-        given = _listed(what, values)
-        if len(given) != self.given:
+    def scored(self, values: Sequence[str], what: str) -> list[str]:
+        every = _listed(what, values)
+        if len(every) != self.reports:
             raise DiveError(
-                f"{what}: {len(given)} for {self.given} references; one for each is wanted"
+                f"{what}: {len(every)} for {self.reports} references; one for each is wanted"
             )
-        texts = self._texts(what, given)
-        return [texts[i] for i in self.places]
+        texts = self._texts(what, every)
+        return [texts[i] for i in self.indices]
 
     def _texts(self, what: str, values: list[Any]) -> list[str]:
         empty = [is_placeholder(value) for value in values]
@@ -346,10 +348,10 @@ class _Pairs:
     def counts(self) -> dict[str, Any]:
         return {
             "placeholders": dict(self.placeholders),
-            "reports": self.given,
-            "scored": len(self.places),
+            "reports": self.reports,
+            "scored": len(self.indices),
             "empty_predictions": sum(not text.strip() for text in self.predictions),
-            "empty_references": self.given - len(self.places),
+            "empty_references": self.reports - len(self.indices),
         }
 
 

@@ -44,7 +44,7 @@ def states(text: str) -> dict[str, str]:
     return _states(_mentions(text))
 
 
-def described(text: str) -> dict[str, frozenset[Pair]]:
+def sides_and_severities(text: str) -> dict[str, frozenset[Pair]]:
     """name of finding -> its sides and severities, for all that `text` states as present or
     uncertain.
 
@@ -53,7 +53,7 @@ def described(text: str) -> dict[str, frozenset[Pair]]:
     severity without a side holds for the sides that have none of their own, and what one mention
     leaves out another may give.
     """
-    return _described(text, _mentions(text))
+    return _sides_and_severities(text, _mentions(text))
 
 
 def _mentions(text: str) -> list[Any]:
@@ -72,19 +72,19 @@ def _states(mentions: Iterable[Any]) -> dict[str, str]:
     return found
 
 
-def _described(text: str, mentions: Sequence[Any]) -> dict[str, frozenset[Pair]]:
+def _sides_and_severities(text: str, mentions: Sequence[Any]) -> dict[str, frozenset[Pair]]:
     from dive.lexicon.detail_words import STEPS
     from dive.lexicon.details import details
 
-    said: dict[str, dict[str | None, set[str]]] = {}
+    steps_by_side: dict[str, dict[str | None, set[str]]] = {}
     for mention, own in zip(mentions, details(text, mentions), strict=True):
         if str(mention.polarity) == "negative":
             continue
-        steps_of = said.setdefault(mention.name, {})
+        steps_of = steps_by_side.setdefault(mention.name, {})
         for sides, steps in own:
             for side in sides or (None,):
                 steps_of.setdefault(side, set()).update(STEPS[step] for step in steps)
-    return {name: frozenset(_pairs(steps_of)) for name, steps_of in said.items()}
+    return {name: frozenset(_pairs(steps_of)) for name, steps_of in steps_by_side.items()}
 
 
 def _pairs(steps_of: dict[str | None, set[str]]) -> Iterable[Pair]:
@@ -108,7 +108,7 @@ def finding_measure(predictions: Sequence[str], references: Sequence[str]) -> Me
     rows = np.zeros((len(predictions), 3 * len(_F1)), dtype=np.int64)
     for row, prediction, reference in zip(rows, predictions, references, strict=True):
         pairs = zip(_sets(prediction, cache), _sets(reference, cache), strict=True)
-        row[:] = [n for said, true in pairs for n in (len(said & true), len(said), len(true))]
+        row[:] = [n for mine, theirs in pairs for n in (len(mine & theirs), len(mine), len(theirs))]
     return Measure(rows, _scores, _variants(), _NAMES)
 
 
@@ -136,26 +136,30 @@ def _sets(text: str, cache: dict[str, list[set[Any]]]) -> list[set[Any]]:
     if text not in cache:
         mentions = _mentions(text)
         found = _states(mentions)
-        pairs = {(name, *one) for name, own in _described(text, mentions).items() for one in own}
+        pairs = {
+            (name, *one)
+            for name, own in _sides_and_severities(text, mentions).items()
+            for one in own
+        }
         cache[text] = [
             {name for name, state in found.items() if state != "negative"},
             set(found.items()),
-            _given((name, side) for name, side, _ in pairs),
-            _given((name, step) for name, _, step in pairs),
+            _drop_unspecified((name, side) for name, side, _ in pairs),
+            _drop_unspecified((name, step) for name, _, step in pairs),
             pairs,
         ]
     return cache[text]
 
 
-def _given(members: Iterable[tuple[str, str | None]]) -> set[Any]:
+def _drop_unspecified(members: Iterable[tuple[str, str | None]]) -> set[Any]:
     """Without "none given" where the same finding has something given."""
     every = set(members)
-    given = {name for name, what in every if what is not None}
-    return {(name, what) for name, what in every if what is not None or name not in given}
+    specified = {name for name, what in every if what is not None}
+    return {(name, what) for name, what in every if what is not None or name not in specified}
 
 
 def _scores(totals: np.ndarray) -> dict[str, np.ndarray]:
     counts = [[totals[..., 3 * n + k] for k in range(3)] for n in range(len(_F1))]
-    true, said, actual = counts[0]
-    values = ratio(true, said), ratio(true, actual), *(f1(*one) for one in counts)
+    true, predicted, actual = counts[0]
+    values = ratio(true, predicted), ratio(true, actual), *(f1(*one) for one in counts)
     return dict(zip(_NAMES, values, strict=True))

@@ -55,22 +55,16 @@ def bleu_from_totals(totals: np.ndarray) -> np.ndarray:
     return scores * brevity[..., None]
 
 
-def bleu(predictions: Sequence[Words], references: Sequence[Words]) -> list[float]:
-    """Corpus BLEU-1 to BLEU-4, each from 0 to 1."""
-    totals = bleu_statistics(predictions, references).sum(axis=0)
-    return [float(score) for score in bleu_from_totals(totals)]
-
-
 def longest_common_subsequence(a: Words, b: Words) -> int:
     """Its length, one step a word of `b`: the row of the dynamic programme is one big integer whose
-    zero bits are the places of `a` where the length goes up (the bit-vector method of Hyyrö)."""
-    places: dict[Hashable, int] = {}
+    zero bits are the positions of `a` where the length goes up (the bit-vector method of Hyyrö)."""
+    positions: dict[Hashable, int] = {}
     for i, word in enumerate(a):
-        places[word] = places.get(word, 0) | 1 << i
+        positions[word] = positions.get(word, 0) | 1 << i
     full = (1 << len(a)) - 1
     row = full
     for word in b:
-        matched = row & places.get(word, 0)
+        matched = row & positions.get(word, 0)
         row = (row + matched | row - matched) & full
     return len(a) - row.bit_count()
 

@@ -95,9 +95,9 @@ def violation(
 
 def raise_for(status: Tensor, rows: int | None = None, vocab: int | None = None) -> None:
     """DiveError for a status that is not 0, with argument, row and value; one host sync."""
-    told = violation(status.tolist(), rows, vocab)
-    if told is not None:
-        raise DiveError(told)
+    message = violation(status.tolist(), rows, vocab)
+    if message is not None:
+        raise DiveError(message)
 
 
 def check(result: DecisiveLoss) -> None:

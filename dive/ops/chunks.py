@@ -25,7 +25,7 @@ def default_chunk_bytes(device: torch.device, distils: bool) -> int:
     return (512 if distils else 256) * MIB
 
 
-def plan(
+def chunk_layout(
     live: int,
     vocab: int,
     dtype: torch.dtype,
@@ -33,21 +33,23 @@ def plan(
     chunk_bytes: int,
     distils: bool,
     softcap: bool,
-    heated: bool,
-    fused: bool = False,
+    tempered: bool,
+    in_place: bool = False,
 ) -> ChunkLayout:
     """Chunks of nearly equal size whose buffers and scratch tiles fit in `chunk_bytes`.
 
     Not below 32 rows (256 off the CPU) where that many are live, even if they do not fit.
-    fused: one kernel works on whole rows in place, and no tile is needed.
+    tempered: the temperature is not 1. in_place: one kernel works on whole rows in place, and no
+    tile is needed.
     """
     cpu = device.type == "cpu"
     wide_bytes = 8 if dtype == torch.float64 else 4
     narrow = dtype not in (torch.float32, torch.float64)
     tile_rows = max(1, _TILE_BYTES["cpu" if cpu else "other"] // (wide_bytes * max(vocab, 1)))
-    # student and teacher where their buffers are narrow; difference, slope of the cap, heated copy
-    scratch = narrow * (1 + distils) + distils + softcap + (distils and heated)
-    scratch = 0 if fused else scratch
+    # student and teacher where their buffers are narrow; difference, slope of the cap, and a copy
+    # at the temperature
+    scratch = narrow * (1 + distils) + distils + softcap + (distils and tempered)
+    scratch = 0 if in_place else scratch
     budget = chunk_bytes - scratch * tile_rows * vocab * wide_bytes
     rows = max(budget // max(vocab * dtype.itemsize * (1 + distils), 1), 32 if cpu else 256)
     if not cpu:
@@ -59,7 +61,7 @@ def plan(
     return ChunkLayout(chunk_rows, min(tile_rows, max(chunk_rows, 1)), scratch)
 
 
-def gain(dtype: torch.dtype, vocab: int) -> float:
+def gradient_scale(dtype: torch.dtype, vocab: int) -> float:
     """float16 has too little range for probabilities of a large vocabulary: gradients of logits
     are stored times this, and the target's entry still fits."""
     return 2.0 ** round(math.log2(max(vocab, 2)) / 2) if dtype == torch.float16 else 1.0

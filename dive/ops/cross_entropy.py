@@ -11,11 +11,11 @@ from dive.ops import chunks, cross_entropy_torch
 from dive.ops.library import (
     FLOATS,
     check_tensor,
-    describe,
     fail,
     once_differentiable,
     register,
     register_gradient,
+    value_text,
 )
 from dive.ops.loss_arguments import LossArguments, schema, wide_of
 from dive.reference import CLASSES, DecisiveLoss
@@ -82,32 +82,16 @@ def decisive_cross_entropy(
     DiveErrors.
     """
     _check_tensors(hidden, lm_head, targets, weights, bias, teacher_hidden, kd_weights)
-    _check_scalars(
-        softcap,
-        ce_weight,
-        kd_weight,
-        temperature,
-        reduction,
-        chunk_bytes,
-        wide_of(hidden),
-    )
-    device, count = hidden.device, hidden.shape[0]
-    for name, scalar in (("normalizer", normalizer), ("kd_normalizer", kd_normalizer)):
-        if scalar is not None:
-            check_tensor(_NAME, name, scalar, (), "a scalar", FLOATS, device)
-    if token_class is not None:
-        integers = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-        check_tensor(_NAME, "token_class", token_class, (count,), "rows", integers, device)
+    numbers = softcap, ce_weight, kd_weight, temperature
+    _check_scalars(*numbers, reduction, chunk_bytes, wide_of(hidden))
+    _check_optional(hidden, normalizer, kd_normalizer, token_class, rows)
+    device = hidden.device
     if kd_weight > 0 and teacher_hidden is None:
         fail(_NAME, "teacher_hidden", None, f"the teacher's states, as kd_weight is {kd_weight}")
     if kd_weight == 0:
         teacher_hidden = kd_weights = kd_normalizer = None
     if rows is None:
         rows = _live_rows(weights, kd_weights, ce_weight, kd_weight)
-    elif not (isinstance(rows, Tensor) and rows.dim() == 1):
-        fail(_NAME, "rows", describe(rows), "int64 [R], the live rows padded with -1")
-    else:
-        check_tensor(_NAME, "rows", rows, tuple(rows.shape), "rows", (torch.int64,), device)
     if chunk_bytes is None:
         chunk_bytes = chunks.default_chunk_bytes(device, teacher_hidden is not None)
     given = LossArguments(
@@ -131,14 +115,17 @@ def decisive_cross_entropy(
         validate=device.type == "cpu" if validate is None else validate,
         compute_grad=torch.is_grad_enabled() and hidden.requires_grad,
     )
-    loss, row_ce, row_kl, lse, argmax, class_loss, class_accuracy, class_count, status, *_ = _loss(
-        *given
-    )
-    classed = token_class is not None
+    return _named(given, _loss(*given))
+
+
+def _named(given: LossArguments, results: tuple[Tensor, ...]) -> DecisiveLoss:
+    """What the operator returns, without the tensors for its backward pass."""
+    loss, row_ce, row_kl, lse, argmax, class_loss, class_accuracy, class_count, status, *_ = results
+    classed = given.token_class is not None
     return DecisiveLoss(
         loss,
         row_ce,
-        None if teacher_hidden is None else row_kl,
+        None if given.teacher_hidden is None else row_kl,
         lse,
         -row_ce,
         argmax,
@@ -159,9 +146,9 @@ def _check_tensors(
     kd_weights: Tensor | None,
 ) -> None:
     if not isinstance(hidden, Tensor) or hidden.dtype not in FLOATS or hidden.dim() != 2:
-        fail(_NAME, "hidden", describe(hidden), "a floating-point tensor [N, D]")
+        fail(_NAME, "hidden", value_text(hidden), "a floating-point tensor [N, D]")
     if not isinstance(lm_head, Tensor) or lm_head.dim() != 2 or lm_head.shape[0] < 1:
-        fail(_NAME, "lm_head", describe(lm_head), "a weight [V, D]")
+        fail(_NAME, "lm_head", value_text(lm_head), "a weight [V, D]")
     (count, width), vocab, device = hidden.shape, lm_head.shape[0], hidden.device
     same = (hidden.dtype,)
     check_tensor(_NAME, "lm_head", lm_head, (vocab, width), "vocabulary, width", same, device)
@@ -186,6 +173,27 @@ def _check_tensors(
                 raise DiveError(
                     f"{_NAME}: {name} requires a gradient, and gets none here ({remedy})"
                 )
+
+
+def _check_optional(
+    hidden: Tensor,
+    normalizer: Tensor | None,
+    kd_normalizer: Tensor | None,
+    token_class: Tensor | None,
+    rows: Tensor | None,
+) -> None:
+    device, count = hidden.device, hidden.shape[0]
+    for name, scalar in (("normalizer", normalizer), ("kd_normalizer", kd_normalizer)):
+        if scalar is not None:
+            check_tensor(_NAME, name, scalar, (), "a scalar", FLOATS, device)
+    if token_class is not None:
+        integers = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+        check_tensor(_NAME, "token_class", token_class, (count,), "rows", integers, device)
+    if rows is None:
+        return
+    if not (isinstance(rows, Tensor) and rows.dim() == 1):
+        fail(_NAME, "rows", value_text(rows), "int64 [R], the live rows padded with -1")
+    check_tensor(_NAME, "rows", rows, tuple(rows.shape), "rows", (torch.int64,), device)
 
 
 def _check_scalars(

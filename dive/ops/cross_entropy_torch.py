@@ -8,6 +8,7 @@ for backward is the gradient of each live row up to one factor a row, which is k
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from dive.ops.checks import (
     raise_for_bad,
     sum_violation,
 )
-from dive.ops.chunks import MIB, gain, plan
+from dive.ops.chunks import MIB, chunk_layout, gradient_scale
 from dive.ops.loss_arguments import LossArguments, wide_of
 from dive.reference import CLASSES
 
@@ -32,49 +33,31 @@ def forward(given: LossArguments) -> tuple[Tensor, ...]:
     row_kl is [0] without a teacher, the class statistics are [0] without token_class. stored [R, D]
     (R = length of rows; [0, D] without compute_grad), row_scale [R] and weight_slope [R] are for
     backward: d loss / d hidden[rows[i]] = row_scale[i] * stored[i],
-    d loss / d weights[rows[i]] = weight_slope[i], both 0 at slots that are not live.
+    d loss / d weights[rows[i]] = weight_slope[i], both 0 at entries that are not live.
     """
-    hidden, weights, rows = given.hidden, given.weights, given.rows
-    ce_weight, kd_weight, reduction = given.ce_weight, given.kd_weight, given.reduction
-    wide = wide_of(hidden)
-    total, vocab = hidden.shape[0], given.lm_head.shape[0]
-    distils = given.teacher_hidden is not None
-    w = weights.detach().to(wide)
-    m = torch.zeros_like(w)
-    if distils:
-        kd_weights = given.kd_weights
-        m = (w > 0).to(wide) if kd_weights is None else kd_weights.detach().to(wide)
+    hidden, rows, reduction = given.hidden, given.rows, given.reduction
+    total, distils = hidden.shape[0], given.teacher_hidden is not None
     status = first_violation(given)
     if given.validate:
         raise_for_bad(status, given)
-
-    # what belongs to the slots of `rows`; those that are not live are left out
-    listed = rows if total > 0 else rows[:0]
-    live = (listed >= 0) & (listed < total)
-    index = torch.where(live, listed, 0)
-    live &= (ce_weight * w[index] > 0) | (kd_weight * m[index] > 0)
-    slots = live.nonzero()[:, 0]
-    index = index[slots]
-    w, m, target = w[index], m[index], given.targets[index]
-    in_range = (target >= 0) & (target < vocab)
-    target = torch.where(in_range, target, 0)
+    entries = live_entries(given)
+    w, m, index = entries.w, entries.m, entries.index
     for code, factor, factors, normalizer in (
-        (7, ce_weight, w, given.normalizer),
-        (8, kd_weight, m, given.kd_normalizer),
+        (7, given.ce_weight, w, given.normalizer),
+        (8, given.kd_weight, m, given.kd_normalizer),
     ):
         if factor > 0 and reduction == "mean" and normalizer is None:
             status = sum_violation(status, code, factors.sum())
     if given.validate:
         raise_for(status)
     # of a row in the loss, over its weight
-    ce_share = ce_weight * _reciprocal(w, given.normalizer, reduction)
-    kd_share = kd_weight * _reciprocal(m, given.kd_normalizer, reduction)
+    ce_share = given.ce_weight * _reciprocal(w, given.normalizer, reduction)
+    kd_share = given.kd_weight * _reciprocal(m, given.kd_normalizer, reduction)
 
-    sweep, temperature = Sweep(given), given.temperature
-    ce_factor, kd_factor = w * ce_share, m * kd_share * temperature
-    sweep.run(index, target, in_range, ce_factor, kd_factor, m > 0)
-    row_ce = torch.where(in_range, sweep.lse - sweep.picked, 0.0)
-    row_kl = sweep.kl * temperature**2
+    results, temperature = RowResults(given), given.temperature
+    results.fill(entries, w * ce_share, m * kd_share * temperature)
+    row_ce = torch.where(entries.in_range, results.lse - results.picked, 0.0)
+    row_kl = results.kl * temperature**2
 
     ce, kl = w * ce_share * row_ce, m * kd_share * row_kl
     slope = ce_share * row_ce
@@ -91,29 +74,54 @@ def forward(given: LossArguments) -> tuple[Tensor, ...]:
         raise_for(status)
     loss = torch.where(status[0] == 0, loss, float("nan"))
 
-    nothing = w.new_empty(0)
-    statistics = [nothing, nothing.clone(), torch.empty(0, dtype=torch.int64, device=w.device)]
-    if given.token_class is not None:
-        hit = sweep.argmax == target
-        counted = in_range & (w > 0)
-        statistics = _by_class(row_ce, hit, given.token_class[index], counted)
-
     capacity = rows.shape[0]
-    stored = sweep.stored
+    stored = results.stored
     if given.compute_grad and index.shape[0] < capacity:
-        stored = hidden.new_zeros(capacity, hidden.shape[1]).index_copy_(0, slots, stored)
+        stored = hidden.new_zeros(capacity, hidden.shape[1])
+        stored.index_copy_(0, entries.position, results.stored)
     return (
         loss,
         by_row(row_ce),
-        by_row(row_kl) if distils else nothing.clone(),
-        by_row(sweep.lse),
-        by_row(sweep.argmax, -1),
-        *statistics,
+        by_row(row_kl) if distils else w.new_empty(0),
+        by_row(results.lse),
+        by_row(results.argmax, -1),
+        *_class_statistics(given.token_class, entries, row_ce, results.argmax),
         status,
         stored,
-        w.new_zeros(capacity).index_copy_(0, slots, sweep.scale),
-        w.new_zeros(capacity).index_copy_(0, slots, slope),
+        w.new_zeros(capacity).index_copy_(0, entries.position, results.scale),
+        w.new_zeros(capacity).index_copy_(0, entries.position, slope),
     )
+
+
+@dataclass(frozen=True)
+class LossEntries:
+    """The live entries of `rows`, [n] each."""
+
+    position: Tensor  # int64, in `rows`
+    index: Tensor  # int64, of the row of hidden
+    target: Tensor  # int64, 0 where it is out of range
+    in_range: Tensor  # bool
+    w: Tensor  # weight of the cross entropy, in the dtype of the sums
+    m: Tensor  # and of the distillation
+
+
+def live_entries(given: LossArguments) -> LossEntries:
+    """The entries of `rows` that are live; one host sync."""
+    total, wide = given.hidden.shape[0], wide_of(given.hidden)
+    w = given.weights.detach().to(wide)
+    m = torch.zeros_like(w)
+    if given.teacher_hidden is not None:
+        m = (w > 0).to(wide) if given.kd_weights is None else given.kd_weights.detach().to(wide)
+    listed = given.rows if total > 0 else given.rows[:0]
+    live = (listed >= 0) & (listed < total)
+    index = torch.where(live, listed, 0)
+    live &= (given.ce_weight * w[index] > 0) | (given.kd_weight * m[index] > 0)
+    position = live.nonzero()[:, 0]
+    index = index[position]
+    target = given.targets[index]
+    in_range = (target >= 0) & (target < given.lm_head.shape[0])
+    target = torch.where(in_range, target, 0)
+    return LossEntries(position, index, target, in_range, w[index], m[index])
 
 
 def backward(
@@ -123,25 +131,25 @@ def backward(
 
     grad is [] or, with reduction="none", [total].
     """
-    slots = (row_scale != 0).nonzero()[:, 0]
+    entries = (row_scale != 0).nonzero()[:, 0]
     upstream = grad.to(row_scale.dtype)
     if grad.dim() == 0:
         upstream = upstream.expand(total)
-    index = rows[slots]
+    index = rows[entries]
     grad_hidden = stored.new_zeros(total, stored.shape[1])
     if stored.shape[0] > 0:
-        factor = upstream[index] * row_scale[slots]
-        chosen = stored if slots.shape[0] == stored.shape[0] else stored[slots]
+        factor = upstream[index] * row_scale[entries]
+        chosen = stored if entries.shape[0] == stored.shape[0] else stored[entries]
         scaled = (chosen * factor[:, None]).to(stored.dtype)
         grad_hidden.index_copy_(0, index, scaled)
-    slots = (weight_slope != 0).nonzero()[:, 0]
-    index = rows[slots]
+    entries = (weight_slope != 0).nonzero()[:, 0]
+    index = rows[entries]
     grad_weights = weight_slope.new_zeros(total)
-    grad_weights.index_copy_(0, index, upstream[index] * weight_slope[slots])
+    grad_weights.index_copy_(0, index, upstream[index] * weight_slope[entries])
     return grad_hidden, grad_weights
 
 
-class Sweep:
+class RowResults:
     """The live rows' results, filled chunk by chunk."""
 
     def __init__(self, given: LossArguments) -> None:
@@ -150,47 +158,32 @@ class Sweep:
         self.temperature, self.compute_grad = given.temperature, given.compute_grad
         self.chunk_bytes = given.chunk_bytes
         self.wide = wide_of(self.hidden)
-        self.gain = gain(self.hidden.dtype, self.head.shape[0])
+        self.gradient_scale = gradient_scale(self.hidden.dtype, self.head.shape[0])
 
-    def run(
-        self,
-        index: Tensor,
-        target: Tensor,
-        labelled: Tensor,
-        ce: Tensor,
-        kd: Tensor,
-        distilled: Tensor,
-    ) -> None:
-        """index [n]: live rows. Their gradient with respect to the logits is
+    def fill(self, entries: LossEntries, ce: Tensor, kd: Tensor) -> None:
+        """The results of the n live entries. Their gradient with respect to the logits is
         ce (softmax(z) - onehot(target)) + kd (softmax(z / T) - softmax(teacher / T))."""
-        count, width = index.shape[0], self.head.shape[1]
+        count, width = entries.index.shape[0], self.head.shape[1]
         # one factor a row brings its larger coefficient to 1: no weight leaves the range of a dtype
         top = torch.maximum(ce, kd)
-        self.scale = top / self.gain
+        self.scale = top / self.gradient_scale
         safe = torch.where(top > 0, top, 1.0)
-        ce, kd = self.gain * ce / safe, self.gain * kd / safe
+        ce, kd = self.gradient_scale * ce / safe, self.gradient_scale * kd / safe
 
         def rows(dtype: torch.dtype = self.wide) -> Tensor:
-            return index.new_empty(count, dtype=dtype)
+            return entries.index.new_empty(count, dtype=dtype)
 
         self.lse, self.picked, self.argmax = rows(), rows(), rows(torch.int64)
         self.kl = rows().zero_()
         self.stored = self.hidden.new_empty(count if self.compute_grad else 0, width)
         if count > 0:
-            self._chunks(index, target, labelled, ce, kd, distilled)
+            self._fill_chunks(entries, ce, kd)
 
-    def _chunks(
-        self,
-        index: Tensor,
-        target: Tensor,
-        labelled: Tensor,
-        ce: Tensor,
-        kd: Tensor,
-        distilled: Tensor,
-    ) -> None:
-        """`run`, chunk by chunk; no factor is above the gain."""
+    def _fill_chunks(self, entries: LossEntries, ce: Tensor, kd: Tensor) -> None:
+        """`fill`, chunk by chunk; no factor is above `gradient_scale`."""
+        index, distilled = entries.index, entries.m > 0
         count, vocab = index.shape[0], self.head.shape[0]
-        layout = plan(
+        layout = chunk_layout(
             count,
             vocab,
             self.hidden.dtype,
@@ -221,13 +214,13 @@ class Sweep:
             for first in range(part.start, part.stop, layout.tile_rows):
                 tile = slice(first, min(first + layout.tile_rows, part.stop))
                 inside = slice(tile.start - part.start, tile.stop - part.start)
-                self._tile(
+                self._fill_tile(
                     tile,
                     logits[inside],
                     None if teacher is None else teacher[inside],
                     [scratch[: tile.stop - tile.start] for scratch in tiles],
-                    target[tile, None],
-                    labelled[tile, None],
+                    entries.target[tile, None],
+                    entries.in_range[tile, None],
                     ce[tile, None],
                     kd[tile, None],
                     distilled[tile, None],
@@ -242,7 +235,7 @@ class Sweep:
             z.div_(self.softcap).tanh_().mul_(self.softcap)
         return z
 
-    def _tile(
+    def _fill_tile(
         self,
         rows: slice,
         logits: Tensor,
@@ -255,7 +248,7 @@ class Sweep:
         distilled: Tensor,
     ) -> None:
         """Fills the rows' results and turns `logits` [r, V] into the gradient, in place."""
-        temperature, heated = self.temperature, self.temperature != 1
+        temperature, tempered = self.temperature, self.temperature != 1
         z = self._capped(logits, scratch)
         slope = None
         if self.softcap is not None and self.compute_grad:
@@ -269,22 +262,24 @@ class Sweep:
             lse_teacher = _softmax_(zt, *_largest(zt), temperature)
             kl = apart.mul_(zt).sum(1, keepdim=True) / temperature - lse_teacher
         student = z
-        if teacher is not None and heated:
+        if teacher is not None and tempered:
             student = scratch.pop().copy_(z)
             lse_student = _softmax_(student, peak, argmax, temperature)
         lse = _softmax_(z, peak, argmax, 1.0)
         self.lse[rows] = lse[:, 0]
         if teacher is not None:
-            kl += lse_student if heated else lse
+            kl += lse_student if tempered else lse
             self.kl[rows] = torch.where(distilled, kl, 0.0)[:, 0]
         if not self.compute_grad:
             return
         if teacher is None:
-            if self.gain != 1:
-                z.mul_(self.gain)
-            ce = torch.full_like(ce, self.gain)  # what ce is, or the whole row's factor is 0
+            if self.gradient_scale != 1:
+                z.mul_(self.gradient_scale)
+            ce = torch.full_like(
+                ce, self.gradient_scale
+            )  # what ce is, or the whole row's factor is 0
         else:
-            if heated:
+            if tempered:
                 z.mul_(ce).addcmul_(student, kd)
             else:
                 z.mul_(ce + kd)
@@ -365,14 +360,22 @@ def _reciprocal(factors: Tensor, normalizer: Tensor | None, reduction: str) -> T
     return torch.where(some, 1 / torch.where(some, normalizer, 1.0), 0.0)
 
 
-def _by_class(row_ce: Tensor, hit: Tensor, classes: Tensor, counted: Tensor) -> list[Tensor]:
-    """Mean row_ce and accuracy [3], count int64 [3] of the counted rows of each class.
+def _class_statistics(
+    classes: Tensor | None, entries: LossEntries, row_ce: Tensor, argmax: Tensor
+) -> list[Tensor]:
+    """Mean row_ce and accuracy [3], count int64 [3] of the weighted rows of each class; [0] each
+    without classes.
 
     Plain sums: they have one order on every device.
     """
-    member = counted[:, None] & (classes[:, None] == torch.arange(CLASSES, device=classes.device))
+    if classes is None:
+        return [row_ce.new_empty(0), row_ce.new_empty(0), argmax.new_empty(0)]
+    counted = entries.in_range & (entries.w > 0)
+    own = classes[entries.index, None] == torch.arange(CLASSES, device=classes.device)
+    member = counted[:, None] & own
     count = member.sum(0)
     some = count.clamp(min=1)
     loss = torch.where(member, row_ce[:, None], 0.0).sum(0)
+    hit = argmax == entries.target
     hits = (member & hit[:, None]).sum(0).to(row_ce.dtype)
     return [loss / some, hits / some, count]

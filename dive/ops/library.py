@@ -105,7 +105,7 @@ def fail(operator: str, argument: str, got: object, want: str) -> None:
     raise DiveError(f"{operator}: {argument} is {got}, want {want}")
 
 
-def describe(value: object) -> str:
+def value_text(value: object) -> str:
     """A tensor as dtype and shape, anything else as it prints."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
@@ -130,4 +130,4 @@ def check_tensor(
     ):
         return
     names = " or ".join(dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in dtypes))
-    fail(operator, argument, describe(value), f"{names} {list(shape)} ({sizes}) on {device}")
+    fail(operator, argument, value_text(value), f"{names} {list(shape)} ({sizes}) on {device}")

@@ -11,11 +11,11 @@ from dive.ops import steering_torch
 from dive.ops.library import (
     FLOATS,
     check_tensor,
-    describe,
     fail,
     once_differentiable,
     register,
     register_gradient,
+    value_text,
 )
 
 _SUMS = {dtype: torch.finfo(dtype if dtype == torch.float64 else torch.float32) for dtype in FLOATS}
@@ -80,9 +80,9 @@ def _check(
     eps: float,
 ) -> None:
     if not isinstance(h, Tensor) or h.dtype not in FLOATS or h.dim() < 1:
-        fail("steer", "h", describe(h), "a floating-point tensor [..., D]")
+        fail("steer", "h", value_text(h), "a floating-point tensor [..., D]")
     if not isinstance(down, Tensor) or down.dim() != 2 or down.shape[0] > MAX_RANK:
-        fail("steer", "down", describe(down), f"a tensor [R, D] with R from 0 to {MAX_RANK}")
+        fail("steer", "down", value_text(down), f"a tensor [R, D] with R from 0 to {MAX_RANK}")
     width, rank, device, dtypes = h.shape[-1], down.shape[0], h.device, (torch.float32, h.dtype)
     # one question where all is well, told apart only where it is not: this runs at every layer
     if not (

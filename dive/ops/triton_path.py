@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dive.ops import cross_entropy_torch, steering_torch
 from dive.ops.checks import raise_for, raise_for_bad
-from dive.ops.chunks import gain, plan
+from dive.ops.chunks import chunk_layout, gradient_scale
 from dive.ops.library import register_kernel
 from dive.ops.loss_arguments import LossArguments
 
@@ -76,7 +76,7 @@ def _loss(*args: Any) -> tuple[Tensor, ...]:
     from dive.kernels.launch_table import host
 
     buffers = host("cross_entropy_rows", hidden.device, hidden.dtype, 0, vocab)["buffers"]
-    layout = plan(
+    layout = chunk_layout(
         given.rows.shape[0],
         row_stride(vocab),
         torch.float32,
@@ -84,11 +84,12 @@ def _loss(*args: Any) -> tuple[Tensor, ...]:
         given.chunk_bytes // buffers,
         given.teacher_hidden is not None,
         softcap=False,
-        heated=False,
-        fused=True,
+        tempered=False,
+        in_place=True,
     )
     check = functools.partial(raise_for_bad, given=given) if given.validate else None
-    results = forward(given, layout.chunk_rows, buffers, gain(hidden.dtype, vocab), check)
+    scale = gradient_scale(hidden.dtype, vocab)
+    results = forward(given, layout.chunk_rows, buffers, scale, check)
     if given.validate:
         raise_for(results[8])
     return results

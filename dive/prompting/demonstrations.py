@@ -33,31 +33,31 @@ class Demonstrations:
         self.count = count
         self.seed = seed
         self.redraw = redraw and count is not None
-        # places in the pool by id and by patient, so that a draw does not go through the pool
-        self._places: dict[tuple[str, str], list[int]] = {}
-        for place, one in enumerate(self.pool):
+        # indices in the pool by id and by patient, so that a draw does not go through the pool
+        self._indices: dict[tuple[str, str], list[int]] = {}
+        for index, one in enumerate(self.pool):
             for name in case_names(one):
-                self._places.setdefault(name, []).append(place)
+                self._indices.setdefault(name, []).append(index)
 
     def of(self, study: Study, epoch: int = 0) -> list[Study]:
         """The demonstrations for this query, in the order in which they are shown."""
-        return [self.pool[place] for place in islice(self.places(study, epoch), self.count)]
+        return [self.pool[index] for index in islice(self.candidates(study, epoch), self.count)]
 
     def own(self, study: Study) -> dict[int, str]:
-        """Places in the pool of what is never shown before this query: itself, and studies of its
+        """Indices in the pool of what is never shown before this query: itself, and studies of its
         patient. In the pool's order, each with what is the same: "id" or "patient"."""
         found: dict[int, str] = {}
         for name in case_names(study):
-            for place in self._places.get(name, ()):
-                found.setdefault(place, name[0])
+            for index in self._indices.get(name, ()):
+                found.setdefault(index, name[0])
         return dict(sorted(found.items()))
 
-    def places(self, study: Study, epoch: int = 0) -> Iterator[int]:
-        """Places in the pool of all that could be shown; the first `count` of them are, and what
+    def candidates(self, study: Study, epoch: int = 0) -> Iterator[int]:
+        """Indices in the pool of all that could be shown; the first `count` of them are, and what
         cannot be read gives way to the next."""
         own = {*self.own(study)}
         if self.count is None:
-            yield from (place for place in range(len(self.pool)) if place not in own)
+            yield from (index for index in range(len(self.pool)) if index not in own)
             return
         if len(self.pool) - len(own) < self.count:
             raise DiveError(
@@ -67,15 +67,15 @@ class Demonstrations:
         key = f"{self.seed}/{epoch if self.redraw else 0}/{study.id}"
         digest = hashlib.sha256(key.encode("utf-8")).digest()
         draw = random.Random(digest)
-        for place in draw.sample(range(len(self.pool)), self.count + len(own)):
-            if place not in own:
-                own.add(place)
-                yield place
+        for index in draw.sample(range(len(self.pool)), self.count + len(own)):
+            if index not in own:
+                own.add(index)
+                yield index
         while len(own) < len(self.pool):
-            place = draw.randrange(len(self.pool))
-            if place not in own:
-                own.add(place)
-                yield place
+            index = draw.randrange(len(self.pool))
+            if index not in own:
+                own.add(index)
+                yield index
 
 
 def case_names(study: Study) -> list[tuple[str, str]]:

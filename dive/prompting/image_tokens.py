@@ -30,8 +30,9 @@ class ImageTokens:
     """Tokens by image size, for one prompter.
 
     Attributes:
-        around: tokens that the processor adds once a prompt, whatever is in it (a bos, say).
-        company: whether an image alone in its prompt is looked at in another way than one of
+        prompt_overhead: tokens that the processor adds once per prompt, whatever is in it (a bos,
+            say).
+        alone_differs: whether an image alone in its prompt is looked at in another way than one of
             several (LLaVA-OneVision tiles only then).
     """
 
@@ -39,21 +40,21 @@ class ImageTokens:
         self._prompter = prompter
         self._known: dict[tuple[Size, bool], tuple[int, int] | DiveError] = {}
         self._asked: dict[tuple[Size, int], tuple[int, int]] = {}
-        self.around = 0
-        self.company = False
+        self.prompt_overhead = 0
+        self.alone_differs = False
         self._ready = False
 
     def learn(self, sizes: Iterable[tuple[Size, bool]]) -> None:
         """Count for these pairs (size, alone in its prompt)."""
         wanted = dict.fromkeys(sizes)
         if not self._ready:
-            self._look_around(list(dict.fromkeys(size for size, _ in wanted)))
+            self._measure_overhead(list(dict.fromkeys(size for size, _ in wanted)))
             self._ready = True
-        for alone in (True, False) if self.company else (True,):
+        for alone in (True, False) if self.alone_differs else (True,):
             missing = [
                 size
                 for size, single in wanted
-                if (single or not self.company) is alone and (size, alone) not in self._known
+                if (single or not self.alone_differs) is alone and (size, alone) not in self._known
             ]
             self._learn(list(dict.fromkeys(missing)), alone)
 
@@ -70,7 +71,7 @@ class ImageTokens:
         return self._of(size, alone)[1]
 
     def _of(self, size: Size, alone: bool) -> tuple[int, int]:
-        key = size, alone or not self.company
+        key = size, alone or not self.alone_differs
         if key not in self._known:
             self.learn([(size, alone)])
         found = self._known[key]
@@ -78,20 +79,20 @@ class ImageTokens:
             raise found
         return found
 
-    def _look_around(self, sizes: list[Size]) -> None:
+    def _measure_overhead(self, sizes: list[Size]) -> None:
         """What a prompt costs without its images, and whether images keep each other company."""
         if not self._prompter.sees:
-            self.around = self._added((1, 1), 0)[0]
+            self.prompt_overhead = self._added((1, 1), 0)[0]
         known = False
         for size in _different(sizes, 5):
             try:
                 one, two = (self._added(size, count)[0] for count in (1, 2))
                 if not known:
-                    self.around = two - 2 * (self._added(size, 3)[0] - two)
+                    self.prompt_overhead = two - 2 * (self._added(size, 3)[0] - two)
                     known = True
             except DiveError:
                 continue  # said of every study that has this size
-            self.company |= one - self.around != (two - self.around) / 2
+            self.alone_differs |= one - self.prompt_overhead != (two - self.prompt_overhead) / 2
 
     def _learn(self, sizes: list[Size], alone: bool) -> None:
         chosen = sizes if len(sizes) <= ASKED else _different(sizes, ASKED)
@@ -114,7 +115,7 @@ class ImageTokens:
         count = 1 if alone else 2
         try:
             added, shown = self._added(size, count)
-            self._known[size, alone] = (added - self.around) // count, shown // count
+            self._known[size, alone] = (added - self.prompt_overhead) // count, shown // count
         except DiveError as error:
             self._known[size, alone] = error
 
@@ -135,8 +136,8 @@ class ImageTokens:
 
     def _by_rule(self, chosen: list[Size], others: list[Size], alone: bool) -> bool:
         """Count `others` by a rule that gives what is known of `chosen`; False without one."""
-        told = [(size, self._known[size, alone]) for size in chosen]
-        answers = [(size, one) for size, one in told if not isinstance(one, DiveError)]
+        known = [(size, self._known[size, alone]) for size in chosen]
+        answers = [(size, one) for size, one in known if not isinstance(one, DiveError)]
         rule = rule_of(self._prompter) if alone else _constant
         if rule is None or not answers:
             return False
@@ -149,13 +150,13 @@ class ImageTokens:
             off.add((real[0] - counted[0], real[1] - counted[1]))
         if len(off) > 1:
             return False
-        marks, further = off.pop()
+        prompt_offset, image_offset = off.pop()
         for size in others:
             counted = _by(rule, size)
             if counted is None:
                 self._ask(size, alone)
             else:
-                self._known[size, alone] = counted[0] + marks, counted[1] + further
+                self._known[size, alone] = counted[0] + prompt_offset, counted[1] + image_offset
         return True
 
 
@@ -170,11 +171,11 @@ def rule_of(prompter: Prompter) -> Rule | None:
     may be off by a constant. None where it has none."""
     processor, settings = prompter.processor, prompter.image_settings
     images = processor.image_processor
-    given = settings.get("images_kwargs", {})
+    image_kwargs = settings.get("images_kwargs", {})
     merge: Any = getattr(images, "merge_size", None)
     if isinstance(merge, int) and hasattr(images, "get_number_of_image_patches"):
         # the Qwen-VL line; its processor's rule overlooks a size that is given with the call
-        size = dict(given.get("size") or images.size)
+        size = dict(image_kwargs.get("size") or images.size)
         limits = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
 
         def area(size: Size) -> tuple[int, int]:
@@ -185,18 +186,18 @@ def rule_of(prompter: Prompter) -> Rule | None:
         return area
     cells = getattr(processor, "spatial_merge_size", None)
     if isinstance(cells, int):
-        edge = dict(given.get("size") or images.size).get("longest_edge")
+        edge = dict(image_kwargs.get("size") or images.size).get("longest_edge")
         return None if edge is None else _pixtral(int(edge), int(processor.patch_size) * cells)
     count = getattr(processor, "_get_num_multimodal_tokens", None)
     if count is None:
         # where tiling is switched off, an image is one tile of a fixed size
-        return _constant if given and not any(given.values()) else None
+        return _constant if image_kwargs and not any(image_kwargs.values()) else None
     tile = getattr(processor, "image_seq_len", None)  # of Idefics 3 and SmolVLM, without marks
 
     def own(size: Size) -> tuple[int, int]:
         width, height = size
         with _defaults_kept(processor):
-            found = count(image_sizes=[(height, width)], **given)
+            found = count(image_sizes=[(height, width)], **image_kwargs)
         tokens, tiles = found["num_image_tokens"][0], found["num_image_patches"][0]
         return int(tokens), int(tokens if tile is None else tile * tiles)
 
@@ -208,8 +209,8 @@ def _defaults_kept(processor: Any) -> Iterator[None]:
     """transformers' rules of sizes write what they are given into the defaults of the processor's
     class (to 5.24 at least); every later call of any such processor would then have it, too."""
     # they are of classes beside the processor's own, from which dive may have derived its own
-    places = {one.__module__ for one in type(processor).__mro__} & sys.modules.keys()
-    beside = [one for place in places for one in vars(sys.modules[place]).values()]
+    modules = {one.__module__ for one in type(processor).__mro__} & sys.modules.keys()
+    beside = [one for name in modules for one in vars(sys.modules[name]).values()]
     found = [vars(one).get("_defaults") for one in beside if isinstance(one, type)]
     stores = list({id(one): one for one in found if isinstance(one, dict)}.values())
     before = [copy.deepcopy(one) for one in stores]
@@ -257,6 +258,6 @@ def _different(sizes: Sequence[Size], count: int) -> list[Size]:
     orders: list[Callable[[Size], float]] = [lambda s: s[0] * s[1], lambda s: s[0] / s[1]]
     for order in orders:
         ordered = sorted(sizes, key=order)
-        places = [(len(ordered) - 1) * at // steps for at in range(steps + 1)]
-        chosen |= dict.fromkeys(ordered[place] for place in places)
+        indices = [(len(ordered) - 1) * at // steps for at in range(steps + 1)]
+        chosen |= dict.fromkeys(ordered[index] for index in indices)
     return list(chosen)[:count]

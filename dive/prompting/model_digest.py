@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def describe_computing(prompter: Prompter) -> dict[str, Any]:
+def computation_digests(prompter: Prompter) -> dict[str, Any]:
     """Weights, settings, tokenizer and image processor of a prompter's backbone, its dtype and
     kind of device, how many ranks there are, and of which versions the libraries are."""
     backbone = prompter.backbone

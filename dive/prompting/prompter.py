@@ -12,14 +12,15 @@ from PIL import Image
 from torch import Tensor
 
 from dive.backbone.image_check import check_settings
-from dive.backbone.image_marks import check_marks
 from dive.backbone.image_processor import budget_kwargs
+from dive.backbone.image_special_tokens import check_image_special_tokens
 from dive.backbone.load import Backbone
-from dive.backbone.processor_check import check_features, check_types, settled
+from dive.backbone.processor_check import check_features, check_types, with_model_settings
 from dive.backbone.structure import text_config, unwrap
 from dive.data.study import Study, check_target
 from dive.errors import DiveError, checks
 from dive.errors.private import refused
+from dive.errors.renamed import renamed_attribute
 from dive.prompting.batch import collate, sequence_names
 from dive.prompting.templates import ChatTemplate, assistant_turn, names_file, user_turn
 from dive.prompting.tokenizer import (
@@ -112,10 +113,10 @@ class Prompter:
         self.target = target
         self.max_image_tokens = max_image_tokens
         if self.sees:
-            self.processor = settled(self.processor, backbone)
+            self.processor = with_model_settings(self.processor, backbone)
             check_settings(self.processor, stacklevel=4)
             check_types(self.processor, backbone)
-            check_marks(self.processor)
+            check_image_special_tokens(self.processor)
         self.template = ChatTemplate(self.processor, self.tokenizer, template, template_date)
         self.template_hash, self.template_date = self.template.hash, self.template.date
         generation_ids = generation_eos(backbone.model)
@@ -333,12 +334,12 @@ class Prompter:
         return collate(batch, self.pad_token_id, side)
 
     def slim(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The batch with images in the model's dtype, as `place` makes them, where it is: half as
+        """The batch where it is, images in the model's dtype as `to_device` makes them: half as
         much to keep and to hand from one process to another, for most models."""
         dtype = self.backbone.dtype
         return {n: v.to(dtype) if v.is_floating_point() else v for n, v in batch.items()}
 
-    def place(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The batch on the model's device, images in the model's dtype."""
         return {
             name: value.to(
@@ -347,6 +348,8 @@ class Prompter:
             )
             for name, value in batch.items()
         }
+
+    place = renamed_attribute("place", "to_device")
 
     # images
 
@@ -365,7 +368,7 @@ class Prompter:
         base: Any = unwrap(self.backbone).base_model
         takes = inspect.signature(base.get_image_features).parameters
         images = {n: v for n, v in encoded.items() if n not in sequences and n in takes}
-        return self.place(encoded), self.place(images), self.count_image_tokens(encoded)
+        return self.to_device(encoded), self.to_device(images), self.count_image_tokens(encoded)
 
     # adapters
 

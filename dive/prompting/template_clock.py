@@ -34,39 +34,39 @@ def reads_clock(source: str) -> bool:
 
 def today() -> str:
     """Today's date as templates see it, "2024-07-26"."""
-    asked = "{{ " + _CLOCK + "('%Y-%m-%d') }}"
+    source = "{{ " + _CLOCK + "('%Y-%m-%d') }}"
     one: Any = [[{"role": "user", "content": ""}]]
-    return render_jinja_template(conversations=one, chat_template=asked)[0][0]
+    return render_jinja_template(conversations=one, chat_template=source)[0][0]
 
 
-def as_date(given: Any) -> str:
+def as_date(day: Any) -> str:
     """A date as "2024-07-26", of a text or a `datetime.date`; DiveError."""
-    if isinstance(given, datetime):
-        return given.date().isoformat()
-    if isinstance(given, date):
-        return given.isoformat()
+    if isinstance(day, datetime):
+        return day.date().isoformat()
+    if isinstance(day, date):
+        return day.isoformat()
     try:
-        return date.fromisoformat(given).isoformat()
+        return date.fromisoformat(day).isoformat()
     except (TypeError, ValueError):
-        raise DiveError(f"template_date is {given!r}; wants a date as 2024-07-26") from None
+        raise DiveError(f"template_date is {day!r}; wants a date as 2024-07-26") from None
 
 
 def at(source: str, day: str) -> str:
     """The template, on that day at midnight whenever it is rendered."""
     moment = datetime.combine(date.fromisoformat(day), time())
-    told = {f"%{flag}{letter}": "" for letter in _DIRECTIVES for flag in _FLAGS}
-    for directive in told:
+    shown = {f"%{flag}{letter}": "" for letter in _DIRECTIVES for flag in _FLAGS}
+    for directive in shown:
         try:
-            told[directive] = moment.strftime(directive)
+            shown[directive] = moment.strftime(directive)
         except ValueError:
-            told[directive] = directive  # unknown to this system's C library
-    known = ", ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in told.items() if k != v)
+            shown[directive] = directive  # unknown to this system's C library
+    known = ", ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in shown.items() if k != v)
     # the line break is the macro's own (trim_blocks): the template still begins at a line's start
     return (
         f"{{% macro {_CLOCK}(format) %}}"
         "{% set text = namespace(value=format.replace('%%', '\\x00')) %}"
-        f"{{% for asked, told in {{{known}}}.items() %}}"
-        "{% set text.value = text.value.replace(asked, told) %}{% endfor %}"
+        f"{{% for directive, shown in {{{known}}}.items() %}}"
+        "{% set text.value = text.value.replace(directive, shown) %}{% endfor %}"
         "{{ text.value.replace('\\x00', '%') }}{% endmacro %}\n" + source
     )
 

@@ -99,17 +99,17 @@ class _Own:
         self._environment = environment()
         self._compiled: dict[str, jinja2.Template] = {}
 
-    def __call__(self, source: str, given: dict[str, Any]) -> str:
+    def __call__(self, source: str, variables: dict[str, Any]) -> str:
         if source not in self._compiled:
             self._compiled[source] = self._environment.from_string(source)
-        return self._compiled[source].render(tools=None, documents=None, **given)
+        return self._compiled[source].render(tools=None, documents=None, **variables)
 
 
-def _by_transformers(source: str, given: dict[str, Any]) -> str:
+def _by_transformers(source: str, variables: dict[str, Any]) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    messages = given.pop("messages")
-    found: Any = render_jinja_template(conversations=[messages], chat_template=source, **given)
+    messages = variables.pop("messages")
+    found: Any = render_jinja_template(conversations=[messages], chat_template=source, **variables)
     return found[0][0]
 
 
@@ -134,7 +134,7 @@ def _clock(seconds: float) -> None:
 def main() -> None:
     """Answers requests until there are no more.
 
-    A request: {"id", "source" where the id is new, "given" (messages and the like)}. An answer:
+    A request: {"id", "source" where the id is new, "variables" (messages and the like)}. An answer:
     {"text"}, {"error", "kind"} of the template, {"over"} letters, or {"memory"}.
     """
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
@@ -156,17 +156,17 @@ def main() -> None:
         random.seed(0)  # a template that draws lots draws the same ones every time
         _clock(SECONDS)
         try:
-            text = render(sources[request["id"]], request["given"])
+            text = render(sources[request["id"]], request["variables"])
             answer = {"text": text} if len(text) <= LETTERS else {"over": len(text)}
-            said = json.dumps(answer)
+            answer_line = json.dumps(answer)
         except MemoryError:
-            said = json.dumps({"memory": MEGABYTES})
+            answer_line = json.dumps({"memory": MEGABYTES})
         except Exception as error:  # a template may lead to any
             # some texts of errors hold what they are about
             words = " ".join(str(error)[:1000].split())
-            said = json.dumps({"error": words, "kind": type(error).__name__})
+            answer_line = json.dumps({"error": words, "kind": type(error).__name__})
         _clock(0.0)
-        answers.write(said + "\n")
+        answers.write(answer_line + "\n")
         answers.flush()
 
 

@@ -62,10 +62,10 @@ class _Process:
     def usable(self) -> bool:
         return self.owner == os.getpid() and len(self._known) < _MANY
 
-    def ask(self, source: str, given: dict[str, Any]) -> dict[str, Any] | None:
+    def ask(self, source: str, variables: dict[str, Any]) -> dict[str, Any] | None:
         """The answer to one request; None where the process came to its end instead."""
         name = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
-        request = {"id": name, "given": given}
+        request = {"id": name, "variables": variables}
         if name not in self._known:
             request["source"] = source
             self._known.add(name)
@@ -123,13 +123,13 @@ def render(source: str, messages: list[dict[str, Any]], generation_prompt: bool,
         TemplateFault: the template cannot be compiled, or refuses the conversation.
         TemplateLimit: it uses more than `SECONDS` of the processor, `MEGABYTES` or `LETTERS`.
     """
-    given = {
+    variables = {
         **{name: _plain(word) for name, word in words.items()},
         "messages": messages,
         "add_generation_prompt": generation_prompt,
     }
     with _lock:
-        answer = _ask(source, given)
+        answer = _ask(source, variables)
     limit = "; of a model it takes milliseconds, and a kilobyte or so"
     if answer is None:
         raise TemplateLimit(
@@ -151,7 +151,7 @@ def render(source: str, messages: list[dict[str, Any]], generation_prompt: bool,
     return answer["text"]
 
 
-def _ask(source: str, given: dict[str, Any]) -> dict[str, Any] | None:
+def _ask(source: str, variables: dict[str, Any]) -> dict[str, Any] | None:
     """The answer of the process that is there, or of a new one; None where it came to its end."""
     global _process
     for last in (False, True):
@@ -159,7 +159,7 @@ def _ask(source: str, given: dict[str, Any]) -> dict[str, Any] | None:
             _end()
         if _process is None:
             _process = _Process()
-        answer = _process.ask(source, given)
+        answer = _process.ask(source, variables)
         # somebody else may have ended it since it was asked before: once more, then
         if answer is not None or _end() == _TIME_IS_UP or last:
             return answer

@@ -101,8 +101,8 @@ class ChatTemplate:
             self.source = own or _own_template(tokenizer) or ""
             if not self.source:
                 self.plain = True
-                mark = placeholders[0] if placeholders else ""
-                self.source = PLAIN_TEMPLATE.replace("IMAGE_PLACEHOLDER", mark)
+                placeholder = placeholders[0] if placeholders else ""
+                self.source = PLAIN_TEMPLATE.replace("IMAGE_PLACEHOLDER", placeholder)
                 self._say_plain(sees)
         if self.plain and not tokenizer.eos_token:
             raise DiveError(
@@ -301,11 +301,11 @@ def difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
     """
     known = earlier.get("template_hash")
     details = ("template_text_hash", "template_conversation")
-    told = any(name in earlier for name in details)
+    detailed = any(name in earlier for name in details)
     unknown = [name for name in details if earlier.get(name) is None]
-    if known is None or known == now["template_hash" if told else "template_text_hash"]:
+    if known is None or known == now["template_hash" if detailed else "template_text_hash"]:
         return None
-    if not told:
+    if not detailed:
         return f"its text (hash {known!s:.40}, now {now['template_text_hash']})"
     found = []
     for name, what in (("template_text_hash", "its text, hash"), ("template_date", "its date,")):
@@ -314,7 +314,7 @@ def difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
     before, after = str(earlier.get("template_conversation")), now["template_conversation"]
     if before != after and "template_conversation" not in unknown:
         pairs = enumerate(zip(before, after, strict=False))
-        apart = next((place for place, (a, b) in pairs if a != b), min(len(before), len(after)))
+        apart = next((index for index, (a, b) in pairs if a != b), min(len(before), len(after)))
         start = max(apart - 20, 0)
         shown = [repr(text[start : start + 60]) for text in (before, after)]
         found.append(f"what it renders: {shown[0]} (now {shown[1]})")

@@ -34,8 +34,8 @@ def check_annotation(annotation: Any, where: str) -> None:
     if not isinstance(annotation, Mapping) or not isinstance(annotation.get("entities"), Mapping):
         raise DiveError(f"{where}: not a RadGraph annotation: no mapping `entities`")
     entities = annotation["entities"]
-    for place, entity in enumerate(entities.values()):
-        entry = f"{where}: entity {place}"
+    for index, entity in enumerate(entities.values()):
+        entry = f"{where}: entity {index}"
         if not isinstance(entity, Mapping):
             raise DiveError(f"{entry} is not a mapping")
         for name in ("tokens", "label"):
@@ -70,7 +70,7 @@ def entity_spans(text: str, annotation: Annotation) -> list[tuple[int, int, str]
     letters, annotated = text, annotation["text"].split()
     if "".join(annotated) != "".join(letters.split()):
         letters = as_annotated(text)
-    places = np.array([i for i, letter in enumerate(letters) if not letter.isspace()])
+    positions = np.array([i for i, letter in enumerate(letters) if not letter.isspace()])
     if "".join(annotated) != "".join(letters.split()):
         raise DiveError("the RadGraph annotation is of another text")
     ends = np.cumsum([len(word) for word in annotated])
@@ -82,7 +82,7 @@ def entity_spans(text: str, annotation: Annotation) -> list[tuple[int, int, str]
                 f"a RadGraph entity has the words {first} to {last} of {len(annotated)}"
             )
         start = ends[first] - len(annotated[first])
-        spans.append((int(places[start]), int(places[ends[last] - 1]) + 1, entity["label"]))
+        spans.append((int(positions[start]), int(positions[ends[last] - 1]) + 1, entity["label"]))
     return spans
 
 

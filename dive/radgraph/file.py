@@ -44,16 +44,16 @@ class RadGraphFile:
         Raises DiveError where a text is not in the file, or is there twice, annotated differently.
         """
         wanted = [_letters(text) for text in texts]
-        missing = [place for place, key in enumerate(wanted, 1) if key and key not in self._found]
+        missing = [number for number, key in enumerate(wanted, 1) if key and key not in self._found]
         if missing:
             one = len(texts) == 1
             many = "this text" if one else f"{len(missing)} of {len(texts)} texts"
             first = "" if one else f", the first of them text {missing[0]}"
             raise DiveError(f"{self.path.name}: no annotation for {many}{first}")
-        for place, key in enumerate(wanted, 1):
+        for number, key in enumerate(wanted, 1):
             if key in self._conflicts:
                 raise DiveError(
-                    f"{self.path.name}: differing annotations of one text, text {place} of "
+                    f"{self.path.name}: differing annotations of one text, text {number} of "
                     f"{len(texts)}"
                 )
         return [self._found[key] if key else NO_ENTITIES for key in wanted]
@@ -77,20 +77,20 @@ class RadGraphFile:
         for number, line in enumerate(content.splitlines(), 1):
             if line.strip():
                 try:
-                    row = json.loads(line)
+                    record = json.loads(line)
                 except (ValueError, RecursionError) as error:
                     where = line_location(self.path, number)
                     raise DiveError(f"{where}: not JSON: {error}") from error
-                yield from _flat(row, line_location(self.path, number))
+                yield from _flat(record, line_location(self.path, number))
 
 
 def _flat(table: Any, where: str) -> Iterator[tuple[str, Any]]:
     if isinstance(table, list):
-        for i, row in enumerate(table):
-            yield from _flat(row, f"{where}[{i}]")
+        for i, record in enumerate(table):
+            yield from _flat(record, f"{where}[{i}]")
     elif isinstance(table, dict) and "entities" not in table:
-        for place, row in enumerate(table.values()):
-            yield f"{where}[{place}]", row  # CheXpert Plus's keys are paths
+        for index, record in enumerate(table.values()):
+            yield f"{where}[{index}]", record  # CheXpert Plus's keys are paths
     else:
         yield where, table
 

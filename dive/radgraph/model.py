@@ -29,7 +29,7 @@ _PARTS = ("config.json", "vocabulary", "weights.th")
 
 
 def user_cache() -> Path:
-    """Where programs keep what they can make again."""
+    """The folder in which programs keep what they can make again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
@@ -162,8 +162,8 @@ class RadGraph:
                     answer = json.loads(line)
                     text = texts[answer["index"]]
                     if "error" in answer:
-                        place = f"text {answer['index'] + 1} of {len(texts)}"
-                        raise DiveError(f"RadGraph: {answer['error']} for {place}")
+                        which = f"text {answer['index'] + 1} of {len(texts)}"
+                        raise DiveError(f"RadGraph: {answer['error']} for {which}")
                     answered += 1
                     yield text, answer["annotation"]
             except BaseException:
@@ -171,10 +171,11 @@ class RadGraph:
                 raise
         if process.returncode or answered != len(texts):
             log.seek(0)
-            said = "\n".join(log.read().strip().splitlines()[-12:])
+            log_tail = "\n".join(log.read().strip().splitlines()[-12:])
             raise DiveError(
                 f"RadGraph: the model's process ended with exit code {process.returncode} after "
-                f"{answered} of {len(texts)} texts. Its last words:\n{without_texts(said, texts)}"
+                f"{answered} of {len(texts)} texts. Its last words:\n"
+                f"{without_texts(log_tail, texts)}"
             )
 
 
@@ -291,14 +292,14 @@ class _Store:
         query = "SELECT annotation FROM annotations WHERE key = ?"
         with closing(self._db.cursor()) as cursor:
             for text, key in keys.items():
-                row = cursor.execute(query, (key,)).fetchone()
-                if row is not None:
-                    found[text] = json.loads(row[0])
+                record = cursor.execute(query, (key,)).fetchone()
+                if record is not None:
+                    found[text] = json.loads(record[0])
         return found
 
     def put(self, key: str, annotation: Annotation) -> None:
-        row = key, json.dumps(annotation)
+        record = key, json.dumps(annotation)
         try:
-            self._db.execute("INSERT OR REPLACE INTO annotations VALUES (?, ?)", row)
+            self._db.execute("INSERT OR REPLACE INTO annotations VALUES (?, ?)", record)
         except sqlite3.Error as error:  # a full disk, say
             raise unwritable(self.path, error) from error

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dive.backbone.given import as_backbone
+from dive.backbone.as_backbone import as_backbone
 from dive.backbone.load import Backbone
 from dive.console import PlainConsole
 from dive.data.datasets.json_lines import Skipped, check_on_error

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from dive.adapter.adapter import SteeringAdapter
 from dive.adapter.attach import attached_here, unsteered
+from dive.backbone.model_lock import model_lock
 from dive.backbone.structure import decoder_layers, forget_compiled, last_hidden_state, unwrap
-from dive.backbone.turns import turn
 from dive.errors import DiveError
 from dive.training.examples import Example, Examples
 from dive.training.image_features import image_cache
@@ -79,7 +79,7 @@ def calibrate(
     handles = [layers[int(i)].register_forward_hook(measure(i)) for i in rms]
     try:
         for batch, mask in inputs:
-            with turn(model), unsteered(model):
+            with model_lock(model), unsteered(model):
                 masks[:] = [mask]
                 last_hidden_state(model, batch)
                 masks.clear()

@@ -109,7 +109,7 @@ class Examples(Dataset):
     ) -> dict[str, Any]:
         """`inputs`, which show `studies` in this order, on the model's device, with cached image
         features in place of pixels if there are any. own: see `ImageCache.fill`."""
-        on_device = self.prompter.place(inputs)
+        on_device = self.prompter.to_device(inputs)
         return on_device if self.features is None else self.features.fill(on_device, studies, own)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:

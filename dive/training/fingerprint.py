@@ -18,7 +18,7 @@ from dive.errors import checks
 from dive.errors.private import public_source
 from dive.files.digests import of_json
 from dive.lexicon import lexicon_version
-from dive.prompting.model_digest import describe_computing
+from dive.prompting.model_digest import computation_digests
 from dive.prompting.prompter import DEFAULT_PROMPTS, Prompter
 from dive.prompting.templates import difference
 from dive.training.config import DistillConfig
@@ -63,7 +63,7 @@ def model_fingerprint(
         "backbone": adapter.metadata["backbone"],
         **prompter.template.metadata(),
         "peft_hash": None if tuners is None else hashlib.sha256(tuners.encode()).hexdigest()[:16],
-        **describe_computing(prompter),
+        **computation_digests(prompter),
         "decisive_hash": lexicon_version()
         if annotator is None
         else of_json(getattr(annotator, "identity", annotator.source)),

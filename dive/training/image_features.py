@@ -64,8 +64,8 @@ def image_cache(
         cache = ImageCache(prompter)
         inputs = prompter.encode(study)
         with torch.no_grad():
-            wanted = last_hidden_state(model, prompter.place(inputs))
-            filled = cache.fill(prompter.place(inputs), [study])
+            wanted = last_hidden_state(model, prompter.to_device(inputs))
+            filled = cache.fill(prompter.to_device(inputs), [study])
             if "mm_encoder_outputs" in filled and torch.equal(
                 last_hidden_state(model, filled), wanted
             ):
@@ -174,7 +174,7 @@ class ImageCache:
         base: Any = unwrap(self._prompter.backbone).base_model
         takes = inspect.signature(base.get_image_features).parameters
         images = {name: value for name, value in images.items() if name in takes}
-        output = base.get_image_features(**self._prompter.place(images), return_dict=True)
+        output = base.get_image_features(**self._prompter.to_device(images), return_dict=True)
         read = Features().__dataclass_fields__
         return {name: output[name] for name in read if output.get(name) is not None}
 

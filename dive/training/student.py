@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from dive import ops
 from dive.adapter.adapter import SteeringAdapter
 from dive.adapter.attach import Attachment, unsteered
+from dive.backbone.model_lock import model_lock
 from dive.backbone.structure import last_hidden_state, output_head
-from dive.backbone.turns import turn
 from dive.decisive.tokens import CLASS_NAMES
 from dive.training.config import DistillConfig
 
@@ -100,7 +100,7 @@ class Student(nn.Module):
 
 def output_head_of(attachment: Attachment) -> Any:
     """The head, checked against the logits of the model without the adapter."""
-    with turn(attachment.model), unsteered(attachment.model):
+    with model_lock(attachment.model), unsteered(attachment.model):
         return output_head(attachment.model)
 
 

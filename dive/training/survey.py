@@ -79,7 +79,7 @@ class Ruler:
     def text(self, query: Look, shown: Sequence[Look] = ()) -> int:
         """Tokens of a prompt with these demonstrations before the query, without its images. The
         lengths of turns add up where a template separates turns by tokens of its own."""
-        length = self.images.around + query.text
+        length = self.images.prompt_overhead + query.text
         if not shown:
             return length
         around, first = self._turns

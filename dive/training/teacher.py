@@ -125,7 +125,7 @@ class Teacher:
         wanted = self.demonstrations.count
         shown: dict[int, Study] = {}
         lost = 0
-        draw = self.demonstrations.places(study, self._drawn(epoch))
+        draw = self.demonstrations.candidates(study, self._drawn(epoch))
         while True:
             while wanted is None or len(shown) < wanted:
                 at = next(draw, None)
@@ -247,7 +247,7 @@ class Teacher:
         probes = queries[:: -(-len(queries) // PROBES)]
 
         def exact(query: Study, shown: list[Study]) -> int:
-            return ruler.images.around + rendered_length(self.prompter, query, shown)
+            return ruler.images.prompt_overhead + rendered_length(self.prompter, query, shown)
 
         adds_up = all(text(*one) == exact(*one) for one in probes)
         if not adds_up:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
 from dive.adapter.adapter import SteeringAdapter
-from dive.backbone.turns import turn
+from dive.backbone.model_lock import model_lock
 from dive.errors import DiveError
 from dive.errors.counting import counted
 from dive.files.digests import of_json
@@ -175,7 +175,7 @@ class DistillTrainer(WholeCheckpoints):
         return sorted({entry for one in each for entry in one})
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        with turn(self._examples.prompter.backbone):
+        with model_lock(self._examples.prompter.backbone):
             return super().training_step(*args, **kwargs)
 
     def compute_loss(
@@ -234,7 +234,7 @@ class DistillTrainer(WholeCheckpoints):
                 inputs = validation.model_inputs(batch["inputs"], shown, own)
                 for one in examples:
                     validation.keep(one)
-                with turn(prompter.backbone):
+                with model_lock(prompter.backbone):
                     loss, parts = self._student(inputs, **rest)
                 watch.add("validation", shown, batch["response_lengths"], loss, parts)
                 meter.add(parts)

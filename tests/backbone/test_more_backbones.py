@@ -36,7 +36,7 @@ def answered(prompter, study, ids, shown=()):
     """The model's inputs with `ids` as the answer, and the positions that predict them."""
     prompt = prompter.encode(study, shown)
     length = prompt["input_ids"].shape[1]
-    inputs = prompter.place(prompter.with_response(prompt, ids))
+    inputs = prompter.to_device(prompter.with_response(prompt, ids))
     return inputs, response_positions([length], [len(ids)], length + len(ids))
 
 
@@ -124,7 +124,7 @@ def test_who_attends_to_whom(family, backbone, studies):
 
 @torch.no_grad()
 def last(backbone, prompter, study):
-    return last_hidden_state(backbone, prompter.place(prompter.encode(study)))[0]
+    return last_hidden_state(backbone, prompter.to_device(prompter.encode(study)))[0]
 
 
 def test_distil_save_load_generate(family, backbone, studies, tmp_path):
@@ -161,7 +161,7 @@ def test_interleaved_calls_are_those_of_fresh_models(family, studies):
     def student(model, prompter, examples):
         batch = examples.collate([examples[0], examples[2]])
         with torch.no_grad(), steer(model, randomised(model, strength=0.2)):
-            return last_hidden_state(model, prompter.place(batch["inputs"]))
+            return last_hidden_state(model, prompter.to_device(batch["inputs"]))
 
     def written(model, which):
         adapter = randomised(model, strength=0.2)

@@ -108,7 +108,7 @@ def test_a_base_model_has_no_hidden_state_beneath_it(any_backbone):
 
 
 def test_description_names_sizes_of_the_text_model(any_backbone):
-    found = structure.description(any_backbone)
+    found = structure.backbone_facts(any_backbone)
     model = any_backbone.model
     assert found["architecture"] == type(model).__name__
     assert found["model_type"] == model.config.model_type

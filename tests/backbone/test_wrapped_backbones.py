@@ -13,7 +13,7 @@ from tiny_steering import for_backbone, logits, prompts, randomised
 
 import dive
 from dive.backbone.fingerprint import difference, fingerprint
-from dive.backbone.structure import description, last_hidden_state, output_head, unwrap
+from dive.backbone.structure import backbone_facts, last_hidden_state, output_head, unwrap
 from dive.decode.session import DecodeSession
 from dive.errors import DiveError
 
@@ -63,7 +63,7 @@ def test_a_wrapper_changes_neither_reports_nor_description(wrap, backbone, studi
     model, adapter = backbone.model, randomised(backbone)
     wanted = written(model, backbone, studies, adapter=adapter)
     wrapped = wrap(model)
-    assert unwrap(wrapped) is model and description(wrapped) == description(model)
+    assert unwrap(wrapped) is model and backbone_facts(wrapped) == backbone_facts(model)
     assert written(wrapped, backbone, studies, adapter=adapter) == wanted
     assert DecodeSession(wrapped, adapter).plan() == DecodeSession(model, adapter).plan()
     own = dive.distill(
@@ -114,12 +114,12 @@ def test_what_peft_computes_around_the_model_is_refused(peft, tiny_llama):
         dive.load_backbone(tiny_llama).model,
         peft.PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
     )
-    for call in (description, DecodeSession, lambda one: dive.steer(one, None)):
+    for call in (backbone_facts, DecodeSession, lambda one: dive.steer(one, None)):
         with pytest.raises(DiveError, match="PREFIX_TUNING: PEFT computes this around the model"):
             call(model)
     assert unwrap(model.get_base_model()) is model.get_base_model()
     with model.disable_adapter():
-        assert description(model)["architecture"] == "LlamaForCausalLM"
+        assert backbone_facts(model)["architecture"] == "LlamaForCausalLM"
 
 
 # computing

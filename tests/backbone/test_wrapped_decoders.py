@@ -10,7 +10,7 @@ from transformers import LlavaForConditionalGeneration
 import dive
 from dive.backbone.fingerprint import difference, fingerprint
 from dive.backbone.gradient_checkpointing import enable_gradient_checkpointing
-from dive.backbone.structure import description, last_hidden_state, unwrap
+from dive.backbone.structure import backbone_facts, last_hidden_state, unwrap
 from dive.errors import DiveError
 from dive.training.calibration import calibrate
 
@@ -73,7 +73,7 @@ def test_a_lora_on_the_decoder_alone_is_looked_through(peft, tiny_llava, studies
     inner = backbone.model.model
     inner.language_model = peft.get_peft_model(inner.language_model, config)
     adapter = randomised(backbone)
-    assert description(backbone) == description(plain)
+    assert backbone_facts(backbone) == backbone_facts(plain)
     with pytest.warns(UserWarning, match="PEFT's lora was at work where the adapter was made"):
         adapter.check_backbone(plain)
     own = dive.distill(backbone, studies, config=STEPS)
@@ -89,7 +89,7 @@ def test_a_class_derived_from_the_familys_is_of_its_architecture(tiny_llava, stu
     wanted = dive.generate(backbone, studies[:1], adapter=adapter, max_new_tokens=4)
     mine = Mine(backbone.model.config).eval()
     mine.load_state_dict(backbone.model.state_dict())
-    assert description(mine)["architecture"] == "LlavaForConditionalGeneration"
+    assert backbone_facts(mine)["architecture"] == "LlavaForConditionalGeneration"
     got = dive.generate(
         mine, studies[:1], processor=backbone.processor, adapter=adapter, max_new_tokens=4
     )
@@ -109,7 +109,7 @@ def test_a_wrapper_that_passes_too_little_on_is_named(tiny_llama):
             return self.model(**batch)
 
     model = dive.load_backbone(tiny_llama).model
-    assert description(Own(model))["architecture"] == type(model).__name__
+    assert backbone_facts(Own(model))["architecture"] == type(model).__name__
     with pytest.raises(DiveError, match="Own has no base model beneath its head"):
         last_hidden_state(Own(model), {"input_ids": torch.ones(1, 3, dtype=torch.long)})
     assert unwrap(model) is model

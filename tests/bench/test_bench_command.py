@@ -16,11 +16,11 @@ import torch
 from typer.testing import CliRunner
 
 from dive import bench, ops
-from dive.bench import asked, cross_entropy, decode, observe, peers, runner, steer, timing
-from dive.bench.case import Here
+from dive.bench import cross_entropy, decode, observe, peers, request, runner, steer, timing
+from dive.bench.case import Setup
 from dive.bench.deadline import Deadline, OutOfTime, bound
 from dive.bench.rates import Rates, read_buffer, reads
-from dive.bench.results import Setting, rows
+from dive.bench.results import Setting, records_of
 from dive.cli import app
 from dive.decode import engine, fallback, native
 from dive.errors import DiveError, FallbackWarning
@@ -131,9 +131,9 @@ def test_json_on_stdout_is_alone_there():
 def test_a_fallback_is_seen_in_the_rows(monkeypatch):
     monkeypatch.setattr(fallback, "_CACHE_LAYERS", ())
     results = toy("decode")
-    ran = {row.way: row.ran for row in results.rows}
+    ran = {row.way: row.ran for row in results.records}
     assert ran["session"] == ran["session, steered"] == "transformers"
-    (session, _) = [one for one in results.not_run if "dive._C" in one.way]
+    (session, _) = [one for one in results.unmeasured if "dive._C" in one.way]
     assert "the cache has a DynamicLayer" in session.reason
     assert results.wrong == []  # slow, and right
 
@@ -150,8 +150,8 @@ def test_an_engine_that_is_not_there_is_seen_in_the_rows(monkeypatch):
     monkeypatch.setattr(native, "find", lambda: missing)
     with pytest.warns(FallbackWarning, match="not built"):
         results = toy("decode")
-    assert {row.ran for row in results.rows if row.way != "floor"} == {"transformers"}
-    assert any("not built" in one.reason for one in results.not_run)
+    assert {row.ran for row in results.records if row.way != "floor"} == {"transformers"}
+    assert any("not built" in one.reason for one in results.unmeasured)
 
 
 # wrong operators
@@ -184,7 +184,7 @@ def fails(*_, **__):
 def test_a_wrong_steer_is_not_timed(wrong, said, monkeypatch):
     monkeypatch.setattr(ops, "steer", wrong)
     results = toy("steer")
-    assert results.rows == [] and len(results.wrong) == 2 and said in results.wrong[0].reason
+    assert results.records == [] and len(results.wrong) == 2 and said in results.wrong[0].reason
     assert results.as_json()["wrong"][0]["operator"] == "steer"
 
 
@@ -222,7 +222,7 @@ def test_a_wrong_decode_is_not_timed(monkeypatch):
 
     monkeypatch.setattr(engine.EngineCache, "adopt", elsewhere)
     results = toy("decode")
-    assert results.rows == [] and results.wrong[0].reason.startswith("session: ")
+    assert results.records == [] and results.wrong[0].reason.startswith("session: ")
 
 
 @built
@@ -234,15 +234,15 @@ def test_wrong_steering_in_the_engine_is_not_timed(dtype, monkeypatch):
     assert toy("decode", dtype=dtype).wrong == []
     monkeypatch.setattr(native, "pack_steering", twice)
     results = toy("decode", dtype=dtype)
-    assert results.rows == [] and results.wrong[0].reason.startswith("session, steered: ")
+    assert results.records == [] and results.wrong[0].reason.startswith("session, steered: ")
 
 
 def test_a_wrong_peer_is_named_and_not_timed(monkeypatch):
     double = lambda p: lambda: 2 * peers.reference_eager(p)()  # noqa: E731
     monkeypatch.setattr(peers, "LIBRARIES", {"double": double})
     results = toy("cross-entropy")
-    assert results.wrong == [] and "double" not in {row.way for row in results.rows}
-    assert "100% off the reference's" in results.not_run[0].reason
+    assert results.wrong == [] and "double" not in {row.way for row in results.records}
+    assert "100% off the reference's" in results.unmeasured[0].reason
 
 
 # the end of its time
@@ -253,18 +253,18 @@ class Sleeps:
 
     operator, name, share = "steer", "a minute of sleep", 1.0
 
-    def seconds(self, here):
+    def seconds(self, setup):
         return 0.1
 
     def smaller(self):
         return None
 
-    def run(self, here, until):
-        yield bench.NotRun("steer", self.name, "one", "came before the end")
+    def run(self, setup, until):
+        yield bench.Unmeasured("steer", self.name, "one", "came before the end")
         try:
             time.sleep(60)
         except Exception:  # an end that passes for an ordinary fault would be lost here
-            yield bench.NotRun("steer", self.name, "another", "was swallowed")
+            yield bench.Unmeasured("steer", self.name, "another", "was swallowed")
 
 
 def test_a_case_is_broken_off_and_those_behind_it_are_named(monkeypatch):
@@ -273,9 +273,12 @@ def test_a_case_is_broken_off_and_those_behind_it_are_named(monkeypatch):
     start = time.monotonic()
     results = toy("steer", seconds=3)
     assert time.monotonic() - start < 20  # of a minute; this machine may be busy
-    assert [one.reason for one in results.not_run[:2]] == ["came before the end", "the time was up"]
-    assert [one.case for one in results.not_run[2:]] == [case.name for case in behind]
-    assert all("s are left" in one.reason for one in results.not_run[2:])
+    assert [one.reason for one in results.unmeasured[:2]] == [
+        "came before the end",
+        "the time was up",
+    ]
+    assert [one.case for one in results.unmeasured[2:]] == [case.name for case in behind]
+    assert all("s are left" in one.reason for one in results.unmeasured[2:])
 
 
 def test_no_time_at_all_measures_nothing_and_names_everything(tmp_path):
@@ -291,12 +294,12 @@ def test_no_time_at_all_measures_nothing_and_names_everything(tmp_path):
 
 def test_a_case_that_needs_more_than_is_left_is_not_begun():
     slow = Rates(1e6, 1e6, 1e6, "sum")
-    here, results = Here(CPU, torch.float32, False, slow), bench.Results({})
+    setup, results = Setup(CPU, torch.float32, False, slow), bench.Results({})
     case = cross_entropy.cases(CPU, False, 0)[0]
     start = time.monotonic()
-    assert runner._run(case, here, Deadline(60, start), 1.0, 1.0, 1.5, False, results) is None
+    assert runner._run_case(case, setup, Deadline(60, start), 1.0, 1.0, 1.5, False, results) is None
     assert time.monotonic() - start < 1
-    (missing,) = results.not_run
+    (missing,) = results.unmeasured
     assert missing.way == "all" and missing.reason.startswith("it takes about ")
 
 
@@ -315,7 +318,7 @@ class Fake:
     def name(self):
         return f"{self.says:g} s"
 
-    def seconds(self, here):
+    def seconds(self, setup):
         return self.says
 
     def smaller(self):
@@ -323,7 +326,7 @@ class Fake:
             return None
         return dataclasses.replace(self, says=self.says / 4, takes=self.takes / 4)
 
-    def run(self, here, until):
+    def run(self, setup, until):
         self.ran.append(f"{self.operator} {self.name}")
         time.sleep(self.takes)
         yield from results_of(self)
@@ -331,7 +334,9 @@ class Fake:
 
 def results_of(case):
     found = {"a": [1.0, 1.0]}
-    yield from rows(Setting(case.operator, case.name, ""), found, {"a": "it"}, {}, 1.0, "GB/s")
+    yield from records_of(
+        Setting(case.operator, case.name, ""), found, {"a": "it"}, {}, 1.0, "GB/s"
+    )
 
 
 def run_fakes(monkeypatch, seconds, *lists):
@@ -354,9 +359,9 @@ def test_each_operator_has_its_share_and_the_cheap_one_comes_first(monkeypatch):
         [Fake("decode", 0.6, 0.5)],
     )
     assert Fake.ran[:3] == ["steer 0.1 s", "cross-entropy 0.15 s", "decode 0.6 s"]
-    assert [row.operator for row in results.rows] == ["cross-entropy", "steer", "decode"]
-    assert [row.case for row in results.rows] == ["0.1 s", "0.1 s", "0.6 s"]
-    broken = [one for one in results.not_run if one.reason == "its share of the time was up"]
+    assert [row.operator for row in results.records] == ["cross-entropy", "steer", "decode"]
+    assert [row.case for row in results.records] == ["0.1 s", "0.1 s", "0.6 s"]
+    broken = [one for one in results.unmeasured if one.reason == "its share of the time was up"]
     assert broken[0].case == "0.15 s" and broken[0].way == "the rest"
 
 
@@ -365,7 +370,7 @@ def test_a_smaller_case_runs_where_the_whole_one_does_not_fit(monkeypatch):
         monkeypatch, 4, [], [Fake("steer", 80.0, 79.0)], [Fake("decode", 0.1, 0.05)]
     )
     assert Fake.ran == ["decode 0.1 s", "steer 1.25 s"]
-    (missing,) = results.not_run
+    (missing,) = results.unmeasured
     assert (missing.case, missing.way) == ("80 s", "all")
     assert missing.reason.startswith("it takes about 80 s, and ")
     assert missing.reason.endswith("; in its place: 1.25 s")
@@ -375,24 +380,24 @@ def test_what_is_too_dear_for_its_share_waits_for_what_others_leave_over(monkeyp
     dear, shrinks = Fake("cross-entropy", 3.0, 0.05, least=3.0), Fake("decode", 3.1, 0.05)
     results = run_fakes(monkeypatch, 5, [dear], [], [shrinks])
     assert Fake.ran == ["decode 0.775 s", "cross-entropy 3 s"]
-    assert [row.case for row in results.rows] == ["3 s", "0.775 s"]
+    assert [row.case for row in results.records] == ["3 s", "0.775 s"]
 
 
 def test_a_case_that_takes_longer_than_it_said_is_tried_smaller(monkeypatch):
     results = run_fakes(monkeypatch, 8, [], [Fake("steer", 0.8, 4.0)], [Fake("decode", 0.9, 0.05)])
     assert Fake.ran == ["steer 0.8 s", "decode 0.9 s", "steer 0.2 s"]
-    assert {row.case for row in results.rows} == {"0.9 s", "0.2 s"}
+    assert {row.case for row in results.records} == {"0.9 s", "0.2 s"}
 
 
 @pytest.mark.parametrize("module", [cross_entropy, steer, decode])
 @pytest.mark.parametrize(("kind", "free"), [("cpu", 0), ("cuda", 139 << 30)])
 def test_every_first_case_becomes_small(module, kind, free):
-    here = Here(torch.device(kind), torch.float32, False, Rates(2e10, 1e10, 1e10, ""))
-    case = module.cases(here.device, False, free)[0]
-    names, taken = [case.name], [case.seconds(here)]
+    setup = Setup(torch.device(kind), torch.float32, False, Rates(2e10, 1e10, 1e10, ""))
+    case = module.cases(setup.device, False, free)[0]
+    names, taken = [case.name], [case.seconds(setup)]
     while (case := case.smaller()) is not None:
         names.append(case.name)
-        taken.append(case.seconds(here))
+        taken.append(case.seconds(setup))
     assert len(set(names)) == len(names) >= 3 and taken == sorted(taken, reverse=True)
     assert taken[-1] < 5
 
@@ -467,11 +472,11 @@ def test_the_cases_of_a_device_fit_a_minute(kind, free):
     rates = {0: Rates(9e10, 1e10, 1e10, ""), 12: Rates(3e13, 4e11, 4e11, "")}.get(
         free >> 30, Rates(6e14, 2.8e12, 3.2e12, "")
     )
-    here = Here(torch.device(kind), torch.bfloat16, False, rates)
+    setup = Setup(torch.device(kind), torch.bfloat16, False, rates)
     cases = [case for module in (cross_entropy, steer, decode)
-             for case in module.cases(here.device, False, free)]  # fmt: skip
+             for case in module.cases(setup.device, False, free)]  # fmt: skip
     assert len({(case.operator, case.name) for case in cases}) == len(cases) >= 5
-    assert sum(case.seconds(here) for case in cases) < 50
+    assert sum(case.seconds(setup) for case in cases) < 50
 
 
 # timing
@@ -548,10 +553,10 @@ def test_the_callers_torch_is_as_before(seconds):
     # and the run does not depend on it
     assert results.wrong == []
     if seconds == 60:
-        assert {"forward", "forward+backward"} <= {row.mode for row in results.rows}
-        assert {row.operator for row in results.rows} == {*UNITS}
+        assert {"forward", "forward+backward"} <= {row.mode for row in results.records}
+        assert {row.operator for row in results.records} == {*UNITS}
     else:
-        assert results.rows == []
+        assert results.records == []
 
 
 # what ran
@@ -571,7 +576,7 @@ def test_watching_leaves_no_trace():
     model(torch.zeros(1, 2))
     assert forwards.count == 1 and not model._forward_pre_hooks
     with pytest.raises(ZeroDivisionError):
-        observe.places(lambda: 1 // 0)
+        observe.functions_run(lambda: 1 // 0)
     assert sys.getprofile() is before
 
 
@@ -592,21 +597,21 @@ def test_bad_input_costs_no_import_of_torch():
 
 
 def test_the_operators_may_have_the_names_of_the_api():
-    assert asked.operators_of(["cross_entropy", "steer", "cross-entropy"]) == [
+    assert request.operators_of(["cross_entropy", "steer", "cross-entropy"]) == [
         "cross-entropy", "steer"
     ]  # fmt: skip
-    assert asked.operators_of([]) == list(bench.OPERATORS)
+    assert request.operators_of([]) == list(bench.OPERATORS)
     results = bench.run(["cross_entropy"], device="cpu", toy=True)
-    assert {row.operator for row in results.rows} == {"cross-entropy"}
+    assert {row.operator for row in results.records} == {"cross-entropy"}
 
 
 def test_no_folder_is_made_for_a_result_that_is_none(tmp_path):
-    place = tmp_path / "not" / "there" / "bench.json"
+    path = tmp_path / "not" / "there" / "bench.json"
     with pytest.raises(DiveError, match="nothing was measured .* is not written, there is no such"):
-        call("--toy", "--device", "cpu", "--seconds", 0.01, "--json", place)
+        call("--toy", "--device", "cpu", "--seconds", 0.01, "--json", path)
     assert list(tmp_path.iterdir()) == []
-    call("steer", "--toy", "--device", "cpu", "--json", place)
-    assert json.loads(place.read_text())["rows"]
+    call("steer", "--toy", "--device", "cpu", "--json", path)
+    assert json.loads(path.read_text())["rows"]
 
 
 @pytest.mark.parametrize(
@@ -656,3 +661,16 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_timed(tmp_p
             call("--toy", "--json", place)
     assert (tmp_path / "file").read_text() == "kept"
     assert os.path.exists("/dev/null") and not os.path.isfile("/dev/null")
+
+
+def test_old_names_work_and_warn() -> None:
+    with pytest.warns(FutureWarning, match="dive.bench.Row is called dive.bench.Record now"):
+        assert bench.Row is bench.Record
+    with pytest.warns(FutureWarning, match="dive.bench.NotRun is called dive.bench.Unmeasured now"):
+        assert bench.NotRun is bench.Unmeasured
+    results = bench.Results({})
+    for old, new in (("rows", "records"), ("not_run", "unmeasured")):
+        with pytest.warns(FutureWarning, match=f"Results.{old} is called {new} now"):
+            assert getattr(results, old) is getattr(results, new)
+    with pytest.raises(AttributeError, match="no attribute 'Rows'"):
+        bench.Rows  # noqa: B018

@@ -9,43 +9,43 @@ import pytest
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from benchmarks import compiled_loop, decode_pairs, peers, report, stages, timing
+from benchmarks import compiled_loop, decode_pairs, peers, render_page, stages, timing
 
 
 def test_the_committed_page_is_what_the_results_say() -> None:
-    assert report.PAGE.read_text(encoding="utf-8") == report.render(), (
-        "python -m benchmarks.report renders it again"
+    assert render_page.PAGE.read_text(encoding="utf-8") == render_page.render_page(), (
+        "python -m benchmarks.render_page renders it again"
     )
 
 
 def test_what_the_page_of_decoding_says_of_a_second_thread() -> None:
-    rows = json.loads((report.RESULTS / "cpu-engine-threads.json").read_text("utf-8"))["rows"]
+    rows = json.loads((render_page.RESULTS / "cpu-engine-threads.json").read_text("utf-8"))["rows"]
     ratios = [row["ratio"] for row in rows if row["neighbours"] and row["threads"] == 2]
-    page = (report.RESULTS.parents[1] / "docs" / "decoding.md").read_text("utf-8")
+    page = (render_page.RESULTS.parents[1] / "docs" / "decoding.md").read_text("utf-8")
     assert f"took {min(ratios):.2f} to {max(ratios):.2f} times that of one" in page
 
 
 def test_the_committed_plots_are_drawn_from_the_results() -> None:
-    found = report.load()
-    for kind in report.OPERATORS:
-        shown = report.bars(kind, found)
-        path = report.RESULTS / f"{kind}.svg"
-        assert shown and report.digest(shown) in path.read_text(encoding="utf-8"), kind
+    found = render_page.load()
+    for kind in render_page.OPERATORS:
+        shown = render_page.bars(kind, found)
+        path = render_page.RESULTS / f"{kind}.svg"
+        assert shown and render_page.digest(shown) in path.read_text(encoding="utf-8"), kind
         assert path.stat().st_size < 100_000
 
 
 def test_a_plot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     shown = {"cpu: a case": {"dive": 1.0, "reference": 2.5}}
-    report.plot("steer", shown, tmp_path / "one.svg")
+    render_page.plot("steer", shown, tmp_path / "one.svg")
     text = (tmp_path / "one.svg").read_text(encoding="utf-8")
-    assert "reference" in text and " 2.50" in text and report.digest(shown) in text
+    assert "reference" in text and " 2.50" in text and render_page.digest(shown) in text
 
 
 def test_results_of_a_new_kind_are_shown_as_they_are(tmp_path: Path) -> None:
     row = {"shape": "small", "seconds": {"a": 0.12345, "b": 2.0}, "lengths": [1, 2]}
     (tmp_path / "cpu-surprise.json").write_text(json.dumps({"rows": [row], "device": "a CPU"}))
-    page = report.render(tmp_path)
+    page = render_page.render_page(tmp_path)
     assert "[cpu-surprise](results/cpu-surprise.json): a CPU." in page
     assert "| small | a 0.123, b 2 | 1, 2 |" in page
 
@@ -61,7 +61,7 @@ def test_reasons_stand_in_the_page(tmp_path: Path) -> None:
     }  # fmt: skip
     content = {"device": "a GPU", "complete": False, "failed": "out of time", "cases": [case]}
     (tmp_path / "h100-cross-entropy.json").write_text(json.dumps(content))
-    page = report.render(tmp_path)
+    page = render_page.render_page(tmp_path)
     assert "| dive | 1.2 | 1.2 | 1 | 83 % | 500 | 3 |" in page
     assert "Not run: Liger: liger-kernel is not installed." in page
     assert "Not complete: out of time." in page
@@ -159,34 +159,36 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     timing.commit.cache_clear()
 
 
-def test_a_record_goes_on_where_it_stopped(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_results_file_goes_on_where_it_stopped(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DIVE_COMMIT", "abc")
-    record = timing.Record("cpu-x", {"rounds": 2}, minutes=1)
-    assert record.wanted("one")
-    record.add({"case": "one"})
-    record.end = 0.0
-    assert not record.wanted("two")
-    written = json.loads(record.close().read_text())
+    results = timing.ResultsFile("cpu-x", {"rounds": 2}, minutes=1)
+    assert results.wanted("one")
+    results.add({"case": "one"})
+    results.end = 0.0
+    assert not results.wanted("two")
+    written = json.loads(results.close().read_text())
     assert written["commit"] == "abc" and written["left"] == ["two"] and not written["complete"]
 
-    record = timing.Record("cpu-x", {"rounds": 2})
-    assert not record.wanted("one") and record.wanted("two")
-    record.add({"case": "two"})
-    written = json.loads(record.close().read_text())
+    results = timing.ResultsFile("cpu-x", {"rounds": 2})
+    assert not results.wanted("one") and results.wanted("two")
+    results.add({"case": "two"})
+    written = json.loads(results.close().read_text())
     assert written["complete"] and [case["case"] for case in written["cases"]] == ["one", "two"]
 
-    chosen = timing.Record("cpu-x", {"rounds": 2}, cases=["thr", "fo"])
+    chosen = timing.ResultsFile("cpu-x", {"rounds": 2}, cases=["thr", "fo"])
     assert [name for name in ("two", "three", "four", "five") if chosen.wanted(name)] == [
         "three", "four",
     ]  # fmt: skip
     assert chosen.result["left"] == ["five"]  # two is there
 
-    assert timing.Record("cpu-x", {"rounds": 2}, again=True).wanted("one")
-    assert timing.Record("cpu-x", {"rounds": 3}).wanted("one")  # another measurement
+    assert timing.ResultsFile("cpu-x", {"rounds": 2}, again=True).wanted("one")
+    assert timing.ResultsFile("cpu-x", {"rounds": 3}).wanted("one")  # another measurement
     for other in ("def", "abc-dirty"):
         monkeypatch.setenv("DIVE_COMMIT", other)
         timing.commit.cache_clear()
-        assert timing.Record("cpu-x", {"rounds": 2}).wanted("one"), other
+        assert timing.ResultsFile("cpu-x", {"rounds": 2}).wanted("one"), other
 
 
 def test_a_toy_run_has_no_place_among_the_results(monkeypatch: pytest.MonkeyPatch) -> None:

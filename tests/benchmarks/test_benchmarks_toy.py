@@ -65,7 +65,8 @@ def test_all_stages(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in results.iterdir()} == before
     page = subprocess.run(
         [sys.executable, "-c", "import sys; from pathlib import Path\n"
-         "from benchmarks.report import render; print(render(Path(sys.argv[1])))", tmp_path],
+         "from benchmarks.render_page import render_page\n"
+         "print(render_page(Path(sys.argv[1])))", tmp_path],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert "torch core, none, chunked" in page and "Llama-3-8B, batch 1: session, steered" in page

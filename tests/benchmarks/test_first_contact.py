@@ -47,7 +47,7 @@ def test_it_runs_at_toy_size(tmp_path: Path) -> None:
     assert len(steps) == 9 and all(one["state"] == "passed" for one in steps.values()), said
     assert steps["machine"]["found"]["commit"] == "toy" and "toy" in said
     assert 0 < steps["steer"]["found"]["off"]["torch.bfloat16"]["d h"] < 0.03
-    assert "dive._C" in steps["decode, 8 rows"]["summary"]
+    assert "dive._C" in steps["decode, batch 8"]["summary"]
 
 
 ALL_STEPS = """

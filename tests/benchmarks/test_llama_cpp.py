@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks import bench_llama_cpp, llama_cpp, report, report_llama_cpp, timing
+from benchmarks import bench_llama_cpp, llama_cpp, page_llama_cpp, render_page, timing
 from dive.bench.peers import Unavailable
 
 ROOT = Path(__file__).parents[2]
@@ -107,13 +107,13 @@ def test_the_sentence_says_where_the_session_is_slower() -> None:
     slower = case("a", 1, "bfloat16", [1.2, 1.15, 1.25])
     faster = case("b", 1, "bfloat16", [0.8, 0.7, 0.9])
     unsure = case("c", 4, "float32", [0.99, 0.9, 1.1])
-    said = report_llama_cpp.sentence({"device": "a CPU", "cases": [slower, faster, unsure]})
+    said = page_llama_cpp.sentence({"device": "a CPU", "cases": [slower, faster, unsure]})
     assert "0.80 to 1.20 in bfloat16 at batch 1; 0.99 in float32 at batch 4" in said
     assert "less in 1 of 3 cases, more in 1 (a)" in said
-    said = report_llama_cpp.sentence({"device": "a CPU", "cases": [faster]})
+    said = page_llama_cpp.sentence({"device": "a CPU", "cases": [faster]})
     assert "less in every case" in said and "slower" not in said
     missing = {"case": "a", "not_run": "gguf is not installed"}
-    assert "not measured beside llama.cpp: gguf is not installed." in report_llama_cpp.sentence(
+    assert "not measured beside llama.cpp: gguf is not installed." in page_llama_cpp.sentence(
         {"cases": [missing]}
     )
 
@@ -128,15 +128,15 @@ def test_the_page_shows_every_case(tmp_path: Path) -> None:
         ],
     }
     (tmp_path / "cpu-llama-cpp.json").write_text(json.dumps(content))
-    page = report.render(tmp_path)
+    page = render_page.render_page(tmp_path)
     assert "| one | 3 | 4 (75 %) | 4 (75 %) | 1.20 (1.15 to 1.25) | 1.20" in page
     assert "llama.cpp cannot load x" in page and "llama-cpp-python 0.3, CPU : AVX2 = 1" in page
 
 
 def test_the_committed_sentence_is_what_the_results_say() -> None:
-    page = report.FRONT.read_text(encoding="utf-8")
-    assert page == report_llama_cpp.fill(page, report.load().get("llama-cpp", {})), (
-        "python -m benchmarks.report renders it again"
+    page = render_page.FRONT.read_text(encoding="utf-8")
+    assert page == page_llama_cpp.fill(page, render_page.load().get("llama-cpp", {})), (
+        "python -m benchmarks.render_page renders it again"
     )
     with pytest.raises(ValueError, match="<!-- benchmarks: llama.cpp -->"):
-        report_llama_cpp.fill("a page", {})
+        page_llama_cpp.fill("a page", {})

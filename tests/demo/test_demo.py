@@ -11,7 +11,7 @@ from dive.demo import methods, run
 from dive.demo.page import caution
 from dive.demo.processor import build_tokenizer
 from dive.demo.reports import concept_findings, micro_f1, style_findings, write_report
-from dive.demo.style import draw_style, hospital
+from dive.demo.style import draw_style, hospital_style
 from dive.demo.world import FINDINGS, HOME, SHIFTED, SIZE, draw_images, draw_labels
 
 
@@ -74,8 +74,8 @@ def test_a_site_is_rarer_and_paler():
 
 
 def test_hospitals_are_repeatable_and_differ():
-    assert hospital(5) == hospital(5)
-    assert hospital(5) != hospital(6)
+    assert hospital_style(5) == hospital_style(5)
+    assert hospital_style(5) != hospital_style(6)
     first, again = (methods.open_hospital(5, train=3, test=2) for _ in range(2))
     assert first.references == again.references
     image, twin = first.test[0].images[0], again.test[0].images[0]
@@ -103,8 +103,8 @@ def test_the_backbone_is_small_and_ordinary(backbone):
 
 def test_the_backbone_learns_in_context_and_runs_on(backbone):
     where = methods.open_hospital(901, train=1, test=12, site=HOME)
-    few = methods.run_method(methods.FEW_SHOT, backbone, where).row
-    none = methods.run_method(methods.ZERO_SHOT, backbone, where).row
+    few = methods.run_method(methods.FEW_SHOT, backbone, where).record
+    none = methods.run_method(methods.ZERO_SHOT, backbone, where).record
     assert few["bleu4"] > none["bleu4"] + 30
     assert none["terminated"] < 50
     assert few["prompt_tokens"] > 3 * none["prompt_tokens"]

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from tiny import draw_film, save_studies
 
 import dive
-from dive.backbone.files import describe_backbone, dtype_in_use
+from dive.backbone.files import backbone_file_digests, dtype_in_use
 from dive.data import Study, read_studies
 from dive.errors import DiveError
 from dive.files import digests
@@ -426,15 +426,15 @@ def test_verify_reads_all(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     path = tmp_path / "model.safetensors"
     save_file({"w": np.zeros(100_000, np.float32)}, path)
-    one = describe_backbone(str(tmp_path)), describe_backbone(str(tmp_path), verify=True)
+    one = backbone_file_digests(str(tmp_path)), backbone_file_digests(str(tmp_path), verify=True)
     flip(path, 10_000)
-    two = describe_backbone(str(tmp_path)), describe_backbone(str(tmp_path), verify=True)
+    two = backbone_file_digests(str(tmp_path)), backbone_file_digests(str(tmp_path), verify=True)
     assert one[0] == two[0] and one[1]["backbone_weights"] != two[1]["backbone_weights"]
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "additional_chat_templates" / "a.jinja").write_text("x")
     (tmp_path / "model.safetensors.index.json").write_text("{}")
     (tmp_path / "reports.jsonl").write_text("")  # of no model
-    found = describe_backbone(str(tmp_path))["backbone_files"]
+    found = backbone_file_digests(str(tmp_path))["backbone_files"]
     assert {*found} == {
         "config.json", "model.safetensors.index.json", "additional_chat_templates/a.jinja"
     }  # fmt: skip
@@ -444,7 +444,7 @@ def test_a_hub_id_is_its_commit(tmp_path, monkeypatch):
     place = tmp_path / "models--a--b" / "snapshots" / "0123abcd"
     place.mkdir(parents=True)
     monkeypatch.setattr("transformers.utils.cached_file", lambda *_: str(place / "config.json"))
-    assert describe_backbone("a/b") == {"backbone": "a/b", "backbone_commit": "0123abcd"}
+    assert backbone_file_digests("a/b") == {"backbone": "a/b", "backbone_commit": "0123abcd"}
     (place / "config.json").write_text('{"torch_dtype": "float16"}')
     assert dtype_in_use("a/b", "auto") == dtype_in_use("a/b", "half") == "float16"
 

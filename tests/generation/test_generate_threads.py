@@ -12,9 +12,9 @@ from tiny_decoders import small, text_batch
 from tiny_steering import fingerprint, randomised
 
 import dive
+from dive.backbone.model_lock import FairLock, model_lock
 from dive.backbone.modes import evaluating
 from dive.backbone.structure import decoder_layers
-from dive.backbone.turns import Turns, turn
 from dive.decode.continuous import Request
 from dive.decode.session import DecodeSession
 from dive.generation.generate_reports import iter_reports
@@ -242,22 +242,22 @@ def test_eval_mode_holds_until_the_last_thread_is_done():
 
 
 def test_turns_are_given_in_the_order_of_asking():
-    turns, order, threads = Turns(), [], []
-    turns.take()
-    turns.take()  # again by the same thread
+    lock, order, threads = FairLock(), [], []
+    lock.acquire()
+    lock.acquire()  # again by the same thread
     for name in range(4):
 
         def work(name=name):
-            turns.take()
+            lock.acquire()
             order.append(name)
-            turns.give()
+            lock.release()
 
         threads.append(in_thread(work))
-        while len(turns._waiting) < name + 1:
+        while len(lock._waiting) < name + 1:
             time.sleep(0.001)
-    turns.give()
+    lock.release()
     assert order == []
-    turns.give()
+    lock.release()
     for thread in threads:
         thread.result()
     assert order == [0, 1, 2, 3]
@@ -265,8 +265,8 @@ def test_turns_are_given_in_the_order_of_asking():
 
 def test_a_model_and_its_base_share_their_turns():
     model = small("llama")
-    with turn(model):
-        other = in_thread(lambda: turn(model.model).__enter__())
+    with model_lock(model):
+        other = in_thread(lambda: model_lock(model.model).__enter__())
         other.join(0.05)
         assert other.is_alive()
     other.result()

@@ -407,8 +407,8 @@ def test_memory_stays_within_chunk_bytes(teacher: bool, chunks: int) -> None:
     """Of all vocabulary-wide buffers together, so no tensor exceeds a chunk either."""
     vocab, width = sized((64000, 128), (640, 16))
     budget = sized(160 * MIB, MIB) * (1 + teacher)
-    layout = loss_chunks.plan(
-        10**6, vocab, torch.float32, DEVICE, budget, teacher, False, False, fused=not REHEARSAL
+    layout = loss_chunks.chunk_layout(
+        10**6, vocab, torch.float32, DEVICE, budget, teacher, False, False, in_place=not REHEARSAL
     )
     count = layout.chunk_rows * chunks
     products = workspace_of_products(layout.chunk_rows, vocab, width, torch.bfloat16)

@@ -36,7 +36,7 @@ VARIANTS += aot.entries_variants((90,), (True,))
 # a rank and a vocabulary that 16 does not divide, and a call with few tokens
 OTHER = {"architectures": (90,), "dtypes": (torch.bfloat16,)}
 VARIANTS += aot.steer_variants(**OTHER, ranks=(16,), widths=(4096,), norms=(True,), even=False)
-VARIANTS += aot.steer_variants(**OTHER, ranks=(16,), widths=(4096,), norms=(True,), few=True)
+VARIANTS += aot.steer_variants(**OTHER, ranks=(16,), widths=(4096,), norms=(True,), few_tokens=True)
 VARIANTS += [
     v for v in aot.cross_entropy_variants(**OTHER, widths=(16384,), even=False)
     if v.kernel not in SMALL
@@ -50,11 +50,13 @@ def test_the_part_is_small() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_no_spills_and_shared_memory_within_the_part(variant: aot.Variant) -> None:
-    if not Path(aot.ptxas(variant.architecture)).exists():
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    if not Path(get_ptxas(variant.architecture).path).exists():
         pytest.skip("this Triton has no ptxas")
-    report = aot.inspect(variant)
-    assert report.registers > 16
-    assert aot.faults(variant, report) == []
+    resources = aot.kernel_resources(variant)
+    assert resources.registers > 16
+    assert aot.faults(variant, resources) == []
 
 
 def test_what_may_spill_is_little_and_said() -> None:
@@ -65,8 +67,8 @@ def test_what_may_spill_is_little_and_said() -> None:
 
 def test_faults_are_seen() -> None:
     variant = VARIANTS[0]
-    assert aot.faults(variant, aot.Report(255, 8, 1000)) == ["spills 8 bytes"]
-    (fault,) = aot.faults(variant, aot.Report(64, 0, 300 * 1024))
+    assert aot.faults(variant, aot.KernelResources(255, 8, 1000)) == ["spills 8 bytes"]
+    (fault,) = aot.faults(variant, aot.KernelResources(64, 0, 300 * 1024))
     assert "307200 bytes of shared memory" in fault
 
 
@@ -98,14 +100,14 @@ def test_loads_ahead_of_a_sweep_are_asynchronous_and_spill_nothing(
     plain = aot.build(variant).asm["ptx"].count("cp.async.c")
     row = {k: v for k, v in variant.options.items() if k not in ("STAGES", "enable_fp_fusion")}
     monkeypatch.setitem(table.TUNED, (kernel, 90, "bfloat16", padded, width), {**row, "STAGES": 3})
-    table._row.cache_clear()
+    table._configured.cache_clear()
     try:
-        report = aot.inspect(variant)
+        resources = aot.kernel_resources(variant)
         ahead = aot.build(variant).asm["ptx"].count("cp.async.c")
     finally:
         monkeypatch.undo()
-        table._row.cache_clear()
-    assert aot.faults(variant, report) == [] and ahead > plain
+        table._configured.cache_clear()
+    assert aot.faults(variant, resources) == [] and ahead > plain
     assert plain == 0 or kernel == "steer_forward"  # whose parameters feed products
 
 

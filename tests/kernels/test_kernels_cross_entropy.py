@@ -279,7 +279,7 @@ def test_row_passes_beside_products_change_no_bit(
 ) -> None:
     """Whether the other stream is as fast as it may be or as slow. 40 rows: the last chunk is
     short; both ways have chunks of as many rows."""
-    monkeypatch.setattr(triton_path, "plan", lambda *_, **__: ChunkLayout(16, 1, 0))
+    monkeypatch.setattr(triton_path, "chunk_layout", lambda *_, **__: ChunkLayout(16, 1, 0))
     given = problem(40, dtype=dtype, teacher=teacher, weights=torch.rand(40) + 0.1)
     options = dict(KD) if teacher else {}
     want, grads = run(ops.decisive_cross_entropy, given, None, **options)
@@ -289,10 +289,12 @@ def test_row_passes_beside_products_change_no_bit(
     }
     name = str(dtype).removeprefix("torch.")
     monkeypatch.setitem(table.TUNED, ("cross_entropy_rows", 0, name, 0, 1024), {**row, "STAGES": 3})
-    table._row.cache_clear()
-    where = Late() if late else schedule.Inline()
+    table._configured.cache_clear()
+    where = Late() if late else schedule.SameStream()
     seen: list[int] = []
-    monkeypatch.setattr(cross_entropy, "aside", lambda _, buffers: seen.append(buffers) or where)
+    monkeypatch.setattr(
+        cross_entropy, "row_pass_stream", lambda _, buffers: seen.append(buffers) or where
+    )
     got, others = run(ops.decisive_cross_entropy, given, None, **options)
     with torch.no_grad():
         quiet = ops.decisive_cross_entropy(**given, **options)
@@ -303,7 +305,7 @@ def test_row_passes_beside_products_change_no_bit(
     for one, other in zip(others, grads, strict=True):
         assert torch.equal(one, other)
     monkeypatch.undo()
-    table._row.cache_clear()
+    table._configured.cache_clear()
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -312,7 +314,7 @@ def test_more_rows_than_a_block(reduction: str, monkeypatch: pytest.MonkeyPatch)
     for name in ("cross_entropy_prepare", "cross_entropy_finish"):
         small = lambda *_: {"BLOCK": 2, "num_warps": 1}  # noqa: E731
         monkeypatch.setitem(table._DEFAULTS, name, small)
-    table._row.cache_clear()
+    table._configured.cache_clear()
     given = problem(7, weights=torch.tensor([1.0, 0, 2, 0.5, 0, 0, 3]), teacher=True)
     kd_weights = torch.tensor([0.0, 1, 1, 0, 0, 2, 1])
     kinds = torch.tensor([0, 1, 2, 1, 1, 0, 1], dtype=torch.int8)
@@ -324,7 +326,7 @@ def test_more_rows_than_a_block(reduction: str, monkeypatch: pytest.MonkeyPatch)
     given["weights"].data[4] = -2
     result = ops.decisive_cross_entropy(**given, **options, validate=False)
     assert result.loss.isnan().all() and result.status.tolist() == [2, 4, -2]
-    table._row.cache_clear()
+    table._configured.cache_clear()
 
 
 @pytest.mark.parametrize("vocab", [37, 2050])

@@ -72,7 +72,7 @@ def test_steer(
     dtype: torch.dtype, rank: int, few: bool, launches: list[Launch], monkeypatch: Any
 ) -> None:
     for module in (steer, steer_backward):
-        monkeypatch.setattr(module, "few", lambda *_: few)
+        monkeypatch.setattr(module, "has_few_tokens", lambda *_: few)
     h, grad = (torch.randn(TOKENS, WIDTH).to(dtype) for _ in range(2))
     shapes = ((rank, WIDTH), (rank,), (WIDTH, rank), (WIDTH,), ())
     args = [h, *(torch.randn(shape) for shape in shapes), torch.ones(TOKENS).bool()]
@@ -82,7 +82,9 @@ def test_steer(
     padded = steer.padded_rank(rank)
     even = rank % 16 == 0
     # of capability 0: the table's row for a machine without a GPU
-    variants = aot.steer_variants((0,), (dtype,), (padded,), (WIDTH,), (True,), even=even, few=few)
+    variants = aot.steer_variants(
+        (0,), (dtype,), (padded,), (WIDTH,), (True,), even=even, few_tokens=few
+    )
     assert_compiled(launches, [with_flags(v, ADD=False) for v in variants])  # one round of tokens
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dive import ops, reference
 from dive.bench import observe
+from dive.errors.checks import ACTIVATIONS
 from dive.kernels import launch_table as table
 from dive.kernels import steer, steer_backward
 from dive.ops import steering_torch, triton_path
@@ -77,7 +78,7 @@ def test_the_kernels_are_what_runs() -> None:
 
 
 @pytest.mark.parametrize("norm_preserving", [False, True])
-@pytest.mark.parametrize("activation", ["silu", "gelu", "tanh", "identity"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations(activation: str, norm_preserving: bool) -> None:
     args = inputs(5, 24, 3, torch.float32)
     mask = torch.tensor([True, False, True, True, True])
@@ -134,12 +135,12 @@ def test_few_tokens_come_in_small_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
     device = SimpleNamespace(index=0)
     for tokens, want in ((1, True), (800, True), (132 * 32, False)):
         x = SimpleNamespace(is_cuda=True, device=device, shape=(tokens, 4096))
-        assert steer.few(x, 32) is want
+        assert steer.has_few_tokens(x, 32) is want
     taken = []
     for module in (steer, steer_backward):
-        monkeypatch.setattr(module, "few", lambda *_: True)
-        small = lambda options: taken.append(1) or table.narrowed(options)  # noqa: E731
-        monkeypatch.setattr(module, "narrowed", small)
+        monkeypatch.setattr(module, "has_few_tokens", lambda *_: True)
+        small = lambda options: taken.append(1) or table.with_fewest_tokens(options)  # noqa: E731
+        monkeypatch.setattr(module, "with_fewest_tokens", small)
     for dtype in (torch.float32, *HALVES):
         assert_as_good_as_pytorch(inputs(40, 37, 3, dtype), norm_preserving=True)
     assert len(taken) == 2 * 3
@@ -171,12 +172,12 @@ def test_parameters_that_come_in_the_streams_dtype_change_no_bit(
         row = table._DEFAULTS[kernel](0, False, 16, 37)
         name = str(dtype).removeprefix("torch.")
         monkeypatch.setitem(table.TUNED, (kernel, 0, name, 16, 1024), {**row, "casts": 0})
-    table._row.cache_clear()
+    table._configured.cache_clear()
     assert steer.operands("steer_forward", down, up, x, 16, None)[0] is down
     for got, brought in zip(results(ops.steer, args, upstream, **options), want, strict=True):
         assert torch.equal(got, brought)
     monkeypatch.undo()
-    table._row.cache_clear()
+    table._configured.cache_clear()
 
 
 @pytest.mark.parametrize("norm_preserving", [False, True])
@@ -189,21 +190,23 @@ def test_loads_ahead_of_a_sweep_change_no_bit(
     monkeypatch.setitem(
         table.TUNED, ("steer_forward", 0, "bfloat16", 16, 1024), {**row, "STAGES": 3}
     )
-    table._row.cache_clear()
+    table._configured.cache_clear()
     assert torch.equal(ops.steer(*args, norm_preserving=norm_preserving), want)
     monkeypatch.undo()
-    table._row.cache_clear()
+    table._configured.cache_clear()
 
 
 @pytest.mark.parametrize("norm_preserving", [False, True])
 def test_rounds_of_the_backward_pass_add_up(
     norm_preserving: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the workspace is small the tokens come in several rounds, over the same slots."""
+    """Where the workspace is small the tokens come in rounds, which share their partial sums."""
     monkeypatch.setattr(steer_backward, "_MIXING_BYTES", 32 * 4 * 8)
     monkeypatch.setattr(steer_backward, "WORKSPACE_BYTES", 10 * 1024)
-    monkeypatch.setattr(steer_backward, "layout", steer_backward.layout.__wrapped__)  # not cached
-    rounds = steer_backward.layout(70, 24, 3, 32, 64)
+    monkeypatch.setattr(
+        steer_backward, "backward_layout", steer_backward.backward_layout.__wrapped__
+    )  # not cached
+    rounds = steer_backward.backward_layout(70, 24, 3, 32, 64)
     assert rounds.tokens == 32
     args = inputs(70, 24, 3, torch.float32)
     assert_as_good_as_pytorch(args, norm_preserving=norm_preserving, mask=torch.rand(70) > 0.3)
@@ -286,12 +289,12 @@ def test_float64_stays_on_the_pytorch_path() -> None:
 @pytest.mark.parametrize("width", [24, 4096, 16384])
 def test_the_workspace_is_bounded(width: int, rank: int) -> None:
     for tokens in (1, 5000, 10**6):
-        plan = steer_backward.layout(tokens, width, rank, 32, 64)
-        floats = plan.slots * (2 * rank + 1) * width + plan.tokens * (2 * rank + 2)
-        floats += plan.tokens // 16 * (rank + 1)
+        layout = steer_backward.backward_layout(tokens, width, rank, 32, 64)
+        floats = layout.partials * (2 * rank + 1) * width + layout.tokens * (2 * rank + 2)
+        floats += layout.tokens // 16 * (rank + 1)
         assert 4 * floats <= steer_backward.WORKSPACE_BYTES
-        assert plan.slots * plan.span >= plan.tokens and plan.slots >= 1
-        assert plan.tokens >= min(tokens, 16384)
+        assert layout.partials * layout.span >= layout.tokens and layout.partials >= 1
+        assert layout.tokens >= min(tokens, 16384)
 
 
 def test_every_key_of_the_table_has_a_row() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from dive.decisive.tokens import find_mentions
 from dive.lexicon.details import details
-from dive.metrics.findings import described
+from dive.metrics.findings import sides_and_severities
 
 E, P, A, OP, N, C = (
     "Pleural Effusion", "Pneumothorax", "Atelectasis", "Lung Opacity", "Lung Lesion",
@@ -208,7 +208,7 @@ CASES = [
 
 @pytest.mark.parametrize(("text", "wanted"), CASES, ids=[text for text, _ in CASES])
 def test_side_and_severity(text: str, wanted: dict[str, str]) -> None:
-    found = described(text)
+    found = sides_and_severities(text)
     shown = {name: found[name] for name in (E, P, A, OP, N, C, *_OTHERS) if name in found}
     assert shown == {name: pairs(short) for name, short in wanted.items()}
 

@@ -30,23 +30,23 @@ def test_the_hard_set_has_every_kind():
 @pytest.mark.parametrize("kind", ["checklist", "negation", "scope", "change", "hedge", "noun"])
 def test_hard_sentences_of_each_kind(kind):
     """Marked mentions that were found with their polarity."""
-    reading = measure_lexicon.read(entry for entry in HARD if entry["kind"] == kind)
+    reading = measure_lexicon.read_marked_set(entry for entry in HARD if entry["kind"] == kind)
     assert share(reading) >= 0.90, "\n".join(reading.wrong)
 
 
 def test_hard_sentences():
-    reading = measure_lexicon.read(HARD)
+    reading = measure_lexicon.read_marked_set(HARD)
     assert share(reading) >= 0.95, "\n".join(reading.wrong)
 
 
 def test_development_sentences():
-    reading = measure_lexicon.read(DEVELOPMENT)
+    reading = measure_lexicon.read_marked_set(DEVELOPMENT)
     assert share(reading) >= 0.99, "\n".join(reading.wrong)
 
 
 @pytest.mark.parametrize("entry", [e for e in DEVELOPMENT if e.get("none")], ids=lambda e: e["id"])
 def test_what_is_no_finding(entry):
-    assert measure_lexicon.read([entry]).wrong == []
+    assert measure_lexicon.read_marked_set([entry]).wrong == []
 
 
 SIGNS = {"+": "positive", "-": "negative", "?": "uncertain"}

@@ -37,7 +37,7 @@ def prompts(backbone: Backbone, studies: list[Study], side: str = "left") -> dic
     """One batch of prompts (images included) for the model's forward."""
     prompter = Prompter(backbone)
     batch = [prompter.encode(study) for study in for_backbone(backbone, studies)]
-    return prompter.place(prompter.collate(batch, side=side))
+    return prompter.to_device(prompter.collate(batch, side=side))
 
 
 @torch.no_grad()

@@ -255,8 +255,8 @@ def test_no_tensor_is_larger_than_a_chunk(dtype: torch.dtype, teacher: bool) -> 
     if teacher:
         options |= {"teacher_hidden": teacher_of(p), "kd_weight": 1.0}
     budget = 1 << 20
-    layout = chunks.plan(
-        rows, vocab, dtype, torch.device("cpu"), budget, teacher, softcap=True, heated=True
+    layout = chunks.chunk_layout(
+        rows, vocab, dtype, torch.device("cpu"), budget, teacher, softcap=True, tempered=True
     )
     assert rows >= 4 * layout.chunk_rows  # otherwise the test would say nothing
     # called beneath the dispatcher, where every inner operation is seen
@@ -294,7 +294,7 @@ def test_no_tensor_is_larger_than_a_chunk(dtype: torch.dtype, teacher: bool) -> 
 def test_a_plan_keeps_its_budget(dtype: torch.dtype, distils: bool) -> None:
     cpu, mib = torch.device("cpu"), 2**20
     for live, vocab in product((1, 100, 5000), (17, 32000, 128256)):
-        layout = chunks.plan(live, vocab, dtype, cpu, 32 * mib, distils, True, True)
+        layout = chunks.chunk_layout(live, vocab, dtype, cpu, 32 * mib, distils, True, True)
         used = layout.chunk_rows * vocab * dtype.itemsize * (1 + distils)
         used += layout.scratch * layout.tile_rows * vocab * 4
         assert used <= 32 * mib or layout.chunk_rows <= 32

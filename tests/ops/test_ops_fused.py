@@ -152,7 +152,7 @@ def test_steering_is_one_launch_and_three_back(
 ) -> None:
     """And two to bring the parameters to the stream's dtype, unless tokens are few."""
     for module in (steer, steer_backward):
-        monkeypatch.setattr(module, "few", lambda *_: few)
+        monkeypatch.setattr(module, "has_few_tokens", lambda *_: few)
     brought = [] if few else ["_to_copy"] * 2
 
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -288,11 +288,15 @@ def test_response_positions_predict_the_answer(prompter, cases, side):
         assert not positions[row, first + length + len(answer) - 1 :].any()
 
 
-def test_placing_casts_images_and_nothing_else(tiny_gemma, studies):
+def test_to_device_casts_images_and_nothing_else(tiny_gemma, studies):
     prompter = Prompter(dive.load_backbone(tiny_gemma, dtype="bfloat16"))
-    placed = prompter.place(prompter.encode(studies[0]))
-    assert placed["pixel_values"].dtype == torch.bfloat16
-    assert {v.dtype for k, v in placed.items() if k != "pixel_values"} == {torch.int64}
+    encoded = prompter.encode(studies[0])
+    moved = prompter.to_device(encoded)
+    assert moved["pixel_values"].dtype == torch.bfloat16
+    assert {v.dtype for k, v in moved.items() if k != "pixel_values"} == {torch.int64}
+    with pytest.warns(FutureWarning, match=r"Prompter\.place is called to_device now"):
+        again = prompter.place(encoded)
+    assert all(torch.equal(again[name], value) for name, value in moved.items())
 
 
 def test_overlong_prompts_and_reports_say_how_long(prompter, cases):

@@ -94,7 +94,7 @@ def test_the_loss_is_that_of_plain_pytorch(llava, studies, recorder):
     total = weight = 0.0
     for study in studies:
         response = prompter.response(study)
-        inputs = prompter.place(prompter.with_response(prompter.encode(study), response.ids))
+        inputs = prompter.to_device(prompter.with_response(prompter.encode(study), response.ids))
         with torch.no_grad():
             logits = llava.model(**inputs).logits[0].float()
         example = recorder[0]._examples[studies.index(study)]

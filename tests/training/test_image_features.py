@@ -64,7 +64,7 @@ def test_features_follow_their_study(llava, studies):
     cache = ImageCache(prompter)
     batch = [prompter.encode(study) for study in studies[:3]]  # the third has two images
     for order in ([0, 1, 2], [2, 0, 1]):
-        inputs = prompter.place(prompter.collate([batch[i] for i in order], side="right"))
+        inputs = prompter.to_device(prompter.collate([batch[i] for i in order], side="right"))
         filled = cache.fill(inputs, [studies[i] for i in order])
         assert "pixel_values" in inputs and "pixel_values" not in filled
         with torch.no_grad():
@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_computed_every_time(llava, studies, caplog):
         for _ in range(3):
             for study in studies[:2]:
                 assert "mm_encoder_outputs" in cache.fill(
-                    prompter.place(prompter.encode(study)), [study]
+                    prompter.to_device(prompter.encode(study)), [study]
                 )
     assert tower.runs == 1 + 3
     assert [r.message for r in caplog.records if "fill the cache" in r.message] == [
@@ -141,8 +141,8 @@ def test_what_has_features_is_not_decoded_again(llava, studies, monkeypatch):
     monkeypatch.setattr(Examples, "make", lambda *a: (made.append(a[1]), make(*a))[1])
     small = sum(t.numel() * t.element_size() for t in Prompter(llava).encode(studies[0]).values())
     monkeypatch.setattr(module, "CACHE_BYTES", small // 2)
-    settled = settings(preset="dive-ce", batch_size=2, epochs=3, calibration_studies=1)
-    plain = dive.distill(llava, studies[:4], None, settled, progress=False).state_dict()
+    with_model_settings = settings(preset="dive-ce", batch_size=2, epochs=3, calibration_studies=1)
+    plain = dive.distill(llava, studies[:4], None, with_model_settings, progress=False).state_dict()
     assert sorted(made) == sorted([0, *[0, 1, 2, 3] * 3])
     made.clear()
     config = settings(

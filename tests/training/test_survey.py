@@ -165,7 +165,7 @@ def test_tokens_by_sizes_are_those_of_the_real_processor(backbone, budget, monke
     monkeypatch.setattr(ImageTokens, "_ask", lambda *a: (asked.append(a[1:]), own(*a)))
     tokens = ImageTokens(prompter)
     tokens.learn((size, alone) for size in sizes for alone in (True, False))
-    each = 2 if tokens.company else 1
+    each = 2 if tokens.alone_differs else 1
     if type(prompter.processor).__name__ == "SmolVLMProcessor" and budget is None:
         assert len(asked) == len(sizes)  # it has no rule: once per size
     else:
@@ -174,7 +174,7 @@ def test_tokens_by_sizes_are_those_of_the_real_processor(backbone, budget, monke
         for count in (1, 2, 3):
             alone = count == 1
             got = (
-                tokens.around + count * tokens.taken(size, alone),
+                tokens.prompt_overhead + count * tokens.taken(size, alone),
                 count * tokens.shown(size, alone),
             )
             assert got == real(prompter, size, count), (size, count)

@@ -119,7 +119,7 @@ def test_states_are_those_of_the_bare_model_on_the_kshot_prompt(backbone, studie
         study, ids = studies[index], examples[index].response.ids
         inputs = prompter.with_response(prompter.encode(study, shown.of(study)), ids)
         with torch.no_grad():
-            out = backbone.model(**prompter.place(inputs), output_hidden_states=True)
+            out = backbone.model(**prompter.to_device(inputs), output_hidden_states=True)
         # the row before each response token; hidden_states[-1] is after the final norm
         expected.append(out.hidden_states[-1][0, -len(ids) - 1 : -1])
     assert torch.equal(states, torch.cat(expected))

@@ -1,4 +1,4 @@
-"""The study: its protocol, and its tables as they stand in the pages."""
+"""The experiment behind the pages' tables: its protocol, and that the pages show its records."""
 
 import json
 import re
@@ -8,7 +8,8 @@ import pytest
 
 from dive.demo import methods, run
 from dive.errors import DiveError
-from experiments import study, study_tables
+from experiments import compare_methods as experiment
+from experiments import comparison_tables as tables
 from experiments.exact_test import holm, sign_flip
 
 
@@ -21,30 +22,32 @@ def record(method="DIVE", hospital=1, seed=0, **scores):
 
 
 def test_no_hospital_serves_two_ends():
-    ends = (study.TEST_HOSPITALS, study.DEVELOPMENT_HOSPITALS, (run.HOSPITAL,))
+    ends = (experiment.TEST_HOSPITALS, experiment.DEVELOPMENT_HOSPITALS, (run.HOSPITAL,))
     assert len({*ends[0], *ends[1], *ends[2]}) == sum(len(end) for end in ends)
-    for name, part in study.PARTS.items():
-        own = study.DEVELOPMENT_HOSPITALS if name == "development" else study.TEST_HOSPITALS
+    for name, part in experiment.PARTS.items():
+        own = (
+            experiment.DEVELOPMENT_HOSPITALS if name == "development" else experiment.TEST_HOSPITALS
+        )
         assert part.hospitals == own
         names = [method.name for method in part.methods]
         assert len(set(names)) == len(names)
 
 
-def test_every_difference_names_methods_of_the_study():
-    parts = [{method.name for method in part.methods} for part in study.PARTS.values()]
-    for _, with_it, without in study_tables.DIFFERENCES:
+def test_every_difference_names_methods_of_the_experiment():
+    parts = [{method.name for method in part.methods} for part in experiment.PARTS.values()]
+    for _, with_it, without in tables.DIFFERENCES:
         assert any({with_it, without} <= names for names in parts)
     # what was chosen on the development hospitals is compared with all else that was tried there
-    compared = {name for change in study_tables.DIFFERENCES for name in change[1:]}
-    assert {method.name for method in study.CHOICES} <= compared
+    compared = {name for change in tables.DIFFERENCES for name in change[1:]}
+    assert {method.name for method in experiment.CHOICES} <= compared
 
 
 def test_scores_are_means_over_runs():
     records = [record(), record(hospital=2, bleu4=80.0), record("DIVE, rank 1")]
-    for name, rows in (("scores", 4), ("demo scores", 3)):
-        page = study_tables.fill(f"<!-- study: {name}, main -->\n<!-- end -->", records)
+    for name, count in (("scores", 4), ("demo scores", 3)):
+        page = tables.fill(f"<!-- experiment: {name}, main -->\n<!-- end -->", records)
         assert "| **DIVE** | 2 | 85.0 ± 7.1 |" in page
-        assert page.count("\n|") == rows
+        assert page.count("\n|") == count
 
 
 def test_differences_are_paired_and_spread_over_hospitals():
@@ -54,7 +57,7 @@ def test_differences_are_paired_and_spread_over_hospitals():
         record(plain), record(plain, seed=1, style_f1=62.0), record(plain, hospital=2),
         record("zero-shot", seed=None, bleu4=10.0),
     ]  # fmt: skip
-    text = study_tables.differences(records)
+    text = tables.differences(records)
     # hospital 1: +4 and -1, hospital 2: +10; t(1) * sd(1.5, 10) / sqrt(2) = 54.0; p = 2/4
     none = "+0.0 ± 0.0; 0 of 2; p 1, 1"
     assert f"| decisive weights | {none} | +5.8 ± 54.0; 2 of 2; p .500, 1 |" in text
@@ -78,7 +81,7 @@ def test_sign_flip_by_hand():
     assert sign_flip([Fraction(n, 7) for n in (1, 2, 4, 8, 16, 32)]) == Fraction(2, 64)
     assert sign_flip([-1] * 12) == Fraction(2, 4096)
     for wrong in ([], [1] * 21):
-        with pytest.raises(DiveError, match=f"{len(wrong)} differences, wants 1 to 20"):
+        with pytest.raises(DiveError, match=f"{len(wrong)} differences, want 1 to 20"):
             sign_flip(wrong)
 
 
@@ -102,20 +105,20 @@ def test_p_values_are_corrected_over_the_whole_part_whatever_is_shown_of_it():
             record("DIVE, uniform weights", hospital=n),
             record("DIVE, rank 1", hospital=n, bleu4=90.0 + n - (-1 if n == 6 else 1)),
         ]
-    rows = {label: row for label, _, _, row in study_tables.measured(records)}
-    weights, rank = rows["decisive weights"][0], rows["rank 8, for rank 1"][0]
+    measures = {label: one for label, _, _, one in tables.measured(records)}
+    weights, rank = measures["decisive weights"][0], measures["rank 8, for rank 1"][0]
     assert (weights.p, weights.corrected, weights.higher) == (Fraction(2, 64), Fraction(1, 4), 6)
     # 6 ways to have one odd sign, and all alike, each in both directions
     assert (rank.p, rank.corrected, rank.higher) == (Fraction(14, 64), 1, 5)
     assert str(weights) == "+3.5 ± 2.0; 6 of 6; p .031, .250"
-    demo = study_tables.demo_differences(records)
+    demo = tables.demo_differences(records)
     assert str(weights) in demo and "rank 8" not in demo
-    every = study_tables.differences(records)
+    every = tables.differences(records)
     assert every.endswith(
         "8 tests, corrected together; the smallest p is .031, after correction .250."
     )
     with pytest.raises(DiveError, match="no two methods of these records are compared"):
-        study_tables.differences(records[:1])
+        tables.differences(records[:1])
 
 
 @pytest.mark.parametrize(
@@ -124,37 +127,41 @@ def test_p_values_are_corrected_over_the_whole_part_whatever_is_shown_of_it():
      (Fraction(1, 2), ".500"), (Fraction(2, 2**20), "<.001"), (Fraction(2, 4096), "<.001")],
 )  # fmt: skip
 def test_p_as_text(p, text):
-    one = study_tables.Difference(1.0, None, 1, 1, p, p)
+    one = tables.Difference(1.0, None, 1, 1, p, p)
     assert str(one) == f"+1.0; 1 of 1; p {text}, {text}"
 
 
 def test_a_run_appends_what_is_missing(tmp_path, monkeypatch):
-    rows = []
+    calls = []
 
     def run_method(method, backbone, where, *, seed, steps):
-        rows.append((method.name, where.seed, seed, steps))
-        return methods.Outcome({key: 1.0 for key in study_tables.SCORES}, [])
+        calls.append((method.name, where.seed, seed, steps))
+        return methods.Outcome({key: 1.0 for key in tables.SCORES}, [])
 
-    monkeypatch.setattr(study.m, "run_method", run_method)
-    monkeypatch.setattr(study.m, "open_hospital", lambda n, *_: methods.Hospital(n, *[None] * 4))
+    monkeypatch.setattr(experiment.m, "run_method", run_method)
+    monkeypatch.setattr(
+        experiment.m, "open_hospital", lambda n, *_: methods.Hospital(n, *[None] * 4)
+    )
     monkeypatch.setitem(
-        study.PARTS,
+        experiment.PARTS,
         "main",
-        study.Part((methods.ZERO_SHOT, methods.DIVE), hospitals=(11, 12), seeds=(0, 1), steps=7),
+        experiment.Part(
+            (methods.ZERO_SHOT, methods.DIVE), hospitals=(11, 12), seeds=(0, 1), steps=7
+        ),
     )
     out = tmp_path / "records.jsonl"
-    study.main(["--part", "main", "--hospitals", "12", "--out", str(out)])
-    assert rows == [("zero-shot", 12, 0, 7), ("DIVE", 12, 0, 7), ("DIVE", 12, 1, 7)]
-    study.main(["--part", "main", "--out", str(out)])
-    assert [row[1] for row in rows] == [12] * 3 + [11] * 3
+    experiment.main(["--part", "main", "--hospitals", "12", "--out", str(out)])
+    assert calls == [("zero-shot", 12, 0, 7), ("DIVE", 12, 0, 7), ("DIVE", 12, 1, 7)]
+    experiment.main(["--part", "main", "--out", str(out)])
+    assert [one[1] for one in calls] == [12] * 3 + [11] * 3
     found = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(one["hospital"], one["seed"]) for one in found] == [
         (12, None), (12, 0), (12, 1), (11, None), (11, 0), (11, 1),
     ]  # fmt: skip
     with pytest.raises(DiveError, match="part is 'mane', want one of development, main"):
-        study.main(["--part", "mane"])
+        experiment.main(["--part", "mane"])
     with pytest.raises(DiveError, match="none of the hospitals"):
-        study.main(["--part", "main", "--hospitals", "3", "--out", str(out)])
+        experiment.main(["--part", "main", "--hospitals", "3", "--out", str(out)])
 
 
 def test_the_control_writes_from_the_next_patients_image(monkeypatch):
@@ -173,65 +180,67 @@ def test_the_control_writes_from_the_next_patients_image(monkeypatch):
     assert [s.images for s in seen] == [where.test[n].images for n in (1, 2, 0)]
 
 
-@pytest.mark.parametrize("page", study.PAGES, ids=lambda path: path.name)
-def test_the_pages_show_the_study_as_it_was_recorded(page):
+@pytest.mark.parametrize("page", experiment.PAGES, ids=lambda path: path.name)
+def test_the_pages_show_the_experiment_as_it_was_recorded(page):
     text = page.read_text(encoding="utf-8")
-    assert study_tables.fill(text, study.load(study.RESULTS)) == text
+    assert tables.fill(text, experiment.load(experiment.RESULTS)) == text
 
 
-MARKED = re.compile(r"<!-- study: .*?<!-- end -->", re.DOTALL)
-CHOICES_PAGE = study.ROOT / "docs" / "choices.md"
+MARKED = re.compile(r"<!-- experiment: .*?<!-- end -->", re.DOTALL)
+CHOICES_PAGE = experiment.ROOT / "docs" / "choices.md"
 
 
-@pytest.mark.parametrize("page", [*study.PAGES, CHOICES_PAGE], ids=lambda path: path.name)
+@pytest.mark.parametrize("page", [*experiment.PAGES, CHOICES_PAGE], ids=lambda path: path.name)
 def test_figures_in_sentences_are_figures_of_the_tables(page):
     """Sizes with an interval, p values and scores that a sentence repeats."""
-    tables = "".join(MARKED.findall((study.ROOT / "docs" / "study.md").read_text(encoding="utf-8")))
+    shown = "".join(
+        MARKED.findall((experiment.ROOT / "docs" / "study.md").read_text(encoding="utf-8"))
+    )
     said = MARKED.sub("", page.read_text(encoding="utf-8"))
     if page.name == "README.md":
         said = said[said.index("## What the built-in world") : said.index("## Speed")]
     sizes = re.findall(r"\d+\.\d ± \d+\.\d", said)
-    missing = [size for size in sizes if size not in tables]
+    missing = [size for size in sizes if size not in shown]
     tested = re.findall(r"(?:p|corrected) (\.\d{3})", said)
-    missing += [p for p in tested if f"p {p}" not in tables and f", {p}" not in tables]
+    missing += [p for p in tested if f"p {p}" not in shown and f", {p}" not in shown]
     plain = re.findall(r"(?<![\d.±] )\b(\d+\.\d) (?:BLEU-4|style F1|concept F1)", said)
-    missing += [score for score in plain if not re.search(rf"[| +-]{score} ±", tables)]
+    missing += [score for score in plain if not re.search(rf"[| +-]{score} ±", shown)]
     assert sizes or page.name == "study.md"
     assert missing == []
 
 
 def test_no_page_claims_more_than_the_tests_give():
-    records = study.load(study.RESULTS)
-    for name, part in study.PARTS.items():
+    records = experiment.load(experiment.RESULTS)
+    for name, part in experiment.PARTS.items():
         own = [record for record in records if record["part"] == name]
-        every = [one for *_, row in study_tables.measured(own) for one in row]
+        every = [one for *_, one in tables.measured(own) for one in one]
         assert {one.hospitals for one in every} == {len(part.hospitals)}
         assert all(one.corrected > Fraction(5, 100) for one in every)
         if name == "main":  # as README says it
             assert len(every) == 60 and all(one.corrected == 1 for one in every)
     # no corrected p is below .05, so no page says
     claims = re.compile(r"\b(beats?|wins?|outperforms?|significant\w*|proves|better than)\b", re.I)
-    for page in (*study.PAGES, CHOICES_PAGE):
+    for page in (*experiment.PAGES, CHOICES_PAGE):
         text = page.read_text(encoding="utf-8")
         assert claims.findall(text) == [], page.name
 
 
 def test_what_the_records_say_of_the_long_trainings():
     """docs/study.md: the 400-step part was cut to one seed when the main part was under way."""
-    records = study.load(study.RESULTS)
-    text = " ".join((study.ROOT / "docs" / "study.md").read_text(encoding="utf-8").split())
+    records = experiment.load(experiment.RESULTS)
+    text = " ".join((experiment.ROOT / "docs" / "study.md").read_text(encoding="utf-8").split())
     for part, commit in (("development", "48eb7e6"), ("main", "1e0b14f"), ("400 steps", "7595980")):
         assert {one["commit"] for one in records if one["part"] == part} == {commit}
         assert commit in text
     assert {one["seed"] for one in records if one["part"] == "400 steps"} == {0}
     prompts = {one["prompt_tokens"] for one in records
                if (one["part"], one["method"]) == ("main", "3-shot in context")}  # fmt: skip
-    readme = " ".join((study.ROOT / "README.md").read_text(encoding="utf-8").split())
+    readme = " ".join((experiment.ROOT / "README.md").read_text(encoding="utf-8").split())
     assert f"21 tokens in place of {min(prompts):.0f} to {max(prompts):.0f}" in readme
 
 
 def test_a_page_asks_for_tables_that_there_are():
     with pytest.raises(DiveError, match="the page has no"):
-        study_tables.fill("nothing", [])
+        tables.fill("nothing", [])
     with pytest.raises(DiveError, match=r"no table 'scores' of part 'other'.*of main"):
-        study_tables.fill("<!-- study: scores, other -->\n<!-- end -->", [record()])
+        tables.fill("<!-- experiment: scores, other -->\n<!-- end -->", [record()])

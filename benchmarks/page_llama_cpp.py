@@ -3,14 +3,14 @@
 import re
 from typing import Any
 
-from benchmarks.report_table import number, table
+from benchmarks.page_table import number, table
 
 Result = dict[str, Any]
 PEER = "llama.cpp"
 _MARKED = re.compile(r"(<!-- benchmarks: llama.cpp -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def rows(result: Result) -> list[str]:
+def case_table(result: Result) -> list[str]:
     """A row a case: times, shares of the floor, and the session's time over llama.cpp's."""
     lines = []
     for case in result["cases"]:
@@ -32,8 +32,8 @@ def rows(result: Result) -> list[str]:
     head = ["ms a token", "floor", "session (of the floor)", "llama.cpp (of the floor)",
             "session over llama.cpp (95%)", "by the wall (95%)", "same tokens",
             "floor by"]  # fmt: skip
-    said = result.get("llama_cpp")
-    by = f"llama-cpp-python {said['llama-cpp-python']}, {said['compiled_for']}" if said else ""
+    built = result.get("llama_cpp")
+    by = f"llama-cpp-python {built['llama-cpp-python']}, {built['compiled_for']}" if built else ""
     return [*table(head, lines), *([by, ""] if by else [])]
 
 
@@ -50,7 +50,7 @@ def sentence(result: Result) -> str:
         return f"Decoding on a CPU was not measured beside llama.cpp: {why}."
     parts = []
     for batch in sorted({case["batch"] for case in cases}):
-        said = []
+        times = []
         for dtype in dict.fromkeys(case["dtype"] for case in cases):
             medians = [
                 case["times_llama_cpp"]["cpu"][0]
@@ -59,8 +59,8 @@ def sentence(result: Result) -> str:
             ]
             if medians:
                 low, high = f"{min(medians):.2f}", f"{max(medians):.2f}"
-                said.append(f"{low if low == high else f'{low} to {high}'} in {dtype}")
-        parts.append(f"{' and '.join(said)} at batch {batch}")
+                times.append(f"{low if low == high else f'{low} to {high}'} in {dtype}")
+        parts.append(f"{' and '.join(times)} at batch {batch}")
     slower = [case["case"] for case in cases if case["times_llama_cpp"]["cpu"][1] > 1]
     faster = [case for case in cases if case["times_llama_cpp"]["cpu"][2] < 1]
     if len(faster) == len(cases):
@@ -86,7 +86,7 @@ def fill(page: str, results: dict[str, Result]) -> str:
         raise ValueError("the page has no <!-- benchmarks: llama.cpp --> ... <!-- end -->")
     plain = next((result for name, result in results.items() if name.endswith("llama-cpp")), None)
     words = sentence(plain or {"cases": []})
-    return _MARKED.sub(lambda marks: f"{marks[1]}{_wrapped(words)}\n{marks[2]}", page)
+    return _MARKED.sub(lambda found: f"{found[1]}{_wrapped(words)}\n{found[2]}", page)
 
 
 def _wrapped(words: str, width: int = 100) -> str:

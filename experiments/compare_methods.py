@@ -1,12 +1,12 @@
-"""The study behind README's table: every method on hospitals that nothing was chosen on.
+"""The experiment behind README's table: every method on hospitals that nothing was chosen on.
 
 Six hospitals that no run had touched, three seeds each (one where training is four times as long),
 and four parts that are reported whatever comes out. The choices (rates, weights) were made on two
 other hospitals. docs/study.md shows all of it, and says what was decided when.
 
-    python -m experiments.study                    what is missing of all parts
-    python -m experiments.study --part main        of one
-    python -m experiments.study --render           docs/study.md and README.md from the records
+    python -m experiments.compare_methods                 what is missing of all parts
+    python -m experiments.compare_methods --part main     of one
+    python -m experiments.compare_methods --render        docs/study.md and README.md, from records
 
 Records are appended to benchmarks/results/demo-study.jsonl as they come, one line a hospital, seed
 and method: an interrupted run goes on where it stopped, and several processes with a share of the
@@ -31,7 +31,7 @@ from dive.demo.methods import Method
 from dive.errors import DiveError, checks
 from dive.errors.visible import visible
 from dive.files.atomic import append_line, check_file, write_text
-from experiments import study_tables
+from experiments import comparison_tables
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "demo-study.jsonl"
@@ -167,23 +167,23 @@ def run(name: str, hospitals: Sequence[int], path: Path) -> None:
                 if any(key.items() <= record.items() for record in load(path)):
                     continue
                 start = time.perf_counter()
-                row = m.run_method(method, backbone, where, seed=seed, steps=part.steps).row
+                record = m.run_method(method, backbone, where, seed=seed, steps=part.steps).record
                 record = (
                     key
-                    | row
+                    | record
                     | {"seconds": round(time.perf_counter() - start, 1)}
                     | {"config": method.config, "steps": part.steps if trained else 0}
                     | {"train": part.train, "test": TEST}
                     | facts
                 )
                 append(path, record)
-                shown = (*key, *study_tables.SCORES, "seconds")
+                shown = (*key, *comparison_tables.SCORES, "seconds")
                 print(json.dumps({k: record[k] for k in shown}), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.study",
+        prog="python -m experiments.compare_methods",
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         records = load(out)
         for page in PAGES:
             text = page.read_text(encoding="utf-8")
-            write_text(page, study_tables.fill(text, records))
+            write_text(page, comparison_tables.fill(text, records))
         return
     for name in args.part or PARTS:
         own = PARTS[name].hospitals

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def each_inside(
+def iterate_within(
     context: Callable[[], AbstractContextManager[Any]], results: Iterator[T]
 ) -> Iterator[T]:
     """The same results, each made inside a new `context()`; closing it closes `results`."""

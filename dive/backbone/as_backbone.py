@@ -8,26 +8,26 @@ from dive.backbone.structure import unwrap
 from dive.errors import DiveError, checks
 
 
-def as_backbone(given: Any, processor: Any = None) -> Backbone:
+def as_backbone(backbone_or_model: Any, processor: Any = None) -> Backbone:
     """A `Backbone` of what a caller gave: one, a path or hub id, or a model with its processor.
 
     Its model is the one that computes, without the wrappers around it.
     """
-    if checks.names_a_path(given):
-        given = load_backbone(given)
-    if isinstance(given, Backbone):
-        processor = given.processor if processor is None else processor
+    if checks.names_a_path(backbone_or_model):
+        backbone_or_model = load_backbone(backbone_or_model)
+    if isinstance(backbone_or_model, Backbone):
+        processor = backbone_or_model.processor if processor is None else processor
     elif processor is None:
         raise DiveError(
-            f"got a bare {type(given).__name__}; wants a Backbone from dive.load_backbone, "
-            "or processor= too"
+            f"got a bare {type(backbone_or_model).__name__}; wants a Backbone from "
+            "dive.load_backbone, or processor= too"
         )
     if checks.names_a_path(processor):
         raise DiveError(
             f"processor is {str(processor)!r}; wants a processor or tokenizer: load_backbone of a "
             "folder has both, and transformers' AutoProcessor.from_pretrained reads one"
         )
-    model = unwrap(given)
-    if isinstance(given, Backbone):
-        return replace(given, model=model, processor=processor)
+    model = unwrap(backbone_or_model)
+    if isinstance(backbone_or_model, Backbone):
+        return replace(backbone_or_model, model=model, processor=processor)
     return Backbone(model, processor)

@@ -1,4 +1,4 @@
-"""Turns at a model: dive's own calls of it come one after the other, in the order of their asking.
+"""The lock of a model: dive's own calls of it run one after the other, in the order of arrival.
 
 What a model notes down in a forward (Qwen-VL its offsets of positions) is for one call at a time.
 """
@@ -16,8 +16,8 @@ from dive.backbone.structure import decoder_layers, unwrap
 from dive.errors import DiveError
 
 
-class Turns:
-    """A lock that a thread may take again while it has it, and that is given in order."""
+class FairLock:
+    """A lock that its owner may acquire again, and that waiting threads get in order of arrival."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.RLock())
@@ -25,7 +25,7 @@ class Turns:
         self._depth = 0
         self._waiting: deque[object] = deque()
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         me = threading.get_ident()
         with self._changed:
             if self._owner != me:
@@ -40,7 +40,7 @@ class Turns:
                     self._changed.notify_all()
             self._depth += 1
 
-    def give(self) -> None:
+    def release(self) -> None:
         with self._changed:
             self._depth -= 1
             if self._depth == 0:
@@ -49,25 +49,25 @@ class Turns:
 
 
 _registry = threading.RLock()
-_turns: "WeakKeyDictionary[nn.Module, Turns]" = WeakKeyDictionary()
+_locks: "WeakKeyDictionary[nn.Module, FairLock]" = WeakKeyDictionary()
 
 
 @contextlib.contextmanager
-def turn(backbone_or_model: Any) -> Iterator[None]:
-    """This thread alone runs the model among dive's calls of it, inside.
+def model_lock(backbone_or_model: Any) -> Iterator[None]:
+    """Inside, this thread alone runs the model among dive's calls of it.
 
     Not to be held over a `yield` of a generator, nor while a user's iterable is read: both may take
-    as long as they like.
+    any time.
     """
     model: nn.Module = unwrap(backbone_or_model)
     with contextlib.suppress(DiveError):  # nothing else shares a model without known layers
         model = decoder_layers(model)[0]  # which a model and its base share
     with _registry:
-        turns = _turns.get(model)
-        if turns is None:
-            turns = _turns[model] = Turns()
-    turns.take()
+        lock = _locks.get(model)
+        if lock is None:
+            lock = _locks[model] = FairLock()
+    lock.acquire()
     try:
         yield
     finally:
-        turns.give()
+        lock.release()

@@ -1,6 +1,6 @@
 """benchmarks/README.md from benchmarks/results/*.json: tables, and a plot for each operator.
 
-    python -m benchmarks.report
+    python -m benchmarks.render_page
 
 No figure stands on that page that a results file does not hold; a test renders it again. So it is
 with the sentence on llama.cpp in the project's README.md.
@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report_llama_cpp
-from benchmarks.report_table import number, table
-from benchmarks.report_text import CLOSING, INTRODUCTION, SECTIONS, SOFT
+from benchmarks import page_llama_cpp
+from benchmarks.page_table import number, table
+from benchmarks.page_text import CLOSING, INTRODUCTION, SECTIONS, SOFT
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -32,16 +32,16 @@ def origin(name: str, result: Result) -> list[str]:
     versions = result.get("versions") or {}
     device = result.get("device") or result.get("processor") or "unknown"
     cores = result.get("cores")
-    said = [str(device)]
-    said += [f"{cores} cores"] if cores and "device" in result and "host" not in result else []
+    parts = [str(device)]
+    parts += [f"{cores} cores"] if cores and "device" in result and "host" not in result else []
     for package in ("torch", "triton", "transformers", "python"):
         version = result.get(package) or versions.get(package)
-        said += [f"{package} {version}"] if version else []
-    said += [f"commit {result['commit'][:9]}"] if result.get("commit") else []
-    said += [str(result["date"])] if result.get("date") else []
-    said += [f"load {result['load_1min']}"] if "load_1min" in result else []
+        parts += [f"{package} {version}"] if version else []
+    parts += [f"commit {result['commit'][:9]}"] if result.get("commit") else []
+    parts += [str(result["date"])] if result.get("date") else []
+    parts += [f"load {result['load_1min']}"] if "load_1min" in result else []
     what = str(result.get("what") or result.get("about") or result.get("command") or "")
-    lines = [f"[{name}](results/{name}.json): {', '.join(said)}."]
+    lines = [f"[{name}](results/{name}.json): {', '.join(parts)}."]
     lines += [what.split(";")[0] + ".", ""] if what else [""]
     if result.get("complete") is False:
         lines[-2] += f" Not complete: {result.get('failed') or 'time ran out'}."
@@ -60,27 +60,27 @@ def not_run(case: Result) -> list[str]:
         reasons.setdefault(reason, []).append(name)
     if not reasons:
         return []
-    said = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
-    return [f"Not run: {said}.", ""]
+    parts = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
+    return [f"Not run: {parts}.", ""]
 
 
-def operator_rows(case: Result, unit: str, rate: str) -> list[str]:
+def operator_table(case: Result, unit: str, rate: str) -> list[str]:
     """One case of an operator's benchmark: every way, with rate, floor and memory."""
     seconds: dict[str, Any] = case["seconds"]
     both = seconds["forward+backward"]
-    ahead = seconds.get("forward", {})
+    forward = seconds.get("forward", {})
     peaks = case.get("peak_extra_bytes", {})
     scale = {"ms": 1e3, "us": 1e6}[unit]
     floor = one_clock(both["floor"]) if "floor" in both else None
     rates = case.get(rate, {}).get("forward+backward", {})
     rows = []
-    for name in dict.fromkeys([*both, *ahead]):
+    for name in dict.fromkeys([*both, *forward]):
         time = one_clock(both[name]) if name in both else None
         peak = peaks.get(name, {}).get("forward+backward")
         rows.append(
             [
                 name,
-                number(scale * one_clock(ahead[name])) if name in ahead else "",
+                number(scale * one_clock(forward[name])) if name in forward else "",
                 number(scale * time) if time else "",
                 number(time / one_clock(both["dive"])) if time else "",
                 f"{100 * floor / time:.0f} %" if floor and time else "",
@@ -97,7 +97,7 @@ def cross_entropy(result: Result) -> list[str]:
     for case in result["cases"]:
         sizes = f"N {case['tokens']}, D {case['width']}, V {case['vocabulary']}"
         lines += [f"**{case['case']}** ({sizes}, {case['live']} live, {case['dtype']})", ""]
-        lines += operator_rows(case, "ms", "tflops") + not_run(case)
+        lines += operator_table(case, "ms", "tflops") + not_run(case)
     return lines
 
 
@@ -113,7 +113,7 @@ def steer(result: Result) -> list[str]:
     for case in result["cases"]:
         sizes = f"{case['tokens']} x {case['width']}, rank {case['rank']}"
         lines += [f"**{case['case']}** ({sizes}, {case['dtype']})", ""]
-        lines += operator_rows(case, "us", "gb_s") + not_run(case)
+        lines += operator_table(case, "us", "gb_s") + not_run(case)
     return lines
 
 
@@ -146,8 +146,9 @@ def decode_pairs(result: Result) -> list[str]:
             continue
         own, beside = (case["ms_a_token"][case[key]] for key in ("way", "beside"))
         median, low, high = case["times_beside"]
-        engines = {plan["engine"] for plan in case["plan"].values()}
-        reasons = {p["reason"] for p in case["plan"].values() if p["engine"] != "dive._C"}
+        chosen = list(case["plan"].values())
+        engines = {one["engine"] for one in chosen}
+        reasons = {one["reason"] for one in chosen if one["engine"] != "dive._C"}
         rows.append(
             [
                 case["case"],
@@ -186,7 +187,7 @@ def distill(result: Result) -> list[str]:
 def distill_run(result: Result) -> list[str]:
     rows = []
     for case in result["cases"]:
-        asked = case["config"]
+        config = case["config"]
         rows.append(
             [
                 case["case"],
@@ -194,8 +195,8 @@ def distill_run(result: Result) -> list[str]:
                 number(case["seconds"]),
                 number(case.get("projected_seconds_1000_studies")),
                 number(case.get("peak_gib")),
-                f"{asked['batch_size']} x {asked['gradient_accumulation']}",
-                "yes" if asked["gradient_checkpointing"] else "no",
+                f"{config['batch_size']} x {config['gradient_accumulation']}",
+                "yes" if config["gradient_checkpointing"] else "no",
             ]
         )
     head = ["", "studies", "seconds", "projected for 1000", "peak GiB", "batch", "checkpointing"]
@@ -259,7 +260,7 @@ KINDS: dict[str, Callable[[Result], list[str]]] = {
     "steer": steer,
     "decode": decode_cpu,
     "decode-pairs": decode_pairs,
-    "llama-cpp": report_llama_cpp.rows,
+    "llama-cpp": page_llama_cpp.case_table,
     "steer-step": steer_step,
     "distill-run": distill_run,
     "distill": distill,
@@ -293,7 +294,7 @@ def load(folder: Path = RESULTS) -> dict[str, dict[str, Result]]:
     return found
 
 
-def render(folder: Path = RESULTS) -> str:
+def render_page(folder: Path = RESULTS) -> str:
     """The whole page."""
     found = load(folder)
     lines = [INTRODUCTION]
@@ -361,22 +362,20 @@ def plot(kind: str, shown: dict[str, dict[str, float]], path: Path) -> None:
     ways = list(dict.fromkeys(way for case in shown.values() for way in case))
     colours = dict(zip(ways, [pyplot.get_cmap("tab20")(i % 20) for i in range(len(ways))],
                        strict=True))  # fmt: skip
-    places, labels, place = [], [], 0.0
+    ticks, labels, y = [], [], 0.0
     height = sum(len(case) + 1.5 for case in shown.values())
     figure, axes = pyplot.subplots(figsize=(8, 0.6 + 0.15 * height), layout="constrained")
     for label, case in shown.items():
-        axes.text(
-            0.0, place, label, weight="bold", va="center", transform=axes.get_yaxis_transform()
-        )
+        axes.text(0.0, y, label, weight="bold", va="center", transform=axes.get_yaxis_transform())
         for way, value in case.items():
-            place += 1
-            axes.barh(place, value, color=colours[way], height=0.8)
-            axes.text(value, place, f" {value:.2f}", va="center", fontsize=7)
-            places.append(place)
+            y += 1
+            axes.barh(y, value, color=colours[way], height=0.8)
+            axes.text(value, y, f" {value:.2f}", va="center", fontsize=7)
+            ticks.append(y)
             labels.append(way)
-        place += 1.5
-    axes.set_yticks(places, labels)
-    axes.set_ylim(place - 0.5, -1.2)
+        y += 1.5
+    axes.set_yticks(ticks, labels)
+    axes.set_ylim(y - 0.5, -1.2)
     axes.axvline(1, color="black", linewidth=0.8)
     own = "the session's" if kind == "decode" else "dive's"
     axes.set_xlabel(f"time over {own} (longer is slower)")
@@ -386,10 +385,10 @@ def plot(kind: str, shown: dict[str, dict[str, float]], path: Path) -> None:
 
 def main() -> None:
     found = load()
-    PAGE.write_text(render(), encoding="utf-8")
+    PAGE.write_text(render_page(), encoding="utf-8")
     print(PAGE)
     front = FRONT.read_text(encoding="utf-8")
-    FRONT.write_text(report_llama_cpp.fill(front, found.get("llama-cpp", {})), encoding="utf-8")
+    FRONT.write_text(page_llama_cpp.fill(front, found.get("llama-cpp", {})), encoding="utf-8")
     print(FRONT)
     for kind in OPERATORS:
         shown = bars(kind, found)

@@ -2,7 +2,7 @@
 
 INTRODUCTION = """# Benchmarks
 
-Written by `python -m benchmarks.report` from [results/](results/); change nothing here by hand.
+Written by `python -m benchmarks.render_page` from [results/](results/); not edited by hand.
 
     dive bench                                       from the wheel, on a user's machine
     make bench                                       a look at everything here, by pytest-benchmark

@@ -1,9 +1,9 @@
-"""The study's records as tables, written between markers of a page.
+"""The experiment's records as tables, written between markers of a page.
 
-<!-- study: scores, main -->             every method: mean and standard deviation over runs
-<!-- study: demo scores, main -->        of the methods that `dive demo` shows
-<!-- study: differences, main -->        one change each: its size, hospitals, exact p
-<!-- study: demo differences, main -->   between methods that `dive demo` shows
+<!-- experiment: scores, main -->             every method: mean and standard deviation over runs
+<!-- experiment: demo scores, main -->        of the methods that `dive demo` shows
+<!-- experiment: differences, main -->        one change each: its size, hospitals, exact p
+<!-- experiment: demo differences, main -->   between methods that `dive demo` shows
 <!-- end -->                             ends each
 """
 
@@ -67,17 +67,17 @@ def scores(records: Sequence[Record]) -> str:
         "| --- | --- |" + " ---: |" * len(_HEADS),
     ]
     for name in dict.fromkeys(record["method"] for record in records):
-        rows = [record for record in records if record["method"] == name]
+        own = [record for record in records if record["method"] == name]
         values = []
         for key in SCORES:
-            numbers = [row[key] for row in rows]
+            numbers = [record[key] for record in own]
             digits = 2 if key == "length_ratio" else 1
             text = f"{mean(numbers):.{digits}f}"
             if key != "length_ratio" and len(numbers) > 1:
                 text += f" ± {stdev(numbers):.{digits}f}"
             values.append(text)
         label = f"**{name}**" if name == DIVE.name else name
-        lines.append(f"| {label} | {len(rows)} | " + " | ".join(values) + " |")
+        lines.append(f"| {label} | {len(own)} | " + " | ".join(values) + " |")
     return "\n".join(lines)
 
 
@@ -114,20 +114,25 @@ def measured(records: Sequence[Record]) -> list[tuple[str, str, str, list[Differ
         for change in DIFFERENCES
         if (pairs := _pairs(records, *change[1:]))
     ]
-    plain = [sign_flip(means) for _, row in found for means in row]
+    plain = [sign_flip(means) for _, measures in found for means in measures]
     both = iter(zip(plain, holm(plain), strict=True))
-    return [(*change, [_difference(means, *next(both)) for means in row]) for change, row in found]
+    return [
+        (*change, [_difference(means, *next(both)) for means in measures])
+        for change, measures in found
+    ]
 
 
 def differences(records: Sequence[Record]) -> str:
     """Every change, and under the table how many tests that is."""
-    rows = measured(records)
-    every = [one for *_, row in rows for one in row]
+    found = measured(records)
+    every = [one for *_, measures in found for one in measures]
     if not every:
-        raise DiveError("no two methods of these records are compared (study_tables.DIFFERENCES)")
+        raise DiveError(
+            "no two methods of these records are compared (comparison_tables.DIFFERENCES)"
+        )
     smallest = min(every, key=lambda one: (one.p, one.corrected))
     return (
-        f"{_compared_table(rows)}\n\n{len(every)} tests, corrected together; the smallest p is "
+        f"{_compared_table(found)}\n\n{len(every)} tests, corrected together; the smallest p is "
         f"{_p(smallest.p)}, after correction {_p(smallest.corrected)}."
     )
 
@@ -135,14 +140,17 @@ def differences(records: Sequence[Record]) -> str:
 def demo_differences(records: Sequence[Record]) -> str:
     """The changes between methods that `dive demo` shows, corrected for all of the part."""
     shown = {method.name for method in DEMO_METHODS}
-    return _compared_table([row for row in measured(records) if {row[1], row[2]} <= shown])
+    return _compared_table([one for one in measured(records) if {one[1], one[2]} <= shown])
 
 
-def _compared_table(rows: Sequence[tuple[str, str, str, list[Difference]]]) -> str:
+def _compared_table(changes: Sequence[tuple[str, str, str, list[Difference]]]) -> str:
     lines = [
         "| change | " + " | ".join(_HEADS[SCORES.index(key)] for key in _COMPARED) + " |",
         "| --- |" + " ---: |" * len(_COMPARED),
-        *(f"| {label} | " + " | ".join(map(str, row)) + " |" for label, _, _, row in rows),
+        *(
+            f"| {label} | " + " | ".join(map(str, measures)) + " |"
+            for label, _, _, measures in changes
+        ),
     ]
     return "\n".join(lines)
 
@@ -160,8 +168,8 @@ def _pairs(records: Sequence[Record], with_it: str, without: str) -> list[tuple[
     found = []
     for record in records:
         if record["method"] == with_it:
-            place = record["hospital"]
-            other = others.get((place, record["seed"])) or others.get((place, None))
+            hospital = record["hospital"]
+            other = others.get((hospital, record["seed"])) or others.get((hospital, None))
             if other is not None:
                 found.append((record, other))
     return found
@@ -169,11 +177,11 @@ def _pairs(records: Sequence[Record], with_it: str, without: str) -> list[tuple[
 
 def _by_hospital(pairs: Sequence[tuple[Record, Record]], key: str) -> list[Fraction]:
     """The mean difference of each hospital, exact: of the records' digits, not of their bits."""
-    gains: dict[int, list[Fraction]] = {}
+    differences: dict[int, list[Fraction]] = {}
     for one, other in pairs:
-        gain = Fraction(str(one[key])) - Fraction(str(other[key]))
-        gains.setdefault(one["hospital"], []).append(gain)
-    return [sum(own, Fraction(0)) / len(own) for own in gains.values()]
+        difference = Fraction(str(one[key])) - Fraction(str(other[key]))
+        differences.setdefault(one["hospital"], []).append(difference)
+    return [sum(own, Fraction(0)) / len(own) for own in differences.values()]
 
 
 def _difference(means: Sequence[Fraction], p: Fraction, corrected: Fraction) -> Difference:
@@ -185,7 +193,7 @@ def _difference(means: Sequence[Fraction], p: Fraction, corrected: Fraction) -> 
     return Difference(float(mean(means)), half, higher, len(means), p, corrected)
 
 
-_MARKED = re.compile(r"(<!-- study: ([\w ]+), ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_MARKED = re.compile(r"(<!-- experiment: ([\w ]+), ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 _TABLES = {
     "scores": scores,
     "demo scores": demo_scores,
@@ -197,7 +205,7 @@ _TABLES = {
 def fill(page: str, records: Sequence[Record]) -> str:
     """The page with a table between each pair of markers."""
     if not _MARKED.search(page):
-        raise DiveError("the page has no <!-- study: scores, PART --> ... <!-- end -->")
+        raise DiveError("the page has no <!-- experiment: scores, PART --> ... <!-- end -->")
 
     def made(match: re.Match[str]) -> str:
         begin, kind, part, end = match.groups()

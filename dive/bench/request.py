@@ -1,4 +1,4 @@
-"""What a run may be asked for, looked at without torch: a slip of the pen costs no import."""
+"""What a run can be requested to do, checked without torch: a misspelt option costs no import."""
 
 import math
 import re
