@@ -1,14 +1,14 @@
-"""Threads of the CPU engine beside processes that never rest: a step's time, by a clock.
+"""Threads of the CPU engine on a machine with busy processes: wall-clock time of a step.
 
     python -m benchmarks.bench_decode_threads                  results/cpu-engine-threads.json
 
 One sequence, 64 tokens in the cache, random weights, bfloat16. The neighbours are Python loops on
-one core, the last that this process may use; the engine's threads may run on any. What counts is
-"ratio", the time with so many threads over that of one thread beside the same neighbours: without
-any it says what a thread more brings, with some it must stay below 1.2. Runs take turns; medians.
-What else the machine does shows in `load`, and in the figures: where it is much, as root
-`echo -15 > /proc/self/autogroup` in the shell puts this, with its neighbours, ahead of the rest.
-The figures of results/ were taken so.
+one core, the last that this process may use; the engine's threads may run on any. The result is
+"ratio", the time with a number of threads over that of one thread with the same neighbours: without
+any it shows the effect of another thread, with some it must stay below 1.2. Medians of turns.
+Other work of the machine shows in `load` and in the figures: where there is much, as root
+`echo -15 > /proc/self/autogroup` in the shell gives this and its neighbours a higher priority. The
+figures of results/ were measured with it.
 """
 
 import argparse
@@ -35,7 +35,7 @@ NEIGHBOURS = (0, 1, 2)
 
 @contextmanager
 def neighbours(count: int) -> Iterator[None]:
-    """So many processes that never rest, on one core."""
+    """Runs a number of processes that are always busy, on one core."""
     command = [sys.executable, "-c", "while True: pass"]
     processes = [subprocess.Popen(command) for _ in range(count)]
     try:

@@ -113,7 +113,7 @@ def test_the_sentence_says_where_the_session_is_slower() -> None:
     said = page_llama_cpp.sentence({"device": "a CPU", "cases": [faster]})
     assert "less in every case" in said and "slower" not in said
     missing = {"case": "a", "not_run": "gguf is not installed"}
-    assert "not measured beside llama.cpp: gguf is not installed." in page_llama_cpp.sentence(
+    assert "not measured against llama.cpp: gguf is not installed." in page_llama_cpp.sentence(
         {"cases": [missing]}
     )
 
