@@ -145,7 +145,9 @@ class Bench:
             count = min(4 if name == "session, 4 adapters" else batch, len(self.adapters))
             adapter = [self.adapters[index % count] for index in range(batch)]
         session = DecodeSession(self.model, adapter)
-        self.choices[name] = session.plan()._asdict()
+        engine, reason, requested = session.engine_choice()
+        # the keys of recorded results
+        self.choices[name] = {"engine": engine, "reason": reason, "asked": requested}
         return lambda count: session.generate(ids, **given, max_new_tokens=count)
 
 
