@@ -49,12 +49,22 @@ def neighbours(count: int) -> Iterator[None]:
             process.wait()
 
 
-def steps(engine: Any, count: int) -> None:
+def fill_cache(engine: Any, config: Any, count: int) -> None:
+    """Reserves a slot of CACHED tokens and `count` more; memory of any other content may be NaN."""
+    width = config.hidden_size // config.num_attention_heads
+    states = torch.randn(config.num_key_value_heads, CACHED, width, dtype=torch.bfloat16)
     engine.reserve(1, CACHED + count)
+    for layer in range(config.num_hidden_layers):
+        engine.adopt(layer, 0, 0, states, states)
+
+
+def steps(engine: Any, count: int) -> int:
+    """Runs `count` steps; returns the last token."""
     engine.start_row(0, CACHED, CACHED)
     slot, token = torch.zeros(1, dtype=torch.long), torch.full((1,), 7)
     for _ in range(count):
         engine.step(token, slot, token)
+    return int(token)
 
 
 def measure(shape: str, beside: int, rounds: int, count: int) -> list[dict[str, Any]]:
@@ -65,6 +75,7 @@ def measure(shape: str, beside: int, rounds: int, count: int) -> list[dict[str, 
     for threads in sorted({1, 2, _C.physical_cores()}):
         engines[threads] = _C.Engine(session.binding.spec.engine_arguments(CACHED + count))
         engines[threads].threads = threads
+        fill_cache(engines[threads], session.model.config, count)
     with neighbours(beside):
         load = os.getloadavg()[0]
         taken = timing.interleaved(

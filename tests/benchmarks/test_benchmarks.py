@@ -10,6 +10,8 @@ import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from benchmarks import compiled_loop, decode_pairs, peers, render_page, stages, timing
+from dive.bench.decoders import build
+from dive.decode.session import DecodeSession
 
 
 def test_the_committed_page_is_what_the_results_say() -> None:
@@ -264,3 +266,13 @@ def test_the_compiled_loop_writes_what_generate_writes(monkeypatch: pytest.Monke
     want = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
     got = compiled_loop.CompiledLoop(model, 2, 20).generate(ids, 8)
     assert torch.equal(got, want)
+
+
+def test_the_threads_step_over_a_cache_that_is_filled() -> None:
+    """Reserved memory may hold NaN, and a step after one of those has no token."""
+    threads = pytest.importorskip("benchmarks.bench_decode_threads", exc_type=ImportError)
+    session = DecodeSession(build("512x12", torch.bfloat16, timing.CPU, toy=True))
+    assert session.engine_choice().engine == "dive._C" and session.binding.spec is not None
+    engine = threads._C.Engine(session.binding.spec.engine_arguments(threads.CACHED + 3))
+    threads.fill_cache(engine, session.model.config, 3)
+    assert threads.steps(engine, 3) == threads.steps(engine, 3) in range(128)
