@@ -1,4 +1,4 @@
-"""The page of benchmarks, what stages conclude, resumption, and that peers compute the same."""
+"""The page of benchmarks, conclusions of stages, resumption, and peers that compute the same."""
 
 import json
 import re
@@ -96,7 +96,7 @@ def test_a_sanitizer_that_did_not_look_is_never_clean(status: int, output: str, 
 
 
 def test_no_graph_is_captured_under_the_sanitizer() -> None:
-    """Nothing is cached there, and a cudaMalloc during a capture is an error."""
+    """Nothing is cached under a sanitizer, and a cudaMalloc during a capture is an error."""
     assert "capture" not in stages.SANITIZED
 
 
@@ -125,7 +125,7 @@ def test_what_a_run_of_tests_by_workers_comes_to() -> None:
 
 def test_a_stage_that_is_out_of_time_keeps_what_it_said() -> None:
     shell = stages.Shell(1.0)
-    # a worker that holds the pipe open, as those of pytest-xdist do
+    # a worker that keeps the pipe open, as those of pytest-xdist do
     status, said = shell.run(["bash", "-c", "echo so far; sleep 60 & sleep 60"])
     assert (status, said) == (124, "so far\n")
 
@@ -183,7 +183,7 @@ def test_a_results_file_goes_on_where_it_stopped(
     assert [name for name in ("two", "three", "four", "five") if chosen.wanted(name)] == [
         "three", "four",
     ]  # fmt: skip
-    assert chosen.result["left"] == ["five"]  # two is there
+    assert chosen.result["left"] == ["five"]  # two is measured
 
     assert timing.ResultsFile("cpu-x", {"rounds": 2}, again=True).wanted("one")
     assert timing.ResultsFile("cpu-x", {"rounds": 3}).wanted("one")  # another measurement
@@ -205,7 +205,7 @@ def test_a_toy_run_has_no_place_among_the_results(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_build_is_never_taken_from_a_file(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results come along to a bare machine, the extension does not."""
+    """Results are copied to a bare machine, the extension is not."""
     monkeypatch.setenv("DIVE_COMMIT", "abc")
     ran = []
 
@@ -251,7 +251,7 @@ def test_memory_of_a_call() -> None:
 
 
 def test_the_compiled_loop_writes_what_generate_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sliding windows and all: else the peer would be timed on other work."""
+    """With sliding windows, too: otherwise the peer would be timed on other work."""
     monkeypatch.setattr(compiled_loop, "TOY", True)
     torch.manual_seed(0)
     config = Gemma3TextConfig(

@@ -1,4 +1,4 @@
-"""The peer llama.cpp: the weights that it is given, and what the pages say of its results."""
+"""The peer llama.cpp: the weights written for it, and the pages of its results."""
 
 import importlib.util
 import json
@@ -35,7 +35,7 @@ def test_every_weight_is_written_once(model: Any) -> None:
 
 
 def test_rotary_pairs_lie_side_by_side() -> None:
-    """Rotated in pairs, the reordered rows are the rows rotated in halves, reordered."""
+    """Rotation in pairs of reordered rows equals the reordered rotation in halves."""
     heads, width, columns = 3, 8, 5
     weight, x = torch.randn(heads * width, columns), torch.randn(columns)
     cosines, sines = (f(torch.arange(width // 2) + 1.0) for f in (torch.cos, torch.sin))
