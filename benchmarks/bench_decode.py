@@ -52,7 +52,7 @@ class Clock:
     def end(self) -> None:
         pass
 
-    def milliseconds_a_token(self) -> float:
+    def milliseconds_per_token(self) -> float:
         first, last = self.times[-NEW], self.times[-1]  # a prompt may have been put before
         return (last - first) / (NEW - 1) * 1e3
 
@@ -83,7 +83,7 @@ class Ways:
         given = {"attention_mask": torch.ones_like(self.ids), "do_sample": False}
         with dive.steer(self.model, self.adapter) if steered else nullcontext():
             generate(self.ids, **given, max_new_tokens=NEW, streamer=clock)
-        return clock.milliseconds_a_token()
+        return clock.milliseconds_per_token()
 
     def session(self) -> float:
         return self._token(self.decoder.generate, steered=False)

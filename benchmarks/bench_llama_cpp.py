@@ -80,7 +80,7 @@ class Clock:
     def end(self) -> None:
         pass
 
-    def seconds_a_token(self, new: int) -> tuple[float, float]:
+    def seconds_per_token(self, new: int) -> tuple[float, float]:
         first, last = self.times[-new], self.times[-1]  # a prompt may have been put before
         return tuple((b - a) / (new - 1) for a, b in zip(first, last, strict=True))  # type: ignore[return-value]
 
@@ -119,7 +119,7 @@ class Bench:
     def seconds(self, way: str) -> tuple[float, float]:
         clock = Clock()
         self.answer(way, clock)
-        return clock.seconds_a_token(self.case.new)
+        return clock.seconds_per_token(self.case.new)
 
     def floor(self) -> tuple[float, float]:
         wall, cpu = cpu_seconds(read_again(self.read, self.case.new - 1))

@@ -30,7 +30,7 @@ from dive.decode.session import DecodeSession
 CONTEXT = {"cuda": 1024, "cpu": 12 if TOY else 64}
 # seconds of the pairs of a case, of which there are at least 4 (3 at toy size), and their largest
 # share of all the time
-SECONDS_A_WAY = {"cuda": 1 if TOY else 90, "cpu": 1 if TOY else 40}
+SECONDS_PER_WAY = {"cuda": 1 if TOY else 90, "cpu": 1 if TOY else 40}
 SHARE = 1 / 6
 
 Way = Callable[[int], Any]
@@ -110,7 +110,7 @@ class Bench:
         size = 0 if device.type == "cuda" else needed["weights"] + needed["cache"]
         self.rates = read_rates(device, size)
         self.choices: dict[str, Any] = {}
-        self.seconds: float = SECONDS_A_WAY[device.type]
+        self.seconds: float = SECONDS_PER_WAY[device.type]
 
     def way(self, name: str, batch: int, new: int) -> Way:
         """Returns a way to decode; raises if it cannot be used."""
