@@ -137,7 +137,7 @@ class Slow:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tokenizer": Slow()}, "Slow gives no character offsets"),
+        ({"tokenizer": Slow()}, "Slow returns no character offsets"),
         ({"tokenizer": None, "polarity": "negative"}, "polarity is 'negative'"),
         ({"tokenizer": None, "pathology": -1}, "pathology is -1"),
         ({"tokenizer": None, "eos": float("nan")}, "eos is nan"),

@@ -159,7 +159,7 @@ def test_special_tokens_in_texts_are_refused_wherever_they_are(any_backbone, pro
     assert marks
     for mark in sorted(marks):
         text = f"Cough {mark} since May."
-        with pytest.raises(DiveError, match=r"the prompt holds the special token .*wants plain"):
+        with pytest.raises(DiveError, match=r"the prompt holds the special token .*want plain"):
             Prompter(any_backbone, prompt=text)
         for study, shown, what in [
             (replace(cases[0], indication=text), [], "study-00.*: the indication"),
@@ -189,7 +189,7 @@ def test_absent_reports_and_slow_tokenizers_are_refused(tiny_llama, studies):
         is_fast = False
 
     backbone.processor.__class__ = Slow
-    with pytest.raises(DiveError, match="Slow gives no character offsets"):
+    with pytest.raises(DiveError, match="Slow returns no character offsets"):
         prompter.response(study)
 
 
@@ -373,7 +373,7 @@ def test_tiling_is_off_under_a_budget_and_fixed_sizes_are_left(tiny_gemma):
 
 def test_what_a_study_lacks_or_has_too_much(tiny_llava, tiny_llama, studies, tmp_path):
     prompter = Prompter(dive.load_backbone(tiny_llava))
-    with pytest.raises(DiveError, match="study-00.*: has no image; the backbone wants one or more"):
+    with pytest.raises(DiveError, match="study-00.*: has no image, want one or more"):
         prompter.encode(replace(studies[0], images=()))
     with pytest.raises(DiveError, match=r"study-01.*: the indication holds the special .*<image>"):
         prompter.encode(replace(studies[1], indication="An <image> of what?"))

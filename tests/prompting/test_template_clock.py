@@ -96,7 +96,7 @@ def test_a_prompter_keeps_its_day(tiny_llava, studies, clock, source):
     said = difference(first.metadata(), second.metadata())
     assert said.startswith("its date, 2024-07-26 (now 2024-07-27); what it renders: ")
     assert "26 Jul 2024" in said and "27 Jul 2024" in said
-    with pytest.raises(DiveError, match="template_date is 'today'; wants a date as 2024-07-26"):
+    with pytest.raises(DiveError, match="template_date is 'today', want a date as 2024-07-26"):
         Prompter(backbone, template=source, template_date="today")
     plain = Prompter(backbone, template_date="2024-07-26")
     assert plain.template_date is None

@@ -111,7 +111,7 @@ def test_lower_case_by_default() -> None:
     [
         ([], "no mapping `entities`"),
         ({"entities": {"1": 3}}, "entity 0 is not a mapping"),
-        ({"entities": {"1": {"tokens": "a"}}}, "`label` must be a text"),
+        ({"entities": {"1": {"tokens": "a"}}}, "`label` is a NoneType, want a text"),
         ({"entities": {"1": {"tokens": "a", "label": "b", "relations": [["x"]]}}}, "a relation is"),
         (
             {"entities": {"1": {"tokens": "a", "label": "b", "relations": [["modify", "7"]]}}},
@@ -127,7 +127,7 @@ def test_malformed_annotation(annotation: Any, message: str) -> None:
 def test_unknown_level_and_model_type() -> None:
     with pytest.raises(DiveError, match="not one of simple, partial, complete"):
         radgraph_f1(ANNOTATIONS[0], ANNOTATIONS[0], "all")
-    with pytest.raises(DiveError, match="'xl' is not one of radgraph, radgraph-xl"):
+    with pytest.raises(DiveError, match="'xl', want one of radgraph, radgraph-xl"):
         RadGraph("xl")
 
 
