@@ -182,7 +182,7 @@ def test_all_predictions_empty_is_zero(normalization: str) -> None:
         (({"x": "a"}, ["a"]), {}, "predictions is a dict, want a list of texts"),
         (({"a"}, ["a"]), {}, "predictions is a set, want a list of texts"),
         ((["a"], 3), {}, "references is a int, want a list of texts"),
-        ((["a"], "a"), {}, "references: a list of texts"),
+        ((["a"], "a"), {}, "references is one text, want a list of texts"),
         ((["a"], [None]), {}, r"references\[0\] is a NoneType, want a text"),
         (([3], ["a"]), {}, r"predictions\[0\] is a int, want a text"),
         (([], []), {}, "no references were given"),
@@ -197,7 +197,11 @@ def test_all_predictions_empty_is_zero(normalization: str) -> None:
         ((["a"], ["a"]), {"finish_reasons": []}, "finish_reasons: 0 for 1 references"),
         ((["a"], ["a"]), {"baseline": []}, "baseline: 0 for 1 references"),
         ((["a"], ["a"]), {"bootstrap": 0}, "bootstrap is 0, want a number of resamples"),
-        ((["a"], ["a"]), {"bootstrap": 9, "confidence": 95}, "between 0 and 1, got 95"),
+        (
+            (["a"], ["a"]),
+            {"bootstrap": 9, "confidence": 95},
+            "confidence is 95, want a number between 0 and 1",
+        ),
         ((["a"], ["a"]), {"rouge_beta": 0}, "rouge_beta is 0, want a number above 0"),
     ],
 )

@@ -104,7 +104,9 @@ def test_scores_by_hand() -> None:
 
 def test_labels_that_are_none() -> None:
     table = np.zeros((2, 14), dtype=int)
-    with pytest.raises(DiveError, match=r"labels \[reports, 14\] are wanted, got \(2, 5\)"):
+    with pytest.raises(
+        DiveError, match=r"references has the shape \(2, 5\), want labels \[reports, 14\]"
+    ):
         chexbert_measure(table, table[:, :5], source="here")
     table[1, 4] = -1
     with pytest.raises(DiveError, match="predictions, report 1, Edema: label -1"):

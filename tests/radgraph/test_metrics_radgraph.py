@@ -125,7 +125,7 @@ def test_malformed_annotation(annotation: Any, message: str) -> None:
 
 
 def test_unknown_level_and_model_type() -> None:
-    with pytest.raises(DiveError, match="not one of simple, partial, complete"):
+    with pytest.raises(DiveError, match="level is 'all', want one of simple, partial, complete"):
         radgraph_f1(ANNOTATIONS[0], ANNOTATIONS[0], "all")
     with pytest.raises(DiveError, match="'xl', want one of radgraph, radgraph-xl"):
         RadGraph("xl")
