@@ -126,7 +126,7 @@ def _warn_if_not_english(pairs: "_Pairs", metrics: Sequence[str]) -> None:
     if english:
         for what, texts in pairs.texts().items():
             reader = f"the metric {', '.join(english)}"
-            warn_if_not_english([one for one in texts if one.strip()], what, reader)
+            warn_if_not_english([one for one in texts if one.strip()], what, reader, stacklevel=4)
 
 
 def _results(
