@@ -103,7 +103,7 @@ def test_device_map_and_further_options_go_to_transformers(tiny_llama):
      ("llava_mistral", "flash_attention_2"), ("gemma", None)],
 )  # fmt: skip
 def test_flash_attention_only_for_causal_masks(family, wanted, request, monkeypatch):
-    """What "auto" takes on a GPU with flash-attn, which the machine of a test may not have."""
+    """The choice of "auto" on a GPU with flash-attn, which the test machine may not have."""
     monkeypatch.setattr(loading, "is_flash_attn_2_available", lambda: True)
     config = AutoConfig.from_pretrained(request.getfixturevalue(f"tiny_{family}"))
     auto = AutoModelForCausalLM if family == "llama" else AutoModelForImageTextToText

@@ -1,4 +1,4 @@
-"""Settings of an image processor that are wrong for any model, and pixels that are of no use."""
+"""Settings of an image processor that are wrong for any model, and unusable pixels."""
 
 import logging
 import warnings
@@ -123,7 +123,7 @@ def test_settings_that_are_good_are_taken(folders, settings):
 
 
 def test_pixels_that_are_not_finite(folders, studies):
-    """By whatever setting: here one that no check of its own knows."""
+    """For any setting: here one that has no check of its own."""
     backbone = changed(folders, "LLaVA", {})
     images = backbone.processor.image_processor
     images.normalize = lambda image, *_args, **_kwargs: image * np.float32("nan")
@@ -155,7 +155,7 @@ def test_marks_around_images_are_special_tokens(folders, family, mark, value, sa
 
 @pytest.mark.parametrize("switch", [True, False, None])
 def test_tiles_are_off_under_a_budget_whatever_the_image_processor_says(folders, studies, switch):
-    """InternVL's processor asks for tiles on its own where its image processor does not."""
+    """InternVL's processor requests tiles even where its image processor does not."""
     backbone = changed(folders, "InternVL", {"image_processor.crop_to_patches": switch})
     prompter = Prompter(backbone)
     assert prompter.count_image_tokens(prompter.encode(studies[0])) == 4 * len(studies[0].images)

@@ -43,7 +43,7 @@ def peft():
 
 
 def with_lora(peft, model, seed=3, **settings):
-    """A PeftModel whose LoRA visibly changes what the model says."""
+    """A PeftModel whose LoRA visibly changes the model's outputs."""
     torch.manual_seed(seed)
     settings.setdefault("target_modules", ["q_proj", "v_proj"])
     return peft.get_peft_model(model, peft.LoraConfig(init_lora_weights=False, **settings))
@@ -164,7 +164,7 @@ def test_reports_are_those_of_the_model_with_its_lora(state, peft, backbone, stu
 
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head", "input_layernorm", "up_proj"])
 def test_no_part_with_a_tuner_is_decoded_by_the_engine(target, peft, backbone, studies):
-    """A session that was bound before sees it, too: PEFT's layers keep the weight's name."""
+    """An earlier session uses it, too: PEFT's layers keep the weight's name."""
     session = DecodeSession(backbone)
     assert session.engine_choice().engine == "dive._C"
     settings = {"target_modules": [target]}
@@ -200,7 +200,7 @@ def test_a_head_with_an_active_lora_is_refused_and_a_merged_one_is_not(peft, bac
 
 def test_distil_learns_through_a_lora_and_leaves_it_as_it_was(peft, backbone, studies):
     model = with_lora(peft, backbone.model, lora_dropout=0.5).train()
-    written(model, backbone, studies)  # transformers hangs hooks of its own at a first forward
+    written(model, backbone, studies)  # transformers registers hooks of its own at a first forward
     before, trained = traces(model), [p.requires_grad for p in model.parameters()]
     options = dict(config=dict(**STEPS), demonstrations=1, processor=backbone.processor)
     adapter = dive.distill(model, studies, **options)

@@ -266,7 +266,7 @@ def test_paired_differences() -> None:
 
 
 def test_differences_are_paired() -> None:
-    """The same reports are drawn for both sides: a constant gain has an interval without width."""
+    """The same reports are drawn for both: a constant difference has an interval without width."""
     references = [" ".join(f"w{i}" for i in range(n)) for n in range(5, 60)]
     got = dive.evaluate(
         references, references, ["rougeL"], baseline=["x"] * len(references), bootstrap=100
@@ -280,7 +280,7 @@ def _mention(name: str, polarity: str) -> SimpleNamespace:
 
 
 def test_findings_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rule that turns mentions into counts, whatever finds the mentions."""
+    """The rule that turns mentions into counts, for any source of mentions."""
 
     def find_mentions(text: str) -> list[SimpleNamespace]:
         signs = {"+": "positive", "?": "uncertain", "-": "negative"}
@@ -315,7 +315,11 @@ _DETAILS = ("finding_f1", "finding_side_f1", "finding_severity_f1", "finding_det
         ("Small pleural effusion.", "Pleural effusion.", (1, 1, 0, 0)),
         ("Bilateral pleural effusions.", "Left pleural effusion.", (1, 2 / 3, 1, 2 / 3)),
         ("Mild to moderate cardiomegaly.", "Moderate cardiomegaly.", (1, 1, 2 / 3, 2 / 3)),
-        ("Trace left effusion.", "Small left effusion.", (1, 1, 0, 0)),  # a neighbour gains nothing
+        (
+            "Trace left effusion.",
+            "Small left effusion.",
+            (1, 1, 0, 0),
+        ),  # a neighbouring step is a miss
         # the same sides and the same sizes, the wrong way round
         (
             "Small right and moderate left pleural effusions.",
@@ -323,7 +327,7 @@ _DETAILS = ("finding_f1", "finding_side_f1", "finding_severity_f1", "finding_det
             (1, 1, 1, 0),
         ),
         ("No left effusion. Small right effusion.", "Small right effusion.", (1, 1, 1, 1)),
-        ("No left effusion.", "No right effusion.", (0, 0, 0, 0)),  # nothing is there
+        ("No left effusion.", "No right effusion.", (0, 0, 0, 0)),  # nothing is present
     ],
 )
 def test_findings_with_side_and_severity(
@@ -381,7 +385,7 @@ def test_texts_are_paired_in_their_order_whatever_they_are_held_in() -> None:
 
 
 def test_ten_thousand_reports_in_time() -> None:
-    """The issue's bound is 30 s for 10,000 reports; a tenth of them keeps the test short."""
+    """The bound is 30 s for 10,000 reports; a tenth of them keeps the test short."""
     predictions, references = _pairs(1000)
     start = time.process_time()
     dive.evaluate(predictions, references)

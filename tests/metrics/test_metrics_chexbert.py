@@ -1,4 +1,4 @@
-"""CheXbert F1: label tables by hand, the labeler on a tiny BERT; METEOR; what the metrics need."""
+"""CheXbert F1: label tables by hand, the labeler on a tiny BERT; METEOR; requirements."""
 
 import builtins
 import sys
@@ -322,7 +322,7 @@ def test_meteor_without_nltk(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not meteor.wordnet_present()
 
 
-# ---- what is needed
+# ---- requirements
 
 
 def test_requirements(tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,5 +349,5 @@ def test_requirements(tokenizer: Path, tmp_path: Path, monkeypatch: pytest.Monke
     after = needs()
     for name in "CheXbert weights", "CheXbert tokenizer", "RadGraph weights":
         assert after[name]["present"]
-    # and that is where they are looked for
+    # and the labeler looks for them there
     assert CheXbert().label(["edema"]).shape == (1, 14)

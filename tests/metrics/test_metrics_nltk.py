@@ -1,4 +1,4 @@
-"""Where nltk's BLEU and METEOR agree with ours and where not, as docs/metrics.md says it."""
+"""Where nltk's BLEU and METEOR agree with ours and where not, as docs/metrics.md has it."""
 
 import math
 import warnings
@@ -39,7 +39,7 @@ def nltk_bleu(
     smoothing: str = "method0",
 ) -> float:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it found no match
+        warnings.simplefilter("ignore")  # a warning that it found no match
         return bleu_score.corpus_bleu(
             [[cut(text)] for text in references],
             [cut(text) for text in predictions],

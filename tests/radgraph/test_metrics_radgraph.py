@@ -167,7 +167,7 @@ def test_annotations_from_a_file(tmp_path: Path, form: str) -> None:
 
 
 def _lowered(path: Path) -> Path:
-    """The file asked for has "Small Effusion"; the prediction says "Small effusion"."""
+    """The file has "Small Effusion", the prediction "Small effusion"."""
     path.write_text(path.read_text().replace("Small Effusion", "Small effusion"))
     return path
 
@@ -229,7 +229,7 @@ def test_the_files_of_chexpert_plus(tmp_path: Path) -> None:
         RadGraphFile(path).annotate(["Small right effusion."])
 
 
-# ---- the model in its own process: a script in the place of radgraph
+# ---- the model in its own process: a script in place of radgraph
 
 _FAKE_WORKER = """
 import json, sys
@@ -254,7 +254,7 @@ for i, text in enumerate(request["texts"]):
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that lists the texts the fake model was run on; a folder of fake weights beside it."""
+    """A file that lists the texts the fake model was run on; and a folder of fake weights."""
     calls = tmp_path / "calls"
     calls.touch()
     worker = tmp_path / "worker.py"
