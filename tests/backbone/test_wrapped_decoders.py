@@ -117,8 +117,8 @@ def test_a_wrapper_that_passes_too_little_on_is_named(tiny_llama):
 
 @pytest.mark.parametrize("strength", [0.1, 0.4])
 def test_a_strong_lora_is_the_same_in_another_dtype(strength, peft, tiny_llava):
-    """A sum is rounded by its larger part: a small sum of two large numbers changes by more than its
-    own step."""
+    """A sum is rounded by its larger part: a small sum of two large numbers changes by more than
+    its own step."""
     for seed in range(4):
         torch.manual_seed(seed)
         config = peft.LoraConfig(init_lora_weights=False, target_modules="all-linear")

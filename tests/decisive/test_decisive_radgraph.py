@@ -24,7 +24,8 @@ XL = {
 
 
 def annotation(text, *entities, xl=False):
-    """As the package makes it: punctuation marks are words; an entity is (first word, last word, label)."""
+    """As the package makes it: punctuation marks are words; an entity is (first word, last word,
+    label)."""
     for mark in ".,:":
         text = text.replace(mark, f" {mark} ")
     words = text.split()

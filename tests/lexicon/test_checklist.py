@@ -41,7 +41,8 @@ ANSWERS = {
 }  # fmt: skip
 CASES = [(state, answer) for state, given in ANSWERS.items() for answer in given]
 FINDINGS = ["Pneumothorax", "Pleural Effusion", "Fracture", "Consolidation"]
-# words without punctuation before them that other rules read, and differently where they are ambiguous
+# words without punctuation before them that other rules read, and differently where they are
+# ambiguous
 AMBIGUOUS = {(" ", "not present"), (" ", "Not seen"), (" ", "none seen"), (" ", "no longer seen")}
 
 
