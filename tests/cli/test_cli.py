@@ -166,9 +166,7 @@ def test_predictions_and_references_must_match(tmp_path):
     assert list(found["without_prediction"].values()) == [1]
     assert list(found["without_reference"].values()) == [1]
     predictions.write_text('{"id": "a", "text": "no effusion"}\n')
-    with pytest.raises(
-        DiveError, match='p.jsonl:1: wants "id" and "report", got the keys id, text'
-    ):
+    with pytest.raises(DiveError, match='p.jsonl:1: has the keys id, text, want "id" and "report"'):
         call("evaluate", *files)
 
 

@@ -161,7 +161,7 @@ def test_a_backbone_by_its_path(tiny_llava, llava, learnt, studies):
     for path in (tiny_llava, str(tiny_llava)):
         got = dive.generate(path, studies[0], max_new_tokens=4)
         assert got[0].token_ids == dive.generate(llava, studies[0], max_new_tokens=4)[0].token_ids
-    with pytest.raises(DiveError, match="a backbone's folder is wanted, and there is none"):
+    with pytest.raises(DiveError, match="is no folder, want that of a backbone"):
         dive.generate("./gone", studies[0])
 
 
@@ -324,7 +324,7 @@ def test_what_runs_between_two_reports_is_in_the_callers_mode(tiny_llava, studie
 
 
 WRONG = {
-    "processor": ("folder", "processor is 'folder'; wants a processor or tokenizer"),
+    "processor": ("folder", "processor is 'folder', want a processor or tokenizer"),
     "prompt": (3, "prompt is 3, want a string"),
     "max_image_tokens": ("x", "max_image_tokens is 'x', want a whole number from 1 on"),
     "template": (3, "template is 3, want the name of a file"),
