@@ -645,7 +645,7 @@ def places_to_refuse(folder: Path):
     os.mkfifo(folder / "pipe")
     (folder / "file").write_text("kept")
     return {
-        folder / "folder": "is a folder; wants the name of a file",
+        folder / "folder": "is a folder, want the name of a file",
         "/dev/null": "no regular file",
         folder / "device": "no regular file",
         folder / "pipe": "no regular file",
