@@ -265,9 +265,9 @@ B = {"id": "b", "report": "Small effusion.", "finish_reason": "length"}
 def test_values_of_evaluate(pair):
     command = pair(A, B)
     for more, message in [
-        (("--bootstrap", 3, "--seed", -1), "seed is a whole number, 0 or more, got -1"),
-        (("--metrics", ""), "--metrics is ''; wants some of bleu,"),
-        (("--metrics", "bleu,blue"), "--metrics is 'bleu,blue'; wants some of"),
+        (("--bootstrap", 3, "--seed", -1), "seed is -1, want a whole number, 0 or more"),
+        (("--metrics", ""), "--metrics is '', want some of bleu,"),
+        (("--metrics", "bleu,blue"), "--metrics is 'bleu,blue', want some of"),
     ]:
         with pytest.raises(DiveError, match=message):
             call(*command, *more)
@@ -423,7 +423,7 @@ def test_a_reports_file_is_looked_at_before_anything_is_read(out, message, tmp_p
 def test_a_tokenizer_that_is_not_there(tmp_path):
     report = tmp_path / "report.txt"
     report.write_text("Small effusion.")
-    with pytest.raises(DiveError, match="/nope: a backbone's folder is wanted, and there is none"):
+    with pytest.raises(DiveError, match="/nope: is no folder, want that of a backbone"):
         call("inspect", "tokens", report, "--backbone", "/nope")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(DiveError, match="cannot load the tokenizer"):

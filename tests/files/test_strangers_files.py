@@ -87,7 +87,7 @@ def test_an_adapters_template_names_no_file(tiny_llava, tmp_path):
     (tmp_path / "mine.jinja").write_text(LLAVA)
     adapter = dive.SteeringAdapter(dive.SteeringConfig(rank=2), backbone)
     adapter.metadata["template"] = str(tmp_path / "mine.jinja")
-    with pytest.raises(DiveError, match="stored chat template is .*mine.jinja'; wants the text"):
+    with pytest.raises(DiveError, match="stored chat template is .*mine.jinja', want the text"):
         prompter_for(backbone, adapter)
     adapter.save_pretrained(tmp_path / "adapter")
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""What distill and generate take: paths, rows, dicts; and the modes that they are called in."""
+"""The arguments of distill and generate (paths, records, dicts), and the caller's modes."""
 
 import json
 import random
@@ -29,7 +29,7 @@ def llava(tiny_llava):
 
 @pytest.fixture(scope="module")
 def learnt(llava, studies):
-    """What a training learns from `studies`."""
+    """The adapter of a training on `studies`."""
     return dive.distill(llava, studies, config=dive.DistillConfig(**SMALL))
 
 
@@ -161,7 +161,7 @@ def test_a_backbone_by_its_path(tiny_llava, llava, learnt, studies):
     for path in (tiny_llava, str(tiny_llava)):
         got = dive.generate(path, studies[0], max_new_tokens=4)
         assert got[0].token_ids == dive.generate(llava, studies[0], max_new_tokens=4)[0].token_ids
-    with pytest.raises(DiveError, match="a backbone's folder is wanted, and there is none"):
+    with pytest.raises(DiveError, match="is no folder, want that of a backbone"):
         dive.generate("./gone", studies[0])
 
 
@@ -199,7 +199,7 @@ def test_generate_takes_files_of_studies_and_rows(form, llava, studies, file):
     assert [r.token_ids for r in got] == [r.token_ids for r in wanted]
 
 
-# where things are written
+# paths of outputs
 
 
 def test_an_adapter_is_saved_into_folders_only(llava, tmp_path):
@@ -324,7 +324,7 @@ def test_what_runs_between_two_reports_is_in_the_callers_mode(tiny_llava, studie
 
 
 WRONG = {
-    "processor": ("folder", "processor is 'folder'; wants a processor or tokenizer"),
+    "processor": ("folder", "processor is 'folder', want a processor or tokenizer"),
     "prompt": (3, "prompt is 3, want a string"),
     "max_image_tokens": ("x", "max_image_tokens is 'x', want a whole number from 1 on"),
     "template": (3, "template is 3, want the name of a file"),
@@ -357,7 +357,7 @@ def test_settings_of_another_kind_are_one_error(settings, said):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        # max_new_tokens=None is as not given
+        # max_new_tokens=None is the default
         *(("max_new_tokens", value) for value in (2.5, "4", True, 0)),
         *(("batch_size", value) for value in (2.5, "4", None, True, 0)),
     ],
@@ -396,7 +396,7 @@ def test_arguments_of_the_other_calls(tiny_llava):
 
 
 def test_names_of_another_kind_and_empty_ones(tiny_llava, studies, tmp_path, monkeypatch):
-    """An empty name is the current folder to pathlib, and a variable that is not set to a shell."""
+    """To pathlib an empty name is the current folder; a shell passes it for an unset variable."""
     monkeypatch.chdir(tmp_path)
     backbone = dive.load_backbone(tiny_llava)
     adapter = dive.SteeringAdapter(dive.SteeringConfig(rank=2), backbone)
