@@ -392,7 +392,7 @@ def test_demonstrations_without_a_teacher_are_an_error(llava, studies):
         ("four", "demonstrations is 'four', want a whole number or a list of studies"),
         (2.5, "demonstrations is 2.5, want a whole number or"),
         (True, "demonstrations is True, want a whole number or"),
-        (["film.png"], "demonstrations holds a str; wants studies"),
+        (["film.png"], "demonstrations has a str as item 0, want studies"),
         (0, "demonstrations is 0, want 1 or more"),
     ],
 )
