@@ -212,7 +212,7 @@ def test_demonstrations_are_checked_before_the_model_runs(llava, studies, tmp_pa
             [replace(studies[1], images=(tmp_path / "gone.png",))],
             "study-01.*no image file .1 of 1.",
         ),
-        ([studies[1].images[0]], "demonstrations holds a PosixPath; wants studies"),
+        ([studies[1].images[0]], "demonstrations has a PosixPath as item 0, want studies"),
         (4, "demonstrations is 4; wants a list of studies"),
         ("four", "demonstrations is 'four'; wants a list of studies"),
     ]:
