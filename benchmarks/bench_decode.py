@@ -77,7 +77,7 @@ class Ways:
         ways = reads(self.memory)
         self.read_by = fastest(ways, timing.CPU)
         self.read = ways[self.read_by]
-        assert self.decoder.plan().engine == "dive._C", self.decoder.plan()
+        assert self.decoder.engine_choice().engine == "dive._C", self.decoder.engine_choice()
 
     def _token(self, generate: Callable[..., Any], steered: bool) -> float:
         clock = Clock()

@@ -59,11 +59,11 @@ def steps(engine: Any, count: int) -> None:
 
 def measure(shape: str, beside: int, rounds: int, count: int) -> list[dict[str, Any]]:
     session = DecodeSession(build(shape, torch.bfloat16, timing.CPU, toy=TOY))
-    assert session.plan().engine == "dive._C", session.plan()
+    assert session.engine_choice().engine == "dive._C", session.engine_choice()
     assert session.binding.spec is not None
     engines = {}
     for threads in sorted({1, 2, _C.physical_cores()}):
-        engines[threads] = _C.Engine(session.binding.spec.describe(CACHED + count))
+        engines[threads] = _C.Engine(session.binding.spec.engine_arguments(CACHED + count))
         engines[threads].threads = threads
     with neighbours(beside):
         load = os.getloadavg()[0]

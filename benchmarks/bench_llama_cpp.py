@@ -96,7 +96,7 @@ class Bench:
         torch.manual_seed(case.batch)
         self.ids = torch.randint(5, self.model.config.vocab_size, (case.batch, PROMPT))
         self.session = DecodeSession(self.model)
-        choice = self.session.plan()
+        choice = self.session.engine_choice()
         if choice.engine != "dive._C":
             raise Unavailable(f"the session runs in {choice.engine}: {choice.reason}")
         self.peer = llama_cpp.LlamaCpp(self.model, folder / case.shape, threads, case.batch, tokens)

@@ -33,7 +33,7 @@ class Ways:
         torch.manual_seed(1)
         self.model = build(shape, getattr(torch, dtype), timing.CPU, toy=TOY)
         self.session = DecodeSession(self.model)
-        assert self.session.plan().engine == "dive._C", self.session.plan()
+        assert self.session.engine_choice().engine == "dive._C", self.session.engine_choice()
         generator = torch.Generator().manual_seed(1)
         self.prompts = torch.randint(5, 100, (REQUESTS, PROMPT), generator=generator)
         lengths = torch.randint(NEW // 16, NEW + 1, (REQUESTS,), generator=generator)

@@ -2,10 +2,11 @@
 
 A way is a function of the number of new tokens. A token's time is that of a call with NEW tokens,
 less the median of calls with one (the prompt), over NEW - 1; ratios are those of calls that ran one
-after the other, in turns of order, and stand with a 95% interval. What `DecodeSession.plan` says
-ran is written beside each. The floor is the bytes that a step must read over the best rate at which
-this device reads memory in the same run, by the ways of dive/bench/rates.py: 4 GiB on a GPU, on a
-CPU as many bytes as a step of one row, so that they lie in the caches as much as its own do.
+after the other, in turns of order, and stand with a 95% interval. What
+`DecodeSession.engine_choice` says ran is written beside each. The floor is the bytes that a step
+must read over the best rate at which this device reads memory in the same run, by the ways of
+dive/bench/rates.py: 4 GiB on a GPU, on a CPU as many bytes as a step of one row, so that they lie
+in the caches as much as its own do.
 """
 
 import gc
@@ -144,7 +145,9 @@ class Bench:
             count = min(4 if name == "session, 4 adapters" else batch, len(self.adapters))
             adapter = [self.adapters[index % count] for index in range(batch)]
         session = DecodeSession(self.model, adapter)
-        self.choices[name] = session.plan()._asdict()
+        engine, reason, requested = session.engine_choice()
+        # the keys of recorded results
+        self.choices[name] = {"engine": engine, "reason": reason, "asked": requested}
         return lambda count: session.generate(ids, **given, max_new_tokens=count)
 
 

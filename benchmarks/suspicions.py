@@ -281,13 +281,13 @@ def sessions_with_plan(plan: str) -> Iterator[None]:
     """Sessions that are made meanwhile divide their products so; a CPU has no tiles to divide."""
     from dive.decode.spec import DecoderSpec
 
-    describe = DecoderSpec.describe
+    describe = DecoderSpec.engine_arguments
 
     def facts_with_plan(self: Any, positions: int) -> dict[str, Any]:
         more = {"tile_plan": plan} if tune.DEVICE.type == "cuda" else {}
         return describe(self, positions) | more
 
-    with mock.patch.object(DecoderSpec, "describe", facts_with_plan):
+    with mock.patch.object(DecoderSpec, "engine_arguments", facts_with_plan):
         yield
 
 
@@ -311,7 +311,7 @@ def tile_plans() -> Trial:
     }.items():
         with sessions_with_plan(plan):
             session = DecodeSession(model)
-            chosen = session.plan(**given, max_new_tokens=STEPS)
+            chosen = session.engine_choice(**given, max_new_tokens=STEPS)
             if chosen.engine != "dive._C":
                 raise NotHere(f"the engine does not run: {chosen.reason}")
             own = session.generate(ids, **given, max_new_tokens=2)[:, CONTEXT:]

@@ -1,4 +1,4 @@
-"""The steering adapter: its parameters and files, and how it is put to work on a frozen model."""
+"""The steering adapter: its parameters and files, and how it is attached to a frozen model."""
 
 from dive.adapter.adapter import SteeringAdapter, as_adapter
 from dive.adapter.attach import Attachment, attachment_of, steer

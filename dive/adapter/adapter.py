@@ -1,7 +1,7 @@
 """The steering adapter: what is learned, and how it is saved and loaded.
 
 On disk an adapter is a folder with `adapter_config.json` (settings, the backbone it belongs to and
-what the trainer recorded) and `adapter.safetensors` (parameters in float32). Nothing is pickled.
+the trainer's metadata) and `adapter.safetensors` (parameters in float32). Nothing is pickled.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dive import __version__
 from dive.adapter.config import CONFIG_FILE, FORMAT, WEIGHTS_FILE, SteeringConfig
-from dive.adapter.files import check_pair, check_place, check_weights, read_settings
+from dive.adapter.files import check_pair, check_regular_file, check_weights, read_settings
 from dive.adapter.numbers import check_numbers
 from dive.backbone.fingerprint import difference, fingerprint
 from dive.backbone.structure import backbone_facts, unwrap
@@ -30,25 +30,25 @@ from dive.files.atomic import check_folder, identity, remove_leftovers, write_to
 from dive.files.lock import hold_folder
 from dive.files.strict_json import short
 
-# what must be equal in the backbone of training and the backbone of use; an unknown (None) matches
+# fields that must be equal in the backbone of training and that of use; None (unknown) matches any
 MUST_MATCH = ("architecture", "model_type", "hidden_size", "num_layers", "vocab_size", "revision")
-_WAIT = 10.0  # seconds, for another save into the same folder
+_WAIT = 10.0  # seconds to wait for another save into the same folder
 _WRAPPERS = ("OptimizedModule", "PeftM", "DistributedDataParallel", "DataParallel")
 
 
 class LayerSteering(nn.Module):
-    """The edit of one decoder layer: R state-mixed vectors, a fixed one and a learned scale.
+    """The edit of one decoder layer: R vectors mixed by the hidden state, a fixed one and a scale.
 
-    A fresh one is the identity: `up` and `static` are zero. `scale` is s and `sigma` the typical
-    RMS of this layer's stream (set by `dive.training.calibration`); the operator gets their
-    product.
+    A new one is the identity: `up` and `static` are zero. `scale` is s and `sigma` the typical
+    RMS of this layer's hidden states (set by `dive.training.calibration`); the operator is given
+    their product.
     """
 
     def __init__(self, hidden_size: int, config: SteeringConfig) -> None:
         super().__init__()
         self.config = config
         rank = config.rank
-        # with rank 0 these are empty; an empty parameter has nothing for an optimiser to do
+        # with rank 0 these are empty, and an optimiser must not be given an empty parameter
         self.down = nn.Parameter(
             torch.randn(rank, hidden_size) / math.sqrt(hidden_size), requires_grad=rank > 0
         )
@@ -60,7 +60,7 @@ class LayerSteering(nn.Module):
         self.register_buffer("sigma", torch.tensor(1.0))
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[..., D] to [..., D] of the same dtype; `mask` [...] bool limits it to some positions."""
+        """Edits `hidden` [..., D] and keeps its dtype; `mask` [...] bool selects the positions."""
         from dive import ops
 
         return ops.steer(
@@ -84,7 +84,7 @@ class SteeringAdapter(nn.Module):
     with dive.steer(backbone, adapter): ...
 
     `layers` maps str(layer index) to its module; parameters are float32 whatever the backbone's
-    dtype. `metadata` is free for JSON values; its entry "backbone" describes the backbone.
+    dtype. `metadata` may hold any JSON values; its entry "backbone" describes the backbone.
     Initial values come from torch's global generator: `torch.manual_seed` repeats them.
     """
 
@@ -120,20 +120,25 @@ class SteeringAdapter(nn.Module):
             )
 
     def num_parameters(self) -> int:
-        """How many numbers are learned."""
+        """The number of learned parameters (scalars)."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def check_backbone(self, backbone_or_model: Any) -> None:
-        """DiveError naming the first field in which this backbone is not the adapter's own, or the
-        tensor whose numbers are not finite or beyond use (`dive.adapter.numbers`); a
-        warning where it is the same model with other weights (a LoRA at work in one of them)."""
+        """Refuses a backbone that is not the adapter's own.
+
+        Warns where it is the same model with other weights (with a LoRA in one of them, say).
+
+        Raises:
+            DiveError: names the first field that differs, or the tensor of the adapter whose
+                values are not finite or too large (`dive.adapter.numbers`).
+        """
         check_numbers(self)
         model = unwrap(backbone_or_model)
         mine, theirs = self.metadata["backbone"], backbone_facts(model)
         for field in MUST_MATCH:
             trained, given = mine.get(field), theirs.get(field)
             if field == "architecture" and str(trained).startswith(_WRAPPERS):
-                continue  # made before dive looked through these
+                continue  # saved before dive unwrapped these
             if trained is not None and given is not None and trained != given:
                 raise DiveError(
                     f"this adapter belongs to another backbone: {field} is {given!r} here and was "
@@ -146,14 +151,14 @@ class SteeringAdapter(nn.Module):
             )
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Writes the folder, also over an older one: its two files are never of two adapters. Ended
-        between them, it leaves a folder without settings, which nothing takes for an adapter.
+        """Writes the folder, also over an older one, whose two files never mix with the new ones.
 
-        A save into the same folder at the same time is waited for.
+        A process that is killed between the two leaves a folder without settings, which is not
+        loaded as an adapter. A save into the same folder at the same time is waited for.
 
         Raises:
-            DiveError: the folder cannot be written, or another process holds it for longer (a
-                training, say).
+            DiveError: the folder cannot be written, or another process (a training, say) holds it
+                for longer than 10 seconds.
         """
         folder = checks.path("folder", folder)
         check_folder(folder)
@@ -161,7 +166,7 @@ class SteeringAdapter(nn.Module):
             self.write_held(folder)
 
     def write_held(self, folder: Path) -> None:
-        """`save_pretrained` for a caller that holds the folder."""
+        """Writes the folder as `save_pretrained` does, for a caller that holds its lock."""
         settings = {
             "format": FORMAT,
             "dive_version": __version__,
@@ -198,7 +203,7 @@ class SteeringAdapter(nn.Module):
         return push(self, repo_id, private, token, revision, commit_message)
 
     @classmethod
-    @torch.inference_mode(False)  # parameters, also for a caller that learns nothing now
+    @torch.inference_mode(False)  # real parameters, also for a caller in inference mode
     def from_pretrained(
         cls,
         folder_or_hub_id: str | PathLike[str],
@@ -207,7 +212,13 @@ class SteeringAdapter(nn.Module):
         revision: str | None = None,
         token: str | bool | None = None,
     ) -> Self:
-        """Reads what `save_pretrained` wrote, from a folder or a repository on the hub."""
+        """Reads what `save_pretrained` wrote, from a folder or a repository on the hub.
+
+        device: where the parameters go; None leaves them on the CPU.
+
+        Raises:
+            DiveError: no such folder or repository, or its files are not those of an adapter.
+        """
         config_file = _find(folder_or_hub_id, CONFIG_FILE, revision, token)
         weights_file = _find(folder_or_hub_id, WEIGHTS_FILE, revision, token)
         before = identity(config_file)
@@ -215,7 +226,7 @@ class SteeringAdapter(nn.Module):
         config = _config_of(config_file, steering)
         adapter = cls.__new__(cls)
         nn.Module.__init__(adapter)
-        # nothing is allocated before the file is known to hold it
+        # no memory is allocated before the file is known to hold the tensors
         adapter._assemble(config, metadata, device="meta", name=config_file)
         shapes = {name: tuple(one.shape) for name, one in adapter.state_dict().items()}
         check_weights(weights_file, shapes, config_file.name)
@@ -223,7 +234,7 @@ class SteeringAdapter(nn.Module):
             tensors = load_file(weights_file)
         except (SafetensorError, OSError) as error:
             raise DiveError(f"{weights_file}: not a readable safetensors file: {error}") from error
-        # copies, as what was read lies in the file's own pages
+        # copies, as the tensors that were read are mapped from the file
         copies = {name: tensor.clone() for name, tensor in tensors.items()}
         adapter.load_state_dict(copies, assign=True)
         check_numbers(adapter, str(weights_file))
@@ -232,19 +243,22 @@ class SteeringAdapter(nn.Module):
 
 
 def as_adapter(given: Any, name: str = "adapter") -> SteeringAdapter:
-    """An adapter, or the one that a folder or hub id holds; DiveError that says what was given."""
+    """Returns an adapter as it is, or loads the one of a folder or hub id.
+
+    name: of the argument, for the DiveError about any other value.
+    """
     if isinstance(given, SteeringAdapter):
         return given
     if checks.names_a_path(given):
         return SteeringAdapter.from_pretrained(given)
     if isinstance(given, SteeringConfig):
         raise DiveError(
-            f"{name} is a SteeringConfig, which has no weights; wants a SteeringAdapter (of "
+            f"{name} is a SteeringConfig, which has no weights, want a SteeringAdapter (of "
             "dive.distill), or the folder of one"
         )
     what = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
     raise DiveError(
-        f"{name} is {what}; wants a SteeringAdapter (its from_pretrained reads one), or the "
+        f"{name} is {what}, want a SteeringAdapter (its from_pretrained reads one), or the "
         "folder of one"
     )
 
@@ -254,11 +268,11 @@ def _find(source: str | PathLike[str], name: str, revision: str | None, token: A
     if folder.is_dir():
         if not os.path.lexists(folder / name):
             raise DiveError(f"{folder}: no {name} here, so this is not a saved adapter")
-        check_place(folder / name)
+        check_regular_file(folder / name)
         return folder / name
     is_path = checks.is_path(source) or str(source).startswith(("~", ".", "/"))
     if folder.exists() or is_path or str(source).count("/") != 1:
-        raise DiveError(f"{source}: an adapter's folder is wanted, and there is none")
+        raise DiveError(f"{source}: no such folder, want the folder of an adapter")
     from huggingface_hub import hf_hub_download
 
     try:

@@ -1,13 +1,13 @@
-"""Whose forward it is: what is at work on a model for the thread or task that runs it.
+"""Which attachment steers a forward: that of the thread or asyncio task which runs it.
 
 A forward takes, in this order,
-1. what its own context has (see dive.adapter.contexts): dive's own call, else a `with
-   dive.steer(...)`, which is an error where it has ended elsewhere meanwhile;
-2. in a backward that computes a part of a forward again, on whatever thread, what that forward had;
+1. the attachment of its own context (see dive.adapter.contexts): that of the running call of dive,
+   else of a `with dive.steer(...)`, which is an error where the `with` has ended elsewhere;
+2. in a backward that recomputes part of a forward, on any thread, the attachment of that forward;
 3. what is attached for the whole model (`dive.steer(...)` without `with`);
-4. nothing.
-It keeps that from its first layer to its last, whatever is attached or detached meanwhile.
-A call of dive's takes no other call's: what a streamer calls gets what it asks for.
+4. none.
+It keeps this attachment from its first layer to its last, whatever is attached or detached
+meanwhile. A call of dive inherits nothing from a call around it, whose streamer may have made it.
 """
 
 import math
@@ -19,35 +19,47 @@ from weakref import ReferenceType, ref
 
 from torch import Tensor, nn
 
-from dive.adapter.contexts import Own, Place, drop, frame_of, is_private, own_of, private, put
+from dive.adapter.contexts import (
+    Own,
+    ThreadAndTask,
+    drop,
+    frame_of,
+    is_private,
+    own_of,
+    private,
+    put,
+)
 from dive.adapter.decoder_site import Site, changes, sites, wants_gradient
 from dive.backbone.structure import decoder
 from dive.errors import DiveError
 
 
 class Work:
-    """What may be at work on a model: the part of an `Attachment` that says for whom.
+    """The part of an `Attachment` that decides for which threads and tasks it is in effect.
 
-    state: "made" until it is known whether a `with` follows; "scoped": it is for the contexts that
-        took it; "wide": for every context without one of its own; "gone".
-    public: of the user's own `with`: a forward that misses it is told of.
-    traced: compiled code may have it built in: it is the only one, and for everybody.
+    state: "made" until it is known whether a `with` follows; "scoped": for the contexts that
+        entered it; "wide": for every context without an attachment of its own; "gone": detached.
+    public: of the user's own `with`: a forward outside it may warn.
+    traced: compiled code may contain it: it is the only one, and "wide".
     """
 
     enabled = True
 
-    def hang(self, model: nn.Module, scoped: bool = False) -> None:
-        """Has its place on a model; DiveError where something is at work there in this context.
+    def register(self, model: nn.Module, scoped: bool = False) -> None:
+        """Registers itself with a model's decoder.
 
-        scoped: it works only inside `working`.
+        scoped: it is in effect only inside `working`.
+
+        Raises:
+            DiveError: this context has attached something to the model already.
         """
         self.model = model
         self.state, self.public = ("scoped", False) if scoped else ("made", True)
         self.traced = self.trains = self.used_elsewhere = False
-        self.place = Place()
-        self.since = math.inf  # when it was ready: GRACE counts from there
+        self.creator = ThreadAndTask()
+        self.since = math.inf  # the time at which it was ready, from which GRACE counts
         self._own: ReferenceType[Own] | None = None
-        self.flying: dict[int, int] = {}  # threads in a forward under it, and in how many
+        self.in_flight: dict[int, int] = {}  # forwards under way, per thread
         self._handles: list[Any] = []
         owner = decoder(model)
         first: Any = owner.layers[0]  # type: ignore[index]
@@ -60,13 +72,13 @@ class Work:
             self.site.retrace()
 
     def ready(self) -> None:
-        """All is in its place: whether a `with` follows should be known soon."""
+        """Notes that all hooks are registered: whether a `with` follows should be known soon."""
         with changes:
             self.since = time.monotonic()
             changes.notify_all()
 
     def enter(self) -> None:
-        """For this context alone, from now on."""
+        """Limits it to this context, from now on."""
         with changes:
             if self.state == "gone":
                 raise DiveError("this attachment is detached: call dive.steer again")
@@ -87,12 +99,12 @@ class Work:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """At work in this context, inside."""
+        """Puts it into effect for this context, inside."""
         with scope(self.site.first, self):
             yield
 
     def leave(self) -> None:
-        """Takes itself away: for forwards that run under it, when they have ended."""
+        """Ends its effect; forwards that run under it keep it until they end."""
         with changes:
             own = None if self._own is None else self._own()
             if own is not None:
@@ -103,17 +115,19 @@ class Work:
             if own is not None:
                 own.ended = True
                 self.site.carry(own)
-                del own  # where no copy of this context has it, that was all
-            self.flying = {
+                del own  # the last reference, unless a copy of this context has one
+            self.in_flight = {
                 thread: count
-                for thread, count in self.flying.items()
-                if frame_of(self.site.decoder, thread) is not None  # else it was interrupted
+                for thread, count in self.in_flight.items()
+                if frame_of(self.site.decoder, thread)
+                is not None  # otherwise the forward was interrupted
             }
-            if not self.flying:
-                self.unhang()
+            if not self.in_flight:
+                self.remove_hooks()
             changes.notify_all()
 
-    def unhang(self) -> None:
+    def remove_hooks(self) -> None:
+        """Removes its hooks, and itself from the decoder."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -123,21 +137,26 @@ class Work:
         self.site.close_if_idle()
 
     def learns(self, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Notes that a backward through this may follow."""
+        """Notes that a backward through this edit may follow."""
         self.trains = self.trains or wants_gradient(inputs, output)
 
 
-def at_work(first: nn.Module, tell: bool = True) -> Work | None:
-    """What is at work for this context on the model with this first decoder layer."""
+def at_work(first: nn.Module, is_forward: bool = True) -> Work | None:
+    """The attachment in effect for this context on the model with this first decoder layer.
+
+    is_forward: whether a forward begins, which may wait, warn or raise; else it is only a query.
+    """
     site = sites.get(id(first))
-    return None if site is None else site.decide(tell)
+    return None if site is None else site.decide(is_forward)
 
 
 def in_the_way(first: nn.Module, scoped: bool = False, but: Work | None = None) -> Work | None:
-    """What keeps this thread or task from an attachment of its own: another of its own, but not
-    what others have attached for all.
+    """The attachment that keeps this thread or task from making another.
 
-    scoped: the attachment is a call's of dive's; where it is not, no call's is in its way.
+    One that others have made for all threads does not.
+
+    scoped: the new attachment belongs to a call of dive; a user's own is not hindered by a call's.
+    but: an attachment that is not counted.
     """
     held = own_of(first)
     if held is not None and held.holds():
@@ -145,10 +164,11 @@ def in_the_way(first: nn.Module, scoped: bool = False, but: Work | None = None) 
     site = sites.get(id(first))
     works = [] if site is None else site.works
     waiting = (work for work in works if work.state in ("made", "wide") and work is not but)
-    return next((work for work in waiting if work.place.here()), None)
+    return next((work for work in waiting if work.creator.is_current()), None)
 
 
 def refuse_two(first: nn.Module, scoped: bool, but: Work | None = None) -> None:
+    """Raises DiveError where `in_the_way` finds an attachment."""
     if in_the_way(first, scoped, but) is not None:
         raise DiveError(
             "a steering adapter is already attached to this model; detach it first "
@@ -158,8 +178,10 @@ def refuse_two(first: nn.Module, scoped: bool, but: Work | None = None) -> None:
 
 @contextmanager
 def scope(first: nn.Module | None, work: Work | None) -> Iterator[None]:
-    """This at work in this context inside, or for sure nothing. Not to be held over a `yield` of a
-    generator, whose next step may run in another context."""
+    """Puts `work` into effect for this context, inside; None: no attachment at all.
+
+    Not to be held over a `yield` of a generator, whose next step may run in another context.
+    """
     if first is None:
         yield
         return
@@ -174,7 +196,7 @@ def scope(first: nn.Module | None, work: Work | None) -> Iterator[None]:
 
 @contextmanager
 def call_of_its_own(first: nn.Module | None) -> Iterator[None]:
-    """A call of dive's, inside, has nothing of a call around it whose streamer, say, calls it."""
+    """Runs a call of dive inside, without the attachment of a call of dive around it."""
     if first is None:
         yield
         return

@@ -1,6 +1,6 @@
-"""Attach an adapter to a model, and take it off without a trace.
+"""Attaching an adapter to a model, and detaching it without a trace.
 
-Hooks on the model's own decoder layers; no class is patched and no weight is touched.
+It works by hooks on the model's own decoder layers; no class is patched, no weight is changed.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,11 +23,11 @@ T = TypeVar("T")
 
 
 class Attachment(Work):
-    """An adapter at work on a model, until `detach` or the end of the `with` block.
+    """An adapter in effect on a model, until `detach` or the end of the `with` block.
 
-    In a `with` it is at work for the thread (or asyncio task) that entered it, and others may have
-    one of their own on the same model at the same time; without, for every thread that has none.
-    The three attributes are the attachment's, for all threads that it steers.
+    In a `with` it steers the thread (or asyncio task) that entered it, and others may have an
+    attachment of their own on the same model at the same time; without, every thread that has none.
+    The two attributes hold for all threads that it steers.
 
     mask: bool [B, T], the positions that are steered in the next forwards, or None. With None the
         adapter's own rule holds: all positions, or with positions="response" the last position of
@@ -35,8 +35,6 @@ class Attachment(Work):
         token). Training gives the mask of the response explicitly; so must whatever runs a prompt
         in pieces or several generated tokens at once.
     enabled: False lets states pass unchanged.
-    calls: how often a layer was steered outside compiled code, to assert that there was an effect.
-        Of several threads at once a few may be missed.
     """
 
     adapter: SteeringAdapter | None
@@ -44,19 +42,23 @@ class Attachment(Work):
     def __init__(
         self, model: nn.Module, adapter: SteeringAdapter, check: bool = True, scoped: bool = False
     ) -> None:
-        """check: False where the caller has done so: the model's weights are looked at. scoped: it
-        works only inside `working`."""
+        """Attaches the adapter.
+
+        check: whether to compare the adapter with the model's weights; False where the caller did.
+        scoped: it is in effect only inside `working`.
+        """
         self.adapter = adapter
         if check:
             adapter.check_backbone(model)
-        self._hang(model, [int(index) for index in adapter.layers], scoped)
+        self._register_hooks(model, [int(index) for index in adapter.layers], scoped)
 
-    def _hang(self, model: nn.Module, indices: Iterable[int], scoped: bool = False) -> None:
-        """Hooks on these layers of a model that has no attachment yet."""
+    def _register_hooks(
+        self, model: nn.Module, indices: Iterable[int], scoped: bool = False
+    ) -> None:
+        """Registers hooks on the layers with these indices."""
         self.mask: Tensor | None = None
         self.enabled = True
-        self.calls = 0
-        self.hang(model, scoped)
+        self.register(model, scoped)
         try:
             forget_compiled(model)
             layers = decoder_layers(model)
@@ -64,7 +66,7 @@ class Attachment(Work):
                 _Hook(self, layers[index], self._edit(index, computes_on(layers[index])))
                 for index in indices
             ]
-            # first in line: transformers records hidden states by hooks, which must see our output
+            # first: the hooks by which transformers records hidden states must see our output
             self._handles += [
                 hook.layer.register_forward_hook(hook, prepend=True) for hook in hooks
             ]
@@ -74,7 +76,7 @@ class Attachment(Work):
             raise
 
     def _edit(self, index: int, device: torch.device) -> Callable[[Tensor], Tensor]:
-        """What happens to the output [B, T, D] of layer `index`, which computes on `device`."""
+        """The function that edits the output [B, T, D] of layer `index`, which is on `device`."""
         assert self.adapter is not None
         layers: Any = self.adapter.layers
         steering = layers[str(index)].to(device)
@@ -82,8 +84,8 @@ class Attachment(Work):
         return lambda hidden: steering(hidden, self._positions(hidden, last_only))
 
     @property
-    def steers(self) -> tuple[SteeringAdapter | None, ...]:
-        """The adapter of all rows of a batch, or one entry a row."""
+    def adapters(self) -> tuple[SteeringAdapter | None, ...]:
+        """The adapter of the whole batch, or one entry per sample."""
         return (self.adapter,)
 
     def _positions(self, hidden: Tensor, last_only: bool) -> Tensor | None:
@@ -101,9 +103,9 @@ class Attachment(Work):
         return last
 
     def detach(self) -> None:
-        """Takes every hook away; the model is then what it was before. Twice is harmless.
+        """Removes every hook; the model is then what it was before. A second call does nothing.
 
-        A forward of another thread that is under way keeps its adapter to its end.
+        A forward of another thread that is under way keeps the adapter until it ends.
         """
         self.leave()
 
@@ -121,19 +123,20 @@ class Attachment(Work):
         )
 
 
-class RowAttachment(Attachment):
-    """An `Attachment` with an adapter of its own, or none, for every row of a batch.
+class PerSampleAttachment(Attachment):
+    """An `Attachment` with an adapter, or none, per sample of a batch.
 
-    rows: what steers each row of the next forwards. A batch k times as long repeats each k times,
-        as beams and `num_return_sequences` do. Set as often as wanted: nothing is attached anew.
-    A row is computed as it would be alone, by its adapter's own rule of positions; there is no
-    `mask` here.
+    adapters: one entry per sample of the next forwards. In a batch k times as long each counts for
+        k samples in a row, as beams and `num_return_sequences` need it. Setting it attaches
+        nothing anew.
+    A sample is computed as it would be alone, by its adapter's own rule of positions; `mask` is not
+    supported.
     """
 
     def __init__(
         self,
         backbone_or_model: Any,
-        rows: Sequence[SteeringAdapter | None] = (None,),
+        adapters: Sequence[SteeringAdapter | None] = (None,),
         check: bool = True,
         scoped: bool = False,
     ) -> None:
@@ -142,23 +145,23 @@ class RowAttachment(Attachment):
         self._known: list[SteeringAdapter] = []
         model = unwrap(backbone_or_model)
         self._devices = [computes_on(layer) for layer in decoder_layers(model)]
-        self._hang(model, range(len(self._devices)), scoped)
+        self._register_hooks(model, range(len(self._devices)), scoped)
         try:
-            self.rows = rows
+            self.adapters = adapters
         except DiveError:
             self.detach()
             raise
 
     @property
-    def rows(self) -> tuple[SteeringAdapter | None, ...]:
-        return self._rows
+    def adapters(self) -> tuple[SteeringAdapter | None, ...]:
+        return self._adapters
 
-    @rows.setter
-    def rows(self, rows: Iterable[SteeringAdapter | None]) -> None:
-        rows = tuple(rows)
-        if not rows:
-            raise DiveError("rows is empty, want an adapter or None for every row")
-        for adapter in rows:
+    @adapters.setter
+    def adapters(self, adapters: Iterable[SteeringAdapter | None]) -> None:
+        adapters = tuple(adapters)
+        if not adapters:
+            raise DiveError("adapters is empty, want an adapter or None per sample")
+        for adapter in adapters:
             if adapter is None or any(adapter is known for known in self._known):
                 continue
             if self._check:
@@ -166,36 +169,32 @@ class RowAttachment(Attachment):
             for index, steering in adapter.layers.items():
                 steering.to(self._devices[int(index)])
             self._known.append(adapter)
-        self._rows = rows
-
-    @property
-    def steers(self) -> tuple[SteeringAdapter | None, ...]:
-        return self._rows
+        self._adapters = adapters
 
     def _edit(self, index: int, device: torch.device) -> Callable[[Tensor], Tensor]:
         def edit(hidden: Tensor) -> Tensor:
             if self.mask is not None:
-                raise DiveError("a mask of positions does not go with an adapter for every row")
-            each, left = divmod(hidden.shape[0], len(self._rows))
+                raise DiveError("a mask of positions does not go with an adapter per sample")
+            each, left = divmod(hidden.shape[0], len(self._adapters))
             if left:
                 raise DiveError(
-                    f"{len(self._rows)} adapters were given, one a row, for a batch of "
-                    f"{hidden.shape[0]} rows"
+                    f"{len(self._adapters)} adapters were given, one per sample, for a batch of "
+                    f"{hidden.shape[0]}"
                 )
             parts = list(hidden.split(each))
-            for row, adapter in enumerate(self._rows):
+            for i, adapter in enumerate(self._adapters):
                 layers: Any = () if adapter is None else adapter.layers
                 if adapter is not None and str(index) in layers:
                     last_only = adapter.config.positions == "response"
-                    positions = self._positions(parts[row], last_only)
-                    parts[row] = layers[str(index)](parts[row], positions)
+                    positions = self._positions(parts[i], last_only)
+                    parts[i] = layers[str(index)](parts[i], positions)
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
         return edit
 
 
 class _Hook:
-    """Steers one layer's output in the forwards that are its attachment's."""
+    """The forward hook that steers one layer's output where its attachment is in effect."""
 
     def __init__(
         self, attachment: Attachment, layer: nn.Module, edit: Callable[[Tensor], Tensor]
@@ -206,7 +205,7 @@ class _Hook:
         if not torch.compiler.is_compiling():
             return self._of_now(module, inputs, output)
         if not self.attachment.traced:
-            # whose call it is must be asked in every run: the graph breaks here
+            # the attachment is decided in every run: the graph breaks here
             return uncompiled(self._of_now, module, inputs, output)
         if not self.attachment.enabled:
             return None
@@ -217,17 +216,16 @@ class _Hook:
         if module is not self.layer:
             if getattr(module, "_is_replica", False):
                 raise DiveError(
-                    "torch.nn.DataParallel runs copies of the layers, which nobody steers: give it "
-                    "the model without an adapter, or run a process a GPU"
+                    "torch.nn.DataParallel runs copies of the layers, which are not steered: give "
+                    "it the model without an adapter, or run one process per GPU"
                 )
-            return None  # a copy that shares our hooks
+            return None  # a copy of the layer that shares our hooks
         work, hidden = attachment.site.current(), _states(output)
         if work is not attachment or not attachment.enabled:
             if work is None or work is attachment:
                 attachment.site.learns_bare(inputs, hidden)
             return None
         steered = self.edit(hidden)
-        attachment.calls += 1
         attachment.learns(inputs, steered)
         return _replaced(output, steered)
 
@@ -244,33 +242,35 @@ def _replaced(output: Any, steered: Tensor) -> Any:
 
 
 def steer(backbone_or_model: Any, adapter: SteeringAdapter | str | Path) -> Attachment:
-    """Attaches `adapter` (or what its folder holds); use it in a `with`, or call `.detach()` on
-    what is returned.
+    """Attaches `adapter`, or the one that its folder or hub id holds.
 
-    In a `with` it steers the thread (or asyncio task) that entered it, and only that; without, all
-    threads that have no `with` of their own, as PEFT's adapters do. A thread that is started inside
-    a `with` has to be given its context (`contextvars.copy_context().run`).
+    Used in a `with` it steers the thread (or asyncio task) that entered it, and only that; without,
+    all threads that have no `with` of their own, as PEFT's adapters do, until `.detach()`. A thread
+    that is started inside a `with` has to be given its context (`contextvars.copy_context().run`).
 
-    The adapter's parameters move to the devices of their layers. DiveError where the adapter
-    belongs to another backbone, or this thread or task has attached another one already. One that
-    another has attached for all threads is no hindrance: the own one goes before it.
+    The adapter's parameters move to the devices of their layers. What another thread or task has
+    attached for all threads is no hindrance: this attachment takes precedence.
+
+    Raises:
+        DiveError: the adapter belongs to another backbone, or this thread or task has attached
+            another one already.
     """
     return Attachment(unwrap(backbone_or_model), as_adapter(adapter, "steer: adapter"))
 
 
 def attachment_of(model: Any) -> Attachment | None:
-    """What is attached to the model now, for this thread or task."""
-    found: Any = at_work(decoder_layers(model)[0], tell=False)
+    """The attachment that steers the model now, for this thread or task, if any."""
+    found: Any = at_work(decoder_layers(model)[0], is_forward=False)
     return found
 
 
 def attached_here(model: Any) -> bool:
-    """Whether this thread or task has attached something: what others have for all is not meant."""
+    """Whether this thread or task made an attachment; those of others for all do not count."""
     return in_the_way(decoder_layers(model)[0]) is not None
 
 
 def first_layer(model: Any) -> nn.Module | None:
-    """By which a model is known to `scope`; None where its decoder's layers are not found."""
+    """The layer that identifies a model to `scope`; None for a model without known layers."""
     try:
         return decoder_layers(model)[0]
     except DiveError:
@@ -278,13 +278,15 @@ def first_layer(model: Any) -> nn.Module | None:
 
 
 def unsteered(model: Any) -> Any:
-    """A context in which the model's forwards are its own, whatever is attached. Only for this
-    thread, and not to be held over a `yield` of a generator."""
+    """A context for this thread in which the model's forwards are unsteered, whatever is attached.
+
+    Not to be held over a `yield` of a generator.
+    """
     return scope(first_layer(model), None)
 
 
 def each_of_its_own(model: Any, results: Iterator[T]) -> Iterator[T]:
-    """The same results; what makes each has nothing of a call of dive's around it.
+    """Yields the same results, each computed without the attachment of a call of dive around it.
 
     Closing it closes `results`.
     """

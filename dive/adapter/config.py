@@ -16,14 +16,14 @@ POSITIONS = ("all", "response")
 class SteeringConfig:
     """The form of the edit; every baseline is a configuration of the same operator.
 
-    rank: number R of in-context vectors mixed by state, at most 128; 0 leaves one fixed vector a
-        layer.
+    rank: number R of in-context vectors mixed by the hidden state, at most 128; 0 leaves one fixed
+        vector per layer.
     layers: "all", or the indices of the decoder layers that are steered.
-    activation: of the mixing weights: silu, gelu, tanh or identity (a linear low-rank edit).
-    norm_preserving: give the steered state the norm that it had.
+    activation: of the mixing weights: silu, gelu, tanh or identity (a low-rank linear edit).
+    norm_preserving: rescale the steered state to the norm that it had.
     positions: "all" (every position, prompt and image included) or "response" (the last prompt
         position and every generated one).
-    eps: added to the mean square of the state before its root is taken; a normal float32.
+    eps: added to the mean square of the state before the square root; a normal float32.
     """
 
     rank: int = 16

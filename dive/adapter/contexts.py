@@ -1,6 +1,7 @@
-"""What each thread or task has for its own on a model, and where its threads are in a forward.
+"""The attachments of each thread or task, per model, and the forwards that threads are running.
 
-A context is a thread's; asyncio's tasks, `asyncio.to_thread` and `copy_context` copy it.
+A context (`contextvars`) belongs to a thread; asyncio's tasks, `asyncio.to_thread` and
+`copy_context` copy it.
 """
 
 import asyncio
@@ -16,43 +17,45 @@ from weakref import ReferenceType, ref
 from torch import nn
 
 
-class Place:
-    """A thread, and its asyncio task if it runs one: which no copy of a context takes along."""
+class ThreadAndTask:
+    """The thread, and asyncio task if any, that made this; no copy of a context takes it along."""
 
     def __init__(self) -> None:
         self.thread = ref(threading.current_thread())
         task = _task()
         self._task = None if task is None else ref(task)
 
-    def here(self) -> bool:
-        """Whether this is where it was made."""
+    def is_current(self) -> bool:
+        """Whether this thread and task made it."""
         task = None if self._task is None else self._task()
-        return self.in_this_thread() and task is _task() and (task is None) == (self._task is None)
+        return (
+            self.is_current_thread() and task is _task() and (task is None) == (self._task is None)
+        )
 
-    def in_this_thread(self) -> bool:
+    def is_current_thread(self) -> bool:
         return self.thread() is threading.current_thread()
 
 
 class Own:
-    """What a context has for its own from a `with`'s begin to its end; copies of the context too.
+    """The attachment of a context, and of its copies, from the start of a `with` to its end.
 
-    Contexts alone hold it, so that it lives as long as one of them. ended: the `with` has.
+    Only contexts hold it, so that it lives as long as one of them. ended: the `with` is over.
     """
 
     def __init__(self, work: Any) -> None:
-        # weak: contexts are copied and kept, and would keep models alive
+        # weak: copies of contexts live on, and would keep models alive
         self._work = None if work is None else ref(work)
         self.ended = False
-        self.place = Place()
-        self.before: _Entry | None = None  # what the context had
+        self.creator = ThreadAndTask()
+        self.before: _Entry | None = None  # what the context had before
 
     @property
     def work(self) -> Any:
-        """None: for sure nothing is to be at work."""
+        """The attachment; None: an explicit choice of no attachment."""
         return None if self._work is None else self._work()
 
     def holds(self) -> bool:
-        """Whether it still says what is to be at work."""
+        """Whether it still decides what steers the context's forwards."""
         if self.ended or self._work is None:
             return not self.ended
         work = self._work()
@@ -62,11 +65,11 @@ class Own:
 class _Entry(NamedTuple):
     first: "ReferenceType[nn.Module]"
     public: Own | None  # of the user's `with`
-    private: Own | None  # of the call of dive's that runs inside; it goes before
+    private: Own | None  # of the call of dive that runs inside; it takes precedence
 
 
 _EMPTY: Mapping[int, _Entry] = MappingProxyType({})
-# by the id of a model's first decoder layer
+# keyed by the id of a model's first decoder layer
 _own: "ContextVar[Mapping[int, _Entry]]" = ContextVar("dive_at_work", default=_EMPTY)
 
 
@@ -87,25 +90,25 @@ def _set(first: nn.Module, public: Own | None, private: Own | None) -> None:
 
 
 def own_of(first: nn.Module) -> Own | None:
-    """What this context has of its own. Of a `with` that is over it tells, too (`ended`)."""
+    """The attachment of this context, also of a `with` that is over (`ended`)."""
     _, public, private = _entry(first)
     return private if private is not None and private.holds() else public
 
 
 def is_private(first: nn.Module) -> bool:
-    """Whether that is a call's of dive's."""
+    """Whether `own_of` belongs to a call of dive."""
     private = _entry(first).private
     return private is not None and private.holds()
 
 
 def put(first: nn.Module, own: Own) -> None:
-    """A user's `with` begins in this context; it goes before what dive's call around it has."""
+    """Begins a user's `with` in this context; it takes precedence over a call of dive around it."""
     own.before = _entry(first)
     _set(first, own, None)
 
 
 def drop(first: nn.Module, own: Own) -> None:
-    """This context, if it has this, has again what it had before."""
+    """Ends a user's `with`: if this context has it, it has again what it had before."""
     entry = _entry(first)
     if entry.public is not own:
         return
@@ -117,7 +120,7 @@ def drop(first: nn.Module, own: Own) -> None:
 
 @contextmanager
 def private(first: nn.Module, own: Own | None) -> Iterator[None]:
-    """A call of dive's has this inside; None: what calls around it have is not its own."""
+    """Gives a call of dive this inside; None: nothing of the calls around it."""
     before = _entry(first).private
     _set(first, _entry(first).public, own)
     try:
@@ -129,7 +132,7 @@ def private(first: nn.Module, own: Own | None) -> Iterator[None]:
 
 
 def frame_of(owner: nn.Module, thread: int) -> FrameType | None:
-    """The innermost forward of this module that a thread is in."""
+    """The frame of the innermost forward of this module that a thread is running, if any."""
     frame = sys._current_frames().get(thread)
     while frame is not None:
         if frame.f_code.co_name == "forward" and frame.f_locals.get("self") is owner:
@@ -139,11 +142,11 @@ def frame_of(owner: nn.Module, thread: int) -> FrameType | None:
 
 
 def no_hook(*_ignored: Any) -> None:
-    """What a copy of a model has in place of a hook of the model's own attachment."""
+    """The hook that a copy of a model has in place of one of the original's attachment."""
 
 
 def as_no_hook() -> Any:
-    """For `__reduce__` of hooks: what copies and pickles make of them."""
+    """Reconstructs a hook from a copy or pickle, for `__reduce__`: as one that does nothing."""
     return no_hook
 
 

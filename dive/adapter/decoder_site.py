@@ -1,7 +1,7 @@
-"""A decoder's place for what may be at work on it: what is decided there, and kept, a forward.
+"""The attachments registered with one decoder, and the decision which of them steers a forward.
 
-Hooks of its own stand around the decoder's forward; `dive.adapter.at_work` says what comes
-and goes.
+A decision is made once per forward, by hooks around the decoder's own, and kept to its end;
+`dive.adapter.at_work` registers and removes attachments.
 """
 
 import math
@@ -23,15 +23,16 @@ from dive.errors import DiveError
 if TYPE_CHECKING:
     from dive.adapter.at_work import Work
 
-GRACE = 1.0  # seconds in which what was attached may still turn out to be a `with`
+GRACE = 1.0  # seconds in which a new attachment may still turn out to be that of a `with`
 
-# one for all models: what it guards takes microseconds. Re-entrant, since garbage that is collected
-# meanwhile may detach.
+# one lock for all models: what it guards takes microseconds. Re-entrant, since garbage collection
+# may detach while it is held.
 changes = threading.Condition(threading.RLock())
-# id of the first decoder layer -> its site; a layer, because a model and its base share them. A
-# site lives by its hooks and holds its layer, so that no other layer has that id meanwhile.
+# id of the first decoder layer -> its site; of a layer, because a model and its base share them. A
+# site is kept alive by its hooks and holds its layer, so that the id is not used again meanwhile.
 sites: "WeakValueDictionary[int, Site]" = WeakValueDictionary()
-_told: "WeakSet[nn.Module]" = WeakSet()  # first layers of models of which `_tell` has spoken
+# first layers of the models of which `_warn_unsteered` has warned
+_warned: "WeakSet[nn.Module]" = WeakSet()
 
 
 class _Running(threading.local):
@@ -43,18 +44,21 @@ _running = _Running()
 
 
 class Site:
-    """One decoder's place for what may be at work on it; there as long as there is something, or a
-    context that has taken along a `with` which is over, and must not run unsteered in silence."""
+    """The attachments of one decoder.
+
+    It exists while there is one, or a context that has copied a `with` which is over: a forward in
+    such a context must not run unsteered without an error.
+    """
 
     def __init__(self, owner: nn.Module) -> None:
         layers: Any = owner.layers
         self.decoder, self.first = owner, layers[0]
         self.works: list[Work] = []
         self.over: set[ReferenceType[Own]] = set()
-        self.carried = False  # whether there is one, for compiled code to look at
-        self.bare_trains = False  # a backward through a forward without any may follow
-        self.scoped = False  # some context wanted something of its own
-        # forwards that were under way before
+        self.carried = False  # whether `over` has an entry, as a flag that compiled code can read
+        self.bare_trains = False  # a backward through an unsteered forward may follow
+        self.scoped = False  # some context had an attachment of its own
+        # forwards that were under way before the site was made
         frames = {thread: frame_of(owner, thread) for thread in sys._current_frames()}
         self.begun = {thread: frame for thread, frame in frames.items() if frame is not None}
         self.handles: list[Any] = [
@@ -63,7 +67,7 @@ class Site:
         ]
 
     def carry(self, own: Own) -> None:
-        """Stays until no context has this any more."""
+        """Keeps the site until no context has this any more."""
         here = ref(self)
 
         def dropped(which: "ReferenceType[Own]") -> None:
@@ -77,6 +81,7 @@ class Site:
         self.carried = True
 
     def close_if_idle(self) -> None:
+        """Removes the site's hooks where there is nothing left to decide."""
         self.carried = bool(self.over)
         if self.works or self.over:
             return
@@ -88,7 +93,7 @@ class Site:
             del sites[id(self.first)]
 
     def retrace(self) -> None:
-        """Says anew what compiled code may have built in; a change makes torch compile again."""
+        """Decides which attachment compiled code may contain; a change makes torch recompile."""
         alone = len(self.works) == 1 and not self.scoped
         for work in self.works:
             traced = alone and work.state == "wide"
@@ -96,7 +101,7 @@ class Site:
                 work.traced = traced
 
     def current(self) -> "Work | None":
-        """What this forward, of which a layer asks, is to have."""
+        """The attachment of the running forward, for one of its layers."""
         if torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled():
             return self.recomputed()
         held = own_of(self.first)
@@ -109,47 +114,49 @@ class Site:
             return None
         return self.decide()
 
-    def decide(self, tell: bool = True) -> "Work | None":
-        """What a forward that begins now is to have.
+    def decide(self, is_forward: bool = True) -> "Work | None":
+        """The attachment of a forward that begins now.
 
-        tell: whether it is a forward, and not only a question.
+        is_forward: whether one begins, which may warn or raise; else it is only a query.
         """
         if torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled():
             return self.recomputed()
         held = own_of(self.first)
         if held is not None and held.holds():
             return held.work
-        if tell:
+        if is_forward:
             self.refuse_over()
         with changes:
             wide = self._for_all()
             if wide is None:
-                if tell:
-                    self._tell()
-            elif not wide.place.here():
-                wide.used_elsewhere = wide.used_elsewhere or tell
+                if is_forward:
+                    self._warn_unsteered()
+            elif not wide.creator.is_current():
+                wide.used_elsewhere = wide.used_elsewhere or is_forward
             return wide
 
     def refuse_over(self) -> None:
-        """DiveError where this context has taken along a `with` that is over."""
+        """Raises DiveError where this context has copied a `with` that is over."""
         held = own_of(self.first)
         if held is None or not held.ended:
             return
-        if held.place.here():
-            drop(self.first, held)  # its own `with`, which another has ended: told of once
+        if held.creator.is_current():
+            drop(
+                self.first, held
+            )  # its own `with`, which another context has ended: one error is enough
         raise DiveError(
-            "the `with dive.steer(...)` that this thread or task has taken along ended meanwhile, "
-            "so that its adapter is gone: wait for the thread or task (join, await) inside the "
+            "the `with dive.steer(...)` whose context this thread or task has copied is over, so "
+            "that its adapter is gone: wait for the thread or task (join, await) inside the "
             "`with`. (After .detach() of the attachment in this context it runs unsteered.)"
         )
 
     def _for_all(self) -> "Work | None":
-        """What contexts without anything of their own have; waits for what may yet be a `with`."""
+        """The attachment of contexts without one; waits while a new one may yet be a `with`."""
         while True:
             wide = next((work for work in self.works if work.state == "wide"), None)
-            # what is not ready yet comes for the forwards that begin later
+            # what is not ready yet counts for forwards that begin later
             made = [work for work in self.works if work.state == "made" and work.since < math.inf]
-            mine = next((work for work in made if work.place.here()), None)
+            mine = next((work for work in made if work.creator.is_current()), None)
             if mine is not None and wide is not None:
                 raise DiveError(
                     "two adapters are attached to this model for all threads, both without `with`: "
@@ -157,8 +164,8 @@ class Site:
                 )
             if wide is not None or not made:
                 return wide
-            # of a task of this thread none can come into its `with` while we wait
-            now = mine or next((work for work in made if work.place.in_this_thread()), None)
+            # a task of this thread cannot enter its `with` while we wait
+            now = mine or next((work for work in made if work.creator.is_current_thread()), None)
             first = min(made, key=lambda work: work.since)
             left = first.since + GRACE - time.monotonic()
             if now is None and left > 0:
@@ -170,8 +177,14 @@ class Site:
             changes.notify_all()
 
     def recomputed(self) -> "Work | None":
-        """What the forward had that a backward computes again. Autograd's own threads have no
-        context of the caller's, so that it must be told by what may have a backward at all."""
+        """The attachment of the forward that a backward recomputes.
+
+        Autograd's own threads do not have the caller's context, so it is inferred from which
+        attachments can have a backward at all.
+
+        Raises:
+            DiveError: none or several can.
+        """
         held = own_of(self.first)
         having: list[Work | None] = [work for work in self.works if work.trains]
         if self.bare_trains:
@@ -183,45 +196,47 @@ class Site:
         why = (
             "it ran before what is attached now was attached"
             if not having
-            else f"{len(having)} of them have one to come on this model, in several threads"
+            else f"{len(having)} forwards on this model, in several threads, wait for theirs"
         )
         raise DiveError(
-            "a backward computes a forward again (gradient checkpointing), and it cannot be told "
-            f"which adapter that had: {why}. Call backward inside the `with` of its forward"
+            "a backward recomputes a forward (gradient checkpointing), and which adapter steered "
+            f"that forward is not known: {why}. Call backward inside the `with` of its forward"
         )
 
     def begins(self) -> None:
+        """Decides for a forward that begins."""
         decided, forwards = self.decide(), _running.forwards
         thread = threading.get_ident()
         if any(site is self for site, _ in forwards) and frame_of(self.decoder, thread) is None:
-            forwards[:] = [one for one in forwards if one[0] is not self]  # were interrupted
+            forwards[:] = [one for one in forwards if one[0] is not self]  # they were interrupted
         forwards.append((self, decided))
         if decided is not None:
             with changes:
-                decided.flying[thread] = decided.flying.get(thread, 0) + 1
+                decided.in_flight[thread] = decided.in_flight.get(thread, 0) + 1
 
     def ends(self) -> None:
+        """Forgets the decision for the forward that ends."""
         forwards = _running.forwards
-        place = next((i for i in reversed(range(len(forwards))) if forwards[i][0] is self), None)
-        if place is None:
-            return  # it began before
-        decided = forwards[place][1]
-        del forwards[place:]  # what lies above was interrupted
+        index = next((i for i in reversed(range(len(forwards))) if forwards[i][0] is self), None)
+        if index is None:
+            return  # it began before the site was made
+        decided = forwards[index][1]
+        del forwards[index:]  # forwards inside it were interrupted
         if decided is None:
             return
         with changes:
             thread = threading.get_ident()
-            left = decided.flying.pop(thread, 1) - 1
+            left = decided.in_flight.pop(thread, 1) - 1
             if left > 0:
-                decided.flying[thread] = left
-            if decided.state == "gone" and not decided.flying:
-                decided.unhang()
+                decided.in_flight[thread] = left
+            if decided.state == "gone" and not decided.in_flight:
+                decided.remove_hooks()
 
     def learns_bare(self, inputs: tuple[Any, ...], output: Tensor) -> None:
         self.bare_trains = self.bare_trains or wants_gradient(inputs, output)
 
     def _began_before(self) -> bool:
-        """Whether a layer is called in a forward that was under way before this site was there."""
+        """Whether a layer is called in a forward that was under way before the site was made."""
         thread = threading.get_ident()
         wanted = self.begun.get(thread)
         if wanted is None:
@@ -231,28 +246,30 @@ class Site:
             if frame is wanted:
                 return True
             frame = frame.f_back
-        self.begun.pop(thread, None)  # that one has ended
+        self.begun.pop(thread, None)  # that forward has ended
         return False
 
-    def _tell(self) -> None:
-        """Warns once a model where a forward is unsteered that may have been meant to be steered:
-        a `with` is open, and this context has not got it."""
-        if self.first in _told:
+    def _warn_unsteered(self) -> None:
+        """Warns, once per model, of an unsteered forward that may have been meant to be steered.
+
+        A `with` is open, and this context is outside it.
+        """
+        if self.first in _warned:
             return
         if any(work.state == "scoped" and work.public for work in self.works):
-            _told.add(self.first)
+            _warned.add(self.first)
             warnings.warn(
                 "a forward runs unsteered in a thread or task that is not that of a `with "
                 "dive.steer(...)` on its model: a `with` is for its own thread or task. For all of "
                 "them call dive.steer without `with` (and .detach() in the end); for threads that "
-                "work inside, take the context along: Thread(target=contextvars.copy_context().run"
+                "work inside, copy the context: Thread(target=contextvars.copy_context().run"
                 ", args=(model.generate,), kwargs=...), or in a pool that for each submit",
                 stacklevel=2,
             )
 
 
 class _Begins:
-    """Hook before a decoder's forward."""
+    """The hook before a decoder's forward."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -270,7 +287,7 @@ class _Begins:
 
 
 class _Ends:
-    """Hook after it, whatever came of it."""
+    """The hook after a decoder's forward, whether it returned or raised."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -285,11 +302,12 @@ class _Ends:
 
 @torch._disable_dynamo
 def uncompiled(call: Callable[..., Any], *given: Any) -> Any:
-    """`call(*given)` in every run of compiled code, whose graph breaks here."""
+    """Runs `call(*given)` in every run of compiled code, whose graph breaks here."""
     return call(*given)
 
 
 def wants_gradient(inputs: tuple[Any, ...], output: Tensor) -> bool:
-    # under reentrant checkpointing no gradient is recorded yet, and only the input wants one
+    """Whether a backward through a layer's output may follow."""
+    # under reentrant checkpointing no gradient is recorded yet, and only the input requires one
     first = inputs[0] if inputs else None
     return output.requires_grad or (isinstance(first, Tensor) and first.requires_grad)

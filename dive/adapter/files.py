@@ -1,5 +1,7 @@
-"""The two files of a saved adapter, which strangers share: what they say is compared with what they
-are before any of it is allocated or used."""
+"""The two files of a saved adapter, which may come from strangers.
+
+What they declare is checked against their contents before memory is allocated for any of it.
+"""
 
 import errno
 import hashlib
@@ -16,8 +18,8 @@ from dive.files.atomic import identity
 from dive.files.input import open_file, read_file
 from dive.files.strict_json import parse, short
 
-MAX_SETTINGS_BYTES = 16 << 20  # what the trainer writes has some 30 kB
-MAX_WEIGHTS_BYTES = 4 << 30  # rank 128 in 120 layers of 16,384 has half of it
+MAX_SETTINGS_BYTES = 16 << 20  # the trainer writes some 30 kB
+MAX_WEIGHTS_BYTES = 4 << 30  # rank 128 in 120 layers of width 16,384 takes half of it
 MAX_HEADER_BYTES = 4 << 20
 MAX_LAYERS, MAX_HIDDEN = 2048, 1 << 20
 
@@ -64,7 +66,7 @@ _TEXT: Kind = (_is_text, "a text")
 _TABLE: Kind = (lambda value: isinstance(value, dict), "an object")
 _COUNT = _from(0, 1 << 53)
 
-# what is read of it, by the path to it; all of it but the first may be null or absent
+# the metadata that is read, by its path in the file; all but the first may be null or absent
 _FIELDS: dict[str, Kind] = {
     "backbone": _TABLE,
     "backbone.architecture": _TEXT,
@@ -116,31 +118,34 @@ _NEEDED: dict[str, Kind] = {
 }
 
 
-def check_place(path: Path) -> None:
-    """DiveError where a file that is there cannot be one of an adapter's: a link that leads
-    nowhere, or what is no regular file. A socket cannot even be opened to see what it is."""
+def check_regular_file(path: Path) -> None:
+    """Raises DiveError for a dangling link, or anything else that is not a regular file.
+
+    (A socket cannot even be opened to see what it is.)
+    """
     try:
         mode = path.stat().st_mode
     except OSError as error:
         if path.is_symlink():
             nowhere = f"that leads nowhere ({error.strerror})"
             why = "to itself" if error.errno == errno.ELOOP else nowhere
-            raise DiveError(f"{path} is a symbolic link {why}; wants a regular file") from error
+            raise DiveError(f"{path} is a symbolic link {why}, want a regular file") from error
         raise DiveError(f"{path}: cannot be looked at: {error.strerror}") from error
     if not stat.S_ISREG(mode):
         kind = next((kind for test, kind in _KINDS if test(mode)), "no file")
-        raise DiveError(f"{path} is {kind}; wants a regular file")
+        raise DiveError(f"{path} is {kind}, want a regular file")
 
 
 def read_settings(
     path: Path, wanted_format: int
 ) -> tuple[dict[str, Any], dict[str, Any], str | None]:
-    """The entries "steering", "metadata" and "weights_sha256" of `adapter_config.json`; older ones
-    lack the last.
+    """Reads the entries "steering", "metadata" and "weights_sha256" of `adapter_config.json`.
+
+    Older files lack the last.
 
     Raises:
-        DiveError: no regular file, too large, no strict JSON, of another format; what dive reads of
-            the metadata is of the wrong kind. Names the file and the field.
+        DiveError: not a regular file, too large, not strict JSON, of another format, or a field of
+            the metadata of the wrong kind. Names the file and the field.
     """
     try:
         text = read_file(path, MAX_SETTINGS_BYTES).decode("utf-8")
@@ -171,25 +176,26 @@ def read_settings(
 def check_pair(
     config: Path, weights: Path, before: tuple[int, ...] | None, digest: str | None
 ) -> None:
-    """DiveError where the two files are of two adapters.
+    """Raises DiveError where the two files are of different adapters.
 
-    before: the `identity` of `config` when it was read, and digest what it says of `weights`.
+    before: the `identity` of `config` when it was read; digest: of `weights`, as stored in it.
     """
     with open_file(weights) as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if identity(config) != before or (digest is not None and digest != found):
         raise DiveError(
-            f"{config.parent}: {config.name} and {weights.name} are of two adapters (a save goes "
-            "on now, one was copied here, or the weights were changed without save_pretrained)"
+            f"{config.parent}: {config.name} and {weights.name} are of two adapters (a save is "
+            "under way, one was copied here, or the weights were changed without save_pretrained)"
         )
 
 
 def check_weights(path: Path, shapes: Mapping[str, tuple[int, ...]], settings: str) -> None:
-    """That `adapter.safetensors` holds these float32 tensors, no more and no fewer, by its header
-    and its size; none of them is read.
+    """Checks by header and size that `adapter.safetensors` holds exactly these float32 tensors.
+
+    None of them is read.
 
     Raises:
-        DiveError: names the file and the tensor. `settings` is the name of the file that wants it.
+        DiveError: names the file and the tensor. `settings`: name of the file that declares them.
     """
     try:
         header, size = _header(path)
@@ -202,29 +208,29 @@ def check_weights(path: Path, shapes: Mapping[str, tuple[int, ...]], settings: s
         raise DiveError(f"{path}: tensor {checked_name(name)} {state}")
     held = 0
     for name, shape in shapes.items():
-        told = header[name] if isinstance(header[name], dict) else {}
-        dtype, given = told.get("dtype"), told.get("shape")
+        entry = header[name] if isinstance(header[name], dict) else {}
+        dtype, given = entry.get("dtype"), entry.get("shape")
         if dtype != "F32" or given != list(shape) or any(map(lambda n: type(n) is bool, given)):
             known = _DTYPES.get(dtype) if isinstance(dtype, str) else None
             raise DiveError(
                 f"{path}: tensor {name} is {f'torch.{known}' if known else short(dtype)} "
-                f"{short(given)}, {settings} wants torch.float32 {list(shape)}"
+                f"{short(given)}, want torch.float32 {list(shape)} by {settings}"
             )
         count = 1
         for one in shape:
             count *= one
         held += 4 * count
     if held != size:
-        raise _unreadable(path, f"{size:,} bytes of numbers, and its header speaks of {held:,}")
+        raise _unreadable(path, f"{size:,} bytes of numbers, and its header declares {held:,}")
 
 
 def checked_name(name: str) -> str:
-    """A tensor's name as it is where it is one, quoted and cut where it is not."""
+    """A tensor's name, quoted and shortened where it is too long or not printable."""
     return name if len(name) <= 80 and name.isprintable() else short(name)
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header, and how many bytes follow it."""
+    """The header, and the number of bytes after it."""
     with open_file(path) as file:
         whole = file.seek(0, 2)
         if whole > MAX_WEIGHTS_BYTES:
@@ -241,7 +247,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     except UnicodeDecodeError as error:
         raise _unreadable(path, error) from error
     if not isinstance(header, dict):
-        raise _unreadable(path, "its header is no object")
+        raise _unreadable(path, "its header is not an object")
     return header, whole - 8 - length
 
 

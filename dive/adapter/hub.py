@@ -24,15 +24,15 @@ CREDENTIALED = {
 
 
 def credentialed(adapter: "SteeringAdapter") -> list[str]:
-    """Those of the adapter's sources that are under an agreement, as one may print them."""
+    """The printable names of those of the adapter's datasets that are under an agreement."""
     return [CREDENTIALED[name] for name in _sources(adapter) if name in CREDENTIALED]
 
 
 def model_card(adapter: "SteeringAdapter") -> str:
-    """README.md of a repository that holds the adapter: Markdown, with the hub's header."""
+    """The README.md of a repository with the adapter: Markdown, with the hub's header."""
     metadata, steering = adapter.metadata, adapter.config
-    backbone, run = metadata["backbone"], metadata.get("distillation") or {}
-    settings = run.get("config") or {}
+    backbone, training = metadata["backbone"], metadata.get("distillation") or {}
+    settings = training.get("config") or {}
     name = _public_name(backbone)
     header = ["library_name: dive-mrg", "pipeline_tag: image-text-to-text"]
     header += ["tags:", "- steering-adapter", "- radiology-report-generation"]
@@ -46,8 +46,8 @@ def model_card(adapter: "SteeringAdapter") -> str:
         f"positions {steering.positions}; {adapter.num_parameters():,} parameters",
         "Preset": settings.get("preset"),
         "Objective": _objective(settings),
-        "Trained on": _trained_on(run),
-        "Demonstrations of the teacher": run.get("demonstrations"),
+        "Trained on": _trained_on(training),
+        "Demonstrations of the teacher": training.get("demonstrations"),
         "Target": metadata.get("target"),
         "Prompt": metadata.get("prompt"),
     }
@@ -80,12 +80,12 @@ def push(
 ) -> str:
     """Creates the repository if need be, and uploads settings, weights and a model card.
 
-    A new repository is private unless `private=False`; one that exists stays as it is. A warning
-    says where the adapter was trained on data under an agreement. A local path of the backbone is
-    cut down to its last name. Returns the address of the commit.
+    A new repository is private unless `private=False`; one that exists stays as it is. Warns where
+    the adapter was trained on data under an agreement. A local path of the backbone is reduced to
+    its last part. Returns the URL of the commit.
 
     Raises:
-        DiveError: no such name, no permission, no network.
+        DiveError: the name is not allowed, no permission, no network.
     """
     from huggingface_hub import HfApi
 
@@ -94,7 +94,7 @@ def push(
         warnings.warn(
             f"this adapter was trained on {', '.join(agreements)}: it is derived from that data, "
             "and the agreement says whether and with whom it may be shared"
-            + ("" if private else "; the repository is asked for as a public one"),
+            + ("" if private else "; a public repository is requested"),
             stacklevel=3,
         )
     api = HfApi(token=token)
@@ -145,8 +145,12 @@ def _objective(settings: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _trained_on(run: dict[str, Any]) -> str:
-    counts = [f"{run[name]} {name}" for name in ("studies", "steps") if run.get(name) is not None]
+def _trained_on(training: dict[str, Any]) -> str:
+    counts = [
+        f"{training[name]} {name}"
+        for name in ("studies", "steps")
+        if training.get(name) is not None
+    ]
     return ", ".join(counts)
 
 
@@ -155,14 +159,14 @@ def _data_note(adapter: "SteeringAdapter") -> str:
     if agreements:
         return (
             f"Trained on {', '.join(agreements)}. The adapter is derived from that data; no report "
-            "or image is in it as such. Share and use it only as the agreement allows."
+            "or image is contained in it as such. Share and use it only as the agreement allows."
         )
     if known:
         return f"Trained on {', '.join(map(_one_line, known))}."
-    return "Its studies did not say which dataset they are of; whoever shares it should."
+    return "Its studies do not name their dataset; whoever shares it should."
 
 
 def _one_line(value: object) -> str:
-    """A value as a cell of a Markdown table: neither its end, nor a link, code or HTML."""
+    """A value escaped for a cell of a Markdown table: no cell end, link, code or HTML."""
     text = visible(" ".join(str(value).split()))
     return re.sub(r"[\\|\[\]`]", r"\\\g<0>", text).replace("<", "&lt;")

@@ -1,9 +1,9 @@
-"""The numbers of an adapter: finite, and no edit that no dtype could add to a state.
+"""The values of an adapter: finite, and of a size that a hidden state's dtype can hold.
 
-A float32 has 24 bits: behind an edit that is 2^24 times its state nothing of the state is left, in
-any dtype that a model runs in. So no useful adapter has such an edit, and one that has would make
-later norms overflow: with states up to 2^30 (the RMS of real ones is 0.01 to some thousands) the
-sum of the squares of 2^54 over a width of 2^16 is still a float32.
+A float32 has 24 bits: after an edit of 2^24 times its state nothing of the state is left, in any
+dtype that a model runs in. So no useful adapter has such an edit, and a larger one would make later
+norms overflow: with states up to 2^30 (the RMS of real ones is 0.01 to some thousands) the sum of
+the squares of 2^54 over a width of 2^16 is still a float32.
 """
 
 import math
@@ -14,29 +14,30 @@ from torch import Tensor
 
 from dive.errors import DiveError
 
-MOST_EDIT = 2.0**24  # of an edit's largest entry, over the RMS of its state
-MOST_SIGMA = 2.0**30  # of a layer's states
+MOST_EDIT = 2.0**24  # bound on an edit's largest entry over the RMS of its state
+MOST_SIGMA = 2.0**30  # bound on the RMS of a layer's states
 
 
 @torch.no_grad()
 def check_numbers(adapter: Any, name: str = "the adapter") -> None:
-    """DiveError naming the tensor that is not finite, or whose edit is beyond all use; one host
-    sync for each device.
+    """Raises DiveError naming the tensor that is not finite, or whose edit is too large.
 
-    The bound on an edit is by the triangle inequality over states of the calibrated RMS: it may be
-    above what any state brings about, by about the root of width and rank, and never below.
+    name: of the adapter, for the error. One host sync per device.
+
+    The bound on an edit is by the triangle inequality over states of the calibrated RMS: it may
+    exceed the edit of any state, by about the square root of width and rank, and is never below it.
     """
     layers = list(adapter.layers.items())
     by_device: dict[torch.device, list[int]] = {}
-    for place, (_, layer) in enumerate(layers):
-        by_device.setdefault(layer.scale.device, []).append(place)
-    told = {
-        place: row
-        for places in by_device.values()
-        for place, row in zip(places, _told([layers[place][1] for place in places]), strict=True)
+    for position, (_, layer) in enumerate(layers):
+        by_device.setdefault(layer.scale.device, []).append(position)
+    measured = {
+        position: row
+        for here in by_device.values()
+        for position, row in zip(here, _measured([layers[p][1] for p in here]), strict=True)
     }
-    for place, (index, layer) in enumerate(layers):
-        row = told[place]
+    for position, (index, layer) in enumerate(layers):
+        row = measured[position]
         if row is None:
             continue
         names = [each for each, _ in layer.named_parameters()] + ["sigma"]
@@ -60,24 +61,24 @@ def check_numbers(adapter: Any, name: str = "the adapter") -> None:
             )
 
 
-def _told(layers: list[Any]) -> list[Tensor] | list[None]:
-    """`_numbers` of layers on one device, on the host; None of tensors without numbers (meta)."""
-    told = torch.stack([_numbers(layer) for layer in layers])
-    if type(told) is not Tensor or told.device.type == "meta":
+def _measured(layers: list[Any]) -> list[Tensor] | list[None]:
+    """`_numbers` of layers on one device, copied to the host; None for meta tensors."""
+    measured = torch.stack([_numbers(layer) for layer in layers])
+    if type(measured) is not Tensor or measured.device.type == "meta":
         return [None] * len(layers)
-    return [*told.cpu()]
+    return [*measured.cpu()]
 
 
-_WHY = "behind more than that nothing is left of a state in any dtype"
+_WHY = "after a larger edit nothing is left of a state in any dtype"
 
 
 def _numbers(layer: Any) -> Tensor:
-    """Of one layer, float64: which of its tensors are finite, sigma, scale, the largest entry that
-    an edit may have over sigma, and the same of `static` alone."""
+    """One layer's values, float64: which of its tensors are finite, sigma, scale, the largest entry
+    that an edit may have over sigma, and the same of `static` alone."""
     tensors = [*(tensor for _, tensor in layer.named_parameters()), layer.sigma]
     finite = [tensor.isfinite().all().double() for tensor in tensors]
     down, up = layer.down.double(), layer.up.double()
-    # a state over its RMS has the norm sqrt(D), and no activation is above its argument's size
+    # a state over its RMS has norm sqrt(D), and no activation exceeds its argument in size
     mix = down.norm(dim=1) * math.sqrt(down.shape[1]) + layer.down_bias.double().abs()
     if layer.config.activation == "tanh":
         mix = mix.clamp(max=1.0)

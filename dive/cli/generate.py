@@ -1,5 +1,6 @@
 """`dive generate`: images or studies in, reports.jsonl out."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +36,8 @@ from dive.errors.counting import counted
 from dive.errors.visible import visible_json
 
 if TYPE_CHECKING:
+    from dive.data import Skipped, Study
+    from dive.files.json_lines import JsonlWriter
     from dive.generation.report_writer import Report
 
 
@@ -44,7 +47,7 @@ def generate(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", parser=as_path, metavar="FILE", help="JSON lines, one report a line."
+            "--out", parser=as_path, metavar="FILE", help="JSON lines, one report per line."
         ),
     ],
     images: Annotated[
@@ -52,7 +55,7 @@ def generate(
         typer.Argument(
             parser=as_path,
             metavar="[IMAGES]...",
-            help="Image files, one report each.",
+            help="Image files; one report per image.",
             show_default=False,
         ),
     ] = None,
@@ -100,8 +103,8 @@ def generate(
         bool,
         typer.Option(
             "--verify",
-            help="Of an interrupted run: compare the backbone's files and the films of finished "
-            "reports by all of their bytes, and not by samples and times of change.",
+            help="To continue an interrupted run: compare the backbone's files and the films of "
+            "finished reports by all their bytes, not by samples and times of change.",
         ),
     ] = False,
     overwrite: Annotated[
@@ -109,17 +112,16 @@ def generate(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a report for every study or image. An interrupted run goes on where it stopped.
+    """Write a report for every study or image. An interrupted run continues where it stopped.
 
-    A study whose logits are not finite gets no report: the command ends with status 1, says which,
-    and tries just these when it is given again; with --on-error skip it leaves them out.
+    A study whose logits are not finite gets no report: the command ends with status 1 and names it,
+    and tries it again when it is run again; with --on-error skip it leaves it out.
     """
     if bool(images) == (studies is not None):
         raise DiveError("give either --studies FILE or image files, and not both")
     from dive.data.overwriting import check_not_of_spec, check_not_read, films
     from dive.data.skipping import check_skipped
     from dive.files.json_lines import check_output
-    from dive.files.lock import hold_file
 
     check_values(
         target=target,
@@ -130,66 +132,54 @@ def generate(
     )
     for option, value in (("--max-new-tokens", max_new_tokens), ("--batch-size", batch_size)):
         whole(option, value, 1)
-    check_output(out)  # what cannot be written is refused before anything is read
+    check_output(out)  # an output that cannot be written is refused before anything is read
     left_out = _skipped_file(out)
     outputs = {out: "--out", left_out: f"--out {out}:"}
     check_not_read(outputs, [demonstrations, template, *(images or []), backbone, adapter])
     check_not_of_spec(outputs, studies, images_root, reports_root)
     check_skipped(left_out)
-    lock = context.with_resource(hold_file(out))  # to the end of the command
-    context.with_resource(hold_file(left_out))
-    if out.is_file() and not overwrite:
-        raise DiveError(
-            f"{out}: is there already; give --overwrite to replace it, or another --out"
-        )
+    lock = _hold_outputs(context, out, left_out, overwrite)
     from dive.adapter.adapter import SteeringAdapter
     from dive.backbone.files import backbone_file_digests, dtype_in_use
     from dive.data import Skipped
-    from dive.data.given import as_studies
     from dive.files import digests
-    from dive.files.json_lines import JsonlWriter, fingerprint_before
-    from dive.generation.generate_reports import asked_by, iter_reports
+    from dive.files.json_lines import JsonlWriter
+    from dive.generation.generate_reports import iter_reports, prompt_settings
     from dive.generation.resume import (
+        adapter_digests,
         check_images,
-        describe_adapter,
-        describe_demonstrations,
-        describe_studies,
+        demonstrations_digest,
         device_kind,
+        studies_digest,
         watched,
     )
     from dive.prompting.model_digest import versions
     from dive.prompting.prompter import DEFAULT_PROMPTS
-    from dive.prompting.template_clock import AssumedDay, as_date, today
 
     skipped = Skipped()
     if studies is not None:
         options = reading(split, images_root, reports_root, False, read)
-        # what is written need not have been written before: no section is asked for
+        # the studies need no report, so no section of one is required
         items = open_all(studies, target=None, on_error=on_error, skipped=skipped, **options)
     else:
-        items = as_studies(images or [])
-        _refuse_twice([item.id for item in items])
+        items = _bare_images(images or [])
     steering = SteeringAdapter.from_pretrained(adapter) if adapter is not None else None
-    section = target or (steering.metadata.get("target") if steering else None) or "findings"
-    shown: Any = demonstrations_of(str(demonstrations), section) if demonstrations else None
-    if isinstance(shown, int):
-        raise DiveError(f"--demonstrations is {str(demonstrations)!r}, want a file of studies")
-    check_not_read(outputs, [*films(items), *films(shown)])
-    template_date = None if template_date is None else as_date(template_date)
     stored = {} if steering is None else steering.metadata
-    if template_date is None and not stored.get("template_date"):
-        # what an interrupted run has begun is prompted alike to its end, on another day, too
-        template_date = AssumedDay(_date_in(fingerprint_before(out)) or today())
-    asked = asked_by(stored, prompt, target, image_budget(max_image_tokens, "auto"))
-    if asked["prompt"] is None:
-        asked["prompt"] = DEFAULT_PROMPTS.get(asked["target"])
-    # the values in use, whether they were given or are the adapter's or the defaults
-    run = {
+    section = target or stored.get("target") or "findings"
+    shown = _shown(demonstrations, section)
+    check_not_read(outputs, [*films(items), *films(shown)])
+    template_date = _template_date(template_date, stored, out)
+    image_tokens = image_budget(max_image_tokens, "auto")
+    prompting = prompt_settings(stored, prompt, target, image_tokens)
+    if prompting["prompt"] is None:
+        prompting["prompt"] = DEFAULT_PROMPTS.get(prompting["target"])
+    # the values in use, whether given, the adapter's or the defaults
+    fingerprint = {
         **backbone_file_digests(backbone, verify),
-        "adapter": describe_adapter(steering),
-        "studies": describe_studies(items),
-        "demonstrations": describe_demonstrations(shown),
-        **asked,
+        "adapter": adapter_digests(steering),
+        "studies": studies_digest(items),
+        "demonstrations": demonstrations_digest(shown),
+        **prompting,
         "template": None if template is None else digests.whole(template),
         "template_date": template_date or stored.get("template_date"),
         "max_new_tokens": max_new_tokens,
@@ -203,7 +193,7 @@ def generate(
     watching = {item.id: watched(item) for item in items}
     with JsonlWriter(
         out,
-        fingerprint=run,
+        fingerprint=fingerprint,
         order=watching,
         made_of=lambda name: watching[name].seen,
         overwrite=overwrite,
@@ -225,7 +215,7 @@ def generate(
                 max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
                 target=target,
-                max_image_tokens=image_budget(max_image_tokens, "auto"),
+                max_image_tokens=image_tokens,
                 template=template,
                 template_date=template_date,
                 engine=engine,
@@ -233,24 +223,9 @@ def generate(
                 skipped=skipped,
             )
             sources = {item.id: item.source for item in left}
-            for report in reports:
-                if report.error is not None:
-                    failed.append(report)
-                    if on_error == "skip":
-                        skipped.add(report.id, sources[report.id], DiveError(report.error))
-                    continue
-                ended += report.finish_reason == "eos"
-                writer.append(
-                    {
-                        "id": report.id,
-                        "images": report.images,
-                        "report": report.text,
-                        "finish_reason": report.finish_reason,
-                        "num_tokens": report.num_tokens,
-                        "seconds": round(report.seconds, 4),
-                        "engine": report.engine,
-                    }
-                )
+            ended, failed = _append_reports(
+                writer, reports, sources, skipped if on_error == "skip" else None
+            )
         written = len(writer.done)
         if failed and on_error == "fail":
             raise DiveError(_without_report(failed, written, out))
@@ -277,9 +252,89 @@ def generate(
         console.print(f"next: dive evaluate --predictions {out} --references STUDIES{more}")
 
 
+def _hold_outputs(context: typer.Context, out: Path, left_out: Path, overwrite: bool) -> Any:
+    """Locks both outputs to the end of the command, and returns the lock of `out`."""
+    from dive.files.lock import hold_file
+
+    lock = context.with_resource(hold_file(out))
+    context.with_resource(hold_file(left_out))
+    if out.is_file() and not overwrite:
+        raise DiveError(
+            f"{out}: is there already; give --overwrite to replace it, or another --out"
+        )
+    return lock
+
+
+def _bare_images(images: list[Path]) -> "list[Study]":
+    """One study per image; DiveError where one is given twice."""
+    from dive.data.given import as_studies
+
+    items = as_studies(images)
+    names = [item.id for item in items]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DiveError(f"the image {twice[0]} is given twice")
+    return items
+
+
+def _shown(demonstrations: Path | None, section: str) -> "list[Study] | None":
+    """The studies of --demonstrations."""
+    if demonstrations is None:
+        return None
+    shown = demonstrations_of(str(demonstrations), section)
+    if isinstance(shown, int):
+        raise DiveError(f"--demonstrations is {str(demonstrations)!r}, want a file of studies")
+    return shown
+
+
+def _template_date(given: str | None, stored: dict[str, Any], out: Path) -> Any:
+    """The date that a template prints: as given, else of the unfinished run at `out`, else today's;
+    None where the adapter's metadata has one."""
+    from dive.files.json_lines import fingerprint_before
+    from dive.prompting.template_clock import AssumedDay, as_date, today
+
+    if given is not None:
+        return as_date(given)
+    if stored.get("template_date"):
+        return None
+    # an interrupted run keeps its date on another day, so that all its prompts agree
+    return AssumedDay(_date_in(fingerprint_before(out)) or today())
+
+
+def _append_reports(
+    writer: "JsonlWriter",
+    reports: "Iterable[Report]",
+    sources: dict[str, str],
+    skipped: "Skipped | None",
+) -> "tuple[int, list[Report]]":
+    """Appends a record per report; returns how many the model ended by itself, and those that ended
+    in an error, which are not written but noted in `skipped`, with the sources of their studies."""
+    ended, failed = 0, []
+    for report in reports:
+        if report.error is not None:
+            failed.append(report)
+            if skipped is not None:
+                skipped.add(report.id, sources[report.id], DiveError(report.error))
+            continue
+        ended += report.finish_reason == "eos"
+        writer.append(
+            {
+                "id": report.id,
+                "images": report.images,
+                "report": report.text,
+                "finish_reason": report.finish_reason,
+                "num_tokens": report.num_tokens,
+                "seconds": round(report.seconds, 4),
+                "engine": report.engine,
+            }
+        )
+    return ended, failed
+
+
 def _skipped_file(out: Path) -> Path:
-    """Beside reports.jsonl reports.skipped.jsonl, and beside any other its whole name with
-    ".skipped": no two outputs have one. DiveError where `out` has such a name itself."""
+    """The file of skipped studies: reports.skipped.jsonl for reports.jsonl, and the whole name with
+    ".skipped" for any other, so that no two outputs share one. DiveError where `out` has such a
+    name itself."""
     if out.name.endswith((".skipped.jsonl", ".skipped")):
         raise DiveError(
             f"--out {out}: a file of that name lists what another output skips; name another"
@@ -290,28 +345,22 @@ def _skipped_file(out: Path) -> Path:
 
 
 def _date_in(run: dict[str, Any]) -> str | None:
-    """The date that an unfinished run's description has; None where it has none."""
+    """The template date in an unfinished run's fingerprint; None where it has none."""
     from dive.prompting.template_clock import as_date
 
     try:
         return as_date(run.get("template_date"))
     except DiveError:
-        return None  # somebody edited it, and is told when the two runs are compared
+        return None  # an edited file, which is refused when the two runs are compared
 
 
 def _without_report(failed: list["Report"], written: int, out: Path) -> str:
-    """What to say, in one line, of studies whose logits were not finite."""
+    """The error, in one line, about studies whose logits were not finite."""
     names = [report.id for report in failed]
-    few = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return (
-        f"{counted(len(names), 'study')} got no report: {few}: {failed[0].error}; "
-        f"{counted(written, 'report')} kept: the same command tries again what is missing, with "
-        "--on-error skip it finishes without; where float16 overflows, another --dtype (and --out) "
-        "may help"
+        f"{counted(len(names), 'study')} got no report: {listed}: {failed[0].error}; "
+        f"{counted(written, 'report')} kept: the same command tries the missing ones again, and "
+        "with --on-error skip it finishes without them; where float16 overflows, another --dtype "
+        "(and --out) may help"
     )
-
-
-def _refuse_twice(names: list[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DiveError(f"the image {twice[0]} is given twice")

@@ -1,6 +1,6 @@
-"""The decode step: a KV-cached text decoder run by `dive._C`, with the adapter inside.
+"""Decoding: a KV-cached text decoder run by `dive._C`, with the adapter inside.
 
-Start at `session`. `fallback` says in words what is left to transformers.
+Start at `session`. `fallback` has the reasons for which transformers decodes instead.
 """
 
 from dive.decode.session import DecodeSession

@@ -1,4 +1,4 @@
-"""Answers in the making: how their tokens are chosen, and the steps that several take together."""
+"""Answers being decoded: how their tokens are chosen, and the decode steps of several together."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ from dive.decode.usable_logits import NO_TOKEN, most_likely, removes_them, usabl
 
 
 class Chooser:
-    """Chooses one answer's tokens by transformers' processors, as for a batch of one."""
+    """One answer's choice of tokens by transformers' processors, as for a batch of one."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class Chooser:
         generator: torch.Generator | None,
     ) -> None:
         self.length = prompt.shape[1]
-        # one more: a token may be chosen behind the end before it is known to be that
+        # one more: a token may be chosen after the end before the end is known
         self.ids = prompt.new_zeros(1, self.length + longest + 1)
         self.ids[:, : self.length] = prompt
         self.processors, self.criteria = processors, criteria
@@ -34,8 +34,10 @@ class Chooser:
         self.mends = removes_them(processors)
 
     def choose(self, logits: Tensor) -> Tensor:
-        """The next token [1] by logits [1, V], which may be written to; NO_TOKEN where they, or
-        what processors made of them, say nothing."""
+        """The next token [1] by logits [1, V], which may be written to.
+
+        NO_TOKEN where they, or the scores that processors made of them, are unusable.
+        """
         good = None if self.mends else usable(logits)
         if good is not None:
             logits = where_usable(logits, good)
@@ -43,12 +45,12 @@ class Chooser:
         token = draw(scores, self.generator) if self.sample else most_likely(scores)
         if good is not None:
             token = torch.where(good, token, NO_TOKEN)
-        self.ids[:, self.length] = token.clamp(min=0)  # processors look tokens up
+        self.ids[:, self.length] = token.clamp(min=0)  # processors use the ids as indices
         self.length += 1
         return token
 
     def stops(self) -> bool:
-        """Whether a criterion of the caller's own ends the answer here."""
+        """Whether a stopping criterion of the caller's own ends the answer here."""
         if self.criteria is None:
             return False
         return bool(self.criteria(self.ids[:, : self.length], None).all())
@@ -56,13 +58,14 @@ class Chooser:
 
 @dataclass(eq=False)
 class Answer:
-    """One answer in the making.
+    """One answer being decoded.
 
-    chooser: None takes what the engine finds most likely. error: the logits for the next token
-    said nothing.
+    slot: of the KV cache. longest: most tokens. ends: ids of end tokens.
+    chooser: None takes the engine's most likely token. error: the logits for the next token were
+        unusable.
     """
 
-    row: int
+    slot: int
     longest: int
     ends: frozenset[int]
     chooser: Chooser | None = None
@@ -72,7 +75,7 @@ class Answer:
     error: bool = False
 
     def take(self, token: int) -> None:
-        """The next token, or NO_TOKEN."""
+        """Appends the next token, or ends at NO_TOKEN."""
         if token < 0:
             self.error = self.ended = True
             if self.streamer is not None:
@@ -91,69 +94,72 @@ class Answer:
 
 
 class Live:
-    """The answers that are being written: one step gives each of them one token more.
+    """The answers being decoded: one step gives each of them one more token.
 
-    behind: read a step's tokens only once the next step is on its way, as suits a device that
-        works by itself. An answer that ended then has run one step for nothing.
+    behind: read a step's tokens only after the next step's launch, as suits an asynchronous device.
+        An answer that ended has then run one step for nothing.
     """
 
     def __init__(self, cache: EngineCache) -> None:
         self.cache, self.device = cache, cache.spec.device
         self.behind = self.device.type == "cuda"
         self.answers: list[Answer] = []
-        self._tokens = torch.empty(0, dtype=torch.long, device=self.device)  # what is run next
-        self._places = torch.empty(0, dtype=torch.long)  # the rows in which, on the CPU
+        self._tokens = torch.empty(
+            0, dtype=torch.long, device=self.device
+        )  # each answer's next input
+        self._slots = torch.empty(0, dtype=torch.long)  # of each token, on the CPU
         self._unread: tuple[list[Answer], Tensor, Any] | None = None
         self._logits: Tensor | None = None
 
     def add(self, answer: Answer, token: Tensor) -> None:
-        """token [1]: what the answer's row is to run next."""
+        """Adds an answer, whose slot runs token [1] next."""
         self.answers.append(answer)
         self._tokens = torch.cat([self._tokens, token.to(self.device)])
-        self._seat()
+        self._update_slots()
         if answer.chooser is not None and answer.chooser.criteria is not None:
-            self.behind = False  # it wants to see every token
+            self.behind = False  # it must see every token
 
     def advance(self) -> list[Answer]:
-        """One step; returns the answers that got a token. Those that `ended` run no further."""
+        """Runs one decode step; returns the answers that got a token, drops those that ended."""
         logits = self._scores()
-        new = self.cache.step(self._places, self._tokens, logits)
+        new = self.cache.step(self._slots, self._tokens, logits)
         if logits is not None:
-            for place, answer in enumerate(self.answers):
+            for index, answer in enumerate(self.answers):
                 if answer.chooser is not None:
-                    own = logits[answer.row : answer.row + 1]
-                    new[place : place + 1] = answer.chooser.choose(own)
-        told = self._read(new)
-        left = [place for place, answer in enumerate(self.answers) if not answer.ended]
+                    own = logits[answer.slot : answer.slot + 1]
+                    new[index : index + 1] = answer.chooser.choose(own)
+        advanced = self._read(new)
+        left = [index for index, answer in enumerate(self.answers) if not answer.ended]
         if len(left) < len(self.answers):
-            self.answers = [self.answers[place] for place in left]
+            self.answers = [self.answers[index] for index in left]
             new = new[torch.tensor(left, dtype=torch.long, device=self.device)]
-            self._seat()
+            self._update_slots()
         self._tokens = new
-        return told
+        return advanced
 
     def _read(self, new: Tensor) -> list[Answer]:
         """Reads the tokens of the step that was just launched or, `behind`, of the one before.
 
-        Where `behind` has just ended both are read; each answer is told of once.
+        Where `behind` has just ended both are read; each answer is returned once.
         """
         steps = [] if self._unread is None else [self._unread]
         steps.append((list(self.answers), *self._to_host(new)))
         self._unread = steps.pop() if self.behind else None
-        told: dict[Answer, None] = {}
+        advanced: dict[Answer, None] = {}
         for answers, tokens, arrived in steps:
             if arrived is not None:
                 arrived.synchronize()
             for answer, token in zip(answers, tokens.tolist(), strict=True):
                 if not answer.ended:
                     answer.take(token)
-                    told[answer] = None
-        return list(told)
+                    advanced[answer] = None
+        return list(advanced)
 
     def _to_host(self, new: Tensor) -> tuple[Tensor, Any]:
-        """The tokens, and on a GPU the event after which they are there.
+        """The tokens on the host, and on a GPU the event after which they have arrived.
 
-        The copy stands right behind its own step: whoever waits for it does not wait for the next.
+        The copy is queued right after its own step, so that waiting for it does not wait for the
+        next one.
         """
         if self.device.type != "cuda":
             return new, None
@@ -163,11 +169,11 @@ class Live:
         event.record(torch.cuda.current_stream(self.device))
         return host, event
 
-    def _seat(self) -> None:
-        self._places = torch.tensor([answer.row for answer in self.answers], dtype=torch.long)
+    def _update_slots(self) -> None:
+        self._slots = torch.tensor([answer.slot for answer in self.answers], dtype=torch.long)
 
     def _scores(self) -> Tensor | None:
-        """Room for logits, where any token is not simply the most likely one."""
+        """A buffer for logits [slots, V], or None where every answer is greedy."""
         if all(answer.chooser is None for answer in self.answers):
             return None
         if self._logits is None or self._logits.shape[0] != self.cache.count:
@@ -187,5 +193,5 @@ def ends_of(criteria: Any) -> frozenset[int]:
 
 
 def plain_stop(criteria: StoppingCriteriaList) -> bool:
-    """Whether tokens and length alone end an answer; anything else is asked with all ids so far."""
+    """Whether tokens and length alone end an answer; other criteria need all ids so far."""
     return all(type(one) in (MaxLengthCriteria, EosTokenCriteria) for one in criteria)

@@ -1,4 +1,4 @@
-"""One call of `generate` on a batch: what transformers' own loop does, with the engine's steps."""
+"""One call of `generate` on a batch: transformers' decoding loop, with the engine's steps."""
 
 import logging
 from collections.abc import Sequence
@@ -25,22 +25,24 @@ from dive.decode.usable_logits import (
 log = logging.getLogger(__name__)
 
 
-def tell_context(context: int | None, prompt: int, new: int) -> None:
-    """Says where so many new tokens do not fit behind the prompt, as transformers does.
+def warn_of_context(context: int | None, prompt: int, new: int) -> None:
+    """Warns, as transformers does, where a prompt and the longest answer exceed the context.
 
-    No error: the answer may end before, and the rotary embedding goes on.
+    No error: the answer may end before, and the rotary embedding is defined beyond.
+
+    context, prompt, new: tokens; a context of None has no limit.
     """
     if context is not None and prompt + new > context:
         log.warning(
-            "a prompt of %d tokens and %d new ones may pass the model's context of %d; what is "
-            "written behind it may be worthless", prompt, new, context,
+            "a prompt of %d tokens and %d new ones may exceed the model's context of %d; text "
+            "beyond it may be worthless", prompt, new, context,
         )  # fmt: skip
 
 
-class BatchRun:
-    """A batch that was prompted together, decoded until its last row ends.
+class BatchDecoding:
+    """A batch with a common prefill, decoded until its last row ends.
 
-    failed: rows whose logits said nothing (`usable_logits`), after `decode`; padding stands behind
+    failed: rows whose logits became unusable (`usable_logits`), after `decode`; padding follows
         their answers.
     """
 
@@ -72,17 +74,18 @@ class BatchRun:
         self.ids[:, : self.prompt] = self.input_ids
 
     def check_context(self, model_kwargs: dict[str, Any]) -> None:
+        """Warns where the longest row may exceed the context, and stores the padding per row."""
         mask = model_kwargs.get("attention_mask")
         self.pad = [0] * self.batch if mask is None else (mask == 0).sum(-1).tolist()
         new = self.longest - self.prompt
-        tell_context(self.cache.spec.context, self.prompt - min(self.pad), new)
+        warn_of_context(self.cache.spec.context, self.prompt - min(self.pad), new)
 
     def prefill(
         self, model_kwargs: dict[str, Any], steerings: Sequence[list[Any] | None]
     ) -> Tensor:
-        """Runs the model on the prompt and takes its cache over; float32 logits after it [B, V].
+        """Runs the model on the prompt, copies its KV cache to the engine, and returns the logits.
 
-        steerings: one for every row.
+        steerings: one per row. Returns the float32 logits [B, V] after the prompt.
         """
         inputs = self.model.prepare_inputs_for_generation(
             self.input_ids, is_first_iteration=True, **model_kwargs
@@ -102,7 +105,7 @@ class BatchRun:
         return outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
 
     def decode(self, scores: Tensor) -> Tensor:
-        """Prompt and answers [B, T]; `scores` are the logits after the prompt."""
+        """Decodes from `scores`, the logits [B, V] after the prompt; returns prompt and answers."""
         greedy = not self.config.do_sample and not self.processors and self.plain_stop
         length = self._most_likely(scores) if greedy else self._chosen(scores)
         if self.streamer is not None:
@@ -110,47 +113,47 @@ class BatchRun:
         return self.ids[:, :length].contiguous()
 
     def _most_likely(self, scores: Tensor) -> int:
-        """Greedy, until each row's own end; returns the length of the longest."""
+        """Greedy decoding, until each row's own end; returns the length of the longest."""
         tokens, live = most_likely_next(scores), Live(self.cache)
         longest, ends = self.longest - self.prompt, self.eos
-        answers = [Answer(row, longest, ends) for row in range(self.batch)]
+        answers = [Answer(slot, longest, ends) for slot in range(self.batch)]
         for answer, token in zip(answers, tokens.tolist(), strict=True):
             answer.take(token)
             if not answer.ended:
-                live.add(answer, tokens[answer.row : answer.row + 1])
+                live.add(answer, tokens[answer.slot : answer.slot + 1])
         self._stream(answers)
         while live.answers:
-            told = live.advance()
-            if told:
-                self._stream(told)
+            advanced = live.advance()
+            if advanced:
+                self._stream(advanced)
         for answer in answers:
             own = torch.tensor(answer.tokens, device=self.device)
-            self.ids[answer.row, self.prompt : self.prompt + len(answer.tokens)] = own
-        self.failed = [answer.row for answer in answers if answer.error]
+            self.ids[answer.slot, self.prompt : self.prompt + len(answer.tokens)] = own
+        self.failed = [answer.slot for answer in answers if answer.error]
         return self.prompt + max(len(answer.tokens) for answer in answers)
 
-    def _stream(self, told: list[Answer]) -> None:
+    def _stream(self, advanced: list[Answer]) -> None:
         if self.streamer is not None:
             tokens = torch.full((self.batch,), self.padding)
-            for answer in told:
+            for answer in advanced:
                 if not answer.error:
-                    tokens[answer.row] = answer.tokens[-1]
+                    tokens[answer.slot] = answer.tokens[-1]
             self.streamer.put(tokens)
 
     def _chosen(self, logits: Tensor) -> int:
-        """Tokens by processors, sampling and the caller's own criteria; returns the length."""
+        """Decoding by processors, sampling and the caller's own criteria; returns the length."""
         rows = torch.arange(self.batch)  # on the CPU, as the engine takes them
         alive = [True] * self.batch
         failed = torch.zeros(self.batch, dtype=torch.bool, device=self.device)
         length = self.prompt
         while True:
-            # a copy, since processors may write; of all rows, as the generator is drawn for all
+            # a copy, since processors may write; of all rows, as the generator draws for all
             tokens = self._choose(self.ids[:, :length], logits.clone())
             failing = tokens < 0
             tokens = tokens.clamp(min=0)
             if self.pads and rows.shape[0] < self.batch:
                 running = torch.tensor(alive, device=self.device)
-                failing &= running  # what ended well does not fail afterwards
+                failing &= running  # a row that has ended does not fail afterwards
                 tokens = torch.where(running, tokens, self.padding)
             failed |= failing
             tokens = torch.where(failed, self.padding, tokens)
@@ -173,14 +176,14 @@ class BatchRun:
         return torch.where(good, tokens, NO_TOKEN)
 
     def _stop(self, ids: Tensor, tokens: Tensor, failed: Tensor, alive: list[bool]) -> bool:
-        """Marks the rows that end with these tokens, or have none; True when all have."""
+        """Marks the rows that end with these tokens, or have no token; True when all have."""
         if not self.plain_stop:
             ended = self.criteria(ids, None) | failed  # type: ignore[arg-type]
             for row, done in enumerate(ended.tolist()):
                 alive[row] = alive[row] and not done
         elif self.eos:
-            told = torch.where(failed, NO_TOKEN, tokens)
-            for row, token in enumerate(told.tolist()):
+            last = torch.where(failed, NO_TOKEN, tokens)
+            for row, token in enumerate(last.tolist()):
                 if token < 0 or token in self.eos:
                     alive[row] = False
         return ids.shape[1] >= self.longest or not any(alive)

@@ -1,8 +1,8 @@
-"""Many prompts in few rows: a waiting prompt takes the row of an answer that has ended.
+"""Continuous batching: a waiting prompt takes the KV-cache slot of an answer that has ended.
 
 Each prompt is read alone by transformers' model, so that its answer does not depend on what else
-is being written, and all live rows are decoded together. Rows have room for the longest prompt and
-answer known so far; one that wants more waits until the live answers are done.
+is being written, and all live slots are decoded together. Slots have capacity for the longest
+prompt and answer known so far; one that needs more waits until the live answers are done.
 """
 
 import time
@@ -16,36 +16,43 @@ import torch
 from torch import Tensor
 
 from dive.adapter.adapter import SteeringAdapter
-from dive.adapter.attach import RowAttachment, attachment_of, unsteered
+from dive.adapter.attach import PerSampleAttachment, attachment_of, unsteered
 from dive.backbone.model_lock import model_lock
 from dive.decode.answers import Answer, Chooser, Live, ends_of, plain_stop
-from dive.decode.batch import tell_context
+from dive.decode.batch import warn_of_context
 from dive.decode.binding import Binding
 from dive.decode.engine import EngineCache
-from dive.decode.fallback import Fallback, Plan, attachment_reason, call_plan, settings_plan
-from dive.decode.generate_arguments import asked_config, given_arguments
+from dive.decode.fallback import (
+    EngineChoice,
+    Fallback,
+    attachment_reason,
+    call_choice,
+    settings_choice,
+)
+from dive.decode.generate_arguments import given_arguments, requested_config
 from dive.decode.model_check import Unsupported
 from dive.decode.prompt_cache import PromptCache, prompt_cache, read_but_last
 from dive.decode.sampling import as_seed, drawing, generator, sampling_by, seed_of_this_call
-from dive.decode.steered import PerRow, steered
+from dive.decode.steered import PerSample, steered
 from dive.decode.transformers_errors import refusals
 from dive.decode.usable_logits import Watch, generate_watched, most_likely_next
 from dive.errors import DiveError
+from dive.errors.renamed import warn_renamed
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
     """One prompt to answer.
 
-    inputs: what `model.generate` takes for a batch of one, on the model's device.
-    settings: more of its arguments, as generation_config or logits_processor.
+    inputs: the model's inputs for `model.generate`, a batch of one, on the model's device.
+    settings: further arguments of `generate`, as generation_config or logits_processor.
     adapter: steers prompt and answer; None: the session's own, or what is attached.
-    seed: of sampling. The answer is the one that `torch.manual_seed(seed)` and `generate` give for
-        this prompt alone. None: drawn from torch's generator when the prompt's turn comes.
-    streamer: as transformers takes it.
+    seed: of sampling. The answer is that of `torch.manual_seed(seed)` and `generate` for this
+        prompt alone. None: drawn from torch's generator when the prompt is read.
+    streamer: as for transformers.
 
-    Requests one after the other with the same `inputs` object are read once where their adapters
-    have positions="response" (or are None): what differs begins at the last token of the prompt.
+    Consecutive requests with the same `inputs` object share a prefill where their adapters have
+    positions="response" (or are None): they differ only from the last token of the prompt on.
     """
 
     inputs: Mapping[str, Any]
@@ -54,8 +61,8 @@ class Request:
     seed: int | None = None
     streamer: Any = None
 
-    def room(self) -> int:
-        """Tokens of prompt and answer, as far as it can be told before transformers is asked."""
+    def capacity(self) -> int:
+        """Tokens of prompt and answer, as far as known before transformers prepares the call."""
         config = self.settings.get("generation_config")
         new = self.settings.get("max_new_tokens") or getattr(config, "max_new_tokens", None) or 0
         return self.inputs["input_ids"].shape[1] + new
@@ -64,40 +71,47 @@ class Request:
 class Written(NamedTuple):
     """A request's answer.
 
-    place: of the request, counted from 0. token_ids: with the token that ended it, if one did.
-    seconds: of reading its prompt, and its share of the steps that it took part in. engine: what
-    decoded it, "dive._C" or "transformers". error: it ends where logits said nothing.
+    index: of the request, counted from 0. token_ids: with the token that ended it, if one did.
+    seconds: of its prefill, and its share of the decode steps that it took part in. engine: which
+    one decoded it, "dive._C" or "transformers". error: it ends at unusable logits.
     """
 
-    place: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which has no use here
     token_ids: list[int]
     seconds: float
     engine: str = "dive._C"
     error: bool = False
 
+    @property
+    def place(self) -> int:
+        """Old name of `index`."""
+        warn_renamed("Written.place", "index")
+        return self.index
+
 
 @dataclass(eq=False)
 class _Prompted:
-    """An answer whose prompt has been read; the row that it is to run in may have yet to come."""
+    """An answer whose prompt has been read, and which may be waiting for a slot."""
 
-    place: int
+    index: int
     answer: Answer
     seconds: float = 0.0
-    room: int = 0
+    capacity: int = 0
     prefix: PromptCache | None = None
-    token: Tensor | None = None  # [1], what its row runs first
+    token: Tensor | None = None  # [1], the first input of its slot
     adapter: SteeringAdapter | None = None
     engine: str = "dive._C"
 
     def written(self) -> Written:
+        """The answer as it is yielded."""
         answer = self.answer
-        return Written(self.place, answer.tokens, self.seconds, self.engine, answer.error)
+        return Written(self.index, answer.tokens, self.seconds, self.engine, answer.error)
 
 
 class ContinuousBatch:
-    """One `DecodeSession.stream`: takes the session's engine along and gives it up at its end.
+    """One `DecodeSession.stream`, which borrows the session's engine until its end.
 
-    adapter: the session's, for requests without one.
+    adapter: the session's, for requests without one. slots: most sequences decoded at once.
     """
 
     def __init__(
@@ -107,25 +121,26 @@ class ContinuousBatch:
         adapter: SteeringAdapter | None,
         tokenizer: Any,
         requests: Iterable[Request],
-        rows: int,
+        slots: int,
     ) -> None:
         self.binding, self.fallback, self.model = binding, fallback, binding.model
         self.adapter, self.tokenizer = adapter, tokenizer
-        self.wanted = rows
+        self.slots = slots
         self._requests = iter(requests)
         self._waiting: deque[Request] = deque()
-        self._place = 0
-        self._held: _Prompted | None = None  # wants more room than there is
+        self._next_index = 0
+        self._held: _Prompted | None = None  # needs more capacity than there is
         self._prefix: PromptCache | None = None  # of the last prompt, if the next may use it
-        self._attachment: RowAttachment | None = None
+        self._attachment: PerSampleAttachment | None = None
         self._running: dict[Answer, _Prompted] = {}
-        self._free: list[int] = []
+        self._free_slots: list[int] = []
         self._cache: EngineCache | None = None
-        self._unable: str | None = None  # why there are none
+        self._unable: str | None = None  # why the engine cannot be bound
         self._live: Live | None = None
 
     def run(self) -> Iterator[Written]:
-        with model_lock(self.model):  # no other call may take the engine in between
+        """Yields the answers, each when it ends."""
+        with model_lock(self.model):  # no other call may borrow the engine in between
             self._unable = self.binding.bind()
             if self._unable is None:
                 self._cache = self.binding.lend()
@@ -133,7 +148,7 @@ class ContinuousBatch:
             self._cache.vacate()
             self._live = Live(self._cache)
         try:
-            self._look_ahead(self.wanted)
+            self._queue(self.slots)
             while self._waiting or self._running or self._held:
                 yield from self._fill()
                 if self._running:
@@ -144,8 +159,8 @@ class ContinuousBatch:
             if self._cache is not None:
                 self.binding.give_back(self._cache)
 
-    def _look_ahead(self, count: int) -> Request | None:
-        """Has so many requests waiting, if there are; returns the first."""
+    def _queue(self, count: int) -> Request | None:
+        """Reads requests until `count` are waiting, if there are as many; returns the first."""
         while len(self._waiting) < count:
             request = next(self._requests, None)
             if request is None:
@@ -153,93 +168,95 @@ class ContinuousBatch:
             self._waiting.append(request)
         return self._waiting[0] if self._waiting else None
 
-    # rows
+    # slots
 
     def _fill(self) -> Iterator[Written]:
-        """Gives free rows to waiting requests; yields answers that ended with their first token."""
-        while self._held is not None or self._look_ahead(1) is not None:
-            if self._running and not self._free:
+        """Gives free slots to waiting requests; yields answers that their first token ended."""
+        while self._held is not None or self._queue(1) is not None:
+            if self._running and not self._free_slots:
                 return
             one, self._held = self._held or self._prompt(), None
             if one.answer.ended:
                 yield one.written()
-            elif self._cache is not None and one.room > self._cache.capacity and self._running:
+            elif self._cache is not None and one.capacity > self._cache.capacity and self._running:
                 self._held = one
                 return
             else:
-                self._seat(one)
+                self._start(one)
 
-    def _seat(self, one: _Prompted) -> None:
+    def _start(self, one: _Prompted) -> None:
+        """Gives an answer a free slot, and that slot the cache of its prompt."""
         cache, live, prefix, token = self._cache, self._live, one.prefix, one.token
         assert cache is not None and live is not None and prefix is not None and token is not None
-        if one.room > cache.capacity:
-            known = [request.room() for request in self._waiting]
-            # with fewer requests than rows no more than these are to come
-            count = cache.count or min(self.wanted, len(self._waiting) + 1)
-            cache.reserve(count, max([one.room, *known]))
-            self._free = list(range(count))[::-1]
-        cache.allow_positions(prefix.position + one.room - prefix.length)
-        one.answer.row = self._free.pop()
+        if one.capacity > cache.capacity:
+            known = [request.capacity() for request in self._waiting]
+            # with fewer requests than slots no more than these will come
+            count = cache.count or min(self.slots, len(self._waiting) + 1)
+            cache.reserve(count, max([one.capacity, *known]))
+            self._free_slots = list(range(count))[::-1]
+        cache.allow_positions(prefix.position + one.capacity - prefix.length)
+        one.answer.slot = self._free_slots.pop()
         steering = self.binding.steering(one.adapter, cache.spec)
-        cache.adopt(one.answer.row, prefix.layers, 0, 0, prefix.length, prefix.position, steering)
+        cache.adopt(one.answer.slot, prefix.layers, 0, 0, prefix.length, prefix.position, steering)
         one.prefix = None  # its memory is transformers' cache
         self._running[one.answer] = one
         live.add(one.answer, token)
 
     def _advance(self) -> Iterator[Written]:
+        """Runs one decode step; yields the answers that end with it."""
         assert self._live is not None
         started, running = time.perf_counter(), list(self._running.values())
-        told = self._live.advance()
+        advanced = self._live.advance()
         share = (time.perf_counter() - started) / len(running)
         for one in running:
             one.seconds += share
-        ended = [self._running.pop(answer) for answer in told if answer.ended]
-        self._free += [one.answer.row for one in ended]
+        ended = [self._running.pop(answer) for answer in advanced if answer.ended]
+        self._free_slots += [one.answer.slot for one in ended]
         for one in ended:
             yield one.written()
 
     # prompts
 
     def _prompt(self) -> _Prompted:
-        """Reads the next request's prompt; where the engine cannot go on, writes its answer too."""
+        """Reads the next request's prompt; where transformers decodes it, completes its answer."""
         started = time.perf_counter()
-        request, place = self._waiting.popleft(), self._place
-        self._place += 1
+        request, index = self._waiting.popleft(), self._next_index
+        self._next_index += 1
         if not isinstance(request, Request):
             raise DiveError(
-                f"request {place} is {request!r}, want a dive.decode.continuous.Request"
+                f"request {index} is {request!r}, want a dive.decode.continuous.Request"
             )
         if request.inputs["input_ids"].shape[0] != 1:
             count = request.inputs["input_ids"].shape[0]
-            raise DiveError(f"request {place} has {count} sequences, want one")
+            raise DiveError(f"request {index} has {count} sequences, want one")
         with refusals(request.settings):
-            request = self._checked(request, place)
+            request = self._checked(request, index)
         if self._prefix is not None and self._prefix.inputs is not request.inputs:
             self._prefix = None
-        plan = self._ruled_out(request)
-        shared = plan is None and self._shares(request)
+        choice = self._ruled_out(request)
+        shared = choice is None and self._shares(request)
         shared = shared and (self._prefix is not None or self._next_shares(request))
         steering: Any = unsteered(self.model) if shared else self._steered(request)
         with model_lock(self.model), steering as steers, refusals(request.settings):
-            if plan is None:
-                one = self._read(request, place, shared)
+            if choice is None:
+                one = self._read(request, index, shared)
             else:
-                self.fallback.note(plan)
-                one = self._by_transformers(request, place)
+                self.fallback.note(choice)
+                one = self._by_transformers(request, index)
         one.adapter = self._own(request) if shared else steers[0]
         one.seconds = time.perf_counter() - started
         return one
 
-    def _checked(self, request: Request, place: int) -> Request:
-        """The request, with settings that mean something; DiveError."""
+    def _checked(self, request: Request, index: int) -> Request:
+        """The request with checked settings; DiveError."""
         twice = sorted(request.settings.keys() & {*request.inputs, "streamer"})
         if twice:
             raise DiveError(
-                f"request {place} has {', '.join(twice)} among its settings; inputs and a streamer "
+                f"request {index} has {', '.join(twice)} among its settings; inputs and a streamer "
                 "have fields of their own"
             )
         settings = given_arguments(self.model, (), request.settings, self.tokenizer)
-        config = asked_config(self.model, settings)
+        config = requested_config(self.model, settings)
         if config.num_return_sequences not in (None, 1):
             raise DiveError(
                 f"num_return_sequences is {config.num_return_sequences}: one request has one answer"
@@ -247,13 +264,14 @@ class ContinuousBatch:
         seed = None if request.seed is None else as_seed(request.seed)
         return replace(request, settings=settings, seed=seed)
 
-    def _ruled_out(self, request: Request) -> Plan | None:
-        """Why the engine cannot decode it, as far as that is known before transformers is asked."""
+    def _ruled_out(self, request: Request) -> EngineChoice | None:
+        """The choice of transformers, where it is known before the call is prepared, or None."""
         if self._unable is not None:
-            return Plan("transformers", self._unable)
-        return settings_plan(self.model, dict(request.settings))
+            return EngineChoice("transformers", self._unable)
+        return settings_choice(self.model, dict(request.settings))
 
-    def _read(self, request: Request, place: int, shared: bool) -> _Prompted:
+    def _read(self, request: Request, index: int, shared: bool) -> _Prompted:
+        """Runs the prefill, or uses that of the request before it; `shared`: without steering."""
         cache = self._cache
         assert cache is not None
         reason = attachment_reason(self.model)
@@ -272,34 +290,36 @@ class ContinuousBatch:
             synced_gpus: bool = False,
             **kwargs: Any,
         ) -> Any:
-            """Is given what transformers made of the request, and returns what is to be seated."""
+            """The request's `custom_generate`, which runs or shares the prefill of its prompt."""
             if reason is not None:
-                plan = Plan("transformers", reason)
+                choice = EngineChoice("transformers", reason)
             else:
-                plan = call_plan(
+                choice = call_choice(
                     cache.spec, model, generation_config, input_ids, kwargs, synced_gpus
                 )
-            self.fallback.note(plan)
-            if plan.engine != "dive._C":
+            self.fallback.note(choice)
+            if choice.engine != "dive._C":
                 if request.streamer is not None:
                     kwargs["streamer"] = request.streamer
                 seed, device = request.seed, input_ids.device
                 with (
                     drawing(seed, generation_config, logits_processor, device) as (own, config),
-                    self._steered(request),  # by all of it, also where it was to be shared
+                    self._steered(
+                        request
+                    ),  # prompt and answer, also where the prefill was to be shared
                 ):
                     output, watch = self.fallback.decode(
                         input_ids, own, stopping_criteria, config, **kwargs
                     )
-                return _written(request, place, output, watch)
+                return _written(request, index, output, watch)
             new = (stopping_criteria.max_length or generation_config.max_length) - (
                 input_ids.shape[1]
             )
-            tell_context(cache.spec.context, input_ids.shape[1], new)
+            warn_of_context(cache.spec.context, input_ids.shape[1], new)
             prompt = input_ids.to(cache.spec.device)
             answer = _answer(request, prompt, new, logits_processor, stopping_criteria,
                              generation_config)  # fmt: skip
-            one = _Prompted(place, answer, room=prompt.shape[1] + new)
+            one = _Prompted(index, answer, capacity=prompt.shape[1] + new)
             if shared and self._prefix is None:
                 self._prefix = read_but_last(model, request.inputs, prompt, kwargs)
             if shared:
@@ -318,7 +338,7 @@ class ContinuousBatch:
 
         inputs = dict(request.inputs)
         if shared and self._prefix is not None and reason is None:
-            # read already: no image is looked at again
+            # the prefill is done, and needs no image again
             ids = inputs["input_ids"]
             inputs = {"input_ids": ids, "position_ids": torch.arange(ids.shape[1])[None]}
             inputs["attention_mask"] = request.inputs.get("attention_mask", torch.ones_like(ids))
@@ -326,14 +346,15 @@ class ContinuousBatch:
             **inputs, **request.settings, streamer=request.streamer, custom_generate=take_over
         )
 
-    def _by_transformers(self, request: Request, place: int) -> _Prompted:
+    def _by_transformers(self, request: Request, index: int) -> _Prompted:
+        """The answer as transformers' own `generate` decodes it."""
         settings = request.settings
-        config = asked_config(self.model, settings)
+        config = requested_config(self.model, settings)
         streamer, device = request.streamer, self.model.device
         with sampling_by(request.seed, config, settings, streamer, device) as own:
             given = {**request.inputs, **settings, **own, "streamer": streamer}
             output, watch = generate_watched(self.model, given, config)
-        return _written(request, place, output, watch)
+        return _written(request, index, output, watch)
 
     # steering
 
@@ -341,37 +362,37 @@ class ContinuousBatch:
         return self.adapter if request.adapter is None else request.adapter
 
     def _shares(self, request: Request) -> bool:
-        """Whether nothing before its prompt's last token is steered."""
+        """Whether nothing before the last token of its prompt is steered."""
         if request.inputs["input_ids"].shape[1] < 2:
             return False
         if self._attachment is None and attachment_of(self.model) is not None:
-            return False  # the caller's own, whatever it does
+            return False  # the caller's own, whichever positions it steers
         own = self._own(request)
         return own is None or own.config.positions == "response"
 
     def _next_shares(self, request: Request) -> bool:
-        following = self._look_ahead(1)
+        following = self._queue(1)
         return (
             following is not None and following.inputs is request.inputs and self._shares(following)
         )
 
-    def _steered(self, request: Request) -> AbstractContextManager[PerRow]:
-        """What steers one prompt at work; requests' own adapters are attached once for all."""
+    def _steered(self, request: Request) -> AbstractContextManager[PerSample]:
+        """A context with one request's adapter in effect; hooks are attached once for all."""
         if self._attachment is None and request.adapter is not None:
-            self._attachment = RowAttachment(self.model, scoped=True)
+            self._attachment = PerSampleAttachment(self.model, scoped=True)
         if self._attachment is None:
             return steered(self.model, self.adapter)
         return steered(self.model, (self._own(request),), self._attachment)
 
 
-def _written(request: Request, place: int, output: Any, watch: Watch) -> _Prompted:
-    """What transformers wrote, prompt included."""
+def _written(request: Request, index: int, output: Any, watch: Watch) -> _Prompted:
+    """The answer of transformers' output, which includes the prompt."""
     sequences = output if isinstance(output, Tensor) else output.sequences
     length = watch.lengths(1)[0]
     tokens = sequences[0, request.inputs["input_ids"].shape[1] : length].tolist()
     error = length is not None
     answer = Answer(-1, 0, frozenset(), tokens=tokens, ended=True, error=error)
-    return _Prompted(place, answer, engine="transformers")
+    return _Prompted(index, answer, engine="transformers")
 
 
 def _answer(

@@ -24,12 +24,12 @@ class EngineCache:
     def __init__(self, module: Any, spec: DecoderSpec, model: Any) -> None:
         self.spec, self.model, self._module = spec, model, module
         self._signature = _signature(model, spec)
-        self.engine = module.Engine(spec.describe(_POSITIONS))
+        self.engine = module.Engine(spec.engine_arguments(_POSITIONS))
         self.count = self.capacity = 0
         self._positions = _POSITIONS
 
     def moved(self) -> bool:
-        """Whether the model is no longer what was bound; raises `Unsupported` as `read` does."""
+        """Whether the model is no longer what was bound; `Unsupported` as of `read_decoder`."""
         try:
             if self._signature != _signature(self.model, self.spec):
                 return True

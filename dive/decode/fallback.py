@@ -1,4 +1,4 @@
-"""What `DecodeSession` leaves to transformers: why, in words, and how."""
+"""Which engine decodes a call of `DecodeSession`, the reason, and decoding in transformers."""
 
 import logging
 import warnings
@@ -14,57 +14,64 @@ from transformers.generation.utils import GENERATION_MODES_MAPPING
 from dive.adapter.attach import attachment_of
 from dive.backbone.kv_cache import caches_in
 from dive.decode import native
-from dive.decode.generate_arguments import KEYWORDS, asked_config
+from dive.decode.generate_arguments import KEYWORDS, requested_config
 from dive.decode.spec import DecoderSpec
 from dive.decode.usable_logits import Watch
 from dive.decode.whole_config import WholeConfig
 from dive.errors import DiveError, FallbackWarning
+from dive.errors.renamed import warn_renamed
 
 log = logging.getLogger(__name__)
 
 EMBEDS = "the prompt is given as embeddings"
 CACHE = "a cache is given"
 SYNCED = "several processes decode in step"
-ASKED = (EMBEDS, CACHE)  # what the caller gave, and no surprise
+REQUESTED = (EMBEDS, CACHE)  # by the caller's own arguments, which is worth no warning
 _CACHE_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
 # "hybrid" is in the generation_config.json of Gemma 3 and MedGemma; transformers 5 drops it
 _DYNAMIC = (None, "dynamic", "hybrid")
 
 
-class Plan(NamedTuple):
-    """Which code decodes, "dive._C" or "transformers", and why or how.
+class EngineChoice(NamedTuple):
+    """Which engine decodes, "dive._C" or "transformers", and the reason (or its form).
 
-    asked: whether the caller's own settings rule the engine out, as beam search does. Where they do
-        not, running in transformers is a `FallbackWarning`.
+    requested: whether the caller's own settings rule the engine out, as beam search does. Where
+        they do not, running in transformers is a `FallbackWarning`.
     """
 
     engine: str
     reason: str
-    asked: bool = False
+    requested: bool = False
+
+    @property
+    def asked(self) -> bool:
+        """Old name of `requested`."""
+        warn_renamed("EngineChoice.asked", "requested")
+        return self.requested
 
 
 class Fallback:
-    """transformers in the place of the engine, for one model, and who is told of it.
+    """Decoding in transformers instead of the engine, for one model.
 
-    strict: what the engine cannot decode is a DiveError. ran: what decoded the last call; None
-        before. told: the reasons that were said; each is said once.
+    strict: raise DiveError instead. ran: which engine decoded the last call; None before.
+    reported: the reasons already logged or warned of; each is reported once.
     """
 
     def __init__(self, model: Any, strict: bool) -> None:
         self.model, self.strict = model, strict
-        self.ran: Plan | None = None
-        self.told: set[str] = set()
+        self.ran: EngineChoice | None = None
+        self.reported: set[str] = set()
 
-    def note(self, plan: Plan) -> None:
-        """Keeps what runs; says the first time why it is transformers, or refuses that."""
-        if self.strict and plan.engine != "dive._C":
-            raise DiveError(f"dive._C cannot decode this: {plan.reason}")
-        self.ran = plan
-        if plan.engine == "dive._C" or plan.reason in self.told:
+    def note(self, choice: EngineChoice) -> None:
+        """Stores the engine in `ran`; reports each reason for transformers once, or refuses it."""
+        if self.strict and choice.engine != "dive._C":
+            raise DiveError(f"dive._C cannot decode this: {choice.reason}")
+        self.ran = choice
+        if choice.engine == "dive._C" or choice.reason in self.reported:
             return
-        self.told.add(plan.reason)
-        line = f"decoding in transformers: {plan.reason}"
-        if plan.asked:
+        self.reported.add(choice.reason)
+        line = f"decoding in transformers: {choice.reason}"
+        if choice.requested:
             log.info(line)
         else:
             warnings.warn(f"{line} (dive._C is not used)", FallbackWarning, stacklevel=3)
@@ -72,7 +79,7 @@ class Fallback:
     def decode(
         self, input_ids: Tensor, processors: Any, criteria: Any, config: Any, **more: Any
     ) -> tuple[Any, Watch]:
-        """What transformers' own loop wrote for a call of custom_generate, and what watched it."""
+        """Runs transformers' loop for a call of custom_generate; returns its output and watch."""
         mode = config.get_generation_mode()
         name = GENERATION_MODES_MAPPING.get(mode, "/")
         if "/" in name or mode == GenerationMode.ASSISTED_GENERATION:
@@ -92,16 +99,16 @@ class Fallback:
         return output, watch
 
 
-def own_plan(spec: DecoderSpec) -> Plan:
-    """The engine decodes, and in which form."""
+def own_choice(spec: DecoderSpec) -> EngineChoice:
+    """The choice of the engine, with the form in which it decodes."""
     info = native.build_info() or {}
     dtype = str(spec.dtype).removeprefix("torch.")
     on = info.get("isa") if spec.device.type == "cpu" else spec.device
-    return Plan("dive._C", f"a {spec.family} decoder in {dtype} on {on}")
+    return EngineChoice("dive._C", f"a {spec.family} decoder in {dtype} on {on}")
 
 
 def keyword_reason(kwargs: Mapping[str, Any]) -> str | None:
-    """Of the arguments of `generate` itself."""
+    """The reason for transformers in the arguments of `generate` itself, if any."""
     if kwargs.get("synced_gpus"):
         return SYNCED
     for name in KEYWORDS:
@@ -111,39 +118,41 @@ def keyword_reason(kwargs: Mapping[str, Any]) -> str | None:
 
 
 def config_reason(config: Any) -> str | None:
-    """Of the generation config."""
+    """The reason for transformers in the generation config, if any."""
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-        return f"{mode.value.replace('_', ' ')} is asked for"
+        return f"{mode.value.replace('_', ' ')} is requested"
     if config.return_dict_in_generate:
-        return "return_dict_in_generate asks for more than tokens"
+        return "return_dict_in_generate requests more than tokens"
     if config.use_cache is False:
         return "use_cache is False"
     if config.prefill_chunk_size is not None:
         return "prefill_chunk_size is given"
     if config.cache_implementation not in _DYNAMIC:
-        return f"the {config.cache_implementation} cache is asked for"
+        return f"the {config.cache_implementation} cache is requested"
     if getattr(config, "guidance_scale", None) not in (None, 1, 1.0):
         return "guidance_scale runs the model a second time"
     return None
 
 
-def _plan_of(model: Any, config: Any, reason_of: Callable[[Any], str | None]) -> Plan | None:
-    """What decodes where the generation config rules the engine out; None where it does not.
+def _config_choice(
+    model: Any, config: Any, reason_of: Callable[[Any], str | None]
+) -> EngineChoice | None:
+    """The choice of transformers where the generation config rules the engine out, or None.
 
-    A setting of the model's own generation_config, which nobody gave, is not asked for.
+    A setting of the model's own generation_config was not requested by the caller.
     """
     reason = reason_of(config)
     if reason is None:
         return None
-    # of a whole config nothing is the model's
+    # a WholeConfig takes nothing from the model's
     if not isinstance(config, WholeConfig) and reason == reason_of(model.generation_config):
-        return Plan("transformers", f"{reason} (by the model's generation_config)")
-    return Plan("transformers", reason, asked=True)
+        return EngineChoice("transformers", f"{reason} (by the model's generation_config)")
+    return EngineChoice("transformers", reason, requested=True)
 
 
 def _settings_reason(config: Any) -> str | None:
-    """Of the generation config, before transformers has made criteria of it."""
+    """The reason in the generation config before transformers has made criteria of it."""
     if config.stop_strings is not None:
         return "stop_strings is given"
     if config.prompt_lookup_num_tokens is not None:
@@ -151,39 +160,44 @@ def _settings_reason(config: Any) -> str | None:
     return config_reason(config)
 
 
-def settings_plan(model: Any, kwargs: Mapping[str, Any]) -> Plan | None:
-    """What decodes `model.generate(**kwargs)` where its settings rule the engine out, or None."""
+def settings_choice(model: Any, kwargs: Mapping[str, Any]) -> EngineChoice | None:
+    """The choice of transformers where the settings of `model.generate(**kwargs)` rule the engine
+    out, or None."""
     reason = keyword_reason(kwargs)
     if reason is not None:
-        return Plan("transformers", reason, asked=True)
-    plan = _plan_of(model, asked_config(model, kwargs), _settings_reason)
-    if plan is None and kwargs.get("inputs_embeds") is not None:
-        return Plan("transformers", EMBEDS, asked=True)
-    return plan
+        return EngineChoice("transformers", reason, requested=True)
+    choice = _config_choice(model, requested_config(model, kwargs), _settings_reason)
+    if choice is None and kwargs.get("inputs_embeds") is not None:
+        return EngineChoice("transformers", EMBEDS, requested=True)
+    return choice
 
 
-def call_plan(
+def call_choice(
     spec: DecoderSpec,
     model: Any,
     config: Any,
     input_ids: Tensor,
     model_kwargs: dict[str, Any],
     synced: bool,
-) -> Plan:
-    """What decodes a call, by all that transformers hands over for it."""
-    plan = _plan_of(model, config, config_reason)
-    if plan is not None:
-        return plan
+) -> EngineChoice:
+    """The choice for a call, by all that transformers passes to `custom_generate`."""
+    choice = _config_choice(model, config, config_reason)
+    if choice is not None:
+        return choice
     reason = input_reason(input_ids, model_kwargs, synced)
-    return own_plan(spec) if reason is None else Plan("transformers", reason, reason in ASKED)
+    return (
+        own_choice(spec)
+        if reason is None
+        else EngineChoice("transformers", reason, reason in REQUESTED)
+    )
 
 
-def offered_plan(spec: DecoderSpec, model: Any, kwargs: dict[str, Any]) -> Plan:
-    """The `call_plan` of `model.generate(**kwargs)`: transformers prepares it, nothing is run.
+def offered_choice(spec: DecoderSpec, model: Any, kwargs: dict[str, Any]) -> EngineChoice:
+    """The `call_choice` of `model.generate(**kwargs)`, prepared by transformers without a forward.
 
-    A prompt of one token stands for one that is not among the arguments.
+    A prompt of one token takes the place of one that is not among the arguments.
     """
-    found: list[Plan] = []
+    found: list[EngineChoice] = []
 
     def look(
         _model: Any,
@@ -195,7 +209,7 @@ def offered_plan(spec: DecoderSpec, model: Any, kwargs: dict[str, Any]) -> Plan:
         **model_kwargs: Any,
     ) -> Tensor:
         found.append(
-            call_plan(spec, model, generation_config, input_ids, model_kwargs, synced_gpus)
+            call_choice(spec, model, generation_config, input_ids, model_kwargs, synced_gpus)
         )
         return input_ids
 
@@ -207,14 +221,14 @@ def offered_plan(spec: DecoderSpec, model: Any, kwargs: dict[str, Any]) -> Plan:
         given["input_ids"] = torch.ones(shape, dtype=torch.long, device=spec.device)
         given.setdefault("attention_mask", torch.ones_like(given["input_ids"]))
     with warnings.catch_warnings():
-        if stands_in:  # what is said of its length is said of no prompt of the caller's
+        if stands_in:  # warnings about its length are about no prompt of the caller's
             warnings.simplefilter("ignore")
         model.generate(**given, custom_generate=look)
     return found[0]
 
 
 def attachment_reason(model: Any) -> str | None:
-    """Of what is attached to the model for this thread or task."""
+    """The reason in what is attached to the model for this thread or task, if any."""
     attachment = attachment_of(model)
     if attachment is None or not attachment.enabled or attachment.mask is None:
         return None
@@ -222,7 +236,7 @@ def attachment_reason(model: Any) -> str | None:
 
 
 def input_reason(input_ids: Tensor, model_kwargs: dict[str, Any], synced: bool) -> str | None:
-    """Of the prompt and its cache."""
+    """The reason in the prompt and its KV cache, if any."""
     if model_kwargs.get("inputs_embeds") is not None or input_ids.shape[1] == 0:
         return EMBEDS
     if synced:
@@ -230,14 +244,14 @@ def input_reason(input_ids: Tensor, model_kwargs: dict[str, Any], synced: bool) 
     mask = model_kwargs.get("attention_mask")
     if mask is not None:
         if mask.dim() != 2 or mask.shape != input_ids.shape:
-            return f"the attention mask is {list(mask.shape)}, not one entry a token"
+            return f"the attention mask is {list(mask.shape)}, want one entry per token"
         ones = mask != 0
         if not (ones[:, -1].all() and (ones[:, 1:] >= ones[:, :-1]).all()):
             return "the prompts are not padded on the left only"
     caches = caches_in(model_kwargs)
     if len(caches) != 1:
         names = ", ".join(sorted(model_kwargs))
-        return f"transformers hands over {len(caches)} caches, want one (it gave {names})"
+        return f"transformers passes {len(caches)} caches, want one (it passed {names})"
     cache = caches[0]
     if type(cache) is not DynamicCache:
         return f"the cache is a {type(cache).__name__}"

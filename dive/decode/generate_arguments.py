@@ -1,4 +1,4 @@
-"""The arguments of `generate` before it is called: by name, checked, with a tokenizer."""
+"""The arguments of a call of `generate`: by name, checked, and with a tokenizer."""
 
 import copy
 import inspect
@@ -12,16 +12,19 @@ from dive.decode.setting_checks import check_kinds, check_possible
 from dive.decode.transformers_errors import refusals
 from dive.errors import DiveError
 
-# transformers gives none of these to a custom_generate function, or takes one such function alone
+# transformers passes none of these to a custom_generate function, or takes one function alone
 KEYWORDS = ("assistant_model", "assistant_tokenizer", "tokenizer", "custom_generate")
 
 
 def given_arguments(
     model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tokenizer: Any
 ) -> dict[str, Any]:
-    """What `model.generate(*args, **kwargs)` is to be called with; DiveError.
+    """The checked arguments, by name, for a call of `model.generate(*args, **kwargs)`.
 
-    tokenizer: the backbone's, for what wants one; None where nobody knows it.
+    tokenizer: the backbone's, for settings that need one; None where it is not known.
+
+    Raises:
+        DiveError: an unknown name, or a value of no use.
     """
     given = _by_name(model, args, kwargs)
     check_names(model, given)
@@ -30,12 +33,12 @@ def given_arguments(
 
 
 def _by_name(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `model.generate(*args, **kwargs)` by their names; DiveError.
+    """The arguments of `model.generate(*args, **kwargs)` by their names.
 
-    custom_generate=None is as not given.
+    custom_generate=None counts as not given.
     """
     parameters = inspect.signature(model.generate).parameters.values()
-    if any(one.kind == one.VAR_POSITIONAL for one in parameters):  # it hands them on
+    if any(one.kind == one.VAR_POSITIONAL for one in parameters):  # a wrapper that passes them on
         parameters = inspect.signature(GenerationMixin.generate.__get__(model)).parameters.values()
     names = [one.name for one in parameters if one.kind == one.POSITIONAL_OR_KEYWORD]
     if len(args) > len(names):
@@ -47,30 +50,30 @@ def _by_name(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict
     given |= kwargs
     config = given.get("generation_config")
     if config is not None and not isinstance(config, GenerationConfig):
-        raise DiveError(f"generation_config is {config!r}; wants a transformers.GenerationConfig")
+        raise DiveError(f"generation_config is {config!r}, want a transformers.GenerationConfig")
     if given.get("custom_generate", "") is None:
         del given["custom_generate"]
     return given
 
 
 def check_names(model: Any, kwargs: dict[str, Any]) -> None:
-    """DiveError that names the arguments which `model.generate(**kwargs)` would not know, and the
-    settings of its generation_config that nothing would read, or whose value is of no use."""
-    told = kwargs.get("generation_config")
-    for asked in ({} if told is None else vars(told), kwargs):
-        check_kinds(asked)
-        check_possible(model, asked)
+    """Raises DiveError naming arguments that `model.generate(**kwargs)` does not know, and settings
+    of its generation_config that nothing reads, or whose value is of no use."""
+    config = kwargs.get("generation_config")
+    for settings in ({} if config is None else vars(config), kwargs):
+        check_kinds(settings)
+        check_possible(model, settings)
     if kwargs.get("custom_generate") is not None:
         return  # it may have arguments of its own
-    if told is not None:
-        check_settings(vars(told), vars(model.generation_config))
-    config = vars(GenerationConfig())
+    if config is not None:
+        check_settings(vars(config), vars(model.generation_config))
+    known = vars(GenerationConfig())
     own = {*inspect.signature(GenerationMixin.generate).parameters, *KEYWORDS, "trust_remote_code"}
     others = {
         name: value
         for name, value in kwargs.items()
-        # a cache has one name in one transformers and another in the next
-        if name not in own and name not in config and not isinstance(value, Cache)
+        # the name of the cache argument differs between versions of transformers
+        if name not in own and name not in known and not isinstance(value, Cache)
     }
     unknown = [name for name, value in others.items() if not _is_input(model, name, value)]
     if unknown:
@@ -80,11 +83,15 @@ def check_names(model: Any, kwargs: dict[str, Any]) -> None:
         )
 
 
-def check_settings(told: Mapping[str, Any], own: Collection[str]) -> None:
-    """DiveError that names the settings of a generation_config which are none: transformers takes
-    any. Those of the model's own checkpoint are for its own code, which may read them."""
+def check_settings(settings: Mapping[str, Any], own: Collection[str]) -> None:
+    """Raises DiveError naming unknown settings of a generation_config; transformers accepts any.
+
+    Those of the model's own checkpoint (`own`) are allowed: its own code may read them.
+    """
     known = {*vars(GenerationConfig()), *own, "transformers_version"}
-    unknown = [str(name) for name in told if name not in known and not str(name).startswith("_")]
+    unknown = [
+        str(name) for name in settings if name not in known and not str(name).startswith("_")
+    ]
     if unknown:
         raise DiveError(
             f"generation_config has {', '.join(unknown)}, which is no setting of transformers' "
@@ -100,8 +107,8 @@ def _is_input(model: Any, name: str, value: Any) -> bool:
     return True
 
 
-def asked_config(model: Any, kwargs: Mapping[str, Any]) -> GenerationConfig:
-    """The config that `model.generate(**kwargs)` decodes by, as transformers puts it together."""
+def requested_config(model: Any, kwargs: Mapping[str, Any]) -> GenerationConfig:
+    """The config by which `model.generate(**kwargs)` decodes, merged as transformers merges it."""
     given = kwargs.get("generation_config")
     config = GenerationConfig() if given is None else copy.deepcopy(given)
     own = model.generation_config.to_dict()
@@ -111,27 +118,26 @@ def asked_config(model: Any, kwargs: Mapping[str, Any]) -> GenerationConfig:
 
 
 def _with_tokenizer(model: Any, given: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """The arguments of `model.generate`, where one wants a tokenizer and none is among them.
+    """The arguments of `model.generate`, with the tokenizer where one of them needs it.
 
-    stop_strings, wherever they are set, become a stopping criterion: transformers gives a
-    `custom_generate` function no tokenizer to look for them with. tokenizer None: nobody knows one,
-    and they stay as they are.
+    stop_strings, wherever they are set, become a stopping criterion, as transformers passes no
+    tokenizer to a `custom_generate` function. tokenizer None: the arguments stay as they are.
     """
     made = dict(given)
     if made.get("tokenizer") is not None:
         tokenizer = made["tokenizer"]
     if tokenizer is None:
         return made
-    config = asked_config(model, given)
+    config = requested_config(model, given)
     if config.stop_strings:
         made.pop("tokenizer", None)
         made.pop("stop_strings", None)
         criteria: Any = made.get("stopping_criteria") or ()
         found = StopStringCriteria(tokenizer, config.stop_strings)
         made["stopping_criteria"] = StoppingCriteriaList([*criteria, found])
-        told = made.get("generation_config")
-        if told is not None and told.stop_strings is not None:
-            made["generation_config"] = copy.deepcopy(told)
+        own = made.get("generation_config")
+        if own is not None and own.stop_strings is not None:
+            made["generation_config"] = copy.deepcopy(own)
             made["generation_config"].stop_strings = None
         if model.generation_config.stop_strings is not None:
             made["stop_strings"] = None  # or transformers would take the model's own

@@ -1,8 +1,8 @@
-"""Whether a text decoder computes what its classes and its config say, and nothing else.
+"""Checks that a text decoder computes what its classes and its config define, and nothing else.
 
-The engine reads sizes, settings and weights, and computes by the family. What a user may have put
-in between (a hook, another attention function, one layer that differs) has a place here where it is
-found, so that such a decoder runs in transformers.
+The engine reads sizes, settings and weights, and computes by the family. What a user may have added
+(a hook, another attention function, one layer that differs) is found here, so that such a decoder
+runs in transformers.
 """
 
 import sys
@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from dive.backbone.gradient_checkpointing import RecomputedForward
 from dive.errors import DiveError
 
-# whose modules compute what the engine does in their place, or are refused by their family or type
+# packages whose modules the engine replaces, or which are refused by their family or type
 _KNOWN = ("torch.nn.modules.", "transformers.")
 _HINTS = {
     "peft": " (PEFT's merge_and_unload() leaves plain layers)",
@@ -50,10 +50,10 @@ def path_to(model: nn.Module, text: nn.Module) -> str:
 
 
 def check_modules(model: nn.Module, path: str, head: nn.Module) -> None:
-    """Whether each module computes what its class says; dive's own hooks are known.
+    """Raises Unsupported unless each module computes what its class defines, dive's hooks aside.
 
-    path: `path_to` the text decoder. What lies around it is read by transformers for the prompt,
-    and by nobody for the tokens after it, so that it may not change what passes through.
+    path: `path_to` the text decoder. The modules around it run for the prompt, in transformers, and
+    not for the tokens after it, so they must not change what passes through.
     """
     if all_modules._global_forward_hooks or all_modules._global_forward_pre_hooks:
         raise Unsupported("a forward hook is on every module (register_module_forward_hook)")
@@ -88,7 +88,7 @@ def _check_forward(name: str, module: nn.Module) -> None:
     if not (_is_known(type(module).forward) and _is_known(type(module).__call__)):
         raise Unsupported(f"the forward of {name}, a {type(module).__name__}, is not its library's")
     for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-        # ours and transformers' only look on, or are the engine's to compute
+        # ours and transformers' only observe, or the engine computes their effect
         if not getattr(hook, "__module__", "").startswith(("dive.", "transformers.")):
             raise Unsupported(f"{name} has a forward hook")
 
@@ -109,7 +109,7 @@ def _compiled_alone(module: Any) -> bool:
 @cache
 def _is_known(function: Callable[..., Any]) -> bool:
     """Whether a function is torch's or transformers' own through all its wrappers. (Its __module__
-    would not tell: functools.wraps copies it.)"""
+    does not show it: functools.wraps copies that.)"""
     one: Any = function
     while one is not None:
         if isinstance(one, partial):
@@ -123,7 +123,7 @@ def _is_known(function: Callable[..., Any]) -> bool:
 
 
 def _check_attention(text: Any) -> None:
-    """Whether attention and its mask are computed by transformers' own functions."""
+    """Raises Unsupported unless attention and mask are computed by transformers' own functions."""
     for layer in layers_of(text):
         config = layer.self_attn.config
         name = config._attn_implementation or "eager"
@@ -137,8 +137,8 @@ def _check_attention(text: Any) -> None:
 
 
 def check_alike(text: Any) -> None:
-    """Whether all layers are of the decoder's own classes, and compute with the config's numbers,
-    of which the engine takes one for all."""
+    """Raises Unsupported unless all layers are of the decoder's own classes and compute with the
+    config's numbers, as the engine uses the same for every layer."""
     config = text.config
     home, layers = type(text).__module__, layers_of(text)
     if not layers:
@@ -174,7 +174,7 @@ def check_alike(text: Any) -> None:
 
 
 def window_of(config: Any, index: int) -> int | None:
-    """The positions that a layer sees, the own one included, by the config; None: all."""
+    """A layer's attention window by the config, the own position included; None: all."""
     types = getattr(config, "layer_types", None)
     if config.model_type == "mistral":  # all layers alike
         return config.sliding_window
@@ -204,8 +204,10 @@ def _eps(norm: Any) -> Any:
 
 
 def state_of(text: Any) -> tuple[Any, ...]:
-    """All that was read off a decoder beside modules and weights: another state is to be read
-    anew. Tables are told by their place and version, which costs no look at a GPU."""
+    """All that was read from a decoder besides modules and weights; it is read again on a change.
+
+    Tables are identified by address and version, which needs no access to a GPU.
+    """
     config, rotary = text.config, text.rotary_emb
     scale = getattr(text.embed_tokens, "embed_scale", None)
     layers = [
@@ -231,5 +233,5 @@ def state_of(text: Any) -> tuple[Any, ...]:
 
 
 def version(tensor: Tensor) -> tuple[int, int, int]:
-    """Tells a tensor and what was written into it from others. (Inference mode keeps no count.)"""
+    """Identifies a tensor and its contents. (In inference mode torch counts no versions.)"""
     return id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version

@@ -1,4 +1,4 @@
-"""A prompt's cache, as transformers' model wrote it: the engine goes on from there."""
+"""A prompt's KV cache, as transformers' model wrote it, from which the engine decodes on."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,10 +9,10 @@ from dive.backbone.kv_cache import filled_layers
 
 
 class PromptCache(NamedTuple):
-    """A prompt as it was read; `inputs` tells whose."""
+    """The KV cache of a prompt; `inputs` identifies the prompt."""
 
     inputs: Mapping[str, Any]
-    layers: Any  # of the cache
+    layers: Any  # of transformers' cache
     length: int  # tokens in it
     position: int  # rotary, of the next token
 
@@ -30,7 +30,7 @@ def last_position(inputs: Mapping[str, Any]) -> Tensor | None:
 def prompt_cache(
     given: Mapping[str, Any], inputs: Mapping[str, Any], outputs: Any, length: int
 ) -> PromptCache:
-    """Of one prompt, `given` for generate, that a forward has read: its inputs and outputs."""
+    """The cache of one prompt, `given` for generate, by the inputs and outputs of its forward."""
     last = last_position(inputs)
     position = length if last is None else int(last[0]) + 1
     return PromptCache(given, filled_layers(outputs, length), length, position)
@@ -39,9 +39,9 @@ def prompt_cache(
 def read_but_last(
     model: Any, given: Mapping[str, Any], prompt: Tensor, kwargs: Mapping[str, Any]
 ) -> PromptCache:
-    """Reads a prompt [1, T] but for its last token.
+    """Runs the prefill of a prompt [1, T] without its last token.
 
-    kwargs: what transformers made of `given` beside its ids.
+    kwargs: what transformers made of `given` besides its ids.
     """
     length = prompt.shape[1]
     inputs = model.prepare_inputs_for_generation(prompt, is_first_iteration=True, **kwargs)

@@ -1,4 +1,4 @@
-"""Drawing tokens so that an answer depends on its own seed and on nothing that runs beside it."""
+"""Drawing tokens so that an answer depends on its own seed, and on nothing that runs meanwhile."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ SEEDS = 1 << 62  # a seed is drawn below this
 
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Draws what torch's own generator draws after `torch.manual_seed(seed)`."""
+    """A generator that draws what torch's own draws after `torch.manual_seed(seed)`."""
     return torch.Generator(device=device).manual_seed(seed)
 
 
@@ -29,8 +29,10 @@ def seed_of_this_call() -> int:
 
 
 def draw(scores: Tensor, own: torch.Generator | None) -> Tensor:
-    """A token [B] by the scores [B, V], as transformers draws it for a batch as long; NO_TOKEN
-    where the scores are no distribution, which draws as many numbers as any other."""
+    """Draws a token [B] by the scores [B, V], as transformers draws it for a batch of this size.
+
+    NO_TOKEN where the scores are no distribution; such a row draws as many numbers as any other.
+    """
     good = is_distribution(scores)
     chances = where_usable(scores, good).softmax(-1)
     token = torch.multinomial(chances, num_samples=1, generator=own)[:, 0]
@@ -38,7 +40,7 @@ def draw(scores: Tensor, own: torch.Generator | None) -> Tensor:
 
 
 class _Drawn(LogitsProcessor):
-    """The last processor: every row's token is drawn here, and nothing else is left to choose."""
+    """The last logits processor: it draws each row's token and leaves no other to choose."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
         self.generators = [generator(seed, device) for seed in seeds]
@@ -47,13 +49,13 @@ class _Drawn(LogitsProcessor):
         left = torch.full_like(scores, float("-inf"))
         for row, own in enumerate(self.generators):
             token = draw(scores[row : row + 1], own)
-            # of a row that is no distribution none is left, for who watches to see
+            # of a row that is no distribution no token is left, which the watch notices
             left[row, token.clamp(min=0)] = torch.where(token < 0, float("-inf"), 0.0)
         return left
 
 
 def as_seed(given: Any) -> int:
-    """A seed, of a whole number of any kind; DiveError."""
+    """Returns a seed as an int, of a whole number of any type; DiveError for anything else."""
     if not is_whole(given) or not 0 <= int(given) < SEEDS:
         raise DiveError(f"seed is {given!r}, want a whole number from 0 to {SEEDS - 1}")
     return int(given)
@@ -61,8 +63,10 @@ def as_seed(given: Any) -> int:
 
 @contextmanager
 def seeding(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Whatever draws inside does so after `torch.manual_seed(seed)`; afterwards torch's generators
-    stand where they stood. None: they are used as they are."""
+    """Seeds torch's generators inside, as `torch.manual_seed(seed)` does, and restores them after.
+
+    None: they are used as they are.
+    """
     if seed is None:
         yield
         return
@@ -75,8 +79,10 @@ def seeding(seed: int | None, device: torch.device) -> Iterator[None]:
 def drawing(
     seed: int | None, config: Any, processors: Any, device: torch.device
 ) -> Iterator[tuple[LogitsProcessorList, Any]]:
-    """Processors and config with which transformers draws a row's tokens by `seed` alone. What
-    samples by no processor (beams) uses torch's generators, which all threads share."""
+    """Yields processors and config with which transformers draws a row's tokens by `seed` alone.
+
+    Beam sampling draws by no processor, and uses torch's generators, which all threads share.
+    """
     given = LogitsProcessorList(processors or ())
     if seed is None:
         yield given, config
@@ -88,7 +94,7 @@ def drawing(
 
 
 def _of_drawn(config: Any) -> Any:
-    """The most likely token is the one that was drawn: torch's own generator draws nothing."""
+    """The config for scores of `_Drawn`: greedy, as only the drawn token is left to choose."""
     config = copy.copy(config)
     config.do_sample = False
     return config
@@ -98,7 +104,7 @@ def _of_drawn(config: Any) -> Any:
 def sampling_by(
     seed: int | None, config: Any, settings: Any, streamer: Any, device: torch.device
 ) -> Iterator[dict[str, Any]]:
-    """Arguments of `model.generate` by which it samples its one row by `seed` alone."""
+    """Yields arguments of `model.generate` with which it samples its one row by `seed` alone."""
     mode = config.get_generation_mode(settings.get("assistant_model"))
     if seed is None or mode != GenerationMode.SAMPLE or "custom_generate" in settings:
         with seeding(seed, device):
@@ -110,7 +116,7 @@ def sampling_by(
 def seeded(seeds: Sequence[int], streamer: Any = None, synced_gpus: bool = False) -> Any:
     """A `custom_generate` for transformers' own sampling, row i drawn with the seed seeds[i].
 
-    streamer, synced_gpus: transformers gives a `custom_generate` function neither.
+    streamer, synced_gpus: transformers passes neither to a `custom_generate` function.
     """
 
     def sample(

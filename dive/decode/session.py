@@ -1,12 +1,13 @@
-"""DecodeSession: the text decoder run by `dive._C`, one call a token, steering included.
+"""DecodeSession: the text decoder run by `dive._C`, one call per token, steering included.
 
     session = DecodeSession(backbone, adapter)
     session.generate(**inputs, max_new_tokens=200)
     model.generate(**inputs, max_new_tokens=200, custom_generate=session)     # the same
-    session.stream(requests, rows=8)      # many prompts; a waiting one takes a finished one's row
+    session.stream(requests, slots=8)     # many prompts; a waiting one takes a finished one's slot
 
-Hugging Face's model reads the prompt and its images; the session takes over the cache and writes
-the answer. What it cannot do it hands to transformers with the adapter attached, and says so.
+The transformers model runs the prefill, images included; the session takes over its KV cache and
+decodes the answer. What the engine cannot decode goes to transformers with the adapter attached,
+and a warning gives the reason.
 """
 
 import warnings
@@ -24,39 +25,41 @@ from dive.adapter.attach import each_of_its_own
 from dive.backbone.load import Backbone
 from dive.backbone.model_lock import model_lock
 from dive.backbone.structure import decoder_layers, unwrap
-from dive.decode.batch import BatchRun
+from dive.decode.batch import BatchDecoding
 from dive.decode.binding import Binding, without_trace
 from dive.decode.continuous import ContinuousBatch, Request, Written
 from dive.decode.fallback import (
+    EngineChoice,
     Fallback,
-    Plan,
     attachment_reason,
-    call_plan,
-    offered_plan,
-    own_plan,
-    settings_plan,
+    call_choice,
+    offered_choice,
+    own_choice,
+    settings_choice,
 )
-from dive.decode.generate_arguments import asked_config, given_arguments
+from dive.decode.generate_arguments import given_arguments, requested_config
 from dive.decode.steered import steered
 from dive.decode.transformers_errors import refusals
 from dive.decode.usable_logits import generate_watched
 from dive.errors import DiveError, checks
+from dive.errors.renamed import renamed_arguments, renamed_attribute
 
 
 class DecodeSession:
-    """Decodes for one model. It holds no state from one call to the next but bound weights.
+    """A decoder for one model. Between calls it keeps nothing but the bound weights.
 
-    backbone_or_model: of a `Backbone` it knows the tokenizer, as stop_strings want it.
+    backbone_or_model: a `Backbone`, whose tokenizer stop_strings need, or a bare model.
     adapter: steers prompt and answer; None takes what `dive.steer` has attached, if anything. A
-        list has one adapter, or None for no steering, for every row of the batches that follow.
-    strict: what the engine cannot decode is a DiveError and not left to transformers.
-    ran: what decoded the last call (of `stream`: the last request that was prompted); None before.
-    failed: rows of what the last `generate` returned whose logits said nothing (not finite, or all
-        the same): the answer ends there, and padding follows. A warning says so; of `stream` every
-        answer tells.
-    The weights are used where they lie: memory holds them once. Training, moving or replacing them
-    between two calls is noticed. Several threads may use one session: each call reads its prompt in
-    its turn and decodes by itself; `ran` is then that of the last.
+        list has one adapter, or None for no steering, per sample of the batches that follow.
+    strict: raise DiveError for what the engine cannot decode, instead of using transformers.
+    ran: which engine decoded the last call (of `stream`: the last request that was prefilled); None
+        before.
+    failed: rows of the last `generate`'s output whose logits became unusable (not finite, or all
+        the same): the answer ends there, padding follows, and a warning names them. Of `stream` see
+        `Written.error`.
+    The model's own weights are used, so that memory holds them once. Training, moving or replacing
+    them between two calls is noticed. Several threads may share a session: prefills take turns, and
+    each call decodes by itself; `ran` is then that of the last.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class DecodeSession:
         elif isinstance(adapter, (list, tuple)):
             self.adapters = tuple(None if one is None else as_adapter(one) for one in adapter)
             if not self.adapters:
-                raise DiveError("adapter is an empty list, want an adapter or None for every row")
+                raise DiveError("adapter is an empty list, want an adapter or None per sample")
         else:
             self.adapter = as_adapter(adapter)
         for one in {self.adapter, *(self.adapters or ())} - {None}:
@@ -87,75 +90,86 @@ class DecodeSession:
         self.failed: list[int] = []
 
     @property
-    def ran(self) -> Plan | None:
+    def ran(self) -> EngineChoice | None:
         return self.fallback.ran
 
-    def plan(self, *args: Any, **kwargs: Any) -> Plan:
+    def engine_choice(self, *args: Any, **kwargs: Any) -> EngineChoice:
         """Which engine would run `generate(*args, **kwargs)`, and why.
 
-        transformers is asked what it would hand over for these arguments; no forward is run. (It
-        gives a `custom_generate` function neither assistant_model nor tokenizer: an assistant has
-        no part there, and stop_strings are for `session.generate`.)
-        DiveError where `generate` would not know one of the names, or refuses a setting.
+        transformers prepares the call; no forward is run. (It passes neither assistant_model nor
+        tokenizer to a `custom_generate` function: assisted decoding cannot go there, and
+        stop_strings are for `session.generate`.)
+
+        Raises:
+            DiveError: `generate` does not know one of the names, or refuses a setting.
         """
         given = given_arguments(self.model, args, kwargs, self.tokenizer)
-        plan = self._plan(given)
-        if plan.engine == "dive._C":
+        choice = self._settings_choice(given)
+        if choice.engine == "dive._C":
             assert self.binding.spec is not None
             with model_lock(self.model), without_trace(self.model), refusals(given):
-                return offered_plan(self.binding.spec, self.model, given)
-        return plan
+                return offered_choice(self.binding.spec, self.model, given)
+        return choice
 
-    def _plan(self, generate_kwargs: dict[str, Any]) -> Plan:
-        """By model and settings alone; what transformers hands over is looked at when it does."""
+    plan = renamed_attribute("plan", "engine_choice")
+
+    def _settings_choice(self, generate_kwargs: dict[str, Any]) -> EngineChoice:
+        """The engine by model and settings alone, before transformers has prepared the call."""
         reason = self.binding.bind()
         if reason is not None:
-            return Plan("transformers", reason)
+            return EngineChoice("transformers", reason)
         assert self.binding.spec is not None
         with refusals(generate_kwargs):
-            return settings_plan(self.model, generate_kwargs) or own_plan(self.binding.spec)
+            return settings_choice(self.model, generate_kwargs) or own_choice(self.binding.spec)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """`model.generate` with the same arguments, decoded by this session where it can.
+        """`model.generate` with the same arguments, decoded by the engine where it can.
 
-        transformers gives a `custom_generate` function no streamer; here it gets the tokens.
+        A streamer receives the tokens, which transformers passes to no `custom_generate` function.
         """
         with call_of_its_own(decoder_layers(self.model)[0]):
             return self._generate(args, kwargs)
 
     def _generate(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         given = given_arguments(self.model, args, kwargs, self.tokenizer)
-        plan = self._plan(given)
-        if plan.engine != "dive._C":
-            self.fallback.note(plan)
+        choice = self._settings_choice(given)
+        if choice.engine != "dive._C":
+            self.fallback.note(choice)
             with (
                 model_lock(self.model),
                 steered(self.model, self.adapters or self.adapter),
                 refusals(given),
             ):
-                output, watch = generate_watched(self.model, given, asked_config(self.model, given))
-            self._tell(watch.cut(output))
+                output, watch = generate_watched(
+                    self.model, given, requested_config(self.model, given)
+                )
+            self._warn_of_failed(watch.cut(output))
             return output
         with refusals(given):
             return self.model.generate(
                 **given, custom_generate=partial(self, streamer=given.get("streamer"))
             )
 
-    def stream(self, requests: Iterable[Request], rows: int = 8) -> Iterator[Written]:
-        """Answers to many prompts, each as it ends; the next prompt then takes its row.
+    @renamed_arguments(rows="slots")
+    def stream(self, requests: Iterable[Request], slots: int = 8) -> Iterator[Written]:
+        """Answers many prompts by continuous batching; yields each answer when it ends.
 
-        `requests` is read as rows become free. Every answer is the one that its prompt gets alone.
-        Other calls of this session in between are no harm.
+        slots: how many prompts are decoded at once; the next one takes the slot of an answer that
+            has ended, and `requests` is read as slots become free.
+        Every answer is the one that its prompt gets alone. Other calls of this session are allowed
+        meanwhile.
         """
-        rows = checks.whole("rows", rows, 1)
+        slots = checks.whole("slots", slots, 1)
         if not isinstance(requests, Iterable):
             raise DiveError(
                 f"requests is {requests!r}, want an iterable of dive.decode.continuous.Request"
             )
         if self.adapters is not None:
-            raise DiveError("a session with an adapter a row: give each request its own instead")
+            raise DiveError(
+                "stream does not go with an adapter per sample: give each request its own"
+            )
         batch = ContinuousBatch(
-            self.binding, self.fallback, self.adapter, self.tokenizer, requests, rows
+            self.binding, self.fallback, self.adapter, self.tokenizer, requests, slots
         )
         return each_of_its_own(self.model, batch.run())
 
@@ -170,10 +184,10 @@ class DecodeSession:
         streamer: Any = None,
         **model_kwargs: Any,
     ) -> Any:
-        """What `model.generate` calls as its `custom_generate`; returns prompt and answer."""
+        """The `custom_generate` function of `model.generate`; returns prompt and answer [B, T]."""
         if model is not self.model:
             raise DiveError(
-                f"this session decodes for another {type(self.model).__name__}; make one a model"
+                f"this session decodes for another {type(self.model).__name__}; make one per model"
             )
         processors = logits_processor if logits_processor is not None else LogitsProcessorList()
         criteria = stopping_criteria if stopping_criteria is not None else StoppingCriteriaList()
@@ -181,14 +195,14 @@ class DecodeSession:
             reason = self.binding.bind() or attachment_reason(self.model)
             spec = self.binding.spec
             if reason is not None:
-                plan = Plan("transformers", reason)
+                choice = EngineChoice("transformers", reason)
             else:
                 assert spec is not None
-                plan = call_plan(
+                choice = call_choice(
                     spec, model, generation_config, input_ids, model_kwargs, synced_gpus
                 )
-            self.fallback.note(plan)
-            if plan.engine != "dive._C":
+            self.fallback.note(choice)
+            if choice.engine != "dive._C":
                 more = {} if streamer is None else {"streamer": streamer}
                 with steered(self.model, self.adapters or self.adapter):
                     output, watch = self.fallback.decode(
@@ -200,28 +214,28 @@ class DecodeSession:
                         **more,
                         **model_kwargs,
                     )
-                self._tell(watch.cut(output))
+                self._warn_of_failed(watch.cut(output))
                 return output
             cache = self.binding.lend()
             try:
-                run = BatchRun(
+                decoding = BatchDecoding(
                     model, cache, input_ids, processors, criteria, generation_config, streamer
                 )
-                run.check_context(model_kwargs)
+                decoding.check_context(model_kwargs)
                 with steered(self.model, self.adapters or self.adapter) as adapters:
-                    steerings = self.binding.steerings(adapters, run.batch, cache.spec)
-                    scores = run.prefill(model_kwargs, steerings)
+                    steerings = self.binding.steerings(adapters, decoding.batch, cache.spec)
+                    scores = decoding.prefill(model_kwargs, steerings)
             except BaseException:
                 self.binding.give_back(cache)
                 raise
         try:
-            output = run.decode(scores)
+            output = decoding.decode(scores)
         finally:
             self.binding.give_back(cache)
-        self._tell(run.failed)
+        self._warn_of_failed(decoding.failed)
         return output
 
-    def _tell(self, failed: list[int]) -> None:
+    def _warn_of_failed(self, failed: list[int]) -> None:
         self.failed = failed
         if failed:
             warnings.warn(

@@ -1,7 +1,7 @@
-"""Which kind of value each setting and argument of `generate` wants: one error that names it.
+"""The kind of value that each setting and argument of `generate` requires, checked by name.
 
-transformers takes any, and stumbles over a wrong one later, in words that do not name it. Settings
-that are not here are checked by transformers itself, by name.
+transformers accepts any, and fails on a wrong one later, with an error that does not name it.
+Settings that are not listed here are checked by transformers itself, by name.
 """
 
 import reprlib
@@ -27,7 +27,7 @@ def _is_flag(value: Any) -> bool:
 
 
 def _many(value: Any) -> list[Any] | None:
-    """The entries of a sequence or tensor; None of what is neither."""
+    """The entries of a sequence or tensor; None for anything else."""
     if isinstance(value, (torch.Tensor, np.ndarray)):
         value = value.tolist()
     return list(value) if isinstance(value, (list, tuple, set, frozenset)) else None
@@ -52,7 +52,7 @@ def _from(least: int) -> Kind:
     return lambda value: is_whole(value) and value >= least, f"a whole number from {least} on"
 
 
-# of 1 transformers makes no penalty; of another it wants a float
+# transformers ignores a penalty of 1, and requires a float otherwise
 _PENALTY: Kind = (
     lambda value: _is_number(value) and (value == 1 or (isinstance(value, float) and value > 0)),
     "a float above 0",
@@ -107,7 +107,7 @@ _KINDS = {name: kind for kind, names in _OF_ALL.items() for name in names}
 
 
 def check_kinds(given: Mapping[str, Any]) -> None:
-    """DiveError that names the first setting whose value is of the wrong kind; None is of any."""
+    """Raises DiveError naming the first setting with a value of the wrong kind; None is allowed."""
     for name, value in given.items():
         if value is None or name not in _KINDS:
             continue
@@ -117,12 +117,12 @@ def check_kinds(given: Mapping[str, Any]) -> None:
 
 
 def check_possible(model: Any, given: Mapping[str, Any]) -> None:
-    """DiveError where a setting wants what this model or this machine has not."""
+    """Raises DiveError where a setting requires what this model or machine does not have."""
     cache = given.get("cache_implementation")
     if isinstance(cache, str) and "offloaded" in cache and not torch.accelerator.is_available():
         raise DiveError(
-            f"cache_implementation is {cache!r}; wants a GPU, from which the cache is moved to the "
-            "CPU's memory, and there is none"
+            f"cache_implementation is {cache!r}, want a GPU, from which the cache is moved to the "
+            "CPU's memory, and there is none here"
         )
     config: Any = getattr(model, "config", None)
     vocabulary = getattr(config.get_text_config(), "vocab_size", None) if config else None
@@ -137,7 +137,7 @@ def check_possible(model: Any, given: Mapping[str, Any]) -> None:
         layers = getattr(inner.config, "num_hidden_layers", None)
         if layers is None:
             raise DiveError(
-                f"assistant_early_exit is {early!r}; wants a model whose config has "
+                f"assistant_early_exit is {early!r}, want a model whose config has "
                 f"num_hidden_layers, and {type(inner.config).__name__} has none"
             )
         if early > layers:

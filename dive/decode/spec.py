@@ -1,7 +1,7 @@
-"""What a text decoder is made of, read off the model, in the terms of `dive._C.Engine`.
+"""A text decoder's sizes, settings and weights, read from the model for `dive._C.Engine`.
 
-`read` looks at the modules themselves (their weights, sizes, windows, norms), and at the config
-only for what no module tells. A decoder that is not understood is refused with a reason in words.
+`read_decoder` looks at the modules themselves (their weights, sizes, windows, norms), and at the
+config only for what no module has. An unknown decoder is refused with a reason.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from dive.decode.model_check import (
 )
 from dive.errors import DiveError
 
-# text decoders (config.model_type) whose forward is what the engine computes
+# text decoders (config.model_type) whose forward the engine computes
 FAMILIES = {
     "llama": "Llama",
     "mistral": "Mistral",
@@ -39,7 +39,7 @@ GATES = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
-DTYPES = {  # of the weights, by the device on which they lie
+DTYPES = {  # of the weights, by their device type
     "cpu": {torch.float32: "float32", torch.bfloat16: "bfloat16"},
     "cuda": {
         torch.float32: "float32",
@@ -47,18 +47,18 @@ DTYPES = {  # of the weights, by the device on which they lie
         torch.float16: "float16",
     },
 }
-# tables of these do not change with the length of what is read
+# types whose tables do not depend on the length of the sequence
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One decoder layer: what it sees and the modules whose weights are used."""
+    """One decoder layer: its attention window and the modules whose weights are used."""
 
     module: Any
-    window: int  # positions seen, the own one included; 0: all
+    window: int  # positions that attention sees, the own one included; 0: all
     rope: int  # index into DecoderSpec.rope_types
-    four_norms: bool  # norms after attention and MLP too
+    four_norms: bool  # norms before and after attention and MLP
 
     def linears(self) -> dict[str, nn.Module]:
         attention, mlp = self.module.self_attn, self.module.mlp
@@ -93,9 +93,9 @@ class LayerSpec:
 class DecoderSpec:
     """A decoder that the engine can run.
 
-    family: as users call it; dtype and device: of weights and cache; context: longest sequence or
-    None.
-    rope_types: the layer types that `rotary_emb` tells apart, or (None,) where it knows one.
+    family: its common name; dtype and device: of weights and KV cache; context: longest sequence
+    in tokens, or None.
+    rope_types: the layer types that `rotary_emb` distinguishes, or (None,) where there is one.
     """
 
     family: str
@@ -114,12 +114,18 @@ class DecoderSpec:
     logits_softcap: float
     embedding_scale: float
     gate: str
-    tied_head: bool
     rope_types: tuple[str | None, ...]
     layers: tuple[LayerSpec, ...]
     text: Any  # the module that owns the layers
     path: str  # its name in the model
     head: Any  # the output embeddings
+
+    @property
+    def engine_device(self) -> str:
+        """The device in the terms of `dive._C`: "cpu", or "cuda:" and a number."""
+        if self.device.type == "cpu":
+            return "cpu"
+        return f"{self.device.type}:{self.device.index or 0}"
 
     def weights(self) -> Iterator[Tensor]:
         """Every tensor that the engine reads in place, always in the same order."""
@@ -138,21 +144,21 @@ class DecoderSpec:
                     yield norm.weight  # type: ignore[misc]
 
     def ropes(self, positions: int) -> list[dict[str, Tensor]]:
-        """cos and sin, float32 [positions, half of the rotated width], from the model's own."""
+        """cos and sin tables, float32 [positions, rotated width / 2], by the model's own module."""
         return [self._rope(name, positions) for name in self.rope_types]
 
     @torch.no_grad()
     def _rope(self, layer_type: str | None, positions: int) -> dict[str, Tensor]:
-        places = torch.arange(positions, device=self.device)[None]
-        # float32: the tables are not rounded to the model's dtype
+        position_ids = torch.arange(positions, device=self.device)[None]
+        # in float32, so that the tables are not rounded to the model's dtype
         x = torch.zeros(1, 1, 1, device=self.device)
         if "mrope_section" in (getattr(self.text.config, "rope_parameters", None) or {}):
-            # of the three coordinates all are equal in generated text
-            places = places.expand(3, 1, positions)
+            # the three coordinates are equal in generated text
+            position_ids = position_ids.expand(3, 1, positions)
         if layer_type is None:
-            cos, sin = self.text.rotary_emb(x, places)
+            cos, sin = self.text.rotary_emb(x, position_ids)
         else:
-            cos, sin = self.text.rotary_emb(x, places, layer_type)
+            cos, sin = self.text.rotary_emb(x, position_ids, layer_type)
         tables = []
         for table in (cos, sin):
             table = table.reshape(-1, positions, table.shape[-1])[0]
@@ -162,8 +168,11 @@ class DecoderSpec:
             tables.append(table[:, :half].float().contiguous())
         return {"cos": tables[0], "sin": tables[1]}
 
-    def describe(self, positions: int) -> dict[str, Any]:
-        """What `dive._C.Engine` takes: sizes, and the model's own tensors."""
+    def engine_arguments(self, positions: int) -> dict[str, Any]:
+        """The argument of `dive._C.Engine`: sizes, and the model's own tensors.
+
+        positions: length of the rotary tables.
+        """
 
         def linear(module: Any) -> tuple[Tensor, Tensor | None]:
             bias = module.bias
@@ -172,9 +181,8 @@ class DecoderSpec:
         def norm(module: Any) -> Tensor | None:
             return None if module is None else module.weight.detach()
 
-        index = self.device.index or 0
         return {
-            "device": "cpu" if self.device.type == "cpu" else f"{self.device.type}:{index}",
+            "device": self.engine_device,
             "dtype": DTYPES[self.device.type][self.dtype],
             "width": self.width,
             "heads": self.heads,
@@ -204,11 +212,15 @@ class DecoderSpec:
         }
 
 
-def read(backbone_or_model: Any) -> DecoderSpec:
-    """The spec of a model's text decoder; `Unsupported` says what stands in the way."""
+def read_decoder(backbone_or_model: Any) -> DecoderSpec:
+    """The spec of a model's text decoder.
+
+    Raises:
+        Unsupported: why the engine cannot run it.
+    """
     model = unwrap(backbone_or_model)
     try:
-        return _read(model)
+        return _decoder_spec(model)
     except Unsupported:
         raise
     except AttributeError as error:
@@ -220,7 +232,7 @@ def read(backbone_or_model: Any) -> DecoderSpec:
         raise Unsupported(name + str(error).removeprefix(name)) from None
 
 
-def _read(model: Any) -> DecoderSpec:
+def _decoder_spec(model: Any) -> DecoderSpec:
     text: Any = decoder(model)
     config = text_config(model)
     family = FAMILIES.get(config.model_type)
@@ -237,7 +249,9 @@ def _read(model: Any) -> DecoderSpec:
     if getattr(config, "use_bidirectional_attention", False):
         raise Unsupported("its text attends in both directions")
     if getattr(config, "attn_logit_softcapping", None) is not None:
-        raise Unsupported("its attention has a soft-cap")  # which Gemma 3 reads and does not use
+        raise Unsupported(
+            "its attention has a soft-cap"
+        )  # which Gemma 3's config has and its forward ignores
     rope_types = _rope_types(config)
     layers = tuple(
         _layer(config, module, i, rope_types) for i, module in enumerate(layers_of(text))
@@ -263,10 +277,9 @@ def _read(model: Any) -> DecoderSpec:
         norm_plus_one=_norm_plus_one(text.norm, config.rms_norm_eps),
         attention_scale=float(first.scaling),
         logits_softcap=float(output_head(model).softcap or 0.0),
-        # rounded to the weights' dtype, as the embedding does
+        # rounded to the weights' dtype, as by the embedding
         embedding_scale=1.0 if scale is None else float(scale.to(embedding.weight.dtype)),
         gate=GATES[activation],
-        tied_head=head.weight is embedding.weight,
         rope_types=rope_types,
         layers=layers,
         text=text,
@@ -316,7 +329,7 @@ def _layer(config: Any, module: Any, index: int, rope_types: tuple[str | None, .
 
 @torch.no_grad()
 def _norm_plus_one(norm: Any, eps: float) -> bool:
-    """Whether the norm multiplies by 1 + weight (Gemma) or by weight, by what it does."""
+    """Whether the norm multiplies by 1 + weight (Gemma) or by weight, by its output."""
     weight = norm.weight.float()
     x = torch.linspace(0.5, 1.5, weight.shape[0], device=weight.device)
     got = norm(x.to(norm.weight.dtype)).float()
@@ -325,7 +338,7 @@ def _norm_plus_one(norm: Any, eps: float) -> bool:
     for plus in (0.0, 1.0):
         if torch.allclose(got, x * (plus + weight), rtol=tolerance, atol=tolerance):
             return plus == 1.0
-    raise Unsupported(f"its norm, a {type(norm).__name__}, is no RMSNorm that is known")
+    raise Unsupported(f"its norm, a {type(norm).__name__}, is no known RMSNorm")
 
 
 def _check_device(device: torch.device) -> None:
@@ -355,4 +368,4 @@ def _check_weights(spec: DecoderSpec) -> None:
         ):
             raise Unsupported(f"its weights are of {spec.dtype} and {weight.dtype}, want one dtype")
         if weight.stride(-1) != 1:
-            raise Unsupported("a weight's numbers do not lie one after another")
+            raise Unsupported("a weight's last dimension is not contiguous")

@@ -1,6 +1,6 @@
-"""Adapters at work on a model's own forwards in one call: a prompt that is read, or transformers.
+"""Adapters in effect on a model's own forwards during one call: a prefill, or all of transformers.
 
-What the engine decodes it steers itself; what it is given to do so is `dive.decode.binding`'s.
+What the engine decodes it steers itself, with what `dive.decode.binding` packs for it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,54 +9,59 @@ from typing import Any
 
 from dive.adapter.adapter import SteeringAdapter
 from dive.adapter.at_work import at_work, in_the_way, scope
-from dive.adapter.attach import Attachment, RowAttachment, first_layer
+from dive.adapter.attach import Attachment, PerSampleAttachment, first_layer
 from dive.backbone.structure import decoder_layers
 from dive.errors import DiveError
 
-PerRow = Sequence[SteeringAdapter | None]
+PerSample = Sequence[SteeringAdapter | None]
 
 
 @contextmanager
 def steered(
-    model: Any, adapters: SteeringAdapter | PerRow | None, attached: Attachment | None = None
-) -> Iterator[PerRow]:
-    """These adapters at work inside, for this thread or task alone; yields one, or one per row.
+    model: Any, adapters: SteeringAdapter | PerSample | None, attached: Attachment | None = None
+) -> Iterator[PerSample]:
+    """Puts adapters into effect inside, for this thread or task alone.
 
-    model: without wrappers. adapters: one for all rows, which goes before what others have attached
-        for all threads; one or None per row; or None: what the caller has attached, if anything.
-    attached: hooks that stay from call to call (`attached_for`); without them they come and go with
-        this one, of adapters that have been checked.
-    DiveError where this thread or task has attached another adapter. Not to be held over a `yield`
-    of a generator, whose next step may run in another context.
+    Yields the adapters in effect, one for all samples or one per sample.
+
+    model: without wrappers. adapters: one for all samples, which takes precedence over what others
+        have attached for all threads; one or None per sample; or None: what the caller has
+        attached, if anything.
+    attached: hooks that stay from call to call (`attached_for`); without them, hooks for this call
+        alone, of adapters that have been checked.
+    Not to be held over a `yield` of a generator, whose next step may run in another context.
+
+    Raises:
+        DiveError: this thread or task has attached another adapter.
     """
     if attached is not None:
-        if isinstance(attached, RowAttachment):
-            attached.rows = adapters  # type: ignore[assignment]
+        if isinstance(attached, PerSampleAttachment):
+            attached.adapters = adapters  # type: ignore[assignment]
         with attached.working():
-            yield attached.steers
+            yield attached.adapters
         return
     if adapters is None:
         layer = first_layer(model)
         found: Any = None if layer is None else at_work(layer)
         with scope(layer, found):
-            yield (None,) if found is None or not found.enabled else found.steers
+            yield (None,) if found is None or not found.enabled else found.adapters
         return
     first = decoder_layers(model)[0]
-    alone: Any = nullcontext()  # an adapter per row refuses a second one
+    alone: Any = nullcontext()  # adapters per sample refuse another attachment
     if isinstance(adapters, SteeringAdapter):
         found = in_the_way(first, scoped=True)
-        if found is not None and found.steers != (adapters,):
+        if found is not None and found.adapters != (adapters,):
             raise DiveError("another adapter than the session's is attached to the model")
-        alone = scope(first, None)  # what is attached already may be switched off
+        alone = scope(first, None)  # instead of what is attached already
     with alone, _hooks(model, adapters, check=False) as own, own.working():
-        yield own.steers
+        yield own.adapters
 
 
 @contextmanager
-def attached_for(model: Any, adapters: PerRow) -> Iterator[Attachment | None]:
-    """What `steered` puts to work in call after call, with some of these adapters in each.
+def attached_for(model: Any, adapters: PerSample) -> Iterator[Attachment | None]:
+    """Hooks for many calls of `steered`, with some of these adapters in each.
 
-    Attached once, as attaching throws compiled code away. None where there is no adapter at all.
+    Attached once, as attaching discards compiled code. Yields None where there is no adapter.
     """
     one = adapters[0]
     if all(adapter is None for adapter in adapters):
@@ -69,10 +74,10 @@ def attached_for(model: Any, adapters: PerRow) -> Iterator[Attachment | None]:
 
 @contextmanager
 def _hooks(
-    model: Any, adapters: SteeringAdapter | PerRow, check: bool = True
+    model: Any, adapters: SteeringAdapter | PerSample, check: bool = True
 ) -> Iterator[Attachment]:
-    """Attached inside, and at work where it is asked to be."""
-    kind: Any = Attachment if isinstance(adapters, SteeringAdapter) else RowAttachment
+    """An attachment inside, in effect only within its `working`."""
+    kind: Any = Attachment if isinstance(adapters, SteeringAdapter) else PerSampleAttachment
     attachment: Attachment = kind(model, adapters, check=check, scoped=True)
     try:
         yield attachment

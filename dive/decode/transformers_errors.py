@@ -1,4 +1,4 @@
-"""What transformers refuses, as a `DiveError`."""
+"""Refusals of transformers' `generate`, as a `DiveError`."""
 
 import reprlib
 import sysconfig
@@ -22,18 +22,18 @@ _TRANSFORMERS = Path(transformers.__file__).parent
 _TORCH = Path(torch.__file__).parent
 _PYTHON = Path(sysconfig.get_path("stdlib"))
 _FORWARD = {"forward", "_call_impl"}
-# of the machine and of broken weights; torch has no classes of its own for all of them
+# errors of the machine and of broken weights; torch has no classes of its own for all of them
 _NOT_OF_THE_CALL = ("out of memory", "allocate", "cuda error", "hip error", "cudnn", "cublas",
                     "nccl", "probability tensor")  # fmt: skip
 
 
 @contextmanager
 def refusals(given: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Makes one DiveError of what transformers' `generate` says of its arguments.
+    """Turns an error of transformers' `generate` about its arguments into a DiveError.
 
-    given: the arguments, by name; the error says what was asked for.
-    An error of the model's forward, or of what the caller handed over, keeps its kind, and so does
-    one of the machine (out of memory) or of broken weights (NaN where a token is drawn).
+    given: the arguments, by name, which the error lists.
+    An error of the model's forward, or of the caller's own objects, keeps its type, and so does one
+    of the machine (out of memory) or of broken weights (NaN where a token is drawn).
     """
     try:
         yield
@@ -42,35 +42,35 @@ def refusals(given: Mapping[str, Any] | None = None) -> Iterator[None]:
     except _REFUSALS as error:
         if not _refuses(error):
             raise
-        asked = ", ".join(f"{k}={_shown(v)}" for k, v in _asked(given or {}).items())
+        requested = ", ".join(f"{k}={_shown(v)}" for k, v in _requested(given or {}).items())
         said = str(error) or type(error).__name__
-        more = f" (asked for: {asked})" if asked else ""
+        more = f" (requested: {requested})" if requested else ""
         raise DiveError(f"transformers refuses this call of generate: {said}{more}") from error
 
 
 def _refuses(error: Exception) -> bool:
     """Whether transformers' own code for `generate` raised it, before or between forwards."""
     if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError):
-        told = str(error).lower()
-        if any(word in told for word in _NOT_OF_THE_CALL):
+        message = str(error).lower()
+        if any(word in message for word in _NOT_OF_THE_CALL):
             return False
     frames = [
         (_owner(frame.filename), frame) for frame in traceback.extract_tb(error.__traceback__)
     ]
-    inside = [place for place, (owner, frame) in enumerate(frames)
+    inside = [index for index, (owner, frame) in enumerate(frames)
               if owner == "transformers" and _part(frame.filename) == "generation"]  # fmt: skip
     if not inside:
         return False
     after = frames[inside[0] :]
     if any(owner == "caller" or frame.name in _FORWARD for owner, frame in after):
         return False
-    # behind the last line of dive's own: what that got wrong is no refusal
-    own = [place for place, (owner, _) in enumerate(after) if owner == "dive"]
+    # after the last frame of dive's own, whose mistakes are no refusal
+    own = [index for index, (owner, _) in enumerate(after) if owner == "dive"]
     return any(owner == "transformers" for owner, _ in after[own[-1] + 1 if own else 0 :])
 
 
 def _shown(value: Any) -> str:
-    """A value in few words: of a model its class."""
+    """A short text for a value; of a model its class."""
     plain = isinstance(value, (str, int, float, list, tuple, dict, set))
     return reprlib.repr(value) if plain else type(value).__name__
 
@@ -90,13 +90,13 @@ def _part(filename: str) -> str:
     return Path(filename).relative_to(_TRANSFORMERS).parts[0]
 
 
-def _asked(given: Mapping[str, Any]) -> dict[str, Any]:
+def _requested(given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that the caller gave, by name or in a generation_config."""
-    told = given.get("generation_config")
-    config = told.asked() if isinstance(told, WholeConfig) else {}
-    if isinstance(told, GenerationConfig) and not config:
+    own = given.get("generation_config")
+    config = own.requested() if isinstance(own, WholeConfig) else {}
+    if isinstance(own, GenerationConfig) and not config:
         plain = vars(GenerationConfig())
-        config = {k: v for k, v in vars(told).items()
+        config = {k: v for k, v in vars(own).items()
                   if v is not None and k in plain and v != plain[k] and k[0] != "_"}  # fmt: skip
     kept = {**config, **{k: v for k, v in given.items() if k != "generation_config"}}
     return {k: v for k, v in kept.items()

@@ -1,11 +1,11 @@
-"""Logits that say nothing: the answer ends there, and no other one notices.
+"""Unusable logits: the answer ends there, and no other answer is affected.
 
 A softmax over NaN, over +inf or over -inf alone is no distribution, and argmax takes a NaN for the
-most likely token of all. One rule holds for the engine, for transformers and for processors of the
-caller's own: the largest score must be a finite number. A single -inf is a token that is forbidden.
+most likely token. One rule holds for the engine, for transformers and for processors of the
+caller's own: the largest score must be a finite number. A single -inf is a forbidden token.
 
 A model's own logits must not all be the same, either: an RMS norm makes zeros of states whose
-squares are infinite. What processors make of logits may be.
+squares are infinite. Scores that processors made may be.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,14 +20,14 @@ NO_TOKEN = -1  # as dive._C's kNoToken
 
 
 def most_likely(scores: Tensor) -> Tensor:
-    """The first of the most likely tokens [B] by scores [B, V]; NO_TOKEN where there is none."""
+    """The most likely token [B] by scores [B, V], the first of equals; NO_TOKEN if not finite."""
     token = scores.argmax(-1)
     most = scores.gather(-1, token[:, None])[:, 0]
     return torch.where(most.isfinite(), token, NO_TOKEN)
 
 
 def usable(logits: Tensor) -> Tensor:
-    """Which rows [B] of a model's logits [B, V] say something; nothing is read on the host."""
+    """Which rows [B] of a model's logits [B, V] are usable; without a host sync."""
     least, most = logits.aminmax(dim=-1)
     return most.isfinite() & ((least < most) | (logits.shape[-1] == 1))
 
@@ -38,27 +38,28 @@ def most_likely_next(logits: Tensor) -> Tensor:
 
 
 def is_distribution(scores: Tensor) -> Tensor:
-    """By which rows [B] of scores [B, V] a token can be drawn; nothing is read on the host."""
+    """Which rows [B] of scores [B, V] are a distribution to draw from; without a host sync."""
     return scores.amax(-1).isfinite()
 
 
 def where_usable(scores: Tensor, good: Tensor) -> Tensor:
-    """The scores, with zeros for whole rows that are none: processors and samplers take them."""
+    """The scores, with zeros for rows that are not `good`, which processors and samplers accept."""
     return torch.where(good[:, None], scores, 0.0)
 
 
 def removes_them(processors: Sequence[Any]) -> bool:
-    """Whether the caller had NaN and infinities replaced (remove_invalid_values=True)."""
+    """Whether the processors replace NaN and infinities (remove_invalid_values=True)."""
     return any(isinstance(one, InfNanRemoveLogitsProcessor) for one in processors)
 
 
 class Watch(LogitsProcessor):
-    """For transformers' own loops: a row whose scores say nothing ends, and is noted down.
+    """A logits processor for transformers' own loops: ends and records rows with unusable scores.
 
-    Scores that all are the same are noticed where no processor has been at work before. Its
-    row says nothing but `end` from then on, and all beams of a prompt with it. No host sync: the
-    notes are read when all is done.
-    assisted: who guesses tokens asks processors by scores of his own, which may all be the same.
+    Scores that are all the same count where no other processor has changed them before. From then
+    on the row, and with it all beams of its prompt, has no token but `end`. Without a host sync:
+    the record is read after the loop.
+    mends: NaN and infinities are replaced, so that only the scores after it count.
+    assisted: the assistant's own scores go through the processors, and may all be the same.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Watch(LogitsProcessor):
 
     @classmethod
     def of(cls, config: Any, assistant: Any = None) -> "Watch":
-        """For the decoding that a generation config and an assistant model, if any, ask for."""
+        """The watch for the decoding by a generation config and an assistant model, if any."""
         eos, padding = config.eos_token_id, config.pad_token_id
         ends = [*eos] if isinstance(eos, (list, tuple)) else [eos]
         known = [one for one in (*ends, padding) if one is not None]
@@ -85,8 +86,8 @@ class Watch(LogitsProcessor):
         return cls(end, config.num_beams or 1, padding, mends, assisted)
 
     def among(self, processors: Sequence[Any] | None) -> LogitsProcessorList:
-        """In front of the processors, which may not take such scores, and behind them, where they
-        may have made some."""
+        """The processors with this watch before them, as they may not accept such scores, and after
+        them, as they may produce some."""
         given = [] if processors is None else [*processors]
         first = () if self.mends or removes_them(given) else (self,)
         return LogitsProcessorList([*first, *given, _Again(self)])
@@ -96,7 +97,7 @@ class Watch(LogitsProcessor):
         return self.look(input_ids, scores, good)
 
     def look(self, input_ids: Any, scores: Any, good: Tensor) -> Tensor:
-        """The scores, or what ends a row that is not `good` [rows]."""
+        """The scores, or those that end a row which is not `good` [rows]."""
         bad = ~good
         if self._lengths is None:
             self._lengths = torch.full(bad.shape, -1, device=bad.device)
@@ -107,8 +108,8 @@ class Watch(LogitsProcessor):
         return torch.where((self._lengths >= 0)[:, None], only, scores)
 
     def lengths(self, rows: int) -> list[int | None]:
-        """Of prompt and answer before it happened, for each of so many rows of what was written;
-        None where all was finite."""
+        """The length of prompt and answer before unusable scores, for each of the output's `rows`;
+        None where there were none."""
         if self._lengths is None:
             return [None] * rows
         each = self._lengths.view(-1, self.beams)[:, 0].tolist()
@@ -118,7 +119,7 @@ class Watch(LogitsProcessor):
         ]
 
     def cut(self, output: Any) -> list[int]:
-        """Puts padding where a row of what `generate` returned says nothing; which rows ended."""
+        """Pads the output of `generate`, in place, after unusable scores; returns these rows."""
         sequences = output if isinstance(output, Tensor) else output.sequences
         ended = []
         for row, length in enumerate(self.lengths(sequences.shape[0])):
@@ -129,7 +130,7 @@ class Watch(LogitsProcessor):
 
 
 class _Again(LogitsProcessor):
-    """The same watch once more: transformers takes no processor twice."""
+    """The same watch a second time, as transformers refuses to take a processor twice."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
@@ -139,7 +140,7 @@ class _Again(LogitsProcessor):
 
 
 def generate_watched(model: Any, given: Mapping[str, Any], config: Any) -> tuple[Any, Watch]:
-    """`model.generate(**given)`, which decodes by `config`, and what watched its logits."""
+    """Runs `model.generate(**given)`, which decodes by `config`; returns its output and watch."""
     watch = Watch.of(config, given.get("assistant_model"))
     processors = watch.among(given.get("logits_processor"))
     return model.generate(**{**given, "logits_processor": processors}), watch

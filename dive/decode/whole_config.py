@@ -1,20 +1,20 @@
-"""A generation config that is complete: transformers fills nothing in from the model's own."""
+"""A complete generation config, into which transformers fills nothing from the model's own."""
 
 from collections.abc import Iterable
 from typing import Any
 
 from transformers import GenerationConfig
 
-_LENGTHS = ("max_length", "min_length")  # with the prompt; max_new_tokens is what counts
+_LENGTHS = ("max_length", "min_length")  # these count the prompt; max_new_tokens is given instead
 
 
 class WholeConfig(GenerationConfig):  # type: ignore[misc]
-    """transformers' defaults, greedy search, until `update` says otherwise.
+    """transformers' defaults, greedy search, changed by `update` alone.
 
-    `generate` fills what is None from the generation_config of the model, then from its defaults.
-    Here None stays, and of the model's only entries that transformers itself does not know are
-    taken, which its own code may read. max_new_tokens is to be given; min_length, of which
-    `generate` wants to know that nobody gave it, is 0 once it asks for defaults.
+    `generate` replaces None by the model's generation_config, then by its defaults. Here None
+    stays, and of the model's config only entries that transformers does not know are taken, which
+    its own code may read. max_new_tokens must be given; min_length, which must look as if nobody
+    gave it, becomes 0 when `generate` fills in its defaults.
     """
 
     _names: tuple[str, ...] = ()
@@ -31,13 +31,13 @@ class WholeConfig(GenerationConfig):  # type: ignore[misc]
         if defaults_only:
             settings = {k: v for k, v in settings.items() if not hasattr(self, k)}
             if self.min_length is None:
-                settings["min_length"] = 0  # max_length it makes of max_new_tokens
+                settings["min_length"] = 0  # max_length is made of max_new_tokens
         return super().update(defaults_only, allow_custom_entries, **settings)
 
-    def note_asked(self, names: Iterable[str]) -> None:
-        """Keeps which settings are the caller's."""
+    def note_requested(self, names: Iterable[str]) -> None:
+        """Stores the names of the caller's own settings."""
         self._names = tuple(names)
 
-    def asked(self) -> dict[str, Any]:
-        """The settings that are the caller's."""
+    def requested(self) -> dict[str, Any]:
+        """The caller's own settings."""
         return {name: getattr(self, name, None) for name in self._names}

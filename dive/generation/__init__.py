@@ -1,4 +1,4 @@
-"""Reports from studies: `dive.generate`, with prompts by `prompting` and answers by `decode`."""
+"""Report generation: `dive.generate`, with prompts by `prompting` and decoding by `decode`."""
 
 from dive.generation.generate_reports import generate, iter_reports
 from dive.generation.report_writer import Report

@@ -1,4 +1,4 @@
-"""Where in a model numbers stopped being of use: one more forward, after the fact, that looks."""
+"""Where in a model values stopped being finite, found by one more forward after the fact."""
 
 import threading
 from collections.abc import Mapping
@@ -11,36 +11,38 @@ from dive.backbone.structure import decoder_layers, forget_compiled, unwrap
 from dive.decode.usable_logits import usable
 
 
-class Began(NamedTuple):
-    """Where it began, in words, and whether it ended in finite logits that all are the same."""
+class Origin(NamedTuple):
+    """The part of the model where it began, and whether the logits are finite but all the same."""
 
     where: str
     same: bool = False
 
 
-def ended_early(tokens: int, began: Began | None) -> str:
-    """What a report says that ended so: after how many tokens, and where it began, if known."""
-    where = "; where it began is not known" if began is None else f"; it began in {began.where}"
-    logits = "all the same" if began is not None and began.same else "not finite"
+def early_end(tokens: int, origin: Origin | None) -> str:
+    """The error text of a report: after how many tokens it ended, and where it began, if known."""
+    where = "; where it began is not known" if origin is None else f"; it began in {origin.where}"
+    logits = "all the same" if origin is not None and origin.same else "not finite"
     return f"logits were {logits} after {tokens} token{'' if tokens == 1 else 's'}{where}"
 
 
 @torch.no_grad()
-def where_it_began(model: Any, inputs: Mapping[str, Any], answer: list[int]) -> Began | None:
-    """The first part of the model that gives anything but finite numbers, or, where logits end up
-    all the same, states whose squares are infinite: an RMS norm makes zeros of them.
+def nonfinite_origin(model: Any, inputs: Mapping[str, Any], answer: list[int]) -> Origin | None:
+    """The first part of the model whose output is not finite.
 
-    inputs: of one prompt, as `model.generate` takes them, on its device; answer: the tokens behind
-    it. None: all is well in this forward (what wrote the answer sums in another order, or a
-    processor made them), or it cannot be run.
+    Where logits end up all the same, the first one with states whose squares are infinite, of which
+    an RMS norm makes zeros.
+
+    inputs: of one prompt, as `model.generate` takes them, on its device; answer: the tokens after
+    it. None: this forward is finite (the engine sums in another order, or a processor made the
+    logits unusable), or it cannot be run.
     """
     model = unwrap(model)
     for name, value in inputs.items():
         if isinstance(value, Tensor) and value.is_floating_point() and not _finite(value):
-            return Began(f"the input {name}")
+            return Origin(f"the input {name}")
     seen: list[tuple[str, Tensor, Tensor]] = []
     layers = decoder_layers(model)
-    thread = threading.get_ident()  # another's forward is not looked at
+    thread = threading.get_ident()  # forwards of other threads do not count
 
     @torch._disable_dynamo
     def note(name: str, values: Any) -> None:
@@ -59,14 +61,14 @@ def where_it_began(model: Any, inputs: Mapping[str, Any], answer: list[int]) -> 
     forget_compiled(model)
     handles = [layers[0].register_forward_pre_hook(before, with_kwargs=True)]
     for index, layer in enumerate(layers):
-        # before the hook that steers, and behind it
+        # before the hook that steers, and after it
         handles.append(layer.register_forward_hook(after(f"layer {index}"), prepend=True))
-        edit = f"the adapter's edit behind layer {index}"
+        edit = f"the adapter's edit after layer {index}"
         handles.append(layer.register_forward_hook(after(edit)))
     try:
         outputs = model(**_longer(inputs, answer), use_cache=False, return_dict=True)
     except (RuntimeError, ValueError, TypeError, IndexError):
-        return None  # this is only to help: the report is told of all the same
+        return None  # this only adds detail: the report has its error without it
     finally:
         for handle in handles:
             handle.remove()
@@ -76,18 +78,18 @@ def where_it_began(model: Any, inputs: Mapping[str, Any], answer: list[int]) -> 
     seen.append((head, *_good([outputs.logits])))
     for name, finite, squares in seen:
         if same and bool(finite) and not bool(squares) and name != head:
-            return Began(f"{name}, whose numbers are too large to be squared", same)
+            return Origin(f"{name}, whose numbers are too large to be squared", same)
         if bool(finite):
             continue
         module = layers[int(name.split()[1])] if name.startswith("layer ") else None
         weights = () if module is None else module.named_parameters()
         broken = next((one for one, weight in weights if not _finite(weight)), None)
-        return Began(name if broken is None else f"{name}, whose {broken} is not finite")
-    return Began(head, same) if same else None
+        return Origin(name if broken is None else f"{name}, whose {broken} is not finite")
+    return Origin(head, same) if same else None
 
 
 def _longer(inputs: Mapping[str, Any], answer: list[int]) -> dict[str, Any]:
-    """The inputs with the answer behind the prompt; masks go on with 1, kinds of tokens with 0."""
+    """The inputs with the answer after the prompt; masks are extended by 1, token types by 0."""
     ids = inputs["input_ids"]
     longer = dict(inputs)
     for name, value in inputs.items():
@@ -104,8 +106,8 @@ def _finite(tensor: Tensor) -> bool:
 
 
 def _good(values: Any) -> tuple[Tensor, Tensor]:
-    """Whether the first of these that is a tensor of floating-point numbers is finite, and the mean
-    of its squares over the last dimension, in float32 at least."""
+    """Whether the first floating-point tensor of these is finite, and whether the mean square over
+    its last dimension is, in float32 at least."""
     for value in values:
         if isinstance(value, Tensor) and value.is_floating_point():
             wide = value if value.dtype == torch.float64 else value.float()

@@ -1,4 +1,4 @@
-"""Prompts made ahead of their turn: images are decoded while the model runs."""
+"""Prefetching prompts: images are decoded while the model runs."""
 
 import logging
 from collections import deque
@@ -22,22 +22,22 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Job:
-    """A study, how it is prompted and what steers its report.
+    """A study, its prompter and the adapter of its report.
 
-    number: its place among the studies given.
+    index: among the studies given.
     """
 
-    number: int
+    index: int
     study: Study
     prompter: Prompter
     adapter: SteeringAdapter | None
 
 
 class Prompts:
-    """The jobs' prompts, one after the other; images are decoded ahead, beside the model.
+    """The jobs' prompts in order, with the images of the next `prefetch` studies decoded meanwhile.
 
-    Jobs in a row that ask the same are given the same object. error: the first study that could
-    not be prompted ends the row, where errors are not to be skipped.
+    Consecutive jobs with the same prompt get the same object. error: of the first study that could
+    not be prompted, at which iteration ends where errors are not skipped.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class Prompts:
         jobs: list[Job],
         demonstrations: Demonstrations | None,
         pool: ThreadPoolExecutor,
-        ahead: int,
+        prefetch: int,
         on_error: str,
         skipped: Skipped,
         bar: Callable[[int], None],
     ) -> None:
-        self.jobs, self.demonstrations, self.ahead = jobs, demonstrations, ahead
+        self.jobs, self.demonstrations, self.prefetch = jobs, demonstrations, prefetch
         self.on_error, self.skipped, self.bar = on_error, skipped, bar
         self.pool = pool
         self.error: DiveError | None = None
@@ -61,11 +61,11 @@ class Prompts:
         before: Job | None = None
         known: dict[str, Tensor] = {}
         for job in self.jobs:
-            for more in islice(following, self.ahead + 1 - len(loading)):
+            for more in islice(following, self.prefetch + 1 - len(loading)):
                 loading.append(self.pool.submit(_load, more.study))
             try:
                 study = loading.popleft().result()
-                if before is None or not self._ask_the_same(before, job):
+                if before is None or not self._same_prompt(before, job):
                     known = self._encode(study, job.prompter)
             except DiveError as error:
                 if self.on_error == "fail":
@@ -80,7 +80,7 @@ class Prompts:
             before = job
             yield job, known
 
-    def _ask_the_same(self, one: Job, other: Job) -> bool:
+    def _same_prompt(self, one: Job, other: Job) -> bool:
         a, b = one.study, other.study
         names = ("prompt", "target", "max_image_tokens", "template_hash")
         return (
@@ -96,11 +96,11 @@ class Prompts:
         )
 
     def _encode(self, study: Study, prompter: Prompter) -> dict[str, Tensor]:
-        """The prompt, with the demonstrations that are not the query's own."""
+        """The prompt, with the demonstrations that are not of the query's own study or patient."""
         if self.demonstrations is None:
             return prompter.encode(study)
-        for place, same in self.demonstrations.own(study).items():
-            left_out = self.demonstrations.pool[place].id
+        for index, same in self.demonstrations.own(study).items():
+            left_out = self.demonstrations.pool[index].id
             log.warning(
                 "%s: demonstration %r has the same %s and is left out", study.where, left_out, same
             )

@@ -1,7 +1,8 @@
-"""From studies to reports, in slots or batch by batch: what `dive.generate` runs on checked input.
+"""From studies to reports, in slots or batch by batch, on the checked input of `dive.generate`.
 
-Where the engine decodes, a waiting study takes the row of a report that has ended (`run_slots`).
-Where transformers does, batches wait for their longest report (`run_batches`).
+Where the engine decodes, a waiting study takes the slot of a report that has ended
+(`write_in_slots`). Where transformers does, batches wait for their longest report
+(`write_in_batches`).
 """
 
 import time
@@ -32,7 +33,7 @@ from dive.decode.steered import attached_for, steered
 from dive.decode.transformers_errors import refusals
 from dive.decode.usable_logits import generate_watched
 from dive.errors import DiveError
-from dive.generation.nonfinite_origin import ended_early, where_it_began
+from dive.generation.nonfinite_origin import early_end, nonfinite_origin
 from dive.generation.prefetch import Job, Prompts
 from dive.generation.settings import arguments_of, config_of
 from dive.prompting.demonstrations import Demonstrations
@@ -44,18 +45,18 @@ class Report:
     """One generated report.
 
     Attributes:
-        text: the report, without special tokens and outer white space.
-        token_ids: what was generated, with the token that ended it, if one did.
+        text: the report, without special tokens and surrounding white space.
+        token_ids: the generated tokens, with the token that ended it, if one did.
         finish_reason: "eos" if the model ended the report, "length" if max_new_tokens or a stopping
-            criterion did, "error" where the logits for its next token were not finite: it ends
-            there, and no other report notices.
+            criterion did, "error" where the logits for its next token were unusable: it ends there,
+            and no other report is affected.
         num_tokens: len(token_ids).
-        seconds: wall time of the model on this report: of reading its prompt, and its share of
-            the steps that it took part in. In transformers its share of its batch's time.
+        seconds: wall time of the model on this report: of its prefill, and its share of the decode
+            steps that it took part in. In transformers its share of its batch's time.
         id: of the study; for a bare image its path as given.
-        images: paths as given; PIL images are named by their place.
+        images: paths as given; PIL images are named by their index.
         prompt_tokens: length of the prompt, images and demonstrations included.
-        engine: what decoded it, "dive._C" or "transformers".
+        engine: which one decoded it, "dive._C" or "transformers".
         error: with finish_reason "error", what happened and where in the model it began; else None.
     """
 
@@ -72,11 +73,11 @@ class Report:
 
 
 @dataclass
-class Run:
-    """What stays the same from study to study.
+class ReportWriter:
+    """The settings of one call of `dive.generate`, and the steps from a prompt to its `Report`.
 
     seed: of sampling; report i is drawn with `seed + i`. None: drawn from torch's generator.
-    told: whether a report was warned of that ended in an error.
+    warned: whether a report that ended in an error has been warned of.
     """
 
     backbone: Backbone
@@ -84,16 +85,16 @@ class Run:
     max_new_tokens: int
     streamer: Any
     generate_kwargs: dict[str, Any]
-    session: DecodeSession | None = None  # decodes in the place of transformers, where it can
+    session: DecodeSession | None = None  # decodes instead of transformers, where it can
     seed: int | None = None
-    told: bool = False
+    warned: bool = False
 
     def config(self, prompter: Prompter, longest: int = 0) -> GenerationConfig:
-        """The decoding that was asked for, after the longest prompt."""
+        """The requested decoding, for prompts of up to `longest` tokens."""
         ends, padding = prompter.eos_token_ids, prompter.pad_token_id
         config = config_of(self.backbone.model, self.generate_kwargs, ends, padding)
         config.max_new_tokens = self._new_tokens(prompter, longest)
-        if config.min_new_tokens is not None:  # no end before the longest is none before more
+        if config.min_new_tokens is not None:  # no longer than the longest report
             config.min_new_tokens = min(config.min_new_tokens, config.max_new_tokens)
         return config
 
@@ -111,16 +112,17 @@ class Run:
         return context - longest
 
     def others(self) -> dict[str, Any]:
-        """Arguments of `model.generate` that are no setting of its config."""
+        """The arguments of `model.generate` that are not settings of its config."""
         return arguments_of(self.generate_kwargs, self.backbone.tokenizer)
 
     def mode(self, prompter: Prompter) -> GenerationMode:
+        """The requested decoding method (greedy search, sampling, beam search, ...)."""
         assistant = self.generate_kwargs.get("assistant_model")
         with refusals(self.generate_kwargs):
             return self.config(prompter).get_generation_mode(assistant)
 
     def seeds(self, prompter: Prompter, count: int) -> list[int] | None:
-        """One a study where tokens are drawn one by one; else None."""
+        """One seed per study where tokens are drawn one by one; else None."""
         if self.mode(prompter) != GenerationMode.SAMPLE or "custom_generate" in self.others():
             return None
         base = seed_of_this_call() if self.seed is None else self.seed
@@ -129,7 +131,7 @@ class Run:
     def reports(
         self, jobs: Sequence[Job], prompts: list[dict[str, Tensor]], seeds: list[int] | None
     ) -> list[Report]:
-        """A batch in transformers."""
+        """The reports of a batch that transformers decodes."""
         start = time.perf_counter()
         prompter = jobs[0].prompter
         model: Any = self.backbone.model
@@ -137,7 +139,7 @@ class Run:
         config = self.config(prompter, batch["input_ids"].shape[1])
         others = self.others()
         if seeds is not None:
-            own = [seeds[job.number] for job in jobs]
+            own = [seeds[job.index] for job in jobs]
             in_step = bool(others.pop("synced_gpus", False))
             others["custom_generate"] = seeded(own, self.streamer, in_step)
         others |= {"generation_config": config, "streamer": self.streamer}
@@ -149,24 +151,24 @@ class Run:
         lengths = watch.lengths(len(jobs))
         for job, prompt, ids, length in zip(jobs, prompts, sequences, lengths, strict=True):
             answer = ids[batch["input_ids"].shape[1] : length].tolist()
-            error = None if length is None else self.trouble(job, prompt, answer)
+            error = None if length is None else self.nonfinite_error(job, prompt, answer)
             read = prompt["input_ids"].shape[1]
             reports.append(self.report(job, read, answer, each, config, "transformers", error))
         return reports
 
-    def trouble(self, job: Job, prompt: Mapping[str, Tensor], answer: list[int]) -> str:
-        """What to say where the logits behind so much of an answer said nothing."""
-        model, began = unwrap(self.backbone), None
-        # what is attached, if anything, steered the report only where it has no adapter of its own
+    def nonfinite_error(self, job: Job, prompt: Mapping[str, Tensor], answer: list[int]) -> str:
+        """The error of a report with unusable logits after `answer`; the first one warns."""
+        model, origin = unwrap(self.backbone), None
+        # what the caller has attached steered the report only where it has no adapter of its own
         bare: Any = nullcontext() if job.adapter is None else unsteered(model)
         with suppress(DiveError), model_lock(model), bare, steered(model, job.adapter):
-            began = where_it_began(model, job.prompter.to_device(dict(prompt)), answer)
-        error = ended_early(len(answer), began)
-        if not self.told:
-            self.told = True
+            origin = nonfinite_origin(model, job.prompter.to_device(dict(prompt)), answer)
+        error = early_end(len(answer), origin)
+        if not self.warned:
+            self.warned = True
             warnings.warn(
                 f'{job.study.id}: {error}; the report ends there (finish_reason "error"; further '
-                "ones of this call are not warned of)",
+                "ones of this call do not warn)",
                 stacklevel=2,
             )
         return error
@@ -181,15 +183,15 @@ class Run:
         engine: str,
         error: str | None = None,
     ) -> Report:
-        """`ids` may have padding behind them, but for those of an error."""
+        """The `Report` of generated `ids`, which padding may follow unless there is an error."""
         study = job.study
         eos: Any = config.eos_token_id
         ends = set(eos if isinstance(eos, list) else [eos])
-        stop = next((place for place, index in enumerate(ids) if index in ends), None)
+        stop = next((index for index, token in enumerate(ids) if token in ends), None)
         if stop is not None:
             ids = ids[: stop + 1]
         elif error is None:
-            # shorter than the batch without an end token: a stopping criterion of the caller's
+            # shorter than the batch and without an end token: ended by a criterion of the caller's
             while ids and ids[-1] == config.pad_token_id:
                 ids.pop()
         text = job.prompter.tokenizer.decode(
@@ -203,8 +205,8 @@ class Run:
             seconds=seconds,
             id=study.id,
             images=[
-                f"image {place}" if isinstance(image, Image.Image) else str(image)
-                for place, image in enumerate(study.images)
+                f"image {index}" if isinstance(image, Image.Image) else str(image)
+                for index, image in enumerate(study.images)
             ],
             prompt_tokens=prompt_tokens,
             engine=engine,
@@ -212,37 +214,38 @@ class Run:
         )
 
 
-def write(
-    run: Run,
+def write_reports(
+    writer: ReportWriter,
     jobs: list[Job],
     batch_size: int,
     progress: bool | None,
     on_error: str,
     skipped: Skipped,
 ) -> Iterator[Report]:
-    """Reports in order, by the engine where it can."""
+    """Yields the reports in order, decoded by the engine where it can."""
     with (
         ThreadPoolExecutor(max_workers=1) as pool,
         _bar(len(jobs), batch_size, progress) as bar,
     ):
-        prompts = Prompts(jobs, run.demonstrations, pool, batch_size, on_error, skipped, bar)
-        if run.session is not None:
-            config = run.config(jobs[0].prompter)
-            plan = run.session.plan(generation_config=config, **run.others())
-            if plan.engine == "dive._C":
-                yield from run_slots(run, prompts, batch_size)
+        prompts = Prompts(jobs, writer.demonstrations, pool, batch_size, on_error, skipped, bar)
+        if writer.session is not None:
+            config = writer.config(jobs[0].prompter)
+            choice = writer.session.engine_choice(generation_config=config, **writer.others())
+            if choice.engine == "dive._C":
+                yield from write_in_slots(writer, prompts, batch_size)
                 return
-            run.session.fallback.note(plan)
-        yield from run_batches(run, prompts, batch_size)
+            writer.session.fallback.note(choice)
+        yield from write_in_batches(writer, prompts, batch_size)
 
 
-def run_slots(run: Run, prompts: Prompts, rows: int) -> Iterator[Report]:
-    """Every report on its own, `rows` at once, handed out in the order of the studies."""
-    assert run.session is not None
-    seeds = run.seeds(prompts.jobs[0].prompter, len(prompts.jobs))
-    others = run.others()
-    asked: dict[int, tuple[Job, dict[str, Tensor], GenerationConfig]] = {}  # and not yet answered
-    places = count()
+def write_in_slots(writer: ReportWriter, prompts: Prompts, slots: int) -> Iterator[Report]:
+    """Yields the reports in the order of the studies, of continuous batching in `slots` slots."""
+    assert writer.session is not None
+    seeds = writer.seeds(prompts.jobs[0].prompter, len(prompts.jobs))
+    others = writer.others()
+    # requests without an answer yet, by their index
+    pending: dict[int, tuple[Job, dict[str, Tensor], GenerationConfig]] = {}
+    indices = count()
 
     def requests() -> Iterator[Request]:
         before: dict[str, Tensor] | None = None
@@ -251,19 +254,19 @@ def run_slots(run: Run, prompts: Prompts, rows: int) -> Iterator[Report]:
             if prompt is not before:
                 before, inputs = prompt, job.prompter.to_device(prompt)
             length = prompt["input_ids"].shape[1]
-            config = run.config(job.prompter, length)
-            asked[next(places)] = (job, prompt, config)
+            config = writer.config(job.prompter, length)
+            pending[next(indices)] = (job, prompt, config)
             settings = {**others, "generation_config": config}
-            seed = None if seeds is None else seeds[job.number]
-            yield Request(inputs, settings, job.adapter, seed, run.streamer)
+            seed = None if seeds is None else seeds[job.index]
+            yield Request(inputs, settings, job.adapter, seed, writer.streamer)
 
     done: dict[int, Report] = {}
     following = 0
-    for written in run.session.stream(requests(), rows):
-        job, prompt, config = asked.pop(written.place)
+    for written in writer.session.stream(requests(), slots):
+        job, prompt, config = pending.pop(written.index)
         ids, length = written.token_ids, prompt["input_ids"].shape[1]
-        error = run.trouble(job, prompt, ids) if written.error else None
-        done[written.place] = run.report(
+        error = writer.nonfinite_error(job, prompt, ids) if written.error else None
+        done[written.index] = writer.report(
             job, length, ids, written.seconds, config, written.engine, error
         )
         prompts.bar(1)
@@ -274,16 +277,16 @@ def run_slots(run: Run, prompts: Prompts, rows: int) -> Iterator[Report]:
         raise prompts.error
 
 
-def run_batches(run: Run, prompts: Prompts, batch_size: int) -> Iterator[Report]:
-    """Batches in order."""
-    seeds = run.seeds(prompts.jobs[0].prompter, len(prompts.jobs))
-    model = unwrap(run.backbone)
+def write_in_batches(writer: ReportWriter, prompts: Prompts, batch_size: int) -> Iterator[Report]:
+    """Yields the reports in order, of batches that transformers decodes."""
+    seeds = writer.seeds(prompts.jobs[0].prompter, len(prompts.jobs))
+    model = unwrap(writer.backbone)
     with attached_for(model, [job.adapter for job in prompts.jobs]) as attached:
         for chunk in _chunks(prompts, batch_size):
             jobs = [job for job, _ in chunk]
             adapters = None if attached is None else [job.adapter for job in jobs]
             with model_lock(model), steered(model, adapters, attached):
-                reports = run.reports(jobs, [prompt for _, prompt in chunk], seeds)
+                reports = writer.reports(jobs, [prompt for _, prompt in chunk], seeds)
             yield from reports
             prompts.bar(len(chunk))
     if prompts.error is not None:
@@ -291,7 +294,7 @@ def run_batches(run: Run, prompts: Prompts, batch_size: int) -> Iterator[Report]
 
 
 def _chunks(prompts: Prompts, size: int) -> Iterator[list[tuple[Job, dict[str, Tensor]]]]:
-    """Prompts that end at the same tokens, `size` at once."""
+    """Yields groups of up to `size` prompts with the same end tokens."""
     for _, alike in groupby(prompts, key=lambda one: one[0].prompter.eos_token_ids):
         while chunk := list(islice(alike, size)):
             yield chunk
@@ -299,7 +302,7 @@ def _chunks(prompts: Prompts, size: int) -> Iterator[list[tuple[Job, dict[str, T
 
 @contextmanager
 def _bar(total: int, batch_size: int, progress: bool | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr, or nothing; yields the function that moves it on."""
+    """A progress bar on stderr, or none; yields the function that advances it by a count."""
     console = PlainConsole(stderr=True)
     if progress is None:
         progress = total > batch_size and console.is_terminal

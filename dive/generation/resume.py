@@ -1,9 +1,9 @@
-"""What makes two runs of `dive generate` one: all that decides what its reports are.
+"""The fingerprint by which `dive generate` resumes a run: all that determines its reports.
 
-Files count by their content, not by their places: a backbone's (dive/backbone/files.py), the films
+Files count by their content, not by their paths: a backbone's (dive/backbone/files.py), the films
 of the demonstrations, and those of every report that is written already; films that are still to
-come by their names. What may differ: batch size,
-engine, on_error, which of several devices of a kind - the reports are the same by promise.
+come count by their names. What may differ: batch size, engine, on_error, and which of several
+devices of a kind, as the reports do not depend on them.
 """
 
 import hashlib
@@ -25,19 +25,19 @@ from dive.errors import DiveError, checks
 from dive.files.digests import of_json
 from dive.files.json_lines import JsonlWriter
 
-# A file that was changed a moment before may be changed again in the same tick of its clock.
+# A file that was changed just before may be changed again within the clock's resolution.
 _SETTLED = 2_000_000_000  # nanoseconds
 
 
 def device_kind(device: str) -> str:
-    """ "cuda" or "cpu" for what --device takes; one kind computes the same on any of them."""
+    """The kind, "cuda" or "cpu", of a value of --device; all of a kind give the same reports."""
     if device in ("auto", "map"):
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device.partition(":")[0]
 
 
-def describe_adapter(adapter: SteeringAdapter | None) -> dict[str, str] | None:
-    """Parameters, form and metadata of an adapter; not how its training went."""
+def adapter_digests(adapter: SteeringAdapter | None) -> dict[str, str] | None:
+    """Digests of an adapter's parameters, form and metadata, without the course of its training."""
     if adapter is None:
         return None
     weights = hashlib.sha256()
@@ -49,17 +49,16 @@ def describe_adapter(adapter: SteeringAdapter | None) -> dict[str, str] | None:
     return known | {"parameters": weights.hexdigest()[:32], "form": of_json(settings)}
 
 
-def describe_studies(studies: Iterable[Study]) -> str:
-    """All of the studies that reaches a prompt, but for what the images show: of those the files'
-    names, wherever they lie."""
+def studies_digest(studies: Iterable[Study]) -> str:
+    """A digest of what the studies contribute to prompts; images count by their files' names."""
     return of_json(
         [[one.id, [name_of(image) for image in one.images], one.indication, one.patient]
          for one in studies]
     )  # fmt: skip
 
 
-def describe_demonstrations(shown: Sequence[Study] | None) -> str | None:
-    """All of the demonstrations that reaches a prompt, images included."""
+def demonstrations_digest(shown: Sequence[Study] | None) -> str | None:
+    """A digest of what the demonstrations contribute to prompts, with the images' content."""
     if shown is None:
         return None
     return of_json(
@@ -76,17 +75,17 @@ def describe_demonstrations(shown: Sequence[Study] | None) -> str | None:
 
 @dataclass(frozen=True)
 class WatchedStudy(Study):
-    """A study that keeps what its images were when they were decoded.
+    """A study that records which images it had when they were decoded.
 
-    seen: for each image its digest and, of a file that had lain there unchanged for a while, what
-        tells that it still does (size, times, inode). JSON values.
+    seen: per image its digest and, for a file whose last change was some time ago, the size, times
+        and inode by which it is recognised as unchanged. JSON values.
     """
 
     seen: list[Any] = field(default_factory=list, compare=False, repr=False)
 
     def load_images(self) -> list[Image.Image]:
         self.check()
-        if self.seen:  # the images are in memory by now
+        if self.seen:  # the images have been recorded before
             return super().load_images()
         before = [_stat_of(image) for image in self.images]
         now, contents = time.time_ns(), []
@@ -96,7 +95,7 @@ class WatchedStudy(Study):
                 for image, name in zip(self.images, self.image_names, strict=True)
             ]
         except DiveError:
-            super().load_images()  # which says more of what is wrong with an image
+            super().load_images()  # whose error is more precise
             raise
         self.seen[:] = [
             [content, stat if stat and now - stat[2] > _SETTLED else None]
@@ -110,7 +109,7 @@ class WatchedStudy(Study):
 
 
 def watched(study: Study) -> WatchedStudy:
-    """The same study."""
+    """The same study as a `WatchedStudy`."""
     given = {one.name: getattr(study, one.name) for one in fields(study) if one.init}
     made = WatchedStudy(**given)
     dict.update(made.placeholders, study.placeholders)  # type: ignore[arg-type]
@@ -118,20 +117,20 @@ def watched(study: Study) -> WatchedStudy:
 
 
 def check_images(writer: JsonlWriter, studies: Iterable[Study], verify: bool = False) -> None:
-    """DiveError where a report that is written already was made of other images.
+    """Raises DiveError where a report that is written already was made of other images.
 
-    Files of which size, times and inode are as they were are not read again, but with `verify`.
+    Files with the same size, times and inode are not read again, except with `verify`.
     """
 
     def changed(study: Study) -> str | None:
         seen = writer.done[study.id]
-        if not _says_what_was_seen(seen, len(study.images)):
+        if not _is_seen(seen, len(study.images)):
             raise writer.bad_note(study.id)
-        for place, (image, known) in enumerate(zip(study.images, seen, strict=True)):
+        for index, (image, known) in enumerate(zip(study.images, seen, strict=True)):
             if not verify and known[1] is not None and _stat_of(image) == known[1]:
                 continue
-            if _content(image, study.where, study.image_names[place]) != known[0]:
-                what = "its image" if len(seen) == 1 else f"image {place + 1}"
+            if _content(image, study.where, study.image_names[index]) != known[0]:
+                what = "its image" if len(seen) == 1 else f"image {index + 1}"
                 return f"wrote the report of study {study.id!r} when {what} was another"
         return None
 
@@ -142,8 +141,8 @@ def check_images(writer: JsonlWriter, studies: Iterable[Study], verify: bool = F
                 raise writer.another(reason)
 
 
-def _says_what_was_seen(seen: Any, images: int) -> bool:
-    """Whether a note has what `WatchedStudy.seen` had, of so many images."""
+def _is_seen(seen: Any, images: int) -> bool:
+    """Whether a note has the form of `WatchedStudy.seen`, for this number of images."""
     return (
         isinstance(seen, list)
         and len(seen) == images
@@ -158,7 +157,7 @@ def _says_what_was_seen(seen: Any, images: int) -> bool:
 
 
 def _stat_of(image: Any) -> list[int] | None:
-    """What changes with a file: size, its two times (ns) and its inode."""
+    """A file's size, two times (ns) and inode, which change with it; None without a file."""
     if not checks.names_a_path(image):
         return None
     try:

@@ -1,7 +1,7 @@
-"""How `dive.generate` decodes: greedily, but for what its caller asks for.
+"""The decoding settings of `dive.generate`: greedy, unless the caller requests otherwise.
 
-The generation_config.json of a checkpoint proposes how to chat with it. Of that only the tokens are
-taken: their ids, those that must not be written, and, where sampling is asked for, how to sample.
+The generation_config.json of a checkpoint proposes settings for chatting. Only token ids, forbidden
+tokens and, where sampling is requested, its parameters are taken from it.
 """
 
 import copy
@@ -20,25 +20,28 @@ from dive.errors import DiveError
 
 log = logging.getLogger(__name__)
 
-# The model's proposal where sampling is asked for; here None is a value, "not at all".
+# Taken from the model's config where sampling is requested; here None is a value, "not at all".
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff",
             "eta_cutoff")  # fmt: skip
-# Tokens that a checkpoint must not write, however it decodes; None of the caller's lifts it.
+# Tokens that a checkpoint forbids in any decoding; the caller's None lifts it.
 FORBIDDEN = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
-# Lengths with the prompt, and the report's own.
+# Lengths that count the prompt -> the report's own.
 LENGTHS = {"max_length": "max_new_tokens", "min_length": "min_new_tokens"}
 _IDS = ("bos_token_id", "decoder_start_token_id")
 _INPUTS = {"inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "pixel_values",
            "past_key_values", "cache_position", "token_type_ids", "images"}  # fmt: skip
-# Here a forward's last position is not all that it holds of the response, or is none of it.
+# With these a forward holds several positions of the response, or none.
 _SEVERAL_A_STEP = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp",
                    "prefill_chunk_size")  # fmt: skip
 
 
 def checked(model: Any, processor: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The caller's keyword arguments of `model.generate`, without those that say nothing.
+    """The caller's keyword arguments of `model.generate`, checked, without those that are None.
 
-    A generation_config may be a dict of settings. DiveError that names what is wrong.
+    A generation_config may be a dict of settings.
+
+    Raises:
+        DiveError: names the argument that is wrong.
     """
     given = {
         name: value
@@ -53,26 +56,26 @@ def checked(model: Any, processor: Any, kwargs: Mapping[str, Any]) -> dict[str, 
         )
     custom = given.get("custom_generate")
     if not (custom is None or callable(custom) or isinstance(custom, str)):
-        raise DiveError(f"custom_generate is {custom!r}; wants a function, a hub id or a folder")
+        raise DiveError(f"custom_generate is {custom!r}, want a function, a hub id or a folder")
     if isinstance(given.get("generation_config"), Mapping):
         settings = _of_dict(given.pop("generation_config"))
         given = settings | given
     config = given.get("generation_config")
     if config is not None and not isinstance(config, GenerationConfig):
         raise DiveError(
-            f"generation_config is {config!r}; wants a transformers.GenerationConfig, or its "
+            f"generation_config is {config!r}, want a transformers.GenerationConfig, or its "
             "settings as a dict"
         )
     _check_lengths(given)
     check_names(model, given)
-    if asked_for(given).get("token_healing"):
-        raise DiveError("token_healing rewrites the prompt's end, which is the template's here")
-    if asked_for(given).get("is_assistant"):
+    if requested_settings(given).get("token_healing"):
+        raise DiveError("token_healing would rewrite the end of the chat template")
+    if requested_settings(given).get("is_assistant"):
         raise DiveError(
-            "is_assistant is True; transformers sets it for the model that proposes tokens: give "
-            "that as assistant_model"
+            "is_assistant is True; transformers sets it on the model that proposes tokens: give "
+            "that model as assistant_model"
         )
-    count = asked_for(given).get("num_return_sequences")
+    count = requested_settings(given).get("num_return_sequences")
     if count not in (None, 1):
         raise DiveError(f"num_return_sequences is {count!r}: one study has one report")
     if given.get("synced_gpus") and not torch.distributed.is_initialized():
@@ -93,28 +96,28 @@ def _of_dict(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_lengths(given: Mapping[str, Any]) -> None:
-    """DiveError where a length is asked for that counts the prompt, which dive.generate makes.
+    """Raises DiveError for a requested length that counts the prompt, which dive.generate makes.
 
-    In a generation_config it is as nothing where the report's own length is given too, as it is for
+    In a generation_config it is ignored where the report's own length is given too, as by
     transformers.
     """
-    asked = asked_for(given)
+    requested = requested_settings(given)
     for name, own in LENGTHS.items():
         if given.get(name):
             raise DiveError(f"{name} counts the prompt too; give {own}, the report's own")
-        if not asked.get(name):
+        if not requested.get(name):
             continue
-        if own not in asked:
+        if own not in requested:
             raise DiveError(
-                f"generation_config has {name}={asked[name]}, which counts the prompt too; give "
-                f"{own}, the report's own"
+                f"generation_config has {name}={requested[name]}, which counts the prompt too; "
+                f"give {own}, the report's own"
             )
-        log.warning("%s=%s holds, and %s=%s of the generation_config does not", own, asked[own],
-                    name, asked[name])  # fmt: skip
+        log.warning("%s=%s holds, and %s=%s of the generation_config does not", own, requested[own],
+                    name, requested[name])  # fmt: skip
 
 
-def asked_for(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings and arguments by name, of a generation_config and of what is given beside it."""
+def requested_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The requested settings and arguments by name, of a generation_config and besides it."""
     config = given.get("generation_config")
     settings = {
         name: value
@@ -125,51 +128,52 @@ def asked_for(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_steps(given: Mapping[str, Any]) -> None:
-    """DiveError where several tokens a step are asked for, and one is what an adapter steers."""
-    asked = asked_for(given)
+    """Raises DiveError for several tokens per step, of which an adapter would steer only one."""
+    requested = requested_settings(given)
     for name in _SEVERAL_A_STEP:
-        if asked.get(name) not in (None, False):
+        if requested.get(name) not in (None, False):
             raise DiveError(f'{name} does not go with an adapter that has positions="response"')
 
 
 def config_of(
     model: Any, given: Mapping[str, Any], eos_token_ids: list[int], pad_token_id: int
 ) -> WholeConfig:
-    """The decoding that was asked for, over greedy search.
+    """The requested decoding, with greedy search as the default.
 
-    Raises DiveError, with transformers' words, where it holds a setting to be wrong.
+    Raises:
+        DiveError: transformers refuses a setting; with its message.
     """
     own = getattr(model, "generation_config", None) or GenerationConfig()
     config = WholeConfig()
-    told = given.get("generation_config")
-    extra = {} if told is None else vars(told).keys() - vars(config).keys()
+    given_config = given.get("generation_config")
+    extra = {} if given_config is None else vars(given_config).keys() - vars(config).keys()
     names = {*vars(config), *(name for name in extra if not name.startswith("_"))}
-    asked = {name: value for name, value in asked_for(given).items() if name in names}
+    requested = {name: value for name, value in requested_settings(given).items() if name in names}
     for name in (*LENGTHS, "stop_strings"):  # the report's own hold; among the criteria
-        asked.pop(name, None)
-    if "eos_token_id" not in given and told is not None and _is_copy(told, own):
-        asked.pop("eos_token_id", None)
-    taken = [*_IDS, *FORBIDDEN, *(SAMPLING if asked.get("do_sample") else ())]
+        requested.pop(name, None)
+    if "eos_token_id" not in given and given_config is not None and _is_copy(given_config, own):
+        requested.pop("eos_token_id", None)
+    taken = [*_IDS, *FORBIDDEN, *(SAMPLING if requested.get("do_sample") else ())]
     settings = {name: getattr(own, name, None) for name in taken}
     settings = {name: value for name, value in settings.items() if value is not None}
-    settings |= {"eos_token_id": eos_token_ids, "pad_token_id": pad_token_id, **asked}
+    settings |= {"eos_token_id": eos_token_ids, "pad_token_id": pad_token_id, **requested}
     settings["eos_token_id"] = _ids(settings["eos_token_id"])
-    config.note_asked(asked)
-    with refusals({"generation_config": told, **asked}):
+    config.note_requested(requested)
+    with refusals({"generation_config": given_config, **requested}):
         config.update(False, True, **copy.deepcopy(settings))
     return config
 
 
-def _is_copy(told: GenerationConfig, own: GenerationConfig) -> bool:
-    """Whether a given config has the ends of the model's own because it was made from that: then
-    nobody asked for an end. One that the caller wrote has no trace of a file."""
-    loaded = getattr(told, "_original_object_hash", None) is not None
-    same = _ids(told.eos_token_id) == _ids(own.eos_token_id)
-    return told is own or (loaded and same)
+def _is_copy(given: GenerationConfig, own: GenerationConfig) -> bool:
+    """Whether a given config has the model's own end tokens because it was loaded from its file:
+    then the caller requested none. One that the caller wrote was not loaded from a file."""
+    loaded = getattr(given, "_original_object_hash", None) is not None
+    same = _ids(given.eos_token_id) == _ids(own.eos_token_id)
+    return given is own or (loaded and same)
 
 
 def _ids(given: Any) -> list[int] | None:
-    """Ids of tokens, of which there may be one, several, or a tensor."""
+    """A list of token ids, of one, several, a tensor or None."""
     if isinstance(given, torch.Tensor):
         given = given.tolist()
     if given is None:
@@ -178,17 +182,17 @@ def _ids(given: Any) -> list[int] | None:
 
 
 def arguments_of(given: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """What goes to `model.generate` beside a config.
+    """The arguments of `model.generate` besides its config.
 
-    stop_strings become a criterion, and the tokenizer is the backbone's where none is given.
+    stop_strings become a stopping criterion; tokenizer: the backbone's, where none is given.
     """
     known = vars(GenerationConfig())
     others = {k: v for k, v in given.items() if k not in known and k != "generation_config"}
     if "assistant_tokenizer" in others:
         others.setdefault("tokenizer", tokenizer)
-    strings = asked_for(given).get("stop_strings")
+    strings = requested_settings(given).get("stop_strings")
     if strings:
-        # transformers gives a custom_generate function no tokenizer to look for them with
+        # transformers passes no tokenizer to a custom_generate function
         with refusals({"stop_strings": strings}):
             criterion = StopStringCriteria(others.pop("tokenizer", tokenizer), strings)
         others["stopping_criteria"] = StoppingCriteriaList(
@@ -197,10 +201,10 @@ def arguments_of(given: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
     return others
 
 
-def tell_forbidden(model: Any, given: Mapping[str, Any]) -> None:
-    """Says which settings of the model's own generation_config hold though nobody gave them."""
+def log_forbidden_tokens(model: Any, given: Mapping[str, Any]) -> None:
+    """Logs the settings of the model's own generation_config that forbid tokens, and hold."""
     own = getattr(model, "generation_config", None)
-    asked = asked_for(given)
-    held = [name for name in FORBIDDEN if getattr(own, name, None) and name not in asked]
+    requested = requested_settings(given)
+    held = [name for name in FORBIDDEN if getattr(own, name, None) and name not in requested]
     if held:
         log.info("the model's generation_config forbids tokens, and they are: %s", ", ".join(held))

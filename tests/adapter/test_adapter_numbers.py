@@ -1,4 +1,4 @@
-"""Adapters whose numbers are not finite or beyond all use are refused, with the tensor's name."""
+"""Adapters with values that are not finite or too large are refused, with the tensor's name."""
 
 import math
 
@@ -56,7 +56,7 @@ def test_refused_at_load_and_where_it_is_attached(backbone, tmp_path, tensor, va
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "tanh", "identity"])
 def test_the_bound_is_one(backbone, activation):
-    """No state of the calibrated RMS is edited by more, and one of them by nearly as much."""
+    """The bound holds for states of the calibrated RMS, and one of them nearly reaches it."""
     from dive.adapter.numbers import _numbers
 
     torch.manual_seed(0)

@@ -1,5 +1,5 @@
-"""Settings of an adapter that are null, absent or empty: not known, or one clear error; and files
-in its folder that are none."""
+"""Settings of an adapter that are null, absent or empty are unknown, or one clear error, and so are
+entries of its folder that are not regular files."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ from dive.adapter.files import _FIELDS, _NEEDED
 from dive.adapter.hub import _forget_paths, model_card
 from dive.errors import DiveError
 from dive.generation.generate_reports import prompter_for
-from dive.generation.resume import describe_adapter
+from dive.generation.resume import adapter_digests
 
 SMALL = dict(preset="dive-ce", steps=1, batch_size=2, rank=2)
 GONE = object()
@@ -36,7 +36,7 @@ def learnt(backbone, studies, tmp_path_factory):
 
 
 def changed(metadata, name, value):
-    """The metadata with this in the place of a field; None where it has no such place."""
+    """The metadata with a field replaced by this; None where there is no such field."""
     whole = owner = copy.deepcopy(metadata)
     *path, last = name.split(".")
     for part in path:
@@ -70,7 +70,7 @@ def test_every_field(learnt, backbone, tmp_path, value):
             continue
         taken.append(name)
         with warnings.catch_warnings():
-            # nothing that is not known is held against a backbone
+            # unknown fields match any backbone
             warnings.simplefilter("error" if unknown else "ignore")
             warnings.filterwarnings("ignore", message="the adapter was trained with max_image")
             warnings.filterwarnings("ignore", message="the chat template prints the date")
@@ -81,12 +81,12 @@ def test_every_field(learnt, backbone, tmp_path, value):
                 assert not unknown, (name, error)
         card = model_card(adapter)
         assert "None" not in card, (name, card)
-        describe_adapter(adapter)
+        adapter_digests(adapter)
         _forget_paths(tmp_path / "adapter_config.json")
     assert not unknown or len(taken) == len(_FIELDS) - 1
 
 
-def place(path, kind):
+def put(path, kind):
     if kind == "loop":
         path.symlink_to(path.name)
     elif kind == "nowhere":
@@ -104,18 +104,18 @@ def place(path, kind):
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("loop", "is a symbolic link to itself; wants"),
+        ("loop", "is a symbolic link to itself, want"),
         ("nowhere", "is a symbolic link that leads nowhere"),
-        ("pipe", "is a pipe; wants a regular file"),
-        ("folder", "is a folder; wants a regular file"),
-        ("socket", "is a socket; wants a regular file"),
+        ("pipe", "is a pipe, want a regular file"),
+        ("folder", "is a folder, want a regular file"),
+        ("socket", "is a socket, want a regular file"),
     ],
 )
 def test_what_is_no_file_is_named(backbone, tmp_path, monkeypatch, name, kind, said):
     randomised(backbone).save_pretrained(tmp_path)
     (tmp_path / name).unlink()
     monkeypatch.chdir(tmp_path)  # a socket's name may have some 100 letters only
-    place(tmp_path / name, kind)
+    put(tmp_path / name, kind)
     with pytest.raises(DiveError, match=f"{name} {said}"):
         SteeringAdapter.from_pretrained(tmp_path)
 

@@ -1,10 +1,10 @@
-"""Attaching and detaching adapters, what is steered, and calibration, for every family."""
+"""Attaching and detaching adapters, the steered positions, and calibration, for every family."""
 
 import copy
 
 import pytest
 import torch
-from tiny_steering import fingerprint, logits, prompts, randomised
+from tiny_steering import fingerprint, logits, prompts, randomised, steered_layers
 from transformers import DynamicCache, GenerationConfig
 
 import dive
@@ -17,7 +17,7 @@ GREEDY = GenerationConfig(do_sample=False, max_new_tokens=6, pad_token_id=0)
 
 
 def generate(model, batch, **more):
-    """Six greedy tokens and the logits that they were chosen by, [B, 6, V]."""
+    """Six greedy tokens and the logits by which they were chosen, [B, 6, V]."""
     output = model.generate(
         **batch,
         generation_config=GREEDY,
@@ -33,10 +33,10 @@ def test_attach_and_detach_leave_no_trace(any_backbone, studies):
     model, batch = any_backbone.model, prompts(any_backbone, studies[:2])
     before, trace = logits(model, batch), fingerprint(model)
     adapter = randomised(model)
-    with dive.steer(any_backbone, adapter) as attachment:
+    with dive.steer(any_backbone, adapter) as attachment, steered_layers(adapter) as layers:
         assert attachment_of(model) is attachment
         steered = logits(model, batch)
-        assert attachment.calls == 3
+        assert len(layers) == 3
         attachment.enabled = False
         assert torch.equal(logits(model, batch), before)
     assert attachment_of(model) is None
@@ -59,9 +59,9 @@ def test_a_fresh_adapter_is_the_identity(any_backbone, studies, dtype, norm_pres
     batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
     adapter = dive.SteeringAdapter(dive.SteeringConfig(norm_preserving=norm_preserving), model)
     before = logits(model, batch)
-    with dive.steer(model, adapter) as attachment:
+    with dive.steer(model, adapter), steered_layers(adapter) as steered:
         assert torch.equal(logits(model, batch), before)
-        assert attachment.calls == 3
+        assert len(steered) == 3
     trained = randomised(model, norm_preserving=norm_preserving)
     with dive.steer(model, trained):
         after = logits(model, batch)
@@ -74,9 +74,10 @@ def test_a_saved_adapter_steers_alike(any_backbone, studies, tmp_path):
     adapter.save_pretrained(tmp_path)
     with dive.steer(model, adapter):
         wanted = logits(model, batch)
-    with dive.steer(model, dive.SteeringAdapter.from_pretrained(tmp_path)) as attachment:
+    loaded = dive.SteeringAdapter.from_pretrained(tmp_path)
+    with dive.steer(model, loaded), steered_layers(loaded) as steered:
         assert torch.equal(logits(model, batch), wanted)
-        assert attachment.calls == 2
+        assert len(steered) == 2
 
 
 def test_one_adapter_at_a_time(tiny_llama):
@@ -89,10 +90,10 @@ def test_one_adapter_at_a_time(tiny_llama):
         with pytest.raises(DiveError, match="already attached"):
             dive.steer(model.base_model, randomised(model.base_model))
         assert attachment_of(model) is first
-    first.detach()  # twice is harmless
+    first.detach()  # a second call does nothing
     assert fingerprint(model) == trace
     second = dive.steer(model, adapter)
-    first.detach()  # and does not touch what came after
+    first.detach()  # and leaves a later attachment alone
     assert attachment_of(model) is second
     second.detach()
     assert fingerprint(model) == trace
@@ -117,10 +118,10 @@ def test_another_backbone_is_refused_and_left_alone(tiny_llama, tiny_gemma):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (None, "steer: adapter is a NoneType; wants a SteeringAdapter"),
-        (dive.SteeringAdapter, "steer: adapter is the class SteeringAdapter; wants"),
+        (None, "steer: adapter is a NoneType, want a SteeringAdapter"),
+        (dive.SteeringAdapter, "steer: adapter is the class SteeringAdapter, want"),
         (dive.SteeringConfig(), "steer: adapter is a SteeringConfig, which has no weights"),
-        ("no-such-folder", "no-such-folder: an adapter's folder is wanted, and there is none"),
+        ("no-such-folder", "no-such-folder: no such folder, want the folder of an adapter"),
     ],
 )
 def test_what_is_no_adapter_is_refused(given, message, tiny_llama):
@@ -170,9 +171,10 @@ def test_generation_steers_what_training_steers(any_backbone, studies, positions
     model, batch = any_backbone.model, prompts(any_backbone, [studies[0], studies[1]])
     prompt = batch["input_ids"].shape[1]
     plain, _ = generate(model, batch, cache_implementation=cache)
-    with dive.steer(model, randomised(model, positions=positions)) as attachment:
+    adapter = randomised(model, positions=positions)
+    with dive.steer(model, adapter) as attachment, steered_layers(adapter) as steered:
         answer, stepwise = generate(model, batch, cache_implementation=cache)
-        assert attachment.calls == 3 * 6
+        assert len(steered) == 3 * 6
         joined = extended(batch, answer[:, :-1])
         if positions == "response":
             attachment.mask = torch.zeros_like(joined["input_ids"], dtype=torch.bool)
@@ -239,13 +241,13 @@ def test_a_compiled_generate_sees_an_adapter_that_comes_later(tiny_llama):
         torch.testing.assert_close(steered, wanted)
         assert not torch.allclose(steered, before, atol=1e-2)
         torch.testing.assert_close(compiled(ids, use_cache=False).logits, before)
-        # a call that somebody kept was compiled without hooks: it must notice the adapter too
+        # a call that was compiled without hooks must notice the adapter too
         with dive.steer(model, randomised(model)):
             torch.testing.assert_close(compiled(ids, use_cache=False).logits, wanted)
 
 
 def test_rope_deltas_do_not_leak_between_calls(tiny_qwen, studies):
-    """Teacher, student and generate in turn give what models of their own would give."""
+    """Teacher, student and generate in turn give the same as with a model each."""
     calls = {"student": studies[:2], "teacher": [studies[2]], "other": [studies[1]]}
     text = {"input_ids": torch.arange(5, 17)[None]}
 

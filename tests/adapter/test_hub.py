@@ -17,7 +17,7 @@ from dive.files.json_lines import write_jsonl
 
 
 class Hub:
-    """Stands in for HfApi: keeps what would have been sent."""
+    """A stand-in for HfApi that keeps what would have been sent."""
 
     refuses: Exception | None = None
     made: list = []  # noqa: RUF012
@@ -46,7 +46,7 @@ def hub(monkeypatch):
 
 @pytest.fixture(scope="module")
 def distilled(tiny_llava, studies):
-    """Two adapters: from studies without an origin, and from such as MIMIC-CXR's."""
+    """Two adapters: of studies without an origin, and of studies as those of MIMIC-CXR."""
     backbone = dive.load_backbone(tiny_llava, device="cpu")
     config = dive.DistillConfig(rank=2, steps=1, batch_size=2, calibration_studies=1)
     marked = [replace(study, origin="mimic-cxr") for study in studies[:4]]
@@ -101,7 +101,7 @@ def test_the_card_says_what_it_is(distilled):
         for text in ("Not for clinical use", "LlavaForConditionalGeneration", "| Preset | dive |",
                      "rank 2", "4 studies, 1 steps", "Describe the findings"):  # fmt: skip
             assert text in card
-    assert "did not say which dataset" in plain and "PhysioNet" not in plain
+    assert "do not name their dataset" in plain and "PhysioNet" not in plain
     assert "PhysioNet" in marked and "only as the agreement allows" in marked
     for study in ("pleural effusion", "study-00"):
         assert study not in marked  # nothing of the data itself
@@ -124,7 +124,7 @@ def test_data_under_an_agreement_is_warned_of(distilled, hub):
         distilled[1].push_to_hub("me/films")
     assert "public" not in str(caught[0].message)
     assert caught[0].filename == __file__
-    with pytest.warns(UserWarning, match="asked for as a public one"):
+    with pytest.warns(UserWarning, match="a public repository is requested"):
         distilled[1].push_to_hub("me/films", private=False)
     assert hub.made[1].repository[1]["private"] is False
 

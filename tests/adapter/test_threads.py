@@ -35,7 +35,7 @@ def model():
 
 @pytest.fixture
 def two(model):
-    """Two adapters, and the logits that each gives alone, and that there are without."""
+    """Two adapters, the logits of each alone, and the logits without one."""
     adapters = [randomised(model, seed=1), randomised(model, seed=2)]
     wanted = []
     for adapter in adapters:
@@ -45,7 +45,7 @@ def two(model):
 
 
 class Pause:
-    """Stops chosen threads in the middle of a forward, behind the first layer."""
+    """Stops chosen threads in the middle of a forward, after the first layer."""
 
     def __init__(self, model, meet):
         self.meet = meet
@@ -58,7 +58,7 @@ class Pause:
 
 
 def test_three_threads_in_the_middle_of_a_forward(model, two):
-    """Steered by one, by another, and by none; all meet behind the first layer."""
+    """Steered by one adapter, by another, and by none; all meet after the first layer."""
     adapters, wanted, bare = two
     trace = fingerprint(model)
     barrier = threading.Barrier(3, timeout=300)
@@ -119,7 +119,7 @@ def test_without_with_it_is_for_every_thread(model, two):
         with dive.steer(model, adapters[1]):
             return logits(model, BATCH)
 
-    assert torch.equal(in_thread(second).result(), wanted[1])  # its own goes first
+    assert torch.equal(in_thread(second).result(), wanted[1])  # its own takes precedence
     with pytest.raises(DiveError, match="already attached to this model"):
         dive.steer(model, adapters[1])
     with pytest.raises(DiveError, match="has steered another thread's forward"), attachment:
@@ -138,7 +138,7 @@ def test_a_with_that_ended_is_no_silent_end_of_steering(model, two):
         with pytest.raises(DiveError, match="in a `with` already"), attachment:
             pass
     assert torch.equal(logits(model, BATCH), bare)
-    with pytest.raises(DiveError, match="ended meanwhile"):
+    with pytest.raises(DiveError, match="has copied is over"):
         in_thread(partial(taken.run, logits, model, BATCH)).result()
     taken.run(attachment.detach)
     assert torch.equal(taken.run(logits, model, BATCH), bare)
@@ -255,7 +255,7 @@ def gradient_of(adapter):
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_backward_on_another_thread_recomputes_what_was_steered(model, two, reentrant):
-    """As autograd's own threads do, which have no context of the caller's."""
+    """Runs it as in autograd's own threads, which do not have the caller's context."""
     adapters = two[0]
     model.requires_grad_(False)
     with dive.steer(model, adapters[0]):
@@ -292,7 +292,7 @@ def test_where_it_cannot_be_told_a_backward_is_refused(model, two):
         with dive.steer(model, adapters[1]):
             loss = loss_of(model, False)
             ready.wait()
-            loss.backward()  # its own context says whose
+            loss.backward()  # its own context has the attachment
             ready.wait()
             done.wait(300)
 
@@ -303,7 +303,7 @@ def test_where_it_cannot_be_told_a_backward_is_refused(model, two):
         thread = in_thread(other)
         ready.wait()
         ready.wait()
-        with pytest.raises(DiveError, match="2 of them have one to come on this model"):
+        with pytest.raises(DiveError, match="2 forwards on this model, in several threads, wait"):
             in_thread(loss.backward).result()
         loss_of(model, False).backward()
         done.set()
@@ -315,7 +315,7 @@ def test_where_it_cannot_be_told_a_backward_is_refused(model, two):
 
 
 def test_checkpointing_is_for_forwards_with_gradients_of_whatever_thread(model, two):
-    """Beside a training step another thread's generate keeps its cache."""
+    """During a training step another thread's generate keeps its cache."""
     adapters = two[0]
     want = model.generate(**BATCH, max_new_tokens=6, do_sample=False)
     handle = enable_gradient_checkpointing(model)

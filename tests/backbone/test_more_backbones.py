@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_steering import logits, prompts, randomised
+from tiny_steering import logits, prompts, randomised, steered_layers
 
 import dive
 from dive.adapter.attach import steer
@@ -44,9 +44,10 @@ def test_a_fresh_adapter_changes_nothing_and_a_trained_one_does(backbone, studie
     batch = prompts(backbone, studies[:3])
     bare = logits(backbone.model, batch)
     assert len(decoder_layers(backbone)) == 3
-    with steer(backbone, dive.SteeringAdapter(dive.SteeringConfig(rank=2), backbone)) as attached:
+    adapter = dive.SteeringAdapter(dive.SteeringConfig(rank=2), backbone)
+    with steer(backbone, adapter), steered_layers(adapter) as steered:
         assert torch.equal(logits(backbone.model, batch), bare)
-        assert attached.calls == 3
+        assert len(steered) == 3
     with steer(backbone, randomised(backbone)):
         assert (logits(backbone.model, batch) - bare).abs().max() > 0.05
     assert torch.equal(logits(backbone.model, batch), bare)

@@ -65,7 +65,8 @@ def test_a_wrapper_changes_neither_reports_nor_description(wrap, backbone, studi
     wrapped = wrap(model)
     assert unwrap(wrapped) is model and backbone_facts(wrapped) == backbone_facts(model)
     assert written(wrapped, backbone, studies, adapter=adapter) == wanted
-    assert DecodeSession(wrapped, adapter).plan() == DecodeSession(model, adapter).plan()
+    choice = DecodeSession(model, adapter).engine_choice()
+    assert DecodeSession(wrapped, adapter).engine_choice() == choice
     own = dive.distill(
         wrapped, studies, config=dict(preset="dive-ce", **STEPS), processor=backbone.processor
     )
@@ -145,7 +146,7 @@ def test_reports_are_those_of_the_model_with_its_lora(state, peft, backbone, stu
         model.merge_adapter()
     elif state == "unloaded":
         model = model.merge_and_unload()
-    plan = DecodeSession(model).plan()
+    plan = DecodeSession(model).engine_choice()
     model.eval()
     batch = prompts(backbone, studies[:1])
     wanted = plain.generate(**batch, max_new_tokens=8, do_sample=False)[0]
@@ -165,12 +166,12 @@ def test_reports_are_those_of_the_model_with_its_lora(state, peft, backbone, stu
 def test_no_part_with_a_tuner_is_decoded_by_the_engine(target, peft, backbone, studies):
     """A session that was bound before sees it, too: PEFT's layers keep the weight's name."""
     session = DecodeSession(backbone)
-    assert session.plan().engine == "dive._C"
+    assert session.engine_choice().engine == "dive._C"
     settings = {"target_modules": [target]}
     if target == "input_layernorm":
         settings = {"target_modules": ["q_proj"], "modules_to_save": [target]}
     model = with_lora(peft, backbone.model, **settings)
-    assert session.plan().engine == "transformers"
+    assert session.engine_choice().engine == "transformers"
     model.eval()
     batch = prompts(backbone, studies[:1])
     wanted = model.generate(**batch, max_new_tokens=8, do_sample=False)
@@ -178,7 +179,7 @@ def test_no_part_with_a_tuner_is_decoded_by_the_engine(target, peft, backbone, s
     assert torch.equal(model.generate(**batch, max_new_tokens=8, do_sample=False,
                                       custom_generate=session), wanted)  # fmt: skip
     model.merge_and_unload()
-    assert session.plan().engine == "dive._C"
+    assert session.engine_choice().engine == "dive._C"
     after = session.generate(**batch, max_new_tokens=8, do_sample=False)
     assert torch.equal(after, backbone.model.generate(**batch, max_new_tokens=8, do_sample=False))
 

@@ -101,8 +101,8 @@ def test_an_interrupted_run_goes_on(tiny_llava, studies_folder, tmp_path):
         "--max-new-tokens", "8", "--batch-size", "1",
     ]  # fmt: skip
     slow = (
-        "import time, dive.generation.report_writer as g; real = g.Run.report\n"
-        "g.Run.report = lambda self, *a: (time.sleep(0.4), real(self, *a))[1]\n"
+        "import time, dive.generation.report_writer as g; real = g.ReportWriter.report\n"
+        "g.ReportWriter.report = lambda self, *a: (time.sleep(0.4), real(self, *a))[1]\n"
         "from dive.cli import main; main()"
     )
     process = subprocess.Popen(

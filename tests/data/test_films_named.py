@@ -18,7 +18,7 @@ from dive.data.images.load import LazyImage
 from dive.data.study import Study
 from dive.errors import DiveError
 from dive.files.json_lines import write_jsonl
-from dive.generation.resume import describe_demonstrations, describe_studies
+from dive.generation.resume import demonstrations_digest, studies_digest
 from dive.training.feature_store import key_of
 from dive.training.fingerprint import studies_fingerprint
 from dive.training.selection import Selection
@@ -30,7 +30,7 @@ def test_a_pipe_among_a_studys_images_is_named_by_its_place(tmp_path, suffix):
     os.mkfifo(pipe)
     study = Study("s9", (pipe,), source="x.jsonl:3")
     said = "x.jsonl:3: study 's9': cannot read the image (1 of 1): is a pipe; wants a regular file"
-    shown = (study.load_images, lambda: key_of(study), lambda: describe_demonstrations([study]))
+    shown = (study.load_images, lambda: key_of(study), lambda: demonstrations_digest([study]))
     for look in shown:
         with pytest.raises(DiveError) as caught:
             look()
@@ -118,8 +118,8 @@ def test_the_digests_by_which_unfinished_runs_go_on(tmp_path):
     images = (tmp_path / "film.bin", tmp_path / "large.bin", picture, lazy)
     study = Study("é", images, findings="F.", patient="p")
     assert key_of(study) == ("f11047b1893ad95ee8aca2384a040ee82ea8d2a4ab30a697f1bac34a3219e5b8")
-    assert describe_demonstrations([study]) == "bcf884d2de49b5954753b2bf1c5127b4"
-    assert describe_studies([study]) == "ba62c7a9cb71f821a2269ced12353fba"
+    assert demonstrations_digest([study]) == "bcf884d2de49b5954753b2bf1c5127b4"
+    assert studies_digest([study]) == "ba62c7a9cb71f821a2269ced12353fba"
     assert films_of([study]) == {"4a99557e4033c353": "7396e02027210235"}
     assert studies_fingerprint(Selection([study], [], None), "findings")["studies_hash"] == (
         "d6405e736b206d03"

@@ -1,4 +1,4 @@
-"""An adapter of its own for every row of a batch: in the session, and in transformers."""
+"""An adapter per sample of a batch: in the session, and in transformers."""
 
 import logging
 
@@ -8,7 +8,7 @@ from tiny_decoders import both, small, text_batch
 from tiny_steering import fingerprint, for_backbone, logits, prompts, randomised
 
 import dive
-from dive.adapter.attach import RowAttachment, attachment_of
+from dive.adapter.attach import PerSampleAttachment, attachment_of
 from dive.decode.session import DecodeSession
 from dive.errors import DiveError
 from dive.prompting.prompter import Prompter
@@ -27,7 +27,7 @@ def mixed(model, **more):
 
 
 def alone(model, adapters, **kwargs):
-    """What transformers writes with each row's adapter attached for all rows, row by row."""
+    """The tokens of transformers with each row's adapter attached for all rows, row by row."""
     batch = text_batch(rows=4)
     answers = []
     for row, adapter in enumerate(adapters):
@@ -55,7 +55,7 @@ def test_a_mixed_batch_is_its_single_runs(family):
     bare = alone(model, [None] * 4, **kwargs)
     assert [a != b for a, b in zip(wanted, bare, strict=True)] == [True, False, True, True]
     session = DecodeSession(model, adapters)
-    assert session.plan().engine == "dive._C"
+    assert session.engine_choice().engine == "dive._C"
     assert rows_of(session.generate(**text_batch(rows=4), **kwargs)) == wanted
     own = model.generate(**text_batch(rows=4), **kwargs, custom_generate=session)
     assert rows_of(own) == wanted
@@ -67,18 +67,18 @@ def test_rows_that_the_caller_attached_are_followed():
     adapters = mixed(model)
     kwargs = {"max_new_tokens": 15, "eos_token_id": None, "pad_token_id": 0}
     wanted = alone(model, adapters, **kwargs)
-    with RowAttachment(model, adapters) as attachment:
+    with PerSampleAttachment(model, adapters) as attachment:
         session = DecodeSession(model)
-        assert session.plan().engine == "dive._C"
+        assert session.engine_choice().engine == "dive._C"
         assert rows_of(session.generate(**text_batch(rows=4), **kwargs)) == wanted
         attachment.enabled = False
         bare = rows_of(session.generate(**text_batch(rows=4), **kwargs))
-    assert session.ran.engine == "dive._C" and not session.fallback.told
+    assert session.ran.engine == "dive._C" and not session.fallback.reported
     assert bare == alone(model, [None] * 4, **kwargs)
 
 
 def test_mixed_rows_sampled_repeated_and_stopped():
-    """As transformers itself draws them, with the same adapters attached row by row."""
+    """Tokens are those that transformers draws, with the same adapters attached row by row."""
     model = small("llama")
     adapters = mixed(model)
     plain = alone(model, adapters, max_new_tokens=25, eos_token_id=None, pad_token_id=0)
@@ -91,7 +91,7 @@ def test_mixed_rows_sampled_repeated_and_stopped():
     ):
         kwargs = {"max_new_tokens": 25, **kwargs}
         torch.manual_seed(7)
-        with RowAttachment(model, adapters):
+        with PerSampleAttachment(model, adapters):
             want = model.generate(**text_batch(rows=4), **kwargs)
         torch.manual_seed(7)
         got = DecodeSession(model, adapters).generate(**text_batch(rows=4), **kwargs)
@@ -121,7 +121,7 @@ def test_images_and_padding(any_backbone, studies, positions):
     batch = prompts(any_backbone, studies[:4])
     kwargs = {"max_new_tokens": 12, "do_sample": False}
     got = DecodeSession(any_backbone, adapters).generate(**batch, **kwargs)
-    with RowAttachment(any_backbone, adapters):
+    with PerSampleAttachment(any_backbone, adapters):
         assert torch.equal(any_backbone.model.generate(**batch, **kwargs), got)
     prompter = Prompter(any_backbone)
     length = batch["input_ids"].shape[1]
@@ -136,17 +136,17 @@ def test_states_of_each_row_are_those_of_its_adapter_alone():
     model = small("qwen2")
     adapters = mixed(model)
     batch = {"input_ids": torch.randint(2, 96, (4, 13))}
-    with RowAttachment(model, adapters) as attachment:
+    with PerSampleAttachment(model, adapters) as attachment:
         got = logits(model, batch)
-        attachment.rows = adapters[:2]  # each for two rows now
+        attachment.adapters = adapters[:2]  # each for two rows now
         halves = logits(model, batch)
         attachment.enabled = False
         bare = logits(model, batch)
         attachment.enabled = True
-        with pytest.raises(DiveError, match="2 adapters were given, one a row, for a batch of 3"):
+        with pytest.raises(DiveError, match="2 adapters were given, one per sample, for a"):
             logits(model, {"input_ids": batch["input_ids"][:3]})
-        with pytest.raises(DiveError, match="rows is empty"):
-            attachment.rows = []
+        with pytest.raises(DiveError, match="adapters is empty"):
+            attachment.adapters = []
         attachment.mask = torch.ones(4, 13, dtype=torch.bool)
         with pytest.raises(DiveError, match="a mask of positions does not go"):
             logits(model, batch)
@@ -179,10 +179,10 @@ def test_bad_lists():
     adapter = randomised(model)
     with pytest.raises(DiveError, match="empty list"):
         DecodeSession(model, [])
-    with pytest.raises(DiveError, match="b: an adapter's folder is wanted"):
+    with pytest.raises(DiveError, match="b: no such folder, want the folder"):
         DecodeSession(model, [adapter, "b"])
     session = DecodeSession(model, [adapter, None])
-    with pytest.raises(DiveError, match="2 adapters.*a batch of 3|2 adapters.*the batch 3 rows"):
+    with pytest.raises(DiveError, match="2 adapters.*a batch of 3"):
         session.generate(**text_batch(), max_new_tokens=2)
     assert attachment_of(model) is None
     with pytest.raises(DiveError, match="give each request its own"):

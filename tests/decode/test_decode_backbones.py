@@ -1,4 +1,4 @@
-"""Decoding behind images: the engine's logits over 128 tokens against transformers' own."""
+"""Decoding after images: the engine's logits over 128 tokens against transformers' own."""
 
 import copy
 
@@ -38,7 +38,7 @@ def backbone(request, tmp_path_factory):
 
 
 class Forced(LogitsProcessor):
-    """Notes the logits down, and makes the same tokens follow whatever they are."""
+    """A logits processor that records the logits and forces the next tokens."""
 
     def __init__(self, rows, vocabulary):
         generator = torch.Generator().manual_seed(2)
@@ -53,7 +53,7 @@ class Forced(LogitsProcessor):
 
 
 def logits_of(generate, batch, vocabulary):
-    """[B, STEPS, V]"""
+    """Recorded logits [B, STEPS, V]."""
     forced = Forced(batch["input_ids"].shape[0], vocabulary)
     more = {"eos_token_id": None, "logits_processor": LogitsProcessorList([forced])}
     generate(**batch, max_new_tokens=STEPS, do_sample=False, **more)
@@ -65,14 +65,14 @@ def test_logits_of_128_steps_behind_images(backbone, studies, positions):
     model = backbone.model
     adapter = positions and randomised(backbone, positions=positions, strength=0.5)
     session = DecodeSession(model, adapter)
-    assert session.plan().engine == "dive._C", session.plan()
+    assert session.engine_choice().engine == "dive._C", session.engine_choice()
     batch = prompts(backbone, studies[:3])  # of different lengths, the third with two images
     assert not batch["attention_mask"].all()
     vocabulary = len(backbone.tokenizer)
     got = logits_of(session.generate, batch, vocabulary)
     with steered(model, adapter):
         want = logits_of(model.generate, batch, vocabulary)
-    assert got.shape[1] == STEPS and not session.fallback.told
+    assert got.shape[1] == STEPS and not session.fallback.reported
     for row in range(3):
         assert distance(got[row], want[row]) < 1e-5
 
@@ -92,5 +92,5 @@ def test_bfloat16_behind_images_loses_no_more_than_transformers(backbone, studie
     got = logits_of(session.generate, batch, vocabulary)
     with steered(model, adapter):
         theirs = logits_of(model.generate, batch, vocabulary)
-    assert session.ran.engine == "dive._C" and not session.fallback.told
+    assert session.ran.engine == "dive._C" and not session.fallback.reported
     assert 0 < distance(got, truth) <= 1.1 * distance(theirs, truth)

@@ -1,4 +1,4 @@
-"""The decode session against transformers' own generate, and what it falls back for."""
+"""The decode session against transformers' own generate, and its reasons to fall back."""
 
 import copy
 import dataclasses
@@ -34,12 +34,12 @@ WAYS = {
 def test_every_family_with_images_and_padding(any_backbone, studies, positions):
     adapter = positions and randomised(any_backbone, positions=positions)
     session = DecodeSession(any_backbone, adapter)
-    assert session.plan().engine == "dive._C"
+    assert session.engine_choice().engine == "dive._C"
     batch = prompts(any_backbone, studies[:4])
     for way, kwargs in WAYS.items():
         got, want = both(session, batch, adapter, max_new_tokens=20, **kwargs)
         assert torch.equal(got, want), way
-    assert session.ran.engine == "dive._C" and not session.fallback.told
+    assert session.ran.engine == "dive._C" and not session.fallback.reported
 
 
 def test_calls_in_between_leave_no_trace(tiny_qwen, studies):
@@ -48,7 +48,7 @@ def test_calls_in_between_leave_no_trace(tiny_qwen, studies):
     session = DecodeSession(backbone)
     first, second = (prompts(backbone, studies[i : i + 2]) for i in (0, 2))
     want = [backbone.model.generate(**b, max_new_tokens=12) for b in (first, second)]
-    assert session.plan(**first).engine == "dive._C"
+    assert session.engine_choice(**first).engine == "dive._C"
     got = [session.generate(**b, max_new_tokens=12) for b in (first, second, first)]
     assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
     assert torch.equal(got[2], want[0])
@@ -95,7 +95,7 @@ def test_each_row_stops_at_any_of_several_ends(way):
 
 
 class Ends(StoppingCriteria):
-    """Ends a row at a token, as a caller's own criterion would."""
+    """A stopping criterion of a caller's own, which ends a row at a token."""
 
     def __init__(self, tokens):
         self.tokens = tokens
@@ -211,8 +211,8 @@ def test_what_it_cannot_do_runs_in_transformers_with_the_adapter(name, caplog):
     model = small("llama")
     adapter = randomised(model, strength=0.5)
     session = DecodeSession(model, adapter)
-    plan = session.plan(**kwargs)
-    assert plan.engine == "transformers" and words in plan.reason
+    choice = session.engine_choice(**kwargs)
+    assert choice.engine == "transformers" and words in choice.reason
     batch = text_batch(rows=1 if name == "lookup" else 3)
     with dive.steer(model, adapter):
         want = model.generate(**batch, max_new_tokens=10, **kwargs)
@@ -228,12 +228,12 @@ def test_what_it_cannot_do_runs_in_transformers_with_the_adapter(name, caplog):
 
 def test_unknown_options_are_named():
     session, batch = DecodeSession(small("llama")), text_batch()
-    for call in (session.plan, session.generate):
+    for call in (session.engine_choice, session.generate):
         with pytest.raises(DiveError, match="^max_new_token, tempreature: no argument of generate"):
             call(**batch, max_new_token=3, tempreature=0.5, top_k=3)
-    # what generate knows without its being a setting
+    # arguments that generate knows, which are no settings
     known = {"streamer": None, "tokenizer": None, "output_attentions": False, "position_ids": None}
-    assert session.plan(**batch, **known, min_new_tokens=1).engine == "dive._C"
+    assert session.engine_choice(**batch, **known, min_new_tokens=1).engine == "dive._C"
 
 
 def test_prompts_padded_on_the_right_run_in_transformers():
@@ -278,7 +278,7 @@ CHANGES = {
 def test_a_changed_model_says_why_it_runs_in_transformers(name):
     model = small("llama")
     session = DecodeSession(model)
-    assert session.plan().engine == "dive._C"
+    assert session.engine_choice().engine == "dive._C"
     change, words = CHANGES[name]
     if name == "logits":
         from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
@@ -286,8 +286,8 @@ def test_a_changed_model_says_why_it_runs_in_transformers(name):
         tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
         session = DecodeSession(GPTNeoXForCausalLM(GPTNeoXConfig(**tiny)).eval())
     change(model)
-    plan = session.plan()
-    assert plan.engine == "transformers" and words in plan.reason
+    choice = session.engine_choice()
+    assert choice.engine == "transformers" and words in choice.reason
 
 
 @pytest.mark.parametrize(
@@ -305,11 +305,11 @@ def test_a_changed_model_says_why_it_runs_in_transformers(name):
     ],
 )
 def test_what_is_asked_of_weights_on_a_gpu(dtype, built, reason, monkeypatch):
-    """By the words alone: the weights lie on the CPU and the spec says that they do not."""
+    """The message alone: the weights are on the CPU, and the spec claims otherwise."""
     from dive.decode import spec as decoder_spec
 
     model = small("llama")
-    spec = decoder_spec.read(model)
+    spec = decoder_spec.read_decoder(model)
     model.to(getattr(torch, dtype))
     spec = dataclasses.replace(spec, dtype=getattr(torch, dtype), device=torch.device("cuda", 0))
     monkeypatch.setattr("dive.decode.native.build_info", lambda: {"cuda": built})
@@ -336,7 +336,7 @@ def test_without_the_extension(monkeypatch):
     monkeypatch.setattr(native, "find", lambda: missing)
     model = small("llama")
     session = DecodeSession(model)
-    assert "not built" in session.plan().reason
+    assert "not built" in session.engine_choice().reason
     with pytest.warns(FallbackWarning, match="not built"):
         got, want = both(session, text_batch(), None, max_new_tokens=5)
     assert torch.equal(got, want)
@@ -361,7 +361,7 @@ def test_past_the_context_it_writes_on_as_transformers_does(caplog):
     model, batch = small("llama"), text_batch()
     session = DecodeSession(model, strict=True)
     settings = {"max_new_tokens": 520, "eos_token_id": None}
-    assert session.plan(**batch, **settings).engine == "dive._C"
+    assert session.engine_choice(**batch, **settings).engine == "dive._C"
     got, want = both(session, batch, None, **settings)
     assert torch.equal(got, want) and want.shape[1] > 512
     one = {name: value[:1] for name, value in batch.items()}
@@ -372,7 +372,7 @@ def test_past_the_context_it_writes_on_as_transformers_does(caplog):
 
 
 def test_longer_than_the_first_tables():
-    """Tables of cos and sin grow past their first size."""
+    """Tables of cos and sin grow beyond their first size."""
     kind, config, more = FAMILIES["llama3"]
     torch.manual_seed(0)
     sizes = {**SIZES, **more, "max_position_embeddings": 2048}
@@ -413,9 +413,9 @@ def test_memory_holds_the_weights_once():
     model = kind(config(**{**SIZES, **sizes, "num_attention_heads": 8})).eval()
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     assert weights > 50 << 20
-    model.generate(**text_batch(), max_new_tokens=3)  # what PyTorch sets up at its first products
+    model.generate(**text_batch(), max_new_tokens=3)  # PyTorch's set-up at its first products
     before = resident()
     session = DecodeSession(model)
     session.generate(**text_batch(), max_new_tokens=3)
-    assert session.plan().engine == "dive._C"
+    assert session.engine_choice().engine == "dive._C"
     assert resident() - before < weights / 8

@@ -47,11 +47,11 @@ def wide(family="qwen3", dtype=torch.float32):
 
 
 class Run:
-    """An engine with three rows, one of which is far ahead."""
+    """An engine with three slots, of which one is much longer."""
 
     def __init__(self, model, threads=1, adapter=None):
         session = DecodeSession(model)
-        assert session.plan().engine == "dive._C", session.plan()
+        assert session.engine_choice().engine == "dive._C", session.engine_choice()
         self.engine, self.vocabulary = session.binding.cache.engine, session.binding.spec.vocabulary
         self.engine.threads = threads
         assert self.engine.threads == threads
@@ -67,7 +67,7 @@ class Run:
             self.engine.steer_row(row, steering if row != 2 else None)
 
     def logits(self, steps=6, before_step=lambda step: None):
-        """Of one row, then of all; tokens in the last column."""
+        """Logits of one slot, then of all; tokens in the last column."""
         out = torch.zeros(2 * steps, 3, self.vocabulary + 1)
         for step in range(2 * steps):
             rows = torch.tensor([1] if step < steps else [2, 0, 1])
@@ -106,9 +106,9 @@ def test_threads_may_change_between_two_steps():
 @pytest.mark.parametrize("count", [0, -1, CORES + 1, 1 << 40])
 def test_more_threads_than_cores_are_refused(count):
     session = DecodeSession(wide())
-    session.plan()
-    engine = C.Engine(session.binding.spec.describe(64))
-    assert engine.threads == 1  # unless one asks for more
+    session.engine_choice()
+    engine = C.Engine(session.binding.spec.engine_arguments(64))
+    assert engine.threads == 1  # unless more are requested
     with pytest.raises(ValueError, match=f"threads is {count}, want 1 to {CORES}, the physical"):
         engine.threads = count
     with pytest.raises(TypeError):
@@ -122,7 +122,7 @@ def test_physical_cores_are_those_that_the_process_may_use():
         pytest.skip("no affinity here")
     seen = []
 
-    def on_one_processor():  # the mask is a thread's own
+    def on_one_processor():  # the mask belongs to a thread
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         seen.append(C.physical_cores())
 
@@ -150,7 +150,7 @@ def test_two_engines_in_two_threads_of_python():
 
 
 def threads_become(count):
-    """Whether so many are alive, soon: the system may list one that has ended for a moment more."""
+    """Whether this many are soon alive: the system may list one that has ended a little longer."""
     for _ in range(500):
         if len(os.listdir("/proc/self/task")) == count:
             return True
@@ -186,7 +186,7 @@ def test_the_child_of_a_fork_starts_threads_of_its_own():
     token, following = torch.tensor([71]), torch.tensor([0])
     assert torch.equal(used.logits(steps=2), want)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python warns of forks beside threads: this is one
+        warnings.simplefilter("ignore")  # Python warns of forks while there are threads
         child = os.fork()
     if child == 0:
         status = 1
@@ -215,7 +215,7 @@ def test_the_sanitizers_find_nothing(sanitizer, tmp_path):
     options.append("-DCMAKE_BUILD_TYPE=Debug")
     run = [str(tmp_path / "dive_threads_test"), "--no-fork"]
     if sanitizer == "thread" and shutil.which("setarch"):
-        run = ["setarch", "-R", *run]  # its memory map wants addresses that are not random
+        run = ["setarch", "-R", *run]  # its memory map requires addresses that are not random
     for command in (
         [program, "-S", str(Path(__file__).parents[2]), "-B", str(tmp_path), *options],
         [program, "--build", str(tmp_path), "--target", "dive_threads_test", "-j", "2"],

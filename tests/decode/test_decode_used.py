@@ -1,4 +1,4 @@
-"""That the engine is used, and that nobody can miss it when it is not."""
+"""The engine is used, and users are warned when it is not."""
 
 import copy
 import warnings
@@ -21,7 +21,7 @@ pytest.importorskip("dive._C", reason="dive._C is not built; pip install -e . bu
 
 
 def other_cache(model):
-    """`transformers` of some other version: what it hands over is no cache that is known."""
+    """Another version of transformers, which passes an unknown kind of cache."""
     model._prepare_cache_for_generation = lambda config, kwargs, *more: kwargs.update(kv=object())
 
 
@@ -36,8 +36,8 @@ def test_what_is_no_cache_of_its_own_is_refused_by_what_it_is():
     static = StaticCache(config=config, max_cache_len=8)
     assert input_reason(ids, {"cache": static}, False) == "the cache is a StaticCache"
     two = {"cache": DynamicCache(), "past": DynamicCache()}
-    assert "hands over 2 caches, want one (it gave cache, past)" in input_reason(ids, two, False)
-    assert "hands over 0 caches" in input_reason(ids, {"cache": None}, False)
+    assert "passes 2 caches, want one (it passed cache, past)" in input_reason(ids, two, False)
+    assert "passes 0 caches" in input_reason(ids, {"cache": None}, False)
     same = DynamicCache()
     assert caches_in({"cache": same, "past_key_values": same, "x": ids}) == [same]
 
@@ -69,29 +69,29 @@ CHECKPOINTS = {
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_the_generation_configs_of_real_checkpoints_are_the_engines(name):
     model = small("gemma3" if name == "MedGemma" else "llama")
-    told = {"bos_token_id": 2, "eos_token_id": [1, 90], "pad_token_id": 0, **CHECKPOINTS[name]}
-    model.generation_config = GenerationConfig.from_dict(told)
+    settings = {"bos_token_id": 2, "eos_token_id": [1, 90], "pad_token_id": 0, **CHECKPOINTS[name]}
+    model.generation_config = GenerationConfig.from_dict(settings)
     session = DecodeSession(model, strict=True)
-    assert session.plan(max_new_tokens=12).engine == "dive._C"
+    assert session.engine_choice(max_new_tokens=12).engine == "dive._C"
     got, want = both(session, text_batch(), max_new_tokens=12)
     assert torch.equal(got, want) and session.ran.engine == "dive._C"
 
 
 @pytest.mark.parametrize(
-    ("told", "words"),
+    ("settings", "words"),
     [
-        ({"num_beams": 2}, "beam search is asked for (by the model's generation_config)"),
-        ({"cache_implementation": "static"}, "the static cache is asked for (by the model's"),
+        ({"num_beams": 2}, "beam search is requested (by the model's generation_config)"),
+        ({"cache_implementation": "static"}, "the static cache is requested (by the model's"),
         ({"use_cache": False}, "use_cache is False (by the model's"),
     ],
 )
-def test_settings_of_the_models_own_generation_config_are_no_silent_reason(told, words):
+def test_settings_of_the_models_own_generation_config_are_no_silent_reason(settings, words):
     model, batch = small("llama"), text_batch()
-    for name, value in told.items():
+    for name, value in settings.items():
         setattr(model.generation_config, name, value)
     sessions = [DecodeSession(model) for _ in range(2)]
-    plan = sessions[0].plan(**batch, max_new_tokens=4)
-    assert plan.engine == "transformers" and words in plan.reason and not plan.asked
+    choice = sessions[0].engine_choice(**batch, max_new_tokens=4)
+    assert choice.engine == "transformers" and words in choice.reason and not choice.requested
     wanted = model.generate(**batch, max_new_tokens=4)
     with pytest.warns(FallbackWarning) as warned:
         got = sessions[0].generate(**batch, max_new_tokens=4)
@@ -100,22 +100,22 @@ def test_settings_of_the_models_own_generation_config_are_no_silent_reason(told,
         [_] = sessions[1].stream([Request({"input_ids": batch["input_ids"][:1]},
                                           {"max_new_tokens": 4})])  # fmt: skip
     assert sessions[1].ran.engine == "transformers" and words in str(warned[0].message)
-    # of the caller's own it is no surprise
+    # the caller's own settings do not warn
     other = DecodeSession(small("llama"))
     with warnings.catch_warnings():
         warnings.simplefilter("error", FallbackWarning)
-        other.generate(**batch, max_new_tokens=4, **told)
-    assert other.ran.asked
+        other.generate(**batch, max_new_tokens=4, **settings)
+    assert other.ran.requested
 
 
 def test_a_cache_that_is_not_known_is_planned_for():
     model = small("llama")
     session = DecodeSession(model)
-    assert session.plan().engine == "dive._C" and session.ran is None
+    assert session.engine_choice().engine == "dive._C" and session.ran is None
     other_cache(model)
-    plan = session.plan(**text_batch(), max_new_tokens=4)
-    assert plan.engine == "transformers" and not plan.asked
-    assert "hands over 0 caches" in plan.reason and "kv" in plan.reason
+    choice = session.engine_choice(**text_batch(), max_new_tokens=4)
+    assert choice.engine == "transformers" and not choice.requested
+    assert "passes 0 caches" in choice.reason and "kv" in choice.reason
 
 
 def test_a_fallback_that_was_not_asked_for_is_a_warning_and_only_once():
@@ -123,15 +123,15 @@ def test_a_fallback_that_was_not_asked_for_is_a_warning_and_only_once():
     want = model.generate(**batch, max_new_tokens=5)
     session = DecodeSession(model)
     batch["attention_mask"] = batch["attention_mask"].clone()
-    batch["attention_mask"][0, 4] = 0  # a hole, which plan() without the prompt cannot know of
-    assert session.plan(max_new_tokens=5).engine == "dive._C"
-    assert session.plan(**batch, max_new_tokens=5).engine == "transformers"
+    batch["attention_mask"][0, 4] = 0  # a hole, unknown without the prompt
+    assert session.engine_choice(max_new_tokens=5).engine == "dive._C"
+    assert session.engine_choice(**batch, max_new_tokens=5).engine == "transformers"
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         for _ in range(2):
             session.generate(**batch, max_new_tokens=5)
-    told = [str(one.message) for one in seen if one.category is FallbackWarning]
-    assert len(told) == 1 and "not padded on the left only" in told[0]
+    warned = [str(one.message) for one in seen if one.category is FallbackWarning]
+    assert len(warned) == 1 and "not padded on the left only" in warned[0]
     assert session.ran.engine == "transformers" and "padded" in session.ran.reason
     batch = text_batch()
     assert torch.equal(session.generate(**batch, max_new_tokens=5), want)
@@ -139,21 +139,21 @@ def test_a_fallback_that_was_not_asked_for_is_a_warning_and_only_once():
 
 
 def test_a_cache_of_the_callers_own_goes_to_transformers_under_either_name():
-    """Newer versions take past_key_values too, and hand it over as cache."""
+    """Newer versions accept past_key_values too, and pass it as cache."""
     model, batch = small("llama"), text_batch(rows=1)
     name = "past_key_values"
     want = model.generate(**batch, max_new_tokens=4, **{name: DynamicCache(config=model.config)})
     session = DecodeSession(model)
     given = {name: DynamicCache(config=model.config)}
-    assert session.plan(**batch, **given).reason == "a cache is given"
+    assert session.engine_choice(**batch, **given).reason == "a cache is given"
     with warnings.catch_warnings():
         warnings.simplefilter("error", FallbackWarning)
         got = session.generate(**batch, max_new_tokens=4, **given)
-    assert torch.equal(got, want) and session.ran.asked
+    assert torch.equal(got, want) and session.ran.requested
 
 
 def test_a_session_looks_at_the_weights_once(monkeypatch):
-    """Each look samples them all, which a call of generate has no time for."""
+    """Each check of the weights samples them all, which is too slow for every call of generate."""
     from dive.adapter import adapter as module
 
     model, looks = small("llama"), []
@@ -175,7 +175,7 @@ def test_what_was_asked_for_is_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error", FallbackWarning)
         session.generate(**text_batch(), max_new_tokens=4, num_beams=2)
-    assert session.ran.asked and session.ran.reason == "beam search is asked for"
+    assert session.ran.requested and session.ran.reason == "beam search is requested"
 
 
 def test_strict_refuses_in_place_of_falling_back():
@@ -183,7 +183,7 @@ def test_strict_refuses_in_place_of_falling_back():
     session = DecodeSession(model, strict=True)
     got, want = both(session, text_batch(), None, max_new_tokens=6)
     assert torch.equal(got, want)
-    with pytest.raises(DiveError, match=r"dive\._C cannot decode this: beam search is asked for"):
+    with pytest.raises(DiveError, match=r"dive\._C cannot decode this: beam search is requested"):
         session.generate(**text_batch(), max_new_tokens=4, num_beams=2)
 
 
@@ -199,7 +199,7 @@ def test_reports_say_what_wrote_them(any_backbone, studies):
 
 
 def test_reports_of_a_cache_that_is_not_known(tiny_llava, studies):
-    """Whatever transformers calls it next, the reports are right and the user is told."""
+    """Under any other name of the argument reports are right and the user is warned."""
     backbone = dive.load_backbone(tiny_llava)
     wanted = dive.generate(backbone, studies[:2], max_new_tokens=5)
     model = copy.copy(backbone.model)
@@ -234,7 +234,7 @@ class Products(TorchDispatchMode):
 def test_a_plan_runs_no_forward():
     session = DecodeSession(small("llama"))
     with Products() as first:
-        session.plan()  # binds the engine: the head is checked by a forward
+        session.engine_choice()  # binds the engine: the head is checked by a forward
     with Products() as again:
-        assert session.plan(**text_batch(), max_new_tokens=9).engine == "dive._C"
+        assert session.engine_choice(**text_batch(), max_new_tokens=9).engine == "dive._C"
     assert first.count > 0 and again.count == 0

@@ -1,4 +1,4 @@
-"""A decoder that computes something else than its family is never decoded by the engine."""
+"""The engine never decodes a model that computes something else than its family."""
 
 import functools
 import warnings
@@ -58,9 +58,9 @@ def changed_steps(model):
 
     @functools.wraps(inner)
     def prepare(*args, **more):
-        told = inner(*args, **more)
-        told["input_ids"] = (told["input_ids"] + 1) % 96
-        return told
+        inputs = inner(*args, **more)
+        inputs["input_ids"] = (inputs["input_ids"] + 1) % 96
+        return inputs
 
     model.prepare_inputs_for_generation = prepare
 
@@ -189,8 +189,8 @@ def test_what_is_not_the_familys_runs_in_transformers_and_says_why(name, bound):
     with torch.no_grad():
         change(model)
     for one in (session, DecodeSession(model)):
-        plan = one.plan(**SETTINGS)
-        assert plan.engine == "transformers" and words in plan.reason
+        choice = one.engine_choice(**SETTINGS)
+        assert choice.engine == "transformers" and words in choice.reason
     with pytest.warns(FallbackWarning) as warned:
         want, got, streamed = answers(model, session)
     assert want == got == streamed and session.ran.engine == "transformers"
@@ -209,14 +209,14 @@ def test_what_the_engine_can_read_is_read_anew(name, bound):
     want, got, streamed = answers(model, session)
     assert want == got == streamed and session.ran.engine == "dive._C"
     if before is not None and name not in ("compiled forward", "soft-cap"):
-        assert want != before[0]  # the change is one that shows; a soft-cap keeps the order
+        assert want != before[0]  # the change is visible; a soft-cap keeps the order
 
 
 @pytest.mark.parametrize("where", ["sdpa", "mask", "eager", "class", "every module"])
 def test_what_is_changed_for_all_models_is_found_too(where, monkeypatch):
     model = small("llama", attn_implementation="eager" if where == "eager" else "sdpa")
     session = DecodeSession(model)
-    assert session.plan().engine == "dive._C"
+    assert session.engine_choice().engine == "dive._C"
     if where == "sdpa":
         ALL_ATTENTION_FUNCTIONS["sdpa"] = stronger
     elif where == "mask":
@@ -253,7 +253,7 @@ def test_a_class_of_ones_own_that_computes_the_same_is_the_engines():
     config = small("llama").config
     torch.manual_seed(0)
     for kind, engine in ((Mine, "dive._C"), (Other, "transformers")):
-        assert DecodeSession(kind(config).eval()).plan().engine == engine
+        assert DecodeSession(kind(config).eval()).engine_choice().engine == engine
 
 
 def test_generate_notices_a_hook_set_between_two_calls(tiny_llava, studies):

@@ -1,4 +1,4 @@
-"""Logits that are not finite end one report with an error, and every other one is as before.
+"""Logits that are not finite end one report with an error, and no other report is affected.
 
 The right tokens are those of a run whose numbers are all finite. Then the embedding of one token is
 made NaN: whoever writes it goes on from there with nothing but NaN.
@@ -43,12 +43,12 @@ def answers(backbone, studies, **more):
 
 
 def lone_token(written):
-    """A token that one answer holds alone, neither first nor last in it: it, whose, and where."""
+    """A token that occurs in one answer alone, not first or last: the token, row and index."""
     for row, own in enumerate(written):
         others = {token for at, one in enumerate(written) if at != row for token in one}
-        for place in range(1, len(own) - 2):
-            if own[place] not in others and own[place] not in own[:place]:
-                return own[place], row, place
+        for index in range(1, len(own) - 2):
+            if own[index] not in others and own[index] not in own[:index]:
+                return own[index], row, index
     raise AssertionError("every token of every answer comes twice")
 
 
@@ -69,27 +69,27 @@ def test_one_report_ends_and_the_others_are_as_before(backbone, studies, engine,
     if way == "beams":
         if engine == "dive._C":
             pytest.skip("beams are transformers' own")
-        # of a prompt's own word: which beam has met a token cannot be seen in the answer
+        # by a word of the prompt: the answer does not show which beam has met a token
         want = answers(backbone, studies, engine=engine, batch_size=3, **more)
         cough = backbone.tokenizer("Cough", add_special_tokens=False)["input_ids"][-1]
-        row, place = 0, 0
+        row, index = 0, 0
         spoilt = [0, 2, 4]  # the studies with that indication
         token = cough
     else:
         want = answers(backbone, studies, engine=engine, batch_size=3, **more)
-        token, row, place = lone_token(want)
-        spoilt, place = [row], place + 1
+        token, row, index = lone_token(want)
+        spoilt, index = [row], index + 1
     spoil(backbone, token)
-    with pytest.warns(UserWarning, match="study-0.*logits were not finite") as told:
+    with pytest.warns(UserWarning, match="study-0.*logits were not finite") as warned:
         got = dive.generate(
             backbone, studies, max_new_tokens=NEW, engine=engine, batch_size=3, **more
         )
-    assert len([one for one in told if "not finite" in str(one.message)]) == 1
+    assert len([one for one in warned if "not finite" in str(one.message)]) == 1
     for at, (report, whole) in enumerate(zip(got, want, strict=True)):
         if at in spoilt:
             assert report.finish_reason == "error"
-            assert report.token_ids == whole[:place] and report.num_tokens == place
-            assert f"after {place} token" in report.error
+            assert report.token_ids == whole[:index] and report.num_tokens == index
+            assert f"after {index} token" in report.error
             assert "it began in the embeddings or the image features" in report.error
         else:
             assert report.token_ids == whole and report.error is None
@@ -98,7 +98,7 @@ def test_one_report_ends_and_the_others_are_as_before(backbone, studies, engine,
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_all_of_a_batch_and_rows_taken_over_afterwards(backbone, studies, engine):
-    """Every second study is spoilt in its prompt; sound ones take the rows over."""
+    """Every second study is spoilt in its prompt; sound ones take over their slots."""
     cough = backbone.tokenizer("Cough", add_special_tokens=False)["input_ids"][-1]
     want = answers(backbone, studies, engine=engine)
     spoil(backbone, cough, INF)
@@ -128,7 +128,7 @@ def test_the_adapters_edit_is_named(backbone, studies, engine, monkeypatch):
             states.fill_(NAN)
         got = list(reports)
         assert [r.finish_reason == "error" for r in got] == [False, True, False]
-        assert "the adapter's edit behind layer 1" in got[1].error
+        assert "the adapter's edit after layer 1" in got[1].error
         assert [got[0].token_ids, got[2].token_ids] == [want[0], want[2]]
 
 
@@ -155,7 +155,7 @@ def test_logits_that_are_all_the_same(backbone, studies, engine, way):
 
 
 def test_processors_may_make_scores_all_the_same(backbone, studies):
-    """Whoever draws by them draws any token; of the most likely ones the first is taken."""
+    """Sampling draws any token; greedy decoding takes the first of equals."""
     own = LogitsProcessorList([Spoils(0, 0.0)])
     for engine in ENGINES:
         report = dive.generate(
@@ -174,7 +174,7 @@ def test_a_weight_is_named(backbone, studies):
 
 
 class Spoils(LogitsProcessor):
-    """Makes a row's scores worthless once it is so long."""
+    """A processor that makes a row's scores unusable from a length on."""
 
     def __init__(self, length, value):
         self.length, self.value = length, value
@@ -202,13 +202,13 @@ def test_processors_of_the_callers_own(backbone, studies, engine, sampled, value
 
 
 def test_values_that_transformers_is_asked_to_remove_are_no_error(backbone, studies):
-    token, row, place = lone_token(answers(backbone, studies))
+    token, row, index = lone_token(answers(backbone, studies))
     spoil(backbone, token)
     for engine in ENGINES:
         got = dive.generate(
             backbone, studies, max_new_tokens=NEW, engine=engine, remove_invalid_values=True
         )
-        assert got[row].finish_reason != "error" and got[row].num_tokens > place + 1
+        assert got[row].finish_reason != "error" and got[row].num_tokens > index + 1
 
 
 @needs_engine
@@ -233,31 +233,31 @@ def test_sessions_pad_such_rows_and_name_them(way):
     assert torch.equal(got[[0, 2]], want[[0, 2]])
     assert torch.equal(got[1, :9], ids[1]) and not got[1, 9:].any()
     requests = [Request({"input_ids": one[None]}, more, seed=7) for one in ids]
-    written = sorted(session.stream(requests, rows=2))
+    written = sorted(session.stream(requests, slots=2))
     assert [one.error for one in written] == [False, True, False]
     assert written[1].token_ids == []
 
 
 @needs_engine
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
-@pytest.mark.parametrize("place", [0, 17, 95])
-def test_the_engine_chooses_no_token_of_such_logits(value, place):
+@pytest.mark.parametrize("index", [0, 17, 95])
+def test_the_engine_chooses_no_token_of_such_logits(value, index):
     model = small("llama")
     model.lm_head.bias = torch.nn.Parameter(torch.zeros(96))
     session = DecodeSession(model)
     ids = torch.tensor([[5, 6, 7]])
     want = session.generate(input_ids=ids, max_new_tokens=4)
     assert session.ran.engine == "dive._C"
-    rows = session.binding.cache
-    rows.vacate()
-    rows.reserve(2, 8)
+    cache = session.binding.cache
+    cache.vacate()
+    cache.reserve(2, 8)
     with torch.no_grad():
-        model.lm_head.bias[place] = value  # in place: the engine reads it where it lies
-    got = rows.step(torch.tensor([0, 1]), torch.tensor([5, 7]))
+        model.lm_head.bias[index] = value  # in place: the engine uses the model's own tensor
+    got = cache.step(torch.tensor([0, 1]), torch.tensor([5, 7]))
     if value == -INF:
-        assert (got >= 0).all() and place not in got
+        assert (got >= 0).all() and index not in got
         model.lm_head.bias.data.fill_(value)
-        got = rows.step(torch.tensor([0, 1]), torch.tensor([5, 7]))
+        got = cache.step(torch.tensor([0, 1]), torch.tensor([5, 7]))
     assert got.tolist() == [NO_TOKEN] * 2 and want.shape == (1, 7)
 
 
@@ -272,7 +272,10 @@ def test_usable_are_logits_that_differ():
     logits = torch.tensor([[0.0, 0, 0], [0, 0, 1], [-INF, 0, 0], [INF] * 3, [NAN, 0, 1]])
     assert usable(logits).tolist() == [False, True, True, False, False]
     assert most_likely_next(logits).tolist() == [NO_TOKEN, 2, 1, NO_TOKEN, NO_TOKEN]
-    assert most_likely_next(torch.zeros(2, 1)).tolist() == [0, 0]  # nothing else can be said
+    assert most_likely_next(torch.zeros(2, 1)).tolist() == [
+        0,
+        0,
+    ]  # with one token there is no other
 
 
 def test_most_likely_and_draw():
@@ -282,7 +285,7 @@ def test_most_likely_and_draw():
     assert most_likely(scores).tolist() == [1, -1, -1, -1, 2, -1]
     drawn = draw(scores, generator(1))
     assert (drawn == NO_TOKEN).tolist() == [False, True, True, True, False, True]
-    # the numbers drawn for sound rows are those of a batch without the others
+    # the numbers drawn for the other rows are those of a sound batch
     sound = torch.tensor([[0.0, 2, 2]] * 5 + [[-INF, -INF, 1]])
     mixed = torch.cat([sound[:2], scores[1:2], sound[3:]])
     a, b = draw(sound, generator(3)), draw(mixed, generator(3))
@@ -306,7 +309,7 @@ def test_the_command_says_which_and_tries_just_these_again(
         given = ["generate", "--backbone", bad, "--studies", studies, "--max-new-tokens", "6"]
         return CliRunner().invoke(app, [str(one) for one in (*given, "--out", out, *more)])
 
-    for _ in range(2):  # the second time only what is missing
+    for _ in range(2):  # the second time only the missing ones
         result = run()
         message = str(result.exception)
         assert result.exit_code == 1

@@ -1,4 +1,4 @@
-"""Many prompts in few rows: each answer is the one that its prompt gets alone."""
+"""Continuous batching: each answer is the one that its prompt gets alone."""
 
 import copy
 import gc
@@ -54,36 +54,36 @@ def requests_of(model, way="greedy", adapters=(None,), lengths=LENGTHS, **more):
     free = [
         model.generate(**one, max_new_tokens=30)[0, one["input_ids"].shape[1] :] for one in inputs
     ]
-    # a token of the first answer and one of the fourth end whatever writes them
+    # a token of the first answer and one of the fourth are end tokens
     ends = [int(free[0][3]), int(free[3][11])]
     settings = {"eos_token_id": ends, "pad_token_id": 0, **WAYS[way], **more}
     return [
         Request(
             one,
-            {"max_new_tokens": 8 + 5 * (place % 5), **settings},
-            adapter=adapters[place % len(adapters)],
-            seed=50 + place if settings.get("do_sample") else None,
+            {"max_new_tokens": 8 + 5 * (index % 5), **settings},
+            adapter=adapters[index % len(adapters)],
+            seed=50 + index if settings.get("do_sample") else None,
         )
-        for place, one in enumerate(inputs)
+        for index, one in enumerate(inputs)
     ]
 
 
-def written(session, requests, rows):
-    answers = list(session.stream(iter(requests), rows))
-    assert sorted(one.place for one in answers) == list(range(len(requests)))
+def written(session, requests, slots):
+    answers = list(session.stream(iter(requests), slots))
+    assert sorted(one.index for one in answers) == list(range(len(requests)))
     assert all(one.seconds > 0 for one in answers)
     return [one.token_ids for one in sorted(answers)]
 
 
 @pytest.fixture
 def steps(monkeypatch):
-    """How many rows each step of the engine ran."""
+    """The number of slots that each step of the engine ran."""
     seen = []
     real = EngineCache.step
 
-    def step(self, rows, tokens, logits=None):
-        seen.append(len(rows))
-        return real(self, rows, tokens, logits)
+    def step(self, slots, tokens, logits=None):
+        seen.append(len(slots))
+        return real(self, slots, tokens, logits)
 
     monkeypatch.setattr(EngineCache, "step", step)
     return seen
@@ -97,9 +97,9 @@ def test_refilled_rows_give_what_one_by_one_gives(family, way):
     wanted = [alone(model, request) for request in requests]
     assert len({len(tokens) for tokens in wanted}) > 3
     session = DecodeSession(model)
-    for rows in (1, 3, 20):
-        assert written(session, requests, rows) == wanted, rows
-    assert session.ran.engine == "dive._C" and not session.fallback.told
+    for slots in (1, 3, 20):
+        assert written(session, requests, slots) == wanted, slots
+    assert session.ran.engine == "dive._C" and not session.fallback.reported
 
 
 def test_the_rows_stay_full_and_ended_ones_cost_nothing(steps):
@@ -116,16 +116,16 @@ def test_the_rows_stay_full_and_ended_ones_cost_nothing(steps):
 def test_answers_come_as_they_end():
     model = small("llama")
     requests = [
-        Request(prompt(5, place), {"max_new_tokens": new, "eos_token_id": None})
-        for place, new in enumerate((20, 1, 3, 4, 2))
+        Request(prompt(5, index), {"max_new_tokens": new, "eos_token_id": None})
+        for index, new in enumerate((20, 1, 3, 4, 2))
     ]
-    places = [one.place for one in DecodeSession(model).stream(requests, rows=2)]
-    assert places == [1, 2, 3, 4, 0]
+    indices = [one.index for one in DecodeSession(model).stream(requests, slots=2)]
+    assert indices == [1, 2, 3, 4, 0]
 
 
 @pytest.mark.parametrize("way", ["greedy", "sampled"])
 def test_a_device_that_is_read_one_step_behind(way, monkeypatch, steps):
-    """What CUDA does, on the CPU: the next step is launched before a step's tokens are read."""
+    """As on CUDA, but on the CPU: the next step is launched before a step's tokens are read."""
     model = small("qwen3")
     requests = requests_of(model, way)
     wanted = [alone(model, request) for request in requests]
@@ -138,16 +138,16 @@ def test_a_device_that_is_read_one_step_behind(way, monkeypatch, steps):
     late = []
 
     def spy(self, new):
-        told = read(self, new)
+        advanced = read(self, new)
         late.append(self._unread[1] is new)
-        return told
+        return advanced
 
     monkeypatch.setattr(Live, "__init__", behind)
     monkeypatch.setattr(Live, "_read", spy)
     session = DecodeSession(model)
     assert written(session, requests, 3) == wanted
     assert all(late)
-    # one step more for every answer, but for one that ended with the token its prompt gave
+    # one more step for every answer, except one that ended with the token of its prefill
     assert sum(steps) == sum(len(tokens) for tokens in wanted if len(tokens) > 1)
     batch = {"input_ids": torch.cat([prompt(9, seed)["input_ids"] for seed in range(3)])}
     ends = requests[0].settings["eos_token_id"]
@@ -157,7 +157,7 @@ def test_a_device_that_is_read_one_step_behind(way, monkeypatch, steps):
 
 
 def test_a_request_that_ends_reading_behind_tells_of_each_answer_once(monkeypatch):
-    """Its own criterion wants every token, so two steps are read at once; one answer ends in each
+    """Its own criterion needs every token, so two steps are read at once; one answer ends in each
     of them, and one gets a token from both."""
     real = Live.__init__
 
@@ -168,8 +168,8 @@ def test_a_request_that_ends_reading_behind_tells_of_each_answer_once(monkeypatc
     monkeypatch.setattr(Live, "__init__", behind)
     model = small("qwen3")
     requests = requests_of(model, lengths=(9, 4, 31, 2, 17, 12), eos_token_id=None)
-    for place, new in enumerate((3, 4, 5, 9, 12, 6)):
-        requests[place].settings["max_new_tokens"] = new
+    for index, new in enumerate((3, 4, 5, 9, 12, 6)):
+        requests[index].settings["max_new_tokens"] = new
 
     class Never(StoppingCriteria):
         def __call__(self, ids, scores, **_):
@@ -194,7 +194,7 @@ def test_prompts_longer_than_the_room_wait_for_it(monkeypatch):
 
     monkeypatch.setattr(EngineCache, "reserve", reserve)
     assert written(DecodeSession(model), requests, 2) == wanted
-    # the first three are known; 80 and 200 are each met with more room, and nothing ever shrinks
+    # the first three are known; 80 and 200 each enlarge the cache, which never shrinks
     assert rooms == [(2, 64), (2, 128), (2, 256)]
     rooms.clear()
     assert written(DecodeSession(model), requests, 10) == wanted
@@ -216,8 +216,8 @@ def test_each_answer_is_steered_by_its_own_adapter(family, way):
     bare = [alone(model, replace(request, adapter=None)) for request in requests]
     assert sum(a != b for a, b in zip(wanted, bare, strict=True)) >= 5
     session = DecodeSession(model)
-    for rows in (1, 3, 8):
-        assert written(session, requests, rows) == wanted
+    for slots in (1, 3, 8):
+        assert written(session, requests, slots) == wanted
     assert fingerprint(model) == trace and attachment_of(model) is None
 
 
@@ -231,7 +231,7 @@ class Forwards:
     def note(self, _model, _args, kwargs):
         self.lengths.append(kwargs["input_ids"].shape[1])
 
-    # a hook of anybody else's on the model sends decoding to transformers
+    # with another package's hook on the model transformers decodes
     note.__module__ = "transformers.looks_on"
 
     def __enter__(self):
@@ -253,16 +253,16 @@ def test_one_reading_serves_several_adapters_of_the_response(family, way):
              (short, response[0]), (long, response[0]), (short, response[1]), (short, response[0]),
              (single, response[0]), (single, response[1])]  # fmt: skip
     requests = [
-        Request(inputs, settings, adapter, seed=9 + place if "do_sample" in settings else None)
-        for place, (inputs, adapter) in enumerate(order)
+        Request(inputs, settings, adapter, seed=9 + index if "do_sample" in settings else None)
+        for index, (inputs, adapter) in enumerate(order)
     ]
     wanted = [alone(model, request) for request in requests]
     assert len(set(map(tuple, wanted[:4]))) >= 3
-    for rows in (1, 4):
+    for slots in (1, 4):
         session = DecodeSession(model)
-        session.plan()
+        session.engine_choice()
         with Forwards(model) as lengths:
-            assert written(session, requests, rows) == wanted
+            assert written(session, requests, slots) == wanted
         assert lengths == [36, 37, 6, 37, 5, 1, 1]
 
 
@@ -272,7 +272,7 @@ def test_one_reading_serves_several_seeds():
     requests = [Request(same, settings, seed=seed) for seed in range(5)]
     wanted = [alone(model, request) for request in requests]
     session = DecodeSession(model)
-    session.plan()
+    session.engine_choice()
     with Forwards(model) as lengths:
         assert written(session, requests, 2) == wanted
     assert lengths == [10] and len(set(map(tuple, wanted))) > 1
@@ -313,12 +313,12 @@ def test_a_request_without_an_adapter_has_the_sessions(positions):
 def test_seeds_come_from_torchs_generator_where_none_are_given():
     model = small("llama")
     settings = {"max_new_tokens": 12, "do_sample": True, "eos_token_id": None}
-    requests = [Request(prompt(6, place), settings) for place in range(5)]
+    requests = [Request(prompt(6, index), settings) for index in range(5)]
     session = DecodeSession(model)
     got = []
-    for seed, rows in ((3, 2), (3, 5), (4, 2)):
+    for seed, slots in ((3, 2), (3, 5), (4, 2)):
         torch.manual_seed(seed)
-        got.append(written(session, requests, rows))
+        got.append(written(session, requests, slots))
     assert got[0] == got[1] != got[2]
 
 
@@ -332,12 +332,12 @@ def test_other_calls_in_between_are_no_harm():
     plain = model.generate(**batch, max_new_tokens=20)
     got = {}
     for one in session.stream(requests, 3):
-        got[one.place] = one.token_ids
+        got[one.index] = one.token_ids
         assert torch.equal(session.generate(**batch, max_new_tokens=20), plain)
         assert torch.equal(model.generate(**batch, max_new_tokens=20), plain)
         inner = list(session.stream([replace(requests[0], adapter=None)]))
         assert inner[0].token_ids == alone(model, replace(requests[0], adapter=None))
-    assert [got[place] for place in range(len(requests))] == wanted
+    assert [got[index] for index in range(len(requests))] == wanted
 
 
 def test_what_is_left_is_given_up_with_the_iterator():
@@ -345,16 +345,16 @@ def test_what_is_left_is_given_up_with_the_iterator():
     trace = fingerprint(model)
     requests = requests_of(model, adapters=[randomised(model)])
     session = DecodeSession(model)
-    session.plan()
+    session.engine_choice()
     cache = session.binding.cache
     stream = session.stream(requests, 2)
     next(stream)
     assert fingerprint(model) != trace and session.binding.cache is None
-    assert attachment_of(model) is None  # it works only where a prompt is read
+    assert attachment_of(model) is None  # it is in effect only during a prefill
     del stream
     gc.collect()
     assert attachment_of(model) is None and fingerprint(model) == trace
-    assert session.binding.cache is cache  # with its memory, for the next one
+    assert session.binding.cache is cache  # with its memory, for the next call
 
 
 def test_a_model_that_moves_in_between_is_an_error():
@@ -387,7 +387,7 @@ def test_each_answer_has_a_streamer_of_its_own():
 
 
 class Long(StoppingCriteria):
-    """Ends at a length that is a multiple of seven, as only all ids so far can tell."""
+    """A criterion that ends at a multiple of seven tokens, which needs all ids so far."""
 
     def __call__(self, input_ids, scores, **kwargs):
         return torch.full((input_ids.shape[0],), input_ids.shape[1] % 7 == 0)
@@ -432,7 +432,7 @@ def test_transformers_writes_what_the_engine_cannot(name, way, monkeypatch, capl
             assert written(session, requests, 3) == wanted
     logged = [r.message for r in caplog.records if "decoding in transformers" in r.message]
     warned = [str(one.message) for one in seen if one.category is FallbackWarning]
-    # beams and a static cache are asked for
+    # beams and a static cache are requested
     said, silent = (logged, warned) if more else (warned, logged)
     assert len(said) == 1 and words in said[0] and not silent
     assert {one.engine for one in session.stream(requests, 3)} == {"transformers"}
@@ -446,7 +446,7 @@ def test_transformers_writes_what_the_engine_cannot(name, way, monkeypatch, capl
     ids=["beams", "a mask with a hole"],
 )
 def test_one_prompt_for_several_adapters_in_transformers(mask, settings, own):
-    """What the engine would read once is not left unsteered where transformers decodes."""
+    """A prefill that the engine would share is not left unsteered where transformers decodes."""
     model = small("qwen3")
     adapters = [
         None if seed is None else randomised(model, seed=seed, positions="response", strength=0.5)
@@ -456,8 +456,8 @@ def test_one_prompt_for_several_adapters_in_transformers(mask, settings, own):
     requests = [
         Request(inputs, {"max_new_tokens": 12, **settings}, adapter=one) for one in adapters[:3]
     ]
-    asked = [replace(one, adapter=one.adapter or adapters[3]) for one in requests]
-    wanted = [alone(model, one) for one in asked]
+    requested = [replace(one, adapter=one.adapter or adapters[3]) for one in requests]
+    wanted = [alone(model, one) for one in requested]
     assert len({tuple(tokens) for tokens in wanted}) == 3
     session = DecodeSession(model, adapters[3])
     with warnings.catch_warnings():
@@ -481,14 +481,14 @@ def test_one_request_that_the_engine_cannot_take_among_others():
     with pytest.warns(FallbackWarning, match="padded on the left"):
         answers = sorted(session.stream(requests, 3))
     assert [one.token_ids for one in answers] == wanted
-    assert [one.place for one in answers if one.engine == "transformers"] == [2]
+    assert [one.index for one in answers if one.engine == "transformers"] == [2]
 
 
 def test_bad_requests():
     model = small("llama")
     session = DecodeSession(model)
-    with pytest.raises(DiveError, match="rows is 0"):
-        session.stream([], rows=0)
+    with pytest.raises(DiveError, match="slots is 0"):
+        session.stream([], slots=0)
     assert list(session.stream([])) == []
     two = {"input_ids": torch.cat([prompt(3)["input_ids"]] * 2)}
     with pytest.raises(DiveError, match="request 1 has 2 sequences"):
@@ -500,3 +500,22 @@ def test_bad_requests():
         other = copy.deepcopy(model)
         other.config.hidden_size = 64
         list(session.stream([Request(prompt(3), {"max_new_tokens": 2}, randomised(other))]))
+
+
+def test_old_names_of_the_stream_work_and_warn():
+    session = DecodeSession(small("llama"))
+    with pytest.warns(FutureWarning, match=r"stream\(rows=\.\.\.\) is called slots=\.\.\. now"):
+        answers = list(session.stream([Request(prompt(3), {"max_new_tokens": 2})], rows=1))
+    with pytest.warns(FutureWarning, match=r"Written\.place is called index now"):
+        assert answers[0].place == answers[0].index == 0
+    with pytest.raises(TypeError, match="both 'slots' and its old name 'rows'"):
+        session.stream([], slots=1, rows=1)
+
+
+def test_old_names_of_the_choice_of_an_engine_work_and_warn():
+    session = DecodeSession(small("llama"))
+    with pytest.warns(FutureWarning, match=r"DecodeSession\.plan is called engine_choice now"):
+        old = session.plan(num_beams=2)
+    assert old == session.engine_choice(num_beams=2) and old.engine == "transformers"
+    with pytest.warns(FutureWarning, match=r"EngineChoice\.asked is called requested now"):
+        assert old.asked is old.requested is True

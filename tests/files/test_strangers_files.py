@@ -95,7 +95,7 @@ def test_an_adapters_template_names_no_file(tiny_llava, tmp_path):
         match=r"adapter_config.json: metadata.template is .*want the text of a Jinja template",
     ):
         dive.SteeringAdapter.from_pretrained(tmp_path / "adapter")
-    assert ChatTemplate(backbone.processor, backbone.tokenizer, StoredTemplate(LLAVA)).given
+    assert ChatTemplate(backbone.processor, backbone.tokenizer, StoredTemplate(LLAVA)).is_custom
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def header(size, text=b""):
     [
         (header(2**62), "a header of 4,611,686"),
         (header(8, b"[[[[[[[["), "header: not readable as JSON"),
-        (header(2, b"[]"), "its header is no object"),
+        (header(2, b"[]"), "its header is not an object"),
         (header(2, b"{}"), "tensor layers.0.down is missing"),
         ({"adapter.safetensors": b""}, "0 bytes, and a header"),
     ],
@@ -169,7 +169,7 @@ def test_terabytes_and_pipes_are_not_read(saved, tmp_path):
         dive.SteeringAdapter.from_pretrained(tmp_path)
     (tmp_path / "adapter_config.json").unlink()
     os.mkfifo(tmp_path / "adapter_config.json")
-    with pytest.raises(DiveError, match="adapter_config.json is a pipe; wants a regular file"):
+    with pytest.raises(DiveError, match="adapter_config.json is a pipe, want a regular file"):
         dive.SteeringAdapter.from_pretrained(tmp_path)
     os.mkfifo(tmp_path / "film")
     for read in (load_rgb, image_size, open_file):

@@ -1,4 +1,4 @@
-"""`dive.generate` on many studies: rows that are taken over, adapters of their own, seeds."""
+"""`dive.generate` on many studies: slots that are taken over, adapters per study, seeds."""
 
 import time
 from dataclasses import replace
@@ -38,7 +38,7 @@ def untimed(reports):
 
 
 def some_ends(backbone):
-    """Tokens at which reports end at different lengths."""
+    """End tokens with which reports end at different lengths."""
     return list(range(3, len(backbone.tokenizer), 8))
 
 
@@ -137,7 +137,7 @@ def test_one_image_is_read_once_for_several_adapters(any_backbone, cases, form):
     def note(_model, _args, kwargs):
         lengths.append(kwargs["input_ids"].shape[1])
 
-    # a hook of anybody else's on the model sends decoding to transformers
+    # with another package's hook on the model transformers decodes
     note.__module__ = "transformers.looks_on"
     handles = [model.register_forward_pre_hook(note, with_kwargs=True)]
     tower = getattr(model.model, "vision_tower", None) or getattr(model.model, "visual", None)
@@ -147,15 +147,15 @@ def test_one_image_is_read_once_for_several_adapters(any_backbone, cases, form):
     for handle in handles:
         handle.remove()
     assert [report.token_ids for report in got] == alone
-    # the short ones are what the session asks the model when it looks at it
+    # the short ones are the session's own checks of the model
     assert [n for n in lengths if n > 12] == [got[0].prompt_tokens - 1]
     assert len(seen) <= 1
 
 
 def test_each_adapter_is_prompted_as_it_was_trained(llava, studies):
-    asked = ("Findings, please, and say what is normal.", "Impression.")
+    questions = ("Findings, please, and say what is normal.", "Impression.")
     adapters = []
-    for seed, prompt in enumerate(asked):
+    for seed, prompt in enumerate(questions):
         adapters.append(randomised(llava, seed=seed, positions="response"))
         adapters[-1].metadata |= Prompter(llava, prompt=prompt).metadata()
     same = [studies[0]] * 3
@@ -173,17 +173,17 @@ def test_each_adapter_is_prompted_as_it_was_trained(llava, studies):
 
 @needs_engine
 def test_reports_come_in_order_though_later_ones_end_first(llava, studies, monkeypatch):
-    places, real = [], DecodeSession.stream
+    indices, real = [], DecodeSession.stream
 
     def stream(self, requests, rows):
         for written in real(self, requests, rows):
-            places.append(written.place)
+            indices.append(written.index)
             yield written
 
     monkeypatch.setattr(DecodeSession, "stream", stream)
     options = {"max_new_tokens": 30, "eos_token_id": some_ends(llava)}
     reports = list(iter_reports(llava, studies, batch_size=3, **options))
-    assert sorted(places) == list(range(6)) and places != sorted(places)
+    assert sorted(indices) == list(range(6)) and indices != sorted(indices)
     assert [report.id for report in reports] == [study.id for study in studies]
 
 
@@ -212,11 +212,11 @@ def test_seconds_add_up_to_what_the_model_took(llava, studies):
     ("options", "message"),
     [
         ({"adapter": []}, "adapter has 0 entries for 2 images or studies"),
-        ({"adapter": ["a", None]}, "a: an adapter's folder is wanted, and there is none"),
-        ({"adapter": [3, None]}, "adapter is a int; wants a SteeringAdapter"),
+        ({"adapter": ["a", None]}, "a: no such folder, want the folder of an adapter"),
+        ({"adapter": [3, None]}, "adapter is a int, want a SteeringAdapter"),
         ({"adapter": {"study-00": None}}, "adapter has no entry for 'study-01'"),
         ({"adapter": 3}, "adapter is a int"),
-        ({"adapter": "folder"}, "folder: an adapter's folder is wanted, and there is none"),
+        ({"adapter": "folder"}, "folder: no such folder, want the folder of an adapter"),
         ({"seed": 3, "do_sample": True, "num_beams": 2}, "seed does not go with beam"),
         ({"seed": 3, "custom_generate": print}, "seed does not go with custom_generate"),
     ],

@@ -1,4 +1,4 @@
-"""An unfinished run of `dive generate` goes on only as itself, and from its own rows."""
+"""An unfinished run of `dive generate` is continued only by the same command and records."""
 
 import json
 import os
@@ -20,13 +20,13 @@ from dive.errors import DiveError
 from dive.files import digests
 from dive.files.json_lines import JsonlWriter
 from dive.generation import resume
-from dive.generation.resume import check_images, describe_adapter, watched
+from dive.generation.resume import adapter_digests, check_images, watched
 from dive.prompting.prompter import DEFAULT_PROMPTS
 from dive.training.feature_store import key_of
 
 
 class Stop(Exception):
-    """In place of a kill."""
+    """An exception that stands for a kill."""
 
 
 def stop_after(count, monkeypatch, command):
@@ -44,7 +44,7 @@ def stop_after(count, monkeypatch, command):
 
 @pytest.fixture(scope="module")
 def begun(tiny_llava, tmp_path_factory):
-    """A folder with all that a run needs, and the run after two of its six reports."""
+    """A folder with the inputs of a run, and the run after two of its six reports."""
     folder = tmp_path_factory.mktemp("begun")
     shutil.copytree(tiny_llava, folder / "model")
     save_studies(folder / "studies")
@@ -73,7 +73,7 @@ def edit_json(path, change):
 
 
 def flip(path, at=-1):
-    """One bit; size and time of change stay."""
+    """Flips one bit; size and time of change stay."""
     times = os.stat(path)
     data = bytearray(path.read_bytes())
     data[at] ^= 1
@@ -140,7 +140,7 @@ def test_what_was_changed_meanwhile_is_named(what, begun, tmp_path, monkeypatch)
     change, said = CHANGES[what]
     folder = as_it_was(begun, tmp_path)
     change(folder)
-    monkeypatch.setattr(dive, "load_backbone", None)  # it is said before the backbone is loaded
+    monkeypatch.setattr(dive, "load_backbone", None)  # refused before the backbone is loaded
     before = (folder / "out.jsonl.partial").read_bytes()
     with pytest.raises(DiveError, match=f"unfinished run that .*{said}"):
         call(*command(folder))
@@ -148,7 +148,7 @@ def test_what_was_changed_meanwhile_is_named(what, begun, tmp_path, monkeypatch)
 
 
 def as_it_was(begun, tmp_path):
-    """A copy, elsewhere."""
+    """Copies it to another folder."""
     return shutil.copytree(begun, tmp_path / "copy")
 
 
@@ -337,7 +337,7 @@ def test_an_edited_line_is_named(how, tmp_path):
     with pytest.raises(DiveError, match=f"r.jsonl.partial{said}"):
         JsonlWriter(path, order="abcd")
     assert writer.partial.read_bytes() == text
-    # as the message says: without the line and those behind it the run goes on
+    # as the message says: without this line and those after it the run continues
     number = int(said.split(":")[1])
     good = text.split(b"\n")[: number - 1]
     writer.partial.write_bytes(b"".join(line + b"\n" for line in good))
@@ -383,7 +383,7 @@ def test_torn_at_any_byte(torn, tmp_path):
     for cut in range(1, 12):
         writer.partial.write_bytes(data[: len(data) - cut] if torn != "notes" else data)
         writer._notes_path.write_bytes(noted[: len(noted) - cut] if torn != "rows" else noted)
-        if torn == "notes":  # a row is written after its note, so this is no kill
+        if torn == "notes":  # a record is written after its note, so no kill causes this
             with pytest.raises(DiveError, match=r"partial:2: is not as the run wrote it"):
                 JsonlWriter(path, fingerprint={"a": 1})
             continue
@@ -409,7 +409,7 @@ def test_every_tensor_of_a_large_file_is_sampled(tmp_path, monkeypatch):
     found.add(digests.sampled(path))  # the header
     assert len(found) == 32
     assert load_file(path)["layer.0"].shape == (50, 40)
-    # one number in the midst is for --verify
+    # one value in between is for --verify
     tensors["layer.3"][0, 0] = 7
     save_file(tensors, path)
     other = tmp_path / "m.bin"
@@ -433,7 +433,7 @@ def test_verify_reads_all(tmp_path, monkeypatch):
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "additional_chat_templates" / "a.jinja").write_text("x")
     (tmp_path / "model.safetensors.index.json").write_text("{}")
-    (tmp_path / "reports.jsonl").write_text("")  # of no model
+    (tmp_path / "reports.jsonl").write_text("")  # not a model's file
     found = backbone_file_digests(str(tmp_path))["backbone_files"]
     assert {*found} == {
         "config.json", "model.safetensors.index.json", "additional_chat_templates/a.jinja"
@@ -441,23 +441,23 @@ def test_verify_reads_all(tmp_path, monkeypatch):
 
 
 def test_a_hub_id_is_its_commit(tmp_path, monkeypatch):
-    place = tmp_path / "models--a--b" / "snapshots" / "0123abcd"
-    place.mkdir(parents=True)
-    monkeypatch.setattr("transformers.utils.cached_file", lambda *_: str(place / "config.json"))
+    folder = tmp_path / "models--a--b" / "snapshots" / "0123abcd"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr("transformers.utils.cached_file", lambda *_: str(folder / "config.json"))
     assert backbone_file_digests("a/b") == {"backbone": "a/b", "backbone_commit": "0123abcd"}
-    (place / "config.json").write_text('{"torch_dtype": "float16"}')
+    (folder / "config.json").write_text('{"torch_dtype": "float16"}')
     assert dtype_in_use("a/b", "auto") == dtype_in_use("a/b", "half") == "float16"
 
 
 def test_an_adapter_is_its_weights_and_all_that_is_said_of_its_use(tiny_llava):
     adapter = dive.SteeringAdapter(dive.SteeringConfig(rank=1), dive.load_backbone(tiny_llava))
-    known = describe_adapter(adapter)
+    known = adapter_digests(adapter)
     adapter.metadata["distillation"] = {"seconds": 3}
-    assert describe_adapter(adapter) == known
+    assert adapter_digests(adapter) == known
     with torch.no_grad():
         adapter.layers["1"].scale += 1e-7
-    assert {k for k, v in describe_adapter(adapter).items() if v != known[k]} == {"parameters"}
-    assert describe_adapter(None) is None
+    assert {k for k, v in adapter_digests(adapter).items() if v != known[k]} == {"parameters"}
+    assert adapter_digests(None) is None
 
 
 def test_films_that_lie_unchanged_are_not_read_again(tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ def texts(reports):
 
 
 class Slow:
-    """Keeps each thread in the middle of its first forwards, while the others are at it."""
+    """Keeps each thread in the middle of its first forwards while the others run theirs."""
 
     def __init__(self, model):
         self.seen = Counter()
@@ -55,7 +55,7 @@ class Slow:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("family", ["llava", "qwen"])
 def test_each_thread_gets_what_it_gets_alone(family, engine, studies, request):
-    """Steered by one, by another, by none, by the model's own generate; beside each other."""
+    """Steered by one adapter, by another, by none, and the model's own generate, at once."""
     backbone = request.getfixturevalue(family)
     model = backbone.model
     one, other = randomised(backbone, seed=1), randomised(backbone, seed=2, positions="response")
@@ -100,9 +100,9 @@ def test_two_iterators_in_turn_and_one_that_another_thread_closes(llava, studies
     each = [iter_reports(llava, studies[:3], adapter=adapter, **options) for adapter in adapters]
     got = [[], []]
     for _ in range(3):
-        for place, reports in enumerate(each):
-            # every report is asked for by a thread of its own
-            got[place].append(in_thread(lambda reports=reports: next(reports)).result())
+        for index, reports in enumerate(each):
+            # every report is requested by a thread of its own
+            got[index].append(in_thread(lambda reports=reports: next(reports)).result())
     assert [texts(one) for one in got] == alone
     assert [next(reports, None) for reports in each] == [None, None]
     left = iter_reports(llava, studies[:3], adapter=adapters[0], **options)
@@ -112,7 +112,7 @@ def test_two_iterators_in_turn_and_one_that_another_thread_closes(llava, studies
 
 
 class Nested:
-    """A streamer that makes a call of its own in the middle of another's answer."""
+    """A streamer that makes a call of its own in the middle of an answer."""
 
     def __init__(self, call):
         self.call, self.got = call, []
@@ -145,11 +145,11 @@ def test_one_session_in_two_threads_and_in_its_own_streamer():
     middle = threading.Barrier(2, timeout=300)
 
     class Meets:
-        told = 0
+        steps = 0
 
         def put(self, _value):
-            self.told += 1
-            if self.told == 3:  # both are decoding
+            self.steps += 1
+            if self.steps == 3:  # both are decoding
                 middle.wait()
 
         def end(self):
@@ -274,7 +274,7 @@ def test_a_model_and_its_base_share_their_turns():
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_call_inside_a_call_gets_what_it_asks_for(llava, studies, engine):
-    """The outer call's adapter is at work when its streamer is called, and is not the inner's."""
+    """The outer call's adapter is in effect in its streamer, but not in the inner call."""
     one, other = randomised(llava, seed=1), randomised(llava, seed=2)
 
     def report(adapter):

@@ -159,7 +159,7 @@ def test_the_models_own_sampling_settings_are_not_used(tiny_llama):
     own = backbone.model.generation_config
     own.do_sample, own.temperature, own.top_k, own.repetition_penalty = True, 9.0, 0, 5.0
     assert dive.generate(backbone, study, max_new_tokens=8)[0].token_ids == wanted
-    # but what is asked for is
+    # but a requested one is
     assert (
         dive.generate(backbone, study, max_new_tokens=8, repetition_penalty=5.0)[0].token_ids
         != wanted
@@ -240,7 +240,7 @@ def test_the_stored_prompt_is_used_and_another_one_warns(llava, studies):
         with pytest.warns(UserWarning, match=said) as caught:
             dive.generate(llava, studies[0], adapter=adapter, max_new_tokens=1, **options)
         assert caught[0].filename == __file__
-    # another target asks its own question
+    # another target has its own prompt
     with pytest.warns(UserWarning):
         other = prompter_for(llava, adapter, target="impression")
     assert other.prompt == "Write the impression of this chest radiograph."
@@ -297,7 +297,7 @@ def test_reports_come_one_by_one_and_the_model_stays_usable(llava, studies):
 
 
 def test_the_adapter_is_attached_once_whatever_the_batches(llava, studies, monkeypatch):
-    """Every attaching throws compiled code away, which costs most of a minute to make again."""
+    """Attaching discards compiled code, which takes most of a minute to compile again."""
     resets = []
     monkeypatch.setattr("torch._dynamo.reset", lambda: resets.append(1))
     dive.generate(llava, studies, adapter=randomised(llava), max_new_tokens=2, batch_size=1)
@@ -351,7 +351,7 @@ def test_an_adapter_of_another_backbone(llava, tiny_llama):
     other = randomised(backbone)
     other.metadata |= Prompter(backbone).metadata()
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # of its other template there is nothing to say then
+        warnings.simplefilter("error")  # then its other template does not warn
         with pytest.raises(DiveError, match="belongs to another backbone: architecture"):
             dive.generate(llava, "film.png", adapter=other)
 
@@ -383,7 +383,7 @@ def test_items_become_studies_without_opening_files():
 
 
 def test_generate_shows_the_parameters_that_it_hands_on():
-    """One list stands in the code; signatures, help() and a wrong call know it from both names."""
+    """The parameters are written once; signatures, help() and errors show them for both names."""
     shown = inspect.signature(dive.generate)
     assert str(shown).split(" -> ")[0] == str(inspect.signature(iter_reports)).split(" -> ")[0]
     assert shown.return_annotation == list[dive.Report]

@@ -1,4 +1,4 @@
-"""What `dive.generate`, sessions and requests take as settings, and what a checkpoint proposes."""
+"""The settings of `dive.generate`, sessions and requests, and those of a checkpoint."""
 
 import copy
 import json
@@ -38,9 +38,9 @@ def llava(shared):
 
 
 def proposes(backbone, **settings):
-    """Has the model's own generation_config propose this too."""
-    told = backbone.model.generation_config.to_dict() | settings
-    backbone.model.generation_config = GenerationConfig.from_dict(told)
+    """Adds settings to the model's own generation_config."""
+    own = backbone.model.generation_config.to_dict() | settings
+    backbone.model.generation_config = GenerationConfig.from_dict(own)
 
 
 def ids(reports):
@@ -89,7 +89,7 @@ def test_what_a_checkpoint_proposes_is_not_used(llava, studies, name, engine):
 def test_what_is_asked_for_is_the_callers_though_the_checkpoint_proposes_it(llava, studies):
     proposes(llava, num_beams=2)
     with warnings.catch_warnings():
-        warnings.simplefilter("error", FallbackWarning)  # it was asked for
+        warnings.simplefilter("error", FallbackWarning)  # it was requested
         (report,) = dive.generate(llava, studies[0], max_new_tokens=4, num_beams=2)
     assert report.engine == "transformers"
 
@@ -102,9 +102,9 @@ def test_the_command_line_takes_no_more_of_it(tiny_llava, studies, tmp_path):
     folder = tmp_path / "backbone"
     shutil.copytree(tiny_llava, folder)
     file = folder / "generation_config.json"
-    told = json.loads(file.read_text()) if file.exists() else {}
-    told |= {"stop_strings": ["zz"], "num_beams": 3, "num_return_sequences": 3, "max_time": 1e-6}
-    file.write_text(json.dumps(told))
+    own = json.loads(file.read_text()) if file.exists() else {}
+    own |= {"stop_strings": ["zz"], "num_beams": 3, "num_return_sequences": 3, "max_time": 1e-6}
+    file.write_text(json.dumps(own))
     wanted = dive.generate(dive.load_backbone(tiny_llava), studies[0].images[0], max_new_tokens=5)
     out = tmp_path / "reports.jsonl"
     given = ["generate", "--backbone", str(folder), str(studies[0].images[0])]
@@ -173,7 +173,7 @@ def test_a_given_config_says_where_a_report_ends(llava, studies):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_end_that_is_written_into_a_config_is_the_only_one(tiny_llama, engine):
-    """Its template closes a turn with another token than the checkpoint's own end."""
+    """A backbone whose template ends a turn with another token than the checkpoint's end token."""
     backbone = dive.load_backbone(tiny_llama)
     own = backbone.model.generation_config
     study = dive.Study(id="a", images=())
@@ -197,7 +197,7 @@ def test_an_end_that_is_written_into_a_config_is_the_only_one(tiny_llama, engine
         assert not stops(generation_config=GenerationConfig(eos_token_id=value))
         assert not stops(generation_config={"eos_token_id": value})
         assert not stops(eos_token_id=value)
-    # a copy of the checkpoint's own, for other settings in it, asks for no end
+    # a copy of the checkpoint's own, made for other settings, requests no end
     changed = copy.deepcopy(own)
     changed.repetition_penalty = 1.5
     assert stops(generation_config=changed) and stops(generation_config=own)
@@ -252,7 +252,7 @@ def test_a_setting_is_the_same_by_name_in_a_config_and_in_a_dict(llava, studies,
         SET[name],
         {"generation_config": GenerationConfig(**SET[name])},
         {"generation_config": SET[name]},
-        # by name wins
+        # an argument by name wins
         {"generation_config": GenerationConfig(num_beams=4, top_k=9, min_new_tokens=2), **SET[name],
          "num_beams": SET[name].get("num_beams", 1), "min_new_tokens": 7},
     ):  # fmt: skip
@@ -284,7 +284,7 @@ def test_settings_that_nothing_reads_are_named(llava, studies):
         said = f"generation_config has {name}, which is no setting"
         with pytest.raises(DiveError, match=said):
             dive.generate(llava, studies[0], generation_config=given)
-        for call in (session.generate, session.plan):
+        for call in (session.generate, session.engine_choice):
             with pytest.raises(DiveError, match=said):
                 call(**batch, generation_config=given)
         with pytest.raises(DiveError, match=said):
@@ -335,7 +335,7 @@ def test_none_is_as_not_given(llava, studies, engine):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"generation_config": "x"}, "generation_config is 'x'; wants a transformers.Generation"),
+        ({"generation_config": "x"}, "generation_config is 'x', want a transformers.Generation"),
         ({"generation_config": {"num_beam": 2}}, "generation_config has num_beam, which is no"),
         (
             {"generation_config": {"max_new_tokens": -1}},
@@ -352,9 +352,9 @@ def test_none_is_as_not_given(llava, studies, engine):
         ({"penalty_alpha": 0.6, "top_k": 4}, "refuses .*Contrastive Search requires"),
         ({"dola_layers": "high"}, "refuses this call of generate: Dola"),
         ({"cache_implementation": "bogus"}, "Invalid `cache_implementation`"),
-        ({"token_healing": True}, "token_healing rewrites the prompt's end"),
+        ({"token_healing": True}, "token_healing would rewrite the end"),
         ({"synced_gpus": True}, "synced_gpus: .* has not"),
-        ({"custom_generate": 3}, "custom_generate is 3; wants a function"),
+        ({"custom_generate": 3}, "custom_generate is 3, want a function"),
         ({"generation_config": {"num_return_sequences": 2, "num_beams": 2}}, "one study has one"),
     ],
 )
@@ -407,7 +407,7 @@ def test_a_wrong_setting_is_named_with_what_it_is(llava, studies, name):
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there it has where to go")
 @pytest.mark.parametrize("cache", ["offloaded", "offloaded_static"])
 def test_an_offloaded_cache_wants_a_gpu(llava, studies, cache):
-    with pytest.raises(DiveError, match=f"cache_implementation is '{cache}'; wants a GPU"):
+    with pytest.raises(DiveError, match=f"cache_implementation is '{cache}', want a GPU"):
         dive.generate(llava, studies[0], max_new_tokens=3, cache_implementation=cache)
 
 
@@ -432,18 +432,18 @@ def test_an_assistant_proposes_and_changes_nothing(llava, studies, more):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_least_length_above_the_longest_is_told_in_the_callers_numbers(llava, studies, engine):
     (free,) = ids(dive.generate(llava, studies[0], max_new_tokens=4, engine=engine))
-    asked = {"max_new_tokens": 4, "min_new_tokens": 30, "eos_token_id": free[1]}
+    lengths = {"max_new_tokens": 4, "min_new_tokens": 30, "eos_token_id": free[1]}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        (report,) = dive.generate(llava, studies[0], engine=engine, **asked)
-    told = [str(one.message) for one in caught if "Unfeasible" in str(one.message)
+        (report,) = dive.generate(llava, studies[0], engine=engine, **lengths)
+    warned = [str(one.message) for one in caught if "Unfeasible" in str(one.message)
             or "min_new_tokens" in str(one.message)]  # fmt: skip
-    assert told == ["min_new_tokens is 30 and max_new_tokens 4: reports are 4 tokens long"]
+    assert warned == ["min_new_tokens is 30 and max_new_tokens 4: reports are 4 tokens long"]
     assert report.num_tokens == 4 and free[1] not in report.token_ids
     session = DecodeSession(llava)
-    with warnings.catch_warnings():  # of a prompt that stands in, nothing is said
+    with warnings.catch_warnings():  # the prompt that stands in does not warn
         warnings.simplefilter("error")
-        assert session.plan(max_new_tokens=4, min_new_tokens=30).engine == "dive._C"
+        assert session.engine_choice(max_new_tokens=4, min_new_tokens=30).engine == "dive._C"
 
 
 def test_an_error_of_the_callers_own_keeps_its_kind(llava, studies):
@@ -519,15 +519,15 @@ def test_arguments_by_position_have_names():
     ids, mask = batch["input_ids"], batch["attention_mask"]
     session = DecodeSession(model)
     lookup = GenerationConfig(prompt_lookup_num_tokens=3, max_new_tokens=5)
-    plan = session.plan(ids, lookup, attention_mask=mask)
-    assert plan.engine == "transformers" and "prompt_lookup" in plan.reason and plan.asked
+    choice = session.engine_choice(ids, lookup, attention_mask=mask)
+    assert choice.engine == "transformers" and "prompt_lookup" in choice.reason and choice.requested
     want = model.generate(ids, lookup, attention_mask=mask)
     assert torch.equal(session.generate(ids, lookup, attention_mask=mask), want)
-    assert session.ran == plan
-    assert session.plan(ids, attention_mask=mask).engine == "dive._C"
+    assert session.ran == choice
+    assert session.engine_choice(ids, attention_mask=mask).engine == "dive._C"
     want = model.generate(ids, attention_mask=mask, max_new_tokens=5)
     assert torch.equal(session.generate(ids, attention_mask=mask, max_new_tokens=5), want)
-    for call in (session.plan, session.generate):
+    for call in (session.engine_choice, session.generate):
         with pytest.raises(DiveError, match="inputs: given by position and by name"):
             call(ids, inputs=ids)
         with pytest.raises(DiveError, match="generation_config is 'x'"):
@@ -541,14 +541,14 @@ def test_no_custom_generate_is_as_not_given():
     settings = {"max_new_tokens": 4, "custom_generate": None}
     session = DecodeSession(model, strict=True)
     want = model.generate(**batch, max_new_tokens=4)
-    assert session.plan(**batch, **settings).engine == "dive._C"
+    assert session.engine_choice(**batch, **settings).engine == "dive._C"
     assert torch.equal(session.generate(**batch, **settings), want)
     (written,) = session.stream([Request(batch, settings)])
     assert written.token_ids == want[0, batch["input_ids"].shape[1] :].tolist()
 
 
 def test_a_checkpoints_settings_hold_beside_a_given_config():
-    """As in transformers, which fills in what the given one leaves open."""
+    """As in transformers, which fills in the settings that the given config leaves open."""
     model, batch = small("llama"), text_batch(rows=1)
     model.generation_config.prompt_lookup_num_tokens = 3
     given = GenerationConfig(max_new_tokens=5)
@@ -556,7 +556,7 @@ def test_a_checkpoints_settings_hold_beside_a_given_config():
     want = model.generate(**batch, generation_config=given)
     with pytest.warns(FallbackWarning, match="by the model's generation_config"):
         assert torch.equal(session.generate(**batch, generation_config=given), want)
-    assert session.plan(**batch, generation_config=given) == session.ran
+    assert session.engine_choice(**batch, generation_config=given) == session.ran
 
 
 @pytest.mark.parametrize("more", [
@@ -607,7 +607,7 @@ def test_bad_settings_of_requests():
     ({"num_beams": 0}, "num_beams is 0, want a whole number from 1 on"),
     ({"generation_config": GenerationConfig(num_beams=-1)}, "num_beams is -1, want a whole"),
     ({"logits_processor": 3}, "logits_processor is 3, want a list of functions"),
-    ({"watermarking_config": {"bias": "x"}}, "refuses .*asked for: watermarking_config="),
+    ({"watermarking_config": {"bias": "x"}}, "refuses .*requested: watermarking_config="),
     ({"stop_strings": ["a"]}, "tokenizer"),
 ])  # fmt: skip
 def test_what_transformers_refuses_is_one_error_of_a_session_too(settings, message):
@@ -619,9 +619,9 @@ def test_what_transformers_refuses_is_one_error_of_a_session_too(settings, messa
     ):
         with pytest.raises(DiveError, match=message):
             call()
-    if not settings.keys() & {"stop_strings", "watermarking_config"}:  # a plan runs nothing
+    if not settings.keys() & {"stop_strings", "watermarking_config"}:  # a choice runs nothing
         with pytest.raises(DiveError, match=message):
-            session.plan(**batch, **settings)
+            session.engine_choice(**batch, **settings)
 
 
 WAYS = {
@@ -655,7 +655,7 @@ def test_a_session_finds_stop_strings_with_its_backbones_tokenizer(tiny_llama, w
     given = settings.get("generation_config")
     session = DecodeSession(backbone)
     engine = "transformers" if "num_beams" in more else "dive._C"
-    assert session.plan(**batch, **settings, **more).engine == engine
+    assert session.engine_choice(**batch, **settings, **more).engine == engine
     assert answer(session.generate, **settings) == wanted
     assert session.ran.engine == engine
     assert answer(session.generate, **settings, tokenizer=tokenizer) == wanted
@@ -664,7 +664,7 @@ def test_a_session_finds_stop_strings_with_its_backbones_tokenizer(tiny_llama, w
     assert given is None or given.stop_strings is not None  # the caller's own is left alone
     assert answer(session.generate, stop_strings=None, **(
         {k: v for k, v in settings.items() if k != "stop_strings"})) == free  # fmt: skip
-    # of a bare model nobody knows one, unless it is given
+    # a bare model has none, unless it is given
     bare = DecodeSession(model)
     with pytest.raises(DiveError, match="tokenizer"):
         answer(bare.generate, **settings)

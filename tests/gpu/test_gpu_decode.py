@@ -64,7 +64,7 @@ def random_ids(rows: int, tokens: int, vocabulary: int = 96):
 def engine_logits(session: DecodeSession, ids, adapters=()):
     """Logits [steps, rows, V] of a batch from empty caches; two runs use and reuse a graph."""
     count, steps = ids.shape
-    assert session.plan().engine == "dive._C", session.plan()
+    assert session.engine_choice().engine == "dive._C", session.engine_choice()
     rows = session.binding.cache
     rows.reserve(count, steps)
     for row in range(count):
@@ -254,7 +254,7 @@ def test_generate_writes_what_transformers_writes(sample):
             want = model.generate(input_ids=ids, attention_mask=mask, **how)
         torch.manual_seed(draw)
         got = session.generate(input_ids=ids, attention_mask=mask, **how)
-        assert session.plan(**how).engine == "dive._C"
+        assert session.engine_choice(**how).engine == "dive._C"
         length = min(got.shape[1], want.shape[1])
         same.append(float((got[:, :length] == want[:, :length]).float().mean()))
     assert sorted(same)[1] > 0.9, same

@@ -99,7 +99,7 @@ def steered(model, adapter):
 def forced(session: DecodeSession, ids, prompt: int, adapter=None):
     """Logits [T - prompt, V] of the engine, fed `ids` [1, T] after a prefill by the model."""
     model = session.model
-    assert session.plan().engine == "dive._C", session.plan()
+    assert session.engine_choice().engine == "dive._C", session.engine_choice()
     engine, spec = session.binding.cache.engine, session.binding.spec
     cache = DynamicCache(config=model.config)
     with steered(model, adapter):
@@ -152,8 +152,8 @@ def check_equal_logits(model, value, other):
     session = DecodeSession(model)
     session.generate(input_ids=torch.tensor([[5, 6, 7]]), max_new_tokens=1)
     assert session.ran is not None and session.ran.engine == "dive._C", session.ran
-    rows = session.binding.cache
-    rows.vacate()
-    rows.reserve(2, 8)
-    got = rows.step(torch.tensor([0, 1]), torch.tensor([5, 7]))
+    cache = session.binding.cache
+    cache.vacate()
+    cache.reserve(2, 8)
+    got = cache.step(torch.tensor([0, 1]), torch.tensor([5, 7]))
     assert got.tolist() == [-1 if other is None else int(other == 0)] * 2

@@ -1,5 +1,7 @@
 """Adapters that do something, and inputs for every tiny backbone."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -24,6 +26,21 @@ def randomised(backbone, seed: int = 1, strength: float = 1.0, **settings) -> St
             layer.scale.fill_(0.3)
             layer.sigma.fill_(1.5)
     return adapter
+
+
+@contextmanager
+def steered_layers(adapter: SteeringAdapter) -> Iterator[list[str]]:
+    """The layers whose output the adapter has edited inside, once for each edit."""
+    steered: list[str] = []
+    handles = [
+        layer.register_forward_hook(lambda *_, index=index: steered.append(index))
+        for index, layer in adapter.layers.items()
+    ]
+    try:
+        yield steered
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def for_backbone(backbone: Backbone, studies: list[Study]) -> list[Study]:

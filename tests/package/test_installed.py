@@ -80,7 +80,7 @@ def test_the_engine_decodes_what_transformers_decodes(module, steered):
         with dive.steer(backbone, adapter):
             want = backbone.model.generate(**batch, **options)
     session = DecodeSession(backbone, adapter)
-    assert session.plan(**options).engine == "dive._C", session.plan(**options)
+    assert session.engine_choice(**options).engine == "dive._C", session.engine_choice(**options)
     with warnings.catch_warnings():
         warnings.simplefilter("error", dive.FallbackWarning)
         got = session.generate(**batch, **options)

@@ -287,11 +287,12 @@ def test_a_session_under_autocast_is_transformers_and_says_why(tiny_llama, studi
     session = DecodeSession(backbone)
     batch = prompts(backbone, for_backbone(backbone, studies[:1]))
     with torch.autocast("cpu", torch.bfloat16):
-        assert session.plan().engine == "transformers" and "autocast" in session.plan().reason
+        choice = session.engine_choice()
+        assert choice.engine == "transformers" and "autocast" in choice.reason
         got = session.generate(**batch, max_new_tokens=4, do_sample=False)
         wanted = backbone.model.generate(**batch, max_new_tokens=4, do_sample=False)
     assert torch.equal(got, wanted)
-    assert session.plan().engine == "dive._C"
+    assert session.engine_choice().engine == "dive._C"
 
 
 def test_what_was_loaded_in_inference_mode_can_be_learnt_through(tiny_llava, learnt, studies):
@@ -379,7 +380,7 @@ def test_arguments_of_the_other_calls(tiny_llava):
     backbone = dive.load_backbone(tiny_llava)
     session = DecodeSession(backbone)
     for call, said in [
-        (lambda: session.stream([], rows="4"), "rows is '4', want a whole number from 1 on"),
+        (lambda: session.stream([], slots="4"), "slots is '4', want a whole number from 1 on"),
         (
             lambda: session.stream(3),
             "requests is 3, want an iterable of dive.decode.continuous.Request",

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_steering import steered_layers
 
 import dive
 from dive.backbone.structure import decoder_layers
@@ -134,10 +135,10 @@ def test_the_teacher_is_never_steered_and_runs_once(tiny_llava, studies):
         torch.nn.init.normal_(layer.up)
     runs = []
     handle = decoder_layers(backbone)[0].register_forward_hook(lambda *_: runs.append(1))
-    with dive.steer(backbone, adapter) as attachment:
+    with dive.steer(backbone, adapter) as attachment, steered_layers(adapter) as steered:
         teacher = Teacher(prompter, examples, Demonstrations(studies, 1))
         assert torch.equal(teacher.hidden([0, 3]), bare)
-        assert attachment.calls == 0 and attachment.enabled
+        assert not steered and attachment.enabled
         assert len(runs) == 2
         assert torch.equal(teacher.hidden([3, 0], epoch=5), teacher.hidden([3, 0]))
         assert len(runs) == 2
