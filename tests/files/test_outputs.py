@@ -25,7 +25,7 @@ from dive.files.json_lines import JsonlWriter, fingerprint_before, write_jsonl
 from dive.radgraph.model import _Store
 from dive.training.feature_store import FeatureStore
 from dive.training.progress import JsonLog
-from experiments import study
+from experiments import compare_methods
 
 
 @contextlib.contextmanager
@@ -54,7 +54,7 @@ WRITERS = {
         "evaluate", "--predictions", "/none", "--references", "/none", "--per-report", path
     ),
     "bench": lambda path: call("bench", "--toy", "--json", path),
-    "study": lambda path: study.main(["--out", str(path)]),
+    "study": lambda path: compare_methods.main(["--out", str(path)]),
     "inspect dataset": lambda path: call("inspect", "dataset", "iu-xray:/none", "--out", path),
 }
 
