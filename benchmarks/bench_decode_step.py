@@ -5,7 +5,8 @@
 
 One call is [residual add + steering + RMSNorm] of `rows` sequences at one layer. `hot` runs over
 one layer's weights, which then lie in the cache; `cold` goes through as many layers as fill 96 MB,
-as between two visits of a layer a decode step reads the whole model. Times are those of the
+as between two visits of a layer a decode step reads the whole model. The kernel is called by
+itself, in a build of dive._C for tests (tests/helpers/step_kernel.py). Times are those of the
 thread's own CPU clock, since the machine may be busy, and one thread is used.
 """
 
@@ -22,8 +23,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dive import _C, reference
-from dive.decode import native
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from dive import reference
+from tests.helpers import step_kernel
 
 RANK = 16
 WIDTHS = (512, 1024, 1536, 2048, 4096)
@@ -46,7 +49,9 @@ class Step:
         down, up = torch.randn(RANK, width) / width**0.5, torch.randn(width, RANK)
         bias, static = torch.randn(RANK), torch.randn(width)
         parts = down.to(dtype), bias, up.to(dtype), static, 1e-3
-        self.packed = [_C.Steering(*parts) for _ in range(count)]
+        self.packed = [[step_kernel.pack(*parts)] * rows for _ in range(count)]
+        self.unsteered = [None] * rows
+        self.step = step_kernel.module().steer_step
         # as hooks would hold them: every weight in the stream's dtype
         self.plain = [[p.to(dtype).clone() for p in parts[:4]] for _ in range(count)]
         self.turn = 0
@@ -57,11 +62,11 @@ class Step:
 
     def fused(self):
         steering = self._next(self.packed)
-        _C.steer_step(self.residual, self.delta, steering, self.weight, self.out)
+        self.step(self.residual, self.delta, steering, self.weight, self.out, 1e-6, False)
 
     def without_steering(self):
         self._next(self.packed)
-        _C.steer_step(self.residual, self.delta, None, self.weight, self.out)
+        self.step(self.residual, self.delta, self.unsteered, self.weight, self.out, 1e-6, False)
 
     def pytorch(self):
         """The least PyTorch calls that do it; looser in its roundings than the reference."""
@@ -146,7 +151,7 @@ def main(out: Path) -> None:
                     row["pytorch_over_fused"] = round(times["pytorch"] / times["fused"], 2)
                     rows.append(row)
                     print(json.dumps(row), flush=True)
-    info = native.build_info()
+    info = step_kernel.module().build_info()
     result = {
         "what": "us a call, median of 31 interleaved rounds, CPU time of one thread",
         "machine": {"processor": processor(), "cpus": os.cpu_count(), "load": os.getloadavg()},

@@ -8,8 +8,8 @@
 #include <memory>
 #include <vector>
 
-#include "cpu/steering.h"
 #include "decoder.h"
+#include "steering.h"
 
 namespace dive {
 
@@ -67,8 +67,9 @@ class Backend {
   virtual void adopt(std::size_t layer, std::int64_t row, std::int64_t first, std::int64_t count,
                      const CacheSource& keys, const CacheSource& values) = 0;
   virtual void start_row(std::int64_t row, std::int64_t length, std::int64_t position) = 0;
-  // One steering or null a layer, which live as long as they are in use here; empty: none.
-  virtual void steer_row(std::int64_t row, const std::vector<const cpu::Steering*>& layers) = 0;
+  // One steering or null per layer, of this device; they live as long as they are in use here.
+  // Empty: none.
+  virtual void steer_row(std::int64_t row, const std::vector<const Steering*>& layers) = 0;
 
   // Runs the kernels that `schedule` calls, now or as they were recorded at an earlier step.
   virtual void run(const StepInput& input, const std::function<void()>& schedule) = 0;

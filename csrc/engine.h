@@ -47,8 +47,9 @@ class Engine {
   std::int64_t length(std::int64_t row) const { return length_[static_cast<std::size_t>(row)]; }
   std::int64_t position(std::int64_t row) const { return position_[static_cast<std::size_t>(row)]; }
 
-  // One steering or null a layer for this row, all of the model's dtype; empty: none.
-  void steer_row(std::int64_t row, const std::vector<const cpu::Steering*>& layers) {
+  // One steering or null per layer for this row, all of the model's dtype and the backend's device;
+  // empty: none.
+  void steer_row(std::int64_t row, const std::vector<const Steering*>& layers) {
     backend_->steer_row(row, layers);
   }
 

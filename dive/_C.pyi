@@ -1,20 +1,22 @@
 """What the compiled extension offers. Tensors are anything with `__dlpack__`, on the CPU.
 
 Bad input is a ValueError or TypeError that names the argument; `dive.decode.native` turns the
-former into a DiveError. What a sequence makes when it is looked at is held as long as it is used,
-and memory that was freed or moved since is refused. One thing cannot be told without asking torch
-at every step: `steer_step` and `step` believe a tensor whose storage was made smaller, but not
-freed.
+former into a DiveError. What a sequence makes when it is read is held as long as it is used, and
+memory that was freed or moved since is refused. One fault is not found: `step` accepts a tensor
+whose storage was made smaller but not freed, as finding it would need a call of torch per step.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 class Steering:
-    """One layer's steering weights, copied and packed: later changes of the tensors do not count.
+    """A copy of one layer's steering weights on one device: later changes do not reach it.
 
-    down [rank, width] and up [width, rank] of one dtype; down_bias [rank]; static [width]; each
-    float32, bfloat16 or float16, of any strides; rank 0 to 128.
+    down [rank, width] and up [width, rank] of one dtype, down_bias [rank], static [width]; rank 0
+    to 128. device: "cpu", or "cuda:" and a number, on which the tensors lie.
+    down and up are float32 or bfloat16, on CUDA also float16; down_bias and static are float32. On
+    the CPU they have any strides. On CUDA the rows of down and the columns of up lie one after
+    another, and the copy is made behind the work that is on `stream`, the handle of a CUDA stream.
     """
 
     def __init__(
@@ -28,6 +30,8 @@ class Steering:
         activation: str = "silu",
         norm_preserving: bool = False,
         eps: float = 1e-6,
+        device: str = "cpu",
+        stream: int = 0,
     ) -> None: ...
     @property
     def rank(self) -> int: ...
@@ -38,7 +42,7 @@ class Steering:
         """Of the products' weights: "float32", "bfloat16" or "float16"."""
     @property
     def nbytes(self) -> int:
-        """Of the packed weights."""
+        """Of the copy."""
 
 class Engine:
     """A decoder's weights, used where they lie, with a cache of its own: one call a step.
@@ -89,19 +93,6 @@ class Engine:
 
 def physical_cores() -> int:
     """Cores that this process may run on, which is the most threads that an Engine takes."""
-
-def steer_step(
-    residual: Any,
-    delta: Any = None,
-    steering: Steering | Sequence[Steering | None] | None = None,
-    norm_weight: Any = None,
-    out: Any = None,
-    *,
-    norm_eps: float = 1e-6,
-    norm_plus_one: bool = False,
-    mask: Any = None,
-) -> None:
-    """See `dive.decode.native.steer_step`; `residual` and `out` are written."""
 
 def read_memory(memory: Any, *, streams: int = 1, ahead: int = 0, threads: int = 1) -> int:
     """Reads a float32 vector once, for benchmarks; a number that depends on all of it.

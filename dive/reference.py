@@ -14,10 +14,10 @@ CLASSES = 3  # of response tokens: template, pathology, end of sequence
 
 
 class DecisiveLoss(NamedTuple):
-    """What `decisive_cross_entropy` returns. Only `loss` carries a gradient.
+    """The results of `decisive_cross_entropy`. Only `loss` carries a gradient.
 
-    Rows that are not live hold 0, and -1 in argmax. All but indices and counts is float32, or
-    float64 for float64 inputs.
+    Rows that are not live hold 0, and -1 in argmax. Everything but indices and counts is float32,
+    or float64 for float64 inputs.
     """
 
     loss: Tensor  # [], or [N] with reduction="none"
@@ -54,16 +54,16 @@ def steer(
     norm_preserving: bool = False,
     eps: float = 1e-6,
 ) -> Tensor:
-    """[..., D] to [..., D] of the same dtype: h + scale * (up phi(down u + down_bias) + static).
+    """Returns h + scale * (up phi(down u + down_bias) + static), [..., D] in the dtype of h.
 
     u is h over its root mean square, phi one of silu, gelu (exact), tanh, identity. down [R, D],
-    down_bias [R], up [D, R], static [D], scale []; R may be 0. With norm_preserving the result gets
-    the norm of h (ratio 1 where it is 0). mask bool [...]: elsewhere h is returned unchanged.
+    down_bias [R], up [D, R], static [D], scale []; R may be 0. With norm_preserving the result is
+    scaled to the norm of h (by 1 where it is 0). mask bool [...]: where False h is unchanged.
     Operands of the two products are rounded to the dtype of h.
     """
     wide = torch.float64 if h.dtype == torch.float64 else torch.float32
     x = h.to(wide).contiguous()  # one order of summation for the norms of x and of the result
-    if mask is not None:  # what masked rows hold must not reach a gradient either
+    if mask is not None:  # masked rows must not reach a gradient either
         x = torch.where(mask[..., None], x, 0.0)
     rstd = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
     pre = rstd * (x @ down.to(h.dtype).to(wide).T) + down_bias.to(wide)
@@ -100,10 +100,10 @@ def decisive_cross_entropy(
     chunk_bytes: int | None = None,
     validate: bool | None = None,
 ) -> DecisiveLoss:
-    """Weighted cross entropy and distillation over one frozen head; see `dive.ops`.
+    """Computes weighted cross entropy and distillation over one frozen head; see `dive.ops`.
 
     Every [N, V] tensor exists here, and dead rows are computed too. `chunk_bytes` and `validate`
-    are taken and have no effect.
+    have no effect.
     """
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     distils = kd_weight > 0 and teacher_hidden is not None
@@ -164,8 +164,10 @@ def decisive_cross_entropy(
 
 
 def _over(factors: Tensor, normalizer: Tensor | None, reduction: str) -> Tensor:
-    """Factors over the given normaliser, or over their own sum for a mean; 0 over 0, and NaN over
-    what has no reciprocal: infinity, and denormal numbers."""
+    """Returns the factors over the given normaliser, or over their own sum for a mean.
+
+    0 for a normaliser of 0, and NaN for one without a reciprocal: infinity, and denormal numbers.
+    """
     if normalizer is None:
         if reduction != "mean":
             return factors

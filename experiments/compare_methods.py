@@ -1,16 +1,16 @@
-"""The experiment behind README's table: every method on hospitals that nothing was chosen on.
+"""The experiment behind README's table: every method on hospitals that no choice was made on.
 
-Six hospitals that no run had touched, three seeds each (one where training is four times as long),
-and four parts that are reported whatever comes out. The choices (rates, weights) were made on two
-other hospitals. docs/study.md shows all of it, and says what was decided when.
+Six hospitals that no run had used, three seeds each (one where training is four times as long), and
+four parts that are published whatever their outcome. The choices (rates, weights) were made on two
+other hospitals. docs/study.md has all of it, and when each decision was taken.
 
     python -m experiments.compare_methods                 what is missing of all parts
     python -m experiments.compare_methods --part main     of one
     python -m experiments.compare_methods --render        docs/study.md and README.md, from records
 
-Records are appended to benchmarks/results/demo-study.jsonl as they come, one line a hospital, seed
-and method: an interrupted run goes on where it stopped, and several processes with a share of the
-`--hospitals` each may write at once. All parts took 3.2 hours on one core.
+Records are appended to benchmarks/results/demo-study.jsonl as they come, one line per hospital,
+seed and method: an interrupted run continues where it stopped, and several processes may run at the
+same time, each with some of the `--hospitals`. All parts took 3.2 hours on one core.
 """
 
 import argparse
@@ -38,14 +38,14 @@ RESULTS = ROOT / "benchmarks" / "results" / "demo-study.jsonl"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "study.md")
 TEST_HOSPITALS = (11, 12, 13, 14, 15, 16)
 DEVELOPMENT_HOSPITALS = (901, 902)
-TEST = 160  # studies a hospital
+TEST = 160  # studies per hospital
 
 
 def _but(method: Method, name: str, **changes: Any) -> Method:
     return replace(method, name=name, config=(method.config or {}) | changes)
 
 
-# One change to the full method each.
+# Each is one change to the full method.
 NO_TEACHER = replace(_but(m.DIVE, "DIVE, no teacher", kd_weight=0.0), teacher=False)
 NO_TEACHER_UNIFORM = replace(
     _but(m.UNIFORM, "DIVE, no teacher, uniform weights", kd_weight=0.0), teacher=False
@@ -59,7 +59,7 @@ ALL_MENTIONS = _but(m.DIVE, "DIVE, negated mentions too", polarity="all")
 NO_END = _but(m.DIVE, "DIVE, no end-token weight", eos_weight=1.0)
 OTHERS_IMAGES = replace(m.DIVE, name="DIVE, shown another patient's image", others_images=True)
 
-# What the development hospitals were asked: one change at a time.
+# The comparisons on the development hospitals: one change at a time.
 CHOICES = (
     *(_but(m.DIVE, f"DIVE, rate {rate:g}", learning_rate=rate) for rate in (6e-3, 2.5e-2, 5e-2)),
     *(
@@ -85,7 +85,7 @@ class Part:
     hospitals: tuple[int, ...] = TEST_HOSPITALS
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 100
-    train: int = 128  # studies a hospital
+    train: int = 128  # studies per hospital
 
 
 PARTS = {
@@ -108,7 +108,7 @@ def load(path: Path) -> list[dict[str, Any]]:
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
-    append_line(path, json.dumps(record) + "\n")  # two processes do not mix
+    append_line(path, json.dumps(record) + "\n")  # lines of two processes do not mix
 
 
 def surroundings() -> dict[str, Any]:
@@ -147,7 +147,7 @@ def _processor() -> str:
 
 
 def run(name: str, hospitals: Sequence[int], path: Path) -> None:
-    """Run what `path` does not have of a part; what is not trained has no seed and runs once."""
+    """Runs what `path` lacks of a part; a method without training has no seed and runs once."""
     import dive
 
     part = PARTS[name]

@@ -4,7 +4,7 @@
 <!-- experiment: demo scores, main -->        of the methods that `dive demo` shows
 <!-- experiment: differences, main -->        one change each: its size, hospitals, exact p
 <!-- experiment: demo differences, main -->   between methods that `dive demo` shows
-<!-- end -->                             ends each
+<!-- end -->                                  closes each
 """
 
 import re
@@ -24,7 +24,7 @@ SCORES = ("bleu4", "rouge_l", "style_f1", "concept_f1", "terminated", "length_ra
 _HEADS = ("BLEU-4", "ROUGE-L", "style F1", "concept F1", "ended %", "length")
 _COMPARED = SCORES[:1] + SCORES[2:5]
 
-# What was changed, the method with it, the method without it.
+# The change, the method with it, the method without it.
 DIFFERENCES = (
     ("DIVE in place of no adapter", "DIVE", "zero-shot"),
     ("DIVE in place of the 3-shot prompt", "DIVE", "3-shot in context"),
@@ -41,7 +41,7 @@ DIFFERENCES = (
     ("KL to the teacher", "DIVE", "DIVE, no teacher"),
     ("the same, uniform weights", "DIVE, uniform weights", "DIVE, no teacher, uniform weights"),
     ("the patient's own image, for another's", "DIVE", "DIVE, shown another patient's image"),
-    # of the development hospitals: what was chosen, against what else was tried
+    # on the development hospitals: each choice against the alternatives
     ("rate 0.025, for 0.006", "DIVE, rate 0.025", "DIVE, rate 0.006"),
     ("rate 0.025, for 0.05", "DIVE, rate 0.025", "DIVE, rate 0.05"),
     ("weights 2.5, for 1", "DIVE, weights 2.5", "DIVE, weights 1"),
@@ -61,7 +61,7 @@ _T95 = (12.70620, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.30600,
 
 
 def scores(records: Sequence[Record]) -> str:
-    """Mean and standard deviation over hospitals and seeds."""
+    """Returns the table of mean and standard deviation over hospitals and seeds."""
     lines = [
         "| method | runs | " + " | ".join(_HEADS) + " |",
         "| --- | --- |" + " ---: |" * len(_HEADS),
@@ -88,11 +88,13 @@ def demo_scores(records: Sequence[Record]) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """One measure of one change: paired by hospital and seed, tested over the hospitals' means,
-    since seeds of one hospital are not independent."""
+    """One measure of one change, paired by hospital and seed.
+
+    The test is over the means of hospitals, since seeds of one hospital are not independent.
+    """
 
     size: float
-    half: float | None  # of the 95% interval, Student's t; None of one hospital
+    half: float | None  # of the 95% interval, Student's t; None for one hospital
     higher: int  # hospitals in which it is above 0
     hospitals: int
     p: Fraction
@@ -105,9 +107,9 @@ class Difference:
 
 
 def measured(records: Sequence[Record]) -> list[tuple[str, str, str, list[Difference]]]:
-    """What was changed, with it, without it, and its difference in each measure.
+    """Returns each change, the method with it, without it, and the difference in each measure.
 
-    One part's records are one family: Holm's correction is over all changes and measures.
+    The records of one part are one family: Holm's correction is over all changes and measures.
     """
     found = [
         (change, [_by_hospital(pairs, key) for key in _COMPARED])
@@ -123,7 +125,7 @@ def measured(records: Sequence[Record]) -> list[tuple[str, str, str, list[Differ
 
 
 def differences(records: Sequence[Record]) -> str:
-    """Every change, and under the table how many tests that is."""
+    """Returns the table of all changes, and under it the number of tests."""
     found = measured(records)
     every = [one for *_, measures in found for one in measures]
     if not every:
@@ -138,7 +140,7 @@ def differences(records: Sequence[Record]) -> str:
 
 
 def demo_differences(records: Sequence[Record]) -> str:
-    """The changes between methods that `dive demo` shows, corrected for all of the part."""
+    """Returns the changes between methods of `dive demo`, corrected for the whole part."""
     shown = {method.name for method in DEMO_METHODS}
     return _compared_table([one for one in measured(records) if {one[1], one[2]} <= shown])
 
@@ -158,12 +160,12 @@ def _compared_table(changes: Sequence[tuple[str, str, str, list[Difference]]]) -
 def _p(value: Fraction) -> str:
     if value == 1:
         return "1"
-    thousandths = int(1000 * value + Fraction(1, 2))  # halves up: never smaller than it is
+    thousandths = int(1000 * value + Fraction(1, 2))  # rounds halves up: never smaller than it is
     return f"{thousandths / 1000:.3f}".removeprefix("0") if thousandths else "<.001"
 
 
 def _pairs(records: Sequence[Record], with_it: str, without: str) -> list[tuple[Record, Record]]:
-    """Of one hospital and seed each; what is not trained is the same for all seeds."""
+    """Pairs records by hospital and seed; a method without training is the same for all seeds."""
     others = {(r["hospital"], r["seed"]): r for r in records if r["method"] == without}
     found = []
     for record in records:
@@ -176,7 +178,7 @@ def _pairs(records: Sequence[Record], with_it: str, without: str) -> list[tuple[
 
 
 def _by_hospital(pairs: Sequence[tuple[Record, Record]], key: str) -> list[Fraction]:
-    """The mean difference of each hospital, exact: of the records' digits, not of their bits."""
+    """Returns the mean difference of each hospital, exact in the decimal digits of the records."""
     differences: dict[int, list[Fraction]] = {}
     for one, other in pairs:
         difference = Fraction(str(one[key])) - Fraction(str(other[key]))
@@ -203,7 +205,7 @@ _TABLES = {
 
 
 def fill(page: str, records: Sequence[Record]) -> str:
-    """The page with a table between each pair of markers."""
+    """Returns the page with a table between each pair of markers."""
     if not _MARKED.search(page):
         raise DiveError("the page has no <!-- experiment: scores, PART --> ... <!-- end -->")
 

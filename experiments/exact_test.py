@@ -10,10 +10,10 @@ MOST = 20  # differences: a million ways to give them signs
 
 
 def sign_flip(differences: Sequence[Fraction]) -> Fraction:
-    """Two-sided p of the exact sign-flip test that the differences are symmetric around 0.
+    """Returns the two-sided p of the exact sign-flip test that differences are symmetric around 0.
 
-    Of all 2^n ways to give the n differences signs, the share whose sum is as far from 0 as the
-    one found, or further: never below 2 / 2^n. Fractions, because ties must be seen as ties.
+    Of all 2^n choices of signs for the n differences, it is the share whose sum is at least as far
+    from 0 as the observed one: never below 2 / 2^n. Fractions, so that ties are exact.
     """
     if not 1 <= len(differences) <= MOST:
         raise DiveError(f"sign_flip has {len(differences)} differences, want 1 to {MOST}")
@@ -24,10 +24,10 @@ def sign_flip(differences: Sequence[Fraction]) -> Fraction:
 
 
 def holm(p_values: Sequence[Fraction]) -> list[Fraction]:
-    """The p values of one family after Holm's correction, in the order given.
+    """Returns the p values of one family after Holm's correction, in the order given.
 
-    The k-th smallest of m is multiplied by m - k + 1, is never smaller than one before it, and
-    never above 1. What stays below .05 bounds the chance of even one false finding by .05.
+    The k-th smallest of m is multiplied by m - k + 1, is never smaller than the one before it, and
+    never above 1. Rejecting below .05 bounds the probability of any false finding by .05.
     """
     corrected = [Fraction(1)] * len(p_values)
     least = Fraction(0)

@@ -1,12 +1,12 @@
-"""Pretrain the embedded backbone: `python -m experiments.pretrain --out DIR`.
+"""Pretraining of the embedded backbone: `python -m experiments.pretrain --out DIR`.
 
 Two stages, both with a fixed seed, about 35 minutes on one core:
 
 1. the vision tower learns to name findings and severities of drawn pictures, then is frozen;
 2. projector and decoder learn documents of one to four studies of one random style with uniform
    cross entropy. Copying a style from earlier studies of the document is the only way to predict
-   it, so in-context learning forms. A separator parts the studies and the end token stands at the
-   document's end alone: after a single report the model goes on, as a base model does.
+   it, so in-context learning emerges. A separator divides the studies, and the end token is only
+   at the end of the document: after a single report the model continues, as a base model does.
 """
 
 import argparse
@@ -36,8 +36,8 @@ SEED = 20260
 WIDTH, LAYERS = 160, 4
 VISION_WIDTH, VISION_LAYERS = 96, 4
 STUDIES_PER_DOCUMENT = (0.04, 0.10, 0.16, 0.70)  # probability of 1, 2, 3, 4
-MUON = 2.5  # learning rate of the matrices over that of the rest
-WITHOUT_IMAGES = 0.25  # share of documents whose later reports come without a picture
+MUON = 2.5  # ratio of the learning rates of matrices and of the rest
+WITHOUT_IMAGES = 0.25  # share of documents whose later reports have no picture
 
 
 def build_model(tokenizer) -> LlavaForConditionalGeneration:
@@ -81,7 +81,7 @@ def build_model(tokenizer) -> LlavaForConditionalGeneration:
 
 
 def pixels(grey: np.ndarray) -> torch.Tensor:
-    """What the image processor makes of drawn pictures: float32 [N, 3, SIZE, SIZE]."""
+    """Returns drawn pictures as the image processor prepares them: float32 [N, 3, SIZE, SIZE]."""
     scaled = torch.from_numpy(grey).float() / 127.5 - 1.0
     return scaled[:, None].expand(-1, 3, -1, -1)
 
@@ -93,7 +93,7 @@ def cosine(step: int, steps: int, warmup: int) -> float:
 
 
 def train_tower(model, steps: int, rng: np.random.Generator, batch: int = 64) -> dict:
-    """Findings and severities from the mean patch token, one linear head (thrown away after)."""
+    """Trains findings and severities on the mean patch token, by a linear head that is dropped."""
     tower = model.model.vision_tower
     head = nn.Sequential(nn.LayerNorm(VISION_WIDTH), nn.Linear(VISION_WIDTH, len(FINDINGS) * 4))
     parameters = [*tower.parameters(), *head.parameters()]
@@ -136,7 +136,7 @@ def train_tower(model, steps: int, rng: np.random.Generator, batch: int = 64) ->
 
 
 class Documents:
-    """Endless documents of studies of one style, drawn from a pool of pictures seen once."""
+    """Endless documents of studies of one style, from a pool of pictures that is encoded once."""
 
     def __init__(self, model, tokenizer, pool: int, rng: np.random.Generator):
         self.rng, self.tokenizer = rng, tokenizer
@@ -160,7 +160,7 @@ class Documents:
         return [self.word_id[word] for word, _ in self.split(text)]
 
     def document(self) -> tuple[list[int], list[int], list[int]]:
-        """Token ids, whether each token is to be predicted, and the pictures' pool indices."""
+        """Returns token ids, whether each token is predicted, and the pictures' pool indices."""
         rng, ids, counts, pictures = self.rng, [], [], []
         style = draw_style(rng)
         studies = 1 + int(rng.choice(4, p=STUDIES_PER_DOCUMENT))
@@ -184,8 +184,8 @@ class Documents:
         return [*ids, end], [*counts, 1], pictures
 
     def batch(self, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """ids [B, T] padded right, counts [B, T], features [number of pictures * 16, D]."""
-        if not self.waiting:  # neighbours in length share a batch: little padding
+        """Returns ids [B, T] padded right, counts [B, T], features [number of pictures * 16, D]."""
+        if not self.waiting:  # similar lengths share a batch: little padding
             drawn = sorted((self.document() for _ in range(size * 8)), key=lambda d: len(d[0]))
             groups = [drawn[i : i + size] for i in range(0, len(drawn), size)]
             self.waiting = [groups[i] for i in self.rng.permutation(len(groups))]
@@ -201,7 +201,7 @@ class Documents:
 
 
 def study_losses(losses: torch.Tensor, ids: torch.Tensor, counts: torch.Tensor, separator: int):
-    """Mean loss at the first to fourth study of the documents, list of 4."""
+    """Returns the mean loss at the first to fourth study of the documents, list of 4."""
     number = (ids == separator).cumsum(1)
     return [
         (losses * counts * (number == n)).sum().item()
@@ -213,7 +213,7 @@ def study_losses(losses: torch.Tensor, ids: torch.Tensor, counts: torch.Tensor, 
 def train_decoder(
     model, documents: Documents, minutes: float, steps: int, batch: int, lr: float, checkpoint
 ) -> list[dict]:
-    """Uniform cross entropy on reports; Muon on the decoder's matrices, AdamW on the rest."""
+    """Trains by uniform cross entropy on reports: Muon on the decoder's matrices, else AdamW."""
     decoder, projector = model.model.language_model, model.model.multi_modal_projector
     matrices = [p for p in decoder.layers.parameters() if p.ndim == 2]
     others = [
@@ -239,7 +239,7 @@ def train_decoder(
             embeds = decoder.embed_tokens(ids)
             seen = projector(features)
             embeds = embeds.masked_scatter((ids == image)[..., None], seen.to(embeds.dtype))
-            # Padding is on the right of a causal decoder: no mask is needed.
+            # Padding is on the right and the decoder is causal: no mask is needed.
             hidden = decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
             logits = model.lm_head(hidden[:, :-1])
         target, counts = ids[:, 1:], counts[:, 1:]
@@ -281,7 +281,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the backbone")
     parser.add_argument("--tower-steps", type=int, default=2400)
     parser.add_argument("--decoder-steps", type=int, default=1800)
-    parser.add_argument("--batch", type=int, default=12, help="documents a step")
+    parser.add_argument("--batch", type=int, default=12, help="documents per step")
     parser.add_argument("--pool", type=int, default=24000, help="pictures for the decoder")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--minutes", type=float, default=0, help="stop the decoder after so long")

@@ -1,4 +1,4 @@
-"""What the host launches for `dive::decisive_cross_entropy`, chunk by chunk."""
+"""The host side of the Triton path of `dive::decisive_cross_entropy`, chunk by chunk."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from dive.kernels.cross_entropy_entries import LossEntries, finish, gather, prep
 from dive.kernels.launch_table import cdiv
 from dive.kernels.schedule import in_turns, row_pass_stream
 
-if TYPE_CHECKING:  # the type alone: kernels know nothing of dive.ops
+if TYPE_CHECKING:  # only for the type: kernels do not import dive.ops
     from dive.ops.loss_arguments import LossArguments
 
 
@@ -22,14 +22,15 @@ def forward(
     gradient_scale: float,
     check: Callable[[Tensor], None] | None,
 ) -> tuple[Tensor, ...]:
-    """The results of `dive.ops.cross_entropy_torch.forward` in a launch before the chunks, one
-    after them, and for each chunk its products, a gathering of the states of each and the row pass.
+    """Computes the results of `dive.ops.cross_entropy_torch.forward`.
 
-    Logits are float32 whatever the inputs. It asks the device nothing: every entry of `rows` is
-    computed, live or not.
+    One launch precedes the chunks and one follows them; each chunk has a gather and a product for
+    the logits of student and teacher, the row pass, and a product for the states. Logits are
+    float32 whatever the inputs. There is no host sync: every entry of `rows` is computed, live or
+    not.
     chunk_rows: entries of `rows` per chunk. buffers: of logits (`dive.kernels.schedule`).
-    gradient_scale: what gradients of logits are stored times.
-    check: gets the status (float64 [3], on the device) of the arguments before the first chunk.
+    gradient_scale: the factor by which gradients of logits are stored.
+    check: receives the status (float64 [3], on the device) of the arguments before the first chunk.
     """
     weights, kd_weights, mean = given.weights, given.kd_weights, given.reduction == "mean"
     distils = given.teacher_hidden is not None
@@ -101,12 +102,12 @@ class Chunks:
         )
 
     def part(self, chunk: int) -> slice:
-        """The entries of a chunk."""
+        """Returns the entries of a chunk."""
         start = chunk * self.chunk_rows
         return slice(start, min(start + self.chunk_rows, self.given.rows.shape[0]))
 
     def buffer(self, logits: list[Tensor], chunk: int) -> Tensor:
-        """The buffer of a chunk's logits, as many rows as it has entries."""
+        """Returns the buffer of a chunk's logits, with as many rows as it has entries."""
         part = self.part(chunk)
         return logits[chunk % self.buffers][: part.stop - part.start]
 

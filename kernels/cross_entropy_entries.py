@@ -1,9 +1,10 @@
-"""Triton kernels of `dive::decisive_cross_entropy`: what a call does beside its products and its
-row pass. In PyTorch this is some 160 small operations, which cost as much as a tenth of the loss of
-a small batch; here it is one launch before the chunks, one a chunk, and one after them.
+"""Triton kernels of `dive::decisive_cross_entropy` for all but its products and its row pass.
 
-`prepare_kernel` and `finish_kernel` are one program each: they read a few numbers a row, their sums
-have one order, and where one warp reads what another wrote there is a barrier.
+In PyTorch this takes some 160 small operations, which cost up to a tenth of the loss of a small
+batch; here it is one launch before the chunks, one per chunk, and one after them.
+
+`prepare_kernel` and `finish_kernel` are one program each: they read a few numbers per row, their
+sums have one order, and there is a barrier where one warp reads what another wrote.
 """
 
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ def _entry(
     rows, weights, kd_weights, entry, capacity, total, ce_weight, kd_weight,
     DISTILS: tl.constexpr, KD_GIVEN: tl.constexpr,
 ):  # fmt: skip
-    """Row of each entry (0 where there is none), whether it is live, and its two weights."""
+    """Returns the row of each entry (0 if there is none), whether it is live, and its weights."""
     row = tl.load(rows + entry, mask=entry < capacity, other=-1)
     valid = (row >= 0) & (row < total)
     row = tl.where(valid, row, 0)
@@ -41,9 +42,9 @@ def _entry(
 
 @triton.jit
 def _reciprocal(normalizer, total, GIVEN: tl.constexpr, MEAN: tl.constexpr):
-    """1 / normaliser, 0 where it is 0 or has none; and whether it is neither: no finite number, or
-    a denormal one."""
-    amount = tl.full([], 1.0, tl.float32)  # not made of a total that may be infinite
+    """Returns 1 / normaliser, or 0 where the normaliser is 0 or has no reciprocal, and whether it
+    has none: it is not finite, or denormal."""
+    amount = tl.full([], 1.0, tl.float32)  # not computed from a total that may be infinite
     lost = amount == 0
     if GIVEN:
         exact = tl.load(normalizer)
@@ -59,7 +60,7 @@ def _reciprocal(normalizer, total, GIVEN: tl.constexpr, MEAN: tl.constexpr):
 
 @triton.jit
 def _unless_found(code, row, value, index, values, number: tl.constexpr):
-    """Code, row and value so far, or those of a violation at `index` where there is none so far."""
+    """Returns code, row and value, or those of a violation at `index` where the code is still 0."""
     found = (index < NOWHERE) & (code == 0)
     here = tl.load(values + index, mask=found, other=0).to(tl.float64)
     code = tl.where(found, number, code)
@@ -75,9 +76,10 @@ def prepare_kernel(
     DISTILS: tl.constexpr, KD_GIVEN: tl.constexpr, MEAN: tl.constexpr,
     GIVEN: tl.constexpr, KD_NORM_GIVEN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """For every entry of `rows` its row, target and flags, the factors of its two terms (the larger
-    one is `gradient_scale`, or both are 0) and what brings them back to size; shares [3]:
-    ce_weight / n_w, kd_weight / n_m, 1 / n_w; status [3] float64, as in `dive.ops.checks`."""
+    """Computes for every entry of `rows` its row, target and flags, and the factors of its terms
+    (the larger one is `gradient_scale`, or both are 0) with the scale that they were divided by;
+    shares [3]: ce_weight / n_w, kd_weight / n_m, 1 / n_w; status [3] float64, as in
+    `dive.ops.checks`."""
     lane = tl.arange(0, BLOCK)
     bad_target = tl.full([BLOCK], NOWHERE, tl.int32)
     bad_weight = tl.full([BLOCK], NOWHERE, tl.int32)
@@ -91,8 +93,8 @@ def prepare_kernel(
         w = given.to(tl.float32)
         wrong = (w > 0) & ((target < 0) | (target >= vocab))
         bad_target = tl.where(wrong, tl.minimum(bad_target, row), bad_target)
-        wrong = ((w >= 0) & (w < float("inf"))) == 0  # NaN, too
-        wrong |= (w == 0) & (given != 0)  # of float64
+        wrong = ((w >= 0) & (w < float("inf"))) == 0  # also for NaN
+        wrong |= (w == 0) & (given != 0)  # a float64 weight that is 0 in float32
         bad_weight = tl.where(wrong, tl.minimum(bad_weight, row), bad_weight)
         if KD_GIVEN:
             kd_given = tl.load(kd_weights + row, mask=inside, other=0.0)
@@ -120,7 +122,7 @@ def prepare_kernel(
     tl.store(shares + 1, kd_weight * kd_share)
     tl.store(shares + 2, share)
 
-    # in the order in which they are told
+    # in the order in which they are reported
     code = tl.min(bad_target, 0) * 0
     at, value = code, code.to(tl.float64)
     code, at, value = _unless_found(code, at, value, tl.min(bad_target, 0), targets, 1)
@@ -169,7 +171,7 @@ def prepare_kernel(
 
 @triton.jit
 def gather_kernel(states, index, keep, out, width, stride, BLOCK: tl.constexpr):
-    """out[i] = states[index[i]], or 0 where keep[i] is 0, whatever lies there."""
+    """out[i] = states[index[i]], or 0 where keep[i] is 0, whatever the row holds."""
     entry = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(index + entry)
@@ -183,7 +185,7 @@ def _blank_rows(
     loss, row_ce, row_kl, row_lse, row_argmax, blank, total,
     DISTILS: tl.constexpr, BY_ROW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Results of a row that is in no live entry, for all rows; blank is its loss."""
+    """Stores the results of a row without a live entry for all rows; blank is its loss."""
     lane = tl.arange(0, BLOCK)
     nothing = tl.zeros([BLOCK], tl.float32)
     for first in range(0, total, BLOCK):
@@ -202,7 +204,7 @@ def _blank_rows(
 def _distillation(
     kd_weights, kl, row, entry, w, lives, temperature, KD_GIVEN: tl.constexpr,
 ):  # fmt: skip
-    """Weight and divergence of live entries."""
+    """Returns weight and divergence of live entries."""
     m = tl.where(w > 0, 1.0, 0.0)
     if KD_GIVEN:
         m = tl.load(kd_weights + row, mask=lives, other=0.0).to(tl.float32)
@@ -211,7 +213,7 @@ def _distillation(
 
 @triton.jit
 def _store_class(count, loss, hits, class_loss, class_accuracy, class_count, k: tl.constexpr):
-    """Statistics of one class from what each lane has summed."""
+    """Stores the statistics of one class from the sums of the lanes."""
     count, losses, hits = tl.sum(count, 0), tl.sum(loss, 0), tl.sum(hits, 0)
     some = tl.maximum(count, 1.0)
     tl.store(class_count + k, count.to(tl.int64))
@@ -228,9 +230,9 @@ def finish_kernel(
     DISTILS: tl.constexpr, KD_GIVEN: tl.constexpr, CENTRED: tl.constexpr, BY_ROW: tl.constexpr,
     CLASSED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """From the entries' results to the rows': [total] each, 0 (argmax -1) where no live entry is.
+    """Scatters the entries' results to rows: [total] each, 0 (argmax -1) without a live entry.
 
-    CENTRED: the normaliser is the sum of the weights, which the slope of a weight has to know.
+    CENTRED: the normaliser is the sum of the weights, which enters the slope of a weight.
     """
     lane = tl.arange(0, BLOCK)
     ce_share, kd_share, share = tl.load(shares), tl.load(shares + 1), tl.load(shares + 2)
@@ -242,8 +244,8 @@ def finish_kernel(
     )  # fmt: skip
 
     sum_loss = nothing
-    odd_row = nothing  # 1 where a row's own loss is no finite number
-    odd_loss = nothing  # and where it is none with its weights
+    odd_row = nothing  # 1 where the loss of a row is not finite
+    odd_loss = nothing  # 1 where its weighted loss is not finite
     sum_ce = nothing
     count_0, count_1, count_2 = nothing, nothing, nothing
     loss_0, loss_1, loss_2 = nothing, nothing, nothing
@@ -304,7 +306,7 @@ def finish_kernel(
     middle = ce_share * 0.0
     if CENTRED:
         middle = ce_share * tl.sum(sum_ce, 0)
-    tl.debug_barrier()  # the blanks are written, whichever warp did it
+    tl.debug_barrier()  # all warps have written the blanks
     for first in range(0, capacity, BLOCK):
         entry = first + lane
         inside = entry < capacity
@@ -334,7 +336,7 @@ def finish_kernel(
 
 
 class LossEntries(NamedTuple):
-    """What belongs to the entries of `rows`, [capacity] each; flags are uint8."""
+    """The entries of `rows`, [capacity] each; flags are uint8."""
 
     index: Tensor
     target: Tensor
@@ -363,14 +365,14 @@ def prepare(
     gradient_scale: float,
     vocab: int,
 ) -> LossEntries:
-    """One launch."""
+    """Computes the entries of `rows` in one launch."""
     capacity = rows.shape[0]
 
     def new(dtype: torch.dtype, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=rows.device)
 
     def several(count: int, dtype: torch.dtype) -> list[Tensor]:
-        # each starts at a multiple of 16 bytes: a kernel is compiled anew for one that does not
+        # each starts at a multiple of 16 bytes: other pointers would compile another kernel
         whole = new(dtype, count, cdiv(capacity, 16) * 16)
         return [one[:capacity] for one in whole]
 
@@ -393,7 +395,7 @@ def prepare(
 
 
 def gather(states: Tensor, index: Tensor, keep: Tensor) -> Tensor:
-    """[n, D]: rows of states [N, D], 0 where not kept."""
+    """Returns rows of states [N, D] as [n, D], 0 where not kept."""
     states = states if states.stride(1) == 1 else states.contiguous()
     count, width = index.shape[0], states.shape[1]
     out = states.new_empty(count, width)
@@ -417,7 +419,7 @@ def finish(
     centred: bool,
     by_row: bool,
 ) -> list[Tensor]:
-    """loss, row_ce, row_kl, lse, argmax, class_loss, class_accuracy, class_count, slope.
+    """Computes loss, row_ce, row_kl, lse, argmax, class_loss, class_accuracy, class_count, slope.
 
     results: lse, picked, argmax, kl of the entries. One launch.
     """

@@ -1,16 +1,17 @@
-"""Triton kernels of `dive::decisive_cross_entropy`: what happens to a chunk's logits between its
-products, and the row scaling of the backward pass. Everything is computed in float32.
+"""Triton kernels of `dive::decisive_cross_entropy` for the row pass between a chunk's products, and
+for the row scaling of the backward pass. Everything is computed in float32.
 
-One program works on one row of logits. It reads the row once for logsumexp, argmax and divergence
-(each lane keeps a running maximum and sum of its own, so that warps meet once a row), then a second
-time from the end to the start, and leaves the gradient with respect to the raw logits in the place
-of the logits. The L2 cache of a GPU does not hold all rows that are under way (of 128256 columns
-each is half a megabyte, and two programs a multiprocessor have 135 of an H100's 50): going
-backwards, the second sweep meets what was read last before it is gone.
+One program processes one row of logits. It reads the row once for logsumexp, argmax and divergence
+(each lane keeps its own running maximum and sum, so that warps synchronise once per row), then a
+second time from the end to the start, and replaces the logits by the gradient with respect to the
+raw logits. The L2 cache of a GPU does not hold all rows in flight: one of 128256 columns takes half
+a megabyte, and two programs per multiprocessor take 135 MB of an H100's 50. Since the second sweep
+goes backwards, it begins with what was read last, before that is evicted.
 
-A narrow gradient (bfloat16, float16) goes into the upper half of its float32 row: going backwards
-it only overwrites logits that were read. Within a block the barrier sees to that, as another warp
-may be behind; what a sweep with loads ahead (STAGES) has read too early is of columns before those.
+A narrow gradient (bfloat16, float16) is stored in the upper half of its float32 row: going
+backwards, it only overwrites logits that were read. Within a block the barrier ensures this, as
+another warp may be behind; a sweep that prefetches (STAGES) has only prefetched columns before
+those.
 """
 
 import torch
@@ -26,10 +27,10 @@ ALIGNMENT = 64  # elements: rows of a buffer start at whole cache lines, and so 
 
 @triton.jit
 def _capped(pointer, bias, column, held, within, cap, BIAS: tl.constexpr, CAP: tl.constexpr):
-    """Logits of a block, -inf outside, and the slope of the cap.
+    """Returns the logits of a block, -inf outside the vocabulary, and the slope of the cap.
 
-    held: the columns that the buffer has, `within` those of the vocabulary: what is between may be
-    anything, but with it rows of any vocabulary are read four numbers at a time.
+    held: the columns of the buffer, `within` those of the vocabulary. The columns between hold
+    arbitrary values; with them the rows of any vocabulary are read four numbers at a time.
     """
     z = tl.load(pointer + column, mask=held, other=0.0)
     if BIAS:
@@ -44,7 +45,7 @@ def _capped(pointer, bias, column, held, within, cap, BIAS: tl.constexpr, CAP: t
 
 @triton.jit
 def _merged(peak, total, sharpness):
-    """Maximum and logsumexp over the lanes of sharpness * x."""
+    """Returns maximum and logsumexp of sharpness * x over the lanes."""
     top = tl.max(peak, 0)
     return top, sharpness * top + tl.log(tl.sum(total * tl.exp(sharpness * (peak - top)), 0))
 
@@ -57,11 +58,13 @@ def rows_kernel(
     BIAS: tl.constexpr, CAP: tl.constexpr, DISTILS: tl.constexpr, TEMPERED: tl.constexpr,
     GRADIENT: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """logits, teacher [rows, vocab] float32 with rows `stride` apart; gradient may lie over logits,
-    and has `stride` columns too, the last of which get anything.
+    """Computes the results of every row of logits and, with GRADIENT, replaces it by its gradient.
+
+    logits, teacher [rows, vocab] float32 with rows `stride` apart; gradient may overlap logits and
+    has `stride` columns too, of which those past the vocabulary receive arbitrary values.
 
     gradient = ce (softmax(z) - labelled * onehot(target)) + kd (softmax(z/T) - softmax(teacher/T)),
-    through the cap. ce, kd, and the results lse, picked (z at the target), kl are float32 a row;
+    through the cap. ce, kd, and the results lse, picked (z at the target), kl are float32 per row;
     kl is KL(teacher || student) at T, 0 where not distilled.
     """
     row = tl.program_id(0).to(tl.int64)
@@ -71,7 +74,7 @@ def rows_kernel(
     sharpness = 1.0
     if TEMPERED:
         sharpness = 1.0 / temperature
-    low = -3.0e38  # not -inf: the difference of two of those is no number
+    low = -3.0e38  # not -inf: the difference of two infinities is NaN
     peak = tl.full([BLOCK], low, tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     best = tl.zeros([BLOCK], tl.int32)
@@ -116,7 +119,9 @@ def rows_kernel(
             _top_tempered, lse_tempered = _merged(peak, tempered, sharpness)
         top_teacher, lse_teacher = _merged(peak_teacher, total_teacher, sharpness)
         spread = tl.sum(apart * tl.exp(sharpness * (peak_teacher - top_teacher)), 0)
-        chance = tl.exp(sharpness * top_teacher - lse_teacher)  # of the teacher's likeliest token
+        chance = tl.exp(
+            sharpness * top_teacher - lse_teacher
+        )  # of the most likely token of the teacher
         divergence = sharpness * spread * chance - lse_teacher + lse_tempered
         tl.store(kl_out + row, tl.where(tl.load(distilled + row) != 0, divergence, 0.0))
 
@@ -141,7 +146,7 @@ def rows_kernel(
             g = tl.where(column == goal, g - hit, g)
             if CAP:
                 g = g * slope
-            tl.debug_barrier()  # every warp has its logits before one of them is overwritten
+            tl.debug_barrier()  # every warp has loaded its logits before any of them is overwritten
             tl.store(into + column, rounded(g, gradient.dtype.element_ty), mask=held)
 
 
@@ -152,7 +157,7 @@ def scale_kernel(
 ):  # fmt: skip
     """grad_hidden[rows[i]] = stored[i] * (row_scale[i] * upstream of the row), likewise weights.
 
-    Entries whose factor is 0 are left out, whatever they hold. grad_stride 0: one upstream for all.
+    Entries whose factor is 0 are skipped. grad_stride 0: one upstream gradient for all.
     """
     entry = tl.program_id(0).to(tl.int64)
     row = tl.load(rows + entry)
@@ -174,12 +179,12 @@ def scale_kernel(
 
 
 def row_stride(vocab: int) -> int:
-    """Float32 elements from one row of a buffer of logits to the next."""
+    """Returns the distance of two rows in a buffer of logits, in float32 elements."""
     return cdiv(vocab, ALIGNMENT) * ALIGNMENT
 
 
 def gradient_view(logits: Tensor, vocab: int, dtype: torch.dtype) -> Tensor:
-    """[rows, vocab] of dtype: where the kernel leaves the gradient, in the logits' buffer."""
+    """Returns the view [rows, vocab] of dtype in the logits' buffer that holds the gradient."""
     if dtype == torch.float32:
         return logits[:, :vocab]
     half = logits.shape[1]
@@ -187,20 +192,20 @@ def gradient_view(logits: Tensor, vocab: int, dtype: torch.dtype) -> Tensor:
 
 
 def product(states: Tensor, head: Tensor, out: Tensor) -> None:
-    """out [rows, vocab] float32 = states head^T: cuBLAS keeps its float32 sums."""
+    """Computes out [rows, vocab] float32 = states head^T; cuBLAS keeps its float32 sums."""
     if states.dtype == torch.float32:
         torch.mm(states, head.t(), out=out)
-    elif states.is_cpu:  # under the interpreter: a CPU has no such product
+    elif states.is_cpu:  # under the interpreter: there is no such product on a CPU
         torch.mm(states.float(), head.t().float(), out=out)
     else:
         torch.mm(states, head.t(), out_dtype=torch.float32, out=out)
 
 
 def to_hidden(gradient: Tensor, head: Tensor, out: Tensor) -> None:
-    """out [rows, D] = gradient head, summed in float32 and rounded once.
+    """Computes out [rows, D] = gradient head, summed in float32 and rounded once.
 
-    A narrow product may add up its parts in its own dtype (PyTorch allows cuBLAS to, where the sum
-    is as long as a vocabulary), and in float16 they overflow.
+    A narrow product may add partial sums in its own dtype (PyTorch allows this to cuBLAS for sums
+    as long as a vocabulary), and in float16 they overflow.
     """
     if gradient.dtype == torch.float32:
         torch.mm(gradient, head, out=out)
@@ -245,8 +250,8 @@ def turn_into_gradient(
 def backward(
     grad: Tensor, rows: Tensor, stored: Tensor, row_scale: Tensor, weight_slope: Tensor, total: int
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of hidden [total, D], rounded once, and of weights [total]; no host sync."""
-    rows, stored = rows.contiguous(), stored.contiguous()  # rows are as the caller had them
+    """Computes the gradients of hidden [total, D] and weights [total] without a host sync."""
+    rows, stored = rows.contiguous(), stored.contiguous()  # rows have the caller's layout
     row_scale, weight_slope = row_scale.contiguous(), weight_slope.contiguous()
     width = stored.shape[1]
     hidden = stored.shape[0] > 0

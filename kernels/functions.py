@@ -1,17 +1,17 @@
-"""Scalar functions that several kernels share, accurate to float32 and known to the interpreter."""
+"""Scalar functions that several kernels share, accurate to float32; the interpreter runs them."""
 
 import triton
 import triton.language as tl
 from triton import knobs
 
-# Two faults of the interpreter with bfloat16 are stepped around: it multiplies the bit patterns of
-# tiles (in float32 their products are exact), and it cuts off where a GPU rounds to nearest.
+# Two faults of the interpreter with bfloat16 are avoided: it multiplies the bit patterns of tiles
+# (in float32 their products are exact), and it truncates where a GPU rounds to nearest.
 _INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 
 
 @triton.jit
 def rounded(x, dtype: tl.constexpr):
-    """x in dtype, rounded to nearest even."""
+    """Returns x in dtype, rounded to nearest even."""
     if _INTERPRETED and dtype == tl.bfloat16:
         x = x.to(tl.float32)
         bits = x.to(tl.int32, bitcast=True)
@@ -22,7 +22,7 @@ def rounded(x, dtype: tl.constexpr):
 
 @triton.jit
 def product(a, b, total):
-    """total + a b, in float32 from operands of one dtype; no tensor core rounds float32."""
+    """Returns total + a b in float32; float32 operands are not rounded to TF32."""
     if _INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, total, input_precision="ieee")
@@ -30,7 +30,7 @@ def product(a, b, total):
 
 @triton.jit
 def hyperbolic_tangent(x):
-    """tanh in float32 to a few units in the last place; its series near 0, where it is almost x."""
+    """Returns tanh in float32 to a few units in the last place, by its series near 0."""
     square = x * x
     series = x * (
         1.0

@@ -1,8 +1,8 @@
-"""Which configuration a kernel takes: a table, not a search at run time.
+"""The launch configuration of every kernel: a table, not a search at run time.
 
 A search would change the order of summation between runs and run kernels inside a graph capture.
-`kernels/tuned.py` holds what a GPU measured (written by benchmarks/tune.py); where it is silent the
-defaults below stand, which are reasoned and not measured.
+`kernels/tuned.py` holds what was measured on a GPU (benchmarks/tune.py writes it); for any other
+key the defaults below hold, which are reasoned and not measured.
 """
 
 import functools
@@ -12,29 +12,29 @@ import torch
 
 from dive.kernels.tuned import TUNED
 
-BUCKETS = (1024, 2048, 4096, 8192, 16384)  # of a width; wider ones take the last
+BUCKETS = (1024, 2048, 4096, 8192, 16384)  # of a width; larger widths belong to the last
 RANKS = (0, 16, 32, 64, 128)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-# of sum and of product: passed to every launch, so that a build's default cannot change results
+# fused multiply-add: passed to every launch, so that a build's default cannot change results
 ENABLE_FP_FUSION = True
-# kernels that can be told how many loads a sweep has under way of what no product takes (STAGES);
-# None: as Triton does by itself, which has one
+# kernels with a number of loads in flight (STAGES) for sweeps whose loads feed no product; None:
+# Triton's own choice, which is one
 SWEEPING = ("cross_entropy_rows", "steer_forward")
-# what a row may say to the host and not to the kernel, and what holds where it does not:
-# residents: one has something to do while the other waits; benchmarks/tune.py tries others
+# options of a configuration that are the host's and not the kernel's, with their defaults:
+# residents: programs per multiprocessor, of which one works while the other waits for memory
 # buffers: of logits, see kernels/schedule.py
-# casts: whether parameters of float32 are rounded before a launch, or by every program
+# casts: whether float32 parameters are rounded before the launch, and not by every program
 RESIDENTS = 2
 _HOST = {"residents": RESIDENTS, "buffers": 1, "casts": 1}
 
 
 def padded_rank(rank: int) -> int:
-    """0, or the power of two that holds the rank, 16 at least: a tile product takes no less."""
+    """Returns 0, or the next power of two, at least 16: the least size of a tile product."""
     return 0 if rank == 0 else max(16, 1 << (rank - 1).bit_length())
 
 
 def cdiv(count: int, size: int) -> int:
-    """Blocks of this size that hold so many; triton.cdiv takes a microsecond longer."""
+    """Returns count / size rounded up; triton.cdiv takes a microsecond longer."""
     return -(-count // size)
 
 
@@ -43,13 +43,13 @@ def bucket(width: int) -> int:
     return next((size for size in BUCKETS if width <= size), BUCKETS[-1])
 
 
-# Rows that spill neither under Triton 3.6 nor 3.9, but for what tools/compile_kernels.py tolerates,
-# which is why some look arbitrary (tests/kernels/test_kernels_compiled.py, make aot).
+# Configurations that spill neither under Triton 3.6 nor 3.9, except where tools/compile_kernels.py
+# tolerates it; some look arbitrary for that (tests/kernels/test_kernels_compiled.py, make aot).
 
 
 def _steer_forward(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
-    # 32 tokens halve the L2 traffic of the parameters against 16. What they are of the stream fits
-    # there for one program a multiprocessor, not for two: 4096 columns are 66 MiB on an H100
+    # 32 tokens halve the L2 traffic of the parameters against 16. Their part of the stream fits
+    # into L2 for one program per multiprocessor, not for two: 4096 columns are 66 MiB on an H100
     if padded >= 128:
         tokens, columns, stages = (16, 16, 2) if wide else (32, 32, 3)
         return {"BLOCK_T": tokens, "BLOCK_D": columns, "num_warps": 8, "num_stages": stages}
@@ -58,7 +58,7 @@ def _steer_forward(capability: int, wide: bool, padded: int, width: int) -> dict
         return {"BLOCK_T": 16, "BLOCK_D": columns, "num_warps": warps}
     if padded >= 64:
         return {"BLOCK_T": 32, "BLOCK_D": 32, "num_warps": 4}
-    # a few tiles ahead: little is under way otherwise
+    # prefetches a few tiles: too few bytes are in flight otherwise
     return {"BLOCK_T": 32, "BLOCK_D": 64, "num_warps": 4, "num_stages": 4}
 
 
@@ -73,7 +73,7 @@ def _steer_backward(capability: int, wide: bool, padded: int, width: int) -> dic
 
 
 def _steer_parameters(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
-    # wide blocks: what is kept of each token is read again for every one of them
+    # wide blocks: every one of them reads the stored values of each token again
     if padded >= 128:
         stages = 3 if wide and capability < 90 else 2
         tokens = 16 if wide else 32
@@ -99,8 +99,8 @@ def _steer_reduce(capability: int, wide: bool, padded: int, width: int) -> dict[
 
 
 def _rows(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
-    # one program fills much of a multiprocessor, so that few rows are under way; as the second
-    # sweep goes backwards it begins with what of them is still in the L2 cache
+    # one program fills much of a multiprocessor, so that few rows are in flight; the second sweep
+    # goes backwards and begins with the part of them that is still in the L2 cache
     if width <= 1024:
         return {"BLOCK": 1024, "num_warps": 4}
     return {"BLOCK": 4096, "num_warps": 32 if wide else 16}
@@ -111,7 +111,7 @@ def _scale(capability: int, wide: bool, padded: int, width: int) -> dict[str, in
 
 
 def _one_program(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
-    return {"BLOCK": 1024, "num_warps": 16}  # a few numbers a row: latency is all it costs
+    return {"BLOCK": 1024, "num_warps": 16}  # a few numbers per row: bound by latency
 
 
 _DEFAULTS = {
@@ -153,30 +153,32 @@ def _found(kernel: str, device: Any, dtype: torch.dtype, padded: int, width: int
 def configuration(
     kernel: str, device: torch.device | int, dtype: torch.dtype, padded: int, width: int
 ) -> dict[str, Any]:
-    """Block sizes and launch options of a kernel.
+    """Returns the block sizes and launch options of a kernel.
 
     device: where it runs, or a compute capability such as 90. padded: `padded_rank` of the adapter,
-    0 for kernels that know no rank. width: hidden size or vocabulary.
+    0 for kernels without a rank. width: hidden size or vocabulary.
     """
     return _found(kernel, device, dtype, padded, width)[0]
 
 
 def with_fewest_tokens(options: dict[str, Any]) -> dict[str, Any]:
-    """With the fewest tokens a block that a tile product takes, for a call with few tokens."""
+    """Returns the options with the least tokens per block of a tile product, for few tokens."""
     return {**options, "BLOCK_T": 16}
 
 
 def residents(
     kernel: str, device: torch.device | int, dtype: torch.dtype, padded: int, width: int
 ) -> int:
-    """How many programs a multiprocessor should have at least, though the L2 cache may hold the
-    tokens of fewer: for kernels of `dive::steer` that read their tokens more than once."""
+    """Returns the least number of programs per multiprocessor, even if L2 holds those of fewer.
+
+    For the kernels of `dive::steer` that read their tokens more than once.
+    """
     return host(kernel, device, dtype, padded, width)["residents"]
 
 
 def host(
     kernel: str, device: torch.device | int, dtype: torch.dtype, padded: int, width: int
 ) -> dict[str, int]:
-    """What the host is told: residents, buffers, casts."""
+    """Returns the options of the host: residents, buffers, casts."""
     found: dict[str, int] = _found(kernel, device, dtype, padded, width)[1]
     return found

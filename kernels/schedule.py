@@ -1,9 +1,8 @@
-"""In which order the chunks of `dive::decisive_cross_entropy` take their steps: logits, row pass,
-states.
+"""The order of the steps of all chunks of `dive::decisive_cross_entropy`: logits, row pass, states.
 
-With one buffer of logits they take them one after another. With two, the row pass of a chunk, which
-is bound by memory, runs on a stream of its own beside the product of the next chunk, which is not:
-logits of i + 1, then the states of i, whose row pass has had that time.
+With one buffer of logits the steps follow one another. With two, the row pass of chunk i, which is
+bound by memory, overlaps on its own stream with the product of chunk i + 1, which is bound by
+compute; the states of chunk i follow.
 """
 
 from collections.abc import Callable
@@ -15,20 +14,20 @@ Step = Callable[[int], None]  # of a chunk, by its number
 
 
 class RowPassStream(Protocol):
-    """Where row passes run."""
+    """The stream on which row passes run."""
 
     def run(self, chunk: int, step: Step) -> None:
-        """After all that was begun so far."""
+        """Runs a step after everything launched so far."""
 
     def wait(self, chunk: int) -> None:
-        """What is begun from now on runs after this chunk's step."""
+        """Makes later launches wait for this chunk's step."""
 
     def close(self) -> None:
-        """What is begun from now on runs after every step."""
+        """Makes later launches wait for every step."""
 
 
 class SameStream:
-    """Between what is begun before and after it, on the same stream."""
+    """The current stream: steps run in the order of their launch."""
 
     def run(self, chunk: int, step: Step) -> None:
         step(chunk)
@@ -41,7 +40,7 @@ class SameStream:
 
 
 class SideStream:
-    """On a stream beside the current one of a GPU; a capture of that takes it in."""
+    """A second stream of a GPU; a graph capture of the current one includes it."""
 
     def __init__(self, device: torch.device) -> None:
         self.current = torch.cuda.current_stream(device)
@@ -58,19 +57,19 @@ class SideStream:
         self.current.wait_event(self.done[chunk])
 
     def close(self) -> None:
-        # memory that the steps used is the current stream's, and may be taken again from here on
+        # the memory of the steps belongs to the current stream, which may reuse it from here on
         self.current.wait_stream(self.stream)
 
 
 def row_pass_stream(device: torch.device, buffers: int) -> RowPassStream:
-    """For so many buffers; on a CPU (the interpreter) there is but one order."""
+    """Returns the stream of row passes for a number of buffers; a CPU has only one."""
     return SideStream(device) if buffers > 1 and device.type == "cuda" else SameStream()
 
 
 def in_turns(
     chunks: int, buffers: int, logits: Step, rows: Step, states: Step, row_passes: RowPassStream
 ) -> None:
-    """All steps of all chunks. Chunk i has buffer i % buffers, from its logits to its states."""
+    """Runs all steps of all chunks. Chunk i uses buffer i % buffers for all its steps."""
     try:
         for chunk in range(chunks + buffers - 1):
             if chunk < chunks:

@@ -1,10 +1,10 @@
 """Triton kernel of `dive::steer`, forward. float16, bfloat16 and float32; sums in float32.
 
-A program takes BLOCK_T tokens at a time and sweeps the width in blocks of BLOCK_D: once for the
-mixing weights (pre = down u + bias), once to write h'. Norm preservation needs the norm of the
-result before it writes, which is a sweep more. At best HBM sees one read and one write of the
-stream: programs are no more than the L2 cache holds the tokens of, unless multiprocessors would
-have too little to do, and each sweep starts where the one before ended, with what is left there.
+A program processes BLOCK_T tokens at a time and sweeps the width in blocks of BLOCK_D: once for the
+mixing weights (pre = down u + bias), once to write h'. Norm preservation takes one more sweep, as
+it needs the norm of the result before writing. At best the stream is read from HBM once and written
+once: the number of programs is limited so that the L2 cache holds their tokens, unless too few
+would be left for the multiprocessors, and each sweep starts where the previous one ended.
 The backward pass is steer_backward.py.
 """
 
@@ -29,7 +29,7 @@ from dive.kernels.launch_table import (
 
 @triton.jit
 def edit_of(edit, mix, up, static, d, r, width, rank, PADDED: tl.constexpr):
-    """up mix + static for a block of the width: edit [BLOCK_T, BLOCK_D] comes as zeros."""
+    """Returns up mix + static for a block of the width; edit [BLOCK_T, BLOCK_D] is zeros."""
     if PADDED > 0:
         block = tl.load(
             up + d[None, :] * rank + r[:, None],
@@ -44,8 +44,8 @@ def edit_of(edit, mix, up, static, d, r, width, rank, PADDED: tl.constexpr):
 
 @triton.jit
 def columns_of(step, last, FORWARDS: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Columns of the block that a sweep over blocks 0 to last takes at this step. A sweep goes the
-    other way than the one before it, and begins with what is left of that in the cache."""
+    """Returns the columns that a sweep over blocks 0 to last processes at this step. Each sweep has
+    the direction opposite to the previous one's, and begins with what that left in the cache."""
     if FORWARDS:
         return tl.arange(0, BLOCK_D) + step * BLOCK_D
     else:
@@ -59,7 +59,7 @@ def forward_kernel(
     PADDED: tl.constexpr, ACTIVATION: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
     SAVE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """out [tokens, width]; with SAVE also pre [tokens, rank] and rstd [tokens]."""
+    """Computes out [tokens, width]; with SAVE also pre [tokens, rank] and rstd [tokens]."""
     for block in tl.range(
         tl.program_id(0), tl.cdiv(tokens, BLOCK_T), tl.num_programs(0), disable_licm=True
     ):
@@ -117,7 +117,7 @@ def _forward_block(
             )
     if SAVE:
         tl.store(rstd + t, inverse, mask=inside)
-    # the padding of the rank meets zeros of `up`, whatever the activation makes of it
+    # the padding of the rank is multiplied by zeros of `up`, whatever its activation
     mix = rounded(phi(mixing, ACTIVATION), h.dtype.element_ty)
     factor = tl.load(scale).to(tl.float32)
 
@@ -135,7 +135,7 @@ def _forward_block(
             moved = x + edit
             after += tl.sum(moved * moved, 1)
             largest = tl.maximum(largest, tl.max(tl.abs(edit), 1))
-        # an edit of exactly 0 must leave every bit, however the two sums were rounded
+        # an edit of exactly 0 must not change a bit, however the two sums were rounded
         change = (after > 0) & (largest > 0)
         ratio = tl.where(change, tl.sqrt(squares) / tl.sqrt(tl.where(change, after, 1.0)), 1.0)
 
@@ -163,7 +163,7 @@ Operands = tuple[Tensor, Tensor]  # down and up
 
 
 def token_matrix(x: Tensor) -> Tensor:
-    """[T, D] whose rows are contiguous; a view where possible."""
+    """Returns x as [T, D] with contiguous rows; a view where possible."""
     x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 else x.contiguous()
 
@@ -174,21 +174,21 @@ def mask_bytes(mask: Tensor | None, other: Tensor) -> Tensor:
 
 @functools.cache
 def _processors(index: int | None) -> tuple[int, int]:
-    """Multiprocessors of a GPU, and bytes of its L2 cache."""
+    """Returns the number of multiprocessors of a GPU, and the bytes of its L2 cache."""
     properties = torch.cuda.get_device_properties(index)
     return properties.multi_processor_count, properties.L2_cache_size
 
 
 def has_few_tokens(x: Tensor, block_t: int) -> bool:
-    """Whether blocks of so many tokens of x [T, D] leave multiprocessors of a GPU without one."""
+    """Whether x [T, D] has fewer blocks of block_t tokens than its GPU has multiprocessors."""
     return x.is_cuda and cdiv(x.shape[0], block_t) < _processors(x.device.index)[0]
 
 
 def operands(
     kernel: str, down: Tensor, up: Tensor, x: Tensor, padded: int, given: Operands | None
 ) -> Operands:
-    """The factors of the products as every block of tokens reads them: in the dtype of x, to which
-    the kernels round them anyway. given: where the caller has them so."""
+    """Returns the factors of the products as every block of tokens reads them: in the dtype of x,
+    to which the kernels would round them. given: where the caller has these already."""
     if given is not None:
         return given
     if host(kernel, x.device, x.dtype, padded, x.shape[1])["casts"]:
@@ -197,8 +197,10 @@ def operands(
 
 
 def programs(kernel: str, x: Tensor, padded: int, blocks: int, block_t: int, swept: int = 1) -> int:
-    """How many programs share the blocks of block_t tokens of x [T, D] between them, where so many
-    tensors of its size are swept more than once."""
+    """Returns the number of programs that share the blocks of block_t tokens of x [T, D].
+
+    swept: how many tensors of that size are swept more than once.
+    """
     if not x.is_cuda:
         return blocks
     least = residents(kernel, x.device, x.dtype, padded, x.shape[1])
@@ -207,8 +209,10 @@ def programs(kernel: str, x: Tensor, padded: int, blocks: int, block_t: int, swe
 
 
 def shared(blocks: int, block_bytes: int, least: int, processors: int, cache_bytes: int) -> int:
-    """So many programs that what they have under way fits into three quarters of the cache, but
-    `least` for each multiprocessor even where it does not; and all get as many blocks."""
+    """Returns how many programs can be resident so that their blocks fit into 3/4 of the cache.
+
+    At least `least` per multiprocessor, even where these do not fit; all get as many blocks.
+    """
     most = max(least * processors, 3 * cache_bytes // 4 // block_bytes)
     return cdiv(blocks, cdiv(blocks, most))
 
@@ -227,7 +231,7 @@ def forward(
     compute_grad: bool,
     narrow: Operands | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """h', and with compute_grad pre [T, R] and rstd [T] in float32, else empty ones.
+    """Computes h', and with compute_grad pre [T, R] and rstd [T] in float32, else empty ones.
 
     narrow: down and up in the dtype of h, where the caller has them.
     """
@@ -240,7 +244,9 @@ def forward(
     options = configuration("steer_forward", h.device, h.dtype, padded, width)
     if out.numel():
         if has_few_tokens(x, options["BLOCK_T"]):
-            options = with_fewest_tokens(options)  # and the parameters are read by few as they are
+            options = with_fewest_tokens(
+                options
+            )  # and few programs read the parameters, which need no cast
         else:
             down, up = operands("steer_forward", down, up, x, padded, narrow)
         blocks = cdiv(tokens, options["BLOCK_T"])

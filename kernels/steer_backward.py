@@ -32,13 +32,13 @@ MIB = 2**20
 WORKSPACE_BYTES = 64 * MIB
 _MIXING_BYTES = (
     20 * MIB
-)  # of the workspace, for what is kept of each token; the rest is for partial sums
-_PROGRAMS = 512  # of the second kernel: a few for each processor of a large part
+)  # of the workspace, for the values kept per token; the rest is for partial sums
+_PROGRAMS = 512  # of the second kernel: a few per multiprocessor of a large GPU
 
 
 @triton.jit
 def _half_range(x, DTYPE: tl.constexpr):
-    """x / top, top, with top a power of two near the largest |x|: float16 holds the quotient."""
+    """Returns x / top and top, a power of two near the largest |x|: float16 holds the quotient."""
     top = tl.max(tl.max(tl.abs(x), 1), 0)
     top = tl.exp2(tl.ceil(tl.log2(tl.minimum(tl.maximum(top, 1e-30), 1e30))))
     return (x / top).to(DTYPE), top
@@ -52,11 +52,11 @@ def backward_kernel(
     PADDED: tl.constexpr, ACTIVATION: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
     ADD: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """grad_h, and for the tokens from first_token on what the parameters' gradients need:
+    """Computes grad_h, and for the tokens from first_token on what the parameters' gradients need:
 
     mix_out [., rank] (phi(pre)), scaled_out [., rank] (gradient of pre, times rstd), row_out [., 2]
-    (NORM: the gradient before the norm is row_out[0] * grad - row_out[1] * moved), and one row a
-    block of tokens of bias_part [., rank] and scale_part [.], added to what is there with ADD.
+    (NORM: the gradient before the norm is row_out[0] * grad - row_out[1] * moved), and per block of
+    tokens one row of bias_part [., rank] and scale_part [.], added to the previous values with ADD.
     """
     for block in tl.range(tl.program_id(0), blocks, tl.num_programs(0), disable_licm=True):
         _backward_block(
@@ -72,8 +72,11 @@ def _norm_gradient(
     grad, h, up, static, mix, row_out, grad_start, start, local, inside, keep, factor, r,
     width, rank, PADDED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The gradient before the norm is from_grad * grad - from_moved * moved, and what reaches h
-    past the edit is through * h; row_out keeps the first two of each token."""
+    """Returns from_grad, from_moved and through of each token, and keeps the first two in row_out.
+
+    The gradient before the norm is from_grad * grad - from_moved * moved; the norm of h adds
+    through * h to the gradient of h.
+    """
     old = tl.zeros([BLOCK_T], tl.float32)
     new = tl.zeros([BLOCK_T], tl.float32)
     dot = tl.zeros([BLOCK_T], tl.float32)
@@ -93,7 +96,7 @@ def _norm_gradient(
     along = dot / safe  # the gradient's part along the result
     from_grad = tl.where(some, length / safe, 1.0)
     from_moved = tl.where(some, from_grad * along / safe, 0.0)
-    # d|x|/dx is 0 at 0, and a result of 0 was left as it was
+    # d|x|/dx is 0 at 0, and a result of 0 was not rescaled
     both = some & (old > 0)
     through = tl.where(both, along / tl.where(both, length, 1.0), 0.0)
     here = local.to(tl.int64) * 2
@@ -138,7 +141,9 @@ def _backward_block(
             width, rank, PADDED, BLOCK_T, BLOCK_D,
         )  # fmt: skip
 
-    at_edit = tl.zeros([BLOCK_T], tl.float32)  # gradient times edit: what the scale gets of a token
+    at_edit = tl.zeros(
+        [BLOCK_T], tl.float32
+    )  # gradient times edit: a token's part of the gradient of the scale
     scaled = tl.zeros([BLOCK_T, RANKS], tl.float32)
     along_x = tl.zeros([BLOCK_T], tl.float32)
     if PADDED > 0:
@@ -167,10 +172,12 @@ def _backward_block(
         at_pre = at_mix * factor * phi_slope(before, ACTIVATION)
         at_bias = tl.sum(at_pre, 0)
         offset = tl.load(bias + r, mask=r < rank, other=0.0).to(tl.float32)
-        # u = x rstd: its part along x comes from here alone, as down u = pre - bias
+        # u = x rstd: only this gives its part along x, as down u = pre - bias
         along_x = tl.sum(at_pre * (before - offset[None, :]), 1) * inverse * inverse / width
         scaled = at_pre * inverse[:, None]
-        bias_pointer = bias_part + block * rank + r  # in the workspace, where 32 bits are enough
+        bias_pointer = (
+            bias_part + block * rank + r
+        )  # in the workspace, where offsets of 32 bits suffice
         if ADD:
             at_bias += tl.load(bias_pointer, mask=r < rank, other=0.0)
         tl.store(bias_pointer, at_bias, mask=r < rank)
@@ -224,7 +231,7 @@ def parameters_kernel(
     PADDED: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr,
     ADD: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Program (i, j): partials[j], columns of block i, the sums over the j-th `span` tokens.
+    """Sums the j-th span of `span` tokens into partials[j], columns of block i: program (i, j).
 
     partials [., 2 rank + 1, width]: gradient of up without the scale, of down, and of h + edit.
     """
@@ -302,7 +309,7 @@ def reduce_kernel(
     r = tl.arange(0, RANKS)
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     factor = tl.load(scale).to(tl.float32)
-    step = (2 * rank + 1) * width  # the workspace is small enough for offsets of 32 bits
+    step = (2 * rank + 1) * width  # offsets of 32 bits suffice in the workspace
     if what < 2:
         if PADDED > 0:
             filled = (r < rank)[:, None] & (d < width)[None, :]
@@ -325,7 +332,7 @@ def reduce_kernel(
         tl.store(grad_static + d, total, mask=d < width)
     elif tl.program_id(0) == 0:
         dot = tl.zeros([BLOCK_D], tl.float32)
-        if not NORM:  # else what the static part gives is in scale_part, from the exact gradient
+        if not NORM:  # else scale_part has the term of `static`, from the exact gradient
             for first in range(0, width, BLOCK_D):
                 column = first + tl.arange(0, BLOCK_D)
                 fixed = tl.load(static + column, mask=column < width, other=0.0).to(tl.float32)
@@ -354,8 +361,7 @@ def reduce_kernel(
 
 
 class BackwardLayout(NamedTuple):
-    """How the backward pass divides its work: tokens per round, partial sums per round, and tokens
-    per partial sum."""
+    """The division of the backward pass: tokens per round, partial sums, tokens per partial sum."""
 
     tokens: int
     partials: int
@@ -366,10 +372,10 @@ class BackwardLayout(NamedTuple):
 def backward_layout(
     tokens: int, width: int, rank: int, block_t: int, block_d: int
 ) -> BackwardLayout:
-    """Depends on the sizes alone, so that two runs sum in one order; the workspace is bounded.
+    """Divides the backward pass by the sizes alone, so that two runs sum in one order.
 
-    A round ends where what is kept of each token has filled its share of the workspace; the next
-    one adds to the same partial sums.
+    The workspace is bounded. A round ends when the values kept per token have filled their part of
+    it; the next round adds to the same partial sums.
     """
     per_token = 4 * (2 * rank + 2)
     per_round = max(block_t, _MIXING_BYTES // per_token // block_t * block_t)
@@ -400,7 +406,7 @@ def backward(
     norm_preserving: bool,
     narrow: Operands | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of h, down, down_bias, up, static and scale, each of its own dtype.
+    """Computes gradients of h, down, down_bias, up, static and scale, each in its own dtype.
 
     narrow: down and up in the dtype of h, where the caller has them.
     """
@@ -430,7 +436,7 @@ def backward(
 
     partials = workspace(layout.partials, 2 * rank + 1, width)
     mix, bias_part = x.new_empty(layout.tokens, rank), workspace(blocks, rank)
-    # bfloat16 has the range for it, float16 is brought into its own only where it is needed
+    # bfloat16 has the range for it; float16 is scaled into its range only where it is used
     narrow = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
     scaled = x.new_empty(layout.tokens, rank, dtype=narrow)
     row, scale_part = workspace(layout.tokens if norm_preserving else 0, 2), workspace(blocks)
@@ -440,11 +446,11 @@ def backward(
         "NORM": norm_preserving,
         "MASKED": mask is not None,
     }
-    # without the norm h is read once, in the second sweep
+    # without norm preservation h is read once, in the second sweep
     swept = 2 if norm_preserving else 1
     grid = (programs("steer_backward", x, padded, blocks, rowwise["BLOCK_T"], swept),)
     for first in range(0, tokens, layout.tokens):
-        # the last round may leave blocks without tokens: they add zeros
+        # blocks without tokens in the last round add zeros
         add, end = first > 0, min(tokens, first + layout.tokens)
         backward_kernel[grid](
             g, x, down, down_bias, up, static, scale, masked, pre, rstd,

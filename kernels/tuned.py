@@ -1,4 +1,4 @@
-"""What benchmarks/tune.py measured, one row a key; empty until a GPU has run it.
+"""Launch configurations measured by benchmarks/tune.py, one per key; empty until it ran on a GPU.
 
 (kernel, compute capability, dtype, padded rank, width bucket) -> block sizes and launch options.
 """

@@ -39,7 +39,6 @@ void CpuBackend::reserve(std::int64_t rows, std::int64_t capacity) {
   }
   steering_.assign(static_cast<std::size_t>(rows), {});
   layer_steering_.resize(static_cast<std::size_t>(rows));
-  steering_dtype_ = DType::f32;
 
   const auto grow_bytes = [&](auto& buffer, std::int64_t width, std::int64_t item) {
     buffer.grow(static_cast<std::size_t>(rows * padded(width) * item));
@@ -85,16 +84,14 @@ void CpuBackend::adopt(std::size_t layer, std::int64_t row, std::int64_t first, 
 }
 
 void CpuBackend::steer_row(std::int64_t row, const std::vector<const Steering*>& layers) {
-  for (const Steering* const one : layers) {
-    if (one != nullptr) steering_dtype_ = one->dtype();
-  }
-  steering_[static_cast<std::size_t>(row)] = layers;
+  auto& own = steering_[static_cast<std::size_t>(row)];
+  own.clear();
+  for (const Steering* const one : layers) own.push_back(static_cast<const PackedSteering*>(one));
 }
 
 void CpuBackend::run(const StepInput& input, const std::function<void()>& schedule) {
   step_ = input;
-  isa_ = current_isa();
-  kernels_ = &decode_kernels(isa_, spec_.dtype);
+  kernels_ = &kernels_of(current_isa(), spec_.dtype);
   const Threads::Step under_way(*threads_);
   schedule();
 }
@@ -151,14 +148,14 @@ void CpuBackend::add_and_norm_row(const AddAndNorm& what, std::int64_t i, int th
     StepArguments step = step_arguments(what.delta_norm);
     step.residual = delta;
     step.out = delta = normed_.data() + at;
-    step_kernel(isa_, spec_.dtype, DType::f32)(step, workspace);
+    kernels_->step(step, workspace);
   }
   StepArguments step = step_arguments(what.norm);
   step.residual = residual_.data() + at;
   step.delta = delta;
   step.steerings = layer_steering_.data() + i;
   step.out = normed_.data() + at;  // read before it is written, so `delta` may be the same
-  step_kernel(isa_, spec_.dtype, steering_dtype_)(step, workspace);
+  kernels_->step(step, workspace);
 }
 
 CpuBackend::Parts CpuBackend::parts_of(const LinearSpec& linear) const {

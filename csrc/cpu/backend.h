@@ -13,8 +13,7 @@
 #include "../backend.h"
 #include "cache_layout.h"
 #include "cpu/aligned.h"
-#include "cpu/decode_kernels.h"
-#include "cpu/steer_step.h"
+#include "cpu/kernels.h"
 #include "cpu/threads.h"
 
 namespace dive::cpu {
@@ -85,14 +84,12 @@ class CpuBackend final : public Backend {
 
   ModelSpec spec_;
   std::int64_t chunk_bytes_;
-  const DecodeKernels* kernels_ = nullptr;
-  Isa isa_ = Isa::scalar;
-  DType steering_dtype_ = DType::f32;
+  const Kernels* kernels_ = nullptr;
   std::int64_t rows_ = 0;
   std::int64_t capacity_ = 0;
   StepInput step_;
-  std::vector<std::vector<const Steering*>> steering_;  // [row][layer], empty: none
-  std::vector<const Steering*> layer_steering_;         // of the rows of this step
+  std::vector<std::vector<const PackedSteering*>> steering_;  // [row][layer], empty: none
+  std::vector<const PackedSteering*> layer_steering_;         // of the rows of this step
 
   struct Free {
     void operator()(unsigned char* pointer) const { std::free(pointer); }

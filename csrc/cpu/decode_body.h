@@ -1,26 +1,9 @@
 // The kernels of a decode step over a vector of 16 floats. Included once by each instruction set's
-// source file, inside that set's own namespace, which has defined DIVE_TARGET, Vec (see vec_*.h)
-// and
+// source file, behind steer_body.h and what that wants, and
 //   kBatchTile   sequences that one pass over a block of weight rows serves, as registers allow
 //   kRowTile     weight rows of such a block
 //   kStreams     weight rows that one sequence alone is multiplied with at the same time
 // No include guard: being included several times is its purpose.
-
-constexpr std::int64_t kLanes = 16;
-
-template <class T>
-DIVE_TARGET inline Vec load_some(const T* from, std::int64_t count) {
-  T whole[kLanes] = {};
-  std::memcpy(whole, from, static_cast<std::size_t>(count) * sizeof(T));
-  return Vec::load(whole);
-}
-
-template <class T>
-DIVE_TARGET inline void store_some(Vec value, T* to, std::int64_t count) {
-  T whole[kLanes];
-  value.store(whole);
-  std::memcpy(to, whole, static_cast<std::size_t>(count) * sizeof(T));
-}
 
 // e^x to about a unit in the last place; e^88 above 88, 1e-38 below -87, NaN for a NaN.
 DIVE_TARGET inline Vec exponential(Vec x) {
@@ -356,31 +339,33 @@ DIVE_TARGET std::int64_t finish_logits(float* logits, float softcap, std::int64_
   return best < 0 ? 0 : best;
 }
 
-const DecodeKernels& decode_kernels(DType model) {
+const Kernels& kernels_of(DType model) {
 #ifdef DIVE_HAS_BF16_DOT
   using Narrow = BFloat16;
 #else
   using Narrow = float;
 #endif
-  static const DecodeKernels full{DType::f32,
-                                  std::lcm(kRowTile, kStreams),
-                                  matvec<float, float>,
-                                  convert_padded<float, float>,
-                                  input_from_float<float>,
-                                  round_to<float>,
-                                  scale_row<float>,
-                                  attend<float>,
-                                  gate_rows,
-                                  finish_logits<float>};
-  static const DecodeKernels half{dtype_of<Narrow>::value,
-                                  std::lcm(kRowTile, kStreams),
-                                  matvec<BFloat16, Narrow>,
-                                  convert_padded<BFloat16, Narrow>,
-                                  input_from_float<Narrow>,
-                                  round_to<BFloat16>,
-                                  scale_row<BFloat16>,
-                                  attend<BFloat16>,
-                                  gate_rows,
-                                  finish_logits<BFloat16>};
+  static const Kernels full{DType::f32,
+                            std::lcm(kRowTile, kStreams),
+                            matvec<float, float>,
+                            convert_padded<float, float>,
+                            input_from_float<float>,
+                            round_to<float>,
+                            scale_row<float>,
+                            attend<float>,
+                            gate_rows,
+                            finish_logits<float>,
+                            step_rows<float>};
+  static const Kernels half{dtype_of<Narrow>::value,
+                            std::lcm(kRowTile, kStreams),
+                            matvec<BFloat16, Narrow>,
+                            convert_padded<BFloat16, Narrow>,
+                            input_from_float<Narrow>,
+                            round_to<BFloat16>,
+                            scale_row<BFloat16>,
+                            attend<BFloat16>,
+                            gate_rows,
+                            finish_logits<BFloat16>,
+                            step_rows<BFloat16>};
   return model == DType::bf16 ? half : full;
 }

@@ -1,67 +1,44 @@
 #include "cpu/steering.h"
 
-#include <atomic>
+#include <algorithm>
 
 namespace dive::cpu {
-namespace {
-
-std::uint64_t next_id() {
-  static std::atomic<std::uint64_t> last{0};
-  return ++last;
-}
 
 template <class T>
-void pack(const Steering& packed, const SteeringSource& source, T* down, T* up) {
+void PackedSteering::pack(const SteeringSource& source) {
+  T* const down = reinterpret_cast<T*>(down_.data());
+  T* const up = reinterpret_cast<T*>(up_.data());
+  const auto at = [](const MatrixView& view, std::int64_t row, std::int64_t column) {
+    return static_cast<const T*>(view.data)[row * view.row_stride + column * view.column_stride];
+  };
   for (std::int64_t r = 0; r < source.rank; ++r) {
+    const std::int64_t group =
+        r / kGroup * kGroup * padded_width(source.width) + r % kGroup * kPanel;
     for (std::int64_t i = 0; i < source.width; ++i) {
-      down[packed.down_index(r, i)] = from_float<T>(source.down.at(r, i));
-      up[packed.up_index(r, i)] = from_float<T>(source.up.at(i, r));
+      const std::int64_t panel = i / kPanel, column = i % kPanel;
+      down[group + panel * kGroup * kPanel + column] = at(source.down, r, i);
+      up[(panel * padded_rank() + r) * kPanel + column] = at(source.up, i, r);
     }
   }
 }
 
-}  // namespace
-
-float MatrixView::at(std::int64_t row, std::int64_t column) const {
-  const std::int64_t index = row * row_stride + column * column_stride;
-  switch (dtype) {
-    case DType::bf16: return to_float(static_cast<const BFloat16*>(data)[index]);
-    case DType::f16: return to_float(static_cast<const Half*>(data)[index]);
-    case DType::f32: break;
-  }
-  return static_cast<const float*>(data)[index];
-}
-
-Steering::Steering(const SteeringSource& source)
-    : id_(next_id()),
-      rank_(source.rank),
-      width_(source.width),
-      dtype_(source.down.dtype),
+PackedSteering::PackedSteering(const SteeringSource& source)
+    : Steering(source, kHost),
       down_bias_(static_cast<std::size_t>(padded_rank())),
-      fixed_(static_cast<std::size_t>(padded_width(source.width))),
-      scale_(source.scale),
-      eps_(source.eps),
-      activation_(source.activation),
-      norm_preserving_(source.norm_preserving) {
-  const auto numbers = static_cast<std::size_t>(padded_rank() * padded_width(width_));
-  const std::size_t bytes = numbers * static_cast<std::size_t>(size_of(dtype_));
-  down_.grow(bytes);
-  up_.grow(bytes);
-  for (std::int64_t r = 0; r < rank_; ++r) down_bias_.data()[r] = source.down_bias.at(0, r);
-  for (std::int64_t i = 0; i < width_; ++i) fixed_.data()[i] = source.fixed.at(0, i);
-  if (rank_ == 0) return;
-  void* const down = down_.data();
-  void* const up = up_.data();
-  switch (dtype_) {
-    case DType::f32: pack(*this, source, static_cast<float*>(down), static_cast<float*>(up)); break;
-    case DType::bf16:
-      pack(*this, source, static_cast<BFloat16*>(down), static_cast<BFloat16*>(up));
-      break;
-    case DType::f16: pack(*this, source, static_cast<Half*>(down), static_cast<Half*>(up)); break;
+      fixed_(static_cast<std::size_t>(padded_width(source.width))) {
+  const std::int64_t bytes = padded_rank() * padded_width(source.width) * size_of(dtype());
+  down_.grow(static_cast<std::size_t>(bytes));
+  up_.grow(static_cast<std::size_t>(bytes));
+  std::copy_n(source.down_bias, rank(), down_bias_.data());
+  std::copy_n(source.fixed, width(), fixed_.data());
+  if (dtype() == DType::bf16) {
+    pack<BFloat16>(source);
+  } else {
+    pack<float>(source);
   }
 }
 
-std::int64_t Steering::bytes() const {
+std::int64_t PackedSteering::bytes() const {
   return static_cast<std::int64_t>(down_.size() + up_.size() +
                                    (down_bias_.size() + fixed_.size()) * sizeof(float));
 }

@@ -10,10 +10,6 @@ DIVE_INLINE __m256 load8(const BFloat16* from) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 
-DIVE_INLINE __m256 load8(const Half* from) {
-  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-}
-
 // Rounded to bfloat16 (nearest, ties to even, NaN kept), in the upper halves of 8 words.
 DIVE_INLINE __m256i bf16_bits(__m256 value) {
   const __m256i bits = _mm256_castps_si256(value);
@@ -32,18 +28,11 @@ DIVE_INLINE void store8(__m256 value, BFloat16* to) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), packed);
 }
 
-DIVE_INLINE void store8(__m256 value, Half* to) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
-                   _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
-}
-
 template <class T>
 DIVE_INLINE __m256 round8(__m256 value) {
   if constexpr (std::is_same_v<T, BFloat16>) {
     return _mm256_castsi256_ps(
         _mm256_and_si256(bf16_bits(value), _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
-  } else if constexpr (std::is_same_v<T, Half>) {
-    return _mm256_cvtph_ps(_mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
   } else {
     return value;
   }

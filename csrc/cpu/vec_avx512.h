@@ -10,10 +10,6 @@ DIVE_INLINE __m512 load16(const BFloat16* from) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
-DIVE_INLINE __m512 load16(const Half* from) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-}
-
 // Rounded to bfloat16 (nearest, ties to even, NaN kept), in the upper halves of 16 words. Not by
 // vcvtneps2bf16, which takes subnormal numbers for zero.
 DIVE_INLINE __m512i bf16_bits(__m512 value) {
@@ -29,11 +25,6 @@ DIVE_INLINE void store16(__m512 value, float* to) { _mm512_storeu_ps(to, value);
 DIVE_INLINE void store16(__m512 value, BFloat16* to) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
                       _mm512_cvtepi32_epi16(_mm512_srli_epi32(bf16_bits(value), 16)));
-}
-
-DIVE_INLINE void store16(__m512 value, Half* to) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
-                      _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
 }
 
 struct Vec {
@@ -53,8 +44,6 @@ struct Vec {
     if constexpr (std::is_same_v<T, BFloat16>) {
       return {_mm512_castsi512_ps(
           _mm512_and_si512(bf16_bits(lanes), _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
-    } else if constexpr (std::is_same_v<T, Half>) {
-      return {_mm512_cvtph_ps(_mm512_cvtps_ph(lanes, _MM_FROUND_TO_NEAREST_INT))};
     } else {
       return *this;
     }

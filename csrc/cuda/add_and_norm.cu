@@ -198,12 +198,12 @@ __device__ __forceinline__ void down_products(const Adapter<T>& adapter, int ran
   }
 }
 
-__device__ __forceinline__ float activated(cpu::Activation activation, float x) {
+__device__ __forceinline__ float activated(Activation activation, float x) {
   switch (activation) {
-    case cpu::Activation::silu: return silu(x);
-    case cpu::Activation::gelu: return gelu(x);
-    case cpu::Activation::tanh: return tanhf(x);
-    case cpu::Activation::identity: break;
+    case Activation::silu: return silu(x);
+    case Activation::gelu: return gelu(x);
+    case Activation::tanh: return tanhf(x);
+    case Activation::identity: break;
   }
   return x;
 }

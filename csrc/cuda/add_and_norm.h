@@ -1,4 +1,4 @@
-// [residual add + steering + RMSNorm] of one decode step; csrc/cpu/steer_step.h has the formula.
+// [residual add + steering + RMSNorm] of one decode step; csrc/cpu/kernels.h has the formula.
 //
 // A row is spread over a cluster of up to eight blocks where the GPU has clusters (sm_90 and later)
 // and there are few rows; over one block elsewhere. What a row's blocks exchange are sums of
@@ -7,9 +7,8 @@
 
 #include <cstdint>
 
-#include "cpu/steering.h"
+#include "../steering.h"
 #include "cuda/runtime.h"
-#include "decoder.h"
 
 namespace dive::cuda {
 
@@ -22,7 +21,7 @@ struct SteerView {
   float scale = 0;
   float eps = 0;
   int rank = -1;
-  cpu::Activation activation = cpu::Activation::silu;
+  Activation activation = Activation::silu;
   bool norm_preserving = false;
 };
 

@@ -21,8 +21,6 @@
 namespace dive::cuda {
 namespace {
 
-using cpu::Steering;
-
 // Of one block of steering: a product's blocks find room on the multiprocessor beside it.
 constexpr std::size_t kSharedLimit = 96 * 1024;
 
@@ -133,16 +131,11 @@ class CudaBackend final : public Backend {
   Buffer<unsigned> arrived_;
 
   Buffer<SteerView> steering_;  // [row][layer]
-  std::vector<std::vector<std::shared_ptr<DeviceSteering>>> row_steering_, unused_steering_;
-  KnownSteerings known_steering_;
-  int max_rank_ = 0;  // of all that was in use: graphs hold it
+  int max_rank_ = 0;            // of all that was in use: graphs hold it
 };
 
 void CudaBackend::reserve(std::int64_t rows, std::int64_t capacity) {
   const OnDevice here(device_);
-  // adapters that the next sequences use again are found, and not copied again
-  std::swap(unused_steering_, row_steering_);
-  row_steering_.assign(static_cast<std::size_t>(rows), {});
   if (rows != rows_ || capacity != capacity_) allocate(rows, capacity);
   const std::vector<int> nothing(static_cast<std::size_t>(rows), 0);
   const std::vector<SteerView> unsteered(static_cast<std::size_t>(rows) * spec_.layers.size());
@@ -218,12 +211,9 @@ void CudaBackend::start_row(std::int64_t row, std::int64_t length, std::int64_t 
 void CudaBackend::steer_row(std::int64_t row, const std::vector<const Steering*>& layers) {
   const OnDevice here(device_);
   std::vector<SteerView> views(spec_.layers.size());
-  std::vector<std::shared_ptr<DeviceSteering>> own;
   for (std::size_t l = 0; l < layers.size(); ++l) {
     if (layers[l] == nullptr) continue;
-    std::shared_ptr<DeviceSteering> steering = known_steering_.get(*layers[l], queue_.stream);
-    views[l] = steering->view();
-    own.push_back(std::move(steering));
+    views[l] = static_cast<const DeviceSteering*>(layers[l])->view();
     if (views[l].rank > max_rank_) {
       max_rank_ = views[l].rank;
       forget_graphs();
@@ -231,8 +221,6 @@ void CudaBackend::steer_row(std::int64_t row, const std::vector<const Steering*>
   }
   const auto count = static_cast<std::int64_t>(views.size());
   upload(steering_.data() + row * count, views.data(), count);
-  row_steering_[static_cast<std::size_t>(row)] = std::move(own);
-  known_steering_.forget_unused();
 }
 
 void CudaBackend::run(const StepInput& input, const std::function<void()>& schedule) {
@@ -393,6 +381,10 @@ void CudaBackend::predict() {
 
 std::unique_ptr<Backend> make_backend(ModelSpec spec, int device) {
   return std::make_unique<CudaBackend>(std::move(spec), device);
+}
+
+std::unique_ptr<Steering> make_steering(const SteeringSource& source, int device, void* stream) {
+  return std::make_unique<DeviceSteering>(source, device, static_cast<cudaStream_t>(stream));
 }
 
 }  // namespace dive::cuda

@@ -10,7 +10,6 @@ namespace dive::cuda {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kMaxRank = static_cast<int>(cpu::Steering::kMaxRank);
 constexpr int kClusterBlocks = 8;
 static_assert(kMaxRank <= kThreads, "each rank has a thread");
 

@@ -239,17 +239,30 @@ ModelSpec model_of(const Entries& from) {
 
 }  // namespace
 
-dlpack::Device read_device(const py::dict& description) {
-  if (!description.contains("device")) return {dlpack::kCpu, 0};
-  Kept none;
-  const std::string name = Entries(description, "", {dlpack::kCpu, 0}, none).text("device");
+dlpack::Device device_from(const std::string& name) {
   if (name == "cpu") return {dlpack::kCpu, 0};
   const std::string kind = "cuda:", number = name.substr(0, 5) == kind ? name.substr(5) : "";
   if (number.empty() || number.size() > 3 ||
       number.find_first_not_of("0123456789") != std::string::npos) {
     fail("device is '" + name + "', want cpu or cuda: and a number");
   }
+#ifndef DIVE_CUDA
+  fail("device is " + name + ", but dive._C was built without CUDA");
+#endif
   return {dlpack::kCuda, std::stoi(number)};
+}
+
+dlpack::Device tensors_of(dlpack::Device device) {
+#ifdef DIVE_HOST_CUDA
+  if (device.type == dlpack::kCuda) return {dlpack::kCpu, device.id};
+#endif
+  return device;
+}
+
+dlpack::Device read_device(const py::dict& description) {
+  if (!description.contains("device")) return {dlpack::kCpu, 0};
+  Kept none;
+  return device_from(Entries(description, "", {dlpack::kCpu, 0}, none).text("device"));
 }
 
 ModelSpec read_model(const py::dict& description, dlpack::Device device, Kept& kept) {

@@ -16,7 +16,11 @@ namespace dive {
 // ValueError with the text.
 [[noreturn]] void fail(const std::string& text);
 
-// The entry "device" of a description: "cpu", or "cuda:" and a number; "cpu" where there is none.
+// From "cpu", or "cuda:" and a number; of a GPU that this build has kernels for.
+dlpack::Device device_from(const std::string& name);
+// Where this build's tensors of a device lie: on the host too, where the host plays the GPU.
+dlpack::Device tensors_of(dlpack::Device device);
+// The entry "device" of a description; "cpu" where there is none.
 dlpack::Device read_device(const pybind11::dict& description);
 
 // Both hold pointers into the tensors, which are put into `kept` and must live on there: what they

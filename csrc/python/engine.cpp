@@ -14,8 +14,8 @@
 #include "cuda/backend.h"
 #endif
 #include "../engine.h"
+#include "python/arguments.h"
 #include "python/decoder_reader.h"
-#include "python/initialised.h"
 #include "python/tensor_argument.h"
 
 namespace py = pybind11;
@@ -23,24 +23,16 @@ namespace py = pybind11;
 namespace dive {
 namespace {
 
-using cpu::Steering;
-
-// Where this build's tensors of a CUDA device lie: on the host, where the host plays the device.
-#ifdef DIVE_HOST_CUDA
-constexpr std::int32_t kCudaTensors = dlpack::kCpu;
-#else
-constexpr std::int32_t kCudaTensors = dlpack::kCuda;
-#endif
-
-std::unique_ptr<Backend> make_backend(const ModelSpec& spec, dlpack::Device device) {
-  if (device.type == dlpack::kCpu) return std::make_unique<cpu::CpuBackend>(spec);
+std::unique_ptr<Backend> make_backend(const ModelSpec& spec,
+                                      [[maybe_unused]] dlpack::Device device) {
 #ifdef DIVE_CUDA
-  const std::string reason = cuda::unsupported(spec, device.id);
-  if (!reason.empty()) fail(reason);
-  return cuda::make_backend(spec, device.id);
-#else
-  fail("device is cuda:" + std::to_string(device.id) + ", but dive._C was built without CUDA");
+  if (device.type != dlpack::kCpu) {
+    const std::string reason = cuda::unsupported(spec, device.id);
+    if (!reason.empty()) fail(reason);
+    return cuda::make_backend(spec, device.id);
+  }
 #endif
+  return std::make_unique<cpu::CpuBackend>(spec);
 }
 
 // One call at a time, also of one that a tensor's `__dlpack__` makes while another reads it.
@@ -65,7 +57,7 @@ class BoundEngine {
  public:
   explicit BoundEngine(const py::dict& spec)
       : device_(read_device(spec)),
-        tensors_(device_.type == dlpack::kCpu ? device_ : dlpack::Device{kCudaTensors, device_.id}),
+        tensors_(tensors_of(device_)),
         engine_(bind(spec, device_, tensors_, weights_)) {}
 
   void use_stream(std::uintptr_t stream) {
@@ -167,6 +159,7 @@ class BoundEngine {
       fail("steering has " + std::to_string(count) + " entries, want " +
            std::to_string(m.layers.size()) + ", one a layer");
     }
+    const int device = device_.type == dlpack::kCpu ? kHost : device_.id;
     std::vector<const Steering*> layers;
     std::vector<py::object> own;
     for (std::size_t i = 0; i < count; ++i) {
@@ -182,6 +175,10 @@ class BoundEngine {
       if (one->width() != m.width) {
         fail("steering has width " + std::to_string(one->width()) + ", want " +
              std::to_string(m.width));
+      }
+      if (one->device() != device) {
+        fail("steering was made for " + device_text(one->device()) + ", want " +
+             device_text(device) + ", the engine's device");
       }
       if (one->dtype() != m.dtype) {
         fail(std::string("steering has weights of ") + name_of(one->dtype()) + ", want " +
@@ -286,6 +283,10 @@ class BoundEngine {
       fail(name + " is " + std::to_string(row) + ", want one of the " +
            std::to_string(engine_.rows()) + " rows that are reserved");
     }
+  }
+
+  static std::string device_text(int device) {
+    return device == kHost ? "cpu" : "cuda:" + std::to_string(device);
   }
 
   static Engine bind(const py::dict& spec, dlpack::Device device, dlpack::Device tensors,

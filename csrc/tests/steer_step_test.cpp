@@ -1,12 +1,12 @@
 // The kernels without Python, for builds with the sanitizers: every path this machine can run over
 // odd sizes, each buffer exactly as large as it must be so that a stray access is caught, and
 // compared with the formula in double.
-#include "cpu/steer_step.h"
-
 #include <cmath>
 #include <cstdio>
 #include <random>
 #include <vector>
+
+#include "cpu/kernels.h"
 
 namespace {
 
@@ -35,15 +35,15 @@ double phi(Activation activation, double x) {
 
 int failures = 0;
 
-template <class T, class W>
+template <class T>
 void check(Isa isa, std::int64_t width, std::int64_t rank, Activation activation, bool preserving,
            bool plus_one, double bound) {
   const std::int64_t rows = 3;
   auto residual = normal<T>(rows * width, 1.0f);
   const auto delta = normal<T>(rows * width, 1.0f);
-  const auto down = normal<W>(rank * width, 1.0f / std::sqrt(static_cast<float>(width)));
+  const auto down = normal<T>(rank * width, 1.0f / std::sqrt(static_cast<float>(width)));
   const auto bias = normal<float>(rank, 1.0f), fixed = normal<float>(width, 1.0f);
-  const auto up = normal<W>(width * rank, 0.3f);
+  const auto up = normal<T>(width * rank, 0.3f);
   const auto gain = normal<T>(width, 1.0f);
   std::vector<T> out(static_cast<std::size_t>(rows * width));
   const auto before = residual;
@@ -51,16 +51,18 @@ void check(Isa isa, std::int64_t width, std::int64_t rank, Activation activation
   SteeringSource source;
   source.rank = rank;
   source.width = width;
-  source.down = {down.data(), dtype_of<W>::value, width, 1};
-  source.down_bias = {bias.data(), DType::f32, 0, 1};
-  source.up = {up.data(), dtype_of<W>::value, rank, 1};
-  source.fixed = {fixed.data(), DType::f32, 0, 1};
+  source.dtype = dtype_of<T>::value;
+  source.down = {down.data(), width, 1};
+  source.down_bias = bias.data();
+  source.up = {up.data(), rank, 1};
+  source.fixed = fixed.data();
   source.scale = 0.3f;
   source.eps = 1e-6f;
   source.activation = activation;
   source.norm_preserving = preserving;
-  const Steering steering(source);
-  const Steering* const each[] = {&steering, nullptr, &steering};  // the middle row is skipped
+  const PackedSteering steering(source);
+  const PackedSteering* const each[] = {&steering, nullptr,
+                                        &steering};  // the middle row is skipped
 
   StepArguments step;
   step.rows = rows;
@@ -77,7 +79,7 @@ void check(Isa isa, std::int64_t width, std::int64_t rank, Activation activation
   step.norm_eps = 1e-5f;
   step.norm_plus_one = plus_one;
   Workspace workspace;
-  step_kernel(isa, dtype_of<T>::value, dtype_of<W>::value)(step, workspace);
+  kernels_of(isa, dtype_of<T>::value).step(step, workspace);
 
   double error = 0, size = 0;
   for (std::int64_t b = 0; b < rows; ++b) {
@@ -134,12 +136,9 @@ int main() {
              {Activation::silu, Activation::gelu, Activation::tanh, Activation::identity}) {
           for (int flags = 0; flags < 4; ++flags) {
             const bool preserving = (flags & 1) != 0, plus_one = (flags & 2) != 0;
-            check<float, float>(isa, width, rank, activation, preserving, plus_one, 1e-4);
-            check<BFloat16, float>(isa, width, rank, activation, preserving, plus_one, 2e-2);
-            check<BFloat16, BFloat16>(isa, width, rank, activation, preserving, plus_one, 2e-2);
-            check<Half, float>(isa, width, rank, activation, preserving, plus_one, 2e-3);
-            check<Half, Half>(isa, width, rank, activation, preserving, plus_one, 2e-3);
-            cases += 5;
+            check<float>(isa, width, rank, activation, preserving, plus_one, 1e-4);
+            check<BFloat16>(isa, width, rank, activation, preserving, plus_one, 2e-2);
+            cases += 2;
           }
         }
       }

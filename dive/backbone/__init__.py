@@ -1,4 +1,4 @@
-"""The frozen model: loaded with its processor, looked into, and never changed.
+"""The frozen model: loaded with its processor, inspected, and never changed.
 
 `structure` finds decoder, layers and head in a model of any family.
 """

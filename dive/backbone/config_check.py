@@ -1,4 +1,4 @@
-"""Settings in a backbone's files that load, and fail only when the model runs."""
+"""Checks of settings in a backbone's files that load, and fail only when the model runs."""
 
 from numbers import Real
 from typing import Any, TypeGuard
@@ -8,10 +8,10 @@ from dive.errors import DiveError
 
 
 def check_settings(source: str, model: Any, tokenizer: Any) -> None:
-    """DiveError that names file, setting and value, and says what is wanted."""
+    """Raise DiveError for such a setting, with its file, its value and the value it needs."""
 
     def wrong(file: str, name: str, value: Any, wanted: str) -> DiveError:
-        return DiveError(f"{source}: {name} in {file} is {value!r}; wants {wanted}")
+        return DiveError(f"{source}: {name} in {file} is {value!r}, want {wanted}")
 
     config = model.config
     vision = getattr(config, "vision_config", None)
@@ -23,7 +23,7 @@ def check_settings(source: str, model: Any, tokenizer: Any) -> None:
     if _whole(layers):
         chosen = getattr(config, "vision_feature_layer", None)
         for layer in chosen if isinstance(chosen, (list, tuple)) else [chosen]:
-            # the embeddings count as state 0
+            # the embeddings are hidden state 0
             if layer is not None and not (_whole(layer) and -layers - 1 <= layer <= layers):
                 raise wrong(
                     "config.json", "vision_feature_layer", chosen,
@@ -31,7 +31,7 @@ def check_settings(source: str, model: Any, tokenizer: Any) -> None:
                 )  # fmt: skip
     strategy = getattr(config, "vision_feature_select_strategy", None)
     if config.model_type == "internvl" and strategy != "default":
-        # it folds the patches two by two, and the class token is none
+        # it merges the patches two by two, and the class token is no patch
         raise wrong("config.json", "vision_feature_select_strategy", strategy, "'default'")
     positions = getattr(text_config(model), "max_position_embeddings", None)
     if _whole(positions) and positions < 1:

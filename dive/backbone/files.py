@@ -1,4 +1,4 @@
-"""What a backbone's folder is to whoever loads it: the files that are read, and the dtype."""
+"""The content of a backbone's folder as loaders see it: the files that they read, and the dtype."""
 
 import json
 import re
@@ -12,8 +12,8 @@ from dive.errors import DiveError
 from dive.files import digests
 from dive.files.input import read_file
 
-# What the loaders of models, tokenizers and processors read. Notes, logs and results that lie
-# beside them are nobody's business.
+# The files that the loaders of models, tokenizers and processors read. Notes, logs and results in
+# the same folder do not count.
 _WEIGHTS = re.compile(r"(model|pytorch_model|adapter_model)\b.*\.(safetensors|bin)")
 _OTHERS = re.compile(
     r".*(config|token|vocab|template|merges|bpe|codes|normalizer|tekken|emoji|word_)[^/]*\.(json|txt)"
@@ -23,8 +23,9 @@ _MAX_CONFIG = 64 << 20  # bytes
 
 
 def backbone_file_digests(backbone: str, verify: bool = False) -> dict[str, Any]:
-    """The content of a backbone's folder by its files, or name and commit of a repository on the
-    hub. Where a folder lies, and how its path is written, does not count.
+    """Digests of the files in a backbone's folder, or name and commit of a repository on the hub.
+
+    Neither the location of the folder nor the spelling of its path counts.
 
     verify: large files are read whole, and not sampled (`dive.files.digests.sampled`).
 
@@ -36,7 +37,7 @@ def backbone_file_digests(backbone: str, verify: bool = False) -> dict[str, Any]
     if not folder.is_dir():
         config = _config_on_hub(source)
         return {"backbone": source, "backbone_commit": config and config.parent.name}
-    more = _config_of(folder / "config.json").get("transformers_weights")  # of another name
+    more = _config_of(folder / "config.json").get("transformers_weights")  # under another name
     found: dict[str, dict[str, str]] = {"backbone_weights": {}, "backbone_files": {}}
     # further chat templates lie in a folder of their own
     for path in sorted([*folder.glob("*"), *folder.glob("*/*.jinja")]):
@@ -53,9 +54,10 @@ def backbone_file_digests(backbone: str, verify: bool = False) -> dict[str, Any]
 
 
 def dtype_in_use(backbone: str, dtype: str) -> str:
-    """The name of the dtype that `load_backbone` will load in; "auto" where only the weights tell.
+    """The name of the dtype that `load_backbone` will load in; "auto" where only
+    the weights have it.
 
-    dtype: as `load_backbone` takes it, "auto" or the name of one of torch's.
+    dtype: as `load_backbone` takes it, "auto" or the name of a torch dtype.
     """
     if dtype == "auto":
         source = source_of(backbone)
@@ -69,13 +71,13 @@ def dtype_in_use(backbone: str, dtype: str) -> str:
 
 
 def _config_on_hub(name: str) -> Path | None:
-    """config.json of the commit that a name on the hub stands for now."""
+    """Path of the config.json of the current commit of a repository on the hub."""
     from transformers.utils import cached_file
 
     try:
         path = cached_file(name, "config.json")
     except (OSError, ValueError):
-        return None  # what is wrong with it is said when it is loaded
+        return None  # loading it reports what is wrong
     return None if path is None else Path(path)
 
 
@@ -83,5 +85,5 @@ def _config_of(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(read_file(path, _MAX_CONFIG))
     except (OSError, ValueError, RecursionError, DiveError):
-        return {}  # the same
+        return {}  # loading reports it
     return found if isinstance(found, dict) else {}

@@ -1,9 +1,9 @@
-"""Whose weights an adapter was made on: samples of them, with what PEFT adds to them.
+"""The fingerprint of the weights that an adapter was made on: samples, with what PEFT adds to them.
 
-Samples are compared within one step of bfloat16, so a checkpoint is known again in any dtype, on
-any device, and a LoRA is the same merged or not. What cannot be sampled (quantised, offloaded or
+Samples are compared within one step of bfloat16, so a checkpoint is recognised in any dtype, on any
+device, and a LoRA is the same merged or not. What cannot be sampled (quantised, offloaded or
 sharded weights), or what the loading made up outside the text decoder since the checkpoint lacks it
-(a pooling head that nothing uses), is unknown, and an unknown is never held against a backbone.
+(a pooling head that nothing uses), is unknown, and an unknown never counts as a difference.
 """
 
 import base64
@@ -26,11 +26,11 @@ from dive.backbone.tuners import (
 )
 from dive.errors import DiveError
 
-# At most so many weights are sampled, evenly over the model. No model of today has more: a stride
-# through layers of one pattern would pass over the same kinds of weights in each of them.
+# The most weights that are sampled, evenly over the model. No model of today has more: a stride
+# through layers of one pattern would leave out the same kinds of weights in each of them.
 _TENSORS = 4096
-_SAMPLES = 2048  # about so many numbers in all, and 3 a weight at least
-_STEP = 2.0**-7  # of bfloat16: what rounding to another dtype can move a number by
+_SAMPLES = 2048  # numbers in all, approximately; at least 3 per weight
+_STEP = 2.0**-7  # of bfloat16: the most by which rounding to another dtype moves a number
 _TINY = 1e-7  # below this float16 rounds more coarsely than bfloat16
 _SPARSE = ("shira", "trainable_tokens")  # change few numbers of a weight, which samples hardly meet
 _LOADED = "_is_hf_initialized"  # on parameters, by transformers
@@ -39,12 +39,12 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @torch.no_grad()
 def fingerprint(backbone_or_model: Any) -> dict[str, Any]:
-    """What `difference` compares; JSON values only, some 5 to 12 kB.
+    """The values that `difference` compares; JSON values only, about 5 to 12 kB.
 
-    each: samples a weight. samples: base64 of bfloat16, None where the weights cannot be read;
-    plain LoRA that is at work is in them. made_up: indices in that list of weights outside the
-    decoder that no checkpoint had. tuners: sorts of PEFT's layers at work, not counting merged
-    ones. tuner_samples: of their own tensors. folded: all of them are in `samples`.
+    each: samples per weight. samples: base64 of bfloat16, None where the weights cannot be read;
+    active plain LoRA is in them. made_up: indices in that list of weights outside the decoder that
+    no checkpoint had. tuners: kinds of active PEFT layers, without merged ones. tuner_samples: of
+    their own tensors. folded: all of them are in `samples`.
     """
     model: Any = unwrap(backbone_or_model)
     found = [(weight, changes) for weight, changes in _weights(model)]
@@ -53,7 +53,7 @@ def fingerprint(backbone_or_model: Any) -> dict[str, Any]:
     sorts = kinds(model)
     odd = [one for one in tuners(model) if not _folds(one)]
     folded = PROMPTED not in sorts and not odd
-    # a merge that is to be undone at the next forward leaves weights that say nothing
+    # weights with a merge that the next forward undoes identify nothing
     stale = any(sign < 0 for one in odd for sign, _ in added(one))
     readable = (
         bool(found) and not stale and not _quantised(model) and all(_plain(w) for w, _ in found)
@@ -79,12 +79,14 @@ def fingerprint(backbone_or_model: Any) -> dict[str, Any]:
 
 
 def difference(made: Any, here: dict[str, Any]) -> str | None:
-    """How the weights of use are not those where the adapter was made, in words; None if they are
-    the same as far as can be told. `made` is an earlier fingerprint or None."""
+    """Describe how the weights in use differ from those that the adapter was made on.
+
+    None where no difference is known. `made` is an earlier fingerprint or None.
+    """
     if not isinstance(made, dict) or not {"each", "samples", "tuners"} <= made.keys():
         return None
     if made["tuners"] is None:
-        return None  # not known: nothing is held against the backbone
+        return None  # unknown: no difference
     there, now = _at_work(made["tuners"]), _at_work(here["tuners"])
     same_tuners = _same(made.get("tuner_samples"), here["tuner_samples"], 16)
     same = None
@@ -116,8 +118,8 @@ def difference(made: Any, here: dict[str, Any]) -> str | None:
     sparse = not {*made["tuners"], *here["tuners"]}.isdisjoint(_SPARSE)
     known = (same and not sparse) or (same is False and made.get("folded") and here["folded"])
     if one_sided and not known:
-        # what is at work on one side may have been merged on the other
-        found += "; whether it is merged into the weights cannot be told (if it is, all is well)"
+        # what is active on one side may have been merged on the other
+        found += "; whether it is merged into the weights is unknown (if it is, all is well)"
     return found
 
 
@@ -140,7 +142,7 @@ def _weights(module: Any) -> Iterator[tuple[Tensor, list[tuple[Any, float, str]]
 
 
 def _folds(module: Any) -> bool:
-    """Whether all that a tuner adds is in the samples: it is a plain LoRA of a plain weight."""
+    """Return whether a tuner is a plain LoRA of a plain weight, all of which the samples hold."""
     if not added(module):
         return True
     base = replaced(module)
@@ -166,8 +168,10 @@ def _plain(weight: Tensor) -> bool:
 
 
 def made_up(model: Any) -> set[int]:
-    """The Python ids of weights that no checkpoint had and that are not of the text decoder, which
-    is whole or useless: they are other numbers at every loading."""
+    """The Python ids of weights outside the text decoder that no checkpoint had.
+
+    They have other values at every loading. A decoder without all of its weights is of no use.
+    """
     # transformers marks what it has loaded; elsewhere (a copied model, say) nothing is marked
     weights = list(model.parameters())
     if not any(hasattr(one, _LOADED) for one in weights):
@@ -183,8 +187,10 @@ def made_up(model: Any) -> set[int]:
 
 
 class _SampleIndices(dict[tuple[torch.device, int, int], Tensor]):
-    """So many indices all over a tensor of a size, on its device: a copy to it waits for the GPU,
-    and many tensors are of one size."""
+    """Sample indices by (device, size, count), spread over a tensor of that size, on its device.
+
+    They are kept, as a copy to a device waits for the GPU and many tensors have the same size.
+    """
 
     def __missing__(self, key: tuple[torch.device, int, int]) -> Tensor:
         device, size, count = key
@@ -196,7 +202,7 @@ class _SampleIndices(dict[tuple[torch.device, int, int], Tensor]):
 def _entries(
     weight: Tensor, count: int, changes: list[tuple[Any, float, str]], known: _SampleIndices
 ) -> Tensor:
-    """So many numbers of a weight, from all over it, with what tuners add to them."""
+    """Samples of a weight, `count` of them spread over it, with what tuners add to them."""
     indices = known[weight.device, weight.numel(), count]
     entries = weight.detach().take(indices)
     for tuner, sign, name in changes:
@@ -237,8 +243,9 @@ def _same(
     unknown: Collection[int] = (),
     folded: bool = False,
 ) -> bool | None:
-    """Whether two lists of samples are of the same tensors, but for those at `unknown`; None where
-    they cannot be compared.
+    """Return whether two lists of samples are of the same tensors, except those at `unknown`.
+
+    None where they cannot be compared.
 
     folded: a LoRA was added to samples on either side. A sum is as exact as its larger part, so a
     small one of two large ones may differ by more than its own step: by a part of the tensor's RMS.

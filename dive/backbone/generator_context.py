@@ -1,4 +1,4 @@
-"""Generators whose every step runs inside a context that the caller's code between does not see."""
+"""Generators each step of which runs inside a context that is left while the caller's code runs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -10,7 +10,7 @@ T = TypeVar("T")
 def iterate_within(
     context: Callable[[], AbstractContextManager[Any]], results: Iterator[T]
 ) -> Iterator[T]:
-    """The same results, each made inside a new `context()`; closing it closes `results`."""
+    """Yield the same results, each made inside a new `context()`; closing it closes `results`."""
     try:
         while True:
             with context():

@@ -2,7 +2,7 @@
 
 transformers checkpoints a decoder layer only where `layer.training` is set, which a frozen model's
 is not: switched on in the usual way it would silently save nothing. Here a layer's own forward is
-computed again; hooks run around it, once, so that a backward steers nothing anew.
+computed again; hooks run around it, once, so that the backward does not steer a second time.
 """
 
 from functools import partial
@@ -52,10 +52,10 @@ class Checkpointing:
 
 
 class RecomputedForward:
-    """A layer's forward, computed again in the backward in place of keeping what it computed.
+    """A layer's forward that is computed again in the backward and keeps no activations.
 
-    It asks for itself whether gradients are wanted, so that neither a teacher's forward nor another
-    thread's `generate` has to know about it. Of a copied model the copy keeps its activations.
+    It checks by itself whether gradients are enabled, so that a teacher's forward or another
+    thread's `generate` needs no switch. The copy of a copied model keeps its activations.
     """
 
     def __init__(self, layer: nn.Module, inner: Any, on: bool = True) -> None:
@@ -80,7 +80,7 @@ def _recomputes(layer: Any) -> bool:
 def enable_gradient_checkpointing(backbone_or_model: Any) -> Checkpointing:
     """Recompute decoder layers in the backward pass instead of keeping their activations.
 
-    The model stays in eval mode (dropout off) and is restored by `.remove()` of what is returned.
-    Only forwards under enabled gradients and without a key/value cache are checkpointed.
+    The model stays in eval mode (dropout off) and is restored by `.remove()` of the returned
+    handle. Only forwards under enabled gradients and without a key/value cache are checkpointed.
     """
     return Checkpointing(unwrap(backbone_or_model))

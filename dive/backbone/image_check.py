@@ -1,8 +1,8 @@
-"""Whether an image processor's own settings can be right: of what kind they are, whether they agree
-with each other, and what pixels they make.
+"""Checks of an image processor's own settings: their types, whether they agree with each other, and
+the pixels that they make.
 
-None of this depends on a model: it is what is wrong with any. A setting that no image can pass is
-refused before a study is read, so that it is not blamed on each study in turn.
+None of this depends on the model. A setting that no image can pass is refused before a study is
+read, so that it is not blamed on each study in turn.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dive.errors import DiveError
 
-# one of these is what a size has to hold
+# a size has one of these
 _EDGES = (
     ("height", "width"),
     ("shortest_edge",),
@@ -33,8 +33,10 @@ _VALUES = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_
 
 
 def check_settings(processor: Any, stacklevel: int = 3) -> None:
-    """DiveError where a setting of the image processor is not even of the kind that it has to be; a
-    warning where images are not shown whole, or stand in a black frame."""
+    """Raise DiveError where a setting of the image processor has an unusable type or value.
+
+    Warns where images are cut, or get a black frame.
+    """
     images, name = processor.image_processor, type(processor).__name__
     sizes = {own: _size(images, own, name) for own in ("crop_size", "size")}
     resizes, crops = (_is_on(images, one) for one in ("do_resize", "do_center_crop"))
@@ -46,7 +48,7 @@ def check_settings(processor: Any, stacklevel: int = 3) -> None:
         if resizes and "longest_edge" not in sizes["size"]:
             raise _unfit(images, name, "size", f"a dict such as {_usual(images, 'size')}")
     if hasattr(processor, "spatial_merge_size") and not resizes:
-        # in Pixtral's line it is what makes an image's edges multiples of a token's
+        # in the Pixtral line resizing makes an image's edges multiples of a token's
         raise _unfit(images, name, "do_resize", "True")
     if resizes:
         _check_filter(images, name)
@@ -67,8 +69,10 @@ def check_settings(processor: Any, stacklevel: int = 3) -> None:
 
 
 def check_pixels(processor: Any, batch: dict[str, Tensor], stacklevel: int = 3) -> None:
-    """DiveError where the pixels of an image that is half black and half white are not finite; a
-    warning where they are far from any that a model is trained on."""
+    """Raise DiveError where the pixels of an image that is half black, half white are not finite.
+
+    Warns where they are far from any that a model is trained on.
+    """
     images, name = processor.image_processor, type(processor).__name__
     for tensor, value in batch.items():
         if not tensor.startswith("pixel") or not value.is_floating_point() or not value.numel():
@@ -117,7 +121,7 @@ def _whole_edges(images: Any, own: str, needed: tuple[str, ...], name: str) -> d
 def _check_filter(images: Any, name: str) -> None:
     value = getattr(images, "resample", 0)
     numbered = isinstance(value, int) and not isinstance(value, bool)
-    # torchvision's filters are members of an enum; by another name the bilinear one is taken
+    # torchvision's filters are members of an enum; another name selects the bilinear one
     if (numbered and 0 <= value < _FILTERS) or (not numbered and isinstance(value, enum.Enum)):
         return
     usual = _usual(images, "resample")
@@ -126,7 +130,7 @@ def _check_filter(images: Any, name: str) -> None:
 
 
 def _check_numbers(images: Any, name: str, setting: str) -> None:
-    """Finite; a scale is above 0, too: 0 divides by nothing, and below it black becomes white."""
+    """Raise DiveError for numbers that are not finite, and for a scale that is not above 0."""
     value = getattr(images, setting, None)
     several = isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) == 1
     numbers = list(value) if several else [value]  # type: ignore[arg-type]
@@ -148,7 +152,7 @@ def _check_numbers(images: Any, name: str, setting: str) -> None:
 
 
 def _disagreements(images: Any, sizes: dict[str, dict[str, int]]) -> Iterator[str]:
-    """What is wrong with images that are first resized to `size` and then cut to `crop_size`."""
+    """Yield the faults of images that are first resized to `size` and then cut to `crop_size`."""
     crop = sizes["crop_size"]["height"], sizes["crop_size"]["width"]
     cut = f"{crop[0]}" if crop[0] == crop[1] else f"{crop[0]} x {crop[1]}"
     if not _is_on(images, "do_resize"):
@@ -195,7 +199,7 @@ def _scaling(images: Any) -> str:
 
 
 def _comparable(value: Any) -> Any:
-    """Numbers in whatever they are kept in."""
+    """The value with numbers of any sequence type as a list."""
     return list(value) if isinstance(value, (list, tuple)) or hasattr(value, "tolist") else value
 
 
@@ -204,7 +208,7 @@ def _is_on(images: Any, switch: str) -> bool:
 
 
 def _usual(images: Any, own: str) -> Any:
-    """What the class has for a setting, where it has one."""
+    """The class's own value of a setting; None where it has none."""
     value = getattr(type(images), own, None)
     if own in ("size", "crop_size", "max_image_size") and value is not None:
         with contextlib.suppress(TypeError, ValueError):
@@ -214,4 +218,4 @@ def _usual(images: Any, own: str) -> Any:
 
 def _unfit(images: Any, name: str, setting: str, wants: str) -> DiveError:
     value = getattr(images, setting, None)
-    return DiveError(f"{name}: image_processor.{setting} is {value!r}; wants {wants}")
+    return DiveError(f"{name}: image_processor.{setting} is {value!r}, want {wants}")

@@ -1,9 +1,10 @@
-"""What is asked of image processors, and processors where transformers cannot make them.
+"""Settings of image processors, and processors where transformers cannot make them.
 
-Its video processors need torchvision. Films are images, so without it a processor is composed from
-the image processor, the tokenizer and the chat template: the model's own processor class without
-its video part, which expands image tokens by the same code as the real one. Pixtral's processor
-(Mistral 3) has no video part, but its module cannot be imported; `_PixtralImages` stands in for it.
+Its video processors need torchvision. Radiographs are images, so without it a processor is composed
+from the image processor, the tokenizer and the chat template: the model's own processor class
+without its video part, which expands image tokens by the same code as the real one. Pixtral's
+processor (Mistral 3) has no video part, but its module cannot be imported; `_PixtralImages` stands
+in for it.
 """
 
 import logging
@@ -13,20 +14,20 @@ from typing import Any
 from transformers import AutoProcessor, AutoTokenizer, ProcessorMixin
 from transformers.models.auto import processing_auto
 
-# from where it is defined: what `transformers` itself exports under this name wants torchvision in
-# its earlier versions of 5
+# from where it is defined: what `transformers` itself exports under this name needs torchvision in
+# earlier versions of 5
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 logger = logging.getLogger("dive")
 
 VIDEO = "video_processor"
 
-# Switches by which image processors cut one image into tiles, each with its own tokens.
+# Settings that make image processors cut one image into tiles, each with its own tokens.
 _TILING = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan")
 
 
 def budget_kwargs(processor: Any, max_image_tokens: int | None) -> dict[str, Any]:
-    """What the processor is called with so that an image has at most so many tokens.
+    """Arguments for the processor so that an image has at most `max_image_tokens` tokens.
 
     Larger images are scaled down where the processor keeps an image's size; switches for tiling are
     turned off. {} where there is no such setting, or nothing to change.
@@ -67,7 +68,7 @@ def processor_without_video(source: str, config: Any, options: dict[str, Any]) -
     settings, _ = base.get_processor_dict(source, **options)
     parts = [name for name in base.get_attributes() if name != VIDEO]
     if parts != ["image_processor", "tokenizer"]:
-        raise ValueError(f"{base.__name__} wants torchvision: {', '.join(base.get_attributes())}")
+        raise ValueError(f"{base.__name__} needs torchvision: {', '.join(base.get_attributes())}")
     made = [
         AutoImageProcessor.from_pretrained(source, **options),
         AutoTokenizer.from_pretrained(source, **options),
@@ -102,7 +103,7 @@ def _without_video(base: Any) -> Any:
         def get_attributes(cls) -> list[str]:
             return [name for name in super().get_attributes() if name != VIDEO]
 
-        # SmolVLM's own asks its video processor even where there is no video
+        # SmolVLM's own method uses its video processor even without a video
         apply_chat_template = ProcessorMixin.apply_chat_template
 
     ImageOnly.__name__ = ImageOnly.__qualname__ = getattr(base, "stands_for", base.__name__)
@@ -110,8 +111,10 @@ def _without_video(base: Any) -> Any:
 
 
 class _PixtralImages(ProcessorMixin):
-    """Does for images what PixtralProcessor does: one placeholder becomes rows of image tokens,
-    each row closed by a break token and the last one by the token that ends the image."""
+    """PixtralProcessor for images: one placeholder becomes rows of image tokens.
+
+    A break token closes each row, and the token that ends the image the last one.
+    """
 
     stands_for = "PixtralProcessor"
 

@@ -1,5 +1,6 @@
-"""The tokens that a processor writes for images and around them: its own settings, which it puts
-into prompts as text. What is no token of the tokenizer is read there as a word ("None", say).
+"""Special tokens that a processor writes for images and around them, by its own settings.
+
+They go into prompts as text. One that the tokenizer does not have is read as a word ("None", say).
 """
 
 import re
@@ -12,12 +13,14 @@ _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def check_image_special_tokens(processor: Any) -> None:
-    """DiveError where a mark around images is not a special token of the tokenizer, is one with
-    another meaning, or is another mark's."""
+    """Raise DiveError where such a setting is not a special token of the tokenizer.
+
+    Nor may it be a special token with another meaning, or that of another setting.
+    """
     tokenizer, name = processor.tokenizer, type(processor).__name__
     added = {str(token) for token in getattr(tokenizer, "added_tokens_decoder", {}).values()}
     if not added:
-        return  # a tokenizer that does not list them
+        return  # a tokenizer that does not list its special tokens
     roles = {str(getattr(tokenizer, role, None)): role for role in _ROLES}
     taken = {str(getattr(processor, "image_token", "")): "image_token"}
     for setting in _token_settings(processor):
@@ -31,17 +34,19 @@ def check_image_special_tokens(processor: Any) -> None:
             problem = f"is {value!r}"
         elif value in roles:
             problem = f"is {value!r}, the tokenizer's {roles[value]}"
-        # in Gemma 3's line the mark that opens an image stands for it, too
+        # in the Gemma 3 line the token that opens an image stands for it, too
         elif value in taken and {setting, taken[value]} != {"boi_token", "image_token"}:
             problem = f"is {value!r}, as {taken[value]} is"
         if problem:
-            raise DiveError(f"{name}: {setting} {problem}; wants {wants}")
+            raise DiveError(f"{name}: {setting} {problem}, want {wants}")
         taken[value] = setting
 
 
 def image_special_token_ids(processor: Any, image_token_id: int | None) -> dict[str, int]:
-    """The settings that hold a mark's id (image_token_id, ...) and are not that id, with what they
-    have to be. By them a processor tells which tokens are images (mm_token_type_ids).
+    """Settings for ids of special tokens (image_token_id, ...) that have another value, with the
+    right one.
+
+    A processor finds image tokens by them (mm_token_type_ids).
 
     image_token_id: the model's own.
     """
@@ -51,7 +56,7 @@ def image_special_token_ids(processor: Any, image_token_id: int | None) -> dict[
         if own not in vars(processor) or not isinstance(token, str):
             continue
         if setting == "image_token":
-            # in Gemma 3's line a prompt's mark is another token than those that images take
+            # in the Gemma 3 line the placeholder in a prompt is another token than those of images
             wanted = None if hasattr(processor, "boi_token") else image_token_id
         else:
             wanted = processor.tokenizer.get_vocab().get(token)
@@ -61,5 +66,5 @@ def image_special_token_ids(processor: Any, image_token_id: int | None) -> dict[
 
 
 def _token_settings(processor: Any) -> list[str]:
-    """Names of the settings; not the image token's, which the model's config has."""
+    """Names of the settings, without that of the image token, which the model's config has."""
     return [one for one in vars(processor) if _SETTING.search(one) and one != "image_token"]

@@ -1,4 +1,4 @@
-"""The kv_cache in what transformers hands over, found by what it is.
+"""The kv_cache among arguments and outputs of transformers, found by its type.
 
 Its name among arguments and outputs has changed before (past_key_values, cache_params, cache).
 """
@@ -12,7 +12,7 @@ from dive.errors import DiveError
 
 
 def caches_in(handed_over: Mapping[str, Any]) -> list[Cache]:
-    """The different caches among a forward's arguments or outputs: one, where all is well."""
+    """The different caches among a forward's arguments or outputs; normally one."""
     found = {id(value): value for value in handed_over.values() if isinstance(value, Cache)}
     return list(found.values())
 
@@ -20,8 +20,9 @@ def caches_in(handed_over: Mapping[str, Any]) -> list[Cache]:
 def filled_layers(outputs: Mapping[str, Any], length: int) -> Sequence[Any]:
     """The layers of the cache that a forward over `length` tokens returned.
 
-    DiveError where it returned none, or one that holds another number of tokens: what would be
-    decoded from it is not what follows the prompt.
+    Raises:
+        DiveError: it returned none, or one with another number of tokens, from which decoding would
+            not continue the prompt.
     """
     caches = caches_in(outputs)
     held = [int(cache.get_seq_length()) for cache in caches]

@@ -1,4 +1,4 @@
-"""Load a frozen backbone with its processor; and the names that are used with it."""
+"""Loading of a frozen backbone with its processor."""
 
 import inspect
 import json
@@ -58,7 +58,7 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go (under a device_map: where the embeddings are)."""
+        """The device of the inputs (under a device_map that of the embeddings)."""
         embeddings: Any = unwrap(self.model).get_input_embeddings()
         return computes_on(embeddings)
 
@@ -68,11 +68,11 @@ class Backbone:
 
     @property
     def image_token_id(self) -> int | None:
-        """The token whose embedding an image feature takes; None for a text model."""
+        """The token whose embedding an image feature replaces; None for a text model."""
         return getattr(unwrap(self.model).config, "image_token_id", None)
 
 
-@torch.inference_mode(False)  # its weights are to be learnt through, wherever they are loaded
+@torch.inference_mode(False)  # gradients flow through its weights later
 def load_backbone(
     path: str | PathLike[str],
     *,
@@ -91,9 +91,9 @@ def load_backbone(
     dtype: "auto" is the checkpoint's own; else a torch dtype or its name ("bfloat16").
     device: "auto" is the GPU where there is one. Give either `device` or `device_map`.
     attn_implementation: "auto" is flash attention where it is installed, the device is a GPU and
-        the model's masks are causal; else what transformers prefers (sdpa). What was chosen is
-        logged. Models whose image tokens attend both ways (Gemma 3, PaliGemma) never get flash
-        attention, which would silently make their image block causal.
+        the model's masks are causal; else the default of transformers (sdpa). The choice is
+        logged. Models with bidirectional attention among image tokens (Gemma 3, PaliGemma) never
+        get flash attention, which would silently make their image block causal.
     Anything else goes to `from_pretrained` of the model.
 
     Raises:
@@ -160,7 +160,7 @@ def load_tokenizer(path: str | PathLike[str]) -> Any:
 
 
 def source_of(path: str | PathLike[str]) -> str:
-    """A folder with a config.json, or what can be the name of a repository on the hub."""
+    """The path of a folder with a config.json, or the name of a repository on the hub."""
     folder = checks.path("backbone", path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -170,12 +170,12 @@ def source_of(path: str | PathLike[str]) -> str:
     name = str(path)
     is_path = checks.is_path(path) or name[:1] in ("/", ".", "~") or name.count("/") > 1
     if is_path or folder.exists():
-        raise DiveError(f"{path}: a backbone's folder is wanted, and there is none")
+        raise DiveError(f"{path}: is no folder, want that of a backbone")
     return name
 
 
 def _check_files(folder: Path) -> None:
-    """DiveError for what loaders would wait for without end (a pipe), or read whole."""
+    """Raise DiveError for a file that loaders would wait for without end (a pipe), or too large."""
     for path in sorted(folder.iterdir()):
         if path.suffix not in (*_TEXTS, ".safetensors", ".bin") or not path.exists():
             continue
@@ -186,7 +186,7 @@ def _check_files(folder: Path) -> None:
 
 
 def _what_else(folder: Path) -> str:
-    """What a folder without a model's config.json holds."""
+    """Describe a folder without a model's config.json."""
     if not (folder / "adapter_config.json").is_file():
         return "no config.json here, so this is not a saved model"
     if (folder / "adapter.safetensors").is_file():
@@ -197,14 +197,14 @@ def _what_else(folder: Path) -> str:
 
 
 def _is_peft_alone(folder: Path) -> bool:
-    """Whether a folder holds PEFT's adapter and no weights of a model."""
+    """Return whether a folder holds PEFT's adapter and no weights of a model."""
     weights = [path for kind in ("*.safetensors", "*.bin") for path in folder.glob(kind)]
     models = [path for path in weights if not path.name.startswith("adapter_model")]
     return (folder / "adapter_config.json").is_file() and not models
 
 
 def _of_peft(folder: Path) -> str:
-    """A folder of PEFT's alone, in words."""
+    """Describe a folder that holds a PEFT adapter alone."""
     try:
         found = json.loads(read_file(folder / "adapter_config.json", 1 << 24))
         base, kind = found.get("base_model_name_or_path"), found.get("peft_type")
@@ -219,7 +219,7 @@ def _of_peft(folder: Path) -> str:
 
 @contextmanager
 def _reported(source: str, what: str) -> Iterator[None]:
-    """What goes wrong in transformers' loaders for the user's files becomes one clear line."""
+    """Turn errors of transformers' loaders into one clear line."""
     try:
         yield
     except DiveError:
@@ -229,8 +229,8 @@ def _reported(source: str, what: str) -> Iterator[None]:
     except Exception as error:
         if what == "model" and _is_peft_alone(Path(source)):
             raise DiveError(f"{source}: {_of_peft(Path(source))}") from error
-        # for files that are missing, damaged or of another kind there is no error that
-        # transformers and what it builds of them do not raise
+        # for missing, damaged or unsuitable files transformers and the classes that it builds
+        # may raise any error
         message = refusal(error, Path(source)) or " ".join(str(error).split())
         if not message or isinstance(error, (LookupError, AssertionError)):
             message = f"{type(error).__name__}: {message}".rstrip(": ")
@@ -275,7 +275,7 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 
 
 def _attention(auto: Any, config: Any, cuda: bool) -> str | None:
-    """Flash attention only where it is known to compute the model's own masks."""
+    """Choose flash attention only where it is known to compute the model's own masks."""
     if not cuda or not is_flash_attn_2_available() or type(config) not in auto._model_mapping:
         return None
     model_class = auto._model_mapping[type(config)]
@@ -283,7 +283,8 @@ def _attention(auto: Any, config: Any, cuda: bool) -> str | None:
 
 
 def _both_ways(model_class: Any, config: Any) -> bool:
-    """Whether some tokens attend to later ones: masks made from token types, or a config flag."""
+    """Return whether some tokens attend to later ones: masks made from token types, or a config
+    flag."""
     text = config.get_text_config(decoder=True)
     inputs = inspect.signature(model_class.forward).parameters
     rope = getattr(text, "rope_parameters", None) or {}
@@ -296,14 +297,14 @@ def _both_ways(model_class: Any, config: Any) -> bool:
 
 
 def _check_loaded(source: str, model: PreTrainedModel, info: dict[str, Any]) -> None:
-    """Made-up weights in the decoder, the head or all of another part are an error.
+    """Raise DiveError where the decoder, the head or all of another part lacks weights.
 
-    A few of them elsewhere are a warning: layers that a model never runs may be left out.
+    Some elsewhere are a warning: checkpoints may leave out layers that a model never runs.
     """
     for name, *shapes in info.get("mismatched_keys") or ():
         stored, wanted = (list(shape) for shape in shapes)
         raise DiveError(
-            f"{source}: {name} is {stored} in the checkpoint, config.json wants {wanted}"
+            f"{source}: {name} is {stored} in the checkpoint, want {wanted} by config.json"
         )
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     missing = sorted(info.get("missing_keys") or ())
@@ -349,7 +350,7 @@ def _processor(source: str, config: Any, auto: Any, shared: dict[str, Any]) -> A
 
 
 def _check_tokenizer(source: str, tokenizer: Any) -> None:
-    """Some classes make an empty tokenizer where their files are missing, without a word."""
+    """Raise DiveError for missing files, of which some classes make an empty tokenizer."""
     files = [name for name in tokenizer.vocab_files_names.values() if isinstance(name, str)]
     folder = Path(source)
     if folder.is_dir() and not any((folder / name).is_file() for name in files):

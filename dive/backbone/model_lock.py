@@ -1,6 +1,7 @@
 """The lock of a model: dive's own calls of it run one after the other, in the order of arrival.
 
-What a model notes down in a forward (Qwen-VL its offsets of positions) is for one call at a time.
+A model may keep state from a forward (Qwen-VL its position offsets), which serves one call at a
+time.
 """
 
 import contextlib
@@ -54,10 +55,10 @@ _locks: "WeakKeyDictionary[nn.Module, FairLock]" = WeakKeyDictionary()
 
 @contextlib.contextmanager
 def model_lock(backbone_or_model: Any) -> Iterator[None]:
-    """Inside, this thread alone runs the model among dive's calls of it.
+    """Run dive's calls of the model in this thread alone while the context is open.
 
-    Not to be held over a `yield` of a generator, nor while a user's iterable is read: both may take
-    any time.
+    Must not be held over a `yield` of a generator, or while a user's iterable is read: both may
+    take any time.
     """
     model: nn.Module = unwrap(backbone_or_model)
     with contextlib.suppress(DiveError):  # nothing else shares a model without known layers

@@ -1,6 +1,6 @@
-"""The modes that a model runs in while dive works with it; afterwards it is as it was.
+"""Modes in which a model runs while dive works with it; afterwards they are restored.
 
-A flag of its modules or parameters is held down for as long as any thread wants it down.
+A flag of its modules or parameters stays False as long as any thread holds it.
 """
 
 import threading
@@ -15,14 +15,16 @@ from torch import nn
 from dive.errors import DiveError
 
 _changes = threading.RLock()
-# by model and flag: how many hold it, and whose it was
+# by model and flag: how many hold it, and the parts on which it was True
 _holders: "WeakKeyDictionary[nn.Module, dict[str, tuple[int, list[Any]]]]" = WeakKeyDictionary()
 
 
 @contextmanager
 def held(model: nn.Module, flag: str, parts: Sequence[Any]) -> Iterator[None]:
-    """`flag` is False on these parts of a model. What had it gets it back when the last thread that
-    holds it leaves: none of them finds it up in the middle of its work."""
+    """Hold `flag` at False on these parts of a model.
+
+    The last thread that holds it restores it, so that no other one sees it True during its work.
+    """
     with _changes:
         raised = [part for part in parts if getattr(part, flag)]
         of_model = _holders.setdefault(model, {})
@@ -45,9 +47,10 @@ def held(model: nn.Module, flag: str, parts: Sequence[Any]) -> Iterator[None]:
 
 @contextmanager
 def at_rest(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, with nothing trainable and outside autocast; then as it was.
+    """Hold the model in eval mode, with nothing trainable and outside autocast.
 
-    PEFT leaves its layers in training mode, whose dropout would be in every state, and trainable.
+    PEFT leaves its layers trainable and in training mode, whose dropout would be in all hidden
+    states.
     """
     if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
         raise DiveError(
@@ -60,7 +63,7 @@ def at_rest(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode and outside autocast; then as it was, when no thread wants it so."""
+    """Hold the model in eval mode and outside autocast, until the last thread leaves."""
     with ExitStack() as stack:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):

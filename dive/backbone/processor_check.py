@@ -1,5 +1,5 @@
-"""Whether a processor's settings fit the model: what is missing, and what makes another number of
-image tokens than the model makes features.
+"""Checks that a processor's settings fit the model: none is missing, and an image has as many
+tokens as the model makes features.
 
 A checkpoint keeps the two in different files, and neither transformers nor the hub compares them.
 """
@@ -23,11 +23,11 @@ from dive.errors.checks import is_whole
 
 log = logging.getLogger("dive")
 
-# what a vision tower raises for pixels that are not its own
+# errors of a vision tower for pixels that do not fit it
 _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError)
 _SIZES = ("crop_size", "size")
-# where images keep their shape, these say how many tokens they take: that of one image may be right
-# by luck, and that of the next is not
+# where images keep their shape, their numbers of tokens follow from these: one image's may be right
+# by chance and the next one's wrong
 _BY_SHAPE = (
     "patch_size",
     "spatial_merge_size",
@@ -35,7 +35,7 @@ _BY_SHAPE = (
     "image_processor.merge_size",
     "image_processor.temporal_patch_size",
 )
-# what the model reads from its own config whatever the processor did: another value cannot work
+# the model reads these from its own config, so another value in the processor cannot work
 _THE_MODELS = ("image_processor.image_grid_pinpoints", "vision_aspect_ratio")
 
 _warned: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
@@ -43,10 +43,10 @@ _checked: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
 def with_model_settings(processor: Any, backbone_or_model: Any) -> Any:
-    """The processor with the settings that it lacks, as the model's config implies them; which are
-    said once. Older LLaVA checkpoints leave theirs out.
+    """The processor with the settings that it lacks, as the model's config implies them.
 
-    A processor that lacks something is copied: the caller's own stays as it is.
+    Older LLaVA checkpoints leave theirs out. They are logged once. A processor that lacks something
+    is copied: the caller's own stays as it is.
     """
     model: Any = unwrap(backbone_or_model)
     taken: dict[str, Any] = {}
@@ -60,7 +60,7 @@ def with_model_settings(processor: Any, backbone_or_model: Any) -> Any:
             taken[name] = wanted
     counted = "num_additional_image_tokens"
     if taken and getattr(processor, counted, None) == 0 and implied.get(counted):
-        taken[counted] = implied[counted]  # its default is 0, which cannot be told from none
+        taken[counted] = implied[counted]  # its default is 0, so 0 may mean that it was never set
     for name in _THE_MODELS:
         owner, own = _owner(processor, name)
         wanted = getattr(model.config, own, None)
@@ -86,7 +86,7 @@ def with_model_settings(processor: Any, backbone_or_model: Any) -> Any:
 
 
 def check_types(processor: Any, backbone_or_model: Any) -> None:
-    """DiveError where a setting that the model's config implies is not even of its kind."""
+    """Raise DiveError where a setting that the model's config implies is no whole number >= 0."""
     for setting, wanted in _implied(processor, unwrap(backbone_or_model)).items():
         value = _setting(processor, setting)
         sized = setting.removeprefix("image_processor.") in _SIZES
@@ -94,13 +94,13 @@ def check_types(processor: Any, backbone_or_model: Any) -> None:
             continue
         if not is_whole(value) or value < 0:
             raise DiveError(
-                f"{type(processor).__name__}: {setting} is {value!r}; wants a whole number, and "
+                f"{type(processor).__name__}: {setting} is {value!r}, want a whole number, and "
                 f"the model's config implies {wanted}"
             )
 
 
 def _listed(value: Any) -> Any:
-    """Lists for tuples, all the way down."""
+    """The value with tuples as lists, at every depth."""
     return [_listed(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
@@ -109,7 +109,7 @@ def misfits(
 ) -> list[str]:
     """Settings that are not what the model's config implies: "patch_size is 16 (... 14)".
 
-    among: the settings that are looked at; None for all.
+    among: the settings to compare; None for all.
     """
     found = []
     token = getattr(unwrap(backbone_or_model).config, "image_token_id", None)
@@ -125,7 +125,7 @@ def misfits(
 
 
 def _is_default(processor: Any, name: str) -> bool:
-    """Whether a setting that follows an image's shape is what the class has for none at all."""
+    """Return whether a setting that follows an image's shape has the class's own default."""
     if name not in _BY_SHAPE:
         return False
     parameter = inspect.signature(type(processor).__init__).parameters.get(name)
@@ -139,12 +139,13 @@ def check_features(
     settings: dict[str, Any],
     example: Callable[[], tuple[dict[str, Tensor], dict[str, Tensor], int]],
 ) -> None:
-    """DiveError where no image can pass the processor, or one takes another number of tokens than
-    the model makes features; or where its pixels are of no use.
+    """Raise DiveError where no image can pass the processor, or the model cannot use the result.
 
-    example: a prompt with one image, those of its inputs that are the image's, and how many image
-    tokens it has. Asked for once for each state of the settings; only where it does not look as
-    the model's config has it, it is run through the vision tower.
+    The model must make as many features of an image as it has tokens.
+
+    example: returns a prompt with one image, those of its inputs that are the image's, and its
+    number of image tokens. Called once per state of the settings. The vision tower runs on it only
+    where it does not agree with the model's config.
     """
     model: Any = unwrap(backbone_or_model)
     key = repr([_state(processor), settings, processor.image_processor.to_dict()])
@@ -182,7 +183,9 @@ def check_features(
         refusal = " ".join(str(error).split())
     if features != tokens or not own:
         try:
-            last_hidden_state(model, batch)  # what a tower counts may not be what a model puts in
+            last_hidden_state(
+                model, batch
+            )  # a model may insert another number of features than its tower makes
         except torch.OutOfMemoryError:
             raise
         except _REFUSALS as error:
@@ -207,14 +210,14 @@ def check_features(
 
 
 def _state(processor: Any) -> list[Any]:
-    """All settings of a processor that are plain, and which tokenizer it has."""
+    """All plain settings of a processor, and the identity of its tokenizer."""
     kinds = (str, int, float, bool, list, tuple, type(None))
     plain = {name: one for name, one in vars(processor).items() if isinstance(one, kinds)}
     return [type(processor).__name__, plain, id(processor.tokenizer)]
 
 
 def _usual_class(processor: Any, model: Any) -> list[str]:
-    """In words, which class of processor this model's own is, where it is known and another."""
+    """The class of processor that this model has, in words, where it is known and another one."""
     wanted = PROCESSOR_MAPPING_NAMES.get(model.config.model_type)
     if wanted is None or any(one.__name__ == wanted for one in type(processor).__mro__):
         return []
@@ -222,7 +225,7 @@ def _usual_class(processor: Any, model: Any) -> list[str]:
 
 
 def _expected(model: Any, batch: dict[str, Tensor], tokens: int) -> bool:
-    """Whether pixels and image tokens are as many as the model's config says."""
+    """Return whether pixels and image tokens are as many as the model's config says."""
     config = model.config
     vision = getattr(config, "vision_config", None)
     patch, size = _edge(vision, "patch_size"), _edge(vision, "image_size")
@@ -234,7 +237,7 @@ def _expected(model: Any, batch: dict[str, Tensor], tokens: int) -> bool:
     if pixels is None or patch is None or size is None or pixels.dim() < 4:
         return False
     if "image_sizes" in batch and pixels.dim() == 4 and pixels.shape[0] == 1:
-        # Pixtral's line keeps an image's shape, and marks the rows of its tokens
+        # the Pixtral line keeps an image's shape, and closes each row of its tokens
         merge, (height, width) = getattr(config, "spatial_merge_size", None) or 1, pixels.shape[-2:]
         return (height // (patch * merge)) * (width // (patch * merge)) == tokens
     if pixels.shape[-2:] != (size, size):
@@ -249,7 +252,7 @@ def _expected(model: Any, batch: dict[str, Tensor], tokens: int) -> bool:
 
 
 def _each(config: Any, grid: int | None) -> int | None:
-    """Image tokens a tile, where the config has it."""
+    """Image tokens per tile, where the config has the number."""
     each, scale = (
         getattr(config, "mm_tokens_per_image", None),
         getattr(config, "scale_factor", None),
@@ -257,7 +260,7 @@ def _each(config: Any, grid: int | None) -> int | None:
     if each is not None or grid is None:
         return each
     if isinstance(scale, int):
-        return grid // scale**2  # Idefics 3 and its kin
+        return grid // scale**2  # the Idefics 3 line
     if "paligemma" in str(config.model_type):
         return grid
     return getattr(config, "image_seq_length", None)
@@ -283,7 +286,7 @@ def _setting(processor: Any, name: str) -> Any:
 
 
 def _implied(processor: Any, model: Any) -> dict[str, Any]:
-    """Settings of the processor, and "image_processor."-settings, by the model's config."""
+    """Settings of the processor and its "image_processor." as the model's config implies them."""
     config = model.config
     vision = getattr(config, "vision_config", None)
     images = getattr(processor, "image_processor", None)
@@ -297,7 +300,7 @@ def _implied(processor: Any, model: Any) -> dict[str, Any]:
     strategy = getattr(config, "vision_feature_select_strategy", None)
     found: dict[str, Any] = {}
     token = getattr(config, "image_token_id", None)
-    # in Gemma 3's line a prompt's mark is another token than those that images take
+    # in the Gemma 3 line the placeholder in a prompt is another token than those of images
     if (
         token is not None
         and hasattr(processor, "image_token")
@@ -342,7 +345,7 @@ def _edge(vision: Any, name: str) -> int | None:
 
 
 def _additional(model: Any, grid: int | None) -> int | None:
-    """Tokens of the vision tower beside those of the patches: 1 for a CLS token."""
+    """Tokens of the vision tower in addition to those of the patches: 1 for a CLS token."""
     for name, module in model.named_modules():
         positions = getattr(module, "num_positions", None)
         if "vision" in name and isinstance(positions, int) and grid is not None:

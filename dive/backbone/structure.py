@@ -1,4 +1,4 @@
-"""Where things are in a model: text decoder, layers, head. Read off the model, not a list of names.
+"""Text decoder, layers and head of a model, found in the model and not by a list of names.
 
 Every function takes a `Backbone` or a bare transformers model.
 """
@@ -25,31 +25,34 @@ if TYPE_CHECKING:
 def unwrap(backbone_or_model: Any) -> "PreTrainedModel":
     """The transformers model that computes, of a `Backbone`, a bare model or one in wrappers.
 
-    Looks through torch.compile, PEFT and data parallelism. LoRA and its kin stay at work: PEFT puts
-    them into the model's own layers. DiveError for what a wrapper computes itself (prompt tuning).
+    Looks through torch.compile, PEFT and data parallelism. LoRA and similar methods stay active:
+    PEFT puts them into the model's own layers.
+
+    Raises:
+        DiveError: not a model, or a wrapper that computes something itself (prompt tuning).
     """
     model: Any = backbone_or_model
     if not isinstance(model, nn.Module):
         model = getattr(backbone_or_model, "model", None)
     model = _innermost(model)
-    # by its config and not by its class: a wrapper that passes attributes on will do
+    # by its config and not by its class, so that a wrapper that forwards attributes is accepted
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise DiveError(
-            f"a Backbone or a transformers model is wanted, got {type(backbone_or_model).__name__}"
+            f"got a {type(backbone_or_model).__name__}, want a Backbone or a transformers model"
         )
     found: Any = model
     return found
 
 
 def _innermost(module: Any) -> Any:
-    """What computes in all the wrappers of torch's and PEFT's; what is no module as it is."""
+    """The module inside all wrappers of torch and PEFT; anything but a module as it is."""
     while isinstance(module, nn.Module) and (inner := _beneath(module)) is not None:
         module = inner
     return module
 
 
 def _beneath(model: nn.Module) -> Any:
-    """What a wrapper of torch's or PEFT's is around; None for a model that is none."""
+    """The module inside a wrapper of torch or PEFT; None for a model that is no wrapper."""
     parts = model._modules
     if "_orig_mod" in parts:  # torch.compile
         return parts["_orig_mod"]
@@ -60,7 +63,7 @@ def _beneath(model: nn.Module) -> Any:
             "the model is in FullyShardedDataParallel, which shards its weights: give dive a model "
             "that is whole in every process (or spread by load_backbone's device_map)"
         )
-    peft: Any = sys.modules.get("peft")  # where it was not imported, nothing is of PEFT's
+    peft: Any = sys.modules.get("peft")  # nothing is of PEFT unless it was imported
     if peft is None:
         return None
     if isinstance(model, (peft.PeftModel, peft.PeftMixedModel)):
@@ -85,7 +88,11 @@ def text_config(model: Any) -> Any:
 
 
 def decoder(model: Any) -> nn.Module:
-    """The module that owns the text decoder's `layers`; DiveError where there is none."""
+    """The module that owns the text decoder's `layers`.
+
+    Raises:
+        DiveError: the model has none.
+    """
     model = unwrap(model)
     found: Any = model.get_decoder() if hasattr(model, "get_decoder") else model
     # in a few families get_decoder() returns a whole causal LM: one unwrap leads to its decoder
@@ -108,11 +115,16 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 
 
 def computes_on(module: nn.Module) -> torch.device:
-    """Where a module computes. Under a device_map the weights of an offloaded one are elsewhere
-    (on "meta") between calls, and accelerate's hooks know."""
+    """The device on which a module computes.
+
+    Under a device_map an offloaded module's weights are on "meta" between calls; accelerate's hooks
+    have the device.
+    """
     for part in module.modules():
         hook = getattr(part, "_hf_hook", None)
-        for one in getattr(hook, "hooks", (hook,)):  # several hooks of one module are one
+        for one in getattr(
+            hook, "hooks", (hook,)
+        ):  # accelerate wraps several hooks of a module in one
             device = getattr(one, "execution_device", None)
             if device is not None:
                 return torch.device(device)
@@ -120,14 +132,14 @@ def computes_on(module: nn.Module) -> torch.device:
 
 
 def backbone_facts(model: Any) -> dict[str, Any]:
-    """What an adapter must find again in the backbone it is attached to (JSON-able)."""
+    """The facts that an adapter must find again in the backbone it is attached to (JSON-able)."""
     model = unwrap(model)
     config, text = model.config, text_config(model)
     revision = getattr(config, "_commit_hash", None)
     return {
         "architecture": _architecture(model),
         "model_type": config.model_type,
-        # a path would name a disk and its owner in every adapter
+        # a path would put the names of a disk and its owner into every adapter
         "name": public_name(str(getattr(config, "_name_or_path", "") or ""), bool(revision)),
         "revision": revision,
         "hidden_size": text.hidden_size,
@@ -138,8 +150,10 @@ def backbone_facts(model: Any) -> dict[str, Any]:
 
 
 def _architecture(model: Any) -> str:
-    """transformers' class of a model. One of the user's own that is derived from it, or passes all
-    on to one, is of the same architecture."""
+    """The transformers class of a model.
+
+    A user's class that is derived from it, or forwards everything to it, has the same architecture.
+    """
     for kind in type(model).__mro__:
         if kind.__module__.startswith("transformers.models."):
             return kind.__name__
@@ -149,7 +163,7 @@ def _architecture(model: Any) -> str:
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether torch.compile was put to any of its modules."""
+    """Return whether torch.compile was applied to any of its modules."""
     return any(
         "_orig_mod" in module._modules
         or module._compiled_call_impl is not None
@@ -159,13 +173,13 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def forget_compiled(model: Any) -> None:
-    """To be called where hooks of ours come or go: graphs that torch.compile made before do not
-    look for them, and transformers keeps a compiled call besides.
+    """Drop compiled graphs of a model, which ignore hooks that are registered or removed later.
 
-    Waits for other threads to leave compiled code, which torch takes away under their feet.
+    transformers keeps a compiled call of its own. Waits until other threads have left compiled
+    code, as torch frees it while they run it.
 
     Raises:
-        DiveError: one has been in there for a minute.
+        DiveError: another thread runs compiled code for a minute.
     """
     model.__dict__.pop("_compiled_call", None)
     if "torch._dynamo" not in sys.modules:
@@ -185,7 +199,7 @@ _PATIENCE = 60.0  # seconds
 
 
 def _compiled_code_runs() -> bool:
-    """Whether another thread is in a call of torch.compile's, which goes through its own file."""
+    """Return whether another thread runs compiled code, by the file of torch in its call stack."""
     through = torch._dynamo.eval_frame.__file__
     for thread, frame in sys._current_frames().items():
         here: Any = frame if thread != threading.get_ident() else None
@@ -199,7 +213,7 @@ def _compiled_code_runs() -> bool:
 def last_hidden_state(model: Any, batch: dict[str, Any]) -> Tensor:
     """[B, T, D]: the decoder's output after the final norm; no logits are computed.
 
-    `batch` is what the model's forward takes (images included). Gradients flow to what is attached.
+    `batch` has the arguments of the model's forward (images included). Gradients flow to adapters.
     """
     model = unwrap(model)
     base = getattr(model, "base_model", model)
@@ -238,9 +252,12 @@ def output_head(model: Any) -> Head:
 
     Checked for each model against its own logits on a few text tokens, once until its head, its
     soft-cap or its own hooks change: a model that does anything else to them (a logit scale, say)
-    is refused with a DiveError, because losses computed with the head alone would be wrong. Call it
-    before an adapter is attached with a mask. A head that is quantised, sharded or offloaded is
-    refused, too: losses read its weight as it lies.
+    is refused, because losses computed with the head alone would be wrong. Call it before an
+    adapter is attached with a mask. A head that is quantised, sharded or offloaded is refused, too:
+    losses read its weight directly.
+
+    Raises:
+        DiveError: no head with a weight, or one that is refused.
     """
     model = unwrap(model)
     layer: Any = model.get_output_embeddings()
@@ -266,7 +283,7 @@ def output_head(model: Any) -> Head:
 
 
 def _head_state(model: Any) -> tuple[Any, ...]:
-    """All that makes logits of the last hidden state: another state is to be checked anew."""
+    """Everything that turns the last hidden state into logits; a change asks for another check."""
     layer: Any = model.get_output_embeddings()
     return (
         id(getattr(layer, "weight", None)),
@@ -298,7 +315,7 @@ def _check_weight(name: str, layer: Any, weight: Tensor) -> None:
     if not plain or weight.dtype not in _HEAD_DTYPES:
         raise DiveError(
             f"{name}: its output head is quantised ({type(weight).__name__} {weight.dtype} "
-            f"{list(weight.shape)}), and dive wants a floating-point weight [V, D]: load the "
+            f"{list(weight.shape)}), want a floating-point weight [V, D]: load the "
             'backbone with the head left out (bitsandbytes: llm_int8_skip_modules=["lm_head"]; '
             'elsewhere: modules_to_not_convert=["lm_head"])'
         )
@@ -306,7 +323,7 @@ def _check_weight(name: str, layer: Any, weight: Tensor) -> None:
 
 @torch.no_grad()
 def _check_head(model: "PreTrainedModel", head: Head) -> None:
-    # ids of images and the like would ask for pixels
+    # ids of image tokens would need pixels
     names = [n for n in vars(model.config) if n.endswith(("token_id", "token_index"))]
     special = [getattr(model.config, name) for name in names]
     ids = [i for i in range(2, min(head.weight.shape[0], 64)) if i not in special][:12]

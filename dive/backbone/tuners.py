@@ -1,7 +1,7 @@
 """Layers that PEFT put into a model, read without importing PEFT: what they change, and by what.
 
-PEFT's tuners (LoRA and its kin) work in place: the model itself computes with them, whatever
-wrapper is around it, and the same holds for transformers' own `model.add_adapter()`.
+PEFT's tuners (LoRA and similar methods) replace layers: the model itself computes with them,
+whatever wrapper is around it. The same holds for transformers' own `model.add_adapter()`.
 """
 
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ PROMPTED = "adaption_prompt"
 
 
 def is_tuner(module: Any) -> bool:
-    """Whether PEFT put this module in the place of one of the model's own."""
+    """Return whether PEFT replaced one of the model's own modules by this one."""
     return isinstance(module, nn.Module) and hasattr(type(module), "adapter_layer_names")
 
 
 def computed_around(configs: Any, active: Any) -> str | None:
-    """Of a PeftModel's `peft_config`, what the wrapper computes itself ("PREFIX_TUNING"), if so."""
+    """The method that a PeftModel computes in the wrapper itself ("PREFIX_TUNING"), or None."""
     names = [active] if isinstance(active, str) else list(active)
     for name in names:
         config = configs.get(name)
@@ -34,11 +34,11 @@ def computed_around(configs: Any, active: Any) -> str | None:
 
 
 def replaced(module: Any) -> Any:
-    """The module that works where a tuner stands, beneath what it adds (`added`)."""
+    """The module that a tuner wraps, without what it adds (`added`)."""
     if not hasattr(type(module), "original_module") and "original_module" not in module._modules:
         return module.base_layer
     if "token_adapter" in module._modules:
-        return module.token_adapter  # a tuner in its turn
+        return module.token_adapter  # a tuner, too
     copies = module._modules.get("modules_to_save")
     active = [] if module.disable_adapters else list(module.active_adapters)
     if copies is not None and active and active[0] in copies:
@@ -47,8 +47,11 @@ def replaced(module: Any) -> Any:
 
 
 def added(module: Any) -> list[tuple[float, str]]:
-    """What a tuner adds to the weights beneath it: +1 and the name of each adapter at work; -1
-    where it is switched off and its weights will be taken out of the layer at the next forward."""
+    """The adapters that a tuner adds to the weights it wraps, as (sign, name).
+
+    +1 for each active adapter; -1 where it is switched off, and the next forward takes its weights
+    out of the layer.
+    """
     if not hasattr(module, "get_base_layer"):
         return []
     merged = list(module.merged_adapters)
@@ -66,16 +69,16 @@ def tuners(module: nn.Module) -> Iterator[Any]:
 
 
 def kinds(module: nn.Module) -> list[str]:
-    """The sorts of tuners at work in a model: ["lora"]; [] where all are merged or switched off."""
+    """The kinds of active tuners in a model, as ["lora"]; [] where all are merged or off."""
     found = {kind_of(one) for one in tuners(module) if any(sign > 0 for sign, _ in added(one))}
     found |= {"modules_to_save" for one in tuners(module) if _saved(one)}
-    # no tuner's class, and taken out of the model where it is switched off
+    # not a tuner class; it is not in the model where it is switched off
     found |= {PROMPTED for part in module.modules() if kind_of(part) == PROMPTED}
     return sorted(found)
 
 
 def kind_of(module: Any) -> str:
-    """A tuner's sort, by the package that it is from."""
+    """The kind of a tuner, by the package of its class."""
     parts = type(module).__module__.split(".")  # peft.tuners.lora.layer
     return parts[parts.index("tuners") + 1] if "tuners" in parts[:-1] else type(module).__name__
 
@@ -127,7 +130,7 @@ def lora_entries(module: Any, name: str, indices: Tensor, shape: torch.Size) -> 
 
 
 def state_of(module: Any) -> str:
-    """In which state a tuner is, beside its tensors: what is switched on, merged and how strong."""
+    """The state of a tuner without its tensors: its active and merged adapters and their scales."""
     scaling = getattr(module, "scaling", None)
     parts = [getattr(module, "active_adapters", ()), getattr(module, "merged_adapters", ())]
     off = bool(getattr(module, "disable_adapters", False))

@@ -1,7 +1,7 @@
-"""Which weights a model computes with, to the last bit: a digest that a GPU makes in a moment.
+"""A digest of the exact weights that a model computes with, which a GPU makes in a moment.
 
-`dive.backbone.fingerprint` knows a backbone again in another dtype or with a LoRA merged, by
-samples. Here it is to be the very same: a training that goes on with anything else gives another
+`dive.backbone.fingerprint` recognises a backbone in another dtype or with a LoRA merged, by
+samples. This one changes with every bit: a training that is resumed on anything else gives another
 adapter.
 """
 
@@ -21,12 +21,12 @@ _STEP = 2654435761  # odd, so that every position has a weight of its own
 
 @torch.no_grad()
 def weights_digest(backbone_or_model: Any) -> str:
-    """Names all parameters and stored buffers, their dtypes and shapes included.
+    """A digest of all parameters and stored buffers, their dtypes and shapes included.
 
     What cannot be read (sharded or offloaded weights) counts by its name, dtype and shape, and what
-    the loading made up outside the decoder (see `dive.backbone.fingerprint`) not at all. Two sums a
-    piece of 4,194,304 numbers stand for its bits: exact, the same on every device, and no defence
-    against somebody who looks for weights with the same sums.
+    the loading made up outside the decoder (see `dive.backbone.fingerprint`) not at all. Two sums
+    per chunk of 4,194,304 numbers stand for its bits: exact, the same on every device, and no
+    defence against somebody who constructs weights with the same sums.
     """
     model: Any = unwrap(backbone_or_model)
     unknown = made_up(model)
@@ -41,7 +41,7 @@ def weights_digest(backbone_or_model: Any) -> str:
 
 
 def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What a checkpoint of the model has, by name."""
+    """Yield the tensors of a checkpoint of the model, by name."""
     for path, module in sorted(model.named_modules(), key=lambda pair: pair[0]):
         buffers = {
             name: tensor

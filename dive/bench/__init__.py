@@ -3,8 +3,8 @@
     results = dive.bench.run(("cross-entropy", "steer", "decode"), device="cpu", seconds=60)
 
 Every case is checked against `dive.reference` (decoding: against the model's own forward) before it
-is timed, and says which code ran by watching it run. All ways of one case run in turns, beside the
-floor that the same machine sets in the same turns.
+is timed, and its record names the code that was observed to run. All ways of one case run in turns,
+together with the floor that the machine sets in the same turns.
 """
 
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["OPERATORS", "Record", "Results", "Unmeasured", "Wrong", "run"]
 
 _NEW_NAMES = {"Row": "Record", "NotRun": "Unmeasured"}
-# what needs torch is imported when it is asked for
+# modules that import torch are imported on first use
 _face = face(__name__, {"run": "runner"} | dict.fromkeys(__all__[1:-1], "results"))
 
 

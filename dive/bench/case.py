@@ -1,4 +1,4 @@
-"""What every operator's cases have in common."""
+"""The interface of the cases of every operator."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ import torch
 from dive.bench.rates import Rates
 from dive.bench.results import Found
 
-# how far an operator may be off the reference, as a share of the result's norm
+# the largest distance of an operator from the reference, as a share of the result's norm
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 
 @dataclass(frozen=True)
 class Setup:
-    """Where a case runs."""
+    """The conditions under which a case runs."""
 
     device: torch.device
     dtype: torch.dtype
@@ -36,32 +36,32 @@ class Case(Protocol):
     def name(self) -> str: ...
     @property
     def share(self) -> float:
-        """Of the time that is left, beside the other cases' shares."""
+        """The case's share of the time left, relative to those of other cases."""
         ...
 
     def seconds(self, setup: Setup) -> float:
-        """The least that this takes, about: what is not begun with less left."""
+        """Estimates the least time of the case; with less left it is not begun."""
         ...
 
     def smaller(self) -> Self | None:
-        """The same with less to compute, for where there is no time for this; None at the least."""
+        """Returns a smaller case to run where time is short, or None for the smallest."""
         ...
 
     def run(self, setup: Setup, until: float) -> Iterator[Found]:
-        """Rows as they come; no round begins after `until` (of time.monotonic())."""
+        """Yields records as they are measured; no round begins after `until` (time.monotonic())."""
         ...
 
 
 def reseed(number: int, device: torch.device) -> None:
-    """Random numbers of the CPU and of the current device begin anew; those of others go on."""
-    # torch.manual_seed would seed every GPU, which nothing here puts back
+    """Seeds the generators of the CPU and of the current device, and no others."""
+    # torch.manual_seed would seed every GPU, and nothing here would restore those
     torch.default_generator.manual_seed(number)
     if device.type == "cuda":
         torch.cuda.manual_seed(number)
 
 
 def off(got: torch.Tensor, want: torch.Tensor) -> float:
-    """The distance of two tensors as a share of the norm of the second, which is not 0."""
+    """Returns the distance of two tensors as a share of the norm of the second, which is not 0."""
     if got.shape != want.shape:
         return float("inf")
     wide = want.double()

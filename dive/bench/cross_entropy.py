@@ -1,8 +1,8 @@
-"""Cross entropy and distillation over a frozen head, forward and backward, beside its peers.
+"""Cross entropy and distillation over a frozen head, forward and backward, against its peers.
 
-The floor is the matrix products over the live rows alone, in one piece and into memory that is
-there: one for the loss, one for its gradient, one more for a teacher. Of the libraries that compute
-the same, the fastest of one call each is timed, on rows that were gathered beforehand.
+The floor is the matrix products over the live rows alone, in one piece and into allocated memory:
+one for the loss, one for its gradient, one more for a teacher. Of the libraries that compute the
+same, the one that is fastest in a single call is timed, on rows that were gathered beforehand.
 """
 
 import math
@@ -26,7 +26,7 @@ _ROUNDS = 11
 
 
 def floors(p: Problem) -> dict[str, Call]:
-    """The products that none can do without."""
+    """Returns the products that every implementation needs."""
     dense = p.hidden.detach()[p.rows]
     logits, back = dense.new_empty(len(dense), len(p.head)), torch.empty_like(dense)
     before = 1 if p.teacher is None else 2
@@ -43,7 +43,7 @@ def floors(p: Problem) -> dict[str, Call]:
 
 
 def call(p: Problem, loss: Loss, mode: str) -> Callable[[], object]:
-    """The loss alone, without gradients, or with its backward."""
+    """Returns a call of the loss without gradients, or with its backward."""
 
     def forward() -> None:
         with torch.no_grad():
@@ -58,7 +58,7 @@ def call(p: Problem, loss: Loss, mode: str) -> Callable[[], object]:
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """N rows of D over a vocabulary of V, of which some are live."""
+    """A loss over N rows of width D, some of them live, and a vocabulary of V."""
 
     tokens: int
     width: int
@@ -77,7 +77,7 @@ class CrossEntropy:
 
     @property
     def flop(self) -> float:
-        """Of the products over the live rows."""
+        """The floating-point operations of the products over the live rows."""
         return 2.0 * self.live * self.width * self.vocabulary * (3 if self.distils else 2)
 
     def seconds(self, setup: Setup) -> float:
@@ -126,8 +126,8 @@ class CrossEntropy:
             gathered, suffix = p.gathered(), GATHERED
             calls["reference" + suffix] = call(gathered, peers.reference_eager(gathered), MODES[1])
             ran["reference" + suffix] = "dive.reference"
-        # what is left beside the rounds of those that are timed in any case: the reference's over
-        # all rows and over the live ones, and ours and the floor, which take no longer than that
+        # the time left after the rounds that run in any case: of the reference over all rows and
+        # over the live ones, and of dive and the floor, which take no longer than that
         rounds = (LEAST_ROUNDS + 1) * taken * (1 + 3 * self.live / self.tokens)
         left = max(0.0, until - time.monotonic() - rounds)
         found, once, why = _libraries(gathered, gradient[p.rows].float(), left)
@@ -153,10 +153,10 @@ class CrossEntropy:
 def _libraries(
     p: Problem, truth: torch.Tensor, left: float
 ) -> tuple[dict[str, Call], dict[str, float], dict[str, str]]:
-    """Of those that agree a call and its seconds; of the others why they are not timed.
+    """Returns calls of the libraries that agree, their seconds, and why the others are not timed.
 
-    p: all of its rows count. left: seconds, of which half are for trials, and half for the rounds
-    of the one that is the fastest.
+    p: a problem whose rows are all live. left: seconds, half of them for trials, half for the
+    rounds of the fastest.
     """
     found: dict[str, Call] = {}
     once: dict[str, float] = {}
@@ -166,11 +166,11 @@ def _libraries(
         start = time.perf_counter()
         try:
             if not p.hidden.is_cuda:
-                make(p)  # what cannot run here says so, however little time there is
+                make(p)  # raises what cannot run here, however little time is left
             with bound(until):
                 _try_some(make, p, left / 2, min(once.values(), default=math.inf))
                 start = time.perf_counter()
-                loss = peers.checked(make, p, truth)  # waits for the device: it looks at the result
+                loss = peers.checked(make, p, truth)  # compares the result: waits for the device
                 found[name] = call(p, loss, MODES[1])
                 once[name] = time.perf_counter() - start
                 if p.hidden.is_cuda or once[name] < 3 * min(once.values()):
@@ -197,9 +197,9 @@ def _libraries(
 
 
 def _try_some(make: peers.Peer, p: Problem, left: float, best: float) -> None:
-    """`Unavailable` where a call on a CPU would take longer than `left` s, or than the best's.
+    """Raises `Unavailable` if a call on a CPU would take longer than `left` s or than the best.
 
-    Nothing breaks a call of compiled code off. It is told by one over an eighth of the rows.
+    A call of compiled code cannot be interrupted, so it is estimated from an eighth of the rows.
     """
     rows = len(p.targets) // 8
     if p.hidden.is_cuda or not rows:
@@ -231,7 +231,7 @@ def _try_some(make: peers.Peer, p: Problem, left: float, best: float) -> None:
 def _difference(
     got: tuple[torch.Tensor, torch.Tensor], want: tuple[torch.Tensor, torch.Tensor], most: float
 ) -> str:
-    """Where loss and gradient are too far off, in words; empty where they are not."""
+    """Returns in words where loss and gradient are too far off, or an empty string."""
     for name, one, other in zip(("loss", "gradient"), got, want, strict=True):
         distance = off(one, other)
         if not distance <= most:
@@ -250,7 +250,7 @@ def _code_of(peer: str) -> str:
 
 
 def cases(device: torch.device, toy: bool, free: int) -> list[CrossEntropy]:
-    """Most wanted first. free: bytes of the device's memory, of which the reference takes most."""
+    """Returns the cases by priority. free: bytes of device memory, most of it for the reference."""
     if toy:
         return [
             CrossEntropy(48, 16, 128, 16),

@@ -1,4 +1,4 @@
-"""An end to a run that holds whatever the machine does."""
+"""A deadline of a run that holds under any load of the machine."""
 
 import signal
 import threading
@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_AGAIN = 0.02  # seconds after which an import in progress is looked for again
+_AGAIN = 0.02  # seconds until the next check while an import is in progress
 
 
 class OutOfTime(BaseException):
-    """The time of the run is up; no Exception, so that nothing takes it for a fault of its own."""
+    """The time of the run is up. Not an Exception, so that no handler takes it for a failure."""
 
 
 class Deadline:
-    """`seconds` from `started` (of time.monotonic()), less what is not seen from inside.
+    """`seconds` from `started` (of time.monotonic()), less what the run itself cannot measure.
 
-    That is the interpreter's start, printing and leaving.
+    That is the start of the interpreter, printing and exit.
     """
 
     def __init__(self, seconds: float, started: float) -> None:
@@ -25,7 +25,7 @@ class Deadline:
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """The seconds left."""
         return self.end - time.monotonic()
 
 
@@ -33,10 +33,10 @@ class Deadline:
 def bound(until: float) -> Iterator[None]:
     """Raises `OutOfTime` at `until` (of time.monotonic()), or at once where it has passed.
 
-    The work inside is broken off by a timer signal where there is one (the main thread, not
-    Windows); elsewhere it ends between two rounds. No signal comes through before a call of
-    compiled code returns, so that those are to be short; an import is let come to its end.
-    Bounds may lie in each other.
+    A timer signal interrupts the work inside where signals work (the main thread, not Windows);
+    elsewhere it ends between two rounds. No signal is delivered before a call of compiled code
+    returns, so such calls should be short; an import in progress is completed. Bounds may be
+    nested.
     """
     left = until - time.monotonic()
     if left <= 0:
@@ -46,7 +46,7 @@ def bound(until: float) -> Iterator[None]:
         return
     waiting = signal.getitimer(signal.ITIMER_REAL)[0]
     if 0 < waiting < left and signal.getsignal(signal.SIGALRM) is _ring:
-        yield  # the bound around this one comes first
+        yield  # the enclosing bound comes first
         return
     before = signal.signal(signal.SIGALRM, _ring)
     started, waiting = time.monotonic(), signal.setitimer(signal.ITIMER_REAL, left)[0]
@@ -55,7 +55,7 @@ def bound(until: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-        if waiting:  # somebody else's alarm goes on
+        if waiting:  # another alarm was set before: it continues
             passed = time.monotonic() - started
             signal.setitimer(signal.ITIMER_REAL, max(1e-3, waiting - passed))
 
@@ -63,7 +63,7 @@ def bound(until: float) -> Iterator[None]:
 def _ring(_signal: int, frame: FrameType | None) -> None:
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            # a module that is broken off stays half imported for the rest of the process
+            # a module that is interrupted stays half imported for the rest of the process
             signal.setitimer(signal.ITIMER_REAL, _AGAIN)
             return
         frame = frame.f_back

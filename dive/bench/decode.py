@@ -1,9 +1,10 @@
 """Greedy decoding by the session and by transformers' generate, steered and not.
 
-A token's time is that of an answer, less that of an answer of one token, over the tokens between.
+The time per token is that of an answer, less that of an answer of one token, divided by the tokens
+between.
 The floor is the time to read as many bytes as a step must, weights and cache, by the fastest of
 several ways to read and in the same turns: on a CPU the same number of bytes and as often as an
-answer has steps, on a GPU at the rate of 4 GiB. Random weights.
+answer has steps, on a GPU at the rate of 4 GiB. Weights are random.
 """
 
 import sys
@@ -35,14 +36,14 @@ _BESIDE = {
 _CHECKED = 6  # tokens
 _MOST = 65  # tokens of an answer
 _ROUNDS = 12
-# of a shape, the next smaller one and its parameters
+# shape -> the next smaller one and its parameters
 _SMALLER = {
     "Llama-3-8B": ("1536x16", 500e6),
     "1536x16": ("512x12", 46e6),
     "512x12": ("512x4", 21e6),
     "512x4": ("256x4", 5.3e6),
 }
-_SCALE = 1e-2  # of the adapter: seen in the logits, and no cause of overflow
+_SCALE = 1e-2  # of the adapter: visible in the logits without an overflow
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,12 @@ class Decode:
         return f"{self.shape} decoder, batch {self.batch}, prompt {self.prompt}"
 
     def seconds(self, setup: Setup) -> float:
-        # transformers, building, and by four ways the prompts and tokens of checks and three rounds
+        # import and construction, then prompts and tokens of checks and three rounds, four ways
         size = self.parameters * setup.dtype.itemsize
         building = size / (50e9 if setup.device.type == "cuda" else 0.2e9)
         prompts = 30 * 2 * self.parameters * self.prompt * self.batch / setup.rates.products
         imports = 0 if setup.toy or "dive.bench.decoders" in sys.modules else 3
-        # of small decoders Python takes more than the weights do
+        # small decoders are bound by Python, not by their weights
         on_cpu = setup.device.type == "cpu" and not setup.toy
         calls = min(2.0, 0.5 + self.parameters / 30e6) if on_cpu else 0
         return imports + building + prompts + calls + 300 * size / setup.rates.reads
@@ -108,7 +109,7 @@ class Decode:
 
 
 class Bench:
-    """One model, and the ways to decode with it. Steered or not it is the same session."""
+    """One model and the ways to decode with it, steered or not in the same session."""
 
     def __init__(self, case: Decode, setup: Setup) -> None:
         from dive.bench.decoders import adapter_for, build, step_bytes
@@ -125,7 +126,7 @@ class Bench:
         shape = (case.batch, case.prompt)
         self.ids = torch.randint(5, vocabulary, shape, device=setup.device)
         on_gpu = setup.device.type == "cuda"
-        # as many bytes as a step reads, so that they lie in the caches as much as its own do
+        # as many bytes as a step reads, so that the caches hold the same share of them
         size = setup.rates.read_bytes if on_gpu else sum(self._needed(case.prompt).values())
         self.memory = read_buffer(setup.device, setup.toy, size)
         ways = reads(self.memory)
@@ -134,12 +135,12 @@ class Bench:
         self.ran: dict[str, str] = {}
 
     def _needed(self, cached: int) -> dict[str, int]:
-        """Bytes that a step of `cached` tokens a row must read."""
+        """Returns the bytes that a step with `cached` tokens per sequence must read."""
         found = self.step_bytes(cached)
         return {name: found[name] for name in ("weights", "cache")}
 
     def answer(self, way: str, new: int, **more: Any) -> Tensor:
-        """Prompt and answer [B, T + new]."""
+        """Returns prompt and answer [B, T + new]."""
         generate = self.session.generate if way.startswith(SESSION) else self.model.generate
         with self._steered(way):
             ids = generate(
@@ -158,10 +159,10 @@ class Bench:
         return dive.steer(self.model, self.adapter) if way.endswith("steered") else nullcontext()
 
     def difference(self) -> str:
-        """Where the session is too far off the model's own forward, in words; else empty.
+        """Returns in words where the session is too far off the model's own forward, else "".
 
-        Each token that it chooses is to be the forward's most likely one, but for rounding, and
-        the logits that it chooses from are to be the forward's.
+        Each token that it chooses must be the forward's most likely one up to rounding, and the
+        logits that it chooses from must be those of the forward.
         """
         most = self.setup.tolerance
         for way in WAYS[:2]:
@@ -186,13 +187,13 @@ class Bench:
 
     @torch.inference_mode()
     def _forward(self, ids: Tensor, way: str) -> Tensor:
-        """float32 logits [B, new, V] behind the prompt, by one forward over all of it."""
+        """Returns float32 logits [B, new, V] after the prompt by one forward over all tokens."""
         with self._steered(way):
             new = ids.shape[1] - self.case.prompt
             return self.model(ids[:, :-1], logits_to_keep=new).logits.float()
 
     def measure(self, until: float) -> tuple[dict[str, list[float]], int]:
-        """Seconds a token of each way and of the floor, and how many tokens an answer had."""
+        """Returns seconds per token of each way and of the floor, and the tokens of an answer."""
         forwards = observe.Forwards(self.model)
         try:
             return self._measure(until, forwards)
@@ -214,11 +215,11 @@ class Bench:
             return taken
 
         for way in WAYS:
-            seconds(way, 2)  # reserves room and captures graphs
+            seconds(way, 2)  # reserves memory and captures graphs
         prompts: dict[str, list[float]] = {way: [seconds(way, 1)] for way in WAYS}
         left = until - time.monotonic()
         short = 3 if self.setup.toy else 9
-        # how many tokens an answer may have, so that there is time for several rounds
+        # the tokens of an answer, so that there is time for several rounds
         step = sum(seconds(way, short) - prompts[way][0] for way in WAYS) / (short - 1)
         once = sum(prompts[way][0] for way in WAYS)
         new = max(short, min(_MOST, int((left / 7 - 2 * once) / max(step, 1e-6))))
@@ -245,13 +246,13 @@ class Bench:
 
 
 def _keep(seen: list[Tensor], _ids: Tensor, scores: Tensor) -> Tensor:
-    """A logits processor that looks."""
+    """Returns a logits processor that records the logits."""
     seen.append(scores.float().clone())
     return scores
 
 
 def cases(device: torch.device, toy: bool, free: int) -> list[Decode]:
-    """free: bytes of the device's memory."""
+    """Returns the cases by priority. free: bytes of device memory."""
     if toy:
         return [Decode("512x12", 8, 1e5)]
     if device.type == "cpu":

@@ -1,4 +1,4 @@
-"""What decoding is measured on: decoders of random weights, an adapter, and the bytes of a step."""
+"""Decoders with random weights to measure decoding on, an adapter, and the bytes of a step."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def build(
     *,
     toy: bool = False,
 ) -> Any:
-    """A decoder of this shape; at toy size one of its family."""
+    """Returns a decoder of this shape; at toy size a small one of its family."""
     family, width, layers, heads, kv, inner, vocabulary, more = SHAPES[shape]
     if toy:
         width, layers, heads, kv, inner, vocabulary = 64, 2, 4, 2, 96, 128
@@ -67,14 +67,14 @@ def build(
             model = model_class(config).eval().requires_grad_(False)
     finally:
         torch.set_default_dtype(before)
-    # a config of transformers brings its own end of sequence, at which an answer would stop
+    # a config of transformers has its own end of sequence, at which an answer would stop
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
     return model
 
 
 def adapter_for(model: Any, seed: int = 1, scale: float = 1e-3) -> dive.SteeringAdapter:
-    """Rank 16 in every layer, not zero, and too small to send random weights astray."""
+    """Returns an adapter of rank 16 in every layer, not zero but too small to cause overflow."""
     reseed(seed, model.device)
     adapter = dive.SteeringAdapter(dive.SteeringConfig(rank=16), model)
     with torch.no_grad():
@@ -89,10 +89,10 @@ def adapter_for(model: Any, seed: int = 1, scale: float = 1e-3) -> dive.Steering
 def step_bytes(
     model: Any, adapter: dive.SteeringAdapter, batch: int, cached: int
 ) -> dict[str, int]:
-    """The bytes that one step of `batch` sequences with `cached` tokens each must read."""
+    """Returns the bytes that one step of `batch` sequences with `cached` tokens each must read."""
     config, size = model.config, model.dtype.itemsize
     weights = sum(one.numel() for one in model.parameters())
-    if not config.tie_word_embeddings:  # one row of it is read
+    if not config.tie_word_embeddings:  # a step reads one row of it
         weights -= model.get_input_embeddings().weight.numel()
     kinds = getattr(config, "layer_types", None) or [""] * config.num_hidden_layers
     near = min(cached, getattr(config, "sliding_window", None) or cached)

@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""The machine that a figure was measured on."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ PACKAGES = ("triton", "transformers", "numpy")
 
 
 def facts(device: torch.device) -> dict[str, Any]:
-    """Device, load and versions."""
+    """Returns device, load and versions."""
     known: dict[str, Any] = {"device": _processor(), "cores": os.cpu_count()}
     if device.type == "cuda":
         known["host"] = known["device"]
@@ -31,7 +31,7 @@ def facts(device: torch.device) -> dict[str, Any]:
 
 
 def version(package: str) -> str | None:
-    """Of an installed package; None where it is not installed."""
+    """Returns the version of an installed package, or None."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Which code ran: seen while it runs, not read off a plan."""
+"""Observation of the code that runs, rather than of the code that was chosen."""
 
 import sys
 from collections.abc import Callable
@@ -15,9 +15,9 @@ _PYTORCH = {
 
 
 def functions_run(call: Callable[[], object]) -> set[CodeName]:
-    """The Python functions that run in one call, its backward included.
+    """Returns the Python functions that run in one call, its backward included.
 
-    A backward on a GPU runs on a thread of autograd's own, where nobody watches; here it does not.
+    A backward on a GPU runs on a thread of autograd, which is not profiled; here it does not.
     """
     seen: set[CodeName] = set()
 
@@ -36,7 +36,7 @@ def functions_run(call: Callable[[], object]) -> set[CodeName]:
 
 
 def operator(call: Callable[[], object], device: torch.device) -> str:
-    """What computed `dive.ops.steer` or `dive.ops.decisive_cross_entropy` in this call.
+    """Returns what computed `dive.ops.steer` or `dive.ops.decisive_cross_entropy` in this call.
 
     "triton", "cpu operator" ("pytorch operator" on a GPU), both joined by " + ", or "unknown".
     """
@@ -50,10 +50,10 @@ def operator(call: Callable[[], object], device: torch.device) -> str:
 
 
 class Forwards:
-    """Counts the model's own forwards, to tell who writes the tokens of an answer.
+    """Counts the model's own forwards, which shows what generated the tokens of an answer.
 
-    Of an answer of n tokens transformers computes each by a forward; the engine takes over after
-    the prompt's.
+    transformers computes each token of an answer by a forward; the engine takes over after the
+    prefill.
     """
 
     def __init__(self, model: Any) -> None:
@@ -64,12 +64,12 @@ class Forwards:
         self.count += 1
 
     def close(self) -> None:
-        """Takes the hook away."""
+        """Removes the hook."""
         self._handle.remove()
 
 
 def decoder(forwards: int, calls: int, tokens: int) -> str:
-    """What wrote `tokens` tokens in so many calls, each of more than one token."""
+    """Returns what generated `tokens` tokens in `calls` calls, each of more than one token."""
     if forwards == calls:
         return "dive._C"
     if forwards >= tokens:

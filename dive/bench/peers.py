@@ -1,8 +1,8 @@
-"""Other ways to compute the loss, each as it is and on rows that the caller has gathered.
+"""Other implementations of the loss, each as it is and on rows that the caller has gathered.
 
 Every peer is a function that takes a `Problem` and returns a loss to call, or raises `Unavailable`
-with the reason, which goes into the results: none is left out in silence. Weights are 0 or 1 here,
-so that peers without weights per token do the same work by leaving targets out.
+with the reason, which is recorded. Weights are 0 or 1 here, so that peers without weights per token
+do the same work by ignoring targets.
 """
 
 import importlib
@@ -22,18 +22,18 @@ from dive.bench.results import reason_of
 
 IGNORED = -100
 KD_WEIGHT = 0.5
-# a peer that does not leave the hidden states' gradient closer than this to the reference's, as a
-# share of it, computes something else
+# largest distance of a peer's gradient of the hidden states from the reference's, as a share of it;
+# a peer beyond it computes something else
 TOLERANCE = 0.05
 
 
 class Unavailable(Exception):
-    """Why a peer cannot run here."""
+    """A peer cannot run here, for the reason stated."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """N rows of which some count; `teacher` asks for distillation too."""
+    """N rows of which some are live; with a `teacher` for distillation, too."""
 
     hidden: Tensor  # [N, D], requires a gradient
     head: Tensor  # [V, D], frozen
@@ -53,7 +53,7 @@ class Problem:
         device: torch.device,
         distils: bool = False,
     ) -> "Problem":
-        """Normal states, and weights of 1 at `live` random rows."""
+        """Draws normal states, and weights of 1 at `live` random rows."""
         reseed(0, device)
         on: dict[str, Any] = {"device": device}
         rows = torch.randperm(tokens, **on)[:live].sort().values
@@ -67,7 +67,7 @@ class Problem:
         )
 
     def gathered(self) -> "Problem":
-        """The live rows alone."""
+        """Returns the problem of the live rows alone."""
         return replace(
             self,
             hidden=self.hidden.detach()[self.rows].requires_grad_(),
@@ -78,7 +78,7 @@ class Problem:
         )
 
     def first(self, rows: int) -> "Problem":
-        """The first rows of one whose rows all count."""
+        """Returns the first rows of a problem whose rows are all live."""
         return replace(
             self,
             hidden=self.hidden.detach()[:rows].requires_grad_(),
@@ -89,7 +89,7 @@ class Problem:
         )
 
     def result(self, loss: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-        """Loss and gradient [N, D] of one call of `loss`."""
+        """Returns loss and gradient [N, D] of one call of `loss`."""
         value = loss()
         value.backward()
         gradient, self.hidden.grad = self.hidden.grad, None
@@ -97,12 +97,12 @@ class Problem:
         return value.detach(), gradient
 
     def gradient(self, loss: Callable[[], Tensor]) -> Tensor:
-        """Of the live rows, by one call of `loss`."""
+        """Returns the gradient of the live rows by one call of `loss`."""
         return self.result(loss)[1][self.rows]
 
     @property
     def left_out(self) -> Tensor:
-        """Targets with the dead rows marked, for peers that know no weights."""
+        """Targets with dead rows ignored, for peers without weights."""
         return torch.where(self.weights > 0, self.targets, IGNORED)
 
 
@@ -111,7 +111,7 @@ Peer = Callable[[Problem], Loss]
 
 
 def distilling(p: Problem) -> dict[str, Any]:
-    """The teacher's arguments of the operator, where there is one."""
+    """Returns the operator's arguments for the teacher, if there is one."""
     return {} if p.teacher is None else {"teacher_hidden": p.teacher, "kd_weight": KD_WEIGHT}
 
 
@@ -120,7 +120,7 @@ def dive(p: Problem) -> Loss:
     given = (p.hidden, p.head, p.targets, p.weights)
     more = distilling(p)
     if p.hidden.is_cuda:
-        more["rows"] = p.rows  # as the collator gives them: no host sync
+        more["rows"] = p.rows  # as the collator passes them: no host sync
     return lambda: ops.decisive_cross_entropy(*given, **more).loss
 
 
@@ -131,7 +131,7 @@ def reference_eager(p: Problem) -> Loss:
 
 
 def torch_core(reduction: str, chunked: bool) -> Peer:
-    """F.linear_cross_entropy, in one piece or by its own chunks."""
+    """F.linear_cross_entropy, in one piece or in its own chunks."""
 
     def make(p: Problem) -> Loss:
         _no_teacher(p)
@@ -155,7 +155,7 @@ def torch_core(reduction: str, chunked: bool) -> Peer:
 
 
 def liger(p: Problem) -> Loss:
-    """Its fused linear cross entropy; with a teacher, its fused JSD at beta 0 (KL) beside it."""
+    """Liger's fused linear cross entropy; with a teacher, plus its fused JSD at beta 0 (KL)."""
     module = _triton_module("liger_kernel.transformers.functional", "liger-kernel", p)
     left_out = p.left_out
 
@@ -175,7 +175,7 @@ def liger(p: Problem) -> Loss:
 
 
 def liger_none(p: Problem) -> Loss:
-    """Liger with a loss a row, weighted outside."""
+    """Liger with a loss per row, weighted outside."""
     _no_teacher(p)
     module = _triton_module("liger_kernel.transformers.functional", "liger-kernel", p)
 
@@ -197,16 +197,16 @@ def apple(p: Problem) -> Loss:
 
 
 def quack(p: Problem) -> Loss:
-    """Chunks of 4096 rows, its default; without it the module computes all logits."""
+    """quack in chunks of 4096 rows, its default; its other functions compute all logits."""
     _no_teacher(p)
     module = _triton_module("quack.linear_cross_entropy", "quack-kernels", p)
     if len(p.targets) % 8:
-        raise Unavailable("wants a multiple of 8 rows")
+        raise Unavailable("want a multiple of 8 rows")
     left_out = p.left_out
     return lambda: module.chunked_linear_cross_entropy(p.hidden, p.head, left_out)
 
 
-# those that are quick on some device first, as there may be no time to try them all
+# libraries that are fast on some device first, as there may be no time to try them all
 LIBRARIES: dict[str, Peer] = {
     "torch core, mean": torch_core("mean", chunked=False),
     "torch core, none": torch_core("none", chunked=False),
@@ -221,7 +221,7 @@ GATHERED = " on live rows"
 
 
 def checked(make: Peer, p: Problem, truth: Tensor) -> Loss:
-    """The loss of a peer, called once with its backward; `Unavailable` where it is not to be timed.
+    """Returns the loss of a peer after one call with its backward; raises `Unavailable`.
 
     truth: float32 [M, D], the reference's gradient of the live rows.
     """
@@ -240,9 +240,9 @@ def checked(make: Peer, p: Problem, truth: Tensor) -> Loss:
 def losses(
     p: Problem, peers: Mapping[str, Peer]
 ) -> tuple[dict[str, tuple[Problem, Loss]], dict[str, str]]:
-    """What runs here: each peer with its problem, as it is and on live rows; why others do not.
+    """Returns each peer that runs here with its problem, and why the others do not run.
 
-    A peer is called once with its backward here, and its gradient compared with the reference's.
+    A peer is called once with its backward, and its gradient compared with the reference's.
     """
     problems = {"": p}
     if len(p.rows) < len(p.targets):

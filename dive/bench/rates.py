@@ -1,8 +1,8 @@
-"""What this device can do, as the floors take it: products, copies and reads.
+"""The rates of this device that the floors are computed from: products, copies and reads.
 
-A floor that is too soft flatters whoever is held against it. On a CPU torch's own passes over
-memory run from front to back and wait at every page, which costs a fifth to a half of the rate, so
-reads and copies in several streams, in huge pages, are tried beside them, and the best one counts.
+A floor that is too low flatters what is compared with it. On a CPU torch's own passes over memory
+run from front to back and stall at every page, which costs a fifth to a half of the rate; so reads
+and copies in several streams and in huge pages are tried, too, and the best one counts.
 """
 
 import mmap
@@ -18,18 +18,18 @@ from torch import Tensor
 from dive.bench.timing import Call, interval, stopwatches, turns
 from dive.decode import native
 
-# by kind of device: what is read to measure the rate of reading, in bytes
+# device type -> bytes that are read to measure the rate of reading
 READ_BYTES = {"cuda": 1 << 32, "cpu": 1 << 29}
 _TOY_BYTES, _LEAST_BYTES = 1 << 20, 1 << 27
 _MIB = 1 << 20
-# streams side by side, and how many bytes ahead of its use memory is asked for
+# parallel streams, and the distance of the prefetch in bytes
 _READS = ((1, 1024), (4, 0), (4, 1024), (4, 2048), (8, 1024), (8, 2048))
 _COPIES = ((1, 1024), (4, 0), (4, 1024))
-_UNIT = 4096  # bytes; of which whole ones are read or copied so
+_UNIT = 4096  # bytes: streams read and copy whole units
 
 
 class Rates(NamedTuple):
-    """Measured in the run that they are quoted in."""
+    """Rates measured in the run that quotes them."""
 
     products: float  # FLOP/s of a square matrix product in the run's dtype
     copies: float  # bytes/s, read and written together
@@ -39,7 +39,7 @@ class Rates(NamedTuple):
 
 
 def reads(memory: Tensor) -> dict[str, Call]:
-    """Ways to read a float32 tensor of a multiple of 2048 numbers once, by torch's threads."""
+    """Returns ways to read a float32 tensor of a multiple of 2048 numbers once."""
     half = memory.view(torch.bfloat16)
     matrix = half.view(-1, 4096)
     vector = torch.ones(4096, dtype=torch.bfloat16, device=memory.device)
@@ -59,7 +59,7 @@ def reads(memory: Tensor) -> dict[str, Call]:
 
 
 def copies(target: Tensor, source: Tensor) -> dict[str, Call]:
-    """Ways to copy a contiguous tensor into another of its kind, by torch's threads."""
+    """Returns ways to copy a contiguous tensor into another of its kind."""
     found: dict[str, Call] = {"copy": lambda: target.copy_(source)}
     module = native.find().module
     if module is not None and _streamable(target) and _streamable(source):
@@ -76,16 +76,16 @@ def copies(target: Tensor, source: Tensor) -> dict[str, Call]:
 
 
 def fastest(calls: Mapping[str, Call], device: torch.device) -> str:
-    """The name of the one that took least, by the best of a few turns of each."""
+    """Returns the name of the fastest call, by the best of a few turns of each."""
     taken = turns(stopwatches(calls, device), 4)
     return min(taken, key=lambda name: min(taken[name]))
 
 
 def read_again(read: Call, times: int) -> Call:
-    """Reads once, as a step before it did, and gives so many reads to be timed in one call.
+    """Reads once, as the step before would, and returns a call that reads `times` times.
 
-    What was last read moves into the caches over several passes, and others had them meanwhile: a
-    floor reads as often as what is held against it.
+    Data moves into the caches over several passes, and other ways have evicted it meanwhile: a
+    floor reads as often as what is compared with it.
     """
     read()
 
@@ -102,7 +102,7 @@ def _streamable(tensor: Tensor) -> bool:
 
 
 def _threads(module: object) -> int:
-    """As many as a decode session takes."""
+    """Returns the number of threads of a decode session."""
     return min(torch.get_num_threads(), module.physical_cores())  # type: ignore[attr-defined]
 
 
@@ -112,10 +112,10 @@ def _name(streams: int, ahead: int) -> str:
 
 
 def read_buffer(device: torch.device, toy: bool, size: int = 0) -> Tensor:
-    """What `reads` reads, float32; `size` in bytes, of which whole MiB are taken.
+    """Returns a float32 buffer for `reads` of `size` bytes, rounded up to MiB.
 
-    By default it is larger than a cache, and no more than an eighth of the GPU. On a CPU it lies in
-    huge pages where the system gives them.
+    By default it is larger than a cache, and at most an eighth of the GPU's memory. On a CPU it is
+    in huge pages where the system has them.
     """
     size = _TOY_BYTES if toy else size or READ_BYTES[device.type]
     size = max(_MIB, -(-size // _MIB) * _MIB)
@@ -126,13 +126,13 @@ def read_buffer(device: torch.device, toy: bool, size: int = 0) -> Tensor:
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.ones(size // 4)
     memory = mmap.mmap(-1, size)
-    with suppress(OSError):  # a system without them reads in its own pages
+    with suppress(OSError):  # a system without huge pages uses its own size
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.float32).fill_(1.0)
 
 
 def measure(device: torch.device, dtype: torch.dtype, toy: bool, left: float = 60.0) -> Rates:
-    """Takes some seconds, on a busy CPU more, but by a smaller buffer no tenth of `left` s."""
+    """Measures the rates in some seconds; on a busy CPU a smaller buffer limits it to left / 10."""
     side = 64 if toy else 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
@@ -152,7 +152,7 @@ def measure(device: torch.device, dtype: torch.dtype, toy: bool, left: float = 6
 
 
 def _fitting(left: float) -> int:
-    """Bytes of the buffer on a CPU, by how long a first touch of the least takes."""
+    """Returns the bytes of the buffer on a CPU, from the time of a first touch of the smallest."""
     size = READ_BYTES["cpu"]
     start = time.perf_counter()
     read_buffer(torch.device("cpu"), False, _LEAST_BYTES)

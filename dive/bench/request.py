@@ -12,7 +12,7 @@ _DEVICE = re.compile(r"auto|(cpu|cuda)(:\d+)?")
 
 
 def operators_of(given: Sequence[str]) -> list[str]:
-    """Each of `OPERATORS` once; all where none is named. cross_entropy is cross-entropy."""
+    """Returns each operator named once, or all if none is; cross_entropy means cross-entropy."""
     names = [name.replace("_", "-") for name in given]
     for name, meant in zip(given, names, strict=True):
         if meant not in OPERATORS:
@@ -23,7 +23,7 @@ def operators_of(given: Sequence[str]) -> list[str]:
 def check(
     operators: Sequence[str], device: str, dtype: str, seconds: float, threads: int | None
 ) -> None:
-    """DiveError on what no machine could do; whether there is such a device is not looked at."""
+    """Raises a DiveError for what no machine could run; does not look for the device."""
     operators_of(operators)
     if not 0 < seconds < math.inf:
         raise DiveError(f"bench: seconds is {seconds}, want a finite number above 0")

@@ -1,4 +1,4 @@
-"""What a run found, as records with units, and as JSON."""
+"""The results of a run as records with units, and as JSON."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 from dive.bench.timing import Interval, interval
 from dive.errors.renamed import renamed_attribute
 
-SCHEMA = 1  # of the JSON; a change of its meaning gets another number
+SCHEMA = 1  # of the JSON; a change of meaning increments it
 
 
 class Setting(NamedTuple):
-    """What the records of one table have in common."""
+    """The operator, case and mode of the records of one table."""
 
     operator: str
     case: str
@@ -24,9 +24,9 @@ class Record:
 
     operator: str  # cross-entropy, steer or decode
     case: str
-    mode: str  # forward, forward+backward, or ms a token of what
+    mode: str  # forward, forward+backward, or per token of an answer
     way: str
-    ran: str  # what was seen to run
+    ran: str  # the code that was observed to run
     milliseconds: Interval
     samples: int
     beside: str | None  # the way that `times` compares with
@@ -38,7 +38,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Unmeasured:
-    """What is missing from the records, and why."""
+    """A way that has no record, and why."""
 
     operator: str
     case: str
@@ -60,7 +60,7 @@ Found = Record | Unmeasured | Wrong
 
 @dataclass
 class Results:
-    """All of a run."""
+    """The results of a run."""
 
     head: dict[str, Any]
     rates: dict[str, Any] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class Results:
     not_run = renamed_attribute("not_run", "unmeasured")
 
     def add(self, found: Found) -> None:
-        """To the list of its kind."""
+        """Appends a result to the list of its kind."""
         if isinstance(found, Record):
             self.records.append(found)
         elif isinstance(found, Unmeasured):
@@ -81,7 +81,7 @@ class Results:
             self.wrong.append(found)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dictionaries; times in milliseconds."""
+        """Returns plain numbers, strings, lists and dictionaries; times in milliseconds."""
         return {
             "schema": SCHEMA,
             **self.head,
@@ -108,7 +108,7 @@ def _interval(values: Interval) -> dict[str, float]:
 
 
 def significant(value: float) -> float:
-    """Five digits, which is more than any of these is known to."""
+    """Rounds to five digits, more than any of these is accurate to."""
     return float(f"{value:.5g}")
 
 
@@ -120,9 +120,9 @@ def records_of(
     work: float,
     unit: str,
 ) -> Iterator[Record]:
-    """One record per way from the seconds of its rounds; "floor" is what the shares are of.
+    """Yields one record per way from the seconds of its rounds; shares are relative to "floor".
 
-    work: what one call does, in `unit` times seconds. beside: of a way, the one to compare it with.
+    work: of one call, in `unit` times seconds. beside: way -> the way to compare it with.
     """
     floor = seconds.get("floor")
     for way, values in seconds.items():
@@ -148,6 +148,6 @@ def records_of(
 
 
 def reason_of(error: BaseException) -> str:
-    """An exception in one line."""
+    """Returns an exception in one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:300]

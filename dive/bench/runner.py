@@ -1,4 +1,4 @@
-"""One run: what the device can do, then case by case, until the time is up."""
+"""A run: the rates of the device, then case by case, until the time is up."""
 
 import gc
 import os
@@ -24,7 +24,7 @@ _MODULES: dict[str, Any] = {
 }
 DTYPES = {name: getattr(torch, name) for name in request.DTYPES}
 _UP = "the time was up"
-# an operator's first case is rather tried in vain than left out by an estimate
+# an operator's first case is rather tried in vain than skipped by an estimate
 _SLACK = 1.5
 _SHARE_UP = "its share of the time was up"
 
@@ -40,16 +40,16 @@ def run(
     started: float | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Results:
-    """Times the operators on a device; nothing is left out without a word.
+    """Times the operators on a device, and records the reason of whatever is left out.
 
-    operators: of OPERATORS, each with a share of the time; what one leaves over goes to the next.
+    operators: of OPERATORS, each with a share of the time; unused time goes to the next.
     device: auto (a GPU where there is one), cpu, cuda, cuda:1 ...
     dtype: auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16.
-    threads: on a CPU; None takes as many as torch does, less what the machine's load leaves busy,
-    since threads that wait for each other's turn on a core measure that alone.
+    threads: on a CPU; None is the number that torch uses less the cores that the machine's load
+    keeps busy, since threads that share a core only measure their waiting.
     seconds: of the whole run, from `started` (of time.monotonic()) on. toy: small sizes, whose
-    times mean nothing. say: is told what is under way.
-    DiveError on another operator, device, dtype, number of threads or time.
+    times mean nothing. say: is called with what is in progress.
+    DiveError for another operator, device, dtype, number of threads or time.
     """
     import dive
 
@@ -78,7 +78,7 @@ def run(
 
 @contextmanager
 def _own_state(device: torch.device, threads: int | None) -> Iterator[None]:
-    """What is torch's own is here as in a new process, and afterwards as the caller had it."""
+    """Sets the global state of torch as in a new process, and restores the caller's afterwards."""
     on_gpu = device.type == "cuda"
     before, dtype = torch.get_num_threads(), torch.get_default_dtype()
     with ExitStack() as stack:
@@ -86,7 +86,7 @@ def _own_state(device: torch.device, threads: int | None) -> Iterator[None]:
         stack.callback(torch.set_default_dtype, dtype)
         if on_gpu:
             stack.enter_context(torch.cuda.device(device))
-        # the cases seed the generators, for everyone to be timed on the same numbers
+        # the cases seed the generators, so that all ways are timed on the same numbers
         stack.enter_context(torch.random.fork_rng([torch.cuda.current_device()] if on_gpu else []))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -97,7 +97,7 @@ def _own_state(device: torch.device, threads: int | None) -> Iterator[None]:
 
 
 def idle_threads() -> int:
-    """Torch's threads, less the cores that the last minute's load keeps busy; at least 1."""
+    """Returns torch's threads less the cores that the last minute's load kept busy; at least 1."""
     busy = round(os.getloadavg()[0]) if hasattr(os, "getloadavg") else 0
     return max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) - busy))
 
@@ -127,7 +127,7 @@ def _run_all(
     setup = Setup(device, dtype, toy, rates)
     turns = list(_turns(cases))
     for number, turn in enumerate(turns):
-        # what is cheap leaves most of its share to the next ones
+        # cheap cases first: they leave most of their share to the others
         waiting = sorted(turn, key=lambda case: case.seconds(setup))
         behind = sum(case.share for later in turns[number + 1 :] for case in later)
         tried: set[Case] = set()
@@ -135,7 +135,7 @@ def _run_all(
             case = waiting.pop(0)
             say(f"{case.operator}: {case.name}")
             beside = sum(one.share for one in waiting)
-            # an operator's first case takes no other's share; behind those it is who comes first
+            # an operator's first case uses no other's share; after those, first come first served
             most = case.share / (case.share + beside) if number == 0 else 1.0
             least_wanted = case.share / (case.share + beside + behind)
             slack = _SLACK if number == 0 else 1.0
@@ -144,12 +144,12 @@ def _run_all(
             again = _run_case(case, setup, deadline, most, least_wanted, slack, may_wait, results)
             if again is not None:
                 waiting.append(again)
-            if deadline.left > 0:  # it takes a while, too
+            if deadline.left > 0:  # collection takes a while, too
                 gc.collect()
                 if device.type == "cuda":
                     torch.cuda.empty_cache()
     order = {name: at for at, name in enumerate(operators)}
-    results.records.sort(key=lambda record: order[record.operator])  # whichever order they ran in
+    results.records.sort(key=lambda record: order[record.operator])  # not in the order of runs
     results.unmeasured.sort(key=lambda one: order[one.operator])
 
 
@@ -163,12 +163,12 @@ def _run_case(
     may_wait: bool,
     results: Results,
 ) -> Case | None:
-    """One case, or a smaller one, in its part of the time that is left.
+    """Runs one case, or a smaller one, in its part of the time that is left.
 
-    most: of that time, where the case is broken off. wanted: of it, for its rounds.
-    slack: how many times that part the smallest one may be thought to take, and is begun.
-    may_wait: whether there may be more time behind others, where there is too little now.
-    Returns what to try behind the others: the same, or a smaller one if there was no row in time.
+    most: share of that time after which the case is interrupted. wanted: share for its rounds.
+    slack: the smallest case is begun if it is estimated to take at most slack times its part.
+    may_wait: whether there may be more time after other cases, if there is too little now.
+    Returns the case to try after the others: the same, or a smaller one if there was no record.
     """
     left = max(deadline.left, 0.0)
     budget = most * left
@@ -187,8 +187,8 @@ def _run_case(
         results.add(Unmeasured(case.operator, case.name, "all", reason))
     if not begins:
         return None
-    # in time to go on with the next case, and to end by itself before it is broken off
-    if fits.smaller() is None:  # what else could be measured is dearer: an estimate is but one
+    # early enough for the next case, and before the case would be interrupted
+    if fits.smaller() is None:  # anything else takes longer, and this is only an estimate
         budget = max(budget, min(3 * least, left / 2))
     begun, records = time.monotonic(), len(results.records)
     until = begun + min(max(left * wanted, least), 0.85 * budget)
@@ -206,7 +206,7 @@ def _run_case(
 
 
 def _turns(lists: Sequence[Sequence[Case]]) -> Iterator[list[Case]]:
-    """The first case of each operator, then the second of each ..."""
+    """Yields the first case of each operator, then the second of each ..."""
     for at in range(max(map(len, lists))):
         yield [case for one in lists for case in one[at : at + 1]]
 

@@ -1,6 +1,6 @@
-"""Steering of the residual stream beside the same in PyTorch, eager and compiled.
+"""Steering of the residual stream against the same in PyTorch, eager and compiled.
 
-The floor is the least that must be read and written at the rate of a copy in the same turns: h and
+The floor is the least that must be read and written, at the rate of a copy in the same turns: h and
 h' forward, and h and both gradients backward.
 """
 
@@ -29,7 +29,7 @@ _ROUNDS = 40
 def inputs(
     tokens: int, width: int, rank: int, dtype: torch.dtype, device: torch.device
 ) -> list[Tensor]:
-    """h [T, D] and the parameters in float32, all of which require a gradient."""
+    """Returns h [T, D] and the parameters in float32, all of which require a gradient."""
     reseed(0, device)
     h = torch.randn(tokens, width, device=device).to(dtype)
     shapes = ((rank, width), (rank,), (width, rank), (width,))
@@ -39,7 +39,7 @@ def inputs(
 
 
 def copy(h: Tensor) -> tuple[str, Call]:
-    """A copy of the stream, by the fastest way that there is here, and that way's name."""
+    """Returns the name of the fastest way to copy the stream here, and a call of it."""
     source, target = h.detach(), torch.empty_like(h, requires_grad=False)
     ways = copies(target, source)
     name = fastest(ways, h.device)
@@ -47,7 +47,7 @@ def copy(h: Tensor) -> tuple[str, Call]:
 
 
 def run(function: Callable[..., Tensor], given: list[Tensor], upstream: Tensor, mode: str) -> Call:
-    """One call, with its gradients where the mode asks for them."""
+    """Returns a call of the function, with its gradients in mode forward+backward."""
     if mode == "forward":
         return lambda: function(*given)
     return lambda: torch.autograd.grad(function(*given), given, upstream)
@@ -55,7 +55,7 @@ def run(function: Callable[..., Tensor], given: list[Tensor], upstream: Tensor, 
 
 @dataclass(frozen=True)
 class Steer:
-    """[T, D] at one rank. compiled: beside torch.compile of the reference, which takes its time."""
+    """Steering of [T, D] at one rank. compiled: also against the reference under torch.compile."""
 
     tokens: int
     width: int
@@ -71,13 +71,13 @@ class Steer:
         return f"{self.tokens} tokens, D {self.width}, rank {self.rank}{more}"
 
     def seconds(self, setup: Setup) -> float:
-        # the reference makes about ten passes of each of the floor's, in float32
+        # the reference makes about ten passes in float32 for each of the floor's
         size = 7 * self.tokens * self.width * 40
         compiles = 12 if self.compiled and not setup.toy else 0  # two graphs, and their backward
         return 6 * size / setup.rates.copies + compiles
 
     def smaller(self) -> "Steer | None":
-        # most of the compiled one's time is the compiler's, whatever the size
+        # with torch.compile most of the time is compilation, whatever the size
         tokens = self.tokens // 4
         return None if self.compiled or tokens < 128 else replace(self, tokens=tokens)
 
@@ -86,7 +86,7 @@ class Steer:
         try:
             given = inputs(self.tokens, self.width, self.rank, setup.dtype, setup.device)
             want = reference.steer(*given)
-            # of the result itself: a sum over tokens of random signs would say little
+            # the result itself: a sum over tokens with random signs would show little
             upstream = want.detach()
             gradients = torch.autograd.grad(want, given, upstream)
         except Exception as error:
@@ -110,7 +110,7 @@ class Steer:
             if setup.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
                 yield missing("reference, compiled", "no C++ compiler is on PATH")
                 return
-            torch._dynamo.reset()  # it compiles a function only so many times, and then no more
+            torch._dynamo.reset()  # the compiler limits how often it compiles a function
             backend = "eager" if setup.toy else "inductor"
             others["reference, compiled"] = torch.compile(
                 reference.steer, backend=backend, dynamic=False
@@ -130,7 +130,7 @@ class Steer:
                 else:
                     calls[name] = one
             if self.compiled and len(calls) == 3:
-                continue  # what is left stands in the case without it
+                continue  # the case without it has the rest
             part = (until - time.monotonic()) / (len(PASSES) - at)
             watches = stopwatches(calls, setup.device)
             seconds = turns(watches, _ROUNDS, until=time.monotonic() + part)
@@ -155,7 +155,7 @@ def _difference(
     upstream: Tensor,
     most: float,
 ) -> str:
-    """Where result or gradients are too far off, in words; empty where they are not."""
+    """Returns in words where result or gradients are too far off, or an empty string."""
     got = ops.steer(*given)
     named = {"result": (got.detach(), want.detach())}
     for name, one, other in zip(
@@ -170,7 +170,7 @@ def _difference(
 
 
 def cases(device: torch.device, toy: bool, free: int) -> list[Steer]:
-    """Most wanted first. free: bytes of the device's memory."""
+    """Returns the cases by priority. free: bytes of device memory."""
     if toy:
         return [Steer(16, 64, 4), Steer(16, 64, 4, compiled=True)]
     if device.type == "cpu":

@@ -11,16 +11,16 @@ from dive.bench.timing import Interval
 from dive.console import PlainConsole
 from dive.errors.counting import counted
 
-_COLUMNS = ("way", "what ran", "ms", "beside", "rate", "floor")
+_COLUMNS = ("way", "what ran", "ms", "against", "rate", "floor")
 _NARROW = 12  # columns for a name, at least
-_WIDE = 150  # columns in a file or a pipe, which wraps nothing
+_WIDE = 150  # columns in a file or a pipe, where nothing wraps
 
 
 def show(results: Results, console: PlainConsole | None = None) -> None:
-    """Prints it all."""
+    """Prints the results."""
     if console is None:
         console = PlainConsole()
-        if not console.is_terminal:  # nothing is folded that somebody may search for
+        if not console.is_terminal:  # text that may be searched for is not folded
             console = PlainConsole(width=max(_WIDE, sum(_widths(results.records)) + 12))
     say = lambda text, style="": console.print(text, style=style)  # noqa: E731
     for line in _machine(results):
@@ -30,7 +30,7 @@ def show(results: Results, console: PlainConsole | None = None) -> None:
         console.print(table)
     if results.records:
         say(
-            "\nms: median and 95% interval of rounds in which all ways took turns. beside: the "
+            "\nms: median and 95% interval of rounds in which all ways took turns. against: the "
             "time over dive's (or the named way's) of the same rounds. floor: the least time, by "
             "what was measured in the same rounds, over the way's own; what fits a cache can pass "
             "100%.",
@@ -68,14 +68,14 @@ def _machine(results: Results) -> list[str]:
 
 
 def _widths(records: list[Record]) -> list[int]:
-    """Of the columns, the same in every case's table."""
+    """Returns the widths of the columns, the same in the table of every case."""
     return [max(map(len, column)) for column in zip(_COLUMNS, *map(_cells, records), strict=True)]
 
 
 def _tables(records: list[Record], width: int) -> Iterator[tuple[str, Table]]:
-    """A line and a table for each case; nothing is cut where it is wider than `width` columns."""
+    """Yields a title and a table for each case; what exceeds `width` is folded and never cut."""
     widths = _widths(records)
-    # numbers in one line, and the same columns in every table, where there is room
+    # numbers in one line, and the same columns in every table, if the width suffices
     least = sum(widths[2:]) + 2 * len(widths)
     fits = least + sum(widths[:2]) <= width
     numbers = fits or least + 2 * _NARROW <= width
@@ -100,7 +100,7 @@ def _tables(records: list[Record], width: int) -> Iterator[tuple[str, Table]]:
 
 
 def _missing(unmeasured: list[Unmeasured]) -> list[str]:
-    """A line for each reason of an operator, with all that it kept away."""
+    """Returns one line per reason and operator, with every way that it left out."""
     lines: dict[tuple[str, str], dict[str, list[str]]] = {}
     for one in unmeasured:
         lines.setdefault((one.operator, one.reason), {}).setdefault(one.case, []).append(one.way)
@@ -128,18 +128,18 @@ def _cells(record: Record) -> list[str]:
 
 
 def milliseconds(taken: Interval) -> str:
-    """Median with its interval in parentheses, to three digits."""
+    """Returns the median with its interval in parentheses, to three digits."""
     median, low, high = (digits(value) for value in taken)
     return f"{median} ({low} to {high})"
 
 
 def digits(value: float) -> str:
-    """Three of them, and none for 10 to some power."""
+    """Returns three significant digits, without an exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def rate(value: float, unit: str) -> str:
-    """Three digits, thousands of GFLOP/s as TFLOP/s."""
+    """Returns a rate with three digits, thousands of GFLOP/s as TFLOP/s."""
     if unit == "GFLOP/s" and value >= 1000:
         value, unit = value / 1000, "TFLOP/s"
     return f"{digits(value)} {unit}"

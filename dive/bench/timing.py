@@ -1,4 +1,4 @@
-"""Interleaved timing, and what a median is worth."""
+"""Interleaved timing, and confidence intervals of medians."""
 
 import statistics
 import time
@@ -24,7 +24,7 @@ class Interval(NamedTuple):
 
 
 def interval(values: list[float]) -> Interval:
-    """Median and a 95% interval of it; of few values, the least and the largest."""
+    """Returns the median with a 95% interval; for few values the smallest and the largest."""
     ordered, n = sorted(values), len(values)
     half = 0.98 * n**0.5
     low, high = max(0, int(n / 2 - half)), min(n - 1, int(n / 2 + half))
@@ -38,10 +38,10 @@ def turns(
     until: float | None = None,
     least: int = LEAST_ROUNDS,
 ) -> dict[str, list[T]]:
-    """What each measure gives, round by round, so that a noisy moment meets them all alike.
+    """Runs the measures round by round, so that noise affects all of them alike.
 
-    The order is turned about from round to round, and the first round is a warm-up. No round begins
-    that would end after `until` (of time.monotonic()) once there are `least`.
+    The order is reversed from round to round, and the first round is a warm-up. After `least`
+    rounds, none begins that would end after `until` (of time.monotonic()).
     """
     taken: dict[str, list[T]] = {name: [] for name in measures}
     names = list(measures)
@@ -58,14 +58,14 @@ def turns(
 
 
 def cpu_seconds(function: Call) -> tuple[float, float]:
-    """One call: by the clock on the wall, and by this process on all its threads."""
+    """Returns the seconds of one call: wall time, and CPU time of all threads of the process."""
     wall, cpu = time.perf_counter(), time.process_time()
     function()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def wall_seconds(function: Call, device: torch.device) -> float:
-    """One call by the clock on the wall; on a GPU until the device is done."""
+    """Returns the wall time of one call; on a GPU until the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -76,7 +76,7 @@ def wall_seconds(function: Call, device: torch.device) -> float:
 
 
 def gpu_seconds(function: Call, repeats: int) -> float:
-    """A call, of `repeats` one after another between two events on the stream."""
+    """Returns the seconds per call of `repeats` calls between two events on the stream."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
@@ -88,7 +88,7 @@ def gpu_seconds(function: Call, repeats: int) -> float:
 
 
 def cold_gpu_seconds(function: Call, repeats: int, flush: Tensor) -> float:
-    """A call whose inputs are in no cache: `flush` is written before each, outside the events."""
+    """Returns the seconds per call with cold caches: `flush` is written before each, untimed."""
     events = [
         [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # start and end
         for _ in range(repeats)
@@ -104,7 +104,7 @@ def cold_gpu_seconds(function: Call, repeats: int, flush: Tensor) -> float:
 
 
 def repeats_for(function: Call, most: int) -> int:
-    """So many that they take about 5 ms on the GPU, and the first one's launch counts little."""
+    """Returns the number of calls in about 5 ms on the GPU, so that the first launch is little."""
     function()
     return min(most, max(1, round(5e-3 / gpu_seconds(function, 1))))
 
@@ -112,7 +112,7 @@ def repeats_for(function: Call, most: int) -> int:
 def stopwatches(
     functions: Mapping[str, Call], device: torch.device
 ) -> dict[str, Callable[[], float]]:
-    """A measure for each function: seconds a call, by the wall on a CPU and by events on a GPU."""
+    """Returns a measure for each function: seconds per call by wall time, on a GPU by events."""
     if device.type != "cuda":
         return {
             name: lambda function=function: wall_seconds(function, device)  # type: ignore[misc]

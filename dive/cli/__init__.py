@@ -30,7 +30,7 @@ from dive.files.disk import FULL, reason
 
 
 class _Commands(TyperGroup):
-    """Its complaints about a command line quote it, and are shown as all else is."""
+    """The commands; errors about the command line quote it, so they are made visible, too."""
 
     def make_context(self, *given: Any, **more: Any) -> Any:
         try:
@@ -53,7 +53,7 @@ def _make_visible(error: Exception) -> None:
 
 
 class _Plainly(logging.Formatter):
-    """Lines of log for a terminal."""
+    """Formats log lines for a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return visible(super().format(record))
@@ -78,16 +78,16 @@ app.command()(doctor)
 
 @app.callback()
 def common(
-    verbose: bool = typer.Option(False, "--verbose", "-v", help="Say what is chosen and why."),
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what is chosen and why."),
 ) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Plainly("%(message)s"))
     logging.basicConfig(handlers=[handler])
     logging.getLogger("dive").setLevel(logging.INFO if verbose else logging.WARNING)
-    # what is wrong with an image comes as one error of ours, and not as a traceback before it
+    # a bad image is reported as one DiveError, without a traceback of these before it
     for name in ("pydicom", "PIL"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    # the libraries' own bars and advice would bury ours
+    # progress bars and advice of the libraries would hide those of DIVE
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -103,21 +103,21 @@ def main() -> None:
             app()
         finally:
             with contextlib.suppress(BrokenPipeError):
-                sys.stdout.flush()  # what cannot be written is said here, not at the very end
+                sys.stdout.flush()  # a failed write is reported here, not at exit
     except DiveError as error:
         _say("error:", "bold red", error)
         sys.exit(1)
     except OSError as error:
         if error.errno not in FULL:
             raise
-        # stdout, say; what DIVE itself writes is named by DiveError
+        # such as stdout; a DiveError names the files that DIVE writes
         _say("error:", "bold red", f"cannot write: {reason(error, error.filename or '.')}")
-        sys.stdout = None  # or Python would try once more
+        sys.stdout = None  # or Python would try again
         sys.exit(1)
     except KeyboardInterrupt:
         _interrupted()
     except SystemExit as stop:
-        if stop.code == _INTERRUPTED:  # typer makes it of a KeyboardInterrupt
+        if stop.code == _INTERRUPTED:  # typer's exit code for a KeyboardInterrupt
             _interrupted()
         raise
 
@@ -133,7 +133,7 @@ def _interrupted() -> None:
 
 
 def _warn(message: Warning | str, *_where: object, **_more: object) -> None:
-    """A line of our source tells a user of the command line nothing."""
+    """Prints a warning without the line of source, which does not help a user of the commands."""
     _say("warning:", "bold yellow", message)
 
 
@@ -144,5 +144,5 @@ def _say(mark: str, style: str, message: object) -> None:
 
 
 def _crash(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """What is no DiveError is a bug, told as Python does."""
+    """Prints the traceback of an exception that is no DiveError, which is a bug."""
     sys.stderr.write(visible("".join(traceback.format_exception(kind, error, trace))))

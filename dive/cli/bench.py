@@ -1,4 +1,4 @@
-"""`dive bench`: how fast the operators and decoding are here, beside PyTorch and transformers."""
+"""`dive bench`: the speed of operators and decoding here, against PyTorch and transformers."""
 
 import json
 import time
@@ -39,16 +39,14 @@ def bench(
         ),
     ] = "auto",
     seconds: Annotated[
-        float, typer.Option("--seconds", help="Of the whole run; what does not fit is named.")
+        float, typer.Option("--seconds", help="Of the whole run; cases that do not fit are named.")
     ] = 60.0,
     threads: Annotated[
         int | None,
-        typer.Option(
-            "--threads", help="On a CPU. Default: torch's, less what the machine's load takes."
-        ),
+        typer.Option("--threads", help="On a CPU. Default: torch's, less the cores that are busy."),
     ] = None,
     toy: Annotated[
-        bool, typer.Option("--toy", help="Small sizes: whether it works, not how fast.")
+        bool, typer.Option("--toy", help="Small sizes: shows that it works, not how fast.")
     ] = False,
 ) -> None:
     """Time the operators and decoding against PyTorch and transformers, on this machine.
@@ -57,7 +55,7 @@ def bench(
     --json makes no folder).
     """
     started = time.monotonic()
-    there = json_file is not None and json_file.parent.is_dir()  # a lock makes it for a time
+    there = json_file is not None and json_file.parent.is_dir()  # a lock creates it temporarily
     if json_file is not None and json_file != _STDOUT:
         check_file(json_file)
         context.with_resource(hold_file(json_file))

@@ -22,7 +22,7 @@ def demo(
     ] = (Path("dive-demo")),
     hospital: Annotated[int | None, typer.Option(help="Another invented hospital.")] = None,
     test: Annotated[int, typer.Option(help="Test studies; more take longer.")] = 64,
-    steps: Annotated[int, typer.Option(help="Training steps a method.")] = 100,
+    steps: Annotated[int, typer.Option(help="Training steps per method.")] = 100,
 ) -> None:
     """Distil and compare seven methods on a small built-in world, in minutes."""
     from dive.cli.options import quiet_libraries

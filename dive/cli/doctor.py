@@ -1,4 +1,4 @@
-"""`dive doctor`: what is installed, and what is used."""
+"""`dive doctor`: the packages that are installed, and the fast paths that are used."""
 
 import platform
 from importlib import metadata
@@ -23,9 +23,9 @@ _PACKAGES = (
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """Say what is installed, run the fast paths and say which are used, and what is missing.
+    """Show what is installed, run the fast paths and show which are used, and what is missing.
 
-    Ends with 1 where a fast path that belongs on this machine is not used, or is wrong.
+    Exit code 1 where a fast path that this machine supports is not used, or is wrong.
     """
     import torch
 
@@ -43,7 +43,7 @@ def doctor(as_json: JsonOption = False) -> None:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        # how it was built and what it runs here; None where it is not loaded
+        # how it was built and what it runs here; None if it is not loaded
         "extension": native.build_info(),
         "extension_state": {"state": present.state, "reason": present.reason},
         "paths": [one._asdict() for one in findings],
@@ -71,7 +71,7 @@ def doctor(as_json: JsonOption = False) -> None:
     console.print("\nFast paths, run on the bundled backbone:")
     console.print(_paths(findings))
     console.print("\nMetrics that need weights or packages of their own:")
-    needs = table("metric", "state", "where it must lie", "how to get it")
+    needs = table("metric", "state", "path", "how to get it")
     for one in facts["metrics"]:
         state = "there" if one["present"] else Text("missing", "yellow")
         add_row(needs, one["name"], state, str(one["where"]), one["how"])

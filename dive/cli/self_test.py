@@ -1,6 +1,6 @@
-"""The fast paths, run on the bundled backbone: which are used on this machine, and are they right?
+"""A run of the fast paths on the bundled backbone: which are used on this machine, and correct.
 
-`dive doctor` prints it. Each finding comes from a call that was made, not from what is installed.
+`dive doctor` prints it. Each finding is the result of a call, not of what is installed.
 """
 
 import warnings
@@ -24,16 +24,16 @@ from dive.errors import DiveError, FallbackWarning
 BACKBONE = Path(__file__).parents[1] / "demo" / "backbone"
 PROMPT, STEPS = 12, 24
 ENGINE, STEER, LOSS = "dive._C", "Triton, steer", "Triton, decisive_cross_entropy"
-# of both operators in float32 on these few tokens: the sums of the kernels and of the reference
-# differ in their order alone
+# for both operators in float32 on these few tokens: the sums of kernels and reference only differ
+# in their order
 TOLERANCE = 1e-4
 
 
 class Finding(NamedTuple):
     """One fast path on one device.
 
-    state: "used", "not used" or "wrong". expected: whether it is to be used here; a machine without
-        a GPU has no use for kernels of one.
+    state: "used", "not used" or "wrong". expected: whether it should be used here; a machine
+        without a GPU does not use its kernels.
     """
 
     name: str
@@ -51,7 +51,7 @@ Check = Callable[[Backbone, SteeringAdapter], Finding]
 
 
 def run() -> list[Finding]:
-    """Every fast path on the CPU and on each GPU."""
+    """Runs every fast path on the CPU and on each GPU."""
     gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     findings = []
     with _quiet():
@@ -61,7 +61,7 @@ def run() -> list[Finding]:
 
 
 def _on(device: torch.device) -> list[Finding]:
-    """A device that cannot even hold the backbone is a finding of every path on it."""
+    """Returns the findings of a device; one that cannot load the backbone fails every path."""
     try:
         backbone = load_backbone(BACKBONE, dtype="float32", device=device)
         adapter = _adapter(backbone)
@@ -71,7 +71,7 @@ def _on(device: torch.device) -> list[Finding]:
 
 
 def decoding(backbone: Backbone, adapter: SteeringAdapter) -> Finding:
-    """A steered answer of the engine against transformers' own."""
+    """Compares a steered answer of the engine with transformers' own."""
     device, ids = backbone.device, _tokens(backbone)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     settings: dict[str, Any] = {"max_new_tokens": STEPS, "do_sample": False, "eos_token_id": None}
@@ -85,12 +85,12 @@ def decoding(backbone: Backbone, adapter: SteeringAdapter) -> Finding:
         return Finding(ENGINE, str(device), "not used", session.ran.reason, True)
     if not torch.equal(got, want):
         return Finding(ENGINE, str(device), "wrong", "tokens differ from transformers'", True)
-    why = f"{session.ran.reason}; {STEPS} tokens as transformers writes them"
+    why = f"{session.ran.reason}; {STEPS} tokens equal to those of transformers"
     return Finding(ENGINE, str(device), "used", why, True)
 
 
 def steering(backbone: Backbone, adapter: SteeringAdapter) -> Finding:
-    """One layer's steering and its gradients against `dive.reference`."""
+    """Compares one layer's steering and its gradients with `dive.reference`."""
     layer: Any = next(iter(adapter.layers.values()))
     with torch.no_grad():
         states = last_hidden_state(backbone.model, {"input_ids": _tokens(backbone)})
@@ -106,7 +106,7 @@ def steering(backbone: Backbone, adapter: SteeringAdapter) -> Finding:
 
 
 def loss(backbone: Backbone, adapter: SteeringAdapter) -> Finding:
-    """The weighted loss over the backbone's own head, and its gradients, against the reference."""
+    """Compares the weighted loss over the backbone's head and its gradients with the reference."""
     head, ids = output_head(backbone.model), _tokens(backbone)
     with torch.no_grad():
         states = last_hidden_state(backbone.model, {"input_ids": ids})[0, :-1]
@@ -130,7 +130,7 @@ def _compare(
         ((one - other).abs().max() / other.abs().max()).item()
         for one, other in zip(got, want, strict=True)
     )
-    if not worst <= TOLERANCE:  # also where it is not a number
+    if not worst <= TOLERANCE:  # also for NaN
         why = f"{path}: relative error {worst:.1e} against plain PyTorch, want {TOLERANCE:.0e}"
         return Finding(name, str(device), "wrong", why, True)
     if path != "triton":
@@ -142,10 +142,10 @@ def _compare(
 
 
 def _guarded(name: str, check: Check, backbone: Backbone, adapter: SteeringAdapter) -> Finding:
-    """What breaks is a finding, too: the next one is still looked for."""
+    """Runs a check; an exception is a finding, too, and the next check still runs."""
     try:
         return check(backbone, adapter)
-    except Exception as error:  # of Triton, of a C compiler that is missing, of a driver ...
+    except Exception as error:  # of Triton, of a missing C compiler, of a driver ...
         return Finding(name, str(backbone.device), "wrong", _line_of(error), True)
 
 
@@ -162,7 +162,7 @@ def _tokens(backbone: Backbone) -> Tensor:
 
 
 def _adapter(backbone: Backbone) -> SteeringAdapter:
-    """As if it were trained: every tensor moves the answer."""
+    """Returns an adapter like a trained one: every tensor changes the answer."""
     drawn = torch.Generator().manual_seed(0)
     adapter = SteeringAdapter(SteeringConfig(rank=8), backbone)
     layers: Any = adapter.layers
@@ -175,7 +175,7 @@ def _adapter(backbone: Backbone) -> SteeringAdapter:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A fallback is a finding here; as a warning it would be told twice."""
+    """Silences fallback warnings: a fallback is a finding here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FallbackWarning)
         yield

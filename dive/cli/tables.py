@@ -1,4 +1,4 @@
-"""Tables and texts on stdout that lose nothing: in a narrow terminal, in a pipe, in ASCII."""
+"""Tables and texts on stdout without loss: in a narrow terminal, in a pipe, in ASCII."""
 
 import codecs
 import sys
@@ -8,19 +8,19 @@ from rich.text import Text
 
 from dive.console import PlainConsole, styled
 
-# columns in a file or a pipe: nothing is folded that somebody may search for
+# columns in a file or a pipe: text that may be searched for is not folded
 _NO_END = 10_000
 _ESCAPES = "dive.escapes"
 
 
 def stdout() -> PlainConsole:
-    """The terminal in its own width; a file or a pipe without an end of the line."""
+    """Returns a console: a terminal with its own width, a file or a pipe without line breaks."""
     console = PlainConsole()
     return console if console.is_terminal else PlainConsole(width=_NO_END)
 
 
 def table(*names: str) -> Table:
-    """Columns whose words are folded where they are too long, and never cut."""
+    """Returns a table whose cells are folded where they are too long, and never cut."""
     made = Table(box=None, pad_edge=False)
     for name in names:
         add_column(made, name)
@@ -28,20 +28,20 @@ def table(*names: str) -> Table:
 
 
 def add_column(made: Table, name: str, style: str = "") -> None:
-    """One more, of the same kind."""
+    """Adds a column of the same kind."""
     made.add_column(styled(name), overflow="fold", style=style)
 
 
 def add_row(made: Table, *cells: str | Text) -> None:
-    """Brackets in a text are text, not markup."""
+    """Adds a row; brackets in a cell are text, not markup."""
     made.add_row(*(styled(cell) if isinstance(cell, str) else cell for cell in cells))
 
 
 def escape_on_stdout() -> None:
-    r"""What stdout's encoding has no letters for is written as \u00e9: no error, and valid JSON."""
+    r"""Writes characters outside stdout's encoding as \u00e9: no error, and valid JSON."""
     codecs.register_error(_ESCAPES, _escaped)
     given = sys.stdout
-    # an error handler that somebody asked for (PYTHONIOENCODING=ascii:replace) is kept
+    # an error handler that was set (PYTHONIOENCODING=ascii:replace) is kept
     if hasattr(given, "reconfigure") and given.errors in ("strict", "surrogateescape"):
         given.reconfigure(errors=_ESCAPES)
 

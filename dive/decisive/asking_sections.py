@@ -13,7 +13,13 @@ from typing import NamedTuple
 from dive.data.sections import section_name
 from dive.lexicon.words import word_set
 
-ASKING, COMPARING, FINDINGS, TELLING, UNKNOWN = "asking", "comparing", "findings", "telling", "?"
+ASKING, COMPARING, FINDINGS, REPORTING, UNKNOWN = (
+    "asking",
+    "comparing",
+    "findings",
+    "reporting",
+    "?",
+)
 
 _ASKS = word_set(
     "indication indications history histories hx pmh pmhx psh hpi information info details question"
@@ -24,7 +30,7 @@ _ASKS = word_set(
 _ASKS_IF_CLINICAL = word_set("notes note statement summary findings finding impression diagnoses")
 _COMPARES = word_set("comparison comparisons compared priors")
 _FINDS = word_set("finding findings")
-_TELLS = word_set(
+_REPORTS = word_set(
     "impression impressions conclusion conclusions opinion report reports observation observations"
     " interpretation summary description assessment comment comments narrative read addendum result"
     " results answer recommendation recommendations"
@@ -149,7 +155,7 @@ def _headings(text: str) -> list[_Heading]:
             short = False
         found.append(_Heading(one[0], separator.end(), one[1], short))
         last = separator.end()
-    ends = [_Heading(m.start(), m.end(), TELLING, False) for m in _NEXT_REPORT.finditer(text)]
+    ends = [_Heading(m.start(), m.end(), REPORTING, False) for m in _NEXT_REPORT.finditer(text)]
     return sorted(found + ends)
 
 
@@ -182,7 +188,7 @@ def _heading(
     if not opens or names[0] in _FORM or names[-1] in _FORM:
         return None
     if names[0] in _FILM | _ANATOMY:
-        return words[0].start(), TELLING  # "Chest, two upright views:"
+        return words[0].start(), REPORTING  # "Chest, two upright views:"
     if line and all(word.group().isupper() for word in words):
         return (words[0].start(), UNKNOWN) if len(names[0]) > 1 else None
     if line and len(names) <= _MOST_WORDS and words[0].group()[0].isupper():
@@ -202,7 +208,7 @@ def _slip(word: str) -> str | None:
 
 
 def _is_known(word: str) -> bool:
-    known = _ASKS | _ASKS_IF_CLINICAL | _COMPARES | _FINDS | _TELLS | _FILM | _BESIDE
+    known = _ASKS | _ASKS_IF_CLINICAL | _COMPARES | _FINDS | _REPORTS | _FILM | _BESIDE
     return word in known or _slip(word) is not None
 
 
@@ -213,18 +219,18 @@ def _kind(names: tuple[str, ...]) -> str | None:
         return ASKING
     if words & _FINDS:
         return FINDINGS
-    if words & _TELLS:
-        return TELLING
+    if words & _REPORTS:
+        return REPORTING
     earlier = words & {"prior", "previous"} and words & _FILM and words.isdisjoint(_ASKS)
     if words & _COMPARES or earlier:
         return COMPARING
     if words & _ASKS or {"rule", "out"} <= words:
         return ASKING
-    return TELLING if words & _FILM else None
+    return REPORTING if words & _FILM else None
 
 
 def _is_listed(name: str) -> bool:
-    return name in _ASKS | _COMPARES | _FINDS | _TELLS | _FILM | _BESIDE | _ASKS_IF_CLINICAL
+    return name in _ASKS | _COMPARES | _FINDS | _REPORTS | _FILM | _BESIDE | _ASKS_IF_CLINICAL
 
 
 def _end(text: str, heading: _Heading, following: _Heading | None) -> int:

@@ -30,16 +30,16 @@ def polarities(
             free[index] = False
     cues = default_cues()
     matches = cues.matches(words.words, words.joined, first, stop, free)
-    return _Reading(words, first, stop, found, longest_first(matches)).read()
+    return _Reading(words, first, stop, found, longest_first(matches)).read_polarities()
 
 
 class _Reading(Sentence):
     """One reading of one sentence."""
 
-    def read(self) -> list[str]:
+    def read_polarities(self) -> list[str]:
         for i in range(self.first, self.stop):
             if i > self.first and self.before[i] != JOINED:
-                self._mark(i)
+                self._punctuation(i)
             elif self.before[i] == QUERY:
                 self._open(UNCERTAIN)
             if self.state == NEGATIVE and self.runs_on(i):
@@ -73,7 +73,7 @@ class _Reading(Sentence):
     def _new_statement(self) -> None:
         self.passed, self.asserted, self.alternative = [], False, False
 
-    def _mark(self, i: int) -> None:
+    def _punctuation(self, i: int) -> None:
         """Punctuation before word i."""
         kind = self.before[i]
         if kind == QUERY:

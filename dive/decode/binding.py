@@ -68,25 +68,30 @@ class Binding:
             return None
         spec = self.spec if spec is None else spec
         assert spec is not None
-        key = (spec.dtype, *map(version, [*adapter.parameters(), *adapter.buffers()]))
+        key = (
+            spec.dtype,
+            spec.engine_device,
+            *map(version, [*adapter.parameters(), *adapter.buffers()]),
+        )
         known = self._packed.get(adapter)
         if known is not None and known[0] == key:
             return known[1]
         steering: list[Any] = [None] * len(spec.layers)
         layers: Any = adapter.layers
         for index, layer in layers.items():
-            packed = native.pack_steering(
-                layer.down.detach().cpu(),
-                layer.down_bias.detach().cpu(),
-                layer.up.detach().cpu(),
-                layer.static.detach().cpu(),
+            steering[int(index)] = native.pack_steering(
+                layer.down.detach(),
+                layer.down_bias.detach(),
+                layer.up.detach(),
+                layer.static.detach(),
                 layer.scale.detach() * layer.sigma,
                 dtype=spec.dtype,
+                device=spec.device,
+                engine_device=spec.engine_device,
                 activation=adapter.config.activation,
                 norm_preserving=adapter.config.norm_preserving,
                 eps=adapter.config.eps,
             )
-            steering[int(index)] = packed.compiled
         self._packed[adapter] = (key, steering)
         return steering
 

@@ -8,7 +8,6 @@ one warning with the reason, then PyTorch.
 import importlib
 import logging
 import platform
-from collections.abc import Sequence
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -103,16 +102,6 @@ def build_info() -> dict[str, Any] | None:
     return None if module is None else module.build_info()
 
 
-class PackedSteering(NamedTuple):
-    """One layer's steering as `steer_step` takes it: weights for the kernel, or for PyTorch."""
-
-    compiled: "_C.Steering | None"
-    tensors: tuple[Tensor, ...]  # down, down_bias, up, static, scale; empty where compiled
-    activation: str
-    norm_preserving: bool
-    eps: float
-
-
 def pack_steering(
     down: Tensor,
     down_bias: Tensor,
@@ -120,134 +109,37 @@ def pack_steering(
     static: Tensor,
     scale: Tensor | float,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype,
+    device: torch.device,
+    engine_device: str,
     activation: str = "silu",
     norm_preserving: bool = False,
     eps: float = 1e-6,
-) -> PackedSteering:
-    """A copy of one layer's weights in the order in which the kernel reads them.
+) -> "_C.Steering":
+    """One layer's steering weights, copied into the form that the engine's kernels read.
 
-    down [R, D], down_bias [R], up [D, R], static [D], scale [] as in `dive.ops.steer`; R <= 128.
-    dtype: what the weights of the two products are rounded to, the stream's or float32; None
-    leaves them as they are. Later changes of the tensors have no effect. DiveError on bad input.
+    down [R, D], down_bias [R], up [D, R], static [D] and scale are those of `dive.ops.steer`, on
+    any device. dtype: of the model, to which `down` and `up` are rounded. device: of the model's
+    weights; engine_device: the same as `DecoderSpec.engine_device` names it. Weights that are on
+    the model's GPU stay there: the host reads the scale alone. DiveError names a bad weight.
     """
-    module = load()
-    with torch.no_grad():
-        if dtype is not None:
-            down, up = down.to(dtype), up.to(dtype)
-        number = float(scale)
-        if module is not None:
-            try:
-                compiled = module.Steering(
-                    down,
-                    down_bias,
-                    up,
-                    static,
-                    number,
-                    activation=activation,
-                    norm_preserving=norm_preserving,
-                    eps=eps,
-                )
-            except ValueError as error:
-                raise DiveError(f"pack_steering: {error}") from None
-            return PackedSteering(compiled, (), activation, norm_preserving, eps)
-        tensors = (down, down_bias, up, static, torch.tensor(number))
-        copies = tuple(tensor.detach().clone() for tensor in tensors)
-        return PackedSteering(None, copies, activation, norm_preserving, eps)
-
-
-def steer_step(
-    residual: Tensor,
-    delta: Tensor | None = None,
-    steering: PackedSteering | Sequence[PackedSteering | None] | None = None,
-    norm_weight: Tensor | None = None,
-    out: Tensor | None = None,
-    *,
-    norm_eps: float = 1e-6,
-    norm_plus_one: bool = False,
-    mask: Tensor | None = None,
-) -> Tensor | None:
-    """One decode step's [residual add + steering + RMSNorm] over rows; writes `residual` in place.
-
-    residual [B, D] becomes r' = steer(residual + delta), and rmsnorm(r') is returned, in `out`
-    where one is given; None without `norm_weight`. All of one dtype (float32, bfloat16, float16),
-    on the CPU, each row's numbers one after another.
-    delta [B, D]: what attention or MLP adds; None adds nothing.
-    steering: one for all rows, or one or None for each row; None steers no row.
-    norm_weight [D], in residual's dtype or float32. norm_plus_one=False is Llama's norm,
-    weight * round(x / rms), True is Gemma's, round(x / rms * (1 + weight)).
-    mask [B] bool: rows that are not True are added and normed but not steered.
-
-    Knows no gradient: a tensor that requires one is refused while gradients are recorded.
-    """
-    if torch.is_grad_enabled():
-        for name, tensor in (("residual", residual), ("delta", delta), ("out", out)):
-            if isinstance(tensor, Tensor) and tensor.requires_grad:
-                raise DiveError(f"steer_step: {name} requires a gradient, want torch.no_grad()")
-    if out is None and norm_weight is not None:
-        out = torch.empty_like(residual, memory_format=torch.contiguous_format)
     module = load()
     if module is None:
-        _torch_step(residual, delta, steering, norm_weight, out, norm_eps, norm_plus_one, mask)
-        return out
-    compiled: Any
-    if isinstance(steering, PackedSteering):
-        compiled = steering.compiled
-    elif steering is None:
-        compiled = None
-    else:
-        compiled = [None if one is None else one.compiled for one in steering]
+        raise DiveError(f"pack_steering: {find().reason}")
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    # the layout of which a GPU's copy is made of whole pieces: `up` is read by its columns
     try:
-        module.steer_step(
-            residual,
-            delta,
-            compiled,
-            norm_weight,
-            out,
-            norm_eps=norm_eps,
-            norm_plus_one=norm_plus_one,
-            mask=mask,
+        return module.Steering(
+            down.to(device, dtype).contiguous(),
+            down_bias.to(device, torch.float32).contiguous(),
+            up.to(device, dtype).t().contiguous().t(),
+            static.to(device, torch.float32).contiguous(),
+            float(scale),
+            activation=activation,
+            norm_preserving=norm_preserving,
+            eps=eps,
+            device=engine_device,
+            stream=stream,
         )
     except ValueError as error:
-        raise DiveError(f"steer_step: {error}") from None
-    return out
-
-
-@torch.no_grad()
-def _torch_step(
-    residual: Tensor,
-    delta: Tensor | None,
-    steering: PackedSteering | Sequence[PackedSteering | None] | None,
-    norm_weight: Tensor | None,
-    out: Tensor | None,
-    norm_eps: float,
-    norm_plus_one: bool,
-    mask: Tensor | None,
-) -> None:
-    from dive.reference import steer
-
-    if delta is not None:
-        residual += delta
-    rows = residual.shape[0]
-    if isinstance(steering, PackedSteering):
-        parts = [(slice(None), steering)]
-    else:
-        parts = [(slice(i, i + 1), one) for i, one in enumerate(steering or ()) if one is not None]
-        if steering is not None and len(steering) != rows:
-            raise DiveError(f"steer_step: steering has {len(steering)} entries, want {rows}")
-    for part, one in parts:
-        residual[part] = steer(
-            residual[part],
-            *one.tensors,
-            mask=None if mask is None else mask[part],
-            activation=one.activation,
-            norm_preserving=one.norm_preserving,
-            eps=one.eps,
-        )
-    if norm_weight is not None and out is not None:
-        x = residual.float()
-        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm_eps)
-        if norm_plus_one:
-            out.copy_(x * (1.0 + norm_weight.float()))
-        else:
-            out.copy_(norm_weight * x.to(residual.dtype))
+        raise DiveError(f"pack_steering: {error}") from None

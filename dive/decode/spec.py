@@ -120,6 +120,13 @@ class DecoderSpec:
     path: str  # its name in the model
     head: Any  # the output embeddings
 
+    @property
+    def engine_device(self) -> str:
+        """The device in the terms of `dive._C`: "cpu", or "cuda:" and a number."""
+        if self.device.type == "cpu":
+            return "cpu"
+        return f"{self.device.type}:{self.device.index or 0}"
+
     def weights(self) -> Iterator[Tensor]:
         """Every tensor that the engine reads in place, always in the same order."""
         yield self.text.embed_tokens.weight
@@ -174,9 +181,8 @@ class DecoderSpec:
         def norm(module: Any) -> Tensor | None:
             return None if module is None else module.weight.detach()
 
-        index = self.device.index or 0
         return {
-            "device": "cpu" if self.device.type == "cpu" else f"{self.device.type}:{index}",
+            "device": self.engine_device,
             "dtype": DTYPES[self.device.type][self.dtype],
             "width": self.width,
             "heads": self.heads,

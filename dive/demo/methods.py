@@ -42,7 +42,7 @@ class Hospital:
 
 
 def open_hospital(seed: int, train: int = 128, test: int = 160, site: Site = SHIFTED) -> Hospital:
-    """Draw a hospital: its style, and its studies with its patients and its scanner."""
+    """Draws a hospital: its style, and its studies with its patients and its scanner."""
     style = hospital_style(seed)
     rng = np.random.default_rng([78, seed])
     sizes = {"train": train, "demonstration": DEMONSTRATIONS, "test": test}
@@ -70,7 +70,7 @@ class Method:
     name: str
     shots: int = 0
     config: dict[str, Any] | None = None  # fields of DistillConfig; None: nothing is trained
-    teacher: bool = False  # whether demonstrations are shown to a teacher while training
+    teacher: bool = False  # whether a teacher is shown demonstrations in training
     others_images: bool = False  # a control: reports are written from the next patient's image
 
 
@@ -89,7 +89,7 @@ ZERO_SHOT = Method("zero-shot")
 FEW_SHOT = Method(f"{DEMONSTRATIONS}-shot in context", shots=DEMONSTRATIONS)
 LIVE = Method("LIVE", config={"preset": "live", "learning_rate": LIVE_RATE}, teacher=True)
 DIVE = Method("DIVE", config=_DISTILLED, teacher=True)
-# the full method less one thing, or less both
+# the full method without one component, or without both
 UNIFORM = Method("DIVE, uniform weights", config=_DISTILLED | UNIFORM_WEIGHTS, teacher=True)
 FIXED = Method("DIVE, fixed vectors", config=_DISTILLED | _FIXED, teacher=True)
 FIXED_UNIFORM = Method(
@@ -102,7 +102,7 @@ DEMO_METHODS = (ZERO_SHOT, FEW_SHOT, LIVE, FIXED_UNIFORM, FIXED, UNIFORM, DIVE)
 
 @dataclass
 class Outcome:
-    """What a method wrote and how it scored."""
+    """The reports of a method, and their scores."""
 
     record: dict[str, Any]
     reports: "list[Report]"
@@ -110,7 +110,7 @@ class Outcome:
 
 
 def score(name: str, reports: "Sequence[Report]", hospital: Hospital) -> dict[str, Any]:
-    """The record of results.json: percentages from 0 to 100, milliseconds, tokens, a ratio."""
+    """Returns the record of results.json: percentages, milliseconds, tokens, a ratio."""
     import dive
 
     texts, references = [report.text for report in reports], hospital.references
@@ -154,7 +154,7 @@ def run_method(
     batch_size: int = 32,
     output_dir: Path | None = None,
 ) -> Outcome:
-    """Train (where the method trains), write the test reports, score them."""
+    """Trains the method, if it trains, writes the test reports and scores them."""
     import dive
 
     adapter = None

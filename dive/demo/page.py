@@ -1,4 +1,4 @@
-"""The demo's web page: one file, pictures inside, nothing loaded from elsewhere."""
+"""The demo's web page: one file with its pictures, which loads nothing from elsewhere."""
 
 import base64
 import io
@@ -26,7 +26,7 @@ _DIGITS = {"length_ratio": 2, "prompt_tokens": 0}
 
 
 def cells(record: dict[str, Any]) -> list[str]:
-    """One record of results.json as the table's text."""
+    """Returns one record of results.json as the cells of the table."""
     return [
         record[key] if key == "method" else f"{record[key]:.{_DIGITS.get(key, 1)}f}"
         for key in COLUMNS
@@ -34,7 +34,7 @@ def cells(record: dict[str, Any]) -> list[str]:
 
 
 def caution(records: Sequence[dict[str, Any]]) -> str:
-    """What the table is and is not, and where it speaks against the full method.
+    """Returns what the table shows and does not show, and where the full method is behind.
 
     Args:
         records: records of results.json; scores in percent.
@@ -58,7 +58,7 @@ def caution(records: Sequence[dict[str, Any]]) -> str:
 
 
 def marked(text: str) -> list[dict[str, Any]]:
-    """A report in pieces; the decisive ones, as training weighs them, are marked."""
+    """Returns a report in pieces, in which those that training weights as decisive are marked."""
     from dive.decisive.tokens import DecisiveTokens
 
     pieces, done = [], 0
@@ -79,7 +79,7 @@ def data_uri(image: Image.Image, scale: int = 4) -> str:
 def write_page(
     path: Path, records: Sequence[dict[str, Any]], studies: Sequence[dict[str, Any]], **facts: Any
 ) -> None:
-    """Render index.html.
+    """Renders index.html.
 
     Args:
         records: records of results.json.

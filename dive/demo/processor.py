@@ -20,8 +20,8 @@ PAD, UNKNOWN, END, SEPARATOR, ANSWER, IMAGE = (
 )
 SPECIAL = (PAD, UNKNOWN, END, SEPARATOR, ANSWER, IMAGE)
 
-# A separator opens every user turn but the first, and nothing closes an assistant's turn: the turn
-# ends where the document ends, with generation_config.eos_token_id.
+# A separator opens every user turn but the first. Nothing closes an assistant's turn: it ends with
+# the document, by generation_config.eos_token_id.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}<report>"
@@ -48,7 +48,7 @@ def _strings(value) -> list[str]:
 
 
 def vocabulary() -> list[str]:
-    """Every word and mark that a report of any style can hold, sorted."""
+    """Returns every word and punctuation mark of the reports of all styles, sorted."""
     split = pre_tokenizers.Whitespace()
     tables = [value for name, value in vars(words).items() if name.isupper() and name != "FINDINGS"]
     found = {".", ",", ";", ":"}
@@ -61,7 +61,7 @@ def vocabulary() -> list[str]:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Word-level, lower case; decode(encode(report)) gives the report back."""
+    """Returns a lower-case word-level tokenizer; decode(encode(report)) returns the report."""
     vocab = {token: i for i, token in enumerate([*SPECIAL, *vocabulary()])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -70,7 +70,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         [
             decoders.WordPiece(prefix="##", cleanup=False),  # words joined by blanks ...
             decoders.Fuse(),
-            decoders.Replace(Regex(r" (?=[.,;:])"), ""),  # ... but for the marks
+            decoders.Replace(Regex(r" (?=[.,;:])"), ""),  # ... except before punctuation
         ]
     )
     return PreTrainedTokenizerFast(
@@ -86,7 +86,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor() -> LlavaProcessor:
-    """The processor that `dive.load_backbone` finds beside the weights."""
+    """Returns the processor that `dive.load_backbone` finds in the folder of the weights."""
     images = CLIPImageProcessorPil(
         size={"shortest_edge": SIZE},
         crop_size={"height": SIZE, "width": SIZE},

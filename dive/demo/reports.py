@@ -1,10 +1,10 @@
 """Reports of drawn studies in a hospital's style, and the two extractors that read them back.
 
-Both extractors are exact on what `write_report` writes (a test holds it on thousands of reports):
+Both extractors are exact on the reports of `write_report` (tested on thousands of reports):
 
-- `style_findings`: which findings are worded word for word as this hospital words them, severity
+- `style_findings`: the findings that are worded exactly as this hospital words them, severity
   included;
-- `concept_findings`: which findings are stated at all, by any term of any hospital.
+- `concept_findings`: the findings that are stated at all, by any term of any hospital.
 """
 
 import re
@@ -21,7 +21,7 @@ _FINDINGS_OF = {
 
 
 def write_report(style: Style, severities: Sequence[int] | np.ndarray) -> str:
-    """The report of one study; `severities` [13] as drawn by `world.draw_labels`."""
+    """Returns the report of one study; `severities` [13] as drawn by `world.draw_labels`."""
     fixed = {"mediastinum": style.mediastinum, "bones": style.bones, "abdomen": style.abdomen}
     parts = [style.header, style.comparison, style.technique, style.boilerplate]
     phrases = []
@@ -52,7 +52,7 @@ _NEGATION = re.compile(r"\b(?:no|without|negative|free|not)\b")
 
 
 def _stated(text: str) -> list[str]:
-    """The clauses of a text that do not negate, without the headers before them."""
+    """Returns the clauses of a text that do not negate, without the headers before them."""
     clauses = []
     for match in _CLAUSE.finditer(text.lower()):
         clause = " ".join(match.group().rsplit(":", 1)[-1].split())
@@ -66,7 +66,7 @@ def _has(clause: str, words: str) -> bool:
 
 
 def style_findings(text: str, style: Style) -> frozenset[tuple[int, int]]:
-    """(finding, severity) pairs stated in exactly this hospital's words."""
+    """Returns the (finding, severity) pairs stated in exactly this hospital's words."""
     clauses = _stated(text)
     return frozenset(
         (finding, severity)
@@ -112,12 +112,12 @@ def _concepts(clause: str) -> set[int]:
 
 
 def concept_findings(text: str) -> frozenset[int]:
-    """Findings (indices into FINDINGS) that a report states, in whatever words."""
+    """Returns the findings (indices into FINDINGS) that a report states in any words."""
     return frozenset().union(*(_concepts(clause) for clause in _stated(text)))
 
 
 def micro_f1(predicted: Sequence[frozenset], true: Sequence[frozenset]) -> float:
-    """F1 in percent over all findings of all reports; 100 where neither side has any."""
+    """Returns F1 in percent over the findings of all reports, and 100 if neither side has any."""
     hits = sum(len(p & t) for p, t in zip(predicted, true, strict=True))
     total = sum(map(len, predicted)) + sum(map(len, true))
     return 200.0 * hits / total if total else 100.0

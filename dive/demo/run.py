@@ -1,7 +1,7 @@
 """`dive demo`: one unseen hospital, live.
 
-Distils DIVE and what it is compared with, prints the table, and writes into the output folder the
-adapter, its reports, the scores and a web page.
+Distils DIVE and the methods that it is compared with, prints the table, and writes the adapter, its
+reports, the scores and a web page to the output folder.
 """
 
 import io
@@ -35,7 +35,7 @@ from dive.files.atomic import check_folder, write_bytes, write_text
 from dive.files.json_lines import write_jsonl
 from dive.files.lock import hold_folder
 
-HOSPITAL = 100  # not one of the study's
+HOSPITAL = 100  # not one of the experiment's
 
 
 def main(
@@ -48,10 +48,10 @@ def main(
     methods: Sequence[Method] = DEMO_METHODS,
     console: PlainConsole | None = None,
 ) -> list[dict]:
-    """Run the demo and write `adapter/`, `reports.jsonl`, `results.json`, `index.html` to `out`.
+    """Runs the demo and writes `adapter/`, `reports.jsonl`, `results.json`, `index.html` to `out`.
 
-    Besides, `test.jsonl` and `images/` hold the hospital's test studies, so that the other commands
-    can be tried on them. Returns the records of results.json.
+    `test.jsonl` and `images/` have the hospital's test studies, so that the other commands can be
+    tried on them. Returns the records of results.json.
 
     Raises:
         DiveError: another process writes into `out`, or it cannot be written.
@@ -83,7 +83,7 @@ def _run(
     hospital = open_hospital(seed, train, test)
     console.print(
         f"Hospital {seed}: {train} training studies, {len(hospital.demonstrations)} "
-        f"demonstrations, {test} test studies, {steps} steps a method."
+        f"demonstrations, {test} test studies, {steps} steps per method."
     )
 
     outcomes: dict[str, Outcome] = {}
@@ -162,7 +162,7 @@ def _table(records: Sequence[dict]) -> Table:
 
 
 def _two_studies(hospital: Hospital, outcomes: dict[str, Outcome]) -> list[dict]:
-    """Two studies with findings, beside the truth: the first ones, not the best ones."""
+    """Returns two studies with findings and their true reports: the first, not the best ones."""
     from dive.demo.reports import concept_findings
 
     found = [len(concept_findings(study.report())) for study in hospital.test]
@@ -191,7 +191,7 @@ def _print_study(console: PlainConsole, study: dict) -> None:
     console.print(styled(f"\n{study['id']}", "bold"), " (findings stated are underlined)")
     for report in study["reports"]:
         if "shot" in report["name"]:
-            continue  # two texts, one below the other, are enough for a terminal; the page has all
+            continue  # two texts per study are enough for a terminal; the page has all
         text = styled(f"{report['name']}: ", "cyan")
         for piece in marked(report["text"]):
             text.append(

@@ -1,6 +1,6 @@
-"""How a hospital words its reports: a style is about forty independent choices.
+"""The wording of a hospital's reports: a style is about forty independent choices.
 
-Every word of every choice is known to the backbone; what it has never seen is the combination.
+The backbone has seen every word of every choice, but not the combination.
 All terms are ordinary radiology words, so that the pathology lexicon finds them.
 """
 
@@ -44,7 +44,7 @@ ZONES = (
     {"upper": "apex", "lower": "base"},
     {"upper": "upper lung", "lower": "lower lung"},
 )
-# {sev} severity, {where} side and zone, {term}; blanks are squeezed where a finding has no side
+# {sev} severity, {where} side and zone, {term}; without a side, the extra blanks are removed
 PHRASES = (
     "{sev} {where} {term}",
     "{where} {sev} {term}",
@@ -175,7 +175,7 @@ class Style:
     closing: tuple[str, ...] = field(default=())
 
     def phrase_for(self, finding: int, severity: int) -> str:
-        """The hospital's words for a finding (index into FINDINGS) that is there."""
+        """Returns the hospital's words for a finding (index into FINDINGS) that is present."""
         concept, side, zone = FINDINGS[finding]
         where = self.sides[side] if side else ""
         if zone:
@@ -186,7 +186,7 @@ class Style:
 
 
 def draw_style(rng: np.random.Generator) -> Style:
-    """A hospital: every choice independent and uniform."""
+    """Draws a style: every choice is independent and uniform."""
 
     def pick(options):
         return options[int(rng.integers(len(options)))]
@@ -217,5 +217,5 @@ def draw_style(rng: np.random.Generator) -> Style:
 
 
 def hospital_style(seed: int) -> Style:
-    """The style of one hospital. The seeds of pretraining, development and test never meet."""
+    """Returns the style of a hospital; pretraining, development and test use disjoint seeds."""
     return draw_style(np.random.default_rng([77, seed]))

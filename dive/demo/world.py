@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-SIZE = 64  # pixels a side
+SIZE = 64  # pixels per side
 
 # (concept, side, zone): the thirteen findings, in the order of a label vector
 FINDINGS: tuple[tuple[str, str, str], ...] = (
@@ -36,10 +36,10 @@ PREVALENCE = np.array(
 
 @dataclass(frozen=True)
 class Site:
-    """How a hospital's patients and machine differ from what the backbone was trained on."""
+    """How a hospital's patients and machine differ from the backbone's training data."""
 
     prevalence: float = 1.0  # factor on PREVALENCE
-    contrast: float = 1.0  # gain around mid grey
+    contrast: float = 1.0  # factor around mid grey
     noise: float = 0.0  # standard deviation added, grey levels 0 to 1
 
 
@@ -48,9 +48,9 @@ SHIFTED = Site(prevalence=0.5, contrast=0.65, noise=0.03)
 
 
 def draw_labels(count: int, rng: np.random.Generator, site: Site = HOME) -> np.ndarray:
-    """Severities, int64 [count, 13]: 0 where a finding is absent, else 1 to 3."""
+    """Draws severities, int64 [count, 13]: 0 where a finding is absent, else 1 to 3."""
     present = rng.random((count, len(FINDINGS))) < PREVALENCE * site.prevalence
-    # A tenth of the studies at home are normal whatever the dice said.
+    # A share of the studies are normal whatever was drawn.
     present &= (rng.random(count) >= 0.05)[:, None]
     # The air of a pneumothorax and the fluid of an effusion would hide each other.
     for fluid, air in ((1, 3), (2, 4)):
@@ -59,7 +59,7 @@ def draw_labels(count: int, rng: np.random.Generator, site: Site = HOME) -> np.n
 
 
 def _soft(distance: np.ndarray, width: float) -> np.ndarray:
-    """A step from 1 (distance < 0) to 0, `width` wide."""
+    """Returns a step from 1 (distance < 0) to 0, `width` wide."""
     return np.clip(0.5 - distance / (2 * width), 0.0, 1.0)
 
 
@@ -68,7 +68,7 @@ def _blob(x, y, cx, cy, rx, ry) -> np.ndarray:
 
 
 def draw_images(labels: np.ndarray, rng: np.random.Generator, site: Site = HOME) -> np.ndarray:
-    """Grey pictures, uint8 [count, SIZE, SIZE], of the given severities [count, 13]."""
+    """Draws grey pictures, uint8 [count, SIZE, SIZE], of the given severities [count, 13]."""
     batches = (labels[i : i + 256].astype(np.float32) for i in range(0, len(labels), 256))
     return np.concatenate([_Pictures(batch, rng).draw(site) for batch in batches])
 
@@ -104,12 +104,12 @@ class _Pictures:
         return self._exposed(site)
 
     def _jitter(self, spread: float, count: int | None = None) -> np.ndarray:
-        """[count, 1, 1], one number per picture."""
+        """Draws [count, 1, 1], one number per picture."""
         shape = (len(self.labels) if count is None else count, 1, 1)
         return (spread * self.rng.standard_normal(shape)).astype(np.float32)
 
     def _with(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The pictures that have a finding, and its severities [n, 1, 1]."""
+        """Returns the pictures that have a finding, and its severities [n, 1, 1]."""
         chosen = np.flatnonzero(self.labels[:, index])
         return chosen, self.labels[chosen, index][:, None, None]
 
@@ -147,7 +147,7 @@ class _Pictures:
         self.picture[chosen] += 0.28 * self.lungs[side][chosen] * fluid
 
     def _pneumothorax(self, index: int, side: str) -> None:
-        """The lung falls away from apex and side wall: a darker rim, and its thin white edge."""
+        """Draws the lung off the apex and the side wall: a darker rim and its thin white edge."""
         chosen, severity = self._with(index)
         if not chosen.size:
             return
@@ -199,7 +199,7 @@ class _Pictures:
         self.picture[chosen] += 0.32 * inside * np.exp(-(((self.x[chosen] - path) / 0.012) ** 2))
 
     def _exposed(self, site: Site) -> np.ndarray:
-        """With the contrast and noise of a site's machine, uint8."""
+        """Returns the pictures with the contrast and noise of a site's machine, uint8."""
         rng = self.rng
         picture = 0.5 + site.contrast * (self.picture - 0.5)
         picture = picture + np.float32(0.045) * rng.standard_normal(picture.shape, dtype=np.float32)
@@ -211,5 +211,5 @@ class _Pictures:
 
 
 def to_image(grey: np.ndarray) -> Image.Image:
-    """One drawn picture, uint8 [SIZE, SIZE], as the RGB image a processor expects."""
+    """Returns one picture, uint8 [SIZE, SIZE], as the RGB image that a processor expects."""
     return Image.fromarray(grey).convert("RGB")

@@ -1,4 +1,4 @@
-"""Stands in a checkout only: leads `dive.kernels` to the folder `kernels/` beside `dive/`.
+"""The package `dive.kernels` of a checkout, which is the folder `kernels/` next to `dive/`.
 
 A wheel has the kernel files here in place of this one. `kernels/` itself has no `__init__.py`: an
 importable top-level package of that name makes transformers take it for the Hugging Face `kernels`

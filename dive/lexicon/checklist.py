@@ -68,7 +68,7 @@ _SIZED = re.compile(
     r"|old|with|without|no)\b",
     re.IGNORECASE,
 )
-_RUNS = re.compile(r"[ \t]{3,}|([=|._*…-])\1{4,}")  # as in forms that are filled up with dots
+_REPEATS = re.compile(r"[ \t]{3,}|([=|._*…-])\1{4,}")  # as in forms that are filled up with dots
 
 
 Names = Callable[[int, int], bool]  # whether characters [start, stop) of a text name a finding
@@ -76,7 +76,7 @@ Names = Callable[[int, int], bool]  # whether characters [start, stop) of a text
 
 def answers(text: str, names_finding: Names) -> list[Answer]:
     """The answered headings of a text, in its order, none inside another."""
-    short, positions = _without_runs(text)
+    short, positions = _without_repeats(text)
     if len(short) < len(text):
         inner = answers(short, lambda a, b: names_finding(positions[a], positions[b]))
         return [
@@ -148,20 +148,21 @@ def _state(groups: dict[str, str | None]) -> str:
     return POSITIVE if kinds & {"yes", "sure"} else SILENT
 
 
-def _without_runs(text: str) -> tuple[str, list[int]]:
-    """The text with long runs of blanks and of one mark cut short, and where each character was.
+def _without_repeats(text: str) -> tuple[str, list[int]]:
+    """The text with long repeats of one character cut short, and where each character was.
 
-    What is looked for is the same; the time that patterns take grows with the third power of a run.
+    The answers in it are the same; the time that patterns take grows with the third power of the
+    length of a repeat.
     """
     pieces: list[str] = []
     positions: list[int] = []
     done = 0
-    for run in _RUNS.finditer(text):
-        kept = "\t" if "\t" in run.group() else run.group()[:4] if run[1] else "  "
-        pieces += [text[done : run.start()], kept]
-        positions += range(done, run.start())
-        positions += range(run.start(), run.start() + len(kept))
-        done = run.end()
+    for repeat in _REPEATS.finditer(text):
+        kept = "\t" if "\t" in repeat.group() else repeat.group()[:4] if repeat[1] else "  "
+        pieces += [text[done : repeat.start()], kept]
+        positions += range(done, repeat.start())
+        positions += range(repeat.start(), repeat.start() + len(kept))
+        done = repeat.end()
     return "".join([*pieces, text[done:]]), [*positions, *range(done, len(text) + 1)]
 
 

@@ -46,7 +46,7 @@ class Clauses:
             i -= 1
         return i
 
-    def run_forward(self, i: int) -> int:
+    def skip_modifiers(self, i: int) -> int:
         """The first word from i on that is no modifier, or the last that is looked at."""
         limit = min(self.stop, i + LONGEST)
         while i < limit and (

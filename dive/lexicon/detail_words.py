@@ -98,7 +98,7 @@ def items_of(
     `owner`: word -> the mention whose own word it is; `ends`: mention -> its last word; `free` has
     an entry a word of the text, false where it is a mention's own.
     """
-    return sorted(_Reader(words, text, sentence, owner, ends, free).read())
+    return sorted(_Reader(words, text, sentence, owner, ends, free).read_items())
 
 
 class _Reader:
@@ -116,7 +116,7 @@ class _Reader:
         self.owner, self.ends, self.free = owner, ends, free
         self.known = vocabulary()
 
-    def read(self) -> list[Item]:
+    def read_items(self) -> list[Item]:
         words, known, span = self.words, self.known, (self.first, self.stop)
         joined = self.all.joined
         items = []

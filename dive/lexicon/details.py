@@ -101,7 +101,7 @@ def details(text: str, mentions: Sequence[MentionLike]) -> list[list[Detail]]:
             context = [Item(first, first, sides)] if sides else []
         else:
             context = heading
-        for k, own in zip(here, sentence.read(context), strict=True):
+        for k, own in zip(here, sentence.read_details(context), strict=True):
             found[k] = own
         last = here[-1] if here else None
     return found
@@ -170,7 +170,7 @@ class _Sentence:
 
     # whose they are
 
-    def read(self, heading: list[Item]) -> list[list[Detail]]:
+    def read_details(self, heading: list[Item]) -> list[list[Detail]]:
         """The details of each mention; `heading`: sides that hold where none is said."""
         inside: list[list[Item]] = []
         opened: list[list[list[Item]]] = []
@@ -283,7 +283,7 @@ class _Sentence:
 
     def _crosses(self, j: int, floor: int, *, comma: bool) -> bool:
         """Whether the words up to j, before an "and" or a comma, open the same noun phrase."""
-        edge = self._run(j, floor)
+        edge = self._first_modifier(j, floor)
         if edge > j:
             return False
         if self.before[edge] == COMMA and edge > floor:
@@ -302,7 +302,7 @@ class _Sentence:
             return there or floor == self.first
         return word not in _PREPOSITIONS
 
-    def _run(self, j: int, floor: int) -> int:
+    def _first_modifier(self, j: int, floor: int) -> int:
         """The first of the modifiers in a row that end at word j; j + 1 where it is none."""
         known = self.known.plain
         i = j + 1
@@ -367,7 +367,7 @@ class _Sentence:
         head = self.clauses.head(item)
         if head == self.first or any(i in self.owner for i in range(head, item.first)):
             return ""
-        end = self.clauses.run_forward(item.end)
+        end = self.clauses.skip_modifiers(item.end)
         if end >= self.stop or any(
             self.before[i] not in (JOINED, COMMA) for i in range(head + 1, end)
         ):

@@ -95,7 +95,7 @@ def load_lexicon(*files: str | Path, default: bool = True) -> Lexicon:
     for source in sources:
         table = _yaml(source)
         misspelt += _misspelt(source, table)
-        for entry in _read(source, table):
+        for entry in _read_entries(source, table):
             known = entries.get(entry.name)
             if known is not None:
                 if _kind(known) != _kind(entry):
@@ -159,7 +159,7 @@ def _misspelt(source: Any, table: Any) -> list[str]:
     return words
 
 
-def _read(source: Any, table: Any) -> Iterable[Entry]:
+def _read_entries(source: Any, table: Any) -> Iterable[Entry]:
     if not isinstance(table, dict) or not isinstance(table.get("entries"), list):
         raise DiveError(f"{source}: a lexicon is a YAML mapping with a list named `entries`")
     if unknown := sorted(set(map(str, table)) - {"entries", "misspelt"}):

@@ -37,8 +37,8 @@ def r2gen_clean(text: str) -> str:
     if not text.strip():
         return ""
     text = text.replace("\n", " ")
-    for mark in "_", " ", ".":
-        text = re.sub(re.escape(mark) + "{2,}", mark, text)
+    for character in "_", " ", ".":
+        text = re.sub(re.escape(character) + "{2,}", character, text)
     for number, instead in _R2GEN_NUMBERS:
         text = text.replace(number, instead)
     sentences = text.strip().lower().split(". ")

@@ -1,8 +1,8 @@
 """The two operators: `steer` and `decisive_cross_entropy`, as torch.library operators.
 
 They work in eager mode, under torch.compile(fullgraph=True) and under activation checkpointing.
-`implementation` tells what computes one on a device, `missing` why the Triton kernels cannot,
-`check` reports values a loss found bad.
+`implementation` names what computes an operator on a device, `missing` states why the Triton
+kernels cannot, `check` raises for bad values that a loss has found.
 """
 
 import warnings

@@ -1,6 +1,7 @@
-"""Bad values in the arguments of `decisive_cross_entropy`: found on the device, told on the host.
+"""Bad values in the arguments of `decisive_cross_entropy`: found on the device, raised on the host.
 
-A status is float64 [3] on the device: a code, the row, the value found there. Code 0 means none.
+A status is float64 [3] on the device: a code, the row, and the value found there. Code 0 means that
+there is no bad value.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from dive.errors import DiveError
 from dive.ops.loss_arguments import LossArguments, wide_of
 from dive.reference import DecisiveLoss
 
-# code -> the argument and what it wants
+# code -> the argument and what is wanted of it
 _WANTED = {
     1: ("targets", "an index into the {vocab} rows of lm_head wherever the weight is not 0"),
     2: ("weights", "a finite number >= 0, and 0 or not in the dtype of the sums as in its own"),
@@ -27,7 +28,7 @@ _WANTED = {
 
 
 def first_violation(given: LossArguments) -> Tensor:
-    """The status of these arguments as numbers of the sums, without a host sync."""
+    """Returns the status of the arguments, cast to the dtype of the sums, without a host sync."""
     targets, weights, rows = given.targets, given.weights, given.rows
     wide = wide_of(given.hidden)
     unlabelled = (weights > 0) & ((targets < 0) | (targets >= given.lm_head.shape[0]))
@@ -41,11 +42,11 @@ def first_violation(given: LossArguments) -> Tensor:
     for code, numbered in numbers:
         if numbered is not None:
             values = numbered.detach().reshape(-1)
-            cast = values.to(wide)  # what is finite in float64 may not be here
+            cast = values.to(wide)  # a number that is finite in float64 may be infinite here
             good = divides(cast) if code >= 5 else (cast >= 0) & (cast < float("inf"))
             if values.dtype != wide:
                 good &= (cast != 0) | (values == 0)
-            cases.append((code, ~good, values))  # true of NaN too
+            cases.append((code, ~good, values))  # true for NaN, too
     status = weights.new_zeros(3, dtype=torch.float64)
     for code, bad, values in cases:
         if values.numel() == 0:
@@ -58,20 +59,22 @@ def first_violation(given: LossArguments) -> Tensor:
 
 
 def divides(normalizer: Tensor) -> Tensor:
-    """Whether it is 0 or has a finite reciprocal, on every device: denormal numbers have none."""
+    """Whether a normaliser is 0 or has a finite reciprocal on every device; denormals have none."""
     least = torch.finfo(normalizer.dtype).tiny
     return (normalizer == 0) | ((normalizer >= least) & (normalizer < float("inf")))
 
 
 def sum_violation(status: Tensor, code: int, total: Tensor) -> Tensor:
-    """The status, or where it is 0 that of a sum that takes a normaliser's place; no host sync."""
+    """Returns the status, or if it is 0 that of a sum used as a normaliser; no host sync."""
     found = torch.stack([torch.full_like(total, code), torch.zeros_like(total), total]).double()
     return torch.where((status[0] == 0) & ~divides(total), found, status)
 
 
 def loss_violation(status: Tensor, loss: Tensor, row_ce: Tensor, row_kl: Tensor) -> Tensor:
-    """The status, or where it is 0 that of a loss that weights alone made infinite; no host
-    sync."""
+    """Returns the status, or if it is 0 that of a loss that only weights made infinite.
+
+    No host sync.
+    """
     good = loss.detach().isfinite().reshape(-1)
     rows = row_ce.isfinite().all() & row_kl.isfinite().all()
     value = torch.where(good, 0.0, loss.detach().reshape(-1)).double().sum()
@@ -82,7 +85,7 @@ def loss_violation(status: Tensor, loss: Tensor, row_ce: Tensor, row_kl: Tensor)
 def violation(
     status: Sequence[float], rows: int | None = None, vocab: int | None = None
 ) -> str | None:
-    """What a status that was brought to the host says: argument, row, value and what is wanted."""
+    """Returns a status on the host in words: argument, row, value and what is wanted."""
     code, row, value = status
     if not code:
         return None
@@ -94,24 +97,24 @@ def violation(
 
 
 def raise_for(status: Tensor, rows: int | None = None, vocab: int | None = None) -> None:
-    """DiveError for a status that is not 0, with argument, row and value; one host sync."""
+    """Raises a DiveError with argument, row and value for a status that is not 0; one host sync."""
     message = violation(status.tolist(), rows, vocab)
     if message is not None:
         raise DiveError(message)
 
 
 def check(result: DecisiveLoss) -> None:
-    """DiveError if the values that led to this result were bad, naming argument, row and value.
+    """Raises a DiveError naming argument, row and value if bad values led to this result.
 
-    For calls with validate=False, whose loss is then NaN: ask at the next logging step, it costs a
-    host sync. Under accumulation ask for every call's result, or keep their `status`.
+    For calls with validate=False, whose loss is then NaN: call it at the next logging step, as it
+    costs a host sync. With gradient accumulation check the result of every call, or keep `status`.
     """
     if result.status is not None:
         raise_for(result.status)
 
 
 def check_listed(rows: Tensor, live: Tensor) -> None:
-    """DiveError unless `rows` names every live row once; the indices are known to be in range."""
+    """Raises a DiveError unless `rows` has every live row once; its indices must be in range."""
     listed = torch.bincount(rows[rows >= 0], minlength=live.shape[0])
     for bad, got in ((listed > 1, "twice"), (live & (listed == 0), "not at all")):
         if bad.any():
@@ -123,7 +126,7 @@ def check_listed(rows: Tensor, live: Tensor) -> None:
 
 
 def raise_for_bad(status: Tensor, given: LossArguments) -> None:
-    """DiveError for a bad value, or for `rows` that are not the live ones; a few host syncs."""
+    """Raises a DiveError for a bad value or for wrong `rows`; takes a few host syncs."""
     weights, kd_weights = given.weights.detach(), given.kd_weights
     raise_for(status, weights.shape[0], given.lm_head.shape[0])
     live = given.ce_weight * weights > 0

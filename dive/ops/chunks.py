@@ -1,4 +1,4 @@
-"""How many rows of logits are computed at a time, in PyTorch and by the kernels."""
+"""The number of rows of logits computed at a time, in PyTorch and by the kernels."""
 
 import math
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ _TILE_BYTES = {"cpu": MIB // 2, "other": 64 * MIB}
 
 @dataclass
 class ChunkLayout:
-    """How many rows make a chunk and a tile, and what is computed for them."""
+    """The rows of a chunk and of a tile, and the buffers that they need."""
 
     chunk_rows: int
     tile_rows: int
-    scratch: int  # tiles in the dtype of summation beside the chunk's buffers
+    scratch: int  # tiles in the dtype of summation, in addition to the chunk's buffers
 
 
 def default_chunk_bytes(device: torch.device, distils: bool) -> int:
-    """For all vocabulary-wide buffers together."""
+    """Returns the default size of all vocabulary-wide buffers together, in bytes."""
     if device.type == "cpu":
         return 32 * MIB
     return (512 if distils else 256) * MIB
@@ -36,9 +36,10 @@ def chunk_layout(
     tempered: bool,
     in_place: bool = False,
 ) -> ChunkLayout:
-    """Chunks of nearly equal size whose buffers and scratch tiles fit in `chunk_bytes`.
+    """Returns chunks of nearly equal size whose buffers and scratch tiles fit in `chunk_bytes`.
 
-    Not below 32 rows (256 off the CPU) where that many are live, even if they do not fit.
+    A chunk has at least 32 rows (256 off the CPU) where that many are live, even if they do not
+    fit.
     tempered: the temperature is not 1. in_place: one kernel works on whole rows in place, and no
     tile is needed.
     """
@@ -62,6 +63,9 @@ def chunk_layout(
 
 
 def gradient_scale(dtype: torch.dtype, vocab: int) -> float:
-    """float16 has too little range for probabilities of a large vocabulary: gradients of logits
-    are stored times this, and the target's entry still fits."""
+    """Returns the factor by which gradients of logits are stored.
+
+    float16 has too little range for probabilities of a large vocabulary; with this factor they are
+    representable, and so is the entry of the target.
+    """
     return 2.0 ** round(math.log2(max(vocab, 2)) / 2) if dtype == torch.float16 else 1.0

@@ -45,38 +45,38 @@ def decisive_cross_entropy(
     chunk_bytes: int | None = None,
     validate: bool | None = None,
 ) -> DecisiveLoss:
-    """Loss over the rows that have a weight, without the [N, V] logits of anything.
+    """Computes the loss of the weighted rows without [N, V] logits of student or teacher.
 
     ce_weight * sum(weights * CE) / n_w + kd_weight * sum(kd_weights * T^2 KL(teacher || student))
     / n_m, with z = softcap * tanh((hidden lm_head^T + bias) / softcap), or without the cap, for
     student and teacher alike, and T dividing z in the KL only.
 
-    hidden [N, D]: row t is the state that predicts targets[t]. Float16 to float64.
+    hidden [N, D]: row t predicts targets[t]. Float16 to float64.
     lm_head [V, D], bias [V]: the dtype of hidden, and frozen: while gradients are on, one that
         requires a gradient is refused.
     targets int64 [N]; weights float [N] >= 0. Where the weight is 0 the target may be anything.
     teacher_hidden [N, D]: a constant, needed where kd_weight > 0 and unused where it is 0.
     kd_weights float [N] >= 0: 1 where weights > 0 if not given; a constant.
     reduction: "mean": n_w is sum(weights), n_m is sum(kd_weights); "sum" and "none": both are 1;
-        "none": the loss is [N], one combined term a row.
-    normalizer, kd_normalizer: scalars on the device of hidden that take the place of n_w and n_m,
-        whatever the reduction. A term whose normaliser is 0 is 0; one that is infinite or
+        "none": the loss is [N], one combined term per row.
+    normalizer, kd_normalizer: scalars on the device of hidden that replace n_w and n_m, whatever
+        the reduction. A term whose normaliser is 0 is 0; a normaliser that is infinite or
         denormal (below 1.2e-38 in float32), given or summed, is a bad value. So is a float64
-        weight that float32 sums would take for 0, and a loss that is infinite where no row's is.
-    softcap, ce_weight, kd_weight, temperature: of a size that the dtype of the sums has; for
-        softcap and temperature their squares, too.
-    token_class integer [N]: 0 template, 1 pathology, 2 end of sequence; other values are in none.
+        weight that is 0 in float32, and an infinite loss where the loss of no row is infinite.
+    softcap, ce_weight, kd_weight, temperature: normal numbers in the dtype of the sums, and so
+        are the squares of softcap and temperature.
+    token_class integer [N]: 0 template, 1 pathology, 2 end of sequence; others are no class.
     rows int64: the live rows, each once, padded with -1. A row is live where ce_weight * weights
         or kd_weight * kd_weights is above 0. Without it they are looked up: one host sync, except
-        under torch.compile and graph capture, where room for all N rows is taken instead.
-    chunk_bytes: all vocabulary-wide buffers together; 32 MiB on a CPU, 256 on CUDA, 512 there with
-        a teacher. At least 32 rows (256 off the CPU) are taken at a time, whatever their size.
-    validate: look at the values on the host and raise at once (default on a CPU). Otherwise bad
-        values make the loss NaN, and `dive.ops.check(result)` tells which.
+        under torch.compile and graph capture, where memory for all N rows is allocated instead.
+    chunk_bytes: size of all vocabulary-wide buffers together; 32 MiB on a CPU, 256 on CUDA, 512
+        there with a teacher. At least 32 rows (256 off the CPU) are computed at a time.
+    validate: check the values on the host and raise at once (default on a CPU). Otherwise bad
+        values make the loss NaN, and `dive.ops.check(result)` names them.
 
-    Gradients reach hidden and weights through `loss`, once; a row that is not live gets 0 whatever
-    it holds. They are computed with the loss, in the same sweep, if gradients are on; so
-    non-reentrant checkpointing around this call computes the loss twice and saves nothing. Sums are
+    Gradients reach hidden and weights through `loss`, once; that of a row that is not live is 0.
+    They are computed with the loss, in the same pass, if gradients are on; so non-reentrant
+    checkpointing around this call computes the loss twice and saves nothing. Sums are
     float32 (float64 for float64). On a CPU logits of float16 and bfloat16 are rounded to that
     dtype, as F.linear does. Autocast has no effect. Wrong shapes, dtypes, devices and options are
     DiveErrors.
@@ -205,7 +205,7 @@ def _check_scalars(
     chunk_bytes: int | None,
     wide: torch.dtype,
 ) -> None:
-    # as numbers of the sums: what is 0 or infinite there would make a loss of no meaning
+    # in the dtype of the sums: a value that is 0 or infinite there would make a meaningless loss
     sums, kind = torch.finfo(wide), str(wide).removeprefix("torch.")
     for name, value in (("ce_weight", ce_weight), ("kd_weight", kd_weight)):
         if not (isinstance(value, (int, float)) and (value == 0 or sums.tiny <= value <= sums.max)):
@@ -239,7 +239,7 @@ def _live_rows(
             live = (live & (kd_weights > 0)) if ce_weight == 0 else (live | (kd_weights > 0))
         elif kd_weight == 0 and ce_weight == 0:
             live = torch.zeros_like(live)
-        # in this order: a compiler cannot trace the question for the stream
+        # in this order: a compiler cannot trace the query of the stream
         if torch.compiler.is_compiling() or (
             weights.is_cuda and torch.cuda.is_current_stream_capturing()
         ):
@@ -296,7 +296,7 @@ _loss_backward = register(
     cross_entropy_torch.backward,
     _backward_fake,
 )
-# dive.ops.triton_path puts the Triton kernels in the place of both on CUDA
+# dive.ops.triton_path registers the Triton kernels over both on CUDA
 
 
 class _Loss(torch.autograd.Function):

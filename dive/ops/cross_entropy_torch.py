@@ -1,9 +1,9 @@
-"""The PyTorch path of `dive::decisive_cross_entropy`: one sweep over chunks of live rows.
+"""The PyTorch path of `dive::decisive_cross_entropy`: one pass over chunks of live rows.
 
-A chunk's logits come from one product, turn in place into the gradient with respect to the logits,
-and a second product brings that back to hidden states (a third one makes the teacher's logits).
-In between, the rows are worked on a few at a time, so that they stay in the cache. What is stored
-for backward is the gradient of each live row up to one factor a row, which is kept in float32.
+One product computes the logits of a chunk, which become the gradient with respect to the logits in
+place, and a second product takes that back to hidden states (a third one computes the teacher's
+logits). In between, a few rows are processed at a time, so that they stay in the cache. What is
+stored for backward is the gradient of each live row up to one factor per row, kept in float32.
 """
 
 import math
@@ -27,8 +27,8 @@ from dive.reference import CLASSES
 
 
 def forward(given: LossArguments) -> tuple[Tensor, ...]:
-    """loss, row_ce, row_kl, lse, argmax, class_loss, class_accuracy, class_count, status, stored,
-    row_scale, weight_slope.
+    """Computes loss, row_ce, row_kl, lse, argmax, class_loss, class_accuracy, class_count, status,
+    stored, row_scale, weight_slope.
 
     row_kl is [0] without a teacher, the class statistics are [0] without token_class. stored [R, D]
     (R = length of rows; [0, D] without compute_grad), row_scale [R] and weight_slope [R] are for
@@ -50,7 +50,7 @@ def forward(given: LossArguments) -> tuple[Tensor, ...]:
             status = sum_violation(status, code, factors.sum())
     if given.validate:
         raise_for(status)
-    # of a row in the loss, over its weight
+    # the share of a row in the loss, divided by its weight
     ce_share = given.ce_weight * _reciprocal(w, given.normalizer, reduction)
     kd_share = given.kd_weight * _reciprocal(m, given.kd_normalizer, reduction)
 
@@ -62,7 +62,7 @@ def forward(given: LossArguments) -> tuple[Tensor, ...]:
     ce, kl = w * ce_share * row_ce, m * kd_share * row_kl
     slope = ce_share * row_ce
     if reduction == "mean" and given.normalizer is None:
-        # divided before it is summed: a sum of large weights is finite, theirs with the loss not
+        # divide before summing: a sum of large weights is finite, their sum times the loss is not
         slope = slope - ce_share * (w * _reciprocal(w, None, "mean") * row_ce).sum()
 
     def by_row(values: Tensor, empty: int = 0) -> Tensor:
@@ -127,7 +127,7 @@ def live_entries(given: LossArguments) -> LossEntries:
 def backward(
     grad: Tensor, rows: Tensor, stored: Tensor, row_scale: Tensor, weight_slope: Tensor, total: int
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of hidden [total, D], rounded once, and of weights [total].
+    """Computes the gradients of hidden [total, D], rounded once, and of weights [total].
 
     grad is [] or, with reduction="none", [total].
     """
@@ -161,10 +161,10 @@ class RowResults:
         self.gradient_scale = gradient_scale(self.hidden.dtype, self.head.shape[0])
 
     def fill(self, entries: LossEntries, ce: Tensor, kd: Tensor) -> None:
-        """The results of the n live entries. Their gradient with respect to the logits is
+        """Computes the results of the n live entries. Their gradient with respect to the logits is
         ce (softmax(z) - onehot(target)) + kd (softmax(z / T) - softmax(teacher / T))."""
         count, width = entries.index.shape[0], self.head.shape[1]
-        # one factor a row brings its larger coefficient to 1: no weight leaves the range of a dtype
+        # one factor per row makes its larger coefficient 1: no weight leaves the range of a dtype
         top = torch.maximum(ce, kd)
         self.scale = top / self.gradient_scale
         safe = torch.where(top > 0, top, 1.0)
@@ -180,7 +180,7 @@ class RowResults:
             self._fill_chunks(entries, ce, kd)
 
     def _fill_chunks(self, entries: LossEntries, ce: Tensor, kd: Tensor) -> None:
-        """`fill`, chunk by chunk; no factor is above `gradient_scale`."""
+        """Runs `fill` chunk by chunk; no factor is above `gradient_scale`."""
         index, distilled = entries.index, entries.m > 0
         count, vocab = index.shape[0], self.head.shape[0]
         layout = chunk_layout(
@@ -229,7 +229,7 @@ class RowResults:
                 self._states(logits, self.stored[part])
 
     def _capped(self, logits: Tensor, scratch: list[Tensor]) -> Tensor:
-        """Logits in the dtype of summation, in place where they have it; capped."""
+        """Returns capped logits in the dtype of summation, in place where they have it."""
         z = logits if logits.dtype == self.wide else scratch.pop().copy_(logits)
         if self.softcap is not None:
             z.div_(self.softcap).tanh_().mul_(self.softcap)
@@ -275,9 +275,8 @@ class RowResults:
         if teacher is None:
             if self.gradient_scale != 1:
                 z.mul_(self.gradient_scale)
-            ce = torch.full_like(
-                ce, self.gradient_scale
-            )  # what ce is, or the whole row's factor is 0
+            # what ce is, or the whole row's factor is 0
+            ce = torch.full_like(ce, self.gradient_scale)
         else:
             if tempered:
                 z.mul_(ce).addcmul_(student, kd)
@@ -290,7 +289,7 @@ class RowResults:
         if z is not logits:
             logits.copy_(z)
 
-    # float16 products on a CPU are slow enough to look like a hang: theirs are taken in float32
+    # float16 products on a CPU are so slow that they seem to hang: they are computed in float32
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         vocab, width = self.head.shape
@@ -323,10 +322,10 @@ class RowResults:
 
 
 def _largest(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum of each row of z [r, V] and its first index, both [r, 1].
+    """Returns the maximum of each row of z [r, V] and its first index, both [r, 1].
 
-    On a CPU a maximum with its index is four times as slow as one without: the index is looked for
-    only in the block of the row that holds the maximum.
+    On a CPU a maximum with its index is four times as slow as one without: only the block of the
+    row that holds the maximum is searched for the index.
     """
     blocks = math.gcd(z.shape[1], 64)
     if blocks < 8 or z.device.type != "cpu":
@@ -349,8 +348,10 @@ def _softmax_(z: Tensor, peak: Tensor, argmax: Tensor, temperature: float) -> Te
 
 
 def _reciprocal(factors: Tensor, normalizer: Tensor | None, reduction: str) -> Tensor:
-    """1 / normaliser [], 0 where it is 0 or has none; for a mean it is the factors' sum unless
-    given."""
+    """Returns 1 / normaliser [], and 0 where the normaliser is 0 or has no reciprocal.
+
+    Without one given, the normaliser of a mean is the sum of the factors.
+    """
     if normalizer is None:
         if reduction != "mean":
             return factors.new_ones(())
@@ -363,10 +364,9 @@ def _reciprocal(factors: Tensor, normalizer: Tensor | None, reduction: str) -> T
 def _class_statistics(
     classes: Tensor | None, entries: LossEntries, row_ce: Tensor, argmax: Tensor
 ) -> list[Tensor]:
-    """Mean row_ce and accuracy [3], count int64 [3] of the weighted rows of each class; [0] each
-    without classes.
+    """Returns mean row_ce and accuracy [3] and count int64 [3] of the weighted rows of each class.
 
-    Plain sums: they have one order on every device.
+    All are [0] without classes. Plain sums: they have one order on every device.
     """
     if classes is None:
         return [row_ce.new_empty(0), row_ce.new_empty(0), argmax.new_empty(0)]

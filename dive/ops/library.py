@@ -1,8 +1,8 @@
-"""What both operators need to stand in torch.library, and their host-side checks.
+"""Registration of the two operators with torch.library, and their host-side checks.
 
 An operator is one name, `torch.ops.dive.<name>`. Its PyTorch path is registered for every device;
 a Triton kernel registers itself for CUDA over it. The backward pass is an autograd.Function on the
-Autograd key, which costs a third of what `register_autograd` or `custom_op` costs a call.
+Autograd key, which costs a third of what `register_autograd` or `custom_op` costs per call.
 """
 
 import functools
@@ -21,9 +21,10 @@ _library = torch.library.Library("dive", "FRAGMENT")
 
 
 def register(schema: str, everywhere: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Defines `dive::<schema>` with a PyTorch path for all devices and a shape rule; the overload.
+    """Defines `dive::<schema>` with a PyTorch path for all devices and a shape rule.
 
-    Autocast does not reach into the path: an operator computes in the dtypes that it is given.
+    Returns the overload. Autocast does not reach into the path: an operator computes in the dtypes
+    of its arguments.
     """
     name = schema.split("(", 1)[0]
     _library.define(schema)
@@ -33,7 +34,7 @@ def register(schema: str, everywhere: Callable[..., Any], fake: Callable[..., An
 
 
 def register_kernel(name: str, function: Callable[..., Any], key: str = "CUDA") -> None:
-    """`function` computes `dive::<name>` on this device in place of the PyTorch path."""
+    """Registers `function` for `dive::<name>` on a device, where it replaces the PyTorch path."""
     _library.impl(name, _without_autocast(function), key)
 
 
@@ -50,12 +51,12 @@ def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def register_gradient(name: str, apply: Callable[..., Any]) -> None:
-    """`apply` (of an autograd.Function, or what decides to call it) becomes the Autograd kernel."""
+    """Registers `apply` (of an autograd.Function, or what calls it) as the Autograd kernel."""
     _library.impl(name, apply, "Autograd")
 
 
 class _Twice(torch.autograd.Function):
-    """Gradients pass; differentiating them again is refused."""
+    """Passes gradients on and refuses to differentiate them again."""
 
     @staticmethod
     def forward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
@@ -67,9 +68,9 @@ class _Twice(torch.autograd.Function):
 
 
 def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
-    """A second derivative through the saved tensors is refused.
+    """Makes `backward` refuse a second derivative through the saved tensors.
 
-    torch's own decorator only notices one through the upstream gradient; else it gives a zero.
+    torch's own decorator only detects one through the upstream gradient; otherwise it returns zero.
     """
 
     @functools.wraps(backward)
@@ -89,7 +90,7 @@ def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
 
 
 def implementation(operator: str, device: torch.device | str) -> str:
-    """What computes an operator on a device: "triton", or "pytorch" where no kernel is registered.
+    """Returns what computes an operator on a device: "triton", or "pytorch" without a kernel.
 
     implementation("steer", "cuda")
     """
@@ -101,12 +102,12 @@ def implementation(operator: str, device: torch.device | str) -> str:
 
 
 def fail(operator: str, argument: str, got: object, want: str) -> None:
-    """The one way in which an operator refuses an argument."""
+    """Raises the DiveError by which an operator refuses an argument."""
     raise DiveError(f"{operator}: {argument} is {got}, want {want}")
 
 
 def value_text(value: object) -> str:
-    """A tensor as dtype and shape, anything else as it prints."""
+    """Returns a tensor as its dtype, shape and device, anything else as its repr."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
     return repr(value)
@@ -121,7 +122,7 @@ def check_tensor(
     dtypes: Iterable[torch.dtype],
     device: torch.device,
 ) -> None:
-    """DiveError unless the tensor has this shape (told as `sizes`), dtype and device."""
+    """Raises a DiveError unless the tensor has this shape (`sizes` in words), dtype and device."""
     if (
         isinstance(value, Tensor)
         and value.shape == shape

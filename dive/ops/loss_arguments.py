@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class LossArguments(NamedTuple):
-    """In the operator's order; `dive.ops.decisive_cross_entropy` says what each of them is."""
+    """The arguments in the operator's order; `dive.ops.decisive_cross_entropy` explains them."""
 
     hidden: Tensor
     lm_head: Tensor
@@ -42,11 +42,11 @@ _SCHEMA = {
 
 
 def schema() -> str:
-    """The arguments as torch.library wants them declared."""
+    """Returns the arguments as a declaration for torch.library."""
     hints = get_type_hints(LossArguments)
     return ", ".join(f"{_SCHEMA[kind]} {name}" for name, kind in hints.items())
 
 
 def wide_of(hidden: Tensor) -> torch.dtype:
-    """The dtype of the sums."""
+    """Returns the dtype of the sums."""
     return torch.float64 if hidden.dtype == torch.float64 else torch.float32

@@ -34,7 +34,7 @@ def steer(
     norm_preserving: bool = False,
     eps: float = 1e-6,
 ) -> Tensor:
-    """h + scale * (up phi(down u + down_bias) + static), where u is h over its root mean square.
+    """Returns h + scale * (up phi(down u + down_bias) + static), u being h over its RMS.
 
     h: [..., D] float16, bfloat16, float32 or float64; the result has its shape and dtype and never
         shares its memory.
@@ -42,7 +42,7 @@ def steer(
         to 128. Gradients have the parameter's dtype.
     mask: bool [...]; where False h is returned exactly and no gradient reaches the parameters.
     activation: phi: silu, gelu (exact), tanh or identity.
-    norm_preserving: give the result the norm of h (ratio 1 where the result is 0).
+    norm_preserving: scale the result to the norm of h (by 1 where the result is 0).
     eps: added to the mean square of h; normal in float32 (float64 for float64).
 
     The operands of the two products are rounded to the dtype of h; everything is summed in float32
@@ -61,7 +61,7 @@ def steer(
     args = (h, down, down_bias, up, static, scale, mask, activation, norm_preserving, eps)
     if torch.compiler.is_compiling():
         return _steer(*args, compute_grad)[0]
-    # what the operator's Autograd kernel does, without a dispatch: this runs at every layer
+    # what the operator's Autograd kernel does, without the dispatch: this runs at every layer
     if compute_grad:
         return _Steered.apply(*args, True)
     with torch._C._AutoDispatchBelowAutograd():
@@ -84,7 +84,7 @@ def _check(
     if not isinstance(down, Tensor) or down.dim() != 2 or down.shape[0] > MAX_RANK:
         fail("steer", "down", value_text(down), f"a tensor [R, D] with R from 0 to {MAX_RANK}")
     width, rank, device, dtypes = h.shape[-1], down.shape[0], h.device, (torch.float32, h.dtype)
-    # one question where all is well, told apart only where it is not: this runs at every layer
+    # one test where all is right, details only where it is not: this runs at every layer
     if not (
         isinstance(down_bias, Tensor)
         and isinstance(up, Tensor)
@@ -150,11 +150,11 @@ _steer_backward = register(
     steering_torch.backward,
     _backward_fake,
 )
-# dive.ops.triton_path puts the Triton kernels in the place of both on CUDA
+# dive.ops.triton_path registers the Triton kernels over both on CUDA
 
 
 class _Steered(torch.autograd.Function):
-    """With h' as its only result."""
+    """The operator with h' as its only result."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
@@ -181,7 +181,7 @@ class _Steered(torch.autograd.Function):
 
 
 class _Steer(_Steered):
-    """With all that the operator returns."""
+    """The operator with all its results."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def _to(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x.to(dtype)`; where there is nothing to do, at a tenth of its price."""
+    """`x.to(dtype)`, at a tenth of its cost where x has that dtype already."""
     return x if x.dtype == dtype else x.to(dtype)
 
 
@@ -107,8 +107,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     x, g = _widened(h), _widened(grad)
     wide, dtype = x.dtype, h.dtype
-    passed = g  # what reaches h past the edit
-    if mask is not None:  # whatever masked rows hold, it takes no part
+    passed = g  # the part of the gradient that reaches h directly
+    if mask is not None:  # masked rows take no part, whatever they hold
         keep = mask.reshape(-1, 1)
         x, g = torch.where(keep, x, 0.0), torch.where(keep, g, 0.0)
         pre, rstd = torch.where(keep, pre, 0.0), torch.where(keep[:, 0], rstd, 0.0)
@@ -121,7 +121,7 @@ def backward(
         safe = torch.where(new > 0, new, 1.0)
         unit = out / safe
         along = (g * unit).sum(1, keepdim=True)
-        # d|x|/dx = x / |x|, 0 at 0; a result of 0 was left as it was
+        # d|x|/dx = x / |x|, and 0 at 0; a result of 0 was not rescaled
         through_norm = torch.where((new > 0) & (old > 0), along / old, 0.0) * x
         g = torch.where(new > 0, (old / safe) * torch.addcmul(g, along, unit, value=-1), g)
         passed = g if mask is None else torch.where(keep, g, passed)

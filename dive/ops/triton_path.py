@@ -1,6 +1,6 @@
-"""The Triton kernels in the place of the PyTorch paths, on CUDA.
+"""Registration of the Triton kernels for CUDA, where they replace the PyTorch paths.
 
-float64 stays on the PyTorch path: the kernels sum in float32. Triton is imported at the first call.
+float64 stays on the PyTorch path: the kernels sum in float32. The first call imports Triton.
 """
 
 import functools
@@ -19,14 +19,14 @@ from dive.ops.loss_arguments import LossArguments
 
 
 def missing() -> str | None:
-    """Why the kernels cannot be used on a GPU; None where they can."""
+    """Returns why the kernels cannot be used on a GPU, or None where they can."""
     if torch.version.cuda is None:
         return "this torch is built without CUDA"
     return None if importlib.util.find_spec("triton") is not None else "triton is not installed"
 
 
 def install(key: str = "CUDA") -> None:
-    """Registers the kernels for a device; for "CPU" Triton's interpreter has to be on."""
+    """Registers the kernels for a device; "CPU" requires Triton's interpreter."""
     kernels = {
         "steer": _steer,
         "steer_backward": _steer_backward,
@@ -38,7 +38,7 @@ def install(key: str = "CUDA") -> None:
 
 
 def _on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Triton launches on the current device; a backbone may lie on several."""
+    """Makes the tensor's device current: Triton launches there, and a backbone may span several."""
 
     @functools.wraps(kernel)
     def run(first: Tensor, *args: Any) -> Any:

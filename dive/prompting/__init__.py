@@ -1,4 +1,4 @@
-"""Prompts: studies and demonstrations, through a processor and its chat template, to token ids."""
+"""Prompts: studies and demonstrations as token ids, by a processor and its chat template."""
 
 from typing import TYPE_CHECKING
 
@@ -11,5 +11,5 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_PROMPTS", "Prompter", "Response"]
 
-# `template_process` is a program of its own that does without torch
+# `template_process` is a program of its own that runs without torch
 __getattr__ = face(__name__, dict.fromkeys(__all__, "prompter"))

@@ -1,6 +1,4 @@
-"""Prompts as tensors: which of them have one entry a token, how several become a batch, and where
-an answer lies in it.
-"""
+"""Prompts as tensors: which have one entry per token, batches, and positions of answers."""
 
 from collections.abc import Sequence
 
@@ -11,7 +9,7 @@ from dive.errors import DiveError
 
 
 def sequence_names(batch: dict[str, Tensor]) -> list[str]:
-    """Names of the tensors that have one entry a token: [1, T] or [1, T, ...]."""
+    """Names of the tensors that have one entry per token: [1, T] or [1, T, ...]."""
     shape = batch["input_ids"].shape
     return [
         name
@@ -24,10 +22,10 @@ def collate(batch: Sequence[dict[str, Tensor]], pad_token_id: int, side: str) ->
     """One batch of prompts: sequence tensors padded at `side`, images one after the other.
 
     Left for generating, right for training. Padding has attention_mask 0. Image tensors whose
-    further dimensions differ (tiles an image) are padded with zeros there, as processors do.
+    further dimensions differ (tiles per image) are padded with zeros there, as processors do.
     """
     if side not in ("left", "right"):
-        raise DiveError(f"side is {side!r}; wants 'left' or 'right'")
+        raise DiveError(f"side is {side!r}, want 'left' or 'right'")
     longest = max(one["input_ids"].shape[1] for one in batch)
     names = list(dict.fromkeys(name for one in batch for name in one))
     sequences = {name for one in batch for name in sequence_names(one)}
@@ -68,12 +66,12 @@ def response_positions(
 
 
 def response_targets(input_ids: Tensor, positions: Tensor) -> Tensor:
-    """The tokens that `positions` predict, flat: one for each true entry, row by row."""
+    """The tokens that `positions` predict, flat: one per true entry, row by row."""
     return input_ids.roll(-1, dims=1)[positions.to(input_ids.device)]
 
 
 def _same_size(values: list[Tensor]) -> list[Tensor]:
-    """Pad with zeros, behind, whatever dimension after the first differs."""
+    """Pad the end of every dimension after the first that differs with zeros."""
     sizes = [max(extent) for extent in zip(*(value.shape[1:] for value in values), strict=True)]
     padded = []
     for value in values:

@@ -1,4 +1,4 @@
-"""Which studies are shown before a query, and never its own nor one of the same patient's."""
+"""The studies that are shown before a query: never itself, nor one of the same patient."""
 
 import hashlib
 import random
@@ -10,10 +10,10 @@ from dive.errors import DiveError
 
 
 class Demonstrations:
-    """Which studies are shown before a query: fixed ones, or `count` drawn from a pool.
+    """The studies that are shown before a query: fixed ones, or `count` drawn from a pool.
 
     A draw is a function of (seed, epoch, id of the query), so that a resumed training repeats it.
-    A study is never its own demonstration, nor one of the same patient's.
+    A study is never its own demonstration, nor is one of the same patient.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class Demonstrations:
         seed: int = 0,
         redraw: bool = False,
     ) -> None:
-        """`count` None: the whole pool, in its order, is shown. redraw: anew in every epoch."""
+        """`count` None: the whole pool is shown, in its order. redraw: draw anew in every epoch."""
         if count is not None and count < 1:
             raise DiveError(f"demonstrations is {count}, want 1 or more")
         if not pool:
@@ -44,8 +44,10 @@ class Demonstrations:
         return [self.pool[index] for index in islice(self.candidates(study, epoch), self.count)]
 
     def own(self, study: Study) -> dict[int, str]:
-        """Indices in the pool of what is never shown before this query: itself, and studies of its
-        patient. In the pool's order, each with what is the same: "id" or "patient"."""
+        """Indices in the pool that are never shown before this query: itself, and its patient's.
+
+        In the pool's order, each with what is the same: "id" or "patient".
+        """
         found: dict[int, str] = {}
         for name in case_names(study):
             for index in self._indices.get(name, ()):
@@ -53,15 +55,17 @@ class Demonstrations:
         return dict(sorted(found.items()))
 
     def candidates(self, study: Study, epoch: int = 0) -> Iterator[int]:
-        """Indices in the pool of all that could be shown; the first `count` of them are, and what
-        cannot be read gives way to the next."""
+        """Yield indices in the pool that may be shown, in the order in which they are tried.
+
+        The first `count` are shown; the next replaces one that cannot be read.
+        """
         own = {*self.own(study)}
         if self.count is None:
             yield from (index for index in range(len(self.pool)) if index not in own)
             return
         if len(self.pool) - len(own) < self.count:
             raise DiveError(
-                f"{study.where}: {self.count} demonstrations are wanted, and there are "
+                f"{study.where}: want {self.count} demonstrations, and there are "
                 f"{len(self.pool) - len(own)} studies of other patients to draw from"
             )
         key = f"{self.seed}/{epoch if self.redraw else 0}/{study.id}"
@@ -79,6 +83,6 @@ class Demonstrations:
 
 
 def case_names(study: Study) -> list[tuple[str, str]]:
-    """Of two studies that share one of these, one is the other, or of the same patient."""
+    """Names that two studies share where they are the same, or of the same patient."""
     names = [("id", study.id)]
     return names if study.patient is None else [*names, ("patient", study.patient)]

@@ -1,8 +1,8 @@
-"""How many tokens images take in a prompt, from their sizes: no pixel of a study is read.
+"""Numbers of tokens of images in a prompt, from their sizes: no pixel of a study is read.
 
-A processor is asked about a size with a blank image of it. Where a dataset has more sizes than a
-few, it is asked about the most different of them, and the others are counted by its own rule of
-sizes, if that agrees with every answer; without such a rule it is asked about each size once.
+A size is measured by processing a blank image of it. Of more than `ASKED` sizes the most different
+are measured, and the others are computed by the processor's own rule of sizes, if that agrees with
+every measurement; without such a rule each size is measured once.
 """
 
 import copy
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 Size = tuple[int, int]  # width and height in pixels
 Rule = Callable[[Size], tuple[int, int]]
 
-ASKED = 16  # sizes about which a processor is asked before its rule is trusted
+ASKED = 16  # sizes that are measured before a processor's rule is trusted
 
 
 class ImageTokens:
@@ -32,7 +32,7 @@ class ImageTokens:
     Attributes:
         prompt_overhead: tokens that the processor adds once per prompt, whatever is in it (a bos,
             say).
-        alone_differs: whether an image alone in its prompt is looked at in another way than one of
+        alone_differs: whether the only image of a prompt takes another number of tokens than one of
             several (LLaVA-OneVision tiles only then).
     """
 
@@ -45,7 +45,7 @@ class ImageTokens:
         self._ready = False
 
     def learn(self, sizes: Iterable[tuple[Size, bool]]) -> None:
-        """Count for these pairs (size, alone in its prompt)."""
+        """Measure or compute these pairs (size, alone in its prompt)."""
         wanted = dict.fromkeys(sizes)
         if not self._ready:
             self._measure_overhead(list(dict.fromkeys(size for size, _ in wanted)))
@@ -59,7 +59,8 @@ class ImageTokens:
             self._learn(list(dict.fromkeys(missing)), alone)
 
     def taken(self, size: Size, alone: bool) -> int:
-        """By how many tokens an image of this size makes a prompt longer than its placeholder.
+        """The tokens by which an image of this size makes a prompt longer than its placeholder
+        does.
 
         Raises:
             DiveError: the processor refuses images of this size.
@@ -67,7 +68,7 @@ class ImageTokens:
         return self._of(size, alone)[0]
 
     def shown(self, size: Size, alone: bool) -> int:
-        """How many of an image's tokens stand for the image itself, and not for marks around it."""
+        """The image tokens of an image, without the special tokens around it."""
         return self._of(size, alone)[1]
 
     def _of(self, size: Size, alone: bool) -> tuple[int, int]:
@@ -80,7 +81,7 @@ class ImageTokens:
         return found
 
     def _measure_overhead(self, sizes: list[Size]) -> None:
-        """What a prompt costs without its images, and whether images keep each other company."""
+        """Measure the overhead of a prompt, and whether an image alone takes other tokens."""
         if not self._prompter.sees:
             self.prompt_overhead = self._added((1, 1), 0)[0]
         known = False
@@ -91,7 +92,7 @@ class ImageTokens:
                     self.prompt_overhead = two - 2 * (self._added(size, 3)[0] - two)
                     known = True
             except DiveError:
-                continue  # said of every study that has this size
+                continue  # reported for every study that has this size
             self.alone_differs |= one - self.prompt_overhead != (two - self.prompt_overhead) / 2
 
     def _learn(self, sizes: list[Size], alone: bool) -> None:
@@ -103,8 +104,7 @@ class ImageTokens:
             return
         if not self._by_rule(chosen, others, alone):
             log.info(
-                "%s has no rule by which image sizes become tokens; it is asked about each of "
-                "%d sizes",
+                "%s has no rule by which image sizes become tokens; each of %d sizes is measured",
                 type(self._prompter.processor).__name__,
                 len(sizes),
             )
@@ -120,8 +120,8 @@ class ImageTokens:
             self._known[size, alone] = error
 
     def _added(self, size: Size, count: int) -> tuple[int, int]:
-        """Tokens that the processor adds to a prompt's text for so many blank images of a size, and
-        how many of all are image tokens."""
+        """Tokens that `count` blank images of a size add to a prompt's text, and their image
+        tokens."""
         if (size, count) in self._asked:
             return self._asked[size, count]
         study = Study(id="a blank image", images=(blank_image(size),) * count)
@@ -135,13 +135,13 @@ class ImageTokens:
         return self._asked[size, count]
 
     def _by_rule(self, chosen: list[Size], others: list[Size], alone: bool) -> bool:
-        """Count `others` by a rule that gives what is known of `chosen`; False without one."""
+        """Compute `others` by a rule that agrees with `chosen`; False without one."""
         known = [(size, self._known[size, alone]) for size in chosen]
         answers = [(size, one) for size, one in known if not isinstance(one, DiveError)]
         rule = rule_of(self._prompter) if alone else _constant
         if rule is None or not answers:
             return False
-        # a rule may count marks around an image or not: it is off by as much every time
+        # a rule may leave out special tokens around an image: its offset is constant then
         off = set()
         for size, real in answers:
             counted = _by(rule, size)
@@ -167,14 +167,16 @@ def rendered_length(prompter: Prompter, study: Study, shown: Sequence[Study] = (
 
 
 def rule_of(prompter: Prompter) -> Rule | None:
-    """The processor's own rule: of a size the tokens in the prompt, and those of the image; both
-    may be off by a constant. None where it has none."""
+    """The processor's own rule: from a size to the tokens in the prompt, and the image tokens.
+
+    Both may be off by a constant. None where it has no rule.
+    """
     processor, settings = prompter.processor, prompter.image_settings
     images = processor.image_processor
     image_kwargs = settings.get("images_kwargs", {})
     merge: Any = getattr(images, "merge_size", None)
     if isinstance(merge, int) and hasattr(images, "get_number_of_image_patches"):
-        # the Qwen-VL line; its processor's rule overlooks a size that is given with the call
+        # the Qwen-VL line, whose processor's rule ignores a size that is passed with the call
         size = dict(image_kwargs.get("size") or images.size)
         limits = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
 
@@ -192,7 +194,9 @@ def rule_of(prompter: Prompter) -> Rule | None:
     if count is None:
         # where tiling is switched off, an image is one tile of a fixed size
         return _constant if image_kwargs and not any(image_kwargs.values()) else None
-    tile = getattr(processor, "image_seq_len", None)  # of Idefics 3 and SmolVLM, without marks
+    tile = getattr(
+        processor, "image_seq_len", None
+    )  # of Idefics 3 and SmolVLM, without special tokens
 
     def own(size: Size) -> tuple[int, int]:
         width, height = size
@@ -206,9 +210,12 @@ def rule_of(prompter: Prompter) -> Rule | None:
 
 @contextmanager
 def _defaults_kept(processor: Any) -> Iterator[None]:
-    """transformers' rules of sizes write what they are given into the defaults of the processor's
-    class (to 5.24 at least); every later call of any such processor would then have it, too."""
-    # they are of classes beside the processor's own, from which dive may have derived its own
+    """Restore the defaults of the processor's class when the context closes.
+
+    transformers' rules of sizes (up to 5.24 at least) write their arguments into these defaults, so
+    that every later call of any such processor would use them.
+    """
+    # they are in classes of the same modules; dive may have derived the processor's own class
     modules = {one.__module__ for one in type(processor).__mro__} & sys.modules.keys()
     beside = [one for name in modules for one in vars(sys.modules[name]).values()]
     found = [vars(one).get("_defaults") for one in beside if isinstance(one, type)]
@@ -223,7 +230,7 @@ def _defaults_kept(processor: Any) -> Iterator[None]:
 
 
 def _pixtral(edge: int, cell: int) -> Rule:
-    """An image within a square of `edge` pixels: a token a cell, and a mark a row."""
+    """The rule for an image within `edge` x `edge` pixels: a token per cell, one more per row."""
 
     def count(size: Size) -> tuple[int, int]:
         width, height = size
@@ -237,14 +244,14 @@ def _pixtral(edge: int, cell: int) -> Rule:
 
 
 def _constant(_: Size) -> tuple[int, int]:
-    """A fixed number each."""
+    """The rule of a fixed number per image."""
     return 0, 0
 
 
 def _by(rule: Rule, size: Size) -> tuple[int, int] | None:
     try:
         return rule(size)
-    except Exception as error:  # a processor's own code: anything may come out of it
+    except Exception as error:  # a processor's own code may raise anything
         log.info("the processor's rule of sizes refuses %d x %d: %s", *size, error)
         return None
 

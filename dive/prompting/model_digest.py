@@ -1,4 +1,4 @@
-"""What a loaded backbone computes with and on, as far as the results depend on it."""
+"""Digests of everything about a loaded backbone that results depend on."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from dive.prompting.prompter import Prompter
 
 
 def versions() -> dict[str, str]:
-    """The libraries on which reports and adapters depend."""
+    """Versions of the libraries on which reports and adapters depend."""
     return {
         "dive": __version__,
         "torch": str(torch.__version__),
@@ -26,8 +26,10 @@ def versions() -> dict[str, str]:
 
 
 def computation_digests(prompter: Prompter) -> dict[str, Any]:
-    """Weights, settings, tokenizer and image processor of a prompter's backbone, its dtype and
-    kind of device, how many ranks there are, and of which versions the libraries are."""
+    """Digests of a prompter's backbone: weights, settings, tokenizer and image processor.
+
+    With its dtype and kind of device, the number of ranks and the versions of the libraries.
+    """
     backbone = prompter.backbone
     model: Any = unwrap(backbone)
     config = json.loads(model.config.to_json_string(use_diff=False))
@@ -45,12 +47,12 @@ def computation_digests(prompter: Prompter) -> dict[str, Any]:
 
 
 def _processing(prompter: Prompter) -> list[Any]:
-    """Tokenizer and image processor by all of their settings."""
+    """All settings of tokenizer and image processor."""
     tokenizer, images = prompter.tokenizer, getattr(prompter.processor, "image_processor", None)
     fast: Any = getattr(tokenizer, "backend_tokenizer", None)
     if hasattr(fast, "to_str"):
         known = json.loads(fast.to_str())
-        for name in ("truncation", "padding"):  # as the last call left them
+        for name in ("truncation", "padding"):  # left over from the last call
             known.pop(name, None)
     else:
         known = sorted(tokenizer.get_vocab().items())

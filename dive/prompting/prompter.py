@@ -1,4 +1,4 @@
-"""Studies and demonstrations to token ids, and back to where the answer lies."""
+"""The prompter: studies and demonstrations as token ids, with the position of the answer."""
 
 import inspect
 import logging
@@ -56,35 +56,35 @@ class Response(NamedTuple):
 
 
 class Prompter:
-    """Writes prompts for one backbone, through its own processor and chat template.
+    """Prompts for one backbone, by its own processor and chat template.
 
     The user's text is the prompt, and before it "Indication: ..." where a study has one.
 
     Args:
         backbone: model and processor.
-        prompt: what the model is asked; None takes `DEFAULT_PROMPTS[target]`.
+        prompt: the instruction to the model; None takes `DEFAULT_PROMPTS[target]`.
         target: "findings", "impression" or "both".
-        max_image_tokens: budget of tokens an image. Processors that keep an image's size (the
-            Qwen-VL line, Pixtral) scale larger images down to it, and switches for tiling are
-            turned off; a processor with a fixed number of tokens, or that tiles by an image's shape
-            without a switch (LLaVA-NeXT, LLaVA-OneVision), is left as it is, and where that is
-            above the budget it is said. None: no budget, and tiling as the processor has it.
+        max_image_tokens: budget of tokens per image. Processors that keep an image's size (the
+            Qwen-VL line, Pixtral) scale larger images down to it, and tiling is turned off. A
+            processor with a fixed number of tokens, or without a setting for tiling (LLaVA-NeXT,
+            LLaVA-OneVision), is left as it is; a warning says where that is above the budget.
+            None: no budget, and tiling as the processor has it.
         template: a Jinja chat template (file, or its text) in place of the model's own.
-        template_date: the day that templates which print the date print, as "2024-07-26" or a
-            `datetime.date`; None: today's, for as long as this prompter lives.
+        template_date: the date for templates that print it, as "2024-07-26" or a
+            `datetime.date`; None: today's, as long as this prompter lives.
 
     Attributes:
-        template_hash: names the chat template in use, and what it renders.
+        template_hash: a digest of the chat template in use, and of what it renders.
         template_date: None where the template prints no date.
         end_token_id: the token that closes the assistant's turn (the EOS event in training).
         eos_token_ids: every token at which generation stops, `end_token_id` first.
         max_length: context in tokens: the decoder's positions, or the tokenizer's own limit
-            (model_max_length) where that is less; None where neither says.
-        image_settings: what its processor is called with beside the images, by the budget.
+            (model_max_length) where that is less; None without either.
+        image_settings: arguments of its processor that follow from the budget.
 
     Raises:
         DiveError: no usable template, no end token, a processor whose settings do not fit the model
-            (it makes another number of image tokens than the model makes features).
+            (its number of image tokens is not that of the model's features).
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Prompter:
         self._embedded.check(self._before_answer[1], "the chat template")
         self._embedded.check(self.tokenizer(self.prompt)["input_ids"], "the prompt")
         pad = self.tokenizer.pad_token_id
-        # padding is masked: any token does
+        # padding is masked, so any token will do
         usable = pad is not None and pad in self._embedded
         self.pad_token_id: int = pad if usable else self.eos_token_ids[0]
         self.max_length, self._limited_by = context_of(backbone.model, self.tokenizer)
@@ -136,8 +136,8 @@ class Prompter:
         self._appended = appended_by(self.tokenizer)
         self.image_settings = budget_kwargs(self.processor, max_image_tokens) if self.sees else {}
         self._over_budget = False
-        # In PaliGemma's line type 0 is a prompt that attends both ways, and the causal answer is 1;
-        # everywhere else 0 is text. (Gemma 4 says "vision" here: images alone attend both ways.)
+        # In the PaliGemma line type 0 is a prompt with bidirectional attention, 1 the causal
+        # answer; elsewhere 0 is text. (Gemma 4 has "vision" here: only images attend both ways.)
         both_ways = getattr(text_config(backbone.model), "use_bidirectional_attention", None)
         self._answer_type = 1 if both_ways is True else 0
         if self.sees:
@@ -161,18 +161,19 @@ class Prompter:
         return [*turns, user_turn(self._user_text(study), len(study.images))]
 
     def render(self, study: Study, demonstrations: Sequence[Study] = ()) -> str:
-        """The prompt as text, up to where the assistant begins, one placeholder an image."""
+        """The prompt as text, up to where the assistant begins, with one placeholder per image."""
         for one in (*demonstrations, study):
             if self.sees and not one.images:
-                raise DiveError(f"{one.where}: has no image; the backbone wants one or more")
-        messages = self.messages(study, demonstrations)  # whose errors name a study themselves
+                raise DiveError(f"{one.where}: has no image, want one or more")
+        messages = self.messages(study, demonstrations)  # its errors name a study themselves
         try:
             return self.template.render(messages)
         except DiveError as error:
             raise DiveError(f"{study.where}: {error}") from error
 
     def encode(self, study: Study, demonstrations: Sequence[Study] = ()) -> dict[str, Tensor]:
-        """One prompt as the model's inputs: sequence tensors [1, T], images as its forward takes.
+        """One prompt as the model's inputs: sequence tensors [1, T], images as its forward takes
+        them.
 
         On the CPU, images in float32.
 
@@ -189,8 +190,8 @@ class Prompter:
     def check_prompt(
         self, study: Study, length: int, image_tokens: int, images: int, demonstrations: int = 0
     ) -> None:
-        """DiveError where a prompt of `length` tokens leaves no room for an answer; a warning where
-        images take more than their budget."""
+        """Raise DiveError where a prompt of `length` tokens leaves no capacity for an answer; warn
+        once where images take more tokens than their budget."""
         if self.max_length is not None and length >= self.max_length:
             shown = f" with {demonstrations} demonstrations" if demonstrations else ""
             raise DiveError(
@@ -201,7 +202,7 @@ class Prompter:
         if budget is not None and image_tokens > budget * images and not self._over_budget:
             self._over_budget = True  # once is enough
             log.warning(
-                "%s: %d tokens an image, and max_image_tokens is %d: %s has no setting for fewer",
+                "%s: %d tokens per image, and max_image_tokens is %d: %s has no setting for fewer",
                 study.where,
                 image_tokens // images,
                 budget,
@@ -211,10 +212,10 @@ class Prompter:
     def encode_any_length(
         self, study: Study, demonstrations: Sequence[Study] = ()
     ) -> dict[str, Tensor]:
-        """`encode`, but for a prompt that need not fit the model's context."""
+        """Like `encode`, for a prompt that may exceed the model's context."""
         text = self.render(study, demonstrations)
         bos = self.tokenizer.bos_token
-        # Templates of text models write their own bos; processors add one unless it is there.
+        # templates of text models write their own bos; processors add one unless it is there
         add = (self.sees or self.template.plain) and not (bos and text.startswith(bos))
         if self.sees:
             images = [image for one in (*demonstrations, study) for image in one.load_images()]
@@ -228,7 +229,7 @@ class Prompter:
                 )
             except MemoryError:
                 raise
-            except Exception as error:  # a processor's own code: anything may come out of it
+            except Exception as error:  # a processor's own code may raise anything
                 what = f"{study.where}: the processor refuses the prompt"
                 raise refused(what, error, (*demonstrations, study)) from error
         else:
@@ -236,7 +237,7 @@ class Prompter:
         batch = {
             name: value
             for name, value in encoded.items()
-            if isinstance(value, Tensor) and name != "labels"  # PaliGemma's processor makes some
+            if isinstance(value, Tensor) and name != "labels"  # PaliGemma's processor makes labels
         }
         if add and self._appended:
             for name in sequence_names(batch):
@@ -247,7 +248,7 @@ class Prompter:
     # answers
 
     def response(self, study: Study) -> Response:
-        """The study's report as answer ids, cut as they stand behind the generation prompt.
+        """The study's report as answer ids, tokenised as they follow the generation prompt.
 
         Raises:
             DiveError: no report, a tokenizer without offsets, or a report with a special token.
@@ -256,10 +257,10 @@ class Prompter:
         self._check_plain(text, f"{study.where}: the report")
         if not self.tokenizer.is_fast:
             raise DiveError(
-                f"{type(self.tokenizer).__name__} gives no character offsets, by which decisive "
-                "tokens are found; wants a fast tokenizer (tokenizer.json)"
+                f"{type(self.tokenizer).__name__} returns no character offsets, by which decisive "
+                "tokens are found, want a fast tokenizer (tokenizer.json)"
             )
-        # Cut in context: a space before the first word belongs to its token, or to none.
+        # tokenised in context: a space before the first word belongs to its token, or to none
         before, opening = self._before_answer
         start = len(before) + len(self.template.lead)
         whole = self.tokenizer(
@@ -279,7 +280,7 @@ class Prompter:
             if index in special:
                 raise DiveError(
                     f"{study.where}: the report holds the special token "
-                    f"{self.tokenizer.convert_ids_to_tokens(index)!r}; wants plain text"
+                    f"{self.tokenizer.convert_ids_to_tokens(index)!r}, want plain text"
                 )
         self._embedded.check(ids, f"{study.where}: the report")
         spans = [(max(first - start, 0), max(last - start, 0)) for first, last in offsets]
@@ -287,15 +288,17 @@ class Prompter:
 
     @cached_property
     def _before_answer(self) -> tuple[str, list[int]]:
-        """What stands before an answer, as text and as tokens."""
+        """The text before an answer, and its tokens."""
         before = self.template.anchor()
         return before, self.tokenizer(before, add_special_tokens=False)["input_ids"]
 
     def with_response(
         self, encoded: dict[str, Tensor], response_ids: Sequence[int]
     ) -> dict[str, Tensor]:
-        """The prompt with the answer behind it; further sequence tensors go on with text's value,
-        or with the answer's where a model tells the two apart.
+        """The prompt followed by the answer.
+
+        Further sequence tensors continue with the value of text, or of an answer where a model
+        distinguishes the two.
 
         Raises:
             DiveError: both together are longer than the model's context.
@@ -312,15 +315,15 @@ class Prompter:
             elif name == "token_type_ids":
                 more = value.new_full((1, count), self._answer_type)
             elif value.ndim == 2:
-                more = value.new_zeros(1, count)  # 0 is text in mm_token_type_ids and its kin
+                more = value.new_zeros(1, count)  # 0 is text in mm_token_type_ids and the like
             else:
-                # a mask over images for each position: the answer sees what the prompt's end sees
+                # a mask over images per position: the answer sees what the end of the prompt sees
                 more = value[:, -1:].expand(-1, count, *value.shape[2:])
             joined[name] = torch.cat([value, more], dim=1)
         return joined
 
     def check_answer(self, prompt: int, answer: int) -> None:
-        """DiveError where a prompt and an answer of so many tokens exceed the model's context."""
+        """Raise DiveError where these tokens of prompt and answer exceed the model's context."""
         if self.max_length is not None and prompt + answer > self.max_length:
             raise DiveError(
                 f"prompt and report have {prompt + answer} tokens, {answer} of them for the "
@@ -334,8 +337,8 @@ class Prompter:
         return collate(batch, self.pad_token_id, side)
 
     def slim(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The batch where it is, images in the model's dtype as `to_device` makes them: half as
-        much to keep and to hand from one process to another, for most models."""
+        """The batch on its device, with images in the model's dtype: for most models half the bytes
+        to keep, and to send from one process to another."""
         dtype = self.backbone.dtype
         return {n: v.to(dtype) if v.is_floating_point() else v for n, v in batch.items()}
 
@@ -354,14 +357,14 @@ class Prompter:
     # images
 
     def count_image_tokens(self, encoded: dict[str, Tensor]) -> int:
-        """How many positions of a prompt are image tokens."""
+        """The number of image tokens in a prompt."""
         token = self.backbone.image_token_id
         return 0 if token is None else int((encoded["input_ids"] == token).sum())
 
     def _one_image(self) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
-        """A prompt with one image; what of it is the image's; how many image tokens it has."""
+        """A prompt with one image, the image's own inputs, and its number of image tokens."""
         image = Image.new("RGB", (96, 72))
-        image.paste((255, 255, 255), (48, 0, 96, 72))  # half white, to see what pixels become
+        image.paste((255, 255, 255), (48, 0, 96, 72))  # half white: the range of the pixels shows
         study = Study(id="a blank image", images=(image,))
         encoded = self.encode_any_length(study)
         sequences = set(sequence_names(encoded))
@@ -373,12 +376,12 @@ class Prompter:
     # adapters
 
     def metadata(self) -> dict[str, Any]:
-        """What an adapter has to remember to be prompted as it was trained."""
+        """The settings that an adapter stores, to be prompted as it was trained."""
         return {
             "prompt": self.prompt,
             "target": self.target,
             "max_image_tokens": self.max_image_tokens,
-            "template": self.template.source if self.template.given else None,
+            "template": self.template.source if self.template.is_custom else None,
             **self.template.metadata(),
             "end_token_id": self.end_token_id,
             "eos_token_ids": self.eos_token_ids,
@@ -390,10 +393,10 @@ class Prompter:
         return f"Indication: {indication}\n{self.prompt}" if indication else self.prompt
 
     def _check_plain(self, text: str, what: str) -> None:
-        """Text that a tokenizer would read as marks of its own (an image, the end of a turn)."""
+        """Raise DiveError for text with special tokens (an image, the end of a turn)."""
         found = self._special.search(text)
         if found is not None:
             raise DiveError(
-                f"{what} holds the special token {found.group()!r}; wants plain text (images and "
-                "turns are put in by the chat template)"
+                f"{what} holds the special token {found.group()!r}, want plain text (images and "
+                "turns come from the chat template)"
             )

@@ -1,8 +1,8 @@
-"""Chat templates that print the date, or draw lots: the same text whenever they are rendered.
+"""Chat templates that print the date or use random choices: the same text at every rendering.
 
-Templates read the clock through `strftime_now(format)`, which transformers gives them, and chance
-through Jinja's own `random` and `lipsum`. transformers hands a template plain data only, and no
-function, so a date is fixed in the template's text: a macro of the same name stands before it.
+Templates read the clock through `strftime_now(format)`, a function of transformers, and draw
+through Jinja's own `random` and `lipsum`. transformers passes plain data to a template, and no
+functions, so a date is fixed in the template's text: a macro of the same name stands before it.
 """
 
 import json
@@ -24,11 +24,11 @@ _FLAGS = ("", "-", "_", "0", "^", "#")
 
 
 class AssumedDay(str):
-    """A date that is taken where nobody gives one: an adapter's own goes before it."""
+    """A default date: an adapter's own takes precedence."""
 
 
 def reads_clock(source: str) -> bool:
-    """Whether a template's text asks for the time."""
+    """Return whether a template's text reads the clock."""
     return _CLOCK in source
 
 
@@ -40,7 +40,7 @@ def today() -> str:
 
 
 def as_date(day: Any) -> str:
-    """A date as "2024-07-26", of a text or a `datetime.date`; DiveError."""
+    """A text or `datetime.date` as "2024-07-26"; DiveError for anything else."""
     if isinstance(day, datetime):
         return day.date().isoformat()
     if isinstance(day, date):
@@ -48,11 +48,11 @@ def as_date(day: Any) -> str:
     try:
         return date.fromisoformat(day).isoformat()
     except (TypeError, ValueError):
-        raise DiveError(f"template_date is {day!r}; wants a date as 2024-07-26") from None
+        raise DiveError(f"template_date is {day!r}, want a date as 2024-07-26") from None
 
 
 def at(source: str, day: str) -> str:
-    """The template, on that day at midnight whenever it is rendered."""
+    """The template with its clock fixed at midnight of `day`."""
     moment = datetime.combine(date.fromisoformat(day), time())
     shown = {f"%{flag}{letter}": "" for letter in _DIRECTIVES for flag in _FLAGS}
     for directive in shown:
@@ -72,8 +72,10 @@ def at(source: str, day: str) -> str:
 
 
 def drawing(source: str) -> Any:
-    """A context in which the template draws the same lots every time; Python's own generator
-    stands afterwards where it stood."""
+    """A context in which the template makes the same random choices every time.
+
+    The state of Python's own generator is restored afterwards.
+    """
     return _drawing() if _CHANCE.search(source) else nullcontext()
 
 

@@ -1,11 +1,11 @@
 """The program of the process in which chat templates are rendered; `template_renderer` starts it.
 
-It imports Jinja alone, so it is there in a tenth of a second.
+It imports Jinja alone, so it starts in a tenth of a second.
 
 A template is a program of whoever made the model or the adapter, and Jinja's sandbox bounds what it
-may reach, not how long it runs or how much it fills: `{{ 10**10**8 }}` is one operation that
-nothing in the same process can stop. Here the system does: it ends the process when a rendering has
-used its time on the processor, and gives it no memory beyond its share.
+may access, but neither its time nor its memory: `{{ 10**10**8 }}` is one operation that nothing in
+the same process can stop. Here the system does: it ends the process when a rendering has used its
+CPU time, and limits its memory.
 
 Each request and each answer is one line of JSON.
 """
@@ -24,13 +24,13 @@ import jinja2.ext
 import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-SECONDS = 0.5  # of the processor's time for one rendering, compiling included; usual is 0.001
-MEGABYTES = 512  # beside what the process has when it begins
-LETTERS = 600_000  # of what is rendered: more than a context of 128k tokens
+SECONDS = 0.5  # CPU time of one rendering, compiling included; usual is 0.001
+MEGABYTES = 512  # in addition to what the process has when it begins
+LETTERS = 600_000  # of the rendered text: more than a context of 128k tokens
 
 
 class _Dict:
-    """`dict` as templates have it, without ways to Python's own."""
+    """`dict` for templates, without access to Python's own."""
 
     def __call__(self, *given: Any, **named: Any) -> dict[Any, Any]:
         return dict(*given, **named)
@@ -58,7 +58,7 @@ class _Namespace(jinja2.utils.Namespace):
 
 
 class Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks, for training by transformers, what the assistant says."""
+    """`{% generation %}`, which marks the assistant's text for training by transformers."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -69,7 +69,7 @@ class Generation(jinja2.ext.Extension):
 
 
 def environment() -> ImmutableSandboxedEnvironment:
-    """What transformers (5.17 to 5.24) renders chat templates in."""
+    """The environment in which transformers (5.17 to 5.24) renders chat templates."""
 
     def raise_exception(message: str) -> None:
         raise jinja2.exceptions.TemplateError(message)
@@ -93,7 +93,7 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 
 class _Own:
-    """Renders as transformers does, without importing it."""
+    """A renderer that works as that of transformers, without importing it."""
 
     def __init__(self) -> None:
         self._environment = environment()
@@ -114,7 +114,7 @@ def _by_transformers(source: str, variables: dict[str, Any]) -> str:
 
 
 def _limit_memory() -> None:
-    """No more than a share beyond what is held already, where the system can say that."""
+    """Limit further memory to `MEGABYTES`, where the system supports it."""
     with suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -126,16 +126,16 @@ def _limit_memory() -> None:
 
 
 def _clock(seconds: float) -> None:
-    # what the signal does unhandled, ending the process, also ends one operation of Jinja's or C's
+    # unhandled, the signal ends the process even within one operation of Jinja or C
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def main() -> None:
-    """Answers requests until there are no more.
+    """Answer requests until there are no more.
 
     A request: {"id", "source" where the id is new, "variables" (messages and the like)}. An answer:
-    {"text"}, {"error", "kind"} of the template, {"over"} letters, or {"memory"}.
+    {"text"}, {"error", "kind"} of the template, {"over"} characters, or {"memory"}.
     """
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)
@@ -153,7 +153,7 @@ def main() -> None:
         request = json.loads(line)
         if "source" in request:
             sources[request["id"]] = request["source"]
-        random.seed(0)  # a template that draws lots draws the same ones every time
+        random.seed(0)  # a template makes the same random choices every time
         _clock(SECONDS)
         try:
             text = render(sources[request["id"]], request["variables"])
@@ -161,8 +161,8 @@ def main() -> None:
             answer_line = json.dumps(answer)
         except MemoryError:
             answer_line = json.dumps({"memory": MEGABYTES})
-        except Exception as error:  # a template may lead to any
-            # some texts of errors hold what they are about
+        except Exception as error:  # a template may raise any
+            # some messages contain the value that they are about
             words = " ".join(str(error)[:1000].split())
             answer_line = json.dumps({"error": words, "kind": type(error).__name__})
         _clock(0.0)

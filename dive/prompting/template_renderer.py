@@ -1,4 +1,4 @@
-"""Renders chat templates in a process of its own, where time, memory and output have an end."""
+"""Rendering of chat templates in a process of its own, with limits of time, memory and output."""
 
 import atexit
 import contextlib
@@ -17,12 +17,12 @@ from dive.errors import DiveError
 from dive.prompting import template_process
 from dive.prompting.template_process import LETTERS, MEGABYTES, SECONDS
 
-_PATIENCE = 60.0  # seconds: a process that says nothing for so long is stopped, or never began
-_MANY = 128  # templates: a process that knows more is begun anew
+_PATIENCE = 60.0  # seconds without an answer after which a process is ended
+_MANY = 128  # templates that one process compiles before a new one replaces it
 
 
 class TemplateFault(Exception):
-    """A template refuses what it is given, or cannot be compiled; `kind` is Jinja's name for it."""
+    """A template refuses a conversation, or cannot be compiled; `kind` is Jinja's name for it."""
 
     def __init__(self, message: str, kind: str) -> None:
         super().__init__(message)
@@ -30,11 +30,11 @@ class TemplateFault(Exception):
 
 
 class TemplateLimit(DiveError):
-    """A chat template does not end, or fills the memory."""
+    """A chat template exceeds a limit of time, memory or output."""
 
 
 class _Process:
-    """One process, and which templates it has been given."""
+    """One process, and the templates that it knows."""
 
     def __init__(self) -> None:
         self.owner = os.getpid()
@@ -42,7 +42,7 @@ class _Process:
         self._left = b""
         command = [sys.executable, "-c", _PROGRAM.format(path=sys.path), *_arguments()]
         try:
-            # of a session of its own, so that Ctrl-C reaches the program and not this
+            # in a session of its own, so that Ctrl-C reaches the program and not this process
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 start_new_session=True,
@@ -63,7 +63,7 @@ class _Process:
         return self.owner == os.getpid() and len(self._known) < _MANY
 
     def ask(self, source: str, variables: dict[str, Any]) -> dict[str, Any] | None:
-        """The answer to one request; None where the process came to its end instead."""
+        """The answer to one request; None where the process ended instead."""
         name = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
         request = {"id": name, "variables": variables}
         if name not in self._known:
@@ -93,7 +93,8 @@ class _Process:
         return line
 
     def end(self) -> int | None:
-        """Its exit status; None of a process that another one began, before it was forked."""
+        """End the process; its exit status, or None where another process started it, before a
+        fork."""
         status = None
         if self.owner == os.getpid():
             self._process.kill()
@@ -105,7 +106,7 @@ class _Process:
         return status
 
 
-# the program's own path: where this package and Jinja are found here, they are found there
+# the program gets this path, so that it finds this package and Jinja as well
 _PROGRAM = (
     "import sys; sys.path[:] = {path!r}; from dive.prompting.template_process import main; main()"
 )
@@ -117,11 +118,11 @@ _process: _Process | None = None
 def render(source: str, messages: list[dict[str, Any]], generation_prompt: bool, words: Any) -> str:
     """The text of a conversation by a Jinja template, as transformers renders it.
 
-    `words`: what else the template finds by name (the tokenizer's special tokens).
+    `words`: further variables of the template (the tokenizer's special tokens).
 
     Raises:
         TemplateFault: the template cannot be compiled, or refuses the conversation.
-        TemplateLimit: it uses more than `SECONDS` of the processor, `MEGABYTES` or `LETTERS`.
+        TemplateLimit: it uses more than `SECONDS` of CPU time, `MEGABYTES` or `LETTERS`.
     """
     variables = {
         **{name: _plain(word) for name, word in words.items()},
@@ -152,7 +153,7 @@ def render(source: str, messages: list[dict[str, Any]], generation_prompt: bool,
 
 
 def _ask(source: str, variables: dict[str, Any]) -> dict[str, Any] | None:
-    """The answer of the process that is there, or of a new one; None where it came to its end."""
+    """The answer of the running process, or of a new one; None where it ended."""
     global _process
     for last in (False, True):
         if _process is not None and not _process.usable:
@@ -160,14 +161,14 @@ def _ask(source: str, variables: dict[str, Any]) -> dict[str, Any] | None:
         if _process is None:
             _process = _Process()
         answer = _process.ask(source, variables)
-        # somebody else may have ended it since it was asked before: once more, then
+        # something else may have ended it since the last request: try once more
         if answer is not None or _end() == _TIME_IS_UP or last:
             return answer
     return None
 
 
 def _end() -> int | None:
-    """Ends the process; its exit status."""
+    """End the process and return its exit status."""
     global _process
     ended, _process = _process, None
     return None if ended is None else ended.end()
@@ -178,7 +179,7 @@ def _plain(word: Any) -> Any:
 
 
 def _arguments() -> list[str]:
-    """["transformers"] where transformers gives templates more than is known here."""
+    """["transformers"] where transformers offers templates more than this environment does."""
     from transformers.utils import chat_template_utils
 
     made = getattr(chat_template_utils, "_compile_jinja_template", None)
@@ -197,7 +198,10 @@ def _arguments() -> list[str]:
 
 
 def _after_fork() -> None:
-    """The child's own lock: another thread may have held it. Its process is begun at need."""
+    """Give the child a lock of its own, as another thread may have held it.
+
+    Its process starts when it is needed.
+    """
     global _lock
     _lock = threading.Lock()
 

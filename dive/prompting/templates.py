@@ -1,7 +1,8 @@
-"""A backbone's chat template: what it wants for content, what closes the assistant's turn.
+"""A backbone's chat template: the form of content that it takes, and the end of an assistant's
+turn.
 
-Nothing here is a list of model names: the template is rendered with marked texts, and what comes
-out is read.
+Nothing here is a list of model names: the template is rendered with known texts, and the result is
+examined.
 """
 
 import hashlib
@@ -20,14 +21,14 @@ from dive.prompting import template_clock, template_renderer
 
 log = logging.getLogger(__name__)
 
-MAX_TEMPLATE_BYTES = 4 << 20  # of a file; the longest of a model today has some 20 kB
+MAX_TEMPLATE_BYTES = 4 << 20  # of a file; the longest of a model today has about 20 kB
 
-# Texts that no template holds, to find again in what it renders.
+# Texts that no template contains, to be found in what it renders.
 _QUESTION = "Qqzx question qxzQ"
 _ANSWER = "Aavw answer wvaA"
 
-# For models that come without a chat template (base models) and where the user gives none. Each
-# report is closed by the tokenizer's end token, so demonstrations show where a report ends.
+# For models without a chat template (base models) where the user passes none. The tokenizer's end
+# token closes each report, so demonstrations show where a report ends.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ 'User: ' }}"
@@ -45,13 +46,13 @@ class StoredTemplate(str):
 
 
 def names_file(template: Any) -> bool:
-    """Whether a template is given as the name of a file, and not as its text."""
+    """Return whether a template is given as the name of a file, and not as its text."""
     stored = template is None or isinstance(template, StoredTemplate)
     return not (stored or "{%" in str(template) or "{{" in str(template))
 
 
 def user_turn(text: str, images: int) -> dict[str, Any]:
-    """A user's message: the images first, then the text, in the form that processors document."""
+    """A user's message in the form that processors document: the images first, then the text."""
     parts: list[dict[str, str]] = [{"type": "image"}] * images
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
@@ -61,23 +62,23 @@ def assistant_turn(text: str) -> dict[str, Any]:
 
 
 class ChatTemplate:
-    """Renders messages (lists of parts) with one backbone's template.
+    """One backbone's template, which renders messages (lists of parts).
 
     Args:
         processor: the backbone's processor, or None for a text model.
         tokenizer: its tokenizer.
         template: Jinja text, or a file with it (a `StoredTemplate` is text); None takes the
             processor's own, then the tokenizer's, then `PLAIN_TEMPLATE`.
-        date: the day that it is for the template, as "2024-07-26" or a `datetime.date`; None is
-            today. Without effect on a template that does not ask for it.
+        date: the date for the template, as "2024-07-26" or a `datetime.date`; None is today.
+            Without effect on a template that does not read it.
 
     Attributes:
-        source: the Jinja text. given: it came from the user. plain: it is `PLAIN_TEMPLATE`.
-        date: what the template takes for today, at midnight; None where it does not ask.
-        conversation: what it renders of a short conversation.
+        source: the Jinja text. is_custom: it came from the user. plain: it is `PLAIN_TEMPLATE`.
+        date: the date for the template, at midnight; None where it does not read it.
+        conversation: a short conversation as it renders it.
         hash: first 16 hexadecimal digits of a SHA-256 of `source` and `conversation`; text_hash: of
             `source` alone.
-        placeholder: what stands for one image in rendered text; None for a text model.
+        placeholder: the text of one image in rendered text; None for a text model.
         lead: white space that the template puts between the generation prompt and the answer.
     """
 
@@ -92,7 +93,7 @@ class ChatTemplate:
         sees = processor is not None and getattr(processor, "image_processor", None) is not None
         self._renderer = processor if sees else tokenizer
         placeholders = _placeholders(processor, tokenizer) if sees else []
-        self.given = template is not None
+        self.is_custom = template is not None
         self.plain = False
         if template is not None:
             self.source = _read_template(template)
@@ -124,10 +125,10 @@ class ChatTemplate:
         self.hash = _hash(f"{self.source}\0{self.conversation}")
 
     def render(self, messages: Sequence[dict[str, Any]], generation_prompt: bool = True) -> str:
-        """Messages to the text that the processor or tokenizer is called with.
+        """Render messages to the text for the processor or tokenizer.
 
         Raises:
-            DiveError: the template refuses the conversation, or does not show its images once each.
+            DiveError: the template refuses the conversation, or does not show each image once.
         """
         images = sum(part["type"] == "image" for message in messages for part in message["content"])
         try:
@@ -151,8 +152,8 @@ class ChatTemplate:
     def close(self, generation_ids: Sequence[int]) -> int:
         """Id of the token that closes the assistant's turn.
 
-        It is what the template writes behind an assistant's answer, where that is a special token
-        or one of `generation_ids` (the model's `generation_config.eos_token_id`); otherwise the
+        The token that the template writes after an assistant's answer, if it is a special token or
+        one of `generation_ids` (the model's `generation_config.eos_token_id`); otherwise the
         first of `generation_ids`; otherwise the tokenizer's end token.
 
         Raises:
@@ -194,7 +195,7 @@ class ChatTemplate:
         text = template_renderer.render(self._dated, styled, generation_prompt, words)
         if not _renders_itself(self._renderer):
             return text
-        # code of a tokenizer's own; the template was seen to come to an end
+        # a tokenizer's own code; the template itself was rendered within its limits before
         with template_clock.drawing(self.source):
             return self._renderer.apply_chat_template(
                 styled,
@@ -213,8 +214,11 @@ class ChatTemplate:
         return {"role": message["role"], "content": "".join(texts)}
 
     def _say_plain(self, sees: bool) -> None:
-        """A vision-language model mostly lost its template with a file; PaliGemma's line, like text
-        models before their tuning, never had one."""
+        """Report that the plain template is used.
+
+        A vision-language model without a template has mostly lost a file. The PaliGemma line, like
+        text models before instruction tuning, never had one.
+        """
         name = type(self._renderer).__name__
         if not sees or name.startswith("PaliGemma"):
             log.info("the model has no chat template; using the plain one")
@@ -226,12 +230,12 @@ class ChatTemplate:
         )
 
     def _find_style(self, placeholders: list[str]) -> None:
-        """Which roles want their content as parts and which as plain text; and the placeholder."""
+        """Find which roles take content as parts and which as plain text, and the placeholder."""
         problem = ""
         candidates: Sequence[str | None] = placeholders or [None]
         for roles in ((), ("assistant",), ("user", "assistant")):
             self._plain_text_roles = frozenset(roles)
-            # With plain text content the placeholder is written by us: any that was found will do.
+            # with plain text content dive writes the placeholder, so any of them will do
             for placeholder in candidates:
                 self.placeholder = placeholder
                 messages = [user_turn(_QUESTION, self._images), assistant_turn(_ANSWER)]
@@ -263,11 +267,11 @@ class ChatTemplate:
         if not whole.startswith(opened):
             return ""
         between = whole[len(opened) : whole.index(_ANSWER)]
-        # Anything but white space is an answer's own opening (a reasoning block, say): not ours.
+        # anything but white space opens the answer itself (a reasoning block, say)
         return between if not between.strip() else ""
 
     def _converse(self) -> str:
-        """A short conversation, of one turn where the template takes no more of them."""
+        """A short conversation as it is rendered, of one turn where the template takes no more."""
         question, answer = user_turn(_QUESTION, self._images), assistant_turn(_ANSWER)
         try:
             text = self._render([question, answer, question], True)
@@ -283,7 +287,7 @@ class ChatTemplate:
         return text
 
     def metadata(self) -> dict[str, Any]:
-        """What tells this template from another one, for `difference`; JSON values only."""
+        """The values by which `difference` distinguishes templates; JSON values only."""
         return {
             "template_hash": self.hash,
             "template_text_hash": self.text_hash,
@@ -293,10 +297,10 @@ class ChatTemplate:
 
 
 def difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """In what the chat template of `earlier` differs from that of `now`, in words; None if in
-    nothing, or where `earlier` says nothing of it.
+    """Describe how the chat template of `earlier` differs from that of `now`.
 
-    Both as `ChatTemplate.metadata` has them. Before conversations were hashed, `template_hash` was
+    None where it does not, or where `earlier` has no record of it. Both are as
+    `ChatTemplate.metadata` returns them. Before conversations were hashed, `template_hash` was that
     of the template's text alone.
     """
     known = earlier.get("template_hash")
@@ -318,7 +322,7 @@ def difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
         start = max(apart - 20, 0)
         shown = [repr(text[start : start + 60]) for text in (before, after)]
         found.append(f"what it renders: {shown[0]} (now {shown[1]})")
-    return "; ".join(found) or "cannot be told"
+    return "; ".join(found) or "unknown"
 
 
 def _hash(text: str) -> str:
@@ -331,13 +335,13 @@ def _own_template(holder: Any) -> str | None:
         template = template.get("default")
     if template is not None and not isinstance(template, str):
         raise DiveError(
-            f"{type(holder).__name__}: chat_template is {template!r}; wants a Jinja template's text"
+            f"{type(holder).__name__}: chat_template is {template!r}, want a Jinja template's text"
         )
     return template
 
 
 def _renders_itself(renderer: Any) -> bool:
-    """Whether a tokenizer or processor has a way of its own beside transformers' general one."""
+    """Return whether a tokenizer or processor renders by code of its own."""
     own = getattr(type(renderer), "apply_chat_template", None)
     general = (ProcessorMixin.apply_chat_template, PreTrainedTokenizerBase.apply_chat_template)
     return own not in general or "apply_chat_template" in vars(renderer)
@@ -347,7 +351,7 @@ def _read_template(template: str | Path) -> str:
     if isinstance(template, StoredTemplate):
         if "{%" not in template and "{{" not in template:
             raise DiveError(
-                f"the adapter's stored chat template is {checks.shown(template)}; wants the text "
+                f"the adapter's stored chat template is {checks.shown(template)}, want the text "
                 "of a Jinja template"
             )
         return str(template)

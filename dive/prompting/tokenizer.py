@@ -1,4 +1,4 @@
-"""What a tokenizer and a model's files say about themselves, that prompts have to respect."""
+"""Properties of tokenizers and of models' files that prompts depend on."""
 
 import re
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from dive.errors import DiveError
 
 
 def check_tokenizer(processor: Any, tokenizer: Any) -> None:
-    """DiveError where what is given for a processor comes without a tokenizer."""
+    """Raise DiveError where a processor has no tokenizer."""
     if not callable(tokenizer) or not hasattr(tokenizer, "convert_ids_to_tokens"):
         raise DiveError(
-            f"{type(processor).__name__} has no tokenizer; wants the model's processor, which has "
+            f"{type(processor).__name__} has no tokenizer, want the model's processor, which has "
             "an image processor and a tokenizer (for a text model: the tokenizer)"
         )
 
@@ -26,20 +26,20 @@ class Embedded:
         embeddings: Any = unwrap(model).get_input_embeddings()
         rows = getattr(embeddings, "num_embeddings", None)
         self.rows = int(embeddings.weight.shape[0]) if rows is None else int(rows)
-        self._image = image_token_id  # PaliGemma's line puts another token in its place
+        self._image = image_token_id  # the PaliGemma line embeds another token instead
 
     def __contains__(self, index: int) -> bool:
         return 0 <= index < self.rows or index == self._image
 
     def check(self, ids: Tensor | Sequence[int], what: str) -> None:
-        """DiveError where an id has no row, as of a token that was added to the tokenizer alone."""
+        """Raise DiveError for an id without a row, as of a token added to the tokenizer alone."""
         if isinstance(ids, Tensor):
             ids = ids[(ids >= self.rows) | (ids < 0)].tolist()
         beyond = next((index for index in ids if index not in self), None)
         if beyond is not None:
             raise DiveError(
                 f"{what} has a token with the id {beyond}, and the model's embedding has "
-                f"{self.rows} rows; wants the model's own tokenizer (or resize_token_embeddings, "
+                f"{self.rows} rows, want the model's own tokenizer (or resize_token_embeddings, "
                 "where tokens were added to it)"
             )
 
@@ -54,10 +54,10 @@ def generation_eos(model: Any) -> list[int]:
 
 
 def context_of(model: Any, tokenizer: Any) -> tuple[int | None, str]:
-    """Tokens that a prompt may have with its report, and where the number is from."""
+    """The limit of tokens of a prompt with its report, and the source of that limit in words."""
     positions = getattr(text_config(model), "max_position_embeddings", None)
     own = getattr(tokenizer, "model_max_length", None)
-    # where a tokenizer does not say, transformers puts 1e30
+    # transformers has 1e30 where a tokenizer has no limit
     if isinstance(own, int) and 0 < own < (10**9 if positions is None else positions):
         more = "" if positions is None else f", though its decoder has {positions} positions"
         return own, f" by its tokenizer's model_max_length{more}"
@@ -65,8 +65,11 @@ def context_of(model: Any, tokenizer: Any) -> tuple[int | None, str]:
 
 
 def special_tokens(tokenizer: Any, image: int | None) -> re.Pattern[str]:
-    """Matches the special tokens as they are written. Not those of one or two characters: a "!" for
-    padding is a word of reports, too; nor the one for what is unknown, which means nothing."""
+    """A pattern of the special tokens as they are written.
+
+    Without those of one or two characters, as a "!" for padding also stands in reports, and without
+    plain words.
+    """
     added = getattr(tokenizer, "added_tokens_decoder", {})
     names = {str(token) for token in added.values() if getattr(token, "special", False)}
     names |= set(tokenizer.all_special_tokens)
@@ -77,7 +80,7 @@ def special_tokens(tokenizer: Any, image: int | None) -> re.Pattern[str]:
 
 
 def appended_by(tokenizer: Any) -> int:
-    """How many special tokens the tokenizer puts behind a text; a prompt must not end in them."""
+    """The number of special tokens that the tokenizer appends; a prompt must not end in them."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     special = tokenizer("a", add_special_tokens=True)["input_ids"]
     for start in range(len(special) - len(plain) + 1):

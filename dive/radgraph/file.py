@@ -27,7 +27,7 @@ class RadGraphFile:
         self.identity: list[str] = []  # of the content
         self._found: dict[str, Annotation] = {}
         self._conflicts: set[str] = set()
-        for where, annotation in self._read():
+        for where, annotation in self._read_annotations():
             check_annotation(annotation, where)
             if not isinstance(annotation.get("text"), str):
                 raise DiveError(f"{where}: `text` is missing")
@@ -58,7 +58,7 @@ class RadGraphFile:
                 )
         return [self._found[key] if key else NO_ENTITIES for key in wanted]
 
-    def _read(self) -> Iterator[tuple[str, Any]]:
+    def _read_annotations(self) -> Iterator[tuple[str, Any]]:
         try:
             data = read_file(self.path, MAX_JSON_BYTES, pipe=True)
             content = data.decode("utf-8-sig")

@@ -108,7 +108,7 @@ class RadGraph:
             found = store.get(keys)
             missing = [text for text in wanted if text not in found]
             if missing:
-                for text, annotation in self._run(folder, missing):
+                for text, annotation in self._run_model(folder, missing):
                     store.put(keys[text], annotation)
                     found[text] = annotation
         return [found.get(text, NO_ENTITIES) for text in texts]
@@ -132,7 +132,7 @@ class RadGraph:
             "where it is (weights=)"
         )
 
-    def _run(self, folder: Path, texts: list[str]) -> Iterator[tuple[str, Annotation]]:
+    def _run_model(self, folder: Path, texts: list[str]) -> Iterator[tuple[str, Annotation]]:
         with tempfile.TemporaryDirectory(prefix="dive-radgraph-") as name:
             staged = Path(name)
             _stage(folder, staged / self.model_type, self.encoder)

@@ -25,7 +25,7 @@ def by_name():
 def test_the_engine_is_used_and_a_cpu_has_no_use_for_triton():
     found = by_name()
     engine = found["dive._C"]
-    assert engine.state == "used" and "24 tokens as transformers writes them" in engine.why
+    assert engine.state == "used" and "24 tokens equal to those of transformers" in engine.why
     for name in ("Triton, steer", "Triton, decisive_cross_entropy"):
         assert found[name].state == "not used" and "no GPU" in found[name].why
     assert all(one.fine for one in found.values())

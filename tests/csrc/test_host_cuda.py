@@ -23,6 +23,7 @@ from transformers import DynamicCache
 
 from dive.decode import native, spec
 from dive.decode.session import DecodeSession
+from tests.helpers import host_builds
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / os.environ.get("DIVE_HOST_CUDA_FOLDER", "host_cuda")
@@ -32,56 +33,23 @@ ORDERS = [("forward", 0), ("backward", 0), ("shuffled", 1), ("shuffled", 2)]
 pytestmark = pytest.mark.timeout(1800)  # the first test waits for the compiler
 
 
-def find(program: str) -> str:
-    beside = Path(sys.executable).parent / program
-    path = str(beside) if beside.exists() else shutil.which(program)
-    if path is None:
-        pytest.skip(f"building the CUDA sources for the host needs {program}")
-    return path
-
-
-def build(folder: Path, *options: str) -> None:
-    pybind11 = pytest.importorskip(
-        "pybind11", reason="building the CUDA sources for the host needs pybind11"
-    )
-    if not (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
-        pytest.skip("no C++ compiler")
-    configure = [
-        *(find("cmake"), "-S", ROOT, "-B", folder, "-G", "Ninja"),
-        *("-DDIVE_HOST_CUDA=ON", "-DDIVE_HOST_TESTS=ON", "-DDIVE_CUDA=OFF"),
-        *("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O1"),
-        f"-DCMAKE_MAKE_PROGRAM={find('ninja')}",
-        f"-DPython_EXECUTABLE={sys.executable}",
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-        *options,
-    ]
-    targets = [find("cmake"), "--build", folder, "--target", "_C_host_cuda", "dive_host_cuda_test"]
-    for command in (configure, targets):
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-
-
 @pytest.fixture(scope="module")
 def host_cuda():
-    build(FOLDER, *(["-DDIVE_SANITIZE=ON"] if "DIVE_HOST_CUDA_FOLDER" in os.environ else []))
-    sys.path.insert(0, str(FOLDER))
+    options = ["-DDIVE_HOST_CUDA=ON", "-DDIVE_HOST_TESTS=ON"]
+    options += ["-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O1"]
+    options += ["-DDIVE_SANITIZE=ON"] if "DIVE_HOST_CUDA_FOLDER" in os.environ else []
     try:
-        import _C_host_cuda
-    finally:
-        sys.path.remove(str(FOLDER))
-    return _C_host_cuda
+        host_builds.build(FOLDER, ["_C_host_cuda", "dive_host_cuda_test"], *options)
+    except host_builds.CannotBuild as error:
+        pytest.skip(str(error))
+    return host_builds.load(FOLDER, "_C_host_cuda")
 
 
 @pytest.fixture
 def gpu(host_cuda, monkeypatch):
     """The module; sessions that are made while it is in use run on the GPU that the host plays."""
-    describe = spec.DecoderSpec.describe
-
-    def described(self, positions):
-        return describe(self, positions) | {"device": "cuda:0"}
-
     monkeypatch.setattr(native, "load", lambda: host_cuda)
-    monkeypatch.setattr(spec.DecoderSpec, "describe", described)
+    monkeypatch.setattr(spec.DecoderSpec, "engine_device", "cuda:0")
     monkeypatch.setitem(spec.DTYPES["cpu"], torch.float16, "float16")
     yield host_cuda
     host_cuda.host_settings()
@@ -339,7 +307,7 @@ def test_what_runs_under_a_sanitizer_launches_every_kernel(gpu, monkeypatch):
     launched = {n for n, count in gpu.host_kernels().items() if count > before.get(n, 0)}
 
     (module,) = FOLDER.glob("_C_host_cuda*.so")
-    symbols = subprocess.check_output([find("nm"), "-C", module], text=True)
+    symbols = subprocess.check_output(["nm", "-C", module], text=True)
     sources = "".join(path.read_text() for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
     kernels = set(re.findall(r"__global__ void\s+(?:__launch_bounds__\(.*\)\s+)?(\w+)\(", sources))
     assert len(kernels) == 7
@@ -348,6 +316,54 @@ def test_what_runs_under_a_sanitizer_launches_every_kernel(gpu, monkeypatch):
     )
     wanted = {name for name in every if "Half" not in name}
     assert len(wanted) > 50 and launched >= wanted, sorted(wanted - launched)
+
+
+def test_an_adapter_is_copied_within_the_gpu_and_once(gpu):
+    """Four copies per layer, of unpadded weights; a second use of the adapter copies none."""
+    model = small("llama")
+    session, adapter = DecodeSession(model), randomised(model, strength=0.4)
+    session.plan()
+    engine = session.binding.cache.engine
+    engine.reserve(2, 8)
+    before = gpu.host_counts()
+    steering = session.binding.steering(adapter)
+    layers, made = list(adapter.layers.values()), gpu.host_counts()
+    assert made["copies"] - before["copies"] == 4 * len(layers)
+    assert made["allocations"] - before["allocations"] == len(layers)
+    rank, width = layers[0].down.shape
+    assert width % 64 != 0  # which the panels of a CPU are padded to
+    assert {one.nbytes for one in steering if one} == {4 * (2 * rank * width + width + rank)}
+    for row in range(2):
+        engine.steer_row(row, session.binding.steering(adapter))
+    used = gpu.host_counts()
+    assert used["copies"] - made["copies"] == 2  # of the table of each row's steerings
+    assert used["bytes"] == made["bytes"]
+
+
+def test_steering_of_another_device_and_with_gaps_is_refused(gpu):
+    parts = (torch.zeros(3, 96), torch.zeros(3), torch.zeros(96, 3), torch.zeros(96), 0.1)
+    session = DecodeSession(small("llama"))
+    session.plan()
+    engine = session.binding.cache.engine
+    engine.reserve(1, 8)
+    layers = len(session.binding.spec.layers)
+    with pytest.raises(ValueError, match="steering was made for cpu, want cuda:0, the engine's"):
+        engine.steer_row(0, [gpu.Steering(*parts)] * layers)
+    with pytest.raises(ValueError, match=r"up has gaps, want columns one after another"):
+        gpu.Steering(*parts, device="cuda:0")
+    with pytest.raises(ValueError, match=r"static has dtype bfloat16, want float32"):
+        gpu.Steering(*parts[:3], torch.zeros(96).bfloat16(), 0.1, device="cuda:0")
+
+
+def test_neither_what_devices_share_nor_the_gpu_includes_the_cpu():
+    sources = [*(ROOT / "csrc").glob("*.*"), *(ROOT / "csrc" / "cuda").glob("*.*")]
+    assert len(sources) > 20
+    including = {path.name for path in sources if '#include "cpu/' in path.read_text()}
+    assert including == set()
+    neutral = {path.name for path in sources if path.parent.name == "csrc"}
+    assert "steering.h" in neutral
+    for name in neutral:
+        assert '#include "cuda/' not in (ROOT / "csrc" / name).read_text(), name
 
 
 @pytest.mark.parametrize("other", [None, 0, 1, 95])

@@ -95,7 +95,7 @@ def test_an_adapters_template_names_no_file(tiny_llava, tmp_path):
         match=r"adapter_config.json: metadata.template is .*want the text of a Jinja template",
     ):
         dive.SteeringAdapter.from_pretrained(tmp_path / "adapter")
-    assert ChatTemplate(backbone.processor, backbone.tokenizer, StoredTemplate(LLAVA)).given
+    assert ChatTemplate(backbone.processor, backbone.tokenizer, StoredTemplate(LLAVA)).is_custom
 
 
 @pytest.fixture(scope="module")

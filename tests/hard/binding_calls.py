@@ -11,7 +11,7 @@ import torch
 from tiny_decoders import small
 from tiny_steering import randomised
 
-from dive import _C, reference
+from dive import _C
 from dive.decode.session import DecodeSession
 from tests.hard.capsules import Capsuled, Raises, lying_capsule
 
@@ -30,8 +30,7 @@ class Bench:
         assert session.binding.spec is not None
         self.spec = session.binding.spec.engine_arguments(32)
         self.steering = session.binding.steering(randomised(self.model, strength=0.05))
-        self.parts = steering_parts(0)
-        self.packed = _C.Steering(*self.parts)
+        self.packed = fresh_steering(0)
         self.tokens = torch.tensor([5, 9])
         self.engine = self.fresh()
         self.want = self.steps(self.engine)
@@ -73,14 +72,7 @@ class Bench:
         """Sound calls, against what they gave at first and against plain PyTorch."""
         self.ready(self.engine)
         got = self.steps(self.engine)
-        if got != self.want:
-            return f"sound steps chose {got}, and {self.want} before"
-        residual = torch.randn(ROWS, WIDTH)
-        want = reference.steer(residual, *self.parts)
-        _C.steer_step(residual, None, self.packed)
-        if not torch.allclose(residual, want, atol=1e-4):
-            return "a sound steer_step differs from PyTorch"
-        return None
+        return None if got == self.want else f"sound steps chose {got}, and {self.want} before"
 
 
 def steering_parts(seed: int, width: int = WIDTH) -> tuple[Any, ...]:
@@ -194,40 +186,34 @@ def freed(tensor: Any) -> Any:
 # --- the kinds ---------------------------------------------------------------------------------
 
 
-def odd_steer_step(bench: Bench, rng: Any) -> None:
-    rows, width = ROWS, WIDTH
-    names = ["residual", "delta", "norm_weight", "out", "mask"]
-    sound = {
-        "residual": torch.randn(rows, width),
-        "delta": torch.randn(rows, width),
-        "norm_weight": torch.randn(width),
-        "out": torch.empty(rows, width),
-        "mask": torch.ones(rows, dtype=torch.bool),
-    }
-    for name in rng.sample(names, rng.randrange(1, 3)):
-        sound[name] = odd_tensor(rng, list(sound[name].shape) if rng.random() < 0.7 else None)
-    steering = rng.choice([bench.packed, None, [bench.packed] * rows, odd_tensor(rng)])
-    eps = rng.choice([1e-6, float("nan"), -1, 1e300, "x"])
-    _C.steer_step(steering=steering, norm_eps=eps, **sound)
+def odd_steerings(bench: Bench, rng: Any) -> None:
+    """Lists of steerings of any items and kinds, and then a step."""
 
-
-def built_steerings(bench: Bench, rng: Any) -> str | None:
-    seeds = [rng.randrange(5) for _ in range(ROWS)]
-    residual = torch.randn(ROWS, WIDTH)
-    want = residual.clone()
-    _C.steer_step(want, None, [fresh_steering(seed) for seed in seeds])
-    _C.steer_step(residual, None, Builds(lambda place: fresh_steering(seeds[place]), ROWS))
-    return None if torch.equal(residual, want) else "a sequence that builds gives another result"
-
-
-def lying_sequences(bench: Bench, rng: Any) -> None:
     def item(place: int) -> Any:
         if rng.random() < 0.1:
             raise Raises.Odd("no such item")
-        return rng.choice([bench.packed, None, 3, fresh_steering(place), _C.Steering])
+        return rng.choice([bench.steering[0], None, bench.packed, 3, _C.Steering])
 
-    count = rng.choice([-1, 0, 1, ROWS, ROWS, ROWS + 1, 2**40, 2**63 - 1, 2**64, "x"])
-    _C.steer_step(torch.randn(ROWS, WIDTH), None, Builds(item, count))
+    items = [rng.choice([*bench.steering, None, bench.packed, 3]) for _ in bench.steering]
+    given = rng.choice(
+        [
+            bench.steering, tuple(bench.steering), items, items[:1], [None] * len(items),
+            BuildsList(items, lambda one: bench.packed), Builds(item, len(items)),
+            Builds(item, rng.choice([-1, 0, 1, 2**40, 2**63 - 1, 2**64, "x"])), odd_tensor(rng),
+        ]
+    )  # fmt: skip
+    bench.engine.steer_row(rng.randrange(2), given)
+    bench.engine.step(bench.tokens, torch.tensor([0, 1]), torch.empty(2, dtype=torch.long))
+
+
+def built_steerings(bench: Bench, rng: Any) -> str | None:
+    """A list whose items are read otherwise than they lie in it: its own are taken."""
+    lying = BuildsList(bench.steering, lambda one: None)
+    bench.ready(bench.engine)
+    bench.engine.steer_row(0, lying)
+    del lying[:]
+    gc.collect(0)
+    return None if bench.steps(bench.engine) == bench.want else "a list's own items were not taken"
 
 
 def odd_weights(bench: Bench, rng: Any) -> None:
@@ -245,9 +231,9 @@ def odd_weights(bench: Bench, rng: Any) -> None:
 def freed_storage(bench: Bench, rng: Any) -> str | None:
     what = rng.randrange(5)
     if what == 0:
-        tensors = [torch.randn(ROWS, WIDTH), torch.randn(ROWS, WIDTH)]
+        tensors = [torch.zeros(1024), torch.zeros(1024)]
         freed(tensors[rng.randrange(2)])
-        _C.steer_step(*tensors)
+        _C.copy_memory(*tensors)
     elif what == 1:
         parts = list(steering_parts(1))
         place = rng.randrange(4)
@@ -289,9 +275,11 @@ def lying_capsules(bench: Bench, rng: Any) -> None:
     lie = Capsuled(lambda: lying_capsule(rng))
     what = rng.randrange(4)
     if what == 0:
-        _C.steer_step(torch.randn(ROWS, WIDTH), lie, bench.packed)
+        _C.copy_memory(torch.zeros(1024), lie)
     elif what == 1:
-        _C.steer_step(lie, None, bench.packed)
+        parts: list[Any] = list(steering_parts(0))
+        parts[rng.randrange(4)] = lie
+        _C.Steering(*parts)
     elif what == 2:
         bench.engine.adopt(0, 0, 0, lie, torch.randn(2, 5, 12))
     else:
@@ -299,11 +287,11 @@ def lying_capsules(bench: Bench, rng: Any) -> None:
 
 
 def capsule_twice(bench: Bench, rng: Any) -> str | None:
-    tensor = torch.randn(ROWS, WIDTH)
+    tensor = torch.zeros(1024)
     capsule = torch.utils.dlpack.to_dlpack(tensor)
     once = Capsuled(lambda: capsule)
-    _C.steer_step(torch.randn(ROWS, WIDTH), once, bench.packed)
-    _C.steer_step(torch.randn(ROWS, WIDTH), once, bench.packed)
+    _C.read_memory(once)
+    _C.read_memory(once)
     return "a capsule was taken twice"
 
 
@@ -311,7 +299,7 @@ def raising(bench: Bench, rng: Any) -> str | None:
     raises = Raises(rng)
     try:
         if rng.random() < 0.5:
-            _C.steer_step(torch.randn(ROWS, WIDTH), raises, bench.packed)
+            _C.copy_memory(torch.zeros(1024), raises)
         else:
             bench.engine.step(bench.tokens, raises, torch.empty(2, dtype=torch.long))
     except BaseException as error:
@@ -328,19 +316,19 @@ def disturbing(bench: Bench, rng: Any) -> None:
     """Whose `__dlpack__` frees another argument, calls the engine again or empties the spec."""
     engine, spec = bench.engine, dict(bench.spec)
     tokens, following = bench.tokens.clone(), torch.empty(2, dtype=torch.long)
-    residual, out = torch.randn(ROWS, WIDTH), torch.empty(ROWS, WIDTH)
+    memory, target = torch.zeros(1024), torch.zeros(1024)
     row_tensor, what = torch.tensor([0, 1]), rng.randrange(5)
 
     def disturb() -> Any:
         if what == 0:
-            freed(rng.choice([tokens, residual, out]))
+            freed(rng.choice([tokens, memory, target]))
         elif what == 1:
             engine.reserve(1, 4)
         elif what == 2:
             engine.step(tokens, row_tensor, following)
         elif what == 3:
             tokens.resize_(100_000)
-        return torch.utils.dlpack.to_dlpack(row_tensor if what != 4 else residual)
+        return torch.utils.dlpack.to_dlpack(row_tensor if what != 4 else memory)
 
     if what == 4:
         weight = spec["final_norm"]
@@ -353,7 +341,7 @@ def disturbing(bench: Bench, rng: Any) -> None:
     elif rng.random() < 0.5:
         engine.step(tokens, Capsuled(disturb), following)
     else:
-        _C.steer_step(residual, Capsuled(disturb), bench.packed, torch.randn(WIDTH), out)
+        _C.copy_memory(target, Capsuled(disturb))
 
 
 def never_initialised(bench: Bench, rng: Any) -> str | None:
@@ -379,8 +367,6 @@ def never_initialised(bench: Bench, rng: Any) -> str | None:
         lambda: steering.rank,
         lambda: steering.dtype,
         lambda: steering.nbytes,
-        lambda: _C.steer_step(torch.randn(ROWS, WIDTH), None, steering),
-        lambda: _C.steer_step(torch.randn(ROWS, WIDTH), None, [bench.packed, steering, None]),
         lambda: bench.engine.steer_row(0, [steering] * len(bench.spec["layers"])),
         lambda: copy.copy(bench.engine).reserve(1, 1),
         lambda: copy.deepcopy(bench.packed).rank,
@@ -554,7 +540,7 @@ def two_threads(bench: Bench, rng: Any) -> str | None:
 KINDS: dict[str, Callable[[Bench, Any], Any]] = {
     kind.__name__: kind
     for kind in (
-        odd_steer_step, built_steerings, lying_sequences, odd_weights, freed_storage,
+        odd_steerings, built_steerings, odd_weights, freed_storage,
         weights_moved, lying_capsules, capsule_twice, raising, disturbing, never_initialised,
         built_specs, odd_specs, odd_numbers, odd_steps, odd_ropes, odd_memory, odd_instructions,
         two_threads,

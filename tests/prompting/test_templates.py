@@ -26,7 +26,7 @@ def template_of(backbone, template=None):
 def test_own_templates_are_read(any_backbone):
     template = template_of(any_backbone)
     own = getattr(any_backbone.processor, "chat_template", None)
-    assert template.source == own and not template.given and not template.plain
+    assert template.source == own and not template.is_custom and not template.plain
     assert template.placeholder == IMAGE.get(type(any_backbone.processor).__name__)
     images = 0 if template.placeholder is None else 2
     text = template.render([user_turn("What is it?", images)])
@@ -101,7 +101,7 @@ def test_templates_of_plain_text_content(tiny_llava):
     backbone = dive.load_backbone(tiny_llava)
     messages = [user_turn("Look.", 2), assistant_turn("Clear."), user_turn("Now?", 1)]
     template = template_of(backbone, TEXT_ONLY)
-    assert template.given
+    assert template.is_custom
     assert template.render(messages) == (
         "<user> <image>\n<image>\nLook.\n<assistant> Clear.\n<user> <image>\nNow?\n<assistant>"
     )
@@ -122,7 +122,7 @@ def test_no_template_takes_the_plain_one(any_backbone):
             template = template_of(any_backbone)
     finally:
         processor.chat_template = tokenizer.chat_template = own
-    assert template.plain and not template.given
+    assert template.plain and not template.is_custom
     images = 0 if template.placeholder is None else 1
     shown = f"{template.placeholder}\n" * images
     text = template.render(

@@ -1,4 +1,4 @@
-#include "tests/host_cuda/bindings.h"
+#include "tests/bindings.h"
 
 #include <pybind11/stl.h>
 
@@ -31,12 +31,15 @@ py::dict count() {
   dict["bytes"] = now.bytes;
   dict["launches"] = now.launches;
   dict["graphs"] = now.graphs;
+  dict["copies"] = now.copies;
   return dict;
 }
 
 }  // namespace
+}  // namespace dive::cuda::host
 
-void bind_host_cuda(py::module_& module) {
+void dive::bind_tests(py::module_& module) {
+  using namespace dive::cuda::host;
   const Settings first;
   module.def("host_settings", &set, py::kw_only(), py::arg("order") = "forward",
              py::arg("seed") = first.seed, py::arg("capability") = first.capability,
@@ -45,5 +48,3 @@ void bind_host_cuda(py::module_& module) {
   module.def("host_counts", &count);
   module.def("host_kernels", &kernels);
 }
-
-}  // namespace dive::cuda::host

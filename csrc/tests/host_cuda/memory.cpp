@@ -110,6 +110,7 @@ cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from,
        ((to_host && on_device(to)) || (from_host && on_device(from))))) {
     return result(cudaErrorInvalidValue);
   }
+  ++state().counts.copies;
   const Work copy = [=] {
     for (std::size_t row = 0; row < height; ++row) {
       std::memmove(static_cast<unsigned char*>(to) + row * to_pitch,

@@ -134,6 +134,7 @@ struct Counts {
   std::size_t bytes = 0;        // in them
   std::size_t launches = 0;     // of kernels, those of graphs included
   std::size_t graphs = 0;       // launches of graphs
+  std::size_t copies = 0;       // calls of cudaMemcpy*
 };
 Counts counts();
 

@@ -1,5 +1,5 @@
-// The kernels of a decode step other than steering and norms: matrix times a few vectors, RoPE,
-// attention over the cache, the gate of the MLP, and what follows the head.
+// The kernels of a decode step on a CPU: matrix times a few vectors, RoPE, attention over the
+// cache, the gate of the MLP, what follows the head, and [residual add + steering + RMSNorm].
 //
 // `T` below is the model's dtype. Between the products everything is float32, and rounded to `T`
 // where it enters a product or the cache.
@@ -7,7 +7,9 @@
 
 #include <cstdint>
 
+#include "cpu/aligned.h"
 #include "cpu/isa.h"
+#include "cpu/steering.h"
 #include "decoder.h"
 #include "dtype.h"
 
@@ -57,7 +59,50 @@ struct Attention {
 
 constexpr std::int64_t score_stride(std::int64_t positions) { return padded(positions); }
 
-struct DecodeKernels {
+// [residual add + steering + RMSNorm], row by row, with `round` to T where transformers rounds:
+//   r   = round(residual + delta)                                (residual, where delta is null)
+//   r'  = round(r + scale * (up phi(down r/rms(r) + bias) + fixed))   (r, where not steered)
+//   out = rmsnorm(r')
+// r' replaces the residual. Everything between the roundings is float32.
+struct StepArguments {
+  std::int64_t rows = 0;
+  std::int64_t width = 0;
+  void* residual = nullptr;
+  std::int64_t residual_stride = 0;  // elements from row to row, as the strides below
+  const void* delta = nullptr;       // null: nothing is added
+  std::int64_t delta_stride = 0;
+  // one for each row, each of T and this width; a null row is not steered, and a null array steers
+  // none
+  const PackedSteering* const* steerings = nullptr;
+  void* out = nullptr;  // null: no norm is taken
+  std::int64_t out_stride = 0;
+  const void* norm_weight = nullptr;
+  DType norm_dtype = DType::f32;  // float32 or T
+  float norm_eps = 0;
+  // false, as Llama: weight * round(r'/rms);  true, as Gemma: round(r'/rms * (1 + weight))
+  bool norm_plus_one = false;
+};
+
+// Room for one row; each thread has its own.
+class Workspace {
+ public:
+  void prepare(std::int64_t width) {
+    row_.grow(static_cast<std::size_t>(padded_width(width)));
+    mixing_.grow(kMaxRank);
+    short_row_.grow(static_cast<std::size_t>(padded_width(width)));
+  }
+  float* row() { return row_.data(); }
+  float* mixing() { return mixing_.data(); }
+  BFloat16* short_row() { return short_row_.data(); }
+
+ private:
+  AlignedBuffer<float> row_;
+  AlignedBuffer<float> mixing_;
+  AlignedBuffer<BFloat16> short_row_;
+};
+
+// Of one instruction set and one T.
+struct Kernels {
   DType input;  // what `Matvec::x` holds: float32, or T where products of T are in the instructions
   // Parts of a product that begin at multiples of this give the bits of the whole.
   std::int64_t row_tile;
@@ -72,23 +117,27 @@ struct DecodeKernels {
   void (*gate)(Gate act, float* gate, const float* up, std::int64_t count);
   // Rounds logits to T as transformers does, soft-cap included; the first of the largest.
   std::int64_t (*finish_logits)(float* logits, float softcap, std::int64_t count);
+  void (*step)(const StepArguments&, Workspace&);
 };
 
 // For float32 and bfloat16.
-const DecodeKernels& decode_kernels(Isa isa, DType model);
+const Kernels& kernels_of(Isa isa, DType model);
 
 namespace scalar {
-const DecodeKernels& decode_kernels(DType model);
+const Kernels& kernels_of(DType model);
 }
 namespace avx2 {
-const DecodeKernels& decode_kernels(DType model);
+const Kernels& kernels_of(DType model);
 }
 namespace avx512 {
-const DecodeKernels& decode_kernels(DType model);
+const Kernels& kernels_of(DType model);
 }
 namespace avx512_bf16 {
-const DecodeKernels& decode_kernels(DType model);
+const Kernels& kernels_of(DType model);
 }
+
+// phi of the first `count` numbers, in place.
+void activate(Activation activation, float* values, std::int64_t count);
 
 // One head in place: RMSNorm with `weight` where one is given, then RoPE in halves over the first
 // 2 * half numbers.

@@ -1,4 +1,6 @@
-// AVX2 with FMA and F16C: 16 registers, so that 4 rows of one sequence fill half of them.
+// AVX2 with FMA and F16C: 16 registers, of which a vector of 16 floats takes two, so that 4 rows of
+// one sequence fill half of them.
+#include "cpu/kernels.h"
 #include "cpu/x86.h"
 
 #if DIVE_X86
@@ -11,8 +13,6 @@
 #include <numeric>
 #include <type_traits>
 
-#include "cpu/decode_kernels.h"
-
 #define DIVE_TARGET __attribute__((target("avx2,fma,f16c")))
 #define DIVE_INLINE DIVE_TARGET inline __attribute__((always_inline))
 
@@ -24,6 +24,8 @@ constexpr int kBatchTile = 1;
 constexpr int kRowTile = 4;
 constexpr int kStreams = 4;
 constexpr int kHeadTile = 1;
+
+#include "cpu/steer_body.h"
 
 #include "cpu/decode_body.h"
 

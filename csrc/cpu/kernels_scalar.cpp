@@ -1,9 +1,11 @@
 // Portable C++: runs anywhere, and is what the vector paths are compared with.
+#include "cpu/kernels.h"
+
 #include <cmath>
 #include <cstring>
+#include <limits>
+#include <numeric>
 #include <type_traits>
-
-#include "cpu/steer_step.h"
 
 #define DIVE_TARGET
 
@@ -11,6 +13,13 @@ namespace dive::cpu::scalar {
 
 #include "cpu/vec_scalar.h"
 
-#include "cpu/steer_step_body.h"
+constexpr int kBatchTile = 1;
+constexpr int kRowTile = 1;
+constexpr int kStreams = 1;
+constexpr int kHeadTile = 1;
+
+#include "cpu/steer_body.h"
+
+#include "cpu/decode_body.h"
 
 }  // namespace dive::cpu::scalar

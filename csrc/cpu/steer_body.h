@@ -1,5 +1,5 @@
-// The fused step over a vector of 16 floats. Included once by each instruction set's source file,
-// inside that set's own namespace, which has defined
+// [residual add + steering + RMSNorm] over a vector of 16 floats. Included once by each instruction
+// set's source file, inside that set's own namespace, which has defined
 //   DIVE_TARGET   the target attribute of its functions
 //   Vec           16 floats: load, store, splat, +, fma, rounding to a stored format
 //   kChains       independent sums a dot product keeps, to hide the latency of an fma
@@ -84,11 +84,11 @@ DIVE_TARGET inline float sum_of_squares(const float* row, std::int64_t padded) {
 }
 
 // dots[r] = down[r] . row
-template <class W>
-DIVE_TARGET void down_products(const Steering& steering, const float* row, float* dots) {
-  constexpr std::int64_t group = Steering::kGroup, panel = Steering::kPanel;
+template <class T>
+DIVE_TARGET void down_products(const PackedSteering& steering, const float* row, float* dots) {
+  constexpr std::int64_t group = PackedSteering::kGroup, panel = PackedSteering::kPanel;
   const std::int64_t padded = padded_width(steering.width());
-  const W* weights = static_cast<const W*>(steering.down());
+  const T* weights = static_cast<const T*>(steering.down());
   for (std::int64_t r = 0; r < steering.padded_rank(); r += group) {
     Vec sums[group][kChains];
     for (auto& chains : sums) {
@@ -112,16 +112,16 @@ DIVE_TARGET void down_products(const Steering& steering, const float* row, float
 }
 
 // row += scale * (up mixing + fixed)
-template <class W>
-DIVE_TARGET void add_residual(const Steering& steering, const float* mixing, float* row) {
-  constexpr int parts = Steering::kPanel / kLanes;
+template <class T>
+DIVE_TARGET void add_residual(const PackedSteering& steering, const float* mixing, float* row) {
+  constexpr int parts = PackedSteering::kPanel / kLanes;
   const std::int64_t padded = padded_width(steering.width()), ranks = steering.padded_rank();
   const Vec scale = Vec::splat(steering.scale());
-  const W* weights = static_cast<const W*>(steering.up());
-  for (std::int64_t i = 0; i < padded; i += Steering::kPanel) {
+  const T* weights = static_cast<const T*>(steering.up());
+  for (std::int64_t i = 0; i < padded; i += PackedSteering::kPanel) {
     Vec sums[parts];
     for (int k = 0; k < parts; ++k) sums[k] = Vec::load(steering.fixed() + i + k * kLanes);
-    for (std::int64_t r = 0; r < ranks; ++r, weights += Steering::kPanel) {
+    for (std::int64_t r = 0; r < ranks; ++r, weights += PackedSteering::kPanel) {
       const Vec z = Vec::splat(mixing[r]);
       for (int k = 0; k < parts; ++k) {
         sums[k] = fma(Vec::load(weights + k * kLanes), z, sums[k]);
@@ -135,27 +135,27 @@ DIVE_TARGET void add_residual(const Steering& steering, const float* mixing, flo
 }
 
 // `row` and `residual` hold r at the start and r' at the end.
-template <class T, class W>
-DIVE_TARGET void steer_row(const Steering& steering, T* residual, Workspace& space) {
+template <class T>
+DIVE_TARGET void steer_row(const PackedSteering& steering, T* residual, Workspace& space) {
   float* const row = space.row();
   float* const mixing = space.mixing();
   const std::int64_t width = steering.width(), padded = padded_width(width);
   const float squares = sum_of_squares(row, padded);
   const float inverse_rms = 1.0f / std::sqrt(squares / static_cast<float>(width) + steering.eps());
 #ifdef DIVE_HAS_BF16_DOT
-  if constexpr (std::is_same_v<T, BFloat16> && std::is_same_v<W, BFloat16>) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
     down_products_bf16(steering, row, space.short_row(), mixing);
   } else {
-    down_products<W>(steering, row, mixing);
+    down_products<T>(steering, row, mixing);
   }
 #else
-  down_products<W>(steering, row, mixing);
+  down_products<T>(steering, row, mixing);
 #endif
   for (std::int64_t r = 0; r < steering.rank(); ++r) {
     mixing[r] = mixing[r] * inverse_rms + steering.down_bias()[r];
   }
   activate(steering.activation(), mixing, steering.rank());
-  add_residual<W>(steering, mixing, row);
+  add_residual<T>(steering, mixing, row);
   float factor = 1.0f;
   if (steering.norm_preserving()) {
     const float after = sum_of_squares(row, padded);
@@ -196,7 +196,7 @@ DIVE_TARGET void norm_row(const StepArguments& step, const float* row, T* out) {
   }
 }
 
-template <class T, class W>
+template <class T>
 DIVE_TARGET void step_rows(const StepArguments& step, Workspace& space) {
   space.prepare(step.width);
   float* const row = space.row();
@@ -208,8 +208,8 @@ DIVE_TARGET void step_rows(const StepArguments& step, Workspace& space) {
     } else {
       load_row(residual, row, step.width);
     }
-    const Steering* const steering = step.steerings != nullptr ? step.steerings[b] : nullptr;
-    if (steering != nullptr) steer_row<T, W>(*steering, residual, space);
+    const PackedSteering* const steering = step.steerings != nullptr ? step.steerings[b] : nullptr;
+    if (steering != nullptr) steer_row<T>(*steering, residual, space);
     if (step.out != nullptr) {
       T* const out = static_cast<T*>(step.out) + b * step.out_stride;
       if (step.norm_dtype == dtype_of<T>::value) {
@@ -219,14 +219,4 @@ DIVE_TARGET void step_rows(const StepArguments& step, Workspace& space) {
       }
     }
   }
-}
-
-StepKernel step_kernel(DType stream, DType weights) {
-  switch (stream) {
-    case DType::bf16:
-      return weights == DType::f32 ? step_rows<BFloat16, float> : step_rows<BFloat16, BFloat16>;
-    case DType::f16: return weights == DType::f32 ? step_rows<Half, float> : step_rows<Half, Half>;
-    case DType::f32: break;
-  }
-  return step_rows<float, float>;
 }

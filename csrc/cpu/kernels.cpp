@@ -1,4 +1,4 @@
-#include "cpu/decode_kernels.h"
+#include "cpu/kernels.h"
 
 #include <cmath>
 
@@ -6,14 +6,31 @@
 
 namespace dive::cpu {
 
-const DecodeKernels& decode_kernels(Isa isa, DType model) {
+const Kernels& kernels_of(Isa isa, DType model) {
   switch (isa) {
 #if DIVE_X86
-    case Isa::avx2: return avx2::decode_kernels(model);
-    case Isa::avx512: return avx512::decode_kernels(model);
-    case Isa::avx512_bf16: return avx512_bf16::decode_kernels(model);
+    case Isa::avx2: return avx2::kernels_of(model);
+    case Isa::avx512: return avx512::kernels_of(model);
+    case Isa::avx512_bf16: return avx512_bf16::kernels_of(model);
 #endif
-    default: return scalar::decode_kernels(model);
+    default: return scalar::kernels_of(model);
+  }
+}
+
+void activate(Activation activation, float* values, std::int64_t count) {
+  switch (activation) {
+    case Activation::silu:
+      for (std::int64_t i = 0; i < count; ++i) values[i] /= 1.0f + std::exp(-values[i]);
+      break;
+    case Activation::gelu:
+      for (std::int64_t i = 0; i < count; ++i) {
+        values[i] *= 0.5f * (1.0f + std::erf(values[i] * 0.70710678118654752f));
+      }
+      break;
+    case Activation::tanh:
+      for (std::int64_t i = 0; i < count; ++i) values[i] = std::tanh(values[i]);
+      break;
+    case Activation::identity: break;
   }
 }
 

@@ -1,9 +1,10 @@
-// Objects of Python that are not what they should be: of another type, or of `__new__` alone,
-// without `__init__`.
+// Arguments that are no tensors, checked: of another type or value than they should be, or objects
+// of `__new__` alone, without `__init__`.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
+#include <cmath>
 #include <cstdint>
 #include <string>
 
@@ -23,6 +24,14 @@ T plain(const char* name, pybind11::handle object, const char* wanted) {
 
 inline std::int64_t whole(const char* name, pybind11::handle object) {
   return plain<std::int64_t>(name, object, "a whole number of 64 bits");
+}
+
+inline float positive(const char* name, double value) {
+  if (!(std::isfinite(value) && value >= 0)) {
+    throw pybind11::value_error(std::string(name) + " is " + std::to_string(value) +
+                                ", want a finite number >= 0");
+  }
+  return static_cast<float>(value);
 }
 
 // What a Python object holds; TypeError where it is of another type, or was never initialised:
