@@ -68,7 +68,7 @@ def tokens(
     ] = "lexicon",
     as_json: JsonOption = False,
 ) -> None:
-    """Show a report with its findings, and what share of tokens and of loss each class holds."""
+    """Show a report with its findings, and the share of tokens and of loss of each class."""
     from dive.data.language import warn_if_not_english
     from dive.decisive.tokens import DecisiveTokens
     from dive.radgraph import annotator_of

@@ -126,7 +126,7 @@ class Study:
             if not text:
                 state = "absent" if getattr(self, name) is None else "empty"
                 if name in self.placeholders:
-                    state += f" ({self.placeholders[name]} stands in its place)"
+                    state += f" (its value is {self.placeholders[name]})"
                 raise DiveError(f"{self.where}: {name!r} is {state}; the target is {target!r}")
         if target == "both":
             return f"Findings: {sections['findings']} Impression: {sections['impression']}"

@@ -1,8 +1,8 @@
 """The notes of an unfinished file of records: how it was made, and a digest of each record.
 
-The notes lie beside the records: a first line with the fingerprint of the run, then one line per
-record, written before it. So a record that is there has its note, whenever the process is killed,
-and a record that was put there or changed by anybody else has none.
+The notes are in a file next to the records: a first line with the fingerprint of the run, then one
+line per record, written before the record. So every record has its note, whenever the process is
+killed, and a record that another program added or changed has none.
 """
 
 import hashlib

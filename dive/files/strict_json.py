@@ -27,12 +27,12 @@ def parse(text: str, name: str) -> Any:
         return table
 
     def constant(word: str) -> Any:
-        raise DiveError(f"{name}: holds {word}, which is no number of JSON")
+        raise DiveError(f"{name}: has {word}, which is no number of JSON")
 
     def number(word: str) -> float:
         value = float(word)
         if not math.isfinite(value):
-            raise DiveError(f"{name}: holds the number {short(word)}, larger than float64 has")
+            raise DiveError(f"{name}: has the number {short(word)}, which is too large for float64")
         return value
 
     def whole(word: str) -> int:
@@ -40,7 +40,7 @@ def parse(text: str, name: str) -> Any:
         if not -_WHOLE <= value < _WHOLE:
             shown = word if len(word) <= 80 else short(word)
             raise DiveError(
-                f"{name}: holds the whole number {shown}, which is none of 64 bits with a sign "
+                f"{name}: has the whole number {shown}, which does not fit 64 bits with a sign "
                 f"({-_WHOLE} to {_WHOLE - 1})"
             )
         return value

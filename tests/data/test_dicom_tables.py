@@ -1,4 +1,4 @@
-"""DICOM's lookup tables, functional groups and headers; and windows that show hardly anything."""
+"""DICOM lookup tables, functional groups and headers; and windows with hardly any contrast."""
 
 import gzip
 import warnings

@@ -1,4 +1,4 @@
-"""DICOM whose stored values do not fill the bits that they are kept in, and odd windows."""
+"""DICOM whose stored values do not fill the allocated bits, and unusual windows."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What is wrong with a stranger's file is told without its path, and what it says is not quoted."""
+"""Errors about untrusted files do not contain paths or quotations of their content."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Images of other depths and kinds than 8-bit RGB: their grey values, or a refusal by name."""
+"""Images of other depths and kinds than 8-bit RGB: their grey values, or the error."""
 
 import io
 import warnings

@@ -1,4 +1,4 @@
-"""English reports, terse ones too, are told from those in other languages; one warning of these."""
+"""English reports, terse ones included, are distinguished from others; one warning for these."""
 
 import warnings
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""No output, and no list of what was skipped, takes the place of what the command reads."""
+"""No output, and no list of skipped input, replaces a file that the command reads."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""MIMIC-CXR through `open_studies`: policy, filters, counts, and trees that went wrong."""
+"""MIMIC-CXR through `open_studies`: policy, filters, counts, and damaged downloads."""
 
 import gzip
 import os
@@ -419,7 +419,7 @@ def test_studies_come_one_by_one_and_stay(mimic: Mimic) -> None:
 def test_a_table_that_is_a_bomb_is_refused(mimic: Mimic, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = gzip.compress(b"dicom_id,subject_id,study_id,ViewPosition\n" + b"x" * (3 << 20))
     mimic.table("metadata").write_bytes(bomb)
-    with pytest.raises(DiveError, match="holds a line of more than 1,048,576 bytes"):
+    with pytest.raises(DiveError, match="has a line of more than 1,048,576 bytes"):
         read(mimic)
     mimic.write()
     monkeypatch.setattr("dive.data.datasets.tables.MAX_TABLE_BYTES", 300)

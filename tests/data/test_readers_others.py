@@ -350,7 +350,7 @@ def test_bad_items_of_r2gen(tmp_path: Path, change: dict, message: str) -> None:
 
 def test_what_is_no_annotation_file(tmp_path: Path) -> None:
     path = r2gen_iu(tmp_path)
-    with pytest.raises(DiveError, match="holds findings only, and the target is 'both'"):
+    with pytest.raises(DiveError, match="has findings only, and the target is 'both'"):
         open_studies(f"r2gen:{path}", target="both")
     with pytest.raises(DiveError, match="knows no views"):
         open_studies(f"r2gen:{path}", views="frontal")
@@ -358,7 +358,7 @@ def test_what_is_no_annotation_file(tmp_path: Path) -> None:
         ('{"train": [', "line 1, column 12: is not JSON"),
         ('{"a": []}', "has a, want lists train, val and test"),
         ('{"train": {}, "val": []}', "'train' is no list"),
-        ('{"train": []}', "holds no usable item"),
+        ('{"train": []}', "has no usable item"),
     ):
         path.write_text(content)
         with pytest.raises(DiveError, match=message):

@@ -1,4 +1,4 @@
-"""Studies whose fields are not what they should be: one error that names the study, or one skip."""
+"""Studies with fields of wrong types: one error that names the study, or one skipped entry."""
 
 from dataclasses import replace
 

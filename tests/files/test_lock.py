@@ -1,4 +1,4 @@
-"""One process at a time on an output: `dive.files.lock`, and who takes it."""
+"""Locks of outputs (`dive.files.lock`): one process at a time."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Outputs that are no files, links, disks that are full, and files that others change meanwhile."""
+"""Outputs that are no files, links, full disks, and files that others change meanwhile."""
 
 import contextlib
 import errno
@@ -54,7 +54,7 @@ WRITERS = {
         "evaluate", "--predictions", "/none", "--references", "/none", "--per-report", path
     ),
     "bench": lambda path: call("bench", "--toy", "--json", path),
-    "study": lambda path: compare_methods.main(["--out", str(path)]),
+    "compare_methods": lambda path: compare_methods.main(["--out", str(path)]),
     "inspect dataset": lambda path: call("inspect", "dataset", "iu-xray:/none", "--out", path),
 }
 

@@ -1,4 +1,4 @@
-"""Names of files and folders, as they are given to read from and to write into."""
+"""Paths of files and folders, as users pass them for reading and writing."""
 
 import json
 import shutil

@@ -380,7 +380,7 @@ class ReportArchive:
         names = (re.search(r"^(.*?)p1\d/p1\d{7}/s5\d{7}\.txt$", n) for n in self._zip.namelist())
         first = next(filter(None, names), None)
         if first is None:
-            raise DiveError(f"{path.name}: holds no files/p10/p10000032/s50414267.txt or the like")
+            raise DiveError(f"{path.name}: has no files/p10/p10000032/s50414267.txt or the like")
         self._prefix = first.group(1)
 
     def read(self, name: str, study: str) -> str:

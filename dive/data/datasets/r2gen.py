@@ -48,7 +48,7 @@ class R2Gen(Reader):
             raise DiveError(f"there is no file {path}, want R2Gen's annotation.json")
         if options.target not in (None, "findings"):
             raise DiveError(
-                f"{path}: holds findings only, and the target is {options.target!r}, "
+                f"{path}: has findings only, and the target is {options.target!r}, "
                 "want target='findings'"
             )
         if self.views is not None:
@@ -81,7 +81,7 @@ class R2Gen(Reader):
                 seen[candidate.id] = f"{split}[{number}]"
                 candidates.append(candidate)
         if not candidates:
-            raise DiveError(f"{self._path.name}: holds no usable item")
+            raise DiveError(f"{self._path.name}: has no usable item")
         if any(candidate.patient for candidate in candidates):
             self.summary.note("an item is an image: a study occurs as often as it has images")
         self._images.probe([candidate.images[0].key for candidate in spread(candidates)])

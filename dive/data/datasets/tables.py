@@ -23,7 +23,7 @@ MAX_LINE = 1 << 20
 def find_table(folders: Sequence[Path], pattern: str) -> Path | None:
     """The table named `pattern` (a glob without suffix) as .csv or .csv.gz, first folder first.
 
-    If both are there, the plain one is taken: somebody unpacked it.
+    If both are there, the plain one is used, because it was unpacked on purpose.
     """
     for folder in folders:
         for suffix in (".csv", ".csv.gz"):
@@ -193,7 +193,7 @@ class _Measured(io.BufferedIOBase):
         self._line = self._line + len(data) if end < 0 else len(data) - end - 1
         if self._total > MAX_TABLE_BYTES or self._line > MAX_LINE:
             raise DiveError(
-                f"{self._path.name}: holds a line of more than {MAX_LINE:,} bytes, or more than "
+                f"{self._path.name}: has a line of more than {MAX_LINE:,} bytes, or more than "
                 f"{MAX_TABLE_BYTES:,} in all; no table of a dataset has that"
             )
         return data
