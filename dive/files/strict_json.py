@@ -1,4 +1,4 @@
-"""JSON that a stranger may have written: no key twice, no number that is none, no deep nesting."""
+"""JSON of untrusted origin: no duplicate keys, only finite numbers, limited nesting."""
 
 import json
 import math
@@ -11,11 +11,11 @@ _WHOLE = 1 << 63
 
 
 def parse(text: str, name: str) -> Any:
-    """The value of a JSON text; `name` opens the error messages.
+    """The value of a JSON text; error messages begin with `name`.
 
     Raises:
-        DiveError: no JSON; a key twice in one object; NaN, infinity or a number that is one in
-            float64; a whole number of more than 64 bits; more than `DEEPEST` levels.
+        DiveError: no JSON; a duplicate key in an object; NaN, infinity or a number that float64
+            does not have; an integer of more than 64 bits; more than `DEEPEST` levels.
     """
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def parse(text: str, name: str) -> Any:
 
 
 def short(value: Any) -> str:
-    """A value of any kind and size, for a message."""
+    """A value as a message shows it, shortened where it is long."""
     text = repr(value[:80] if isinstance(value, (str, list)) else value)
     many = f" ({len(value):,} in all)" if isinstance(value, (str, list)) and value[80:] else ""
     return (text if len(text) <= 160 else text[:120] + "...") + many

@@ -254,7 +254,7 @@ def test_bad_option_values_name_the_option(tiny_llava, studies_folder, tmp_path)
     for more, message in [
         (("--demonstrations", "many"), "--demonstrations is 'many'"),
         (("--validation", "nothing.jsonl"), "--validation is 'nothing.jsonl'"),
-        (("--set", "rang=3"), "--set 'rang=3'"),
+        (("--set", "rang=3"), "--set is 'rang=3'"),
         (("--max-image-tokens", "-4"), "--max-image-tokens is '-4'"),
         (("--target", "summary"), "target is 'summary'"),
         (("--preset", "best"), "preset is 'best'"),

@@ -138,7 +138,7 @@ def test_rows_of_a_dataset() -> None:
     assert studies.summary.placeholders == {
         "findings": 2, "impression": 1, "indication": 2, "patient": 1, "id": 1,
     }  # fmt: skip
-    with pytest.raises(DiveError, match=r"row 0, column 'image': is a placeholder; wants an image"):
+    with pytest.raises(DiveError, match=r"row 0, column 'image': is a placeholder, want an image"):
         open_studies([{"image": float("nan"), "findings": "Clear."}]).read()
 
 

@@ -78,7 +78,7 @@ def test_what_is_no_file_is_refused_and_stays(writer, tmp_path, monkeypatch):
         "pipe": "pipe is no regular file",
         "to-pipe": "to-pipe is no regular file",
         "socket": "socket is no regular file",
-        "folder": "folder is a folder; wants the name of a file",
+        "folder": "folder is a folder, want the name of a file",
         "to-nowhere": "is no regular file but a link to nowhere, which is not there",
         "loop": "cannot write loop: Too many levels of symbolic links",
     }

@@ -377,7 +377,7 @@ def test_the_embedded_world_is_read_as_drawn():
 
 
 def test_fast_enough_for_whole_datasets():
-    """The goal is 2,000 reports of 60 words per second on a quiet core, less on a busy one."""
+    """The goal is 2,000 reports of 60 words per second on a quiet core; a busy one takes longer."""
     sentence = (
         "The heart is mildly enlarged. No focal consolidation, pleural effusion or pneumothorax. "
         "Streaky opacity at the left base may represent atelectasis versus pneumonia. "
