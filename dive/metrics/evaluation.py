@@ -65,10 +65,9 @@ def evaluate(
             (chexbert{14,5}_{micro,macro}_f1, also with _uncertain_negative); length_ratio always.
         normalization: "raw", "lower" or "r2gen", for bleu, rougeL, meteor and length_ratio; see
             `dive.metrics.normalization`. The others see the reports as they are.
-        per_report: adds "per_report": name -> list in the order of the references, None for pairs
-        left out. finish_reasons: "eos", "length" or "error" per prediction; adds termination_rate,
-        the
-            share of "eos".
+        per_report: adds "per_report": name -> list by reference, None for pairs left out.
+        finish_reasons: "eos", "length" or "error" per prediction; adds termination_rate, the share
+            of "eos".
         rouge_beta: weight of recall in ROUGE-L (pycocoevalcap's 1.2; 1 is the plain F1).
         meteor_synonyms: whether METEOR also matches WordNet's synonyms (needs its data).
         radgraph: the source of annotations: a `RadGraph` (model), or a file of annotations of

@@ -9,14 +9,14 @@ The members of sets are counted, one set per report:
   ignored: a small left effusion is a large right one.
 - `finding_state_f1`: every finding that is mentioned, together with its state (present, uncertain,
   absent): findings stated as absent, and clear lungs, count too.
-- `finding_side_f1`: findings present, each with its side: left, right, none stated. "Bilateral" is
+- `finding_side_f1`: findings present, each with its side: left, right, none given. "Bilateral" is
   left and right, two members.
 - `finding_severity_f1`: findings present, each with its step of severity: trace, small or mild,
-  moderate, large or severe, none stated. Steps must agree exactly; "mild to moderate" is both.
+  moderate, large or severe, none given. Steps must agree exactly; "mild to moderate" is both.
 - `finding_detail_f1`: findings present, each with its side and the severity on that side: "small
   right and moderate left effusions" is (effusion, right, small) and (effusion, left, moderate).
 
-None stated equals none stated, and nothing else. All are micro averages: true positives, predicted
+None given equals none given, and nothing else. All are micro averages: true positives, predicted
 and reference members are summed over reports. Most normal reports share their negated statements:
 `finding_state_f1` is the easier number.
 """
@@ -151,7 +151,7 @@ def _sets(text: str, cache: dict[str, list[set[Any]]]) -> list[set[Any]]:
 
 
 def _drop_unspecified(members: Iterable[tuple[str, str | None]]) -> set[Any]:
-    """The members without "none stated" where the same finding has something stated."""
+    """The members without "none given" where the same finding has something given."""
     every = set(members)
     specified = {name for name, what in every if what is not None}
     return {(name, what) for name, what in every if what is not None or name not in specified}

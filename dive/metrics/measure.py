@@ -17,8 +17,8 @@ class Measure:
 
     Attributes:
         statistics: [reports, S], numbers that may be summed over reports.
-        scores: a function from sums [..., S] to name -> [...]; the names are the keys of
-        `dive.evaluate`. variants: name -> which variant of the metric the number is, in words.
+        scores: from sums [..., S] to name -> [...], under the keys of `dive.evaluate`.
+        variants: name -> which variant of the metric the number is, in words.
         per_report: the names that have a meaning for a single report.
     """
 

@@ -111,7 +111,9 @@ def test_json_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert (first.indication, first.patient, first.split) == (None, None, None)
     assert second.findings is third.findings is third.patient is None
     assert f"{path.name}: 2 findings, 1 indication, 2 patient taken as absent" in caplog.text
-    with pytest.raises(DiveError, match=r":2: study '1': 'findings' is absent \(its value is 'n"):
+    with pytest.raises(
+        DiveError, match=r":2: study '1': 'findings' is absent \(its value is 'nan'"
+    ):
         read_studies(path, target="findings")
     skipped = Skipped()
     studies = open_studies(path, on_error="skip", skipped=skipped).read()
@@ -242,7 +244,9 @@ def test_the_command_evaluate(tmp_path: Path) -> None:
     files = ["evaluate", "--predictions", str(said), "--references", str(truth), "--json"]
     stopped = CliRunner().invoke(app, files)
     assert isinstance(stopped.exception, DiveError)
-    assert "r.jsonl:2: study '2': 'findings' is absent (its value is 'N" in str(stopped.exception)
+    assert "r.jsonl:2: study '2': 'findings' is absent (its value is 'NaN'" in str(
+        stopped.exception
+    )
     found = json.loads(CliRunner().invoke(app, [*files, "--allow-missing"]).stdout)
     assert (found["scored"], found["empty_references"], found["empty_predictions"]) == (2, 1, 1)
     assert found["rougeL"] == pytest.approx(0.5)
