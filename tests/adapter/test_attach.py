@@ -121,7 +121,7 @@ def test_another_backbone_is_refused_and_left_alone(tiny_llama, tiny_gemma):
         (None, "steer: adapter is a NoneType, want a SteeringAdapter"),
         (dive.SteeringAdapter, "steer: adapter is the class SteeringAdapter, want"),
         (dive.SteeringConfig(), "steer: adapter is a SteeringConfig, which has no weights"),
-        ("no-such-folder", "no-such-folder: no such folder, want the folder of an adapter"),
+        ("no-such-folder", "no-such-folder: is no folder, want that of an adapter"),
     ],
 )
 def test_what_is_no_adapter_is_refused(given, message, tiny_llama):

@@ -179,7 +179,7 @@ def test_bad_lists():
     adapter = randomised(model)
     with pytest.raises(DiveError, match="empty list"):
         DecodeSession(model, [])
-    with pytest.raises(DiveError, match="b: no such folder, want the folder"):
+    with pytest.raises(DiveError, match="b: is no folder, want that of an adapter"):
         DecodeSession(model, [adapter, "b"])
     session = DecodeSession(model, [adapter, None])
     with pytest.raises(DiveError, match="2 adapters.*a batch of 3"):
