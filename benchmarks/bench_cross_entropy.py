@@ -1,10 +1,10 @@
-"""`dive.ops.decisive_cross_entropy`: forward and backward beside its peers (benchmarks/peers.py).
+"""`dive.ops.decisive_cross_entropy`: forward and backward against its peers (benchmarks/peers.py).
 
     python -m pytest benchmarks/bench_cross_entropy.py --benchmark-only
     python -m benchmarks.bench_cross_entropy [--device cuda] [--threads 1] [--rounds 7]
 
 The second writes benchmarks/results/<device>-cross-entropy.json, case by case. `floor` is the
-matrix products alone, over the live rows, in one piece and into memory that is there: one for the
+matrix products alone, over the live rows, in one piece and into allocated memory: one for the
 loss, two with its gradient, one more for a teacher. `forward` is the loss without gradients.
 "on live rows" is given rows that were gathered before the clock starts.
 """
@@ -32,7 +32,7 @@ class Case(NamedTuple):
 
 
 def cases(device: str, dtypes: list[str]) -> Iterator[Case]:
-    """On a GPU most wanted first. VLM batch: 8 x (576 image + 64 prompt + 160 report)."""
+    """Yields the cases by priority. VLM batch: 8 x (576 image + 64 prompt + 160 report)."""
     if TOY:
         yield Case("toy, third live", 48, 16, 128, 16)
         yield Case("toy, third live, KD", 48, 16, 128, 16, distils=True)
@@ -66,7 +66,7 @@ def problem(case: Case, device: torch.device) -> peers.Problem:
 
 
 def measure(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
-    torch._dynamo.reset()  # it compiles a function only so many times, and then no more
+    torch._dynamo.reset()  # the compiler limits how often it compiles a function
     p = problem(case, device)
     found, why = peers.losses(p)
     seconds: dict[str, Any] = {}
@@ -94,7 +94,7 @@ def measure(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
             mode: {name: flop[mode] / one / 1e12 for name, one in times[mode].items()}
             for mode in MODES
         },
-        "times_dive": {  # of the same clock; floor: the share of it that is reached
+        "times_dive": {  # by the same clock; floor: the share of it that is reached
             mode: {name: one / times[mode]["dive"] for name, one in times[mode].items()}
             for mode in MODES
         },

@@ -1,16 +1,15 @@
 """Decoding: the session, transformers' generate, and the floor of the same run.
 
-    python -m pytest benchmarks/bench_decode.py --benchmark-only     a look at each, on a CPU
+    python -m pytest benchmarks/bench_decode.py --benchmark-only     each briefly, on a CPU
     python -m benchmarks.bench_decode                                results/cpu-decode.json
     python -m benchmarks.bench_decode --pairs                        see benchmarks/decode_pairs.py
 
-On a CPU: random weights, one sequence, a prompt of 64 tokens, greedy. Times are the thread's own
-CPU clock (the machine may be busy), one thread, from the first new token to the last, so that the
-prompt counts for nothing.
+On a CPU: random weights, one sequence, a prompt of 64 tokens, greedy. Times are CPU time of one
+thread (the machine may be busy) from the first new token to the last, without the prefill.
 
 The floor is the time in which one thread reads as many bytes as a step must (weights and cache), by
-the fastest of the ways of dive/bench/rates.py (torch's, and several streams side by side), measured
-in the same rounds. As many bytes and as often, so that they lie in the caches as much as a step's.
+the fastest of the ways of dive/bench/rates.py (torch's, and several parallel streams), measured in
+the same rounds. As many bytes and as often, so that the caches hold the same share of them.
 """
 
 import argparse
@@ -42,7 +41,7 @@ CASES = [
 
 
 class Clock:
-    """A streamer that notes when each token comes."""
+    """A streamer that records the time of each token."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -53,16 +52,16 @@ class Clock:
     def end(self) -> None:
         pass
 
-    def milliseconds_a_token(self) -> float:
-        first, last = self.times[-NEW], self.times[-1]  # the prompt may have been put before
+    def milliseconds_per_token(self) -> float:
+        first, last = self.times[-NEW], self.times[-1]  # a prompt may have been put before
         return (last - first) / (NEW - 1) * 1e3
 
 
 class Ways:
-    """The ways to decode with one model; each call returns a token's milliseconds.
+    """The ways to decode with one model; each call returns milliseconds per token.
 
-    Steered or not it is the same session: two engines differ by where their memory happens to lie,
-    and by more than steering costs.
+    Steered or not, it is the same session: two engines differ by the location of their memory, and
+    by more than the cost of steering.
     """
 
     def __init__(self, shape: str, dtype: str) -> None:
@@ -84,7 +83,7 @@ class Ways:
         given = {"attention_mask": torch.ones_like(self.ids), "do_sample": False}
         with dive.steer(self.model, self.adapter) if steered else nullcontext():
             generate(self.ids, **given, max_new_tokens=NEW, streamer=clock)
-        return clock.milliseconds_a_token()
+        return clock.milliseconds_per_token()
 
     def session(self) -> float:
         return self._token(self.decoder.generate, steered=False)
@@ -126,7 +125,7 @@ def measure(shape: str, dtype: str, rounds: int, pairs: int) -> dict[str, Any]:
             if turn:
                 values.append(value)
     overhead = []
-    for turn in range(pairs):  # each pair in the other order than the one before
+    for turn in range(pairs):  # in alternating order
         calls = [ways.session, ways.session_steered][:: 1 if turn % 2 else -1]
         first, second = (call() for call in calls)
         off, on = (first, second) if turn % 2 else (second, first)
@@ -155,7 +154,7 @@ def measure(shape: str, dtype: str, rounds: int, pairs: int) -> dict[str, Any]:
 
 
 def measure_all() -> None:
-    """results/cpu-decode.json."""
+    """Writes results/cpu-decode.json."""
     results = []
     for shape, dtype in CASES:
         large = shape == "1536x16"
@@ -164,7 +163,7 @@ def measure_all() -> None:
         results.append(row)
         print(json.dumps(row), flush=True)
     result = {
-        "what": "ms a token, medians of interleaved rounds, CPU time of one thread",
+        "what": "ms per token, medians of interleaved rounds, CPU time of one thread",
         "dive": native.build_info(),
         "results": results,
     }

@@ -1,14 +1,14 @@
-"""Threads of the CPU engine beside processes that never rest: a step's time, by a clock.
+"""Threads of the CPU engine on a machine with busy processes: wall-clock time of a step.
 
     python -m benchmarks.bench_decode_threads                  results/cpu-engine-threads.json
 
 One sequence, 64 tokens in the cache, random weights, bfloat16. The neighbours are Python loops on
-one core, the last that this process may use; the engine's threads may run on any. What counts is
-"ratio", the time with so many threads over that of one thread beside the same neighbours: without
-any it says what a thread more brings, with some it must stay below 1.2. Runs take turns; medians.
-What else the machine does shows in `load`, and in the figures: where it is much, as root
-`echo -15 > /proc/self/autogroup` in the shell puts this, with its neighbours, ahead of the rest.
-The figures of results/ were taken so.
+one core, the last that this process may use; the engine's threads may run on any. The result is
+"ratio", the time with a number of threads over that of one thread with the same neighbours: without
+any it shows the effect of another thread, with some it must stay below 1.2. Medians of turns.
+Other work of the machine shows in `load` and in the figures: where there is much, as root
+`echo -15 > /proc/self/autogroup` in the shell gives this and its neighbours a higher priority. The
+figures of results/ were measured with it.
 """
 
 import argparse
@@ -35,7 +35,7 @@ NEIGHBOURS = (0, 1, 2)
 
 @contextmanager
 def neighbours(count: int) -> Iterator[None]:
-    """So many processes that never rest, on one core."""
+    """Runs a number of processes that are always busy, on one core."""
     command = [sys.executable, "-c", "while True: pass"]
     processes = [subprocess.Popen(command) for _ in range(count)]
     try:
@@ -49,12 +49,22 @@ def neighbours(count: int) -> Iterator[None]:
             process.wait()
 
 
-def steps(engine: Any, count: int) -> None:
+def fill_cache(engine: Any, config: Any, count: int) -> None:
+    """Reserves a slot of CACHED tokens and `count` more; memory of any other content may be NaN."""
+    width = config.hidden_size // config.num_attention_heads
+    states = torch.randn(config.num_key_value_heads, CACHED, width, dtype=torch.bfloat16)
     engine.reserve(1, CACHED + count)
+    for layer in range(config.num_hidden_layers):
+        engine.copy_cache(layer, 0, 0, states, states)
+
+
+def steps(engine: Any, count: int) -> int:
+    """Runs `count` steps; returns the last token."""
     engine.start_slot(0, CACHED, CACHED)
     slot, token = torch.zeros(1, dtype=torch.long), torch.full((1,), 7)
     for _ in range(count):
         engine.step(token, slot, token)
+    return int(token)
 
 
 def measure(shape: str, beside: int, rounds: int, count: int) -> list[dict[str, Any]]:
@@ -65,6 +75,7 @@ def measure(shape: str, beside: int, rounds: int, count: int) -> list[dict[str, 
     for threads in sorted({1, 2, _C.physical_cores()}):
         engines[threads] = _C.Engine(session.binding.spec.engine_arguments(CACHED + count))
         engines[threads].threads = threads
+        fill_cache(engines[threads], session.model.config, count)
     with neighbours(beside):
         load = os.getloadavg()[0]
         taken = timing.interleaved(

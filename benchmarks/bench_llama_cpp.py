@@ -1,18 +1,18 @@
-"""Decoding beside llama.cpp: the same weights, prompts and threads, in turns in one process.
+"""Decoding against llama.cpp: the same weights, prompts and threads, in turns in one process.
 
     pip install --no-binary llama-cpp-python llama-cpp-python gguf    compiles it for this machine
     python -m benchmarks.bench_llama_cpp --again --minutes 13         results/cpu-llama-cpp.json
-    python -m benchmarks.render_page                                       the pages
+    python -m benchmarks.render_page                                  the pages
 
-Greedy, a prompt of 64 tokens, random weights. A token's time is that from the first new token to
-the last over the tokens between, so that the prompt counts for nothing: of this process on all its
-threads, and by the clock on the wall. In each turn both answer one after the other, in turns of
-order; the ratio is of these two, with a 95% interval of its median. Before anything is timed,
-llama.cpp's logits for the session's answer are held against the model's own forward: in float32
-both compute the same but for the order of sums, in bfloat16 each rounds in its own places. What
-is most likely may then differ, after which the answers do; `same_tokens` says how many agreed.
+Greedy, a prompt of 64 tokens, random weights. The time per token is that from the first new token
+to the last, divided by the tokens between, without the prefill: CPU time of all threads of this
+process, and wall-clock time. In each turn both answer one after the other, in alternating order;
+the ratio is of these two, with a 95% interval of its median. Before anything is timed, llama.cpp's
+logits for the session's answer are compared with the model's own forward: in float32 both compute
+the same up to the order of sums, in bfloat16 they round at different points. The most likely token
+may then differ, and so does the rest of the answer; `same_tokens` is the share that agreed.
 
-The floor is as in bench_decode.py. A machine that is busy shows in `load`; run it on a quiet one.
+The floor is as in bench_decode.py. `load` shows a busy machine; run this on a quiet one.
 """
 
 import argparse
@@ -48,7 +48,7 @@ class Case(NamedTuple):
     batch: int
     new: int  # tokens of an answer
     turns: int
-    seconds: float  # after so many no turn is begun, once there are 3
+    seconds: float  # no turn is begun after that time, once there are 3
 
     @property
     def name(self) -> str:
@@ -56,7 +56,7 @@ class Case(NamedTuple):
 
 
 def cases() -> list[Case]:
-    """One row first."""
+    """Yields the cases, batch 1 first."""
     if TOY:
         return [Case("512x12", "float32", 2, 4, 2, 1.0)]
     sizes = {"512x12": (65, 40, 40.0), "1536x16": (17, 24, 75.0)}
@@ -69,7 +69,7 @@ def cases() -> list[Case]:
 
 
 class Clock:
-    """A streamer that notes when each token comes, by the wall and of the process."""
+    """A streamer that records wall-clock and CPU time of each token."""
 
     def __init__(self) -> None:
         self.times: list[tuple[float, float]] = []
@@ -80,13 +80,13 @@ class Clock:
     def end(self) -> None:
         pass
 
-    def seconds_a_token(self, new: int) -> tuple[float, float]:
-        first, last = self.times[-new], self.times[-1]  # the prompt may have been put before
+    def seconds_per_token(self, new: int) -> tuple[float, float]:
+        first, last = self.times[-new], self.times[-1]  # a prompt may have been put before
         return tuple((b - a) / (new - 1) for a, b in zip(first, last, strict=True))  # type: ignore[return-value]
 
 
 class Bench:
-    """One model, by the session and by llama.cpp."""
+    """One model, decoded by the session and by llama.cpp."""
 
     def __init__(self, case: Case, folder: Path, threads: int) -> None:
         self.case = case
@@ -108,7 +108,7 @@ class Bench:
         self.read = ways[self.read_by]
 
     def answer(self, way: str, clock: Clock) -> Tensor:
-        """Prompt and answer [B, T + new]."""
+        """Returns prompt and answer [B, T + new]."""
         if way == PEER:
             return self.peer.generate(self.ids, self.case.new, clock.put)
         given = {"attention_mask": torch.ones_like(self.ids), "do_sample": False}
@@ -119,7 +119,7 @@ class Bench:
     def seconds(self, way: str) -> tuple[float, float]:
         clock = Clock()
         self.answer(way, clock)
-        return clock.seconds_a_token(self.case.new)
+        return clock.seconds_per_token(self.case.new)
 
     def floor(self) -> tuple[float, float]:
         wall, cpu = cpu_seconds(read_again(self.read, self.case.new - 1))
@@ -128,9 +128,10 @@ class Bench:
 
     @torch.inference_mode()
     def check(self) -> dict[str, float]:
-        """How far llama.cpp's logits are off, and the share of equal tokens; RuntimeError if far.
+        """Returns how far llama.cpp's logits are off, and the share of equal tokens.
 
-        Of the first row's answer by the session, against one forward of the model over all of it.
+        For the session's answer to the first prompt, against one forward of the model over all of
+        it. RuntimeError if they are too far off.
         """
         own, other = (self.answer(way, Clock()) for way in ("session", PEER))
         came = own[:1, :-1]
@@ -185,13 +186,13 @@ def measure(case: Case, folder: Path, threads: int) -> dict[str, Any]:
 
 
 def run(threads: int, *, again: bool, minutes: float | None) -> Path:
-    """results/cpu-llama-cpp.json, case by case."""
+    """Writes results/cpu-llama-cpp.json, case by case."""
     torch.set_num_threads(threads)
     many = "1 thread" if threads == 1 else f"{threads} threads"
     head: dict[str, Any] = {
-        "what": f"ms a token, greedy, medians of turns, CPU time of {many}; bench_llama_cpp.py"
+        "what": f"ms per token, greedy, medians of turns, CPU time of {many}; bench_llama_cpp.py"
     }
-    with suppress(Unavailable):  # which every case says
+    with suppress(Unavailable):  # which every case records
         head |= {"llama_cpp": llama_cpp.described()}
     name = "cpu-llama-cpp" + ("" if threads == 1 else f"-{threads}-threads")
     results = timing.ResultsFile(name, head, again=again, minutes=minutes)
@@ -206,7 +207,7 @@ def run(threads: int, *, again: bool, minutes: float | None) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1, help="of both")
-    parser.add_argument("--minutes", type=float, help="begin no case after so many")
+    parser.add_argument("--minutes", type=float, help="begin no case after that many")
     parser.add_argument("--again", action="store_true", help="measure what is there already")
     options = parser.parse_args()
     print(run(options.threads, again=options.again, minutes=options.minutes))

@@ -1,11 +1,11 @@
-"""Seconds and memory to read the metadata of a dataset of 200k studies.
+"""Time and memory to read the metadata of a dataset of 200k studies.
 
     python benchmarks/bench_readers.py [--studies 200000] [--only mimic-cxr-csv ...]
 
-Writes synthetic trees in the layout of each dataset into a temporary folder (no image files: they
-are not looked for), reads each in a process of its own, and prints one JSON line a tree: seconds to
-the first study and to the last, processor seconds alike (on a busy machine those say more), peak
-resident memory, what was kept. Imports count as reading.
+Writes synthetic trees in the layout of each dataset to a temporary folder (without image files,
+which are not looked up), reads each in its own process, and prints one JSON line per tree: seconds
+to the first study and to the last, in wall-clock and in CPU time (more reliable on a busy machine),
+peak resident memory, what was kept. Imports are included.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def text(draw: random.Random, words: int) -> str:
 
 
 def mimic_studies(count: int) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
-    """(subject, study, [(dicom, view)]), 3 studies a patient and 5 images for 3 studies."""
+    """(subject, study, [(dicom, view)]), 3 studies per patient and 5 images for 3 studies."""
     draw = random.Random(0)
     for number in range(count):
         images = []
@@ -115,7 +115,7 @@ def chexpert_plus(folder: Path, count: int) -> str:
     draw = random.Random(2)
     (folder / "chexbert_labels").mkdir()
     numbers = list(range(count))
-    draw.shuffle(numbers)  # nothing says that the rows of a study lie together
+    draw.shuffle(numbers)  # the lines of a study need not be adjacent
     with (
         open(folder / "df_chexpert_plus_240401.csv", "w", newline="") as file,
         open(folder / "chexbert_labels" / "impression_fixed.json", "w") as labels,
@@ -128,7 +128,7 @@ def chexpert_plus(folder: Path, count: int) -> str:
                 group = "train" if number % 900 else "valid"
                 side = "Frontal" if view == 1 else "Lateral"
                 image = f"{group}/patient{number // 3}/study{number % 3}/view{view}_{side.lower()}"
-                words = random.Random(number)  # the rows of a study hold the same texts
+                words = random.Random(number)  # the lines of a study have the same texts
                 findings, impression = text(words, 60), text(words, 30)
                 cells = dict.fromkeys(PLUS, "")
                 cells |= {"": str(row), "path_to_image": f"{image}.jpg", "split": group}

@@ -1,11 +1,11 @@
-"""Reports of mixed lengths: rows that are refilled, against batches that wait for their longest.
+"""Reports of mixed lengths: continuous batching against batches that wait for their longest.
 
     python -m benchmarks.bench_refill                                results/cpu-refill.json
 
 Random weights, 32 prompts of 64 tokens, answers of 10 to 160 tokens, 8 at once, greedy, one thread.
-"in groups" is the session on 8 prompts at a time: the same code without the refill. transformers
-pads a batch to its longest, and is asked for no more than that. Times are the process' own CPU
-clock, prompts included; rounds go through the ways in turn.
+"in groups" is the session on 8 prompts at a time: the same code, but no slot is refilled.
+transformers pads a batch to its longest prompt, and generates no more than its longest answer.
+Times are CPU time of the process, prefill included; the ways run in turns.
 """
 
 import argparse

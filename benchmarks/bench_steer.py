@@ -1,4 +1,4 @@
-"""`dive.ops.steer`: what a call costs beside its arithmetic, and against PyTorch.
+"""`dive.ops.steer` against PyTorch, and the cost of a call in addition to its arithmetic.
 
     python -m pytest benchmarks/bench_steer.py --benchmark-only
     python -m benchmarks.bench_steer [--device cuda] [--rounds 200]
@@ -6,14 +6,14 @@
 The second writes benchmarks/results/<device>-steer.json, case by case. `forward` is recorded for
 gradients. `floor` is the least that must be read and written, at the rate of the fastest of several
 copies (dive/bench/rates.py) measured in the same run: h and h' forward, and h and both gradients
-backward. No library has a kernel for this edit; what PyTorch does:
+backward. No library has a kernel for this edit; the ways of PyTorch:
 
 reference           dive/reference.py, eager and compiled
-hand algebra        the fewest PyTorch calls: the state is never normalised, for rstd * (h A^T) is
-                    the same, and v is one more column of B, so that addmm does the rest; its
-                    parameters are rounded to the stream's dtype beforehand
+hand algebra        the fewest PyTorch calls: the state is not normalised, as rstd * (h A^T) is the
+                    same, and v is another column of B, so that addmm does the rest; its parameters
+                    are rounded to the stream's dtype beforehand
 bare function       (1 x 64, CPU) an autograd.Function around the arithmetic, without checks
-arithmetic          (1 x 64, CPU) the same tensor operations with no gradient either
+arithmetic          (1 x 64, CPU) the same tensor operations without a gradient
 """
 
 import argparse
@@ -79,7 +79,7 @@ class _Bare(torch.autograd.Function):
 
 
 def hand_algebra(h: Tensor, down: Tensor, bias: Tensor, up_static: Tensor, scale: Tensor) -> Tensor:
-    """up_static [R + 1, D]: B^T, and v below it."""
+    """Steers with up_static [R + 1, D]: B^T, and v below it."""
     rstd = torch.rsqrt(torch.linalg.vector_norm(h, dim=-1, keepdim=True).square() / h.shape[-1])
     mix = F.silu(rstd * (h @ down.T) + bias)
     mix = F.pad(mix, (0, 1), value=1.0) * scale
@@ -120,7 +120,7 @@ def variants(case: Case, device: torch.device, mode: str) -> dict[str, Callable[
 
 
 def measure(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
-    torch._dynamo.reset()  # it compiles a function only so many times, and then no more
+    torch._dynamo.reset()  # the compiler limits how often it compiles a function
     calls = 50 if case is SMALL and device.type == "cpu" and not TOY else 1
     clock = timing.clock(device)
     seconds: dict[str, Any] = {}
@@ -180,7 +180,7 @@ def test_steer(benchmark: Any, case: Case, mode: str, name: str) -> None:
     torch.set_num_threads(1)
     functions = variants(case, timing.CPU, mode)
     if name not in functions:
-        pytest.skip(f"{name}: at the small size only")
+        pytest.skip(f"{name}: only at the small size")
     benchmark.group = f"{case.name}, {mode}"
     assert benchmark(functions[name]) is not None
 

@@ -3,17 +3,18 @@
     python benchmarks/bench_survey.py [--studies 120000] [--backbone qwen2.5-vl ...] [--workers N]
                                                                       results/cpu-survey.json
 
-Draws a few grey JPEG films of usual sizes (one of them turned by its EXIF tag), links every study's
-image to one of them in a temporary folder, and distils one step from all: `dive.data.read_studies`
-and `dive.distill` with the default preset (a teacher with 4 demonstrations), a checkpoint folder,
-on a backbone whose processor has its family's real sizes and whose weights are tiny and random: the
-model's own time is not what is measured. A process of its own each; imports count.
+Draws a few grey JPEG films of usual sizes (one of them rotated by its EXIF tag), links every
+study's image to one of them in a temporary folder, and distils one step from all:
+`dive.data.read_studies` and `dive.distill` with the default preset (a teacher with 4
+demonstrations), a checkpoint folder, on a backbone whose processor has its family's real sizes and
+whose weights are tiny and random: the time of the model is not measured. Each runs in its own
+process, imports included.
 
-Prints one JSON line a backbone; of the whole number of studies a results file is written. Seconds
-are the clock's, from the start of the program; `first_step_s` is where the student's first forward
-begins, its batch decoded and its teacher run. `cpu_s` is of all processes together, to the end of
-the step: on a machine with other work it says more. The films are few, so reading them from a disk
-or over a network is not in it.
+Prints one JSON line per backbone; for the full number of studies a results file is written. Seconds
+are wall-clock time from the start of the program; `first_step_s` is the start of the student's
+first forward, after decoding and teacher. `cpu_s` is CPU time of all processes together, to the end
+of the step: more reliable on a busy machine. There are few films, so reading from a disk or a
+network is not included.
 """
 
 import argparse
@@ -49,7 +50,7 @@ SIZES = ((2544, 3056), (3056, 2544), (2022, 2022), (2320, 2828))
 
 
 def draw_films(folder: Path, count: int = 4) -> list[Path]:
-    """JPEG films of about 2 MB, as a detector's noise makes them."""
+    """Draws JPEG films of about 2 MB, which is the size that detector noise leads to."""
     import numpy as np
     from PIL import Image
 
@@ -70,7 +71,7 @@ def draw_films(folder: Path, count: int = 4) -> list[Path]:
 
 
 def write_studies(folder: Path, count: int) -> Path:
-    """`count` studies of a third as many patients, each with a film (a link) and a report."""
+    """Writes `count` studies of a third as many patients, each with a linked film and a report."""
     draw = random.Random(0)
     films = draw_films(folder)
     path = folder / "studies.jsonl"
@@ -81,7 +82,7 @@ def write_studies(folder: Path, count: int) -> Path:
                 (folder / name).parent.mkdir(parents=True)
             try:
                 os.link(films[number % len(films)], folder / name)
-            except OSError:  # a file has at most so many names
+            except OSError:  # the number of hard links of a file is limited
                 os.symlink(films[number % len(films)], folder / name)
             row = {"id": f"s{number}", "patient": f"p{number // 3}", "images": [name]}
             row["indication"] = f"{draw.randint(20, 95)} year old with cough, {number}."
@@ -91,7 +92,7 @@ def write_studies(folder: Path, count: int) -> Path:
 
 
 def save_backbone(name: str, folder: Path) -> Path:
-    """A tiny random model of a family, with its processor's real sizes."""
+    """Saves a tiny random model of a family, with a processor of real sizes."""
     sys.path.insert(0, str(HERE.parent / "tests" / "models"))
     import tiny
 

@@ -1,6 +1,6 @@
-"""Greedy decoding as gpt-fast does it: a static cache, one compiled graph a token, a loop over it.
+"""Greedy decoding as in gpt-fast: a static cache, one compiled graph per token, a loop over it.
 
-The model is transformers' own; cache, masks and loop are here, so that a token costs one call of a
+The model is transformers' own; cache, masks and loop are here, so that a token takes one call of a
 compiled function: fullgraph, CUDA graphs, matrix-vector kernels tuned by coordinate descent.
 """
 
@@ -59,7 +59,7 @@ class CompiledLoop:
             self.compiled = torch.compile(self._step, fullgraph=True, options=options)
 
     def _step(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """tokens [B, T] at positions [T]; the next token of each row [B, 1]."""
+        """Returns the next token of each row [B, 1]; tokens [B, T] at positions [T]."""
         self.cache.positions = positions
         full = self.cached <= positions[:, None]
         mask: Any = full[None, None]
@@ -78,7 +78,7 @@ class CompiledLoop:
 
     @torch.inference_mode()
     def generate(self, ids: Tensor, new: int) -> Tensor:
-        """ids [B, T]; prompt and answer [B, T + new]."""
+        """Returns prompt and answer [B, T + new]; ids [B, T]."""
         answer = torch.empty(len(ids), new, dtype=torch.long, device=ids.device)
         positions = torch.arange(ids.shape[1], device=ids.device)
         tokens = self._step(ids, positions)

@@ -1,12 +1,11 @@
-"""Decoding: every way beside the session, in interleaved pairs, several rows and adapters too.
+"""Decoding: every way against the session, in interleaved pairs, also with batches and adapters.
 
-A way is a function of the number of new tokens. A token's time is that of a call with NEW tokens,
-less the median of calls with one (the prompt), over NEW - 1; ratios are those of calls that ran one
-after the other, in turns of order, and stand with a 95% interval. What
-`DecodeSession.engine_choice` says ran is written beside each. The floor is the bytes that a step
-must read over the best rate at which this device reads memory in the same run, by the ways of
-dive/bench/rates.py: 4 GiB on a GPU, on a CPU as many bytes as a step of one row, so that they lie
-in the caches as much as its own do.
+A way is a function of the number of new tokens. The time per token is that of a call with NEW
+tokens, less the median of calls with one (the prefill), over NEW - 1; ratios are of consecutive
+calls, in alternating order, with a 95% interval. The engine that the session chose is recorded with
+each. The floor is the bytes that a step must read over the best rate at which this device reads
+memory in the same run, by the ways of dive/bench/rates.py: 4 GiB on a GPU, on a CPU as many bytes
+as a step of one sequence, so that the caches hold the same share of them.
 """
 
 import gc
@@ -27,10 +26,11 @@ from dive.bench.decoders import adapter_for, build, step_bytes
 from dive.bench.rates import read_buffer, reads
 from dive.decode.session import DecodeSession
 
-# by kind of device: tokens in the prompt
+# device type -> tokens in the prompt
 CONTEXT = {"cuda": 1024, "cpu": 12 if TOY else 64}
-# for the pairs of a case, at least 4 (3 at toy size), and no more than this share of all the time
-SECONDS_A_WAY = {"cuda": 1 if TOY else 90, "cpu": 1 if TOY else 40}
+# seconds of the pairs of a case, of which there are at least 4 (3 at toy size), and their largest
+# share of all the time
+SECONDS_PER_WAY = {"cuda": 1 if TOY else 90, "cpu": 1 if TOY else 40}
 SHARE = 1 / 6
 
 Way = Callable[[int], Any]
@@ -41,7 +41,7 @@ class Case(NamedTuple):
     dtype: str
     batch: int
     way: str
-    beside: str  # the way it is paired with
+    beside: str  # the way that it is paired with
     pairs: int
 
     @property
@@ -51,22 +51,22 @@ class Case(NamedTuple):
 
 
 def cases(device: str) -> Iterator[Case]:
-    """8B first, and of each shape the session at all batches before anything that it is beside.
+    """Yields 8B first, and for each shape the session at all batches before its peers.
 
     Compiled ways come last: they take a minute to compile, attaching an adapter resets the
-    compiler, and where time is short it is they that are left.
+    compiler, and they are left out when time is short.
     """
     shapes = [("Llama-3-8B", "bfloat16"), ("Qwen2.5-7B", "bfloat16"), ("Gemma-3-4B", "bfloat16")]
     batches: tuple[int, ...] = (1, 2) if TOY else (1, 32, 8)
     if device == "cpu" and not TOY:
         shapes = [("512x12", "bfloat16"), ("512x12", "float32")]
-        batches = (4, 32)  # one alone is in cpu-decode.json
+        batches = (4, 32)  # batch 1 is in cpu-decode.json
     for shape, dtype in shapes:
         of_shape = [ways(shape, dtype, batch, max(batches)) for batch in batches]
         if device == "cpu" and not TOY:
             of_shape[-1] = of_shape[-1][:3]  # the session alone
         ordered = [case for kind in KINDS for one in of_shape for case in one if case.way in kind]
-        if TOY and shape != "Llama-3-8B":  # what a family may differ in
+        if TOY and shape != "Llama-3-8B":  # the ways in which a family may differ
             ordered = ordered[:1] + (ordered[-1:] if shape == "Gemma-3-4B" else [])
         yield from ordered
 
@@ -81,7 +81,7 @@ KINDS = (
 
 
 def ways(shape: str, dtype: str, batch: int, most: int) -> list[Case]:
-    """The pairs of one batch; `most` is the largest one."""
+    """Returns the pairs of one batch; `most` is the largest batch."""
     size = shape, dtype, batch
     found = [Case(*size, "session, steered", "session", 24)]
     if batch > 1:
@@ -110,10 +110,10 @@ class Bench:
         size = 0 if device.type == "cuda" else needed["weights"] + needed["cache"]
         self.rates = read_rates(device, size)
         self.choices: dict[str, Any] = {}
-        self.seconds: float = SECONDS_A_WAY[device.type]
+        self.seconds: float = SECONDS_PER_WAY[device.type]
 
     def way(self, name: str, batch: int, new: int) -> Way:
-        """Raises where this way cannot be taken."""
+        """Returns a way to decode; raises if it cannot be used."""
         torch.manual_seed(batch)
         vocabulary = self.model.config.vocab_size
         ids = torch.randint(5, vocabulary, (batch, self.context), device=self.device)
@@ -152,7 +152,7 @@ class Bench:
 
 
 def read_rates(device: torch.device, size: int) -> dict[str, float]:
-    """GB/s of reading so many bytes (0: a good size for the device), by several ways to read."""
+    """Returns GB/s of several ways to read `size` bytes (0: a suitable size for the device)."""
     memory = read_buffer(device, TOY, size)
     times = timing.interleaved(reads(memory), 2 if TOY else 11, device)
     clock = timing.clock(device)
@@ -161,7 +161,7 @@ def read_rates(device: torch.device, size: int) -> dict[str, float]:
 
 def measure(bench: Bench, case: Case) -> dict[str, Any]:
     new = 4 if TOY else 64
-    if case.way == "session, steered" and not TOY:  # what the prompt takes must count for little
+    if case.way == "session, steered" and not TOY:  # the prefill must count for little
         new = {1: 256, 8: 128}.get(case.batch, 64)
     found: dict[str, Any] = {
         "case": case.name,
@@ -194,7 +194,7 @@ def measure(bench: Bench, case: Case) -> dict[str, Any]:
 
 
 def pairs(ways: list[Way], bench: Bench, wanted: int, new: int) -> tuple[float, float, list[float]]:
-    """ms a token of both, medians; and of each pair the second's time over the first's."""
+    """Returns the median ms per token of both, and the ratio of each pair, second over first."""
 
     on_gpu = bench.device.type == "cuda"
     clock = time.perf_counter if on_gpu else time.thread_time
@@ -229,11 +229,11 @@ def pairs(ways: list[Way], bench: Bench, wanted: int, new: int) -> tuple[float, 
 
 
 def run(device: torch.device, **options: Any) -> None:
-    """<device>-decode-pairs.json, way by way; options of `timing.ResultsFile`."""
+    """Writes <device>-decode-pairs.json, way by way; options of `timing.ResultsFile`."""
     if device.type == "cpu":
         torch.set_num_threads(1)
     clock = "" if device.type == "cuda" else ", CPU time of one thread"
-    head = {"what": f"ms a token, greedy, medians of interleaved pairs{clock}"}
+    head = {"what": f"ms per token, greedy, medians of interleaved pairs{clock}"}
     name = f"{timing.short_name(device)}-decode-pairs"
     results = timing.ResultsFile(name, head, device, **options)
     bench: Bench | None = None
@@ -252,7 +252,7 @@ def run(device: torch.device, **options: Any) -> None:
 
 
 def _free() -> None:
-    """What the last way held: its caches and graphs."""
+    """Frees the caches and graphs of the last way."""
     torch._dynamo.reset()
     gc.collect()
     if torch.cuda.is_available():

@@ -1,12 +1,12 @@
-"""The first minutes on a GPU: does it run, is it right, how far from the goals, where time goes.
+"""The first minutes on a GPU: does it run, is it correct, how far from the goals, a profile.
 
     python -m benchmarks.first_contact [SET | PART ...] [--seconds 465] [--limit PART=SECONDS ...]
 
-Every part is a process of its own with a bound of time, so that a fault or a hang costs that part
-alone; of a part of steps (benchmarks/first/) it costs that step alone, and the others run in a new
-process. What does not pass `smoke` is not timed. Everything is packed into $OUT/<set>.tar.gz (of
-build/first-contact) after each part, and a table comes last. The last part may have what time is
-left. DIVE_BENCH_TOY=1 walks through it on a CPU.
+Every part is its own process with a time limit, so that a crash or a hang only costs that part; in
+a part of steps (benchmarks/first/) it only costs that step, and the others run in a new process.
+What does not pass `smoke` is not timed. Everything is packed into $OUT/<set>.tar.gz (by default of
+build/first-contact) after each part, and a table follows. The last part may use all the time left.
+DIVE_BENCH_TOY=1 rehearses it on a CPU.
 """
 
 import argparse
@@ -27,15 +27,15 @@ from benchmarks.processes import LATE, bounded, end_with_children, python
 ROOT = Path(__file__).parents[1]
 TOY = os.environ.get("DIVE_BENCH_TOY") == "1"
 SECONDS = 465  # for a call of 480
-_LEAST = 8  # seconds: with less left no process is begun
-_IMPORTS = 25  # seconds, at most, before a process begins to measure
+_LEAST = 8  # seconds: no process is started with less left
+_IMPORTS = 25  # seconds, at most, until a process begins to measure
 Result = dict[str, Any]
 
 
 class Part(NamedTuple):
-    """steps: a module of benchmarks/first; else stage: one of benchmarks/stages.py; else command.
+    """One process. steps: a module of benchmarks/first; else stage: one of benchmarks/stages.py.
 
-    needs: steps of smoke that have to have passed, where smoke was run.
+    needs: steps of smoke that must have passed, if smoke was run.
     """
 
     seconds: int
@@ -45,7 +45,7 @@ class Part(NamedTuple):
 
 
 RIGHT = ("machine", "steer", "steer, norm preserving", "cross entropy", "cross entropy, teacher")
-HERE = RIGHT[:1]  # of a part of steps each says what more it needs
+HERE = RIGHT[:1]  # each step of a part has its further needs
 STEERS, LOSES = RIGHT[:3], (RIGHT[0], *RIGHT[3:])
 DECODES = ("machine", "dive._C", "decode, batch 1", "decode, batch 8")
 PARTS = {
@@ -91,11 +91,11 @@ class Contact:
         self.environment = environment(self.work)
 
     def part(self, name: str, part: Part, seconds: float) -> None:
-        """Runs one, and packs."""
+        """Runs a part and packs the results."""
         begun, left = time.monotonic(), self.end - time.monotonic()
         passed = self.passed()
         bad = [] if passed is None else [one for one in part.needs if one not in passed]
-        # what stands in the table of a run that is stopped within it
+        # the table entry of a run that is stopped within this part
         self.results[name] = {"state": "failed", "summary": "it was stopped"}
         if left < _LEAST:
             found: Result = {"state": "not run", "summary": "no time was left", "steps": {}}
@@ -113,7 +113,7 @@ class Contact:
         self.pack()
 
     def passed(self) -> list[str] | None:
-        """Steps of smoke; None where it was not run."""
+        """Returns the steps of smoke that passed; None if it was not run."""
         if "smoke" not in self.results:
             return None
         steps = self.results["smoke"]["steps"]
@@ -124,7 +124,7 @@ class Contact:
         return bounded(command, seconds, log, cwd=ROOT, env=self.environment)
 
     def of_steps(self, name: str, module: str, seconds: float, passed: list[str] | None) -> Result:
-        """Its steps; a process that ends within a step is followed by one with the others."""
+        """Runs the steps of a part; after a crash within a step another process runs the rest."""
         lines, end = self.work / f"{name}.jsonl", time.monotonic() + seconds
         lines.touch()
         status = 0
@@ -135,7 +135,7 @@ class Contact:
             command = python("-u", "-m", "benchmarks.first.steps", module, str(lines), *more)
             status = self.run(name, command, end - time.monotonic())
             begun, steps, after = read_steps(lines)
-            if begun is not None:  # and never ended
+            if begun is not None:  # and not finished
                 why, log = ended(status), (self.work / f"{name}.log").read_text(errors="replace")
                 if "Timeout (" in log.rpartition(f"-- {begun['step']}\n")[2]:  # of faulthandler
                     why = f"took longer than {begun['bound']} s; its stack is in {name}.log"
@@ -160,15 +160,15 @@ class Contact:
         return {"state": state, "summary": counts, "steps": steps}
 
     def of_stage(self, name: str, stage: str, seconds: float) -> Result:
-        """A stage ends by itself a little before its bound, to say what it has."""
+        """Runs a stage, which ends by itself before its limit, in time to write its results."""
         chosen = [word for part, word in self.cases if part == name]
         more = [option for word in chosen for option in ("--case", word)]
-        # by the clock on the wall, as its imports take part of its time
+        # by wall-clock time, as its imports take part of its time
         bound = ["--seconds", str(seconds), "--until", str(time.time() + seconds - _LEAST)]
         before = self.files()
         status = self.run(name, python("-m", "benchmarks.stages", stage, *bound, *more), seconds)
         new = [path for path, written in self.files().items() if before.get(path) != written]
-        if not new or status == LATE:  # also one that was complete before, and says so
+        if not new or status == LATE:  # also if it was complete before, which it prints
             said = f"{ended(status)}: {' '.join(self.said(name, 1))}"
             return {"state": "failed" if status else "passed", "summary": said}
         found = json.loads(new[0].read_text(encoding="utf-8"))
@@ -182,7 +182,7 @@ class Contact:
         return {"state": "failed" if status else state, "summary": summary}
 
     def files(self) -> dict[Path, int]:
-        """What the stages left, and when."""
+        """Returns the results files of the stages, and when they were written."""
         found = (self.work / "results").glob("*.json")
         return {path: path.stat().st_mtime_ns for path in found}
 
@@ -199,12 +199,12 @@ class Contact:
         return {"state": "failed" if status else "passed", "summary": summary}
 
     def said(self, name: str, count: int) -> list[str]:
-        """The last lines of a part's log that say something."""
+        """Returns the last non-empty lines of a part's log."""
         text = (self.work / f"{name}.log").read_text(encoding="utf-8", errors="replace")
         return [line[:200] for line in text.splitlines() if line.strip()][-count:]
 
     def pack(self) -> None:
-        """All of it, whole or as it was before."""
+        """Packs everything, atomically."""
         summary = {"set": self.name, "seconds": round(time.monotonic() - self.start, 1)}
         text = json.dumps({**summary, "parts": self.results}, indent=1)
         (self.work / "summary.json").write_text(text + "\n", encoding="utf-8")
@@ -217,7 +217,7 @@ class Contact:
         os.replace(part, self.archive)
 
     def table(self) -> str:
-        """State and words of every part and step."""
+        """Returns state and summary of every part and step."""
         took = time.monotonic() - self.start
         lines = [f"== {self.name}: {took:.0f} s, {self.archive}"]
         for name, found in self.results.items():
@@ -229,7 +229,7 @@ _NOT_PACKED = ("home", "wheels")
 
 
 def environment(work: Path) -> dict[str, str]:
-    """Of every part. Where there is no home to write into, the compilers' caches lie in `work`."""
+    """Returns the environment of every part; without a writable home, caches are in `work`."""
     found = dict(os.environ)
     found["OUT"] = str(work / "results")
     found |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
@@ -246,7 +246,7 @@ def environment(work: Path) -> dict[str, str]:
 
 
 def unpacked_wheels(work: Path) -> list[str]:
-    """Of wheels/, those of pure Python: no pip is asked, and nothing on the machine changes."""
+    """Unpacks the pure Python wheels of wheels/, without pip or changes to the machine."""
     folder = work / "wheels"
     for path in sorted((ROOT / "wheels").glob("*-none-any.whl")):
         with zipfile.ZipFile(path) as wheel:
@@ -255,13 +255,13 @@ def unpacked_wheels(work: Path) -> list[str]:
 
 
 def read_steps(lines: Path) -> tuple[Result | None, dict[str, Result], int]:
-    """The step that was begun and has no result, results by step ({}: none), how many ended."""
+    """Returns the step that has begun without a result, results by step, how many ended."""
     begun: Result | None = None
     steps: dict[str, Result] = {}
     for text in lines.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except ValueError:  # cut off within it
+        except ValueError:  # truncated
             continue
         if "steps" in line:
             steps |= {name: {} for name in line["steps"] if name not in steps}
@@ -273,7 +273,7 @@ def read_steps(lines: Path) -> tuple[Result | None, dict[str, Result], int]:
 
 
 def ended(status: int) -> str:
-    """An exit status in words."""
+    """Returns an exit status in words."""
     if status == LATE:
         return "out of time"
     if status > 128:
@@ -283,7 +283,7 @@ def ended(status: int) -> str:
 
 
 def row(name: str, found: Result) -> Iterator[str]:
-    """Of the table: one part and its steps."""
+    """Yields the lines of one part and its steps."""
     yield f"{name:<26} {found['state']:<11} {found.get('seconds', 0):>6} {short(found)}"
     for step, one in found.get("steps", {}).items():
         yield f"  {step:<24} {one['state']:<11} {one.get('seconds', ''):>6} {short(one)}"
@@ -295,7 +295,7 @@ def short(found: Result) -> str:
 
 
 def of_part(text: str, option: str) -> tuple[str, str]:
-    """PART=VALUE."""
+    """Parses PART=VALUE."""
     part, found, value = text.partition("=")
     if part not in PARTS or not found or not value:
         raise SystemExit(f"{option} {text}: want PART=VALUE, a part of {', '.join(PARTS)}")
@@ -303,7 +303,7 @@ def of_part(text: str, option: str) -> tuple[str, str]:
 
 
 def limits(given: list[str]) -> dict[str, int]:
-    """PART=SECONDS, by part."""
+    """Parses PART=SECONDS; returns seconds by part."""
     found = dict(of_part(text, "--limit") for text in given)
     for part, value in found.items():
         if not value.isdecimal():
@@ -312,7 +312,7 @@ def limits(given: list[str]) -> dict[str, int]:
 
 
 def asked_for(words: list[str]) -> list[str]:
-    """Parts, by their names and those of sets."""
+    """Returns the parts of names of parts and sets."""
     unknown = [word for word in words if word not in SETS and word not in PARTS]
     if unknown:
         raise SystemExit(f"{' '.join(unknown)}: want some of {', '.join([*SETS, *PARTS])}")
@@ -326,7 +326,7 @@ def main() -> int:
     parser.add_argument("--limit", action="append", default=[], metavar="PART=SECONDS")
     parser.add_argument(
         "--case", action="append", default=[], metavar="PART=WORD",
-        help="of a part -file: its cases whose name holds this",
+        help="of a part -file: only cases whose name contains this",
     )  # fmt: skip
     options = parser.parse_args()
     words = options.parts or ["first"]
@@ -340,10 +340,10 @@ def main() -> int:
         contact = Contact(name, Path(folder), archive, options.seconds, cases)
         try:
             for part in parts:
-                # the last one may have what the others left
+                # the last part may use the time that the others left
                 bound = options.seconds if part == parts[-1] else bounds[part]
                 contact.part(part, PARTS[part], bound)
-        finally:  # also where this process is asked to stop
+        finally:  # also if this process is terminated
             contact.pack()
             print(contact.table(), flush=True)
     states = {one["state"] for one in contact.results.values()}

@@ -1,8 +1,8 @@
 """llama.cpp as a peer of the decode session: the benchmark's own model, by llama-cpp-python.
 
-The weights go into a GGUF file as they are: bfloat16 or float32, norms in float32 as llama.cpp
-wants them. Rows of the query and key projections are put in its order of rotary pairs, which
-changes no result. No tokenizer is written: prompts are numbers here.
+The weights are written to a GGUF file as they are: bfloat16 or float32, norms in float32 as
+llama.cpp requires. The rows of the query and key projections are in its order of rotary pairs,
+which changes no result. No tokenizer is written: prompts are token ids here.
 """
 
 import importlib.util
@@ -22,14 +22,14 @@ _MODULES = {"llama_cpp": PACKAGES[0], "gguf": PACKAGES[1]}
 
 
 def check_installed() -> None:
-    """Unavailable where a package is missing."""
+    """Raises Unavailable if a package is missing."""
     missing = [name for module, name in _MODULES.items() if not importlib.util.find_spec(module)]
     if missing:
         raise Unavailable(f"{' and '.join(missing)} {'are' if missing[1:] else 'is'} not installed")
 
 
 def described() -> dict[str, str]:
-    """Versions, and for which instructions it was compiled."""
+    """Returns versions, and the instructions that llama.cpp was compiled for."""
     check_installed()
     import llama_cpp
 
@@ -38,7 +38,7 @@ def described() -> dict[str, str]:
 
 
 def tensors(model: Any) -> dict[str, Tensor]:
-    """GGUF's names and the weights, of a LlamaForCausalLM; views where nothing is reordered."""
+    """Returns the weights of a LlamaForCausalLM by GGUF name; views unless reordered."""
     config, state = model.config, model.state_dict()
     own = {
         "input_layernorm": "attn_norm",
@@ -67,13 +67,13 @@ def tensors(model: Any) -> dict[str, Tensor]:
 
 
 def interleaved(weight: Tensor, heads: int) -> Tensor:
-    """[heads * width, D] with a head's rows i and i + width / 2 put side by side: rotary pairs."""
+    """Returns [heads * width, D] with rows i and i + width / 2 of a head adjacent: rotary pairs."""
     halves = weight.view(heads, 2, -1, weight.shape[-1])
     return halves.transpose(1, 2).reshape(weight.shape)
 
 
 def write_gguf(model: Any, path: Path) -> None:
-    """ValueError for what is no plain Llama, since llama.cpp would compute something else."""
+    """Writes a GGUF file; ValueError unless it is a plain Llama: llama.cpp would differ."""
     import gguf
 
     config = model.config
@@ -117,9 +117,9 @@ def write_gguf(model: Any, path: Path) -> None:
 class LlamaCpp:
     """Greedy decoding of a batch by llama.cpp, on the CPU.
 
-    Of a bfloat16 model the cache is float16, llama.cpp's default. Of a float32 one it is float32,
-    and attention is not the fused one, which rounds to float16: the same work as the session's.
-    RuntimeError where llama.cpp refuses.
+    For a bfloat16 model the cache is float16, llama.cpp's default. For a float32 model it is
+    float32, and attention is not the fused one, which rounds to float16: the same work as the
+    session's. RuntimeError if llama.cpp refuses.
     """
 
     def __init__(self, model: Any, folder: Path, threads: int, batch: int, tokens: int) -> None:
@@ -151,11 +151,11 @@ class LlamaCpp:
             given.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.context = llama_cpp.llama_init_from_model(self.model, given)
         if not self.context:
-            raise RuntimeError("llama.cpp makes no context of this size")
+            raise RuntimeError("llama.cpp cannot create a context of this size")
         self.batch = llama_cpp.llama_batch_init(given.n_batch, 0, 1)
 
     def close(self) -> None:
-        """Gives its memory back; the file stays."""
+        """Frees its memory; the file stays."""
         if self.batch is not None:
             self.api.llama_batch_free(self.batch)
         if self.context:
@@ -165,7 +165,7 @@ class LlamaCpp:
         self.batch = self.context = self.model = None
 
     def generate(self, ids: Tensor, new: int, token_came: Callable[[], None]) -> Tensor:
-        """ids [B, T]; prompt and answer [B, T + new]. token_came: called behind each new token."""
+        """Returns prompt and answer [B, T + new] of ids [B, T]; calls token_came per new token."""
         sequences, length = ids.shape
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
         prompt = ids.tolist()
@@ -188,7 +188,7 @@ class LlamaCpp:
         return torch.cat([ids, torch.from_numpy(answer)], 1)
 
     def logits(self, ids: Tensor) -> Tensor:
-        """float32 [T, V] of every token of one sequence, ids [T]."""
+        """Returns logits, float32 [T, V], of every token of one sequence, ids [T]."""
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
         found = self._decode(
             [(token, position, 0, True) for position, token in enumerate(ids.tolist())]
@@ -199,7 +199,7 @@ class LlamaCpp:
         return [int(one.argmax()) for one in self._decode(tokens)]
 
     def _decode(self, tokens: list[tuple[int, int, int, bool]]) -> list[Any]:
-        """The logits of those tokens (token, position, sequence, logits wanted) that want them."""
+        """Returns the logits of the tokens (token, position, sequence, wanted) that are wanted."""
         batch: Any = self.batch
         batch.n_tokens = len(tokens)
         for at, (token, position, sequence, wanted) in enumerate(tokens):
@@ -207,7 +207,7 @@ class LlamaCpp:
             batch.n_seq_id[at], batch.seq_id[at][0] = 1, sequence
             batch.logits[at] = wanted
         if status := self.api.llama_decode(self.context, batch):
-            raise RuntimeError(f"llama_decode answers {status}")
+            raise RuntimeError(f"llama_decode returns {status}")
         return [
             np.ctypeslib.as_array(
                 self.api.llama_get_logits_ith(self.context, at), (self.vocabulary,)
@@ -218,11 +218,11 @@ class LlamaCpp:
 
 
 def _silence(llama_cpp: Any) -> None:
-    """Its log goes to stderr, line by line; what fails raises here."""
+    """Turns off llama.cpp's log on stderr; failures raise here."""
     global _quiet
     if _quiet is None:
         _quiet = llama_cpp.llama_log_callback(lambda *_: None)
         llama_cpp.llama_log_set(_quiet, None)
 
 
-_quiet: Any = None  # kept alive: the library calls it
+_quiet: Any = None  # kept alive: the library holds a pointer to it

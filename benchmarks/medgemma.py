@@ -1,7 +1,7 @@
-"""A backbone of MedGemma-4B's shape with random weights, and studies of its kind of length.
+"""A backbone of MedGemma-4B's shape with random weights, and studies of realistic length.
 
-Gemma 3's processor needs a tokenizer: the tests' tiny one serves, as nothing depends on which
-numbers the tokens have. Its pieces are short; reports are as long in tokens as real ones.
+Gemma 3's processor needs a tokenizer: the tiny one of the tests serves, as nothing depends on the
+token ids. Its pieces are short; reports have as many tokens as real ones.
 """
 
 import random
@@ -95,7 +95,7 @@ def backbone(dtype: torch.dtype, device: torch.device) -> Backbone:
 
 
 def studies(count: int, tokenizer: Any) -> list[Study]:
-    """Each of one film and about REPORT_TOKENS tokens of findings."""
+    """Returns studies with one film and about REPORT_TOKENS tokens of findings each."""
     drawn = random.Random(0)
     side = 64 if TOY else 1024
     found = []

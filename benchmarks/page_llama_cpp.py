@@ -1,4 +1,4 @@
-"""What results/*-llama-cpp*.json say: a table, and the sentence in the project's README.md."""
+"""The table of results/*-llama-cpp*.json, and the sentence in the project's README.md."""
 
 import re
 from typing import Any
@@ -11,7 +11,7 @@ _MARKED = re.compile(r"(<!-- benchmarks: llama.cpp -->\n).*?(<!-- end -->)", re.
 
 
 def case_table(result: Result) -> list[str]:
-    """A row a case: times, shares of the floor, and the session's time over llama.cpp's."""
+    """Returns one line per case: times, shares of the floor, session time over llama.cpp's."""
     lines = []
     for case in result["cases"]:
         if "not_run" in case:
@@ -29,7 +29,7 @@ def case_table(result: Result) -> list[str]:
                 case["floor_by"],
             ]
         )  # fmt: skip
-    head = ["ms a token", "floor", "session (of the floor)", "llama.cpp (of the floor)",
+    head = ["ms per token", "floor", "session (of the floor)", "llama.cpp (of the floor)",
             "session over llama.cpp (95%)", "by the wall (95%)", "same tokens",
             "floor by"]  # fmt: skip
     built = result.get("llama_cpp")
@@ -43,11 +43,11 @@ def interval(values: list[float]) -> str:
 
 
 def sentence(result: Result) -> str:
-    """One paragraph: how long a token takes beside llama.cpp's, and where the session is slower."""
+    """Returns a paragraph: the time per token over llama.cpp's, and where the session is slower."""
     cases = [case for case in result["cases"] if "not_run" not in case]
     if not cases:
         why = next((case["not_run"] for case in result["cases"]), "there is no case")
-        return f"Decoding on a CPU was not measured beside llama.cpp: {why}."
+        return f"Decoding on a CPU was not measured against llama.cpp: {why}."
     parts = []
     for batch in sorted({case["batch"] for case in cases}):
         times = []
@@ -71,16 +71,16 @@ def sentence(result: Result) -> str:
     threads = {case["threads"] for case in cases}
     many = "1 thread" if threads == {1} else f"{max(threads)} threads"
     return (
-        f"Beside llama.cpp on a CPU ({result['device']}, {many}, the same random weights), a token "
-        f"takes the session {'; '.join(parts)}, times llama.cpp's CPU time: {verdict}, by a 95% "
-        "interval of the ratio."
+        f"Against llama.cpp on a CPU ({result['device']}, {many}, the same random weights), the "
+        f"session takes {'; '.join(parts)}, times llama.cpp's CPU time per token: {verdict}, by a "
+        "95% interval of the ratio."
     )
 
 
 def fill(page: str, results: dict[str, Result]) -> str:
-    """The page with the sentence of the results of one thread between its marks.
+    """Returns the page with the sentence on the results of one thread between its markers.
 
-    ValueError: it has no marks.
+    ValueError: it has no markers.
     """
     if not _MARKED.search(page):
         raise ValueError("the page has no <!-- benchmarks: llama.cpp --> ... <!-- end -->")

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 
 def number(value: float | None) -> str:
-    """Three digits that count."""
+    """Returns three significant digits."""
     if value is None:
         return ""
     if value == 0:
@@ -13,7 +13,7 @@ def number(value: float | None) -> str:
 
 
 def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
-    """First column to the left, the others to the right."""
+    """Returns a table with its first column aligned left and the others right."""
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return [*lines, ""]

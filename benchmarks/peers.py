@@ -1,4 +1,4 @@
-"""The peers of the loss (dive/bench/peers.py) and the compiled reference, all of them."""
+"""All peers of the loss (dive/bench/peers.py), and the compiled reference."""
 
 import argparse
 from collections.abc import Callable
@@ -29,7 +29,7 @@ PACKAGES = ("liger-kernel", "cut-cross-entropy", "quack-kernels", "nvidia-cutlas
 
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """torch.compile of it; at toy size its tracing alone."""
+    """Returns the function under torch.compile; at toy size only traced."""
     return torch.compile(function, backend="eager" if TOY else "inductor", dynamic=False)
 
 
@@ -51,7 +51,7 @@ PEERS: dict[str, Peer] = {
 
 
 def losses(p: Problem) -> tuple[dict[str, tuple[Problem, Loss]], dict[str, str]]:
-    """The operator and every peer that runs here, each with its problem; and why others do not."""
+    """Returns the operator and every peer that runs here, and why others do not."""
     found, why = losses_of(p, {"dive": dive, **PEERS})
     if "dive" not in found:
         raise RuntimeError(f"decisive_cross_entropy: {why['dive']}")
@@ -59,7 +59,7 @@ def losses(p: Problem) -> tuple[dict[str, tuple[Problem, Loss]], dict[str, str]]
 
 
 def main() -> None:
-    """<device>-peers.json: what is installed, what runs, and how far its gradient is off."""
+    """Writes <device>-peers.json: what is installed, what runs, and why others do not."""
     parser = argparse.ArgumentParser(description="Which peers are there, and do they agree?")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default_device().type)
     device = torch.device(parser.parse_args().device)

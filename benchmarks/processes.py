@@ -1,4 +1,4 @@
-"""A command in a process group of its own, with a bound of time and its output in a file."""
+"""A command in its own process group, with a time limit and its output in a file."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-LATE = 124  # exit status of what was ended by the clock, as of timeout(1)
+LATE = 124  # exit status when the time was over, as of timeout(1)
 _GRACE = 6.0  # seconds from SIGTERM to SIGKILL
 
 
@@ -22,11 +22,11 @@ def bounded(
     env: Mapping[str, str] | None = None,
     grace: float = _GRACE,
 ) -> int:
-    """Exit status: LATE when the time was over, 127 where it cannot start, 128 + N of a signal N.
+    """Runs a command; returns LATE if out of time, 127 if it cannot start, 128 + N for signal N.
 
-    log: takes what it prints, behind what is there. grace: seconds from SIGTERM to SIGKILL.
-    Whatever the command started and left in its group is ended with it: a worker that lives on
-    holds memory of the GPU.
+    log: its output is appended there. grace: seconds from SIGTERM to SIGKILL.
+    Processes that the command left in its group are ended with it: a surviving worker would hold
+    memory of the GPU.
     """
     with log.open("ab") as to:
         try:
@@ -45,17 +45,17 @@ def bounded(
         late = True
         try:
             late = not _ended(process, seconds)
-        finally:  # also where this process is asked to stop
+        finally:  # also if this process is terminated
             _end_group(process, grace)
     try:
         status = process.wait(10)
-    except subprocess.TimeoutExpired:  # held by a driver that does not let go of it
+    except subprocess.TimeoutExpired:  # held by a driver
         return LATE
     return LATE if late else 128 - status if status < 0 else status
 
 
 def _ended(process: "subprocess.Popen[bytes]", seconds: float) -> bool:
-    """Whether it ends by itself in so many seconds. It is not reaped: its number stays its own."""
+    """Whether the process ends by itself in time. It is not reaped: its pid stays reserved."""
     end = time.monotonic() + seconds
     while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
         if time.monotonic() > end:
@@ -65,7 +65,7 @@ def _ended(process: "subprocess.Popen[bytes]", seconds: float) -> bool:
 
 
 def _end_group(process: "subprocess.Popen[bytes]", grace: float) -> None:
-    """Ends the group of a leader that is not reaped, so that no other can have its number."""
+    """Ends the group of a leader that is not reaped, so that its pid cannot be another's."""
     with suppress(ProcessLookupError, PermissionError):
         if not _ended(process, 0):
             os.killpg(process.pid, signal.SIGTERM)
@@ -74,9 +74,9 @@ def _end_group(process: "subprocess.Popen[bytes]", grace: float) -> None:
 
 
 def end_with_children() -> None:
-    """SIGTERM ends this process by an exception, so that what `bounded` started ends too.
+    """Makes SIGTERM end this process by an exception, so that what `bounded` started ends, too.
 
-    A group within a group is none: it has to be ended by the process that made it.
+    Process groups do not nest: one has to be ended by the process that made it.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 

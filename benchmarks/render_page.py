@@ -1,9 +1,9 @@
-"""benchmarks/README.md from benchmarks/results/*.json: tables, and a plot for each operator.
+"""Renders benchmarks/README.md from benchmarks/results/*.json: tables, and a plot per operator.
 
     python -m benchmarks.render_page
 
-No figure stands on that page that a results file does not hold; a test renders it again. So it is
-with the sentence on llama.cpp in the project's README.md.
+Every figure of that page is in a results file; a test renders it again. The same holds for the
+sentence on llama.cpp in the project's README.md.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ Result = dict[str, Any]
 
 
 def origin(name: str, result: Result) -> list[str]:
-    """Which machine, versions and commit a file is of."""
+    """Returns machine, versions and commit of a results file."""
     machine = result.get("machine", {})
     machine = {"processor": machine} if isinstance(machine, str) else machine
     result = {**machine, **result}
@@ -49,12 +49,12 @@ def origin(name: str, result: Result) -> list[str]:
 
 
 def one_clock(times: dict[str, float]) -> float:
-    """Seconds by the clock that results are compared by."""
+    """Returns the seconds by the clock that results are compared by."""
     return times.get("gpu") or times["cpu"]
 
 
 def not_run(case: Result) -> list[str]:
-    """Peers that are not in the table, by their reasons."""
+    """Returns the peers that are not in the table, by reason."""
     reasons: dict[str, list[str]] = {}
     for name, reason in case.get("not_run", {}).items():
         reasons.setdefault(reason, []).append(name)
@@ -65,7 +65,7 @@ def not_run(case: Result) -> list[str]:
 
 
 def operator_table(case: Result, unit: str, rate: str) -> list[str]:
-    """One case of an operator's benchmark: every way, with rate, floor and memory."""
+    """Returns the table of one case of an operator: every way, with rate, floor and memory."""
     seconds: dict[str, Any] = case["seconds"]
     both = seconds["forward+backward"]
     forward = seconds.get("forward", {})
@@ -102,7 +102,7 @@ def cross_entropy(result: Result) -> list[str]:
 
 
 def soft_floor(result: Result) -> list[str]:
-    """A remark where a CPU's floor was not tried by more than torch; each case says by what."""
+    """Returns a remark if the floor of a CPU was only measured by torch."""
     by_torch = any("floor_by" not in case for case in result.get("cases", result.get("results")))
     on_gpu = any(kind in str(result["device"]) for kind in ("NVIDIA", "CUDA", "GPU"))
     return [SOFT, ""] if by_torch and not on_gpu else []
@@ -133,7 +133,7 @@ def decode_cpu(result: Result) -> list[str]:
                 f"{one['hooks_percent']:.1f} %",
             ]
         )
-    head = ["ms a token", "session", "steered", "transformers", "steered", "faster", "floor",
+    head = ["ms per token", "session", "steered", "transformers", "steered", "faster", "floor",
             "of the floor", "steering costs (95%)", "in transformers"]  # fmt: skip
     return soft_floor(result) + table(head, rows)
 
@@ -159,7 +159,14 @@ def decode_pairs(result: Result) -> list[str]:
                 "; ".join([*sorted(engines), *sorted(reasons)]),
             ]
         )
-    head = ["", "ms a token", "of the floor", "beside, ms", "times it (95%)", "the session ran in"]
+    head = [
+        "",
+        "ms per token",
+        "of the floor",
+        "against, ms",
+        "times it (95%)",
+        "the session ran in",
+    ]
     return soft_floor(result) + table(head, rows)
 
 
@@ -237,11 +244,14 @@ def stage(result: Result) -> list[str]:
 def tuning(result: Result) -> list[str]:
     keys = result["cases"]
     beaten = sum(one["best"] != "default" for one in keys)
-    return [f"{len(keys)} keys, of which {beaten} have a better row than the default.", ""]
+    return [
+        f"{len(keys)} keys, of which {beaten} have a faster configuration than the default.",
+        "",
+    ]
 
 
 def other(result: Result) -> list[str]:
-    """A file that nothing here is written for: its rows as they are."""
+    """Returns the records of a file of any other kind as they are."""
     rows: list[Result] = next((result[k] for k in ("rows", "results", "cases") if k in result), [])
     head = list(dict.fromkeys(key for row in rows for key in row))
     return table(head, [[cell(row.get(key)) for key in head] for row in rows]) if rows else []
@@ -272,11 +282,11 @@ KINDS: dict[str, Callable[[Result], list[str]]] = {
 }
 
 
-OPERATORS = ("cross-entropy", "steer", "decode")  # each with a plot
+OPERATORS = ("cross-entropy", "steer", "decode")  # those with a plot
 
 
 def kind_of(name: str) -> str:
-    """cpu-cross-entropy-2-threads: cross-entropy."""
+    """Returns the kind of a file: cross-entropy for cpu-cross-entropy-2-threads."""
     if name in KINDS:
         return name
     rest = name.partition("-")[2]
@@ -285,7 +295,7 @@ def kind_of(name: str) -> str:
 
 
 def load(folder: Path = RESULTS) -> dict[str, dict[str, Result]]:
-    """Kind, file name, contents; GPUs before CPUs."""
+    """Returns contents by kind and file name; GPUs before CPUs."""
     found: dict[str, dict[str, Result]] = {}
     paths = sorted(folder.glob("*.json"), key=lambda p: (p.name.startswith("cpu"), p.name))
     for path in paths:
@@ -295,7 +305,7 @@ def load(folder: Path = RESULTS) -> dict[str, dict[str, Result]]:
 
 
 def render_page(folder: Path = RESULTS) -> str:
-    """The whole page."""
+    """Returns the whole page."""
     found = load(folder)
     lines = [INTRODUCTION]
     for title, kinds, words in SECTIONS:
@@ -317,7 +327,7 @@ def render_page(folder: Path = RESULTS) -> str:
 
 
 def bars(kind: str, found: dict[str, dict[str, Result]]) -> dict[str, dict[str, float]]:
-    """What an operator's plot shows: case, way, and its time over that of dive's."""
+    """Returns the bars of an operator's plot: case, way, and its time over dive's."""
     shown: dict[str, dict[str, float]] = {}
     files = found.get(kind, {})
     if kind == "decode":
@@ -352,7 +362,7 @@ def digest(shown: dict[str, dict[str, float]]) -> str:
 
 
 def plot(kind: str, shown: dict[str, dict[str, float]], path: Path) -> None:
-    """Horizontal bars, one group a case; the file tells by `digest` what it was drawn from."""
+    """Draws horizontal bars, one group per case; the file has the `digest` of its data."""
     import matplotlib
 
     matplotlib.use("svg")

@@ -1,9 +1,9 @@
-"""The stages of benchmarks/gpu.sh: a process, a bound of time and a JSON for each.
+"""The stages of benchmarks/gpu.sh, each with a process, a time limit and a JSON file.
 
-A stage whose results file is complete, of this commit and of this device is skipped, but for
-`build`, which leaves something on the machine; one that ran out of time goes on where it stopped.
-What was not run says so and why; it is never called clean. A stage ends by itself within
---seconds, and a benchmark begins no further case in the last third of them.
+A stage whose results file is complete, of this commit and of this device is skipped, except
+`build`, which changes the machine; one that ran out of time continues where it stopped. What was
+not run is recorded with its reason, and never as clean. A stage ends by itself within --seconds,
+and a benchmark begins no case in the last third of them.
 """
 
 import argparse
@@ -27,13 +27,13 @@ from benchmarks.processes import LATE, python
 from benchmarks.timing import TOY
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 300  # a stage: two of them fit into a visit of 15 minutes, with its start
-BEGIN = 2 / 3  # of a stage's seconds, after which a benchmark begins no further case
+SECONDS = 300  # per stage: two of them and the start fit into a visit of 15 minutes
+BEGIN = 2 / 3  # share of a stage's seconds after which a benchmark begins no case
 WHEELS = ROOT / "wheels"
-WORKERS = 8  # that run tests/gpu: what takes time there is the compiler of each
+WORKERS = 8  # processes of tests/gpu, whose time is mostly compilation
 TESTS = os.environ.get("DIVE_GPU_TESTS", "tests/gpu")
-# small tests of every kernel: under a sanitizer each takes many times as long. None captures a
-# graph, as every allocation is a cudaMalloc there, which a capture refuses
+# small tests of every kernel, as each takes many times as long under a sanitizer. None captures a
+# graph: every allocation is a cudaMalloc there, which a capture refuses
 SANITIZED = os.environ.get(
     "DIVE_SANITIZE_TESTS",
     "tests/gpu -k every_kernel",
@@ -48,13 +48,13 @@ Command = list[str]
 
 
 class Shell:
-    """Runs commands of one stage within its time."""
+    """A runner of the commands of one stage within its time."""
 
     def __init__(self, limit: float = SECONDS) -> None:
         self.end = time.monotonic() + limit
 
     def run(self, command: Command, **environment: str) -> tuple[int, str]:
-        """Exit status (124: out of time) and what it printed."""
+        """Returns the exit status (124: out of time) and the output."""
         print("$", *command, flush=True)
         left = max(1.0, self.end - time.monotonic())
         with tempfile.TemporaryDirectory() as folder:
@@ -65,12 +65,12 @@ class Shell:
 
 
 def tail(output: str, lines: int = 30) -> list[str]:
-    """The last lines, of those that say something."""
+    """Returns the last non-empty lines."""
     return [line[:300] for line in output.splitlines() if line.strip()][-lines:]
 
 
 def build(shell: Shell) -> dict[str, Any]:
-    """Wheels that lie in wheels/, then the checkout with its extension."""
+    """Installs the wheels of wheels/, then the checkout with its extension."""
     wheels = {}
     pip = ("-m", "pip", "install", "-q", "--no-deps", "--disable-pip-version-check")
     for path in sorted(WHEELS.glob("*.whl")):
@@ -82,7 +82,7 @@ def build(shell: Shell) -> dict[str, Any]:
             python(*pip, "--no-index", str(path)), PIP_BREAK_SYSTEM_PACKAGES="1"
         )
         wheels[path.name] = "installed" if status == 0 else " ".join(tail(output, 3))
-    # at toy size the package is described but not built: that takes a minute
+    # at toy size the package is not built, which takes a minute
     dry = ("--dry-run",) if TOY else ()
     status, output = shell.run(
         python(*pip, "--no-build-isolation", *dry, "-v", "-e", "."),
@@ -103,7 +103,7 @@ def build(shell: Shell) -> dict[str, Any]:
 
 
 def test(shell: Shell) -> dict[str, Any]:
-    """tests/gpu, or those of $DIVE_GPU_TESTS (paths and options of pytest)."""
+    """Runs tests/gpu, or those of $DIVE_GPU_TESTS (paths and options of pytest)."""
     command = python("-m", "pytest", "-v", "-rs", "--tb=short", "-p", "no:cacheprovider")
     command += ["--durations", "10"]
     if importlib.util.find_spec("xdist") is not None:
@@ -113,7 +113,7 @@ def test(shell: Shell) -> dict[str, Any]:
     status, output = shell.run([*command, *shlex.split(TESTS)])
     result = outcome(status, output)
     if result["state"] != "passed":
-        print(output, flush=True)  # all of it: of the results file it is the end alone
+        print(output, flush=True)  # all of it: the results file only has the end
     return {"tests": TESTS, **result}
 
 
@@ -121,7 +121,7 @@ _VERDICT = r"(PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b"
 
 
 def outcome(status: int, output: str) -> dict[str, Any]:
-    """Of a verbose run of pytest, finished or cut off, by one process or by workers."""
+    """Returns the outcome of a verbose pytest run, complete or not, with or without workers."""
     found = re.findall(rf"^(\S+::\S.*?) {_VERDICT}", output, re.M)
     of_workers = rf"^\[gw\d+\] \[ *\d+%\] {_VERDICT} (\S+::.*?) *$"
     found += [(test, word) for word, test in re.findall(of_workers, output, re.M)]
@@ -142,7 +142,7 @@ def outcome(status: int, output: str) -> dict[str, Any]:
 
 
 def sanitize(shell: Shell) -> dict[str, Any]:
-    """compute-sanitizer over a part of tests/gpu ($DIVE_SANITIZE_TESTS)."""
+    """Runs compute-sanitizer over a part of tests/gpu ($DIVE_SANITIZE_TESTS)."""
     result: dict[str, Any] = {"tests": SANITIZED}
     program = _cuda_tool("compute-sanitizer")
     tests = python("-m", "pytest", "-v", "-p", "no:cacheprovider", *shlex.split(SANITIZED))
@@ -164,7 +164,7 @@ def sanitize(shell: Shell) -> dict[str, Any]:
 
 
 def verdict(status: int, output: str) -> dict[str, Any]:
-    """What compute-sanitizer found. Clean needs its own summary and a test that passed."""
+    """Returns what compute-sanitizer found; clean needs its summary and a test that passed."""
     summaries = re.findall(r"^=+ *((?:ERROR|RACECHECK) SUMMARY: .*)$", output, re.M)
     passed = len(re.findall(r"::\S.*? PASSED\b", output))
     found: dict[str, Any] = {"tests_passed": passed, "summary": summaries}
@@ -209,14 +209,14 @@ OWN: dict[str, Callable[[Shell], dict[str, Any]]] = {
     "test": test,
     "sanitize": sanitize,
 }
-# module and what its results file is called after the device
+# stage -> module, and the name of its results file after the device
 BENCHMARKS = {
     "peers": ("peers", "peers", []),
     "loss": ("bench_cross_entropy", "cross-entropy", []),
     "steer": ("bench_steer", "steer", []),
     "decode": ("bench_decode", "decode-pairs", ["--pairs"]),
     "distill": ("bench_distill", "distill-run", []),
-    # the shape that the benchmarks have most of; at toy size there is but one
+    # the shape of most benchmarks; at toy size there is only one
     "tune": ("tune", "tune", [] if TOY else ["--dtype=bfloat16", "--width=4096", "--rank=16"]),
 }
 ORDER = ("build", "test", "peers", "loss", "steer", "decode", "distill", "sanitize")  # of `all`
@@ -229,9 +229,9 @@ def run(
     seconds: float = SECONDS,
     cases: Sequence[str] = (),
 ) -> bool:
-    """One stage; whether nothing failed in it."""
+    """Runs one stage; returns whether nothing failed."""
     name = results_name(stage, device)
-    # what is built lies on a machine, and a file that came from another one builds nothing here
+    # a build is on one machine: a results file of another one does not show that it exists here
     before = None if stage == "build" or again else timing.earlier(name, device)
     if before is not None and before.get("complete"):
         print(f"{stage}: {name}.json is of this commit and complete; --again repeats it")
@@ -262,12 +262,12 @@ def run(
         found |= {"complete": False, "failed": why, "output": tail(output, 60)}
         timing.write(name, found, device)
     print(f"{stage}: {'done' if status == 0 else 'failed'}, {took} s", flush=True)
-    # cut off by the clock it has written what it had, and goes on next time
+    # out of time: what it had is written, and it continues next time
     return status in (0, LATE)
 
 
 def results_name(stage: str, device: torch.device) -> str:
-    """Of the stage's results file, without .json."""
+    """Returns the name of the stage's results file without .json."""
     kind = BENCHMARKS[stage][1] if stage in BENCHMARKS else stage
     return f"{timing.short_name(device)}-{kind}"
 
@@ -276,16 +276,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="+", choices=(*ORDER, "tune", "all"))
     parser.add_argument("--again", action="store_true", help="repeat what is there already")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="a stage")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="per stage")
     parser.add_argument(
         "--case", action="append", default=[], dest="cases", metavar="WORD",
-        help="of a benchmark, those whose name holds this; may be given several times",
+        help="only cases of a benchmark whose name contains this; repeatable",
     )  # fmt: skip
-    parser.add_argument("--until", type=float, help="of time.time(): all of them end before it")
+    parser.add_argument("--until", type=float, help="a time.time() before which all of them end")
     options = parser.parse_args()
     processes.end_with_children()
     stages = ORDER if "all" in options.stages else options.stages
-    os.environ["OUT"] = str(timing.folder().resolve())  # one folder for all processes
+    os.environ["OUT"] = str(timing.folder().resolve())  # the same folder for all processes
     device = timing.default_device()
     failed = []
     for stage in stages:

@@ -1,18 +1,17 @@
-"""What a reading of the kernels suspects, each as a comparison that one call on a GPU answers.
+"""Suspected bottlenecks of the kernels, each as a comparison that one call on a GPU decides.
 
     python -m benchmarks.suspicions [NAME ...] [--seconds 240] [--out FILE]
 
-Every way is first held against dive.reference (against transformers where it decodes), then the
-ways are timed in turns. A JSON line for each suspicion, as it comes, on the output and in FILE; a
-table last. `keep A`: the first way, which is the default, is within 2% of the best or better; `take
-B` names a way that is faster by 2% at least, by the whole 95% interval of the ratios of single
-rounds; `undecided` is neither. DIVE_BENCH_TOY=1 walks through all of it on a CPU, under Triton's
-interpreter, and says what that cannot run.
+Every way is first compared with dive.reference (with transformers where it decodes), then the ways
+are timed in turns. Each suspicion is one JSON line, printed and appended to FILE; a table follows.
+`keep A`: the first way, which is the default, is within 2% of the best or better; `take B`
+names a way that is faster by at least 2%, by the whole 95% interval of the ratios of single rounds;
+`undecided` is neither. DIVE_BENCH_TOY=1 runs all of it on a CPU, under Triton's interpreter, and
+names what that cannot run.
 
-A way is a row of the table (kernels/launch_table.py), a size of chunks, a graph, or the engine's
-`tile_plan`. What the compilers make of it for sm_90 is said with it: of Triton's programs
-tests/kernels/test_kernels_compiled.py looks, of nvcc's `python tests/helpers/nvcc.py 90a` prints
-the registers.
+A way is a launch configuration (kernels/launch_table.py), a chunk size, a graph, or the engine's
+`tile_plan`. Its compilation for sm_90 is described with it: tests/kernels/test_kernels_compiled.py
+checks Triton's programs, `python tests/helpers/nvcc.py 90a` prints the registers of nvcc's.
 """
 
 import argparse
@@ -51,7 +50,7 @@ from dive.bench.timing import (  # noqa: E402
 
 ROUNDS = 1 if TOY else 15
 WORTH_RATIO = 0.98  # a ratio below it is worth a change
-FAR = 0.02  # a distance from the reference above it is a fault; bfloat16 leaves less than 1%
+FAR = 0.02  # a distance from the reference above it is an error; bfloat16 stays below 1%
 DTYPE = torch.bfloat16
 UNIT = 64 if TOY else 1 << 20  # of chunk_bytes: toy chunks have a few rows
 # tokens, width, vocabulary, live; tokens, width, rank
@@ -62,16 +61,16 @@ CONTEXT, STEPS = (6, 4) if TOY else (128, 64)
 
 
 class NotHere(Exception):
-    """Why this machine cannot answer."""
+    """This machine cannot decide the comparison, for the reason stated."""
 
 
 @dataclass
 class Trial:
-    """Ways to do one thing, the default first."""
+    """Ways to compute one thing, the default first."""
 
     compares: str
     ways: dict[str, Call]
-    changes: dict[str, str] = field(default_factory=dict)  # what a way is, for who reads the result
+    changes: dict[str, str] = field(default_factory=dict)  # way -> its description
     off: dict[str, float] = field(default_factory=dict)  # distance from the reference
     seconds: Callable[[Call], Callable[[], float]] | None = None  # None: events on the GPU
     choice: bool = True  # whether there is a default to keep or change
@@ -82,7 +81,7 @@ _now: list[Any] = [None]  # the options that are in the table
 
 
 def taking(table_options: dict[str, LaunchOptions], call: Call, width: int, rank: int = 0) -> Call:
-    """The call with these launch options of the table, by kernel; others are as they were."""
+    """Returns the call with these launch options, by kernel; others stay as they were."""
 
     def run() -> object:
         if _now[0] is not table_options:
@@ -102,7 +101,7 @@ def default_options(kernel: str, width: int, rank: int) -> LaunchOptions:
 
 
 def forget() -> None:
-    """The table is as the tree has it."""
+    """Restores the table of the tree."""
     tune.tuned.TUNED.clear()
     tune.tuned.TUNED.update(TREE)
     tune.launch_table._configured.cache_clear()
@@ -116,7 +115,7 @@ TREE = dict(tune.tuned.TUNED)
 
 
 def loss_ways(compares: str, ways: dict[str, tuple[int, LaunchOptions, str]]) -> Trial:
-    """ways: chunk_bytes in MiB, launch options of the row pass, and what they are."""
+    """Compares ways: chunk_bytes in MiB, launch options of the row pass, their description."""
     p = Problem.random(*SIZES, DTYPE, tune.DEVICE)
     given = (p.hidden, p.head, p.targets, p.weights)
 
@@ -151,7 +150,7 @@ def loss_overlap() -> Trial:
     """The row pass waits for the product, and the next product for it."""
     two: LaunchOptions = {"buffers": 2}
     return loss_ways(
-        "row pass of a chunk beside the product of the next, on a second stream",
+        "row pass of a chunk overlapping the product of the next, on a second stream",
         {
             "256 MiB": (256, {}, "one buffer: the default"),
             "1024 MiB": (1024, {}, "one buffer"),
@@ -163,7 +162,7 @@ def loss_overlap() -> Trial:
 
 
 def row_pass() -> Trial:
-    """The sweeps have one load under way a thread: load, barrier, store."""
+    """The sweeps have one load in flight per thread: load, barrier, store."""
     call, width = tune.loss_call("cross_entropy_rows", DTYPE, SIZES[2]), SIZES[2]
     small = {"BLOCK": 2048, "num_warps": 8}
     ways: dict[str, tuple[LaunchOptions, str]] = {
@@ -184,7 +183,7 @@ def row_pass() -> Trial:
         n: {"cross_entropy_rows": options} if options else {} for n, (options, _) in ways.items()
     }
     return Trial(
-        f"loads ahead in the row pass, {tune.CHUNK} rows of logits alone",
+        f"prefetch in the row pass, {tune.CHUNK} rows of logits alone",
         {name: taking(table_options[name], call, width) for name in ways},
         {name: what for name, (_, what) in ways.items()},
         checked.off,
@@ -195,7 +194,7 @@ def row_pass() -> Trial:
 
 
 def stream(dtype: torch.dtype, tokens: int = STREAM[0]) -> list[Tensor]:
-    """h and the parameters, those of the given dtype."""
+    """Returns h, and the parameters in the given dtype."""
     _, width, rank = STREAM
     torch.manual_seed(0)
     h = torch.randn(tokens, width, device=tune.DEVICE).to(DTYPE)
@@ -208,7 +207,7 @@ def sweep() -> Trial:
     """The loads of h in the second sweep wait for each other."""
     given, (_, width, rank) = stream(DTYPE), STREAM
     want = reference.steer(*given)
-    trial = Trial("loads ahead in the second sweep of steer forward, each as a graph", {})
+    trial = Trial("prefetch in the second sweep of steer forward, each as a graph", {})
     for stages, what in (
         (None, "no cp.async of h"),
         (2, "h by cp.async"),
@@ -224,7 +223,7 @@ def sweep() -> Trial:
 
 
 def casts() -> Trial:
-    """An adapter of float32 is rounded twice a forward and twice a backward."""
+    """A float32 adapter is rounded twice per forward and twice per backward."""
     given, (_, width, rank) = stream(torch.float32), STREAM
     h, down, _bias, up, *_ = given
     upstream = torch.randn_like(h)
@@ -240,10 +239,10 @@ def casts() -> Trial:
     result = reference.steer(*wanted)
     want = [result.detach(), *torch.autograd.grad(result, wanted, upstream)]
     wide: dict[str, LaunchOptions] = {"steer_forward": {"casts": 0}, "steer_backward": {"casts": 0}}
-    trial = Trial("what an adapter of float32 costs, forward and backward, each as a graph", {})
+    trial = Trial("cost of a float32 adapter, forward and backward, each as a graph", {})
     for name, table_options, saved, what in (
-        ("A", {}, False, "copies in the dtype of h, made in either pass: four small kernels"),
-        ("saved", {}, True, "the backward pass takes the forward's copies: two"),
+        ("A", {}, False, "copies in the dtype of h in either pass: four small kernels"),
+        ("saved", {}, True, "the backward pass reuses the forward's copies: two"),
         ("as they are", wide, False, "every program reads float32 and rounds it: none"),
     ):
         call = taking(table_options, partial(both, saved), width, rank)
@@ -254,7 +253,7 @@ def casts() -> Trial:
 
 
 def host_time(tokens: int) -> Trial:
-    """A call of steer takes the host longer than the GPU where tokens are few."""
+    """With few tokens a call of steer takes longer on the host than on the GPU."""
     given = [one.requires_grad_() for one in stream(torch.float32, tokens)]
     upstream = torch.randn_like(given[0])
 
@@ -278,7 +277,7 @@ def host_time(tokens: int) -> Trial:
 
 @contextmanager
 def sessions_with_plan(plan: str) -> Iterator[None]:
-    """Sessions that are made meanwhile divide their products so; a CPU has no tiles to divide."""
+    """Makes new sessions divide their products by this tile plan; a CPU has no tiles."""
     from dive.decode.spec import DecoderSpec
 
     describe = DecoderSpec.engine_arguments
@@ -292,8 +291,8 @@ def sessions_with_plan(plan: str) -> Iterator[None]:
 
 
 def tile_plans() -> Trial:
-    """Batch 32: blocks of 254 registers a thread leave a multiprocessor one; gate and up have 112
-    of them for 132 multiprocessors, and query, key and value 1.45 waves."""
+    """Batch 32: with 254 registers per thread a multiprocessor holds one thread block; gate and up
+    have 112 of them for 132 multiprocessors, and query, key and value 1.45 waves."""
     from dive.bench.decoders import build
     from dive.decode import DecodeSession
 
@@ -304,10 +303,10 @@ def tile_plans() -> Trial:
     theirs = model.generate(ids, **given, max_new_tokens=2)[:, CONTEXT:]
     trial = Trial(f"division of the tile products, a step of {BATCH} sequences", {})
     for plan, what in {
-        "bytes": "8 warps, 254 registers, bytes under way alone decide how many share a row",
-        "waves": "the same kernel, by waves: gate and up 896 blocks of 8 warps a row",
-        "small": "the same kernel in blocks of 4 warps, two a multiprocessor",
-        "small_short": "4 warps, 168 to 174 registers, half of the loads ahead, three of them",
+        "bytes": "8 warps, 254 registers, only bytes in flight decide how many share a row",
+        "waves": "the same kernel, by waves: gate and up 896 blocks of 8 warps per row",
+        "small": "the same kernel in blocks of 4 warps, two per multiprocessor",
+        "small_short": "4 warps, 168 to 174 registers, half the prefetch, three of them",
     }.items():
         with sessions_with_plan(plan):
             session = DecodeSession(model)
@@ -315,7 +314,7 @@ def tile_plans() -> Trial:
             if chosen.engine != "dive._C":
                 raise NotHere(f"the engine does not run: {chosen.reason}")
             own = session.generate(ids, **given, max_new_tokens=2)[:, CONTEXT:]
-        # the first token is the prompt's; the weights are random, so that a few tokens are ties
+        # the first token is of the prefill; with random weights a few tokens are ties
         same = own[:, 0] == theirs[:, 0]
         trial.off[plan] = float((own[same, 1] != theirs[same, 1]).float().mean()) * FAR / 0.4
         trial.ways[plan] = partial(session.generate, ids, **given, max_new_tokens=STEPS)
@@ -343,7 +342,7 @@ SUSPICIONS: dict[str, Callable[[], Trial]] = {
 
 
 def verdict(ratios: dict[str, list[float]]) -> str:
-    """ratios: of each way but the first, median and interval of its time over the first's."""
+    """Returns the verdict. ratios: way -> median and interval of its time over the first way's."""
     best = min(ratios, key=lambda name: ratios[name][0])
     _, low, high = ratios[best]
     if high < WORTH_RATIO:
@@ -352,7 +351,7 @@ def verdict(ratios: dict[str, list[float]]) -> str:
 
 
 def measure(name: str, until: float) -> dict[str, Any]:
-    """A suspicion's result."""
+    """Returns the result of a suspicion."""
     started = time.monotonic()
     trial = SUSPICIONS[name]()
     found: dict[str, Any] = {"suspicion": name, "compares": trial.compares}
@@ -391,7 +390,7 @@ def watches(trial: Trial, ways: dict[str, Call]) -> dict[str, Callable[[], float
 
 
 def table_lines(found: dict[str, Any]) -> str:
-    """The table's lines of a result."""
+    """Returns the lines of a result in the table."""
     head = f"{found['suspicion']:<16} {found.get('verdict') or 'not run: ' + found['not run']}"
     lines = [head + (f" ({found['wrong']})" if "wrong" in found else "")]
     for way, (median, low, high) in found.get("us", {}).items():
@@ -405,13 +404,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SUSPICIONS))
     parser.add_argument("--seconds", type=float, default=240, help="for all of them together")
-    parser.add_argument("--out", type=Path, help="JSON lines, beside the output")
+    parser.add_argument("--out", type=Path, help="file for the JSON lines")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in SUSPICIONS]
     if unknown:
         parser.error(f"{', '.join(unknown)}: want some of {', '.join(SUSPICIONS)}")
     if tune.DEVICE.type == "cuda" and not torch.cuda.is_available():
-        print("needs a CUDA device; DIVE_BENCH_TOY=1 walks through it without one")
+        print("needs a CUDA device; DIVE_BENCH_TOY=1 runs it without one")
         return 1
     if TOY:
         from dive.ops import triton_path

@@ -1,6 +1,6 @@
-"""Interleaved timing, peak memory, and results files that say what they are of.
+"""Interleaved timing, peak memory, and results files with their machine and commit.
 
-DIVE_BENCH_TOY=1 asks every benchmark for toy sizes; its results never go to benchmarks/results.
+DIVE_BENCH_TOY=1 sets toy sizes in every benchmark; their results never go to benchmarks/results.
 """
 
 import argparse
@@ -34,10 +34,10 @@ CPU = torch.device("cpu")
 def interleaved(
     functions: dict[str, Call], rounds: int, device: torch.device = CPU
 ) -> dict[str, dict[str, float]]:
-    """Median seconds a call of each, run in turns so that a noisy moment meets them all alike.
+    """Returns the median seconds per call of each, run in turns so that noise affects all alike.
 
-    On a CPU `cpu` is the time of this process on all its threads, which neighbours disturb less,
-    and `wall` is what a clock shows. On a GPU `gpu` is the time between two events on the stream;
+    On a CPU `cpu` is the time of all threads of this process, which others disturb less, and `wall`
+    is wall-clock time. On a GPU `gpu` is the time between two events on the stream;
     calls below 5 ms are repeated between them, so that the first one's launch counts little. The
     first round is a warm-up.
     """
@@ -58,12 +58,12 @@ def interleaved(
 
 
 def clock(device: torch.device) -> str:
-    """The clock by which results on this device are compared."""
+    """Returns the clock by which results on this device are compared."""
     return "gpu" if device.type == "cuda" else "cpu"
 
 
 def graphed(call: Call, device: torch.device) -> Call:
-    """Replays of a CUDA graph of it, which hold no launch of the host's; on a CPU the call."""
+    """Returns replays of a CUDA graph of the call, without its launches; on a CPU the call."""
     if device.type != "cuda":
         return call
     side = torch.cuda.Stream()
@@ -75,11 +75,11 @@ def graphed(call: Call, device: torch.device) -> Call:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         kept = call()
-    return lambda: (graph.replay(), kept)[1]  # its results lie in the graph's memory
+    return lambda: (graph.replay(), kept)[1]  # the graph's memory holds its results
 
 
 def peak_extra_bytes(function: Call, device: torch.device = CPU) -> int:
-    """The most that one call holds beyond what was there before it."""
+    """Returns the peak memory of one call, in bytes beyond what was allocated before it."""
     function()  # compiles and fills caches
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -101,7 +101,7 @@ def peak_extra_bytes(function: Call, device: torch.device = CPU) -> int:
 
 
 def working(functions: dict[str, Call]) -> tuple[dict[str, Call], dict[str, str]]:
-    """Those that run, and of the others why not: memory, compiler, device."""
+    """Returns the functions that run, and why others do not: memory, compiler, device."""
     good, why = {}, {}
     for name, function in functions.items():
         try:
@@ -117,17 +117,17 @@ def working(functions: dict[str, Call]) -> tuple[dict[str, Call], dict[str, str]
 
 
 def interval(values: list[float]) -> list[float]:
-    """Median and a 95% interval of it, by order statistics."""
+    """Returns the median with its 95% interval, by order statistics."""
     return [round(x, 4) for x in bench_timing.interval(values)]
 
 
 def default_device() -> torch.device:
-    """The first GPU where there is one; the toy run stays on the CPU."""
+    """Returns the first GPU if there is one; a toy run stays on the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() and not TOY else "cpu")
 
 
 def short_name(device: torch.device) -> str:
-    """What begins a results file's name: cpu, h100, h200, a100 ..."""
+    """Returns the prefix of the names of results files: cpu, h100, h200, a100 ..."""
     if device.type == "cpu":
         return "cpu"
     name = torch.cuda.get_device_name(device).lower()
@@ -137,10 +137,10 @@ def short_name(device: torch.device) -> str:
 
 @cache
 def commit() -> str:
-    """$DIVE_COMMIT, else the checkout's, marked where tracked sources differ from it.
+    """Returns $DIVE_COMMIT, else the checkout's commit, marked if tracked sources differ from it.
 
-    Where neither is known (a copy without git): a digest of the sources, by which what was measured
-    of them is found again. `python -m benchmarks.timing` prints that of a checkout.
+    If neither is known (a copy without git), it is a digest of the sources, which identifies their
+    results. `python -m benchmarks.timing` prints that of a checkout.
     """
     if os.environ.get("DIVE_COMMIT"):
         return os.environ["DIVE_COMMIT"]
@@ -162,7 +162,7 @@ def commit() -> str:
 
 
 def sources() -> str:
-    """A digest of what is measured and measures."""
+    """Returns a digest of the sources that are measured and that measure."""
     root, digest = Path(__file__).parents[1], hashlib.sha256()
     kinds = {".py", ".cpp", ".h", ".cu", ".cuh"}
     for folder in ("benchmarks", "csrc", "dive", "kernels"):
@@ -173,7 +173,7 @@ def sources() -> str:
 
 
 def machine(device: torch.device = CPU) -> dict[str, Any]:
-    """Device, versions, commit and time, for a results file."""
+    """Returns device, versions, commit and time for a results file."""
     now = datetime.datetime.now(datetime.UTC)
     return {
         **facts(device),
@@ -185,7 +185,7 @@ def machine(device: torch.device = CPU) -> dict[str, Any]:
 
 @cache
 def folder() -> Path:
-    """$OUT, else benchmarks/results; a toy run's results go anywhere but there."""
+    """Returns $OUT, else benchmarks/results, but never that for a toy run."""
     given = os.environ.get("OUT")
     if not given and TOY:
         given = tempfile.mkdtemp(prefix="dive-bench-toy-")
@@ -197,7 +197,7 @@ def folder() -> Path:
 
 
 def write(name: str, result: dict[str, Any], device: torch.device = CPU) -> Path:
-    """<name>.json in the results folder, with the machine; whole, or as it was before."""
+    """Writes <name>.json with the machine to the results folder, atomically."""
     path = folder() / f"{name}.json"
     part = path.with_name(f".{path.name}.part")
     part.write_text(json.dumps({**machine(device), **result}, indent=1) + "\n", encoding="utf-8")
@@ -206,7 +206,7 @@ def write(name: str, result: dict[str, Any], device: torch.device = CPU) -> Path
 
 
 def earlier(name: str, device: torch.device) -> dict[str, Any] | None:
-    """What <name>.json holds of this commit and device, in $OUT or in benchmarks/results."""
+    """Returns <name>.json if it is of this commit and device, from $OUT or benchmarks/results."""
     if commit().endswith("-dirty"):
         return None
     for place in (folder(), *([] if TOY else [RESULTS])):
@@ -220,10 +220,10 @@ def earlier(name: str, device: torch.device) -> dict[str, Any] | None:
 
 
 class ResultsFile:
-    """A results file of many cases, written as they come; goes on where it stopped.
+    """A results file of many cases, written case by case; continues where it stopped.
 
-    head: what stands above the cases. minutes: after so many no new case is begun. cases: those
-    whose name holds one of these words, or all; the others are left for a later run.
+    head: the fields before the cases. minutes: no case is begun after that time. cases: words, of
+    which the name of a chosen case has one; without any all are chosen. Others are left.
     """
 
     def __init__(
@@ -244,7 +244,7 @@ class ResultsFile:
             self.result["cases"] = before.get("cases", [])
 
     def wanted(self, case: str) -> bool:
-        """Whether this case is still to be measured, and there is time for it."""
+        """Whether this case is chosen and not measured yet, and there is time for it."""
         if any(one["case"] == case for one in self.result["cases"]):
             return False
         chosen = not self.chosen or any(word in case for word in self.chosen)
@@ -261,14 +261,14 @@ class ResultsFile:
         write(self.name, self.result, self.device)
 
     def close(self) -> Path:
-        """Complete, unless a case was left out for want of time."""
+        """Marks the file complete unless a case was left out, and writes it."""
         self.result["complete"] = not self.result.get("left")
         return write(self.name, self.result, self.device)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What `options_of` reads: how a file of cases is filled."""
-    parser.add_argument("--minutes", type=float, help="begin no case after so many")
+    """Adds the options that `options_of` reads."""
+    parser.add_argument("--minutes", type=float, help="begin no case after that many")
     parser.add_argument("--again", action="store_true", help="measure what is there already")
     parser.add_argument(
         "--cases", nargs="+", default=[], metavar="WORD", help="those whose name holds one of these"
@@ -276,12 +276,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def options_of(options: argparse.Namespace) -> dict[str, Any]:
-    """For `ResultsFile`."""
+    """Returns the options for `ResultsFile`."""
     return {name: getattr(options, name) for name in ("minutes", "again", "cases")}
 
 
 def json_like(value: Any) -> Any:
-    """As it comes back from a file."""
+    """Returns a value as JSON restores it."""
     return json.loads(json.dumps(value))
 
 

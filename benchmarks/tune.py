@@ -4,10 +4,10 @@
     python -m benchmarks.tune --dtype bfloat16 --width 4096 --rank 16       what gpu.sh tune does
 
 Candidates of a kernel run in whole calls of its operator: each once, for half of the key's time,
-and the fastest ones then in turns, where the median decides; another kernel's rows stay as they
-are. <device>-tune.json among the results keeps every time, and tuned.py beside it is the table to
-copy to kernels/, for a machine that nothing else comes back from. Without a GPU, DIVE_BENCH_TOY=1
-walks through the same code at toy size under Triton's interpreter and leaves kernels/ alone.
+and the fastest ones then in turns, where the median decides; configurations of other kernels stay
+as they are. <device>-tune.json among the results has every time, and tuned.py next to it is the
+table to copy to kernels/ from a machine that only returns results. Without a GPU, DIVE_BENCH_TOY=1
+runs the same code at toy size under Triton's interpreter and does not change kernels/.
 """
 
 import argparse
@@ -42,7 +42,7 @@ FINALISTS = 8
 
 
 def candidates(kernel: str) -> Iterator[dict[str, int]]:
-    """Block sizes and launch options worth a try."""
+    """Yields block sizes and launch options to try."""
     if kernel == "cross_entropy_rows":
         for block, warps in itertools.product((2048, 4096, 8192), (8, 16, 32)):
             yield {"BLOCK": block, "num_warps": warps}
@@ -54,7 +54,7 @@ def candidates(kernel: str) -> Iterator[dict[str, int]]:
             yield {"BLOCK_D": block, "BLOCK_P": 16, "num_warps": warps}
     else:
         sizes = itertools.product((16, 32, 64), (32, 64, 128, 256), (4, 8), (2, 3))
-        # what another count of programs would change, the second kernel of the backward has not
+        # the second kernel of the backward pass does not depend on the number of programs
         counts = (None,) if kernel == "steer_parameters" else (1, 2, 4)
         for (tokens, columns, warps, stages), residents in itertools.product(sizes, counts):
             more = {} if residents is None else {"residents": residents}
@@ -92,12 +92,12 @@ def loss_call(kernel: str, dtype: torch.dtype, width: int) -> Callable[[], objec
     flags = vector(torch.bool)
     results = (vector(), vector(), vector(torch.int64), vector())
     given = (vector(torch.int64), flags, vector(), vector(), flags, results, vocab, None, 1.0)
-    # what the last call left in the buffer is as good a set of logits as any
+    # the output of the last call serves as logits of the next
     return lambda: cross_entropy_rows.turn_into_gradient(logits, None, None, gradient, *given)
 
 
 def keys(arguments: argparse.Namespace) -> Iterator[tuple[str, torch.dtype, int, int]]:
-    """kernel, dtype, rank, width, as asked for."""
+    """Yields kernel, dtype, rank and width of the requested keys."""
     for dtype in DTYPES:
         if arguments.dtype and arguments.dtype != str(dtype).removeprefix("torch."):
             continue
@@ -116,7 +116,7 @@ def keys(arguments: argparse.Namespace) -> Iterator[tuple[str, torch.dtype, int,
 
 
 def key_of(kernel: str, dtype: torch.dtype, rank: int, width: int) -> tuple[Any, ...]:
-    """In the table."""
+    """Returns the key in the table."""
     capability = launch_table._capability(DEVICE.index) if DEVICE.type == "cuda" else 0
     name = str(dtype).removeprefix("torch.")
     return kernel, capability, name, launch_table.padded_rank(rank), launch_table.bucket(width)
@@ -132,7 +132,7 @@ def set_options(key: tuple[Any, ...], row: dict[str, int] | None) -> None:
 def tune(
     kernel: str, dtype: torch.dtype, rank: int, width: int, rounds: int, seconds: float
 ) -> dict[str, Any]:
-    """Leaves the fastest row in the table; the medians of all that came to the second round."""
+    """Sets the fastest configuration in the table; returns the medians of the second round."""
     key = key_of(kernel, dtype, rank, width)
     if kernel.startswith("steer"):
         call = steer_call(kernel, dtype, rank, width)
@@ -152,7 +152,7 @@ def tune(
 
     rows: dict[str, dict[str, int] | None] = {"default": None}
     first, refused = {}, {}
-    # in no order, so that what there is no time for is nothing in particular
+    # in random order, so that what there is no time for is a random part
     drawn = list(candidates(kernel))
     random.Random(0).shuffle(drawn)
     end, left = time.monotonic() + seconds / 2, 0
@@ -161,7 +161,7 @@ def tune(
             left += 1
             continue
         label = " ".join(f"{k}={v}" for k, v in row.items())
-        try:  # compiles; some want more registers or shared memory than there are
+        try:  # compiles; some need more registers or shared memory than there are
             first |= median({label: taking(row)}, 1)
             rows[label] = row
         except Exception as error:
@@ -169,7 +169,7 @@ def tune(
     best_first = sorted(first, key=lambda label: first[label])[:FINALISTS]
     times = median({label: taking(rows[label]) for label in ("default", *best_first)}, rounds)
     best = min(times, key=lambda label: times[label])
-    # a default that is within the noise of the best stands
+    # a default that is within the noise of the best is kept
     if times["default"] <= 1.02 * times[best]:
         best = "default"
     set_options(key, rows[best])
@@ -180,7 +180,7 @@ def tune(
 
 
 def write() -> None:
-    """The table among the results, and on a GPU in its place."""
+    """Writes the table to the results, and on a GPU to kernels/, too."""
     path = Path(launch_table.__file__).with_name("tuned.py")
     head = path.read_text().split("TUNED:", 1)[0]
     body = pprint.pformat(tuned.TUNED, width=96, sort_dicts=True)
@@ -196,20 +196,22 @@ def main() -> int:
     parser.add_argument("--rank", type=int)
     parser.add_argument("--width", type=int)
     parser.add_argument("--rounds", type=int, default=1 if TOY else 15)
-    parser.add_argument("--seconds", type=float, default=200, help="a key, half of them to compile")
+    parser.add_argument(
+        "--seconds", type=float, default=200, help="per key, half of them to compile"
+    )
     timing.add_options(parser)
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="as the stages say it")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="as the stages pass it")
     arguments = parser.parse_args()
     if DEVICE.type == "cuda" and not torch.cuda.is_available():
-        print("needs a CUDA device; DIVE_BENCH_TOY=1 walks through it without one")
+        print("needs a CUDA device; DIVE_BENCH_TOY=1 runs it without one")
         return 1
     results = timing.ResultsFile(
         f"{timing.short_name(DEVICE)}-tune",
-        {"what": "rows of kernels/launch_table.py", "rounds": arguments.rounds},
+        {"what": "configurations of kernels/launch_table.py", "rounds": arguments.rounds},
         DEVICE,
         **timing.options_of(arguments),
     )
-    for case in results.result["cases"]:  # of a run that this one goes on with
+    for case in results.result["cases"]:  # of the run that this one continues
         set_options(tuple(case["key"]), case["row"])
     wanted = list(keys(arguments))
     for kernel, dtype, rank, width in wanted:
@@ -217,7 +219,7 @@ def main() -> int:
         if results.wanted(case):
             found = tune(kernel, dtype, rank, width, arguments.rounds, arguments.seconds)
             results.add({"case": case, **found})
-            write()  # as it goes
+            write()  # after every key
             print(f"{case}: {found['best']}", flush=True)
     print(results.close())
     return 0 if wanted else 1

@@ -1,7 +1,7 @@
-"""What is printed for people, through one kind of console: users' text is text, and no more.
+"""The console that everything for people is printed through, without markup in users' text.
 
-Brackets are brackets and no markup, `:smile:` is no picture, and what a terminal would obey is
-shown (`dive.errors.visible`). Colours are asked for with `style=` or `rich.text.Text`.
+Brackets and `:smile:` are printed as they are, and control characters are escaped
+(`dive.errors.visible`). Colours come from `style=` or `rich.text.Text`.
 """
 
 from collections.abc import Iterable
@@ -16,13 +16,13 @@ from dive.errors.visible import visible
 
 
 class PlainConsole(Console):
-    """A `rich.console.Console` that takes every text as it is."""
+    """A `rich.console.Console` that interprets no text."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"highlight": False, "markup": False, "emoji": False} | settings)
 
     def render_str(self, text: str, **settings: Any) -> Text:  # type: ignore[override]
-        # before rich drops some of it in silence (bells, backspaces, returns)
+        # before rich drops bells, backspaces and returns
         return super().render_str(visible(text), **settings)
 
     def render(
@@ -33,12 +33,12 @@ class PlainConsole(Console):
 
 
 def to_stderr(**settings: Any) -> PlainConsole:
-    """Messages for people; a line is as long as it is."""
+    """The console for messages, which does not wrap lines."""
     return PlainConsole(stderr=True, **{"soft_wrap": True} | settings)
 
 
 def styled(text: object, style: str = "") -> Text:
-    """A text with a style, without markup, as a cell or a line."""
+    """A text with a style and without markup, for a cell or a line."""
     return Text(visible(text), style)
 
 
@@ -48,5 +48,5 @@ class _Words(TextColumn):
 
 
 def column(text: str) -> TextColumn:
-    """Words beside a progress bar; `text` is a format of its `task`."""
+    """A text column of a progress bar; `text` is a format string of its `task`."""
     return _Words(text, markup=False)

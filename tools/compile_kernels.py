@@ -1,8 +1,8 @@
-"""Ahead-of-time compilation of the kernels, without a GPU, and what ptxas says of the result.
+"""Ahead-of-time compilation of the kernels without a GPU, and their resources by ptxas.
 
-`make aot`, or `python tools/compile_kernels.py`, builds every row of the table for every
-architecture. It exits with 1 if one spills more than is TOLERATED, or wants more shared memory than
-the part has.
+`make aot`, or `python tools/compile_kernels.py`, builds every configuration of the table for every
+architecture. It exits with 1 if one spills more than is TOLERATED, or needs more shared memory than
+the GPU has.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ from dive.kernels import cross_entropy_entries, cross_entropy_rows, steer, steer
 from dive.kernels.launch_table import BUCKETS, DTYPES, RANKS, configuration, with_fewest_tokens
 
 ARCHITECTURES = (80, 90, 100)
-SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # that one program may have
-# Triton, kernel, architecture, dtype, padded rank -> bytes that a variant spills at most, where the
-# table has no row that does not. None of them is of sm_90
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # at most per program
+# Triton, kernel, architecture, dtype, padded rank -> bytes that a variant spills at most, where no
+# configuration avoids it. None of them is of sm_90
 TOLERATED = {
     ("3.6", "steer_backward", 100, "fp32", 64): 8,
     ("3.6", "steer_backward", 100, "fp32", 128): 40,
@@ -45,8 +45,8 @@ TOLERATED = {
 }
 _TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 _LAUNCH = ("num_warps", "num_stages", "enable_fp_fusion")
-# integers of a launch, which is compiled for multiples of 16 where they are; the others are not
-# looked at (do_not_specialize). A stride of 0 is a multiple, too
+# integers whose divisibility by 16 a launch is compiled for; the others are not specialised
+# (do_not_specialize). A stride of 0 is a multiple, too
 _SPECIALISED = ("width", "rank", "stride", "grad_stride", "gradient_stride", "vocab")
 _INTEGERS = {*_SPECIALISED, "tokens", "first_token", "end", "span", "count", "total", "capacity"}
 _INTEGERS.add("blocks")
@@ -54,18 +54,18 @@ _INTEGERS.add("blocks")
 
 @dataclass(frozen=True)
 class Variant:
-    """A kernel with everything that its machine code depends on."""
+    """A kernel and everything that its machine code depends on."""
 
     kernel: str  # as the table names it
     architecture: int
     dtype: torch.dtype
     padded: int
     width: int
-    flags: tuple[tuple[str, Any], ...]  # of the operator, in the kernel's own words
+    flags: tuple[tuple[str, Any], ...]  # of the operator, by the kernel's names
     even: bool = (
         True  # rank and vocabulary are multiples of 16, as width and strides always are here
     )
-    few_tokens: bool = False  # smaller blocks, and parameters of float32 as they are
+    few_tokens: bool = False  # smaller blocks, and float32 parameters without a cast
 
     def __str__(self) -> str:
         flags = ",".join(f"{name}={value}" for name, value in self.flags)
@@ -77,7 +77,7 @@ class Variant:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Block sizes and launch options."""
+        """The block sizes and launch options."""
         found = configuration(self.kernel, self.architecture, self.dtype, self.padded, self.width)
         narrow = self.few_tokens and self.kernel in ("steer_forward", "steer_backward")
         return with_fewest_tokens(found) if narrow else found
@@ -85,7 +85,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class KernelResources:
-    """What one compiled kernel needs of a GPU."""
+    """The resources of a GPU that one compiled kernel needs."""
 
     registers: int
     spills: int  # bytes stored and loaded
@@ -103,7 +103,7 @@ _KERNELS = {
     "cross_entropy_finish": cross_entropy_entries.finish_kernel,
     "cross_entropy_scale": cross_entropy_rows.scale_kernel,
 }
-# pointers of the dtype of the stream; what stands nowhere here is float32
+# pointers with the dtype of the stream; all others are float32
 _STREAMS: dict[str, tuple[str, ...]] = {
     "steer_forward": ("h", "down", "up", "out"),
     "steer_backward": ("grad", "h", "down", "up", "grad_h", "mix_out"),
@@ -112,7 +112,7 @@ _STREAMS: dict[str, tuple[str, ...]] = {
     "cross_entropy_rows": ("bias", "gradient"),
     "cross_entropy_scale": ("stored", "grad_hidden"),
 }
-_PARAMETERS = ("down", "up")  # float32 where tokens are few
+_PARAMETERS = ("down", "up")  # float32 for few tokens
 _SCALED = ("scaled_out", "scaled_in")  # bfloat16, or else float32
 _BYTES = ("mask", "labelled", "distilled", "live", "keep")
 _BYTES += ("live_out", "labelled_out", "distilled_out")
@@ -137,8 +137,11 @@ def steer_variants(
     even: bool = True,
     few_tokens: bool = False,
 ) -> Iterator[Variant]:
-    """Forward, both backward kernels and their reduction. more: with mask, gradients and a second
-    round of tokens, or without: neither is always the one that wants more registers."""
+    """Yields forward, both backward kernels and their reduction.
+
+    more: with mask, gradients and a second round of tokens, or without: neither always needs more
+    registers.
+    """
     axes = (architectures, dtypes, ranks, widths, norms, activations, more)
     for architecture, dtype, rank, width, norm, activation, most in itertools.product(*axes):
         common = (("NORM", norm), ("MASKED", most))
@@ -161,8 +164,10 @@ def cross_entropy_variants(
     more: tuple[bool, ...] = (True,),
     even: bool = True,
 ) -> Iterator[Variant]:
-    """The row pass with a teacher or not, and the two that move rows. more: with bias, cap,
-    temperature and gradient, or without any."""
+    """Yields the row pass with and without a teacher, and the two kernels that move rows.
+
+    more: with bias, cap, temperature and gradient, or without any.
+    """
     for architecture, dtype, width in itertools.product(architectures, dtypes, widths):
         for teacher, most in itertools.product(teachers, more):
             flags = {name: most for name in ("BIAS", "CAP", "GRADIENT")}
@@ -179,8 +184,10 @@ def cross_entropy_variants(
 def entries_variants(
     architectures: tuple[int, ...], more: tuple[bool, ...] = (True, False), even: bool = True
 ) -> Iterator[Variant]:
-    """What is one program a call: the same code for every dtype and size. more: with a teacher and
-    everything that can be given, or without any."""
+    """Yields the kernels of one program per call, whose code is the same for every dtype and size.
+
+    more: with a teacher and every optional argument, or without any.
+    """
     for architecture, most in itertools.product(architectures, more):
         common = (("DISTILS", most), ("KD_GIVEN", most))
         for kernel, flags in (
@@ -192,7 +199,7 @@ def entries_variants(
 
 
 def whole_table() -> list[Variant]:
-    """Every row; rows that come to the same code are one."""
+    """Returns every configuration, without those that compile to the same code."""
     found = {}
     for variant in itertools.chain(
         steer_variants(ARCHITECTURES, DTYPES, RANKS, BUCKETS),
@@ -200,7 +207,7 @@ def whole_table() -> list[Variant]:
         entries_variants(ARCHITECTURES),
         # the other options of the code, once
         steer_variants(ARCHITECTURES, DTYPES, RANKS, BUCKETS[:1], more=(False,)),
-        # float32 has no other code for few tokens
+        # float32 has the same code for few tokens
         steer_variants(ARCHITECTURES, DTYPES[:2], RANKS, BUCKETS[:1], few_tokens=True),
         steer_variants(ARCHITECTURES, DTYPES, RANKS[1:], BUCKETS[:1], even=False),
         cross_entropy_variants(ARCHITECTURES, DTYPES, BUCKETS[-1:], even=False),
@@ -213,8 +220,8 @@ def whole_table() -> list[Variant]:
 
 
 def parameters(variant: Variant) -> dict[str, tuple[str, bool]]:
-    """Type of every argument of the kernel that is no constant, and whether its value (a pointer's
-    address) is known to be a multiple of 16: what Triton compiles for, as kernels are launched."""
+    """Returns the type of every argument of the kernel that is not constant, and whether its value
+    (a pointer's address) is known to be a multiple of 16, as Triton compiles launches."""
     constants = _constants(variant)
     found = {}
     for name in _KERNELS[variant.kernel].arg_names:
@@ -231,7 +238,7 @@ def parameters(variant: Variant) -> dict[str, tuple[str, bool]]:
 
 
 def _dtype(variant: Variant, name: str) -> torch.dtype:
-    """Of a tensor of floats."""
+    """Returns the dtype of a tensor of floats."""
     narrow = name in _STREAMS.get(variant.kernel, ())
     if name in _PARAMETERS:
         narrow = narrow and not variant.few_tokens
@@ -246,7 +253,7 @@ def _constants(variant: Variant) -> dict[str, Any]:
 
 
 def build(variant: Variant) -> Any:
-    """The compiled kernel of Triton, with its PTX in `asm`."""
+    """Returns the kernel compiled by Triton, with its PTX in `asm`."""
     kernel, typed = _KERNELS[variant.kernel], parameters(variant)
     # in the order of the arguments
     signature = {name: typed.get(name, ("constexpr", False))[0] for name in kernel.arg_names}
@@ -262,14 +269,14 @@ def build(variant: Variant) -> Any:
 
 
 def kernel_resources(variant: Variant) -> KernelResources:
-    """Compiles and reads what ptxas -v said while it assembled."""
+    """Compiles the kernel and reads the output of ptxas -v."""
     log = io.StringIO()
     with (
         knobs.compilation.scope(),
         knobs.nvidia.scope(),
         contextlib.redirect_stdout(log),
     ):
-        knobs.compilation.always_compile = True  # what comes from the cache says nothing
+        knobs.compilation.always_compile = True  # a cached kernel prints nothing
         knobs.nvidia.dump_ptxas_log = True
         shared = build(variant).metadata.shared
     registers = re.search(r"Used (\d+) registers", log.getvalue())
@@ -279,7 +286,7 @@ def kernel_resources(variant: Variant) -> KernelResources:
 
 
 def tolerated(variant: Variant) -> int:
-    """Bytes of spills that are known of this Triton and this row."""
+    """Returns the known spills of a configuration with this Triton, in bytes."""
     version = ".".join(triton.__version__.split(".")[:2])
     dtype = _TYPES[variant.dtype]
     key = (version, variant.kernel, variant.architecture, dtype, variant.padded)
@@ -291,7 +298,7 @@ def faults(variant: Variant, resources: KernelResources) -> list[str]:
     if resources.spills > tolerated(variant):
         found.append(f"spills {resources.spills} bytes")
     if resources.shared > SHARED_BYTES[variant.architecture]:
-        found.append(f"wants {resources.shared} bytes of shared memory")
+        found.append(f"needs {resources.shared} bytes of shared memory")
     return found
 
 

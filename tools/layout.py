@@ -4,6 +4,9 @@ Prints what is seen from the top of dive/, the layers that the imports make, cir
 that go up or sideways against the order of [tool.importlinter] in pyproject.toml. Imports inside
 functions count; those under TYPE_CHECKING do not. Names taken from `dive` itself count as imports
 of the package that has them.
+
+`python tools/layout.py --words`: the words of tools/words.py, and how often each is used in its one
+meaning and in another, before they were sorted out and now.
 """
 
 import ast
@@ -19,6 +22,9 @@ import grimp
 import networkx as nx
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))  # as a script
+
+from tools.words import print_words  # noqa: E402
 
 
 @dataclass
@@ -134,6 +140,8 @@ def _from_the_top(text: str) -> set[str]:
 
 
 def main() -> int:
+    if sys.argv[1:] == ["--words"]:
+        return print_words()
     layout, wanted = read(), order()
     layers, circles, against = layout.layers, layout.circles, layout.against(wanted)
     print(f"{len(layout.top)} modules and folders at the top of dive/, {layout.lines} lines")

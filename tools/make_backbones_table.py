@@ -1,9 +1,9 @@
-"""Writes the table of docs/backbones.md: which test ran for which family, and what came of it.
+"""Writes the table of docs/backbones.md: the outcome of each test for each family.
 
     python tools/make_backbones_table.py
 
-runs test_more_backbones.py and reads its outcomes, so a line says what passed here, with
-which versions. The text around the table stays as it is.
+runs test_more_backbones.py and reads its outcomes, so that a line has what passed here, with the
+versions. The text around the table stays as it is.
 """
 
 import os
@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "backbones.md"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
-# column -> the tests that it stands for
+# column -> its tests
 COLUMNS = {
     "attach": ("test_a_fresh_adapter", "test_the_head", "test_calibration"),
     "teacher lengths": ("test_teacher_lengths",),
@@ -32,7 +32,7 @@ COLUMNS = {
 
 
 def outcomes() -> dict[str, dict[str, list[str]]]:
-    """family -> test -> "passed", "failed" or "skipped", one a parameter."""
+    """Returns family -> test -> "passed", "failed" or "skipped", one per parameter."""
     with tempfile.TemporaryDirectory() as folder:
         junit = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", f"--junit-xml={junit}"]

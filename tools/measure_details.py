@@ -1,10 +1,9 @@
-"""How sides and severities are read in Open-i's reports: `python tools/measure_details.py [side]`.
+"""Accuracy of sides and severities on Open-i's reports: `python tools/measure_details.py [side]`.
 
 The reports are those of an installed torchxrayvision, as tools/measure_lexicon.py finds them; with
-"side" or "severity" each disagreement is printed. The reports carry headings that a human tagged
-with side and severity ("Pleural Effusion/left/small"). Compared are findings that the report's text
-states and that are tagged; taggers left many details out, so the share of what is read that is
-tagged (precision) is a lower bound.
+"side" or "severity" each disagreement is printed. The reports have headings that a human tagged
+with side and severity ("Pleural Effusion/left/small"). Findings that are both stated in the text
+and tagged are compared; taggers left out many details, so precision is a lower bound.
 """
 
 import sys
@@ -48,7 +47,7 @@ def main(show: str = "") -> None:
         found = sides_and_severities(text)
         for name in tagged.keys() & found.keys():
             sides = {side for side, _ in found[name]} - {None}
-            # the tags know no trace: minimal is tagged as mild
+            # there is no tag for a trace: minimal is tagged as mild
             steps = {"small" if step == "trace" else step for _, step in found[name]} - {None}
             for kind, read, true in zip(
                 ("side", "severity"), (sides, steps), tagged[name], strict=True

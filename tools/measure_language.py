@@ -1,4 +1,4 @@
-"""How many reports of Open-i `dive.data.language` takes for another language than English: none is.
+"""The share of Open-i's reports, all English, that `dive.data.language` recognises as English.
 
 The reports are those of an installed torchxrayvision, as tools/measure_lexicon.py finds them
 (`pip install --no-deps torchxrayvision==1.5.7`).
@@ -27,7 +27,7 @@ def main() -> None:
         other = sum(one.other for one in found)
         print(
             f"{name}: {len(reports):,} texts, English {sum(one.english for one in found):,}, "
-            f"other {other}, not told {sum(one.english + one.other == 0 for one in found)}"
+            f"other {other}, undecided {sum(one.english + one.other == 0 for one in found)}"
         )
 
 

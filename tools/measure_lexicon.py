@@ -1,15 +1,15 @@
-"""How well the lexicon reads: sentences written apart from its rules, and Open-i's reports.
+"""Accuracy of the lexicon on sentences written independently of its rules, and Open-i's reports.
 
     python tools/measure_lexicon.py [indiana_reports.csv | a folder of ecgen-radiology/*.xml]
 
-Without a path Open-i's reports are taken from an installed torchxrayvision, which ships the XML
+Without a path Open-i's reports are those of an installed torchxrayvision, which ships the XML
 files (`pip install --no-deps torchxrayvision==1.5.7`); none of them is in this project.
 
-Every Open-i report carries headings that a human tagged. A tag counts as found where the report's
-findings and impression hold a mention of an entry with that heading; whether the text says it at
-all is not known, so the share is a lower bound of recall. Of the 14 observations, precision is the
-share of reports read as having it that carry one of its tags, recall the share of tagged reports
-read so: tags name the main findings of a film and not all of them, so precision is a lower bound.
+Every Open-i report has headings that a human tagged. A tag counts as found if findings and
+impression of the report have a mention of an entry with that heading; whether the text states it is
+unknown, so the share is a lower bound of recall. For the 14 observations, precision is the share of
+reports read as having one that have one of its tags, recall the share of tagged reports read so:
+tags name the main findings of a film and not all of them, so precision is a lower bound.
 """
 
 import csv
@@ -31,13 +31,13 @@ from dive.lexicon import CHEXPERT_CLASSES, OTHER, Entry, Lexicon, default_lexico
 
 DATA = Path(__file__).parents[1] / "tests" / "lexicon" / "sentences"
 SETS = {
-    "hard_sentences": "hard sentences, which no rule was written on",
-    "dev_sentences": "sentences that the rules were repaired on",
-    "second_reader": "reports that they were repaired on",
+    "hard_sentences": "hard sentences, which no rule was written for",
+    "dev_sentences": "sentences that rules were corrected on",
+    "second_reader": "reports that rules were corrected on",
 }
 ARCHIVE = "torchxrayvision/data/NLMCXR_reports.tgz"
 _NO_FINDING = {"normal", "no indexing", "technical quality of image unsatisfactory"}
-# the tags that say no more and no less than the observation
+# the tags that have the same meaning as the observation
 _TAGS = {
     "Enlarged Cardiomediastinum": ["Mediastinum"],
     "Cardiomegaly": ["Cardiomegaly"],
@@ -59,7 +59,7 @@ _TAGS = {
 
 
 class Expected(NamedTuple):
-    """A mention that has to be found: characters [start, end) of the report."""
+    """A mention that must be found: characters [start, end) of the report."""
 
     words: str
     start: int
@@ -69,7 +69,7 @@ class Expected(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """How a marked set was read. `wrong` has a line for each mention that was not read right."""
+    """The accuracy on a marked set; `wrong` has one line per mention that was read wrongly."""
 
     marked: int
     found: int
@@ -88,19 +88,19 @@ class Reading(NamedTuple):
 
 
 def marked_set(path: Path) -> list[dict[str, Any]]:
-    """The entries of a marked set: `text`, and `mentions` as [words, class, polarity(, which)]."""
+    """Returns a marked set: `text`, and `mentions` as [words, class, polarity(, which)]."""
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def spans_of(words: str, text: str) -> list[tuple[int, int]]:
-    """Where the words stand in the text, as whole words; a written-out "\\n" is no letter."""
+    """Returns the spans of the words in the text, as whole words; a literal "\\n" is no letter."""
     return [
         m.span() for m in re.finditer(rf"(?:(?<!\w)|(?<=\\[nrt])){re.escape(words)}(?!\w)", text)
     ]
 
 
 def expected(entry: dict[str, Any]) -> list[Expected]:
-    """The entry's marked mentions with their places."""
+    """Returns the entry's marked mentions with their spans."""
     marked = []
     for words, cls, polarity, *which in entry.get("mentions") or ():
         start, end = spans_of(words, entry["text"])[which[0] - 1 if which else 0]
@@ -109,7 +109,7 @@ def expected(entry: dict[str, Any]) -> list[Expected]:
 
 
 def hits(wanted: Expected, mentions: list[Mention]) -> list[Mention]:
-    """Mentions of the wanted class that share a character with the wanted words."""
+    """Returns the mentions of the wanted class that overlap the wanted words."""
     return [
         m
         for m in mentions
@@ -119,10 +119,10 @@ def hits(wanted: Expected, mentions: list[Mention]) -> list[Mention]:
 
 
 def read_marked_set(entries: Iterable[dict[str, Any]]) -> Reading:
-    """Read a marked set.
+    """Reads a marked set.
 
-    A mention is right where all mentions of its class on its words have its polarity: "edema" right
-    and "pulmonary" beside it wrong is no pass. Words under `whole` must lie in one mention each,
+    A mention is right if all mentions of its class on its words have its polarity: "edema" right
+    and "pulmonary" before it wrong does not pass. Words under `whole` must lie in one mention each,
     words under `none` in no mention that is decisive.
     """
     marked = found = right = count = without_fault = 0
@@ -161,7 +161,7 @@ def read_marked_set(entries: Iterable[dict[str, Any]]) -> Reading:
 
 
 def open_i(path: Path | None) -> Iterator[tuple[str, list[str]]]:
-    """(findings and impression, human tags) of every Open-i report that has text."""
+    """Yields (findings and impression, human tags) of every Open-i report that has text."""
     if path is not None and path.suffix == ".csv":
         with open(path, encoding="utf-8", newline="") as file:
             for record in csv.DictReader(file):
@@ -184,7 +184,7 @@ def _text_and_tags(
 
 
 def xml_files(path: Path | None) -> Iterator[bytes]:
-    """Open-i's files, of a folder or (None) of what torchxrayvision ships."""
+    """Yields Open-i's files, from a folder or (None) from torchxrayvision."""
     if path is not None:
         for file in sorted(path.rglob("*.xml")):
             yield file.read_bytes()
@@ -198,7 +198,7 @@ def xml_files(path: Path | None) -> Iterator[bytes]:
 
 
 def shipped() -> Path | None:
-    """The archive of an installed torchxrayvision, which is not imported."""
+    """Returns the archive of an installed torchxrayvision, which is not imported."""
     spec = importlib.util.find_spec("torchxrayvision")
     if spec is None or spec.origin is None:
         return None
@@ -207,7 +207,7 @@ def shipped() -> Path | None:
 
 
 def with_heading(lexicon: Lexicon, heading: str) -> list[Entry]:
-    """Entries that carry this MeSH heading, compared without case.
+    """Returns the entries that have this MeSH heading, compared without case.
 
     A heading with qualifiers, as the Open-i collection writes them, finds the entries whose own
     heading and qualifiers are all among its parts: `Lung/hypoinflation` is found by
@@ -230,7 +230,7 @@ def _parts(heading: str) -> list[str]:
 
 
 def measure(reports: Iterable[tuple[str, list[str]]]) -> None:
-    """Print how Open-i's reports are read."""
+    """Prints the accuracy on Open-i's reports."""
     lexicon, start = default_lexicon(), time.perf_counter()
     weighers = {name: DecisiveTokens(None, polarity=name) for name in ("all", "positive")}
     tags = found = words = count = 0

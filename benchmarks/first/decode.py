@@ -1,4 +1,4 @@
-"""Decoding at Llama-3-8B's shape: the session and the steered session, beside what must be read."""
+"""Decoding at Llama-3-8B's shape: the session and the steered session, against the bytes read."""
 
 from functools import cache, partial
 from typing import Any
@@ -22,7 +22,7 @@ def bench() -> Bench:
 
 
 def build() -> dict[str, Any]:
-    """The model, and how fast its bytes can be read."""
+    """Builds the model, and measures how fast its bytes can be read."""
     found = bench()
     by = max(found.rates, key=lambda name: found.rates[name])
     return {"summary": f"reads {found.rates[by]:.0f} GB/s by {by}", "read_GB_s": found.rates}
@@ -43,7 +43,7 @@ def step(batch: int) -> dict[str, Any]:
 
 
 def split(batch: int) -> dict[str, Any]:
-    """Kernels of one steered answer: its prompt, and NEW steps."""
+    """Profiles the kernels of one steered answer: its prefill, and NEW steps."""
     torch.manual_seed(0)
     way = bench().way("session, steered", batch, 33)
     return kernels(partial(way, 4 if TOY else 33), 1)

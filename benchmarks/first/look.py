@@ -1,4 +1,4 @@
-"""What the parts of the first contact share: the device, times, and where time goes."""
+"""Shared by the parts of the first contact: the device, times, and profiles."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ Calls = dict[str, Callable[[], object]]
 
 
 def gpu() -> torch.device:
-    """The GPU; at toy size the CPU. NotHere where there is none."""
+    """Returns the GPU, at toy size the CPU; raises NotHere if there is none."""
     if TOY:
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -22,7 +22,7 @@ def gpu() -> torch.device:
 
 
 def medians(calls: Calls, rounds: int) -> tuple[dict[str, float], dict[str, str]]:
-    """Milliseconds a call of those that run, in turns, and of the others why not."""
+    """Returns ms per call of the calls that run, in turns, and why others do not."""
     device = gpu()
     good, why = timing.working(calls)
     taken = timing.interleaved(good, 2 if TOY else rounds, device)
@@ -31,7 +31,7 @@ def medians(calls: Calls, rounds: int) -> tuple[dict[str, float], dict[str, str]
 
 
 def compared(calls: Calls, rounds: int, floor: str, share: float = 1.0) -> dict[str, Any]:
-    """Medians beside a floor, which is `share` times what the call of that name takes."""
+    """Returns medians and their floor, `share` times the time of the call of that name."""
     taken, why = medians(calls, rounds)
     least = share * taken.get(floor, float("nan"))
     shares = {name: round(least / one, 3) for name, one in taken.items() if name != floor}
@@ -47,7 +47,7 @@ def compared(calls: Calls, rounds: int, floor: str, share: float = 1.0) -> dict[
 
 
 def kernels(call: Callable[[], object], calls: int = 3) -> dict[str, Any]:
-    """Where the GPU's time of one call goes, kernel by kernel."""
+    """Profiles the GPU time of one call, kernel by kernel."""
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = gpu().type == "cuda"

@@ -1,4 +1,4 @@
-"""The loss at the size of its goal: how much of the products' floor, and where the rest goes."""
+"""The loss at the size of its goal: its share of the products' floor, and a profile."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +26,7 @@ def problem(tokens: int, live: int, distils: bool = False) -> Problem:
 
 
 def call(p: Problem, mib: int | None) -> Callable[[], object]:
-    """Forward and backward; mib: of the chunks, None for the default."""
+    """Returns a forward and backward; mib: of the chunks, None for the default."""
     given = (p.hidden, p.head, p.targets, p.weights)
     more: dict[str, Any] = {"rows": p.rows, **distilling(p)}
     if mib is not None:
@@ -40,7 +40,7 @@ def call(p: Problem, mib: int | None) -> Callable[[], object]:
 
 
 def chunks(tokens: int, live: int, distils: bool = False) -> dict[str, Any]:
-    """Every size of chunk beside the floor and the default."""
+    """Compares every chunk size with the floor and the default."""
     p = problem(tokens, live, distils)
     ways = {"floor": floors(p)[BOTH], "default": call(p, None)}
     ways |= {f"{mib} MiB": call(p, mib) for mib in CHUNKS}

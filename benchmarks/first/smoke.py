@@ -1,6 +1,6 @@
-"""Does it run, and is it right: every operator and decoding once, small, against the reference.
+"""Every operator and decoding once, at small size, against the reference.
 
-What does not pass here is not timed by the other parts.
+The other parts do not time what fails here.
 """
 
 import json
@@ -29,11 +29,11 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 class Wrong(Exception):
-    """What came out is not what the reference computes."""
+    """A result differs from the reference."""
 
 
 def machine() -> dict[str, Any]:
-    """Card, driver, clocks and versions."""
+    """Returns GPU, driver, clocks and versions."""
     device = gpu()
     found: dict[str, Any] = {**timing.machine(device), "kernel": platform.release()}
     found["nvidia-smi"] = smi()
@@ -53,7 +53,7 @@ def machine() -> dict[str, Any]:
 
 
 def smi() -> dict[str, str] | str:
-    """What nvidia-smi says of the first GPU, or why it says nothing."""
+    """Returns the output of nvidia-smi for the first GPU, or its error."""
     try:
         done = subprocess.run(
             ["nvidia-smi", f"--query-gpu={SMI}", "--format=csv,noheader"],
@@ -68,7 +68,7 @@ def smi() -> dict[str, str] | str:
 
 
 def compiled_module() -> dict[str, Any]:
-    """`dive._C`, with its CUDA kernels."""
+    """Checks `dive._C` with its CUDA kernels."""
     gpu()
     found = extension.find()
     if found.module is None:
@@ -86,10 +86,10 @@ def compare(
     plain: Any,
     dtype: torch.dtype,
 ) -> dict[str, float]:
-    """How far each result and gradient is off, as a share of its norm. Wrong where it is too far.
+    """Returns how far each result and gradient is off, as a share of its norm; raises Wrong.
 
     Small sums that cancel (a scalar's gradient) may be off by a rounding of their terms, which the
-    tests know; here ten times the tolerance is enough to tell a fault.
+    tests account for; here ten times the tolerance suffices to detect an error.
     """
     want, wanted = call(plain)
     on_triton = gpu().type == "cuda"
@@ -110,7 +110,7 @@ def compare(
 
 
 def steer(norm_preserving: bool) -> dict[str, Any]:
-    """`ops.steer`, masked, in every dtype."""
+    """Checks `ops.steer`, masked, in every dtype."""
     device, found = gpu(), {}
     for dtype in DTYPES:
         reseed(0, device)
@@ -121,7 +121,7 @@ def steer(norm_preserving: bool) -> dict[str, Any]:
         given = dict(zip(names, (x.requires_grad_() for x in (h, *parameters)), strict=True))
         options: dict[str, Any] = {"mask": torch.arange(TOKENS, device=device) % 5 != 2}
         options["norm_preserving"] = norm_preserving
-        # the edit itself, as sums over tokens of random signs would say little; but where none is
+        # the edit itself, as sums over tokens with random signs would show little; h where masked
         with torch.no_grad():
             edit = reference.steer(*given.values(), **options) - h
             upstream = torch.where(options["mask"][:, None], edit, h)
@@ -141,7 +141,7 @@ def steer(norm_preserving: bool) -> dict[str, Any]:
 
 
 def cross_entropy(distils: bool) -> dict[str, Any]:
-    """`ops.decisive_cross_entropy` with dead rows, in every dtype; or all that it can at once."""
+    """Checks `ops.decisive_cross_entropy` with dead rows, in every dtype, or all its options."""
     device, found = gpu(), {}
     for dtype in DTYPES:
         reseed(0, device)
@@ -184,7 +184,7 @@ def worst(found: dict[str, dict[str, float]]) -> str:
 
 
 def decode(batch: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Tokens and logits of the engine, steered and not, against the model's own forward."""
+    """Compares tokens and logits of the engine, steered and not, with the model's forward."""
     from dive.bench.decode import WAYS, Bench, Decode
 
     device = gpu()
@@ -203,7 +203,7 @@ def decode(batch: int, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def ceilings() -> dict[str, Any]:
-    """Products, copies and reads: what the floors are made of."""
+    """Measures products, copies and reads, from which the floors are computed."""
     found = rates.measure(gpu(), torch.bfloat16, TOY)
     said = f"products {found.products / 1e12:.0f} TFLOP/s, copies {found.copies / 1e9:.0f} GB/s, "
     said += f"reads {found.reads / 1e9:.0f} GB/s by {found.read_by}; now {smi()}"
@@ -221,7 +221,7 @@ STEPS = {
     KEEPING: Step(partial(steer, True)),
     LOSS: Step(partial(cross_entropy, False)),
     DISTILLING: Step(partial(cross_entropy, True)),
-    ALONE: Step(partial(decode, 1, torch.bfloat16), 45),  # transformers' first call is in it
+    ALONE: Step(partial(decode, 1, torch.bfloat16), 45),  # includes transformers' first call
     BATCH: Step(partial(decode, 8, torch.bfloat16)),  # tensor cores
     "ceilings": Step(ceilings),
 }

@@ -1,7 +1,7 @@
-"""Steering at the size of its goal, by calls of the host and by replays of a graph.
+"""Steering at the size of its goal, by calls from the host and by replays of a graph.
 
-A call takes the host some 60 us, which is no part of a replay. `narrow` parameters are in the
-stream's dtype beforehand, so that no cast is in the call.
+A call takes some 60 us on the host, which a replay does not. `narrow` parameters are in the
+stream's dtype beforehand, so that the call has no cast.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def both(narrow: bool = False) -> Callable[[], object]:
 
 
 def beside_a_copy(make: Callable[[bool], Callable[[], object]], mode: str) -> dict[str, Any]:
-    """Called and replayed, with parameters in float32 and narrow ones."""
+    """Times calls and replays, with float32 and with narrow parameters."""
     h = given(False, False)[0]
     target = torch.empty_like(h)
     ways: Calls = {"copy": lambda: target.copy_(h)}
@@ -55,10 +55,10 @@ def beside_a_copy(make: Callable[[bool], Callable[[], object]], mode: str) -> di
 
 
 def tuning() -> dict[str, Any]:
-    """Rows of kernels/launch_table.py for the forward, a few of them, in turns."""
+    """Tunes the forward for a short time."""
     from benchmarks import tune
 
-    # reading a number off the arrays of its interpreter is an error from NumPy 2.5 on
+    # its interpreter reads scalars from arrays in a way that is an error from NumPy 2.5 on
     if TOY and (version("triton") or "") < "3.7" and (version("numpy") or "") >= "2.5":
         raise NotHere("Triton's interpreter does not run with this NumPy")
     size = (3, 64) if TOY else (RANK, WIDTH)

@@ -1,10 +1,10 @@
-"""Runs the steps of one part of benchmarks/first_contact.py, and writes each result as it comes.
+"""Runs the steps of one part of benchmarks/first_contact.py, and writes each result at once.
 
     python -m benchmarks.first.steps MODULE RESULTS.jsonl [--done STEP ...] [--passed STEP ...]
 
-MODULE holds STEPS. A step that raises is a failed step. One that takes too long ends the process,
-with the stack in the log, and so does one that leaves the GPU unusable; whoever started it starts
-it again, with what was done behind it.
+MODULE has STEPS. A step that raises has failed. One that takes too long ends the process, with the
+stack in the log, and so does one that leaves the GPU unusable; the caller starts another process
+for the remaining steps.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-LOST = 75  # exit status: the GPU takes no more work from this process
+LOST = 75  # exit status: the GPU is unusable in this process
 
 
 class Step(NamedTuple):
-    """run: returns what it found; `summary` of it is the line of the table.
+    """One step. run: returns its results, of which `summary` is the line in the table.
 
-    seconds: of its time. needs: steps of the smoke part without which it says nothing.
+    seconds: its time limit. needs: steps of the smoke part that must have passed.
     """
 
     run: Callable[[], dict[str, Any]]
@@ -33,7 +33,7 @@ class Step(NamedTuple):
 
 
 class NotHere(Exception):
-    """Why a step cannot be run on this machine."""
+    """A step cannot run on this machine, for the reason stated."""
 
 
 def one_line(error: BaseException) -> str:
@@ -42,7 +42,7 @@ def one_line(error: BaseException) -> str:
 
 
 def outcome(step: Step, passed: list[str] | None) -> dict[str, Any]:
-    """state and summary of one step, and all that it found."""
+    """Runs one step; returns state, summary and its results."""
     missing = [] if passed is None else [name for name in step.needs if name not in passed]
     if missing:
         return {"state": "not run", "summary": f"did not pass: {', '.join(missing)}"}
@@ -57,7 +57,7 @@ def outcome(step: Step, passed: list[str] | None) -> dict[str, Any]:
 
 
 def gpu_is_lost() -> bool:
-    """Whether an error sticks: after an illegal access every later call of the process fails."""
+    """Whether the GPU is unusable: after an illegal access every later call fails."""
     torch: Any = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return False
@@ -101,5 +101,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # as the modules of steps import it: what they raise is known by its class
+    # imported as the modules of steps import it, so that exception classes are the same
     sys.exit(importlib.import_module("benchmarks.first.steps").main())

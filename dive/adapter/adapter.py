@@ -272,7 +272,7 @@ def _find(source: str | PathLike[str], name: str, revision: str | None, token: A
         return folder / name
     is_path = checks.is_path(source) or str(source).startswith(("~", ".", "/"))
     if folder.exists() or is_path or str(source).count("/") != 1:
-        raise DiveError(f"{source}: no such folder, want the folder of an adapter")
+        raise DiveError(f"{source}: is no folder, want that of an adapter")
     from huggingface_hub import hf_hub_download
 
     try:

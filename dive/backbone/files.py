@@ -54,8 +54,7 @@ def backbone_file_digests(backbone: str, verify: bool = False) -> dict[str, Any]
 
 
 def dtype_in_use(backbone: str, dtype: str) -> str:
-    """The name of the dtype that `load_backbone` will load in; "auto" where only
-    the weights have it.
+    """The name of the dtype that `load_backbone` will load in; "auto" where the weights decide.
 
     dtype: as `load_backbone` takes it, "auto" or the name of a torch dtype.
     """

@@ -43,8 +43,7 @@ def check_image_special_tokens(processor: Any) -> None:
 
 
 def image_special_token_ids(processor: Any, image_token_id: int | None) -> dict[str, int]:
-    """Settings for ids of special tokens (image_token_id, ...) that have another value, with the
-    right one.
+    """Wrong settings for ids of special tokens (image_token_id, ...), with the right value.
 
     A processor finds image tokens by them (mm_token_type_ids).
 

@@ -283,8 +283,7 @@ def _attention(auto: Any, config: Any, cuda: bool) -> str | None:
 
 
 def _both_ways(model_class: Any, config: Any) -> bool:
-    """Return whether some tokens attend to later ones: masks made from token types, or a config
-    flag."""
+    """Return whether some tokens attend to later ones, by token types or a flag of the config."""
     text = config.get_text_config(decoder=True)
     inputs = inspect.signature(model_class.forward).parameters
     rope = getattr(text, "rope_parameters", None) or {}
@@ -297,9 +296,9 @@ def _both_ways(model_class: Any, config: Any) -> bool:
 
 
 def _check_loaded(source: str, model: PreTrainedModel, info: dict[str, Any]) -> None:
-    """Raise DiveError where the decoder, the head or all of another part lacks weights.
+    """Raise DiveError for missing weights of the decoder or the head, or of a whole other part.
 
-    Some elsewhere are a warning: checkpoints may leave out layers that a model never runs.
+    Single ones elsewhere are a warning: checkpoints may lack layers that a model never runs.
     """
     for name, *shapes in info.get("mismatched_keys") or ():
         stored, wanted = (list(shape) for shape in shapes)

@@ -183,9 +183,8 @@ def check_features(
         refusal = " ".join(str(error).split())
     if features != tokens or not own:
         try:
-            last_hidden_state(
-                model, batch
-            )  # a model may insert another number of features than its tower makes
+            # a model may insert another number of features than its tower makes
+            last_hidden_state(model, batch)
         except torch.OutOfMemoryError:
             raise
         except _REFUSALS as error:

@@ -122,9 +122,7 @@ def computes_on(module: nn.Module) -> torch.device:
     """
     for part in module.modules():
         hook = getattr(part, "_hf_hook", None)
-        for one in getattr(
-            hook, "hooks", (hook,)
-        ):  # accelerate wraps several hooks of a module in one
+        for one in getattr(hook, "hooks", (hook,)):  # one hook may wrap several
             device = getattr(one, "execution_device", None)
             if device is not None:
                 return torch.device(device)

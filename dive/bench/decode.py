@@ -246,7 +246,7 @@ class Bench:
 
 
 def _keep(seen: list[Tensor], _ids: Tensor, scores: Tensor) -> Tensor:
-    """Returns a logits processor that records the logits."""
+    """Records the logits; a logits processor."""
     seen.append(scores.float().clone())
     return scores
 

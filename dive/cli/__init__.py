@@ -137,9 +137,9 @@ def _warn(message: Warning | str, *_where: object, **_more: object) -> None:
     _say("warning:", "bold yellow", message)
 
 
-def _say(mark: str, style: str, message: object) -> None:
+def _say(label: str, style: str, message: object) -> None:
     to_stderr().print(
-        styled(mark, style).append(" ", "default").append(visible(message), "default")
+        styled(label, style).append(" ", "default").append(visible(message), "default")
     )
 
 

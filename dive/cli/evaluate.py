@@ -43,7 +43,9 @@ def evaluate(
     ] = "bleu,rougeL,findings",
     normalization: Annotated[
         str,
-        typer.Option(help="Of BLEU and ROUGE-L: raw, lower or r2gen. Never compare across them."),
+        typer.Option(
+            help="Words of BLEU and ROUGE-L: raw, lower or r2gen. Never compare across them."
+        ),
     ] = "lower",
     baseline: Annotated[
         Path | None,
@@ -57,23 +59,25 @@ def evaluate(
     bootstrap: Annotated[
         int | None, typer.Option("--bootstrap", help="Resamples, for confidence intervals.")
     ] = None,
-    confidence: Annotated[float, typer.Option(help="What the intervals hold.")] = 0.95,
-    seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
+    confidence: Annotated[
+        float, typer.Option(help="Share of the resampled values that an interval holds.")
+    ] = 0.95,
+    seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
     per_report: Annotated[
         Path | None,
         typer.Option(
             "--per-report",
             parser=as_path,
             metavar="FILE",
-            help="Write every report's own scores here, one JSON line a report, in the order of "
+            help="Write every report's own scores here, one JSON line per report, in the order of "
             "the references.",
         ),
     ] = None,
     meteor_synonyms: Annotated[
         bool,
         typer.Option(
-            help="METEOR: match WordNet's synonyms, too (needs its data; dive doctor says where "
-            "from), or words and stems alone.",
+            help="METEOR: match WordNet's synonyms, too (needs its data, see dive doctor), or "
+            "words and stems alone.",
         ),
     ] = True,
     radgraph_annotations: Annotated[
@@ -129,7 +133,9 @@ def evaluate(
     read: ReadOption = None,
     allow_missing: Annotated[
         bool,
-        typer.Option("--allow-missing", help="Count what has no partner, and score the rest."),
+        typer.Option(
+            "--allow-missing", help="Count records without a partner, and score the rest."
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -208,7 +214,7 @@ def _metrics_of(option: str) -> list[str]:
 
     requested = [name.strip() for name in option.split(",") if name.strip()]
     if not requested or any(name not in METRICS for name in requested):
-        raise DiveError(f"--metrics is {option!r}; wants some of {','.join(METRICS)}")
+        raise DiveError(f"--metrics is {option!r}, want some of {','.join(METRICS)}")
     return requested
 
 
@@ -218,7 +224,7 @@ def _hold_output(
     read_files: list[Path | None],
     dataset: tuple[str, Path | None, Path | None],
 ) -> None:
-    """Check that `output` can be written and is nothing that is read; held until the command ends.
+    """Check that `output` can be written and is no input, and hold it until the command ends.
 
     dataset: the references' specification, the root of its images and that of its reports.
     """

@@ -1,6 +1,6 @@
 """`dive generate`: images or studies in, reports.jsonl out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,9 +36,11 @@ from dive.errors.counting import counted
 from dive.errors.visible import visible_json
 
 if TYPE_CHECKING:
+    from dive.adapter.adapter import SteeringAdapter
     from dive.data import Skipped, Study
     from dive.files.json_lines import JsonlWriter
     from dive.generation.report_writer import Report
+    from dive.generation.resume import WatchedStudy
 
 
 def generate(
@@ -119,10 +121,6 @@ def generate(
     """
     if bool(images) == (studies is not None):
         raise DiveError("give either --studies FILE or image files, and not both")
-    from dive.data.overwriting import check_not_of_spec, check_not_read, films
-    from dive.data.skipping import check_skipped
-    from dive.files.json_lines import check_output
-
     check_values(
         target=target,
         on_error=on_error,
@@ -132,29 +130,15 @@ def generate(
     )
     for option, value in (("--max-new-tokens", max_new_tokens), ("--batch-size", batch_size)):
         whole(option, value, 1)
-    check_output(out)  # an output that cannot be written is refused before anything is read
-    left_out = _skipped_file(out)
-    outputs = {out: "--out", left_out: f"--out {out}:"}
-    check_not_read(outputs, [demonstrations, template, *(images or []), backbone, adapter])
-    check_not_of_spec(outputs, studies, images_root, reports_root)
-    check_skipped(left_out)
-    lock = _hold_outputs(context, out, left_out, overwrite)
+    inputs = [demonstrations, template, *(images or []), backbone, adapter]
+    dataset = (studies, images_root, reports_root)
+    outputs, lock = _hold_outputs(context, out, overwrite, inputs, dataset)
     from dive.adapter.adapter import SteeringAdapter
-    from dive.backbone.files import backbone_file_digests, dtype_in_use
     from dive.data import Skipped
-    from dive.files import digests
+    from dive.data.overwriting import check_not_read, films
     from dive.files.json_lines import JsonlWriter
-    from dive.generation.generate_reports import iter_reports, prompt_settings
-    from dive.generation.resume import (
-        adapter_digests,
-        check_images,
-        demonstrations_digest,
-        device_kind,
-        studies_digest,
-        watched,
-    )
-    from dive.prompting.model_digest import versions
-    from dive.prompting.prompter import DEFAULT_PROMPTS
+    from dive.generation.generate_reports import iter_reports
+    from dive.generation.resume import check_images, watched
 
     skipped = Skipped()
     if studies is not None:
@@ -170,30 +154,17 @@ def generate(
     check_not_read(outputs, [*films(items), *films(shown)])
     template_date = _template_date(template_date, stored, out)
     image_tokens = image_budget(max_image_tokens, "auto")
-    prompting = prompt_settings(stored, prompt, target, image_tokens)
-    if prompting["prompt"] is None:
-        prompting["prompt"] = DEFAULT_PROMPTS.get(prompting["target"])
-    # the values in use, whether given, the adapter's or the defaults
-    fingerprint = {
-        **backbone_file_digests(backbone, verify),
-        "adapter": adapter_digests(steering),
-        "studies": studies_digest(items),
-        "demonstrations": demonstrations_digest(shown),
-        **prompting,
-        "template": None if template is None else digests.whole(template),
-        "template_date": template_date or stored.get("template_date"),
-        "max_new_tokens": max_new_tokens,
-        "dtype": dtype_in_use(backbone, dtype),
-        "device": device_kind(device),
-        "verify": verify,
-        "versions": versions(),
-    }
     ended = 0
     failed: list[Report] = []
     watching = {item.id: watched(item) for item in items}
     with JsonlWriter(
         out,
-        fingerprint=fingerprint,
+        fingerprint={
+            **_inputs_in_use(backbone, verify, steering, items, shown),
+            **_prompting_in_use(stored, prompt, target, image_tokens, template, template_date),
+            "max_new_tokens": max_new_tokens,
+            **_computing_in_use(backbone, dtype, device, verify),
+        },
         order=watching,
         made_of=lambda name: watching[name].seen,
         overwrite=overwrite,
@@ -201,11 +172,7 @@ def generate(
     ) as writer:
         earlier = len(writer.done)
         check_images(writer, items, verify)
-        left = [one for one in watching.values() if one.id not in writer.done]
-        if earlier:
-            there = f"{earlier} of {counted(len(items), 'report')}"
-            to_stderr().print(f"going on: {there} written before")
-        if left:
+        if left := _still_to_write(writer, watching):
             reports = iter_reports(
                 open_backbone(backbone, dtype, device),
                 left,
@@ -222,47 +189,49 @@ def generate(
                 on_error=on_error,
                 skipped=skipped,
             )
-            sources = {item.id: item.source for item in left}
-            ended, failed = _append_reports(
-                writer, reports, sources, skipped if on_error == "skip" else None
-            )
-        written = len(writer.done)
-        if failed and on_error == "fail":
-            raise DiveError(_without_report(failed, written, out))
-        if not written:
-            write_skipped(skipped, left_out)
-            raise DiveError(f"no report was written: {counted(len(skipped), 'study')} skipped")
-        note = write_skipped(skipped, left_out)  # first: without it the run is not finished
-        writer.finish()
+            noted = skipped if on_error == "skip" else None
+            ended, failed = _append_reports(writer, reports, watching, noted)
+        note = _finish(writer, out, failed if on_error == "fail" else [], skipped)
+    written = len(writer.done)
     if as_json:
         print(visible_json({"reports": written, "skipped": len(skipped), "out": str(out)}))
-        return
-    console = to_stderr()
-    new = written - earlier
-    console.print(
-        f"{counted(written, 'report')} in {out}; of {counted(new, 'new one')} the model ended "
-        f"{ended} by itself"
-    )
-    if note:
-        console.print(note)
-    if studies is not None:  # of bare images there is no reference
-        more = "" if section == "findings" else f" --target {section}"
-        more += " --allow-missing" if len(skipped) else ""
-        # where the studies lie is not for a log
-        console.print(f"next: dive evaluate --predictions {out} --references STUDIES{more}")
+    else:
+        # of bare images there is no reference
+        proposal = "" if studies is None else _next_command(out, section, skipped)
+        _print_summary(out, written, written - earlier, ended, note, proposal)
 
 
-def _hold_outputs(context: typer.Context, out: Path, left_out: Path, overwrite: bool) -> Any:
-    """Locks both outputs to the end of the command, and returns the lock of `out`."""
+def _hold_outputs(
+    context: typer.Context,
+    out: Path,
+    overwrite: bool,
+    inputs: list[Any],
+    dataset: tuple[str | None, Path | None, Path | None],
+) -> tuple[dict[Path, str], Any]:
+    """Checks that the outputs can be written, before anything is read, and locks them to the end
+    of the command.
+
+    inputs: files that the command reads. dataset: the values of --studies and of its two roots.
+    Returns the outputs with their options, and the lock of `out`.
+    """
+    from dive.data.overwriting import check_not_of_spec, check_not_read
+    from dive.data.skipping import check_skipped
+    from dive.files.json_lines import check_output
     from dive.files.lock import hold_file
 
+    check_output(out)
+    left_out = _skipped_file(out)
+    outputs = {out: "--out", left_out: f"--out {out}:"}
+    check_not_read(outputs, inputs)
+    check_not_of_spec(outputs, *dataset)
+    check_skipped(left_out)
     lock = context.with_resource(hold_file(out))
     context.with_resource(hold_file(left_out))
     if out.is_file() and not overwrite:
         raise DiveError(
             f"{out}: is there already; give --overwrite to replace it, or another --out"
         )
-    return lock
+    return outputs, lock
 
 
 def _bare_images(images: list[Path]) -> "list[Study]":
@@ -301,20 +270,86 @@ def _template_date(given: str | None, stored: dict[str, Any], out: Path) -> Any:
     return AssumedDay(_date_in(fingerprint_before(out)) or today())
 
 
+def _inputs_in_use(
+    backbone: str,
+    verify: bool,
+    steering: "SteeringAdapter | None",
+    items: "list[Study]",
+    shown: "list[Study] | None",
+) -> dict[str, Any]:
+    """The inputs of a run, as digests for its fingerprint."""
+    from dive.backbone.files import backbone_file_digests
+    from dive.generation.resume import adapter_digests, demonstrations_digest, studies_digest
+
+    return {
+        **backbone_file_digests(backbone, verify),
+        "adapter": adapter_digests(steering),
+        "studies": studies_digest(items),
+        "demonstrations": demonstrations_digest(shown),
+    }
+
+
+def _prompting_in_use(
+    stored: dict[str, Any],
+    prompt: str | None,
+    target: str | None,
+    image_tokens: Any,
+    template: Path | None,
+    template_date: Any,
+) -> dict[str, Any]:
+    """The settings of prompts for a fingerprint, whether given, the adapter's or the defaults."""
+    from dive.files import digests
+    from dive.generation.generate_reports import prompt_settings
+    from dive.prompting.prompter import DEFAULT_PROMPTS
+
+    settings = prompt_settings(stored, prompt, target, image_tokens)
+    if settings["prompt"] is None:
+        settings["prompt"] = DEFAULT_PROMPTS.get(settings["target"])
+    return {
+        **settings,
+        "template": None if template is None else digests.whole(template),
+        "template_date": template_date or stored.get("template_date"),
+    }
+
+
+def _computing_in_use(backbone: str, dtype: str, device: str, verify: bool) -> dict[str, Any]:
+    """The part of a run's fingerprint about how its reports are computed."""
+    from dive.backbone.files import dtype_in_use
+    from dive.generation.resume import device_kind
+    from dive.prompting.model_digest import versions
+
+    return {
+        "dtype": dtype_in_use(backbone, dtype),
+        "device": device_kind(device),
+        "verify": verify,
+        "versions": versions(),
+    }
+
+
+def _still_to_write(
+    writer: "JsonlWriter", studies: "Mapping[str, WatchedStudy]"
+) -> "list[WatchedStudy]":
+    """The studies without a report; prints how many an earlier run has written."""
+    if writer.done:
+        there = f"{len(writer.done)} of {counted(len(studies), 'report')}"
+        to_stderr().print(f"going on: {there} written before")
+    return [study for study in studies.values() if study.id not in writer.done]
+
+
 def _append_reports(
     writer: "JsonlWriter",
     reports: "Iterable[Report]",
-    sources: dict[str, str],
+    studies: "Mapping[str, Study]",
     skipped: "Skipped | None",
 ) -> "tuple[int, list[Report]]":
     """Appends a record per report; returns how many the model ended by itself, and those that ended
-    in an error, which are not written but noted in `skipped`, with the sources of their studies."""
+    in an error, which are not written but noted in `skipped`. studies: by their ids."""
     ended, failed = 0, []
     for report in reports:
         if report.error is not None:
             failed.append(report)
             if skipped is not None:
-                skipped.add(report.id, sources[report.id], DiveError(report.error))
+                skipped.add(report.id, studies[report.id].source, DiveError(report.error))
             continue
         ended += report.finish_reason == "eos"
         writer.append(
@@ -329,6 +364,41 @@ def _append_reports(
             }
         )
     return ended, failed
+
+
+def _finish(writer: "JsonlWriter", out: Path, failed: "list[Report]", skipped: "Skipped") -> str:
+    """Ends the run of `writer`; returns the line about skipped studies, if any.
+
+    Raises:
+        DiveError: some reports have `failed`, or no report was written.
+    """
+    written = len(writer.done)
+    if failed:
+        raise DiveError(_without_report(failed, written, out))
+    # first: without its list of skipped studies a run is not finished
+    note = write_skipped(skipped, _skipped_file(out))
+    if not written:
+        raise DiveError(f"no report was written: {counted(len(skipped), 'study')} skipped")
+    writer.finish()
+    return note
+
+
+def _print_summary(out: Path, written: int, new: int, ended: int, note: str, proposal: str) -> None:
+    console = to_stderr()
+    console.print(
+        f"{counted(written, 'report')} in {out}; of {counted(new, 'new one')} the model ended "
+        f"{ended} by itself"
+    )
+    for line in (note, proposal):
+        if line:
+            console.print(line)
+
+
+def _next_command(out: Path, section: str, skipped: "Skipped") -> str:
+    """The line that proposes to evaluate the reports; paths of studies are not for a log."""
+    more = "" if section == "findings" else f" --target {section}"
+    more += " --allow-missing" if len(skipped) else ""
+    return f"next: dive evaluate --predictions {out} --references STUDIES{more}"
 
 
 def _skipped_file(out: Path) -> Path:

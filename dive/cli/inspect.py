@@ -1,4 +1,4 @@
-"""`dive inspect tokens | prompt | dataset`: what training will see."""
+"""`dive inspect tokens | prompt | dataset`: the input of a training."""
 
 import re
 from pathlib import Path
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from dive.decisive.tokens import DecisiveTokens, Mention
     from dive.prompting.prompter import Prompter
 
-inspect = typer.Typer(no_args_is_help=True, help="See what training will see.")
+inspect = typer.Typer(no_args_is_help=True, help="Show the input of a training.")
 inspect.command()(dataset)
 
 _STYLES = {"positive": "bold black on yellow", "uncertain": "black on cyan", "negative": "green"}
@@ -61,21 +61,21 @@ def tokens(
     eos: Annotated[float, typer.Option(help="Weight of the end of the report.")] = 2.5,
     polarity: Annotated[str, typer.Option(help="positive or all.")] = "positive",
     modifiers: Annotated[
-        bool, typer.Option(help="Severity, side and place count with their finding.")
+        bool, typer.Option(help="Weight severity, side and location with their finding.")
     ] = True,
     decisive: Annotated[
         str, typer.Option("--decisive", help="lexicon, radgraph or radgraph:X, as in distill.")
     ] = "lexicon",
     as_json: JsonOption = False,
 ) -> None:
-    """Show a report with its findings, and what share of tokens and of loss each class holds."""
+    """Show a report with its findings, and the share of tokens and of loss of each class."""
     from dive.data.language import warn_if_not_english
     from dive.decisive.tokens import DecisiveTokens
     from dive.radgraph import annotator_of
 
     text = _report_text(file)
     if decisive != "lexicon":
-        text = text.strip()  # as a report is when it is learnt
+        text = text.strip()  # as training does
     tokenizer, offsets = _pieces(text, backbone)
     weigher = DecisiveTokens(
         tokenizer,
@@ -103,7 +103,7 @@ def tokens(
 
 
 def _pieces(text: str, backbone: str | None) -> tuple[Any, list[tuple[int, int]]]:
-    """The backbone's tokenizer with the span of each token; without one None, and of each word."""
+    """The tokenizer and the spans of tokens; without a backbone None and the spans of words."""
     if backbone is None:
         return None, [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
     from dive.backbone.load import load_tokenizer
@@ -162,7 +162,7 @@ def _print_report(console: Console, text: str, weigher: "DecisiveTokens") -> Non
 def _print_shares(
     console: Console, weigher: "DecisiveTokens", classes: "Sequence[int]", unit: str
 ) -> None:
-    """The table of what each class holds of the tokens and of the loss."""
+    """The table of each class's share of the tokens and of the loss."""
     from dive.decisive.tokens import CLASS_NAMES, share
 
     held = table("class", f"% of {unit}", "% of loss")
@@ -184,7 +184,7 @@ def _styled(
 
 
 def _bracketed(text: str, weighted: "Sequence[tuple[int, int]]") -> str:
-    """What is weighted in brackets; the table below has every mention with its polarity."""
+    """The report with the weighted spans in brackets."""
     pieces, last = [], 0
     for start, end in weighted:
         pieces += [text[last:start], f"[{text[start:end]}]"]
@@ -267,7 +267,7 @@ def prompt(
 
 
 def _collapsed(prompter: "Prompter", inputs: "dict[str, Tensor]") -> str:
-    """The prompt as the model gets it; a run of image tokens is written once, with its length."""
+    """The prompt as the model receives it; consecutive image tokens are one entry with a count."""
     token = prompter.backbone.image_token_id
     pieces: list[str] = []
     run: list[int] = []

@@ -1,4 +1,4 @@
-"""`dive inspect dataset`: read a dataset, say what was kept and why, write it as JSON lines."""
+"""`dive inspect dataset`: read a dataset, print what was kept and why, write it as JSON lines."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +12,7 @@ from dive.errors.visible import visible
 if TYPE_CHECKING:
     from dive.data import Study
 
-_SHOWN = 10  # reasons of what was skipped
+_SHOWN = 10  # reasons that are printed at most
 
 
 def dataset(
@@ -22,7 +22,7 @@ def dataset(
         typer.Argument(help="mimic-cxr:ROOT, chexpert-plus:ROOT, iu-xray:ROOT, r2gen:FILE ..."),
     ],
     target: Annotated[
-        str, typer.Option("--target", help="What a study must have: findings, impression or both.")
+        str, typer.Option("--target", help="Required sections: findings, impression or both.")
     ] = "findings",
     split: Annotated[str | None, typer.Option("--split")] = None,
     views: Annotated[
@@ -36,7 +36,9 @@ def dataset(
     ] = None,
     reports: Annotated[
         str | None,
-        typer.Option("--reports", metavar="PATH", help="Folder or zip of reports, likewise."),
+        typer.Option(
+            "--reports", metavar="PATH", help="Folder or zip of reports, if not under ROOT."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     drop_comparisons: DropComparisonsOption = False,
@@ -48,9 +50,9 @@ def dataset(
         typer.Option("--out", metavar="FILE", help="Write the studies here, as JSON lines."),
     ] = None,
 ) -> None:
-    """Read a dataset, say what was kept and why, and write it as JSON lines.
+    """Read a dataset, print what was kept and why, and write it as JSON lines.
 
-    A look at a download before a long run, and the way to whatever takes JSON lines.
+    Shows a download before a long run, and converts it for programs that read JSON lines.
     """
     from dive.data.open import open_studies
     from dive.data.overwriting import check_not_of_spec, check_not_read, films
@@ -91,12 +93,12 @@ def dataset(
     if len(skipped) > _SHOWN:
         print(f"  skipped: and {len(skipped) - _SHOWN:,} more")
     if file is not None:
-        note = "it holds reports, and the agreement of its source covers it"
+        note = "it has reports, and is subject to the agreement of its source"
         print(visible(f"  wrote {file}: {note}"))
 
 
 def _record(study: "Study") -> dict[str, Any]:
-    # Paths in JSON lines are relative to the file; absolute ones hold wherever it lies.
+    # absolute paths, because relative ones in JSON lines are relative to the file
     record = {
         "id": study.id,
         "images": [str(Path(str(image)).absolute()) for image in study.images],

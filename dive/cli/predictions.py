@@ -23,8 +23,8 @@ def predictions_of(path: Path) -> dict[str, dict[str, Any]]:
         for key, kinds in (("id", (str, int)), ("report", str)):
             if key not in record:
                 raise DiveError(
-                    f'{line_location(path, number)}: wants "id" and "report", got the keys '
-                    f"{names_of(record)}"
+                    f"{line_location(path, number)}: has the keys {names_of(record)}, want "
+                    '"id" and "report"'
                 )
             if key == "report" and record[key] is not None and is_absent(record[key]):
                 continue  # NaN, too, is an empty report
@@ -49,7 +49,7 @@ def predictions_of(path: Path) -> dict[str, dict[str, Any]]:
 def references_of(
     spec: str, target: str, options: dict[str, Any], allow_missing: bool
 ) -> dict[str, str]:
-    """Reports by id. Images are neither needed nor looked for."""
+    """Reports by id. Images need not exist."""
     from dive.data import Study, check_target
     from dive.data.absent import is_absent
     from dive.data.open import parse_spec
@@ -60,10 +60,10 @@ def references_of(
     if kind != "jsonl":
         found = open_all(spec, target=target, **options | {"check_files": False})
         return {study.id: study.report(target) for study in found}
-    # the readers of JSON lines want the images to be there; of their options this one is left
+    # the readers of JSON lines need the images; only this one of their options applies here
     split = options.pop("split", None)
     if split is not None and split.casefold() not in SPLITS:
-        raise DiveError(f"--split is {split!r}; wants one of {', '.join(SPLITS)}")
+        raise DiveError(f"--split is {split!r}, want one of {', '.join(SPLITS)}")
     unused = [name for name, value in options.items() if value not in (None, False)]
     if unused:
         raise DiveError(f"{spec}: is JSON lines, for which {', '.join(unused)} has no use")
@@ -85,7 +85,7 @@ def references_of(
         texts: dict[str, Any] = {key: record.get(key) for key in ("findings", "impression")}
         for key, text in texts.items():
             if not isinstance(text, str) and not is_absent(text):
-                raise DiveError(f"{line_location(path, number)}: {key!r} wants a text")
+                raise DiveError(f"{line_location(path, number)}: {key!r} is no text, want a text")
         study = Study(id=str(name), images=(), source=f"{line_location(path, number)}", **texts)
         try:
             reports[study.id] = study.report(target)
@@ -114,7 +114,7 @@ def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
         except ValueError as error:
             raise DiveError(f"{line_location(path, number)}: is not JSON ({error})") from None
         if not isinstance(record, dict):
-            raise DiveError(f"{line_location(path, number)}: wants one JSON object a line")
+            raise DiveError(f"{line_location(path, number)}: is no JSON object, want one per line")
         found.append((number, record))
     if not found:
         raise DiveError(f"{path}: has no lines")

@@ -1,4 +1,4 @@
-"""Studies: an image or several of one examination, with what is written about them."""
+"""Studies: the images of an examination and the sections of its report."""
 
 from dive.data.datasets.json_lines import read_studies
 from dive.data.open import open_studies

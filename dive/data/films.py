@@ -1,8 +1,8 @@
-"""What the films of a training's studies are, so that one which is exchanged meanwhile is seen.
+"""Digests of the films of a training, which show whether one was replaced before it is resumed.
 
-A file counts by samples of its content (`dive.files.digests.film`), for reading 200,000 films
-whole would take hours; not by its times, for it may be a copy on another machine. An image of a
-dataset object (`LazyImage`) counts by its name alone.
+A file counts by samples of its content (`dive.files.digests.film`), because reading 200,000 films
+whole would take hours, and not by its times, because it may be a copy on another machine. An image
+of a dataset object (`LazyImage`) counts by its name alone.
 """
 
 import hashlib
@@ -20,11 +20,11 @@ from dive.errors import DiveError, checks
 from dive.errors.counting import counted
 from dive.files import digests
 
-_READERS = 16  # threads: of a file system far away each read waits
+_READERS = 16  # threads: on a remote file system every read waits
 
 
 def films_of(studies: Iterable[Study], but: Collection[str] = ()) -> dict[str, str]:
-    """A digest a study, under a digest of its id; without the studies whose ids are in `but`."""
+    """Digest of a study's id -> digest of its films, without the studies whose ids are in `but`."""
     chosen = list({id(one): one for one in studies if one.id not in but}.values())
     with ThreadPoolExecutor(_READERS) as pool:
         found = pool.map(_content, chosen)
@@ -32,20 +32,23 @@ def films_of(studies: Iterable[Study], but: Collection[str] = ()) -> dict[str, s
 
 
 def changed(earlier: Any, now: Mapping[str, str], but: Collection[str] = ()) -> str | None:
-    """How many studies' films are others than earlier, in words; those in `but` do not count."""
+    """How many studies have other films than before, as text; None where none have.
+
+    The studies in `but` do not count.
+    """
     if not isinstance(earlier, dict):
         return "no word on its films (an earlier version of dive began it)"
     free = {_key(name) for name in but}
     others = [
         key
         for key in now.keys() & earlier.keys() - free
-        if now[key] != earlier[key]  # a study that is missing is told of elsewhere
+        if now[key] != earlier[key]  # a missing study is reported elsewhere
     ]
     return f"other films (of {counted(len(others), 'study')})" if others else None
 
 
 def name_of(image: Path | Image.Image | LazyImage | str) -> str:
-    """A file's name; of an image in memory its content."""
+    """The name of a file; a digest of the content of an image in memory."""
     if isinstance(image, Image.Image):
         return digest_of_pixels(image)
     return str(image) if isinstance(image, LazyImage) else Path(image).name
@@ -64,7 +67,7 @@ def _content(study: Study) -> str:
             try:
                 parts.append(digests.film(checks.path("the image", image)))
             except DiveError:
-                parts.append("")  # whoever decodes it says what is wrong with the name
+                parts.append("")  # the error about the name comes when the image is decoded
         else:
             parts.append(str(image))
     return digests.of_json(parts, 16)

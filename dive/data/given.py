@@ -1,7 +1,7 @@
-"""The studies that a caller gave, in whichever form: read, checked and named in errors.
+"""Conversion of the studies that a caller passes, in any form, to checked `Study` objects.
 
-`as_studies_of` makes studies of studies, records and datasets; `as_studies` of images too, as
-`dive.generate` takes them.
+`as_studies_of` takes studies, records and datasets; `as_studies` takes images, too, as
+`dive.generate` does.
 """
 
 import logging
@@ -29,7 +29,7 @@ Item = Study | ImageLike | Sequence[ImageLike]
 def as_studies(
     items: Item | Iterable[Item], on_error: str = "fail", skipped: Skipped | None = None
 ) -> list[Study]:
-    """Whatever `generate` takes, as studies; image files are not opened."""
+    """Converts everything that `generate` takes to studies; image files are not opened."""
     listed = items if isinstance(items, (list, tuple)) and items else [None]
     if (
         names_studies(items)
@@ -37,13 +37,13 @@ def as_studies(
         or hasattr(items, "column_names")
         or all(isinstance(one, Mapping) for one in listed)
     ):
-        # what is written need not have been written before: no section is asked for
+        # a report that is to be generated need not exist: no section is required
         return as_studies_of(items, "studies", None, on_error=on_error, skipped=skipped)
     if isinstance(items, (Study, str, Path, Image.Image)):
         items = [items]
     if not isinstance(items, Iterable):
         raise DiveError(
-            f"got a {type(items).__name__}; wants a path, a PIL image, a Study, or many of them"
+            f"got a {type(items).__name__}, want a path, a PIL image, a Study, or several of these"
         )
     return [_as_study(item, number) for number, item in enumerate(items)]
 
@@ -55,11 +55,11 @@ def _as_study(item: Item, number: int) -> Study:
     for image in images:
         if not isinstance(image, (str, Path, Image.Image)):
             raise DiveError(
-                f"item {number} is a {type(image).__name__}; wants a path, a PIL image, a Study, "
+                f"item {number} is a {type(image).__name__}, want a path, a PIL image, a Study, "
                 "or a sequence of images of one study"
             )
     if not images:
-        raise DiveError(f"item {number} is an empty sequence; wants one image or more")
+        raise DiveError(f"item {number} is an empty sequence, want one image or more")
     name = f"image-{number}" if isinstance(images[0], Image.Image) else str(images[0])
     kept = tuple(Path(image) if isinstance(image, str) else image for image in images)
     return Study(id=name, images=kept)
@@ -74,9 +74,10 @@ def as_studies_of(
     on_error: str = "fail",
     skipped: Skipped | None = None,
 ) -> list[Study]:
-    """Studies: one, many, a file or dataset as the command line names it, or records as dicts.
+    """Converts to studies: one, several, a file or dataset as on the command line, or dicts.
 
-    DiveError that names the argument (`name`) and what it got.
+    Raises:
+        DiveError: `given` is something else; names the argument (`name`) and its value.
     """
     options: dict[str, Any] = {"target": target, "on_error": on_error, "skipped": skipped}
     if isinstance(given, Study):
@@ -84,30 +85,28 @@ def as_studies_of(
     wanted += ", or a file or dataset of them as the command line takes it"
     named = checks.names_a_path(given)
     if named and not names_studies(given) and not checks.path(name, given).exists():
-        raise DiveError(f"{name} is {str(given)!r}; wants {wanted} (there is no such file)")
+        raise DiveError(f"{name} is {str(given)!r}, want {wanted} (there is no such file)")
     if named or isinstance(given, Mapping) or hasattr(given, "column_names"):
         return list(open_studies(given, **options))
     if not isinstance(given, Iterable) or isinstance(given, (bytes, bytearray)):
-        raise DiveError(f"{name} is {_what(given)}; wants {wanted}")
+        raise DiveError(f"{name} is {_what(given)}, want {wanted}")
     found = list(given)
     if found and all(isinstance(one, Mapping) for one in found):
         return list(open_studies(found, **options))
     for number, one in enumerate(found):
         if not isinstance(one, Study):
-            raise DiveError(
-                f"{name} holds a {type(one).__name__}; wants studies, and item {number} is none"
-            )
+            raise DiveError(f"{name} has a {type(one).__name__} as item {number}, want studies")
     return _sound(found, name, Skipping(on_error, skipped))
 
 
 def _what(given: Any) -> str:
-    """A number or None as it is; all else, which may hold what is private, by its kind."""
+    """A number or None itself; the type of anything else, which may be private."""
     plain = given is None or isinstance(given, (int, float))
     return repr(given) if plain else f"a {type(given).__name__}"
 
 
 def _sound(studies: list[Study], name: str, skipping: Skipping) -> list[Study]:
-    """Those studies whose fields are of their kind and whose id is theirs alone, as in a file."""
+    """The studies whose fields have the right types and whose ids are unique."""
     kept: list[Study] = []
     first: dict[str, int] = {}
     counts: Counter[str] = Counter()
@@ -116,8 +115,8 @@ def _sound(studies: list[Study], name: str, skipping: Skipping) -> list[Study]:
             one.check()
             if one.id in first:
                 raise DiveError(
-                    f"{one.where}: item {number} of {name} has the id of item {first[one.id]}; "
-                    "wants every study once"
+                    f"{one.where}: item {number} of {name} has the id of item {first[one.id]}, "
+                    "want every study once"
                 )
         except DiveError as error:
             skipping.skip_or_raise(one.id if isinstance(one.id, str) else None, one.source, error)
@@ -131,7 +130,7 @@ def _sound(studies: list[Study], name: str, skipping: Skipping) -> list[Study]:
 
 
 def as_demonstrations(given: Any, target: str) -> Any:
-    """None, a number of studies, or studies."""
+    """Converts the argument `demonstrations` to None, a number of studies, or studies."""
     if given is None or checks.is_whole(given):
         return None if given is None else int(given)
     wanted = "a whole number or a list of studies"

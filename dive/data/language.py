@@ -1,10 +1,10 @@
-"""Whether reports are English, which is the one language that the lexicon reads.
+"""Whether reports are English, the only language of the lexicon.
 
-A sentence counts as English by words that only English has: its function words, and what terse
-reports are made of ("Lungs clear."). It counts as another language by that one's function words, by
-letters that English has not, or where no word of two and more is known. What is written alike in
-several languages ("Pneumothorax: normal") decides nothing. No language is named: the lists tell
-English from the rest, and nothing more.
+A sentence is English by words that only English has: its function words, and the vocabulary of
+terse reports ("Lungs clear."). It is of another language by the function words of that language, by
+letters that English does not have, or where none of two or more words is known. Words of several
+languages ("Pneumothorax: normal") decide nothing. No language is named: the lists only separate
+English from the others.
 """
 
 import logging
@@ -21,8 +21,8 @@ from dive.data.text_edits import sentences
 
 log = logging.getLogger(__name__)
 
-SHARE = 0.2  # of the reports: above it a warning is due
-SAMPLE = 2000  # reports that are looked at, from all over, of more than so many
+SHARE = 0.2  # of the reports: a warning above it
+SAMPLE = 2000  # reports that are examined at most, evenly spaced
 
 _WORDS = {
     kind: frozenset(str(words).split())
@@ -37,7 +37,7 @@ _TOKEN = re.compile(r"[^\W\d_]+")
 
 
 class Language(NamedTuple):
-    """Reports that are mostly English and mostly not, and a sentence of the latter."""
+    """Counts of reports mostly in English and mostly not, and a sentence of the latter."""
 
     english: int
     other: int
@@ -45,15 +45,17 @@ class Language(NamedTuple):
 
     @property
     def doubtful(self) -> bool:
-        """Whether more than `SHARE` of the reports that can be told are not English."""
+        """Whether more than `SHARE` of the classified reports are not English."""
         return self.other > SHARE * (self.english + self.other)
 
 
 def warn_if_not_english(
     reports: Sequence[str], what: str, reader: str, stacklevel: int = 3
 ) -> None:
-    """One warning where many of the reports (`what`: "predictions") are in another language than
-    `reader` reads."""
+    """Warn once where many reports are not English, which `reader` cannot read.
+
+    what: name of the reports in the warning ("predictions").
+    """
     found = language_of(reports)
     if found.doubtful:
         warnings.warn(
@@ -66,7 +68,7 @@ def warn_if_not_english(
 
 
 def language_of(reports: Sequence[str]) -> Language:
-    """How many of the reports are English; of many a sample is looked at."""
+    """How many of the reports (of a sample, where there are many) are English."""
     english = other = 0
     example = ""
     for report in reports[:: max(1, -(-len(reports) // SAMPLE))]:
@@ -88,7 +90,7 @@ def _parts(report: str) -> Iterable[str]:
 
 
 def is_english(sentence: str) -> bool | None:
-    """Whether a sentence is English; None where its words do not tell."""
+    """Whether a sentence is English; None where its words do not decide it."""
     words = _TOKEN.findall(unicodedata.normalize("NFC", sentence))
     letters = "".join(words)
     if not letters:
@@ -109,7 +111,7 @@ def is_english(sentence: str) -> bool | None:
             continue
         elif lower in _ENGLISH or (_SUFFIX.fullmatch(lower) and lower not in _NO_SUFFIX):
             ours += 1
-        elif not (word.isupper() and not capitals):  # an abbreviation says nothing
+        elif not (word.isupper() and not capitals):  # an abbreviation decides nothing
             unknown += 1
     if ours > theirs:
         return True

@@ -1,4 +1,4 @@
-"""`open_studies`: one entry to every dataset."""
+"""`open_studies`: the entry to every dataset."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +45,7 @@ def open_studies(
     on_error: str = "fail",
     skipped: Skipped | None = None,
 ) -> Studies:
-    """Open a dataset; a sequence of `Study` comes back that is read when it is iterated.
+    """Open a dataset as a sequence of `Study` that is read while it is iterated.
 
         studies = open_studies("mimic-cxr:/data/mimic-cxr-jpg", reports="/data/mimic-cxr",
                                split="validate")
@@ -56,34 +56,34 @@ def open_studies(
         spec: "mimic-cxr:ROOT", "chexpert-plus:ROOT", "iu-xray:ROOT", "r2gen:annotation.json", the
             path of a .jsonl file (or "jsonl:FILE"), a `datasets` object or another iterable of
             dicts, or a mapping of split names to such.
-        target: the section that a study must have; None takes studies with any report or none.
+        target: the section that a study must have; None accepts studies with any report or none.
         split: train, validation or test by any of their common names (validate, valid, val); None
-            takes all. CheXpert Plus has no test split: its `valid` serves, and the report says so.
+            is all of them. CheXpert Plus has no test split; `valid` is used as one.
         views: frontal, lateral, all, or names such as "PA,AP"; None is the dataset's default, one
             frontal image per study (IU X-Ray as XML and R2Gen: all of a study's images).
-        max_images: images a study at most. None: 1 where `views` is None, else no limit.
-        min_words: words that the target must have, counted after every change to the text.
-        images, reports: folders, where they are not under ROOT (MIMIC-CXR: `reports` may be
+        max_images: maximal images per study. None: 1 where `views` is None, else no limit.
+        min_words: minimal words of the target, counted after all changes to the text.
+        images, reports: folders, if they are not under ROOT (MIMIC-CXR: `reports` may be
             mimic-cxr-reports.zip).
-        sections: MIMIC-CXR: "auto" takes a `mimic_cxr_sectioned.csv` under the roots if there is
+        sections: MIMIC-CXR: "auto" uses a `mimic_cxr_sectioned.csv` under the roots if there is
             one, else report files and the community's rules; "rules" or the path of such a csv.
         last_paragraph: MIMIC-CXR: where a report has neither findings nor impression, its last
-            paragraph stands for the target.
-        labels: which label file goes into `Study.labels`: "auto" (where there is one), None, or by
+            paragraph is the target.
+        labels: the label file for `Study.labels`: "auto" (if there is one), None, or by
             name (MIMIC-CXR: chexpert, negbio, radiologists; CheXpert Plus: findings, impression,
             report; IU X-Ray: problems).
         drop_comparisons: drop sentences that compare with an earlier examination.
         strip_placeholders: drop `___` and `XXXX`.
-        check_files: look whether each image file that is handed on exists (one stat an image).
-        seed: of IU X-Ray's split, which the dataset does not have by itself.
-        columns: of dataset objects: our name to theirs, {"findings": "report"}.
-        on_error: "fail" raises at the first bad row or file; "skip" goes on and records it in
+        check_files: check that each image file exists (one stat per image).
+        seed: of the split of IU X-Ray, which has no official one.
+        columns: of dataset objects: our name -> theirs, {"findings": "report"}.
+        on_error: "fail" raises at the first bad record or file; "skip" continues and adds it to
             `skipped`. Damage to a table that the dataset cannot be read without always fails.
-        skipped: gets one entry a row, image or study that was left out because it is bad.
+        skipped: receives an entry per record, image or study that was left out because it is bad.
 
     Raises:
-        DiveError: here: unknown spec or option, wrong root, missing tables or columns. While
-            reading: bad records, missing files; no study left. Names file, record and column.
+        DiveError: at once: unknown spec or option, wrong root, missing tables or columns. While
+            reading: bad records, missing files, no study left. Names file, record and column.
     """
     options = Options(
         target=target,
@@ -107,13 +107,13 @@ def open_studies(
 
 
 def _reader_of(spec: Any, options: Options, skipping: Skipping) -> Reader:
-    """The reader of a dataset, its rules stated; DiveError where `spec` names no dataset."""
+    """The reader of a dataset, with its policy stated; DiveError for an unknown `spec`."""
     reader: Reader
     if is_records(spec):
         reader = DatasetRecords(f"<{type(spec).__name__}>", spec, options, skipping)
     else:
         kind, path = parse_spec(spec)
-        # the last name alone: what is above it may name whom it should not
+        # only the last name: the folders above it may name somebody
         name = path.name if kind == "jsonl" else f"{kind}:{path.absolute().name}"
         reader = _READERS[kind](name, path, options, skipping)
     reader.state_policy()
@@ -121,7 +121,7 @@ def _reader_of(spec: Any, options: Options, skipping: Skipping) -> Reader:
 
 
 def names_studies(given: Any) -> bool:
-    """Whether a path or text is a file or dataset of studies, by its name alone: no image is."""
+    """Whether a path or string names a file or dataset of studies, by its form alone."""
     if not checks.names_a_path(given):
         return False
     kind, colon, _ = str(given).partition(":")
@@ -129,17 +129,19 @@ def names_studies(given: Any) -> bool:
 
 
 def parse_spec(spec: Any) -> tuple[str, Path]:
-    """("mimic-cxr", ROOT) and so on; ("jsonl", FILE) of a path."""
+    """Splits a spec into ("mimic-cxr", ROOT) and so on; a path is ("jsonl", FILE)."""
     kinds = ", ".join(f"{kind}:PATH" for kind in _READERS)
     spec = os.fspath(spec) if checks.is_path(spec) else spec
     if not isinstance(spec, str) or not spec.strip():
-        raise DiveError(f"cannot read studies from {spec!r}; wants {kinds}, a .jsonl file, or rows")
+        raise DiveError(
+            f"cannot read studies from {spec!r}, want {kinds}, a .jsonl file, or records"
+        )
     kind, colon, path = spec.partition(":")
     if colon and kind in _READERS:
         if not path.strip():
-            raise DiveError(f"{spec!r} names no path; wants {kind}:PATH")
+            raise DiveError(f"{spec!r} names no path, want {kind}:PATH")
         return kind, checks.path(kind, path)
     plain = checks.path("studies", spec)
     if plain.is_dir() or (colon and not plain.exists() and len(kind) > 1):
-        raise DiveError(f"{spec} is not known; wants {kinds}, or a .jsonl file")
+        raise DiveError(f"{spec} is not known, want {kinds}, or a .jsonl file")
     return "jsonl", plain

@@ -1,4 +1,4 @@
-"""No output takes the place of a file that the same command reads."""
+"""Checks that no output replaces a file that the same command reads."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,20 +7,20 @@ from typing import Any
 
 from dive.errors import DiveError, checks
 
-# what of outputs lies there rightly; no dataset has files of such names
+# names of outputs that may lie in the folder of a dataset; no dataset has such files
 _OWN = (".jsonl", ".skipped", ".safetensors", "adapter_config.json")
 
 
 def check_not_read(written: Mapping[Path, str], read: Iterable[Any]) -> None:
-    """DiveError where what is to be written (or removed) is one of the files that are read.
+    """Raise DiveError where a file to be written or removed is one of the files that are read.
 
-    By whatever name: links, hard ones too, are looked through. An output that is not there yet
-    costs nothing; else each of the files that are read costs one stat.
+    Files are compared by identity, so symbolic and hard links are found. The check costs one stat
+    per file that is read, and nothing where no output exists yet.
 
     Args:
-        written: each output with the option that names it.
-        read: files, folders whose files are read (two levels), films of studies; what names no
-            file (an image in memory, a name on the hub, None) is passed over.
+        written: output -> the option that names it.
+        read: files, folders whose files are read (two levels), films of studies; anything that
+            names no file (an image in memory, a name on the hub, None) is ignored.
     """
     there = {_identity(path): path for path in written}
     there.pop(None, None)
@@ -33,9 +33,10 @@ def check_not_read(written: Mapping[Path, str], read: Iterable[Any]) -> None:
 
 
 def check_not_in_dataset(written: Mapping[Path, str], roots: Iterable[Any]) -> None:
-    """DiveError where an output that is there already lies in the folder of a dataset, whose
-    tables, reports and films all may be read; JSON lines and adapters, which none of them is, may
-    be replaced.
+    """Raise DiveError where an existing output is in the folder of a dataset.
+
+    Its tables, reports and films all may be read. JSON lines and adapters may be replaced, because
+    no dataset has such files.
     """
     for root in roots:
         if root is None or not os.path.isdir(root):
@@ -45,15 +46,15 @@ def check_not_in_dataset(written: Mapping[Path, str], roots: Iterable[Any]) -> N
             real = os.path.realpath(path)
             if real.startswith(inside) and os.path.isfile(real) and not real.endswith(_OWN):
                 raise DiveError(
-                    f"{option} {path}: is there already, among the files of the dataset, which all "
-                    "may be read; name another"
+                    f"{option} {path}: exists among the files of the dataset, which all may be "
+                    "read; name another"
                 )
 
 
 def check_not_of_spec(
     written: Mapping[Path, str], spec: str | None, *roots: str | os.PathLike[str] | None
 ) -> None:
-    """Both, for studies as the command line names them, with the roots that are given beside."""
+    """Both checks, for studies as the command line names them and further roots."""
     if spec is None:
         return
     from dive.data.open import parse_spec
@@ -64,7 +65,7 @@ def check_not_of_spec(
 
 
 def films(studies: Iterable[Any] | None) -> Iterator[Any]:
-    """The images of studies."""
+    """The images of all studies."""
     for study in studies or ():
         yield from study.images
 
@@ -88,7 +89,7 @@ def _files(read: Iterable[Any]) -> Iterator[Path]:
         try:
             path = checks.path("the file", one)
         except DiveError:
-            continue  # whoever reads it says what is wrong with the name
+            continue  # the error about the name comes when the file is read
         if path.is_dir():
             yield from path.glob("*")
             yield from path.glob("*/*")

@@ -1,4 +1,4 @@
-"""What all readers share: candidates come in, policy and filters choose, studies go out lazily."""
+"""The common part of all readers: policy and filters turn candidates into studies, lazily."""
 
 import logging
 import os
@@ -31,7 +31,7 @@ _VIEW_ORDER = {"PA": 0, "AP": 1, "FRONTAL": 2, "LATERAL": 3, "LL": 3}
 
 @dataclass(frozen=True)
 class Options:
-    """The arguments of `dive.data.open_studies`, which explains them."""
+    """The arguments of `dive.data.open_studies`, which documents them."""
 
     target: str | None = "findings"
     split: str | None = None
@@ -53,7 +53,7 @@ class Options:
         if self.target is not None:
             check_target(self.target)
         if self.split is not None and str(self.split).casefold() not in SPLITS:
-            raise DiveError(f"split is {self.split!r}; wants one of {', '.join(SPLITS)}")
+            raise DiveError(f"split is {self.split!r}, want one of {', '.join(SPLITS)}")
         self._want("min_words", _whole(self.min_words, 0), "a whole number, 0 or more")
         good = self.max_images is None or _whole(self.max_images, 1)
         self._want("max_images", good, "a whole number, 1 or more, or None")
@@ -67,15 +67,17 @@ class Options:
         self._want("labels", isinstance(self.labels, (str, type(None))), "a name or None")
         good = isinstance(self.columns, Mapping)
         self._want("columns", good, "a dict of our names to the data's")
-        object.__setattr__(self, "columns", dict(self.columns))  # it is read when the studies are
+        object.__setattr__(
+            self, "columns", dict(self.columns)
+        )  # a copy: the studies are read later
 
     def _want(self, name: str, good: bool, wanted: str) -> None:
         if not good:
-            raise DiveError(f"{name} is {getattr(self, name)!r}; wants {wanted}")
+            raise DiveError(f"{name} is {getattr(self, name)!r}, want {wanted}")
 
     @property
     def wanted_split(self) -> str | None:
-        """train, validation, test or None, whatever the dataset calls it."""
+        """The common name of the split: train, validation, test or None."""
         return None if self.split is None else SPLITS[str(self.split).casefold()]
 
 
@@ -84,8 +86,10 @@ def _whole(value: object, least: int) -> bool:
 
 
 class ImageRecord(NamedTuple):
-    """An image as a table names it: `key` leads to the file, `view` is in capitals or "";
-    `number` is that of the record in the table."""
+    """An image as a table names it.
+
+    key: identifies the file. view: in capitals, or "". number: of the record in the table.
+    """
 
     key: Any
     view: str
@@ -94,7 +98,7 @@ class ImageRecord(NamedTuple):
 
 @dataclass(slots=True)
 class Candidate:
-    """A study as the tables know it, before anything was chosen and before text was read."""
+    """A study as the tables have it, before the filters and before its texts are read."""
 
     id: str
     patient: str | None
@@ -103,14 +107,17 @@ class Candidate:
     source: str
     data: Any = None
     labels: Mapping[str, float] | None = None
-    origin: str | None = None  # where it is not the reader's
+    origin: str | None = None  # if it differs from the reader's
 
 
 class Reader:
-    """One dataset. Subclasses find their files when they are made (a wrong root fails there) and
-    read their tables when `candidates` is first asked."""
+    """The reader of a dataset.
 
-    # The dataset's own name of each split; None where it has no splits.
+    Subclasses find their files in `__init__` (a wrong root fails there) and read their tables when
+    `candidates` is first iterated.
+    """
+
+    # common name -> the dataset's name of a split; None for a dataset without splits
     splits: ClassVar[Mapping[str, str] | None] = {
         "train": "train",
         "validation": "validate",
@@ -118,7 +125,7 @@ class Reader:
     }
     default_views: str = "frontal"
     default_max_images: int | None = 1
-    origin: str | None = None  # the dataset's name, where a reader is for one alone
+    origin: str | None = None  # the name of the dataset, if the reader is for a single one
     tidy = True  # line breaks in a section become spaces
 
     def __init__(self, name: str, options: Options, skipping: Skipping) -> None:
@@ -130,8 +137,10 @@ class Reader:
         raise NotImplementedError
 
     def sections(self, candidate: Candidate) -> Mapping[str, str | None] | str:
-        """findings, impression, indication, last_paragraph; absent or blank where there is none.
-        Or the reason why the study has to be left out."""
+        """findings, impression, indication, last_paragraph; absent or blank if there is none.
+
+        Or the reason why the study is left out.
+        """
         raise NotImplementedError
 
     def image_source(
@@ -140,26 +149,26 @@ class Reader:
         raise NotImplementedError
 
     def split_for(self, wanted: str) -> str:
-        """The split of this dataset that serves as `wanted` (train, validation, test)."""
+        """The split of this dataset that is used as `wanted` (train, validation, test)."""
         if self.splits is None:
             raise DiveError(f"{self.summary.source} knows no splits; leave out split={wanted!r}")
         return self.splits[wanted]
 
     def state_policy(self) -> None:
-        """Write the rules into the report."""
+        """Add the rules to the summary."""
         add_rule, options = self.summary.policy.append, self.options
         chosen = self.views
         many = self.max_images
         kind = {None: "any view", _names("frontal"): "frontal", _names("lateral"): "lateral"}
         words = kind.get(chosen, f"of the views {', '.join(sorted(chosen or ()))}")
-        # What has no views by default does not know them.
+        # A dataset without default views does not have them.
         known = self.default_views != "all"
         order = ", PA before AP before lateral" if known else ", in the order of the dataset"
         if many == 1:
-            add_rule(f"one image a study ({words}{order})")
+            add_rule(f"one image per study ({words}{order})")
         else:
             add_rule(
-                f"{'all' if many is None else f'up to {many}'} images a study ({words}{order})"
+                f"{'all' if many is None else f'up to {many}'} images per study ({words}{order})"
             )
         add_rule(
             "all splits together"
@@ -169,7 +178,7 @@ class Reader:
         if options.target is not None:
             add_rule(f"studies without {_parts(options.target)} are left out")
         if options.last_paragraph:
-            add_rule("a report with neither findings nor impression gives its last paragraph")
+            add_rule("the last paragraph of a report with neither findings nor impression is taken")
         if options.min_words:
             add_rule(f"reports of less than {options.min_words} words are left out")
         add_rule(
@@ -185,11 +194,11 @@ class Reader:
         if self.tidy:
             add_rule("line breaks inside a section become spaces")
         if not options.check_files:
-            add_rule("image files are not looked for")
+            add_rule("it is not checked that image files exist")
 
     @property
     def views(self) -> frozenset[str] | None:
-        """The views to keep, in capitals; None for any."""
+        """The views to keep, in capitals; None for any view."""
         wanted = self.options.views
         if wanted is None:
             wanted = self.default_views
@@ -197,7 +206,7 @@ class Reader:
         names = [name.strip() for name in names]
         if not names or not all(names):
             raise DiveError(
-                f"views is {self.options.views!r}; wants frontal, lateral, all or names such as PA"
+                f"views is {self.options.views!r}, want frontal, lateral, all or names such as PA"
             )
         if any(name.casefold() == "all" for name in names):
             return None
@@ -220,10 +229,10 @@ def _parts(target: str) -> str:
 
 
 def select(reader: Reader) -> Iterator[Study]:
-    """The studies that policy and filters leave, counted in `reader.summary` as they come.
+    """Yields the studies that policy and filters keep, and counts them in `reader.summary`.
 
     Raises:
-        DiveError: bad input and `on_error="fail"`; at the end, if no study was left.
+        DiveError: bad input with `on_error="fail"`; at the end, if no study is left.
     """
     summary, options = reader.summary, reader.options
     views, many = reader.views, reader.max_images
@@ -269,7 +278,7 @@ def _choose(
     views: frozenset[str] | None,
     many: int | None,
 ) -> Study | str:
-    """The study, or why it is left out."""
+    """The study, or the reason why it is left out."""
     if split is not None and candidate.split != split:
         return f"in another split than {split}"
     if not candidate.images:
@@ -288,7 +297,7 @@ def _choose(
     for reason, count in (
         ("of other views", len(candidate.images) - len(wanted)),
         ("without a file", missing),
-        (f"beyond {many} a study", len(wanted) - len(images) - missing),
+        (f"beyond {many} per study", len(wanted) - len(images) - missing),
     ):
         if count:
             left[reason] += count
@@ -308,7 +317,7 @@ def _choose(
 
 
 def _texts(reader: Reader, candidate: Candidate) -> dict[str, str | None] | str:
-    """The sections after all changes, or why the study is left out."""
+    """The sections after all changes, or the reason why the study is left out."""
     options, found = reader.options, reader.sections(candidate)
     if isinstance(found, str):
         return found
@@ -351,7 +360,7 @@ def _texts(reader: Reader, candidate: Candidate) -> dict[str, str | None] | str:
 def _files(
     reader: Reader, candidate: Candidate, wanted: Sequence[ImageRecord], many: int | None
 ) -> tuple[list[Any], list[ImageRecord], int]:
-    """The first `many` images whose files exist, their records, and how many files were missing."""
+    """The first `many` images whose files exist, their records, and the count of missing files."""
     images: list[Any] = []
     kept: list[ImageRecord] = []
     missing = 0
@@ -366,7 +375,7 @@ def _files(
                 candidate.id,
                 f"{candidate.source}: study {candidate.id!r}",
                 f"there is no image file ({wanted.index(record) + 1} of {len(wanted)}; -v shows it)"
-                "; is the download complete? on_error='skip' goes on and counts such files",
+                "; is the download complete? on_error='skip' continues and counts such files",
             )
             continue
         images.append(image)

@@ -1,4 +1,4 @@
-"""What a reader kept, what it left out and why, in words that a command can print."""
+"""What a reader kept, what it left out and why, for a command to print."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -12,26 +12,26 @@ PLACEHOLDERS = '"nan", "N/A", "-", "___" or the like'
 
 @dataclass
 class ReadingSummary:
-    """Counts of one reading; they grow while the studies are read.
+    """Counts of a reading, which grow while the studies are read.
 
-    Nothing goes missing: `studies == kept + sum(left_out.values()) + failed`, and the same of
-    images with `images`, `kept_images` and `images_left_out`.
+    The counts are complete: `studies == kept + sum(left_out.values()) + failed`, and likewise
+    `images`, `kept_images` and `images_left_out`.
 
     Attributes:
-        source: what was read, by its last name ("mimic-cxr:mimic").
-        policy: the rules by which studies, images and text were chosen, a sentence each.
-        files: the tables that were read, as paths; printed by their last names.
-        notes: what a user should know and could not have asked for.
-        studies, images: seen in the tables.
-        kept, kept_images: handed on.
+        source: the dataset or file that was read, by its last name ("mimic-cxr:mimic").
+        policy: the rules by which studies, images and texts were chosen, a sentence per rule.
+        files: paths of the tables that were read; only their last names are printed.
+        notes: facts about the data that a user should know.
+        studies, images: found in the tables.
+        kept, kept_images: returned.
         splits: kept studies by split.
-        left_out: studies by reason; by choice, not by fault.
+        left_out: studies left out by the policy, by reason.
         images_left_out: images by reason.
-        failed: studies that `on_error="skip"` left out because something is wrong with them.
-        records: records of the tables that became neither a study nor an image, by reason.
-        placeholders: texts and other cells that hold "nan", "N/A", "-", "___" or the like, by what
-            they would be; they are taken as absent.
-        complete: everything was read; before that, the counts are those so far.
+        failed: bad studies that `on_error="skip"` left out.
+        records: records of the tables that became no study or image, by reason.
+        placeholders: absent texts and other values ("nan", "N/A", "-", "___" or the like), by
+            field.
+        complete: whether everything was read; before that, the counts are incomplete.
     """
 
     source: str
@@ -55,12 +55,12 @@ class ReadingSummary:
     summary = renamed_attribute("summary", "outcome")
 
     def note(self, text: str) -> None:
-        """Add a note once."""
+        """Add a note, unless it is there."""
         if text not in self.notes:
             self.notes.append(text)
 
     def outcome(self) -> str:
-        """One line: what became of the studies."""
+        """One line with the counts of studies kept and left out."""
         parts = [f"{count:,} {reason}" for reason, count in self.left_out.most_common()]
         if self.failed:
             parts.append(f"{self.failed:,} skipped as bad")
@@ -80,7 +80,7 @@ class ReadingSummary:
         for title, counts in (
             ("studies left out", self.left_out),
             ("images left out", self.images_left_out),
-            ("rows passed over", self.records),
+            ("records left out", self.records),
         ):
             lines += [f"  {title}: {count:,} {why}" for why, count in counts.most_common()]
         if self.placeholders:

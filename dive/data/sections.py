@@ -1,34 +1,33 @@
 """Sections of a MIMIC-CXR report, by the rules of the community.
 
-What MIT-LCP's section script does to a report, quirks included, so that texts agree with published
-ones; written anew from its rules. Its list of hand-made exceptions (54 studies) is not here: a
+The rules are those of MIT-LCP's section script, quirks included, so that texts agree with published
+ones; the code is our own. The script's list of hand-made exceptions (54 studies) is not included: a
 `mimic_cxr_sectioned.csv` made with that script lacks those studies, and the reader prefers it.
 
-It is left in three places, where it would pass on text that is none of the section: "NDICATION" is
-the indication and not the impression, and other headers a slip away from a section's name are taken
-for it; a name of a section alone on its line, or with another mark behind it, is a header without
-its colon; and a section ends where a line of underscores or the words FINAL REPORT begin another
-report.
+There are three deviations, where the script would return text of another section: "NDICATION" is
+the indication and not the impression, and other headers with a typing error are recognised; the
+name of a section alone on its line, or with another mark behind it, is a header without its colon;
+and a section ends where a line of underscores or the words FINAL REPORT begin another report.
 """
 
 import re
 
 # A line break, a space, capitals (spaces among them), a colon and white space behind it.
 _HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
-# A section's name alone on its line, whose colon was forgotten, or became a semicolon or a dash.
+# The name of a section alone on its line, with a semicolon, a dash or nothing for the colon.
 _BARE = (
     "impression", "findings", "comparison", "indication", "history", "clinical history",
     "reason for examination", "reason for exam", "technique", "examination", "exam",
     "recommendation", "recommendations", "notification", "findings and impression", "conclusion",
 )  # fmt: skip
 _HEADER_ONLY = re.compile(rf"\n +({'|'.join(map(str.upper, _BARE))})[ \t]*(?:[;-]+(?=\s)|(?=\n|$))")
-# What stands between a wet read or an addendum and the report itself.
+# Separators between a wet read or an addendum and the report itself.
 _NEXT_REPORT = re.compile(
     r"\n[ \t]*(?:_{10,}|(?:FINAL|PRELIMINARY) REPORT|FINAL ADDENDUM)[ \t]*(?=\n|$)"
 )
 _PARAGRAPH = "\n \n"  # blank lines of these reports hold one space
 
-# Headers by the section that they open.
+# Section -> its headers.
 _NAMES = {
     "preamble": "preamble",
     "full report": "full report",
@@ -52,17 +51,17 @@ _NAMES = {
     "wet read": "wet read, wetread",
 }
 _SECTION_OF = {header: name for name, headers in _NAMES.items() for header in headers.split(", ")}
-# Names that a slip may spoil, and words that are near one and are no slip.
+# Names whose typing errors are recognised, and words that are similar and no typing error.
 _SPELT = (
     "impression", "conclusion", "findings", "comparison", "indication", "history", "examination",
     "technique", "addendum", "recommendation",
 )  # fmt: skip
 _INDICATION = re.compile(r"\bindication")
 _OTHER_WORDS = {"induction", "companion"}
-_SECTION_OF["chest, two views"] = "findings"  # the one header with a comma in it
-# Tried in this order where a header is not in the table.
+_SECTION_OF["chest, two views"] = "findings"  # the only header with a comma
+# Searched in this order if a header is not in the table.
 _WITHIN = ("impression", "findings", "history", "comparison", "addendum")
-# A header that names the examination stands before a description of it.
+# A header that names the examination opens its description.
 _VIEWS = re.compile(
     "chest|portable|pa and lat|ap and lateral|lateral and (?:pa|ap)|frontal and|two views|one view"
     "|(?:frontal|pa|ap|lateral) view|bone window|frontal (?:semi-)?upright|ribs"
@@ -70,7 +69,7 @@ _VIEWS = re.compile(
 
 
 def section_name(header: str) -> str:
-    """The section that a header opens; its own lower-cased text where no rule knows it."""
+    """The section that a header opens; the header itself in lower case if no rule matches."""
     name = header.lower().strip()
     if name in _SECTION_OF:
         return _SECTION_OF[name]
@@ -80,7 +79,7 @@ def section_name(header: str) -> str:
     if name not in _OTHER_WORDS and " " not in name:
         slips = {main: _slips(name, main) for main in _SPELT}
         nearest = min(_SPELT, key=slips.__getitem__)
-        # "contusion" is two slips from the conclusion, and "depression" from the impression
+        # "contusion" is two edits from the conclusion, and "depression" from the impression
         long = len(nearest) > 8 and nearest != "conclusion" and name[0] == nearest[0]
         if slips[nearest] <= (2 if long else 1):
             return _SECTION_OF[nearest]
@@ -90,8 +89,7 @@ def section_name(header: str) -> str:
 
 
 def _slips(word: str, other: str) -> int:
-    """Letters left out, put in, changed or exchanged with the next between two words; 3 where it
-    is more than 2."""
+    """The edit distance of two words, with transpositions; 3 if it is more than 2."""
     if abs(len(word) - len(other)) > 2:
         return 3
     before: list[int] = []
@@ -107,11 +105,11 @@ def _slips(word: str, other: str) -> int:
 
 
 def split_sections(text: str) -> list[tuple[str, str]]:
-    """(name, text) of every section in order, texts as they stand.
+    """(name, text) of every section in order, texts unchanged.
 
-    Text before the first header is "preamble", a report with none is "full report". Empty findings
-    and impressions are left out. Where neither is left, the last section is cut at its first blank
-    line, and what follows is "last_paragraph".
+    Text before the first header is "preamble", a report without headers is "full report". Empty
+    findings and impressions are left out. If neither is left, the last section is cut at its first
+    blank line, and the rest is "last_paragraph".
     """
     sections: list[tuple[str, str]] = []
     match = _next_header(text, 0)
@@ -121,7 +119,7 @@ def split_sections(text: str) -> list[tuple[str, str]]:
         sections.append((section_name("preamble"), text[: match.start(1)]))
     while match is not None:
         start = match.end()
-        # What stands in the header's own line is text, even where it looks like a header.
+        # The rest of the header's line is text, even if it looks like a header.
         rest = max(text.find("\n", start), start) if match.re is _HEADER else start
         following = _next_header(text, rest)
         end = len(text) if following is None else following.start()
@@ -144,12 +142,12 @@ def split_sections(text: str) -> list[tuple[str, str]]:
 
 
 def _next_header(text: str, start: int) -> re.Match[str] | None:
-    """The first header from a place on, with or without its colon."""
+    """The first header from `start` on, with or without its colon."""
     found = [match for one in (_HEADER, _HEADER_ONLY) if (match := one.search(text, start))]
     return min(found, key=re.Match.start, default=None)
 
 
 def mimic_sections(text: str) -> dict[str, str]:
-    """Sections by name, stripped. The last of a name wins. Windows line ends are taken as plain."""
+    """Sections by name, stripped; of equal names the last counts. Accepts Windows line ends."""
     text = text.removeprefix("\ufeff").replace("\r\n", "\n")
     return {name: body.strip() for name, body in split_sections(text)}

@@ -1,4 +1,4 @@
-"""What to do with bad input: fail at the first piece, or skip it and keep an entry."""
+"""The treatment of bad input: fail at the first piece, or skip it and record an entry."""
 
 import json
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from dive.files.json_lines import write_jsonl
 
 @dataclass
 class Skipped:
-    """What `on_error="skip"` left out, and why; nothing is dropped without an entry here."""
+    """What `on_error="skip"` left out, and why: an entry for everything that is dropped."""
 
     entries: list[dict[str, str | None]] = field(default_factory=list)
 
@@ -21,7 +21,7 @@ class Skipped:
         self.entries.append({"id": id, "source": source, "reason": str(reason)})
 
     def write(self, path: str | PathLike[str]) -> None:
-        """Write one JSON line an entry, atomically."""
+        """Write one JSON line per entry, atomically."""
         write_jsonl(checks.path("path", path), self.entries)
 
     def __len__(self) -> int:
@@ -32,8 +32,10 @@ class Skipped:
 
 
 def check_skipped(path: Path) -> None:
-    """DiveError unless `Skipped.write` may write there, or remove what an earlier run wrote there:
-    what is none of its lists is not touched."""
+    """Raise DiveError unless `Skipped.write` may write or replace this file.
+
+    An existing file must be such a list of an earlier run.
+    """
     check_file(path)
     try:
         first = next((line for _, line in lines_of(path)), None)
@@ -46,29 +48,29 @@ def check_skipped(path: Path) -> None:
         own = False
     if not own:
         raise DiveError(
-            f"{path}: what is skipped would be listed there, and it holds something else; rename "
-            "it, or write somewhere else"
+            f"{path}: exists and is no list of skipped studies, which would be written there; "
+            "rename it, or write somewhere else"
         )
 
 
 def check_on_error(on_error: str, skipped: Skipped | None) -> Skipped:
-    """Validate the pair of options that every reader and writer of studies takes."""
+    """Check the pair of options that every reader and writer of studies has."""
     if on_error not in ("fail", "skip"):
-        raise DiveError(f"on_error is {on_error!r}; wants 'fail' or 'skip'")
+        raise DiveError(f"on_error is {on_error!r}, want 'fail' or 'skip'")
     if skipped is not None and not isinstance(skipped, Skipped):
-        raise DiveError(f"skipped is {skipped!r}; wants a dive.data.Skipped(), or None")
+        raise DiveError(f"skipped is {skipped!r}, want a dive.data.Skipped(), or None")
     return Skipped() if skipped is None else skipped
 
 
 class Skipping:
-    """What happens to bad input: the pair (on_error, skipped) as one object that readers use."""
+    """The pair (on_error, skipped) as an object, which readers pass bad input to."""
 
     def __init__(self, on_error: str = "fail", skipped: Skipped | None = None) -> None:
         self.skipped = check_on_error(on_error, skipped)
         self.on_error = on_error
 
     def skip_or_raise(self, id: str | None, source: str, reason: object) -> None:
-        """Raise DiveError "source: reason", or record it and return."""
+        """Raise DiveError "source: reason", or add it to `skipped` and return."""
         text = str(reason)
         message = text if not source or text.startswith(source) else f"{source}: {text}"
         if self.on_error == "fail":

@@ -1,4 +1,4 @@
-"""Studies that are read when they are first asked for."""
+"""A sequence of studies that is read lazily."""
 
 from collections.abc import Iterator, Sequence
 from typing import overload
@@ -10,13 +10,13 @@ from dive.errors.renamed import renamed_attribute
 
 
 class Studies(Sequence[Study]):
-    """Studies that are read when they are first asked for, and kept.
+    """A sequence of studies that are read on first use, and kept.
 
-    Iterating gives the first study as soon as it is known; `len()`, indexing from the end and
-    truth of a negative kind read on as far as they must. `summary` counts what was read so far.
+    Iteration yields the first study as soon as it is read; `len()` and indexing from the end read
+    everything, `bool()` one study. `summary` counts what was read so far.
 
     Raises:
-        DiveError: when the reading meets bad input, then and at every later attempt.
+        DiveError: bad input, when it is read and at every later attempt.
     """
 
     def __init__(self, source: Iterator[Study], summary: ReadingSummary) -> None:
@@ -28,7 +28,7 @@ class Studies(Sequence[Study]):
     report = renamed_attribute("report", "summary")  # the old name
 
     def read(self) -> "Studies":
-        """Read everything; returns itself."""
+        """Read everything, and return self."""
         while self._more():
             pass
         return self

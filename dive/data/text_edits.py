@@ -1,12 +1,12 @@
-"""Changes to a report's text that a reader makes on request."""
+"""Changes to the text of a report that a reader makes on request."""
 
 import re
 
-# ___ in MIMIC-CXR, XXXX in Open-i; de-identification put them in place of names and dates.
+# ___ in MIMIC-CXR, XXXX in Open-i: de-identified names and dates
 _PLACEHOLDER = re.compile(r"_{2,}|\bX{3,}(?=\b|_)")
 _ORPHANS = re.compile(r"\s+(?=[.,;:!?)])")
 
-# Dots that end no sentence: abbreviations, initials and the numbers of a list.
+# Without the dots that end no sentence: abbreviations, initials and the numbers of a list.
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\bDr\.)(?<!\bMr\.)(?<!\bvs\.)(?<!\b[a-z]\.)(?<!\d\.)\s+")
 
 _STUDY = (
@@ -40,31 +40,31 @@ _COMPARISON = re.compile(
 
 
 def one_line(text: str) -> str:
-    """Line breaks inside a section are an accident of a printer's width: they become spaces."""
+    """Replaces line breaks, which depend on a printer's width, by spaces."""
     return " ".join(text.split())
 
 
 def strip_placeholders(text: str) -> str:
-    """`___` and `XXXX` out, and no space left before the punctuation behind them."""
+    """Removes `___` and `XXXX`, and spaces before the punctuation behind them."""
     return one_line(_ORPHANS.sub("", _PLACEHOLDER.sub("", text)))
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences with their end marks; line breaks count as spaces."""
+    """Splits a text into sentences with their end marks; line breaks count as spaces."""
     return [one for one in _SENTENCE_END.split(one_line(text)) if one]
 
 
 def compares(sentence: str) -> bool:
-    """Whether a sentence speaks of an earlier examination or of a change since one.
+    """Whether a sentence mentions an earlier examination or a change since one.
 
-    A list of expressions, tried in this order of use: comparison, unchanged, interval, stable,
-    a prior study, previously, since, again, new, improved or worsened, has increased, remains. It
-    leans towards yes: what one film cannot show should not be learned from it. History that is
-    no examination ("prior sternotomy") is kept.
+    Decided by a list of expressions: comparison, unchanged, interval, stable, a prior study,
+    previously, since, again, new, improved or worsened, has increased, remains. In doubt the answer
+    is yes, because a model should not learn what a single film cannot show. History other than an
+    examination ("prior sternotomy") does not count.
     """
     return _COMPARISON.search(sentence) is not None
 
 
 def drop_comparisons(text: str) -> str:
-    """The text without the sentences that compare; "" where nothing else was said."""
+    """The text without the sentences that compare; "" if there are no others."""
     return " ".join(one for one in sentences(text) if not compares(one))

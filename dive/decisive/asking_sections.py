@@ -1,8 +1,8 @@
 """Sections of a report that state nothing about the image: indication, history, comparison.
 
-A heading is known by its words, whatever marks it: a colon, a dash, a table's cell, or that it
-stands alone on its line. A section ends at the next heading, at a blank line behind its text, and
-where a sentence says of this film what it shows, for in many reports the findings have no heading.
+A heading is recognised by its words, whether it ends with a colon or a dash, is a cell of a table
+or stands alone on its line. A section ends at the next heading, at a blank line after its text, and
+at a sentence about this image, since in many reports the findings have no heading.
 """
 
 import re
@@ -43,18 +43,18 @@ _ANATOMY = word_set(
     "lung lungs heart cardiac mediastinum cardiomediastinum pleura pleural bones bony osseous hila"
     " airways trachea diaphragm diaphragms lines tubes devices"
 )
-_BESIDE = word_set(  # in headings beside one of those
+_BESIDE = word_set(  # in headings with one of those
     "clinical patient patient's patients pt past medical surgical family social brief relevant"
     " pertinent present presenting presented provided given supplied stated current chief main"
     " primary final preliminary wet additional other further admission admitting working"
     " provisional referring ordering order requesting physician physician's test imaging radiology"
     " x ray rule out prior previous signs s for this the of and or to with lateral"
 )
-_FORM = word_set(  # headings of a form's particulars; they neither open nor end a section
+_FORM = word_set(  # headings of the fields of a form; they neither open nor end a section
     "age sex gender name dob mrn date time meds medication medications allergies smoking smoker"
     " provider physician doctor weight height icd code accession"
 )
-# known even in running text without a full stop before them: "cough FINDINGS: clear"
+# recognised even within running text: "cough FINDINGS: clear"
 _STRONG = word_set(
     "indication indications history reason comparison findings finding impression conclusion"
     " technique"
@@ -69,7 +69,7 @@ _SEPARATOR = re.compile(
 _BREAK = re.compile(r"[\n\r.;:?!|\t\"{\[]")
 _WORD = re.compile(r"\b[chr]/o\b|[a-z]+(?:['’]s)?", re.IGNORECASE)
 _LONGEST = 70  # characters of a heading
-_MOST_WORDS = 4  # of a heading that is not known
+_MOST_WORDS = 4  # of a heading of unknown words
 _NEXT_REPORT = re.compile(r"\n[ \t]*_{10,}[ \t]*(?=\n|$)")
 _PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
 
@@ -107,7 +107,7 @@ _HOLDS_NOW = re.compile(
 
 
 class _Heading(NamedTuple):
-    """A heading's characters [start, end), its separator among them, and what it heads."""
+    """A heading's characters [start, end), with its separator, and the kind of its section."""
 
     start: int
     end: int
@@ -132,7 +132,7 @@ def asking_sections(text: str) -> list[tuple[int, int]]:
 
 
 def _headings(text: str) -> list[_Heading]:
-    """The headings of a text, in its order; of a form's particulars none."""
+    """The headings of a text, in its order, without those of a form's fields."""
     found: list[_Heading] = []
     last = 0
     for separator in _SEPARATOR.finditer(text):
@@ -162,7 +162,7 @@ def _headings(text: str) -> list[_Heading]:
 def _heading(
     words: list[re.Match[str]], opens: bool, line: bool, colon: bool, bare: bool
 ) -> tuple[int, str] | None:
-    """Where the heading that ends with these words begins, and its kind.
+    """The start of the heading that ends with these words, and its kind; or None.
 
     `opens`: nothing stands before them in their sentence; `line`: nor in their line; `colon`: a
     colon is behind them; `bare`: nothing but the end of the line is.
@@ -202,7 +202,7 @@ def _plain(word: str) -> str:
 
 @cache
 def _slip(word: str) -> str | None:
-    """The heading that a word is a slip away from: "ndication"."""
+    """The heading that a word misspells: "ndication"."""
     name = section_name(word) if len(word) > 6 else ""
     return name if name in _SLIPS_OF else None
 
@@ -213,7 +213,7 @@ def _is_known(word: str) -> bool:
 
 
 def _kind(names: tuple[str, ...]) -> str | None:
-    """What a heading of known words heads; None where none of them says it."""
+    """The kind of section of a heading of known words, or None."""
     words = {_slip(name) or name if not _is_listed(name) else name for name in names}
     if "clinical" in words and words & _ASKS_IF_CLINICAL:
         return ASKING
@@ -234,7 +234,7 @@ def _is_listed(name: str) -> bool:
 
 
 def _end(text: str, heading: _Heading, following: _Heading | None) -> int:
-    """Where the section of a heading ends, at the latest before the following heading."""
+    """The end of a heading's section, at the latest before the following heading."""
     limit = len(text) if following is None else following.start
     first = heading.end
     while first < limit and text[first].isspace():
@@ -252,13 +252,13 @@ def _end(text: str, heading: _Heading, following: _Heading | None) -> int:
         return limit
     states = next((start for start in starts if _STATES.match(text, start, limit)), limit)
     if following is not None and following.kind == FINDINGS:
-        return states  # what is found is said below
+        return states  # the findings follow below
     blank = _PARAGRAPH.search(text, first, limit)
     return min(states, limit if blank is None else blank.start())
 
 
 def _sentences(text: str, first: int, limit: int) -> list[int]:
-    """Where sentences may begin in text[first:limit]; a line in small letters goes on."""
+    """Possible starts of sentences in text[first:limit]; a line in small letters continues one."""
     starts = [first]
     for separator in _SENTENCE.finditer(text, first, limit):
         end = separator.end()

@@ -1,9 +1,9 @@
-"""Whether a finding is said to be present, absent or uncertain.
+"""The polarity of a finding: stated as present, absent or uncertain.
 
-Each sentence is read once from left to right. A cue ("no", "possible", "versus") opens a reach that
-goes forward until a stop ("but", "with", a semicolon) or until a comma or an "and" behind which a
-new statement begins; "is not seen" and its kin reach back over the mentions of their own statement.
-The cues are in dive/lexicon/cues.yaml.
+Each sentence is read once from left to right. A cue ("no", "possible", "versus") opens a scope that
+extends forward until a stop ("but", "with", a semicolon), or until a comma or an "and" after which
+a new statement begins; "is not seen" and the like apply backward to the mentions of their
+statement. The cues are in dive/lexicon/cues.yaml.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,11 +21,11 @@ def polarities(
 ) -> list[str]:
     """The polarity of each mention of one sentence, words [first, stop), in the order given.
 
-    `found` is sorted by the first marked word and shares no words. `free` has an entry a word of
-    the text, true where no mention has been yet; those of `found` are taken off.
+    `found` is sorted by the first marked word and shares no words. `free` has an entry per word
+    of the text, true where no mention has been yet; the words of `found` become false.
     """
     for one in found:
-        # "clear" is a mention and, before "of", a cue
+        # "clear" is a mention and, before "of", also a cue
         for index in () if one.normal else one.match.marked:
             free[index] = False
     cues = default_cues()
@@ -34,7 +34,7 @@ def polarities(
 
 
 class _Reading(Sentence):
-    """One reading of one sentence."""
+    """The reading of one sentence."""
 
     def read_polarities(self) -> list[str]:
         for i in range(self.first, self.stop):
@@ -65,7 +65,7 @@ class _Reading(Sentence):
             self._normal(k) if one.normal else self.polarity[k] for k, one in enumerate(self.found)
         ]
 
-    # what a reach is opened and ended by
+    # start and end of a scope
 
     def _open(self, state: str, naming: bool = False) -> None:
         self.state, self.naming, self.specific = state, naming, False
@@ -74,7 +74,7 @@ class _Reading(Sentence):
         self.passed, self.asserted, self.alternative = [], False, False
 
     def _punctuation(self, i: int) -> None:
-        """Punctuation before word i."""
+        """Apply the punctuation before word i."""
         kind = self.before[i]
         if kind == QUERY:
             self._open(UNCERTAIN)
@@ -101,7 +101,7 @@ class _Reading(Sentence):
         if self.asserted and self.begins_statement(i + 1):
             self._new_statement()
 
-    # what cues do
+    # effects of cues
 
     def _set(self, which: Sequence[int], polarity: str) -> None:
         for k in which:
@@ -114,7 +114,8 @@ class _Reading(Sentence):
             action(self, cue)
 
     def _stop_kind(self, kind: str, cue: Match) -> str:
-        """A stop that depends on where it stands, as "stop" or, where it stops nothing, ""."""
+        """The kind of a stop in its position: one that depends on it is "stop" or, without effect,
+        ""."""
         if kind == "stop_unless_joined":
             return "" if self.goes_on(cue) else "stop"
         if kind == "stop_behind_finding":
@@ -206,7 +207,7 @@ class _Reading(Sentence):
     # mentions
 
     def _answer_by_normality(self) -> None:
-        """ "Cardiomegaly: the heart is normal in size." answers its heading, too."""
+        """Answer a heading by normality: "Cardiomegaly: the heart is normal in size."."""
         colon = next((j for j in range(self.first + 1, self.stop) if self.before[j] == COLON), None)
         if colon is None or "otherwise" in self.words[colon : self.stop]:
             return
@@ -218,7 +219,7 @@ class _Reading(Sentence):
             self._set([k for k in before if not self.found[k].normal], NEGATIVE)
 
     def _answer_heading(self, cue: Match, state: str) -> None:
-        """ "Pneumothorax: none." and "Effusion: there is no effusion." answer their heading."""
+        """Answer a heading: "Pneumothorax: none.", "Effusion: there is no effusion."."""
         if not self.heading or self.passed:
             return
         heading, self.heading = self.heading, []
@@ -244,7 +245,7 @@ class _Reading(Sentence):
         elif self.state == UNCERTAIN:
             self.polarity[k] = UNCERTAIN
         elif self.alternative and self.passed:
-            # "scarring or atelectasis": one of both
+            # "scarring or atelectasis": one of the two
             last = self.passed[-1]
             if self.polarity[last] != NEGATIVE and i - self.last_word() <= 6:
                 self._set([last, k], UNCERTAIN)
@@ -254,7 +255,7 @@ class _Reading(Sentence):
             self.last = k
 
     def _normal(self, k: int) -> str:
-        """Words that say that all is well are negative, unless "not" stands before them."""
+        """The polarity of a statement of normality: negative, unless "not" stands before it."""
         at = self.found[k].match.marked[0]
         denied = any(w in NOT for w in self.words[max(at - 2, self.first) : at])
         return POSITIVE if denied else NEGATIVE

@@ -1,6 +1,6 @@
-"""One sentence while it is read: its mentions and cues, and what the words around them show.
+"""One sentence while it is read: its mentions and cues, and the state of the reading.
 
-dive/decisive/polarity.py reads it. The questions here look at words alone, and change nothing.
+dive/decisive/polarity.py reads it. The predicates here look at words and change nothing.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from dive.lexicon.words import COMMA, JOINED, Words
 class Found(NamedTuple):
     """A mention before its polarity is known.
 
-    `normal`: the words say that all is well; `uncertain`: the words themselves are a hedge
+    `normal`: the words state normality; `uncertain`: the words themselves are a hedge
     ("borderline heart size"); `ignore`: they are no mention.
     """
 
@@ -46,7 +46,7 @@ def _is_device(one: Found) -> bool:
 
 
 class Sentence:
-    """One sentence with its mentions and cues, how far it was read, and what its words show."""
+    """One sentence with its mentions and cues, the state of its reading, and predicates on it."""
 
     def __init__(
         self, words: Words, first: int, stop: int, found: Sequence[Found], cues: list[Match]
@@ -55,29 +55,29 @@ class Sentence:
         self.first, self.stop = first, stop
         self.found = found
         self.polarity = [UNCERTAIN if one.uncertain else POSITIVE for one in found]
-        # a mention counts where it is complete, so that "heart is not enlarged" has its cue inside
+        # a mention counts at its last word, so that "heart is not enlarged" has its cue inside
         self.at: dict[int, int] = {one.match.marked[-1]: k for k, one in enumerate(found)}
         self.starts = {one.match.first: k for k, one in enumerate(found)}
         self.cues = {cue.first: cue for cue in cues}
-        self.state = ""  # what the next mention is: "", NEGATIVE or UNCERTAIN
-        self.naming = False  # the reach names what may be: "may represent atelectasis, scarring"
+        self.state = ""  # polarity of the open scope: "", NEGATIVE or UNCERTAIN
+        self.naming = False  # the scope lists possibilities: "may represent atelectasis, scarring"
         self.specific = (
             False  # "removal of the left tube and the right line": a list of known things
         )
-        self.passed: list[int] = []  # mentions of the statement that a cue may reach back to
+        self.passed: list[int] = []  # mentions of the statement to which a cue may apply backward
         self.asserted = False  # the statement has its verb or its "no"
         self.alternative = False  # "X or ..." without a cue
-        self.last: int | None = None  # the mention before, of whatever statement
+        self.last: int | None = None  # the previous mention, of any statement
         self.heading: list[int] = []  # mentions before a colon: "Pneumothorax: none"
 
     def prefers(self, i: int) -> bool:
-        """Whether "more consistent with ..." stands before the "than" at word i."""
+        """Return whether "more consistent with ..." stands before the "than" at word i."""
         before = self.words[self.first : i]
         likelier = ("keeping", "consistent", "compatible", "suggestive", "typical", "likely")
         return "more" in before and any(word in likelier for word in before) and not self.state
 
     def runs_on(self, i: int) -> bool:
-        """Whether the next finding begins without a mark: "no ptx 2 cm nodule"."""
+        """Return whether the next finding begins without punctuation: "no ptx 2 cm nodule"."""
         if self.before[i] != JOINED or self.denied_just_before(i) is None:
             return False
         if (k := self.starts.get(i)) is not None and _is_device(self.found[k]):
@@ -86,12 +86,12 @@ class Sentence:
         return self.words[i].isdigit() and unit
 
     def denied_just_before(self, i: int) -> int | None:
-        """The mention that ends right before word i, if a reach has made it what it is."""
+        """The mention that ends right before word i, if the open scope determined its polarity."""
         k = self.at.get(i - 1)
         return None if k is None or self.polarity[k] != self.state or not self.state else k
 
     def goes_on(self, cue: Match) -> bool:
-        """Whether a reach goes on behind "with" or "due to", which ends most."""
+        """Return whether a scope continues after "with" or "due to", which ends most."""
         if self.denied_just_before(cue.first) is None or cue.end >= self.stop:
             return False
         word = self.words[cue.end]
@@ -104,7 +104,7 @@ class Sentence:
         return word not in DEGREE and word not in RESTART and self.follows(cue.end)
 
     def list_goes_on(self, i: int, after_and: bool = False) -> bool:
-        """Whether the list that a cue opened goes on at word i, behind a comma or an "and"."""
+        """Return whether a cue's list goes on at word i, after a comma or an "and"."""
         word = self.words[i]
         if word in OR:
             return True
@@ -131,7 +131,7 @@ class Sentence:
         return not verb
 
     def _rest_of_list(self, i: int) -> tuple[bool, bool]:
-        """Whether from word i on an "or" goes on with the list, and whether a verb ends it."""
+        """Return whether an "or" after word i continues the list, and whether a verb ends it."""
         later = False
         for j in range(i, min(i + FAR, self.stop)):
             if self.before[j] > COMMA and j > i:
@@ -153,22 +153,22 @@ class Sentence:
         return later, False
 
     def is_new_device(self, k: int) -> bool:
-        """Whether a device comes behind denied findings that are none: "no ptx, ETT in place"."""
+        """Return whether a device follows denied findings that are none: "no ptx, ETT in place"."""
         if not self.passed or self.specific or not _is_device(self.found[k]):
             return False
         return not any(_is_device(self.found[p]) for p in self.passed)
 
     def restarts(self, i: int) -> bool:
-        """Whether ", and the heart" begins something else."""
+        """Return whether ", and the heart" begins something else."""
         words = self.words[i : min(i + 2, self.stop)]
         return len(words) == 2 and words[0] == "and" and words[1] in RESTART - REGIONS
 
     def in_place(self, i: int) -> bool:
-        """Whether "in good position" stands at word i: said of a device that is there."""
+        """Return whether "in good position" stands at word i, as after a device that is present."""
         return any(w in ("position", "place", "situ") for w in self.words[i + 1 : i + 4])
 
     def begins_statement(self, i: int) -> bool:
-        """Whether a subject with a verb of its own follows, or a finding said to be there."""
+        """Return whether a subject with its own verb follows, or a finding stated as present."""
         if self.words[i] in RESTART or self.words[i] in DEGREE:
             return True
         for j in range(i, self.stop):
@@ -184,7 +184,7 @@ class Sentence:
         return self.found[self.passed[-1]].match.marked[-1]
 
     def follows(self, end: int) -> bool:
-        """Whether a mention comes before the next mark or stop behind a cue."""
+        """Return whether a mention follows a cue before the next punctuation or stop."""
         for j in range(end, self.stop):
             if self.before[j] != JOINED:
                 return False
@@ -196,7 +196,7 @@ class Sentence:
         return False
 
     def of_a_part(self, cue: Match) -> bool:
-        """Whether "not seen" is said of a tube's tip or of a contour and not of a finding."""
+        """Return whether "not seen" concerns a tube's tip or a contour and no finding."""
         if not self.passed:
             return False
         match = self.found[self.passed[-1]].match
@@ -207,14 +207,14 @@ class Sentence:
         return not PARTS.isdisjoint({*subject, self.words[match.end - 1]})
 
     def says_unchanged(self, cue: Match) -> bool:
-        """Whether it is "neither the effusion nor the nodule has changed"."""
+        """Return whether a cue denies a change: "neither effusion nor nodule has changed"."""
         if self.words[cue.first] not in ("neither", "nor"):
             return False
         changed = ("changed", "increased", "decreased", "improved", "worsened", "enlarged", "grown")
         return any(word in changed for word in self.words[cue.end : self.stop])
 
     def hedges_a_quality(self, cue: Match) -> bool:
-        """Whether a hedge behind a finding is one of its kind: "effusion, likely loculated"."""
+        """Return whether a hedge after a finding is of a quality: "effusion, likely loculated"."""
         if self.words[cue.end - 1] not in HEDGES or cue.end >= self.stop:
             return False
         if self.before[cue.end] != JOINED or self.words[cue.end] in EXISTING:

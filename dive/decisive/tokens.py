@@ -1,8 +1,8 @@
-"""Which tokens of a report are decisive: the mentions of pathology, and the end of the report.
+"""The decisive tokens of a report: the mentions of pathology, and the end of the report.
 
 `find_mentions` reads a report with the lexicon of dive/lexicon and the polarity rules of
-dive/decisive/polarity.py, `radgraph_mentions` takes them from a RadGraph annotation;
-`DecisiveTokens` carries the mentions over to the tokens of any fast tokenizer.
+dive/decisive/polarity.py, `radgraph_mentions` takes mentions from a RadGraph annotation;
+`DecisiveTokens` maps them to the tokens of any fast tokenizer.
 """
 
 from bisect import bisect_left
@@ -30,7 +30,7 @@ from dive.radgraph import Annotation, Annotator, entity_kind, entity_spans
 if TYPE_CHECKING:
     from torch import Tensor
 
-# classes of tokens; CLASS_NAMES[id] is what they are called in logs and tables
+# classes of tokens; CLASS_NAMES[id] is the name of one in logs and tables
 TEMPLATE, PATHOLOGY, EOS = 0, 1, 2
 CLASS_NAMES = ("template", "pathology", "eos")
 
@@ -41,7 +41,7 @@ class Mention(NamedTuple):
     [start, end) are its outer characters; `spans` are the characters of its own words, more than
     one range where others stand in between ("heart is mildly enlarged"). `name` is the lexicon's
     entry, `cls` its CheXpert observation or "Other", `polarity` is "positive", "negative" or
-    "uncertain". What says that all is well ("lungs are clear") has class "No Finding" and is
+    "uncertain". A statement of normality ("lungs are clear") has class "No Finding" and is
     negative.
     """
 
@@ -57,7 +57,7 @@ def find_mentions(text: str, lexicon: Lexicon | None = None) -> list[Mention]:
     """The findings that a report mentions, in its order; no two share a word.
 
     Sections that state nothing about the image (indication, history, comparison) are read too:
-    what they name as present is uncertain.
+    findings that they name as present are uncertain.
     """
     lexicon = default_lexicon() if lexicon is None else lexicon
     automaton = lexicon.automaton
@@ -98,7 +98,7 @@ def find_mentions(text: str, lexicon: Lexicon | None = None) -> list[Mention]:
 
 
 def _without_headings(matches: list[Match], before: Sequence[int]) -> list[Match]:
-    """The matches, but for those that take words of a heading in vain: "Left lung: opacity"."""
+    """The matches without those that need no words of a heading: "Left lung: opacity"."""
     kept = []
     for match in matches:
         colon = next((i for i in match.words[1:] if before[i] == COLON), None)
@@ -134,12 +134,12 @@ def radgraph_mentions(
 ) -> list[Mention]:
     """The observations of a RadGraph annotation, in the report's order; class "Other".
 
-    Anatomy alone is no finding. RadGraph also calls it an observation, and present, that all is
-    well ("clear", "normal"): where the lexicon reads a word so, the mention is negative here, as it
-    is in `find_mentions`.
+    Anatomy alone is no finding. To RadGraph a statement of normality ("clear", "normal") is an
+    observation that is present: where the lexicon reads normality, the mention is negative here, as
+    in `find_mentions`.
 
     Raises:
-        DiveError: the annotation is of another text, or has a label that RadGraph does not give.
+        DiveError: the annotation is of another text, or has a label of no RadGraph model.
     """
     well = [m.spans for m in find_mentions(text, lexicon) if m.cls == "No Finding"]
     normal = [span for spans in well for span in spans]
@@ -156,23 +156,23 @@ def radgraph_mentions(
 
 
 class DecisiveTokens:
-    """Classes and weights of a report's tokens: template 1, pathology and EOS as given.
+    """Classes and weights of a report's tokens: template 1, pathology and EOS as set.
 
     Args:
-        tokenizer: a fast tokenizer (it must give character offsets). None will do for `label`,
+        tokenizer: a fast tokenizer (it must return character offsets). None is enough for `label`,
             which takes offsets.
         pathology: weight of a token of a decisive mention.
         eos: weight of the token that ends the report.
-        polarity: "positive": what is said to be present is decisive; "all": negated findings and
+        polarity: "positive": findings stated as present are decisive; "all": negated findings and
             statements of normality ("clear") too.
         lexicon: from `dive.lexicon.load_lexicon`; None takes the built-in one.
-        uncertain: whether "possible pneumonia" counts with polarity="positive". It does unless
-            turned off: a hedged finding is what the reader acts on, as a stated one is.
-        modifiers: weight the severity, side and place beside a decisive mention with it ("small
+        uncertain: whether "possible pneumonia" counts with polarity="positive". It does by
+            default: readers act on a hedged finding as on a stated one.
+        modifiers: weight the severity, side and location next to a decisive mention with it ("small
             left pleural effusion"); see dive/lexicon/modifiers.yaml.
         annotator: RadGraph's annotations (`dive.radgraph.RadGraph`, `RadGraphFile`) in place of the
-            lexicon's mentions. Give all reports to `prepare` first: a model that is started for
-            one report at a time takes minutes for what it does in seconds.
+            lexicon's mentions. Pass all reports to `prepare` first: starting the model for every
+            single report takes minutes instead of seconds.
     """
 
     def __init__(
@@ -188,14 +188,14 @@ class DecisiveTokens:
         annotator: Annotator | None = None,
     ) -> None:
         if polarity not in ("positive", "all"):
-            raise DiveError(f"polarity is {polarity!r}; wants 'positive' or 'all'")
+            raise DiveError(f"polarity is {polarity!r}, want 'positive' or 'all'")
         for name, weight in (("pathology", pathology), ("eos", eos)):
             if not 0 <= weight < float("inf"):
-                raise DiveError(f"the weight {name} is {weight!r}; wants a finite number >= 0")
+                raise DiveError(f"the weight {name} is {weight!r}, want a finite number >= 0")
         if tokenizer is not None and not getattr(tokenizer, "is_fast", False):
             raise DiveError(
-                f"{type(tokenizer).__name__} gives no character offsets, by which decisive tokens "
-                "are found; wants a fast tokenizer (tokenizer.json)"
+                f"{type(tokenizer).__name__} returns no character offsets, which locate decisive "
+                "tokens, want a fast tokenizer (tokenizer.json)"
             )
         self.tokenizer = tokenizer
         self.pathology, self.eos = float(pathology), float(eos)
@@ -205,7 +205,7 @@ class DecisiveTokens:
         self._annotations: dict[str, Annotation] = {}
 
     def prepare(self, texts: Iterable[str]) -> None:
-        """Annotate reports, all at once; nothing to do where the lexicon reads them."""
+        """Annotate reports, all at once; without effect where the lexicon reads them."""
         if self.annotator is None:
             return
         missing = [text for text in dict.fromkeys(texts) if text not in self._annotations]
@@ -239,16 +239,16 @@ class DecisiveTokens:
 
         Args:
             text: the report.
-            offsets: characters (start, end) in `text` of the tokens that write it.
-            count: len(offsets), or one more where the end-of-turn token follows: that is EOS.
+            offsets: characters (start, end) in `text` of its tokens.
+            count: len(offsets), or one more with the end-of-turn token, which is EOS.
 
         Raises:
             DiveError: any other count.
         """
         if count not in (len(offsets), len(offsets) + 1):
             raise DiveError(
-                f"a response of {count} tokens with {len(offsets)} offsets; wants one offset a "
-                "token, with or without one end-of-turn token behind them"
+                f"a response of {count} tokens with {len(offsets)} offsets, want one offset per "
+                "token, with or without one end-of-turn token after them"
             )
         hits = _overlaps(offsets, self.spans(text))
         classes = [PATHOLOGY if hit else TEMPLATE for hit in hits]
@@ -263,11 +263,11 @@ class DecisiveTokens:
         """Weights [n + 1], float32, on the CPU: a report's n tokens, then its end (EOS).
 
         A text is tokenised without special tokens. Ids are decoded, special tokens left out of the
-        text: those at the end (end of turn, padding) are not among the n, for the EOS event stands
-        for them; others (a bos in front) keep their place with weight 1.
+        text: those at the end (end of turn, padding) are not among the n, as the EOS event stands
+        for them; others (a bos in front) stay, with weight 1.
 
         Raises:
-            DiveError: no tokenizer was given, or the ids do not come back as their text has it.
+            DiveError: there is no tokenizer.
         """
         import torch
 
@@ -286,8 +286,8 @@ class DecisiveTokens:
     def _decode(self, ids: "Sequence[int] | Tensor") -> tuple[str, list[tuple[int, int]]]:
         """The text of ids, and each id's characters in it.
 
-        A token's characters are what decoding up to it adds, so any ids will do, also ones that
-        the tokenizer itself would not have chosen.
+        A token's characters are those that decoding up to it adds, so any ids are accepted, also
+        ones that the tokenizer itself would not have chosen.
         """
         flat = [int(index) for index in ids]
         special = set(self.tokenizer.all_special_ids)
@@ -304,7 +304,7 @@ def _growing(tokenizer: Any, ids: list[int]) -> tuple[str, list[int]]:
     """The decoded text, and its length after each id.
 
     Decoding every prefix would take quadratic time; a window behind the last complete character
-    gives the same text, for what a token decodes to does not depend on tokens far before it.
+    gives the same text, as the text of a token does not depend on tokens far before it.
     """
 
     def decode(part: list[int]) -> str:
@@ -329,7 +329,7 @@ def _growing(tokenizer: Any, ids: list[int]) -> tuple[str, list[int]]:
 
 
 def merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Sorted, and those that overlap or touch made one."""
+    """The spans sorted, with those that overlap or touch merged."""
     joined: list[tuple[int, int]] = []
     for start, end in sorted(spans):
         if joined and start <= joined[-1][1]:
@@ -340,7 +340,7 @@ def merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _overlaps(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """Which tokens share a character with a span. `spans` is sorted and without overlaps.
+    """Whether each token shares a character with one of the sorted spans, which do not overlap.
 
     Overlap and not containment: the first piece of a word often carries the space before it.
     Tokens without width (special tokens) share none.
@@ -348,7 +348,7 @@ def _overlaps(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int
     hits = []
     k = 0
     for start, end in offsets:
-        # offsets of byte pieces may repeat, and never go back far: step back where they do
+        # offsets of byte pieces may repeat, and never go back far, so step back as needed
         while k > 0 and spans[k - 1][1] > start:
             k -= 1
         while k < len(spans) and spans[k][1] <= start:
@@ -364,7 +364,9 @@ def share(classes: Sequence[int], weights: Sequence[float]) -> dict[int, tuple[f
     it, those without a token with (0, 0).
     """
     if len(classes) != len(weights):
-        raise DiveError(f"{len(classes)} classes and {len(weights)} weights; wants as many of each")
+        raise DiveError(
+            f"{len(classes)} classes and {len(weights)} weights, want one weight per class"
+        )
     total = float(sum(weights))
     table = {}
     for kind in range(len(CLASS_NAMES)):

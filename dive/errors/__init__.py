@@ -1,13 +1,13 @@
-"""Errors that a user's input causes; everything else is a bug and keeps its own type."""
+"""Errors that a user's input causes; any other exception is a bug and keeps its own type."""
 
 from dive.errors.visible import visible
 
 
 class DiveError(ValueError):
-    """Bad input. The message names the thing, what it got and what it wants.
+    """Bad input. The message names the object, its value, and what is accepted: "X is Y, want Z".
 
-    Of studies it names the id and the place in their file: no text of a report, no patient, no path
-    of an image (see docs/private.md). What a terminal would obey is written out.
+    A study is named by its id and its location in the file. No text of a report, no patient and no
+    path of an image is in a message (see docs/private.md). Control characters are escaped.
     """
 
     def __str__(self) -> str:
@@ -15,11 +15,11 @@ class DiveError(ValueError):
 
 
 class FallbackWarning(UserWarning):
-    """A slower path runs than the one that was to be expected; the message says why.
+    """A slower path runs than the expected one; the message says why.
 
     `warnings.filterwarnings("error", category=dive.FallbackWarning)` makes it an error.
     """
 
 
 class NonFiniteLoss(DiveError):
-    """Training met a loss that is not a finite number; the message names the studies."""
+    """The loss of a training step is not finite; the message names the studies of the step."""

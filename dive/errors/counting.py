@@ -1,8 +1,8 @@
-"""Numbers with their nouns, for messages."""
+"""Counts with their nouns, for messages."""
 
 
 def counted(count: int, noun: str) -> str:
-    """ "1 study", "2 studies", "1,000 steps"."""
+    """Returns "1 study", "2 studies", "1,000 steps"."""
     if count == 1:
         return f"1 {noun}"
     plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"

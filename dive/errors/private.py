@@ -1,8 +1,8 @@
-"""What a message may say of a study: its id and its place, and nothing that is the hospital's.
+"""What a message may contain about a study: its id and its location, nothing private.
 
-Reports, indications, patients and the paths of images (in which the patient often stands) are in no
-message at the default level. Where a library's words may hold them, these are taken out here; the
-words as they came are logged at INFO, which `dive -v` shows.
+Reports, indications, patients and the paths of images (which often name the patient) are in no
+message at the default level. They are removed here from the messages of libraries; the unchanged
+message is logged at INFO, which `dive -v` shows.
 """
 
 import logging
@@ -16,47 +16,51 @@ from dive.errors.counting import counted
 
 log = logging.getLogger(__name__)
 
-SHORTEST = 6  # characters that a message must share with a private text, for them to be taken out
-LONGEST = 2000  # characters of a library's words that are told
+SHORTEST = 6  # characters that a message must share with a private text to be removed
+LONGEST = 2000  # characters of a library's message that are kept
 _GONE = "..."
 _NAME = re.compile(r"[A-Za-z_]{1,40}")
-# in quotes, with a separator in it; or a word with one
+# a quoted text or a word that contains a path separator
 _PATH = re.compile(r"""(['"])(?:(?!\1)[^\n])*[/\\](?:(?!\1)[^\n])*\1|[^\s'"=<>(]*[/\\][^\s'">)]+""")
 
 
 def line_location(path: Path | str, number: int | str) -> str:
-    """A line of a file, as messages name it: by the file's last name."""
+    """A line of a file as messages name it: "studies.jsonl:12", without the folder."""
     return f"{Path(path).name}:{number}"
 
 
 def kind_of(text: str) -> str:
-    """What a cell holds, without what it says."""
+    """The kind of a cell's content, without the content."""
     return f"a text of {counted(len(text), 'character')}" if text.strip() else "blank"
 
 
 def names_of(keys: Iterable[object]) -> str:
-    """The names of fields that something has; dots for what does not look like one, as where a
-    file is a table of patients."""
+    """The names of fields, with dots for those that do not look like a field name.
+
+    A table without a header has the data of a patient in their place.
+    """
     given = [str(key) for key in keys]
     return ", ".join(key if _NAME.fullmatch(key) else _GONE for key in given) or "none"
 
 
 def public_name(name: str, of_hub: bool = False) -> str:
-    """A name on the hub as it is; of a path on somebody's disk the last part."""
+    """A name on the hub unchanged; the last part of a local path."""
     path = Path(name)
     local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
     return path.absolute().name if name and (local or (not of_hub and path.exists())) else name
 
 
 def public_source(decisive: str) -> str:
-    """ "radgraph:/somebody/annotations.json" without whose it is."""
+    """Turns "radgraph:/home/me/annotations.json" into "radgraph:annotations.json"."""
     kind, colon, what = decisive.partition(":")
     return f"{kind}{colon}{Path(what).name}"
 
 
 def public_reason(error: BaseException, texts: Iterable[str | None] = (), where: str = "") -> str:
-    """What a library's error says, without paths, and without what it quotes of `texts`; of an
-    error of the operating system its reason alone."""
+    """The message of a library's error without paths and without quotations from `texts`.
+
+    An error of the operating system is reduced to its reason.
+    """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     whole = str(error).strip()
@@ -67,20 +71,23 @@ def public_reason(error: BaseException, texts: Iterable[str | None] = (), where:
 
 
 def refused(what: str, error: BaseException, studies: Iterable[Any]) -> DiveError:
-    """An error "what: why", without the texts of these studies."""
+    """The error "what: why", without the texts of these studies."""
     return DiveError(
         f"{what}: {public_reason(error, [text for one in studies for text in one.texts])}"
     )
 
 
 def without_paths(text: str) -> str:
-    """The text with dots in the place of paths."""
+    """Replaces the paths in a text by dots."""
     return _PATH.sub(_GONE, text)
 
 
 def without_texts(text: str, private: Iterable[str | None]) -> str:
-    """The text with dots in the place of everything of `SHORTEST` characters that it shares with
-    one of the private texts, as it is there or as `repr` writes it; of a shorter one the whole."""
+    """Replaces by dots every passage that a text shares with one of the private texts.
+
+    A passage is `SHORTEST` characters or more, as in the private text or in its `repr`; a private
+    text that is shorter is replaced where it occurs as a whole.
+    """
     for one in private:
         for form in {one or "", repr(one or "")[1:-1]}:
             size = min(SHORTEST, len(form))

@@ -1,6 +1,6 @@
-"""Names that were changed: the old one works for one release more, with a `FutureWarning`.
+"""Renamed arguments and attributes: the old name works for one more release and warns.
 
-FutureWarning and not DeprecationWarning, which Python shows to nobody but the caller's own module.
+The category is FutureWarning, because Python hides a DeprecationWarning outside `__main__`.
 """
 
 import functools
@@ -14,7 +14,7 @@ _Call = TypeVar("_Call", bound=Callable[..., Any])
 def warn_renamed(old: str, new: str, stacklevel: int = 3) -> None:
     """Warns that `old` is called `new` now.
 
-    stacklevel: as `warnings.warn` counts it from here; 3 is the caller of whoever calls this.
+    stacklevel: as in `warnings.warn`; 3 is the caller of the function that calls this one.
     """
     warnings.warn(
         f"{old} is called {new} now; the old name goes with the next release",
@@ -26,7 +26,7 @@ def warn_renamed(old: str, new: str, stacklevel: int = 3) -> None:
 def renamed_arguments(**new_names: str) -> Callable[[_Call], _Call]:
     """Decorator of a function whose keyword arguments were renamed: old name -> new name.
 
-    TypeError, as Python's own, where a call gives both.
+    The function raises TypeError where a call passes both.
     """
 
     def decorate(call: _Call) -> _Call:

@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, locked, continued; and read with suspicion."""
+"""Files: atomic and locked writing, continued outputs, and cautious reading."""

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and paths that are looked at before that."""
+"""Atomic writing of files, and checks of output paths before anything is computed."""
 
 import contextlib
 import errno
@@ -17,27 +17,27 @@ from dive.files.disk import unwritable
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8 so that `path` holds the old content or the new one, never a part."""
+    """Write `text` as UTF-8, so that `path` has the old content or the new one, never a part."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write `data` so that `path` holds the old content or the new one, never a part.
+    """Write `data`, so that `path` has the old content or the new one, never a part.
 
-    What a link leads to is written, and the link stays. A file that is replaced keeps its mode.
+    Of a link its target is written, and the link stays. A replaced file keeps its mode.
 
     Raises:
-        DiveError: it cannot be written (no room, no permission), or is no regular file.
+        DiveError: it cannot be written (disk full, no permission), or is no regular file.
     """
     write_together({path: data})
 
 
 def write_together(files: Mapping[str | Path, bytes]) -> None:
-    """`write_bytes` of several files of one thing, so that readers never meet old ones with new.
+    """`write_bytes` of files that belong together, so that no reader finds old and new ones.
 
-    None is replaced before there was room for all of them. Then the last one, without which the
-    others are nothing, goes, and comes when the others are there: a process that is killed in that
-    moment leaves no such file.
+    No file is replaced before all of them are written to the disk. Then the last one, without which
+    the others are not read, is removed, and is written again after the others: a process that is
+    killed in between leaves no such file.
     """
     with contextlib.ExitStack() as ends:
         staged = []
@@ -68,7 +68,7 @@ def write_together(files: Mapping[str | Path, bytes]) -> None:
 
 
 def _drop(handle: int, aside: Path) -> None:
-    """A file that was written aside, unless it has its name by now."""
+    """Removes a temporary file, unless it was renamed."""
     with contextlib.suppress(OSError):
         if is_file_of(handle, aside):
             os.unlink(aside)
@@ -77,10 +77,10 @@ def _drop(handle: int, aside: Path) -> None:
 
 
 def append_line(path: str | Path, line: str) -> None:
-    """Append a line, whole or not at all, also where several processes append to one file.
+    """Append a line, whole or not at all, even if several processes append to one file.
 
     Raises:
-        DiveError: as `write_bytes` does.
+        DiveError: as `write_bytes`.
     """
     target, data = target_of(path), line.encode("utf-8")
     try:
@@ -90,7 +90,7 @@ def append_line(path: str | Path, line: str) -> None:
                 lock_descriptor(handle)
             size = os.fstat(handle).st_size
             if size and os.pread(handle, 1, size - 1) != b"\n":
-                data = b"\n" + data  # behind a line that a kill has torn
+                data = b"\n" + data  # after an incomplete last line
             try:
                 write_all(handle, data)
             except BaseException:
@@ -103,17 +103,17 @@ def append_line(path: str | Path, line: str) -> None:
 
 
 def write_all(handle: int, data: bytes) -> None:
-    """All of it, into an open file, without a buffer that could come later."""
+    """Write all of `data` into an open file, unbuffered."""
     left = memoryview(data)
     while left:
         left = left[os.write(handle, left[: 1 << 30]) :]
 
 
 class Growing:
-    """A file that grows by whole lines: one that finds no room is taken back.
+    """A file that grows by whole lines: a line that cannot be written whole is removed again.
 
-    path: it may not be a link. target: what it will replace one day, whose mode it gets.
-    Every method raises what the system says.
+    path: the file, which must not be a link. target: the file that it will replace; it gets its
+    mode. Every method raises OSError.
     """
 
     def __init__(self, path: Path, target: Path) -> None:
@@ -131,18 +131,18 @@ class Growing:
             try:
                 os.ftruncate(handle, self._size)
             except OSError:
-                self.close()  # nothing may follow a torn line; the next run drops it
+                self.close()  # nothing may follow an incomplete line; the next run drops it
             raise
         self._size += len(line)
 
     def is_ours(self) -> bool:
-        """Whether it is still the file of its name, and as long as it was made."""
+        """Whether `path` is still this file, with the length that was written."""
         handle = self._open()
         return is_file_of(handle, self.path) and os.fstat(handle).st_size == self._size
 
     @property
     def closed(self) -> bool:
-        """Whether nothing more can be appended."""
+        """Whether the file is closed."""
         return self._handle is None
 
     def sync(self) -> None:
@@ -151,7 +151,9 @@ class Growing:
     def close(self) -> None:
         handle, self._handle = self._handle, None
         if handle is not None:
-            with contextlib.suppress(OSError):  # of a full disk on a network, said before
+            with contextlib.suppress(
+                OSError
+            ):  # of a full network disk, reported by `append` before
                 os.close(handle)
 
     def _open(self) -> int:
@@ -161,7 +163,7 @@ class Growing:
 
 
 def is_file_of(handle: int, path: Path) -> bool:
-    """Whether an open file is still the one of this name, and no link to it."""
+    """Whether `path` is still this open file, and no link to it."""
     try:
         return os.path.samestat(os.fstat(handle), os.lstat(path))
     except FileNotFoundError:
@@ -169,7 +171,7 @@ def is_file_of(handle: int, path: Path) -> bool:
 
 
 def identity(path: Path) -> tuple[int, ...] | None:
-    """Tells whether a file was exchanged or changed; None where there is none."""
+    """Values that differ after a file was replaced or changed; None where there is no file."""
     try:
         found = path.stat()
     except OSError:
@@ -178,16 +180,16 @@ def identity(path: Path) -> tuple[int, ...] | None:
 
 
 def keep_mode(handle: int, target: Path) -> None:
-    """The mode of the file that an open one is to replace, if there is one: what only its owner
-    may read stays so."""
+    """Give an open file the mode of the file that it will replace, if there is one."""
     with contextlib.suppress(OSError):
         os.fchmod(handle, stat.S_IMODE(target.stat().st_mode))
 
 
 def remove_leftovers(target: Path, *more: str) -> None:
-    """Remove what a kill left of writing a file, or others of its name with `more` at the end.
+    """Remove the temporary files that a killed process left of `target`.
 
-    Only for who holds the output: another's would be taken away while it is being written.
+    more: suffixes of further files of that name. The caller must hold the lock of the output, or
+    the files of another process would be removed while it writes them.
     """
     ends = "|".join(map(re.escape, ("", *more)))
     name = re.compile(rf"\.{re.escape(target.name)}({ends})\.[0-9a-f]{{8}}\.tmp")
@@ -198,7 +200,7 @@ def remove_leftovers(target: Path, *more: str) -> None:
 
 
 def check_folder(path: str | Path) -> None:
-    """DiveError unless files could be written into this folder, which need not be there yet."""
+    """Raise DiveError unless files could be written into this folder, which need not exist."""
     path = Path(path)
     try:
         nearest = path
@@ -206,22 +208,23 @@ def check_folder(path: str | Path) -> None:
             nearest = nearest.parent
         found = None if nearest.is_dir() else _kind(nearest)
         if found is None:
-            # a file without a name: permissions, full and read-only file systems show for root, too
+            # A file without a name shows missing permissions and full or read-only file systems,
+            # for root, too.
             with tempfile.TemporaryFile(dir=nearest):
                 pass
     except (OSError, ValueError) as error:
         raise unwritable(path, error, into=True) from error
     if found is not None:
         if nearest == path:
-            raise DiveError(f"{path} is {found}; wants a folder")
+            raise DiveError(f"{path} is {found}, want a folder")
         raise DiveError(f"cannot write into {path}: {nearest} is {found}")
 
 
 def check_file(path: str | Path) -> None:
-    """DiveError unless a file of this name could be written; it need not be there yet.
+    """Raise DiveError unless a file of this name could be written; it need not exist.
 
-    What is there and no regular file (a device, a pipe, a link that leads nowhere) is refused; of
-    a link, what it leads to would be written.
+    Anything there that is no regular file (a device, a pipe, a broken link) is refused; of a link
+    its target would be written.
     """
     target = target_of(path)
     try:
@@ -231,41 +234,41 @@ def check_file(path: str | Path) -> None:
 
 
 def target_of(path: str | Path) -> Path:
-    """The file that is written under this name, links followed; it need not be there yet.
+    """The file that is written under this name, links followed; it need not exist.
 
     Raises:
-        DiveError: what is there is no regular file.
+        DiveError: there is something else than a regular file.
     """
-    wanted = "wants the name of a file to write"
+    wanted = "want the name of a file to write"
     try:
         there = os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         if os.path.islink(path):
             end = os.readlink(path)
             raise DiveError(
-                f"{path} is no regular file but a link to {end}, which is not there; {wanted}"
+                f"{path} is no regular file but a link to {end}, which is not there, {wanted}"
             ) from error
     except (OSError, ValueError) as error:
         raise unwritable(path, error) from error
     else:
         if stat.S_ISDIR(there.st_mode):
-            raise DiveError(f"{path} is a folder; {wanted}")
+            raise DiveError(f"{path} is a folder, {wanted}")
         if not stat.S_ISREG(there.st_mode):
-            raise DiveError(f"{path} is no regular file; {wanted}")
+            raise DiveError(f"{path} is no regular file, {wanted}")
     return Path(os.path.realpath(path))
 
 
 def _kind(path: Path) -> str:
-    """What is there, and no folder."""
+    """The kind of something that is no folder, for a message."""
     if path.is_symlink() and not path.exists():
         return f"a link to {os.readlink(path)}, which is not there"
     return "a file" if path.is_file() else "no folder"
 
 
 def _stat(path: Path) -> bool:
-    """Whether there is anything of this name; OSError for what can never be one."""
+    """Whether anything has this name; OSError for a name that is not possible."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        return path.is_symlink()  # one that leads nowhere is in the way, too
+        return path.is_symlink()  # a broken link is in the way, too
     return True

@@ -1,6 +1,6 @@
-"""Digests of JSON values, and of files: whole, or of samples where reading all would take too long.
+"""Digests of JSON values and of files, whole or by samples where a file is large.
 
-Runs are taken up again by these strings: they stay what they are from version to version.
+Runs are resumed by these strings, so they must not change from version to version.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ from dive.errors import DiveError
 from dive.files.input import open_file
 
 _BLOCK = 4096
-_WHOLE = 64 << 20  # bytes: what is smaller is read whole wherever it is one file of a few
-_FILM = 256 << 10  # what is smaller is read whole where there are very many
-_LAST = 1 << 20  # the end of a torch.save file lists the checksums of all that is in it
+_WHOLE = 64 << 20  # bytes: a file of a model up to this size is read whole
+_FILM = 256 << 10  # bytes: an image file up to this size is read whole
+_LAST = 1 << 20  # bytes: the end of a torch.save file lists the checksums of its entries
 _NAME = 32  # hexadecimal digits of a digest
 
 
 def of_json(value: Any, digits: int = _NAME) -> str:
-    """Names a JSON value by so many hexadecimal digits; what is none counts by its `str`."""
+    """Digest of a JSON value in `digits` hexadecimal digits; other values count by their `str`."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:digits]
 
@@ -40,9 +40,10 @@ def whole(path: Path) -> str:
 
 
 def sampled(path: Path) -> str:
-    """Digest of one file of a model: all bytes of up to 64 MiB; of a larger one its size and, of
-    safetensors, the header and the ends and the middle of every tensor, of others 1024 blocks
-    spread over it and its last MiB.
+    """Digest of one file of a model: all bytes of up to 64 MiB, else its size and samples.
+
+    The samples of a safetensors file are its header and the ends and the middle of every tensor;
+    those of another file are 1024 evenly spaced blocks and its last MiB.
 
     Raises:
         DiveError: it cannot be read.
@@ -61,8 +62,10 @@ def sampled(path: Path) -> str:
 
 
 def film(path: Path) -> str:
-    """Digest of one image file of very many: all bytes of up to 256 KiB; of a larger one its size
-    and 8 blocks, its first and its last among them. "" where it cannot be read."""
+    """Digest of an image file: all bytes of up to 256 KiB, else its size and 8 blocks.
+
+    The first and the last block are among them. "" where the file cannot be read.
+    """
     try:
         with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -85,7 +88,7 @@ def _spread(size: int, count: int) -> list[tuple[int, int]]:
 
 
 def _of_tensors(handle: int, size: int) -> list[tuple[int, int]] | None:
-    """The header, and the ends and the middle of every tensor; None where there is no header."""
+    """Ranges of the header and of the ends and the middle of each tensor; None without a header."""
     length = int.from_bytes(os.pread(handle, 8, 0), "little")
     if length > min(size - 8, 100_000_000):
         return None

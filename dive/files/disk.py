@@ -1,4 +1,4 @@
-"""What the operating system says of a file that cannot be written, in one line."""
+"""The reason why a file cannot be written, in one line."""
 
 import errno
 import os
@@ -7,23 +7,23 @@ from pathlib import Path
 
 from dive.errors import DiveError
 
-# no place: the rest of a run would meet it again
+# a full or broken disk: every later file of the run would fail, too
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 def unwritable(
     path: str | Path, error: Exception, wanted: int | None = None, *, into: bool = False
 ) -> DiveError:
-    """ "cannot write PATH: the reason", for whoever raises it from `error`.
+    """The DiveError "cannot write PATH: the reason", to be raised from `error`.
 
-    wanted: bytes that were to be written; said, beside what is left, where room was the reason.
+    wanted: bytes to be written; a message about a full disk has them and the free bytes.
     into: the path is a folder.
     """
     return DiveError(f"cannot write {'into ' if into else ''}{path}: {reason(error, path, wanted)}")
 
 
 def reason(error: Exception, path: str | Path, wanted: int | None = None) -> str:
-    """Why `path` could not be written: the system's words, and bytes where room was the reason."""
+    """Why `path` could not be written, with the bytes wanted and free where the disk is full."""
     words = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
     words = words or type(error).__name__
     number = getattr(error, "errno", None)
@@ -40,7 +40,7 @@ def reason(error: Exception, path: str | Path, wanted: int | None = None) -> str
 
 
 def free_bytes(path: str | Path) -> int | None:
-    """Bytes that are left where `path` is or would be, None where that cannot be told."""
+    """Free bytes on the file system of `path`, which need not exist; None where unknown."""
     for folder in (Path(path), *Path(path).absolute().parents):
         try:
             found = os.statvfs(folder)

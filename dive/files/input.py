@@ -1,4 +1,4 @@
-"""Files that others wrote: what is no regular file, or larger than it can be, is not read."""
+"""Reading of files that others wrote, with limits on their kind and size."""
 
 import errno
 import os
@@ -10,8 +10,8 @@ from typing import Any
 from dive.errors import DiveError
 from dive.errors.private import line_location
 
-MAX_LINE = 16 << 20  # bytes of a record of JSON lines
-MAX_JSON_BYTES = 1 << 30  # of a file of JSON that is read whole: the largest in use has half of it
+MAX_LINE = 16 << 20  # bytes of a line of JSON lines
+MAX_JSON_BYTES = 1 << 30  # of a JSON file that is read whole; the largest in use has half of it
 
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"),
@@ -23,10 +23,13 @@ _UNOPENED = (errno.ENXIO, getattr(errno, "EOPNOTSUPP", errno.ENXIO), errno.ENODE
 
 
 class NoRegularFile(DiveError):
-    """What is no regular file, and is not opened. kind: "a pipe"; for messages without the path."""
+    """The path is not that of a regular file.
+
+    kind: what it is, "a pipe", for messages without the path.
+    """
 
     def __init__(self, path: Path | str, kind: str) -> None:
-        super().__init__(f"{path} is {kind}; wants a regular file")
+        super().__init__(f"{path} is {kind}, want a regular file")
         self.kind = kind
 
 
@@ -35,20 +38,21 @@ def _kind(mode: int) -> str:
 
 
 def open_file(path: Path | str, pipe: bool = False) -> Any:
-    """A regular file, opened for reading bytes.
+    """Open a regular file for reading bytes.
 
-    A pipe that nobody writes to would be waited for without end, and some devices do not end. pipe:
-    one that is there is read (a shell's `<(command)`, of what the user names).
+    A pipe without a writer would block without end, and some devices have no end.
+
+    pipe: a pipe is accepted (a shell's `<(command)`), for files that the user names.
 
     Raises:
-        OSError: it is not there, may not be read, or is a folder.
-        NoRegularFile: it is none.
+        OSError: it does not exist, may not be read, or is a folder.
+        NoRegularFile: it is no regular file.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         handle = os.open(path, flags)
     except OSError as error:
-        if error.errno in _UNOPENED:  # a socket; a device that nothing is behind
+        if error.errno in _UNOPENED:  # a socket, or a device without a driver
             raise NoRegularFile(path, _kind(os.stat(path).st_mode)) from None
         raise
     try:
@@ -70,8 +74,8 @@ def read_file(path: Path | str, most: int, pipe: bool = False) -> bytes:
     """The bytes of a file, at most `most` of them.
 
     Raises:
-        OSError: it is not there, or may not be read.
-        DiveError: it is no regular file, or larger.
+        OSError: it does not exist, or may not be read.
+        DiveError: it is no regular file, or larger than `most`.
     """
     with open_file(path, pipe) as file:
         size = os.fstat(file.fileno()).st_size
@@ -83,11 +87,12 @@ def read_file(path: Path | str, most: int, pipe: bool = False) -> bytes:
 
 
 def lines_of(path: Path | str, pipe: bool = True) -> Iterator[tuple[int, bytes]]:
-    """(number from 1 on, bytes without the line break) of each line, blank ones too; a byte order
-    mark before the first is left out.
+    """Yields (number from 1 on, bytes without the line break) of each line, blank ones included.
+
+    A byte order mark at the start of the file is removed.
 
     Raises:
-        OSError: it is not there, or may not be read.
+        OSError: it does not exist, or may not be read.
         DiveError: it is no regular file (or pipe); UTF-16; a line of more than `MAX_LINE` bytes.
     """
     with open_file(path, pipe) as file:
@@ -97,5 +102,5 @@ def lines_of(path: Path | str, pipe: bool = True) -> Iterator[tuple[int, bytes]]
             if len(line) > MAX_LINE:
                 raise DiveError(f"{line_location(path, number)}: is longer than {MAX_LINE:,} bytes")
             if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise DiveError(f"{line_location(path, 1)}: is UTF-16; wants UTF-8")
+                raise DiveError(f"{line_location(path, 1)}: is UTF-16, want UTF-8")
             yield number, line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").rstrip(b"\n")

@@ -1,4 +1,4 @@
-"""JSON lines that survive an interruption: atomic files, and an append-only writer that resumes."""
+"""JSON lines: atomic files, and an append-only writer that continues after an interruption."""
 
 import contextlib
 import json
@@ -37,8 +37,10 @@ def write_jsonl(path: str | Path, records: Iterable[Mapping]) -> None:
 
 
 def fingerprint_before(path: str | Path) -> dict[str, Any]:
-    """How the unfinished run that a `JsonlWriter` left at `path` was made; {} where there is none
-    (or where it does not say)."""
+    """The fingerprint of the unfinished run that a `JsonlWriter` left at `path`.
+
+    {} where there is no such run, or no fingerprint in its notes.
+    """
     partial, noted = _unfinished(Path(os.path.realpath(checks.path("path", path))))
     try:
         if partial.stat().st_size == 0:
@@ -50,14 +52,14 @@ def fingerprint_before(path: str | Path) -> dict[str, Any]:
 
 
 def _unfinished(target: Path) -> tuple[Path, Path]:
-    """Where the records of an unfinished run are, and how it was made."""
+    """The paths of the records and of the notes of an unfinished run."""
     return target.with_name(target.name + ".partial"), target.with_name(
         target.name + ".partial.run"
     )
 
 
 def check_output(path: str | Path) -> Path:
-    """DiveError unless a `JsonlWriter` could write there; the file itself, links followed."""
+    """The file that a `JsonlWriter` would write, links followed; DiveError where it could not."""
     path = checks.path("path", path)
     if re.search(r"\.partial(\.run)?$", path.name):
         raise DiveError(f"{path}: a file of that name belongs to an unfinished run")
@@ -65,42 +67,42 @@ def check_output(path: str | Path) -> Path:
     target = target_of(path)
     for one in _unfinished(target):
         target_of(one)
-        if one.is_symlink():  # renamed, it would be a link still
-            raise DiveError(f"{one} is a link; wants the unfinished file itself, or none")
+        if one.is_symlink():  # a renamed link would still be a link
+            raise DiveError(f"{one} is a link, want the unfinished file itself, or none")
     return target
 
 
 class JsonlWriter:
     """Appends records to `<path>.partial` as they come, and renames it to `path` at the end.
 
-    A run that was interrupted is continued by opening the same path again: a last line that was
-    torn is dropped, and `done` holds the ids that need not be repeated, in their order. The
-    `fingerprint` holds what must be equal for two runs to be one (backbone, adapter, prompt, ...);
-    it is kept beside the records, and records of another run are never mixed in.
+    An interrupted run is continued by opening the same path again: an incomplete last line is
+    dropped, and `done` has the ids that need not be repeated, in their order. The `fingerprint`
+    has everything that must be equal to continue a run (backbone, adapter, prompt, ...); it is kept
+    next to the records, and records of different runs are never mixed.
 
         with JsonlWriter("reports.jsonl", fingerprint={...}) as writer:
             for report in iter_reports(..., [s for s in studies if s.id not in writer.done]):
                 writer.append({"id": report.id, ...})
             writer.finish()
 
-    Left without `finish`, by an error or a kill, the records stay in `<path>.partial`. Of a link,
-    all this is beside what it leads to. One writer at a time: see `dive.files.lock`.
+    Without `finish`, after an error or a kill, the records stay in `<path>.partial`. For a link
+    all these files are next to its target. One writer at a time: see `dive.files.lock`.
 
     Args:
-        overwrite: what came to `path` meanwhile may be replaced; without it, only what was there
-            before.
-        lock: `hold_file(path)` of a caller that holds it already, and lets it go.
-
-        order: the ids that records may have, in the order that they have in the finished file: one
-            that an earlier run had to leave out may come later than its turn.
-        made_of: asked for each id that is written; `done` has the answer, JSON values, when the run
-            is continued.
+        fingerprint: JSON values that are compared when the run is continued.
+        order: the ids that records may have, in the order of the finished file. A record that an
+            earlier run left out may be appended late.
+        made_of: called with each id that is written; `done` has its result, JSON values, when the
+            run is continued.
+        overwrite: a file that appeared at `path` during the run may be replaced; without it only
+            the one that was there before.
+        lock: `hold_file(path)` of a caller that holds it already and releases it.
 
     Raises:
-        DiveError: another process writes it, or another writer of this one; it is no regular file;
-            the unfinished file belongs to another run or holds something else than its records; an
-            id is appended twice, or is no text; a record cannot be written, where the whole ones
-            stay.
+        DiveError: another process, or another writer in this one, writes the file; it is no
+            regular file; the unfinished file belongs to another run or has other lines than its
+            records; an id is appended twice, or is no string; a record cannot be written (the
+            whole ones stay).
     """
 
     @renamed_arguments(run="fingerprint")
@@ -118,7 +120,7 @@ class JsonlWriter:
         self._target = check_output(self.path)
         self.partial, self._notes_path = _unfinished(self._target)
         self.done: dict[str, Any] = {}
-        self._noted_in: dict[str, int] = {}  # lines of the notes
+        self._noted_in: dict[str, int] = {}  # id -> line in the notes
         self._records: Growing | None = None
         self._notes: Growing | None = None
         self._closed = False
@@ -132,7 +134,7 @@ class JsonlWriter:
             remove_leftovers(self._target, ".partial.run")
             self._before = None if overwrite else identity(self._target)
             self._overwrite = overwrite
-            # a run that ended before its first record leaves nothing to go on from, nor to mix
+            # a run that ended before its first record leaves nothing to continue or to mix
             if self.partial.exists() and self.partial.stat().st_size > 0:
                 reason = notes.why_another(self._notes_path, fingerprint or {})
                 if reason is not None:
@@ -144,8 +146,7 @@ class JsonlWriter:
             raise
 
     def _open(self) -> tuple[Growing, Growing]:
-        """The files of the records and of the notes, made for the first record: a run that never
-        came to it leaves none."""
+        """The files of the records and of the notes, created with the first record."""
         if self._closed:
             raise DiveError(f"{self.path}: its writer is closed")
         if self._records is None or self._notes is None:
@@ -159,45 +160,45 @@ class JsonlWriter:
         return self._records, self._notes
 
     def another(self, reason: str) -> DiveError:
-        """The error of an unfinished run that this one may not join, for a `reason`."""
+        """The error of an unfinished run that cannot be continued by this one, for a `reason`."""
         return DiveError(
             f"{self.partial} is an unfinished run that {reason}: it cannot be continued; repeat "
             "that command to finish it, delete the file to start again, or write somewhere else"
         )
 
     def bad_note(self, name: str) -> DiveError:
-        """The error of a continued run whose note of the record `name` is none that it wrote."""
+        """The error of a note on the record `name` that the run did not write."""
         return notes.bad_note(self._notes_path, self._noted_in[name])
 
     def _recover(self) -> None:
         try:
             found = notes.read_unfinished(self.partial, self._notes_path, self._order)
-            # what was being written when the run ended; its study is done again
+            # the record that was being written when the run ended; its study is repeated
             os.truncate(self.partial, found.records_end)
             os.truncate(self._notes_path, found.notes_end)
         except OSError as error:
-            raise DiveError(f"cannot go on with {self.partial}: {error.strerror}") from error
+            raise DiveError(f"cannot continue {self.partial}: {error.strerror}") from error
         self.done, self._noted_in = found.done, found.lines
 
     def append(self, record: Mapping) -> None:
         """Write one record and hand it to the operating system, so that a killed process keeps it.
 
-        A record that finds no room is taken back, so that the file ends with a whole line.
+        A record that cannot be written whole is removed, so that the file ends with a whole line.
         """
         name = record["id"]
         if not isinstance(name, str):
-            raise DiveError(f"{self.path}: an id is {name!r}; wants a text")
+            raise DiveError(f"{self.path}: an id is {name!r}, want a string")
         if name in self.done:
             raise DiveError(f"{self.path}: id {name!r} comes twice")
         if self._order is not None and name not in self._order:
-            raise DiveError(f"{self.path}: id {name!r} is none of those that were to come")
+            raise DiveError(f"{self.path}: id {name!r} is not among the expected ones")
         records, noted = self._open()
         line = json_line(record).encode("utf-8")
         made_of = None if self._made_of is None else self._made_of(name)
         try:
             self._check_alone(records)
             self._check_alone(noted)
-            # the note first: a record that is there has its note, whenever the process is killed
+            # the note first, so that every record has its note, whenever the process is killed
             noted.append(notes.note_line(line, made_of))
             records.append(line)
         except OSError as error:
@@ -207,7 +208,7 @@ class JsonlWriter:
         self.done[name] = made_of
 
     def finish(self) -> None:
-        """All records are there: give the file its final name."""
+        """Give the file its final name; all records must have been appended."""
         records, _ = self._open()
         try:
             self._check_alone(records)
@@ -231,11 +232,11 @@ class JsonlWriter:
             self.close()
 
     def _check_alone(self, file: Growing) -> None:
-        """DiveError where an unfinished file is no longer what was written."""
+        """Raise DiveError where another process changed an unfinished file."""
         if not file.is_ours():
             raise DiveError(
                 f"{file.path}: another process has changed it or taken it away while it was "
-                "being written; the run cannot go on"
+                "being written; the run cannot continue"
             )
 
     def _kept(self, error: DiveError) -> DiveError:
@@ -254,7 +255,7 @@ class JsonlWriter:
         return b"".join(line + b"\n" for _, line in ordered)
 
     def close(self) -> None:
-        """Records that were appended stay; no more can be."""
+        """Close the files; appended records stay."""
         self._closed = True
         for file in (self._records, self._notes):
             if file is not None:

@@ -1,13 +1,14 @@
-"""One process at a time on an output: a lock beside it that its holder's death releases.
+"""A lock for each output, so that one process at a time writes it; it ends with the process.
 
-The lock of a file is `.NAME.lock` beside it (beside what a link leads to), that of a folder is
-`.lock` in it. It is the system's own (`flock`; over NFS the server's), so a process that is killed
-holds nothing any more, and the file that it leaves is no obstacle; who ends well removes it. In the
-file stands who holds it, for whoever is refused: process, machine, command, and since when. A file
-of that name that says anything else is somebody's own: it is refused, and stays as it is.
+The lock of a file is `.NAME.lock` next to it (of a link next to its target), that of a folder is
+`.lock` in it. It is a lock of the operating system (`flock`; over NFS the server's), so a killed
+process releases it, and a lock file that it leaves behind is no obstacle; a process that ends
+normally removes the file. The file names the holder for the error message of others: process,
+machine, command, and since when. A file of that name with any other content is somebody's own: the
+output is refused, and the file stays.
 
-A file system without locks (some mounts of Lustre, NFS without its lock daemon) is said once, in a
-warning, and the run goes on: the checks before every rename are then all that is left.
+On a file system without locks (some mounts of Lustre, NFS without its lock daemon) one warning
+says so, and the run continues: only the checks before every rename are left.
 """
 
 import contextlib
@@ -29,34 +30,34 @@ from filelock import lock_descriptor
 from dive.errors import DiveError
 from dive.files.disk import unwritable
 
-# what a file system without locks answers
+# errors of a file system without locks
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-_SETTLES = 0.5  # seconds in which a holder has written who it is, or is gone
-_RANKS_WAIT = 30.0  # seconds for the first rank to come to the lock
-_FACTS = ("pid", "host", "command", "since", "job")  # what a lock's file says, in this order
-_MOST = 4096  # bytes that are read of it
+_SETTLES = 0.5  # seconds within which a holder has written its name, or has ended
+_RANKS_WAIT = 30.0  # seconds for the first rank to take the lock
+_FACTS = ("pid", "host", "command", "since", "job")  # fields of a lock file, in this order
+_MOST = 4096  # bytes of a lock file that are read
 _COMMANDS = {"demo", "distill", "generate", "evaluate", "inspect", "bench", "doctor"}
 
-_guard = threading.RLock()  # a finalizer may come in at any line
-_held: dict[Path, tuple[int, dict[str, Any]]] = {}  # the lock's handle, and who holds it
+_guard = threading.RLock()  # reentrant: a finalizer may run at any line
+_held: dict[Path, tuple[int, dict[str, Any]]] = {}  # lock file -> its handle and its holder
 _warned: set[int] = set()
 
 
 class Held:
-    """An output that this process holds: until `release`, the end of a `with`, or its death.
+    """An output that this process has locked, until `release`, the end of a `with`, or its end.
 
-    path: the lock's file. output: what it is for. facts: who holds it, as the file says.
+    path: the lock file. output: the locked output. facts: the holder, as in the lock file.
     """
 
     def __init__(self, output: Path, path: Path, handle: int | None, made: list[Path]) -> None:
         self.output = output
         self.path = path
         self.facts = {} if handle is None else _sign(handle)
-        # also where nobody releases it: at the end of the program, or when it is forgotten
+        # without `release`: at the end of the program, or when the object is collected
         self._end = weakref.finalize(self, _let_go, path, handle, made, os.getpid())
 
     def release(self) -> None:
-        """Let others have it; the lock's file is removed. A second time nothing happens."""
+        """Release the lock and remove its file. A second call does nothing."""
         self._end()
 
     def __enter__(self) -> "Held":
@@ -67,28 +68,28 @@ class Held:
 
 
 def hold_file(path: str | Path, *, wait: float = 0.0) -> Held:
-    """Hold a file that is to be written, which need not be there yet, nor its folder.
+    """Lock a file that is to be written; neither it nor its folder need exist.
 
-    wait: seconds for another holder to end.
+    wait: seconds to wait for another holder.
 
     Raises:
-        DiveError: another holds it (who, and since when), in this process or any other; its folder
-            cannot be written.
+        DiveError: it is locked already, by this or another process (the message names the holder);
+            its folder cannot be written.
     """
     return _hold(Path(path), lock_of(path), wait)
 
 
 def lock_of(path: str | Path) -> Path:
-    """The lock's file of a file, whatever links lead to that."""
+    """The lock file of a file, links followed."""
     target = Path(os.path.realpath(path))
     return target.with_name(f".{target.name}.lock")
 
 
 def hold_folder(path: str | Path, *, wait: float = 0.0, ranks: bool = False) -> Held:
-    """Hold a folder that is to be filled, which is made if it is not there; see `hold_file`.
+    """Lock a folder that is to be filled, and create it if necessary; see `hold_file`.
 
-    ranks: under several ranks the first one holds it for all of them. The others only see to it
-        that it does: where another job has the folder, they end with the same error.
+    ranks: of several ranks the first one holds the lock for all of them. The others wait until it
+        does; where another job has locked the folder, they raise the same error.
     """
     lock = Path(os.path.realpath(path)) / ".lock"
     if ranks and int(os.environ.get("RANK", 0)) > 0:
@@ -116,8 +117,8 @@ def _hold(output: Path, lock: Path, wait: float) -> Held:
 
 
 def _try(output: Path, lock: Path, made: list[Path]) -> tuple[Held | None, dict[str, Any] | None]:
-    """The lock, or who has it as far as that is known."""
-    with _guard:  # also no process is forked that would inherit the lock unseen
+    """The lock, or its holder as far as that is known."""
+    with _guard:  # also keeps a process from being forked here, which would inherit the lock
         if lock in _held:
             return None, _held[lock][1]
         handle = _open(output, lock, made)
@@ -138,18 +139,18 @@ def _try(output: Path, lock: Path, made: list[Path]) -> tuple[Held | None, dict[
 
 
 def _open(output: Path, lock: Path, made: list[Path]) -> int | None:
-    """The lock's file, open; None where it went away meanwhile. Notes the folders it makes."""
+    """Open the lock file; None where it was removed meanwhile. New folders are added to `made`."""
     try:
         for folder in (*reversed(lock.parent.parents), lock.parent):
             if not folder.exists():
                 with contextlib.suppress(FileExistsError):
                     folder.mkdir()
                     made.append(folder)
-        flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe of that name does not hang
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe of that name does not block
         try:
             handle = os.open(lock, flags | os.O_RDWR | os.O_CREAT, 0o666)
         except PermissionError:
-            # another user's, who was killed: it can be locked all the same
+            # left by a killed process of another user: it can be locked nevertheless
             handle = os.open(lock, flags | os.O_RDONLY)
     except FileNotFoundError:
         return None
@@ -165,7 +166,7 @@ def _open(output: Path, lock: Path, made: list[Path]) -> int | None:
 
 
 def _no_file(lock: Path) -> str | None:
-    """What bears the lock's name, if it is none that can be opened as a file."""
+    """The kind of something at the lock's path that is no regular file; None otherwise."""
     try:
         mode = os.lstat(lock).st_mode
     except OSError:
@@ -177,29 +178,29 @@ def _no_file(lock: Path) -> str | None:
 
 def _taken(output: Path, lock: Path, why: str) -> DiveError:
     return DiveError(
-        f"cannot write {output}: {lock} {why}, and that name is its lock's: rename it, or write "
+        f"cannot write {output}: {lock} {why}, and its lock needs that name: rename it, or write "
         "somewhere else"
     )
 
 
 def _check_own(output: Path, lock: Path, handle: int) -> None:
-    """DiveError where the file, which nobody locks, holds what no process of ours wrote there."""
+    """Raise DiveError where an unlocked lock file has content that DIVE did not write."""
     data = os.pread(handle, _MOST + 1, 0)
-    if not data.strip(b"\0"):  # new, or what a power cut made of it
+    if not data.strip(b"\0"):  # new, or zeroed by a power cut
         return
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
-        # a full disk cuts off what is being written
+        # cut off by a full disk
         ours = data.startswith(b'{"pid": ') and len(data) < _MOST and b"\n" not in data
     else:
         ours = isinstance(found, dict) and tuple(found) == _FACTS
     if not ours:
-        raise _taken(output, lock, "holds what dive did not write")
+        raise _taken(output, lock, "has content that dive did not write")
 
 
 def _lock(handle: int, lock: Path) -> bool:
-    """Whether it is ours now: locked, and still the file of that name."""
+    """Lock the file; False where another process has it, or it lost its name."""
     try:
         if not lock_descriptor(handle, blocking=False):
             return False
@@ -211,11 +212,11 @@ def _lock(handle: int, lock: Path) -> bool:
             _warned.add(device)
             warnings.warn(
                 f"the file system of {lock.parent} has no locks ({error.strerror}): nothing keeps "
-                "a second process from writing the same output; see to it yourself",
+                "a second process from writing the same output",
                 stacklevel=2,
             )
         return True
-    return _is_at(handle, lock)  # whoever held it before may have removed it
+    return _is_at(handle, lock)  # the previous holder may have removed it
 
 
 def _is_at(handle: int, lock: Path) -> bool:
@@ -226,7 +227,7 @@ def _is_at(handle: int, lock: Path) -> bool:
 
 
 def _sign(handle: int) -> dict[str, Any]:
-    """Who holds it, into the lock's file; a full disk harms only that, and not the lock."""
+    """Write the holder into the lock file; on a full disk that fails, and the lock holds."""
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     values = (os.getpid(), socket.gethostname(), _command(), since, _job())
     facts = dict(zip(_FACTS, values, strict=True))
@@ -237,7 +238,7 @@ def _sign(handle: int) -> dict[str, Any]:
 
 
 def _command() -> str:
-    """What this program is called, without what it is called with."""
+    """The name of this program, without its arguments."""
     program = Path(sys.argv[0] if sys.argv else "").name
     if program not in ("dive", "__main__.py"):
         return program or "python"
@@ -245,12 +246,12 @@ def _command() -> str:
 
 
 def _job() -> str | None:
-    """What the ranks of one job have in common, and no other job has."""
+    """A name of this job, the same for all of its ranks; None without several ranks."""
     if int(os.environ.get("WORLD_SIZE", 1)) < 2:
         return None
     names = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "MASTER_ADDR", "MASTER_PORT")
     parts = [os.environ.get(name, "") for name in names]
-    alone = parts[2] in ("", "localhost", "127.0.0.1", "::1")  # then all are on this machine
+    alone = parts[2] in ("", "localhost", "127.0.0.1", "::1")  # then all ranks are on this machine
     return " ".join([*parts, socket.gethostname() if alone else ""])
 
 
@@ -263,7 +264,7 @@ def _holder(handle: int) -> dict[str, Any] | None:
 
 
 def _alive(holder: dict[str, Any] | None) -> bool:
-    """Whether it may be the one that holds the lock, and not one that left its name there."""
+    """Whether the named process may hold the lock, and did not end before."""
     if holder is None or not isinstance(holder.get("pid"), int):
         return False
     if holder.get("host") != socket.gethostname():
@@ -288,8 +289,10 @@ def _refusal(output: Path, holder: dict[str, Any] | None) -> str:
 
 
 def _await_first_rank(output: Path, lock: Path) -> None:
-    """Until the first rank of this job holds the lock, as its file says; DiveError where another
-    job does. Where nothing is seen of either (no shared disk) the first rank alone decides."""
+    """Wait until the lock file names this job; raise DiveError where it names another one.
+
+    Where no lock file appears (no shared disk) the first rank alone decides.
+    """
     ends, foreign = time.monotonic() + _RANKS_WAIT, 0.0
     while time.monotonic() < ends:
         try:
@@ -302,38 +305,38 @@ def _await_first_rank(output: Path, lock: Path) -> None:
         if holder is not None and holder.get("job") == _job():
             return
         foreign = foreign + 0.05 if _alive(holder) else 0.0
-        if foreign > 5 * _SETTLES:  # the first rank is refused, too
+        if foreign > 5 * _SETTLES:  # the first rank raises the same error
             raise DiveError(_refusal(output, holder))
         time.sleep(0.05)
 
 
 def _let_go(lock: Path, handle: int | None, made: list[Path], owner: int) -> None:
-    if handle is None or os.getpid() != owner:  # a forked child's are closed already
+    if handle is None or os.getpid() != owner:  # a forked child has closed its handles
         return
     with _guard:
         _held.pop(lock, None)
     with contextlib.suppress(OSError):
         if _is_at(handle, lock):
-            os.unlink(lock)  # while it is locked: whoever waits sees that it is gone
+            os.unlink(lock)  # while it is locked, so that a waiting process sees the removal
     with contextlib.suppress(OSError):
         os.close(handle)
     _remove(made)
 
 
 def _remove(made: list[Path]) -> None:
-    """Folders that were made for the lock, where nothing came into them."""
+    """Remove the folders that were created for the lock and are empty."""
     for folder in reversed(made):
         with contextlib.suppress(OSError):
             folder.rmdir()
 
 
 def _forget_in_child() -> None:
-    """A forked child (that reads images, say) may outlive its parent, and must not hold on."""
+    """Close the locks in a forked child, which may outlive its parent."""
     global _guard
     _guard = threading.RLock()
     for handle, _ in _held.values():
         with contextlib.suppress(OSError):
-            os.close(handle)  # and no unlocking: it is the parent's
+            os.close(handle)  # not unlocked: the parent holds the lock
     _held.clear()
 
 

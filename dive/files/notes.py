@@ -1,8 +1,8 @@
 """The notes of an unfinished file of records: how it was made, and a digest of each record.
 
-The notes lie beside the records: a first line with the fingerprint of the run, then one line per
-record, written before it. So a record that is there has its note, whenever the process is killed,
-and a record that was put there or changed by anybody else has none.
+The notes are in a file next to the records: a first line with the fingerprint of the run, then one
+line per record, written before the record. So every record has its note, whenever the process is
+killed, and a record that another program added or changed has none.
 """
 
 import hashlib
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from dive.errors import DiveError
 
-FORMAT = 3  # of the notes; the first had the description alone, the second compared places
+FORMAT = 3  # of the notes; format 1 had the fingerprint alone, format 2 compared paths
 
-# What a difference is called; a field that is not here is "another NAME".
+# A difference in a field, for messages; other fields are "another NAME".
 _WORDS = {
     "backbone_commit": "another commit of the backbone",
     "backbone_weights": "other weights of the backbone",
@@ -28,15 +28,15 @@ _WORDS = {
     "device": "another kind of device",
     "versions": "other versions",
 }
-_MOST = 60  # characters of a name that somebody may have edited
+_MOST = 60  # characters of a name, which somebody may have edited
 
 
 class Unfinished(NamedTuple):
-    """What is whole of an unfinished file.
+    """The part of an unfinished file that is whole.
 
-    done: what each record was made of, by its id, in the records' order. lines: the line of its
-    note. records_end: bytes of the whole records. notes_end: bytes of the notes up to
-    the last record's; what comes then was torn, or its record.
+    done: id -> what the record was made of, in the records' order. lines: id -> line of its note.
+    records_end: bytes of the whole records. notes_end: bytes of the notes up to that of the last
+    whole record.
     """
 
     done: dict[str, Any]
@@ -52,12 +52,12 @@ def heading_line(fingerprint: Mapping) -> str:
 
 
 def note_line(line: bytes, made_of: Any) -> bytes:
-    """The line that is noted before the record `line` is written."""
+    """The note of a record, to be written before its `line`."""
     return (json.dumps([_digest(line), made_of], ensure_ascii=False) + "\n").encode("utf-8")
 
 
 def read_heading(path: Path) -> tuple[int, dict[str, Any]] | None:
-    """Format of the notes and the fingerprint of their run; None where there is no such heading."""
+    """The format of the notes and the fingerprint of their run; None without such a heading."""
     try:
         with path.open("rb") as file:
             found = json.loads(file.readline())
@@ -71,14 +71,14 @@ def read_heading(path: Path) -> tuple[int, dict[str, Any]] | None:
 
 
 def why_another(path: Path, fingerprint: Mapping) -> str | None:
-    """Why records of a run with this fingerprint may not join these; None where they may."""
+    """Why a run with this fingerprint cannot continue the noted one; None where it can."""
     found = read_heading(path)
     if found is None:
         return "does not say how it was made"
     form, earlier = found
     if form != FORMAT:
         age = "an earlier" if form < FORMAT else "a later"
-        return f"was begun by {age} version of dive, which noted other things about a run"
+        return f"was begun by {age} version of dive, whose notes have other fields"
     now = json.loads(heading_line(fingerprint))["run"]
     names = [
         _WORDS.get(name, f"another {name[:_MOST]}") + _inside(earlier.get(name), now.get(name))
@@ -94,7 +94,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _inside(one: Any, other: Any) -> str:
-    """Of two descriptions that have parts, those that differ: " (model.safetensors)"."""
+    """The differing parts of two fields that have parts: " (model.safetensors)"."""
     if not (isinstance(one, dict) and isinstance(other, dict)):
         return ""
     names = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
@@ -104,12 +104,12 @@ def _inside(one: Any, other: Any) -> str:
 
 
 def read_unfinished(partial: Path, notes: Path, known: Collection[str] | None = None) -> Unfinished:
-    """The records that a run left unfinished; a last line that was torn counts as none.
+    """The whole records of an unfinished run, without an incomplete last line.
 
     known: the ids that records of this run can have.
 
     Raises:
-        DiveError: a line is none that the run wrote there: it names the line, and says why.
+        DiveError: the run did not write one of the lines; the message names it, and the reason.
     """
     data, noted = partial.read_bytes(), notes.read_bytes()
     records_end, notes_end = data.rfind(b"\n") + 1, noted.find(b"\n") + 1
@@ -122,17 +122,17 @@ def read_unfinished(partial: Path, notes: Path, known: Collection[str] | None = 
             if name in done:
                 raise _Odd(f"id {name!r} comes twice")
             if known is not None and name not in known:
-                raise _Odd(f"id {name!r} is none of the studies'")
-            # a record that could not be written after its note is written again, with another note
+                raise _Odd(f"id {name!r} is not among the studies")
+            # after a failed write a record is written again, with a second note
             own = _digest(raw + b"\n")
             note = next((one for one in written if one.digest == own), None)
             if note is None:
                 raise _Odd("is not as the run wrote it, or not where")
         except _Odd as error:
             raise DiveError(
-                f"{partial}:{number}: {error}; the run goes on only from records of its own: "
-                "delete this line and those behind it to go on from there, or the file to start "
-                "again"
+                f"{partial}:{number}: {error}; only records of the run itself can be "
+                "continued: delete this line and those behind it to continue from there, or the "
+                "file to start again"
             ) from None
         done[name], lines[name], notes_end = note.made_of, note.line, note.end
     return Unfinished(done, lines, records_end, notes_end)
@@ -154,7 +154,7 @@ class _Note(NamedTuple):
 
 
 class _Odd(Exception):
-    """What is wrong with a line."""
+    """The fault of a line, as text."""
 
 
 def _id_of(raw: bytes) -> str:
@@ -170,7 +170,7 @@ def _id_of(raw: bytes) -> str:
         raise _Odd("is not a record with an id")
     name = record["id"]
     if not isinstance(name, str):
-        raise _Odd(f"its id is a {type(name).__name__}; wants a text")
+        raise _Odd(f"its id is a {type(name).__name__}, want a string")
     return name
 
 

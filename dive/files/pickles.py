@@ -1,4 +1,4 @@
-"""Weights that are kept as a pickle, which is a program: what to say where one is refused."""
+"""The error of weights in a pickle that is refused, because reading a pickle runs its code."""
 
 import pickle
 from pathlib import Path
@@ -7,10 +7,11 @@ _ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def refusal(error: BaseException, path: Path) -> str | None:
-    """What to say where torch did not read a pickle since more than weights is in it; None of any
-    other error. torch itself advises to read it all the same, which would run it.
+    """The message where torch refused a pickle that has more than weights; None of other errors.
 
-    path: the file, or a folder that holds it.
+    The message of torch advises to read it nevertheless, which would run its code.
+
+    path: the file, or the folder that contains it.
     """
     seen: BaseException | None = error
     while seen is not None:
@@ -23,6 +24,6 @@ def refusal(error: BaseException, path: Path) -> str | None:
     if path.is_dir():
         names = sorted(one.name for one in path.iterdir() if one.suffix in _ENDINGS)
     return (
-        f"{', '.join(names[:3]) or 'a file of weights'} is a pickle that is damaged or holds more "
-        "than weights, which would be run if it were read: it is refused; wants safetensors"
+        f"{', '.join(names[:3]) or 'a file of weights'} is a pickle that is damaged, or has code "
+        "that would run when it is read, want safetensors"
     )

@@ -1,4 +1,4 @@
-"""JSON that a stranger may have written: no key twice, no number that is none, no deep nesting."""
+"""JSON of untrusted origin: no duplicate keys, only finite numbers, limited nesting."""
 
 import json
 import math
@@ -11,11 +11,11 @@ _WHOLE = 1 << 63
 
 
 def parse(text: str, name: str) -> Any:
-    """The value of a JSON text; `name` opens the error messages.
+    """The value of a JSON text; error messages begin with `name`.
 
     Raises:
-        DiveError: no JSON; a key twice in one object; NaN, infinity or a number that is one in
-            float64; a whole number of more than 64 bits; more than `DEEPEST` levels.
+        DiveError: no JSON; a duplicate key in an object; NaN, infinity or a number that float64
+            does not have; an integer of more than 64 bits; more than `DEEPEST` levels.
     """
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -27,12 +27,12 @@ def parse(text: str, name: str) -> Any:
         return table
 
     def constant(word: str) -> Any:
-        raise DiveError(f"{name}: holds {word}, which is no number of JSON")
+        raise DiveError(f"{name}: has {word}, which is no number of JSON")
 
     def number(word: str) -> float:
         value = float(word)
         if not math.isfinite(value):
-            raise DiveError(f"{name}: holds the number {short(word)}, larger than float64 has")
+            raise DiveError(f"{name}: has the number {short(word)}, which is too large for float64")
         return value
 
     def whole(word: str) -> int:
@@ -40,7 +40,7 @@ def parse(text: str, name: str) -> Any:
         if not -_WHOLE <= value < _WHOLE:
             shown = word if len(word) <= 80 else short(word)
             raise DiveError(
-                f"{name}: holds the whole number {shown}, which is none of 64 bits with a sign "
+                f"{name}: has the whole number {shown}, which does not fit 64 bits with a sign "
                 f"({-_WHOLE} to {_WHOLE - 1})"
             )
         return value
@@ -65,7 +65,7 @@ def parse(text: str, name: str) -> Any:
 
 
 def short(value: Any) -> str:
-    """A value of any kind and size, for a message."""
+    """A value as a message shows it, shortened where it is long."""
     text = repr(value[:80] if isinstance(value, (str, list)) else value)
     many = f" ({len(value):,} in all)" if isinstance(value, (str, list)) and value[80:] else ""
     return (text if len(text) <= 160 else text[:120] + "...") + many

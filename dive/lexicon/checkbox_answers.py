@@ -1,8 +1,7 @@
-"""The words and marks that answer a heading of a report: "No", "(+)", "cannot exclude", "[x] Yes".
+"""Patterns of answers to a heading of a report: "No", "(+)", "cannot exclude", "[x] Yes".
 
-What each pattern finds is taken for an answer by checklist.py, which looks for the heading.
-Its named groups say what is answered: `no`, `yes` or `sure`, `maybe` or `doubt`, `empty`, with a
-prefix where a form has them twice.
+checklist.py looks for the heading of each match. The named groups are the answers: `no`, `yes` or
+`sure`, `maybe` or `doubt`, `empty`, with a prefix where a form has them twice.
 """
 
 import re
@@ -44,7 +43,7 @@ _END = (
     r"(?=\s*(?:$|[\n\t,;|()\[\]}!]|\.(?!\s?\d)| / | {2,}|\s[-–—] |[-–—]\n| but\b| and\b"
     r"|\s(?:and )?[^\n,;.:?=|()]{2,40}[:?=](?!\d)))"
 )
-# after a sign, which might as well be a dash or a list mark, nothing at all may come
+# nothing at all may follow a sign, which might also be a dash or the bullet of a list
 _ALL = r"(?=\s*(?:$|[\n\t,;|)\]}]|\.(?!\s?\d)| {2,}| / ))"
 _OPEN, _QUOTE = r"[\[({][ \t]*", r"(?:\*\*|[\"'])?"
 
@@ -75,7 +74,7 @@ _JOIN = (
     r"|\t[ \t]*|[ \t]{2,})"
 )
 JOINED = re.compile(rf"(?:{_FORM}\??[ \t:=|]*|{_JOIN}|[ \t]*(?=[\[({{])){ANSWER}", re.IGNORECASE)
-# the form, and nothing behind it
+# the form with nothing after it
 UNFILLED = re.compile(rf"{_FORM}[ \t]*[:=]?(?=[ \t]*(?:$|[\n;,|]))", re.IGNORECASE)
 BARE = re.compile(
     rf"(?<=[\w)])[ \t](?:(?P<doubt>\?)(?={_SIZE}\b)"
@@ -90,7 +89,7 @@ ASKED = re.compile(
     rf"(?!\s*{_SIZE}\b)",
     re.IGNORECASE,
 )
-# a form's empty field: nothing comes behind it, or the next heading does
+# a form's empty field: nothing follows, or the next heading
 LEFT_OPEN = re.compile(r"[ \t]*:[ \t]*(?=$|\n[ \t]*(?:$|\n|[^\n:]{2,60}:))")
 
 _BOX = r"(?P<{0}>[\[(]\s?[xX✓✔*+−-]?\s?[\])]|[☐☑☒✓✔✗✘])"

@@ -1,9 +1,9 @@
 """Findings that are answered and not stated: "Pneumothorax: No", "effusion (+)", "[x] Fracture".
 
-A heading is answered by what stands behind a colon, a dash, a question mark, a tab or in brackets,
-as far as the answer is all there is before the next mark or the end of the line: in "Pleura: no
-effusion" the "no" answers nothing, it denies the effusion. What is answered is read apart from the
-text around it, so that no answer reaches into the next line.
+The answer to a heading follows a colon, a dash, a question mark or a tab, or is in brackets, with
+nothing else before the next punctuation or the end of the line: in "Pleura: no effusion" the "no"
+answers nothing, it denies the effusion. An answered heading is read apart from the text around it,
+so that no answer has an effect on the next line.
 """
 
 import re
@@ -30,11 +30,11 @@ from dive.lexicon.checkbox_answers import (
 from dive.lexicon.words import END, Words
 
 POSITIVE, NEGATIVE, UNCERTAIN = "positive", "negative", "uncertain"
-SILENT = ""  # the heading was left unanswered
+SILENT = ""  # the heading has no answer
 
 
 class Answer(NamedTuple):
-    """Characters [start, stop) are answered; [stop, end) is what answers them.
+    """An answered heading: characters [start, stop) of the heading, [stop, end) of the answer.
 
     `state` is "positive", "negative", "uncertain", or "" where the form was left empty.
     """
@@ -56,7 +56,7 @@ _WORDS = re.compile(r"\w+")
 _LIST_ENDS = re.compile(r"\n|\.(?=\s|$)|;(?=[^\n;.]*:)")
 _CELL_ENDS = re.compile(r"[\n;|\t)\]]|[.!](?=\s|$)| {2,}|,\s|\s/\s")
 _LONGEST = 9  # words of a heading
-_WINDOW = 200  # characters that are looked through for its beginning
+_WINDOW = 200  # characters in which its beginning is searched
 _WRAPPED = 50  # characters; a longer line may have been wrapped
 _DENIED = re.compile(r"\b(?:no|not|without|nor|neither|denies)\b", re.IGNORECASE)
 # "lungs are clear, with no" at the end of a wrapped line
@@ -68,7 +68,7 @@ _SIZED = re.compile(
     r"|old|with|without|no)\b",
     re.IGNORECASE,
 )
-_REPEATS = re.compile(r"[ \t]{3,}|([=|._*…-])\1{4,}")  # as in forms that are filled up with dots
+_REPEATS = re.compile(r"[ \t]{3,}|([=|._*…-])\1{4,}")  # as in forms filled with dots
 
 
 Names = Callable[[int, int], bool]  # whether characters [start, stop) of a text name a finding
@@ -94,10 +94,10 @@ def answers(text: str, names_finding: Names) -> list[Answer]:
         found.append(Answer(start, match.start(), match.end(), state))
         position = match.end()
     apart: list[Answer] = []
-    # a box behind a word may be the next one's, or one of a choice: such are taken last
+    # a box after a word may belong to the next one, or to a choice, so it is taken last
     leading, behind = _ticked(text, names_finding)
     for one in [*leading, *_listed(text), *found, *behind]:
-        at = bisect_left(apart, one)  # those taken are in order, so its neighbours tell
+        at = bisect_left(apart, one)  # those taken are sorted, so its neighbours decide
         behind_last = at == 0 or apart[at - 1].end <= one.start
         if behind_last and (at == len(apart) or one.end <= apart[at].start):
             apart.insert(at, one)
@@ -119,7 +119,7 @@ def with_answers(words: Words, found: Iterable[Answer]) -> Iterator[tuple[int, i
         first = max(first, done)
         while k < len(bounds) and bounds[k][0] < stop:
             begin, end, behind, answer = bounds[k]
-            for start in (begin, behind):  # a mark before it was the answer's
+            for start in (begin, behind):  # punctuation before it belonged to the answer
                 if start < len(words.before):
                     words.before[start], words.joined[start] = END, False
             if first < begin:
@@ -139,7 +139,7 @@ def answered(polarity: str, normal: bool, state: str) -> str:
 
 
 def _state(groups: dict[str, str | None]) -> str:
-    """What a match's named groups say."""
+    """The state that a match's named groups stand for."""
     kinds = {name.rpartition("_")[2] for name, text in groups.items() if text}
     if kinds & {"maybe", "doubt"}:
         return UNCERTAIN
@@ -167,7 +167,7 @@ def _without_repeats(text: str) -> tuple[str, list[int]]:
 
 
 def _asks(match: re.Match[str]) -> bool:
-    """Whether the match is a question mark before a word: it asks for that if it is a finding."""
+    """Return whether the match is a question mark before a word, which it asks for if a finding."""
     return bool(match.groupdict().get("doubt"))
 
 
@@ -177,7 +177,7 @@ def _cell_end(text: str, match: re.Match[str]) -> int:
 
 
 def _complete(text: str, match: re.Match[str]) -> bool:
-    """Whether what stands at a line's end is an answer, and not the "no" of a wrapped line."""
+    """Return whether a match at a line's end is an answer, and not the "no" of a wrapped line."""
     if text[match.end() : match.end() + 1] != "\n":
         return True
     line = text.rfind("\n", 0, match.start()) + 1
@@ -216,7 +216,7 @@ def _said(word: str) -> str:
 def _heading(
     text: str, position: int, stop: int, is_question: bool, names_finding: Names
 ) -> int | None:
-    """Where the heading that ends at `stop` begins; None where what stands there is no heading."""
+    """The start of the heading that ends at `stop`; None where there is no heading."""
     position = max(position, stop - _WINDOW)
     begin, stop = stop, position + len(text[position:stop].rstrip())
     if "\n" in text[stop:begin]:
@@ -242,7 +242,7 @@ def _heading(
 
 
 def _begin(text: str, start: int, stop: int) -> int | None:
-    """The first word of text[start:stop] but "and" and "but"; None where there is none."""
+    """The first word of text[start:stop] except "and" and "but", or None."""
     skipped = re.match(r"(?:[\W_]+|(?:and|but)\b)*", text[start:stop])
     start += skipped.end() if skipped else 0
     return start if start < stop else None
@@ -257,7 +257,7 @@ def _is_list(heading: str) -> bool:
 
 
 def _ticked(text: str, names_finding: Names) -> tuple[list[Answer], list[Answer]]:
-    """What boxes and signs tick: behind them in lines that begin with one, else before them.
+    """Headings with boxes and signs: after the box in lines that begin with one, else before it.
 
     "[x] Effusion [ ] Fracture", "+ effusion" above "- fracture"; "Effusion [x], fracture [ ]".
     """
@@ -269,7 +269,7 @@ def _ticked(text: str, names_finding: Names) -> tuple[list[Answer], list[Answer]
         if signed and not ticks:
             ticks = list(SIGNED.finditer(text, line.start(), line.end()))
         leads = bool(ticks) and not text[line.start() : ticks[0].start()].strip(" \t-*•·")
-        if not leads:  # words in brackets behind a heading are answers of the other kind
+        if not leads:  # words in brackets after a heading are answers of the other kind
             ticks = [tick for tick in ticks if tick.re is TICKED and tick[3] is None]
         before = line.start()
         for tick, following in zip_longest(ticks, ticks[1:]):
@@ -294,7 +294,7 @@ def _ticked_state(tick: re.Match[str]) -> str:
 
 
 def _listed(text: str) -> list[Answer]:
-    """Findings behind what answers all of them: "Absent: pneumothorax, effusion."."""
+    """Findings after one answer to all of them: "Absent: pneumothorax, effusion."."""
     found = []
     for match in LISTED.finditer(text):
         end = _LIST_ENDS.search(text, match.end())

@@ -1,8 +1,8 @@
-"""What stands behind a finding, cut into what is said of one side and of another.
+"""The words after a finding, cut into the parts for one side and for another.
 
-Marks and "and" part it: "small on the right and moderate on the left". So does a list by sides, "R:
-large L: small", where a colon or a dash ties a side to what follows it. A side that is denied
-("none on the left") or answered no ("left yes, right no") is no side of the finding.
+Punctuation and "and" part them: "small on the right and moderate on the left". So does a list by
+sides, "R: large L: small", where a colon or a dash ties a side to the words that follow. A side
+that is denied ("none on the left") or answered no ("left yes, right no") is no side of the finding.
 """
 
 import re
@@ -14,7 +14,7 @@ from dive.lexicon.words import COLON, COMMA, JOINED, Words, word_set
 
 CONTRAST = word_set("but while whereas although though however")
 LONGEST = 40  # words of a noun phrase
-# what stands behind these is where a catheter ends
+# words after these describe the end of a catheter
 _ENDS = word_set("tip tips terminates terminating ending ends")
 _NO = word_set("no none nil absent negative neg n clear cleared resolved gone excluded nothing")
 YES = word_set("yes y present positive pos seen noted identified there")
@@ -36,7 +36,7 @@ class Clauses:
         self.at = {i: item for item in items for i in range(item.first, item.end)}
 
     def head(self, item: Item) -> int:
-        """Where the clause of an item begins: behind a mark, "and" or a contrast."""
+        """The start of an item's clause: after punctuation, "and" or a contrast."""
         i, limit = item.first, max(self.first, item.first - LONGEST)
         while i > limit and self.before[i] == JOINED:
             if self.words[i - 1] in CONTRAST or (
@@ -47,7 +47,7 @@ class Clauses:
         return i
 
     def skip_modifiers(self, i: int) -> int:
-        """The first word from i on that is no modifier, or the last that is looked at."""
+        """The first word from i on that is no modifier, at most `LONGEST` words later."""
         limit = min(self.stop, i + LONGEST)
         while i < limit and (
             i in self.at
@@ -58,12 +58,14 @@ class Clauses:
         return i
 
     def segments(self, items: Sequence[Item], begin: int) -> list[list[Item]]:
-        """Items behind word `begin`, those that are said together in one segment; what is denied,
-        and the ends of catheters, are dropped."""
+        """The items after word `begin` in segments of those that belong together.
+
+        Denied ones, and those of the ends of catheters, are dropped.
+        """
         segments: list[list[Item]] = [[]]
         at = answered = begin
-        colon = -1  # where the colon of the side before stands
-        served = True  # the side before has got what its colon announced
+        colon = -1  # position of the colon of the previous side
+        served = True  # the colon of the previous side has its item
         for item in items:
             breaks = [i for i in range(at, item.first + 1) if self.before[i] != JOINED]
             words = any(
@@ -89,12 +91,12 @@ class Clauses:
         return segments
 
     def _colon(self, item: Item) -> int:
-        """The word behind the colon, or the dash, that ends a side ("R -", "left base:"); or -1."""
+        """The word after the colon or dash that ends a side ("R -", "left base:"); or -1."""
         end = self._side_ends(item)
         return end if item.sides and end < self.stop and self.before[end] == COLON else -1
 
     def _side_ends(self, item: Item) -> int:
-        """The first word behind a side and the words of place that go with it."""
+        """The first word after a side and its words of location."""
         i = item.end
         while (
             i < min(self.stop, item.end + LONGEST)
@@ -106,7 +108,7 @@ class Clauses:
         return i
 
     def _answered_no(self, item: Item) -> int | None:
-        """Where the "no" that answers a side ends, or None."""
+        """The end of the "no" that answers a side, or None."""
         if not item.sides:
             return None
         i = self._side_ends(item)
@@ -137,14 +139,14 @@ class Clauses:
         return end if listed and (tied or (more and self.before[i] != COMMA)) else None
 
     def all_known(self) -> bool:
-        """Whether the sentence holds nothing but words of side and severity, and answers."""
+        """Return whether the sentence has only words of side and severity, and answers."""
         known = self.known.plain | ANSWERS | IS | JOINS | _BESIDE_ITEMS
         return self.stop - self.first <= _SHORT and all(
             i in self.at or self.words[i] in known for i in range(self.first, self.stop)
         )
 
     def goes_on(self) -> bool:
-        """Whether a sentence without a finding goes on with the one before: "Left: small.",
+        """Return whether a sentence without a finding continues the one before: "Left: small.",
         "Size: moderate", "Small in size.", "On the left."."""
         if not self.at or not self.all_known():
             return False

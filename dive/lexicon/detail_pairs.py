@@ -1,6 +1,6 @@
-"""What the items around one finding come to: its sides, and the severity on each.
+"""The sides of a finding and the severity on each, from the items around it.
 
-The words of a finding come in groups: those inside it, those before it, those behind it; "and" and
+The words of a finding come in groups: those inside it, those before it, those after it; "and" and
 commas part a group into segments ("small right and moderate left effusions").
 """
 
@@ -12,7 +12,7 @@ from dive.lexicon.detail_words import STEPS, Item, vocabulary
 
 
 class Detail(NamedTuple):
-    """Sides ("left", "right") and steps (indices of STEPS) that are said together; empty: none."""
+    """Sides ("left", "right") and steps (indices of STEPS) that belong together; empty: none."""
 
     sides: frozenset[str]
     steps: frozenset[int]
@@ -22,7 +22,7 @@ Segments = Sequence[Sequence[Item]]
 
 
 class _Partial(NamedTuple):
-    """A detail on its way; `now`: it takes the place of what is said else."""
+    """An unfinished detail; `now`: it replaces other ones."""
 
     sides: frozenset[str]
     steps: frozenset[int]
@@ -37,8 +37,10 @@ def combined(
     context: Sequence[Item],
     earlier: Sequence[Detail] = (),
 ) -> list[Detail]:
-    """The details of a mention of the finding `name`; `context` holds where its own words say
-    nothing; `earlier`: what sentences before gave."""
+    """The details of a mention of the finding `name`.
+
+    `context` applies where its own words have no details; `earlier`: those of sentences before.
+    """
     own = _Readable(name, [item for group in (inside, *before, *behind) for item in group])
     within = own.detail(inside)
     front = [
@@ -59,7 +61,7 @@ def combined(
 
 
 def _current(found: Sequence[_Partial]) -> list[Detail]:
-    """Without the steps that a later one took the place of: "large left effusion, now small"."""
+    """The details without steps that a later one replaces: "large left effusion, now small"."""
     kept = list(found)
     for new in [one for one in found if one.now]:
         for n, (sides, steps, now) in enumerate(kept):
@@ -74,8 +76,7 @@ def _current(found: Sequence[_Partial]) -> list[Detail]:
 
 
 def completed(found: list[Detail]) -> list[Detail]:
-    """A step without a side is that of the mention's sides that have none ("the left effusion is
-    small")."""
+    """Give a step without a side to the sides without a step ("the left effusion is small")."""
     steps = frozenset(step for one in found if not one.sides for step in one.steps)
     if not steps or not any(one.sides and not one.steps for one in found):
         return found
@@ -83,8 +84,10 @@ def completed(found: list[Detail]) -> list[Detail]:
 
 
 class _Readable:
-    """How the items of one finding are read: what is given by its place, or as a measure, counts
-    only where no word of side, or of severity, does."""
+    """The reading of the items of one finding.
+
+    A side by location counts only without a word of side, a measure only without one of severity.
+    """
 
     def __init__(self, name: str, items: Iterable[Item]) -> None:
         known, items = vocabulary(), list(items)
@@ -94,7 +97,7 @@ class _Readable:
         self.limits = known.sizes.get(name)
 
     def detail(self, items: Iterable[Item]) -> _Partial:
-        """What one segment says."""
+        """The detail of one segment."""
         sides: set[str] = set()
         steps: set[int] = set()
         now = False
@@ -111,8 +114,10 @@ class _Readable:
 
 
 def _paired(own: _Readable, segments: Segments, is_open: bool = False) -> list[_Partial]:
-    """The segments of one group, so that each has a side where any has; `is_open`: the group before
-    ends with a side that has no step yet."""
+    """The details of one group's segments, each with a side where any has one.
+
+    `is_open`: the group before ends with a side that has no step yet.
+    """
     found: list[_Partial] = []
     waiting = _Partial(frozenset(), frozenset())
     sides_first = False  # "right, large, left, small"
@@ -138,7 +143,7 @@ def _paired(own: _Readable, segments: Segments, is_open: bool = False) -> list[_
 
 
 def _by_sides(segment: Sequence[Item]) -> list[Sequence[Item]]:
-    """A segment that lists sides without a mark between them, cut: "right large left small"."""
+    """A segment, cut where it lists sides without punctuation: "right large left small"."""
     groups: list[list[Item]] = []
     for item in segment:
         if groups and not item.sides and not groups[-1][-1].sides:
@@ -152,12 +157,12 @@ def _by_sides(segment: Sequence[Item]) -> list[Sequence[Item]]:
 
 
 def sides_of(found: Iterable[Detail]) -> frozenset[str]:
-    """All sides, together."""
+    """All sides of the details."""
     return frozenset(side for one in found for side in one.sides)
 
 
 def with_sides(found: list[Detail], sides: frozenset[str]) -> list[Detail]:
-    """The same, on these sides."""
+    """The same details on these sides."""
     if not sides:
         return found
     return [d._replace(sides=sides) for d in found] or [Detail(sides, frozenset())]

@@ -1,5 +1,5 @@
-"""Findings that are joined, and so share a side: "left effusion and atelectasis", "opacity in the
-left base, which may represent pneumonia"."""
+"""Findings that share a side: "left effusion and atelectasis", "opacity in the left base, which may
+represent pneumonia"."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -31,7 +31,7 @@ _FAR = 40  # words between two findings
 
 
 class Extent(NamedTuple):
-    """A mention in its sentence: the first word of its noun phrase, its own first and last."""
+    """A mention's extent: the first word of its noun phrase, its own first and last word."""
 
     start: int
     low: int
@@ -47,7 +47,7 @@ def share(
     words: Words,
     text: str,
 ) -> list[list[Detail]]:
-    """`found`, with what one of two findings has that holds for the other it is joined to."""
+    """The details, with those of one finding that also hold for another that is tied to it."""
     known = vocabulary()
     fits = [
         not known.shared.isdisjoint((one.cls, one.name)) and one.name not in known.midline
@@ -78,8 +78,8 @@ def share(
 
 
 def _tie(one: Extent, other: Extent, words: Words, text: str) -> str:
-    """How a mention is joined to the one before: "or" where both are names of one thing ("or",
-    "versus", a slash), "and", "is" ("which may represent"), "with", or "" where it is not."""
+    """The tie of a mention to the one before: "or" where both name one thing ("or", "versus", a
+    slash), "and", "is" ("which may represent"), "with", or "" without one."""
     low, high = one.high + 1, other.start
     between = words.words[low:high]
     separators = words.before[low : high + 1]

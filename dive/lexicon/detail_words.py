@@ -24,15 +24,15 @@ _DISTANCE = word_set("from above below proximal distal beyond to deep away super
 
 
 class Item(NamedTuple):
-    """Words [first, end) that give a side, or a step of severity, or a size in millimetres."""
+    """Words [first, end) with a side, or a step of severity, or a size in millimetres."""
 
     first: int
     end: int
     sides: frozenset[str]
     step: int | None = None
     size: float | None = None
-    weak: bool = False  # a side only where no other is said
-    now: bool = False  # a step that takes the place of others: "now small", "decreased to small"
+    weak: bool = False  # counts only where no other side is stated
+    now: bool = False  # a step that replaces others: "now small", "decreased to small"
 
 
 _BOTH = frozenset((LEFT, RIGHT))
@@ -96,7 +96,7 @@ def items_of(
     """The items of one sentence, in its order.
 
     `owner`: word -> the mention whose own word it is; `ends`: mention -> its last word; `free` has
-    an entry a word of the text, false where it is a mention's own.
+    an entry per word of the text, false where it is a mention's own.
     """
     return sorted(_Reader(words, text, sentence, owner, ends, free).read_items())
 
@@ -140,7 +140,7 @@ class _Reader:
         return items + self._sizes()
 
     def _is_now(self, i: int) -> bool:
-        """ "now moderate", "decreased in size to small"."""
+        """Return whether a step is current: "now moderate", "decreased in size to small"."""
         low = max(self.first, i - _NEAR)
         while i > low and self.all.before[i] == JOINED and self.words[i - 1] not in _OTHERS:
             i -= 1
@@ -153,7 +153,7 @@ class _Reader:
         return False
 
     def _both_of_two(self, i: int) -> bool:
-        """ "both effusion and atelectasis": no word of side."""
+        """Return whether "both" is no side: "both effusion and atelectasis"."""
         k = self.owner.get(i + 1)
         if k is None:
             return False
@@ -161,7 +161,8 @@ class _Reader:
         return not word.endswith("s") or word.endswith("is")
 
     def _of_a_form(self, i: int) -> bool:
-        """ "slightly loculated": the step of an adjective, unless that is the finding itself."""
+        """Return whether a step belongs to an adjective other than the finding: "slightly
+        loculated"."""
         if not self.words[i].endswith("ly") or i + 1 >= self.stop or i + 1 in self.owner:
             return False
         after = self.words[i + 1]

@@ -1,4 +1,4 @@
-"""The side and the severity that a report gives each of its findings.
+"""The side and the severity of each finding in a report.
 
 A word of side or severity belongs to the finding whose noun phrase it opens ("small left pleural
 effusion"), else to the finding before it ("effusion, moderate, on the left"), else, at the head of
@@ -27,12 +27,12 @@ _VERBS = IS | word_set(
     "has have had shows show demonstrates demonstrate contains reveals seen noted may might could"
     " can measures measure represents represent reflects obscures obscuring suggests causing cause"
 )
-# a noun phrase does not go back over these
+# a noun phrase does not extend back over these
 _STOPS = (
     JOINS | _PREPOSITIONS | DETERMINERS | _VERBS | CONTRAST | NONE
     | word_set("with plus than as by for due which there it via per vs versus if because since")
 )  # fmt: skip
-# these join two sides as "and" does
+# these join two sides like "and"
 _JOINTS = tuple(
     tuple(words.split())
     for words in ("and also", "and", "or", "plus", "as well as", "along with", "together with")
@@ -43,7 +43,7 @@ _HEADING = 4  # words before a colon
 
 
 class MentionLike(Protocol):
-    """What is read of a mention: its characters, its entry and its class."""
+    """The properties of a mention that are read: its characters, its entry and its class."""
 
     @property
     def start(self) -> int: ...
@@ -58,10 +58,10 @@ class MentionLike(Protocol):
 
 
 def details(text: str, mentions: Sequence[MentionLike]) -> list[list[Detail]]:
-    """What is said of the side and severity of each mention, in the order given.
+    """The sides and severities of each mention, in the order of the mentions.
 
     `mentions` are those of `dive.decisive.find_mentions(text)`. More than one detail where the
-    report keeps them apart ("small right and moderate left effusions"); none where it gives none.
+    report separates them ("small right and moderate left effusions"); none where it states none.
     """
     text = without_markup(text)
     words = split(text)
@@ -108,8 +108,10 @@ def details(text: str, mentions: Sequence[MentionLike]) -> list[list[Detail]]:
 
 
 def _end_answers(words: Words, text: str, mentioned: Sequence[int]) -> None:
-    """End sentences at the line breaks that end an answered heading: to `split`, which knows no
-    answers, "Effusion right: small" goes on in the next line."""
+    """End sentences at the line breaks that end an answered heading.
+
+    `split` knows no answers, so "Effusion right: small" would continue in the next line.
+    """
     broken = {
         i
         for first, stop in words.sentences
@@ -168,10 +170,10 @@ class _Sentence:
         low = max(bisect_right(self.all.starts, start) - 1, self.first)
         return range(low, max(bisect_left(self.all.starts, end), low + 1))
 
-    # whose they are
+    # owners of items
 
     def read_details(self, heading: list[Item]) -> list[list[Detail]]:
-        """The details of each mention; `heading`: sides that hold where none is said."""
+        """The details of each mention; `heading`: sides that hold where none is stated."""
         inside: list[list[Item]] = []
         opened: list[list[list[Item]]] = []
         starts: list[int] = []
@@ -203,7 +205,7 @@ class _Sentence:
         return share(found, extents, behind, self.all, self.text)
 
     def interprets(self) -> bool:
-        """ "This may represent pneumonia": says what a finding before it is."""
+        """Return whether it interprets a finding before it: "This may represent pneumonia"."""
         before = self.words[self.first : self.lows[0]]
         return (
             before[:1] != [] and before[0] in _REFERS
@@ -217,8 +219,8 @@ class _Sentence:
         return combined(mention.name, [], [], segments, [], earlier)
 
     def _phrase(self, low: int, floor: int) -> tuple[int, list[list[Item]]]:
-        """The noun phrase that ends at word `low`: where it starts, and its items, kept apart where
-        "and" or a comma does."""
+        """The start of the noun phrase that ends at word `low`, and its items, in segments parted
+        by "and" or a comma."""
         words, segments = self.words, [[]]  # type: tuple[list[str], list[list[Item]]]
         i, limit = low, max(floor, low - LONGEST)
         while i > limit:
@@ -253,7 +255,7 @@ class _Sentence:
         return i, segments
 
     def _joint(self, i: int, limit: int) -> int:
-        """Where the "and" that ends before word i begins; i where none does."""
+        """The start of an "and" that ends before word i, or i."""
         for words in _JOINTS:
             start = i - len(words)
             joined = all(self.before[j] == JOINED for j in range(start + 1, i))
@@ -262,18 +264,18 @@ class _Sentence:
         return i
 
     def _adjective(self, i: int) -> bool:
-        """Whether the mention that ends at word i is an adjective of the one behind it."""
+        """Return whether the mention that ends at word i is an adjective of the next one."""
         slash = "/" in self.text[self.all.ends[i] : self.all.starts[i + 1]]
         joined = self.before[i + 1] == JOINED and not slash
         return joined and self.words[i].endswith(_ADJECTIVES)
 
     def _is_range(self, a: int, b: int) -> bool:
-        """Both words are steps: "small to moderate", "moderate or large"."""
+        """Return whether both words are steps: "small to moderate", "moderate or large"."""
         one, other = self.at.get(a), self.at.get(b)
         return one is not None and other is not None and None not in (one.step, other.step)
 
     def _quantity(self, i: int, limit: int) -> int | None:
-        """Where "amount of (the)" before word i begins."""
+        """The start of "amount of (the)" before word i, or None."""
         j = i
         while j - 1 >= limit and self.words[j - 1] in DETERMINERS:
             j -= 1
@@ -282,7 +284,7 @@ class _Sentence:
         return None
 
     def _crosses(self, j: int, floor: int, *, comma: bool) -> bool:
-        """Whether the words up to j, before an "and" or a comma, open the same noun phrase."""
+        """Return whether the words up to j, before "and" or a comma, open the same noun phrase."""
         edge = self._first_modifier(j, floor)
         if edge > j:
             return False
@@ -303,7 +305,7 @@ class _Sentence:
         return word not in _PREPOSITIONS
 
     def _first_modifier(self, j: int, floor: int) -> int:
-        """The first of the modifiers in a row that end at word j; j + 1 where it is none."""
+        """The first of consecutive modifiers that end at word j; j + 1 where it is none."""
         known = self.known.plain
         i = j + 1
         while i > floor and (i == j + 1 or self.before[i] == JOINED):
@@ -323,7 +325,7 @@ class _Sentence:
         behind: list[list[list[Item]]],
         context: list[list[Item]],
     ) -> None:
-        """Items that open no noun phrase, to the mention before or to those that follow."""
+        """Assign items outside noun phrases to the mention before or to those that follow."""
         if not self.mentions:
             return
         breaks = [i for i in range(self.first + 1, self.stop) if self.before[i] == SEMICOLON]
@@ -333,7 +335,7 @@ class _Sentence:
         for item in items:
             clause = bisect_right(edges, item.first)
             first, last = (bisect_left(self.lows, edges[clause - n]) for n in (1, 0))
-            # mentions [first, last) are in the clause, [later, last) of them behind the item
+            # mentions [first, last) are in the clause, [later, last) of them after the item
             earlier, later = bisect_left(self.highs, item.first), bisect_left(self.lows, item.end)
             if later < last and earlier <= first:
                 forward = last if item.sides else later + 1
@@ -357,13 +359,16 @@ class _Sentence:
                     lasting, until = self._with(lasting, item), forward
 
     def _with(self, context: list[Item], item: Item) -> list[Item]:
-        """Both, where they are of one clause; else the item alone: the later place is nearer."""
+        """The context with the item; the item alone, as the nearer one, where it is of another
+        clause."""
         same = context and self.clauses.head(context[0]) == self.clauses.head(item)
         return [*context, item] if same else [item]
 
     def _opening(self, item: Item, k: int) -> str:
-        """Whether an item between two mentions is of the later one: "there" ("and on the left there
-        is ..."), "subject" ("and the left lung shows ..."), or "" where it is not."""
+        """How an item between two mentions opens the statement of the later one.
+
+        "there" ("and on the left there is ..."), "subject" ("and the left lung shows ..."), or "".
+        """
         head = self.clauses.head(item)
         if head == self.first or any(i in self.owner for i in range(head, item.first)):
             return ""

@@ -1,4 +1,4 @@
-"""Entries of the lexicon: read from YAML, extended by the user's own files."""
+"""The lexicon and its entries: read from YAML, extended by the user's own files."""
 
 import hashlib
 import re
@@ -33,9 +33,11 @@ _GAP_STOPS = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One finding: `cls` is a CheXpert observation or "Other", `mesh` its headings; `normal` says
-    that the words themselves state that all is well, `uncertain` that they are a hedge,
-    `ignore` that they are no finding though a part of them looks like one."""
+    """One finding: `cls` is a CheXpert observation or "Other", `mesh` its headings.
+
+    `normal`: the words themselves state normality; `uncertain`: they are a hedge; `ignore`: they
+    are no finding though a part of them looks like one.
+    """
 
     name: str
     cls: str
@@ -50,7 +52,7 @@ class Entry:
 class Lexicon:
     """A set of entries, compiled for matching. Iterate over it to see them.
 
-    `misspelt` are words that are recognised with one slip of the pen.
+    `misspelt` are words that are recognised with one misspelt letter.
     """
 
     entries: dict[str, Entry]
@@ -84,7 +86,9 @@ def load_lexicon(*files: str | Path, default: bool = True) -> Lexicon:
     """The built-in lexicon with the user's files added (`default=False`: only the files).
 
     A file's entry of a known name adds its terms and headings to that entry; others are new.
-    Raises DiveError naming file and entry for anything malformed.
+
+    Raises:
+        DiveError: anything malformed, with file and entry.
     """
     entries: dict[str, Entry] = {}
     sources: list[Any] = [_HERE / name for name in _FILES] if default else []
@@ -120,9 +124,9 @@ def default_lexicon() -> Lexicon:
 
 @lru_cache(maxsize=1)
 def lexicon_version() -> str:
-    """Names the built-in lexicon and cues, for what was computed with them ("0.1.0 1f2e3d4c").
+    """The version of the built-in lexicon and cues, for results of them ("0.1.0 1f2e3d4c").
 
-    Of the files' bytes, comments too: whoever changes one ends what was unfinished before.
+    Computed of the files' bytes, comments too: after any change unfinished runs cannot be resumed.
     """
     digest = hashlib.sha256()
     for source in sorted(_HERE.iterdir(), key=lambda file: file.name):
@@ -153,8 +157,8 @@ def _misspelt(source: Any, table: Any) -> list[str]:
         isinstance(w, str) and re.fullmatch(r"[a-z]{7,}\*|[a-z]{8,}", w) for w in words
     ):
         raise DiveError(
-            f"{source}: `misspelt` must be a list of lower-case words of eight letters or more "
-            f"(stems with a star: seven), got {words!r}"
+            f"{source}: `misspelt` is {words!r}, want a list of lower-case words of eight letters "
+            "or more (stems with a star: seven)"
         )
     return words
 
@@ -163,26 +167,26 @@ def _read_entries(source: Any, table: Any) -> Iterable[Entry]:
     if not isinstance(table, dict) or not isinstance(table.get("entries"), list):
         raise DiveError(f"{source}: a lexicon is a YAML mapping with a list named `entries`")
     if unknown := sorted(set(map(str, table)) - {"entries", "misspelt"}):
-        raise DiveError(f"{source}: unknown key {unknown[0]!r}; known are `entries` and `misspelt`")
+        raise DiveError(f"{source}: unknown key {unknown[0]!r}, want `entries` and `misspelt`")
     for number, record in enumerate(table["entries"], 1):
         where = f"{source}: entry {number}"
         if not isinstance(record, dict):
-            raise DiveError(f"{where}: expected a mapping with {sorted(_KEYS)}, got {record!r}")
+            raise DiveError(f"{where} is {record!r}, want a mapping with {sorted(_KEYS)}")
         if unknown := sorted(set(map(str, record)) - _KEYS):
-            raise DiveError(f"{where}: unknown key {unknown[0]!r}; known are {sorted(_KEYS)}")
+            raise DiveError(f"{where}: unknown key {unknown[0]!r}, want some of {sorted(_KEYS)}")
         name, cls = record.get("name"), record.get("class", OTHER)
         if not isinstance(name, str) or not name.strip():
             raise DiveError(f"{where}: `name` is missing")
         where = f"{where} ({name})"
         if cls != OTHER and cls not in CHEXPERT_CLASSES:
             raise DiveError(
-                f"{where}: class {cls!r} is neither {OTHER!r} nor one of {list(CHEXPERT_CLASSES)}"
+                f"{where}: class is {cls!r}, want {OTHER!r} or one of {list(CHEXPERT_CLASSES)}"
             )
         terms, mesh = record.get("terms"), record.get("mesh") or []
         if not _strings(terms) or not terms:
-            raise DiveError(f"{where}: `terms` must be a list of texts (quote them), got {terms!r}")
+            raise DiveError(f"{where}: `terms` is {terms!r}, want a list of texts (quote them)")
         if not _strings(mesh):
-            raise DiveError(f"{where}: `mesh` must be a list of texts, got {mesh!r}")
+            raise DiveError(f"{where}: `mesh` is {mesh!r}, want a list of texts")
         for term in terms:
             try:
                 expand(term)
@@ -191,7 +195,7 @@ def _read_entries(source: Any, table: Any) -> Iterable[Entry]:
         flags = [record.get(name, False) for name in ("normal", "uncertain", "ignore")]
         if not all(isinstance(flag, bool) for flag in flags):
             raise DiveError(
-                f"{where}: `normal`, `uncertain` and `ignore` are true or false, got {flags!r}"
+                f"{where}: `normal`, `uncertain` and `ignore` are {flags!r}, want true or false"
             )
         yield Entry(name.strip(), cls, tuple(mesh), tuple(terms), *flags)
 

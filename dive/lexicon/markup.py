@@ -1,7 +1,7 @@
-"""What an export leaves in a report's text: written-out line breaks, HTML, HL7's escapes.
+"""Markup that an export leaves in a report's text: written-out line breaks, HTML, HL7's escapes.
 
-They are replaced by as many blanks, ended by a line break or a tab where they stand for one, so
-that every other character keeps its place.
+As many blanks replace it, ended by a line break or a tab where it stands for one, so that every
+other character keeps its position.
 """
 
 import html
@@ -25,12 +25,12 @@ _NAMED = re.compile(
 _TABS = re.compile(r"</?t[dh](?:\s[^<>]{0,200})?/?>|\\{1,2}t(?![a-z])", re.IGNORECASE)
 _TAGS = re.compile(r"</?[a-z][a-z0-9]{0,15}(?:\s[^<>]{0,200})?/?>|<!--.{0,200}?-->", re.IGNORECASE)
 _ENTITIES = re.compile(r"&(?:#\d{1,6}|#x[0-9a-f]{1,5}|[a-z]{2,8}\d?);", re.IGNORECASE)
-_SIGNS = ("\\", "~", "_x000", "\x0c")  # of what may be written out in plain letters
+_SIGNS = ("\\", "~", "_x000", "\x0c")  # signs of markup that may be written in plain letters
 _SPACES = re.compile(r"[\xa0\u2000-\u200b\u202f\u3000\ufeff]")
 
 
 def without_markup(text: str) -> str:
-    """The text with its markup blanked, every other character where it was."""
+    """The text with blanks for its markup, and every other character in its position."""
     if "\r" in text:
         text = text.replace("\r\n", " \n").replace("\r", "\n")
     tagged = "<" in text

@@ -1,4 +1,4 @@
-"""Severity, side and place beside a finding, as part of its span."""
+"""Severity, side and location next to a finding, as part of its span."""
 
 import re
 from functools import lru_cache
@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 _WORD = re.compile(r"[^\W_]+(?:\.\d+)?")
-# what may stand between a finding and its modifier
+# text that may stand between a finding and its modifier
 _JOIN = re.compile(r"[\s\-/]*")
 _REACH = 8  # words on each side
 
@@ -33,7 +33,7 @@ def _vocabulary() -> tuple[frozenset[str], frozenset[str]]:
 
 
 def widen(text: str, start: int, end: int) -> tuple[int, int]:
-    """`text[start:end]` with the modifiers right before and right behind it.
+    """The span of `text[start:end]` with the modifiers right before and right after it.
 
     "no more than a [small left pleural effusion at the base]. Heart ..." : punctuation, and any
     word that is neither a modifier nor a link to one, ends the span.

@@ -1,4 +1,4 @@
-"""Words that show where a statement begins, goes on and ends, for dive/decisive/polarity.py."""
+"""Words by which dive/decisive/polarity.py finds where a statement begins, continues and ends."""
 
 from dive.lexicon.words import word_set
 
@@ -7,7 +7,7 @@ VERBS = word_set(
     " projects project terminates overlies persists persist measures represents represent reflects"
     " may might could can cannot does do suggests suggest seems extends lies there"
 )
-# after a verb, these leave a list a list: "no effusion, pneumothorax is seen"
+# a verb before these does not end a list: "no effusion, pneumothorax is seen"
 PERCEIVED = word_set(
     "seen identified noted visualized visualised demonstrated appreciated evident present detected"
     " observed apparent found visible recognized shown be been"
@@ -26,7 +26,7 @@ RESTART = word_set(
 )
 # ... unless "or" shows that they go on with a list: "no mass, hilar adenopathy or fracture"
 REGIONS = word_set("cardiac mediastinal bony osseous cardiomediastinal hilar thoracic spine")
-# a finding that is there begins so, unless "or" shows that the list goes on
+# a finding that is present begins with these, unless "or" shows that the list goes on
 DEGREE = word_set(
     "mild moderate severe small tiny trace minimal slight minor marked left right bilateral"
     " bibasilar biapical multiple several few some prominent subtle streaky patchy linear"
@@ -35,26 +35,26 @@ DEGREE = word_set(
     " dense subsegmental platelike discoid compressive"
 )
 UNITS = word_set("cm mm")
-# behind "with" these go on ("possible pneumonia with superimposed effusion"), a size does not
+# after "with" these continue ("possible pneumonia with superimposed effusion"), a size does not
 COMPANIONS = word_set(
     "associated superimposed underlying overlying adjacent accompanying concomitant concurrent"
     " coexisting coexistent component air parapneumonic developing early"
 )
-# said of a finding right before them: "no effusion, cardiomegaly unchanged"
+# these describe a finding right before them: "no effusion, cardiomegaly unchanged"
 COURSE = word_set(
     "unchanged stable persists persistent persisting improved improving worse worsened worsening"
     " increased increasing decreased decreasing larger smaller resolving"
 )
-# a hedge before one of these is one of whether it is there, "likely loculated" is not
+# a hedge before one of these is of the presence of a finding, "likely loculated" is not
 EXISTING = word_set(
     "present seen there given based as because too though although identified noted"
 )
 HEDGES = word_set("possibly probably likely perhaps presumably maybe conceivably potentially")
-FAR = 60  # words that are looked ahead for the "or" of a list
+FAR = 60  # words that are searched ahead for the "or" of a list
 OR = frozenset(("or", "nor"))
 LIST_BREAKS = word_set("but however although though except otherwise while whereas")
 NOT = word_set("not never isn't aren't wasn't weren't doesn't abnormal")
-# parts of a device or of the film: "tip not seen" denies no tube
+# parts of a device or of the image: "tip not seen" denies no tube
 PARTS = word_set(
     "tip tips port ports hole holes end ends border borders margin margins knob hemidiaphragm"
     " hemidiaphragms diaphragm angle angles sulcus sulci silhouette apex apices trachea carina"

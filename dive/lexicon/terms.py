@@ -1,5 +1,4 @@
-"""The small language in which the lexicon's terms are written, and the word automaton that
-finds them.
+"""The small language of the lexicon's terms, and the word automaton that finds them.
 
 A term is a sequence of words, matched case-insensitively on whole words, hyphens, slashes and line
 breaks counting as spaces:
@@ -27,14 +26,16 @@ from dive.errors import DiveError
 GAPS = {"..": 3, "...": 6}
 UNMARKED = "{"  # before a word that is context only
 _PIECE = re.compile(r"\.\.\.|\.\.|[\[\](){}|]|(?:(?!\.\.)[^\s\[\](){}|])+|\s+")
-_LIMIT = 20_000  # word sequences of one term; more is a slip of the pen
+_LIMIT = 20_000  # word sequences of one term; more is a mistake
 
 
 def expand(term: str) -> list[tuple[str, ...]]:
-    """All word sequences that `term` stands for; gaps stay in them as `..` or `...`, and words of
-    context begin with `{`.
+    """All word sequences that `term` stands for.
 
-    Raises DiveError for a term with unbalanced brackets or without a word.
+    Gaps stay in them as `..` or `...`, and words of context begin with `{`.
+
+    Raises:
+        DiveError: a term with unbalanced brackets or without a word.
     """
     pieces = _PIECE.findall(term.strip().lower())
     strings, rest = _alternatives(pieces, None, term)
@@ -93,7 +94,7 @@ def _alternatives(pieces: list[str], close: str | None, term: str) -> tuple[list
 class _Node:
     words: dict[str, "_Node"] = field(default_factory=dict)
     gaps: dict[int, "_Node"] = field(default_factory=dict)
-    # what a term that ends here means, and which of its words are marked
+    # the value of a term that ends here, and which of its words are marked
     value: object = None
     marked: tuple[bool, ...] = ()
 
@@ -101,8 +102,8 @@ class _Node:
 class _Typos:
     """Long words of a vocabulary with one letter wrong, missing, doubled or swapped.
 
-    Words share a shorter form with one letter left out exactly where they are so close (or nearly:
-    `_one_slip` decides), so a word is looked up by its own shortened forms.
+    Such words share a form with one letter left out, so a word is looked up by its own shortened
+    forms; `_one_slip` confirms a match.
     """
 
     SHORTEST = 8
@@ -114,8 +115,8 @@ class _Typos:
                 self._short.setdefault(form, set()).add(word)
 
     def meant(self, word: str) -> list[str]:
-        """The words that `word` may be a slip of; where it begins like a stem, with the stem set
-        right and its ending kept."""
+        """The words that `word` may misspell; one that begins like a stem has the stem corrected
+        and its ending kept."""
         if len(word) < self.SHORTEST - 1 or not word.isalpha():
             return []
         found: set[str] = set()
@@ -134,8 +135,11 @@ def _shortened(word: str) -> set[str]:
 
 
 def _one_slip(a: str, b: str) -> bool:
-    """Whether one letter changed, added, left out, or two neighbours swapped, make a into b; the
-    first letter is right."""
+    """Return whether one changed, added or missing letter, or two swapped neighbours, turn a into
+    b.
+
+    The first letter must be right.
+    """
     if a[:1] != b[:1] or abs(len(a) - len(b)) > 1:
         return False
     i = 0
@@ -149,7 +153,7 @@ def _one_slip(a: str, b: str) -> bool:
 
 
 class Match(NamedTuple):
-    """A term at some words: `words` are their indices, `marked` those that are not context."""
+    """A term found in a text: `words` are indices, `marked` those that are not context."""
 
     value: object
     words: tuple[int, ...]
@@ -159,12 +163,12 @@ class Match(NamedTuple):
 
     @property
     def taken(self) -> tuple[int, ...]:
-        """The words that no other term may have: context is shared where words stand between."""
+        """The words that no other term may use; context is shared where words stand between."""
         return self.words if self.end - self.first == len(self.words) else self.marked
 
 
 class Automaton:
-    """Finds all terms that start at a word. Cost does not grow with the number of terms."""
+    """An automaton that finds all terms at a word, at a cost independent of their number."""
 
     def __init__(
         self,
@@ -174,7 +178,7 @@ class Automaton:
     ) -> None:
         """`terms`: pairs of a term and any value but None; the first of two equal terms wins.
         `gap_stops`: words that a gap does not cross. `misspelt`: words (or
-        stems) that match with one slip of the pen, if any term has them."""
+        stems) that match with one misspelt letter, if any term has them."""
         self._root = _Node()
         self._gap_stops = frozenset(gap_stops)
         stems: set[str] = set()
@@ -193,7 +197,7 @@ class Automaton:
                     node = node.words.setdefault(word, _Node())
                 if node.value is None:
                     node.value, node.marked = value, tuple(marked)
-        # stems by length, so that a new word is compared with its own beginnings only
+        # stems by length, so that a new word is compared with its own prefixes only
         self._stems = frozenset(stems)
         self._lengths = sorted({len(s) - 1 for s in stems})
         self._words = self._all_words(self._root)
@@ -202,7 +206,7 @@ class Automaton:
         self._starts: dict[str, tuple[_Node, ...]] = {}
 
     def keys_of(self, word: str) -> tuple[str, ...]:
-        """The edges a word may take: itself, its number sign, the stems that it begins with."""
+        """The edges that a word may take: itself, its number sign, the stems of its beginning."""
         keys = self._keys.get(word)
         if keys is None:
             whole = re.sub(r"\d+", "#", word)
@@ -220,7 +224,7 @@ class Automaton:
         return keys
 
     def _meant(self, word: str) -> list[str]:
-        """The edges of what a misspelt word was to be."""
+        """The edges of the words that a misspelt word may be."""
         found: dict[str, None] = {}
         for meant in self._typos.meant(word):
             found |= dict.fromkeys(self.keys_of(meant))
@@ -233,7 +237,7 @@ class Automaton:
         return found
 
     def starts(self, word: str) -> tuple[_Node, ...]:
-        """Where terms that begin with this word go on; empty where none does."""
+        """The nodes after this word at the start of a term; empty where no term begins with it."""
         nodes = self._starts.get(word)
         if nodes is None:
             root = self._root.words

@@ -1,6 +1,6 @@
-"""Reports cut into words and sentences, with the position of every word kept.
+"""Reports cut into words and sentences, with the position of every word.
 
-Radiology reports end sentences in many ways: full stops with no space behind them, list numbers,
+Radiology reports end sentences in many ways: full stops with no space after them, list numbers,
 line breaks, section headings. They also hold full stops that end nothing ("5.2 cm", "Dr.", "vs.").
 """
 
@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-# what stands between a word and the one before it
+# kinds of text between a word and the one before it
 JOINED, COMMA, COLON, SEMICOLON, END, QUERY = range(6)
 # COLON also stands for a dash between spaces.
 # QUERY is a question mark in front of a word ("?pneumonia").
@@ -24,7 +24,7 @@ _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*|_+")
 _ABBREVIATIONS = word_set(
     "dr drs mr mrs ms prof st vs e g i eg ie approx resp cf etc incl ca fig pt hx"
 )
-# these are such before a small letter: "no sig. effusion", and not "PTX: neg. Effusion: small"
+# abbreviations before a small letter only: "no sig. effusion", and not "PTX: neg. Effusion: small"
 _CLIPPED = word_set(
     "rt lt bilat sig evid neg pos poss prob mod sm lg sl min max def susp abn norm incr decr inc"
     " ant post lat med sup inf bibas w assoc indet cw subseg"
@@ -50,9 +50,11 @@ _SIMPLE = {
 
 @dataclass(slots=True)
 class Words:
-    """`words` in lower case; word i is text[starts[i]:ends[i]]; `before[i]` is what parts it from
-    the word before; `sentences` are ranges of words; `joined[i]` says that a term may
-    go on from the word before to word i."""
+    """A text as words in lower case.
+
+    Word i is text[starts[i]:ends[i]]; `before[i]` is the kind of text
+    before it; `sentences` are ranges of words; `joined[i]`: a term may continue from the word
+    before to word i."""
 
     words: list[str]
     starts: list[int]
@@ -95,14 +97,14 @@ def split(text: str) -> Words:
         sentences.append((opened, len(words)))
     joined = [kind == JOINED for kind in before]
     for first, stop in sentences:
-        # a heading goes with what it heads: "Heart: mildly enlarged"
+        # a heading joins the words after it: "Heart: mildly enlarged"
         for i in range(first + 1, min(first + 4, stop)):
             joined[i] = joined[i] or before[i] == COLON
     return Words(words, starts, ends, before, joined, sentences)
 
 
 def _between(text: str, last: int, start: int, word: str) -> int:
-    """What text[last:start], between two words, does."""
+    """The kind of text[last:start], between two words."""
     between = text[last:start]
     if "\n" in between or "\r" in between:
         return _line_break(text, last, start, between, word)
@@ -136,11 +138,11 @@ def _punctuation(text: str, last: int, start: int, between: str, word: str) -> i
         return COLON if spaced else JOINED
     if stripped[0] in "-–—" or stripped[-1] in "-–—":
         return JOINED if between in ("–", "‑") else COLON
-    return COMMA  # brackets and what is left
+    return COMMA  # brackets and all others
 
 
 def _full_stop(text: str, last: int, start: int, between: str, word: str) -> int:
-    """What a full stop between two words, alone or with other marks, does."""
+    """The kind of a text between two words with a full stop, alone or with other punctuation."""
     if between == ".":
         # 5.2 and T5.6; "effusion.No" ends a sentence, "p.m" and "a.p" do not
         number = text[last - 1].isdigit() and text[start].isdigit()
@@ -154,7 +156,8 @@ def _full_stop(text: str, last: int, start: int, between: str, word: str) -> int
 
 
 def _line_break(text: str, last: int, start: int, between: str, word: str) -> int:
-    """A wrapped line goes on; a blank line, a list item or a short line ends a sentence."""
+    """The kind of a line break: a wrapped line goes on, a blank line, a list item or a short line
+    ends a sentence."""
     here = between.replace("\r\n", "\n").replace("\r", "\n")
     indent = here.rsplit("\n", 1)[-1]
     if here.count("\n") > 1 or indent.strip(" \t([\"'"):
@@ -183,7 +186,7 @@ def _width(text: str) -> int:
 
 
 def _may_be_wrapped(text: str, begin: int, last: int, start: int) -> bool:
-    """Whether the line text[begin:last] ends where the word at `start` did not fit any more."""
+    """Return whether the line text[begin:last] ends where the word at `start` no longer fitted."""
     width = _width(text)
     word = _WORD.match(text, start)
     return width >= _NARROW and last - begin + 1 + (len(word.group()) if word else 0) > width - 4

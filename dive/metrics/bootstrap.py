@@ -1,5 +1,8 @@
-"""Confidence intervals by resampling reports, and of the difference between two sets of predictions
-for the same reports (paired: both are scored on the same resample)."""
+"""Confidence intervals by resampling reports.
+
+Those of a difference between two sets of predictions for the same reports are paired: both are
+scored on the same resample.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,8 +16,10 @@ _CHUNK = 2_000_000  # counts held at a time: 8 MB
 
 
 def resamples(reports: int, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each report is drawn, [some samples, reports] at a time, `samples` in all. The same
-    seed draws the same reports, so scores that are compared must be resampled with one seed."""
+    """Yield how often each report is drawn, [some samples, reports] at a time, `samples` in all.
+
+    The same seed draws the same reports, so scores are comparable under one seed only.
+    """
     rng = np.random.default_rng([seed, 0xD17E])
     step = max(1, _CHUNK // reports)
     for start in range(0, samples, step):
@@ -33,12 +38,15 @@ def sign_p_value(differences: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Resampling:
-    """How the reports are resampled; DiveError for settings out of range.
+    """The settings of a bootstrap over reports.
 
     Attributes:
         samples: number of resamples.
         confidence: share of the resampled values that an interval holds.
         seed: the same seed draws the same reports.
+
+    Raises:
+        DiveError: a setting out of range.
     """
 
     samples: int
@@ -48,11 +56,11 @@ class Resampling:
     def __post_init__(self) -> None:
         samples, seed = self.samples, self.seed
         if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-            raise DiveError(f"bootstrap is a number of resamples, 1 or more, got {samples!r}")
+            raise DiveError(f"bootstrap is {samples!r}, want a number of resamples, 1 or more")
         if not 0 < self.confidence < 1:
-            raise DiveError(f"confidence lies between 0 and 1, got {self.confidence!r}")
+            raise DiveError(f"confidence is {self.confidence!r}, want a number between 0 and 1")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise DiveError(f"seed is a whole number, 0 or more, got {seed!r}")
+            raise DiveError(f"seed is {seed!r}, want a whole number, 0 or more")
 
     def scores(self, measures: Iterable[Measure]) -> dict[str, np.ndarray]:
         """name -> [samples], the corpus scores of every resample."""

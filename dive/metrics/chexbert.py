@@ -1,10 +1,10 @@
 """CheXbert F1: fourteen observations, labelled in both reports by the CheXbert model, compared.
 
 A label is 0 blank (not mentioned), 1 positive, 2 negative or 3 uncertain; "No Finding" is 0 or 1.
-Whether uncertain counts as positive is a convention on which published numbers differ, so both
-are given:
+Whether uncertain counts as positive is a convention on which published numbers differ, so there are
+both:
 
-- `chexbert14_micro_f1` and its kin: uncertain counts as positive (f1chexbert, RadEval);
+- `chexbert14_micro_f1` and the like: uncertain counts as positive (f1chexbert, RadEval);
 - the same with `_uncertain_negative`: as negative (LLaVA-Rad's headline numbers, MAIRA).
 
 Five of the fourteen (`chexbert5_*`) are the ones most often reported. Macro is the plain mean over
@@ -49,9 +49,9 @@ class CheXbert:
     Args:
         weights: chexbert.pth, or a .safetensors file with the same names.
         tokenizer: folder with the tokenizer of bert-base-uncased; its config.json, if it has one,
-            gives the sizes of the BERT model, else those of bert-base are taken.
-        device: where it runs.
-        batch_size: reports at a time.
+            has the sizes of the BERT model, which else are those of bert-base.
+        device: the device of the model.
+        batch_size: reports per batch.
     """
 
     def __init__(
@@ -73,8 +73,11 @@ class CheXbert:
     def label(self, texts: Sequence[str]) -> np.ndarray:
         """[texts, 14] int64: 0 blank, 1 positive, 2 negative, 3 uncertain, in the order of CLASSES.
 
-        An empty text is labelled as the model labels nothing at all. What lies beyond 512 word
-        pieces is not seen. Raises DiveError for missing or unfitting files.
+        An empty text has the labels of the model for no words. Words beyond 512 word pieces are
+        cut.
+
+        Raises:
+            DiveError: missing or unsuitable files.
         """
         import torch
 
@@ -84,7 +87,7 @@ class CheXbert:
         distinct = list(dict.fromkeys(" ".join(text.split()) for text in texts))
         ids = [_ids(tokenizer, text) for text in distinct]
         found = np.zeros((len(distinct), len(CLASSES)), dtype=np.int64)
-        # texts of like length together: less padding
+        # texts of similar length together: less padding
         order = sorted(range(len(distinct)), key=lambda i: len(ids[i]))
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
@@ -114,7 +117,7 @@ def _load(weights: Path, folder: Path, device: str) -> tuple[Any, Any]:
     if not folder.is_dir():
         raise DiveError(
             f"CheXbert: no tokenizer folder {folder}: put config.json and the tokenizer files of "
-            "bert-base-uncased there, or say where they are (tokenizer=)"
+            "bert-base-uncased there, or pass another folder (tokenizer=)"
         )
     state = _read_weights(weights)
     try:
@@ -150,7 +153,7 @@ def _read_weights(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DiveError(
             f"CheXbert: no weights at {path}: put chexbert.pth of the Hugging Face repository "
-            f"{WEIGHTS_REPO} there, or say where it is (weights=)"
+            f"{WEIGHTS_REPO} there, or pass another file (weights=)"
         )
     try:
         if path.suffix == ".safetensors":
@@ -159,7 +162,7 @@ def _read_weights(path: Path) -> dict[str, Any]:
             table: Any = load_file(path)
         else:
             table = torch.load(path, map_location="cpu", weights_only=True)
-    # a broken file makes torch and safetensors raise nearly anything
+    # torch and safetensors may raise nearly anything for a broken file
     except (RuntimeError, ValueError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise DiveError(f"CheXbert: cannot read {path}: {refusal(error, path) or error}") from error
     except Exception as error:
@@ -175,8 +178,10 @@ def _read_weights(path: Path) -> dict[str, Any]:
 
 
 def chexbert_measure(predictions: np.ndarray, references: np.ndarray, *, source: str) -> Measure:
-    """From label tables [reports, 14] (0 blank, 1 positive, 2 negative, 3 uncertain). Statistics:
-    for both readings of uncertain and each class: true positives, predicted, in the reference."""
+    """The measure of label tables [reports, 14] (0 blank, 1 positive, 2 negative, 3 uncertain).
+
+    Statistics per reading of uncertain and class: true positives, predicted, in the reference.
+    """
     for name, table in ("predictions", predictions), ("references", references):
         _check_labels(name, table)
     columns = []
@@ -216,7 +221,9 @@ def _scores(totals: np.ndarray) -> dict[str, np.ndarray]:
 def _check_labels(name: str, table: np.ndarray) -> None:
     table = np.asarray(table)
     if table.ndim != 2 or table.shape[1] != len(CLASSES):
-        raise DiveError(f"{name}: labels [reports, {len(CLASSES)}] are wanted, got {table.shape}")
+        raise DiveError(
+            f"{name} has the shape {table.shape}, want labels [reports, {len(CLASSES)}]"
+        )
     wrong = np.argwhere((table < BLANK) | (table > UNCERTAIN))
     if len(wrong):
         row, column = wrong[0]

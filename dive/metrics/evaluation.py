@@ -26,7 +26,7 @@ from dive.radgraph import Annotator, RadGraph, RadGraphFile
 log = logging.getLogger(__name__)
 
 FINISH_REASONS = ("eos", "length", "error")
-ENGLISH = ("findings", "radgraph", "chexbert")  # those that read what a report says
+ENGLISH = ("findings", "radgraph", "chexbert")  # those that understand English
 METRICS = ("bleu", "rougeL", "meteor", "findings", "radgraph", "chexbert")
 
 
@@ -65,12 +65,12 @@ def evaluate(
             (chexbert{14,5}_{micro,macro}_f1, also with _uncertain_negative); length_ratio always.
         normalization: "raw", "lower" or "r2gen", for bleu, rougeL, meteor and length_ratio; see
             `dive.metrics.normalization`. The others see the reports as they are.
-        per_report: adds "per_report": name -> list in the order given, None for pairs left out.
-        finish_reasons: "eos", "length" or "error" for each prediction; adds termination_rate, the
-            share of "eos".
+        per_report: adds "per_report": name -> list by reference, None for pairs left out.
+        finish_reasons: "eos", "length" or "error" per prediction; adds termination_rate, the share
+            of "eos".
         rouge_beta: weight of recall in ROUGE-L (pycocoevalcap's 1.2; 1 is the plain F1).
         meteor_synonyms: whether METEOR also matches WordNet's synonyms (needs its data).
-        radgraph: where annotations come from: a `RadGraph` (model), or a file of annotations of
+        radgraph: the source of annotations: a `RadGraph` (model), or a file of annotations of
             all texts. Default: the radgraph-xl model with weights in the package's cache.
         radgraph_case_sensitive: compare entities as radgraph 0.1.18 does.
         chexbert: the labeler. Default: `CheXbert()`, weights and tokenizer in the user's cache.
@@ -115,9 +115,9 @@ def evaluate(
 def _check_settings(metrics: Sequence[str], rouge_beta: float) -> None:
     unknown = [name for name in metrics if name not in METRICS]
     if isinstance(metrics, str) or unknown or not metrics:
-        raise DiveError(f"metrics {metrics!r}: a list of some of {', '.join(METRICS)} is wanted")
+        raise DiveError(f"metrics is {metrics!r}, want a list of some of {', '.join(METRICS)}")
     if not rouge_beta > 0:
-        raise DiveError(f"rouge_beta must be above 0, got {rouge_beta!r}")
+        raise DiveError(f"rouge_beta is {rouge_beta!r}, want a number above 0")
 
 
 def _warn_if_not_english(pairs: "_Pairs", metrics: Sequence[str]) -> None:
@@ -125,7 +125,7 @@ def _warn_if_not_english(pairs: "_Pairs", metrics: Sequence[str]) -> None:
     if english:
         for what, texts in pairs.texts().items():
             reader = f"the metric {', '.join(english)}"
-            warn_if_not_english([one for one in texts if one.strip()], what, reader)
+            warn_if_not_english([one for one in texts if one.strip()], what, reader, stacklevel=4)
 
 
 def _results(
@@ -135,7 +135,7 @@ def _results(
     per_report: bool,
     resampling: Resampling | None,
 ) -> dict[str, Any]:
-    """What `evaluate` returns, from the measures of the predictions and of the baseline."""
+    """The results of `evaluate`, from the measures of the predictions and of the baseline."""
     scores = _corpus_scores(measures)
     result: dict[str, Any] = dict(scores)
     result["variants"] = {k: v for measure in measures for k, v in measure.variants.items()}
@@ -175,7 +175,7 @@ class _Options:
 
 
 class _Scorer:
-    """Scores lists of predictions against the same references; models are loaded once."""
+    """A scorer of lists of predictions against the same references; models are loaded once."""
 
     def __init__(self, options: _Options, references: list[str]) -> None:
         self.options, self.references = options, references
@@ -185,7 +185,7 @@ class _Scorer:
         self._reference_labels: np.ndarray | None = None
 
     def measures(self, predictions: list[str]) -> list[Measure]:
-        """In the order of METRICS, whatever order was asked for."""
+        """The measures of these predictions, in the order of METRICS."""
         options, requested = self.options, self.options.metrics
         split = [words(text, options.normalization) for text in predictions]
         found = _overlap_measures(split, self._reference_words, options)
@@ -271,7 +271,7 @@ def _termination(reasons: list[str]) -> Measure:
     unknown = next((reason for reason in reasons if reason not in FINISH_REASONS), None)
     if unknown is not None:
         raise DiveError(
-            f"finish_reasons holds something else; wants one of {', '.join(FINISH_REASONS)} each"
+            f"finish_reasons holds something else, want one of {', '.join(FINISH_REASONS)} each"
         )
     values = [float(reason == "eos") for reason in reasons]
     variant = "share of reports that the model ended itself (finish_reason eos)"
@@ -299,7 +299,7 @@ def _per_report(measures: list[Measure], pairs: "_Pairs") -> dict[str, list[floa
 
 
 class _Pairs:
-    """The pairs that can be scored, and their indices among all that were given."""
+    """The pairs that can be scored, and their indices among all pairs."""
 
     def __init__(
         self,
@@ -325,7 +325,7 @@ class _Pairs:
         every = _listed(what, values)
         if len(every) != self.reports:
             raise DiveError(
-                f"{what}: {len(every)} for {self.reports} references; one for each is wanted"
+                f"{what}: {len(every)} for {self.reports} references, want one per reference"
             )
         texts = self._texts(what, every)
         return [texts[i] for i in self.indices]
@@ -335,7 +335,7 @@ class _Pairs:
         texts = ["" if lost else value for lost, value in zip(empty, values, strict=True)]
         for i, text in enumerate(texts):
             if not isinstance(text, str):
-                raise DiveError(f"{what}[{i}]: a text is wanted, got {type(text).__name__}")
+                raise DiveError(f"{what}[{i}] is a {type(text).__name__}, want a text")
         if any(empty):
             self.placeholders[what] = lost = sum(empty)
             log.warning("%s: %d of %d are empty (%s)", what, lost, len(texts), PLACEHOLDERS)
@@ -356,9 +356,9 @@ class _Pairs:
 
 
 def _listed(what: str, values: Any) -> list[Any]:
-    """A list of what was given, in its order: a pandas Series is indexed by its labels."""
+    """The values as a list, in their order: a pandas Series is indexed by its labels."""
     ordered = not isinstance(values, (str, bytes, Mapping, Set)) and not hasattr(values, "columns")
     if not ordered or not isinstance(values, Iterable):
         got = "one text" if isinstance(values, str) else f"a {type(values).__name__}"
-        raise DiveError(f"{what}: a list of texts is wanted, got {got}")
+        raise DiveError(f"{what} is {got}, want a list of texts")
     return list(values)

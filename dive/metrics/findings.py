@@ -1,14 +1,14 @@
 """Precision, recall and F1 of the findings that reports state, by the project's lexicon.
 
-A report's mentions are reduced to one state a finding: stated as present in one place and absent in
-another ("no left effusion; small right effusion"), it is present; uncertain comes in between. What
-is counted are the members of sets, one set a report:
+A report's mentions are reduced to one state per finding: stated as present in one place and absent
+in another ("no left effusion; small right effusion"), it is present; uncertain comes in between.
+The members of sets are counted, one set per report:
 
 - `finding_*`: findings present. Uncertain ones count as present, as CheXbert F1 in its usual
   reading has it. Negated findings and statements of normality do not count. Side and severity are
-  not looked at: a small left effusion is a large right one.
+  ignored: a small left effusion is a large right one.
 - `finding_state_f1`: every finding that is mentioned, together with its state (present, uncertain,
-  absent): what is said to be absent, and that the lungs are clear, counts too.
+  absent): findings stated as absent, and clear lungs, count too.
 - `finding_side_f1`: findings present, each with its side: left, right, none given. "Bilateral" is
   left and right, two members.
 - `finding_severity_f1`: findings present, each with its step of severity: trace, small or mild,
@@ -30,7 +30,7 @@ from dive.lexicon import lexicon_version
 from dive.metrics.measure import Measure, f1, ratio
 
 _RANK = {"negative": 0, "uncertain": 1, "positive": 2}
-# one F1 a set, in the order of _sets; the first has precision and recall too
+# one F1 per set, in the order of _sets; the first has precision and recall too
 _F1 = (
     "finding_f1", "finding_state_f1", "finding_side_f1", "finding_severity_f1", "finding_detail_f1",
 )  # fmt: skip
@@ -45,13 +45,12 @@ def states(text: str) -> dict[str, str]:
 
 
 def sides_and_severities(text: str) -> dict[str, frozenset[Pair]]:
-    """name of finding -> its sides and severities, for all that `text` states as present or
-    uncertain.
+    """name of finding -> its sides and severities, for present and uncertain ones in `text`.
 
     A pair is (side, severity): "left", "right" or None, and a step of
-    `dive.lexicon.detail_words.STEPS` or None. Mentions of one finding are taken together: a
-    severity without a side holds for the sides that have none of their own, and what one mention
-    leaves out another may give.
+    `dive.lexicon.detail_words.STEPS` or None. Mentions of one finding are merged: a
+    severity without a side holds for the sides that have none of their own, and one mention may
+    complete another.
     """
     return _sides_and_severities(text, _mentions(text))
 
@@ -88,7 +87,7 @@ def _sides_and_severities(text: str, mentions: Sequence[Any]) -> dict[str, froze
 
 
 def _pairs(steps_of: dict[str | None, set[str]]) -> Iterable[Pair]:
-    """(side, step) for all sides; what is said without a side fills what is left open."""
+    """Yield (side, step) for all sides; a step without a side belongs to sides without a step."""
     open_steps = steps_of.get(None, set())
     sides: list[str | None] = [side for side in steps_of if side is not None]
     left_over = all(steps_of[side] for side in sides) and open_steps - set().union(
@@ -103,7 +102,7 @@ def _pairs(steps_of: dict[str | None, set[str]]) -> Iterable[Pair]:
 
 
 def finding_measure(predictions: Sequence[str], references: Sequence[str]) -> Measure:
-    """Statistics: true, predicted and reference counts of each kind of member, in turn."""
+    """The measure with true, predicted and reference counts of each set as its statistics."""
     cache: dict[str, list[set[Any]]] = {}
     rows = np.zeros((len(predictions), 3 * len(_F1)), dtype=np.int64)
     for row, prediction, reference in zip(rows, predictions, references, strict=True):
@@ -132,7 +131,7 @@ def _variants() -> dict[str, str]:
 
 
 def _sets(text: str, cache: dict[str, list[set[Any]]]) -> list[set[Any]]:
-    """What each score counts in a report, in the order of _F1."""
+    """The set of each score for a report, in the order of _F1."""
     if text not in cache:
         mentions = _mentions(text)
         found = _states(mentions)
@@ -152,7 +151,7 @@ def _sets(text: str, cache: dict[str, list[set[Any]]]) -> list[set[Any]]:
 
 
 def _drop_unspecified(members: Iterable[tuple[str, str | None]]) -> set[Any]:
-    """Without "none given" where the same finding has something given."""
+    """The members without "none given" where the same finding has something given."""
     every = set(members)
     specified = {name for name, what in every if what is not None}
     return {(name, what) for name, what in every if what is not None or name not in specified}

@@ -1,8 +1,8 @@
-"""What every metric hands back: numbers that add up over reports, and how to read their sum.
+"""The common form of metrics: numbers that add up over reports, and the scores of their sums.
 
-A corpus score is a function of sums over reports (n-gram counts, true positives, F1 and one). Kept
-a report at a time they give the score, each report's own, and every bootstrap resample, without
-looking at the text again.
+A corpus score is a function of sums over reports (n-gram counts, true positives, F1 and one). With
+the numbers of each report, the corpus score, the scores per report and those of every bootstrap
+resample follow without another look at the text.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +17,9 @@ class Measure:
 
     Attributes:
         statistics: [reports, S], numbers that may be summed over reports.
-        scores: from sums [..., S] to name -> [...]; the names are the keys of `dive.evaluate`.
+        scores: from sums [..., S] to name -> [...], under the keys of `dive.evaluate`.
         variants: name -> which variant of the metric the number is, in words.
-        per_report: the names that mean something for a single report.
+        per_report: the names that have a meaning for a single report.
     """
 
     statistics: np.ndarray
@@ -34,7 +34,7 @@ def mean_measure(name: str, values: Sequence[float], variant: str) -> Measure:
 
 
 def means_measure(values: Mapping[str, Sequence[float]], variants: dict[str, str]) -> Measure:
-    """Several means over the same reports; a report counts once, whatever its score."""
+    """The measure of several means over the same reports, each of which counts once."""
     names = tuple(values)
     columns = [np.asarray(values[name], dtype=np.float64) for name in names]
     statistics = np.stack([*columns, np.ones_like(columns[0])], axis=1)

@@ -1,8 +1,8 @@
 """METEOR as nltk computes it: exact words, stems, and with WordNet's data also synonyms.
 
-nltk looks synonyms up by a word's stem ("larg"), so it misses many that it should find. And it is
-not the number of the Java program (METEOR 1.5) that papers of the R2Gen line report:
-that one has tuned weights and paraphrase tables.
+nltk looks synonyms up by a word's stem ("larg"), so it misses many that it should find. It is not
+the number of the Java program (METEOR 1.5) in papers of the R2Gen line, which has tuned weights and
+paraphrase tables.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def meteor_measure(
     synonyms: bool,
     normalization: str,
 ) -> Measure:
-    """`meteor`: the mean over reports; 0 for an empty prediction."""
+    """The measure `meteor`: the mean over reports; 0 for an empty prediction."""
     try:
         import nltk
         from nltk.stem.porter import PorterStemmer
@@ -42,18 +42,18 @@ def meteor_measure(
 
 
 def _keep(word: str) -> str:
-    return word  # the normalisation has decided about case
+    return word  # the normalisation decides about case
 
 
 class _NoSynonyms:
-    """Stands in for WordNet where only words and stems are to match."""
+    """A replacement of WordNet where only words and stems match."""
 
     def synsets(self, word: str) -> list[Any]:
         return []
 
 
 def wordnet_present() -> bool:
-    """Whether nltk and WordNet's data are both there."""
+    """Return whether nltk and WordNet's data are both there."""
     try:
         _wordnet()
     except (ImportError, DiveError):

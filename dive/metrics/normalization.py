@@ -1,9 +1,10 @@
-"""From a report to words: the choice that moves BLEU and ROUGE most, so every score names it.
+"""Normalisations from a report to words; they change BLEU and ROUGE most, so every score names its
+own.
 
 - `raw`: the text as it is, split at white space. "Effusion." and "effusion" are different words.
 - `lower` (default): lower-cased; punctuation marks are words of their own.
-- `r2gen`: the cleaning that R2Gen applies to MIMIC-CXR and the works after it kept: enumeration and
-  most punctuation go, sentences end in a lone ".". Hyphens stay.
+- `r2gen`: the cleaning of MIMIC-CXR in R2Gen and later works: enumeration and most punctuation are
+  removed, sentences end in a lone ".". Hyphens stay.
 
 An empty report has no words under any of them (the original cleaning would leave it a ".").
 """
@@ -15,10 +16,10 @@ from dive.errors import DiveError
 
 _WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
 
-# R2Gen, sentence by sentence: these characters go. The range from ":" to "[" in the published
+# R2Gen removes these characters from each sentence. The range from ":" to "[" in the published
 # pattern takes in ";<=>?@" and "A-Z" (gone already, the text is lower-case), and leaves "-".
 _R2GEN_DROPPED = re.compile(r"[.,?*!%^&_+():;<=>@\[\]{}\"/\\']")
-# List numbers, in the order in which they are taken out: the order changes the outcome.
+# List numbers in the order of their removal, which changes the outcome.
 _R2GEN_NUMBERS = [("1. ", "")]
 _R2GEN_NUMBERS += [(f". {n}. ", ". ") for n in (2, 3, 4, 5)]
 _R2GEN_NUMBERS += [(f" {n}. ", ". ") for n in (2, 3, 4, 5)]
@@ -42,7 +43,7 @@ def r2gen_clean(text: str) -> str:
     for number, instead in _R2GEN_NUMBERS:
         text = text.replace(number, instead)
     sentences = text.strip().lower().split(". ")
-    # cleaned to nothing, a sentence still leaves its full stop: so did the original
+    # as in the original, a sentence without words left still has its full stop
     cleaned = [_R2GEN_DROPPED.sub("", sentence.strip()) for sentence in sentences]
     return " . ".join(cleaned) + " ."
 
@@ -59,9 +60,13 @@ NORMALIZATIONS: dict[str, Callable[[str], list[str]]] = {
 
 
 def words(text: str, normalization: str = "lower") -> list[str]:
-    """The words of `text`. Raises DiveError for a normalisation that does not exist."""
+    """The words of `text`.
+
+    Raises:
+        DiveError: a normalisation that does not exist.
+    """
     if normalization not in NORMALIZATIONS:
         raise DiveError(
-            f"normalization {normalization!r} is not one of {', '.join(NORMALIZATIONS)}"
+            f"normalization is {normalization!r}, want one of {', '.join(NORMALIZATIONS)}"
         )
     return NORMALIZATIONS[normalization](text)

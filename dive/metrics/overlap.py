@@ -1,6 +1,6 @@
-"""Corpus BLEU-1..4 and ROUGE-L in the conventions of pycocoevalcap, one reference a report.
+"""Corpus BLEU-1..4 and ROUGE-L in the conventions of pycocoevalcap, one reference per report.
 
-Both work from per-report numbers, so that a bootstrap need not count words again.
+Both start from numbers per report, so that a bootstrap does not count words again.
 """
 
 import math
@@ -19,8 +19,8 @@ Words = Sequence[Hashable]
 
 
 def bleu_statistics(predictions: Sequence[Words], references: Sequence[Words]) -> np.ndarray:
-    """[reports, 10] int64: words predicted, words of the reference, then for orders 1 to 4 how many
-    n-grams the prediction has, and how many of them the reference has too (clipped)."""
+    """[reports, 10] int64: words predicted, words of the reference, then for orders 1 to 4 the
+    n-grams of the prediction, and those of them that the reference has too (clipped)."""
     rows = np.zeros((len(predictions), 2 + 2 * ORDERS), dtype=np.int64)
     for row, prediction, reference in zip(rows, predictions, references, strict=True):
         row[0], row[1] = len(prediction), len(reference)
@@ -49,15 +49,18 @@ def bleu_from_totals(totals: np.ndarray) -> np.ndarray:
     precision = (common + TINY) / (offered + SMALL)
     scores = np.cumprod(precision, axis=-1) ** (1 / np.arange(1, ORDERS + 1))
     ratio = (predicted + TINY) / (reference + SMALL)
-    # an empty corpus divides by next to nothing: exp(-huge) is the 0 that is meant
+    # an empty corpus divides by nearly 0: exp(-huge) is the intended 0
     with np.errstate(over="ignore"):
         brevity = np.where(ratio < 1, np.exp(1 - 1 / ratio), 1.0)
     return scores * brevity[..., None]
 
 
 def longest_common_subsequence(a: Words, b: Words) -> int:
-    """Its length, one step a word of `b`: the row of the dynamic programme is one big integer whose
-    zero bits are the positions of `a` where the length goes up (the bit-vector method of Hyyrö)."""
+    """The length of the longest common subsequence, in one step per word of `b`.
+
+    The row of the dynamic programme is one big integer, whose zero bits are the positions of `a`
+    where the length increases (the bit-vector method of Hyyrö).
+    """
     positions: dict[Hashable, int] = {}
     for i, word in enumerate(a):
         positions[word] = positions.get(word, 0) | 1 << i
@@ -70,7 +73,7 @@ def longest_common_subsequence(a: Words, b: Words) -> int:
 
 
 def rouge_l(prediction: Words, reference: Words, beta: float = ROUGE_BETA) -> float:
-    """ROUGE-L of one report, 0 to 1: (1 + beta^2) P R / (R + beta^2 P); beta > 1 leans to recall.
+    """ROUGE-L of one report, 0 to 1: (1 + beta^2) P R / (R + beta^2 P); beta > 1 favours recall.
     0 where either has no words."""
     common = longest_common_subsequence(reference, prediction)
     if common == 0:

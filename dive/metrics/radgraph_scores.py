@@ -1,15 +1,15 @@
-"""RadGraph F1: how far two annotations of entities and relations agree, as sets.
+"""RadGraph F1: the agreement of two annotations of entities and relations, as sets.
 
 Three levels, each the F1 of two sets; 0 where either report has no entity; a corpus score is the
 mean over reports:
 
 - simple: (tokens, label);
 - partial: (tokens, label, whether it has any relation), the one that is usually reported;
-- complete: (tokens, label, relation, tokens of its target), one element a relation, and
+- complete: (tokens, label, relation, tokens of its target), one element per relation, and
   (tokens, label) where there is none.
 
 Tokens are compared in lower case. The package on PyPI (0.1.18) compares them as written, except in
-the relations of "complete": `case_sensitive=True` gives its numbers.
+the relations of "complete": `case_sensitive=True` returns its numbers.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def radgraph_f1(
 ) -> float:
     """F1 of one report, 0 to 1."""
     if level not in LEVELS:
-        raise DiveError(f"RadGraph level {level!r} is not one of {', '.join(LEVELS)}")
+        raise DiveError(f"RadGraph level is {level!r}, want one of {', '.join(LEVELS)}")
     mine = elements(prediction, level, case_sensitive)
     theirs = elements(reference, level, case_sensitive)
     if not mine or not theirs:
@@ -61,8 +61,10 @@ def radgraph_measure(
     case_sensitive: bool = False,
     source: str,
 ) -> Measure:
-    """radgraph_simple, radgraph_partial and radgraph_complete: means over reports. `source` says
-    where the annotations come from, in the words of the variant."""
+    """The measure of radgraph_simple, radgraph_partial and radgraph_complete, means over reports.
+
+    source: the origin of the annotations, in the words of the variant.
+    """
     values = {
         f"radgraph_{level}": [
             radgraph_f1(mine, theirs, level, case_sensitive)

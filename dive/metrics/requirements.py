@@ -1,4 +1,4 @@
-"""What the optional metrics need beyond this package, for `dive doctor`."""
+"""Requirements of the optional metrics beyond this package, for `dive doctor`."""
 
 from importlib import metadata
 from importlib.util import find_spec
@@ -12,7 +12,7 @@ _HERE = "in this Python environment"
 
 
 def requirements() -> list[dict[str, Any]]:
-    """One dict for each thing: name, present (bool), where it must lie, how to get it."""
+    """One dict per requirement: name, present (bool), its location, and how to get it."""
     try:
         version = metadata.version("radgraph")
     except metadata.PackageNotFoundError:
@@ -40,7 +40,7 @@ def requirements() -> list[dict[str, Any]]:
             bool(present),
             ", ".join(map(str, present)) or str(default_radgraph_weights("radgraph-xl", version)),
             f"unpack radgraph-xl.tar.gz of the Hugging Face repository {WEIGHTS_REPO} there; the "
-            "BERT model that its config.json names must be in the Hugging Face cache, or given "
+            "BERT model that its config.json names must be in the Hugging Face cache, or passed "
             "(RadGraph(encoder=...))",
         ),
         _need(

@@ -59,8 +59,7 @@ class ImageTokens:
             self._learn(list(dict.fromkeys(missing)), alone)
 
     def taken(self, size: Size, alone: bool) -> int:
-        """The tokens by which an image of this size makes a prompt longer than its placeholder
-        does.
+        """The tokens that an image of this size takes in addition to its placeholder.
 
         Raises:
             DiveError: the processor refuses images of this size.
@@ -120,8 +119,7 @@ class ImageTokens:
             self._known[size, alone] = error
 
     def _added(self, size: Size, count: int) -> tuple[int, int]:
-        """Tokens that `count` blank images of a size add to a prompt's text, and their image
-        tokens."""
+        """Tokens that `count` blank images add to a prompt's text, and their image tokens."""
         if (size, count) in self._asked:
             return self._asked[size, count]
         study = Study(id="a blank image", images=(blank_image(size),) * count)
@@ -194,9 +192,8 @@ def rule_of(prompter: Prompter) -> Rule | None:
     if count is None:
         # where tiling is switched off, an image is one tile of a fixed size
         return _constant if image_kwargs and not any(image_kwargs.values()) else None
-    tile = getattr(
-        processor, "image_seq_len", None
-    )  # of Idefics 3 and SmolVLM, without special tokens
+    # of Idefics 3 and SmolVLM, without special tokens
+    tile = getattr(processor, "image_seq_len", None)
 
     def own(size: Size) -> tuple[int, int]:
         width, height = size

@@ -257,8 +257,8 @@ class Prompter:
         self._check_plain(text, f"{study.where}: the report")
         if not self.tokenizer.is_fast:
             raise DiveError(
-                f"{type(self.tokenizer).__name__} returns no character offsets, by which decisive "
-                "tokens are found, want a fast tokenizer (tokenizer.json)"
+                f"{type(self.tokenizer).__name__} returns no character offsets, which locate "
+                "decisive tokens, want a fast tokenizer (tokenizer.json)"
             )
         # tokenised in context: a space before the first word belongs to its token, or to none
         before, opening = self._before_answer

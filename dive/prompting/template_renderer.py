@@ -93,8 +93,7 @@ class _Process:
         return line
 
     def end(self) -> int | None:
-        """End the process; its exit status, or None where another process started it, before a
-        fork."""
+        """End the process; its exit status, or None where it was started before a fork."""
         status = None
         if self.owner == os.getpid():
             self._process.kill()

@@ -1,6 +1,6 @@
 """RadGraph annotations of reports: from a file, or by the `radgraph` package in its own process.
 
-Read by metrics (RadGraph F1) and by decisive weights alike.
+Metrics (RadGraph F1) and decisive weights both use them.
 """
 
 from dive.radgraph.annotations import (

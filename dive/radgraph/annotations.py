@@ -1,4 +1,4 @@
-"""RadGraph annotations: what they look like, and where their entities lie in a report.
+"""RadGraph annotations: their form, and the positions of their entities in a report.
 
 An annotation is a dict as the `radgraph` package returns it and PhysioNet's files hold it:
 
@@ -21,7 +21,7 @@ NO_ENTITIES: Annotation = {"text": "", "entities": {}}
 
 
 class Annotator(Protocol):
-    """Anything that gives annotations for texts, and says what it is."""
+    """A source of annotations for texts, with its name."""
 
     @property
     def source(self) -> str: ...
@@ -30,7 +30,7 @@ class Annotator(Protocol):
 
 
 def check_annotation(annotation: Any, where: str) -> None:
-    """DiveError that names `where` unless this is an annotation as described above."""
+    """Raise DiveError with `where` unless this is an annotation as described above."""
     if not isinstance(annotation, Mapping) or not isinstance(annotation.get("entities"), Mapping):
         raise DiveError(f"{where}: not a RadGraph annotation: no mapping `entities`")
     entities = annotation["entities"]
@@ -41,11 +41,11 @@ def check_annotation(annotation: Any, where: str) -> None:
         for name in ("tokens", "label"):
             if not isinstance(entity.get(name), str):
                 got = type(entity.get(name)).__name__
-                raise DiveError(f"{entry}: `{name}` must be a text, got a {got}")
+                raise DiveError(f"{entry}: `{name}` is a {got}, want a text")
         relations = entity.get("relations", [])
         if not isinstance(relations, list):
             got = type(relations).__name__
-            raise DiveError(f"{entry}: `relations` must be a list, got a {got}")
+            raise DiveError(f"{entry}: `relations` is a {got}, want a list")
         for relation in relations:
             if not isinstance(relation, list | tuple) or len(relation) != 2:
                 raise DiveError(f"{entry}: a relation is [name, entity], got something else")
@@ -54,8 +54,10 @@ def check_annotation(annotation: Any, where: str) -> None:
 
 
 def as_annotated(text: str) -> str:
-    """A text as RadGraph-XL reads it, in as many characters: escapes that a table has kept as such
-    (CheXpert Plus) become spaces and quotation marks."""
+    """A text of the same length as RadGraph-XL reads it.
+
+    Escapes that a table has kept (CheXpert Plus) become spaces and quotation marks.
+    """
     for escape in ("\\n", "\\f", "\\u2122"):
         text = text.replace(escape, " " * len(escape))
     return text.replace('\\"', "``")
@@ -64,8 +66,11 @@ def as_annotated(text: str) -> str:
 def entity_spans(text: str, annotation: Annotation) -> list[tuple[int, int, str]]:
     """(start, end, label) of every entity, as characters of `text`, in the order of the entities.
 
-    The annotation's words are the text with spaces put in, so that its letters in order, spaces
-    left out, are the text's. Raises DiveError where they are not: an annotation of another text.
+    The annotation's words are those of the text with more spaces, so that both are the same without
+    spaces.
+
+    Raises:
+        DiveError: an annotation of another text.
     """
     letters, annotated = text, annotation["text"].split()
     if "".join(annotated) != "".join(letters.split()):
@@ -99,8 +104,9 @@ _STATES = {
 
 
 def entity_kind(label: str) -> tuple[str, str]:
-    """("observation" or "anatomy", "positive", "negative" or "uncertain") of a label, whichever the
-    model: "OBS-DA", "Observation::measurement::definitely present", ...
+    """("observation" or "anatomy", "positive", "negative" or "uncertain") of a label.
+
+    Labels of every model: "OBS-DA", "Observation::measurement::definitely present", ...
 
     Raises:
         DiveError: a label of no RadGraph model.

@@ -1,4 +1,4 @@
-"""RadGraph annotations that were made before, read from a file and looked up by text."""
+"""Existing RadGraph annotations, read from a file and looked up by text."""
 
 import hashlib
 import json
@@ -13,12 +13,12 @@ from dive.radgraph.annotations import NO_ENTITIES, Annotation, as_annotated, che
 
 
 class RadGraphFile:
-    """Annotations that somebody made before, looked up by text.
+    """Existing annotations, looked up by text.
 
     The file is JSON: {"0": annotation, ...} as the package returns it, a list of annotations, a
     list of such dicts (CheXpert Plus, whose order follows a filter of its authors), or one
-    annotation a line. An annotation's text has spaces around its words and marks, so texts are
-    compared with white space left out.
+    annotation per line. An annotation's text has spaces around its words and punctuation, so texts
+    are compared without white space.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -39,9 +39,10 @@ class RadGraphFile:
             raise DiveError(f"{self.path.name}: holds no RadGraph annotation")
 
     def annotate(self, texts: Sequence[str]) -> list[Annotation]:
-        """One annotation for each text, in order; an empty text has no entities.
+        """One annotation per text, in order; an empty text has no entities.
 
-        Raises DiveError where a text is not in the file, or is there twice, annotated differently.
+        Raises:
+            DiveError: a text is not in the file, or twice with differing annotations.
         """
         wanted = [_letters(text) for text in texts]
         missing = [number for number, key in enumerate(wanted, 1) if key and key not in self._found]

@@ -24,7 +24,7 @@ from dive.radgraph.annotations import NO_ENTITIES, Annotation
 MODEL_TYPES = ("radgraph", "radgraph-xl", "modern-radgraph-xl", "echograph")
 WEIGHTS_REPO = "StanfordAIMI/RRG_scorers"
 _WORKER = Path(__file__).with_name("worker.py")
-_UNPACKS = 600.0  # seconds for another process that does it
+_UNPACKS = 600.0  # seconds for another process to unpack
 _PARTS = ("config.json", "vocabulary", "weights.th")
 
 
@@ -34,16 +34,16 @@ def user_cache() -> Path:
 
 
 class RadGraph:
-    """Annotations by the `radgraph` package, which runs in a process of its own and is not imported
-    here. What was annotated once is kept on disk, by text, model type, weights and version.
+    """Annotations by the `radgraph` package, which runs in a process of its own.
+
+    It is not imported here. Annotations are kept on disk by text, model type, weights and version.
 
     Args:
         model_type: "radgraph-xl" (the package's default), "radgraph" (the first model; its numbers
             differ), "modern-radgraph-xl" or "echograph".
         weights: the unpacked model (config.json, vocabulary/, weights.th), a folder that holds it
             under the name of its type, or its .tar.gz. Default: the package's own cache.
-        encoder: folder of the BERT model that config.json names, where it is not to be looked up by
-            that name.
+        encoder: folder of the BERT model that config.json names; default: looked up by that name.
         cache: folder of the annotations kept; default: the user's cache, dive/radgraph.
         python: the Python that has radgraph; default: this one.
         cuda: number of a GPU, -1 for the CPU; default: the first GPU if there is one.
@@ -60,7 +60,9 @@ class RadGraph:
         cuda: int | None = None,
     ) -> None:
         if model_type not in MODEL_TYPES:
-            raise DiveError(f"RadGraph model {model_type!r} is not one of {', '.join(MODEL_TYPES)}")
+            raise DiveError(
+                f"RadGraph model is {model_type!r}, want one of {', '.join(MODEL_TYPES)}"
+            )
         self.model_type = model_type
         self.weights = None if weights is None else checks.path("weights", weights)
         self.encoder = None if encoder is None else checks.path("encoder", encoder)
@@ -73,7 +75,7 @@ class RadGraph:
 
     @property
     def version(self) -> str:
-        """Of the radgraph package. Raises DiveError where it is not installed."""
+        """Version of the radgraph package; DiveError where it is not installed."""
         if self._version is None:
             self._version = _package_version(self.python)
         return self._version
@@ -85,8 +87,10 @@ class RadGraph:
 
     @property
     def identity(self) -> list[str]:
-        """Names what annotates; others may annotate otherwise. Without weights, whose absence
-        `annotate` tells of, by type and version alone."""
+        """The identity of the model; others may annotate differently.
+
+        Type and version alone where the weights are missing, which `annotate` reports.
+        """
         try:
             weights = [_fingerprint(self._model_folder())]
         except DiveError:
@@ -94,9 +98,10 @@ class RadGraph:
         return [self.model_type, self.version, *weights]
 
     def annotate(self, texts: Sequence[str]) -> list[Annotation]:
-        """One annotation for each text, in order. An empty text has no entities and is not run.
+        """One annotation per text, in order; an empty text has no entities.
 
-        Raises DiveError where the package or the weights are missing, or the model fails on a text.
+        Raises:
+            DiveError: the package or the weights are missing, or the model fails on a text.
         """
         wanted = list(dict.fromkeys(text for text in texts if text.strip()))
         if not wanted:
@@ -128,8 +133,8 @@ class RadGraph:
                 return folder
         raise DiveError(
             f"RadGraph: no {', '.join(_PARTS)} in {' or '.join(map(str, looked))}: unpack "
-            f"{self.model_type}.tar.gz of the Hugging Face repository {WEIGHTS_REPO} there, or say "
-            "where it is (weights=)"
+            f"{self.model_type}.tar.gz of the Hugging Face repository {WEIGHTS_REPO} there, or "
+            "pass another folder (weights=)"
         )
 
     def _run_model(self, folder: Path, texts: list[str]) -> Iterator[tuple[str, Annotation]]:
@@ -180,7 +185,7 @@ class RadGraph:
 
 
 def default_radgraph_weights(model_type: str, version: str) -> Path:
-    """Where the radgraph package keeps a model."""
+    """The folder in which the radgraph package keeps a model."""
     return user_cache() / "radgraph" / version / model_type
 
 
@@ -201,8 +206,8 @@ def _package_version(python: str) -> str:
 
 
 def _stage(model: Path, target: Path, encoder: Path | None) -> None:
-    """A model folder by the name that radgraph looks for, with the encoder of the user's choice."""
-    # a copy, because a lock file is written beside the vocabulary; the weights are large
+    """Make a model folder under the name that radgraph looks for, with the chosen encoder."""
+    # a copy, because radgraph writes a lock file next to the vocabulary; the weights are large
     shutil.copytree(model / "vocabulary", target / "vocabulary")
     os.symlink((model / "weights.th").resolve(), target / "weights.th")
     try:
@@ -226,7 +231,7 @@ def _unpacked(archive: Path, cache: Path) -> Path:
     name = _digest([str(archive.resolve()), stat.st_size, stat.st_mtime_ns])[:16]
     folder = cache / "models" / name
     if not (folder / "complete").exists():
-        # one process unpacks, and others that want it wait
+        # one process unpacks while others wait
         with hold_file(folder, wait=_UNPACKS):
             if not (folder / "complete").exists():
                 _unpack(archive, folder)
@@ -246,7 +251,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Tells one set of weights from another without reading 400 MB: size, ends, configuration."""
+    """A digest of the weights without reading 400 MB: their size, ends and configuration."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     with open(folder / "weights.th", "rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -287,7 +292,7 @@ class _Store:
         self._db.close()
 
     def get(self, keys: dict[str, str]) -> dict[str, Annotation]:
-        """text -> annotation, for those that are kept; `keys` maps texts to keys."""
+        """text -> annotation, for those on disk; `keys` maps texts to keys."""
         found = {}
         query = "SELECT annotation FROM annotations WHERE key = ?"
         with closing(self._db.cursor()) as cursor:

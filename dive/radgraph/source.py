@@ -1,4 +1,4 @@
-"""Where annotations come from, as an option names it."""
+"""The source of annotations as an option names it."""
 
 from dive.errors import DiveError, checks
 from dive.radgraph.annotations import Annotator
@@ -7,7 +7,7 @@ from dive.radgraph.model import MODEL_TYPES, RadGraph
 
 
 def annotator_of(option: str, name: str = "decisive") -> Annotator:
-    """What `parse_source` describes, opened.
+    """Open the source that an option names.
 
     Raises:
         DiveError: as `parse_source`; or a file that holds no annotations.
@@ -22,7 +22,8 @@ def parse_source(option: object, name: str = "decisive") -> tuple[str, str]:
     """("model", its type), ("weights", path) or ("file", path).
 
     "radgraph" is the default model with the weights in its cache; "radgraph:X" a model by its type,
-    a folder or archive of weights, or a file of annotations. `name` is of the option, for messages.
+    a folder or archive of weights, or a file of annotations. `name` is that of the option, for
+    messages.
 
     Raises:
         DiveError: none of these.

@@ -1,7 +1,7 @@
-"""Runs the `radgraph` package on texts; a process of its own, started by `dive.radgraph.model`.
+"""The program that runs the `radgraph` package on texts; `dive.radgraph.model` starts it.
 
-radgraph 0.1.18 calls two tokenizer methods that transformers 5 took away. They are put back here,
-in this process and nowhere else. Only the standard library, radgraph and transformers are imported,
+radgraph 0.1.18 calls two tokenizer methods that transformers 5 removed. They are restored here, in
+this process and nowhere else. Only the standard library, radgraph and transformers are imported,
 so this file also runs under another Python than the one that has dive.
 
     python worker.py version
@@ -16,7 +16,7 @@ import json
 import os
 import sys
 
-_AT_ONCE = 16  # texts between two writes
+_AT_ONCE = 16  # texts per batch and write
 
 
 def _restore_tokenizer_methods():
@@ -48,7 +48,7 @@ def _annotate(request, answers):
     )
     texts = request["texts"]
     for start in range(0, len(texts), _AT_ONCE):
-        # the package leaves a text on which it fails out of its answer
+        # the package's result lacks texts on which it fails
         found = model(texts[start : start + _AT_ONCE])
         for i in range(len(texts[start : start + _AT_ONCE])):
             if str(i) in found:
@@ -60,7 +60,7 @@ def _annotate(request, answers):
 
 
 def main():
-    # what the package prints goes to stderr; stdout carries answers alone
+    # output of the package goes to stderr; stdout carries answers alone
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     # the script's folder is first on the path and has modules of its own

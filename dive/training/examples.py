@@ -109,8 +109,8 @@ class Examples(Dataset):
     ) -> dict[str, Any]:
         """`inputs`, which show `studies` in this order, on the model's device, with cached image
         features in place of pixels if there are any. own: see `ImageCache.fill`."""
-        placed = self.prompter.to_device(inputs)
-        return placed if self.features is None else self.features.fill(placed, studies, own)
+        on_device = self.prompter.to_device(inputs)
+        return on_device if self.features is None else self.features.fill(on_device, studies, own)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Right-padded model inputs, and one entry per response token, study after study:

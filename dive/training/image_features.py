@@ -116,7 +116,7 @@ class ImageCache:
         pairs = zip(studies, prompts, strict=True)
         each = [self._of(study, prompt) for study, prompt in pairs if study.images]
         joined = {name: _join([one[name] for one in each]) for name in each[0]}
-        if _rows(joined["pooler_output"]) != self._prompter.count_image_tokens(inputs):
+        if _count_vectors(joined["pooler_output"]) != self._prompter.count_image_tokens(inputs):
             if not self._company:
                 self._company = True
                 log.warning(
@@ -133,7 +133,7 @@ class ImageCache:
         kept = self._kept.get(name)
         if kept is not None:
             return _map(kept[1], lambda tensor: tensor.to(device))
-        features = self._stored_or_run(study, name, prompt)
+        features = self._stored_or_computed(study, name, prompt)
         sizes: list[int] = []
         in_memory = _map(features, lambda tensor: tensor.cpu())
         _map(in_memory, lambda tensor: sizes.append(tensor.numel() * tensor.element_size()))
@@ -149,22 +149,22 @@ class ImageCache:
             )
         return _map(features, lambda tensor: tensor.to(device))
 
-    def _stored_or_run(
+    def _stored_or_computed(
         self, study: Study, name: Hashable, prompt: Mapping[str, Tensor] | None
     ) -> dict[str, Any]:
         if self.store is None:
-            return self._run(study, prompt)
+            return self._compute(study, prompt)
         if name not in self._keys:
             self._keys[name] = study, key_of(study)
         key = self._keys[name][1]
         features = self.store.get(key)
         if features is None:
-            features = self._run(study, prompt)
+            features = self._compute(study, prompt)
             self.store.put(key, _map(features, lambda tensor: tensor.cpu()))
         return features
 
     @torch.no_grad()
-    def _run(self, study: Study, prompt: Mapping[str, Tensor] | None) -> dict[str, Any]:
+    def _compute(self, study: Study, prompt: Mapping[str, Tensor] | None) -> dict[str, Any]:
         if prompt is None or not has_pixels(prompt):
             encoded = self._prompter.encode_any_length(study)
         else:
@@ -200,7 +200,7 @@ def _join(values: list[Any]) -> Any:
     ]  # deepstack: one entry per layer
 
 
-def _rows(features: Any) -> int:
+def _count_vectors(features: Any) -> int:
     return sum(tensor.numel() // tensor.shape[-1] for tensor in features)
 
 

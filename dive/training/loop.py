@@ -120,7 +120,7 @@ def _training_arguments(prepared: Prepared) -> TrainingArguments:
         dataloader_num_workers=workers,
         dataloader_prefetch_factor=1 if workers else None,  # one batch per worker is enough
         dataloader_multiprocessing_context=START_METHOD if workers else None,
-        dataloader_pin_memory=False,  # batches are put together only when it is known of what
+        dataloader_pin_memory=False,  # the trainer collates batches
         remove_unused_columns=False,
         report_to="none",
         ddp_find_unused_parameters=False,

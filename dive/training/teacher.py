@@ -195,7 +195,7 @@ class Teacher:
             bad: dict[int, str] = {}
             prompt = self.prompt(self.examples[index], self.examples.studies[index], epoch, bad)
         own = None if query is None else query.inputs
-        states = self._run(self.examples.studies[index], prompt, own)
+        states = self._states(self.examples.studies[index], prompt, own)
         self._keep(index, states)
         return states.to(device)  # under a device_map the last layer may be elsewhere
 
@@ -216,7 +216,9 @@ class Teacher:
 
     # One prompt per forward: without padding a study's states do not depend on its batch.
     @torch.no_grad()
-    def _run(self, study: Study, prompt: TeacherPrompt, query: dict[str, Tensor] | None) -> Tensor:
+    def _states(
+        self, study: Study, prompt: TeacherPrompt, query: dict[str, Tensor] | None
+    ) -> Tensor:
         shown = [self.demonstrations.pool[at] for at in prompt.shown]
         inputs, count = prompt.inputs, prompt.count
         model = self.prompter.backbone.model

@@ -236,7 +236,7 @@ def test_harmed_folders_give_one_clear_error(harm, message, backbone, tmp_path):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(DiveError, match="no such folder, want the folder of an adapter"):
+    with pytest.raises(DiveError, match="is no folder, want that of an adapter"):
         dive.SteeringAdapter.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(DiveError, match="no such folder, and not on the hub"):
         dive.SteeringAdapter.from_pretrained("someone/no-such-adapter")

@@ -121,7 +121,7 @@ def test_another_backbone_is_refused_and_left_alone(tiny_llama, tiny_gemma):
         (None, "steer: adapter is a NoneType, want a SteeringAdapter"),
         (dive.SteeringAdapter, "steer: adapter is the class SteeringAdapter, want"),
         (dive.SteeringConfig(), "steer: adapter is a SteeringConfig, which has no weights"),
-        ("no-such-folder", "no-such-folder: no such folder, want the folder of an adapter"),
+        ("no-such-folder", "no-such-folder: is no folder, want that of an adapter"),
     ],
 )
 def test_what_is_no_adapter_is_refused(given, message, tiny_llama):
@@ -303,6 +303,9 @@ def test_calibration_refuses_what_it_cannot_measure(tiny_llama):
         calibrate(model, adapter, [(batch, torch.zeros(1, 3, dtype=torch.bool))])
     with pytest.raises(DiveError, match=r"mask is torch.int64 \[1, 3\], want torch.bool \[1, 3\]"):
         calibrate(model, adapter, [(batch, torch.ones(1, 3, dtype=torch.long))])
-    with dive.steer(model, adapter), pytest.raises(DiveError, match="attached to the model; detach it first"):
+    with (
+        dive.steer(model, adapter),
+        pytest.raises(DiveError, match="attached to the model; detach it first"),
+    ):
         calibrate(model, adapter, [])
     assert fingerprint(model) == trace

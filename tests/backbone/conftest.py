@@ -1,4 +1,4 @@
-"""The further families, a folder each."""
+"""The further families, one folder each."""
 
 from pathlib import Path
 

@@ -103,7 +103,7 @@ def test_device_map_and_further_options_go_to_transformers(tiny_llama):
      ("llava_mistral", "flash_attention_2"), ("gemma", None)],
 )  # fmt: skip
 def test_flash_attention_only_for_causal_masks(family, wanted, request, monkeypatch):
-    """What "auto" takes on a GPU with flash-attn, which the machine of a test may not have."""
+    """The choice of "auto" on a GPU with flash-attn, which the test machine may not have."""
     monkeypatch.setattr(loading, "is_flash_attn_2_available", lambda: True)
     config = AutoConfig.from_pretrained(request.getfixturevalue(f"tiny_{family}"))
     auto = AutoModelForCausalLM if family == "llama" else AutoModelForImageTextToText
@@ -168,7 +168,7 @@ UP = "language_model.model.layers.1.mlp.up_proj.weight"
         ("llava", lose("vision_tower"), r"lacks \d\d weights \(model.vision_tower"),
         ("llava", lose("projector"), r"lacks 4 weights \(model.multi_modal_projector"),
         ("llava", weights(lambda t: t.update({UP: t[UP][:3].clone()})),
-         r"1.mlp.up_proj.weight is \[3, 32\] in the checkpoint, config.json wants \[64, 32\]"),
+         r"1.mlp.up_proj.weight is \[3, 32\] in the checkpoint, want \[64, 32\]"),
         ("llava", remove("processor_config.json"), "cannot load the processor: .*image processor"),
         ("qwen", remove("processor_config.json"), "cannot load the processor: .*image processor"),
         ("gemma", remove("processor_config.json"), "cannot load the processor: .*image processor"),
@@ -218,13 +218,13 @@ def test_bad_options(tiny_llama, options, message):
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./nowhere", "a/b/c", Path("nowhere")])
 def test_a_folder_that_is_not_there(path):
-    with pytest.raises(DiveError, match="a backbone's folder is wanted, and there is none"):
+    with pytest.raises(DiveError, match="is no folder, want that of a backbone"):
         dive.load_backbone(path)
 
 
 def test_a_file_is_no_folder_and_a_name_may_be_on_the_hub(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(DiveError, match="a backbone's folder is wanted"):
+    with pytest.raises(DiveError, match="is no folder, want that of a backbone"):
         dive.load_backbone(str(tmp_path / "file"))
     with pytest.raises(DiveError, match="someone/no-such-model: cannot load the config"):
         dive.load_backbone("someone/no-such-model")
@@ -260,20 +260,20 @@ CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokeni
         ("llava", setting(CONFIG, "vision_config", "patch_size", to=0), "cannot load the model"),
         ("llava", setting(CONFIG, "text_config", "hidden_act", to="no"), "model: KeyError: 'no'"),
         ("llava", setting(CONFIG, "vision_feature_layer", to=99),
-         "vision_feature_layer in config.json is 99; wants layers from -3 to 2"),
+         "vision_feature_layer in config.json is 99, want layers from -3 to 2"),
         ("llava", setting(CONFIG, "image_token_id", to=None),
-         "image_token_id in config.json is None; wants the id"),
+         "image_token_id in config.json is None, want the id"),
         ("qwen", setting(CONFIG, "image_token_id", to=None), "'?image_token_id'?.* None"),
         ("gemma", setting(CONFIG, "image_token_id", to=None), "'?image_token_id'?.* None"),
         ("llava", setting(CONFIG, "text_config", "max_position_embeddings", to=0),
-         "max_position_embeddings in config.json is 0; wants a whole number >= 1"),
+         "max_position_embeddings in config.json is 0, want a whole number >= 1"),
         ("llava", setting(GENERATION, "eos_token_id", to="x"),
-         r"eos_token_id in generation_config.json is 'x'; wants token ids from 0 to \d+"),
-        ("llama", setting(GENERATION, "eos_token_id", to=[1, "x"]), r"is \[1, 'x'\]; wants token"),
-        ("llama", setting(GENERATION, "eos_token_id", to=10**7), "is 10000000; wants token ids"),
+         r"eos_token_id in generation_config.json is 'x', want token ids from 0 to \d+"),
+        ("llama", setting(GENERATION, "eos_token_id", to=[1, "x"]), r"is \[1, 'x'\], want token"),
+        ("llama", setting(GENERATION, "eos_token_id", to=10**7), "is 10000000, want token ids"),
         ("gemma", setting(TOKENIZER, "model_max_length", to="x"),
-         "model_max_length in tokenizer_config.json is 'x'; wants a number >= 1"),
-        ("llama", setting(TOKENIZER, "model_max_length", to=-3), "is -3; wants a number >= 1"),
+         "model_max_length in tokenizer_config.json is 'x', want a number >= 1"),
+        ("llama", setting(TOKENIZER, "model_max_length", to=-3), "is -3, want a number >= 1"),
     ],
 )  # fmt: skip
 def test_settings_of_another_kind_are_told_when_they_are_loaded(
@@ -285,7 +285,7 @@ def test_settings_of_another_kind_are_told_when_they_are_loaded(
 def test_an_internvl_that_selects_the_class_token_too(tmp_path):
     folder = FAMILIES["InternVL"](tmp_path / "model")
     setting(CONFIG, "vision_feature_select_strategy", to="full")(folder)
-    with pytest.raises(DiveError, match="vision_feature_select_strategy .* is 'full'; wants 'def"):
+    with pytest.raises(DiveError, match="vision_feature_select_strategy .* is 'full', want 'def"):
         dive.load_backbone(folder)
 
 

@@ -62,11 +62,11 @@ def test_it_recomputes_and_gives_the_same_gradient(any_backbone, studies, dropou
         handle = enable_gradient_checkpointing(any_backbone)
         try:
             saved = gradient(model, adapter, batch)
-            # what goes into layer 0 has no gradient; where transformers runs hooks outside the
+            # the input of layer 0 has no gradient; where transformers runs hooks outside the
             # checkpoint, as it does now, there is nothing to recompute in that layer
             assert calls.take()[1:] == [2, 2]
             assert not any(module.training for module in model.modules())
-            # a teacher wants no gradient and pays nothing
+            # a teacher needs no gradient and recomputes nothing
             logits(model, batch)
             assert calls.take() == [1, 1, 1]
         finally:
@@ -94,7 +94,7 @@ def test_dropout_would_show_in_training_mode(tiny_llama, studies):
 
 
 def test_dropout_in_the_layer_itself_stays_off():
-    """OPT's layers read their own training flag, which is the one that is raised."""
+    """OPT's layers read their own training flag, which is the one that is set."""
     config = OPTConfig(
         vocab_size=32, hidden_size=16, ffn_dim=16, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=16, word_embed_proj_dim=16, dropout=0.5, init_std=0.2,

@@ -43,7 +43,7 @@ def test_a_device_map_of_one_device_is_no_other_model(tiny_llava, plain, studies
 
 
 def test_layers_that_are_offloaded_are_steered_where_they_compute(tiny_llava, plain, studies):
-    """The adapter stays on the device on which its layer computes, and everything is as before."""
+    """The adapter stays on the device on which its layer computes, and all results are the same."""
     away = dive.load_backbone(tiny_llava, device="cpu")
     offloaded(away, "model.language_model.layers", "model.vision_tower")
     layer = decoder_layers(away)[0]

@@ -1,4 +1,4 @@
-"""Settings of an image processor that are wrong for any model, and pixels that are of no use."""
+"""Settings of an image processor that are wrong for any model, and unusable pixels."""
 
 import logging
 import warnings
@@ -33,7 +33,7 @@ def test_a_processor_as_it_is_shipped_is_warned_of_nothing(folders, family, capl
 def test_qwens_size_wants_both_edges(folders, value):
     backbone = changed(folders, "Qwen2.5-VL", {"image_processor.size": value})
     with pytest.raises(
-        DiveError, match=r"image_processor\.size is .* wants a dict such as .*longest"
+        DiveError, match=r"image_processor\.size is .* want a dict such as .*longest"
     ):
         Prompter(backbone, max_image_tokens=None)
 
@@ -41,32 +41,32 @@ def test_qwens_size_wants_both_edges(folders, value):
 @pytest.mark.parametrize(
     ("family", "name", "value", "said"),
     [
-        ("LLaVA", "image_processor.crop_size", 28, "crop_size is 28; wants a dict"),
-        ("Gemma 3", "image_processor.size", 28, "size is 28; wants a dict"),
-        ("Gemma 3", "image_processor.size", {"height": 0, "width": 0}, "wants a dict"),
-        ("InternVL", "image_processor.size", "28", "size is '28'; wants a dict"),
-        ("Mistral 3", "image_processor.size", None, "size is None; wants a dict"),
-        ("LLaVA", "image_processor.crop_size", {"height": 56}, "crop_size is .*; wants a dict"),
-        ("LLaVA", "image_processor.size", {"height": 56}, "size is .*; wants a dict such as"),
-        ("Gemma 3", "image_processor.do_center_crop", True, "crop_size is None; wants .* height"),
-        ("Idefics3", "image_processor.max_image_size", None, "max_image_size is None; wants"),
+        ("LLaVA", "image_processor.crop_size", 28, "crop_size is 28, want a dict"),
+        ("Gemma 3", "image_processor.size", 28, "size is 28, want a dict"),
+        ("Gemma 3", "image_processor.size", {"height": 0, "width": 0}, "want a dict"),
+        ("InternVL", "image_processor.size", "28", "size is '28', want a dict"),
+        ("Mistral 3", "image_processor.size", None, "size is None, want a dict"),
+        ("LLaVA", "image_processor.crop_size", {"height": 56}, "crop_size is .*, want a dict"),
+        ("LLaVA", "image_processor.size", {"height": 56}, "size is .*, want a dict such as"),
+        ("Gemma 3", "image_processor.do_center_crop", True, "crop_size is None, want .* height"),
+        ("Idefics3", "image_processor.max_image_size", None, "max_image_size is None, want"),
         ("SmolVLM", "image_processor.max_image_size", {"longest_edge": 0}, "max_image_size is"),
         ("Idefics3", "image_processor.size", {"height": 56, "width": 28}, "size is .*longest"),
-        ("Mistral 3", "image_processor.do_resize", False, "do_resize is False; wants True"),
-        ("LLaVA", "image_processor.resample", 99, "resample is 99; wants a filter of PIL"),
-        ("Mistral 3", "image_processor.resample", "bicubic", "resample is 'bicubic'; wants"),
-        ("Gemma 3", "image_processor.resample", None, "resample is None; wants a filter"),
-        ("LLaVA", "image_processor.rescale_factor", "x", "rescale_factor is 'x'; wants a finite"),
+        ("Mistral 3", "image_processor.do_resize", False, "do_resize is False, want True"),
+        ("LLaVA", "image_processor.resample", 99, "resample is 99, want a filter of PIL"),
+        ("Mistral 3", "image_processor.resample", "bicubic", "resample is 'bicubic', want"),
+        ("Gemma 3", "image_processor.resample", None, "resample is None, want a filter"),
+        ("LLaVA", "image_processor.rescale_factor", "x", "rescale_factor is 'x', want a finite"),
         ("Gemma 3", "image_processor.rescale_factor", float("nan"), "rescale_factor is nan"),
         ("Qwen2.5-VL", "image_processor.rescale_factor", -1 / 255, "rescale_factor is -0.0"),
         ("LLaVA", "image_processor.image_std", [0, 0, 0], "image_std is .* above 0"),
-        ("InternVL", "image_processor.image_std", [1.0], "image_std is .1.0.; wants 3 finite"),
+        ("InternVL", "image_processor.image_std", [1.0], "image_std is .1.0., want 3 finite"),
         ("PaliGemma", "image_processor.image_mean", [0.5, float("inf"), 0.5], "image_mean is"),
-        ("Mistral 3", "patch_size", "14", "patch_size is '14'; wants a whole number.* implies 14"),
-        ("Mistral 3", "patch_size", [14, 14], "patch_size is .14, 14.; wants a whole number"),
-        ("LLaVA", "patch_size", -14, "patch_size is -14; wants a whole number"),
-        ("LLaVA", "chat_template", 3, "chat_template is 3; wants a Jinja"),
-        ("Qwen2.5-VL", "chat_template", {"default": ["x"]}, "chat_template is .*; wants a Jinja"),
+        ("Mistral 3", "patch_size", "14", "patch_size is '14', want a whole number.* implies 14"),
+        ("Mistral 3", "patch_size", [14, 14], "patch_size is .14, 14., want a whole number"),
+        ("LLaVA", "patch_size", -14, "patch_size is -14, want a whole number"),
+        ("LLaVA", "chat_template", 3, "chat_template is 3, want a Jinja"),
+        ("Qwen2.5-VL", "chat_template", {"default": ["x"]}, "chat_template is .*, want a Jinja"),
         ("LLaVA", "tokenizer", None, "LlavaProcessor has no tokenizer"),
     ],
 )
@@ -123,7 +123,7 @@ def test_settings_that_are_good_are_taken(folders, settings):
 
 
 def test_pixels_that_are_not_finite(folders, studies):
-    """By whatever setting: here one that no check of its own knows."""
+    """For any setting: here one that has no check of its own."""
     backbone = changed(folders, "LLaVA", {})
     images = backbone.processor.image_processor
     images.normalize = lambda image, *_args, **_kwargs: image * np.float32("nan")
@@ -134,18 +134,18 @@ def test_pixels_that_are_not_finite(folders, studies):
 @pytest.mark.parametrize(
     ("family", "mark", "value", "said"),
     [
-        ("Idefics3", "fake_image_token", None, "fake_image_token is None; wants a special token"),
-        ("SmolVLM", "fake_image_token", None, "fake_image_token is None; wants"),
-        ("Idefics3", "global_image_tag", None, "global_image_tag is None; wants"),
-        ("SmolVLM", "global_image_token", None, "global_image_token is None; wants"),
-        ("InternVL", "start_image_token", None, "is None; wants '<img>', which is the tokenizer's"),
-        ("InternVL", "end_image_token", "x", "end_image_token is 'x'; wants '</img>'"),
-        ("InternVL", "end_image_token", "<img>", "end_image_token is '<img>'; wants '</img>'"),
-        ("Mistral 3", "image_break_token", "x", "image_break_token is 'x'; wants a special token"),
+        ("Idefics3", "fake_image_token", None, "fake_image_token is None, want a special token"),
+        ("SmolVLM", "fake_image_token", None, "fake_image_token is None, want"),
+        ("Idefics3", "global_image_tag", None, "global_image_tag is None, want"),
+        ("SmolVLM", "global_image_token", None, "global_image_token is None, want"),
+        ("InternVL", "start_image_token", None, "is None, want '<img>', which is the tokenizer's"),
+        ("InternVL", "end_image_token", "x", "end_image_token is 'x', want '</img>'"),
+        ("InternVL", "end_image_token", "<img>", "end_image_token is '<img>', want '</img>'"),
+        ("Mistral 3", "image_break_token", "x", "image_break_token is 'x', want a special token"),
         ("Mistral 3", "image_break_token", "</s>", "is '</s>', the tokenizer's eos_token"),
         ("Mistral 3", "image_end_token", "[IMG_BREAK]", "'.IMG_BREAK.', as image_break_token is"),
         ("Mistral 3", "image_end_token", "[IMG]", "'.IMG.', as image_token is"),
-        ("Gemma 3", "boi_token", None, "boi_token is None; wants '<start_of_image>'"),
+        ("Gemma 3", "boi_token", None, "boi_token is None, want '<start_of_image>'"),
     ],
 )
 def test_marks_around_images_are_special_tokens(folders, family, mark, value, said):
@@ -155,7 +155,7 @@ def test_marks_around_images_are_special_tokens(folders, family, mark, value, sa
 
 @pytest.mark.parametrize("switch", [True, False, None])
 def test_tiles_are_off_under_a_budget_whatever_the_image_processor_says(folders, studies, switch):
-    """InternVL's processor asks for tiles on its own where its image processor does not."""
+    """InternVL's processor requests tiles even where its image processor does not."""
     backbone = changed(folders, "InternVL", {"image_processor.crop_to_patches": switch})
     prompter = Prompter(backbone)
     assert prompter.count_image_tokens(prompter.encode(studies[0])) == 4 * len(studies[0].images)

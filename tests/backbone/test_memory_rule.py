@@ -1,4 +1,4 @@
-"""`[N, V]` logits exist nowhere in training, whatever the backbone: not in the student's forward
+"""`[N, V]` logits exist nowhere in training, with any backbone: not in the student's forward
 and backward, nor in the teacher's pass, in evaluation or under gradient checkpointing."""
 
 from dataclasses import replace
@@ -21,7 +21,7 @@ BATCH = 2
 
 
 class Widest(TorchDispatchMode):
-    """The largest tensor that comes into being with a dimension as long as the vocabulary."""
+    """The largest tensor that is created with a dimension as long as the vocabulary."""
 
     INSIDE: ClassVar[dict[Any, Any]] = {
         torch.ops.dive.decisive_cross_entropy.default: lambda *args: cross_entropy_torch.forward(
@@ -37,7 +37,7 @@ class Widest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self.INSIDE:
-            with self:  # an operator is opaque from outside: look at what it does
+            with self:  # an operator is opaque from outside: its implementation is traced
                 return self.INSIDE[func](*args)
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, (tuple, list)) else [result]:
@@ -48,7 +48,7 @@ class Widest(TorchDispatchMode):
 
 
 def long_studies(studies: list[Study]) -> list[Study]:
-    """Reports of so many tokens that a batch has at least four chunks of rows."""
+    """Reports with enough tokens for at least four chunks of rows per batch."""
     text = " ".join(findings for findings, _ in FINDINGS * 2)
     return [replace(study, findings=f"{text} {study.findings}") for study in studies]
 

@@ -1,4 +1,4 @@
-"""Every further family: attach, teacher, distil, generate, save; and what is its own alone."""
+"""Every further family: attach, teacher, distil, generate, save; and its own particulars."""
 
 import logging
 from dataclasses import replace
@@ -24,7 +24,7 @@ PREFIX = ("PaliGemma", "PaliGemma 2")
 
 @pytest.fixture(scope="session")
 def backbone(family):
-    """Loaded once a family; a test leaves it as it found it."""
+    """Loaded once per family; a test restores it."""
     return dive.load_backbone(family[1], device="cpu")
 
 
@@ -80,7 +80,7 @@ def test_training_and_generation_see_the_same(backbone, studies, positions):
     pair = [studies[0], studies[2]]
     batch, head = prompts(backbone, pair), output_head(backbone)
     with steer(backbone, randomised(backbone, strength=0.2, positions=positions)) as attached:
-        torch.manual_seed(0)  # drawn, as random models like to repeat the likeliest for ever
+        torch.manual_seed(0)  # drawn, as random models tend to repeat the likeliest token
         out = backbone.model.generate(
             **batch, max_new_tokens=6, do_sample=True, top_k=0, eos_token_id=None, pad_token_id=0,
             suppress_tokens=[backbone.image_token_id],
@@ -99,7 +99,7 @@ def test_training_and_generation_see_the_same(backbone, studies, positions):
 
 
 def test_who_attends_to_whom(family, backbone, studies):
-    """PaliGemma: a prompt's token sees later ones of the prompt; an answer's never does."""
+    """PaliGemma: a prompt's token attends to later ones of the prompt; an answer's never does."""
     prompter = Prompter(backbone)
     answer = prompter.response(studies[0]).ids
     inputs, _ = answered(prompter, studies[0], answer)
@@ -137,7 +137,7 @@ def test_distil_save_load_generate(family, backbone, studies, tmp_path):
     assert again.metadata["backbone"]["model_type"] == backbone.model.config.model_type
     options = {"max_new_tokens": 5, "batch_size": 2, "progress": False}
     bare = [one.token_ids for one in dive.generate(backbone, studies[:3], **options)]
-    for layer in adapter.layers.values():  # two steps move little: make it visible
+    for layer in adapter.layers.values():  # two steps change little, so the change is enlarged
         layer.scale.data.fill_(30.0)
     adapter.save_pretrained(tmp_path / "adapter")
     again = dive.SteeringAdapter.from_pretrained(tmp_path / "adapter")
@@ -150,8 +150,8 @@ def test_distil_save_load_generate(family, backbone, studies, tmp_path):
 
 
 def test_interleaved_calls_are_those_of_fresh_models(family, studies):
-    """Teacher, student and generate in turn on one model, each as on a model of its own: what a
-    forward leaves on the module (rope_deltas of the Qwen line) reaches no other."""
+    """Teacher, student and generate in turn on one model, each as on a model of its own: state that
+    a forward leaves on the module (rope_deltas of the Qwen line) affects no other."""
 
     def parts(model):
         prompter = Prompter(model)

@@ -153,7 +153,7 @@ def test_a_checkpoint_without_the_settings_loads_and_writes(folders, studies, tm
 @pytest.mark.parametrize("family", ["LLaVA-NeXT", "LLaVA-OneVision"])
 @pytest.mark.parametrize("grids", [[[56, 56]], [[112, 112]], None])
 def test_grids_are_always_the_models(folders, family, grids, studies, caplog):
-    """The model unpacks features by its own grids; whether others fit hangs on an image's shape."""
+    """The model unpacks features by its own grids; others fit or not by an image's shape."""
     right = dive.load_backbone(folders(family))
     wanted = [one.token_ids for one in dive.generate(right, studies[:3], max_new_tokens=4)]
     backbone = changed(folders, family, {"image_processor.image_grid_pinpoints": grids})
@@ -167,7 +167,7 @@ def test_grids_are_always_the_models(folders, family, grids, studies, caplog):
 def test_a_missing_setting_that_follows_an_images_shape_is_the_models(
     folders, tmp_path, studies, name, caplog
 ):
-    """Its class would fill in a value of its own, by which some sizes of images fit by luck."""
+    """Its class would set a value of its own, with which some image sizes fit by chance."""
     folder = shutil.copytree(folders("Mistral 3"), tmp_path / "model")
     file = folder / "processor_config.json"
     settings = json.loads(file.read_text())
@@ -232,7 +232,7 @@ def test_what_no_image_can_pass_is_refused_before_a_study(folders, studies):
 
 
 def test_a_tokenizer_without_the_models_image_token_is_named(folders):
-    """And no token is made up from what the tokenizer gives for an id that it has not."""
+    """No token is made up from the tokenizer's result for an id that it does not have."""
     backbone = dive.load_backbone(folders("LLaVA"))
     token = backbone.model.config.image_token_id
     tokenizer = dive.load_backbone(folders("Qwen2.5-VL")).tokenizer

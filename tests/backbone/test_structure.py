@@ -95,9 +95,9 @@ def test_what_has_no_decoder_layers_is_refused():
         DiveError, match="BertForMaskedLM has no text decoder with a list of layers"
     ):
         structure.decoder_layers(BertForMaskedLM(config))
-    with pytest.raises(DiveError, match="a transformers model is wanted, got Linear"):
+    with pytest.raises(DiveError, match="got a Linear, want a Backbone or a transformers model"):
         structure.decoder_layers(nn.Linear(2, 2))
-    with pytest.raises(DiveError, match="a transformers model is wanted, got str"):
+    with pytest.raises(DiveError, match="got a str, want a Backbone or a transformers model"):
         structure.decoder_layers("model")
 
 

@@ -43,7 +43,7 @@ def peft():
 
 
 def with_lora(peft, model, seed=3, **settings):
-    """A PeftModel whose LoRA visibly changes what the model says."""
+    """A PeftModel whose LoRA visibly changes the model's outputs."""
     torch.manual_seed(seed)
     settings.setdefault("target_modules", ["q_proj", "v_proj"])
     return peft.get_peft_model(model, peft.LoraConfig(init_lora_weights=False, **settings))
@@ -164,7 +164,7 @@ def test_reports_are_those_of_the_model_with_its_lora(state, peft, backbone, stu
 
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head", "input_layernorm", "up_proj"])
 def test_no_part_with_a_tuner_is_decoded_by_the_engine(target, peft, backbone, studies):
-    """A session that was bound before sees it, too: PEFT's layers keep the weight's name."""
+    """An earlier session uses it, too: PEFT's layers keep the weight's name."""
     session = DecodeSession(backbone)
     assert session.engine_choice().engine == "dive._C"
     settings = {"target_modules": [target]}
@@ -200,7 +200,7 @@ def test_a_head_with_an_active_lora_is_refused_and_a_merged_one_is_not(peft, bac
 
 def test_distil_learns_through_a_lora_and_leaves_it_as_it_was(peft, backbone, studies):
     model = with_lora(peft, backbone.model, lora_dropout=0.5).train()
-    written(model, backbone, studies)  # transformers hangs hooks of its own at a first forward
+    written(model, backbone, studies)  # transformers registers hooks of its own at a first forward
     before, trained = traces(model), [p.requires_grad for p in model.parameters()]
     options = dict(config=dict(**STEPS), demonstrations=1, processor=backbone.processor)
     adapter = dive.distill(model, studies, **options)
@@ -309,7 +309,7 @@ def test_what_cannot_be_folded_in_says_that_it_may_be_merged(kind, peft, backbon
         plain.check_backbone(model)
     with model.disable_adapter(), pytest.warns(UserWarning, match="nothing of PEFT's.*here; the"):
         own.check_backbone(model)
-    with pytest.warns(UserWarning, match="cannot be told .if it is, all is well"):
+    with pytest.warns(UserWarning, match="is unknown .if it is, all is well"):
         own.check_backbone(model.merge_and_unload())
 
 
@@ -457,5 +457,5 @@ def test_merged_norms_cannot_be_told(peft, tiny_llava):
             if "ln_tuning" in name:
                 parameter.add_(0.5)
     adapter = randomised(wrapped)
-    with pytest.warns(UserWarning, match="whether it is merged .* cannot be told"):
+    with pytest.warns(UserWarning, match="whether it is merged .* is unknown"):
         adapter.check_backbone(wrapped.merge_and_unload())

@@ -1,4 +1,4 @@
-"""A text decoder that alone is in a wrapper, classes of the user's own, and LoRAs that rounded."""
+"""A wrapped text decoder in a bare model, a user's own classes, and LoRAs with rounding."""
 
 import copy
 
@@ -24,7 +24,7 @@ def peft():
 
 @pytest.mark.parametrize("form", ["wrapper", "forward"])
 def test_what_was_compiled_before_is_calibrated_and_steered_the_same(form, tiny_llama):
-    """Graphs that were made before our hooks came would run on without them."""
+    """Graphs compiled before the hooks were registered would run without them."""
     compiled, plain = (dive.load_backbone(tiny_llama) for _ in range(2))
     model, batch = compiled.model, {"input_ids": torch.arange(5, 17)[None]}
     if form == "wrapper":
@@ -117,8 +117,8 @@ def test_a_wrapper_that_passes_too_little_on_is_named(tiny_llama):
 
 @pytest.mark.parametrize("strength", [0.1, 0.4])
 def test_a_strong_lora_is_the_same_in_another_dtype(strength, peft, tiny_llava):
-    """A sum is rounded by its larger part: a small sum of two large numbers moves by more than its
-    own step."""
+    """A sum is rounded by its larger part: a small sum of two large numbers changes by more than
+    its own step."""
     for seed in range(4):
         torch.manual_seed(seed)
         config = peft.LoraConfig(init_lora_weights=False, target_modules="all-linear")
@@ -131,7 +131,7 @@ def test_a_strong_lora_is_the_same_in_another_dtype(strength, peft, tiny_llava):
         half = copy.deepcopy(model).to(torch.bfloat16)
         assert difference(made, fingerprint(half)) is None
         assert difference(made, fingerprint(half.merge_and_unload())) is None
-        with torch.no_grad():  # what a tenth more of it is must still be seen
+        with torch.no_grad():  # a tenth more of it must still be noticed
             for name, value in model.named_parameters():
                 if "lora_B" in name:
                     value.mul_(1.1)
@@ -146,4 +146,4 @@ def test_what_samples_hardly_meet_cannot_be_told(peft, tiny_llava):
     sparse = peft.get_peft_model(model, config)
     made = fingerprint(sparse)
     told = difference(made, fingerprint(sparse.merge_and_unload()))
-    assert "whether it is merged into the weights cannot be told" in told
+    assert "whether it is merged into the weights is unknown" in told

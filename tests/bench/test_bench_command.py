@@ -1,4 +1,4 @@
-"""`dive bench` at toy size: its rows and units, wrong operators, the end of its time, bad input."""
+"""`dive bench` at toy size: records and units, wrong operators, its deadline, bad input."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ def toy(*operators, **options):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """One run of everything: what it printed, and its JSON."""
+    """One run of everything: its output and its JSON."""
     path = tmp_path_factory.mktemp("bench") / "bench.json"
     result = call("--toy", "--device", "cpu", "--json", path)
     assert result.exit_code == 0
@@ -135,7 +135,7 @@ def test_a_fallback_is_seen_in_the_rows(monkeypatch):
     assert ran["session"] == ran["session, steered"] == "transformers"
     (session, _) = [one for one in results.unmeasured if "dive._C" in one.way]
     assert "the cache has a DynamicLayer" in session.reason
-    assert results.wrong == []  # slow, and right
+    assert results.wrong == []  # slow, but correct
 
 
 @built
@@ -245,7 +245,7 @@ def test_a_wrong_peer_is_named_and_not_timed(monkeypatch):
     assert "100% off the reference's" in results.unmeasured[0].reason
 
 
-# the end of its time
+# the deadline
 
 
 class Sleeps:
@@ -263,7 +263,7 @@ class Sleeps:
         yield bench.Unmeasured("steer", self.name, "one", "came before the end")
         try:
             time.sleep(60)
-        except Exception:  # an end that passes for an ordinary fault would be lost here
+        except Exception:  # a deadline that is an ordinary exception would be lost here
             yield bench.Unmeasured("steer", self.name, "another", "was swallowed")
 
 
@@ -305,7 +305,7 @@ def test_a_case_that_needs_more_than_is_left_is_not_begun():
 
 @dataclasses.dataclass(frozen=True)
 class Fake:
-    """A case of so many seconds, which may take longer than it says."""
+    """A case of a number of seconds, which may take longer than it estimates."""
 
     operator: str
     says: float
@@ -350,7 +350,7 @@ def run_fakes(monkeypatch, seconds, *lists):
 
 
 def test_each_operator_has_its_share_and_the_cheap_one_comes_first(monkeypatch):
-    """The first says 0.15 s and takes for ever: it costs the others nothing."""
+    """The first estimates 0.15 s and never ends: it costs the others nothing."""
     results = run_fakes(
         monkeypatch,
         6,
@@ -403,7 +403,7 @@ def test_every_first_case_becomes_small(module, kind, free):
 
 
 def test_a_library_whose_one_call_would_eat_the_share_is_named(monkeypatch):
-    """Nothing breaks a call of compiled code off: this one sleeps where no signal comes through."""
+    """A call of compiled code cannot be interrupted: this one sleeps while signals are blocked."""
     called = []
 
     def slow(p):
@@ -497,7 +497,7 @@ def test_an_interval_holds_its_median():
 
 
 def test_the_gpu_clock_flushes_before_each_call(monkeypatch):
-    """As far as a CPU can rehearse it: events that read a clock."""
+    """As far as possible on a CPU: events that read a clock."""
 
     class Event:
         def __init__(self, enable_timing):
@@ -645,7 +645,7 @@ def places_to_refuse(folder: Path):
     os.mkfifo(folder / "pipe")
     (folder / "file").write_text("kept")
     return {
-        folder / "folder": "is a folder; wants the name of a file",
+        folder / "folder": "is a folder, want the name of a file",
         "/dev/null": "no regular file",
         folder / "device": "no regular file",
         folder / "pipe": "no regular file",

@@ -1,4 +1,4 @@
-"""Memory read and copied in streams: all of it, by every way, and floors that are not softer."""
+"""Memory read and copied in streams: completely, by every way, and floors that are not lower."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -23,12 +23,12 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def numbers(size: int) -> torch.Tensor:
-    """float32 of so many bytes, every bit of which counts."""
+    """Returns a float32 vector of `size` bytes, in which every bit matters."""
     return torch.randint(-(2**31), 2**31, (size // 4,), dtype=torch.int32).view(torch.float32)
 
 
 def of_all(memory: torch.Tensor) -> int:
-    """Exclusive or of all 64-bit words."""
+    """Returns the exclusive or of all 64-bit words."""
     words = memory.view(torch.int64).clone()
     while len(words) > 1:
         odd = words[-1:] if len(words) % 2 else words[:0]

@@ -1,4 +1,4 @@
-"""The page of benchmarks, what stages conclude, resumption, and that peers compute the same."""
+"""The page of benchmarks, conclusions of stages, resumption, and peers that compute the same."""
 
 import json
 import re
@@ -10,6 +10,8 @@ import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from benchmarks import compiled_loop, decode_pairs, peers, render_page, stages, timing
+from dive.bench.decoders import build
+from dive.decode.session import DecodeSession
 
 
 def test_the_committed_page_is_what_the_results_say() -> None:
@@ -94,7 +96,7 @@ def test_a_sanitizer_that_did_not_look_is_never_clean(status: int, output: str, 
 
 
 def test_no_graph_is_captured_under_the_sanitizer() -> None:
-    """Nothing is cached there, and a cudaMalloc during a capture is an error."""
+    """Nothing is cached under a sanitizer, and a cudaMalloc during a capture is an error."""
     assert "capture" not in stages.SANITIZED
 
 
@@ -123,7 +125,7 @@ def test_what_a_run_of_tests_by_workers_comes_to() -> None:
 
 def test_a_stage_that_is_out_of_time_keeps_what_it_said() -> None:
     shell = stages.Shell(1.0)
-    # a worker that holds the pipe open, as those of pytest-xdist do
+    # a worker that keeps the pipe open, as those of pytest-xdist do
     status, said = shell.run(["bash", "-c", "echo so far; sleep 60 & sleep 60"])
     assert (status, said) == (124, "so far\n")
 
@@ -181,7 +183,7 @@ def test_a_results_file_goes_on_where_it_stopped(
     assert [name for name in ("two", "three", "four", "five") if chosen.wanted(name)] == [
         "three", "four",
     ]  # fmt: skip
-    assert chosen.result["left"] == ["five"]  # two is there
+    assert chosen.result["left"] == ["five"]  # two is measured
 
     assert timing.ResultsFile("cpu-x", {"rounds": 2}, again=True).wanted("one")
     assert timing.ResultsFile("cpu-x", {"rounds": 3}).wanted("one")  # another measurement
@@ -203,7 +205,7 @@ def test_a_toy_run_has_no_place_among_the_results(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_build_is_never_taken_from_a_file(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results come along to a bare machine, the extension does not."""
+    """Results are copied to a bare machine, the extension is not."""
     monkeypatch.setenv("DIVE_COMMIT", "abc")
     ran = []
 
@@ -249,7 +251,7 @@ def test_memory_of_a_call() -> None:
 
 
 def test_the_compiled_loop_writes_what_generate_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sliding windows and all: else the peer would be timed on other work."""
+    """With sliding windows, too: otherwise the peer would be timed on other work."""
     monkeypatch.setattr(compiled_loop, "TOY", True)
     torch.manual_seed(0)
     config = Gemma3TextConfig(
@@ -264,3 +266,13 @@ def test_the_compiled_loop_writes_what_generate_writes(monkeypatch: pytest.Monke
     want = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
     got = compiled_loop.CompiledLoop(model, 2, 20).generate(ids, 8)
     assert torch.equal(got, want)
+
+
+def test_the_threads_step_over_a_cache_that_is_filled() -> None:
+    """Reserved memory may hold NaN, and a step after one of those has no token."""
+    threads = pytest.importorskip("benchmarks.bench_decode_threads", exc_type=ImportError)
+    session = DecodeSession(build("512x12", torch.bfloat16, timing.CPU, toy=True))
+    assert session.engine_choice().engine == "dive._C" and session.binding.spec is not None
+    engine = threads._C.Engine(session.binding.spec.engine_arguments(threads.CACHED + 3))
+    threads.fill_cache(engine, session.model.config, 3)
+    assert threads.steps(engine, 3) == threads.steps(engine, 3) in range(128)

@@ -1,4 +1,4 @@
-"""Every stage of benchmarks/gpu.sh at toy size, so that no minute of a GPU goes to a typo."""
+"""Every stage of benchmarks/gpu.sh at toy size, so that no GPU time is lost to a typo."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = {  # what a stage leaves, and what it must say on a CPU
+FILES = {  # the files of a stage, and what it must print on a CPU
     "cpu-build": {"state": "passed", "complete": True},
     "cpu-test": {"state": "not run", "complete": False},
     "cpu-peers": {"complete": True},
@@ -60,7 +60,7 @@ def test_all_stages(tmp_path: Path) -> None:
     assert {way["way"] for way in ways} >= {"session, 4 adapters", "compiled loop"}
     assert all(plan for way in ways for plan in way["plan"].values())
     again = gpu_sh(tmp_path, "loss", "build")
-    # a build is of a machine, whatever files were brought to it
+    # a build is specific to a machine, whatever files were copied to it
     assert again.count("of this commit and complete") == 1 and "build: passed" in again
     assert {path: path.stat().st_mtime_ns for path in results.iterdir()} == before
     page = subprocess.run(

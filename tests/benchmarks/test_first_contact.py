@@ -1,4 +1,4 @@
-"""The script of the first minutes on a GPU: at toy size, and with all that can go wrong."""
+"""The script of the first minutes on a GPU: at toy size, and with every kind of failure."""
 
 import json
 import os
@@ -20,7 +20,7 @@ FAULTS = Part(20, steps="first_faults")
 
 
 def script(out: Path, *arguments: str, **more: str) -> tuple[int, str, dict[str, Any]]:
-    """Exit status, what it says, and the summary in what comes back."""
+    """Returns exit status, output, and the summary in the archive."""
     environment = os.environ | {"OUT": str(out), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.first_contact", *arguments],
@@ -64,7 +64,7 @@ print(json.dumps(found))
 
 @pytest.mark.timeout(300)
 def test_every_look_runs_at_toy_size() -> None:
-    """In one process, as most of the time of four goes to their imports."""
+    """In one process, as four would spend most of their time on imports."""
     toy = {"DIVE_BENCH_TOY": "1", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", ALL_STEPS], cwd=ROOT, env=os.environ | toy, text=True, check=False,
@@ -73,7 +73,7 @@ def test_every_look_runs_at_toy_size() -> None:
     assert done.returncode == 0, done.stderr
     steps = json.loads(done.stdout.splitlines()[-1])
     bad = {name: one["summary"] for name, one in steps.items() if one["state"] != "passed"}
-    # one may be without an interpreter of Triton's here
+    # one may lack Triton's interpreter here
     assert set(bad) <= {"steer: rows of the table"}, done.stderr
     assert len(steps) == 14
     assert {"floor", "default", "256 MiB"} <= set(steps["loss: all live"]["found"]["ms"])
@@ -131,7 +131,7 @@ def test_a_part_that_hangs_costs_its_time_alone(
     contact.part("hangs", FAULTS, 1.5)
     assert time.monotonic() - start < 10
     assert contact.results["hangs"]["summary"].startswith("out of time")
-    # no time for more: said, and not begun
+    # no time for more: reported, and not begun
     contact.end = time.monotonic()
     contact.part("late", FAULTS, 10)
     assert contact.results["late"]["summary"] == "no time was left"
@@ -178,7 +178,7 @@ def test_what_the_machine_lacks_comes_along(
 
 
 def test_nothing_is_left_of_what_was_started(tmp_path: Path) -> None:
-    """Also of what it started: a group within a group is ended by the one that made it."""
+    """Also what it started: a nested process group is ended by the process that made it."""
     inner = f"sleep 600 & echo $! > {tmp_path}/pid; wait"
     outer = (
         "from pathlib import Path; from benchmarks.processes import *; end_with_children(); "
@@ -196,7 +196,7 @@ def test_nothing_is_left_of_what_was_started(tmp_path: Path) -> None:
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process is, or will be within a moment."""
+    """Whether a process is gone, or will be within a moment."""
     for _ in range(50):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -222,7 +222,7 @@ def test_what_is_asked_for() -> None:
 
 
 def test_the_first_set_fits_into_its_call() -> None:
-    """As a call of 480 s; and the steps that a part needs are steps of smoke."""
+    """They fit into a call of 480 s; the steps that a part needs are steps of smoke."""
     of_first = [first_contact.PARTS[part] for part in first_contact.SETS["first"]]
     assert sum(part.seconds for part in of_first) <= first_contact.SECONDS < 480
     source = (ROOT / "benchmarks" / "first" / "smoke.py").read_text(encoding="utf-8")

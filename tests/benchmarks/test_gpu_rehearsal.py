@@ -57,7 +57,7 @@ def test_who_wants_the_gpu_alone_waits_and_lets_nobody_in_before(tmp_path: Path)
     first = started("first", False)
     assert begun.wait(10)
     begun.clear()
-    with module.turn(tmp_path, False):  # who shares comes in at once
+    with module.turn(tmp_path, False):  # sharing requests are admitted at once
         order.append("second")
     single = started("single", True)
     assert not begun.wait(0.3), "not while the first is in"

@@ -1,4 +1,4 @@
-"""The peer llama.cpp: the weights that it is given, and what the pages say of its results."""
+"""The peer llama.cpp: the weights written for it, and the pages of its results."""
 
 import importlib.util
 import json
@@ -35,7 +35,7 @@ def test_every_weight_is_written_once(model: Any) -> None:
 
 
 def test_rotary_pairs_lie_side_by_side() -> None:
-    """Rotated in pairs, the reordered rows are the rows rotated in halves, reordered."""
+    """Rotation in pairs of reordered rows equals the reordered rotation in halves."""
     heads, width, columns = 3, 8, 5
     weight, x = torch.randn(heads * width, columns), torch.randn(columns)
     cosines, sines = (f(torch.arange(width // 2) + 1.0) for f in (torch.cos, torch.sin))
@@ -113,7 +113,7 @@ def test_the_sentence_says_where_the_session_is_slower() -> None:
     said = page_llama_cpp.sentence({"device": "a CPU", "cases": [faster]})
     assert "less in every case" in said and "slower" not in said
     missing = {"case": "a", "not_run": "gguf is not installed"}
-    assert "not measured beside llama.cpp: gguf is not installed." in page_llama_cpp.sentence(
+    assert "not measured against llama.cpp: gguf is not installed." in page_llama_cpp.sentence(
         {"cases": [missing]}
     )
 

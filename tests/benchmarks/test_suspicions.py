@@ -1,4 +1,4 @@
-"""benchmarks/suspicions.py: what it concludes, and every way of it at toy size on a CPU."""
+"""benchmarks/suspicions.py: its verdicts, and every way of it at toy size on a CPU."""
 
 import json
 import os
@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[2]
     [
         ({"b": [0.9, 0.85, 0.95]}, "take b"),
         ({"b": [0.9, 0.85, 0.95], "c": [0.8, 0.7, 0.97]}, "take c"),
-        ({"b": [0.99, 0.97, 1.01]}, "undecided"),  # by how much, the interval does not say
-        ({"b": [0.99, 0.981, 1.0]}, "keep A"),  # faster, and not worth a change
+        ({"b": [0.99, 0.97, 1.01]}, "undecided"),  # the interval does not tell by how much
+        ({"b": [0.99, 0.981, 1.0]}, "keep A"),  # faster, but not worth a change
         ({"b": [1.2, 1.1, 1.3]}, "keep A"),
     ],
 )

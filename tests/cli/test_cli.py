@@ -166,9 +166,7 @@ def test_predictions_and_references_must_match(tmp_path):
     assert list(found["without_prediction"].values()) == [1]
     assert list(found["without_reference"].values()) == [1]
     predictions.write_text('{"id": "a", "text": "no effusion"}\n')
-    with pytest.raises(
-        DiveError, match='p.jsonl:1: wants "id" and "report", got the keys id, text'
-    ):
+    with pytest.raises(DiveError, match='p.jsonl:1: has the keys id, text, want "id" and "report"'):
         call("evaluate", *files)
 
 
@@ -256,7 +254,7 @@ def test_bad_option_values_name_the_option(tiny_llava, studies_folder, tmp_path)
     for more, message in [
         (("--demonstrations", "many"), "--demonstrations is 'many'"),
         (("--validation", "nothing.jsonl"), "--validation is 'nothing.jsonl'"),
-        (("--set", "rang=3"), "--set 'rang=3'"),
+        (("--set", "rang=3"), "--set is 'rang=3'"),
         (("--max-image-tokens", "-4"), "--max-image-tokens is '-4'"),
         (("--target", "summary"), "target is 'summary'"),
         (("--preset", "best"), "preset is 'best'"),

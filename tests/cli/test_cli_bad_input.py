@@ -153,21 +153,21 @@ def test_the_root_of_images_is_used_for_json_lines(tiny_llava, studies_folder, t
         distill(tiny_llava, moved, tmp_path / "a", *QUICK, "--images-root", "nowhere")
     distill(tiny_llava, moved, tmp_path / "a", *QUICK, "--images-root", studies_folder)
     assert (tmp_path / "a" / "adapter.safetensors").is_file()
-    with pytest.raises(DiveError, match="row by row, for which reports has no use"):
+    with pytest.raises(DiveError, match="one record per study, for which reports is of no use"):
         distill(tiny_llava, moved, tmp_path / "b", *QUICK, "--reports-root", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        ("min_words=abc", "min_words is 'abc'; wants a whole number"),
-        ("min_words=-1", "min_words is -1; wants a whole number, 0 or more"),
-        ("max_images=1.5", "max_images is 1.5; wants a whole number, 1 or more"),
-        ("strip_placeholders=yes", "strip_placeholders is 'yes'; wants True or False"),
-        ("views=3", "views is 3; wants a name"),
-        ("views=[]", r"views is \[\]; wants a name"),
-        ("seed=-1", "seed is -1; wants"),
-        ("labels=[1]", r"labels is \[1\]; wants a name or None"),
+        ("min_words=abc", "min_words is 'abc', want a whole number"),
+        ("min_words=-1", "min_words is -1, want a whole number, 0 or more"),
+        ("max_images=1.5", "max_images is 1.5, want a whole number, 1 or more"),
+        ("strip_placeholders=yes", "strip_placeholders is 'yes', want True or False"),
+        ("views=3", "views is 3, want a name"),
+        ("views=[]", r"views is \[\], want a name"),
+        ("seed=-1", "seed is -1, want"),
+        ("labels=[1]", r"labels is \[1\], want a name or None"),
     ],
 )
 def test_values_of_readers_options(pair, message, tiny_llava, studies_folder, tmp_path):
@@ -265,9 +265,9 @@ B = {"id": "b", "report": "Small effusion.", "finish_reason": "length"}
 def test_values_of_evaluate(pair):
     command = pair(A, B)
     for more, message in [
-        (("--bootstrap", 3, "--seed", -1), "seed is a whole number, 0 or more, got -1"),
-        (("--metrics", ""), "--metrics is ''; wants some of bleu,"),
-        (("--metrics", "bleu,blue"), "--metrics is 'bleu,blue'; wants some of"),
+        (("--bootstrap", 3, "--seed", -1), "seed is -1, want a whole number, 0 or more"),
+        (("--metrics", ""), "--metrics is '', want some of bleu,"),
+        (("--metrics", "bleu,blue"), "--metrics is 'bleu,blue', want some of"),
     ]:
         with pytest.raises(DiveError, match=message):
             call(*command, *more)
@@ -359,9 +359,9 @@ def test_values_of_the_demo(option, value, least, tmp_path):
 def test_outputs_that_cannot_be(tiny_llava, studies_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(DiveError, match="file is a file; wants a folder"):
+    with pytest.raises(DiveError, match="file is a file, want a folder"):
         call("demo", "--out", "file")
-    with pytest.raises(DiveError, match=r"\. is a folder; wants the name of a file"):
+    with pytest.raises(DiveError, match=r"\. is a folder, want the name of a file"):
         call("generate", "--backbone", tiny_llava, "--studies", studies_folder / "studies.jsonl",
              "--out", ".")  # fmt: skip
 
@@ -369,10 +369,10 @@ def test_outputs_that_cannot_be(tiny_llava, studies_folder, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("taken", "taken is a file; wants a folder"),
+        ("taken", "taken is a file, want a folder"),
         ("taken/adapter", "cannot write into .*taken/adapter: .*taken is a file"),
-        ("odd", "checkpoints is a file; wants a folder"),
-        ("heavy", "adapter.safetensors is a folder; wants the name of a file"),
+        ("odd", "checkpoints is a file, want a folder"),
+        ("heavy", "adapter.safetensors is a folder, want the name of a file"),
     ],
 )
 def test_an_adapters_place_is_looked_at_before_anything_is_read(out, message, tmp_path):
@@ -399,7 +399,7 @@ def test_a_folder_without_permission_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("folder", "folder is a folder; wants the name of a file"),
+        ("folder", "folder is a folder, want the name of a file"),
         ("taken/reports.jsonl", "cannot write .*reports.jsonl: .*taken is a file"),
         ("half.jsonl", "half.jsonl.partial is a folder"),
     ],
@@ -423,7 +423,7 @@ def test_a_reports_file_is_looked_at_before_anything_is_read(out, message, tmp_p
 def test_a_tokenizer_that_is_not_there(tmp_path):
     report = tmp_path / "report.txt"
     report.write_text("Small effusion.")
-    with pytest.raises(DiveError, match="/nope: a backbone's folder is wanted, and there is none"):
+    with pytest.raises(DiveError, match="/nope: is no folder, want that of a backbone"):
         call("inspect", "tokens", report, "--backbone", "/nope")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(DiveError, match="cannot load the tokenizer"):

@@ -202,7 +202,7 @@ def test_products_divided_otherwise_come_to_the_same(gpu, count, monkeypatch):
 
 
 def test_a_division_of_products_that_there_is_not(gpu):
-    description = spec.read(small("llama")).describe(8)
+    description = spec.read_decoder(small("llama")).describe(8)
     with pytest.raises(ValueError, match="tile_plan is 'wide', want bytes, waves, small or small_"):
         gpu.Engine(description | {"tile_plan": "wide"})
     with pytest.raises(ValueError, match="tile_plan is of a GPU"):
@@ -322,7 +322,7 @@ def test_an_adapter_is_copied_within_the_gpu_and_once(gpu):
     """Four copies per layer, of unpadded weights; a second use of the adapter copies none."""
     model = small("llama")
     session, adapter = DecodeSession(model), randomised(model, strength=0.4)
-    session.plan()
+    session.engine_choice()
     engine = session.binding.cache.engine
     engine.reserve(2, 8)
     before = gpu.host_counts()
@@ -343,7 +343,7 @@ def test_an_adapter_is_copied_within_the_gpu_and_once(gpu):
 def test_steering_of_another_device_and_with_gaps_is_refused(gpu):
     parts = (torch.zeros(3, 96), torch.zeros(3), torch.zeros(96, 3), torch.zeros(96), 0.1)
     session = DecodeSession(small("llama"))
-    session.plan()
+    session.engine_choice()
     engine = session.binding.cache.engine
     engine.reserve(1, 8)
     layers = len(session.binding.spec.layers)
@@ -402,7 +402,7 @@ def test_sizes_that_the_kernels_do_not_take_are_refused(gpu):
     gpu.host_settings(capability=130)
     assert "built without kernels for its GPU" in plan().reason
     gpu.host_settings()
-    description = spec.read(small("llama")).describe(8)
+    description = spec.read_decoder(small("llama")).describe(8)
     with pytest.raises(ValueError, match="CUDA finds no device 1"):
         gpu.Engine(description | {"device": "cuda:1"})
 

@@ -1,4 +1,4 @@
-"""Texts that are none: "nan", "N/A", "-", "___", NaN; absent everywhere, and counted."""
+"""Placeholders for absent texts: "nan", "N/A", "-", "___", NaN; absent everywhere, and counted."""
 
 import json
 import logging
@@ -78,9 +78,9 @@ def test_a_study_given_in_python(caplog: pytest.LogCaptureFixture) -> None:
     ]
     a, b = studies
     assert (a.patient, a.indication, a.findings, a.impression) == (None, None, "Clear.", None)
-    with pytest.raises(DiveError, match=r"study 'a': 'impression' is absent \('-' stands in its"):
+    with pytest.raises(DiveError, match=r"study 'a': 'impression' is absent \(its value is '-'"):
         a.report("impression")
-    with pytest.raises(DiveError, match=r"study 'b': 'findings' is absent \(nan stands in its pl"):
+    with pytest.raises(DiveError, match=r"study 'b': 'findings' is absent \(its value is nan"):
         b.report()
     with caplog.at_level(logging.WARNING):
         assert as_studies_of(studies, "studies", "findings") == studies
@@ -111,7 +111,9 @@ def test_json_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert (first.indication, first.patient, first.split) == (None, None, None)
     assert second.findings is third.findings is third.patient is None
     assert f"{path.name}: 2 findings, 1 indication, 2 patient taken as absent" in caplog.text
-    with pytest.raises(DiveError, match=r":2: study '1': 'findings' is absent \('nan' stands"):
+    with pytest.raises(
+        DiveError, match=r":2: study '1': 'findings' is absent \(its value is 'nan'"
+    ):
         read_studies(path, target="findings")
     skipped = Skipped()
     studies = open_studies(path, on_error="skip", skipped=skipped).read()
@@ -138,7 +140,7 @@ def test_rows_of_a_dataset() -> None:
     assert studies.summary.placeholders == {
         "findings": 2, "impression": 1, "indication": 2, "patient": 1, "id": 1,
     }  # fmt: skip
-    with pytest.raises(DiveError, match=r"row 0, column 'image': is a placeholder; wants an image"):
+    with pytest.raises(DiveError, match=r"row 0, column 'image': is a placeholder, want an image"):
         open_studies([{"image": float("nan"), "findings": "Clear."}]).read()
 
 
@@ -242,7 +244,9 @@ def test_the_command_evaluate(tmp_path: Path) -> None:
     files = ["evaluate", "--predictions", str(said), "--references", str(truth), "--json"]
     stopped = CliRunner().invoke(app, files)
     assert isinstance(stopped.exception, DiveError)
-    assert "r.jsonl:2: study '2': 'findings' is absent ('NaN' stands" in str(stopped.exception)
+    assert "r.jsonl:2: study '2': 'findings' is absent (its value is 'NaN'" in str(
+        stopped.exception
+    )
     found = json.loads(CliRunner().invoke(app, [*files, "--allow-missing"]).stdout)
     assert (found["scored"], found["empty_references"], found["empty_predictions"]) == (2, 1, 1)
     assert found["rougeL"] == pytest.approx(0.5)

@@ -79,32 +79,44 @@ def test_mark_windows_line_ends_blank_lines_and_a_missing_last_line_end_are_fine
 BAD_LINES = {
     "bad JSON": ('{"id": "x", ', "is not JSON"),
     "two objects": (json.dumps(GOOD) + json.dumps(GOOD), "is not JSON"),
-    "a list": ("[1, 2]", "is a list; wants one JSON object"),
+    "a list": ("[1, 2]", "is a list, want one JSON object"),
     "a number": ("3", "is a number"),
     "not UTF-8": (b'{"id": "caf\xe9"}', "is not UTF-8 (byte 0xe9 at column 12)"),
-    "half a character": ('{"id": "x", "findings": "\\ud800"}', "holds half a surrogate pair"),
+    "half a character": ('{"id": "x", "findings": "\\ud800"}', "has a lone surrogate"),
     "too many digits": (
         '{"id": ' + "1" * 5000 + "}",
-        "holds a whole number of thousands of digits",
+        "has a whole number of thousands of digits",
     ),
     "image with a long name": ({"id": "x", "images": ["n" * 5000]}, "there is no image file"),
     "deep": ("[" * 100_000, "nested too deeply"),
     "key twice": ('{"id": "x", "id": "y", "images": ["b.png"]}', "has the key id twice"),
     "no id": ({"images": ["b.png"]}, '"id" is missing; the line has the keys images'),
-    "blank id": ({**GOOD, "id": " "}, "'id' wants a text that is not blank"),
-    "id of another kind": ({**GOOD, "id": ["x"]}, "'id' wants a text"),
+    "blank id": ({**GOOD, "id": " "}, "'id' is blank, want a string"),
+    "id of another kind": ({**GOOD, "id": ["x"]}, "'id' is a list, want a string"),
     "duplicate id": ({**GOOD, "id": "first"}, "id 'first' was used in line 1 already"),
-    "no images": ({"id": "x", "findings": "Clear."}, "study 'x': \"images\" wants a list"),
-    "images empty": ({"id": "x", "images": []}, "the list is empty"),
-    "images a text": ({"id": "x", "images": "b.png"}, "it is a text"),
-    "image a number": ({"id": "x", "images": [3]}, "it holds a number"),
+    "no images": (
+        {"id": "x", "findings": "Clear."},
+        "study 'x': \"images\" is missing (the line has",
+    ),
+    "images empty": ({"id": "x", "images": []}, "is an empty list, want"),
+    "images a text": ({"id": "x", "images": "b.png"}, "is a string, want a list"),
+    "image a number": ({"id": "x", "images": [3]}, "has a number in it, want a list"),
     "image missing": ({"id": "x", "images": ["c.png"]}, "there is no image file"),
     "image a folder": ({"id": "x", "images": ["."]}, "there is no image file"),
     "findings absent": ({"id": "x", "images": ["b.png"]}, "'findings' is absent"),
     "findings blank": ({"id": "x", "images": ["b.png"], "findings": " \n"}, "'findings' is empty"),
-    "findings a list": ({"id": "x", "images": ["b.png"], "findings": ["a"]}, "got a list"),
-    "patient blank": ({**GOOD, "id": "x", "patient": " "}, "'patient' wants a text that is not"),
-    "patient a truth value": ({**GOOD, "id": "x", "patient": True}, "'patient' wants a text"),
+    "findings a list": (
+        {"id": "x", "images": ["b.png"], "findings": ["a"]},
+        "'findings' is a list, want a string",
+    ),
+    "patient blank": (
+        {**GOOD, "id": "x", "patient": " "},
+        "'patient' is blank, want a string that is not",
+    ),
+    "patient a truth value": (
+        {**GOOD, "id": "x", "patient": True},
+        "'patient' is a boolean, want a string",
+    ),
 }
 
 
@@ -134,7 +146,7 @@ def test_files_that_are_no_files_of_studies(folder: Path) -> None:
     with pytest.raises(DiveError, match="all 2 lines were skipped"):
         read_studies(write(folder, "{", "}"), on_error="skip")
     (folder / "wide.jsonl").write_text(json.dumps(GOOD), encoding="utf-16")
-    with pytest.raises(DiveError, match=r"wide\.jsonl:1: is UTF-16; wants UTF-8"):
+    with pytest.raises(DiveError, match=r"wide\.jsonl:1: is UTF-16, want UTF-8"):
         read_studies(folder / "wide.jsonl")
 
 

@@ -1,4 +1,4 @@
-"""Strips give bit for bit what the whole film in float64 gives, and take less memory."""
+"""Converting in strips gives the same bits as the whole film in float64, with less memory."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""DICOM's lookup tables, functional groups and headers; and windows that show hardly anything."""
+"""DICOM lookup tables, functional groups and headers; and windows with hardly any contrast."""
 
 import gzip
 import warnings
@@ -82,9 +82,9 @@ def test_entries_far_below_the_bits_of_the_descriptor(tmp_path: Path) -> None:
 def test_tables_and_descriptors_that_do_not_fit(tmp_path: Path) -> None:
     short = np.arange(100, dtype=np.uint16)
     for descriptor, said in (
-        ([4096, 0, 12], "the VOI table says 4,096 entries and has 200 bytes; wants a byte or two"),
-        ([100, 0, 24], "wants entries of 8 to 16 bits"),
-        ([100, 0], "wants three numbers"),
+        ([4096, 0, 12], "the VOI table has 4,096 entries and 200 bytes, want one or two"),
+        ([100, 0, 24], "want entries of 8 to 16 bits"),
+        ([100, 0], "want three numbers"),
     ):
         path = write_dicom(
             tmp_path / "a.dcm", VALUES, VOILUTSequence=table(descriptor, short, "OW")
@@ -92,7 +92,7 @@ def test_tables_and_descriptors_that_do_not_fit(tmp_path: Path) -> None:
         with pytest.raises(DiveError, match=said):
             load_rgb(path)
     path = write_dicom(tmp_path / "b.dcm", VALUES, VOILUTSequence=item(LUTExplanation="none"))
-    with pytest.raises(DiveError, match="the VOI table has no LUTDescriptor; wants three"):
+    with pytest.raises(DiveError, match="the VOI table has no LUTDescriptor, want three"):
         load_rgb(path)
 
 

@@ -1,4 +1,4 @@
-"""DICOM whose stored values do not fill the bits that they are kept in, and odd windows."""
+"""DICOM whose stored values do not fill the allocated bits, and unusual windows."""
 
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def test_bits_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     for stored, high in ((12, 9), (12, 16), (17, 16), (0, 0)):
         path = write_dicom(tmp_path / "a.dcm", VALUES, BitsStored=stored, HighBit=high)
         with pytest.raises(
-            DiveError, match=f"BitsAllocated is 16, BitsStored {stored} and HighBit {high}; wants"
+            DiveError, match=f"BitsAllocated is 16, BitsStored {stored} and HighBit {high}, want"
         ):
             load_rgb(path)
 
@@ -139,7 +139,7 @@ def test_a_slope_or_an_intercept_alone(tmp_path: Path, interpretation: str) -> N
         if value is None:
             assert set(grey(odd).flat) >= {0, 255}
             continue
-        with pytest.raises(DiveError, match=r"RescaleSlope is 0\.0; wants a number that is not 0"):
+        with pytest.raises(DiveError, match=r"RescaleSlope is 0\.0, want a number that is not 0"):
             load_rgb(odd)
 
 
@@ -164,7 +164,7 @@ def test_a_window_that_shows_nothing_of_the_film_is_refused(
 def test_windows_of_no_width(tmp_path: Path) -> None:
     step = write_dicom(tmp_path / "a.dcm", VALUES, WindowCenter=2000, WindowWidth=1)
     assert np.array_equal(grey(step), np.where(VALUES > 1999.5, 255, 0))
-    for width, said in ((0, "wants a width above 0"), (0.5, "wants a width of 1 or more")):
+    for width, said in ((0, "want a width above 0"), (0.5, "want a width of 1 or more")):
         path = write_dicom(tmp_path / "b.dcm", VALUES, WindowCenter=2000, WindowWidth=width)
         with pytest.raises(DiveError, match=said):
             load_rgb(path)
@@ -172,7 +172,7 @@ def test_windows_of_no_width(tmp_path: Path) -> None:
         tmp_path / "c.dcm", VALUES, WindowCenter=2000, WindowWidth=9, VOILUTFunction="CUBIC"
     )
     with pytest.raises(
-        DiveError, match="VOILUTFunction is something else; wants LINEAR, LINEAR_EXACT or"
+        DiveError, match="VOILUTFunction is another value, want LINEAR, LINEAR_EXACT or"
     ):
         load_rgb(odd)
     blank = write_dicom(tmp_path / "d.dcm", VALUES, WindowCenter=[2048, 9], WindowWidth=[4096, 0])
@@ -185,7 +185,7 @@ def test_a_dicom_film_of_one_value(tmp_path: Path) -> None:
         load_rgb(path, "t:3")
     beside = np.where(VALUES > 2000, 7, 9).astype(np.uint16)
     path = write_dicom(tmp_path / "b.dcm", beside, PixelPaddingValue=9)
-    with pytest.raises(DiveError, match="holds the value 7 alone, beside padding"):
+    with pytest.raises(DiveError, match="has only the value 7 and padding"):
         load_rgb(path)
 
 

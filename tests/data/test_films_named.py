@@ -1,4 +1,4 @@
-"""What is wrong with a stranger's file is told without its path, and what it says is not quoted."""
+"""Errors about untrusted files do not contain paths or quotations of their content."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def test_a_pipe_among_a_studys_images_is_named_by_its_place(tmp_path, suffix):
     pipe = tmp_path / f"CANARY{suffix}"
     os.mkfifo(pipe)
     study = Study("s9", (pipe,), source="x.jsonl:3")
-    said = "x.jsonl:3: study 's9': cannot read the image (1 of 1): is a pipe; wants a regular file"
+    said = "x.jsonl:3: study 's9': cannot read the image (1 of 1): is a pipe, want a regular file"
     shown = (study.load_images, lambda: key_of(study), lambda: demonstrations_digest([study]))
     for look in shown:
         with pytest.raises(DiveError) as caught:
@@ -41,11 +41,11 @@ def test_pipes_in_the_place_of_tables_and_reports_are_not_waited_for(tmp_path):
     for name in ("t.csv", "t.csv.gz", "s5.txt", "r.zip"):
         os.mkfifo(tmp_path / name)
     for name in ("t.csv", "t.csv.gz"):
-        with pytest.raises(DiveError, match=rf"^{name}: is a pipe; wants a table"):
+        with pytest.raises(DiveError, match=rf"^{name}: is a pipe, want a table"):
             header_of(tmp_path / name)
-    with pytest.raises(DiveError, match=r"^s: the report file is a pipe; wants a regular file$"):
+    with pytest.raises(DiveError, match=r"^s: the report file is a pipe, want a regular file$"):
         read_text(tmp_path / "s5.txt", "s")
-    with pytest.raises(DiveError, match=r"^r.zip: is a pipe; wants a zip archive$"):
+    with pytest.raises(DiveError, match=r"^r.zip: is a pipe, want a zip archive$"):
         ReportArchive(tmp_path / "r.zip")
     name = "files/p10/p10000032/s50414267.txt"
     with zipfile.ZipFile(tmp_path / "good.zip", "w") as made:
@@ -66,19 +66,19 @@ def test_a_header_with_some_of_the_columns_is_not_quoted(tmp_path):
 def test_numbers_and_texts_that_python_cannot_take_are_told_in_our_words(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"id": ' + "1" * 5000 + "}\n")
-    with pytest.raises(DiveError, match=r"^rows.jsonl:1: holds a whole number of thousands of dig"):
+    with pytest.raises(DiveError, match=r"^rows.jsonl:1: has a whole number of thousands of dig"):
         read_studies(path)
     path.write_text('{"id": "\\ud800"}\n')
-    with pytest.raises(DiveError, match=r"^rows.jsonl:1: holds half a surrogate pair"):
+    with pytest.raises(DiveError, match=r"^rows.jsonl:1: has a lone surrogate"):
         read_studies(path)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("image_path", "a.png", "'image_path' is a text; wants a list of paths"),
-        ("report", ["Clear."], "'report' is a list; wants a text"),
-        ("id", 1.5, "'id' is a number; wants a text or a whole number"),
+        ("image_path", "a.png", "'image_path' is a string, want a list of paths"),
+        ("report", ["Clear."], "'report' is a list, want a string"),
+        ("id", 1.5, "'id' is a number, want a string or a whole number"),
     ],
 )
 def test_an_item_of_another_kind_is_told_what_it_wants(tmp_path, key, value, said):

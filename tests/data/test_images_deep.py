@@ -1,4 +1,4 @@
-"""Images of other depths and kinds than 8-bit RGB: their grey values, or a refusal by name."""
+"""Images of other depths and kinds than 8-bit RGB: their grey values, or the error."""
 
 import io
 import warnings
@@ -87,7 +87,7 @@ def test_an_image_that_was_loaded_before(tmp_path: Path, kind: str, alpha: bool)
     ):
         load_rgb(changed)
     path.unlink()
-    with pytest.warns(UserWarning, match=rf"film\.{kind}\) was loaded before.*is not there now"):
+    with pytest.warns(UserWarning, match=rf"film\.{kind}\) was loaded before.*no longer exists"):
         load_rgb(image)
 
 
@@ -102,7 +102,7 @@ def test_other_formats_of_which_pillow_keeps_8_bits(tmp_path: Path) -> None:
             continue
         for given in (path, image, LazyImage("film.sgi", path.read_bytes)):
             with pytest.raises(
-                DiveError, match=r"film\.sgi.? is a SGI file of 16 bits a channel, of"
+                DiveError, match=r"film\.sgi.? is a SGI file of 16 bits per channel, of"
             ):
                 load_rgb(given)
 
@@ -123,7 +123,7 @@ def test_avif_of_more_than_8_bits_in_colour(
         data[data.find(b"av1C") + 6] |= flags
         monkeypatch.setattr("dive.data.images.deep_colour._data", lambda image: bytes(data))
         with pytest.raises(
-            DiveError, match=rf"film\.avif is a AVIF file of {bits} bits a channel in col"
+            DiveError, match=rf"film\.avif is a AVIF file of {bits} bits per channel in col"
         ):
             load_rgb(path)
 
@@ -222,7 +222,7 @@ def test_deep_colour_that_cannot_be_read_whole_is_refused_by_name(tmp_path: Path
     ppm = tmp_path / "film.ppm"
     ppm.write_bytes(b"P6 7 6 4095\n" + RGB.astype(">u2").tobytes())
     for path in (planes, ppm):
-        with pytest.raises(DiveError, match="image 1 of 1 is a .* file of 16 bits a channel"):
+        with pytest.raises(DiveError, match="image 1 of 1 is a .* file of 16 bits per channel"):
             Study("x", (path,), source="t:1").load_images()
     ppm.write_bytes(b"P5 7 6 4095\n" + RGB[..., 0].astype(">u2").tobytes())
     assert np.abs(pixels(ppm).astype(int) - shown(RGB[..., 0] / 4095)).max() <= 1
@@ -264,7 +264,7 @@ def test_what_holds_several_images_is_refused_by_name(tmp_path: Path, kind: str)
     path = tmp_path / f"two.{kind}"
     first.save(path, save_all=True, append_images=[second])
     for read in (load_rgb, image_size):
-        with pytest.raises(DiveError, match=rf"two\.{kind} holds 2 frames; wants a file with one"):
+        with pytest.raises(DiveError, match=rf"two\.{kind} holds 2 frames, want a file with one"):
             read(path)
 
 

@@ -1,4 +1,4 @@
-"""No output, and no list of what was skipped, takes the place of what the command reads."""
+"""No output, and no list of skipped input, replaces a file that the command reads."""
 
 import json
 import os
@@ -72,14 +72,18 @@ def test_distill_replaces_nothing_that_it_reads(name, there):
     out = there / "s"
     words = ["--backbone", there / "b", "--out", out, "--overwrite", "--studies"]
     shutil.move(out / "studies.jsonl", out / name)
-    with pytest.raises(DiveError, match=f"{name}: (is one of the files to read|.*something else)"):
+    with pytest.raises(
+        DiveError, match=f"{name}: (is one of the files to read|.*no list of skipped)"
+    ):
         call("distill", *words, f"jsonl:{out / name}")
     # as a film, and as a file of the backbone
     shutil.copy(out / "film.png", out / name)
     row = {"id": "a", "images": [name], "findings": "Clear."}
     (out / "studies.jsonl").write_text(json.dumps(row) + "\n")
     before = content(there)
-    with pytest.raises(DiveError, match=f"{name}: (is one of the files to read|.*something else)"):
+    with pytest.raises(
+        DiveError, match=f"{name}: (is one of the files to read|.*no list of skipped)"
+    ):
         call("distill", *words, out / "studies.jsonl")
     assert content(there) == before
     if name == "adapter_config.json":
@@ -118,7 +122,7 @@ def test_the_files_of_a_dataset_are_all_read(tmp_path):
         (table, f"iu-xray:{tmp_path / 'none'} --images-root {root}"),
         (table, f"mimic-cxr:{tmp_path / 'none'} --reports-root {root}"),
     ):
-        with pytest.raises(DiveError, match="--per-report .*: is there already, among the files"):
+        with pytest.raises(DiveError, match="--per-report .*: exists among the files"):
             call("evaluate", "--predictions", "/none", "--per-report", out, "--references",
                  *spec.split())  # fmt: skip
     assert table.read_text() == "kept"
@@ -133,7 +137,7 @@ def test_a_list_of_what_was_skipped_is_its_outputs_own(tmp_path):
     check_skipped(path)
     for text in ("notes\n", '{"id": "a"}\n', "[1]\n", "\xff\n", "[" * 100_000, "\n"):
         path.write_text(text, encoding="latin-1")
-        with pytest.raises(DiveError, match="a.skipped.jsonl: what is skipped would be listed the"):
+        with pytest.raises(DiveError, match="a.skipped.jsonl: exists and is no list of skipped"):
             call("generate", "--backbone", "/none", "--out", tmp_path / "a.jsonl", "a.png")
         assert path.read_text(encoding="latin-1") == text
     skipped = Skipped()

@@ -1,4 +1,4 @@
-"""MIMIC-CXR through `open_studies`: policy, filters, counts, and trees that went wrong."""
+"""MIMIC-CXR through `open_studies`: policy, filters, counts, and damaged downloads."""
 
 import gzip
 import os
@@ -53,13 +53,13 @@ def test_the_default_is_one_frontal_image_a_study_with_findings(mimic: Mimic) ->
     }
     assert summary.images_left_out == {
         "of other views": 1,
-        "beyond 1 a study": 1,
+        "beyond 1 per study": 1,
         "of studies left out": 3,
     }
     said = str(summary)
     for words in (
         "2 studies with 2 images kept of 5 studies with 7 images",
-        "one image a study (frontal, PA before AP before lateral)",
+        "one image per study (frontal, PA before AP before lateral)",
         "studies without a section findings are left out",
         "placeholders (___, XXXX) are kept",
         "compare with an earlier examination are kept",
@@ -152,7 +152,7 @@ def test_reports_are_read_out_of_the_archive_as_downloaded(mimic: Mimic, tmp_pat
     with pytest.raises(DiveError, match=r"the report of study 's50000001' is damaged"):
         read(mimic)
     archive.write_bytes(data[:200])
-    with pytest.raises(DiveError, match=r"mimic-cxr-reports\.zip: is no whole zip archive"):
+    with pytest.raises(DiveError, match=r"mimic-cxr-reports\.zip: is not a complete zip archive"):
         read(mimic)
 
 
@@ -176,7 +176,7 @@ def test_the_sectioned_csv_is_preferred_and_may_be_refused(mimic: Mimic, tmp_pat
     studies = read(mimic)
     assert [study.findings for study in studies] == ["From the csv."]
     assert studies[0].indication is None
-    assert studies.summary.left_out["without a row in mimic_cxr_sectioned.csv"] == 2
+    assert studies.summary.left_out["without a record in mimic_cxr_sectioned.csv"] == 2
     assert "sections from mimic_cxr_sectioned.csv" in str(studies.summary)
     assert "no column 'indication'" in str(studies.summary)
     assert balanced(studies.summary)
@@ -207,7 +207,7 @@ def test_a_repeated_row_is_counted_and_a_contradicting_one_is_bad(mimic: Mimic) 
     mimic.split.append(mimic.split[0])
     studies = read(mimic.write())
     assert len(studies) == 2
-    assert studies.summary.records == {"repeated rows of one image": 1}
+    assert studies.summary.records == {"repeated records of one image": 1}
 
     row = list(mimic.metadata[0])
     row[2] = 50000003
@@ -232,17 +232,17 @@ def test_a_repeated_row_is_counted_and_a_contradicting_one_is_bad(mimic: Mimic) 
         (
             "metadata",
             {2: ""},
-            "metadata{0}: row 3, column 'study_id': is blank; wants eight digits",
+            "metadata{0}: row 3, column 'study_id': is blank, want eight digits",
         ),
         (
             "metadata",
             {1: 10000009},
-            "metadata{0}: row 3, column 'subject_id': is another than study",
+            "metadata{0}: row 3, column 'subject_id': differs from that of study",
         ),
         (
             "split",
             {3: "dev"},
-            "split{0}: row 3, column 'split': is a text of 3 characters; wants one of train",
+            "split{0}: row 3, column 'split': is a text of 3 characters, want one of train",
         ),
         ("split", {3: "test"}, "split{0}: row 3, column 'split': is 'test', study 50000001 was"),
     ],
@@ -264,7 +264,7 @@ def test_a_bad_cell_is_named_by_file_row_and_column(
     assert [study.id for study in studies] == ["s50000001", "s50000002"]
     assert len(skipped) == 1
     assert message.format(".csv.gz") in skipped.entries[0]["reason"]
-    assert studies.summary.records["bad rows"] == 1
+    assert studies.summary.records["bad records"] == 1
 
 
 def test_a_bad_label_is_named(mimic: Mimic) -> None:
@@ -278,7 +278,7 @@ def test_a_bad_label_is_named(mimic: Mimic) -> None:
     assert read(mimic, on_error="skip", skipped=skipped)[0].labels == {"Cardiomegaly": 1.0}
     assert len(skipped) == 1
     assert read(mimic, labels=None)[0].labels is None
-    with pytest.raises(DiveError, match="labels is 'human'; wants None, auto, chexpert"):
+    with pytest.raises(DiveError, match="labels is 'human', want None, auto, chexpert"):
         read(mimic, labels="human")
     with pytest.raises(DiveError, match="has no table mimic-cxr-.*-negbio"):
         read(mimic, labels="negbio")
@@ -321,7 +321,7 @@ def test_a_missing_or_unreadable_report_fails_or_is_counted(mimic: Mimic) -> Non
 def test_a_study_that_the_split_lacks(mimic: Mimic) -> None:
     mimic.split.pop()
     mimic.write()
-    with pytest.raises(DiveError, match=r"row 8: study 50000005 has no row in .*split"):
+    with pytest.raises(DiveError, match=r"row 8: study 50000005 has no record in .*split"):
         read(mimic)
     skipped = Skipped()
     assert len(read(mimic, on_error="skip", skipped=skipped)) == 2
@@ -355,28 +355,26 @@ def test_changed_columns_and_missing_tables_are_named_at_once(mimic: Mimic) -> N
     with pytest.raises(DiveError, match=r"row 1: has no column 'study_id'; the columns are dicom"):
         open_studies(f"mimic-cxr:{mimic.root}")
     os.unlink(mimic.table("metadata"))
-    with pytest.raises(DiveError, match=r"split\.csv\.gz: knows no view positions; put"):
+    with pytest.raises(DiveError, match=r"split\.csv\.gz: has no view positions; put"):
         open_studies(f"mimic-cxr:{mimic.root}")
     assert len(read(mimic, views="all")) == 3
     os.unlink(mimic.table("split"))
-    with pytest.raises(
-        DiveError, match=r"has no table of images; wants mimic-cxr-2\.0\.0-metadata"
-    ):
+    with pytest.raises(DiveError, match=r"has no table of images, want mimic-cxr-2\.0\.0-metadata"):
         open_studies(f"mimic-cxr:{mimic.root}")
     mimic.write()
     os.unlink(mimic.table("split"))
     with pytest.raises(DiveError, match=r"has no mimic-cxr-2\.0\.0-split.*split is 'test'"):
         open_studies(f"mimic-cxr:{mimic.root}", split="test")
-    assert "training and test studies are not told apart" in str(read(mimic).summary)
+    assert "training and test studies are not separated" in str(read(mimic).summary)
 
 
 def test_wrong_roots_and_options(mimic: Mimic, tmp_path: Path) -> None:
     for spec, message in (
-        (f"mimic-cxr:{tmp_path / 'none'}", "none does not exist; wants the folder of MIMIC-CXR"),
-        (f"mimic-cxr:{mimic.table('split')}", "is a file; wants the folder"),
+        (f"mimic-cxr:{tmp_path / 'none'}", "none does not exist, want the folder of MIMIC-CXR"),
+        (f"mimic-cxr:{mimic.table('split')}", "is a file, want the folder"),
         (f"mimic-cxr:{film(tmp_path / 'x' / 'a.png').parent}", "has no table of images"),
         ("mimic-cxr:", "names no path"),
-        ("mimic:/data", "is not known; wants mimic-cxr:PATH, chexpert-plus:PATH"),
+        ("mimic:/data", "is not known, want mimic-cxr:PATH, chexpert-plus:PATH"),
         (str(mimic.root), "is not known"),
         ("studies.jsonl", r"there is no file studies\.jsonl"),
         (7, "cannot read studies from 7"),
@@ -385,7 +383,7 @@ def test_wrong_roots_and_options(mimic: Mimic, tmp_path: Path) -> None:
             open_studies(spec)
     for options, message in (
         ({"target": "report"}, "target is 'report'"),
-        ({"split": "dev2"}, "split is 'dev2'; wants one of train"),
+        ({"split": "dev2"}, "split is 'dev2', want one of train"),
         ({"min_words": -1}, "min_words is -1"),
         ({"max_images": 0}, "max_images is 0"),
         ({"views": ""}, "views is ''"),
@@ -421,7 +419,7 @@ def test_studies_come_one_by_one_and_stay(mimic: Mimic) -> None:
 def test_a_table_that_is_a_bomb_is_refused(mimic: Mimic, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = gzip.compress(b"dicom_id,subject_id,study_id,ViewPosition\n" + b"x" * (3 << 20))
     mimic.table("metadata").write_bytes(bomb)
-    with pytest.raises(DiveError, match="holds a line of more than 1,048,576 bytes"):
+    with pytest.raises(DiveError, match="has a line of more than 1,048,576 bytes"):
         read(mimic)
     mimic.write()
     monkeypatch.setattr("dive.data.datasets.tables.MAX_TABLE_BYTES", 300)
@@ -450,7 +448,7 @@ def test_a_dataset_is_looked_at_and_written_as_json_lines(mimic: Mimic, tmp_path
     said = CliRunner().invoke(app, words, catch_exceptions=False).stdout
     assert "1 studies with 1 images kept of 5 studies with 7 images" in said
     assert "skipped: " in said and "study 's50000002'" in said
-    assert "the agreement of its source covers it" in said
+    assert "is subject to the agreement of its source" in said
     (again,) = open_studies(out, split="train")
     (study,) = read(mimic, on_error="skip")
     for name in ("id", "images", "patient", "indication", "findings", "impression", "split"):
@@ -464,4 +462,4 @@ def test_findings_within_an_indication_do_not_go_into_the_prompt(tmp_path: Path)
     )
     studies = open_studies(f"mimic-cxr:{tmp_path}", split="train").read()
     assert (studies[0].indication, studies[0].findings) == ("Cough.", "Left effusion.")
-    assert studies.summary.records["indications cut before the findings that stand in them"] == 1
+    assert studies.summary.records["indications that contain findings, cut before these"] == 1

@@ -158,10 +158,10 @@ def test_headers_that_ask_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(DiveError, match="holds 2 frames"):
         load_rgb(frames)
     window = write_dicom(tmp_path / "d.dcm", RAMP, WindowCenter=5, WindowWidth=0)
-    with pytest.raises(DiveError, match="wants a width above 0"):
+    with pytest.raises(DiveError, match="want a width above 0"):
         load_rgb(window)
     unknown = write_dicom(tmp_path / "e.dcm", RAMP, "HSV")
-    with pytest.raises(DiveError, match="PhotometricInterpretation is something else; wants"):
+    with pytest.raises(DiveError, match="PhotometricInterpretation is another value, want"):
         load_rgb(unknown)
     monkeypatch.setattr("dive.data.images.dicom.bounds.MAX_FILE_BYTES", 1000)
     bomb = tmp_path / "f.dcm.gz"

@@ -109,7 +109,9 @@ def test_labels_come_from_the_json_lines_of_the_target(plus: Plus) -> None:
     assert read(plus)[1].labels is None
     assert read(plus, target="impression")[0].labels is None
     path = plus.write_labels("impression", {"path_to_image": image, "Edema": 2.0})
-    with pytest.raises(DiveError, match=r"impression_fixed\.json:1: is no line with path_to_im"):
+    with pytest.raises(
+        DiveError, match=r"impression_fixed\.json:1: is not an object with path_to_im"
+    ):
         read(plus, labels="impression")
     path.write_text("\nnonsense\n")
     skipped = Skipped()
@@ -124,13 +126,13 @@ def test_labels_come_from_the_json_lines_of_the_target(plus: Plus) -> None:
     [
         (
             {"path_to_image": "../x.jpg"},
-            "row 3, column 'path_to_image': is a text of 8 characters; wants train",
+            "row 3, column 'path_to_image': is a text of 8 characters, want train",
         ),
         (
             {"split": "test"},
-            "row 3, column 'split': is a text of 4 characters; wants train or valid",
+            "row 3, column 'split': is a text of 4 characters, want train or valid",
         ),
-        ({"frontal_lateral": ""}, "row 3, column 'frontal_lateral': is blank; wants Frontal or"),
+        ({"frontal_lateral": ""}, "row 3, column 'frontal_lateral': is blank, want Frontal or"),
     ],
 )
 def test_bad_cells_of_chexpert_plus(plus: Plus, cells: dict[str, str], message: str) -> None:
@@ -155,10 +157,10 @@ def test_repeated_rows_and_texts_that_differ(plus: Plus) -> None:
     studies = read(plus)
     assert studies[0].findings == "Small left pleural effusion. Heart normal."
     assert studies.summary.records == {
-        "repeated rows of one image": 1,
-        "whose text differs from that of the study's first row": 1,
+        "repeated records of one image": 1,
+        "whose text differs from that of the study's first record": 1,
     }
-    assert "the first row's is used" in str(studies.summary)
+    assert "that of the first record is used" in str(studies.summary)
 
 
 def test_chexpert_plus_without_its_table_or_columns(plus: Plus) -> None:
@@ -174,13 +176,13 @@ def test_chexpert_plus_without_its_table_or_columns(plus: Plus) -> None:
     with pytest.raises(DiveError, match=r"row 5: has 29 cells, the header has 28 columns"):
         read(plus)
     plus.table.write_bytes(data.replace(b"No acute disease.", b'"No' + b"x" * 200_000))
-    with pytest.raises(DiveError, match=r"row 3: is not a row of a table .*quote left open"):
+    with pytest.raises(DiveError, match=r"row 3: is not a record of a table .*quote left open"):
         read(plus)
     plus.table.write_bytes(b"\xff\xfe" + data)
     with pytest.raises(DiveError, match="is UTF-16"):
         read(plus)
     plus.table.write_bytes(b"")
-    with pytest.raises(DiveError, match="is empty; wants a table with a header"):
+    with pytest.raises(DiveError, match="is empty, want a table with a header"):
         read(plus)
     os.unlink(plus.table)
     with pytest.raises(DiveError, match=r"has no df_chexpert_plus_240401\.csv"):
@@ -223,9 +225,9 @@ def test_iu_xml_files_give_the_same_studies(tmp_path: Path) -> None:
         root / "NLMCXR_png" / f"CXR1_1_IM-0001-{number}.png" for number in (4001, 3001)
     )
     assert xml[1].labels == {"Cardiomegaly": 1.0}
-    assert "name no views: every image of a study is taken" in str(xml.summary)
+    assert "name no views: every image of a study is used" in str(xml.summary)
     assert balanced(xml.summary)
-    with pytest.raises(DiveError, match="views is 'frontal', and the XML files do not say"):
+    with pytest.raises(DiveError, match="views is 'frontal', and the XML files do not name"):
         open_studies(f"iu-xray:{root}", views="frontal")
     shutil.copy(tmp_path / "kaggle" / "indiana_projections.csv", root)
     frontal = open_studies(f"iu-xray:{root}", target="impression", views="frontal")
@@ -261,8 +263,8 @@ def test_odd_rows_of_iu(tmp_path: Path) -> None:
     studies = open_studies(f"iu-xray:{iu_kaggle(tmp_path, rows, files)}").read()
     assert studies.summary.left_out["without an image"] == 1
     assert studies.summary.records == {
-        "repeated rows of one image": 1,
-        "repeated rows of one report": 1,
+        "repeated records of one image": 1,
+        "repeated records of one report": 1,
         "images without a report": 1,
     }
     for bad_rows, bad_files, message in (
@@ -276,7 +278,7 @@ def test_odd_rows_of_iu(tmp_path: Path) -> None:
 
 
 def test_iu_that_is_incomplete(tmp_path: Path) -> None:
-    with pytest.raises(DiveError, match=r"has no reports; wants indiana_reports\.csv with"):
+    with pytest.raises(DiveError, match=r"has no reports, want indiana_reports\.csv with"):
         open_studies(f"iu-xray:{tmp_path}")
     root = iu_xml(tmp_path)
     path = root / "ecgen-radiology" / "1.xml"
@@ -317,7 +319,7 @@ def test_r2gen_of_mimic_has_one_study_an_image(tmp_path: Path) -> None:
     assert [len(study.images) for study in studies] == [1, 1, 1]
     assert {study.patient for study in studies} == {"p10000001"}
     assert len(open_studies(f"r2gen:{tmp_path}", split="validate")) == 1
-    assert "a study comes as often as it has images" in str(studies.summary)
+    assert "a study occurs as often as it has images" in str(studies.summary)
     shutil.move(tmp_path / "images", tmp_path / "elsewhere")
     with pytest.raises(DiveError, match=r"annotation\.json: train\[0\]: study .* no image file"):
         len(open_studies(f"r2gen:{tmp_path}"))
@@ -327,9 +329,9 @@ def test_r2gen_of_mimic_has_one_study_an_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"report": ""}, r"train\[1\]: 'report' is empty; wants a text"),
-        ({"image_path": "a.png"}, r"train\[1\]: 'image_path' is a text; wants a list of paths"),
-        ({"image_path": ["../../x.png"]}, r"train\[1\]: 'image_path' holds something else"),
+        ({"report": ""}, r"train\[1\]: 'report' is empty, want a string"),
+        ({"image_path": "a.png"}, r"train\[1\]: 'image_path' is a string, want a list of paths"),
+        ({"image_path": ["../../x.png"]}, r"train\[1\]: 'image_path' has another item"),
         ({"split": "test"}, r"train\[1\]: 'split' is another in the list 'train'"),
         ({"id": trees.dicom_id(1)}, r"train\[1\]: id .* is train\[0\]'s"),
     ],
@@ -348,15 +350,15 @@ def test_bad_items_of_r2gen(tmp_path: Path, change: dict, message: str) -> None:
 
 def test_what_is_no_annotation_file(tmp_path: Path) -> None:
     path = r2gen_iu(tmp_path)
-    with pytest.raises(DiveError, match="holds findings only, and the target is 'both'"):
+    with pytest.raises(DiveError, match="has findings only, and the target is 'both'"):
         open_studies(f"r2gen:{path}", target="both")
     with pytest.raises(DiveError, match="knows no views"):
         open_studies(f"r2gen:{path}", views="frontal")
     for content, message in (
         ('{"train": [', "line 1, column 12: is not JSON"),
-        ('{"a": []}', "wants lists train, val and test; it has a"),
+        ('{"a": []}', "has a, want lists train, val and test"),
         ('{"train": {}, "val": []}', "'train' is no list"),
-        ('{"train": []}', "holds no usable item"),
+        ('{"train": []}', "has no usable item"),
     ):
         path.write_text(content)
         with pytest.raises(DiveError, match=message):
@@ -455,11 +457,11 @@ def test_splits_and_columns_of_dataset_objects() -> None:
         len(open_studies(parts))
     with pytest.raises(DiveError, match="has no column 'text'; it has scan, report"):
         len(open_studies(parts, columns={"images": "scan", "findings": "text"}))
-    with pytest.raises(DiveError, match="columns names view; wants of id, images"):
+    with pytest.raises(DiveError, match="columns names view, want some of id, images"):
         open_studies(parts, columns={"view": "x"})
-    with pytest.raises(DiveError, match="row 0: is a int; wants a dict"):
+    with pytest.raises(DiveError, match="row 0: is a int, want a dict"):
         len(open_studies([1]))
-    with pytest.raises(DiveError, match="column 'findings' is a int; wants a text"):
+    with pytest.raises(DiveError, match="column 'findings' is a int, want a string"):
         len(open_studies([{"image": image, "findings": 3}]))
     skipped = Skipped()
     bad = [{"image": image, "findings": "A.", "id": 1}] * 2

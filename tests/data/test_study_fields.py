@@ -1,4 +1,4 @@
-"""Studies whose fields are not what they should be: one error that names the study, or one skip."""
+"""Studies with fields of wrong types: one error that names the study, or one skipped entry."""
 
 from dataclasses import replace
 
@@ -25,23 +25,23 @@ def raising():
 
 
 ODD_STUDIES = {
-    "array": ({"images": (np.zeros((9, 9)),)}, "'images' holds a ndarray; wants a path, a PIL"),
-    "none": ({"images": (None,)}, "'images' holds a NoneType; wants a path"),
-    "tensor": ({"images": (torch.zeros(3, 9, 9),)}, "'images' holds a Tensor; wants a path"),
-    "no images": ({"images": None}, "'images' is a NoneType; wants a sequence"),
-    "one path": ({"images": "film.png"}, "'images' is a str; wants a sequence"),
+    "array": ({"images": (np.zeros((9, 9)),)}, "'images' holds a ndarray, want a path, a PIL"),
+    "none": ({"images": (None,)}, "'images' holds a NoneType, want a path"),
+    "tensor": ({"images": (torch.zeros(3, 9, 9),)}, "'images' holds a Tensor, want a path"),
+    "no images": ({"images": None}, "'images' is a NoneType, want a sequence"),
+    "one path": ({"images": "film.png"}, "'images' is a str, want a sequence"),
     "nul": ({"images": ("a\0b",)}, "a path that no file can be called"),
     "long": ({"images": (LONG,)}, "too long for a file's name"),
     "empty": ({"images": ("",)}, "a path that is empty"),
-    "findings": ({"findings": 3}, "'findings' is a int; wants a text"),
-    "indication": ({"indication": 3}, "'indication' is a int; wants a text"),
-    "impression": ({"impression": ["Clear."]}, "'impression' is a list; wants a text"),
-    "patient": ({"patient": ["p"]}, "'patient' is a list; wants a text"),
-    "id": ({"id": None}, "'id' is a NoneType; wants a text"),
+    "findings": ({"findings": 3}, "'findings' is a int, want a string"),
+    "indication": ({"indication": 3}, "'indication' is a int, want a string"),
+    "impression": ({"impression": ["Clear."]}, "'impression' is a list, want a string"),
+    "patient": ({"patient": ["p"]}, "'patient' is a list, want a string"),
+    "id": ({"id": None}, "'id' is a NoneType, want a string"),
     "raises": ({"images": (LazyImage("row 3", raising),)},
                "the image .1 of 1. cannot be fetched: KeyError: 'k'"),
     "gives none": ({"images": (LazyImage("row 3", lambda: None),)},
-                   "the image .1 of 1. is fetched as a NoneType; wants a path"),
+                   "the image .1 of 1. is fetched as a NoneType, want a path"),
     "gives a name": ({"images": (LazyImage("row 3", lambda: "a\0b"),)}, "no file can be called"),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Sections that ask or tell a history: where they begin and where the findings do."""
+"""Sections with a question or a history: where they begin, and where the findings do."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""From mentions to tokens: every piece of a decisive word is weighted, whatever the tokenizer."""
+"""From mentions to tokens: every piece of a decisive word is weighted, with any tokenizer."""
 
 import re
 
@@ -70,7 +70,7 @@ def test_weights_of_a_text_and_of_its_ids(tokenizers, kind):
     assert weights[-1] == 5.0
     assert torch.equal(weigher(ids), weights)
     assert torch.equal(weigher(torch.tensor(ids)), weights)
-    # the end token is the EOS event, not one more token; a bos in front keeps its place
+    # the end token is the EOS event, not one more token; a bos in front stays
     assert torch.equal(weigher([*ids, tokenizer.eos_token_id]), weights)
     if tokenizer.bos_token_id is not None:
         first = weigher([tokenizer.bos_token_id, *ids, tokenizer.eos_token_id])
@@ -137,7 +137,7 @@ class Slow:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tokenizer": Slow()}, "Slow gives no character offsets"),
+        ({"tokenizer": Slow()}, "Slow returns no character offsets"),
         ({"tokenizer": None, "polarity": "negative"}, "polarity is 'negative'"),
         ({"tokenizer": None, "pathology": -1}, "pathology is -1"),
         ({"tokenizer": None, "eos": float("nan")}, "eos is nan"),

@@ -24,7 +24,8 @@ XL = {
 
 
 def annotation(text, *entities, xl=False):
-    """As the package makes it: marks are words; an entity is (first word, last word, label)."""
+    """As the package makes it: punctuation marks are words; an entity is (first word, last word,
+    label)."""
     for mark in ".,:":
         text = text.replace(mark, f" {mark} ")
     words = text.split()
@@ -59,7 +60,7 @@ def test_observations_are_mentions_in_the_reports_order(xl):
         ("Small", "positive"),
         ("effusion", "positive"),
         ("pneumothorax", "negative"),
-        ("clear", "negative"),  # RadGraph: present; it says that all is well
+        ("clear", "negative"),  # RadGraph: present; it states normality
         ("pneumonia", "uncertain"),
     ]
     assert {m.cls for m in found} == {"Other"}

@@ -1,7 +1,7 @@
-"""Texts in the manner of many houses, with what is said of the findings that they name.
+"""Texts in the manner of many hospitals, with the polarity of the findings that they name.
 
-Wrapped and unwrapped lines, exports, abbreviations, recommendations, parts of devices, and what
-stands behind a heading.
+Wrapped and unwrapped lines, exports, abbreviations, recommendations, parts of devices, and
+answers to headings.
 """
 
 import time
@@ -164,7 +164,7 @@ SIGNS = {"+": "positive", "-": "negative", "?": "uncertain"}
     ],
 )
 def test_readings(text, wanted):
-    """ "E- X+": an effusion is denied, a pneumothorax is there; in the text's order."""
+    """ "E- X+": an effusion is denied, a pneumothorax is present; in the text's order."""
     got = [(m.cls, m.polarity) for m in find_mentions(text) if m.cls != "Other"]
     assert got == [(CLASSES[one[0]], SIGNS[one[1]]) for one in wanted.split()]
 

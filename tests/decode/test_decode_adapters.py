@@ -126,7 +126,7 @@ def test_images_and_padding(any_backbone, studies, positions):
     prompter = Prompter(any_backbone)
     length = batch["input_ids"].shape[1]
     for row, study in enumerate(for_backbone(any_backbone, studies[:4])):
-        one = prompter.place(prompter.encode(study))
+        one = prompter.to_device(prompter.encode(study))
         single = DecodeSession(any_backbone, adapters[row]).generate(**one, **kwargs)
         answer = single[0, one["input_ids"].shape[1] :]
         assert torch.equal(got[row, length : length + len(answer)], answer)
@@ -179,7 +179,7 @@ def test_bad_lists():
     adapter = randomised(model)
     with pytest.raises(DiveError, match="empty list"):
         DecodeSession(model, [])
-    with pytest.raises(DiveError, match="b: no such folder, want the folder"):
+    with pytest.raises(DiveError, match="b: is no folder, want that of an adapter"):
         DecodeSession(model, [adapter, "b"])
     session = DecodeSession(model, [adapter, None])
     with pytest.raises(DiveError, match="2 adapters.*a batch of 3"):

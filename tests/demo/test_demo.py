@@ -1,4 +1,4 @@
-"""The embedded world: drawn films, worded reports, exact extractors, the demo itself."""
+"""The embedded world: drawn films, their reports, exact extractors, the demo itself."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_pictures_show_what_the_labels_say():
     for finding in range(len(FINDINGS)):
         labels[1] = 0
         labels[1, finding] = 3
-        # the same noise for both, so that what differs is the finding
+        # the same noise for both, so that only the finding differs
         pictures = [
             draw_images(labels[[i, i]], np.random.default_rng(1)).astype(int) for i in (0, 1)
         ]
@@ -135,7 +135,7 @@ def test_the_demo_writes_what_it_says(backbone, tmp_path, capsys):
     assert again[0].text == reports[0]["report"]
     printed = capsys.readouterr().out
     assert "Try next" in printed
-    # beside the table, on the page and in the terminal
+    # with the table, on the page and in the terminal
     said = caution(rows)
     assert said in page and page.index("one seed, 2 methods") < page.index(said) < page.index(
         "<th>"
@@ -149,7 +149,7 @@ def test_the_table_says_where_the_full_method_is_below_another():
             "ms_per_report", "prompt_tokens")  # fmt: skip
     rows = [{"method": name} | dict.fromkeys(keys, 50.0) for name in names]
     assert "example, not evidence" in caution(rows)
-    # equal is not below; what is no score does not count
+    # equal is not below; a column that is no score does not count
     rows[0] |= {"prompt_tokens": 400.0, "length_ratio": 60.0}
     assert "Here it is below none." in caution(rows)
     rows[1] |= {"bleu4": 50.1, "concept_f1": 51.0, "style_f1": 49.0}

@@ -37,7 +37,7 @@ def test_every_difference_names_methods_of_the_experiment():
     parts = [{method.name for method in part.methods} for part in experiment.PARTS.values()]
     for _, with_it, without in tables.DIFFERENCES:
         assert any({with_it, without} <= names for names in parts)
-    # what was chosen on the development hospitals is compared with all else that was tried there
+    # every alternative on the development hospitals is compared with the choice
     compared = {name for change in tables.DIFFERENCES for name in change[1:]}
     assert {method.name for method in experiment.CHOICES} <= compared
 
@@ -61,7 +61,7 @@ def test_differences_are_paired_and_spread_over_hospitals():
     # hospital 1: +4 and -1, hospital 2: +10; t(1) * sd(1.5, 10) / sqrt(2) = 54.0; p = 2/4
     none = "+0.0 ± 0.0; 0 of 2; p 1, 1"
     assert f"| decisive weights | {none} | +5.8 ± 54.0; 2 of 2; p .500, 1 |" in text
-    # without a second hospital no interval; what is not trained is compared with every seed
+    # no interval for one hospital; a method without training is compared with every seed
     assert "| DIVE in place of no adapter | +80.0; 1 of 1; p 1, 1 |" in text
     assert "LIVE" not in text
     assert text.endswith(
@@ -216,9 +216,9 @@ def test_no_page_claims_more_than_the_tests_give():
         every = [one for *_, one in tables.measured(own) for one in one]
         assert {one.hospitals for one in every} == {len(part.hospitals)}
         assert all(one.corrected > Fraction(5, 100) for one in every)
-        if name == "main":  # as README says it
+        if name == "main":  # as README states it
             assert len(every) == 60 and all(one.corrected == 1 for one in every)
-    # no corrected p is below .05, so no page says
+    # no corrected p is below .05, so no page may claim
     claims = re.compile(r"\b(beats?|wins?|outperforms?|significant\w*|proves|better than)\b", re.I)
     for page in (*experiment.PAGES, CHOICES_PAGE):
         text = page.read_text(encoding="utf-8")
@@ -226,7 +226,7 @@ def test_no_page_claims_more_than_the_tests_give():
 
 
 def test_what_the_records_say_of_the_long_trainings():
-    """docs/study.md: the 400-step part was cut to one seed when the main part was under way."""
+    """docs/study.md: the 400-step part was cut to one seed while the main part was running."""
     records = experiment.load(experiment.RESULTS)
     text = " ".join((experiment.ROOT / "docs" / "study.md").read_text(encoding="utf-8").split())
     for part, commit in (("development", "48eb7e6"), ("main", "1e0b14f"), ("400 steps", "7595980")):

@@ -1,4 +1,4 @@
-"""One process at a time on an output: `dive.files.lock`, and who takes it."""
+"""Locks of outputs (`dive.files.lock`): one process at a time."""
 
 import errno
 import json
@@ -215,7 +215,7 @@ def test_what_bears_the_name_of_the_lock(tmp_path):
     said = {"pipe": "is no regular file", "folder": "is a folder", "link": "is a link"}
     for name, what in (said | {"nowhere": "is a link"}).items():
         lock_name = re.escape(f"{tmp_path}/.{name}.lock")
-        with pytest.raises(DiveError, match=f"cannot write .*{name}: {lock_name} {what}, and that"):
+        with pytest.raises(DiveError, match=f"cannot write .*{name}: {lock_name} {what}, and its"):
             hold_file(tmp_path / name)
     assert (tmp_path / "mine").read_text() == "kept"
 
@@ -235,7 +235,9 @@ def test_a_file_that_others_wrote_under_the_name_of_the_lock_stays(text, tmp_pat
     ):
         place.write_text(text)
         before = place.stat()
-        with pytest.raises(DiveError, match=re.escape(f"{place} holds what dive did not write")):
+        with pytest.raises(
+            DiveError, match=re.escape(f"{place} has content that dive did not write")
+        ):
             hold()
         after = place.stat()
         assert place.read_text() == text

@@ -1,4 +1,4 @@
-"""Outputs that are no files, links, disks that are full, and files that others change meanwhile."""
+"""Outputs that are no files, links, full disks, and files that others change meanwhile."""
 
 import contextlib
 import errno
@@ -25,7 +25,7 @@ from dive.files.json_lines import JsonlWriter, fingerprint_before, write_jsonl
 from dive.radgraph.model import _Store
 from dive.training.feature_store import FeatureStore
 from dive.training.progress import JsonLog
-from experiments import study
+from experiments import compare_methods
 
 
 @contextlib.contextmanager
@@ -54,7 +54,7 @@ WRITERS = {
         "evaluate", "--predictions", "/none", "--references", "/none", "--per-report", path
     ),
     "bench": lambda path: call("bench", "--toy", "--json", path),
-    "study": lambda path: study.main(["--out", str(path)]),
+    "compare_methods": lambda path: compare_methods.main(["--out", str(path)]),
     "inspect dataset": lambda path: call("inspect", "dataset", "iu-xray:/none", "--out", path),
 }
 
@@ -78,7 +78,7 @@ def test_what_is_no_file_is_refused_and_stays(writer, tmp_path, monkeypatch):
         "pipe": "pipe is no regular file",
         "to-pipe": "to-pipe is no regular file",
         "socket": "socket is no regular file",
-        "folder": "folder is a folder; wants the name of a file",
+        "folder": "folder is a folder, want the name of a file",
         "to-nowhere": "is no regular file but a link to nowhere, which is not there",
         "loop": "cannot write loop: Too many levels of symbolic links",
     }

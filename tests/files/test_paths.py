@@ -1,4 +1,4 @@
-"""Names of files and folders, as they are given to read from and to write into."""
+"""Paths of files and folders, as users pass them for reading and writing."""
 
 import json
 import shutil
@@ -177,7 +177,7 @@ def test_what_is_in_the_way_is_said_once_and_by_its_kind(llava, tmp_path):
     (tmp_path / "lost").symlink_to(tmp_path / "nowhere" / "x")
     lost = "lost is a link to .*nowhere/x, which is not there"
     for place, said in [
-        (tmp_path / "lost", f"^[^:]*{lost}; wants a folder$"),
+        (tmp_path / "lost", f"^[^:]*{lost}, want a folder$"),
         (tmp_path / "lost" / "under", f"^cannot write into [^:]*under: [^:]*{lost}$"),
         (tmp_path / "file" / "under", "^cannot write into [^:]*under: [^:]*file is a file$"),
     ]:
@@ -195,7 +195,7 @@ def look(*arguments):
     ("more", "said"),
     [
         (["--out", ""], "--out is empty"),
-        (["--out", "."], "is a folder; wants the name of a file"),
+        (["--out", "."], "is a folder, want the name of a file"),
         (["--images", ""], "images is empty"),
         (["--images", " "], "images is blank"),
     ],

@@ -1,4 +1,4 @@
-"""Files of strangers: sizes and kinds are looked at before anything is read, rendered or made."""
+"""Untrusted files: sizes and kinds are checked before anything is read, rendered or allocated."""
 
 import json
 import os
@@ -87,7 +87,7 @@ def test_an_adapters_template_names_no_file(tiny_llava, tmp_path):
     (tmp_path / "mine.jinja").write_text(LLAVA)
     adapter = dive.SteeringAdapter(dive.SteeringConfig(rank=2), backbone)
     adapter.metadata["template"] = str(tmp_path / "mine.jinja")
-    with pytest.raises(DiveError, match="stored chat template is .*mine.jinja'; wants the text"):
+    with pytest.raises(DiveError, match="stored chat template is .*mine.jinja', want the text"):
         prompter_for(backbone, adapter)
     adapter.save_pretrained(tmp_path / "adapter")
     with pytest.raises(
@@ -173,7 +173,7 @@ def test_terabytes_and_pipes_are_not_read(saved, tmp_path):
         dive.SteeringAdapter.from_pretrained(tmp_path)
     os.mkfifo(tmp_path / "film")
     for read in (load_rgb, image_size, open_file):
-        with pytest.raises(DiveError, match="film.* is a pipe; wants a regular file"):
+        with pytest.raises(DiveError, match="film.* is a pipe, want a regular file"):
             read(tmp_path / "film")
 
 
@@ -181,10 +181,10 @@ def test_terabytes_and_pipes_are_not_read(saved, tmp_path):
     ("text", "message"),
     [
         ('{"a": 1, "a": 2}', "has the key 'a' twice"),
-        ('{"a": NaN}', "holds NaN"),
-        ('{"a": 1e999}', "larger than float64"),
-        ('{"a": ' + "9" * 5000 + "}", "none of 64 bits with a sign"),
-        ('{"a": 9223372036854775808}', "9223372036854775808, which is none of 64 bits"),
+        ('{"a": NaN}', "has NaN"),
+        ('{"a": 1e999}', "too large for float64"),
+        ('{"a": ' + "9" * 5000 + "}", "does not fit 64 bits with a sign"),
+        ('{"a": 9223372036854775808}', "9223372036854775808, which does not fit 64 bits"),
         ("[" * 70 + "]" * 70, "nested more than 64 levels"),
         ("[" * 10**5, "nested more than 64 levels"),
         ("{", "not readable as JSON"),
@@ -219,7 +219,7 @@ def test_what_images_unpack_to_is_looked_at_before(tmp_path):
     with pytest.raises(DiveError, match="has 16384 x 16384 pixels, the limit is 100,000,000"):
         load_rgb(path)
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
-    with pytest.raises(DiveError, match="is PostScript, which is a program"):
+    with pytest.raises(DiveError, match="is PostScript, a program"):
         load_rgb(path)
 
 

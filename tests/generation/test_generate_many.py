@@ -212,11 +212,11 @@ def test_seconds_add_up_to_what_the_model_took(llava, studies):
     ("options", "message"),
     [
         ({"adapter": []}, "adapter has 0 entries for 2 images or studies"),
-        ({"adapter": ["a", None]}, "a: no such folder, want the folder of an adapter"),
+        ({"adapter": ["a", None]}, "a: is no folder, want that of an adapter"),
         ({"adapter": [3, None]}, "adapter is a int, want a SteeringAdapter"),
         ({"adapter": {"study-00": None}}, "adapter has no entry for 'study-01'"),
         ({"adapter": 3}, "adapter is a int"),
-        ({"adapter": "folder"}, "folder: no such folder, want the folder of an adapter"),
+        ({"adapter": "folder"}, "folder: is no folder, want that of an adapter"),
         ({"seed": 3, "do_sample": True, "num_beams": 2}, "seed does not go with beam"),
         ({"seed": 3, "custom_generate": print}, "seed does not go with custom_generate"),
     ],

@@ -304,11 +304,11 @@ def edit_json_line(path, name, value):
 
 HEAD = b'{"id": "a", "n": 1}\n{"id": "b", "n": 2}\n'
 EDITED = {
-    "foreign id": (HEAD + b'{"id": "x"}\n', ":3: id 'x' is none of the studies'"),
+    "foreign id": (HEAD + b'{"id": "x"}\n', ":3: id 'x' is not among the studies"),
     "twice": (HEAD + b'{"id": "a", "n": 1}\n', ":3: id 'a' comes twice"),
-    "list": (b'{"id": ["a"]}\n', ":1: its id is a list; wants a text"),
-    "number": (b'{"id": 1}\n' + HEAD, ":1: its id is a int; wants a text"),
-    "null": (HEAD + b'{"id": null}\n', ":3: its id is a NoneType; wants a text"),
+    "list": (b'{"id": ["a"]}\n', ":1: its id is a list, want a string"),
+    "number": (b'{"id": 1}\n' + HEAD, ":1: its id is a int, want a string"),
+    "null": (HEAD + b'{"id": null}\n', ":3: its id is a NoneType, want a string"),
     "no id": (HEAD + b'{"n": 1}\n', ":3: is not a record with an id;"),
     "no row": (HEAD + b"[1]\n", ":3: is not a record with an id;"),
     "no JSON": (HEAD + b"notes\n", r":3: is not a record with an id \(not JSON\)"),
@@ -366,9 +366,9 @@ def test_rows_come_in_order_whatever_was_left_out_at_first(tmp_path):
 
 def test_ids_that_are_none_are_refused(tmp_path):
     with JsonlWriter(tmp_path / "r.jsonl", order=["a"]) as writer:
-        with pytest.raises(DiveError, match=r"an id is 1; wants a text"):
+        with pytest.raises(DiveError, match=r"an id is 1, want a string"):
             writer.append({"id": 1})
-        with pytest.raises(DiveError, match="id 'x' is none of those"):
+        with pytest.raises(DiveError, match="id 'x' is not among the expected"):
             writer.append({"id": "x"})
 
 

@@ -212,9 +212,9 @@ def test_demonstrations_are_checked_before_the_model_runs(llava, studies, tmp_pa
             [replace(studies[1], images=(tmp_path / "gone.png",))],
             "study-01.*no image file .1 of 1.",
         ),
-        ([studies[1].images[0]], "demonstrations holds a PosixPath; wants studies"),
-        (4, "demonstrations is 4; wants a list of studies"),
-        ("four", "demonstrations is 'four'; wants a list of studies"),
+        ([studies[1].images[0]], "demonstrations has a PosixPath as item 0, want studies"),
+        (4, "demonstrations is 4, want a list of studies"),
+        ("four", "demonstrations is 'four', want a list of studies"),
     ]:
         with pytest.raises(DiveError, match=message):
             iter_reports(llava, studies[0], demonstrations=bad)
@@ -326,9 +326,9 @@ def test_a_bare_model_wants_a_processor(llava, studies):
     [
         ([], {}, "there is no image or study"),
         ([[]], {}, "item 0 is an empty sequence"),
-        (["a.png", 3], {}, "item 1 is a int; wants a path"),
-        ([["a.png", 3]], {}, "item 0 is a int; wants a path"),
-        (3, {}, "got a int; wants a path"),
+        (["a.png", 3], {}, "item 1 is a int, want a path"),
+        ([["a.png", 3]], {}, "item 0 is a int, want a path"),
+        (3, {}, "got a int, want a path"),
         ("film.png", {"batch_size": 0}, "batch_size is 0, want a whole number from 1 on"),
         ("film.png", {"max_new_tokens": 0}, "max_new_tokens is 0, want a whole number from 1 on"),
         ("film.png", {"seed": "abc"}, "seed is 'abc', want a whole number from 0 to"),

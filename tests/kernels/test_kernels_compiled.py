@@ -21,7 +21,7 @@ LARGEST = [v for v in aot.steer_variants((80, 100), (torch.bfloat16,), (128,), (
 HOPPER = list(aot.steer_variants((90,), (torch.bfloat16, torch.float32), (16, 64, 128), (4096,)))
 LOSS = list(aot.cross_entropy_variants((80, 90, 100), (torch.bfloat16,), (16384,)))
 LOSS += aot.cross_entropy_variants((90,), (torch.float32,), (16384,))
-# what the rest has on is off here: no mask, no gradient, no cap, and another activation
+# without the options of the others: no mask, no gradient, no cap, and another activation
 PLAIN = list(
     aot.steer_variants((90,), (torch.float16,), (0,), (4096,), (True,), ("gelu",), more=(False,))
 )
@@ -60,7 +60,7 @@ def test_no_spills_and_shared_memory_within_the_part(variant: aot.Variant) -> No
 
 
 def test_what_may_spill_is_little_and_said() -> None:
-    """On the architecture that the project is measured on, nothing may."""
+    """On sm_90, which the project is measured on, nothing may spill."""
     assert all(0 < size <= 64 for size in aot.TOLERATED.values())
     assert not [key for key in aot.TOLERATED if key[2] == 90]
 
@@ -77,7 +77,7 @@ def test_a_barrier_stands_between_the_logits_and_the_gradient_on_top_of_them() -
     (variant, *_) = aot.cross_entropy_variants((90,), (torch.bfloat16,), (16384,), (False,))
     lines = aot.build(variant).asm["ptx"].splitlines()
     stores = [i for i, line in enumerate(lines) if "st.global" in line and "b16" not in line]
-    # the gradient goes out in vectors, last of all; results of a row are scalars before it
+    # the gradient is stored last, in vectors; the results of a row are scalars before it
     last = max(stores)
     before = lines[:last]
     barrier = max(i for i, line in enumerate(before) if "bar.sync" in line)
@@ -90,7 +90,7 @@ def test_a_barrier_stands_between_the_logits_and_the_gradient_on_top_of_them() -
 def test_loads_ahead_of_a_sweep_are_asynchronous_and_spill_nothing(
     kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which no number of stages of the launch brings about: benchmarks/suspicions.py."""
+    """No number of stages of the launch has this effect: benchmarks/suspicions.py."""
     width, padded = (4096, 16) if kernel == "steer_forward" else (16384, 0)
     found = {
         "cross_entropy_rows": aot.cross_entropy_variants((90,), (torch.bfloat16,), (width,)),
@@ -112,13 +112,14 @@ def test_loads_ahead_of_a_sweep_are_asynchronous_and_spill_nothing(
 
 
 def test_rows_of_any_vocabulary_are_read_and_written_in_vectors() -> None:
-    """A vocabulary need be no multiple of anything; the rows of the buffer are."""
+    """The vocabulary is any number; the rows of the buffer have an aligned stride."""
     (variant, *_) = aot.cross_entropy_variants(
         (90,), (torch.bfloat16,), (16384,), (False,), (False,), even=False
     )
     flags = tuple((name, name == "GRADIENT") for name, _ in variant.flags)
     lines = aot.build(replace(variant, flags=flags)).asm["ptx"].splitlines()
     loads = [line for line in lines if "ld.global" in line]
-    assert sum("v4" in line for line in loads) >= 2 * 2  # two sweeps, two of four for each thread
+    # two sweeps, each with two loads of four per thread
+    assert sum("v4" in line for line in loads) >= 2 * 2
     assert sum("v4" in line for line in lines if "st.global" in line) >= 1
-    assert sum("v4" not in line for line in loads) <= 6  # of the row: target, factors, flags
+    assert sum("v4" not in line for line in loads) <= 6  # per row: target, factors, flags

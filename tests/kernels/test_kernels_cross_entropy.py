@@ -1,7 +1,7 @@
 """The Triton source of the cross entropy under Triton's interpreter, through `dive.ops`.
 
 Triton reads TRITON_INTERPRET when it is imported, so test_kernels_interpreted.py runs this
-file in a process of its own.
+file in its own process.
 """
 
 import os
@@ -47,7 +47,7 @@ def problem(
     teacher: bool = False,
     bias: bool = False,
 ) -> dict[str, Any]:
-    """A peaked distribution where sharpness is large, a flat one where it is small."""
+    """Returns a peaked distribution for a large sharpness, a flat one for a small."""
     given: dict[str, Any] = {
         "hidden": (sharpness * torch.randn(count, D)).to(dtype).requires_grad_(),
         "lm_head": torch.randn(vocab, D).to(dtype),
@@ -95,7 +95,7 @@ def assert_same(given: dict[str, Any], upstream: Tensor | None = None, **options
     eps = torch.finfo(given["hidden"].dtype).eps
     hidden, weights = truth
     error = (grads[0].double() - hidden).norm()
-    # the gradient is rounded as it leaves the logits, and once more as it leaves the operator
+    # the gradient is rounded when it is stored in the logits, and again when it is returned
     assert error <= (2 * eps + 1e-5) * hidden.norm() + 1e-12
     torch.testing.assert_close(grads[1].double(), weights, rtol=2e-5, atol=2e-5)
     assert not grads[0][given["weights"] == 0].any() or "kd_weights" in options
@@ -117,7 +117,7 @@ def test_weights_and_reductions(weights: str, reduction: str, teacher: bool) -> 
     given = problem(weights=WEIGHTS[weights], teacher=teacher)
     if weights == "one huge" and reduction != "mean":
         given["weights"] = (WEIGHTS[weights] / 1e6).requires_grad_()
-    # an upstream gradient of its own for every row
+    # a different upstream gradient for every row
     upstream = torch.randn(N) if reduction == "none" else torch.tensor(-1.7)
     options = KD if teacher else {}
     assert_same(given, upstream, reduction=reduction, **options)
@@ -131,7 +131,7 @@ def test_peaked_and_flat(
     bias: bool, temperature: float | None, softcap: float | None, sharpness: float
 ) -> None:
     given = problem(sharpness=sharpness, teacher=temperature is not None, bias=bias)
-    # a cap far below the logits makes ties in float32 that float64 tells apart
+    # a cap far below the logits makes ties in float32 that float64 resolves
     options = {"softcap": softcap and softcap * max(1.0, sharpness)}
     if temperature is not None:
         options |= {"kd_weight": 0.5, "temperature": temperature}
@@ -142,7 +142,7 @@ def test_peaked_and_flat(
 @pytest.mark.parametrize("vocab", [V, 1100])
 @pytest.mark.parametrize("teacher", [False, True])
 def test_narrow_inputs(teacher: bool, vocab: int, dtype: torch.dtype) -> None:
-    """Logits are float32; the gradient lies in the upper half of their buffer."""
+    """Logits are float32; the gradient is in the upper half of their buffer."""
     given = problem(vocab=vocab, dtype=dtype, teacher=teacher, bias=True)
     assert_same(given, softcap=20.0, **(KD if teacher else {}))
 
@@ -154,7 +154,7 @@ def test_rows_longer_than_several_blocks(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("blocks", [1, 2, 3])
 def test_a_narrow_gradient_never_lands_on_logits_still_to_be_read(blocks: int) -> None:
-    """The order that makes one buffer enough, as arithmetic: bytes of a row, any block size."""
+    """The order for which one buffer suffices, as arithmetic: bytes of a row, any block size."""
     for vocab in (37, 64, 1000):
         stride, block = kernel.row_stride(vocab), -(-vocab // blocks)
         for k in reversed(range(blocks)):
@@ -193,7 +193,7 @@ def test_dead_rows_may_hold_anything(teacher: bool) -> None:
     weights = torch.tensor([1.0, 0, 2, 0, 0.5])
     given = problem(weights=weights, teacher=teacher)
     options = dict(KD) if teacher else {}
-    rows = torch.tensor([4, -1, 0, 3, 2, -1])  # row 3 is listed and weighs nothing
+    rows = torch.tensor([4, -1, 0, 3, 2, -1])  # row 3 is listed and has no weight
     clean = run(ops.decisive_cross_entropy, given, None, **options)
     with torch.no_grad():
         dead = given["weights"] == 0
@@ -224,7 +224,7 @@ def test_distillation_weights_and_normalisers() -> None:
     given = problem(weights=torch.tensor([1.0, 0, 2, 0, 0]), teacher=True)
     given["kd_weights"] = torch.tensor([0.0, 3, 1, 0, 0])
     with torch.no_grad():
-        given["teacher_hidden"][0] = float("nan")  # of a row that is not distilled
+        given["teacher_hidden"][0] = float("nan")  # in a row that is not distilled
     clean = {**given, "teacher_hidden": given["teacher_hidden"].nan_to_num(0.0)}
     options = {"normalizer": torch.tensor(11.0), "kd_normalizer": torch.tensor(5.0), **KD}
     mine, grads = run(ops.decisive_cross_entropy, given, None, **options)
@@ -247,7 +247,7 @@ def test_chunks_and_the_order_of_rows_change_only_rounding() -> None:
 
 
 class Late:
-    """A stream that begins nothing before somebody waits for it."""
+    """A stream that begins no step before something waits for it."""
 
     def __init__(self) -> None:
         self.held: list[tuple[int, Any]] = []
@@ -277,8 +277,8 @@ class Late:
 def test_row_passes_beside_products_change_no_bit(
     late: bool, teacher: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether the other stream is as fast as it may be or as slow. 40 rows: the last chunk is
-    short; both ways have chunks of as many rows."""
+    """Whether the other stream is as fast as possible or as slow. 40 rows: the last chunk is
+    short; both ways have chunks of the same size."""
     monkeypatch.setattr(triton_path, "chunk_layout", lambda *_, **__: ChunkLayout(16, 1, 0))
     given = problem(40, dtype=dtype, teacher=teacher, weights=torch.rand(40) + 0.1)
     options = dict(KD) if teacher else {}
@@ -310,7 +310,7 @@ def test_row_passes_beside_products_change_no_bit(
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_more_rows_than_a_block(reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What comes before and after the chunks is one program that loops over the rows."""
+    """Before and after the chunks there is one program that loops over the rows."""
     for name in ("cross_entropy_prepare", "cross_entropy_finish"):
         small = lambda *_: {"BLOCK": 2, "num_warps": 1}  # noqa: E731
         monkeypatch.setitem(table._DEFAULTS, name, small)

@@ -1,4 +1,4 @@
-"""Runs the tests of the Triton sources under Triton's interpreter, in a process of their own."""
+"""Runs the tests of the Triton sources under Triton's interpreter, in their own process."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def test_under_the_interpreter(name: str) -> None:
 
 @pytest.mark.slow
 def test_the_tuning_stage_runs_at_toy_size(tmp_path: Path) -> None:
-    """So that no minute of a GPU goes to a typo."""
+    """So that no GPU time is lost to a typo."""
     need_an_interpreter()
     table = ROOT / "kernels" / "tuned.py"
     before = table.read_bytes()
@@ -57,7 +57,7 @@ def test_the_tuning_stage_runs_at_toy_size(tmp_path: Path) -> None:
     assert table.read_bytes() == before
     found = json.loads((tmp_path / "cpu-tune.json").read_text())
     assert found["complete"] and len(found["cases"]) == 6
-    # what was found comes back with the results, ready to be copied to kernels/
+    # the table is among the results, ready to be copied to kernels/
     tuned: dict[str, Any] = {}
     exec((tmp_path / "tuned.py").read_text(), tuned)
     better = {tuple(case["key"]): case["row"] for case in found["cases"] if case["row"]}

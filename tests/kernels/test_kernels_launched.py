@@ -1,6 +1,5 @@
-"""What tools/compile_kernels.py compiles is what the operators launch: every argument's type, what
-its value is known to be divisible by, and every constant. No GPU: launches are noted down and
-nothing runs.
+"""tools/compile_kernels.py compiles what the operators launch: every argument's type, its known
+divisibility, and every constant. Without a GPU: launches are recorded and nothing runs.
 """
 
 import os
@@ -28,7 +27,7 @@ Launch = tuple[str, dict[str, Any], dict[str, Any]]
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
-    """Kernel, arguments and constants of what follows."""
+    """Records kernel, arguments and constants of launches."""
     noted: list[Launch] = []
 
     def run(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
@@ -81,7 +80,7 @@ def test_steer(
     assert len(launches) == 4
     padded = steer.padded_rank(rank)
     even = rank % 16 == 0
-    # of capability 0: the table's row for a machine without a GPU
+    # of capability 0: the configuration for a machine without a GPU
     variants = aot.steer_variants(
         (0,), (dtype,), (padded,), (WIDTH,), (True,), even=even, few_tokens=few
     )
@@ -104,7 +103,7 @@ def test_decisive_cross_entropy(dtype: torch.dtype, vocab: int, launches: list[L
         *aot.entries_variants((0,), (True,), even),
         *aot.cross_entropy_variants((0,), (dtype,), (WIDTH,), (True,), even=even),
     ]
-    # a normaliser is given, and a mean is asked for
+    # with a given normaliser, and as a mean
     variants = [with_flags(v, CENTRED=False, BY_ROW=False) for v in variants]
     assert len(launches) == 6
     assert_compiled(launches, variants)

@@ -1,7 +1,7 @@
 """The Triton source of `dive::steer` under Triton's interpreter, through `dive.ops.steer`.
 
 Triton reads TRITON_INTERPRET when it is imported, so test_kernels_interpreted.py runs this
-file in a process of its own.
+file in its own process.
 """
 
 import os
@@ -47,11 +47,11 @@ def results(function: object, args: list[Tensor], upstream: Tensor, **options: o
 
 
 def assert_as_good_as_pytorch(args: list[Tensor], **options: object) -> None:
-    """Each result's distance from float64 is within twice that of the reference.
+    """The distance of each result from float64 is within twice that of the reference.
 
-    One rounding of the operands is allowed beside: with a handful of tokens the reference's own
-    error is a matter of luck, and most so in the gradients of bias and scale, whose terms cancel:
-    there it is a rounding of the terms.
+    One rounding of the operands is allowed in addition: with few tokens the reference's own error
+    depends on chance, most of all in the gradients of bias and scale, whose terms cancel: there it
+    is a rounding of the terms.
     """
     upstream = torch.randn(args[0].shape).to(args[0].dtype)
     exact = [x.detach().double().requires_grad_() for x in args]
@@ -151,8 +151,8 @@ def test_few_tokens_come_in_small_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_parameters_that_come_in_the_streams_dtype_change_no_bit(
     dtype: torch.dtype, norm_preserving: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernels round what is float32 to it anyway, block by block: so none does where the table
-    says that no copy is to be made, and the backward pass may be given those of the forward."""
+    """The kernels round float32 parameters block by block: the result is the same without copies,
+    and the backward pass may reuse the copies of the forward."""
     args = inputs(40, 37, 3, dtype)
     upstream, options = torch.randn(40, 37).to(dtype), {"norm_preserving": norm_preserving}
     want = results(ops.steer, args, upstream, **options)
@@ -200,7 +200,7 @@ def test_loads_ahead_of_a_sweep_change_no_bit(
 def test_rounds_of_the_backward_pass_add_up(
     norm_preserving: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the workspace is small the tokens come in rounds, which share their partial sums."""
+    """With a small workspace tokens are processed in rounds, which share their partial sums."""
     monkeypatch.setattr(steer_backward, "_MIXING_BYTES", 32 * 4 * 8)
     monkeypatch.setattr(steer_backward, "WORKSPACE_BYTES", 10 * 1024)
     monkeypatch.setattr(
@@ -254,7 +254,7 @@ def test_rows_of_zero_norm() -> None:
 
 
 def test_float16_gradients_far_outside_its_range() -> None:
-    """Under a loss scale the products of the backward pass exceed what float16 holds."""
+    """Under a loss scale the products of the backward pass exceed the range of float16."""
     args = inputs(5, 24, 3, torch.float16)
     with torch.no_grad():
         args[0].mul_(300)
@@ -301,7 +301,7 @@ def test_every_key_of_the_table_has_a_row() -> None:
     for kernel in ("steer_forward", "steer_backward", "steer_parameters", "steer_reduce"):
         row = table.configuration(kernel, 90, torch.bfloat16, table.padded_rank(100), 10**6)
         assert row["num_warps"] in (4, 8) and row["enable_fp_fusion"] is True
-        assert "residents" not in row  # which is no option of a launch
+        assert "residents" not in row  # which is not an option of a launch
     assert table.residents("steer_forward", 90, torch.bfloat16, 16, 4096) == table.RESIDENTS
 
 

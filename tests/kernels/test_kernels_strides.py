@@ -1,7 +1,7 @@
-"""Arguments as callers have them, under Triton's interpreter: every other element of a tensor, a
-column of one, or one number expanded. A kernel that takes a pointer must not take them like that.
+"""Arguments with strides, under Triton's interpreter: every other element of a tensor, a column of
+one, or one number expanded. A kernel that takes a pointer must not be passed these as they are.
 
-test_kernels_interpreted.py runs this file in a process of its own.
+test_kernels_interpreted.py runs this file in its own process.
 """
 
 import os
@@ -29,21 +29,21 @@ def seed() -> None:
 
 
 def spaced(x: Tensor) -> Tensor:
-    """The same values with something else between them."""
+    """Returns the same values with others between them."""
     wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), 99).to(x.dtype)
     wide[..., ::2] = x
     return wide[..., ::2]
 
 
 def transposed(x: Tensor) -> Tensor:
-    """The same values, the first dimension innermost; of a vector, a column of a matrix."""
+    """Returns the same values with the first dimension innermost; a vector as a column."""
     if x.dim() > 1:
         return x.movedim(0, -1).contiguous().movedim(-1, 0)
     return torch.stack([x, torch.full_like(x, 1)], 1)[:, 0]
 
 
 def expanded(x: Tensor) -> Tensor:
-    """The first element along the last dimension, as often as there were any."""
+    """Returns the first element of the last dimension, expanded to its size."""
     return x[..., :1].expand(x.shape)
 
 
@@ -52,7 +52,7 @@ CONSTANT = ("lm_head", "bias", "teacher_hidden", "kd_weights")
 
 
 def assert_the_same(operator: Any, given: dict[str, Any], name: str, layout: str) -> None:
-    """As with a contiguous copy of the argument, gradients included."""
+    """The results equal those of a contiguous copy of the argument, gradients included."""
     change, found = LAYOUTS[layout], []
     for place in (change, lambda x: change(x).contiguous()):
         values = {**given, name: place(given[name])}
@@ -103,7 +103,7 @@ def test_decisive_cross_entropy(name: str, reduction: str, layout: str) -> None:
         "token_class": torch.tensor([0, 1, 2, 0, 1, 7]),
         "rows": torch.tensor([4, 1, 0, 2, 5, 3]),
     }
-    if name == "rows" and layout == "expanded":  # a row is listed once: nothing but padding is left
+    if name == "rows" and layout == "expanded":  # a row is listed once: only padding is left
         given["rows"] = torch.full((N,), -1)
 
     def operator(values: dict[str, Any]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Checklists: headings and what answers them, in the forms of reports and of their exports."""
+"""Checklists: headings and their answers, in the forms of reports and of their exports."""
 
 import itertools
 import time
@@ -41,7 +41,8 @@ ANSWERS = {
 }  # fmt: skip
 CASES = [(state, answer) for state, given in ANSWERS.items() for answer in given]
 FINDINGS = ["Pneumothorax", "Pleural Effusion", "Fracture", "Consolidation"]
-# words without a mark before them that other rules read, and differently where they are ambiguous
+# words without punctuation before them that other rules read, and differently where they are
+# ambiguous
 AMBIGUOUS = {(" ", "not present"), (" ", "Not seen"), (" ", "none seen"), (" ", "no longer seen")}
 
 
@@ -51,7 +52,7 @@ def item(finding: str, join: str, answer: str) -> str:
 
 @pytest.mark.parametrize("join", JOINS, ids=repr)
 def test_each_heading_has_its_own_answer(join):
-    """Every way of parting heading and answer, with every answer and two ways of parting items."""
+    """Every separator of heading and answer, with every answer and two separators of items."""
     parts = [p for p in PARTS if "\n" not in join or p in ("\n", "\n\n", "\r\n", "<br>", "\\n")]
     turns, findings = itertools.cycle(parts), itertools.cycle(FINDINGS)
     for state, answer in CASES * 2:

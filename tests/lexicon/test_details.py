@@ -1,4 +1,4 @@
-"""The side and the severity of each finding, as sentences give them."""
+"""The side and the severity of each finding, as sentences state them."""
 
 import time
 
@@ -37,7 +37,7 @@ CASES = [
     ("There is mild cardiomegaly.", {C: "-s"}),
     ("The heart is moderately enlarged.", {C: "-m"}),
     ("The left ventricle is enlarged.", {C: "--"}),
-    # behind it
+    # after it
     ("The left pleural effusion is small.", {E: "Ls"}),
     ("Pleural effusion, moderate in size, on the right.", {E: "Rm"}),
     ("Opacity in the left lower lobe.", {OP: "L-"}),
@@ -89,7 +89,7 @@ CASES = [
     ("Mild to moderate cardiomegaly.", {C: "-s -m"}),
     ("Small-to-moderate left effusion.", {E: "Ls Lm"}),
     ("Moderate or large right pneumothorax.", {P: "Rm Rl"}),
-    # which word is whose
+    # owners of words
     ("Small left effusion and large right pneumothorax.", {E: "Ls", P: "Rl"}),
     ("Large right pneumothorax with leftward mediastinal shift.", {P: "Rl"}),
     ("Opacity on the left, moderate right effusion.", {OP: "L-", E: "Rm"}),
@@ -191,7 +191,7 @@ CASES = [
     ("Sl R effusion", {E: "Rs"}),
     ("Sev L effusion", {E: "Ll"}),
     ("Min R effusion", {E: "Rt"}),
-    # what is now
+    # current steps
     ("Interval decrease in the large left effusion, now moderate.", {E: "Lm"}),
     ("Small bilateral effusions, now large on the right.", {E: "Ls Rl"}),
     ("Large left effusion has decreased to small.", {E: "Ls"}),
@@ -199,7 +199,7 @@ CASES = [
     ("Large left effusion. It is now small.", {E: "Ls"}),
     ("Effusion on the left now moderate.", {E: "Lm"}),
     ("Left effusion, now small to moderate, previously large.", {E: "Ls Lm"}),
-    # said to be absent
+    # stated as absent
     ("No left effusion or pneumothorax.", {}),
     ("Possible small left effusion.", {E: "Ls"}),
 ]

@@ -1,7 +1,7 @@
-"""Sentences that are hard to read, with the reading that a radiologist would give them.
+"""Sentences that are hard to read, with the reading of a radiologist.
 
-No rule was written on sentences/hard_sentences.yaml, sentences/dev_sentences.yaml is what they
-were repaired on; `make lexicon` prints both.
+No rule was written on sentences/hard_sentences.yaml; rules were repaired on
+sentences/dev_sentences.yaml. `make lexicon` prints both.
 """
 
 from collections import Counter
@@ -266,7 +266,7 @@ def test_readings(text, wanted):
     ],
 )
 def test_nouns_are_whole(text, whole):
-    """Adjectives and nouns that are one with the finding are in its span."""
+    """Adjectives and nouns that belong to the finding are in its span."""
     spans = [text[a:b] for m in find_mentions(text) for a, b in m.spans]
     assert whole in spans
 
@@ -281,7 +281,7 @@ def test_nouns_are_whole(text, whole):
     ],
 )
 def test_a_heading_is_no_part_of_what_it_heads(text, spans):
-    """Unless the words behind it say nothing without it."""
+    """Unless the words after it mean nothing without it."""
     assert [text[a:b] for m in find_mentions(text) for a, b in m.spans] == spans
 
 

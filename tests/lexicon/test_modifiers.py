@@ -1,4 +1,4 @@
-"""How far a finding's span reaches when its modifiers belong to it."""
+"""The span of a finding together with its modifiers."""
 
 import re
 

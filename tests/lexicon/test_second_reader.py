@@ -1,8 +1,8 @@
 """A second reader: invented reports with the mentions that a radiologist would mark in them.
 
-sentences/second_reader.yaml was written apart from the lexicon and its cues. Its first reading was
-a measure: recall 0.984, polarity 0.978. Lexicon and cues were repaired on what it showed, so it is
-a development set since, and the floors below only keep what was reached.
+sentences/second_reader.yaml was written apart from the lexicon and its cues. At first it
+measured recall 0.984, polarity 0.978. Lexicon and cues were then repaired on it, so it is a
+development set now, and the floors below only keep what was reached.
 """
 
 from itertools import pairwise
@@ -61,7 +61,7 @@ def test_mentions_are_in_range_and_apart(report: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_every_piece_of_a_positive_mention_is_pathology(name: str) -> None:
-    """And no piece that lies outside all decisive mentions."""
+    """No piece outside all decisive mentions is decisive."""
     tokenizer = TOKENIZERS[name]()
     weigher = DecisiveTokens(tokenizer, uncertain=False)
     split_words = 0

@@ -177,24 +177,32 @@ def test_all_predictions_empty_is_zero(normalization: str) -> None:
     ("arguments", "options", "message"),
     [
         ((["a"], ["a", "b"]), {}, "predictions: 1 for 2 references"),
-        (("a", ["a"]), {}, "predictions: a list of texts is wanted, got one text"),
-        ((3, ["a"]), {}, "predictions: a list of texts is wanted, got a int"),
-        (({"x": "a"}, ["a"]), {}, "predictions: a list of texts is wanted, got a dict"),
-        (({"a"}, ["a"]), {}, "predictions: a list of texts is wanted, got a set"),
-        ((["a"], 3), {}, "references: a list of texts is wanted, got a int"),
-        ((["a"], "a"), {}, "references: a list of texts"),
-        ((["a"], [None]), {}, r"references\[0\]: a text is wanted, got NoneType"),
-        (([3], ["a"]), {}, r"predictions\[0\]: a text is wanted, got int"),
+        (("a", ["a"]), {}, "predictions is one text, want a list of texts"),
+        ((3, ["a"]), {}, "predictions is a int, want a list of texts"),
+        (({"x": "a"}, ["a"]), {}, "predictions is a dict, want a list of texts"),
+        (({"a"}, ["a"]), {}, "predictions is a set, want a list of texts"),
+        ((["a"], 3), {}, "references is a int, want a list of texts"),
+        ((["a"], "a"), {}, "references is one text, want a list of texts"),
+        ((["a"], [None]), {}, r"references\[0\] is a NoneType, want a text"),
+        (([3], ["a"]), {}, r"predictions\[0\] is a int, want a text"),
         (([], []), {}, "no references were given"),
         ((["a"], [" "]), {}, "of 1 references none holds any text"),
         ((["a"], ["a"]), {"metrics": ["bleu", "cider"]}, "cider"),
         ((["a"], ["a"]), {"metrics": "bleu"}, "a list of some of bleu"),
-        ((["a"], ["a"]), {"normalization": "upper"}, "'upper' is not one of raw, lower, r2gen"),
+        (
+            (["a"], ["a"]),
+            {"normalization": "upper"},
+            "normalization is 'upper', want one of raw, lower, r2gen",
+        ),
         ((["a"], ["a"]), {"finish_reasons": []}, "finish_reasons: 0 for 1 references"),
         ((["a"], ["a"]), {"baseline": []}, "baseline: 0 for 1 references"),
-        ((["a"], ["a"]), {"bootstrap": 0}, "bootstrap is a number of resamples"),
-        ((["a"], ["a"]), {"bootstrap": 9, "confidence": 95}, "between 0 and 1, got 95"),
-        ((["a"], ["a"]), {"rouge_beta": 0}, "rouge_beta must be above 0"),
+        ((["a"], ["a"]), {"bootstrap": 0}, "bootstrap is 0, want a number of resamples"),
+        (
+            (["a"], ["a"]),
+            {"bootstrap": 9, "confidence": 95},
+            "confidence is 95, want a number between 0 and 1",
+        ),
+        ((["a"], ["a"]), {"rouge_beta": 0}, "rouge_beta is 0, want a number above 0"),
     ],
 )
 def test_bad_input(arguments: tuple, options: dict, message: str) -> None:
@@ -258,7 +266,7 @@ def test_paired_differences() -> None:
 
 
 def test_differences_are_paired() -> None:
-    """The same reports are drawn for both sides: a constant gain has an interval without width."""
+    """The same reports are drawn for both: a constant difference has an interval without width."""
     references = [" ".join(f"w{i}" for i in range(n)) for n in range(5, 60)]
     got = dive.evaluate(
         references, references, ["rougeL"], baseline=["x"] * len(references), bootstrap=100
@@ -272,7 +280,7 @@ def _mention(name: str, polarity: str) -> SimpleNamespace:
 
 
 def test_findings_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rule that turns mentions into counts, whatever finds the mentions."""
+    """The rule that turns mentions into counts, for any source of mentions."""
 
     def find_mentions(text: str) -> list[SimpleNamespace]:
         signs = {"+": "positive", "?": "uncertain", "-": "negative"}
@@ -307,7 +315,11 @@ _DETAILS = ("finding_f1", "finding_side_f1", "finding_severity_f1", "finding_det
         ("Small pleural effusion.", "Pleural effusion.", (1, 1, 0, 0)),
         ("Bilateral pleural effusions.", "Left pleural effusion.", (1, 2 / 3, 1, 2 / 3)),
         ("Mild to moderate cardiomegaly.", "Moderate cardiomegaly.", (1, 1, 2 / 3, 2 / 3)),
-        ("Trace left effusion.", "Small left effusion.", (1, 1, 0, 0)),  # a neighbour gains nothing
+        (
+            "Trace left effusion.",
+            "Small left effusion.",
+            (1, 1, 0, 0),
+        ),  # a neighbouring step is a miss
         # the same sides and the same sizes, the wrong way round
         (
             "Small right and moderate left pleural effusions.",
@@ -315,7 +327,7 @@ _DETAILS = ("finding_f1", "finding_side_f1", "finding_severity_f1", "finding_det
             (1, 1, 1, 0),
         ),
         ("No left effusion. Small right effusion.", "Small right effusion.", (1, 1, 1, 1)),
-        ("No left effusion.", "No right effusion.", (0, 0, 0, 0)),  # nothing is there
+        ("No left effusion.", "No right effusion.", (0, 0, 0, 0)),  # nothing is present
     ],
 )
 def test_findings_with_side_and_severity(
@@ -373,7 +385,7 @@ def test_texts_are_paired_in_their_order_whatever_they_are_held_in() -> None:
 
 
 def test_ten_thousand_reports_in_time() -> None:
-    """The issue's bound is 30 s for 10,000 reports; a tenth of them keeps the test short."""
+    """The bound is 30 s for 10,000 reports; a tenth of them keeps the test short."""
     predictions, references = _pairs(1000)
     start = time.process_time()
     dive.evaluate(predictions, references)

@@ -1,4 +1,4 @@
-"""CheXbert F1: label tables by hand, the labeler on a tiny BERT; METEOR; what the metrics need."""
+"""CheXbert F1: label tables by hand, the labeler on a tiny BERT; METEOR; requirements."""
 
 import builtins
 import sys
@@ -104,7 +104,9 @@ def test_scores_by_hand() -> None:
 
 def test_labels_that_are_none() -> None:
     table = np.zeros((2, 14), dtype=int)
-    with pytest.raises(DiveError, match=r"labels \[reports, 14\] are wanted, got \(2, 5\)"):
+    with pytest.raises(
+        DiveError, match=r"references has the shape \(2, 5\), want labels \[reports, 14\]"
+    ):
         chexbert_measure(table, table[:, :5], source="here")
     table[1, 4] = -1
     with pytest.raises(DiveError, match="predictions, report 1, Edema: label -1"):
@@ -320,7 +322,7 @@ def test_meteor_without_nltk(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not meteor.wordnet_present()
 
 
-# ---- what is needed
+# ---- requirements
 
 
 def test_requirements(tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,5 +349,5 @@ def test_requirements(tokenizer: Path, tmp_path: Path, monkeypatch: pytest.Monke
     after = needs()
     for name in "CheXbert weights", "CheXbert tokenizer", "RadGraph weights":
         assert after[name]["present"]
-    # and that is where they are looked for
+    # and the labeler looks for them there
     assert CheXbert().label(["edema"]).shape == (1, 14)

@@ -1,4 +1,4 @@
-"""Where nltk's BLEU and METEOR agree with ours and where not, as docs/metrics.md says it."""
+"""Where nltk's BLEU and METEOR agree with ours and where not, as docs/metrics.md has it."""
 
 import math
 import warnings
@@ -39,7 +39,7 @@ def nltk_bleu(
     smoothing: str = "method0",
 ) -> float:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it found no match
+        warnings.simplefilter("ignore")  # a warning that it found no match
         return bleu_score.corpus_bleu(
             [[cut(text)] for text in references],
             [cut(text) for text in predictions],
@@ -107,7 +107,7 @@ def test_the_length_is_of_the_one_reference_and_of_the_closest_in_nltk() -> None
     assert bleu_score.corpus_bleu(*pair) == 1
     assert bleu4([prediction], [longer]) == pytest.approx(math.exp(1 - 8 / 5))
     assert bleu4([prediction], [longer]) == pytest.approx(nltk_bleu([prediction], [longer]))
-    with pytest.raises(dive.DiveError, match="a text is wanted, got list"):
+    with pytest.raises(dive.DiveError, match="is a list, want a text"):
         dive.evaluate([prediction], [[longer, prediction]], ["bleu"])
 
 

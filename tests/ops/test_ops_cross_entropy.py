@@ -71,7 +71,7 @@ def test_every_objective_with_dead_rows(
         options["kd_normalizer"] = torch.tensor(3.0)
     if teacher:
         options |= {"teacher_hidden": teacher_of(p), "kd_weight": 0.7, "ce_weight": 0.4}
-        if given:  # rows that only one of the two terms has
+        if given:  # rows with only one of the two terms
             options["kd_weights"] = torch.rand(N)
             options["kd_weights"][:3] = torch.tensor([0.0, 0.0, 0.0])
             options["kd_weights"][5] = 2.0
@@ -84,7 +84,7 @@ def test_distillation_alone() -> None:
     p = problem()
     p["weights"][3] = 0
     assert_same(p, teacher_hidden=teacher_of(p), ce_weight=0.0, kd_weight=1.0)
-    # a target means nothing to a row that is only distilled
+    # the target of a row that is only distilled is ignored
     p["weights"][:] = 0
     p["targets"][1] = -100
     assert_same(p, teacher_hidden=teacher_of(p), kd_weight=1.0, kd_weights=torch.ones(N))
@@ -141,7 +141,7 @@ def test_error_within_twice_that_of_plain_pytorch(
     mine = errors(ops.decisive_cross_entropy, **options, **extra)
     plain = errors(reference.decisive_cross_entropy, **options, **extra)
     for got, floor in zip(mine, plain, strict=True):
-        # a single sum can round to the truth by luck: one unit of float32 is always allowed
+        # a single sum can round to the truth by chance: one unit of float32 is always allowed
         assert got <= 2 * floor + torch.finfo(torch.float32).eps
 
 
@@ -184,14 +184,14 @@ def test_given_rows_padded() -> None:
     p["weights"][[1, 4]] = 0
     with torch.no_grad():
         p["hidden"][[1, 4]] = float("nan")
-    # out of order, with a row that is dead, and pads between
+    # not in order, with a dead row and with padding between
     rows = torch.tensor([8, 0, -1, 2, 3, 4, -1, 5, 6, 7, -1])
     options = {"teacher_hidden": teacher_of(p), "kd_weight": 1.0}
     assert_same(p, rows=rows, **options)
     plain, listed = (run(ops.decisive_cross_entropy, p, rows=r, **options) for r in (None, rows))
     torch.testing.assert_close(plain[0][:6], listed[0][:6])
     torch.testing.assert_close(plain[1:], listed[1:])
-    # what is not listed is not live
+    # rows that are not listed are not live
     assert_same(p, rows=torch.tensor([0, 3, -1]), validate=False)
 
 
@@ -231,7 +231,7 @@ def test_row_order_and_chunks_change_nothing_but_rounding() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Sizes of the storages that operations bring into being, in elements and in bytes."""
+    """Records the sizes of storages that operations create, in elements and in bytes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -258,8 +258,8 @@ def test_no_tensor_is_larger_than_a_chunk(dtype: torch.dtype, teacher: bool) -> 
     layout = chunks.chunk_layout(
         rows, vocab, dtype, torch.device("cpu"), budget, teacher, softcap=True, tempered=True
     )
-    assert rows >= 4 * layout.chunk_rows  # otherwise the test would say nothing
-    # called beneath the dispatcher, where every inner operation is seen
+    assert rows >= 4 * layout.chunk_rows  # otherwise the test would be empty
+    # called below the dispatcher, where every inner operation is visible
     with Largest() as seen:
         results = cross_entropy_torch.forward(
             LossArguments(
@@ -335,7 +335,7 @@ def test_only_the_loss_carries_a_gradient() -> None:
     assert not any(x is not None and x.requires_grad for x in out[1:])
     with torch.no_grad():
         assert not ops.decisive_cross_entropy(**p).loss.requires_grad
-    # weights alone: no [R, D] gradient is computed
+    # only weights: no [R, D] gradient is computed
     p["weights"].requires_grad_()
     out = ops.decisive_cross_entropy(**{**p, "hidden": p["hidden"].detach()})
     (grad,) = torch.autograd.grad(out.loss, p["weights"])
@@ -405,7 +405,7 @@ def test_compiled_whole(listed: bool) -> None:
 
 
 def test_live_rows_are_traced_for_cuda_too() -> None:
-    """On CUDA a capture is asked about, which no compiler traces. It never runs here."""
+    """On CUDA the capture is queried, which no compiler traces. It never runs here."""
     graphs = []
 
     def live(x: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""What the CUDA path asks of a device, seen without one: tensors without data, on "meta", and
-kernels that only note their launch. Where there is no value, a host sync is an error."""
+"""The launches of the CUDA path, without a device: tensors without data, on "meta", and kernels
+that only record their launch. As there are no values, a host sync is an error."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -35,7 +35,7 @@ KERNELS = (
 
 
 class Launches(TorchDispatchMode):
-    """Names of what is launched, in order: kernels of ours and operations of PyTorch's."""
+    """The names of launches in order: kernels of DIVE and operations of PyTorch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Launches(TorchDispatchMode):
 
 
 class Noted:
-    """Stands in for a kernel: kernel[grid](...)."""
+    """A mock of a kernel: kernel[grid](...)."""
 
     def __init__(self, name: str, seen: Launches) -> None:
         self.name, self.seen = name, seen
@@ -142,7 +142,7 @@ def test_no_tensor_is_larger_than_a_chunk(launches: Launches, teacher: bool) -> 
     assert chunks >= 4 and rows * chunks >= count and rows % 128 == 0
     assert rows * vocab * 4 * (1 + teacher) <= budget
     assert launches.elements == rows * cross_entropy_rows.row_stride(vocab)
-    assert launches.elements > count * width  # the stored gradient is not what was found
+    assert launches.elements > count * width  # the stored gradient differs from the result
 
 
 @pytest.mark.parametrize("few", [False, True])
@@ -150,7 +150,7 @@ def test_no_tensor_is_larger_than_a_chunk(launches: Launches, teacher: bool) -> 
 def test_steering_is_one_launch_and_three_back(
     launches: Launches, norm_preserving: bool, few: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And two to bring the parameters to the stream's dtype, unless tokens are few."""
+    """And two casts of the parameters to the stream's dtype, unless there are few tokens."""
     for module in (steer, steer_backward):
         monkeypatch.setattr(module, "has_few_tokens", lambda *_: few)
     brought = [] if few else ["_to_copy"] * 2
@@ -191,4 +191,4 @@ def test_kernels_run_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPa
     kernel = triton_path._on_its_device(lambda first, *args: (now[-1], len(now), args))
     assert kernel(OnSecond(), 7) == (1, 2, (7,)) and now == [0]
     now.append(1)
-    assert kernel(OnSecond()) == (1, 2, ())  # nothing is entered where it is the current one
+    assert kernel(OnSecond()) == (1, 2, ())  # nothing is entered if it is the current device

@@ -1,4 +1,4 @@
-"""Sums of weights that float32 cannot hold, or that have no reciprocal in it: an error, no number.
+"""Sums of weights that float32 cannot represent, or that have no reciprocal there, are errors.
 
 Also under Triton's interpreter, by test_kernels_cross_entropy.py.
 """

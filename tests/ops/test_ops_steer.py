@@ -1,4 +1,4 @@
-"""`dive.ops.steer` against the reference, the formulas of others and torch's own checks."""
+"""`dive.ops.steer` against the reference, published formulas and torch's own checks."""
 
 import time
 from itertools import product
@@ -27,7 +27,7 @@ def seed() -> None:
 def inputs(
     *lead: int, width: int = 24, rank: int = 3, dtype: torch.dtype = torch.float32, **kw: object
 ) -> list[Tensor]:
-    """h and the five parameters, all with gradients; parameters float32 unless `params` says."""
+    """Returns h and the five parameters, all with gradients; float32 parameters by default."""
     params = kw.get("params", F64 if dtype == F64 else torch.float32)
     shapes = ((rank, width), (rank,), (width, rank), (width,), ())
     drawn = [torch.randn(*lead, width).to(dtype), *(torch.randn(s).to(params) for s in shapes)]
@@ -175,7 +175,8 @@ def test_opcheck() -> None:
         plain = [x.detach() for x in args]
         torch.library.opcheck(op, (*plain, mask, "gelu", norm_preserving, 1e-6, False))
         out, pre, rstd = op(*plain, mask, "silu", norm_preserving, 1e-6, True)
-        assert pre.shape == (6, 3) and rstd.shape == (6,)  # all that is kept beside the inputs
+        # all that is stored in addition to the inputs
+        assert pre.shape == (6, 3) and rstd.shape == (6,)
         torch.library.opcheck(
             torch.ops.dive.steer_backward.default,
             (out, *plain, mask, pre, rstd, "silu", norm_preserving),
@@ -255,7 +256,7 @@ def test_bad_options() -> None:
 
 
 class Bare(torch.autograd.Function):
-    """The least that a gradient of one's own costs: no checks, no operator."""
+    """The least cost of a custom gradient: no checks, no operator."""
 
     @staticmethod
     def forward(ctx: Any, *args: Tensor) -> Tensor:
@@ -270,7 +271,7 @@ class Bare(torch.autograd.Function):
 
 
 def test_a_call_costs_little_more_than_its_arithmetic() -> None:
-    """By the least time that each took: a busy or slow machine only takes more rounds to show it.
+    """By the least time of each: a busy or slow machine only needs more rounds to show it.
     benchmarks/bench_steer.py has the figures."""
     args = inputs(1, width=8)
     plain = [x.detach() for x in args]
@@ -299,7 +300,7 @@ def test_a_call_costs_little_more_than_its_arithmetic() -> None:
 
 
 def test_checkpointing_a_layer_together_with_its_steering() -> None:
-    """The layer is recomputed when steer's backward asks for what it saved: with autograd on."""
+    """The layer is recomputed when steer's backward unpacks its saved tensors: with autograd on."""
     torch.manual_seed(0)
     shapes = ((5, 8), (3, 8), (3,), (8, 3), (8,), ())
     h, *parameters = [torch.randn(s, dtype=torch.float64).requires_grad_() for s in shapes]

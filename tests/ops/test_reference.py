@@ -1,4 +1,4 @@
-"""The oracle itself: against formulas written out by hand, and its gradients by differences."""
+"""The oracle itself, against formulas written by hand, and its gradients against differences."""
 
 import pytest
 import torch

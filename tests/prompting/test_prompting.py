@@ -1,4 +1,4 @@
-"""Prompts and answers: token for token what the processor's own chat template gives."""
+"""Prompts and answers: token for token those of the processor's own chat template."""
 
 import warnings
 from dataclasses import replace
@@ -150,7 +150,7 @@ def test_an_answer_that_holds_a_special_token_is_refused(prompter, cases):
 
 
 def test_special_tokens_in_texts_are_refused_wherever_they_are(any_backbone, prompter, cases):
-    """As ids, they would be images and ends of turns; what only looks like one is text."""
+    """As ids, they would be images and ends of turns; other text in angle brackets stays text."""
     tokenizer = any_backbone.tokenizer
     marks = {tokenizer.convert_ids_to_tokens(prompter.end_token_id), *tokenizer.all_special_tokens}
     marks = {mark for mark in marks if mark != tokenizer.unk_token}
@@ -159,7 +159,7 @@ def test_special_tokens_in_texts_are_refused_wherever_they_are(any_backbone, pro
     assert marks
     for mark in sorted(marks):
         text = f"Cough {mark} since May."
-        with pytest.raises(DiveError, match=r"the prompt holds the special token .*wants plain"):
+        with pytest.raises(DiveError, match=r"the prompt holds the special token .*want plain"):
             Prompter(any_backbone, prompt=text)
         for study, shown, what in [
             (replace(cases[0], indication=text), [], "study-00.*: the indication"),
@@ -189,7 +189,7 @@ def test_absent_reports_and_slow_tokenizers_are_refused(tiny_llama, studies):
         is_fast = False
 
     backbone.processor.__class__ = Slow
-    with pytest.raises(DiveError, match="Slow gives no character offsets"):
+    with pytest.raises(DiveError, match="Slow returns no character offsets"):
         prompter.response(study)
 
 
@@ -341,7 +341,7 @@ def test_an_image_budget_scales_qwens_images_down(tiny_qwen):
     backbone = dive.load_backbone(tiny_qwen)
     film = Image.new("RGB", (280, 140), 90)
     whole = {"shortest_edge": 4 * 28 * 28, "longest_edge": 1280 * 28 * 28}
-    backbone.processor.image_processor.size = whole  # the size that is shipped
+    backbone.processor.image_processor.size = whole  # the default size
     assert tokens_of(Prompter(backbone, max_image_tokens=None), film) == 50
     assert tokens_of(Prompter(backbone), film) == 50  # within the default of 576
     for budget in (32, 18, 8, 4, 1):
@@ -373,7 +373,7 @@ def test_tiling_is_off_under_a_budget_and_fixed_sizes_are_left(tiny_gemma):
 
 def test_what_a_study_lacks_or_has_too_much(tiny_llava, tiny_llama, studies, tmp_path):
     prompter = Prompter(dive.load_backbone(tiny_llava))
-    with pytest.raises(DiveError, match="study-00.*: has no image; the backbone wants one or more"):
+    with pytest.raises(DiveError, match="study-00.*: has no image, want one or more"):
         prompter.encode(replace(studies[0], images=()))
     with pytest.raises(DiveError, match=r"study-01.*: the indication holds the special .*<image>"):
         prompter.encode(replace(studies[1], indication="An <image> of what?"))
@@ -420,7 +420,7 @@ def test_models_without_a_chat_template(any_backbone, cases):
     assert bos is None or (ids[0] == bos and ids.count(bos) == 1)
     assert ids.count(end) == 1 and prompter.end_token_id == end
     shown = prompter.response(cases[2]).ids
-    # the demonstration's answer stands in the prompt as the answer is taught, end token included
+    # the demonstration's answer is in the prompt as an answer is taught, end token included
     assert any(ids[at : at + len(shown)] == shown for at in range(len(ids)))
 
 
@@ -458,7 +458,7 @@ def test_tokens_that_the_embedding_has_no_row_for(tiny_llava, studies):
 
 
 def test_a_padding_token_without_a_row_is_not_used(tiny_llava, studies):
-    """It is masked: another token does as well, and no model has to be resized for it."""
+    """It is masked: any token will do, and no model has to be resized for it."""
     backbone = dive.load_backbone(tiny_llava)
     wanted = [one.token_ids for one in dive.generate(backbone, studies[:3], max_new_tokens=4)]
     rows = backbone.model.get_input_embeddings().num_embeddings

@@ -1,4 +1,4 @@
-"""Templates that print the date, or draw lots: one prompt from training to the last report."""
+"""Templates with the date or random choices: one prompt from training to the last report."""
 
 import json
 import random
@@ -96,7 +96,7 @@ def test_a_prompter_keeps_its_day(tiny_llava, studies, clock, source):
     said = difference(first.metadata(), second.metadata())
     assert said.startswith("its date, 2024-07-26 (now 2024-07-27); what it renders: ")
     assert "26 Jul 2024" in said and "27 Jul 2024" in said
-    with pytest.raises(DiveError, match="template_date is 'today'; wants a date as 2024-07-26"):
+    with pytest.raises(DiveError, match="template_date is 'today', want a date as 2024-07-26"):
         Prompter(backbone, template=source, template_date="today")
     plain = Prompter(backbone, template_date="2024-07-26")
     assert plain.template_date is None
@@ -172,7 +172,7 @@ def test_a_training_over_midnight_is_the_same_bit_for_bit(
     assert not equal(whole, dive.distill(backbone, studies, config=config))  # the date does matter
     assert equal(whole, dive.distill(backbone, studies, config=config, template_date="2024-07-26"))
 
-    # and every later report is asked for as in training
+    # and every later report has the prompt of the training
     resumed.save_pretrained(tmp_path / "adapter")
     loaded = dive.SteeringAdapter.from_pretrained(tmp_path / "adapter")
     clock(2025, 1, 1)
@@ -265,7 +265,7 @@ def stopped_at(monkeypatch, count, *command):
 
 
 def resumed(out, clock, monkeypatch, command):
-    """The reports of a run that was stopped after two on one day and goes on on another."""
+    """The reports of a run that was stopped after two and continues on another day."""
     out.unlink()
     clock(2024, 7, 26)
     stopped_at(monkeypatch, 2, *command)
@@ -295,7 +295,7 @@ def test_an_interrupted_run_of_reports_keeps_its_day(
 def test_the_day_is_kept_beside_an_adapter_too(
     of, tiny_llava, dated, studies, studies_folder, tmp_path, clock, monkeypatch
 ):
-    """The day of the first half is the whole run's, whoever did not say which one it is."""
+    """The day of the first half is that of the whole run where no date is passed."""
     trained = tiny_llava if of == "an adapter without a date" else dated
     adapter = dive.distill(dive.load_backbone(trained), studies, config=bare(steps=1))
     if of == "an old adapter":

@@ -1,4 +1,4 @@
-"""What is read off a chat template: content form, placeholder, end of turn, refusals."""
+"""Properties found in a chat template: content form, placeholder, end of turn, refusals."""
 
 import json
 import warnings
@@ -34,7 +34,7 @@ def test_own_templates_are_read(any_backbone):
     if images:
         assert text.count(template.placeholder) == 2
         assert text.index(template.placeholder) < text.index("What is it?")
-    # what transformers makes of the same conversation
+    # the same conversation by transformers
     messages = [
         user_turn("What is it?", images),
         assistant_turn("Fine."),
@@ -66,7 +66,7 @@ def test_the_token_that_closes_a_turn(any_backbone):
 
 
 def test_the_end_falls_back_to_generation_config_and_then_the_tokenizer(tiny_llava):
-    backbone = dive.load_backbone(tiny_llava)  # its template writes nothing behind an answer
+    backbone = dive.load_backbone(tiny_llava)  # its template writes nothing after an answer
     template = template_of(backbone)
     assert template.close([7, 9]) == 7
     assert template.close([]) == backbone.tokenizer.eos_token_id
@@ -161,7 +161,7 @@ def test_a_template_from_a_file(tiny_llama, tmp_path):
             "renders no conversation.*TemplateSyntaxError",
         ),
         ("{{ raise_exception('only for dogs') }}", "renders no conversation.*only for dogs"),
-        # the image is swallowed
+        # the image is lost
         ("{% for m in messages %}{{ m['content'][-1]['text'] }}{% endfor %}", "it renders 'Qqzx"),
     ],
 )

@@ -111,7 +111,7 @@ def test_lower_case_by_default() -> None:
     [
         ([], "no mapping `entities`"),
         ({"entities": {"1": 3}}, "entity 0 is not a mapping"),
-        ({"entities": {"1": {"tokens": "a"}}}, "`label` must be a text"),
+        ({"entities": {"1": {"tokens": "a"}}}, "`label` is a NoneType, want a text"),
         ({"entities": {"1": {"tokens": "a", "label": "b", "relations": [["x"]]}}}, "a relation is"),
         (
             {"entities": {"1": {"tokens": "a", "label": "b", "relations": [["modify", "7"]]}}},
@@ -125,9 +125,9 @@ def test_malformed_annotation(annotation: Any, message: str) -> None:
 
 
 def test_unknown_level_and_model_type() -> None:
-    with pytest.raises(DiveError, match="not one of simple, partial, complete"):
+    with pytest.raises(DiveError, match="level is 'all', want one of simple, partial, complete"):
         radgraph_f1(ANNOTATIONS[0], ANNOTATIONS[0], "all")
-    with pytest.raises(DiveError, match="'xl' is not one of radgraph, radgraph-xl"):
+    with pytest.raises(DiveError, match="'xl', want one of radgraph, radgraph-xl"):
         RadGraph("xl")
 
 
@@ -167,7 +167,7 @@ def test_annotations_from_a_file(tmp_path: Path, form: str) -> None:
 
 
 def _lowered(path: Path) -> Path:
-    """The file asked for has "Small Effusion"; the prediction says "Small effusion"."""
+    """The file has "Small Effusion", the prediction "Small effusion"."""
     path.write_text(path.read_text().replace("Small Effusion", "Small effusion"))
     return path
 
@@ -229,7 +229,7 @@ def test_the_files_of_chexpert_plus(tmp_path: Path) -> None:
         RadGraphFile(path).annotate(["Small right effusion."])
 
 
-# ---- the model in its own process: a script in the place of radgraph
+# ---- the model in its own process: a script in place of radgraph
 
 _FAKE_WORKER = """
 import json, sys
@@ -254,7 +254,7 @@ for i, text in enumerate(request["texts"]):
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that lists the texts the fake model was run on; a folder of fake weights beside it."""
+    """A file that lists the texts the fake model was run on; and a folder of fake weights."""
     calls = tmp_path / "calls"
     calls.touch()
     worker = tmp_path / "worker.py"

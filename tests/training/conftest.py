@@ -1,4 +1,4 @@
-"""A backbone, and trainings whose steps are noted, for the tests of training."""
+"""A backbone, and trainings that record their steps, for the tests of training."""
 
 import pytest
 from trainings import Recorder

@@ -1,4 +1,4 @@
-"""What distill and generate take: paths, rows, dicts; and the modes that they are called in."""
+"""The arguments of distill and generate (paths, records, dicts), and the caller's modes."""
 
 import json
 import random
@@ -29,7 +29,7 @@ def llava(tiny_llava):
 
 @pytest.fixture(scope="module")
 def learnt(llava, studies):
-    """What a training learns from `studies`."""
+    """The adapter of a training on `studies`."""
     return dive.distill(llava, studies, config=dive.DistillConfig(**SMALL))
 
 
@@ -81,11 +81,11 @@ def test_a_bad_line_is_skipped_where_that_is_asked_for(llava, file):
         ([], "there is no study to learn from"),
         (iter([]), "there is no study to learn from"),
         ("train.jsonl", "there is no file train.jsonl"),
-        (Path("folder/train"), "studies is 'folder/train'; wants a list of studies, or a file"),
+        (Path("folder/train"), "studies is 'folder/train', want a list of studies, or a file"),
         ("mimic-cxr:/no/such/root", "/no/such/root"),
-        (["a.png"], "studies holds a str; wants studies, and item 0 is none"),
-        (3, "studies is 3; wants a list of studies"),
-        (None, "studies is None; wants a list of studies"),
+        (["a.png"], "studies has a str as item 0, want studies"),
+        (3, "studies is 3, want a list of studies"),
+        (None, "studies is None, want a list of studies"),
     ],
 )
 def test_what_are_no_studies(llava, given, message):
@@ -94,7 +94,7 @@ def test_what_are_no_studies(llava, given, message):
 
 
 def test_studies_mixed_with_something_else(llava, studies):
-    with pytest.raises(DiveError, match="studies holds a dict; wants studies, and item 1 is none"):
+    with pytest.raises(DiveError, match="studies has a dict as item 1, want studies"):
         dive.distill(llava, [studies[0], {"id": "x"}], config=SMALL)
 
 
@@ -118,8 +118,8 @@ def test_demonstrations_and_validation_in_every_form(form, llava, studies, file)
     ("given", "message"),
     [
         (-1, "demonstrations is -1, want 1 or more"),
-        (True, "demonstrations is True; wants a whole number or"),
-        ("4", "demonstrations is '4'; wants a whole number or"),
+        (True, "demonstrations is True, want a whole number or"),
+        ("4", "demonstrations is '4', want a whole number or"),
         ("gone.jsonl", "there is no file gone.jsonl"),
     ],
 )
@@ -161,7 +161,7 @@ def test_a_backbone_by_its_path(tiny_llava, llava, learnt, studies):
     for path in (tiny_llava, str(tiny_llava)):
         got = dive.generate(path, studies[0], max_new_tokens=4)
         assert got[0].token_ids == dive.generate(llava, studies[0], max_new_tokens=4)[0].token_ids
-    with pytest.raises(DiveError, match="a backbone's folder is wanted, and there is none"):
+    with pytest.raises(DiveError, match="is no folder, want that of a backbone"):
         dive.generate("./gone", studies[0])
 
 
@@ -199,7 +199,7 @@ def test_generate_takes_files_of_studies_and_rows(form, llava, studies, file):
     assert [r.token_ids for r in got] == [r.token_ids for r in wanted]
 
 
-# where things are written
+# paths of outputs
 
 
 def test_an_adapter_is_saved_into_folders_only(llava, tmp_path):
@@ -207,7 +207,7 @@ def test_an_adapter_is_saved_into_folders_only(llava, tmp_path):
     taken = tmp_path / "file"
     taken.write_text("mine")
     for place, message in [
-        (taken, "file is a file; wants a folder"),
+        (taken, "file is a file, want a folder"),
         (taken / "under", "cannot write into .*under: .*file is a file"),
         (tmp_path / ("x" * 300), r"folder is '/.* \(\d+ letters\), too long for a file's name"),
     ]:
@@ -324,12 +324,12 @@ def test_what_runs_between_two_reports_is_in_the_callers_mode(tiny_llava, studie
 
 
 WRONG = {
-    "processor": ("folder", "processor is 'folder'; wants a processor or tokenizer"),
+    "processor": ("folder", "processor is 'folder', want a processor or tokenizer"),
     "prompt": (3, "prompt is 3, want a string"),
     "max_image_tokens": ("x", "max_image_tokens is 'x', want a whole number from 1 on"),
     "template": (3, "template is 3, want the name of a file"),
     "output_dir": (3, "output_dir is 3, want the name of a file or folder"),
-    "skipped": ([], r"skipped is \[\]; wants a dive.data.Skipped"),
+    "skipped": ([], r"skipped is \[\], want a dive.data.Skipped"),
 }
 
 
@@ -357,7 +357,7 @@ def test_settings_of_another_kind_are_one_error(settings, said):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        # max_new_tokens=None is as not given
+        # max_new_tokens=None is the default
         *(("max_new_tokens", value) for value in (2.5, "4", True, 0)),
         *(("batch_size", value) for value in (2.5, "4", None, True, 0)),
     ],
@@ -388,7 +388,7 @@ def test_arguments_of_the_other_calls(tiny_llava):
         (lambda: [*session.stream([3])], "request 0 is 3, want a dive.decode.continuous.Request"),
         (lambda: dive.SteeringAdapter(None, backbone), "config is None, want a SteeringConfig"),
         (lambda: dive.load_backbone(tiny_llava, device=3.5), "device is 3.5, want auto, cpu"),
-        (lambda: dive.data.open_studies("s.jsonl", columns=3), "columns is 3; wants a dict"),
+        (lambda: dive.data.open_studies("s.jsonl", columns=3), "columns is 3, want a dict"),
         (lambda: dive.data.open_studies("s.jsonl", images=""), "images is empty, want the name"),
     ]:
         with pytest.raises(DiveError, match=said):
@@ -396,7 +396,7 @@ def test_arguments_of_the_other_calls(tiny_llava):
 
 
 def test_names_of_another_kind_and_empty_ones(tiny_llava, studies, tmp_path, monkeypatch):
-    """An empty name is the current folder to pathlib, and a variable that is not set to a shell."""
+    """To pathlib an empty name is the current folder; a shell passes it for an unset variable."""
     monkeypatch.chdir(tmp_path)
     backbone = dive.load_backbone(tiny_llava)
     adapter = dive.SteeringAdapter(dive.SteeringConfig(rank=2), backbone)

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or has no name, at whatever instant a training is ended."""
+"""A checkpoint is complete or has no name, at whatever instant a training is killed."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def llava(tiny_llava):
 
 @pytest.fixture(scope="module")
 def done(llava, studies, tmp_path_factory):
-    """A training that nobody disturbed: its adapter, and its folder with checkpoints 6 and 7."""
+    """An undisturbed training: its adapter, and its folder with checkpoints 6 and 7."""
     folder = tmp_path_factory.mktemp("done")
     adapter = dive.distill(llava, studies, config=CONFIG, output_dir=folder)
     return adapter, folder
@@ -52,12 +52,12 @@ def test_the_last_two_stay_and_nothing_else(done):
     assert {*listed} == {path.name for path in (folder / "checkpoint-7").iterdir()} - {"whole.json"}
     assert {"trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth",
             "adapter.safetensors", "adapter_config.json", "left_out.json"} <= {*listed}  # fmt: skip
-    # a checkpoint closes its interval of the log
+    # a checkpoint ends its interval of the log
     assert [step for step, _ in losses(folder)] == [2, 3, 4, 6, 7]
 
 
 def stop_at(call, number):
-    """`call`, which the second time it comes to `number` does half of its work and is killed."""
+    """A `call` that does half of its work and is killed when it comes to `number` again."""
     count = iter(range(1, 1000))
 
     def stopped(*args, **more):
@@ -72,9 +72,9 @@ def stop_at(call, number):
     return stopped
 
 
-# where a training is ended: what, and the how-manieth time it is done
+# where a training is killed: the function, and the number of the call
 PLACES = {
-    "optimizer": (torch, "save", 7),  # three files a checkpoint: the first of step 6
+    "optimizer": (torch, "save", 7),  # three files per checkpoint: the first of step 6
     "scheduler": (torch, "save", 8),
     "random state": (torch, "save", 9),
     "trainer state": (TrainerState, "save_to_json", 3),
@@ -141,7 +141,7 @@ def test_where_none_is_whole_the_training_starts_anew(llava, studies, done, tmp_
     assert "checkpoint-7 is not whole (optimizer.pt is missing)" in caplog.text
     assert "checkpoint-6 is not whole (whole.json is missing)" in caplog.text
     assert "has no checkpoint to resume; the training starts anew" in caplog.text
-    assert losses(folder) == losses(done[1])  # nothing of the earlier one's log
+    assert losses(folder) == losses(done[1])  # without the log of the earlier one
     assert names(folder) == ["checkpoint-7", "checkpoint-6"]
 
 
@@ -155,7 +155,7 @@ def test_a_training_that_had_ended_is_resumed_to_the_same_log(llava, studies, do
     folder = copy_of(done, tmp_path)
     resumed = dive.distill(llava, studies, config=CONFIG, output_dir=folder, resume=True)
     assert equal(done[0], resumed)
-    assert names(folder) == ["checkpoint-7", "checkpoint-6"]  # no step more
+    assert names(folder) == ["checkpoint-7", "checkpoint-6"]  # no further step
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert sum("train_runtime" in row for row in rows) == 1
     assert losses(folder) == losses(done[1])

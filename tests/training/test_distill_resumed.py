@@ -1,4 +1,4 @@
-"""A training goes on only as itself; one that had ended is cleared away, and its adapter kept."""
+"""A training is resumed only as itself; the checkpoints of a finished one are removed."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ from dive.training.fingerprint import FINGERPRINT_FILE
 
 @pytest.fixture(scope="module")
 def done(tiny_llava, tmp_path_factory):
-    """Folders of a model and of studies, and a training that ended."""
+    """A folder with a model and studies, and the adapter of a finished training."""
     folder = tmp_path_factory.mktemp("done")
     shutil.copytree(tiny_llava, folder / "model")
     save_studies(folder)
@@ -67,7 +67,9 @@ def test_a_damaged_description_is_one_short_line(value, done, tmp_path):
             continue
         if name.startswith("template_") and name != "template_hash":  # its hash is what counts
             continue
-        if name == "films" and isinstance(value, dict):  # of other studies, told of elsewhere
+        if name == "films" and isinstance(
+            value, dict
+        ):  # of other studies, which are reported elsewhere
             continue
         with pytest.raises(
             DiveError, match=r"run: the unfinished training had .*; it cannot go"
@@ -147,7 +149,7 @@ def test_the_digest_of_weights_is_of_every_bit_and_nothing_else(tiny_llava):
             flat[-1] = kept
         weight = model.get_input_embeddings().weight
         swapped = weight[[1, 0]].clone()
-        weight[:2] = swapped  # the same numbers at other places
+        weight[:2] = swapped  # the same numbers at other indices
         found.add(weights_digest(model))
     assert len(found) == 2 + sum(1 for _ in model.parameters())
     assert weights_digest(model.bfloat16()) not in found
@@ -208,11 +210,11 @@ def test_hidden_files_of_a_desktop_harm_nothing(done, tmp_path):
 
 
 class Stop(BaseException):
-    """In place of a kill: nothing catches it."""
+    """Stands for a kill: nothing catches it."""
 
 
 def stopped_at(number, call):
-    """`call`, which is not made the `number`th time, as if the process had been killed there."""
+    """A `call` that raises Stop at its `number`th use, as if the process had been killed there."""
     count = iter(range(1, 10_000))
 
     def stops(*args, **more):
@@ -232,7 +234,7 @@ PLACES = [
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("owner, name, number", PLACES)
 def test_ended_in_the_last_moment(owner, name, number, old, done, tmp_path, monkeypatch, capsys):
-    """Between the last step and the last removal: the adapter is there, or can be made again."""
+    """Between the last step and the last removal the adapter exists or can be made again."""
     folder, adapter = done
     out = tmp_path / "out"
     if old:
@@ -300,7 +302,7 @@ def test_an_unfinished_training_beside_an_older_adapter_is_none(done, tmp_path):
     assert not is_the_end_of(out / "checkpoints", out / "adapter.safetensors")
     assert not finished.clear_finished(out)
     assert names(out / "checkpoints") == ["checkpoint-6"]
-    # begun, and ended before or in its first checkpoint
+    # a training that was killed before or in its first checkpoint
     shutil.rmtree(out / "checkpoints" / "checkpoint-6")
     (out / "checkpoints" / ".unfinished").mkdir()
     assert not finished.clear_finished(out)
@@ -333,7 +335,7 @@ def test_files_of_two_adapters_are_never_mixed(tmp_path, monkeypatch):
         assert there in (old, new) or "b" not in there
         write(new)
         assert {one.name: one.read_bytes() for one in folder.iterdir()} == new
-    assert there == new  # of so many calls it needs none more
+    assert there == new  # it makes fewer calls than that
 
 
 def test_what_a_kill_left_of_a_save_is_removed(tmp_path):

@@ -41,7 +41,7 @@ def test_every_family_learns(folder, request, studies, recorder):
     assert adapter.metadata["distillation"]["config"]["preset"] == "dive"
     assert adapter.metadata["distillation"]["steps"] == 12
     json.dumps(adapter.metadata)
-    # and it writes: the prompt it was trained with is the default
+    # its own prompt is the default of generate
     report = dive.generate(backbone, studies[0], adapter=adapter, max_new_tokens=4)[0]
     assert report.num_tokens >= 1
 
@@ -87,7 +87,7 @@ def test_each_term_alone_goes_down(terms, llava, studies, recorder):
 
 
 def test_the_loss_is_that_of_plain_pytorch(llava, studies, recorder):
-    """First step, fresh adapter: the bare model's own cross entropy, weighted and normalised."""
+    """The loss of the first step is the bare model's cross entropy, weighted and normalised."""
     config = bare(batch_size=6, steps=1)
     dive.distill(llava, studies, config=config)
     prompter = recorder[0]._examples.prompter
@@ -219,7 +219,7 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(preset, llava, studies, tmp_
 
 
 def test_what_does_not_reach_the_adapter_may_change_on_the_way(llava, studies, tmp_path, killed):
-    """Another interval of logging holds at once, and the adapter is the same bit for bit."""
+    """Another interval of logging applies at once, and the adapter is the same bit for bit."""
     config = killed(preset="dive-ce")
     whole = dive.distill(llava, studies, config=config)
     watched = replace(
@@ -231,7 +231,7 @@ def test_what_does_not_reach_the_adapter_may_change_on_the_way(llava, studies, t
     )
     assert equal(whole, resumed)
     logs = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    # 1 to 4 before; 7 is the end, whose checkpoint closes an interval
+    # 1 to 4 before; 7 is the end, whose checkpoint ends an interval
     assert [line["step"] for line in logs if "loss" in line] == [1, 2, 3, 4, 6, 7]
     assert [line["step"] for line in logs if "eval_loss" in line] == [6, 7]  # 7: the end
 
@@ -253,7 +253,7 @@ def test_another_training_is_refused_before_the_studies_are_read(
     with pytest.raises(DiveError, match="had other studies to learn from"):
         dive.distill(llava, studies[1:], config=config, **again)
     monkeypatch.undo()
-    # with studies left out, which ones those are is known only when all were read
+    # which studies are skipped is known only when all were read
     with pytest.raises(DiveError, match="had other studies to learn from"):
         dive.distill(llava, studies[1:], config=config, on_error="skip", **again)
 
@@ -317,7 +317,7 @@ def test_a_loss_that_is_not_finite_names_the_study(tiny_llava, studies):
         output[rows] = float("nan")
         return output
 
-    # a word that this report alone holds
+    # a word that only this report contains
     ids = {s.id: set(Prompter(backbone).response(s).ids) for s in studies}
     others = set().union(*(v for k, v in ids.items() if k != bad.id))
     marker = next(iter(sorted(ids[bad.id] - others)), token)
@@ -332,7 +332,7 @@ def test_a_loss_that_is_not_finite_names_the_study(tiny_llava, studies):
 
 
 class Spoilt(Recorder):
-    """A value of the first batch is bad; nobody looks before the trainer logs or saves."""
+    """A value of the first batch is bad, and is found when the trainer logs or saves."""
 
     name, row, value, at_once = "targets", 2, 10**6, False
 
@@ -359,7 +359,7 @@ class Spoilt(Recorder):
 def test_a_bad_value_is_told_at_the_next_line_of_log(
     name, value, message, llava, studies, recorder, monkeypatch
 ):
-    """As on a GPU, where nothing is asked of the device in between."""
+    """As on a GPU, where the device is not read in between."""
     monkeypatch.setattr(Spoilt, "name", name)
     monkeypatch.setattr(Spoilt, "value", value)
     monkeypatch.setattr(loop, "DistillTrainer", Spoilt)
@@ -389,10 +389,10 @@ def test_demonstrations_without_a_teacher_are_an_error(llava, studies):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("four", "demonstrations is 'four'; wants a whole number or a list of studies"),
-        (2.5, "demonstrations is 2.5; wants a whole number or"),
-        (True, "demonstrations is True; wants a whole number or"),
-        (["film.png"], "demonstrations holds a str; wants studies"),
+        ("four", "demonstrations is 'four', want a whole number or a list of studies"),
+        (2.5, "demonstrations is 2.5, want a whole number or"),
+        (True, "demonstrations is True, want a whole number or"),
+        (["film.png"], "demonstrations has a str as item 0, want studies"),
         (0, "demonstrations is 0, want 1 or more"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Image features on disk: a second training runs no vision tower, and nothing stale is found."""
+"""Image features on disk: a second training runs no vision tower, and no stale entry is found."""
 
 import json
 import logging
@@ -34,7 +34,7 @@ def llava(tiny_llava):
 
 
 def train(backbone, studies, shots, folder, tmp, **more):
-    """(adapter's tensors, losses step by step, runs of the tower)."""
+    """The adapter's tensors, the losses of the steps, and the runs of the tower."""
     with Tower(backbone) as tower:
         adapter = dive.distill(
             backbone,
@@ -49,15 +49,15 @@ def train(backbone, studies, shots, folder, tmp, **more):
 
 
 def test_a_second_training_never_runs_the_tower(seeing, studies, tmp_path):
-    """Same adapter and same losses, bit for bit, whatever the family and with a teacher."""
+    """Adapter and losses are the same bit for bit in every family, with a teacher."""
     name, backbone = seeing
-    shots = None if name == "LLaVA-OneVision" else 1  # it looks at several images otherwise
+    shots = None if name == "LLaVA-OneVision" else 1  # it encodes several images differently
     more = {"preset": "dive-ce"} if shots is None else {}
     first, losses, runs = train(
         backbone, studies[:3], shots, tmp_path / "c", tmp_path / "1", **more
     )
     again, same, none = train(backbone, studies[:3], shots, tmp_path / "c", tmp_path / "2", **more)
-    assert runs == 1 + 1 + 3 and none == 0  # the proof takes two
+    assert runs == 1 + 1 + 3 and none == 0  # the verification takes two
     assert len(losses) == 6 and losses == same
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert len(list((tmp_path / "c").glob("*/*/*.safetensors"))) == 3
@@ -81,7 +81,7 @@ def folders(backbone, root, **more):
 
 
 def test_other_settings_have_another_folder(llava, tiny_llava, tiny_qwen, tmp_path):
-    """The same files, an unrelated head and the text's layers do not matter; all else does."""
+    """Copies of files, the head and the text's layers do not matter; everything else does."""
     own = folders(llava, tmp_path)
     copied = tmp_path / "moved"
     shutil.copytree(tiny_llava, copied)
@@ -143,7 +143,7 @@ def test_demonstrations_in_memory_are_kept(llava, studies):
     shown = [replace(study, id=f"shown {study.id}", patient=None) for study in studies[4:6]]
     with Tower(llava) as tower:
         dive.distill(llava, studies[:2], shown, settings(cache_images=True), progress=False)
-    assert tower.runs == 2 + 1 + 2  # two studies, one more for the proof, two demonstrations
+    assert tower.runs == 2 + 1 + 2  # two studies, one more for the verification, two demonstrations
 
 
 def test_damaged_entries_are_made_anew_and_said(llava, studies, tmp_path, caplog):

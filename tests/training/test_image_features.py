@@ -1,4 +1,4 @@
-"""Image features that are kept: the same training, and a vision tower that runs once a study."""
+"""Cached image features: the same training, and a vision tower that runs once per study."""
 
 import logging
 from dataclasses import replace
@@ -28,7 +28,7 @@ def distilled(backbone, studies, shots, **more):
 
 
 def test_cached_images_train_the_same_adapter(seeing, studies):
-    """Bit for bit, study by study, over three epochs."""
+    """The training is the same bit for bit over three epochs."""
     _, backbone = seeing
     more = {"preset": "dive-ce", "batch_size": 1}
     plain, runs = distilled(backbone, studies[:3], None, **more)
@@ -36,17 +36,17 @@ def test_cached_images_train_the_same_adapter(seeing, studies):
     assert all(torch.equal(plain[name], kept[name]) for name in plain)
     assert max(plain[name].abs().max() for name in plain if name.endswith(".up")) > 1e-3
     assert runs == 2 + 9
-    assert fewer == 3 + 1  # one a study, and one for the proof on the first
+    assert fewer == 3 + 1  # one per study, and one for the verification on the first
 
 
 def test_cached_images_serve_teacher_and_batches(seeing, studies):
-    """How many images a tower sees at once moves its last bit in some families, no more."""
+    """In some families the number of images per forward changes the tower's last bit, no more."""
     name, backbone = seeing
     plain, runs = distilled(backbone, studies[:4], 1)
     kept, fewer = distilled(backbone, studies[:4], 1, cache_images=True)
     assert max((plain[key] - kept[key]).abs().max().item() for key in plain) < 1e-6
     assert runs == 2 + 4 + 6
-    # LLaVA-OneVision tiles an image that is alone, and not the teacher's several
+    # LLaVA-OneVision tiles a single image, and not the teacher's several
     assert fewer == 5 + (4 if name == "LLaVA-OneVision" else 0)
 
 
@@ -59,7 +59,7 @@ def llava(tiny_llava):
 
 
 def test_features_follow_their_study(llava, studies):
-    """In another order and beside other studies each prompt keeps its own images."""
+    """In another order and batch each prompt keeps its own images."""
     prompter = Prompter(llava)
     cache = ImageCache(prompter)
     batch = [prompter.encode(study) for study in studies[:3]]  # the third has two images
@@ -77,7 +77,7 @@ def test_features_follow_their_study(llava, studies):
 
 def test_what_does_not_fit_is_computed_every_time(llava, studies, caplog):
     prompter = Prompter(llava)
-    one = 16 * tiny.HIDDEN * 4  # bytes of an image
+    one = 16 * tiny.HIDDEN * 4  # bytes per image
     cache = ImageCache(prompter, capacity=one)
     with Tower(llava) as tower, caplog.at_level(logging.WARNING, "dive"):
         for _ in range(3):
@@ -93,9 +93,11 @@ def test_what_does_not_fit_is_computed_every_time(llava, studies, caplog):
 
 
 def test_a_model_that_is_not_exact_goes_without(llava, studies, caplog, monkeypatch):
-    own = ImageCache._run
+    own = ImageCache._compute
     monkeypatch.setattr(
-        ImageCache, "_run", lambda *a: image_features._map(own(*a), lambda tensor: tensor * 1.001)
+        ImageCache,
+        "_compute",
+        lambda *a: image_features._map(own(*a), lambda tensor: tensor * 1.001),
     )
     with caplog.at_level(logging.WARNING, "dive"):
         assert image_features.image_cache(Prompter(llava), studies[0]) is None
@@ -129,8 +131,8 @@ def test_a_text_model_has_nothing_to_keep(tiny_llama, studies, caplog):
 
 
 def test_what_has_features_is_not_decoded_again(llava, studies, monkeypatch):
-    """Examples with their pixels find no room here; without them they do. Demonstrations are
-    decoded with their query, and not by the one who trains."""
+    """Examples with their pixels exceed the capacity here; without them they fit. Demonstrations
+    are decoded with their query, and not by the process that trains."""
     from dive.training import examples as module
     from dive.training.examples import Examples
 
@@ -147,7 +149,7 @@ def test_what_has_features_is_not_decoded_again(llava, studies, monkeypatch):
         preset="dive-ce", batch_size=2, epochs=3, calibration_studies=1, cache_images=True
     )
     kept = dive.distill(llava, studies[:4], None, config, progress=False).state_dict()
-    assert len(made) <= 4 + 2  # once each; the first for the proof and the calibration, too
+    assert len(made) <= 4 + 2  # once each; the first for verification and calibration, too
     assert max((plain[key] - kept[key]).abs().max().item() for key in plain) < 1e-6
 
     monkeypatch.setattr(

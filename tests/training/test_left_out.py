@@ -1,4 +1,4 @@
-"""Studies that are found unreadable only when they are decoded, in the middle of a training."""
+"""Studies that are found to be unreadable only when they are decoded, during a training."""
 
 import json
 import os
@@ -30,7 +30,7 @@ from dive.training.trainer import DistillTrainer
 
 @pytest.fixture
 def studies(tmp_path):
-    """Eight, of a patient each; the films are noise, so that a file is long."""
+    """Eight studies of one patient each; the films are noise, so that files are long."""
     noise = np.random.default_rng(1)
     (tmp_path / "images").mkdir()
     rows = []
@@ -47,7 +47,7 @@ def studies(tmp_path):
 
 
 def spoil(study, cut=True):
-    """Leave the header of its file and spoil the pixels; what gives the whole file back."""
+    """Keep the header of its file and damage the pixels. Returns a function that restores it."""
     path = study.images[0]
     whole = path.read_bytes()
     half = whole[: len(whole) // 2]
@@ -67,7 +67,7 @@ SKIP = {"on_error": "skip", "progress": False}
 @pytest.mark.parametrize("more", [{"preset": "dive-ce"}, {"preset": "dive", "align_weight": 0.5}])
 @pytest.mark.parametrize(("size", "parts"), [(8, 1), (2, 4), (1, 8)])
 def test_the_gradient_is_that_of_the_rest(more, size, parts, llava, studies, recorder):
-    """Normalisers are over those that are left, however the batch is split; an empty part, too."""
+    """Normalisers are over the studies that are left, however the batch is split."""
     shown = None if more["preset"] == "dive-ce" else [replace(studies[7], id="own", patient="own")]
     settings = {"steps": 1, "max_grad_norm": 0.0, "calibration_studies": 1, **more}
     good = without(studies, "s3", "s4")
@@ -122,7 +122,7 @@ def test_a_step_without_a_study_moves_nothing(llava, studies, monkeypatch, caplo
 
 @pytest.mark.parametrize("more", [{}, {"redraw_demonstrations": True}, {"preset": "dive-ce"}])
 def test_workers_change_nothing(more, llava, studies, recorder):
-    """Bit for bit, over epochs, with a study that fails and demonstrates."""
+    """The same bit for bit over epochs, with a study that fails and is a demonstration."""
     spoil(studies[5])
     found = []
     for workers in (0, 2):
@@ -138,7 +138,7 @@ def test_workers_change_nothing(more, llava, studies, recorder):
 
 
 def test_what_workers_read_is_kept_for_the_next_epochs(llava, studies, monkeypatch):
-    """In the second epoch nothing is read, by no process."""
+    """In the second epoch no process reads a file."""
     real, read = Examples.make, []
 
     def make(self, index, study=None):
@@ -158,7 +158,7 @@ def test_what_workers_read_is_kept_for_the_next_epochs(llava, studies, monkeypat
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_resumed_training_leaves_out_the_same(workers, llava, studies, tmp_path, monkeypatch):
-    """Though its file is whole again: what a study failed for once may be a network's mood."""
+    """A study stays out even if its file is whole again: a network drive may fail for a moment."""
 
     class Killed(DistillTrainer):
         def __init__(self, *args):
@@ -195,7 +195,7 @@ def test_where_nothing_is_skipped_the_training_stops_and_goes_on_once_mended(
     options = {"output_dir": tmp_path / "run", "progress": False}
     given = Demonstrations(studies, 2, seed=config.seed)
     shows = [one for one in studies if studies[6] in given.of(one)]
-    assert shows  # it demonstrates, too
+    assert shows  # it is a demonstration, too
     with pytest.raises(
         DiveError, match=r"studies\.jsonl:7: study 's6': cannot read the image .1 of 1."
     ):
@@ -250,7 +250,7 @@ def test_a_demonstration_that_cannot_be_read_gives_way_to_the_next(llava, studie
     }
     spoil(studies[2])
     hit = 0
-    for known in (False, True):  # found out by itself, or known from before: the same
+    for known in (False, True):  # the same whether it is found now or was known before
         examples, teacher = parts(llava, studies, 3)
         if known:
             examples.failed[2] = "known"
@@ -284,7 +284,7 @@ def test_where_none_is_left_to_draw_fewer_are_shown(llava, studies):
 
 
 def test_a_processor_that_refuses_a_demonstration(tiny_qwen, studies):
-    """Its sides are too unlike for the Qwen line's; the query is none the worse."""
+    """The aspect ratio of a film is too extreme for Qwen's processor; the query stays usable."""
     backbone = dive.load_backbone(tiny_qwen, device="cpu")
     odd = replace(studies[2], images=(Image.new("L", (2000, 5)),))
     pool = [*studies[:2], odd, *studies[3:]]
@@ -443,7 +443,7 @@ def ranks(tiny_llava, studies, tmp_path, **more):
         try:
             code = launched.wait(240)
         except subprocess.TimeoutExpired:
-            launched.terminate()  # it ends the ranks, too
+            launched.terminate()  # this ends the ranks, too
             launched.wait(60)
             pytest.fail(f"ranks wait for each other for ever: {log.read_text()[-2000:]}")
     done = subprocess.CompletedProcess(command, code, stderr=log.read_text())
@@ -466,7 +466,7 @@ def test_ranks_leave_out_the_same(llava, tiny_llava, studies, recorder, tmp_path
 
 
 def test_ranks_wait_for_one_that_has_nothing_left(tiny_llava, studies, tmp_path):
-    """A study each; one of the two, and in one step both, is left out."""
+    """One study per rank; one of the two, and in one step both, are left out."""
     for number in (1, 3, 4, 6):
         spoil(studies[number])
     done, found = ranks(tiny_llava, studies, tmp_path, batch=1, steps=4)
@@ -476,8 +476,9 @@ def test_ranks_wait_for_one_that_has_nothing_left(tiny_llava, studies, tmp_path)
 
 
 def test_ranks_without_a_row_log_with_the_others(llava, tiny_llava, studies, tmp_path, caplog):
-    """A study each and a line of log a step: in two of three steps one rank has none, and its whole
-    share of the validation cannot be read. Every line is that of one process with both studies."""
+    """One study per rank and a line of log per step. In two of three steps one rank has none, and
+    its whole share of the validation cannot be read. Every line is that of one process with both
+    studies."""
     for number in (1, 2, 7):
         spoil(studies[number])
     more = {"logging_steps": 1, "eval_steps": 1, "save_steps": 1}
@@ -495,7 +496,7 @@ def test_ranks_without_a_row_log_with_the_others(llava, tiny_llava, studies, tmp
         for name in ("one", "two")
     )
     compared = 0
-    assert len(one) == len(two) == 7  # training and validation a step, and the end
+    assert len(one) == len(two) == 7  # training and validation per step, and the end
     for wanted, got in zip(one[:6], two[:6], strict=True):
         assert wanted.keys() == got.keys()
         for key in wanted:
@@ -512,7 +513,7 @@ def test_ranks_without_a_row_log_with_the_others(llava, tiny_llava, studies, tmp
 
 
 def test_ranks_that_see_different_studies_stop_at_once(tiny_llava, studies, tmp_path):
-    """One lost its network drive for a moment: they would make different numbers of steps."""
+    """A rank that lost its network drive for a moment would make another number of steps."""
     before = "import os\nif os.environ['RANK'] == '1':\n    studies = studies[:-1]"
     done, found = ranks(tiny_llava, studies, tmp_path, before=before)
     assert done.returncode != 0 and found is None
@@ -522,7 +523,7 @@ def test_ranks_that_see_different_studies_stop_at_once(tiny_llava, studies, tmp_
 def test_what_one_rank_could_not_read_before_the_first_step_is_left_out_by_all(
     tiny_llava, studies, tmp_path
 ):
-    """The calibration reads studies on every rank for itself; on one of them a file is broken."""
+    """Every rank reads studies for the calibration; on one of them a file is broken."""
     before = """
 import os
 from dive.data import Study
@@ -541,7 +542,7 @@ Study.load_images = load_images
 
 
 def test_one_process_waits_for_no_device(llava, studies, monkeypatch):
-    """What is read in every step is on the host: of a meta device nothing could be read."""
+    """No step reads a value from the device: a meta device has none."""
 
     class Far(DistillTrainer):
         def get_batch_samples(self, epoch_iterator, num_batches, device):

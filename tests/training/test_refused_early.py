@@ -31,7 +31,7 @@ def too_late(what):
 
 @pytest.fixture
 def no_image(monkeypatch):
-    """Neither an image nor its header is read."""
+    """Fail where an image or its header is read."""
     monkeypatch.setattr(load, "open_image", too_late("an image was opened"))
 
 
@@ -42,7 +42,7 @@ def no_step(monkeypatch):
 
 @pytest.fixture(scope="module")
 def begun(tiny_llava, tmp_path_factory):
-    """Checkpoints of an unfinished training, of the same studies as `studies_folder` has."""
+    """Checkpoints of an unfinished training on studies like those of `studies_folder`."""
     from tiny import save_studies
 
     folder = tmp_path_factory.mktemp("begun")
@@ -52,7 +52,7 @@ def begun(tiny_llava, tmp_path_factory):
     return folder / "out"
 
 
-# before the studies are read: these are not there, and that is not what is said
+# before the studies are read: these do not exist, and the message is another one
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_what_was_refused_has_changed_nothing_of_an_unfinished_training(llava, s
 
 
 def test_a_fingerprint_of_the_studies_is_taken_once(llava, studies, tmp_path, monkeypatch):
-    """Of 200,000 studies it takes seconds."""
+    """For 200,000 studies it takes seconds."""
     real, seen = fingerprint.films_of, []
     monkeypatch.setattr(fingerprint, "films_of", lambda *given: seen.append(1) or real(*given))
     for count, on_error in enumerate(("fail", "skip"), 1):

@@ -1,4 +1,4 @@
-"""What is known of studies before the first step: sizes by headers, tokens by sizes."""
+"""The survey before the first step: sizes from headers, tokens from sizes."""
 
 import gzip
 import logging
@@ -54,7 +54,7 @@ def test_a_size_is_that_of_the_image_as_it_is_shown(ending, orientation, tmp_pat
 
 
 def _lossless(path, orientation):
-    """The same film by way of a PNG file."""
+    """The same film, written to a PNG file and read."""
     other = path.with_name("lossless.png")
     draw_film(1, (40, 30)).save(other, exif=turned(orientation))
     return Image.open(other)
@@ -167,7 +167,7 @@ def test_tokens_by_sizes_are_those_of_the_real_processor(backbone, budget, monke
     tokens.learn((size, alone) for size in sizes for alone in (True, False))
     each = 2 if tokens.alone_differs else 1
     if type(prompter.processor).__name__ == "SmolVLMProcessor" and budget is None:
-        assert len(asked) == len(sizes)  # it has no rule: once a size
+        assert len(asked) == len(sizes)  # it has no rule: once per size
     else:
         assert len(asked) <= each * image_tokens.ASKED
     for size in sizes:
@@ -181,7 +181,7 @@ def test_tokens_by_sizes_are_those_of_the_real_processor(backbone, budget, monke
 
 
 def test_a_rule_of_sizes_leaves_the_processors_defaults_alone(backbone):
-    """transformers' rules write into the defaults of the class, which every later prompt has."""
+    """transformers' rules write into the defaults of the class, which later prompts share."""
     study = Study("a", (draw_film(1, (300, 120)),))
     wanted = Prompter(backbone, max_image_tokens=None).encode(study)
     small = ImageTokens(Prompter(backbone, max_image_tokens=6))
@@ -217,7 +217,7 @@ def test_a_rule_that_is_wrong_is_not_used(tiny_qwen, monkeypatch, caplog):
     tokens, sizes = ImageTokens(prompter), many_sizes(20)
     with caplog.at_level(logging.INFO, "dive"):
         tokens.learn((size, True) for size in sizes)
-    assert "it is asked about each of 25 sizes" in caplog.text
+    assert "each of 25 sizes is measured" in caplog.text
     assert [tokens.taken(size, True) for size in sizes] == [real(prompter, s, 1)[0] for s in sizes]
 
 
@@ -293,7 +293,7 @@ def test_no_more_processes_than_there_is_work_for(monkeypatch):
     asked = []
 
     class Here:
-        """Runs what it is given in this process, and notes how many there were to be."""
+        """Runs the work in this process, and records the number of processes."""
 
         def __init__(self, count, *_, **__):
             asked.append(count)
@@ -307,7 +307,7 @@ def test_no_more_processes_than_there_is_work_for(monkeypatch):
     monkeypatch.setattr(workers, "ProcessPoolExecutor", Here)
     for items, wish in ((128, 500), (129, 500), (64 * 200, 500), (64 * 200, 5), (127, 500)):
         assert list(workers.spread(lambda n: -n, range(items), wish)) == [-n for n in range(items)]
-    assert asked == [2, 3, 32, 5]  # of fewer than two chunks none is made
+    assert asked == [2, 3, 32, 5]  # for fewer than two chunks none is made
 
 
 def test_a_death_is_told_and_another_error_is_not():
@@ -369,7 +369,7 @@ def test_an_overlong_prompt_is_refused_by_its_size_alone(tiny_qwen, tmp_path, st
 
 
 def test_a_template_whose_turns_run_into_each_other(tiny_qwen, studies):
-    """No mark of its own between turns: lengths do not add up, and are still exact."""
+    """Without a token between turns, lengths do not add up, and are still exact."""
     template = (
         "{% for m in messages %}{% for p in m['content'] %}"
         "{{ '<|vision_start|><|image_pad|><|vision_end|>' if p['type'] == 'image' else p['text'] }}"
@@ -400,7 +400,7 @@ def test_how_many_processes(monkeypatch):
 
 
 def test_a_survey_of_files_and_rows_alike(tiny_llava, studies_folder):
-    """Bytes of a dataset object's row, and images in memory."""
+    """Images as bytes in a dataset object's record, and in memory."""
     backbone = dive.load_backbone(tiny_llava, device="cpu")
     studies = read_studies(studies_folder / "studies.jsonl")
     rows = [

@@ -1,4 +1,4 @@
-"""Demonstrations that are drawn, and the states of the teacher that is shown them."""
+"""Drawn demonstrations, and the hidden states of the teacher that is shown them."""
 
 import time
 from collections import Counter
@@ -63,7 +63,7 @@ def test_no_study_of_the_same_patient_demonstrates(studies):
 
 
 def test_draws_are_even_and_do_not_go_through_the_pool(studies):
-    """By patient and by id alike; 50,000 draws from 50,000 studies in seconds."""
+    """By patient and by id; 50,000 draws from 50,000 studies take seconds."""
     pool = [replace(studies[0], id=f"s{n}", patient=f"p{n // 3}") for n in range(12)]
     counts: Counter[str] = Counter()
     for seed in range(900):
@@ -158,7 +158,7 @@ def test_redrawn_demonstrations_run_the_teacher_in_every_epoch(tiny_llava, studi
 
 @pytest.mark.parametrize("room", [0, 1, 2.5, 6, 100])
 def test_what_does_not_fit_is_computed_again(room, tiny_llava, studies, monkeypatch, caplog):
-    """The budget holds, and states are the same bit for bit."""
+    """The capacity is kept, and states are the same bit for bit."""
     backbone = dive.load_backbone(tiny_llava, device="cpu")
     prompter, examples, _ = look(backbone, studies)
     shown = Demonstrations(studies, 1)
@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_computed_again(room, tiny_llava, studies, monkeypa
             left -= size
             fit.append(index)
     assert known == fit and len(known) == {0: 0, 100: 6, 6: 6}.get(room, len(fit))
-    # with whatever else a view would keep alive
+    # with everything that a view would keep in memory
     held = sum(kept.untyped_storage().nbytes() for kept in teacher._kept.values())
     assert held == sum(sizes[index] for index in known) <= budget
     told = caplog.text.count("the teacher's hidden states of")

@@ -1,1 +1,1 @@
-"""Readers, a file for each dataset as its owners hand it out; `dive.data.open` chooses one."""
+"""Readers, one file per dataset in its original form; `dive.data.open` chooses one."""

@@ -1,4 +1,4 @@
-"""CheXpert Plus as Stanford AIMI hands it out."""
+"""CheXpert Plus as Stanford AIMI distributes it."""
 
 import json
 import logging
@@ -34,14 +34,17 @@ _COLUMNS = (
     "split",
 )
 _INDICATION = ("section_clinical_history", "section_history")
-# The archives unpack to PNG, PNG/PNG or PNGs; the original CheXpert has the same tree in JPEG.
+# The archives unpack to PNG, PNG/PNG or PNGs; the original CheXpert has the same folders in JPEG.
 _FOLDERS = r"(?i:pngs?|dicoms?|images|chexpert.*|png_chexpert.*)"
 _SUFFIXES = (".png", ".jpg", ".dcm")
 _LABELS = ("findings", "impression", "report")
 
 
 class ChexpertPlus(Reader):
-    """Records are images; studies are named "patient42142/study5", in order of their numbers."""
+    """The reader of CheXpert Plus, whose records are images.
+
+    Studies are named "patient42142/study5", in numerical order.
+    """
 
     origin = "chexpert-plus"
     splits: ClassVar[Mapping[str, str] | None] = {
@@ -82,9 +85,9 @@ class ChexpertPlus(Reader):
         ]
         self.summary.note("CheXpert Plus has the splits train and valid, and no test split")
         if options.wanted_split == "test":
-            self.summary.note("`valid` is used as test: choose nothing by it")
+            self.summary.note("`valid` is used as test: do not select models by it")
         if options.reports is not None:
-            self.summary.note("reports= is of no use here: the table holds the reports")
+            self.summary.note("reports= is not used: the table has the reports")
 
     def _find_labels(self, root: Path) -> Path | None:
         wanted = self.options.labels
@@ -92,7 +95,7 @@ class ChexpertPlus(Reader):
             return None
         if wanted not in ("auto", *_LABELS):
             raise DiveError(
-                f"labels is {wanted!r}; wants None, auto, {', '.join(_LABELS)} for CheXpert Plus"
+                f"labels is {wanted!r}, want None, auto, {', '.join(_LABELS)} for CheXpert Plus"
             )
         name = wanted
         if wanted == "auto":
@@ -130,25 +133,23 @@ class ChexpertPlus(Reader):
                 self._bad(
                     number,
                     "path_to_image",
-                    f"is {kind_of(image)}; wants train/patient1/study1/view1_frontal.jpg",
+                    f"is {kind_of(image)}, want train/patient1/study1/view1_frontal.jpg",
                 )
                 continue
             if split not in ("train", "valid"):
-                self._bad(number, "split", f"is {kind_of(split)}; wants train or valid")
+                self._bad(number, "split", f"is {kind_of(split)}, want train or valid")
                 continue
             view = _view(side, position)
             if view is None:
-                self._bad(
-                    number, "frontal_lateral", f"is {kind_of(side)}; wants Frontal or Lateral"
-                )
+                self._bad(number, "frontal_lateral", f"is {kind_of(side)}, want Frontal or Lateral")
                 continue
             name, study = match.group(1), match.group(2)
             if name in seen:
-                self.summary.records["repeated rows of one image"] += 1
+                self.summary.records["repeated records of one image"] += 1
                 continue
             seen.add(name)
             key = (int(match.group(3)), int(match.group(4)))
-            # A study in another split will be counted and no more: its text takes no memory.
+            # A study in another split is only counted, so its text is not kept.
             texts = None
             if wanted in (None, split):
                 given = next(filter(None, reasons), "")
@@ -170,8 +171,12 @@ class ChexpertPlus(Reader):
                 self._bad(number, "split", f"is {split!r}, {study} was {known.split!r} before")
                 continue
             elif known.data != texts:
-                self.summary.note("rows of one study differ in their text; the first row's is used")
-                self.summary.records["whose text differs from that of the study's first row"] += 1
+                self.summary.note(
+                    "records of one study differ in their text; that of the first record is used"
+                )
+                self.summary.records[
+                    "whose text differs from that of the study's first record"
+                ] += 1
             known.images.append(ImageRecord(name, view, number))
         if not studies:
             raise DiveError(f"{path.name}: lists no image")
@@ -181,13 +186,13 @@ class ChexpertPlus(Reader):
         self.skipping.skip_or_raise(
             None, f"{record_location(self._table, number)}, column {column!r}", reason
         )
-        self.summary.records["bad rows"] += 1
+        self.summary.records["bad records"] += 1
 
     @bulk()
     def _read_labels(
         self, path: Path, studies: Mapping[tuple[int, int], Candidate]
     ) -> dict[str, tuple[str, str]]:
-        """study -> (line, its source), the first line of each; understood when it is needed."""
+        """study -> (line, its source), the first line of each study, which is parsed on access."""
         wanted = {candidate.id for candidate in studies.values() if candidate.data is not None}
         found: dict[str, tuple[str, str]] = {}
         try:
@@ -196,7 +201,7 @@ class ChexpertPlus(Reader):
                 match = _STUDY.search(line)
                 if match is None and line.strip():
                     self.skipping.skip_or_raise(
-                        None, line_location(path, number), "has no path_to_image of a study in it"
+                        None, line_location(path, number), "has no path_to_image of a study"
                     )
                 elif match and match.group(1) in wanted and match.group(1) not in found:
                     found[match.group(1)] = (line, line_location(path, number))
@@ -219,9 +224,9 @@ class ChexpertPlus(Reader):
                 raise ValueError("a label is not one of 1, 0, -1, null")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             self.skipping.skip_or_raise(
-                None, source, "is no line with path_to_image and labels 1, 0, -1, null"
+                None, source, "is not an object with path_to_image and labels 1, 0, -1, null"
             )
-            log.info("%s: %s", source, error)  # which may quote the line
+            log.info("%s: %s", source, error)  # the error may quote the line
             return None
         return labels
 
@@ -234,7 +239,7 @@ class ChexpertPlus(Reader):
 
 
 def _view(side: str, position: str) -> str | None:
-    """Frontal films as PA or AP where the table says so; capitals differ between releases."""
+    """The view, PA or AP if the table says so, else FRONTAL or LATERAL; case is ignored."""
     side, position = side.casefold(), position.upper()
     if side == "lateral":
         return "LATERAL"

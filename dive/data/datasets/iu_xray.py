@@ -28,16 +28,16 @@ _REPORTS_OPTIONAL = ("indication", "Problems")
 _PROJECTIONS = ("uid", "filename", "projection")
 _FOLDERS = r"(?i:images|images_normalized|NLMCXR.*|ecgen-radiology|png|pngs)"
 _FILENAME = re.compile(r"[\w.-]+")
-# Of a hundred parts: those of R2Gen's split of the same dataset.
+# Percentages, as in R2Gen's split of the same dataset.
 _TRAIN, _VALIDATION = 70, 10
 
 
 class IuXray(Reader):
-    """Studies are named "CXR1" after their uid, in the order of their numbers.
+    """The reader of IU X-Ray; studies are named "CXR1" after their uid, in numerical order.
 
-    The dataset has no official split and no patients. A study's split hangs on (seed, uid) alone:
-    the first 8 bytes of SHA-256 of "seed/uid", as a share of all values, below 0.7 train, below 0.8
-    validate, else test. Removing studies moves no other.
+    The dataset has no official split and no patients. The split of a study depends on (seed, uid)
+    alone: the first 8 bytes of SHA-256 of "seed/uid", as a share of all values, below 0.7 train,
+    below 0.8 validate, else test. Removing studies changes no other.
     """
 
     origin = "iu-xray"
@@ -47,9 +47,7 @@ class IuXray(Reader):
         wants = "indiana_reports.csv with indiana_projections.csv, or ecgen-radiology/*.xml"
         existing_folder(root, f"the folder of IU X-Ray ({wants})")
         if options.labels not in (None, "auto", "problems"):
-            raise DiveError(
-                f"labels is {options.labels!r}; wants None, auto, problems for IU X-Ray"
-            )
+            raise DiveError(f"labels is {options.labels!r}, want None, auto, problems for IU X-Ray")
         reports = options.reports or root
         tables = [root, reports]
         self._projections = find_table(tables, "indiana_projections")
@@ -62,22 +60,22 @@ class IuXray(Reader):
         else:
             self._xml = _xml_files(existing_folder(reports, "the folder of reports"))
             if not self._xml:
-                raise DiveError(f"{root}: has no reports; wants {wants}")
+                raise DiveError(f"{root}: has no reports, want {wants}")
         if self._projections is not None:
             check_columns(self._projections, _PROJECTIONS)
         elif options.views not in (None, "all"):
             raise DiveError(
-                f"views is {options.views!r}, and the XML files do not say which image is which; "
-                f"put indiana_projections.csv into {root}, or take every image with views='all'"
+                f"views is {options.views!r}, and the XML files do not name the views; "
+                f"put indiana_projections.csv into {root}, or use every image with views='all'"
             )
         else:
             self.default_views, self.default_max_images = "all", None
-            self.summary.note("the XML files name no views: every image of a study is taken")
+            self.summary.note("the XML files name no views: every image of a study is used")
         roots = [root] if options.images is None else [options.images, root]
         folders = unique(
             f for r in roots for f in nested(existing_folder(r, "images"), _FOLDERS, depth=2)
         )
-        # Deepest first: the root is the least likely place of seven thousand images.
+        # Deepest first: seven thousand images are unlikely to be in the root itself.
         folders.sort(key=lambda folder: -len(folder.parts))
         self._images = PathFinder(
             [partial(way, folder) for folder in folders for way in (_plain, _as_kaggle, _as_xml)],
@@ -100,13 +98,13 @@ class IuXray(Reader):
         for number, cells in read_table(path, _REPORTS, skipping, optional=_REPORTS_OPTIONAL):
             uid, findings, impression, indication, problems = cells
             if not uid.isdecimal():
-                self._bad(path, number, "uid", f"is {kind_of(uid)}; wants a whole number")
+                self._bad(path, number, "uid", f"is {kind_of(uid)}, want a whole number")
                 continue
             texts = {"findings": findings, "impression": impression, "indication": indication}
             key = int(uid)
             if key in found:
                 if found[key].data == texts:
-                    self.summary.records["repeated rows of one report"] += 1
+                    self.summary.records["repeated records of one report"] += 1
                 else:
                     self._bad(path, number, "uid", f"{key} comes twice, with different reports")
                 continue
@@ -158,7 +156,7 @@ class IuXray(Reader):
         return Candidate(f"CXR{number}", None, split, images, source, texts)
 
     def _problems(self, names: list[str]) -> dict[str, float] | None:
-        """The human tags ("normal", "Cardiomegaly", ...) as positive labels."""
+        """The manual tags ("normal", "Cardiomegaly", ...) as positive labels."""
         if self.options.labels is None:
             return None
         for name in names:
@@ -174,15 +172,15 @@ class IuXray(Reader):
         seen: set[str] = set()
         for number, (uid, filename, projection) in read_table(path, _PROJECTIONS, self.skipping):
             if not uid.isdecimal():
-                self._bad(path, number, "uid", f"is {kind_of(uid)}; wants a whole number")
+                self._bad(path, number, "uid", f"is {kind_of(uid)}, want a whole number")
                 continue
             if not _FILENAME.fullmatch(filename) or filename.startswith("."):
                 self._bad(
-                    path, number, "filename", f"is {kind_of(filename)}; wants the name of a file"
+                    path, number, "filename", f"is {kind_of(filename)}, want the name of a file"
                 )
                 continue
             if filename in seen:
-                self.summary.records["repeated rows of one image"] += 1
+                self.summary.records["repeated records of one image"] += 1
                 continue
             seen.add(filename)
             if is_placeholder(projection):
@@ -197,7 +195,7 @@ class IuXray(Reader):
         self.skipping.skip_or_raise(
             None, f"{record_location(path, number)}, column {column!r}", reason
         )
-        self.summary.records["bad rows"] += 1
+        self.summary.records["bad records"] += 1
 
     def sections(self, candidate: Candidate) -> Mapping[str, str | None]:
         return candidate.data
@@ -207,7 +205,7 @@ class IuXray(Reader):
 
 
 def hashed_split(seed: int, uid: int) -> str:
-    """train, validate or test of a study of a dataset that has no split of its own."""
+    """The split (train, validate or test) of a study in a dataset without an official one."""
     digest = hashlib.sha256(f"{seed}/{uid}".encode()).digest()
     part = int.from_bytes(digest[:8], "big") * 100 >> 64
     if part < _TRAIN:
@@ -229,13 +227,13 @@ def _parse(path: Path) -> ElementTree.Element:
         with open_file(path) as file:
             data = file.read(MAX_TEXT_BYTES + 1)
     except NoRegularFile as error:
-        raise DiveError(f"{path.name}: is {error.kind}; wants a regular file") from None
+        raise DiveError(f"{path.name}: is {error.kind}, want a regular file") from None
     except OSError as error:
         raise DiveError(f"{path.name}: cannot be read: {error.strerror}") from error
     if len(data) > MAX_TEXT_BYTES:
-        raise DiveError(f"{path.name}: has more than {MAX_TEXT_BYTES:,} bytes; wants one report")
-    if b"<!ENTITY" in data:  # a few of them can unfold to gigabytes, and no report has any
-        raise DiveError(f"{path.name}: declares entities; wants a plain report")
+        raise DiveError(f"{path.name}: has more than {MAX_TEXT_BYTES:,} bytes, want one report")
+    if b"<!ENTITY" in data:  # a few of them can expand to gigabytes, and no report has any
+        raise DiveError(f"{path.name}: declares entities, want a plain report")
     try:
         return ElementTree.fromstring(data)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
@@ -247,7 +245,7 @@ def _plain(folder: Path, name: str) -> Path:
 
 
 def _as_kaggle(folder: Path, name: str) -> Path:
-    """CXR1_1_IM-0001-4001 of the XML files is 1_IM-0001-4001.dcm.png at Kaggle."""
+    """The path in Kaggle's copy: CXR1_1_IM-0001-4001 of the XML files is 1_IM-0001-4001.dcm.png."""
     return folder / f"{re.sub(r'^CXR[0-9]+_', '', name)}.dcm.png"
 
 

@@ -1,8 +1,8 @@
 """Studies from a JSON lines file.
 
-One study a line, `{"id", "images": [paths], "patient"?, "indication"?, "findings"?,
-"impression"?, "split"?}`, with paths relative to the file. Further keys are left alone. A byte
-order mark, Windows line ends and blank lines are taken as they come.
+One study per line, `{"id", "images": [paths], "patient"?, "indication"?, "findings"?,
+"impression"?, "split"?}`, with paths relative to the file. Further keys are ignored. A byte order
+mark, Windows line ends and blank lines are accepted.
 """
 
 import json
@@ -37,18 +37,18 @@ def read_studies(
 ) -> list[Study]:
     """Read studies from a JSON lines file, in the order of the file.
 
-    Image files must exist; they are decoded later, by `Study.load_images`. A text that is "nan",
-    "N/A", "-", "___" or the like is absent (`dive.data.absent`); a warning says how many are.
+    Image files must exist; they are decoded later, by `Study.load_images`. A text such as "nan",
+    "N/A", "-" or "___" is absent (`dive.data.absent`); a warning has the count of these.
 
     Args:
         path: the file; image paths in it are relative to its folder.
         target: "findings", "impression" or "both" if every study must have that text.
-        images: the folder that image paths are relative to, where it is not the file's.
-        on_error: "fail" raises at the first bad line; "skip" goes on and records it in `skipped`.
-        skipped: gets one entry a line that was left out.
+        images: the folder that image paths are relative to, if it is not that of the file.
+        on_error: "fail" raises at the first bad line; "skip" continues and adds it to `skipped`.
+        skipped: receives one entry per line that was left out.
 
     Raises:
-        DiveError: names file and line. Also when no study is left at all.
+        DiveError: a line is bad (names file and line), or no study is left.
     """
     counts: Counter[str] = Counter()
     studies = studies_of(
@@ -69,7 +69,7 @@ def studies_of(
     skipped: Skipped | None,
     placeholders: Counter[str],
 ) -> list[Study]:
-    """`read_studies`, which counts in `placeholders` what it takes as absent."""
+    """`read_studies` that adds absent values to `placeholders` instead of a warning."""
     path = checks.path("studies", path)
     skipped = check_on_error(on_error, skipped)
     if target is not None:
@@ -116,7 +116,9 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         yield from lines_of(path)
     except FileNotFoundError:
-        raise DiveError(f"there is no file {path}; wants studies, one JSON object a line") from None
+        raise DiveError(
+            f"there is no file {path}, want studies, one JSON object per line"
+        ) from None
     except OSError as error:
         raise DiveError(f"cannot read {path}: {error.strerror}") from error
 
@@ -130,22 +132,22 @@ def _parse(raw: bytes, source: str) -> dict:
         ) from None
     try:
         record = json.loads(text, object_pairs_hook=_unique(source))
-        # half a surrogate pair is JSON, but no text that can be tokenised or written
+        # a lone surrogate is JSON, but cannot be tokenised or written
         json.dumps(record, ensure_ascii=False).encode("utf-8")
     except DiveError:
         raise
     except json.JSONDecodeError as error:
         raise DiveError(
-            f"{source}: is not JSON ({error.msg} at column {error.colno}); wants one object a line"
+            f"{source}: is not JSON ({error.msg} at column {error.colno}), want one object per line"
         ) from None
     except UnicodeEncodeError:
-        raise DiveError(f"{source}: holds half a surrogate pair, which is no text") from None
-    except ValueError:  # what Python says of it is advice to its own users
-        raise DiveError(f"{source}: holds a whole number of thousands of digits") from None
+        raise DiveError(f"{source}: has a lone surrogate, which cannot be written") from None
+    except ValueError:  # the message of Python is advice to programmers
+        raise DiveError(f"{source}: has a whole number of thousands of digits") from None
     except RecursionError:
         raise DiveError(f"{source}: is nested too deeply to be a study") from None
     if not isinstance(record, dict):
-        raise DiveError(f"{source}: is {_kind(record)}; wants one JSON object a line")
+        raise DiveError(f"{source}: is {_kind(record)}, want one JSON object per line")
     return record
 
 
@@ -164,16 +166,16 @@ def _unique(source: str) -> Callable[[list[tuple[str, object]]], dict]:
 def _study(name: str, record: dict, folder: Path, source: str) -> Study:
     images = record.get("images")
     if not isinstance(images, list) or not images:
-        got = f"it is {_kind(images)}" if "images" in record else f"the line has {_keys(record)}"
+        got = _kind(images) if "images" in record else f"missing (the line has {_keys(record)})"
         if images == []:
-            got = "the list is empty"
-        raise DiveError(f'{source}: study {name!r}: "images" wants a list of paths; {got}')
+            got = "an empty list"
+        raise DiveError(f'{source}: study {name!r}: "images" is {got}, want a list of paths')
     paths = []
     for number, image in enumerate(images, start=1):
         if not isinstance(image, str) or not image.strip():
-            held = "a blank text" if isinstance(image, str) else _kind(image)
+            held = "a blank string" if isinstance(image, str) else _kind(image)
             raise DiveError(
-                f'{source}: study {name!r}: "images" wants a list of paths; it holds {held}'
+                f'{source}: study {name!r}: "images" has {held} in it, want a list of paths'
             )
         paths.append(folder / os.path.expanduser(image))
         if not os.path.isfile(paths[-1]):
@@ -188,7 +190,7 @@ def _study(name: str, record: dict, folder: Path, source: str) -> Study:
         if key == "patient" and not is_placeholder(value):
             value = _identifier(record, key, source)
         elif not isinstance(value, str) and not is_absent(value):
-            raise DiveError(f"{source}: study {name!r}: {key!r} wants a text, got {_kind(value)}")
+            raise DiveError(f"{source}: study {name!r}: {key!r} is {_kind(value)}, want a string")
         fields[key] = value
     split, origin = record.get("split"), record.get("origin")
     return Study(
@@ -205,13 +207,13 @@ def _study(name: str, record: dict, folder: Path, source: str) -> Study:
 
 
 def _identifier(record: dict, key: str, source: str) -> str | None:
-    """A name; whole numbers are common for it and are taken as their digits."""
+    """An id or a patient; whole numbers are common and become their digits."""
     value = record.get(key)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
-        got = "a blank one" if isinstance(value, str) else _kind(value)
-        raise DiveError(f"{source}: {key!r} wants a text that is not blank, got {got}")
+        got = "blank" if isinstance(value, str) else _kind(value)
+        raise DiveError(f"{source}: {key!r} is {got}, want a string that is not blank")
     return str(value)
 
 
@@ -220,7 +222,7 @@ def _keys(record: dict) -> str:
 
 
 def _kind(value: object) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "a truth value"}
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
     if value is None:
         return "null"
     return kinds.get(type(value), "a number")

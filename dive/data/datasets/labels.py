@@ -22,13 +22,12 @@ _VALUES = {
 
 
 class LabelTable:
-    """Labels by the column `key`, for the keys that are `wanted`; blank ones are left out.
+    """Labels by the column `key`, for the `wanted` keys; blank ones are left out.
 
-    Every column but `key` and those of `also` is a label. Records are kept as text and turned into
-    numbers when they are asked for, so that the first study does not wait for the last one; cells
-    that hold "nan" or the like are blank, and counted in `placeholders`. A
-    damaged file is bad input like any other: with `on_error="skip"` it leaves one entry, and the
-    labels read before the damage.
+    All columns except `key` and those of `also` are labels. Records are kept as text and parsed on
+    access, so that the first study does not wait for the last record. Cells with "nan" or the like
+    are blank, and counted in `placeholders`. A damaged file is bad input like any other: with
+    `on_error="skip"` it adds one entry, and the labels before the damage are kept.
     """
 
     @bulk()
@@ -57,7 +56,7 @@ class LabelTable:
             skipping.skip_or_raise(None, path.name, error)
 
     def get(self, key: str) -> dict[str, float] | None:
-        """The labels of one key, None if it has no record."""
+        """The labels of a key, None if it has no record."""
         found = self._records.pop(key, None)
         if found is None:
             return None
@@ -74,7 +73,7 @@ class LabelTable:
                 self._skipping.skip_or_raise(
                     None,
                     f"{record_location(self._path, number)}, column {name!r}",
-                    f"is {kind_of(cell)}; wants 1.0, 0.0, -1.0 or nothing",
+                    f"is {kind_of(cell)}, want 1.0, 0.0, -1.0 or nothing",
                 )
                 continue
             labels[name] = value

@@ -1,4 +1,4 @@
-"""MIMIC-CXR and MIMIC-CXR-JPG as PhysioNet hands them out."""
+"""MIMIC-CXR and MIMIC-CXR-JPG as PhysioNet distributes them."""
 
 import logging
 import re
@@ -44,7 +44,7 @@ _DICOM = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{8}){4}")
 _RECORD = re.compile(f"{_DICOM.pattern} {_SUBJECT.pattern} {_STUDY.pattern}")
 _BEGINS = re.compile(r"(?i)\b(?:findings?|impression|conclusion)\s*:")
 _SUFFIXES = (".jpg", ".dcm", ".png", ".dcm.gz", ".jpeg")
-# Folders of a download by wget, of several versions side by side, or of both parts in one place.
+# Folders of a download by wget, of several versions, or of both parts together.
 _FOLDERS = r"physionet\.org|files|mimic-cxr.*|\d+\.\d+\.\d+"
 _SPLITS = ("train", "validate", "test")
 _LABELS = {
@@ -55,7 +55,7 @@ _LABELS = {
 
 
 class MimicCxr(Reader):
-    """Studies are named "s50414267", patients "p10000032", in the order of their numbers."""
+    """The reader of MIMIC-CXR; studies are named "s50414267", patients "p10000032", in order."""
 
     origin = "mimic-cxr"
 
@@ -68,13 +68,13 @@ class MimicCxr(Reader):
         if not archives:
             roots.append(reports)
         folders = unique(f for r in roots for f in nested(existing_folder(r, wants), _FOLDERS))
-        # `files` itself was given: the tables lie beside it.
+        # If `files` itself was passed, the tables are next to it.
         folders += [f.parent for f in folders if _is_tree(f) and f.parent not in folders]
         self._tables(folders)
         trees = [folder for folder in folders if _is_tree(folder)]
         if not trees and options.check_files:
             raise DiveError(
-                f"{root}: has no folder files with p10 ... p19 in it; wants {wants}; "
+                f"{root}: has no folder files with p10 ... p19 in it, want {wants}; "
                 "images= and reports= name folders of their own"
             )
         trees = trees or [root / "files"]
@@ -100,7 +100,7 @@ class MimicCxr(Reader):
         )
         if self._base is None:
             raise DiveError(
-                f"{folders[0]}: has no table of images; wants mimic-cxr-2.0.0-metadata.csv.gz (or "
+                f"{folders[0]}: has no table of images, want mimic-cxr-2.0.0-metadata.csv.gz (or "
                 ".csv) of MIMIC-CXR-JPG there"
             )
         columns = ["dicom_id", "subject_id", "study_id"]
@@ -109,8 +109,8 @@ class MimicCxr(Reader):
             columns.append("ViewPosition")
         if not has_views and "metadata" not in self._base.name and self.views is not None:
             raise DiveError(
-                f"{self._base}: knows no view positions; put mimic-cxr-2.0.0-metadata.csv.gz of "
-                "MIMIC-CXR-JPG beside it, or take every image with views='all'"
+                f"{self._base}: has no view positions; put mimic-cxr-2.0.0-metadata.csv.gz of "
+                "MIMIC-CXR-JPG next to it, or use every image with views='all'"
             )
         check_columns(self._base, columns)
         self._split = find_table(folders, "mimic-cxr-*-split")
@@ -121,14 +121,14 @@ class MimicCxr(Reader):
                 f"{folders[0]}: has no mimic-cxr-2.0.0-split.csv.gz, and split is {options.split!r}"
             )
         else:
-            summary.note("there is no split table: training and test studies are not told apart")
+            summary.note("there is no split table: training and test studies are not separated")
         self._sections_table = self._find_sections(folders)
         self._labels = self._find_labels(folders)
         used = (self._base, self._split, self._sections_table, self._labels)
         summary.files = [str(path) for path in unique(path for path in used if path is not None)]
 
     def _find_sections(self, folders: list[Path]) -> Path | None:
-        """The sectioned csv to take the texts from; None: report files and the rules."""
+        """The table of sections to take the texts from; None: report files and the rules."""
         sections = self.options.sections
         if isinstance(sections, Path):
             table: Path | None = sections
@@ -137,19 +137,19 @@ class MimicCxr(Reader):
         elif sections == "rules":
             table = None
         else:
-            raise DiveError(f"sections is {sections!r}; wants 'auto', 'rules' or the path of a csv")
+            raise DiveError(f"sections is {sections!r}, want 'auto', 'rules' or the path of a csv")
         if table is None:
             self.summary.policy.append(
-                "sections by the community's rules, without its 54 hand-made exceptions; the last "
-                "section of a name counts"
+                "sections by the community's rules, without its 54 hand-made exceptions; of "
+                "sections with the same name the last one counts"
             )
             return None
         check_columns(table, ["study", "findings", "impression"])
-        self.summary.policy.append(
-            f"sections from {table.name}; studies that it does not have are left out"
-        )
+        self.summary.policy.append(f"sections from {table.name}; other studies are left out")
         if "indication" not in header_of(table):
-            self.summary.note(f"{table.name} has no column 'indication': prompts will have none")
+            self.summary.note(
+                f"{table.name} has no column 'indication': prompts have no indication"
+            )
         return table
 
     def _find_labels(self, folders: list[Path]) -> Path | None:
@@ -158,7 +158,7 @@ class MimicCxr(Reader):
             return None
         if wanted != "auto" and wanted not in _LABELS:
             raise DiveError(
-                f"labels is {wanted!r}; wants None, auto, {', '.join(_LABELS)} for MIMIC-CXR"
+                f"labels is {wanted!r}, want None, auto, {', '.join(_LABELS)} for MIMIC-CXR"
             )
         table = find_table(folders, _LABELS["chexpert" if wanted == "auto" else wanted])
         if table is None and wanted != "auto":
@@ -196,9 +196,11 @@ class MimicCxr(Reader):
             subject, images = studies[study]
             source = record_location(self._base, images[0].number)  # type: ignore[arg-type]
             if self._split is not None and study not in splits:
-                lost = f"study {study} has no row in {self._split.name}"
+                lost = f"study {study} has no record in {self._split.name}"
                 self.skipping.skip_or_raise(f"s{study}", source, lost)
-                self.summary.records["images of studies that the split table lacks"] += len(images)
+                self.summary.records["images of studies that the split table does not have"] += len(
+                    images
+                )
                 continue
             images.sort(key=lambda image: image.key)
             yield Candidate(
@@ -228,24 +230,22 @@ class MimicCxr(Reader):
                     path,
                     number,
                     columns[wrong],
-                    f"is {kind_of(cells[wrong])}; wants {_WANTS[columns[wrong]]}",
+                    f"is {kind_of(cells[wrong])}, want {_WANTS[columns[wrong]]}",
                 )
                 continue
             if dicom in study_of:
                 if study_of[dicom] == study:
-                    self.summary.records["repeated rows of one image"] += 1
+                    self.summary.records["repeated records of one image"] += 1
                 else:
-                    self._bad(
-                        path, number, "dicom_id", f"is that of study {study_of[dicom]} already"
-                    )
+                    self._bad(path, number, "dicom_id", f"is that of study {study_of[dicom]}, too")
                 continue
-            # Texts that come back in several tables are held once.
+            # Names that several tables have are kept once.
             study = study_of[dicom] = sys.intern(study)
             known = studies.get(study)
             if known is None:
                 known = studies[study] = (sys.intern(subject), [])
             elif known[0] != subject:
-                self._bad(path, number, "subject_id", f"is another than study {study} had before")
+                self._bad(path, number, "subject_id", f"differs from that of study {study} before")
                 continue
             if view and is_placeholder(view):
                 self.summary.placeholders["view"] += 1
@@ -259,7 +259,7 @@ class MimicCxr(Reader):
         self.skipping.skip_or_raise(
             None, f"{record_location(path, number)}, column {column!r}", reason
         )
-        self.summary.records["bad rows"] += 1
+        self.summary.records["bad records"] += 1
 
     @bulk()
     def _read_splits(self) -> dict[str, str]:
@@ -274,7 +274,7 @@ class MimicCxr(Reader):
                     self._split,
                     number,
                     "split",
-                    f"is {kind_of(split)}; wants one of {', '.join(_SPLITS)}",
+                    f"is {kind_of(split)}, want one of {', '.join(_SPLITS)}",
                 )
                 continue
             split = names[split]
@@ -309,7 +309,7 @@ class MimicCxr(Reader):
     def sections(self, candidate: Candidate) -> Mapping[str, str | None] | str:
         subject, study = candidate.data
         if self._sections_table is not None:
-            return self._sectioned.get(study) or f"without a row in {self._sections_table.name}"
+            return self._sectioned.get(study) or f"without a record in {self._sections_table.name}"
         key = _key(subject, study, "")
         try:
             if self._archive is not None:
@@ -317,16 +317,16 @@ class MimicCxr(Reader):
             else:
                 text = read_text(self._texts.find(key), f"study 's{study}'")
         except DiveError:
-            if self.options.target is None:  # images are all that is wanted
-                self.summary.note("some studies have no readable report; none was asked for")
+            if self.options.target is None:  # only images are needed
+                self.summary.note("some studies have no readable report; none is required")
                 return {}
             raise
         found: dict[str, str | None] = dict(mimic_sections(text))
         indication = found.get("indication")
         indication = first_present(indication, found.get("history")) or indication
         cut = _BEGINS.search(indication or "")
-        if cut is not None:  # a prompt must not tell what the report is to say
-            self.summary.records["indications cut before the findings that stand in them"] += 1
+        if cut is not None:  # a prompt must not contain the report
+            self.summary.records["indications that contain findings, cut before these"] += 1
             indication = str(indication)[: cut.start()]
         found["indication"] = indication
         return found
@@ -364,36 +364,37 @@ def _text_path(tree: Path, key: str) -> Path:
 
 
 class ReportArchive:
-    """mimic-cxr-reports.zip as downloaded: reports are read out of it one by one."""
+    """The archive mimic-cxr-reports.zip, from which reports are read one by one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             self._zip = zipfile.ZipFile(open_file(path))
         except NoRegularFile as error:
-            raise DiveError(f"{path.name}: is {error.kind}; wants a zip archive") from None
+            raise DiveError(f"{path.name}: is {error.kind}, want a zip archive") from None
         except (zipfile.BadZipFile, OSError) as error:
             raise DiveError(
-                f"{path.name}: is no whole zip archive ({public_reason(error)}); download it again"
+                f"{path.name}: is not a complete zip archive ({public_reason(error)}); "
+                "download it again"
             ) from error
         names = (re.search(r"^(.*?)p1\d/p1\d{7}/s5\d{7}\.txt$", n) for n in self._zip.namelist())
         first = next(filter(None, names), None)
         if first is None:
-            raise DiveError(f"{path.name}: holds no files/p10/p10000032/s50414267.txt or the like")
+            raise DiveError(f"{path.name}: has no files/p10/p10000032/s50414267.txt or the like")
         self._prefix = first.group(1)
 
     def read(self, name: str, study: str) -> str:
-        """One report, which messages call that of `study`: its name names the patient."""
+        """Read one report; messages name `study`, because the member's name names the patient."""
         member = f"{self._prefix}{name}"
         where = f"{self.path.name}: the report of {study}"
         try:
-            # Not by the size that the directory claims: a bomb lies there.
+            # The size in the archive's directory may be false (a zip bomb).
             with self._zip.open(member) as file:
                 data = file.read(MAX_TEXT_BYTES + 1)
         except KeyError:
             log.info("%s: there is no %s in it", self.path, member)
             raise DiveError(f"{where} is not there") from None
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
-            reason = without_paths(str(error))  # zipfile names the member
+            reason = without_paths(str(error))  # zipfile's message names the member
             raise DiveError(f"{where} is damaged ({reason}); download the archive again") from error
         return decode_text(data, where)

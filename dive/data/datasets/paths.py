@@ -1,4 +1,4 @@
-"""Finding files in trees that people unpacked, renamed a little, or downloaded by half."""
+"""Search for files in folders that were unpacked, renamed a little, or partly downloaded."""
 
 import contextlib
 import gc
@@ -16,19 +16,19 @@ log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
-MAX_TEXT_BYTES = 1 << 20  # of one report; the longest real ones have some ten thousand
+MAX_TEXT_BYTES = 1 << 20  # of one report; the longest real ones have about ten thousand
 
 
 def existing_folder(path: Path, wants: str) -> Path:
-    """`path`, or DiveError if it is no folder."""
+    """Returns `path`; raises DiveError if it is no folder."""
     if not path.is_dir():
         state = "is a file" if path.exists() else "does not exist"
-        raise DiveError(f"the folder {path} {state}; wants {wants}")
+        raise DiveError(f"the folder {path} {state}, want {wants}")
     return path
 
 
 def nested(root: Path, pattern: str, depth: int = 4) -> list[Path]:
-    """`root` and the folders below it whose names, and their parents' names, match `pattern`."""
+    """`root` and the folders below it all of whose names match `pattern`."""
     found, level = [root], [root]
     for _ in range(depth):
         level = [
@@ -43,8 +43,11 @@ def nested(root: Path, pattern: str, depth: int = 4) -> list[Path]:
 
 @contextlib.contextmanager
 def bulk() -> Iterator[None]:
-    """No search for garbage while millions of small objects are made that all stay: it costs a
-    quarter of the time of reading a large table, and finds nothing. Not for code that yields."""
+    """Disables garbage collection while millions of small objects are created that all stay.
+
+    It would take a quarter of the time of reading a large table, and find nothing. Not for
+    generators.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -59,19 +62,19 @@ def unique(paths: Iterable[Path]) -> list[Path]:
 
 
 def spread(items: Sequence[Item], count: int = 64) -> Sequence[Item]:
-    """Some of the items, from all over: the first folders may be all that was downloaded."""
+    """Up to `count` evenly spaced items; the first may be all that was downloaded."""
     return items[:: max(1, len(items) // count)][:count]
 
 
 class PathFinder:
-    """Where the files of a dataset may lie: ways of making a path from a key, best one first."""
+    """Finds the files of a dataset by functions from a key to a path, the best one first."""
 
     def __init__(self, ways: Sequence[Callable[[str], Path]], check: bool) -> None:
         self._ways = list(ways)
         self._check = check
 
     def probe(self, keys: Sequence[str]) -> int:
-        """Try every way on `keys` (see `spread`), put the one that finds most first; its count."""
+        """Put the function first that finds most of `keys` (see `spread`), and return the count."""
         hits = {
             number: sum(os.path.isfile(way(key)) for key in keys)
             for number, way in enumerate(self._ways)
@@ -81,7 +84,7 @@ class PathFinder:
         return hits[order[0]]
 
     def find(self, key: str) -> Path:
-        """The file of `key`; where there is none, or nobody wants to know, where it should be."""
+        """The file of `key`; if none exists, or existence is not checked, the expected path."""
         first = self._ways[0](key)
         if not self._check or os.path.isfile(first):
             return first
@@ -89,10 +92,10 @@ class PathFinder:
 
 
 def read_text(path: Path, where: str, encoding: str = "utf-8-sig") -> str:
-    """A small text file. `where` names the study whose report it is: the path may name a patient.
+    """Read the report of a study. `where` names the study, because the path may name a patient.
 
     Raises:
-        DiveError: missing, no regular file, too large to be a report, no UTF-8.
+        DiveError: it is missing, no regular file, too large to be a report, or no UTF-8.
     """
     try:
         with open_file(path) as file:
@@ -102,7 +105,7 @@ def read_text(path: Path, where: str, encoding: str = "utf-8-sig") -> str:
         raise DiveError(f"{where}: there is no report file; is the download complete?") from None
     except NoRegularFile as error:
         log.info("%s: %s", where, error)
-        raise DiveError(f"{where}: the report file is {error.kind}; wants a regular file") from None
+        raise DiveError(f"{where}: the report file is {error.kind}, want a regular file") from None
     except OSError as error:
         log.info("%s: %s", where, error)
         raise DiveError(f"{where}: cannot read the report file: {error.strerror}") from error
@@ -110,11 +113,9 @@ def read_text(path: Path, where: str, encoding: str = "utf-8-sig") -> str:
 
 
 def decode_text(data: bytes, name: str, encoding: str = "utf-8-sig") -> str:
-    """`data` as text; DiveError that opens with `name` if it is none, or too long for a report."""
+    """Decode `data`; the DiveError for invalid or too long data begins with `name`."""
     if len(data) > MAX_TEXT_BYTES:
-        raise DiveError(
-            f"{name} has more than {MAX_TEXT_BYTES:,} bytes; wants the text of a report"
-        )
+        raise DiveError(f"{name} has more than {MAX_TEXT_BYTES:,} bytes, want the text of a report")
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:

@@ -16,20 +16,20 @@ from dive.files.input import MAX_JSON_BYTES, read_file
 
 _SPLITS = ("train", "val", "test")
 _KEYS: dict[str, tuple[tuple[type, ...], str]] = {
-    "id": ((str, int), "a text or a whole number"),
-    "report": ((str,), "a text"),
+    "id": ((str, int), "a string or a whole number"),
+    "report": ((str,), "a string"),
     "image_path": ((list,), "a list of paths"),
 }
-_KINDS = {dict: "an object", list: "a list", str: "a text", bool: "a truth value"}
+_KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
 _FOLDERS = ("images", "images300", "files", "PNGs", "PNG", ".")
 
 
 class R2Gen(Reader):
-    """One study an item, in the order of the file; its `report` is read as findings.
+    """One study per item, in the order of the file; its `report` is read as findings.
 
-    Items of IU X-Ray have two images, and both are shown. Items of MIMIC-CXR (with `study_id` or
-    `subject_id`) stand for one image each, so that a study comes as often as it has images: that is
-    the protocol of the numbers published with this file.
+    Items of IU X-Ray have two images, and both are shown. An item of MIMIC-CXR (with `study_id` or
+    `subject_id`) is a single image, so that a study occurs as often as it has images: that is the
+    protocol of the numbers published with this file.
     """
 
     splits: ClassVar[Mapping[str, str] | None] = {
@@ -45,11 +45,11 @@ class R2Gen(Reader):
         if path.is_dir():
             path = path / "annotation.json"
         if not path.is_file():
-            raise DiveError(f"there is no file {path}; wants R2Gen's annotation.json")
+            raise DiveError(f"there is no file {path}, want R2Gen's annotation.json")
         if options.target not in (None, "findings"):
             raise DiveError(
-                f"{path}: holds findings only, and the target is {options.target!r}; "
-                "wants target='findings'"
+                f"{path}: has findings only, and the target is {options.target!r}, "
+                "want target='findings'"
             )
         if self.views is not None:
             raise DiveError(f"{path}: knows no views; leave out views={options.views!r}")
@@ -81,11 +81,11 @@ class R2Gen(Reader):
                 seen[candidate.id] = f"{split}[{number}]"
                 candidates.append(candidate)
         if not candidates:
-            raise DiveError(f"{self._path.name}: holds no usable item")
+            raise DiveError(f"{self._path.name}: has no usable item")
         if any(candidate.patient for candidate in candidates):
-            self.summary.note("an item is an image: a study comes as often as it has images")
+            self.summary.note("an item is an image: a study occurs as often as it has images")
         self._images.probe([candidate.images[0].key for candidate in spread(candidates)])
-        # In reverse and popped, so that a candidate's memory is free once it became a study.
+        # Popped from the reversed list, so that the memory of a candidate is freed after its study.
         candidates.reverse()
         while candidates:
             yield candidates.pop()
@@ -105,7 +105,7 @@ class R2Gen(Reader):
             isinstance(groups.get(split), list) for split in _SPLITS
         ):
             keys = names_of(groups) if isinstance(groups, dict) else type(groups).__name__
-            raise DiveError(f"{self._path.name}: wants lists train, val and test; it has {keys}")
+            raise DiveError(f"{self._path.name}: has {keys}, want lists train, val and test")
         for split in _SPLITS:
             if not isinstance(groups.get(split, []), list):
                 raise DiveError(f"{self._path.name}: {split!r} is no list")
@@ -116,11 +116,11 @@ class R2Gen(Reader):
             raise DiveError(f"{source}: is no object")
         for key, (kinds, wanted) in _KEYS.items():
             if key == "report" and is_placeholder(item.get(key)):
-                continue  # NaN is one, too
+                continue  # NaN is absent, too
             if not isinstance(item.get(key), kinds) or not item[key]:
                 have = names_of(item)
                 raise DiveError(
-                    f"{source}: {key!r} is {_state(item, key)}; wants {wanted} (keys: {have})"
+                    f"{source}: {key!r} is {_state(item, key)}, want {wanted} (keys: {have})"
                 )
         if item.get("split", split) != split:
             raise DiveError(f"{source}: 'split' is another in the list {split!r}")
@@ -128,7 +128,7 @@ class R2Gen(Reader):
         for path in paths:
             if not isinstance(path, str) or not path or _leaves(path):
                 raise DiveError(
-                    f"{source}: 'image_path' holds something else; wants paths under images/"
+                    f"{source}: 'image_path' has another item, want paths under images/"
                 )
         subject = item.get("subject_id")
         if subject is not None or "study_id" in item:
@@ -140,7 +140,9 @@ class R2Gen(Reader):
             [ImageRecord(path, "", number) for number, path in enumerate(paths)],
             source,
             item["report"],
-            origin=None if subject is None else "mimic-cxr",  # as R2Gen's own two files are
+            origin=None
+            if subject is None
+            else "mimic-cxr",  # the dataset of R2Gen's own file with subjects
         )
 
     def sections(self, candidate: Candidate) -> Mapping[str, str | None]:

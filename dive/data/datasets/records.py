@@ -1,4 +1,4 @@
-"""Studies that are records already: JSON lines, and the dataset objects of Hugging Face."""
+"""Readers of data with one record per study: JSON lines, and dataset objects of Hugging Face."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from dive.data.study import Study
 from dive.errors import DiveError
 from dive.errors.private import names_of
 
-# Where a column is not named by the caller, the first of these that is there.
+# Our names -> the columns to look for, the first that exists, unless the caller names one.
 _COLUMNS = {
     "id": ("id", "study_id", "uid"),
     "images": ("images", "image", "image_path", "image_paths", "path_to_image"),
@@ -30,7 +30,7 @@ _COLUMNS = {
 
 
 class RecordReader(Reader):
-    """Text is taken as it is written; splits go by any of their names (val, valid, ...)."""
+    """A reader that leaves texts unchanged and accepts any name of a split (val, valid, ...)."""
 
     default_views = "all"
     default_max_images = None
@@ -40,7 +40,7 @@ class RecordReader(Reader):
         return wanted
 
     def _split(self, value: Any, source: str) -> str | None:
-        """A split by its common name, so that "val" and "validate" are found alike."""
+        """The common name of a split, so that "val" and "validate" are the same."""
         if is_absent(value):
             if self.options.split is not None:
                 raise DiveError(f"{source}: has no 'split', and split is {self.options.split!r}")
@@ -48,7 +48,7 @@ class RecordReader(Reader):
         return SPLITS.get(str(value).casefold(), str(value))
 
     def _no_use(self) -> None:
-        """What is given for datasets with tables and report files would be ignored here."""
+        """Refuse options for datasets with tables and report files, which would be ignored."""
         options = self.options
         given = {
             "reports": options.reports is not None,
@@ -59,8 +59,8 @@ class RecordReader(Reader):
         useless = [name for name, there in given.items() if there]
         if useless:
             raise DiveError(
-                f"{self.summary.source}: holds studies row by row, for which "
-                f"{', '.join(useless)} has no use; leave it out"
+                f"{self.summary.source}: has one record per study, for which "
+                f"{', '.join(useless)} is of no use; leave it out"
             )
         self._no_views()
 
@@ -72,15 +72,18 @@ class RecordReader(Reader):
 
 
 class JsonLines(RecordReader):
-    """`dive.data.read_studies`, with filters. Image files must exist, and so must the target: in a
-    file that was written for the purpose, a study without it is a fault."""
+    """`dive.data.read_studies` with filters.
+
+    Image files and the target must exist: in a file that was written for DIVE, a study without the
+    target is an error.
+    """
 
     def __init__(self, name: str, path: Path, options: Options, skipping: Skipping) -> None:
         super().__init__(name, options, skipping)
         self._no_use()
         self._path = path
         if not path.is_file():
-            raise DiveError(f"there is no file {path}; wants studies, one JSON object a line")
+            raise DiveError(f"there is no file {path}, want studies, one JSON object per line")
         self.summary.files = [str(path)]
 
     def candidates(self) -> Iterator[Candidate]:
@@ -117,10 +120,10 @@ class JsonLines(RecordReader):
 
 
 class DatasetRecords(RecordReader):
-    """Any iterable of dict rows; a mapping of split names to such iterables (a `DatasetDict`).
+    """The reader of any iterable of dicts, or a mapping of split names to such (a `DatasetDict`).
 
-    Images are decoded when they are loaded, where rows can be asked for by number; of a stream they
-    stay in memory as they came.
+    Images are decoded when they are loaded, if records can be read by index; those of a stream stay
+    in memory undecoded.
     """
 
     def __init__(self, name: str, records: Any, options: Options, skipping: Skipping) -> None:
@@ -129,23 +132,21 @@ class DatasetRecords(RecordReader):
         unknown = set(options.columns) - set(_COLUMNS)
         if unknown:
             raise DiveError(
-                f"columns names {', '.join(sorted(unknown))}; wants of {', '.join(_COLUMNS)}"
+                f"columns names {', '.join(sorted(unknown))}, want some of {', '.join(_COLUMNS)}"
             )
         self._parts: list[tuple[str | None, Any]] = [(None, records)]
         if isinstance(records, Mapping):
             self._parts = [(str(split), part) for split, part in records.items()]
         for split, part in self._parts:
             if isinstance(part, (str, bytes)) or not isinstance(part, Iterable):
-                raise DiveError(
-                    f"{name}: split {split!r} is a {type(part).__name__}; wants an iterable of rows"
-                )
+                raise DiveError(f"{name}: split {split!r} is a {type(part).__name__}, want records")
 
     def candidates(self) -> Iterator[Candidate]:
         seen: set[str] = set()
         for split, records in self._parts:
             wanted = self.options.wanted_split
             if split is not None and wanted and SPLITS.get(split.casefold(), split) != wanted:
-                # A part of a DatasetDict that is not asked for is not opened.
+                # A part of a DatasetDict that is not requested is not opened.
                 self.summary.records[f"of the split {split}"] += (
                     len(records) if _sized(records) else 0
                 )
@@ -153,6 +154,7 @@ class DatasetRecords(RecordReader):
             location = self.summary.source if split is None else f"{self.summary.source}[{split!r}]"
             stored = _undecoded(records)
             for number, record in enumerate(stored):
+                # "row" as before: unfinished trainings know lazy images by such names
                 source = f"{location}: row {number}"
                 try:
                     candidate = self._candidate(record, records, number, split, source)
@@ -160,7 +162,7 @@ class DatasetRecords(RecordReader):
                         raise DiveError(f"{source}: id {candidate.id!r} was used already")
                 except DiveError as error:
                     self.skipping.skip_or_raise(None, source, error)
-                    self.summary.records["bad rows"] += 1
+                    self.summary.records["bad records"] += 1
                     continue
                 seen.add(candidate.id)
                 yield candidate
@@ -169,7 +171,7 @@ class DatasetRecords(RecordReader):
         self, record: Any, records: Any, number: int, split: str | None, source: str
     ) -> Candidate:
         if not isinstance(record, Mapping):
-            raise DiveError(f"{source}: is a {type(record).__name__}; wants a dict")
+            raise DiveError(f"{source}: is a {type(record).__name__}, want a dict")
         names = {key: self._column(key, record, source) for key in _COLUMNS}
         values = {key: None if name is None else record[name] for key, name in names.items()}
         for key in ("patient", "split", *(["id"] if not isinstance(values["id"], str) else [])):
@@ -177,8 +179,8 @@ class DatasetRecords(RecordReader):
         for key in ("findings", "impression", "indication"):
             if not isinstance(values[key], str) and not is_absent(values[key]):
                 raise DiveError(
-                    f"{source}: column {names[key]!r} is a {type(values[key]).__name__}; "
-                    "wants a text"
+                    f"{source}: column {names[key]!r} is a {type(values[key]).__name__}, "
+                    "want a string"
                 )
         identifier = number if values["id"] is None else values["id"]
         name = f"row-{number}" if values["id"] is None else str(identifier)
@@ -192,7 +194,7 @@ class DatasetRecords(RecordReader):
             where = f"{source}, column {column!r}" + ("" if index is None else f"[{index}]")
             if is_absent(value):
                 raise DiveError(
-                    f"{where}: is {'null' if value is None else 'a placeholder'}; wants an image"
+                    f"{where}: is {'null' if value is None else 'a placeholder'}, want an image"
                 )
             if isinstance(value, (str, os.PathLike)):
                 images.append(ImageRecord(self._path(os.fspath(value)), "", at))
@@ -200,7 +202,7 @@ class DatasetRecords(RecordReader):
             if _sized(records) and hasattr(records, "__getitem__"):
                 fetch = partial(_fetch, records, number, column, index, where)
             else:
-                self.summary.note("rows cannot be asked for by number: images stay in memory")
+                self.summary.note("records cannot be read by index: images stay in memory")
                 fetch = partial(_opened, value, where)
             images.append(ImageRecord(LazyImage(where, fetch), "", at))
         patient = None if values["patient"] is None else str(values["patient"])
@@ -239,8 +241,10 @@ def _sized(records: Any) -> bool:
 
 
 def _undecoded(records: Any) -> Iterable[Any]:
-    """The same records; image columns of a `datasets` object as {"bytes", "path"}, because decoding
-    every image only to read the text beside it would take hours."""
+    """The same records with the image columns of a `datasets` object as {"bytes", "path"}.
+
+    Decoding every image only to read the texts would take hours.
+    """
     features = getattr(records, "features", None)
     if not type(records).__module__.startswith("datasets") or not features:
         return records
@@ -260,7 +264,7 @@ def _fetch(records: Any, number: int, column: str, index: int | None, where: str
 
 
 def _opened(value: Any, where: str) -> Any:
-    """What `LazyImage` gives: a path, bytes or a PIL image."""
+    """The value of a `LazyImage`: a path, bytes or a PIL image."""
     if isinstance(value, (bytes, Path, Image.Image)):
         return value
     if isinstance(value, str):
@@ -268,12 +272,12 @@ def _opened(value: Any, where: str) -> Any:
     if isinstance(value, Mapping) and (value.get("bytes") or value.get("path")):
         return value["bytes"] if value.get("bytes") else Path(value["path"])
     raise DiveError(
-        f"{where}: is a {type(value).__name__}; wants a PIL image, a path, or bytes and path"
+        f"{where}: is a {type(value).__name__}, want a PIL image, a path, or bytes and path"
     )
 
 
 def is_records(spec: Any) -> bool:
-    """Whether `spec` is an object of records and not the name of something."""
+    """Whether `spec` is an iterable of records, and not the name of a file or dataset."""
     return isinstance(spec, (Mapping, Sequence, Iterable)) and not isinstance(
         spec, (str, bytes, os.PathLike)
     )

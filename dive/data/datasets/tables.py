@@ -1,4 +1,4 @@
-"""Comma separated tables, plain or gzipped, whose errors name file, record and column."""
+"""Comma-separated tables, plain or gzipped, with errors that name file, record and column."""
 
 import csv
 import gzip
@@ -14,7 +14,7 @@ from dive.errors import DiveError
 from dive.errors.private import names_of, public_reason
 from dive.files.input import NoRegularFile, open_file
 
-# A gzip of a few kilobytes can hold terabytes. The largest table that these datasets come with is
+# A gzip file of a few kilobytes can unpack to terabytes. The largest table of these datasets is
 # below one gigabyte, its longest line below a tenth of a megabyte.
 MAX_TABLE_BYTES = 8 << 30
 MAX_LINE = 1 << 20
@@ -23,7 +23,7 @@ MAX_LINE = 1 << 20
 def find_table(folders: Sequence[Path], pattern: str) -> Path | None:
     """The table named `pattern` (a glob without suffix) as .csv or .csv.gz, first folder first.
 
-    Where both lie side by side, the plain one: somebody unpacked it.
+    If both are there, the plain one is used, because it was unpacked on purpose.
     """
     for folder in folders:
         for suffix in (".csv", ".csv.gz"):
@@ -34,7 +34,10 @@ def find_table(folders: Sequence[Path], pattern: str) -> Path | None:
 
 
 def record_location(path: Path, number: int) -> str:
-    """A record as error messages and studies name it. The header is 1, as in a spreadsheet."""
+    """The location of a record in messages and in `Study.source`; the header is row 1.
+
+    It says "row", as a spreadsheet does.
+    """
     return f"{path.name}: row {number}"
 
 
@@ -42,7 +45,7 @@ def header_of(path: Path) -> list[str]:
     """The column names of a table.
 
     Raises:
-        DiveError: missing, empty, damaged, UTF-16.
+        DiveError: the table is missing, empty, damaged, or UTF-16.
     """
     return next(_records(path))[1]
 
@@ -52,9 +55,9 @@ def check_columns(path: Path, wanted: Sequence[str], header: Sequence[str] | Non
     header = header_of(path) if header is None else header
     missing = [name for name in wanted if name not in header]
     if missing:
-        # of a table without a header the first record is somebody's
+        # without a header the first record has the data of a patient
         known = len(missing) < len(wanted)
-        has = f"the columns are {names_of(header)}" if known else "is the first row its header?"
+        has = f"the columns are {names_of(header)}" if known else "is the first line its header?"
         raise DiveError(
             f"{record_location(path, 1)}: has no column {', '.join(map(repr, missing))}; {has}"
         )
@@ -66,22 +69,22 @@ def check_columns(path: Path, wanted: Sequence[str], header: Sequence[str] | Non
 def read_table(
     path: Path, columns: Sequence[str], skipping: Skipping, *, optional: Sequence[str] = ()
 ) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Yield (number, cells of `columns` and then of `optional`) of one record at a time.
+    """Yields (number, cells of `columns` and then of `optional`) of each record.
 
-    Cells are stripped at both ends. An optional column that is not there gives "". Records that
-    are too short, too long or no UTF-8 go to `skipping`. Blank lines are passed over.
+    Cells are stripped. The cells of a missing optional column are "". Records that are too short,
+    too long or no UTF-8 are passed to `skipping`; blank lines are ignored.
 
     Raises:
-        DiveError: names the file and, where it can, record and column: no such file, damaged gzip,
-            not a table, missing columns. Such an error is raised whatever `skipping` says: what
-            comes behind the damage is unknown, so going on would lose records uncounted.
+        DiveError: the file does not exist, is a damaged gzip file or no table, or lacks columns.
+            `skipping` does not apply, because the records behind the damage would be lost
+            uncounted.
     """
     records = _records(path)
     _, header = next(records)
     check_columns(path, columns, header)
     check_columns(path, [name for name in optional if name in header], header)
     names = [*columns, *optional]
-    # One more cell, always empty, stands for the optional columns that are not there.
+    # An additional empty cell represents the missing optional columns.
     indices = [header.index(name) if name in header else len(header) for name in names]
     pick = itemgetter(*indices) if len(indices) > 1 else lambda cells: (cells[indices[0]],)
     width = len(header)
@@ -97,7 +100,7 @@ def read_table(
             continue
         cells.append("")
         picked = tuple(map(str.strip, pick(cells)))
-        if not "".join(picked).isascii():  # one test per record
+        if not "".join(picked).isascii():  # one test per record, for speed
             wrong = next((i for i, cell in enumerate(picked) if not _is_text(cell)), None)
             if wrong is not None:
                 column = f"{record_location(path, number)}, column {names[wrong]!r}"
@@ -109,7 +112,7 @@ def read_table(
 def _is_text(cell: str) -> bool:
     try:
         cell.encode("utf-8")
-    except UnicodeEncodeError:  # bytes that could not be decoded came in as surrogates
+    except UnicodeEncodeError:  # bytes that could not be decoded are surrogates
         return False
     return True
 
@@ -131,20 +134,20 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise DiveError(f"there is no file {path}") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DiveError(
-            f"{path.name}: is damaged behind row {number} ({error}); wants the whole file: "
+            f"{path.name}: is damaged behind row {number} ({error}), want the whole file: "
             "download it again and compare its checksum"
         ) from error
     except csv.Error as error:
         raise DiveError(
-            f"{record_location(path, number + 1)}: is not a row of a table ({error}); "
+            f"{record_location(path, number + 1)}: is not a record of a table ({error}); "
             "is a quote left open?"
         ) from error
     except NoRegularFile as error:
-        raise DiveError(f"{path.name}: is {error.kind}; wants a table in a regular file") from None
+        raise DiveError(f"{path.name}: is {error.kind}, want a table in a regular file") from None
     except OSError as error:
         raise DiveError(f"cannot read {path.name}: {public_reason(error)}") from error
     if number == 0:
-        raise DiveError(f"{path.name}: is empty; wants a table with a header")
+        raise DiveError(f"{path.name}: is empty, want a table with a header")
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -154,7 +157,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 class _Unpacked(gzip.GzipFile):
-    """Closes the file beneath with itself, as `gzip.open` of a path does."""
+    """A gzip file that closes the underlying file with itself, as `gzip.open` of a path does."""
 
     def __init__(self, beneath: IO[bytes]) -> None:
         super().__init__(fileobj=beneath, mode="rb")
@@ -170,11 +173,11 @@ class _Unpacked(gzip.GzipFile):
 def _refuse_wide(path: Path, file: IO[bytes]) -> None:
     start = file.peek(2)[:2]  # type: ignore[attr-defined]
     if start in (b"\xff\xfe", b"\xfe\xff"):
-        raise DiveError(f"{record_location(path, 1)}: is UTF-16; wants UTF-8")
+        raise DiveError(f"{record_location(path, 1)}: is UTF-16, want UTF-8")
 
 
 class _Measured(io.BufferedIOBase):
-    """The unpacked bytes of `file`, up to the limits of this module."""
+    """A stream of the unpacked bytes of `file`, with the limits of this module."""
 
     def __init__(self, path: Path, file: IO[bytes]) -> None:
         self._path, self._file = path, file
@@ -190,7 +193,7 @@ class _Measured(io.BufferedIOBase):
         self._line = self._line + len(data) if end < 0 else len(data) - end - 1
         if self._total > MAX_TABLE_BYTES or self._line > MAX_LINE:
             raise DiveError(
-                f"{self._path.name}: holds a line of more than {MAX_LINE:,} bytes, or more than "
-                f"{MAX_TABLE_BYTES:,} in all; that is no table of a dataset"
+                f"{self._path.name}: has a line of more than {MAX_LINE:,} bytes, or more than "
+                f"{MAX_TABLE_BYTES:,} in all; no table of a dataset has that"
             )
         return data

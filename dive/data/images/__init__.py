@@ -1,1 +1,1 @@
-"""One image file, of whatever kind and depth, to 8-bit RGB or to its size; `load` is the entry."""
+"""Image files of any kind and depth, read as 8-bit RGB or for their size; see `load`."""

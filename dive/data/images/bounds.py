@@ -1,4 +1,4 @@
-"""How large an image may be: told by its header, and looked at before anything is unpacked."""
+"""Limits on the size of an image, which are checked by its header before it is decoded."""
 
 import os
 
@@ -14,23 +14,25 @@ def _pixels() -> int:
     return int(given)
 
 
-# A chest film has 5 to 20 million pixels; what has ten times as many is a mistake or an attack.
-# Whoever truly has larger films sets the variable.
+# A chest film has 5 to 20 million pixels; ten times as many are a mistake or an attack. The
+# environment variable allows larger films.
 MAX_PIXELS = _pixels()
-MAX_FILE_BYTES = 16 * MAX_PIXELS  # four values of 32 bits a pixel, nothing compressed
+MAX_FILE_BYTES = 16 * MAX_PIXELS  # four values of 32 bits per pixel, uncompressed
 
 
 def check_bytes(size: int, subject: str) -> None:
-    """DiveError for a file of more bytes than an image can have, before all of it is read: a
-    terabyte of nothing takes no room on the disk. `subject` begins the message."""
+    """Raise DiveError for a file of more bytes than an image can have, before it is read.
+
+    A sparse file of a terabyte takes no space on the disk. The message begins with `subject`.
+    """
     if size > MAX_FILE_BYTES:
         raise DiveError(f"{subject} holds {size:,} bytes; the limit is {MAX_FILE_BYTES:,}")
 
 
 def check_pixels(width: int, height: int, most: int, subject: str) -> None:
-    """DiveError for more than `most` pixels; `subject` begins the message."""
+    """Raise DiveError for more than `most` pixels; the message begins with `subject`."""
     if width * height > most:
         raise DiveError(
             f"{subject} {width} x {height} pixels, the limit is {most:,} (decompression bomb?); "
-            f"of films that are so large the variable {_SETTING} raises it"
+            f"the environment variable {_SETTING} raises it for larger films"
         )

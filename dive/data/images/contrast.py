@@ -1,19 +1,19 @@
-"""How much of a film is seen: measures that one bright pixel, or a marker, does not switch off."""
+"""The visible contrast of a film, by measures that ignore single bright pixels and markers."""
 
 import numpy as np
 
-FLAT = 2  # grey levels of 255 that no reader can tell apart
-# A chest film has tens of grey levels over at least a tenth of its pixels, whatever black surrounds
-# it; what is left of these measures by 2 pixels of 100 at either end is still far below that.
-EDGES = 0.02  # share of the pixels, at either end, that do not count: markers, hot pixels
-LOW_CONTRAST = 20  # grey levels of 255 between those ends: below, a film is one shade to the eye
-LEAST_LEVELS = 24  # shown of a file that has several times as many values
-LEAST_GREYS = 0.05  # share of the pixels that are neither black nor white
-_RARE = 1e-4  # share of the pixels below which a grey level does not count as shown
+FLAT = 2  # grey levels of 255 that nobody can distinguish
+# A chest film has tens of grey levels over at least a tenth of its pixels, however much black
+# surrounds it, which is far above these limits.
+EDGES = 0.02  # share of the darkest and of the brightest pixels to ignore: markers, hot pixels
+LOW_CONTRAST = 20  # grey levels of 255 of the others, below which a film looks uniform
+LEAST_LEVELS = 24  # least grey levels shown of a file with several times as many values
+LEAST_GREYS = 0.05  # least share of pixels that are neither black nor white
+_RARE = 1e-4  # share of the pixels below which a grey level does not count
 
 
 def spread(histogram: np.ndarray) -> tuple[int, int]:
-    """(darkest, brightest) of 256 grey levels between which all but `EDGES` of the pixels lie."""
+    """(darkest, brightest) grey level of 256 without `EDGES` of the pixels at either end."""
     below = np.cumsum(histogram)
     cut = EDGES * below[-1]
     low = int(np.searchsorted(below, cut, side="right"))
@@ -22,9 +22,9 @@ def spread(histogram: np.ndarray) -> tuple[int, int]:
 
 
 def low_contrast(histograms: np.ndarray) -> str:
-    """What is wrong with an image of one or several channels, int [C, 256]; "" where nothing is.
+    """What is wrong with the contrast of an image, as text; "" if nothing is.
 
-    The channel with the most contrast counts. A whole image of one colour is said to be that.
+    histograms: int [C, 256], one per channel; the channel with the most contrast counts.
     """
     used = [np.flatnonzero(one) for one in histograms]
     if max(int(one[-1] - one[0]) for one in used) <= FLAT:
@@ -39,11 +39,11 @@ def low_contrast(histograms: np.ndarray) -> str:
 
 
 def lost_greys(counts: np.ndarray, held: int) -> str:
-    """What a window or table left of the many values of a film, in words; "" where enough is.
+    """What a window or table left of the values of a film, as text; "" if that is enough.
 
     Args:
-        counts: int [256], how many pixels have each grey level that was made of them.
-        held: how many values the film holds, of some 65,536 of its pixels.
+        counts: int [256], number of pixels per grey level shown.
+        held: number of distinct values in the film, of about 65,536 of its pixels.
     """
     whole = int(counts.sum())
     levels = int((counts >= max(1.0, _RARE * whole)).sum())

@@ -1,4 +1,4 @@
-"""Colour images of 16 bits a channel, of which Pillow by itself keeps the high byte alone."""
+"""Colour images of 16 bits per channel, of which Pillow by itself keeps only the high byte."""
 
 import io
 import re
@@ -11,17 +11,19 @@ from PIL import Image, ImageFile
 from dive.errors import DiveError
 from dive.files.input import NoRegularFile, open_file
 
-# Containers are 16 bits wide, detectors are not: 12-bit films in 16-bit files are the usual case.
+# Detectors have fewer bits than the files: 12-bit films in 16-bit files are the usual case.
 _BIT_DEPTHS = (8, 10, 12, 14, 16)
 _GREY = {name: ", or grey" for name in ("PNG", "TIFF", "PPM", "JPEG2000")}
-_SIZ = b"\xff\x4f\xff\x51"  # opens the codestream of a JPEG 2000 file
+_SIZ = b"\xff\x4f\xff\x51"  # starts the codestream of a JPEG 2000 file
 _DEEP = re.compile(r"(?P<bands>[A-Za-z]+);16(?P<order>[BLN])")
 _OTHER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
-_LOSSY = ("PNG", "TIFF", "PPM", "JPEG2000", "SGI", "AVIF")  # of deep files Pillow keeps 8 bits
+_LOSSY = ("PNG", "TIFF", "PPM", "JPEG2000", "SGI", "AVIF")  # formats of which Pillow keeps 8 bits
 _ALPHA = ("LA", "RGBA")
 _COLOURS = {"LA": 1, "RGB": 3, "RGBA": 3, "RGBX": 3, "RGBa": 3}  # channels before alpha
-_STRIP = 1 << 20  # pixels that are scaled at a time: in float64 a film is eight times as large
-# What libtiff unpacks is in the machine's order, and Pillow (13) takes it to be in the file's.
+_STRIP = (
+    1 << 20
+)  # pixels that are scaled at a time, because float64 takes eight times as many bytes
+# libtiff unpacks to the machine's byte order, and Pillow (13) assumes the file's.
 _NATIVE = {f"{mode}B{kind}": f"{mode}{kind}" for mode, kind in (("F;32", "F"), ("I;32", "S"))}
 _NATIVE["I;16BS"] = "I;16S"
 if sys.byteorder == "big":
@@ -29,51 +31,52 @@ if sys.byteorder == "big":
 
 
 def depth_of(largest: int) -> int:
-    """Bits of the smallest usual depth that holds `largest`; above 16 bits as many as it has."""
+    """Bits of the smallest usual depth that can represent `largest`; above 16 its own bits."""
     return next((bits for bits in _BIT_DEPTHS if largest < 2**bits), int(largest).bit_length())
 
 
 def deep_rgb(image: Image.Image, name: str) -> Image.Image | None:
-    """A PNG or TIFF file of 16 bits a channel in colour, or in grey with alpha, as 8-bit RGB; None
-    for any other image. `image` is opened and not yet loaded.
+    """A PNG or TIFF file of 16 bits per channel, in colour or in grey with alpha, as 8-bit RGB.
 
-    All 16 bits are read; they are scaled by the smallest depth that holds the largest value, as
-    grey ones are. Transparency is laid over black.
+    None for any other image. `image` is opened and not yet loaded. All 16 bits are read and scaled
+    by the smallest depth that can represent the largest value, as for grey images. The background
+    of transparent pixels is black.
 
     Raises:
-        DiveError: channels of more than 8 bits that cannot be read whole; transparent everywhere.
+        DiveError: channels of more than 8 bits that cannot be read completely; an image that is
+            transparent everywhere.
     """
     if not is_deep(image, name):
         return None
     bands, order = _layout(image, name)
-    # Pillow unpacks one byte of each pair: the high one, or, with the order turned round, the low.
+    # Pillow unpacks one byte of each pair: the high one, or the low one in the other byte order.
     raw = {"LA": "RGBA", "RGBa": f"RGBX;16{order}"}.get(bands, f"{bands};16{order}")
     data = _data(image)
     high = _unpacked(data, raw, bands)
-    if bands == "LA":  # four bytes a pixel, of which a colour with alpha can be made
+    if bands == "LA":  # four bytes per pixel, read as RGBA
         four = np.asarray(high).astype(np.uint16)
         values = four[..., 0::2] << 8 | four[..., 1::2]
     else:
         low = _unpacked(data, raw[:-1] + _OTHER[order], bands)
         values = np.asarray(high).astype(np.uint16) << 8 | np.asarray(low)
     shown = Image.fromarray(_over_black(values, bands, image.info.get("transparency"), name))
-    turn = high.getexif().get(0x0112)  # read behind the pixels, where PNG files may keep it
+    turn = high.getexif().get(0x0112)  # read after the pixels, where PNG files may have it
     if turn is not None:
         shown.getexif()[0x0112] = turn
     return shown
 
 
 def is_deep(image: Image.Image, name: str) -> bool:
-    """Whether `deep_rgb` reads it: loaded by Pillow, it would have lost bits."""
+    """Whether `deep_rgb` reads the image, which would lose bits when loaded by Pillow."""
     opened = isinstance(image, ImageFile.ImageFile) and image.tile
     return bool(opened) and _layout(image, name)[0] != ""
 
 
 def as_in_file(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
-    """An image that Pillow has loaded already, or its file opened anew where bits were lost.
+    """An image that Pillow has loaded, or its file opened again if bits were lost.
 
-    Such images keep their file's name and not its depth. What was made of an image in memory, or
-    opened from a stream, does not tell.
+    A loaded image has the name of its file, but not its depth. Nothing is known of an image that
+    was derived from another one, or opened from a stream.
 
     Raises:
         DiveError: as `is_deep`.
@@ -84,7 +87,7 @@ def as_in_file(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
         return image
     tags: Any = getattr(image, "tag_v2", {})
     bits = max(tags.get(258, (8,)))
-    lost = f"was loaded before with 8 of {bits if bits > 8 else 16} bits a channel"
+    lost = f"was loaded before with 8 of {bits if bits > 8 else 16} bits per channel"
     given: Any = image.filename
     try:
         with open_file(given) as file, Image.open(file) as found:
@@ -100,24 +103,26 @@ def as_in_file(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
         same, data = False, b""
     if not same:
         if bits > 8:
-            notes.append(f"{lost}, and its file is not there now: the high ones alone are seen")
-        elif given:  # of a stream nothing is known, and nearly all have 8 bits
+            notes.append(f"{lost}, and its file no longer exists: only the high ones are used")
+        elif given:  # of a stream nothing is known, and nearly all images have 8 bits
             notes.append(
-                "was loaded before, and its file is not there now: if it had more than 8 bits a "
-                "channel, the high ones alone are seen"
+                "was loaded before, and its file no longer exists: if it had more than 8 bits per "
+                "channel, only the high ones are used"
             )
         return image
     fresh, other = Image.open(io.BytesIO(data)), Image.open(io.BytesIO(data))
     other.load()
     if (other.mode, other.size) == (image.mode, image.size) and other.tobytes() == image.tobytes():
         return fresh
-    notes.append(f"{lost}, and changed since, or its file was: the high ones alone are seen")
+    notes.append(f"{lost}, and changed since, or its file was: only the high ones are used")
     return image
 
 
 def in_native_order(image: Image.Image) -> None:
-    """Mend how Pillow takes the bytes of a compressed TIFF of 32 bits or signed values, before it
-    loads them."""
+    """Correct the byte order that Pillow assumes for a compressed TIFF of 32 bits or signed values.
+
+    To be called before the image is loaded.
+    """
     if not isinstance(image, ImageFile.ImageFile) or not image.tile:
         return
     if image.tile[0][0] == "libtiff" and _raw_mode(image) in _NATIVE:
@@ -125,9 +130,9 @@ def in_native_order(image: Image.Image) -> None:
 
 
 def _layout(image: Any, name: str) -> tuple[str, str]:
-    """(bands, byte order) of 16-bit channels; two empty texts where no channel loses bits."""
+    """(bands, byte order) of 16-bit channels; ("", "") if no channel loses bits."""
     if image.format == "SGI":
-        bits = 8 * _data(image)[3]  # bytes a value
+        bits = 8 * _data(image)[3]  # bytes per value
     elif len(image.getbands()) == 1:
         return "", ""
     elif image.format == "AVIF":
@@ -135,7 +140,7 @@ def _layout(image: Any, name: str) -> tuple[str, str]:
     elif image.format == "JPEG2000":
         bits = _jpeg2000_bits(image)
     elif image.format == "PPM":
-        # two bytes a value, of which Pillow keeps what a scale of 8 bits leaves
+        # two bytes per value, which Pillow scales to 8 bits
         bits = next((16 for tile in image.tile if _largest(tile) > 255), 8)
     elif image.format == "TIFF":
         bits = max(image.tag_v2.get(258, (8,)))
@@ -147,10 +152,10 @@ def _layout(image: Any, name: str) -> tuple[str, str]:
     planar = image.format == "TIFF" and image.tag_v2.get(284, 1) != 1
     if image.format not in ("PNG", "TIFF") or match is None or planar:
         raise DiveError(
-            f"{name} is a {image.format} file of {bits} bits a channel"
+            f"{name} is a {image.format} file of {bits} bits per channel"
             f"{' in colour' if len(image.getbands()) > 1 else ''}"
-            f"{', a plane each' if planar else ''}, of which 8 would be read; wants such channels "
-            f"as PNG, or as TIFF of 16 bits, or 8 bits{_GREY.get(image.format, '')}"
+            f"{', in separate planes' if planar else ''}, of which 8 would be read, want "
+            f"such channels as PNG, as TIFF of 16 bits, or with 8 bits{_GREY.get(image.format, '')}"
         )
     return match["bands"], match["order"]
 
@@ -171,7 +176,7 @@ def _jpeg2000_bits(image: Any) -> int:
 
 
 def _avif_bits(image: Any) -> int:
-    """By the configuration of the codec, whose third byte begins tier, high bit depth, 12 bits."""
+    """Bits by the codec configuration: its third byte begins tier, high bit depth, 12 bits."""
     data = _data(image)
     start = data.find(b"av1C")
     if not 0 <= start < len(data) - 6 or not data[start + 6] & 0x40:
@@ -190,7 +195,7 @@ def _data(image: Any) -> bytes:
 
 
 def _unpacked(data: bytes, raw: str, bands: str) -> Image.Image:
-    """The file's pixels, unpacked by another raw mode than Pillow chose."""
+    """The pixels of the file, unpacked with another raw mode than Pillow chose."""
     opened: Any = Image.open(io.BytesIO(data))
     if bands in ("LA", "RGBa"):
         opened._mode = "RGBA" if bands == "LA" else "RGB"
@@ -210,9 +215,11 @@ def _with_raw_mode(image: Any, raw: str) -> list[Any]:
 
 
 def _over_black(values: np.ndarray, bands: str, key: Any, name: str) -> np.ndarray:
-    """uint16 [H, W, C] to uint8 [H, W] or [H, W, 3]. key: the colour that a PNG calls transparent.
+    """uint16 [H, W, C] over black, as uint8 [H, W] or [H, W, 3].
 
-    RGBa, whose colours are multiplied by alpha, comes without alpha: that is how it looks on black.
+    The colours of RGBa are multiplied by alpha already, so that alpha is not used.
+
+    key: the transparent colour of a PNG.
     """
     top = (
         2 ** depth_of(int(values[..., : 4 if bands == "CMYK" else _COLOURS.get(bands, 3)].max()))
@@ -245,4 +252,4 @@ def _over_black(values: np.ndarray, bands: str, key: Any, name: str) -> np.ndarr
 
 
 def transparent(name: str) -> str:
-    return f"{name} is transparent everywhere (alpha is 0), so that nothing of it is seen"
+    return f"{name} is transparent everywhere (alpha is 0), so that nothing of it is visible"

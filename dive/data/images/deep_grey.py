@@ -1,5 +1,7 @@
-"""Grey films of more than 8 bits as 8 bits, a strip of rows after the other: a film has up to 100
-million pixels, and a copy of all of them in float64 eight times as many bytes."""
+"""Conversion of grey films of more than 8 bits to 8 bits, in strips of rows.
+
+A film has up to 100 million pixels, and a copy in float64 eight times as many bytes.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -10,29 +12,29 @@ from dive.data.images.deep_colour import depth_of, transparent
 from dive.errors import DiveError
 
 _STRIP = 1 << 20  # pixels
-_TABLE = 1 << 16  # grey values: up to there all of them are scaled, and looked up
+_TABLE = 1 << 16  # grey values up to which a lookup table is used
 
 Scale = Callable[[np.ndarray], np.ndarray]
 
 
 def is_wide(image: Image.Image) -> bool:
-    """Whether it is grey of more than 8 bits: integers, or floating point."""
+    """Whether an image is grey with more than 8 bits: integers, or floating point."""
     return image.mode.startswith("I") or image.mode == "F"
 
 
 def narrowed(image: Image.Image, white_is_zero: bool, unsigned: bool, name: str) -> Image.Image:
     """A grey image of more than 8 bits as one of 8 (mode L), as `dive.data.images.load_rgb` says.
 
-    white_is_zero: small values are bright. unsigned: of 32 bits, that Pillow takes for signed.
+    white_is_zero: small values are bright. unsigned: of 32 bits that Pillow reads as signed.
 
     Raises:
-        DiveError: values below 0, or that are not finite; transparent everywhere.
+        DiveError: negative or non-finite values; an image that is transparent everywhere.
     """
     scale = _floats(image, white_is_zero, name) if image.mode == "F" else None
     if scale is None:
         scale = _integers(image, white_is_zero, unsigned, name)
     shown = np.empty((image.height, image.width), np.uint8)
-    key = image.info.get("transparency")  # the one grey value that a PNG calls transparent
+    key = image.info.get("transparency")  # the transparent grey value of a PNG
     keyed = isinstance(key, int) and image.mode != "F"
     hidden = 0
     for top, strip in _strips(image, unsigned):
@@ -48,7 +50,7 @@ def narrowed(image: Image.Image, white_is_zero: bool, unsigned: bool, name: str)
 
 
 def _strips(image: Image.Image, unsigned: bool = False) -> Iterator[tuple[int, np.ndarray]]:
-    """The first row of each strip, and its values: [rows, W]."""
+    """The index of the first row of each strip, and its values: [rows, W]."""
     width, height = image.size
     rows = max(1, _STRIP // width)
     for top in range(0, height, rows):
@@ -61,7 +63,7 @@ def _integers(image: Image.Image, white_is_zero: bool, unsigned: bool, name: str
     for _, strip in _strips(image, unsigned):
         low, high = min(low, int(strip.min())), max(high, int(strip.max()))
     if low < 0:
-        raise DiveError(f"{name} has negative pixel values; wants grey values from 0 up")
+        raise DiveError(f"{name} has negative pixel values, want grey values from 0 up")
     top = 2 ** depth_of(high) - 1
 
     def scale(values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Digests of images by their content: the bytes of a file, the pixels of one in memory."""
+"""Digests of images by content: the bytes of a file, the pixels of an image in memory."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ from dive.files.input import NoRegularFile, open_file
 
 
 def digest_of_pixels(image: Image.Image) -> str:
-    """64 hexadecimal digits for mode, size and pixels, as they are in memory."""
+    """Digest of mode, size and pixels in memory, 64 hexadecimal digits."""
     form = f"{image.mode} {image.size}\n".encode()
     return hashlib.sha256(form + image.tobytes()).hexdigest()
 
@@ -23,9 +23,9 @@ def digest_of_pixels(image: Image.Image) -> str:
 def digest_of_image(
     image: Any, where: str, name: str, of_pixels: Callable[[Image.Image], str] = digest_of_pixels
 ) -> str:
-    """64 hexadecimal digits for an image's content. A lazy one counts as what it gives.
+    """Digest of the content of an image, 64 hexadecimal digits; a lazy image is fetched.
 
-    where, name: of the study and of its image, for messages. of_pixels: names an image in memory.
+    where, name: of the study and its image, for messages. of_pixels: digest of an image in memory.
 
     Raises:
         DiveError: it cannot be read, is no regular file, or is larger than an image can be.
@@ -42,7 +42,7 @@ def digest_of_image(
             return hashlib.file_digest(file, "sha256").hexdigest()
     except NoRegularFile as error:
         raise DiveError(
-            f"{where}: cannot read the image ({name}): is {error.kind}; wants a regular file"
+            f"{where}: cannot read the image ({name}): is {error.kind}, want a regular file"
         ) from None
     except OSError as error:
         raise DiveError(f"{where}: cannot read the image ({name}): {error.strerror}") from error

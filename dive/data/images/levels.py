@@ -1,21 +1,23 @@
-"""The values of a film, each once: what is made of a pixel's value is worked out for 65,536 of them
-and not for 100 million pixels."""
+"""The distinct values of a film, so that a mapping is computed for up to 65,536 values.
+
+A film has up to 100 million pixels.
+"""
 
 import numpy as np
 
-_MOST = 1 << 16  # stored values, from the smallest to the largest, that are told apart by counting
+_MOST = 1 << 16  # range of stored values up to which they are found by counting
 _STRIP = 1 << 20  # pixels
 
 
 class Levels:
-    """The distinct values of `stored`, integers of any shape, in rising order.
+    """The distinct values of `stored`, integers of any shape, in ascending order.
 
     Args:
-        padding: where pixels count for nothing, bool in the shape of `stored`; or None.
+        padding: mask of pixels to ignore, bool in the shape of `stored`; or None.
 
     Attributes:
-        values: [N], the distinct values, those under the padding too.
-        counts: int64 [N], how many pixels beside the padding have each.
+        values: [N], the distinct values, including those of the padding.
+        counts: int64 [N], number of pixels with each value, without the padding.
     """
 
     def __init__(self, stored: np.ndarray, padding: np.ndarray | None = None) -> None:
@@ -43,7 +45,7 @@ class Levels:
         self._indices[there] = np.arange(there.size)
 
     def spread(self, made: np.ndarray) -> np.ndarray:
-        """What was made of each value ([N]), where its pixels are."""
+        """Put the result for each value ([N]) at its pixels, in the shape of `stored`."""
         shape = self._stored.shape
         if not self._direct:
             return made[self._indices].reshape(shape)
@@ -56,7 +58,7 @@ class Levels:
 
 
 def counted(values: np.ndarray, size: int) -> np.ndarray:
-    """`np.bincount`, which would copy all values as int64, of whole numbers below `size`."""
+    """`np.bincount` of integers below `size`, without copying all values as int64."""
     flat, counts = values.reshape(-1), np.zeros(size, np.int64)
     for start in range(0, flat.size, _STRIP):
         counts += np.bincount(flat[start : start + _STRIP], minlength=size)

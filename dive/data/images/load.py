@@ -1,4 +1,4 @@
-"""One image file or PIL image to 8-bit RGB, fully decoded; or its size, by its header."""
+"""Decoding of an image file or PIL image to 8-bit RGB, and its size from the header."""
 
 import io
 import os
@@ -31,31 +31,31 @@ from dive.errors import DiveError
 from dive.errors.private import public_reason
 from dive.files.input import NoRegularFile, open_file
 
-# Formats whose size is known when a file is opened; others are decoded to learn it.
+# Formats whose size is known when a file is opened; others are decoded for it.
 _SIZE_IN_HEADER = {"JPEG", "MPO", "PNG", "TIFF", "WEBP", "GIF", "BMP", "PPM", "JPEG2000"}
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 # Tags of TIFF files, by number
 _SUBFILE, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _DNG_VERSION = 254, 258, 262, 339, 50706
-_START = 132  # bytes of a file that tell what it is
+_START = 132  # bytes at the start of a file that identify it
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
-SEEN = "dive: looked at"  # in the `info` of images that were decoded here: they are told of once
+SEEN = "dive: looked at"  # in the `info` of images decoded here, so that each is warned of once
 
-# Of a file that is read several times (sizes, then a cache, then training) one warning tells.
+# Warnings so far: a file is read several times (sizes, then a cache, then training).
 _warned: set[str] = set()
 
-IMAGES = "a path, a PIL image or a LazyImage"  # what an image of a study may be
+IMAGES = "a path, a PIL image or a LazyImage"  # the types of an image of a study, for messages
 
 T = TypeVar("T")
 
 
 class LazyImage:
-    """An image that is fetched when it is needed: a row of a dataset object, say.
+    """An image that is fetched when it is needed, such as one of a dataset object.
 
     Args:
-        name: what error messages and reports call it; `str(image)`.
-        fetch: gives a path, a PIL image, or the bytes of an image file.
+        name: its name in messages and results; `str(image)`.
+        fetch: returns a path, a PIL image, or the bytes of an image file.
     """
 
     def __init__(self, name: str, fetch: Callable[[], Path | str | bytes | Image.Image]) -> None:
@@ -70,15 +70,15 @@ class LazyImage:
 
 
 def is_image(value: object) -> bool:
-    """Whether it is one of `IMAGES`, by its kind alone."""
+    """Whether the type of `value` is one of `IMAGES`."""
     return isinstance(value, (str, os.PathLike, Image.Image, LazyImage))
 
 
 def fetched(image: LazyImage, where: str = "", name: str = "") -> Path | str | bytes | Image.Image:
-    """What a lazy image gives; messages call it `name`.
+    """Fetch a lazy image, which messages call `name`.
 
     Raises:
-        DiveError: it raises anything, or gives something else than an image.
+        DiveError: `fetch` raises any exception, or returns something else than an image.
     """
     prefix = f"{where}: " if where else ""
     name = f"({name})" if name else str(image)
@@ -86,14 +86,14 @@ def fetched(image: LazyImage, where: str = "", name: str = "") -> Path | str | b
         given = image.fetch()
     except DiveError:
         raise
-    except Exception as error:  # the caller's own code may raise whatever it likes
+    except Exception as error:  # code of the caller may raise anything
         raise DiveError(
             f"{prefix}the image {name} cannot be fetched: {type(error).__name__}: "
             f"{public_reason(error, where=where)}"
         ) from error
     if not isinstance(given, (bytes, str, os.PathLike, Image.Image)):
         raise DiveError(
-            f"{prefix}the image {name} is fetched as a {type(given).__name__}; wants a path, a "
+            f"{prefix}the image {name} is fetched as a {type(given).__name__}, want a path, a "
             "PIL image, or the bytes of a file"
         )
     return given
@@ -106,26 +106,26 @@ def load_rgb(
     name: str = "",
     max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
-    """Decode every pixel of `image` and return it as RGB, 8 bits a channel.
+    """Decode `image` completely and return it as RGB, 8 bits per channel.
 
     - 16-bit and 32-bit integers, in grey or in colour: scaled by the smallest of 8, 10, 12, 14 or
-      16 bits that holds the largest value, so a 12-bit film in a 16-bit file is neither black nor
-      stretched; above 16 bits, by as many as the largest value has;
+      16 bits that can represent the largest value, so a 12-bit film in a 16-bit file is neither
+      black nor stretched; above 16 bits, by the bits of the largest value;
     - floating point grey: its minimum to maximum becomes 0 to 255;
     - TIFF whose small values are bright (WhiteIsZero): inverted;
-    - transparency: laid over black, the background of a film;
+    - transparency: black, the background of a film;
     - the EXIF orientation is applied;
-    - of a JPEG with further pictures behind it, as phones write (MPO), the first is taken;
+    - of a JPEG with further pictures, as phones write (MPO), the first is used;
     - DICOM (`dive.data.images.dicom`): window, rescale and photometric interpretation are applied.
 
-    `where` (file and line of the study) opens the error message, which calls the image `name`, in
-    the place of its path, where one is given ("1 of 2"). A file that says it has more than
-    `max_pixels` is refused before they are decoded. A warning names a film of which nothing, or
-    hardly anything, is seen (`dive.data.images.contrast`); of a file once in a process.
+    The error message begins with `where` (file and line of the study) and calls the image `name`
+    ("1 of 2"), if given, instead of its path. A file with more than `max_pixels` according to its
+    header is refused before it is decoded. A warning names a film of which nothing, or hardly
+    anything, is visible (`dive.data.images.contrast`), once per file and process.
 
     Raises:
-        DiveError: the file is missing, is no image, is damaged, holds several frames or too many
-            pixels; its channels cannot be read whole; it is transparent everywhere.
+        DiveError: the file is missing, no image, damaged, or has several frames or too many pixels;
+            its channels cannot be read completely; it is transparent everywhere.
     """
     named = ""
     notes: list[str] = []
@@ -159,7 +159,7 @@ def load_rgb(
     subject = f"the image ({name})" if name else named if in_memory else f"the image {named}"
     for note in notes:
         text = f"{where}: {subject} {note}" if where else f"{subject} {note}"
-        warning = text if in_memory else f"{image} {note}"  # a name may be that of many
+        warning = text if in_memory else f"{image} {note}"  # several images may have the same name
         if warning in _warned and (where or not in_memory):
             continue
         _warned.add(warning)
@@ -169,7 +169,7 @@ def load_rgb(
 
 
 def blank_image(size: tuple[int, int]) -> Image.Image:
-    """A black image that is meant to be one: no warning says so."""
+    """A black image on purpose, without the warning about its contrast."""
     image = Image.new("RGB", size)
     image.info[SEEN] = True
     return image
@@ -182,13 +182,13 @@ def image_size(
     name: str = "",
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[int, int]:
-    """(width, height) of what `load_rgb` gives, in pixels, from the header of the file.
+    """(width, height) of the result of `load_rgb`, in pixels, from the header of the file.
 
-    What the pixels behind a header are like is not looked at. Only formats whose header does not
-    tell the size for certain are decoded.
+    The pixels are not read; only formats whose header does not have the size for certain are
+    decoded.
 
     Raises:
-        DiveError: as `load_rgb`, but for damage behind the header.
+        DiveError: as `load_rgb`, except for damage behind the header.
     """
 
     def dicom(path: Path | str | bytes, called: str) -> tuple[int, int]:
@@ -205,7 +205,7 @@ def _opened(
     dicom: Callable[[Path | str | bytes, str], T],
     film: Callable[[Image.Image, str], T],
 ) -> T:
-    """What `dicom` makes of a DICOM file, or `film` of any other image, opened but not decoded."""
+    """The result of `dicom` for a DICOM file, or of `film` for another image that is opened."""
     name = _in_memory(image) if isinstance(image, Image.Image) else str(image)
     seen = f"image {given_name}" if given_name else name
     name = f"({given_name})" if given_name else name
@@ -218,7 +218,7 @@ def _opened(
                 return dicom(opened, name)
             opened = io.BytesIO(opened)
     elif not is_image(image):
-        raise DiveError(f"{prefix}an image is a {type(image).__name__}; wants {IMAGES}")
+        raise DiveError(f"{prefix}an image is a {type(image).__name__}, want {IMAGES}")
     if isinstance(opened, (str, os.PathLike)):
         opened = path_of(opened, where, given_name)
         if is_dicom(opened):
@@ -230,8 +230,8 @@ def _opened(
                     in_native_order(opened)
                     opened.load()
                 return film(opened, prefix + seen)
-            # Opened here, for of a file that Pillow opens it maps the pixels of a turned TIFF into
-            # memory wrongly (version 13).
+            # Opened here, because Pillow (13) maps the pixels of a rotated TIFF wrongly into memory
+            # if it opens the file.
             with (
                 open_file(opened) if isinstance(opened, Path) else nullcontext(opened) as file,
                 open_image(file, prefix + seen, max_pixels) as lazy,
@@ -240,14 +240,14 @@ def _opened(
                 return film(lazy, prefix + seen)
     except NoRegularFile as error:
         raise DiveError(
-            f"{prefix}cannot read the image {name}: is {error.kind}; wants a regular file"
+            f"{prefix}cannot read the image {name}: is {error.kind}, want a regular file"
         ) from None
     except DiveError:
         raise
     except FileNotFoundError:
         raise DiveError(f"{prefix}there is no image file {name}") from None
     except MemoryError:
-        raise DiveError(f"{prefix}the image {name} takes more memory than there is") from None
+        raise DiveError(f"{prefix}the image {name} needs more memory than there is") from None
     except (
         OSError,
         SyntaxError,
@@ -261,13 +261,13 @@ def _opened(
         zlib.error,
         Image.DecompressionBombError,
     ) as error:
-        # Pillow reports damage as any of these, depending on the format and on where it is
+        # Pillow raises any of these on damage, depending on the format and the location
         kind = _unread(opened)
         reason = (
             f"is {kind}" if kind else image_error_reason(error, where) if given_name else str(error)
         )
         raise DiveError(
-            f"{prefix}cannot read the image {name}: {reason}; wants a whole PNG, JPEG or other "
+            f"{prefix}cannot read the image {name}: {reason}, want a complete PNG, JPEG or other "
             "file that Pillow reads"
         ) from error
 
@@ -285,16 +285,16 @@ def _size(film: Image.Image, name: str) -> tuple[int, int]:
     _one_frame(film, name)
     width, height = film.size
     if in_file and film.format == "TIFF":
-        # by its tags: some versions of Pillow turn the size when a file is opened, others later
+        # by its tags: some versions of Pillow rotate the size when a file is opened, others later
         tags: Any = film
         width, height = int(tags.tag_v2[256]), int(tags.tag_v2[257])
-    # not the method of PNG files, which decodes the image first
+    # not the method of the PNG class, which decodes the image first
     turned = Image.Image.getexif(film).get(ExifTags.Base.Orientation) in _SIDEWAYS
     return (height, width) if turned else (width, height)
 
 
 def _turned_later(film: Image.Image) -> bool:
-    """Whether a PNG file may hold its orientation behind the pixels, where Pillow finds it, too."""
+    """Whether a PNG file may have its orientation behind the pixels, where Pillow finds it, too."""
     if film.format != "PNG":
         return False
     file: Any = getattr(film, "fp")  # noqa: B009 (Pillow's types do not know it)
@@ -316,7 +316,7 @@ def _turned_later(film: Image.Image) -> bool:
 
 
 def _unread(opened: Any) -> str:
-    """What phones and viewers write, and Pillow by itself does not read, by name; "" otherwise."""
+    """The name of a format of phones and viewers that Pillow does not read; "" for others."""
     try:
         if isinstance(opened, io.BytesIO):
             start = opened.getvalue()[:_START]
@@ -326,32 +326,32 @@ def _unread(opened: Any) -> str:
     except (OSError, TypeError, DiveError):
         return ""
     if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
-        return "HEIC, for which Pillow needs a plugin (pillow_heif, registered beforehand)"
+        return "HEIC, for which Pillow needs a plugin (pillow_heif, registered before)"
     if start[128:132] == b"DICM":
         return "DICOM under the name of another format; name it .dcm"
     return ""
 
 
 def _one_frame(image: Image.Image, name: str) -> None:
-    """DiveError for what is several images, or for a reduced copy that stands before the image."""
+    """Raise DiveError for several images, or a reduced copy before the image."""
     tags: Any = getattr(image, "tag_v2", {})
     kind = tags.get(_SUBFILE)
     if tags.get(_DNG_VERSION) is not None or (isinstance(kind, int) and kind & 1):
         raise DiveError(
-            f"{name} is a raw or TIFF file whose first image is a reduced copy of another; wants "
+            f"{name} is a raw or TIFF file whose first image is a reduced copy of another, want "
             "a file with one image"
         )
     frames = getattr(image, "n_frames", 1)
-    # The pictures behind a phone's JPEG are previews, depth or another exposure of the same.
+    # Further pictures in a phone's JPEG are previews, depth or another exposure.
     if frames > 1 and image.format != "MPO":
-        raise DiveError(f"{name} holds {frames} frames; wants a file with one image")
+        raise DiveError(f"{name} holds {frames} frames, want a file with one image")
 
 
 def _to_rgb(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
     tags: Any = getattr(image, "tag_v2", {})
     white_is_zero = tags.get(_PHOTOMETRIC) == 0
     unsigned = tags.get(_BITS) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,)
-    # Film viewers and phones note the rotation instead of turning the pixels.
+    # Film viewers and phones store the rotation instead of rotating the pixels.
     if is_wide(image):
         turn = image.getexif().get(ExifTags.Base.Orientation)
         grey = narrowed(image, white_is_zero, unsigned, name)
@@ -372,5 +372,5 @@ def _to_rgb(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
             )
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         return Image.alpha_composite(black, image).convert("RGB")
-    # A copy even where nothing changes, so that the caller's image and file are left alone.
+    # A copy even if nothing changes, so that the caller's image is not modified.
     return image.convert("RGB") if image.mode != "RGB" else image.copy()

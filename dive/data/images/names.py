@@ -1,4 +1,4 @@
-"""Images of studies in messages: by their place in the study, for a path may name a patient."""
+"""Images of studies in messages, by their number in the study: a path may name a patient."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from PIL import UnidentifiedImageError
 from dive.errors import DiveError, checks
 from dive.errors.private import public_reason
 
-# what `checks.path` finds wrong with a path, without the path
+# the errors of `checks.path` without the path
 _HARMS = {
     "is empty": "that is empty",
     "is blank": "that is blank",
@@ -19,14 +19,14 @@ _HARMS = {
 
 
 def image_error_reason(error: Exception, where: str) -> str:
-    """What Pillow's error says, without the path."""
-    if isinstance(error, UnidentifiedImageError):  # which quotes the file's path
+    """The message of Pillow's error without the path."""
+    if isinstance(error, UnidentifiedImageError):  # the message has the path of the file
         return "cannot identify image file"
     return public_reason(error, where=where)
 
 
 def path_of(given: Any, where: str, name: str) -> Path:
-    """The file of an image of a study; DiveError where no file can be called so."""
+    """The path of an image of a study; raises DiveError where it cannot be a path."""
     try:
         return checks.path(f"{where}: the image" if where else "the image", given)
     except DiveError as error:

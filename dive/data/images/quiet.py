@@ -1,8 +1,8 @@
-"""What libraries say of films while they are read here, by themselves: nothing.
+"""Suppression of the warnings of libraries while films are read.
 
-Their warnings quote headers, and what matters in them comes as an error or a note of our own. Films
-are read in threads, and `warnings.catch_warnings` is not made for them: it puts back, for all of
-them, the filters that were there before. So these are set once, and stay.
+Such warnings quote headers, and the important ones are errors or warnings of our own. Films are
+read in threads, and `warnings.catch_warnings` is not thread-safe: it restores the earlier filters
+for all threads. So the filters are set once, and stay.
 """
 
 import logging
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-# pydicom and the decoders that it calls, by the modules that warn
+# modules of pydicom and its decoders
 _MODULES = r"(pydicom|pylibjpeg|openjpeg|libjpeg|rle|jpeg_ls|gdcm)(\.|$)"
 # Pillow warns of large images at 89 megapixels; the limit here is in `dive.data.images.bounds`.
 _LARGE = Image.DecompressionBombWarning
@@ -29,8 +29,8 @@ _here = threading.local()
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """While a film is read: no warning of these libraries, and of this thread's arithmetic none."""
-    if list(warnings.filters[: len(_OURS)]) != _OURS:  # others' filters came before them
+    """Suppress the warnings of these libraries, and of arithmetic in this thread."""
+    if list(warnings.filters[: len(_OURS)]) != _OURS:  # other filters were added before them
         warnings.filterwarnings("ignore", category=_LARGE)
         warnings.filterwarnings("ignore", module=_MODULES)
     logger = logging.getLogger("pydicom")
@@ -46,5 +46,5 @@ def quiet() -> Iterator[None]:
 
 
 def _loud(_record: logging.LogRecord) -> bool:
-    """Whether pydicom's log is anybody else's."""
+    """Whether a message of pydicom comes from other code, and is to be logged."""
     return not getattr(_here, "reading", False)

@@ -1,4 +1,4 @@
-"""TIFF files of grey values that Pillow knows how to unpack, and says it cannot identify."""
+"""Grey TIFF files that Pillow can unpack, but does not identify."""
 
 from typing import Any
 
@@ -13,8 +13,7 @@ _STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 class _GreyTiff(TiffImagePlugin.TiffImageFile):
-    """Opened as the kind beside it that Pillow has: the same bits, which mean something else. The
-    tags stay the file's own."""
+    """A TIFF file that is opened as a similar kind with the same bits; its tags stay the same."""
 
     def _setup(self) -> None:
         tags: Any = self.tag_v2
@@ -23,9 +22,9 @@ class _GreyTiff(TiffImagePlugin.TiffImageFile):
         if own[_PHOTOMETRIC] == 0:  # white is zero
             tags[_PHOTOMETRIC] = 1
         if tags.get(_BITS) == (32,) and own[_SAMPLE_FORMAT] in (None, (1,)) and prefix == b"MM":
-            tags[_SAMPLE_FORMAT] = (2,)  # without a sign
+            tags[_SAMPLE_FORMAT] = (2,)  # read as signed
         if tags.get(_BITS) == (12,):
-            tags._prefix = b"II"  # values are packed bit by bit, in whatever order bytes are
+            tags._prefix = b"II"  # values are packed bit by bit, whatever the byte order
         try:
             super()._setup()
         finally:
@@ -35,16 +34,16 @@ class _GreyTiff(TiffImagePlugin.TiffImageFile):
                     tags[tag] = value
                 elif tag in tags:
                     del tags[tag]
-        if own[_PHOTOMETRIC] == 0 and self.mode not in _WIDE:  # nobody would invert these
+        if own[_PHOTOMETRIC] == 0 and self.mode not in _WIDE:  # nothing inverts these
             raise SyntaxError(f"white is zero, of {self.mode}")
 
 
 def open_image(file: Any, name: str, most: int) -> Image.Image:
-    """`Image.open`, and what is described above.
+    """`Image.open` that also opens the files described above.
 
     Raises:
-        DiveError: a TIFF file of a kind that cannot be read, by its tags; PostScript; a WebP of
-            more than `most` pixels.
+        DiveError: a TIFF file of an unsupported kind, named by its tags; PostScript; a WebP file
+            of more than `most` pixels.
     """
     if hasattr(file, "seek"):
         _check_start(file, name, most)
@@ -65,11 +64,11 @@ def open_image(file: Any, name: str, most: int) -> Image.Image:
 
 
 def _check_start(file: Any, name: str, most: int) -> None:
-    """What Pillow would run, or make room for, as soon as it opens a file."""
+    """Refuse files that Pillow would run, or allocate memory for, when it opens them."""
     start = file.read(32)
     file.seek(0)
     if start.startswith((b"%!PS", b"\xc5\xd0\xd3\xc6")):
-        raise DiveError(f"{name} is PostScript, which is a program; wants PNG, JPEG or DICOM")
+        raise DiveError(f"{name} is PostScript, a program, want PNG, JPEG or DICOM")
     if start[:4] != b"RIFF" or start[8:12] != b"WEBP":
         return
     kind, body = start[12:16], start[20:]

@@ -1,1 +1,1 @@
-"""One DICOM file to 8-bit pixels; `read` is the entry."""
+"""DICOM files, read as 8-bit pixels; see `read`."""

@@ -1,4 +1,4 @@
-"""What a DICOM file unpacks to, looked at before it is unpacked."""
+"""Limits on what a DICOM file unpacks to, checked before it is unpacked."""
 
 import gzip
 import io
@@ -8,20 +8,20 @@ from typing import Any
 from dive.data.images.bounds import MAX_PIXELS
 from dive.errors import DiveError
 
-# of a deflated or gzipped file: the largest image, in colour of 16 bits, has as many
+# of a deflated or gzipped file: those of the largest image in colour of 16 bits
 MAX_FILE_BYTES = 6 * MAX_PIXELS
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _EXPLICIT = "1.2.840.10008.1.2.1"
 _PIECE = 1 << 20
-_READS = 200_000  # two an element; a header has some hundred elements
+_READS = 200_000  # two per element; a header has some hundred elements
 
 
 def gunzipped(file: Any) -> io.BytesIO:
-    """A gzipped file, unpacked.
+    """Unpack a gzipped file.
 
     Raises:
-        DiveError: damaged, or more than `MAX_FILE_BYTES`.
+        DiveError: it is damaged, or unpacks to more than `MAX_FILE_BYTES`.
     """
     parts, size = [], 0
     try:
@@ -36,11 +36,12 @@ def gunzipped(file: Any) -> io.BytesIO:
 
 
 def plain(file: Any, pydicom: Any) -> Any:
-    """A file in the deflated transfer syntax inflated, as one that is not; any other as it is, at
-    its start. pydicom would inflate it whole, whatever comes of it.
+    """Inflate a file in the deflated transfer syntax; any other file is returned at its start.
+
+    pydicom would inflate it without a limit.
 
     Raises:
-        DiveError: damaged, or more than `MAX_FILE_BYTES`.
+        DiveError: it is damaged, or unpacks to more than `MAX_FILE_BYTES`.
     """
     file.seek(0)
     pydicom.filereader.read_preamble(file, force=False)
@@ -52,7 +53,7 @@ def plain(file: Any, pydicom: Any) -> Any:
     file.seek(0)
     if str(front.get("TransferSyntaxUID", "")) != _DEFLATED:
         return file
-    # a value is filled up with zeros to its length
+    # the value is padded with zeros to its length
     whole = [file.read(start).replace(_DEFLATED.encode(), _EXPLICIT.encode() + b"\0\0\0", 1)]
     unpacker, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
     try:
@@ -66,8 +67,10 @@ def plain(file: Any, pydicom: Any) -> Any:
 
 
 class Bounded:
-    """A file that ends with an error where more is read of it than an image and its header have:
-    elements of no length without end, or one of gigabytes."""
+    """A file that raises DiveError where more is read than an image and its header have.
+
+    That is the case with endless elements of no length, or one of gigabytes.
+    """
 
     def __init__(self, file: Any) -> None:
         self._file, self._reads = file, 0

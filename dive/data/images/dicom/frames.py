@@ -1,4 +1,4 @@
-"""The compressed pixels of a DICOM file, looked at before a decoder believes them."""
+"""Checks of the compressed pixels of a DICOM file, before a decoder reads them."""
 
 import re
 import struct
@@ -14,14 +14,16 @@ _JPEG = re.compile(r"1\.2\.840\.10008\.1\.2\.4\.([5-9]\d|20[1-3])")  # JPEG, -LS
 _ITEM, _END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
 _MOST_ITEMS = 100_000  # a frame is one item or a few
 _SOI, _SIZ, _JP2 = b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  "
-# An end of image and then a start: neither comes within the pixels of one.
+# An end of image and then a start, which do not occur within the pixels of one image.
 _ANOTHER = re.compile(rb"\xff\xd9[\0\xff]*?(?:\xff\xd8\xff|\xff\x4f\xff\x51)")
-_SPARE = 128  # bytes: writers fill up the last run
+_SPARE = 128  # bytes: writers pad the last run
 
 
 def check_frame(header: "Dataset") -> None:
-    """DiveError where compressed pixels are not one frame of the size that Rows and Columns say:
-    decoders believe the frame, and of several take the first."""
+    """Raise DiveError unless the compressed pixels are one frame of the size in Rows and Columns.
+
+    Decoders trust the frame, and take the first of several.
+    """
     syntax = header.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated:
         return
@@ -45,11 +47,11 @@ def check_frame(header: "Dataset") -> None:
 
 
 def _several(frames: int) -> DiveError:
-    return DiveError(f"holds {frames} frames or more; wants a file with one image")
+    return DiveError(f"holds {frames} frames or more, want a file with one image")
 
 
 def _items(data: bytes) -> list[memoryview]:
-    """The table of offsets, which may be empty, and the pieces behind it."""
+    """The table of offsets, which may be empty, and the fragments behind it."""
     found: list[memoryview] = []
     offset, whole = 0, memoryview(data)
     while offset + 8 <= len(data):
@@ -66,16 +68,18 @@ def _items(data: bytes) -> list[memoryview]:
 
 
 def _check_runs(data: bytes, header: "Dataset", rows: int, columns: int) -> None:
-    """DiveError where a segment unpacks to more bytes than the image has pixels: two bytes may
-    stand for 128."""
+    """Raise DiveError where a segment unpacks to more bytes than the image has pixels.
+
+    Two bytes may represent 128.
+    """
     count = rows * columns
     bytes_each = -(-int(header.BitsAllocated) // 8)
     wanted = int(header.SamplesPerPixel) * bytes_each
-    # bytes that do not repeat are packed as one more in 128, or, clumsily, as two each
+    # bytes without repetition take one more per 128, or, badly packed, two each
     if len(data) > 2 * count * wanted + 4096:
         raise DiveError(
-            f"holds {len(data):,} bytes of run lengths, and an image of {columns} x {rows} has "
-            f"{count * wanted:,} unpacked; wants a file with one image"
+            f"has {len(data):,} bytes of run lengths, and an image of {columns} x {rows} has "
+            f"{count * wanted:,} unpacked, want a file with one image"
         )
     if len(data) < 64:
         raise DiveError("its compressed pixels are damaged, or cut off")
@@ -90,7 +94,7 @@ def _check_runs(data: bytes, header: "Dataset", rows: int, columns: int) -> None
 
 
 def _unpacks_beyond(packed: bytes, most: int) -> bool:
-    """Whether runs give more than `most` bytes; no more of them is walked than says so."""
+    """Whether runs unpack to more than `most` bytes; it stops as soon as they do."""
     offset = size = 0
     end = len(packed)
     while offset < end and size <= most:
@@ -105,10 +109,10 @@ def _unpacks_beyond(packed: bytes, most: int) -> bool:
 
 
 def _size_of(data: bytes) -> tuple[int, int]:
-    """(width, height) by the header of the one JPEG, JPEG-LS or JPEG 2000 stream.
+    """(width, height) from the header of a single JPEG, JPEG-LS or JPEG 2000 stream.
 
     Raises:
-        DiveError: no such header, or more than one.
+        DiveError: there is no such header, or more than one.
     """
     try:
         if data.startswith(_SOI[:2]):
@@ -118,15 +122,19 @@ def _size_of(data: bytes) -> tuple[int, int]:
             wide, high, left, above = struct.unpack_from(">4I", data, behind + 8)
             size = wide - left, high - above
     except (struct.error, IndexError):
-        raise DiveError("its compressed pixels have no whole header of JPEG or JPEG 2000") from None
+        raise DiveError(
+            "its compressed pixels have no complete header of JPEG or JPEG 2000"
+        ) from None
     if _ANOTHER.search(data, behind):
         raise _several(2)
     return size
 
 
 def _jpeg(data: bytes) -> tuple[tuple[int, int], int]:
-    """The size, and where the first scan begins. Markers are looked for as decoders do, who pass
-    over what lies between them."""
+    """The size, and the offset of the first scan.
+
+    Markers are searched as by decoders, which skip other bytes between them.
+    """
     offset, size = 2, None
     while True:
         while data[offset] != 0xFF or data[offset + 1] in (0x00, 0xFF):
@@ -152,7 +160,7 @@ def _jpeg(data: bytes) -> tuple[tuple[int, int], int]:
 
 
 def _codestream(data: bytes) -> int:
-    """Where a JPEG 2000 codestream begins: at once, or in a box of its kind."""
+    """The offset of the JPEG 2000 codestream: the start, or in its box."""
     offset = 0
     while data[offset : offset + 4] != _SIZ:
         if not data.startswith(_JP2):

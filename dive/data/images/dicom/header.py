@@ -1,4 +1,4 @@
-"""What a DICOM header must have, and what enhanced files keep in groups beside it."""
+"""Checks of a DICOM header, and the functional groups of enhanced files."""
 
 import logging
 import re
@@ -17,7 +17,7 @@ _NEEDED = ("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "Bit
 _GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence", "PixelMeasuresSequence")
 _MEANT = ("RescaleSlope", "RescaleIntercept", "VOILUTSequence", "WindowCenter", "WindowWidth",
           "VOILUTFunction", "PixelSpacing")  # fmt: skip
-_SQUARE = 1.02  # pixels of which one side is longer by no more are square to the eye
+_SQUARE = 1.02  # ratio of the sides up to which pixels look square
 _WHOLE = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "BitsStored",
           "HighBit", "PixelRepresentation", "PixelPaddingValue",
           "PixelPaddingRangeLimit")  # fmt: skip
@@ -29,11 +29,11 @@ _COLOURS = re.compile(r"MONOCHROME[12]|RGB|YBR_\w+|PALETTE COLOR")
 
 
 def check_values(header: "Dataset") -> None:
-    """DiveError for an element of another kind, by its name: what stands there may be anybody's."""
+    """Raise DiveError for an element of a wrong type, without its value, which may be private."""
     for name in (*_WHOLE, *_NUMBERS, *_OF_ITEMS, "PhotometricInterpretation", "VOILUTFunction"):
-        wanted = "what belongs there"
+        wanted = "a value of its type"
         try:
-            value: Any = header.get(name)  # what was read is made a value of its kind here
+            value: Any = header.get(name)  # pydicom converts the value here
             if value is None or (isinstance(value, str) and not value.strip()):
                 continue
             if name in _WHOLE:
@@ -47,35 +47,37 @@ def check_values(header: "Dataset") -> None:
             elif name in _OF_ITEMS:
                 wanted = "a sequence"
                 list(value[0].keys() if len(value) else ())
-        except Exception as error:  # whatever the broken element leads to
+        except Exception as error:  # a broken element can raise anything
             log.info("%s: %s", name, error)
             raise DiveError(f"{name} holds something else than {wanted}") from None
 
 
 def check_elements(header: "Dataset") -> None:
-    """DiveError for what tells how pixels are kept, and is missing or blank."""
+    """Raise DiveError for a missing or blank element that the pixels cannot be read without."""
     missing = [name for name in _NEEDED if header.get(name) in (None, "")]
     if not getattr(header.file_meta, "TransferSyntaxUID", None):
         missing.append("TransferSyntaxUID")
     if missing:
-        raise DiveError(f"has no {', '.join(missing)}, without which pixels cannot be told")
+        raise DiveError(f"has no {', '.join(missing)}, without which its pixels cannot be read")
     if not _COLOURS.fullmatch(str(header.PhotometricInterpretation)):
         raise DiveError(
-            "PhotometricInterpretation is something else; wants MONOCHROME1, MONOCHROME2, RGB, "
+            "PhotometricInterpretation is another value, want MONOCHROME1, MONOCHROME2, RGB, "
             "YBR_* or PALETTE COLOR"
         )
 
 
 def take_groups(header: "Dataset") -> None:
-    """Put what the functional groups of a file with one frame say where other files have it: those
-    shared by all frames, then those of the first; what is there already stays."""
+    """Copy the functional groups of a file with one frame to where other files have their elements.
+
+    First the groups shared by all frames, then those of the first; existing elements stay.
+    """
     for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         outer: Any = header.get(groups)
         if not outer:
             continue
         for group in _GROUPS:
             inner = outer[0].get(group)
-            # a window's parts belong together: of none or of all
+            # the parts of a window belong together: all are copied, or none
             if not inner or any(_there(header, name) for name in _MEANT if name in inner[0]):
                 continue
             for name in _MEANT:
@@ -88,7 +90,7 @@ def _there(header: "Dataset", name: str) -> bool:
 
 
 def odd_pixels(header: "Dataset") -> str:
-    """What is wrong with the shape of the pixels, in words; "" for square ones."""
+    """What is wrong with the shape of the pixels, as text; "" for square ones."""
     for name in ("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing"):
         given: Any = header.get(name)
         if given is None or isinstance(given, str) or len(given) != 2:
@@ -97,6 +99,6 @@ def odd_pixels(header: "Dataset") -> str:
         if high > 0 and wide > 0 and max(high / wide, wide / high) > _SQUARE:
             return (
                 f"has the {name} {high:g} to {wide:g}: its pixels are not square, and are "
-                "taken as if they were"
+                "treated as if they were"
             )
     return ""

@@ -1,4 +1,4 @@
-"""One DICOM file to 8-bit pixels: rescale, photometric interpretation, bit depth, padding."""
+"""DICOM files to 8-bit pixels: rescale, photometric interpretation, bit depth, padding."""
 
 import gzip
 import io
@@ -31,13 +31,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_QUOTED = re.compile(r"""['"].*['"]""")  # from the first to the last, for one may be within others
+_QUOTED = re.compile(
+    r"""['"].*['"]"""
+)  # from the first quote to the last, because they may be nested
 
 T = TypeVar("T")
 
 
 def is_dicom(path: Path | str) -> bool:
-    """By name (.dcm, .dicom, .dcm.gz), or by the four letters behind the preamble."""
+    """Whether a file is DICOM, by name (.dcm, .dicom, .dcm.gz) or by the prefix DICM."""
     name = str(path).lower()
     if name.endswith((".dcm", ".dicom", ".dcm.gz")):
         return True
@@ -47,11 +49,11 @@ def is_dicom(path: Path | str) -> bool:
         with open_file(path) as file:
             return file.read(132)[128:] == b"DICM"
     except (OSError, DiveError):
-        return False  # whoever opens it next says what is wrong
+        return False  # the error comes when it is opened to be read
 
 
 def is_dicom_data(data: bytes) -> bool:
-    """Whether the bytes of a file are DICOM, by the four letters; gzipped ones, too."""
+    """Whether the bytes of a file, gzipped or not, are DICOM, by the prefix DICM."""
     if data[:2] == b"\x1f\x8b":
         try:
             with gzip.open(io.BytesIO(data)) as packed:
@@ -64,23 +66,23 @@ def is_dicom_data(data: bytes) -> bool:
 def read_dicom(
     path: Path | str | bytes, max_pixels: int, where: str = "", name: str = ""
 ) -> tuple[np.ndarray, list[str]]:
-    """Pixels as a film viewer shows them, uint8, [H, W] or [H, W, 3]; and, in words, what somebody
-    should know of them: "the VOI table says 8 bits and ...".
+    """Pixels as a film viewer shows them, uint8 [H, W] or [H, W, 3], and notes about them.
 
-    `path` may be the bytes of a file; error messages call it `name`.
+    A note is a text for a warning: "the VOI table says 8 bits and ...". `path` may be the bytes of
+    a file; error messages call it `name`.
 
-    1. stored values: the `BitsStored` bits below and with `HighBit`, whatever stands in the bits
-       beside them; decompressed and, where in colour, turned to RGB;
+    1. stored values: the `BitsStored` bits that end at `HighBit`, without the other bits;
+       decompressed and, if in colour, converted to RGB;
     2. rescale slope and intercept, or the modality table;
-    3. the first VOI table, else the first window (linear, linear exact or sigmoid), else the
-       smallest value to the largest; of enhanced files those of their functional groups;
+    3. the first VOI table, else the first window (linear, linear exact or sigmoid), else the range
+       of the values; of enhanced files those of their functional groups;
     4. MONOCHROME1, where small values are bright, is inverted; padding becomes black.
 
     Raises:
-        DiveError: pydicom is missing; no DICOM, damaged, no pixels, several frames, more than
-            `max_pixels`, a compression for which a decoder is missing; elements that are missing;
-            bits, or a table and its descriptor, that do not fit together; colour with a sign; a
-            table or window that shows one grey value of values that differ.
+        DiveError: pydicom is missing; the file is no DICOM, damaged, without pixels, has several
+            frames, more than `max_pixels`, or a compression without a decoder; elements are
+            missing; bits, or a table and its descriptor, do not fit together; colours are signed; a
+            table or window shows one grey value for different values.
     """
 
     def whole(file: Any, pydicom: Any) -> tuple[np.ndarray, list[str]]:
@@ -103,10 +105,10 @@ def read_dicom(
 def dicom_size(
     path: Path | str | bytes, max_pixels: int, where: str = "", name: str = ""
 ) -> tuple[int, int]:
-    """(width, height) of what `read_dicom` gives, in pixels, from what stands before the pixels.
+    """(width, height) of the result of `read_dicom`, in pixels, from the header.
 
     Raises:
-        DiveError: as `read_dicom`, but for what is wrong with the pixels.
+        DiveError: as `read_dicom`, except for faults of the pixels.
     """
 
     def size(file: Any, pydicom: Any) -> tuple[int, int]:
@@ -134,7 +136,7 @@ def _is_packed(path: Path | str | bytes) -> bool:
 def _with_pydicom(
     path: Path | str | bytes, where: str, name: str, read: Callable[[Any, Any], T]
 ) -> T:
-    """What `read` makes of the opened file and of pydicom; whatever goes wrong is a DiveError."""
+    """The result of `read(file, pydicom)`; every exception becomes a DiveError."""
     prefix = f"{where}: " if where else ""
     name = name or ("given as bytes" if isinstance(path, bytes) else str(path))
     try:
@@ -144,43 +146,43 @@ def _with_pydicom(
             f"{prefix}reading {name} needs the package pydicom: pip install 'dive-mrg[dicom]'"
         ) from None
     try:
-        # pydicom warns of every slip in a header; what matters below is checked below.
+        # pydicom warns of every fault in a header; the important ones are checked here.
         with quiet(), io.BytesIO(path) if isinstance(path, bytes) else open_file(path) as opened:
             return read(opened, pydicom)
     except FileNotFoundError:
         raise DiveError(f"{prefix}there is no image file {name}") from None
     except NoRegularFile as error:
         raise DiveError(
-            f"{prefix}cannot read the image {name}: is {error.kind}; wants a regular file"
+            f"{prefix}cannot read the image {name}: is {error.kind}, want a regular file"
         ) from None
     except DiveError as error:
         raise DiveError(f"{prefix}cannot read the image {name}: {error}") from error
     except MemoryError:
         raise DiveError(
-            f"{prefix}cannot read the image {name}: it takes more memory than there is"
+            f"{prefix}cannot read the image {name}: it needs more memory than there is"
         ) from None
-    except Exception as error:  # pydicom meets damage with whatever the broken element leads to
+    except Exception as error:  # pydicom may raise anything on damage
         reason = _reason(error)
         log.info("%scannot read the image: %s: %s", prefix, type(error).__name__, error)
         raise DiveError(
-            f"{prefix}cannot read the image {name}: {reason}; wants a whole DICOM file"
+            f"{prefix}cannot read the image {name}: {reason}, want a complete DICOM file"
         ) from error
 
 
 def _check(header: "Dataset", max_pixels: int) -> None:
     frames = int(header.get("NumberOfFrames") or 1)
     if frames > 1:
-        raise DiveError(f"holds {frames} frames; wants a file with one image")
+        raise DiveError(f"holds {frames} frames, want a file with one image")
     rows, columns = int(header.get("Rows") or 0), int(header.get("Columns") or 0)
     if rows < 1 or columns < 1:
-        raise DiveError(f"Rows is {rows} and Columns {columns}; wants both >= 1")
+        raise DiveError(f"Rows is {rows} and Columns {columns}, want both >= 1")
     check_pixels(columns, rows, max_pixels, "has")
 
 
 def _shown(header: "Dataset", notes: list[str]) -> np.ndarray:
     interpretation = str(header.get("PhotometricInterpretation", ""))
     if int(header.SamplesPerPixel) > 1 and int(header.PixelRepresentation) == 1:
-        raise DiveError("PixelRepresentation is 1 in colour; wants colours without a sign")
+        raise DiveError("PixelRepresentation is 1 in colour, want unsigned colours")
     stored, kept = stored_values(header)
     if interpretation == "PALETTE COLOR":
         levels = Levels(stored)
@@ -193,7 +195,7 @@ def _shown(header: "Dataset", notes: list[str]) -> np.ndarray:
         return _to_8_bits(stored, int(header.BitsStored))
     if not interpretation.startswith("MONOCHROME"):
         raise DiveError(
-            "PhotometricInterpretation is something else; wants MONOCHROME1, MONOCHROME2, "
+            "PhotometricInterpretation is another value, want MONOCHROME1, MONOCHROME2, "
             "RGB, YBR_* or PALETTE COLOR"
         )
     padding = _padding(header, stored, kept)
@@ -201,7 +203,7 @@ def _shown(header: "Dataset", notes: list[str]) -> np.ndarray:
     levels = Levels(stored, padding)
     tables = header.get("ModalityLUTSequence")
     if tables:
-        table = table_of(tables[0], header, "the modality table", [])  # whose depth is not used
+        table = table_of(tables[0], header, "the modality table", [])  # its depth is not used
         values = table.of(levels.values).astype(np.float64)
     else:
         values = levels.values.astype(np.float64) * _number(header, "RescaleSlope", 1.0)
@@ -222,7 +224,7 @@ def _number(header: "Dataset", name: str, otherwise: float) -> float:
     if value is None:
         return otherwise
     if not np.isfinite(value) or (name == "RescaleSlope" and value == 0):
-        raise DiveError(f"{name} is {value}; wants a number{' that is not 0' * (not value)}")
+        raise DiveError(f"{name} is {value}, want a number{' that is not 0' * (not value)}")
     return value
 
 
@@ -234,9 +236,9 @@ def _check_contrast(
     padding: np.ndarray | None,
     by: str,
 ) -> str:
-    """DiveError where values differ and nothing of it is seen; where little is seen, that.
+    """Raise DiveError where different values are shown alike; a note where contrast is low.
 
-    values, grey: of each of `levels`, what it means and how it is shown.
+    values, grey: for each of `levels`, its value after rescaling and the grey value shown.
     """
     seen = levels.counts > 0
     low, high = float(values[seen].min()), float(values[seen].max())
@@ -247,7 +249,7 @@ def _check_contrast(
         little = low_contrast(counts[None])
         if little:
             return little + of
-        if by == OWN:  # of a range that the values gave themselves nothing was cut off
+        if by == OWN:  # their own range cuts nothing off
             return ""
         beside = stored.reshape(-1) if padding is None else stored[~padding]
         some = np.unique(beside[:: max(1, beside.size // 65536)])
@@ -256,16 +258,16 @@ def _check_contrast(
         return f"is shown as {lost}{of}" if lost else ""
     if high > low:
         raise DiveError(
-            f"{by} shows one grey value ({int(grey[seen][0])} of 255) of values from {low:g} to "
-            f"{high:g}, so that nothing of the film is seen"
+            f"{by} shows one grey value ({int(grey[seen][0])} of 255) for values from {low:g} to "
+            f"{high:g}, so that nothing of the film is visible"
         )
-    if padding is not None:  # beside it, one value has a contrast that means nothing
-        raise DiveError(f"holds the value {low:g} alone, beside padding: nothing is seen")
+    if padding is not None:  # the contrast between a single value and the padding means nothing
+        raise DiveError(f"has only the value {low:g} and padding: nothing is visible")
     return ""
 
 
 def _coloured_contrast(shown: np.ndarray, stored: np.ndarray) -> str:
-    """What is wrong where hardly anything of a palette is seen; "" where enough is."""
+    """A note where the contrast of a palette image is low; "" otherwise."""
     channels = [counted(shown[..., one], 256) for one in range(3)]
     little = low_contrast(np.stack(channels))
     return little and little + _applied("the palette", float(stored.min()), float(stored.max()))
@@ -285,7 +287,7 @@ def _to_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _padding(header: "Dataset", stored: np.ndarray, kept: np.ndarray) -> np.ndarray | None:
-    """Where the detector saw nothing: one stored value, or a range of them; None: nowhere."""
+    """Mask of the padding, a stored value or a range of them; None without padding."""
     if header.get("PixelPaddingValue") is None:
         return None
     first, bits = int(header.PixelPaddingValue), int(header.BitsStored)
@@ -293,7 +295,7 @@ def _padding(header: "Dataset", stored: np.ndarray, kept: np.ndarray) -> np.ndar
     limit = header.get("PixelPaddingRangeLimit")
     last = first if limit is None else int(limit)
     if limit is None and not -(signed << (bits - 1)) <= first < 1 << (bits - signed):
-        # Beyond the stored bits: all allocated bits are meant, or a sign was written as none.
+        # Beyond the stored bits: a value of all allocated bits, or a signed one without its sign.
         wide = 8 * kept.dtype.itemsize
         first &= (1 << wide) - 1
         mask = kept == (first - (1 << wide) if signed and first >> (wide - 1) else first)
@@ -303,8 +305,8 @@ def _padding(header: "Dataset", stored: np.ndarray, kept: np.ndarray) -> np.ndar
 
 
 def _reason(error: Exception) -> str:
-    """What pydicom says, without what it quotes of the header."""
-    if type(error).__name__ == "InvalidDicomError":  # whose words advise to read it nevertheless
-        return "no DICM stands behind its first 128 bytes"
+    """The message of pydicom, without quotations from the header."""
+    if type(error).__name__ == "InvalidDicomError":  # its message advises to read it nevertheless
+        return "it has no prefix DICM behind its first 128 bytes"
     first = (str(error).strip().splitlines() or [""])[0]
     return _QUOTED.sub("...", without_paths(first)) or type(error).__name__

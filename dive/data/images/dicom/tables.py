@@ -1,4 +1,4 @@
-"""Lookup tables of DICOM files, whose entries are not always kept as their descriptor says."""
+"""Lookup tables of DICOM files, whose entries do not always match their descriptor."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,17 +15,20 @@ _COLOURS = ("Red", "Green", "Blue")
 
 
 class Table(NamedTuple):
-    """first: the value of the first entry; entries: int64 [N]; bits: of what the table gives."""
+    """A lookup table.
+
+    first: the value of the first entry. entries: int64 [N]. bits: depth of the entries.
+    """
 
     first: int
     entries: np.ndarray
     bits: int
 
     def of(self, values: np.ndarray) -> np.ndarray:
-        """The entries of integer values; those outside take the first or the last (int64)."""
+        """The entries for integer values, int64; values outside get the first or the last one."""
         first = self.first
         if first >> 15 and values.min() < 0 and values.max() < first:
-            first -= 1 << 16  # a sign that was written as none
+            first -= 1 << 16  # a signed value written as unsigned
         indices = np.clip(values.astype(np.int64) - first, 0, len(self.entries) - 1)
         return self.entries[indices]
 
@@ -40,7 +43,7 @@ def table_of(item: "Dataset", header: "Dataset", name: str, notes: list[str]) ->
 
 
 def coloured(stored: np.ndarray, header: "Dataset", notes: list[str]) -> np.ndarray:
-    """Stored values through the palette of the file: 0 to 1, [H, W, 3].
+    """Applies the palette of the file to stored values: 0 to 1, [H, W, 3].
 
     Raises:
         DiveError: as `table_of`.
@@ -55,7 +58,7 @@ def coloured(stored: np.ndarray, header: "Dataset", notes: list[str]) -> np.ndar
             f"the palette's {colour.lower()} table", notes,
         )  # fmt: skip
         found.append(table)
-    # one scale for all three: a colour that is dark by intent stays so
+    # one scale for all three, so that a dark colour stays dark
     top = 2 ** max(table.bits for table in found) - 1
     return np.stack([table.of(stored) for table in found], -1) / top
 
@@ -68,7 +71,7 @@ def _segmented(stored: np.ndarray, header: "Dataset") -> np.ndarray:
     )
     if bits not in (8, 16) or (bits == 8 and count > 256):
         raise DiveError(
-            f"the segmented palette has {count:,} entries of {bits} bits; wants 16 bits, or 8 and "
+            f"the segmented palette has {count:,} entries of {bits} bits, want 16 bits, or 8 and "
             "at most 256 entries"
         )
     return apply_color_lut(stored, header)[..., :3] / (2.0**bits - 1)
@@ -79,12 +82,12 @@ def _descriptor(item: "Dataset", name: str, table: str) -> tuple[int, int, int]:
     given: Any = item.get(name)
     if given is None or isinstance(given, (str, bytes)) or len(given) != 3:
         has = "no" if given is None else "something else as its"
-        raise DiveError(f"{table} has {has} {name}; wants three numbers")
+        raise DiveError(f"{table} has {has} {name}, want three numbers")
     count, first, bits = (int(one) for one in given)
-    count &= 0xFFFF  # written as a signed number by some
+    count &= 0xFFFF  # some files have it as a signed number
     if not 1 <= bits <= 16:
         raise DiveError(
-            f"{table} has the {name} {[count, first, bits]}; wants entries of 8 to 16 bits"
+            f"{table} has the {name} {[count, first, bits]}, want entries of 8 to 16 bits"
         )
     return count or 1 << 16, first, bits
 
@@ -92,8 +95,10 @@ def _descriptor(item: "Dataset", name: str, table: str) -> tuple[int, int, int]:
 def _table(
     item: "Dataset", descriptor: str, data: str, header: "Dataset", name: str, notes: list[str]
 ) -> Table:
-    """Whether entries are bytes or words is told by how many there are (DICOM PS3.3 C.11.1.1.1):
-    entries of 8 bits are often kept in words."""
+    """The table with entries of bytes or words, by the number of bytes (DICOM PS3.3 C.11.1.1.1).
+
+    Entries of 8 bits are often stored as words.
+    """
     count, first, bits = _descriptor(item, descriptor, name)
     if item.get(data) is None:
         raise DiveError(f"{name} has no {data}")
@@ -103,11 +108,11 @@ def _table(
     elif count <= len(raw) <= count + 1:
         entries = np.frombuffer(raw[:count], np.uint8).astype(np.int64)
         if bits > 8:
-            notes.append(f"says that {name} has {bits} bits, and it is kept in 8: read as those")
+            notes.append(f"says that {name} has {bits} bits, and it is stored in 8: read as those")
             bits = 8
     else:
         raise DiveError(
-            f"{name} says {count:,} entries and has {len(raw):,} bytes; wants a byte or two each"
+            f"{name} has {count:,} entries and {len(raw):,} bytes, want one or two bytes per entry"
         )
     largest = int(entries.max())
     if largest >> bits:
@@ -120,7 +125,7 @@ def _table(
 
 
 def _bytes(value: Any, header: "Dataset", kind: str) -> bytes:
-    """The data as bytes, the low byte of a word first."""
+    """The data as bytes, little-endian."""
     if isinstance(value, (bytes, bytearray)):
         raw = bytes(value)
         if kind == "OW" and not header.file_meta.TransferSyntaxUID.is_little_endian:

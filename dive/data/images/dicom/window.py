@@ -1,4 +1,4 @@
-"""How bright a DICOM file's values are shown: by VOI table, by window, or by their own range."""
+"""The brightness of the values of a DICOM file: by VOI table, window, or their own range."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ OWN = "its own range"
 def unit_range(
     header: "Dataset", values: np.ndarray, seen: np.ndarray, notes: list[str]
 ) -> tuple[np.ndarray, str]:
-    """Values to 0 ... 1 by VOI table, window, or the range of those that are seen; and by which."""
+    """Scales values to 0 ... 1 by VOI table, window, or the range of `seen`; and the name of it."""
     tables = header.get("VOILUTSequence")
     if tables:
         table = table_of(tables[0], header, "the VOI table", notes)
@@ -36,18 +36,18 @@ def unit_range(
 
 
 def _windowed(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:
-    """DICOM PS3.3 C.11.2: the window's ends become 0 and 1."""
+    """Applies a window (DICOM PS3.3 C.11.2): its ends become 0 and 1."""
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        raise DiveError("VOILUTFunction is something else; wants LINEAR, LINEAR_EXACT or SIGMOID")
+        raise DiveError("VOILUTFunction is another value, want LINEAR, LINEAR_EXACT or SIGMOID")
     if not np.isfinite(centre) or not np.isfinite(width) or width <= 0:
-        raise DiveError(f"WindowWidth is {width} and WindowCenter {centre}; wants a width above 0")
+        raise DiveError(f"WindowWidth is {width} and WindowCenter {centre}, want a width above 0")
     if function == "SIGMOID":
         return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - centre) / width, -700.0, 700.0)))
     if function == "LINEAR_EXACT":
         unit = (values - centre) / width + 0.5
-    elif width < 1.0:  # the formula would turn black and white round
+    elif width < 1.0:  # the formula would invert the image
         raise DiveError(
-            f"WindowWidth is {width} and VOILUTFunction LINEAR; wants a width of 1 or more"
+            f"WindowWidth is {width} and VOILUTFunction LINEAR, want a width of 1 or more"
         )
     elif width == 1.0:
         unit = (values > centre - 0.5).astype(np.float64)
@@ -57,7 +57,7 @@ def _windowed(values: np.ndarray, centre: float, width: float, function: str) ->
 
 
 def first_number(value: Any) -> float | None:
-    """Of several windows the first; headers hold one number or a list, or nothing."""
+    """A number, the first of a list (of windows), or None for a missing or blank element."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
