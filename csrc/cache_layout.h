@@ -1,4 +1,4 @@
-// Where the keys and values of all sequences lie in one piece of memory:
+// The layout of the keys and values of all sequences in one allocation:
 // [layer][key, value][slot][kv head][cell][head width]. A cell holds one token.
 #pragma once
 
@@ -36,7 +36,7 @@ class CacheLayout {
   }
 
   std::size_t bytes() const { return bytes_; }
-  // For what the memory is, in words.
+  // The purpose of the memory, for messages.
   std::string what() const {
     return "the cache of " + std::to_string(slots_) + " sequences of " + std::to_string(capacity_) +
            " tokens";

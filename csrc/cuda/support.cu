@@ -1,4 +1,4 @@
-// Whether the kernels can run a model: what their loads of 16 bytes and their registers want.
+// Whether the kernels can run a model, as their loads of 16 bytes and their registers require.
 #include <cstdint>
 #include <utility>
 
@@ -10,7 +10,7 @@
 namespace dive::cuda {
 namespace {
 
-// What a matrix lacks, in words; empty where all is well.
+// The reason why a matrix cannot be read; empty where it can.
 std::string misfit(const std::string& name, const LinearSpec& linear, DType dtype) {
   const auto address = reinterpret_cast<std::uintptr_t>(linear.weight);
   if (linear.columns % 8 != 0 || linear.stride * size_of(dtype) % 16 != 0 || address % 16 != 0) {

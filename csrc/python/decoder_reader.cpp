@@ -14,7 +14,7 @@ namespace {
 constexpr std::int64_t kMost = std::int64_t{1} << 40;  // of any size, and of a product's rows
 constexpr std::size_t kMostEntries = 4096;             // of a list: layers, tables
 
-// One entry of a description, by its name; what is said about it begins with the path to it.
+// The entries of a description by name; messages begin with the path to an entry.
 struct Entries {
   py::dict dict;
   std::string path;
@@ -58,7 +58,8 @@ struct Entries {
     }
     return static_cast<float>(value);
   }
-  // What a list or tuple holds now, however it has itself counted and read.
+  // The items of a list or tuple as they are now, which a subclass may return differently each
+  // time.
   std::vector<py::object> list(const char* key) const {
     const py::object value = get(key);
     if (!py::isinstance<py::list>(value) && !py::isinstance<py::tuple>(value)) {
