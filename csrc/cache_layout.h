@@ -29,7 +29,7 @@ class CacheLayout {
       bytes += cell * static_cast<double>(layers_.back().cells);
     }
     if (bytes >= kMost) {
-      throw std::runtime_error("out of memory: " + what() + " wants " +
+      throw std::runtime_error("out of memory: " + what() + " needs " +
                                std::to_string(static_cast<std::int64_t>(bytes / 0x1p20)) + " MiB");
     }
     bytes_ = static_cast<std::size_t>(bytes);

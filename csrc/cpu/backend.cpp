@@ -32,7 +32,7 @@ void CpuBackend::reserve(std::int64_t slots, std::int64_t capacity) {
     const std::size_t whole = (layout_.bytes() + 63) / 64 * 64;
     cache_.reset(static_cast<unsigned char*>(std::aligned_alloc(64, whole)));
     if (!cache_) {
-      throw std::runtime_error("out of memory: " + layout_.what() + " wants " +
+      throw std::runtime_error("out of memory: " + layout_.what() + " needs " +
                                std::to_string(layout_.bytes() >> 20) + " MiB");
     }
     cache_bytes_ = whole;

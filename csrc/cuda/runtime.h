@@ -36,7 +36,7 @@ class Buffer {
     const cudaError_t status = cudaMalloc(&data, count * sizeof(T));
     if (status == cudaErrorMemoryAllocation) {
       cudaGetLastError();
-      throw std::runtime_error("out of memory: " + what + " wants " +
+      throw std::runtime_error("out of memory: " + what + " needs " +
                                std::to_string(count * sizeof(T) >> 20) + " MiB on the GPU");
     }
     check(status, "cudaMalloc");  // an earlier kernel's fault is reported at the next call

@@ -41,7 +41,7 @@ std::string unsupported(const DecoderSpec& spec, int device) {
   }
   if (spec.head_width % 8 != 0 || spec.head_width > kMaxHeadWidth) {
     return "its heads have " + std::to_string(spec.head_width) +
-           " numbers; on a GPU this wants a multiple of 8, up to " + std::to_string(kMaxHeadWidth);
+           " numbers, want a multiple of 8 on a GPU, up to " + std::to_string(kMaxHeadWidth);
   }
   std::string reason = misfit("the head", spec.head, spec.dtype);
   for (std::size_t l = 0; l < spec.layers.size() && reason.empty(); ++l) {

@@ -213,7 +213,8 @@ class BoundEngine {
       all.want_shape({engine_.slots(), m.head.rows}, "[slots, vocabulary]");
       all.want_rows();
       all.want_writable();
-      if (all.size(0) > 1 && all.stride(0) != m.head.rows) all.fail("has gaps between its rows");
+      if (all.size(0) > 1 && all.stride(0) != m.head.rows)
+        all.fail("has gaps between its rows, want none");
       all.check_unmoved();
       logits = static_cast<float*>(all.data());
       held = std::move(all);
