@@ -55,12 +55,12 @@ def fill_cache(engine: Any, config: Any, count: int) -> None:
     states = torch.randn(config.num_key_value_heads, CACHED, width, dtype=torch.bfloat16)
     engine.reserve(1, CACHED + count)
     for layer in range(config.num_hidden_layers):
-        engine.adopt(layer, 0, 0, states, states)
+        engine.copy_cache(layer, 0, 0, states, states)
 
 
 def steps(engine: Any, count: int) -> int:
     """Runs `count` steps; returns the last token."""
-    engine.start_row(0, CACHED, CACHED)
+    engine.start_slot(0, CACHED, CACHED)
     slot, token = torch.zeros(1, dtype=torch.long), torch.full((1,), 7)
     for _ in range(count):
         engine.step(token, slot, token)

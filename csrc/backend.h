@@ -18,15 +18,15 @@ namespace dive {
 // makes zeros of states whose squares are infinite.
 constexpr std::int64_t kNoToken = -1;
 
-// One step: token tokens[i] is the next one of row rows[i].
+// One step: token tokens[i] is the next one of the sequence in slot slots[i].
 struct StepInput {
   const std::int64_t* tokens = nullptr;  // in the device's memory, as `next` and `logits`
-  const std::int64_t* rows = nullptr;    // in the host's, as the rest; each row at most once
+  const std::int64_t* slots = nullptr;   // in the host's, as the rest; each slot at most once
   std::int64_t count = 0;
   std::int64_t* next = nullptr;             // the most likely token after each, or kNoToken
-  float* logits = nullptr;                  // [reserved rows, vocabulary], or null
-  const std::int64_t* lengths = nullptr;    // by row: tokens in the cache
-  const std::int64_t* positions = nullptr;  // by row: of the token that is run
+  float* logits = nullptr;                  // [reserved slots, vocabulary], or null
+  const std::int64_t* lengths = nullptr;    // by slot: tokens in the cache
+  const std::int64_t* positions = nullptr;  // by slot: of the token that is run
 };
 
 // `count` keys or values [kv_heads, count, head_width] of the model's dtype; strides in elements.
@@ -60,16 +60,17 @@ class Backend {
   virtual void use_stream(void*) {}
 
   virtual std::int64_t cache_bytes() const = 0;
-  // Room for `rows` sequences of `capacity` tokens, unsteered; what was in the cache is lost.
-  virtual void reserve(std::int64_t rows, std::int64_t capacity) = 0;
+  // Memory for `slots` sequences of `capacity` tokens, unsteered; what was in the cache is lost.
+  virtual void reserve(std::int64_t slots, std::int64_t capacity) = 0;
   virtual void set_ropes(const std::vector<RopeSpec>& ropes) = 0;
-  // Tokens `first` to `first + count` of a row's cache, for one layer.
-  virtual void adopt(std::size_t layer, std::int64_t row, std::int64_t first, std::int64_t count,
-                     const CacheSource& keys, const CacheSource& values) = 0;
-  virtual void start_row(std::int64_t row, std::int64_t length, std::int64_t position) = 0;
+  // Tokens `first` to `first + count` of a slot's cache, for one layer.
+  virtual void copy_cache(std::size_t layer, std::int64_t slot, std::int64_t first,
+                          std::int64_t count, const CacheSource& keys,
+                          const CacheSource& values) = 0;
+  virtual void start_slot(std::int64_t slot, std::int64_t length, std::int64_t position) = 0;
   // One steering or null per layer, of this device; they live as long as they are in use here.
   // Empty: none.
-  virtual void steer_row(std::int64_t row, const std::vector<const Steering*>& layers) = 0;
+  virtual void steer_slot(std::int64_t slot, const std::vector<const Steering*>& layers) = 0;
 
   // Runs the kernels that `schedule` calls, now or as they were recorded at an earlier step.
   virtual void run(const StepInput& input, const std::function<void()>& schedule) = 0;

@@ -1,5 +1,5 @@
 // Where the keys and values of all sequences lie in one piece of memory:
-// [layer][key, value][row][kv head][slot][head width], each layer with the slots it needs.
+// [layer][key, value][slot][kv head][cell][head width]. A cell holds one token.
 #pragma once
 
 #include <cstddef>
@@ -16,17 +16,17 @@ class CacheLayout {
  public:
   CacheLayout() = default;
   // std::runtime_error where no memory could hold it.
-  CacheLayout(const ModelSpec& spec, std::int64_t rows, std::int64_t capacity)
-      : rows_(rows), kv_heads_(spec.kv_heads), capacity_(capacity) {
-    head_slot_ = static_cast<std::size_t>(spec.head_width * size_of(spec.dtype));
-    const double slot =
-        2.0 * static_cast<double>(rows * spec.kv_heads) * static_cast<double>(head_slot_);
+  CacheLayout(const DecoderSpec& spec, std::int64_t slots, std::int64_t capacity)
+      : slots_(slots), kv_heads_(spec.kv_heads), capacity_(capacity) {
+    cell_bytes_ = static_cast<std::size_t>(spec.head_width * size_of(spec.dtype));
+    const double cell =
+        2.0 * static_cast<double>(slots * spec.kv_heads) * static_cast<double>(cell_bytes_);
     double bytes = 0;
     for (const LayerSpec& layer : spec.layers) {
       const bool slides = layer.window > 0 && layer.window < capacity;
       const std::size_t offset = bytes < kMost ? static_cast<std::size_t>(bytes) : 0;
       layers_.push_back({offset, slides ? layer.window : capacity});
-      bytes += slot * static_cast<double>(layers_.back().slots);
+      bytes += cell * static_cast<double>(layers_.back().cells);
     }
     if (bytes >= kMost) {
       throw std::runtime_error("out of memory: " + what() + " wants " +
@@ -38,29 +38,29 @@ class CacheLayout {
   std::size_t bytes() const { return bytes_; }
   // For what the memory is, in words.
   std::string what() const {
-    return "the cache of " + std::to_string(rows_) + " sequences of " + std::to_string(capacity_) +
+    return "the cache of " + std::to_string(slots_) + " sequences of " + std::to_string(capacity_) +
            " tokens";
   }
-  // Slots that a layer keeps a row: a sliding window's tokens take turns in theirs.
-  std::int64_t slots(std::size_t layer) const { return layers_[layer].slots; }
-  // The byte at which the keys (which = 0) or values (1) of a row's head begin.
-  std::size_t at(std::size_t layer, int which, std::int64_t row, std::int64_t head = 0) const {
+  // Cells that a layer has per slot: token t lies in cell t % cells, which a sliding window reuses.
+  std::int64_t cells(std::size_t layer) const { return layers_[layer].cells; }
+  // The byte at which the keys (which = 0) or values (1) of a slot's head begin.
+  std::size_t at(std::size_t layer, int which, std::int64_t slot, std::int64_t head = 0) const {
     const Layer& own = layers_[layer];
-    const auto heads = static_cast<std::size_t>((which * rows_ + row) * kv_heads_ + head);
-    return own.offset + heads * static_cast<std::size_t>(own.slots) * head_slot_;
+    const auto heads = static_cast<std::size_t>((which * slots_ + slot) * kv_heads_ + head);
+    return own.offset + heads * static_cast<std::size_t>(own.cells) * cell_bytes_;
   }
 
  private:
   static constexpr double kMost = 0x1p47;  // what a process can address
   struct Layer {
     std::size_t offset;
-    std::int64_t slots;
+    std::int64_t cells;
   };
   std::vector<Layer> layers_;
-  std::int64_t rows_ = 0;
+  std::int64_t slots_ = 0;
   std::int64_t kv_heads_ = 0;
   std::int64_t capacity_ = 0;
-  std::size_t head_slot_ = 0;  // bytes of one head in one slot
+  std::size_t cell_bytes_ = 0;  // of one head
   std::size_t bytes_ = 0;
 };
 

@@ -46,10 +46,10 @@ struct LayerSpec {
   LinearSpec query, key, value, output, gate, up, down;
   NormSpec query_norm, key_norm;
   std::int64_t window = 0;  // positions seen, the own one included; 0: all
-  std::size_t rope = 0;     // index into ModelSpec::ropes
+  std::size_t rope = 0;     // index into DecoderSpec::ropes
 };
 
-struct ModelSpec {
+struct DecoderSpec {
   DType dtype = DType::f32;
   std::int64_t width = 0;
   std::int64_t heads = 0;

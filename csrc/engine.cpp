@@ -7,26 +7,26 @@ void Engine::set_ropes(std::vector<RopeSpec> ropes) {
   backend_->set_ropes(spec_.ropes);
 }
 
-void Engine::reserve(std::int64_t rows, std::int64_t capacity) {
-  rows_ = capacity_ = 0;  // until there is room for all of it
-  backend_->reserve(rows, capacity);
-  length_.assign(static_cast<std::size_t>(rows), 0);
-  position_.assign(static_cast<std::size_t>(rows), 0);
-  rows_ = rows;
+void Engine::reserve(std::int64_t slots, std::int64_t capacity) {
+  slots_ = capacity_ = 0;  // until all of it is allocated
+  backend_->reserve(slots, capacity);
+  length_.assign(static_cast<std::size_t>(slots), 0);
+  position_.assign(static_cast<std::size_t>(slots), 0);
+  slots_ = slots;
   capacity_ = capacity;
 }
 
-void Engine::start_row(std::int64_t row, std::int64_t length, std::int64_t position) {
-  length_[static_cast<std::size_t>(row)] = length;
-  position_[static_cast<std::size_t>(row)] = position;
-  backend_->start_row(row, length, position);
+void Engine::start_slot(std::int64_t slot, std::int64_t length, std::int64_t position) {
+  length_[static_cast<std::size_t>(slot)] = length;
+  position_[static_cast<std::size_t>(slot)] = position;
+  backend_->start_slot(slot, length, position);
 }
 
-void Engine::step(const std::int64_t* tokens, const std::int64_t* rows, std::int64_t count,
+void Engine::step(const std::int64_t* tokens, const std::int64_t* slots, std::int64_t count,
                   std::int64_t* next, float* logits) {
   StepInput input;
   input.tokens = tokens;
-  input.rows = rows;
+  input.slots = slots;
   input.count = count;
   input.next = next;
   input.logits = logits;
@@ -34,8 +34,8 @@ void Engine::step(const std::int64_t* tokens, const std::int64_t* rows, std::int
   input.positions = position_.data();
   backend_->run(input, [this] { schedule(); });
   for (std::int64_t i = 0; i < count; ++i) {
-    ++length_[static_cast<std::size_t>(rows[i])];
-    ++position_[static_cast<std::size_t>(rows[i])];
+    ++length_[static_cast<std::size_t>(slots[i])];
+    ++position_[static_cast<std::size_t>(slots[i])];
   }
 }
 

@@ -2,7 +2,7 @@
 // device, and how far each sequence has come.
 //
 // The engine reads the model's weights where they lie; its backend owns the cache and the scratch
-// memory. It keeps nothing alive: whoever made the `ModelSpec` does.
+// memory. It keeps nothing alive: whoever made the `DecoderSpec` does.
 #pragma once
 
 #include <cstdint>
@@ -18,11 +18,11 @@ namespace dive {
 class Engine {
  public:
   // The backend was made for a copy of the same spec.
-  Engine(ModelSpec spec, std::unique_ptr<Backend> backend)
+  Engine(DecoderSpec spec, std::unique_ptr<Backend> backend)
       : spec_(std::move(spec)), backend_(std::move(backend)) {}
 
-  const ModelSpec& spec() const { return spec_; }
-  std::int64_t rows() const { return rows_; }
+  const DecoderSpec& spec() const { return spec_; }
+  std::int64_t slots() const { return slots_; }
   std::int64_t capacity() const { return capacity_; }
   std::int64_t cache_bytes() const { return backend_->cache_bytes(); }
   int threads() const { return backend_->threads(); }
@@ -33,38 +33,40 @@ class Engine {
   // Tables for more positions; the old ones are no longer read.
   void set_ropes(std::vector<RopeSpec> ropes);
 
-  // Room for `rows` sequences of `capacity` tokens; all are empty and unsteered afterwards.
-  void reserve(std::int64_t rows, std::int64_t capacity);
+  // Memory for `slots` sequences of `capacity` tokens; all are empty and unsteered afterwards.
+  void reserve(std::int64_t slots, std::int64_t capacity);
 
-  // Keys and values into the cache of a row and a layer, from token `first` on.
-  void adopt(std::int64_t layer, std::int64_t row, std::int64_t first, std::int64_t count,
-             const CacheSource& keys, const CacheSource& values) {
-    backend_->adopt(static_cast<std::size_t>(layer), row, first, count, keys, values);
+  // Keys and values into the cache of a slot and a layer, from token `first` on.
+  void copy_cache(std::int64_t layer, std::int64_t slot, std::int64_t first, std::int64_t count,
+                  const CacheSource& keys, const CacheSource& values) {
+    backend_->copy_cache(static_cast<std::size_t>(layer), slot, first, count, keys, values);
   }
 
-  // The row holds `length` tokens, and its next one has the position `position`.
-  void start_row(std::int64_t row, std::int64_t length, std::int64_t position);
-  std::int64_t length(std::int64_t row) const { return length_[static_cast<std::size_t>(row)]; }
-  std::int64_t position(std::int64_t row) const { return position_[static_cast<std::size_t>(row)]; }
-
-  // One steering or null per layer for this row, all of the model's dtype and the backend's device;
-  // empty: none.
-  void steer_row(std::int64_t row, const std::vector<const Steering*>& layers) {
-    backend_->steer_row(row, layers);
+  // The slot's sequence holds `length` tokens, and its next one has the position `position`.
+  void start_slot(std::int64_t slot, std::int64_t length, std::int64_t position);
+  std::int64_t length(std::int64_t slot) const { return length_[static_cast<std::size_t>(slot)]; }
+  std::int64_t position(std::int64_t slot) const {
+    return position_[static_cast<std::size_t>(slot)];
   }
 
-  // Runs `tokens[i]` as the next token of row `rows[i]`; the most likely token after it goes to
-  // `next[i]` and, where `logits` is given, all logits to logits[rows[i] * vocabulary ...].
-  // The caller has checked tokens, rows (each at most once) and room.
-  void step(const std::int64_t* tokens, const std::int64_t* rows, std::int64_t count,
+  // One steering or null per layer for this slot, all of the model's dtype and the backend's
+  // device; empty: none.
+  void steer_slot(std::int64_t slot, const std::vector<const Steering*>& layers) {
+    backend_->steer_slot(slot, layers);
+  }
+
+  // Runs `tokens[i]` as the next token of slot `slots[i]`; the most likely token after it goes to
+  // `next[i]` and, where `logits` is given, all logits to logits[slots[i] * vocabulary ...].
+  // The caller has checked tokens, slots (each at most once) and capacity.
+  void step(const std::int64_t* tokens, const std::int64_t* slots, std::int64_t count,
             std::int64_t* next, float* logits);
 
  private:
   void schedule();
 
-  ModelSpec spec_;
+  DecoderSpec spec_;
   std::unique_ptr<Backend> backend_;
-  std::int64_t rows_ = 0;
+  std::int64_t slots_ = 0;
   std::int64_t capacity_ = 0;
   std::vector<std::int64_t> length_, position_;
 };

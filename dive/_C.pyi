@@ -55,29 +55,29 @@ class Engine:
     def use_stream(self, stream: int) -> None:
         """The CUDA stream, by its handle, that the calls after this one put their work on."""
 
-    def reserve(self, rows: int, capacity: int) -> None:
-        """Room for `rows` sequences of `capacity` tokens, all empty and unsteered."""
+    def reserve(self, slots: int, capacity: int) -> None:
+        """Memory for `slots` sequences of `capacity` tokens, all empty and unsteered."""
 
     def set_ropes(self, ropes: list[dict[str, Any]]) -> None:
         """Longer tables of cos and sin, as in the spec."""
 
-    def adopt(self, layer: int, row: int, first: int, keys: Any, values: Any) -> None:
+    def copy_cache(self, layer: int, slot: int, first: int, keys: Any, values: Any) -> None:
         """Copies keys and values [kv heads, tokens, head width] to tokens `first` and on."""
 
-    def start_row(self, row: int, length: int, position: int) -> None:
-        """The row holds `length` tokens; its next one has the rotary position `position`."""
+    def start_slot(self, slot: int, length: int, position: int) -> None:
+        """The slot holds `length` tokens; its next one has the rotary position `position`."""
 
-    def steer_row(self, row: int, steering: Sequence[Steering | None] | None) -> None:
-        """One Steering or None a layer, in the model's dtype; None steers nothing."""
+    def steer_slot(self, slot: int, steering: Sequence[Steering | None] | None) -> None:
+        """One Steering or None per layer, in the model's dtype; None steers nothing."""
 
-    def step(self, tokens: Any, rows: Any, next: Any, logits: Any = None) -> None:
-        """Runs tokens[i] in row rows[i]; next[i] becomes the most likely token after it, or -1
+    def step(self, tokens: Any, slots: Any, next: Any, logits: Any = None) -> None:
+        """Runs tokens[i] in slot slots[i]; next[i] becomes the most likely token after it, or -1
         where the largest logit is not finite (a NaN is larger than any number).
 
-        tokens, rows, next: int64 [n], rows on the CPU, the others on the model's device; on CUDA a
-        token outside the vocabulary is taken as 0, where the CPU refuses it.
-        logits: float32 [reserved rows, vocabulary] on the device, of which the
-        rows that ran are written.
+        tokens, slots, next: int64 [n], slots on the CPU, the others on the model's device. A token
+        outside the vocabulary is an error on the CPU and is taken as 0 on CUDA.
+        logits: float32 [reserved slots, vocabulary] on the device, of which those of the
+        slots that ran are written.
         """
 
     @property

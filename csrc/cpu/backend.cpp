@@ -21,12 +21,12 @@ void CpuBackend::grow(Scratch& scratch) const {
       static_cast<std::size_t>(spec_.heads / spec_.kv_heads * score_stride(capacity_)));
 }
 
-void CpuBackend::reserve(std::int64_t rows, std::int64_t capacity) {
-  rows_ = capacity_ = 0;  // until there is room for all of it
-  layout_ = CacheLayout(spec_, rows, capacity);
+void CpuBackend::reserve(std::int64_t slots, std::int64_t capacity) {
+  slots_ = capacity_ = 0;  // until all of it is allocated
+  layout_ = CacheLayout(spec_, slots, capacity);
   if (layout_.bytes() > cache_bytes_) {
-    // not zeroed: the system hands out pages as they are first written, so that room for tokens
-    // that never come costs nothing
+    // not zeroed: the system hands out pages as they are first written, so that memory for
+    // tokens that never come costs nothing
     cache_.reset();
     cache_bytes_ = 0;
     const std::size_t whole = (layout_.bytes() + 63) / 64 * 64;
@@ -37,14 +37,14 @@ void CpuBackend::reserve(std::int64_t rows, std::int64_t capacity) {
     }
     cache_bytes_ = whole;
   }
-  steering_.assign(static_cast<std::size_t>(rows), {});
-  layer_steering_.resize(static_cast<std::size_t>(rows));
+  steering_.assign(static_cast<std::size_t>(slots), {});
+  layer_steering_.resize(static_cast<std::size_t>(slots));
 
   const auto grow_bytes = [&](auto& buffer, std::int64_t width, std::int64_t item) {
-    buffer.grow(static_cast<std::size_t>(rows * padded(width) * item));
+    buffer.grow(static_cast<std::size_t>(slots * padded(width) * item));
   };
   const auto grow = [&](auto& buffer, std::int64_t width) {
-    buffer.grow(static_cast<std::size_t>(rows * width));
+    buffer.grow(static_cast<std::size_t>(slots * width));
   };
   const std::int64_t item = size_of(spec_.dtype);
   const std::int64_t queries = spec_.heads * spec_.head_width;
@@ -62,29 +62,30 @@ void CpuBackend::reserve(std::int64_t rows, std::int64_t capacity) {
   grow(up_, spec_.mlp_width);
   capacity_ = capacity;
   for (Scratch& one : scratch_) this->grow(one);
-  rows_ = rows;
+  slots_ = slots;
 }
 
-void CpuBackend::adopt(std::size_t layer, std::int64_t row, std::int64_t first, std::int64_t count,
-                       const CacheSource& keys, const CacheSource& values) {
+void CpuBackend::copy_cache(std::size_t layer, std::int64_t slot, std::int64_t first,
+                            std::int64_t count, const CacheSource& keys,
+                            const CacheSource& values) {
   const std::int64_t item = size_of(spec_.dtype);
-  const std::int64_t room = layout_.slots(layer);
+  const std::int64_t cells = layout_.cells(layer);
   const auto bytes = static_cast<std::size_t>(spec_.head_width * item);
   for (int which = 0; which < 2; ++which) {
     const CacheSource& source = which == 0 ? keys : values;
     const auto* const from = static_cast<const unsigned char*>(source.data);
     for (std::int64_t head = 0; head < spec_.kv_heads; ++head) {
-      unsigned char* const to = cache_.get() + layout_.at(layer, which, row, head);
-      for (std::int64_t t = std::max<std::int64_t>(0, count - room); t < count; ++t) {
-        std::memcpy(to + static_cast<std::size_t>((first + t) % room) * bytes,
+      unsigned char* const to = cache_.get() + layout_.at(layer, which, slot, head);
+      for (std::int64_t t = std::max<std::int64_t>(0, count - cells); t < count; ++t) {
+        std::memcpy(to + static_cast<std::size_t>((first + t) % cells) * bytes,
                     from + (head * source.head_stride + t * source.token_stride) * item, bytes);
       }
     }
   }
 }
 
-void CpuBackend::steer_row(std::int64_t row, const std::vector<const Steering*>& layers) {
-  auto& own = steering_[static_cast<std::size_t>(row)];
+void CpuBackend::steer_slot(std::int64_t slot, const std::vector<const Steering*>& layers) {
+  auto& own = steering_[static_cast<std::size_t>(slot)];
   own.clear();
   for (const Steering* const one : layers) own.push_back(static_cast<const PackedSteering*>(one));
 }
@@ -120,7 +121,7 @@ StepArguments CpuBackend::step_arguments(const NormSpec& norm) const {
 
 void CpuBackend::find_steerings(std::int64_t layer) {
   for (std::int64_t i = 0; i < step_.count; ++i) {
-    const auto& own = steering_[static_cast<std::size_t>(step_.rows[i])];
+    const auto& own = steering_[static_cast<std::size_t>(step_.slots[i])];
     layer_steering_[static_cast<std::size_t>(i)] =
         layer < 0 || own.empty() ? nullptr : own[static_cast<std::size_t>(layer)];
   }
@@ -224,14 +225,14 @@ void CpuBackend::project_heads(const LayerSpec& layer) {
 
 void CpuBackend::attend(std::size_t index) {
   const LayerSpec& layer = spec_.layers[index];
-  std::int64_t slots_read = 0;
+  std::int64_t tokens_read = 0;
   for (std::int64_t i = 0; i < step_.count; ++i) {
-    slots_read += std::min(step_.lengths[step_.rows[i]] + 1, layout_.slots(index));
+    tokens_read += std::min(step_.lengths[step_.slots[i]] + 1, layout_.cells(index));
   }
   // heads of keys and values that are worth a chunk
   const std::int64_t pairs = step_.count * spec_.kv_heads;
   const std::int64_t bytes =
-      2 * slots_read * spec_.kv_heads * spec_.head_width * size_of(spec_.dtype);
+      2 * tokens_read * spec_.kv_heads * spec_.head_width * size_of(spec_.dtype);
   const std::int64_t size = std::min(pairs, (chunk_bytes_ * pairs + bytes - 1) / bytes);
   threads_->share((pairs + size - 1) / size, [&](std::int64_t part, int thread) {
     const std::int64_t end = std::min(pairs, (part + 1) * size);
@@ -246,13 +247,13 @@ void CpuBackend::attend_head(const LayerSpec& layer, std::size_t index, std::int
                              std::int64_t head, int thread) {
   const RopeSpec& rope = spec_.ropes[layer.rope];
   const std::int64_t width = spec_.head_width, group = spec_.heads / spec_.kv_heads;
-  const std::int64_t room = layout_.slots(index);
-  const std::int64_t row = step_.rows[i], length = step_.lengths[row];
+  const std::int64_t cells = layout_.cells(index);
+  const std::int64_t slot = step_.slots[i], length = step_.lengths[slot];
   const auto prepare = [&](float* one, const NormSpec& norm) {
     if (norm.weight != nullptr) {
       norm_head({norm.weight, norm.dtype, spec_.norm_eps, spec_.norm_plus_one}, one, width);
     }
-    const std::int64_t at = step_.positions[row] * rope.half;
+    const std::int64_t at = step_.positions[slot] * rope.half;
     rotate_head(rope.cosines + at, rope.sines + at, rope.half, one);
   };
   float* const queries = query_.data() + (i * spec_.heads + head * group) * width;
@@ -260,18 +261,18 @@ void CpuBackend::attend_head(const LayerSpec& layer, std::size_t index, std::int
   float* const value = value_.data() + (i * spec_.kv_heads + head) * width;
   for (std::int64_t g = 0; g < group; ++g) prepare(queries + g * width, layer.query_norm);
   prepare(key, layer.key_norm);
-  unsigned char* const keys = cache_.get() + layout_.at(index, 0, row, head);
-  unsigned char* const values = cache_.get() + layout_.at(index, 1, row, head);
-  const std::int64_t slot = length % room * width * size_of(spec_.dtype);
-  kernels_->round(key, keys + slot, width);
-  kernels_->round(value, values + slot, width);
+  unsigned char* const keys = cache_.get() + layout_.at(index, 0, slot, head);
+  unsigned char* const values = cache_.get() + layout_.at(index, 1, slot, head);
+  const std::int64_t at = length % cells * width * size_of(spec_.dtype);
+  kernels_->round(key, keys + at, width);
+  kernels_->round(value, values + at, width);
   Attention a;
   a.query = queries;
   a.group = group;
   a.width = width;
   a.keys = keys;
   a.values = values;
-  a.count = std::min(length + 1, room);
+  a.count = std::min(length + 1, cells);
   a.scale = spec_.attention_scale;
   a.softcap = spec_.attention_softcap;
   a.scores = scratch_[static_cast<std::size_t>(thread)].scores.data();
@@ -326,7 +327,7 @@ void CpuBackend::predict() {
       best_[static_cast<std::size_t>(i * parts.count + part)] =
           first + kernels_->finish_logits(own, spec_.logits_softcap, last - first);
       if (step_.logits != nullptr) {
-        std::memcpy(step_.logits + step_.rows[i] * vocabulary + first, own,
+        std::memcpy(step_.logits + step_.slots[i] * vocabulary + first, own,
                     static_cast<std::size_t>(last - first) * sizeof(float));
       }
     }
@@ -341,10 +342,10 @@ void CpuBackend::predict() {
       if (most == most && !(more <= most)) step_.next[i] = best[part];
     }
     // where all are the same the first is the largest, and seldom does the next one equal it
-    const bool told_apart =
+    const bool distinct =
         step_.next[i] != 0 || vocabulary == 1 ||
         std::any_of(own + 1, own + vocabulary, [own](float other) { return other != own[0]; });
-    if (!told_apart || !std::isfinite(own[step_.next[i]])) step_.next[i] = kNoToken;
+    if (!distinct || !std::isfinite(own[step_.next[i]])) step_.next[i] = kNoToken;
   }
 }
 

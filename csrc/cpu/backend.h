@@ -24,7 +24,7 @@ class CpuBackend final : public Backend {
   // of one that taking it costs. Tests choose less.
   static constexpr std::int64_t kChunkBytes = 64 << 10;
 
-  explicit CpuBackend(ModelSpec spec, std::int64_t chunk_bytes = kChunkBytes)
+  explicit CpuBackend(DecoderSpec spec, std::int64_t chunk_bytes = kChunkBytes)
       : spec_(std::move(spec)), chunk_bytes_(chunk_bytes) {
     set_threads(1);
   }
@@ -33,12 +33,12 @@ class CpuBackend final : public Backend {
   void set_threads(int count) override;
 
   std::int64_t cache_bytes() const override { return static_cast<std::int64_t>(cache_bytes_); }
-  void reserve(std::int64_t rows, std::int64_t capacity) override;
+  void reserve(std::int64_t slots, std::int64_t capacity) override;
   void set_ropes(const std::vector<RopeSpec>& ropes) override { spec_.ropes = ropes; }
-  void adopt(std::size_t layer, std::int64_t row, std::int64_t first, std::int64_t count,
-             const CacheSource& keys, const CacheSource& values) override;
-  void start_row(std::int64_t, std::int64_t, std::int64_t) override {}
-  void steer_row(std::int64_t row, const std::vector<const Steering*>& layers) override;
+  void copy_cache(std::size_t layer, std::int64_t slot, std::int64_t first, std::int64_t count,
+                  const CacheSource& keys, const CacheSource& values) override;
+  void start_slot(std::int64_t, std::int64_t, std::int64_t) override {}
+  void steer_slot(std::int64_t slot, const std::vector<const Steering*>& layers) override;
 
   void run(const StepInput& input, const std::function<void()>& schedule) override;
   void embed() override;
@@ -82,13 +82,13 @@ class CpuBackend final : public Backend {
   };
   void grow(Scratch& scratch) const;
 
-  ModelSpec spec_;
+  DecoderSpec spec_;
   std::int64_t chunk_bytes_;
   const Kernels* kernels_ = nullptr;
-  std::int64_t rows_ = 0;
+  std::int64_t slots_ = 0;
   std::int64_t capacity_ = 0;
   StepInput step_;
-  std::vector<std::vector<const PackedSteering*>> steering_;  // [row][layer], empty: none
+  std::vector<std::vector<const PackedSteering*>> steering_;  // [slot][layer], empty: none
   std::vector<const PackedSteering*> layer_steering_;         // of the rows of this step
 
   struct Free {

@@ -17,12 +17,13 @@ namespace {
 #ifdef __linux__
 // The processors of the calling thread's affinity mask; empty where the system does not say.
 std::vector<int> allowed_processors() {
-  for (int room = CPU_SETSIZE; room <= (1 << 20); room *= 2) {  // the kernel's mask may be longer
-    std::vector<cpu_set_t> mask(static_cast<std::size_t>(room / CPU_SETSIZE));
+  for (int capacity = CPU_SETSIZE; capacity <= (1 << 20);
+       capacity *= 2) {  // the kernel's mask may be longer
+    std::vector<cpu_set_t> mask(static_cast<std::size_t>(capacity / CPU_SETSIZE));
     const std::size_t bytes = mask.size() * sizeof(cpu_set_t);
     if (sched_getaffinity(0, bytes, mask.data()) != 0) continue;
     std::vector<int> processors;
-    for (int one = 0; one < room; ++one) {
+    for (int one = 0; one < capacity; ++one) {
       if (CPU_ISSET_S(static_cast<std::size_t>(one), bytes, mask.data())) processors.push_back(one);
     }
     return processors;

@@ -85,7 +85,7 @@ DIVE_TARGET inline void tile(const W* weight, std::int64_t stride, const float* 
       Vec in[batch];
       for (int b = 0; b < batch; ++b) in[b] = Vec::load(x + b * x_stride + i + c * kLanes);
       for (int r = 0; r < rows; ++r) {
-        ask_for(weight + r * stride + i + c * kLanes);
+        prefetch_weight(weight + r * stride + i + c * kLanes);
         const Vec w = Vec::load(weight + r * stride + i + c * kLanes);
         for (int b = 0; b < batch; ++b) sums[r][b][c] = fma(w, in[b], sums[r][b][c]);
       }

@@ -39,7 +39,7 @@ constexpr std::int64_t padded(std::int64_t count) { return (count + kPad - 1) / 
 // 4 KiB. Past the end of a matrix this does nothing.
 constexpr std::int64_t kAheadBytes = 2048;
 
-inline void ask_for(const void* weight) {
+inline void prefetch_weight(const void* weight) {
   __builtin_prefetch(static_cast<const char*>(weight) + kAheadBytes);
 }
 

@@ -58,7 +58,7 @@ DIVE_TARGET inline void tile(const BFloat16* weight, std::int64_t stride, const 
       __m512bh in[batch];
       for (int b = 0; b < batch; ++b) in[b] = load32(x + b * x_stride + i + c * 32);
       for (int r = 0; r < rows; ++r) {
-        ask_for(weight + r * stride + i + c * 32);
+        prefetch_weight(weight + r * stride + i + c * 32);
         const __m512bh w = load32(weight + r * stride + i + c * 32);
         for (int b = 0; b < batch; ++b) {
           sums[r][b][c] = _mm512_dpbf16_ps(sums[r][b][c], w, in[b]);

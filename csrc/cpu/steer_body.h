@@ -181,8 +181,8 @@ DIVE_TARGET void norm_row(const float* row, const N* weight, T* out, float eps,
     normed<T, plus_one>(Vec::load(row + i), inverse_rms, Vec::load(weight + i)).store(out + i);
   }
   if (i < width) {
-    const Vec gain = load_some(weight + i, width - i);
-    store_some(normed<T, plus_one>(Vec::load(row + i), inverse_rms, gain), out + i, width - i);
+    const Vec last = load_some(weight + i, width - i);
+    store_some(normed<T, plus_one>(Vec::load(row + i), inverse_rms, last), out + i, width - i);
   }
 }
 

@@ -4,7 +4,7 @@
 //   s      = r + scale (up mixing + fixed)
 //   r'     = round(s |r| / |s|)              (round(s), where the norm may change)
 //   out    = rmsnorm(r')
-// r' replaces the residual; it is r where the row is not steered.
+// r' reindices the residual; it is r where the row is not steered.
 //
 // The kernel runs twice a layer and its work is small: what it costs is the times that it waits,
 // for memory and for its blocks. So
@@ -138,8 +138,8 @@ __device__ __forceinline__ float add(const AddArguments& a, const Part<T, kBlock
       load(delta + i, x);
       squares = add_squares(x, squares);
     });
-    tell_sum(part, kOfDelta, squares);
-    all_told<kBlocks>();
+    broadcast_sum(part, kOfDelta, squares);
+    wait_for_broadcasts<kBlocks>();
     squares = sum_of_row(part, kOfDelta);
     delta_rms = rsqrtf(squares / static_cast<float>(a.width) + a.norm_eps);
     copies_done();
@@ -192,9 +192,9 @@ __device__ __forceinline__ void down_products(const Adapter<T>& adapter, int ran
         other = fmaf(v[k], x[k], other);
       }
     }
-    tell<kBlocks>(dots + r, warp_sum(sum));
+    broadcast<kBlocks>(dots + r, warp_sum(sum));
     other = warp_sum(other);
-    if (two) tell<kBlocks>(dots + r + kWarps, other);
+    if (two) broadcast<kBlocks>(dots + r + kWarps, other);
   }
 }
 
@@ -262,8 +262,8 @@ __device__ __forceinline__ float steer(const SteerView& view, const Adapter<T>& 
   });
   float factor = 1;
   if (view.norm_preserving) {
-    tell_sum(part, kOfSteered, after);
-    all_told<kBlocks>();
+    broadcast_sum(part, kOfSteered, after);
+    wait_for_broadcasts<kBlocks>();
     after = sum_of_row(part, kOfSteered);
     // exactly 1 where nothing changed, and where the result has no direction (dive/reference.py)
     if (after > 0.0f && after != before) factor = sqrtf(before) * rsqrtf(after);
@@ -277,8 +277,8 @@ __device__ __forceinline__ float steer(const SteerView& view, const Adapter<T>& 
     store(part.row + i, x);
     squares = add_squares(x, squares);
   });
-  tell_sum(part, kOfResult, squares);
-  all_told<kBlocks>();
+  broadcast_sum(part, kOfResult, squares);
+  wait_for_broadcasts<kBlocks>();
   return sum_of_row(part, kOfResult);
 }
 
@@ -293,7 +293,7 @@ __global__ void __launch_bounds__(kThreads, 1) add_and_norm(const AddArguments a
   let_next_start();
 
   SteerView view;
-  if (a.steering != nullptr) view = a.steering[a.rows[blockIdx.y] * a.steering_stride];
+  if (a.steering != nullptr) view = a.steering[a.slots[blockIdx.y] * a.steering_stride];
   if (a.norms_staged) {
     stage_norm(a.delta_norm, part.delta_norm, part);
     stage_norm(a.norm, part.norm, part);
@@ -303,13 +303,13 @@ __global__ void __launch_bounds__(kThreads, 1) add_and_norm(const AddArguments a
   wait_for_previous();
 
   float squares = add(a, part, offset);
-  tell_sum(part, kOfRow, squares);
+  broadcast_sum(part, kOfRow, squares);
   copies_done();
   if (view.rank > 0) {
     __syncthreads();  // the row and `down` are there
     down_products(adapter, view.rank, part);
   }
-  all_told<kBlocks>();
+  wait_for_broadcasts<kBlocks>();
   squares = sum_of_row(part, kOfRow);
   if (view.rank >= 0) squares = steer(view, adapter, a, part, squares);
 

@@ -34,9 +34,9 @@ struct AddArguments {
   void* residual = nullptr;     // [rows of the step, width]
   const void* delta = nullptr;  // null: nothing is added
   NormView delta_norm;
-  const SteerView* steering = nullptr;  // of row r of the cache at r * steering_stride; or null
+  const SteerView* steering = nullptr;  // of slot s at s * steering_stride; or null
   std::int64_t steering_stride = 0;
-  const int* rows = nullptr;  // which row of the cache each one is
+  const int* slots = nullptr;  // the slot of each
   NormView norm;
   void* out = nullptr;
   float norm_eps = 0;

@@ -40,7 +40,7 @@ struct Shared {
     queries = reinterpret_cast<float*>(memory);
     warps.mixed = queries + (kHeads + 1) * width;
     warps.totals = reinterpret_cast<Total*>(warps.mixed + kHeads * kWarps * width);
-    warps.room = kWarps;
+    warps.capacity = kWarps;
     factors = reinterpret_cast<float*>(warps.totals + kHeads * kWarps);
     new_key = reinterpret_cast<T*>(factors + kHeads * kMostShares);
     new_value = new_key + width;
@@ -57,11 +57,11 @@ struct Shared {
 struct Work {
   int position;  // of this step's token
   int kv_head;
-  std::int64_t first_slot;  // of the head's keys in the cache
+  std::int64_t first_cell;  // of the head's keys in the cache
   int first_head, heads;    // its query heads
   int shares;               // blocks that the sequence's tokens are for
   int begin, end;           // its own share; none where `begin` is not below `end`
-  int new_slot;             // of this step's token, which no block reads from the cache
+  int new_cell;             // of this step's token, which no block reads from the cache
   bool appends;
 };
 
@@ -74,17 +74,17 @@ __device__ __forceinline__ Work find_work(const AttendArguments& a, int unit) {
   work.kv_head = blockIdx.y / tiles;
   work.first_head = work.kv_head * group + tile * kHeads;
   work.heads = min(kHeads, group - tile * kHeads);
-  const int row = a.rows[blockIdx.z];
-  work.position = a.positions[row];
-  work.first_slot = (static_cast<std::int64_t>(row) * a.kv_heads + work.kv_head) * a.slots;
-  const int length = a.lengths[row], tokens = min(length + 1, a.slots);
+  const int slot = a.slots[blockIdx.z];
+  work.position = a.positions[slot];
+  work.first_cell = (static_cast<std::int64_t>(slot) * a.kv_heads + work.kv_head) * a.cells;
+  const int length = a.lengths[slot], tokens = min(length + 1, a.cells);
   const int least = max(kLeastShare, (tokens + a.splits - 1) / a.splits);
   const int share = (least + unit - 1) / unit * unit;
   work.shares = (tokens + share - 1) / share;
   work.begin = static_cast<int>(blockIdx.x) * share;
   work.end = min(tokens, work.begin + share);
-  work.new_slot = length % a.slots;
-  work.appends = tile == 0 && work.begin <= work.new_slot && work.new_slot < work.end;
+  work.new_cell = length % a.cells;
+  work.appends = tile == 0 && work.begin <= work.new_cell && work.new_cell < work.end;
   return work;
 }
 
@@ -102,28 +102,28 @@ __device__ __forceinline__ void prepare(const AttendArguments& a, const Work& wo
   const float* const values = keys + a.kv_heads * a.width;
   // all that the warp reads at once: it comes from the second cache
   float query[kColumns] = {}, key[kColumns] = {}, value[kColumns] = {};
-  float query_gain[kColumns] = {}, key_gain[kColumns] = {};
+  float query_norm_weight[kColumns] = {}, key_norm_weight[kColumns] = {};
   if (warp < work.heads) {
     load_columns(queries + (work.first_head + warp) * a.width, a.width, query);
   }
   if (has_key) load_columns(keys + work.kv_head * a.width, a.width, key);
   if (has_value) load_columns(values + work.kv_head * a.width, a.width, value);
-  if (warp < work.heads) load_gain<T>(a, a.query_norm, query_gain);
-  if (has_key) load_gain<T>(a, a.key_norm, key_gain);
+  if (warp < work.heads) load_norm_weight<T>(a, a.query_norm, query_norm_weight);
+  if (has_key) load_norm_weight<T>(a, a.key_norm, key_norm_weight);
 
   if (warp < kHeads) {
-    prepare_head(a, angles, a.query_norm.weight != nullptr, query_gain, query,
+    prepare_head(a, angles, a.query_norm.weight != nullptr, query_norm_weight, query,
                  shared.queries + warp * a.width);
   }
-  const std::int64_t slot = (work.first_slot + work.new_slot) * a.width;
+  const std::int64_t at = (work.first_cell + work.new_cell) * a.width;
   const auto append = [&](const float (&columns)[kColumns], T* to, void* cache) {
     store_columns(columns, a.width, to);
-    if (work.appends) store_columns(columns, a.width, static_cast<T*>(cache) + slot);
+    if (work.appends) store_columns(columns, a.width, static_cast<T*>(cache) + at);
   };
   if (has_key) {
-    float* const room = shared.queries + kHeads * a.width;
-    prepare_head(a, angles, a.key_norm.weight != nullptr, key_gain, key, room);
-    load_columns(room, a.width, key);
+    float* const prepared = shared.queries + kHeads * a.width;
+    prepare_head(a, angles, a.key_norm.weight != nullptr, key_norm_weight, key, prepared);
+    load_columns(prepared, a.width, key);
     append(key, shared.new_key, a.keys);
   }
   if (has_value) append(value, shared.new_value, a.values);
@@ -139,7 +139,7 @@ struct Tokens {
 
   const T* keys;
   const T* values;
-  int width, end, new_slot;
+  int width, end, new_cell;
   int column;
   bool inside;  // whether the head has these columns
   int first;    // the lane's first token
@@ -147,18 +147,18 @@ struct Tokens {
   Eight<T> key[kAhead] = {}, value[kAhead] = {};
 
   __device__ __forceinline__ Tokens(const AttendArguments& a, const Work& work)
-      : width(a.width), end(work.end), new_slot(work.new_slot) {
+      : width(a.width), end(work.end), new_cell(work.new_cell) {
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
     column = lane % kLanes * 8;
     inside = column < width;
-    keys = static_cast<const T*>(a.keys) + work.first_slot * width + column;
-    values = static_cast<const T*>(a.values) + work.first_slot * width + column;
+    keys = static_cast<const T*>(a.keys) + work.first_cell * width + column;
+    values = static_cast<const T*>(a.values) + work.first_cell * width + column;
     warp_first = work.begin + warp * (kWarp / kLanes);
     first = warp_first + lane / kLanes;
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
       const int token = first + u * kUnit;
-      if (token == new_slot) continue;
+      if (token == new_cell) continue;
       load(key[u], keys, nullptr, token);
       load(value[u], values, nullptr, token);
     }
@@ -169,7 +169,7 @@ struct Tokens {
                                        int token) const {
     to = Eight<T>{};
     if (!inside || token >= end) return;
-    if (token == new_slot) {
+    if (token == new_cell) {
       to = load_eight(of_step + column);
     } else {
       to = load_eight(cached + static_cast<std::int64_t>(token) * width);
@@ -179,9 +179,9 @@ struct Tokens {
   __device__ __forceinline__ void load_new(const T* new_key, const T* new_value) {
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
-      if (first + u * kUnit != new_slot) continue;
-      load(key[u], keys, new_key, new_slot);
-      load(value[u], values, new_value, new_slot);
+      if (first + u * kUnit != new_cell) continue;
+      load(key[u], keys, new_key, new_cell);
+      load(value[u], values, new_value, new_cell);
     }
   }
 };
@@ -277,11 +277,12 @@ __device__ __forceinline__ void attend_share(const AttendArguments& a, Tokens<T,
 
 // Where the shares of the block's heads are: of all heads of the step first the mixed values.
 __device__ __forceinline__ Parts shares_of(const AttendArguments& a, int first_head) {
-  const std::int64_t room = gridDim.x, heads = static_cast<std::int64_t>(gridDim.z) * a.query_heads;
+  const std::int64_t capacity = gridDim.x,
+                     heads = static_cast<std::int64_t>(gridDim.z) * a.query_heads;
   const std::int64_t at =
-      (static_cast<std::int64_t>(blockIdx.z) * a.query_heads + first_head) * room;
-  Total* const totals = reinterpret_cast<Total*>(a.shares + heads * room * a.width);
-  return {a.shares + at * a.width, totals + at, static_cast<int>(room)};
+      (static_cast<std::int64_t>(blockIdx.z) * a.query_heads + first_head) * capacity;
+  Total* const totals = reinterpret_cast<Total*>(a.shares + heads * capacity * a.width);
+  return {a.shares + at * a.width, totals + at, static_cast<int>(capacity)};
 }
 
 // Whether all other blocks of these heads have written their shares, which this one then sees.
@@ -311,8 +312,8 @@ __global__ void __launch_bounds__(kThreads, kHeads == 4 ? 3 : 4) attend(const At
   const Work work = find_work<kHeads>(a, Tokens<T, kLanes>::kUnit);
   Tokens<T, kLanes> tokens(a, work);
   const Angles angles(a, work.position);
-  if (threadIdx.x / kWarp == 0) prefetch_gain<T>(a, a.query_norm);
-  if (threadIdx.x / kWarp == 1) prefetch_gain<T>(a, a.key_norm);
+  if (threadIdx.x / kWarp == 0) prefetch_norm_weight<T>(a, a.query_norm);
+  if (threadIdx.x / kWarp == 1) prefetch_norm_weight<T>(a, a.key_norm);
   wait_for_previous();
   if (work.begin >= work.end) return;
 
@@ -334,14 +335,14 @@ __global__ void __launch_bounds__(kThreads, kHeads == 4 ? 3 : 4) attend(const At
   const Parts shares = shares_of(a, work.first_head);
   const auto keep = [&](int h, int i, const Four<float>& mixed) {
     if (alone) return finish(h, i, mixed);
-    store_four(shares.mixed + (h * shares.room + static_cast<int>(blockIdx.x)) * a.width + i,
+    store_four(shares.mixed + (h * shares.capacity + static_cast<int>(blockIdx.x)) * a.width + i,
                mixed);
   };
   const Total total = combine<kWarps, kWarps>(shared.warps, kWarps, work.heads, a.width, alone,
                                               shared.factors, keep);
   if (alone) return;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  if (warp < work.heads && lane == 0) shares.totals[warp * shares.room + blockIdx.x] = total;
+  if (warp < work.heads && lane == 0) shares.totals[warp * shares.capacity + blockIdx.x] = total;
   if (!is_last(a, work.shares, shared.last)) return;
   // as many shares at once as there are registers for; 1000 tokens have 17
   combine<kMostShares, kHeads == 4 ? 32 : 16>(shares, work.shares, work.heads, a.width, true,

@@ -28,7 +28,7 @@ NormView view_of(const NormSpec& norm) { return {norm.weight, norm.dtype == DTyp
 
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(ModelSpec spec, int device) : spec_(std::move(spec)), device_(device) {
+  CudaBackend(DecoderSpec spec, int device) : spec_(std::move(spec)), device_(device) {
     const OnDevice here(device_);
     processors_ = attribute(cudaDevAttrMultiProcessorCount);
     clusters_ = has_clusters(device_);
@@ -51,21 +51,21 @@ class CudaBackend final : public Backend {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     check(cudaStreamIsCapturing(next, &status), "cudaStreamIsCapturing");
     if (status != cudaStreamCaptureStatusNone) {
-      throw std::runtime_error("a decode step cannot be captured: it reads the host's rows");
+      throw std::runtime_error("a decode step cannot be captured: it reads the host's slots");
     }
     if (next != queue_.stream) order(queue_.stream, next);
     queue_.stream = next;
   }
   std::int64_t cache_bytes() const override { return static_cast<std::int64_t>(cache_.size()); }
-  void reserve(std::int64_t rows, std::int64_t capacity) override;
+  void reserve(std::int64_t slots, std::int64_t capacity) override;
   void set_ropes(const std::vector<RopeSpec>& ropes) override {
     spec_.ropes = ropes;
     forget_graphs();
   }
-  void adopt(std::size_t layer, std::int64_t row, std::int64_t first, std::int64_t count,
-             const CacheSource& keys, const CacheSource& values) override;
-  void start_row(std::int64_t row, std::int64_t length, std::int64_t position) override;
-  void steer_row(std::int64_t row, const std::vector<const Steering*>& layers) override;
+  void copy_cache(std::size_t layer, std::int64_t slot, std::int64_t first, std::int64_t count,
+                  const CacheSource& keys, const CacheSource& values) override;
+  void start_slot(std::int64_t slot, std::int64_t length, std::int64_t position) override;
+  void steer_slot(std::int64_t slot, const std::vector<const Steering*>& layers) override;
 
   void run(const StepInput& input, const std::function<void()>& schedule) override;
   void embed() override;
@@ -97,7 +97,7 @@ class CudaBackend final : public Backend {
     copy(to, from, count, cudaMemcpyHostToDevice);
     check(cudaStreamSynchronize(queue_.stream), "a copy");
   }
-  void allocate(std::int64_t rows, std::int64_t capacity);
+  void allocate(std::int64_t slots, std::int64_t capacity);
   void multiply(Output output, Product product, const Bytes& x, void* y);
   Graph recorded(const std::function<void()>& schedule);
   void forget_graphs() {
@@ -105,7 +105,7 @@ class CudaBackend final : public Backend {
     ran_.clear();
   }
 
-  ModelSpec spec_;
+  DecoderSpec spec_;
   int device_;
   int processors_ = 1;
   bool clusters_ = false;
@@ -116,43 +116,43 @@ class CudaBackend final : public Backend {
   std::set<std::int64_t> ran_;
   std::map<std::int64_t, Graph> graphs_;
 
-  std::int64_t rows_ = 0;
+  std::int64_t slots_ = 0;
   std::int64_t capacity_ = 0;
   std::int64_t count_ = 0;  // of this step
   int splits_ = 1;
 
   Bytes cache_;
   CacheLayout layout_;
-  Buffer<int> step_rows_, lengths_, positions_;
-  std::vector<int> step_rows_host_;
+  Buffer<int> step_slots_, lengths_, positions_;
+  std::vector<int> step_slots_host_;
   Buffer<std::int64_t> tokens_, next_, best_at_;
   Buffer<float> best_, heads_, shares_, logits_;
   Bytes residual_, delta_, normed_, mixed_, gated_;
   Buffer<unsigned> arrived_;
 
-  Buffer<SteerView> steering_;  // [row][layer]
+  Buffer<SteerView> steering_;  // [slot][layer]
   int max_rank_ = 0;            // of all that was in use: graphs hold it
 };
 
-void CudaBackend::reserve(std::int64_t rows, std::int64_t capacity) {
+void CudaBackend::reserve(std::int64_t slots, std::int64_t capacity) {
   const OnDevice here(device_);
-  if (rows != rows_ || capacity != capacity_) allocate(rows, capacity);
-  const std::vector<int> nothing(static_cast<std::size_t>(rows), 0);
-  const std::vector<SteerView> unsteered(static_cast<std::size_t>(rows) * spec_.layers.size());
-  upload(lengths_.data(), nothing.data(), rows);
-  upload(positions_.data(), nothing.data(), rows);
+  if (slots != slots_ || capacity != capacity_) allocate(slots, capacity);
+  const std::vector<int> nothing(static_cast<std::size_t>(slots), 0);
+  const std::vector<SteerView> unsteered(static_cast<std::size_t>(slots) * spec_.layers.size());
+  upload(lengths_.data(), nothing.data(), slots);
+  upload(positions_.data(), nothing.data(), slots);
   upload(steering_.data(), unsteered.data(), static_cast<std::int64_t>(unsteered.size()));
 }
 
-void CudaBackend::allocate(std::int64_t rows, std::int64_t capacity) {
-  rows_ = capacity_ = 0;  // until there is room for all of it
+void CudaBackend::allocate(std::int64_t slots, std::int64_t capacity) {
+  slots_ = capacity_ = 0;  // until all of it is allocated
   forget_graphs();
-  layout_ = CacheLayout(spec_, rows, capacity);
+  layout_ = CacheLayout(spec_, slots, capacity);
   cache_.grow(layout_.bytes(), layout_.what());
 
-  const std::string what = "room for a step of " + std::to_string(rows) + " sequences";
+  const std::string what = "memory for a step of " + std::to_string(slots) + " sequences";
   const auto grow = [&](auto& buffer, std::int64_t width) {
-    buffer.grow(static_cast<std::size_t>(rows * width), what);
+    buffer.grow(static_cast<std::size_t>(slots * width), what);
   };
   const std::int64_t item = size_of(spec_.dtype), width = spec_.width;
   const auto query_heads = static_cast<int>(spec_.heads),
@@ -160,7 +160,7 @@ void CudaBackend::allocate(std::int64_t rows, std::int64_t capacity) {
   const std::int64_t queries = spec_.heads * spec_.head_width;
   const int groups = head_groups(query_heads, kv_heads);
   splits_ = splits_for(1, query_heads, kv_heads, capacity, processors_);
-  for (auto* buffer : {&step_rows_, &lengths_, &positions_}) grow(*buffer, 1);
+  for (auto* buffer : {&step_slots_, &lengths_, &positions_}) grow(*buffer, 1);
   for (auto* buffer : {&tokens_, &next_}) grow(*buffer, 1);
   for (auto* buffer : {&residual_, &delta_, &normed_}) grow(*buffer, width * item);
   grow(best_, kPredictBlocks);
@@ -174,16 +174,17 @@ void CudaBackend::allocate(std::int64_t rows, std::int64_t capacity) {
   grow(steering_, static_cast<std::int64_t>(spec_.layers.size()));
   check(cudaMemsetAsync(arrived_.data(), 0, arrived_.size() * sizeof(unsigned), queue_.stream),
         "clearing of counters");
-  step_rows_host_.clear();
-  rows_ = rows;
+  step_slots_host_.clear();
+  slots_ = slots;
   capacity_ = capacity;
 }
 
-void CudaBackend::adopt(std::size_t layer, std::int64_t row, std::int64_t first, std::int64_t count,
-                        const CacheSource& keys, const CacheSource& values) {
+void CudaBackend::copy_cache(std::size_t layer, std::int64_t slot, std::int64_t first,
+                             std::int64_t count, const CacheSource& keys,
+                             const CacheSource& values) {
   const OnDevice here(device_);
-  const std::int64_t room = layout_.slots(layer);
-  const std::int64_t skipped = std::max<std::int64_t>(0, count - room);
+  const std::int64_t cells = layout_.cells(layer);
+  const std::int64_t skipped = std::max<std::int64_t>(0, count - cells);
   CopyCacheArguments a;
   for (int which = 0; which < 2; ++which) {
     const CacheSource& source = which == 0 ? keys : values;
@@ -191,24 +192,24 @@ void CudaBackend::adopt(std::size_t layer, std::int64_t row, std::int64_t first,
                       skipped * source.token_stride * size_of(spec_.dtype);
     a.head_stride[which] = source.head_stride;
     a.token_stride[which] = source.token_stride;
-    a.cache[which] = cache_.data() + layout_.at(layer, which, row);
+    a.cache[which] = cache_.data() + layout_.at(layer, which, slot);
   }
   a.first = first + skipped;
   a.count = static_cast<int>(count - skipped);
-  a.slots = static_cast<int>(room);
+  a.cells = static_cast<int>(cells);
   a.kv_heads = static_cast<int>(spec_.kv_heads);
   a.width = static_cast<int>(spec_.head_width);
   run_copy_cache({queue_.stream, false}, spec_.dtype, a);
 }
 
-void CudaBackend::start_row(std::int64_t row, std::int64_t length, std::int64_t position) {
+void CudaBackend::start_slot(std::int64_t slot, std::int64_t length, std::int64_t position) {
   const OnDevice here(device_);
-  const auto tokens = static_cast<int>(length), place = static_cast<int>(position);
-  upload(lengths_.data() + row, &tokens, 1);
-  upload(positions_.data() + row, &place, 1);
+  const auto tokens = static_cast<int>(length), next = static_cast<int>(position);
+  upload(lengths_.data() + slot, &tokens, 1);
+  upload(positions_.data() + slot, &next, 1);
 }
 
-void CudaBackend::steer_row(std::int64_t row, const std::vector<const Steering*>& layers) {
+void CudaBackend::steer_slot(std::int64_t slot, const std::vector<const Steering*>& layers) {
   const OnDevice here(device_);
   std::vector<SteerView> views(spec_.layers.size());
   for (std::size_t l = 0; l < layers.size(); ++l) {
@@ -220,16 +221,16 @@ void CudaBackend::steer_row(std::int64_t row, const std::vector<const Steering*>
     }
   }
   const auto count = static_cast<std::int64_t>(views.size());
-  upload(steering_.data() + row * count, views.data(), count);
+  upload(steering_.data() + slot * count, views.data(), count);
 }
 
 void CudaBackend::run(const StepInput& input, const std::function<void()>& schedule) {
   const OnDevice here(device_);
   count_ = input.count;
-  const std::vector<int> rows(input.rows, input.rows + input.count);
-  if (rows != step_rows_host_) {
-    upload(step_rows_.data(), rows.data(), count_);
-    step_rows_host_ = rows;
+  const std::vector<int> slots(input.slots, input.slots + input.count);
+  if (slots != step_slots_host_) {
+    upload(step_slots_.data(), slots.data(), count_);
+    step_slots_host_ = slots;
   }
   copy(tokens_.data(), input.tokens, count_, cudaMemcpyDeviceToDevice);
 
@@ -244,8 +245,8 @@ void CudaBackend::run(const StepInput& input, const std::function<void()>& sched
   copy(input.next, next_.data(), count_, cudaMemcpyDeviceToDevice);
   if (input.logits == nullptr) return;
   for (std::int64_t i = 0, next = 0; i < count_; i = next) {  // neighbours in one copy
-    while (next < count_ && input.rows[next] - input.rows[i] == next - i) ++next;
-    copy(input.logits + input.rows[i] * spec_.head.rows, logits_.data() + i * spec_.head.rows,
+    while (next < count_ && input.slots[next] - input.slots[i] == next - i) ++next;
+    copy(input.logits + input.slots[i] * spec_.head.rows, logits_.data() + i * spec_.head.rows,
          (next - i) * spec_.head.rows, cudaMemcpyDeviceToDevice);
   }
 }
@@ -281,7 +282,7 @@ void CudaBackend::add_and_norm(const AddAndNorm& what) {
   a.delta_norm = view_of(what.delta_norm);
   a.norm = view_of(what.norm);
   a.out = normed_.data();
-  a.rows = step_rows_.data();
+  a.slots = step_slots_.data();
   a.norm_eps = spec_.norm_eps;
   a.norm_plus_one = spec_.norm_plus_one;
   a.width = static_cast<int>(spec_.width);
@@ -319,13 +320,13 @@ void CudaBackend::attend(std::size_t index) {
   a.half = static_cast<int>(rope.half);
   a.keys = cache_.data() + layout_.at(index, 0, 0);
   a.values = cache_.data() + layout_.at(index, 1, 0);
-  a.rows = step_rows_.data();
+  a.slots = step_slots_.data();
   a.lengths = lengths_.data();
   a.positions = positions_.data();
   a.query_heads = static_cast<int>(spec_.heads);
   a.kv_heads = static_cast<int>(spec_.kv_heads);
   a.width = static_cast<int>(spec_.head_width);
-  a.slots = static_cast<int>(layout_.slots(index));
+  a.cells = static_cast<int>(layout_.cells(index));
   a.scale = spec_.attention_scale;
   a.softcap = spec_.attention_softcap;
   a.norm_eps = spec_.norm_eps;
@@ -334,7 +335,7 @@ void CudaBackend::attend(std::size_t index) {
   a.shares = shares_.data();
   a.arrived = arrived_.data();
   a.splits = std::min(splits_, splits_for(static_cast<int>(count_), a.query_heads, a.kv_heads,
-                                          a.slots, processors_));
+                                          a.cells, processors_));
   run_attention(queue_, spec_.dtype, a, static_cast<int>(count_));
 }
 
@@ -366,20 +367,20 @@ void CudaBackend::predict() {
   a.vocabulary = spec_.head.rows;
   a.softcap = spec_.logits_softcap;
   a.next = next_.data();
-  a.rows = step_rows_.data();
+  a.slots = step_slots_.data();
   a.lengths = lengths_.data();
   a.positions = positions_.data();
   a.best = best_.data();
   a.best_at = best_at_.data();
   // behind the counters of attention
   a.arrived = arrived_.data() +
-              rows_ * head_groups(static_cast<int>(spec_.heads), static_cast<int>(spec_.kv_heads));
+              slots_ * head_groups(static_cast<int>(spec_.heads), static_cast<int>(spec_.kv_heads));
   run_predict(queue_, spec_.dtype, a, static_cast<int>(count_));
 }
 
 }  // namespace
 
-std::unique_ptr<Backend> make_backend(ModelSpec spec, int device) {
+std::unique_ptr<Backend> make_backend(DecoderSpec spec, int device) {
   return std::make_unique<CudaBackend>(std::move(spec), device);
 }
 

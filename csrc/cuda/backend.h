@@ -14,10 +14,10 @@
 namespace dive::cuda {
 
 // Whether a step of this model can run on the device; else why not.
-std::string unsupported(const ModelSpec& spec, int device);
+std::string unsupported(const DecoderSpec& spec, int device);
 
 // `spec` holds pointers into the memory of `device`. std::runtime_error where CUDA fails.
-std::unique_ptr<Backend> make_backend(ModelSpec spec, int device);
+std::unique_ptr<Backend> make_backend(DecoderSpec spec, int device);
 
 // A copy that is made behind what is on `stream`; see DeviceSteering for how the source must lie.
 std::unique_ptr<Steering> make_steering(const SteeringSource& source, int device, void* stream);

@@ -11,11 +11,11 @@ __global__ void copy_cache(const CopyCacheArguments a) {
   const int head = blockIdx.y, which = blockIdx.z;
   const T* const from = static_cast<const T*>(a.source[which]) + head * a.head_stride[which];
   T* const to =
-      static_cast<T*>(a.cache[which]) + static_cast<std::int64_t>(head) * a.slots * a.width;
+      static_cast<T*>(a.cache[which]) + static_cast<std::int64_t>(head) * a.cells * a.width;
   for (int t = blockIdx.x; t < a.count; t += gridDim.x) {
-    const std::int64_t slot = (a.first + t) % a.slots;
+    const std::int64_t index = (a.first + t) % a.cells;
     for (int i = threadIdx.x; i < a.width; i += blockDim.x) {
-      to[slot * a.width + i] = from[t * a.token_stride[which] + i];
+      to[index * a.width + i] = from[t * a.token_stride[which] + i];
     }
   }
 }

@@ -7,15 +7,15 @@
 
 namespace dive::cuda {
 
-// Keys and values [kv heads, count, width] into the slots of tokens `first` and on.
+// Keys and values [kv heads, count, width] to the tokens from `first` on.
 struct CopyCacheArguments {
   const void* source[2] = {};
   std::int64_t head_stride[2] = {};
   std::int64_t token_stride[2] = {};
-  void* cache[2] = {};  // of the layer and the row, [kv heads, slots, width]
+  void* cache[2] = {};  // of the layer and the slot, [kv heads, cells, width]
   std::int64_t first = 0;
   int count = 0;
-  int slots = 0;
+  int cells = 0;
   int kv_heads = 0;
   int width = 0;
 };

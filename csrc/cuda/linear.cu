@@ -25,11 +25,11 @@ int slices_for(int warps, int columns, int chunk, int bytes, int processors, int
   return slices;
 }
 
-int slices_by_waves(int warps, int columns, int chunk, int slots, int most) {
+int slices_by_waves(int warps, int columns, int chunk, int concurrent, int most) {
   // in eighths of what a warp takes for a row of its own
   const auto time = [&](int slices) {
     const std::int64_t blocks = (static_cast<std::int64_t>(warps) * slices + most - 1) / most;
-    return (blocks + slots - 1) / slots * (8 / slices);
+    return (blocks + concurrent - 1) / concurrent * (8 / slices);
   };
   int best = 1;
   for (int slices = 2; slices <= most && columns >= 2 * chunk * slices; slices *= 2) {

@@ -54,7 +54,8 @@ void run_tile_product(const Queue& queue, DType dtype, Output output, Product pr
 // are under way.
 int slices_for(int warps, int columns, int chunk, int bytes, int processors, int most);
 
-// The same, so that blocks of `most` warps, `slots` of them at a time, end with the fewest idle.
-int slices_by_waves(int warps, int columns, int chunk, int slots, int most);
+// The same, so that blocks of `most` warps, `concurrent` of them at a time, end with the fewest
+// idle.
+int slices_by_waves(int warps, int columns, int chunk, int concurrent, int most);
 
 }  // namespace dive::cuda

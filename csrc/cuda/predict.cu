@@ -36,8 +36,8 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, 1) predict(const PredictArguments a) {
   DIVE_SHARED(shared);
   float* const values = reinterpret_cast<float*>(shared);  // [kWarps]
-  int* const places = reinterpret_cast<int*>(values + kWarps);
-  int* const last = places + kWarps;
+  int* const indices = reinterpret_cast<int*>(values + kWarps);
+  int* const last = indices + kWarps;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   let_next_start();
   wait_for_previous();
@@ -58,35 +58,35 @@ __global__ void __launch_bounds__(kThreads, 1) predict(const PredictArguments a)
   best.take_warp();
   if (lane == 0) {
     values[warp] = best.value;
-    places[warp] = static_cast<int>(best.at);
+    indices[warp] = static_cast<int>(best.at);
   }
   __syncthreads();
   float* const block_values = a.best + blockIdx.y * kPredictBlocks;
-  std::int64_t* const block_places = a.best_at + blockIdx.y * kPredictBlocks;
+  std::int64_t* const block_indices = a.best_at + blockIdx.y * kPredictBlocks;
   if (threadIdx.x == 0) {
-    for (int w = 1; w < kWarps; ++w) best.take(values[w], places[w]);
+    for (int w = 1; w < kWarps; ++w) best.take(values[w], indices[w]);
     block_values[blockIdx.x] = best.value;
-    block_places[blockIdx.x] = best.at;
+    block_indices[blockIdx.x] = best.at;
     *last = count_arrival(a.arrived + blockIdx.y) + 1 == gridDim.x;
   }
   __syncthreads();
   if (*last == 0 || warp != 0) return;
   best = {0, -1};
-  for (unsigned b = lane; b < gridDim.x; b += kWarp) best.take(block_values[b], block_places[b]);
+  for (unsigned b = lane; b < gridDim.x; b += kWarp) best.take(block_values[b], block_indices[b]);
   best.take_warp();
   // where all are the same the first is the largest, and seldom does one of the next equal it
-  bool told_apart = best.at != 0 || a.vocabulary == 1;
-  for (std::int64_t i = 0; !told_apart && i < a.vocabulary; i += kWarp) {
+  bool distinct = best.at != 0 || a.vocabulary == 1;
+  for (std::int64_t i = 0; !distinct && i < a.vocabulary; i += kWarp) {
     const bool other = i + lane < a.vocabulary && logits[i + lane] != best.value;
-    told_apart = __any_sync(kFullWarp, other);
+    distinct = __any_sync(kFullWarp, other);
   }
   if (lane != 0) return;
   // NaN and infinities alike: what is left of them is no 0
   const bool finite = best.value - best.value == 0.0f;
-  a.next[blockIdx.y] = told_apart && finite ? best.at : kNoToken;
+  a.next[blockIdx.y] = distinct && finite ? best.at : kNoToken;
   a.arrived[blockIdx.y] = 0;
-  ++a.lengths[a.rows[blockIdx.y]];
-  ++a.positions[a.rows[blockIdx.y]];
+  ++a.lengths[a.slots[blockIdx.y]];
+  ++a.positions[a.slots[blockIdx.y]];
 }
 
 template <class T>

@@ -9,15 +9,15 @@ namespace dive::cuda {
 
 // Rounds logits to the model's dtype as transformers does (soft-cap included), takes the first of
 // the largest (kNoToken where that is not finite, or all are the same), and counts the token: its
-// row is one longer.
+// sequence is one longer.
 struct PredictArguments {
   float* logits = nullptr;  // [count, vocabulary]
   std::int64_t vocabulary = 0;
   float softcap = 0;
   std::int64_t* next = nullptr;  // [count]
-  const int* rows = nullptr;
-  int* lengths = nullptr;    // by row of the cache
-  int* positions = nullptr;  // by row of the cache
+  const int* slots = nullptr;
+  int* lengths = nullptr;    // by slot
+  int* positions = nullptr;  // by slot
   // of each block its largest; how many blocks are done, 0 between two steps
   float* best = nullptr;  // [count, kPredictBlocks]
   std::int64_t* best_at = nullptr;

@@ -44,8 +44,8 @@ struct Angles {
 
 // What a norm multiplies a head with; where there is none, nothing asks.
 template <class T>
-__device__ __forceinline__ void load_gain(const AttendArguments& a, const NormView& norm,
-                                          float (&to)[kColumns]) {
+__device__ __forceinline__ void load_norm_weight(const AttendArguments& a, const NormView& norm,
+                                                 float (&to)[kColumns]) {
   if (norm.weight == nullptr) return;
   if (norm.wide) {
     load_columns(static_cast<const float*>(norm.weight), a.width, to);
@@ -56,7 +56,8 @@ __device__ __forceinline__ void load_gain(const AttendArguments& a, const NormVi
 
 // Brings a norm's weights as near as the second cache, by one warp.
 template <class T>
-__device__ __forceinline__ void prefetch_gain(const AttendArguments& a, const NormView& norm) {
+__device__ __forceinline__ void prefetch_norm_weight(const AttendArguments& a,
+                                                     const NormView& norm) {
   constexpr int kLine = 128;  // bytes
   const int at = static_cast<int>(threadIdx.x) % kWarp * kLine;
   const int bytes = a.width * static_cast<int>(norm.wide ? sizeof(float) : sizeof(T));
@@ -67,7 +68,7 @@ __device__ __forceinline__ void prefetch_gain(const AttendArguments& a, const No
 
 // Norm and RoPE of one head by one warp, to shared memory.
 __device__ __forceinline__ void prepare_head(const AttendArguments& a, const Angles& angles,
-                                             bool norm, const float (&gain)[kColumns],
+                                             bool norm, const float (&norm_weight)[kColumns],
                                              float (&head)[kColumns], float* to) {
   if (norm) {
     float squares = 0;
@@ -76,7 +77,7 @@ __device__ __forceinline__ void prepare_head(const AttendArguments& a, const Ang
     const float inverse_rms = rsqrtf(warp_sum(squares) / static_cast<float>(a.width) + a.norm_eps);
 #pragma unroll
     for (int p = 0; p < kColumns; ++p) {
-      head[p] *= inverse_rms * (a.norm_plus_one ? 1.0f + gain[p] : gain[p]);
+      head[p] *= inverse_rms * (a.norm_plus_one ? 1.0f + norm_weight[p] : norm_weight[p]);
     }
   }
   store_columns(head, a.width, to);

@@ -107,18 +107,18 @@ __device__ __forceinline__ float add_squares(const float (&values)[kCount], floa
 
 // A number that all lanes of a warp have, to the same place in each block's shared memory.
 template <int kBlocks>
-__device__ __forceinline__ void tell(float* place, float value) {
+__device__ __forceinline__ void broadcast(float* pointer, float value) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   if constexpr (kBlocks == 1) {
-    if (lane == 0) *place = value;
+    if (lane == 0) *pointer = value;
   } else {
-    if (lane < kBlocks) *shared_of_block(place, static_cast<unsigned>(lane)) = value;
+    if (lane < kBlocks) *shared_of_block(pointer, static_cast<unsigned>(lane)) = value;
   }
 }
 
 // What every block of the row has told is there.
 template <int kBlocks>
-__device__ __forceinline__ void all_told() {
+__device__ __forceinline__ void wait_for_broadcasts() {
   if constexpr (kBlocks == 1) {
     __syncthreads();
   } else {
@@ -127,9 +127,10 @@ __device__ __forceinline__ void all_told() {
 }
 
 template <class T, int kBlocks>
-__device__ __forceinline__ void tell_sum(const Part<T, kBlocks>& part, Sum which, float value) {
+__device__ __forceinline__ void broadcast_sum(const Part<T, kBlocks>& part, Sum which,
+                                              float value) {
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  tell<kBlocks>(part.sums + (which * kBlocks + part.rank) * kWarps + warp, warp_sum(value));
+  broadcast<kBlocks>(part.sums + (which * kBlocks + part.rank) * kWarps + warp, warp_sum(value));
 }
 
 // A sum over the row that all have told: always added in the same order, the same in every thread.

@@ -34,9 +34,9 @@ __device__ __forceinline__ void store_four(T* to, const Four<T>& four) {
 
 // The parts of each of the block's heads.
 struct Parts {
-  float* mixed;   // [heads][room][width]
-  Total* totals;  // [heads][room]
-  int room;
+  float* mixed;   // [heads][capacity][width]
+  Total* totals;  // [heads][capacity]
+  int capacity;
 };
 
 // A softmax over a part of the tokens, of one head: eight columns of the mixed values.
@@ -117,11 +117,11 @@ __device__ __forceinline__ Total combine(const Parts& parts, int count, int head
 #pragma unroll
   for (int e = 0; e < kEach; ++e) {
     const int p = lane + e * kWarp;
-    if (warp < heads && p < count) part[e] = parts.totals[warp * parts.room + p];
+    if (warp < heads && p < count) part[e] = parts.totals[warp * parts.capacity + p];
   }
   Four<float> four[kAtOnce];
   const auto load = [&](int h, int i, int first) {
-    const float* from = parts.mixed + (h * parts.room + first) * width + i;
+    const float* from = parts.mixed + (h * parts.capacity + first) * width + i;
 #pragma unroll
     for (int p = 0; p < kAtOnce; ++p) {
       four[p] = first + p < count ? load_four(from) : Four<float>{};

@@ -22,7 +22,7 @@ std::string misfit(const std::string& name, const LinearSpec& linear, DType dtyp
 
 }  // namespace
 
-std::string unsupported(const ModelSpec& spec, int device) {
+std::string unsupported(const DecoderSpec& spec, int device) {
   int devices = 0, major = 0;
   const cudaError_t status = cudaGetDeviceCount(&devices);
   if (status != cudaSuccess || device >= devices) {

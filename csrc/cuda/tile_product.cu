@@ -155,9 +155,9 @@ void run(const Queue& queue, Product p, int processors, TilePlan plan) {
   const bool small = plan == TilePlan::small || plan == TilePlan::small_short;
   const int warps = small ? kSmallWarps : kProductWarps;
   // a block of these registers has a multiprocessor to itself, but for one tile
-  const int slots = kTiles == 1 ? 2 * processors : processors;
+  const int concurrent = kTiles == 1 ? 2 * processors : processors;
   p.slices = plan == TilePlan::waves
-                 ? slices_by_waves(tiles, p.columns, 2 * kChunk, slots, warps)
+                 ? slices_by_waves(tiles, p.columns, 2 * kChunk, concurrent, warps)
                  : slices_for(tiles, p.columns, 2 * kChunk, kBytes, processors, warps);
   const int groups = warps / p.slices;
   Shape shape;

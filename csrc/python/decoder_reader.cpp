@@ -153,17 +153,17 @@ std::vector<RopeSpec> ropes_of(const Entries& from, std::int64_t head_width) {
 TilePlan tile_plan_of(const Entries& from, bool on_gpu) {
   if (!from.dict.contains("tile_plan")) return TilePlan::bytes;
   if (!on_gpu) fail("tile_plan is of a GPU, and the device is a CPU");
-  const std::string plan = from.text("tile_plan");
-  if (plan == "bytes") return TilePlan::bytes;
-  if (plan == "waves") return TilePlan::waves;
-  if (plan == "small") return TilePlan::small;
-  if (plan == "small_short") return TilePlan::small_short;
-  fail("tile_plan is '" + plan + "', want bytes, waves, small or small_short");
+  const std::string name = from.text("tile_plan");
+  if (name == "bytes") return TilePlan::bytes;
+  if (name == "waves") return TilePlan::waves;
+  if (name == "small") return TilePlan::small;
+  if (name == "small_short") return TilePlan::small_short;
+  fail("tile_plan is '" + name + "', want bytes, waves, small or small_short");
   return TilePlan::bytes;
 }
 
-ModelSpec model_of(const Entries& from) {
-  ModelSpec m;
+DecoderSpec model_of(const Entries& from) {
+  DecoderSpec m;
   const std::string dtype = from.text("dtype");
   const bool half = read_device(from.dict).type != dlpack::kCpu;  // there are kernels for it
   m.tile_plan = tile_plan_of(from, half);
@@ -265,13 +265,13 @@ dlpack::Device read_device(const py::dict& description) {
   return device_from(Entries(description, "", {dlpack::kCpu, 0}, none).text("device"));
 }
 
-ModelSpec read_model(const py::dict& description, dlpack::Device device, Kept& kept) {
-  ModelSpec model = model_of(Entries(description, "", device, kept));
+DecoderSpec read_decoder(const py::dict& description, dlpack::Device device, Kept& kept) {
+  DecoderSpec model = model_of(Entries(description, "", device, kept));
   for (const TensorArgument& one : kept) one.check_unmoved("the engine");
   return model;
 }
 
-std::vector<RopeSpec> read_ropes(const py::list& ropes, const ModelSpec& model,
+std::vector<RopeSpec> read_ropes(const py::list& ropes, const DecoderSpec& model,
                                  dlpack::Device device, Kept& kept) {
   py::dict holder;
   holder["ropes"] = ropes;

@@ -27,8 +27,8 @@ dlpack::Device read_device(const pybind11::dict& description);
 // were read from may make them anew at every look, or be emptied. ValueError names the entry that
 // is bad, what it got and what it wants.
 using Kept = std::vector<TensorArgument>;
-ModelSpec read_model(const pybind11::dict& description, dlpack::Device device, Kept& kept);
-std::vector<RopeSpec> read_ropes(const pybind11::list& ropes, const ModelSpec& model,
+DecoderSpec read_decoder(const pybind11::dict& description, dlpack::Device device, Kept& kept);
+std::vector<RopeSpec> read_ropes(const pybind11::list& ropes, const DecoderSpec& model,
                                  dlpack::Device device, Kept& kept);
 
 }  // namespace dive

@@ -23,7 +23,7 @@ namespace py = pybind11;
 namespace dive {
 namespace {
 
-std::unique_ptr<Backend> make_backend(const ModelSpec& spec,
+std::unique_ptr<Backend> make_backend(const DecoderSpec& spec,
                                       [[maybe_unused]] dlpack::Device device) {
 #ifdef DIVE_CUDA
   if (device.type != dlpack::kCpu) {
@@ -65,17 +65,17 @@ class BoundEngine {
     engine_.use_stream(reinterpret_cast<void*>(stream));
   }
 
-  void reserve(std::int64_t rows, std::int64_t capacity) {
+  void reserve(std::int64_t slots, std::int64_t capacity) {
     const Turn turn(busy_);
-    if (rows < 1 || rows > 65535) fail("rows is " + std::to_string(rows) + ", want 1 to 65535");
+    if (slots < 1 || slots > 65535) fail("slots is " + std::to_string(slots) + ", want 1 to 65535");
     if (capacity < 1 || capacity > (std::int64_t{1} << 24)) {
       fail("capacity is " + std::to_string(capacity) + ", want 1 to 16777216 tokens");
     }
     {
       const py::gil_scoped_release others;  // it waits for the device
-      engine_.reserve(rows, capacity);
+      engine_.reserve(slots, capacity);
     }
-    steerings_.assign(static_cast<std::size_t>(rows), {});
+    steerings_.assign(static_cast<std::size_t>(slots), {});
   }
 
   void set_ropes(const py::list& ropes) {
@@ -90,17 +90,17 @@ class BoundEngine {
     ropes_ = std::move(kept);  // and those of the spec stay, unread
   }
 
-  void adopt(py::handle layer_object, py::handle row_object, py::handle first_object,
-             py::handle key_object, py::handle value_object) {
-    const std::int64_t layer = whole("layer", layer_object), row = whole("row", row_object);
+  void copy_cache(py::handle layer_object, py::handle slot_object, py::handle first_object,
+                  py::handle key_object, py::handle value_object) {
+    const std::int64_t layer = whole("layer", layer_object), slot = whole("slot", slot_object);
     const std::int64_t first = whole("first", first_object);
     const Turn turn(busy_);
-    const ModelSpec& m = engine_.spec();
+    const DecoderSpec& m = engine_.spec();
     if (layer < 0 || layer >= static_cast<std::int64_t>(m.layers.size())) {
       fail("layer is " + std::to_string(layer) + ", want 0 to " +
            std::to_string(m.layers.size() - 1));
     }
-    check_row("row", row);
+    check_slot("slot", slot);
     TensorArgument keys("keys", key_object, tensors_), values("values", value_object, tensors_);
     for (TensorArgument* tensor : {&keys, &values}) {
       tensor->want_dtype({m.dtype});
@@ -115,49 +115,49 @@ class BoundEngine {
     if (first < 0 || first > engine_.capacity() || count > engine_.capacity() - first) {
       keys.fail("has " + std::to_string(count) + " tokens from " + std::to_string(first) +
                 " on, want them in 0 to " + std::to_string(engine_.capacity()) +
-                ", the room that was reserved");
+                ", the capacity that was reserved");
     }
     if (keys.numel() == 0) return;
     keys.check_unmoved();
     values.check_unmoved();
-    engine_.adopt(layer, row, first, count, {keys.data(), keys.stride(0), keys.stride(1)},
-                  {values.data(), values.stride(0), values.stride(1)});
+    engine_.copy_cache(layer, slot, first, count, {keys.data(), keys.stride(0), keys.stride(1)},
+                       {values.data(), values.stride(0), values.stride(1)});
   }
 
-  void start_row(std::int64_t row, std::int64_t length, std::int64_t position) {
+  void start_slot(std::int64_t slot, std::int64_t length, std::int64_t position) {
     const Turn turn(busy_);
-    check_row("row", row);
+    check_slot("slot", slot);
     if (length < 0 || length > engine_.capacity()) {
       fail("length is " + std::to_string(length) + ", want 0 to " +
-           std::to_string(engine_.capacity()) + ", the room that was reserved");
+           std::to_string(engine_.capacity()) + ", the capacity that was reserved");
     }
     if (position < 0 || position > kMostPosition) {
       fail("position is " + std::to_string(position) + ", want 0 to " +
            std::to_string(kMostPosition));
     }
     const py::gil_scoped_release others;
-    engine_.start_row(row, length, position);
+    engine_.start_slot(slot, length, position);
   }
 
-  void steer_row(std::int64_t row, const py::object& steering) {
+  void steer_slot(std::int64_t slot, const py::object& steering) {
     const Turn turn(busy_);
-    check_row("row", row);
-    const ModelSpec& m = engine_.spec();
+    check_slot("slot", slot);
+    const DecoderSpec& m = engine_.spec();
     if (steering.is_none()) {
-      engine_.steer_row(row, {});
-      steerings_[static_cast<std::size_t>(row)].clear();
+      engine_.steer_slot(slot, {});
+      steerings_[static_cast<std::size_t>(slot)].clear();
       return;
     }
     if (!py::isinstance<py::list>(steering) && !py::isinstance<py::tuple>(steering)) {
       fail(std::string("steering is a ") + Py_TYPE(steering.ptr())->tp_name +
-           ", want a list with a Steering or None a layer, or None");
+           ", want a list with a Steering or None per layer, or None");
     }
     // its own items, whatever a class derived from list says about them
     const auto given = py::reinterpret_steal<py::object>(PySequence_Fast(steering.ptr(), ""));
     const auto count = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(given.ptr()));
     if (count != m.layers.size()) {
       fail("steering has " + std::to_string(count) + " entries, want " +
-           std::to_string(m.layers.size()) + ", one a layer");
+           std::to_string(m.layers.size()) + ", one per layer");
     }
     const int device = device_.type == dlpack::kCpu ? kHost : device_.id;
     std::vector<const Steering*> layers;
@@ -166,7 +166,7 @@ class BoundEngine {
       const py::handle item = PySequence_Fast_GET_ITEM(given.ptr(), static_cast<Py_ssize_t>(i));
       if (!item.is_none() && !py::isinstance<Steering>(item)) {
         fail(std::string("steering holds a ") + Py_TYPE(item.ptr())->tp_name +
-             ", want a Steering or None a layer");
+             ", want a Steering or None per layer");
       }
       own.push_back(py::reinterpret_borrow<py::object>(item));
       layers.push_back(item.is_none() ? nullptr : &initialised<const Steering>(item, "Steering"));
@@ -187,20 +187,20 @@ class BoundEngine {
     }
     {
       const py::gil_scoped_release others;
-      engine_.steer_row(row, std::move(layers));
+      engine_.steer_slot(slot, std::move(layers));
     }
-    steerings_[static_cast<std::size_t>(row)] = std::move(own);
+    steerings_[static_cast<std::size_t>(slot)] = std::move(own);
   }
 
-  void step(py::handle token_object, py::handle row_object, py::handle next_object,
+  void step(py::handle token_object, py::handle slot_object, py::handle next_object,
             py::handle logits_object) {
     const Turn turn(busy_);
-    const ModelSpec& m = engine_.spec();
-    TensorArgument tokens("tokens", token_object, tensors_), rows("rows", row_object),
+    const DecoderSpec& m = engine_.spec();
+    TensorArgument tokens("tokens", token_object, tensors_), slots("slots", slot_object),
         next("next", next_object, tensors_);
     std::optional<TensorArgument> held;  // the logits, until the end of the step
     tokens.want_shape({-1}, "[sequences]");
-    for (TensorArgument* tensor : {&tokens, &rows, &next}) {
+    for (TensorArgument* tensor : {&tokens, &slots, &next}) {
       tensor->want_int64();
       tensor->want_shape({tokens.size(0)}, "[sequences]");
       tensor->want_rows();
@@ -210,7 +210,7 @@ class BoundEngine {
     if (!logits_object.is_none()) {
       TensorArgument all("logits", logits_object, tensors_);
       all.want_dtype({DType::f32});
-      all.want_shape({engine_.rows(), m.head.rows}, "[rows, vocabulary]");
+      all.want_shape({engine_.slots(), m.head.rows}, "[slots, vocabulary]");
       all.want_rows();
       all.want_writable();
       if (all.size(0) > 1 && all.stride(0) != m.head.rows) all.fail("has gaps between its rows");
@@ -219,7 +219,7 @@ class BoundEngine {
       held = std::move(all);
     }
     // from here on no code of Python's runs
-    for (const TensorArgument* tensor : {&tokens, &rows, &next}) tensor->check_unmoved();
+    for (const TensorArgument* tensor : {&tokens, &slots, &next}) tensor->check_unmoved();
     for (const Kept* kept : {&weights_, &ropes_}) {
       for (const TensorArgument& one : *kept) one.check_unmoved("the engine");
     }
@@ -229,10 +229,10 @@ class BoundEngine {
       const auto* const first = static_cast<const std::int64_t*>(from.data());
       return std::vector<std::int64_t>(first, first + count);
     };
-    const std::vector<std::int64_t> row = copy_of(rows);
+    const std::vector<std::int64_t> slot = copy_of(slots);
     const bool on_host = device_.type == dlpack::kCpu;
-    const std::vector<std::int64_t> token = on_host ? copy_of(tokens) : row;
-    seen_.assign(static_cast<std::size_t>(engine_.rows()), 0);
+    const std::vector<std::int64_t> token = on_host ? copy_of(tokens) : slot;
+    seen_.assign(static_cast<std::size_t>(engine_.slots()), 0);
     for (std::int64_t i = 0; i < count; ++i) {
       const auto at = static_cast<std::size_t>(i);
       const std::string where = "[" + std::to_string(i) + "]";
@@ -240,25 +240,25 @@ class BoundEngine {
         tokens.fail(where + " is " + std::to_string(token[at]) + ", want 0 to " +
                     std::to_string(m.embedding.rows - 1));
       }
-      check_row("rows" + where, row[at]);
-      auto& seen = seen_[static_cast<std::size_t>(row[at])];
-      if (seen != 0) rows.fail(where + " repeats row " + std::to_string(row[at]));
+      check_slot("slots" + where, slot[at]);
+      auto& seen = seen_[static_cast<std::size_t>(slot[at])];
+      if (seen != 0) slots.fail(where + " repeats slot " + std::to_string(slot[at]));
       seen = 1;
-      if (engine_.length(row[at]) >= engine_.capacity()) {
-        rows.fail(where + " is row " + std::to_string(row[at]) + ", whose cache of " +
-                  std::to_string(engine_.capacity()) + " tokens is full");
+      if (engine_.length(slot[at]) >= engine_.capacity()) {
+        slots.fail(where + " is slot " + std::to_string(slot[at]) + ", whose cache of " +
+                   std::to_string(engine_.capacity()) + " tokens is full");
       }
       for (const RopeSpec& rope : m.ropes) {
-        if (engine_.position(row[at]) >= rope.positions) {
-          rows.fail(where + " is at position " + std::to_string(engine_.position(row[at])) +
-                    ", want less than " + std::to_string(rope.positions) + ", as ropes has");
+        if (engine_.position(slot[at]) >= rope.positions) {
+          slots.fail(where + " is at position " + std::to_string(engine_.position(slot[at])) +
+                     ", want less than " + std::to_string(rope.positions) + ", as ropes has");
         }
       }
     }
     if (count == 0) return;
     const py::gil_scoped_release unlocked;
     const auto* const own = static_cast<const std::int64_t*>(tokens.data());
-    engine_.step(on_host ? token.data() : own, row.data(), count,
+    engine_.step(on_host ? token.data() : own, slot.data(), count,
                  static_cast<std::int64_t*>(next.data()), logits);
   }
 
@@ -278,10 +278,10 @@ class BoundEngine {
  private:
   static constexpr std::int64_t kMostPosition = std::int64_t{1} << 30;
 
-  void check_row(const std::string& name, std::int64_t row) const {
-    if (row < 0 || row >= engine_.rows()) {
-      fail(name + " is " + std::to_string(row) + ", want one of the " +
-           std::to_string(engine_.rows()) + " rows that are reserved");
+  void check_slot(const std::string& name, std::int64_t slot) const {
+    if (slot < 0 || slot >= engine_.slots()) {
+      fail(name + " is " + std::to_string(slot) + ", want one of the " +
+           std::to_string(engine_.slots()) + " slots that are reserved");
     }
   }
 
@@ -291,7 +291,7 @@ class BoundEngine {
 
   static Engine bind(const py::dict& spec, dlpack::Device device, dlpack::Device tensors,
                      Kept& kept) {
-    ModelSpec model = read_model(spec, tensors, kept);
+    DecoderSpec model = read_decoder(spec, tensors, kept);
     auto backend = make_backend(model, device);
     return Engine(std::move(model), std::move(backend));
   }
@@ -300,7 +300,7 @@ class BoundEngine {
   dlpack::Device device_;   // that computes
   dlpack::Device tensors_;  // that the tensors are on
   Engine engine_;
-  std::vector<std::vector<py::object>> steerings_;  // of each row; empty: none
+  std::vector<std::vector<py::object>> steerings_;  // of each slot; empty: none
   std::vector<char> seen_;
   std::atomic<bool> busy_{false};
 };
@@ -312,14 +312,14 @@ void bind_engine(py::module_& module) {
   py::class_<BoundEngine>(module, "Engine", "A decoder's weights, bound, with a cache of its own.")
       .def(py::init<const py::dict&>(), py::arg("spec"))
       .def("use_stream", engine(&BoundEngine::use_stream), py::arg("stream"))
-      .def("reserve", engine(&BoundEngine::reserve), py::arg("rows"), py::arg("capacity"))
+      .def("reserve", engine(&BoundEngine::reserve), py::arg("slots"), py::arg("capacity"))
       .def("set_ropes", engine(&BoundEngine::set_ropes), py::arg("ropes"))
-      .def("adopt", engine(&BoundEngine::adopt), py::arg("layer"), py::arg("row"), py::arg("first"),
-           py::arg("keys"), py::arg("values"))
-      .def("start_row", engine(&BoundEngine::start_row), py::arg("row"), py::arg("length"),
+      .def("copy_cache", engine(&BoundEngine::copy_cache), py::arg("layer"), py::arg("slot"),
+           py::arg("first"), py::arg("keys"), py::arg("values"))
+      .def("start_slot", engine(&BoundEngine::start_slot), py::arg("slot"), py::arg("length"),
            py::arg("position"))
-      .def("steer_row", engine(&BoundEngine::steer_row), py::arg("row"), py::arg("steering"))
-      .def("step", engine(&BoundEngine::step), py::arg("tokens"), py::arg("rows"), py::arg("next"),
+      .def("steer_slot", engine(&BoundEngine::steer_slot), py::arg("slot"), py::arg("steering"))
+      .def("step", engine(&BoundEngine::step), py::arg("tokens"), py::arg("slots"), py::arg("next"),
            py::arg("logits") = py::none())
       .def_property_readonly("cache_bytes", engine(&BoundEngine::cache_bytes))
       .def_property("threads", engine(&BoundEngine::threads), engine(&BoundEngine::set_threads));

@@ -72,7 +72,7 @@ class RandomDecoder {
     return Engine(spec, std::move(backend));
   }
 
-  ModelSpec spec;
+  DecoderSpec spec;
 
  private:
   template <class N>

@@ -148,19 +148,19 @@ void survives_a_fork(int count) {
   expect(ran == 16, "the parent of a fork failed", count);
 }
 
-// All logits and tokens of a few steps: of one row, then of three, one of which is far ahead.
+// All logits and tokens of a few steps: of one sequence, then of three, one of which is far ahead.
 std::vector<float> decode(Engine& engine, const std::function<void(int)>& before_step = {}) {
   const std::int64_t vocabulary = engine.spec().head.rows;
   std::vector<float> all, logits(static_cast<std::size_t>(4 * vocabulary));
   engine.reserve(4, 60);
-  for (const std::int64_t row : {2, 0, 3}) engine.start_row(row, 0, 0);
+  for (const std::int64_t slot : {2, 0, 3}) engine.start_slot(slot, 0, 0);
   const std::vector<std::vector<std::int64_t>> batches = {{2}, {2, 0, 3}};
   for (int t = 0; t < 40; ++t) {
-    const auto& rows = batches[static_cast<std::size_t>(t / 20)];
-    std::vector<std::int64_t> tokens, next(rows.size());
-    for (const std::int64_t row : rows) tokens.push_back((7 * t + 5 * row) % vocabulary);
+    const auto& slots = batches[static_cast<std::size_t>(t / 20)];
+    std::vector<std::int64_t> tokens, next(slots.size());
+    for (const std::int64_t slot : slots) tokens.push_back((7 * t + 5 * slot) % vocabulary);
     if (before_step) before_step(t);
-    engine.step(tokens.data(), rows.data(), static_cast<std::int64_t>(rows.size()), next.data(),
+    engine.step(tokens.data(), slots.data(), static_cast<std::int64_t>(slots.size()), next.data(),
                 logits.data());
     all.insert(all.end(), logits.begin(), logits.end());
     for (const std::int64_t one : next) all.push_back(static_cast<float>(one));

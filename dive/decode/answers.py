@@ -176,8 +176,8 @@ class Live:
         """A buffer for logits [slots, V], or None where every answer is greedy."""
         if all(answer.chooser is None for answer in self.answers):
             return None
-        if self._logits is None or self._logits.shape[0] != self.cache.count:
-            size = (self.cache.count, self.cache.spec.vocabulary)
+        if self._logits is None or self._logits.shape[0] != self.cache.slots:
+            size = (self.cache.slots, self.cache.spec.vocabulary)
             self._logits = torch.empty(size, device=self.device)
         return self._logits
 

@@ -101,7 +101,7 @@ class BatchDecoding:
         layers = filled_layers(outputs, self.prompt)
         for row, pad in enumerate(self.pad):
             length, position = self.prompt - pad, positions[row]
-            self.cache.adopt(row, layers, row, pad, length, position, steerings[row])
+            self.cache.copy_cache(row, layers, row, pad, length, position, steerings[row])
         return outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
 
     def decode(self, scores: Tensor) -> Tensor:

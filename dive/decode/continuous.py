@@ -191,13 +191,15 @@ class ContinuousBatch:
         if one.capacity > cache.capacity:
             known = [request.capacity() for request in self._waiting]
             # with fewer requests than slots no more than these will come
-            count = cache.count or min(self.slots, len(self._waiting) + 1)
+            count = cache.slots or min(self.slots, len(self._waiting) + 1)
             cache.reserve(count, max([one.capacity, *known]))
             self._free_slots = list(range(count))[::-1]
         cache.allow_positions(prefix.position + one.capacity - prefix.length)
         one.answer.slot = self._free_slots.pop()
         steering = self.binding.steering(one.adapter, cache.spec)
-        cache.adopt(one.answer.slot, prefix.layers, 0, 0, prefix.length, prefix.position, steering)
+        cache.copy_cache(
+            one.answer.slot, prefix.layers, 0, 0, prefix.length, prefix.position, steering
+        )
         one.prefix = None  # its memory is transformers' cache
         self._running[one.answer] = one
         live.add(one.answer, token)

@@ -1,4 +1,4 @@
-"""The engine's room for sequences: caches taken over from transformers, and steps."""
+"""The engine's slots for sequences: their KV caches, copied from transformers, and the steps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,21 +11,21 @@ from dive.decode.model_check import check_modules, state_of
 from dive.decode.spec import DecoderSpec
 from dive.errors import DiveError
 
-_POSITIONS = 512  # tables of cos and sin grow by so many
-_ROOM = 64  # rows are given room in steps of so many tokens
+_POSITIONS = 512  # by which the tables of cos and sin grow
+_TOKENS = 64  # of which the capacity of the slots is a multiple
 
 
 class EngineCache:
-    """A `dive._C.Engine` of one model, and the room that it has for sequences.
+    """A `dive._C.Engine` of one model, and the slots of its KV cache.
 
-    capacity: tokens, prompt and answer, that each of the `count` rows has room for.
+    slots: how many sequences it holds. capacity: tokens of a sequence, prompt and answer, per slot.
     """
 
     def __init__(self, module: Any, spec: DecoderSpec, model: Any) -> None:
         self.spec, self.model, self._module = spec, model, module
         self._signature = _signature(model, spec)
         self.engine = module.Engine(spec.engine_arguments(_POSITIONS))
-        self.count = self.capacity = 0
+        self.slots = self.capacity = 0
         self._positions = _POSITIONS
 
     def moved(self) -> bool:
@@ -39,14 +39,14 @@ class EngineCache:
         return False
 
     def vacate(self) -> None:
-        """No row and no room, until some is reserved."""
-        self.count = self.capacity = 0
+        """Leaves no slot until some are reserved."""
+        self.slots = self.capacity = 0
 
-    def reserve(self, count: int, capacity: int) -> None:
-        """Room for so many sequences; what the rows held is gone. DiveError: out of memory.
+    def reserve(self, slots: int, capacity: int) -> None:
+        """Makes empty slots; what the slots held is lost. DiveError: out of memory.
 
         On a CPU the engine works with as many threads as torch does (torch.set_num_threads), up to
-        the cores there are.
+        the number of cores.
         """
         self.vacate()
         self._use_stream()
@@ -55,30 +55,30 @@ class EngineCache:
             threads = min(torch.get_num_threads(), self._module.physical_cores())
             if threads != self.engine.threads:
                 self.engine.threads = threads
-        # in steps, so that a call much like the last finds its room, and its graphs on a GPU, ready
-        capacity = -(-capacity // _ROOM) * _ROOM
+        # rounded up, so that a call much like the last finds its cache, and its CUDA graphs, ready
+        capacity = -(-capacity // _TOKENS) * _TOKENS
         try:
-            self.engine.reserve(count, capacity)
+            self.engine.reserve(slots, capacity)
         except (RuntimeError, MemoryError) as error:
             if not (on_gpu and "out of memory" in str(error)):
                 raise DiveError(f"decoding: {error}") from None
-            torch.cuda.empty_cache()  # torch holds what the prompt's forward gave back
+            torch.cuda.empty_cache()  # torch keeps what the prompt's forward freed
             try:
-                self.engine.reserve(count, capacity)
+                self.engine.reserve(slots, capacity)
             except RuntimeError as again:
                 raise DiveError(f"decoding: {again}") from None
-        self.count, self.capacity = count, capacity
+        self.slots, self.capacity = slots, capacity
 
     def allow_positions(self, positions: int) -> None:
-        """Tables of the rotary embedding for positions below this one."""
+        """Extends the tables of the rotary embedding to all positions below this one."""
         if positions > self._positions:
             whole = -(-positions // _POSITIONS) * _POSITIONS
             self.engine.set_ropes(self.spec.ropes(whole))
             self._positions = whole
 
-    def adopt(
+    def copy_cache(
         self,
-        row: int,
+        slot: int,
         layers: Sequence[Any],
         source: int,
         pad: int,
@@ -86,46 +86,46 @@ class EngineCache:
         position: int,
         steering: list[Any] | None,
     ) -> None:
-        """Takes sequence `source` of a transformers cache over into a row.
+        """Copies sequence `source` of a transformers cache into a slot and steers the slot.
 
-        layers: of the cache; pad: positions at its left that are none of the sequence's; length:
-        tokens read so far, without them; position: the rotary position of the next one.
+        layers: of the cache. pad: positions at its left that are padding. length: tokens read so
+        far, without padding. position: the rotary position of the next token.
         """
         self._use_stream()
-        # of a decoder whose last layers were cut off, transformers' cache has some that are empty
+        # where the last layers of a decoder were cut off, theirs in transformers' cache are empty
         for index, layer in enumerate(layers[: len(self.spec.layers)]):
             # a sliding layer keeps the last ones
             first = pad + length - layer.keys.shape[-2]
             start = max(first, pad)
             kept = slice(start - first, None)
             keys, values = layer.keys[source, :, kept], layer.values[source, :, kept]
-            self.engine.adopt(index, row, start - pad, keys, values)
-        self.engine.start_row(row, length, position)
-        self.engine.steer_row(row, steering)
+            self.engine.copy_cache(index, slot, start - pad, keys, values)
+        self.engine.start_slot(slot, length, position)
+        self.engine.steer_slot(slot, steering)
 
-    def step(self, rows: Tensor, tokens: Tensor, logits: Tensor | None = None) -> Tensor:
-        """One token for each of these rows; returns the most likely ones after them, NO_TOKEN where
-        the logits say nothing (`dive.decode.usable_logits`).
+    def step(self, slots: Tensor, tokens: Tensor, logits: Tensor | None = None) -> Tensor:
+        """Runs one token of each of these slots and returns the most likely next ones.
 
-        tokens and what is returned: int64 [n] on the model's device; rows: int64 [n] on the CPU.
-        logits: float32 [count, vocabulary] on the device, of which the rows' own are written.
+        tokens and the result: int64 [n] on the model's device; slots: int64 [n] on the CPU. The
+        result is NO_TOKEN where no token can be chosen (`dive.decode.usable_logits`).
+        logits: float32 [all slots, vocabulary] on the device, of which these slots' are written.
         """
         self._use_stream()
         following = torch.empty_like(tokens)
         try:
-            self.engine.step(tokens, rows, following, logits)
+            self.engine.step(tokens, slots, following, logits)
         except ValueError as error:  # its weights were moved or freed since it was bound
             raise DiveError(f"decoding: {error}") from None
         return following
 
     def _use_stream(self) -> None:
-        """Puts the engine's work behind what torch has under way on a GPU."""
+        """Orders the engine's work after what is on torch's current stream of a GPU."""
         if self.spec.device.type == "cuda":
             self.engine.use_stream(torch.cuda.current_stream(self.spec.device).cuda_stream)
 
 
 def _signature(model: Any, spec: DecoderSpec) -> tuple[Any, ...]:
-    """The modules and weights that the engine was bound to; another one means to bind again."""
+    """The modules and weights that the engine was bound to; it is bound again where they differ."""
     text: Any = decoder(model)
     modules = (text, model.get_output_embeddings(), *text.layers)
     weights = tuple((id(w), w.data_ptr(), w.dtype) for w in spec.weights())

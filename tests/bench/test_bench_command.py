@@ -215,12 +215,12 @@ def test_a_wrong_loss_is_not_timed_and_the_command_fails(wrong, monkeypatch, tmp
 
 @built
 def test_a_wrong_decode_is_not_timed(monkeypatch):
-    adopt = engine.EngineCache.adopt
+    copy_cache = engine.EngineCache.copy_cache
 
     def elsewhere(self, row, layers, source, pad, length, position, steering):
-        adopt(self, row, layers, source, pad, length, position + 1, steering)
+        copy_cache(self, row, layers, source, pad, length, position + 1, steering)
 
-    monkeypatch.setattr(engine.EngineCache, "adopt", elsewhere)
+    monkeypatch.setattr(engine.EngineCache, "copy_cache", elsewhere)
     results = toy("decode")
     assert results.records == [] and results.wrong[0].reason.startswith("session: ")
 

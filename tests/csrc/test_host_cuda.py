@@ -66,9 +66,9 @@ def run_rows(session, ids, adapters=(), rows=None):
     engine = session.binding.cache.engine
     engine.reserve(count, steps)
     for row in range(count):
-        engine.start_row(row, 0, 0)
+        engine.start_slot(row, 0, 0)
     for row, adapter in enumerate(adapters):
-        engine.steer_row(row, session.binding.steering(adapter))
+        engine.steer_slot(row, session.binding.steering(adapter))
     rows = torch.arange(count) if rows is None else rows
     every, following = [], torch.zeros(count, dtype=torch.long)
     for step in range(steps):
@@ -110,7 +110,7 @@ def test_a_row_whose_logits_are_not_finite_has_no_token(gpu, value):
     engine, rows = session.binding.cache.engine, torch.arange(3)
     engine.reserve(3, 6)
     for row in range(3):
-        engine.start_row(row, 0, 0)
+        engine.start_slot(row, 0, 0)
     spoilt = ids.clone()
     spoilt[1, 2:] = VOCABULARY - 1
     following, out = torch.zeros(3, dtype=torch.long), torch.zeros(3, VOCABULARY)
@@ -118,7 +118,7 @@ def test_a_row_whose_logits_are_not_finite_has_no_token(gpu, value):
         engine.step(spoilt[:, step].contiguous(), rows, following, out)
         assert (following < 0).tolist() == [False, step >= 2, False]
         assert torch.equal(out[[0, 2]], want[step][[0, 2]])
-    engine.start_row(1, 0, 0)
+    engine.start_slot(1, 0, 0)
     for step in range(6):
         engine.step(ids[1:2, step].contiguous(), rows[1:2], following[:1], out)
         assert torch.allclose(out[1], want[step][1], atol=1e-5) and following[0] >= 0
@@ -202,7 +202,7 @@ def test_products_divided_otherwise_come_to_the_same(gpu, count, monkeypatch):
 
 
 def test_a_division_of_products_that_there_is_not(gpu):
-    description = spec.read(small("llama")).describe(8)
+    description = spec.read_decoder(small("llama")).describe(8)
     with pytest.raises(ValueError, match="tile_plan is 'wide', want bytes, waves, small or small_"):
         gpu.Engine(description | {"tile_plan": "wide"})
     with pytest.raises(ValueError, match="tile_plan is of a GPU"):
@@ -265,7 +265,7 @@ def test_what_changes_between_steps_is_read_anew_by_the_recorded_one(gpu):
     following, out = torch.zeros(1, dtype=torch.long), torch.zeros(2, VOCABULARY)
     got = {0: [], 1: []}
     before = gpu.host_counts()["graphs"]
-    engine.steer_row(1, session.binding.steering(adapter))
+    engine.steer_slot(1, session.binding.steering(adapter))
     for step in range(16):  # rows take turns, with lengths of their own
         row = step % 2
         engine.step(ids[row, step // 2][None], torch.tensor([row]), following, out)
@@ -322,7 +322,7 @@ def test_an_adapter_is_copied_within_the_gpu_and_once(gpu):
     """Four copies per layer, of unpadded weights; a second use of the adapter copies none."""
     model = small("llama")
     session, adapter = DecodeSession(model), randomised(model, strength=0.4)
-    session.plan()
+    session.engine_choice()
     engine = session.binding.cache.engine
     engine.reserve(2, 8)
     before = gpu.host_counts()
@@ -334,7 +334,7 @@ def test_an_adapter_is_copied_within_the_gpu_and_once(gpu):
     assert width % 64 != 0  # which the panels of a CPU are padded to
     assert {one.nbytes for one in steering if one} == {4 * (2 * rank * width + width + rank)}
     for row in range(2):
-        engine.steer_row(row, session.binding.steering(adapter))
+        engine.steer_slot(row, session.binding.steering(adapter))
     used = gpu.host_counts()
     assert used["copies"] - made["copies"] == 2  # of the table of each row's steerings
     assert used["bytes"] == made["bytes"]
@@ -343,12 +343,12 @@ def test_an_adapter_is_copied_within_the_gpu_and_once(gpu):
 def test_steering_of_another_device_and_with_gaps_is_refused(gpu):
     parts = (torch.zeros(3, 96), torch.zeros(3), torch.zeros(96, 3), torch.zeros(96), 0.1)
     session = DecodeSession(small("llama"))
-    session.plan()
+    session.engine_choice()
     engine = session.binding.cache.engine
     engine.reserve(1, 8)
     layers = len(session.binding.spec.layers)
     with pytest.raises(ValueError, match="steering was made for cpu, want cuda:0, the engine's"):
-        engine.steer_row(0, [gpu.Steering(*parts)] * layers)
+        engine.steer_slot(0, [gpu.Steering(*parts)] * layers)
     with pytest.raises(ValueError, match=r"up has gaps, want columns one after another"):
         gpu.Steering(*parts, device="cuda:0")
     with pytest.raises(ValueError, match=r"static has dtype bfloat16, want float32"):
@@ -402,7 +402,7 @@ def test_sizes_that_the_kernels_do_not_take_are_refused(gpu):
     gpu.host_settings(capability=130)
     assert "built without kernels for its GPU" in plan().reason
     gpu.host_settings()
-    description = spec.read(small("llama")).describe(8)
+    description = spec.read_decoder(small("llama")).describe(8)
     with pytest.raises(ValueError, match="CUDA finds no device 1"):
         gpu.Engine(description | {"device": "cuda:1"})
 

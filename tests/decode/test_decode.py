@@ -86,8 +86,8 @@ def test_each_row_is_steered_by_its_own_adapter_between_steps_too():
     engine = session.binding.cache.engine
     engine.reserve(3, 20)
     for row, one in enumerate(adapters):
-        engine.start_row(row, 0, 0)
-        engine.steer_row(row, session.binding.steering(one))
+        engine.start_slot(row, 0, 0)
+        engine.steer_slot(row, session.binding.steering(one))
     out, following = torch.zeros(3, 96), torch.zeros(3, dtype=torch.long)
     rows = torch.tensor([2, 0, 1])  # in any order
     for step in range(20):
@@ -96,8 +96,8 @@ def test_each_row_is_steered_by_its_own_adapter_between_steps_too():
             if step:
                 assert distance(out[row], singles[row][step - 1]) < 1e-5
     assert torch.equal(following, out[rows].argmax(-1))
-    engine.steer_row(0, None)
-    engine.start_row(0, 0, 0)
+    engine.steer_slot(0, None)
+    engine.start_slot(0, 0, 0)
     for step in range(20):  # an empty slot runs alone; finished ones cost nothing
         engine.step(ids[0, step : step + 1], torch.tensor([0]), following[:1], out)
     assert distance(out[0], forced(session, ids[:1], 1)[-1]) < 1e-5
@@ -144,9 +144,9 @@ def test_ten_thousand_wrong_calls_raise_and_never_crash():
     methods = {
         "reserve": [numbers, numbers],
         "set_ropes": [[spec["ropes"], [], [{}], [{"cos": tensors[0], "sin": tensors[1]}], 3]],
-        "adopt": [numbers, numbers, numbers, tensors, tensors],
-        "start_row": [numbers, numbers, numbers],
-        "steer_row": [numbers, odd],
+        "copy_cache": [numbers, numbers, numbers, tensors, tensors],
+        "start_slot": [numbers, numbers, numbers],
+        "steer_slot": [numbers, odd],
         "step": [tensors, tensors, tensors, [None, *tensors]],  # "next" may be a "rows"
     }
     done = {name: 0 for name in methods}
@@ -194,5 +194,5 @@ def test_out_of_memory_says_how_much_and_for_what():
     session.engine_choice()
     with pytest.raises(RuntimeError, match=r"cache of 65535 sequences of 16777216 tokens wants \d"):
         session.binding.cache.engine.reserve(65535, 1 << 24)
-    with pytest.raises(ValueError, match="0 rows that are reserved"):
-        session.binding.cache.engine.start_row(0, 0, 0)
+    with pytest.raises(ValueError, match="0 slots that are reserved"):
+        session.binding.cache.engine.start_slot(0, 0, 0)

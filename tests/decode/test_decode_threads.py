@@ -62,9 +62,9 @@ class Run:
             size = (2, length, 64)
             for layer in range(2):
                 keys, values = (torch.randn(size, generator=generator) for _ in range(2))
-                self.engine.adopt(layer, row, 0, keys.to(model.dtype), values.to(model.dtype))
-            self.engine.start_row(row, length, length)
-            self.engine.steer_row(row, steering if row != 2 else None)
+                self.engine.copy_cache(layer, row, 0, keys.to(model.dtype), values.to(model.dtype))
+            self.engine.start_slot(row, length, length)
+            self.engine.steer_slot(row, steering if row != 2 else None)
 
     def logits(self, steps=6, before_step=lambda step: None):
         """Logits of one slot, then of all; tokens in the last column."""

@@ -68,9 +68,9 @@ def engine_logits(session: DecodeSession, ids, adapters=()):
     rows = session.binding.cache
     rows.reserve(count, steps)
     for row in range(count):
-        rows.engine.start_row(row, 0, 0)
+        rows.engine.start_slot(row, 0, 0)
     for row, adapter in enumerate(adapters):
-        rows.engine.steer_row(row, session.binding.steering(adapter))
+        rows.engine.steer_slot(row, session.binding.steering(adapter))
     every = []
     for step in range(steps):
         out = torch.zeros(count, rows.spec.vocabulary, device=DEVICE)
@@ -218,7 +218,7 @@ def test_two_runs_are_equal_and_adapters_change_between_replays():
     assert torch.equal(one, engine_logits(session, ids, [first, second]))
     plain = engine_logits(session, ids)
     assert distance(one, plain) > 1e-2 and distance(one, other) > 1e-2
-    session.binding.cache.engine.steer_row(0, None)
+    session.binding.cache.engine.steer_slot(0, None)
     assert torch.equal(plain, engine_logits(session, ids))
 
 

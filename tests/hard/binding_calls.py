@@ -43,8 +43,8 @@ class Bench:
     def ready(self, engine: Any) -> None:
         engine.reserve(2, 16)
         for row in range(2):
-            engine.start_row(row, 0, 0)
-        engine.steer_row(0, self.steering)
+            engine.start_slot(row, 0, 0)
+        engine.steer_slot(0, self.steering)
 
     def steps(self, engine: Any) -> list[int]:
         """The tokens that three steps from nothing choose, and what logits they had."""
@@ -202,7 +202,7 @@ def odd_steerings(bench: Bench, rng: Any) -> None:
             Builds(item, rng.choice([-1, 0, 1, 2**40, 2**63 - 1, 2**64, "x"])), odd_tensor(rng),
         ]
     )  # fmt: skip
-    bench.engine.steer_row(rng.randrange(2), given)
+    bench.engine.steer_slot(rng.randrange(2), given)
     bench.engine.step(bench.tokens, torch.tensor([0, 1]), torch.empty(2, dtype=torch.long))
 
 
@@ -210,7 +210,7 @@ def built_steerings(bench: Bench, rng: Any) -> str | None:
     """A list whose items are read otherwise than they lie in it: its own are taken."""
     lying = BuildsList(bench.steering, lambda one: None)
     bench.ready(bench.engine)
-    bench.engine.steer_row(0, lying)
+    bench.engine.steer_slot(0, lying)
     del lying[:]
     gc.collect(0)
     return None if bench.steps(bench.engine) == bench.want else "a list's own items were not taken"
@@ -242,7 +242,7 @@ def freed_storage(bench: Bench, rng: Any) -> str | None:
     elif what == 2:
         keys, values = torch.randn(2, 5, 12), torch.randn(2, 5, 12)
         rng.choice([keys, values]).untyped_storage().resize_(rng.choice([0, 16]))
-        bench.engine.adopt(0, 0, 0, keys, values)
+        bench.engine.copy_cache(0, 0, 0, keys, values)
     elif what == 3:
         tensors = [torch.tensor([5, 9]), torch.tensor([0, 1]), torch.empty(2, dtype=torch.long)]
         logits = torch.zeros(2, 96)
@@ -281,7 +281,7 @@ def lying_capsules(bench: Bench, rng: Any) -> None:
         parts[rng.randrange(4)] = lie
         _C.Steering(*parts)
     elif what == 2:
-        bench.engine.adopt(0, 0, 0, lie, torch.randn(2, 5, 12))
+        bench.engine.copy_cache(0, 0, 0, lie, torch.randn(2, 5, 12))
     else:
         bench.engine.step(bench.tokens, lie, torch.empty(2, dtype=torch.long))
 
@@ -357,9 +357,9 @@ def never_initialised(bench: Bench, rng: Any) -> str | None:
         lambda: empty.threads,
         lambda: setattr(empty, "threads", 1),
         lambda: empty.step(bench.tokens, torch.tensor([0, 1]), torch.empty(2, dtype=torch.long)),
-        lambda: empty.adopt(0, 0, 0, torch.zeros(2, 1, 12), torch.zeros(2, 1, 12)),
-        lambda: empty.start_row(0, 0, 0),
-        lambda: empty.steer_row(0, None),
+        lambda: empty.copy_cache(0, 0, 0, torch.zeros(2, 1, 12), torch.zeros(2, 1, 12)),
+        lambda: empty.start_slot(0, 0, 0),
+        lambda: empty.steer_slot(0, None),
         lambda: empty.set_ropes([]),
         lambda: empty.use_stream(0),
         lambda: _C.Engine.reserve(5, 1, 1),
@@ -367,7 +367,7 @@ def never_initialised(bench: Bench, rng: Any) -> str | None:
         lambda: steering.rank,
         lambda: steering.dtype,
         lambda: steering.nbytes,
-        lambda: bench.engine.steer_row(0, [steering] * len(bench.spec["layers"])),
+        lambda: bench.engine.steer_slot(0, [steering] * len(bench.spec["layers"])),
         lambda: copy.copy(bench.engine).reserve(1, 1),
         lambda: copy.deepcopy(bench.packed).rank,
     ]
@@ -436,16 +436,18 @@ def odd_numbers(bench: Bench, rng: Any) -> None:
     keys = torch.randn(2, rng.choice([0, 1, 5, 16, 17]), 12)
     what = rng.randrange(8)
     if what < 3:
-        engine.adopt(rng.choice([0, number()]), rng.choice([0, number()]), number(), keys, keys)
+        engine.copy_cache(
+            rng.choice([0, number()]), rng.choice([0, number()]), number(), keys, keys
+        )
     elif what == 3:
-        engine.start_row(rng.choice([0, number()]), number(), number())
+        engine.start_slot(rng.choice([0, number()]), number(), number())
     elif what == 4:
         engine.reserve(number(), number())
     elif what == 5:
         engine.threads = number()
         engine.threads = 1
     elif what == 6:
-        engine.steer_row(number(), rng.choice([None, bench.steering, bench.steering[:1], [1], 3]))
+        engine.steer_slot(number(), rng.choice([None, bench.steering, bench.steering[:1], [1], 3]))
     else:
         engine.use_stream(number())
     engine.step(bench.tokens, torch.tensor([0, 1]), torch.empty(2, dtype=torch.long))
@@ -522,9 +524,9 @@ def two_threads(bench: Bench, rng: Any) -> str | None:
         step,
         lambda: engine.reserve(2, 16),
         lambda: engine.reserve(3, 64),
-        lambda: engine.steer_row(0, None),
-        lambda: engine.steer_row(1, bench.steering),
-        lambda: engine.start_row(0, 0, 0),
+        lambda: engine.steer_slot(0, None),
+        lambda: engine.steer_slot(1, bench.steering),
+        lambda: engine.start_slot(0, 0, 0),
         lambda: setattr(engine, "threads", rng.choice([1, 2])),
         lambda: engine.set_ropes(bench.spec["ropes"]),
         lambda: engine.cache_bytes,

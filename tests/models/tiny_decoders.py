@@ -107,9 +107,9 @@ def forced(session: DecodeSession, ids, prompt: int, adapter=None):
     engine.reserve(1, ids.shape[1])
     for index, layer in enumerate(cache.layers):
         kept = layer.keys.shape[2]
-        engine.adopt(index, 0, prompt - kept, layer.keys[0], layer.values[0])
-    engine.start_row(0, prompt, prompt)
-    engine.steer_row(0, session.binding.steering(adapter))
+        engine.copy_cache(index, 0, prompt - kept, layer.keys[0], layer.values[0])
+    engine.start_slot(0, prompt, prompt)
+    engine.steer_slot(0, session.binding.steering(adapter))
     out = torch.zeros(ids.shape[1] - prompt, spec.vocabulary, device=ids.device)
     following = torch.zeros(1, dtype=torch.long, device=ids.device)
     for step in range(prompt, ids.shape[1]):
