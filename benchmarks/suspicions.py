@@ -280,11 +280,11 @@ def sessions_with_plan(plan: str) -> Iterator[None]:
     """Makes new sessions divide their products by this tile plan; a CPU has no tiles."""
     from dive.decode.spec import DecoderSpec
 
-    describe = DecoderSpec.engine_arguments
+    engine_arguments = DecoderSpec.engine_arguments
 
     def facts_with_plan(self: Any, positions: int) -> dict[str, Any]:
         more = {"tile_plan": plan} if tune.DEVICE.type == "cuda" else {}
-        return describe(self, positions) | more
+        return engine_arguments(self, positions) | more
 
     with mock.patch.object(DecoderSpec, "engine_arguments", facts_with_plan):
         yield

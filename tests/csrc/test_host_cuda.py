@@ -181,14 +181,16 @@ def test_products_divided_otherwise_come_to_the_same(gpu, count, monkeypatch):
     model = small("qwen2", torch.bfloat16, num_hidden_layers=1, intermediate_size=2312)
     ids = random_ids(count, 2)
     exact = all_logits(copy.deepcopy(model).float(), {"input_ids": ids}).transpose(0, 1)
-    describe, ran = spec.DecoderSpec.describe, {}
+    engine_arguments, ran = spec.DecoderSpec.engine_arguments, {}
     for plan in ("bytes", "waves", "small", "small_short"):
         before = gpu.host_kernels()
         with monkeypatch.context() as patch:
             patch.setattr(
                 spec.DecoderSpec,
-                "describe",
-                lambda self, positions, plan=plan: describe(self, positions) | {"tile_plan": plan},
+                "engine_arguments",
+                lambda self, positions, plan=plan: (
+                    engine_arguments(self, positions) | {"tile_plan": plan}
+                ),
             )
             for processors in (4, 132):
                 gpu.host_settings(multiprocessors=processors)
@@ -202,7 +204,7 @@ def test_products_divided_otherwise_come_to_the_same(gpu, count, monkeypatch):
 
 
 def test_a_division_of_products_that_there_is_not(gpu):
-    description = spec.read_decoder(small("llama")).describe(8)
+    description = spec.read_decoder(small("llama")).engine_arguments(8)
     with pytest.raises(ValueError, match="tile_plan is 'wide', want bytes, waves, small or small_"):
         gpu.Engine(description | {"tile_plan": "wide"})
     with pytest.raises(ValueError, match="tile_plan is of a GPU"):
@@ -402,7 +404,7 @@ def test_sizes_that_the_kernels_do_not_take_are_refused(gpu):
     gpu.host_settings(capability=130)
     assert "built without kernels for its GPU" in plan().reason
     gpu.host_settings()
-    description = spec.read_decoder(small("llama")).describe(8)
+    description = spec.read_decoder(small("llama")).engine_arguments(8)
     with pytest.raises(ValueError, match="CUDA finds no device 1"):
         gpu.Engine(description | {"device": "cuda:1"})
 

@@ -156,12 +156,12 @@ def lost_in_rows(model, exact, ids, adapter):
 @contextlib.contextmanager
 def planned(plan: str):
     """Sessions that are made meanwhile divide their products so."""
-    describe = DecoderSpec.describe
+    engine_arguments = DecoderSpec.engine_arguments
 
     def described(self, positions):
-        return describe(self, positions) | {"tile_plan": plan}
+        return engine_arguments(self, positions) | {"tile_plan": plan}
 
-    with mock.patch.object(DecoderSpec, "describe", described):
+    with mock.patch.object(DecoderSpec, "engine_arguments", described):
         yield
 
 
