@@ -112,11 +112,11 @@ EARLY = {
         lambda s: {"demonstrations": [], "config": short()}, "demonstrations: the list is empty"
     ),
     "demonstrations: too few": (
-        lambda s: {"demonstrations": 5, "config": short()}, "5 demonstrations are wanted"
+        lambda s: {"demonstrations": 5, "config": short()}, "want 5 demonstrations"
     ),
     "demonstrations: all of one patient": (
         lambda s: {"studies": of_one_patient(s), "demonstrations": 1, "config": short()},
-        "1 demonstrations are wanted, and there are 0",
+        "want 1 demonstrations, and there are 0",
     ),
     "demonstrations: another kind": (
         lambda s: {"demonstrations": "four", "config": short()}, "demonstrations is 'four'"
