@@ -46,7 +46,7 @@ def cuda_archs() -> str:
 
 
 def jobs() -> int:
-    """How many files to compile at a time: the processors' number, where memory allows."""
+    """The number of files to compile at a time: the number of processors, as memory allows."""
     for name in ("CMAKE_BUILD_PARALLEL_LEVEL", "MAX_JOBS"):
         if value := os.environ.get(name, "").strip():
             if not value.isdecimal() or int(value) < 1:
@@ -86,7 +86,7 @@ def find_tool(name: str, oldest: tuple[int, int]) -> str | None:
 
 
 class CMakeBuild(build_ext):
-    """Runs CMake once; the module lands where setuptools wants it (beside dive/ if editable)."""
+    """Runs CMake once and puts the module where setuptools expects it (in dive/ if editable)."""
 
     def build_extension(self, ext: Extension) -> None:
         import pybind11

@@ -1,5 +1,5 @@
-// What a device brings to the decode step: its memory, and the kernels that csrc/engine.cpp puts in
-// order. csrc/cpu/backend.h and csrc/cuda/backend.h are the two that there are.
+// The interface of a device to the decode step: its memory, and the kernels whose order
+// csrc/engine.cpp defines. csrc/cpu/backend.h and csrc/cuda/backend.h implement it.
 #pragma once
 
 #include <cstddef>
@@ -13,15 +13,15 @@
 
 namespace dive {
 
-// What a step chooses where the logits say nothing. The largest is not finite: a NaN is larger than
-// any number, so this is any NaN, any +inf, or -inf everywhere. Or all are the same: an RMS norm
-// makes zeros of states whose squares are infinite.
+// The choice of a step whose logits are unusable. Either the largest is not finite: a NaN is larger
+// than any number, so this is any NaN, any +inf, or -inf everywhere. Or all are the same: an RMS
+// norm makes zeros of states whose squares are infinite.
 constexpr std::int64_t kNoToken = -1;
 
 // One step: token tokens[i] is the next one of the sequence in slot slots[i].
 struct StepInput {
-  const std::int64_t* tokens = nullptr;  // in the device's memory, as `next` and `logits`
-  const std::int64_t* slots = nullptr;   // in the host's, as the rest; each slot at most once
+  const std::int64_t* tokens = nullptr;  // in device memory, as `next` and `logits`
+  const std::int64_t* slots = nullptr;   // in host memory, as the rest; no slot twice
   std::int64_t count = 0;
   std::int64_t* next = nullptr;             // the most likely token after each, or kNoToken
   float* logits = nullptr;                  // [reserved slots, vocabulary], or null
@@ -52,18 +52,18 @@ class Backend {
   Backend& operator=(const Backend&) = delete;
   virtual ~Backend() = default;
 
-  // Threads of the host that a step's work is shared among; where a device works, one.
+  // The host threads that share the work of a step; 1 where a device does it.
   virtual int threads() const { return 1; }
   virtual void set_threads(int) {}
 
-  // Where work is put from now on, on a device that has streams.
+  // The stream for all later work, on a device that has streams.
   virtual void use_stream(void*) {}
 
   virtual std::int64_t cache_bytes() const = 0;
   // Memory for `slots` sequences of `capacity` tokens, unsteered; what was in the cache is lost.
   virtual void reserve(std::int64_t slots, std::int64_t capacity) = 0;
   virtual void set_ropes(const std::vector<RopeSpec>& ropes) = 0;
-  // Tokens `first` to `first + count` of a slot's cache, for one layer.
+  // Writes tokens `first` to `first + count` of a slot's cache, for one layer.
   virtual void copy_cache(std::size_t layer, std::int64_t slot, std::int64_t first,
                           std::int64_t count, const CacheSource& keys,
                           const CacheSource& values) = 0;
@@ -72,7 +72,7 @@ class Backend {
   // Empty: none.
   virtual void steer_slot(std::int64_t slot, const std::vector<const Steering*>& layers) = 0;
 
-  // Runs the kernels that `schedule` calls, now or as they were recorded at an earlier step.
+  // Runs the kernels that `schedule` calls: by calling it, or as recorded at an earlier step.
   virtual void run(const StepInput& input, const std::function<void()>& schedule) = 0;
 
   // The kernels, in the order in which a step first needs them.
@@ -83,7 +83,7 @@ class Backend {
   virtual void project_attention(const LayerSpec& layer) = 0;
   virtual void gated(const LayerSpec& layer) = 0;  // act(gate) * up
   virtual void project_mlp(const LayerSpec& layer) = 0;
-  virtual void predict() = 0;  // logits, rounded to the model's dtype, and the first largest
+  virtual void predict() = 0;  // logits, rounded to the model's dtype, and their argmax
 };
 
 }  // namespace dive

@@ -1,4 +1,4 @@
-// Where the keys and values of all sequences lie in one piece of memory:
+// The layout of the keys and values of all sequences in one allocation:
 // [layer][key, value][slot][kv head][cell][head width]. A cell holds one token.
 #pragma once
 
@@ -29,14 +29,14 @@ class CacheLayout {
       bytes += cell * static_cast<double>(layers_.back().cells);
     }
     if (bytes >= kMost) {
-      throw std::runtime_error("out of memory: " + what() + " wants " +
+      throw std::runtime_error("out of memory: " + what() + " needs " +
                                std::to_string(static_cast<std::int64_t>(bytes / 0x1p20)) + " MiB");
     }
     bytes_ = static_cast<std::size_t>(bytes);
   }
 
   std::size_t bytes() const { return bytes_; }
-  // For what the memory is, in words.
+  // The purpose of the memory, for messages.
   std::string what() const {
     return "the cache of " + std::to_string(slots_) + " sequences of " + std::to_string(capacity_) +
            " tokens";

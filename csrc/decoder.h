@@ -1,4 +1,4 @@
-// What a decoder is made of: sizes, and the weights where they lie.
+// The description of a decoder: its sizes, and pointers to its weights.
 #pragma once
 
 #include <cstddef>
@@ -14,10 +14,10 @@ enum class Gate { silu, gelu, gelu_tanh };
 // How a GPU's products by tensor cores (cuda/tile_product.cu) are divided among its
 // multiprocessors; benchmarks/suspicions.py compares them.
 enum class TilePlan {
-  bytes,       // blocks of 8 warps; a row is shared by as many as keep enough bytes under way
-  waves,       // the same blocks; by as many as leave the fewest multiprocessors idle at the end
-  small,       // as bytes, in blocks of 4 warps, two on a multiprocessor
-  small_short  // the same with half of the loads ahead, and three on a multiprocessor
+  bytes,       // blocks of 8 warps; as many share a row as keep enough loads in flight
+  waves,       // the same; as many as leave the fewest multiprocessors idle at the end
+  small,       // as bytes, in blocks of 4 warps, two per multiprocessor
+  small_short  // as small, with half of the loads in flight, three per multiprocessor
 };
 
 // y = weight x + bias, of the model's dtype.
@@ -38,14 +38,14 @@ struct RopeSpec {
   const float* cosines = nullptr;  // [positions, half], of consecutive rows
   const float* sines = nullptr;
   std::int64_t positions = 0;
-  std::int64_t half = 0;  // numbers of a head that are rotated, halved
+  std::int64_t half = 0;  // half of the rotated width of a head
 };
 
 struct LayerSpec {
   NormSpec before_attention, after_attention, before_mlp, after_mlp;
   LinearSpec query, key, value, output, gate, up, down;
   NormSpec query_norm, key_norm;
-  std::int64_t window = 0;  // positions seen, the own one included; 0: all
+  std::int64_t window = 0;  // positions attended to, the own one included; 0: all
   std::size_t rope = 0;     // index into DecoderSpec::ropes
 };
 

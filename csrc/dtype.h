@@ -1,4 +1,4 @@
-// The number formats that tensors are stored in, and their conversion one number at a time.
+// The dtypes that tensors are stored in, and the conversion of single numbers.
 #pragma once
 
 #include <cstdint>

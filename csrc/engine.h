@@ -1,8 +1,8 @@
-// One KV-cached decode step of a Llama-like decoder: the order of its kernels, the same on every
-// device, and how far each sequence has come.
+// One KV-cached decode step of a Llama-like decoder: the order of its kernels, which is the same on
+// every device, and the length of each sequence.
 //
-// The engine reads the model's weights where they lie; its backend owns the cache and the scratch
-// memory. It keeps nothing alive: whoever made the `DecoderSpec` does.
+// The engine reads the model's weights in place; its backend owns the cache and the scratch memory.
+// It keeps no weight alive: the maker of the `DecoderSpec` does.
 #pragma once
 
 #include <cstdint>
@@ -57,7 +57,7 @@ class Engine {
 
   // Runs `tokens[i]` as the next token of slot `slots[i]`; the most likely token after it goes to
   // `next[i]` and, where `logits` is given, all logits to logits[slots[i] * vocabulary ...].
-  // The caller has checked tokens, slots (each at most once) and capacity.
+  // The caller has checked tokens, slots (none twice) and capacity.
   void step(const std::int64_t* tokens, const std::int64_t* slots, std::int64_t count,
             std::int64_t* next, float* logits);
 

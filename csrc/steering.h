@@ -1,5 +1,4 @@
-// One layer's steering: its weights as they are given, and what the copy on any device has in
-// common.
+// One layer's steering: the weights as they are given, and the base of their copies on a device.
 #pragma once
 
 #include <cstdint>
@@ -35,8 +34,8 @@ struct SteeringSource {
 
 constexpr int kHost = -1;  // instead of the number of a GPU
 
-// A copy of the weights as one device's kernels read them: later changes of the source do not
-// count. csrc/cpu/steering.h and csrc/cuda/steering.h are the two that there are.
+// A copy of the weights in the form that one device's kernels read, which later changes of the
+// source do not reach. csrc/cpu/steering.h and csrc/cuda/steering.h derive from it.
 class Steering {
  public:
   virtual ~Steering() = default;

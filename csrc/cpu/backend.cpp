@@ -32,7 +32,7 @@ void CpuBackend::reserve(std::int64_t slots, std::int64_t capacity) {
     const std::size_t whole = (layout_.bytes() + 63) / 64 * 64;
     cache_.reset(static_cast<unsigned char*>(std::aligned_alloc(64, whole)));
     if (!cache_) {
-      throw std::runtime_error("out of memory: " + layout_.what() + " wants " +
+      throw std::runtime_error("out of memory: " + layout_.what() + " needs " +
                                std::to_string(layout_.bytes() >> 20) + " MiB");
     }
     cache_bytes_ = whole;
@@ -229,7 +229,7 @@ void CpuBackend::attend(std::size_t index) {
   for (std::int64_t i = 0; i < step_.count; ++i) {
     tokens_read += std::min(step_.lengths[step_.slots[i]] + 1, layout_.cells(index));
   }
-  // heads of keys and values that are worth a chunk
+  // as many heads of keys and values as make a chunk
   const std::int64_t pairs = step_.count * spec_.kv_heads;
   const std::int64_t bytes =
       2 * tokens_read * spec_.kv_heads * spec_.head_width * size_of(spec_.dtype);
@@ -333,7 +333,7 @@ void CpuBackend::predict() {
     }
   });
   for (std::int64_t i = 0; i < step_.count; ++i) {
-    // as within a part: the first of equals, and a NaN is larger than any number
+    // as in a part: the first of equals, and a NaN is larger than any number
     const float* const own = logits_.data() + i * vocabulary;
     const std::int64_t* const best = best_.data() + i * parts.count;
     step_.next[i] = best[0];

@@ -1,7 +1,6 @@
-// The decode step's kernels on a CPU: float32 and bfloat16 weights, shared among a few threads.
+// The decode step's kernels on a CPU: float32 and bfloat16 weights, shared by threads.
 //
-// Every number is computed by the same code in the same order for any number of threads: only who
-// computes it differs.
+// Every number is computed by the same code in the same order for any number of threads.
 #pragma once
 
 #include <algorithm>
@@ -20,8 +19,8 @@ namespace dive::cpu {
 
 class CpuBackend final : public Backend {
  public:
-  // What a chunk of the threads' work reads at least: some microseconds of work, against the tenth
-  // of one that taking it costs. Tests choose less.
+  // The least bytes that a chunk of work reads: some microseconds of work, while taking a chunk
+  // costs a tenth of one. Tests choose less.
   static constexpr std::int64_t kChunkBytes = 64 << 10;
 
   explicit CpuBackend(DecoderSpec spec, std::int64_t chunk_bytes = kChunkBytes)
@@ -51,7 +50,7 @@ class CpuBackend final : public Backend {
   void predict() override;
 
  private:
-  // The rows of a product, cut into the parts that are shared out.
+  // The rows of a product, divided into the parts that threads take.
   struct Parts {
     std::int64_t rows = 0;
     std::int64_t size = 0;  // rows of a part; the last may have fewer
@@ -64,7 +63,8 @@ class CpuBackend final : public Backend {
                 std::int64_t last) const;
   // delta = round(linear(from))
   void project_back(const LinearSpec& linear, const float* from);
-  // work(i, thread) for each row i of the step, shared out where a row of `numbers` is worth it
+  // work(i, thread) for each row i of the step; by several threads where rows of `numbers` pay for
+  // that
   template <class Work>
   void each_row(std::int64_t numbers, const Work& work);
   void add_and_norm_row(const AddAndNorm& what, std::int64_t i, int thread);
@@ -72,10 +72,10 @@ class CpuBackend final : public Backend {
                    int thread);
   StepArguments step_arguments(const NormSpec& norm) const;
   void find_steerings(std::int64_t layer);
-  // The rows as a product takes them; valid until the next call.
+  // The rows in the format of a product's input; valid until the next call.
   const void* model_input(const void* from, std::int64_t width);
   const void* float_input(const float* from, std::int64_t width);
-  // What each thread has of its own.
+  // The scratch memory of one thread.
   struct Scratch {
     Workspace workspace;
     AlignedBuffer<float> scores;

@@ -1,9 +1,9 @@
-// How many physical cores there are to work on.
+// The number of physical cores.
 #pragma once
 
 namespace dive::cpu {
 
-// Cores that this process may run on now, two hardware threads of one core counted once; at
+// The cores that this process may run on now; two hardware threads of a core count once. At
 // least 1.
 int physical_cores();
 

@@ -1,6 +1,6 @@
 // The kernels of a decode step over a vector of 16 floats. Included once by each instruction set's
-// source file, behind steer_body.h and what that wants, and
-//   kBatchTile   sequences that one pass over a block of weight rows serves, as registers allow
+// source file, after steer_body.h and its requirements, and after
+//   kBatchTile   sequences per pass over a block of weight rows, as registers allow
 //   kRowTile     weight rows of such a block
 //   kStreams     weight rows that one sequence alone is multiplied with at the same time
 // No include guard: being included several times is its purpose.
@@ -127,7 +127,7 @@ DIVE_TARGET void matvec_tile(const Matvec& m, std::int64_t row, std::int64_t col
 
 template <class T, class X, int rows>
 DIVE_TARGET void matvec_rows(const Matvec& m, std::int64_t row, std::int64_t apart = 1) {
-  // rows `row`, row + apart, ...; later passes find them in the cache nearest to the processor
+  // rows `row`, row + apart, ...; later passes find them in the L1 cache
   std::int64_t b = 0;
   for (; b + kBatchTile <= m.batch; b += kBatchTile)
     matvec_tile<T, X, rows, kBatchTile>(m, row, b, apart);
@@ -140,8 +140,8 @@ DIVE_TARGET void matvec_rows(const Matvec& m, std::int64_t row, std::int64_t apa
   for (; b < m.batch; ++b) matvec_tile<T, X, rows, 1>(m, row, b, apart);
 }
 
-// The rows in a few parts, read side by side and each from front to back: one stream alone leaves
-// the processor waiting for memory at the end of each page.
+// Reads the rows as several streams at the same time, each from front to back: a single stream
+// stalls at the end of each page.
 template <class T, class X>
 DIVE_TARGET void matvec(const Matvec& m) {
   const std::int64_t rows = m.last - m.first;
@@ -307,7 +307,7 @@ DIVE_TARGET void gate_rows(Gate act, float* gate, const float* up, std::int64_t 
 
 template <class T>
 DIVE_TARGET std::int64_t finish_logits(float* logits, float softcap, std::int64_t count) {
-  if (softcap > 0) {  // every step rounded, as an operator after another rounds
+  if (softcap > 0) {  // rounded after every operation, as separate operators round
     for (std::int64_t i = 0; i < count; ++i) {
       float x = to_float(from_float<T>(logits[i]));
       x = to_float(from_float<T>(x / softcap));

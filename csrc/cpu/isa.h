@@ -1,4 +1,4 @@
-// Which instructions this machine has, and which of the compiled kernels run.
+// The instruction sets of this machine, and the choice among the compiled kernels.
 #pragma once
 
 #include <string>
@@ -11,7 +11,7 @@ enum class Isa { scalar, avx2, avx512, avx512_bf16 };
 
 const char* name_of(Isa isa);
 
-// What CPUID and XGETBV say of this machine's processor and system; all 0 where it is no x86.
+// The words of CPUID and XGETBV on this machine; all 0 where it is not x86.
 struct CpuWords {
   unsigned leaf1_ecx = 0;
   unsigned leaf7_ebx = 0;

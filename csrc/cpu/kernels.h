@@ -1,4 +1,4 @@
-// The kernels of a decode step on a CPU: matrix times a few vectors, RoPE, attention over the
+// The kernels of a decode step on a CPU: matrix times several vectors, RoPE, attention over the
 // cache, the gate of the MLP, what follows the head, and [residual add + steering + RMSNorm].
 //
 // `T` below is the model's dtype. Between the products everything is float32, and rounded to `T`
@@ -35,8 +35,8 @@ constexpr std::int64_t kPad = 64;
 
 constexpr std::int64_t padded(std::int64_t count) { return (count + kPad - 1) / kPad * kPad; }
 
-// Asks for a weight some time before its use: the processor's own prefetching stops at each page of
-// 4 KiB. Past the end of a matrix this does nothing.
+// Prefetches a weight well before its use: the hardware prefetcher stops at each page of 4 KiB.
+// Past the end of a matrix this does nothing.
 constexpr std::int64_t kAheadBytes = 2048;
 
 inline void prefetch_weight(const void* weight) {
@@ -53,7 +53,7 @@ struct Attention {
   std::int64_t count = 0;        // positions, in any order
   float scale = 1;
   float softcap = 0;        // 0: none
-  float* scores = nullptr;  // room for group * score_stride(count)
+  float* scores = nullptr;  // scratch of group * score_stride(count)
   float* out = nullptr;     // [group, width]
 };
 
@@ -83,7 +83,7 @@ struct StepArguments {
   bool norm_plus_one = false;
 };
 
-// Room for one row; each thread has its own.
+// Scratch memory for one row; each thread has its own.
 class Workspace {
  public:
   void prepare(std::int64_t width) {
@@ -101,10 +101,10 @@ class Workspace {
   AlignedBuffer<BFloat16> short_row_;
 };
 
-// Of one instruction set and one T.
+// The kernels of one instruction set for one T.
 struct Kernels {
   DType input;  // what `Matvec::x` holds: float32, or T where products of T are in the instructions
-  // Parts of a product that begin at multiples of this give the bits of the whole.
+  // Parts of a product that begin at multiples of this have the same bits as the whole.
   std::int64_t row_tile;
   void (*matvec)(const Matvec&);
   // Rows of `x` from T or float32 to `input`, with zeros after them.
@@ -115,7 +115,7 @@ struct Kernels {
   void (*attend)(const Attention&);
   // gate[i] = act(gate[i]) * up[i]
   void (*gate)(Gate act, float* gate, const float* up, std::int64_t count);
-  // Rounds logits to T as transformers does, soft-cap included; the first of the largest.
+  // Rounds logits to T as transformers does, soft-cap included, and returns their argmax.
   std::int64_t (*finish_logits)(float* logits, float softcap, std::int64_t count);
   void (*step)(const StepArguments&, Workspace&);
 };

@@ -1,4 +1,4 @@
-// AVX-512 with its bfloat16 dot product: two products an instruction, summed in float32.
+// AVX-512 with its bfloat16 dot product: two products per instruction, summed in float32.
 #include "cpu/kernels.h"
 #include "cpu/x86.h"
 
@@ -85,7 +85,7 @@ DIVE_TARGET inline void tile(const BFloat16* weight, std::int64_t stride, const 
   }
 }
 
-// dots[r] = down[r] . row, two products an instruction, summed in float32. The row came from a
+// dots[r] = down[r] . row, two products per instruction, summed in float32. The row came from a
 // bfloat16 stream, so that `short_row` holds it exactly.
 DIVE_TARGET void down_products_bf16(const PackedSteering& steering, const float* row,
                                     BFloat16* short_row, float* dots) {

@@ -2,7 +2,7 @@
 // set's source file, inside that set's own namespace, which has defined
 //   DIVE_TARGET   the target attribute of its functions
 //   Vec           16 floats: load, store, splat, +, fma, rounding to a stored format
-//   kChains       independent sums a dot product keeps, to hide the latency of an fma
+//   kChains       independent sums per dot product, which hide the latency of an fma
 // No include guard: being included several times is its purpose.
 
 constexpr std::int64_t kLanes = 16;

@@ -14,7 +14,7 @@
 namespace dive::cpu {
 namespace {
 
-// What a thread takes at a time: long streams, and small beside any buffer worth measuring.
+// The bytes per chunk of a thread: long streams, and small against any buffer worth measuring.
 constexpr std::int64_t kChunk = std::int64_t{4} << 20;
 
 namespace plain {
@@ -100,7 +100,7 @@ DIVE_INLINE std::uint64_t fold(Block block) {
 
 #endif
 
-// work(first byte, bytes) for each chunk, by as many threads as asked for.
+// work(first byte, bytes) for each chunk, by the requested number of threads.
 template <class Work>
 void each_chunk(std::int64_t bytes, int count, const Work& work) {
   Threads threads(count);

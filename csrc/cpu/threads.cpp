@@ -25,12 +25,12 @@ using std::chrono::microseconds;
 // 10 at most in 99 of 100 cases, measured at width 512 and 1536.
 constexpr microseconds kSpin{20};
 // Between two steps it is away for longer: Python, and the choice of a token. To sleep sooner would
-// cost more than it saves: beside a busy process, the system wakes a thread on the calling one's
+// cost more than it saves: next to a busy process, the system wakes a thread on the calling one's
 // own core (measured: a step of two threads then takes 1.3 times that of one, and never with a
 // yield).
 constexpr microseconds kYield{500};
-// How long a thread works before it lets others run of its own accord. The system would interrupt
-// it for them sooner or later, and then in the middle of a chunk that everybody waits for.
+// The time after which a working thread yields of its own accord. The system would preempt it
+// sooner or later, and then in the middle of a chunk that all threads wait for.
 constexpr microseconds kTurn{50};
 
 void pause() {
@@ -217,8 +217,8 @@ Threads::Threads(int count)
 
 Threads::~Threads() { drop_if_forked(); }
 
-// The parent's threads are not here, and nothing can be said of the locks that they held: the crew
-// is left as it is, for good.
+// The parent's threads do not exist here, and the locks that they held are in an unknown state: the
+// crew is left as it is, for good.
 void Threads::drop_if_forked() {
   if (forks_ != forks()) static_cast<void>(crew_.release());
 }

@@ -1,11 +1,11 @@
-// A few threads that share the sections of a decode step.
+// The threads that share the sections of a decode step.
 //
-// A section is cut into many small chunks, which whoever is free takes one after another from a
-// common counter, the calling thread too. A thread that is slow, or that the system has put aside
-// for another process, so holds up the others by one chunk at most, and what it does not take, they
-// take. A thread without work spins for about as long as the calling thread is busy between two
-// sections, then lets others run, then sleeps. Beside a process that never rests, the others so
-// give way to it, and the calling thread does nearly all the work, in the time that it takes alone.
+// A section is divided into many small chunks, which free threads, the calling one included, take
+// from a common counter. A slow or preempted thread therefore delays the others by one chunk at
+// most, and they take the chunks that it does not. A thread without work spins for about as long as
+// the calling thread is busy between two sections, then yields, then sleeps. Next to a process that
+// never rests the threads thus give way to it, and the calling thread does nearly all the work, in
+// the time that it takes alone.
 #pragma once
 
 #include <cstdint>
@@ -32,8 +32,8 @@ class Threads {
 
   int count() const { return count_; }
 
-  // A step while it lives. Steps at the same time, of several engines, share the cores: one that
-  // begins gets the threads that the others leave, and itself at least.
+  // Marks a step as running while it lives. Steps at the same time, of several engines, share the
+  // cores: one that begins gets the threads that the others leave, and itself at least.
   class Step {
    public:
     explicit Step(Threads& threads);
@@ -46,9 +46,9 @@ class Threads {
   };
 
   // Calls work(chunk, thread) for each chunk from 0 to `chunks`, on any thread and in any order;
-  // `thread`, from 0 to `count`, tells apart what runs at the same time. Returns when all is done;
-  // an exception leaves out the chunks not begun, and the first one is thrown here. For one caller
-  // at a time.
+  // `thread`, from 0 to `count`, differs between calls that run at the same time. Returns when all
+  // are done; an exception leaves out the chunks not begun, and the first one is thrown here. For
+  // one caller at a time.
   template <class Work>
   void share(std::int64_t chunks, const Work& work) {
     if (chunks < 2 || granted_ < 2) {

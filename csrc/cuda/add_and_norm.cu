@@ -4,14 +4,14 @@
 //   s      = r + scale (up mixing + fixed)
 //   r'     = round(s |r| / |s|)              (round(s), where the norm may change)
 //   out    = rmsnorm(r')
-// r' reindices the residual; it is r where the row is not steered.
+// r' replaces the residual; it is r where the row is not steered.
 //
-// The kernel runs twice a layer and its work is small: what it costs is the times that it waits,
-// for memory and for its blocks. So
-// - what no kernel of the step writes (norms, adapters) is on its way before wait_for_previous; the
-//   weights of the model have been through all caches since they were last read, and come from far;
-// - blocks tell each other by writing into each other's shared memory. Behind the barrier that
-//   publishes it each finds all it needs in its own, and none has to outlive the reads of others.
+// The kernel runs twice per layer and computes little: its time is spent on waits for memory and
+// for its blocks. Therefore
+// - loads of what no kernel of the step writes (norms, adapters) begin before wait_for_previous, as
+//   the weights of the model have evicted all of that from the caches since its last use;
+// - blocks communicate by writing into each other's shared memory. After the barrier that publishes
+//   it each block finds all it needs in its own, and none has to outlive the reads of others.
 #include "cuda/add_and_norm.h"
 
 #include <algorithm>
@@ -57,10 +57,11 @@ struct Adapter {
   const T* up;    // [rank, stride]
   const float* fixed;
   std::int64_t stride;
-  float bias;  // of the rank that is the thread's number
+  float bias;  // of the rank with the thread's index
 };
 
-// Into shared memory where there is room for it, into the second cache where there is none.
+// Copies the adapter to shared memory where that has the capacity, and prefetches it into L2
+// elsewhere.
 template <class T, int kBlocks>
 __device__ __forceinline__ Adapter<T> bring_near(const SteerView& view, const AddArguments& a,
                                                  const Part<T, kBlocks>& part) {
@@ -96,8 +97,8 @@ __device__ __forceinline__ Adapter<T> bring_near(const SteerView& view, const Ad
 
 // ---- behind it ----
 
-// The norm's weights at the thread's columns from `i` of the part on: of `staged`, null where there
-// was no room.
+// The norm's weights at the thread's columns from `i` of the part on: from `staged`, null where
+// they were not staged.
 template <class T, int kCount>
 __device__ __forceinline__ void norm_weights(const NormView& norm, const unsigned char* staged,
                                              int begin, int i, float (&weights)[kCount]) {
@@ -168,7 +169,8 @@ __device__ __forceinline__ float add(const AddArguments& a, const Part<T, kBlock
   return squares;
 }
 
-// The products of `down` with this block's columns, told to all: two ranks a warp at once.
+// The products of `down` with this block's columns, broadcast to the row's blocks; a warp computes
+// two ranks at once.
 template <class T, int kBlocks>
 __device__ __forceinline__ void down_products(const Adapter<T>& adapter, int rank,
                                               const Part<T, kBlocks>& part) {
@@ -208,7 +210,7 @@ __device__ __forceinline__ float activated(Activation activation, float x) {
   return x;
 }
 
-// sums += up mixing for columns side by side, with the loads of up to eight ranks under way.
+// sums += up mixing for columns side by side, with the loads of up to eight ranks in flight.
 template <class T, int kCount>
 __device__ __forceinline__ void up_products(const T* up, std::int64_t stride, int rank,
                                             const float* mixing, float (&sums)[kCount]) {
@@ -337,7 +339,7 @@ void run(const Queue& queue, AddArguments a, int count, int max_rank, std::size_
   shape.cluster = kBlocks;
   shape.shared = Memory::bytes(a.span);
 
-  // into shared memory goes what there is room for: the norms first, which every row needs
+  // shared memory stages what fits: the norms first, which every row needs
   const auto aligned = [](const void* weights) {
     return reinterpret_cast<std::uintptr_t>(weights) % 16 == 0;
   };
@@ -356,7 +358,7 @@ void run(const Queue& queue, AddArguments a, int count, int max_rank, std::size_
 template <class T>
 void run(const Queue& queue, const AddArguments& a, int count, int max_rank, bool clusters,
          std::size_t shared_limit) {
-  // 64 rows' clusters find room at once
+  // the clusters of 64 rows run at the same time
   if (clusters && count <= 64) {
     run<T, kClusterBlocks>(queue, a, count, max_rank, shared_limit);
   } else {

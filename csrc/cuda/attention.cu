@@ -7,8 +7,9 @@
 // with RMSNorm where the model has it for heads, RoPE, and t over the tokens that the cache holds.
 //
 // A softmax over a part of the tokens is kept as its largest score, the sum of e^(score - largest),
-// and the values mixed with these; such parts add up to that of all. Each few lanes have a part,
-// then each warp, each block (its share of the tokens), and the last block adds up the shares.
+// and the values mixed with these; such parts add up to that of all. The parts are those of some
+// lanes, then of a warp, then of a block (its share of the tokens), and the last block adds up the
+// shares.
 #include "cuda/attention.h"
 
 #include <algorithm>
@@ -21,15 +22,15 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kLeastShare = 64;         // tokens: less is not worth a block
-constexpr int kMostShares = 2 * kWarp;  // of a sequence: a warp weighs them, two a lane
+constexpr int kLeastShare = 64;         // tokens, below which a block does not pay
+constexpr int kMostShares = 2 * kWarp;  // per sequence: a warp weighs them, two per lane
 
 int heads_of_block(int group) { return group >= 3 ? 4 : group; }
 
 // The block's shared memory.
 template <class T, int kHeads>
 struct Shared {
-  float* queries;  // [kHeads + 1][width]: behind them room to prepare the key
+  float* queries;  // [kHeads + 1][width]: behind them scratch for the key
   Parts warps;     // [kHeads][kWarps]
   float* factors;  // [kHeads][kMostShares]
   T* new_key;      // [width]
@@ -53,13 +54,13 @@ struct Shared {
   }
 };
 
-// What a block is to do.
+// The work of a block.
 struct Work {
   int position;  // of this step's token
   int kv_head;
   std::int64_t first_cell;  // of the head's keys in the cache
   int first_head, heads;    // its query heads
-  int shares;               // blocks that the sequence's tokens are for
+  int shares;               // blocks that share the sequence's tokens
   int begin, end;           // its own share; none where `begin` is not below `end`
   int new_cell;             // of this step's token, which no block reads from the cache
   bool appends;
@@ -89,7 +90,7 @@ __device__ __forceinline__ Work find_work(const AttendArguments& a, int unit) {
 }
 
 // The queries, and this step's key and value as the cache will hold them, to shared memory; the
-// block whose share has their slot appends them to the cache.
+// block whose share has their cell appends them to the cache.
 template <class T, int kHeads>
 __device__ __forceinline__ void prepare(const AttendArguments& a, const Work& work,
                                         const Angles& angles, const Shared<T, kHeads>& shared) {
@@ -100,7 +101,7 @@ __device__ __forceinline__ void prepare(const AttendArguments& a, const Work& wo
   const float* const queries = a.heads + blockIdx.z * heads * a.width;
   const float* const keys = queries + a.query_heads * a.width;
   const float* const values = keys + a.kv_heads * a.width;
-  // all that the warp reads at once: it comes from the second cache
+  // all loads of the warp at once: they come from L2
   float query[kColumns] = {}, key[kColumns] = {}, value[kColumns] = {};
   float query_norm_weight[kColumns] = {}, key_norm_weight[kColumns] = {};
   if (warp < work.heads) {
@@ -130,7 +131,7 @@ __device__ __forceinline__ void prepare(const AttendArguments& a, const Work& wo
 }
 
 // A lane's eight columns of the tokens that it takes: kLanes lanes have a token, and a lane has
-// kAhead tokens whose loads are under way.
+// the loads of kAhead tokens in flight.
 template <class T, int kLanes>
 struct Tokens {
   static constexpr int kAhead = sizeof(T) == 2 ? 4 : 2;

@@ -1,7 +1,7 @@
 // [head norms + RoPE + cache append + grouped-query attention over the cache] of one decode step.
 //
-// A block takes up to four query heads that share keys, of one sequence, over a share of its
-// tokens. The block that is last to finish a group of heads adds up the shares, in a fixed order.
+// A block computes up to four query heads that share keys, of one sequence, over a share of its
+// tokens. The last block to finish a group of heads adds up the shares, in a fixed order.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@ struct AttendArguments {
   int half = 0;
   void* keys = nullptr;  // the layer's, [slots, kv heads, cells, width]
   void* values = nullptr;
-  const int* slots = nullptr;      // the slot of each
+  const int* slots = nullptr;      // the slot of each row
   const int* lengths = nullptr;    // by slot
   const int* positions = nullptr;  // by slot
   int query_heads = 0;
@@ -38,10 +38,11 @@ struct AttendArguments {
   // of these its largest score and sum, [rows of the step, query heads, splits, 2]
   float* shares = nullptr;
   unsigned* arrived = nullptr;  // [rows of the step, groups of heads], 0 between two steps
-  int splits = 1;               // shares of a sequence, at most
+  int splits = 1;               // shares per sequence, at most
 };
 
-// Groups of query heads for a block each, and how many shares a sequence's tokens are cut into.
+// The number of groups of query heads, one per block, and the number of shares of a sequence's
+// tokens.
 int head_groups(int query_heads, int kv_heads);
 int splits_for(int count, int query_heads, int kv_heads, std::int64_t capacity, int processors);
 

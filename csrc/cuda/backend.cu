@@ -21,7 +21,7 @@
 namespace dive::cuda {
 namespace {
 
-// Of one block of steering: a product's blocks find room on the multiprocessor beside it.
+// Of one block of steering, so that the blocks of a product fit on the same multiprocessor.
 constexpr std::size_t kSharedLimit = 96 * 1024;
 
 NormView view_of(const NormSpec& norm) { return {norm.weight, norm.dtype == DType::f32}; }

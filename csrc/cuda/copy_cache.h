@@ -1,4 +1,4 @@
-// Keys and values that another library computed, into the cache.
+// The copy of keys and values of another library into the cache.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace dive::cuda {
 
-// Keys and values [kv heads, count, width] to the tokens from `first` on.
+// Copies keys and values [kv heads, count, width] to the tokens from `first` on.
 struct CopyCacheArguments {
   const void* source[2] = {};
   std::int64_t head_stride[2] = {};

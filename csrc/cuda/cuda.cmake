@@ -8,12 +8,12 @@ include(CheckCXXSourceCompiles)
 set(DIVE_CUDA "AUTO" CACHE STRING "Build the CUDA kernels: ON, OFF, or AUTO where nvcc is found")
 set(DIVE_CUDA_ARCHS "auto" CACHE STRING "GPUs to compile for, as 80;90a;80-ptx: auto (those of this \
 machine, or a short list where there is none), native (those of this machine or nothing), or all")
-# each kind from Ampere on; -ptx is what GPUs of later kinds translate when the module is loaded
+# each architecture from Ampere on; -ptx is translated by later GPUs when the module is loaded
 set(DIVE_CUDA_ALL 80 80-ptx 86 89 90a 100 120 120-ptx)
-# one machine code for Ampere and Ada and one for Hopper; others translate
+# machine code for Ampere and Ada, and for Hopper; others translate PTX
 set(DIVE_CUDA_SHORT 80 80-ptx 90a)
 
-# Why it cannot be built: an error where it was asked for, a line where it was not.
+# Reports why CUDA is not built: as an error where it was requested, else in one line.
 function(dive_cuda_missing reason)
   if(DIVE_CUDA_WANTED STREQUAL "ON")
     message(FATAL_ERROR "DIVE_CUDA is ON, but ${reason}")
@@ -21,7 +21,7 @@ function(dive_cuda_missing reason)
   message(STATUS "CUDA: none, ${reason}")
 endfunction()
 
-# CUDACXX, PATH, CUDA_HOME, then the Python package nvidia-cuda-nvcc.
+# Searches CUDACXX, PATH, CUDA_HOME, then the Python package nvidia-cuda-nvcc.
 function(dive_find_nvcc)
   if(DIVE_NVCC)
     return()
@@ -44,8 +44,8 @@ function(dive_find_nvcc)
   endif()
 endfunction()
 
-# What nvcc can compile for, as 80;90;90a. Its own list has none with a letter, so it is asked for
-# each of these: a toolkit of 11.8 knows 90 and not 90a.
+# The architectures that nvcc can compile for, as 80;90;90a. Its own list has none with a letter, so
+# each of these is tried: a toolkit of 11.8 knows 90 and not 90a.
 function(dive_known_archs result)
   execute_process(COMMAND "${DIVE_NVCC}" --list-gpu-code OUTPUT_VARIABLE known ERROR_QUIET)
   string(REGEX MATCHALL "[0-9]+" known "${known}")
@@ -63,8 +63,8 @@ function(dive_known_archs result)
   set(${result} "${known}" PARENT_SCOPE)
 endfunction()
 
-# What to compile for the GPUs that are here, as "90a": none where there is no driver. `known` is
-# what nvcc can compile for; a GPU that is newer translates PTX of the newest of these.
+# The architectures of this machine's GPUs, as "90a": none where there is no driver. `known` are those
+# that nvcc can compile for; a newer GPU translates PTX of the newest of these.
 function(dive_native_archs result known)
   execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
     OUTPUT_VARIABLE lines RESULT_VARIABLE status ERROR_QUIET)
@@ -94,7 +94,7 @@ function(dive_native_archs result known)
   set(${result} "${archs}" PARENT_SCOPE)
 endfunction()
 
-# The short list, less what this nvcc is too old for.
+# The short list without the architectures that this nvcc does not know.
 function(dive_short_archs result known)
   set(archs "")
   foreach(arch IN LISTS DIVE_CUDA_SHORT)
@@ -111,7 +111,7 @@ function(dive_short_archs result known)
   set(${result} "${archs}" PARENT_SCOPE)
 endfunction()
 
-# The list that DIVE_CUDA_ARCHS stands for, or why there is none; `known` is as above.
+# The architectures that DIVE_CUDA_ARCHS names, or why there are none; `known` is as above.
 function(dive_choose_archs result why known)
   set(archs ${DIVE_CUDA_ARCHS})
   set(reason "")
@@ -140,7 +140,7 @@ function(dive_choose_archs result why known)
   set(${why} "${reason}" PARENT_SCOPE)
 endfunction()
 
-# nvcc's options for a list of GPUs: one for each kind, its PTX beside the machine code
+# nvcc's options for a list of architectures: one each, with machine code and PTX together
 function(dive_gencode result archs)
   set(options "")
   foreach(arch IN LISTS archs)
@@ -157,9 +157,9 @@ function(dive_gencode result archs)
   set(${result} "${options}" PARENT_SCOPE)
 endfunction()
 
-# How DIVE_NVCC compiles here: the GPUs, its options and the toolkit's runtime; or why it does not.
+# The architectures, options and runtime library for DIVE_NVCC; or why it cannot compile here.
 function(dive_set_up_cuda archs_found flags_found runtime_found why)
-  # where nvcc itself says that its toolkit is, as it may be called through a script
+  # the toolkit's folder by nvcc's own output, as DIVE_NVCC may be a script
   execute_process(COMMAND "${DIVE_NVCC}" --dryrun -x cu -c /dev/null
     OUTPUT_VARIABLE output ERROR_VARIABLE output RESULT_VARIABLE status)
   if(NOT status EQUAL 0 OR NOT output MATCHES "#\\$ TOP=([^\n]*)")
@@ -183,8 +183,8 @@ function(dive_set_up_cuda archs_found flags_found runtime_found why)
   endif()
   dive_gencode(targets "${archs}")
 
-  # the tighter compression is read by drivers from 550 on alone: all that a toolkit of 13 runs on,
-  # and not all that one of 12 does
+  # only drivers from 550 on read the tighter compression: a toolkit of 13 requires one, and one of 12
+  # does not
   execute_process(COMMAND "${DIVE_NVCC}" --version OUTPUT_VARIABLE version)
   set(compress -Xfatbin -compress-all)
   if(version MATCHES "release ([0-9]+)" AND CMAKE_MATCH_1 GREATER_EQUAL 13)
@@ -198,7 +198,7 @@ function(dive_set_up_cuda archs_found flags_found runtime_found why)
     -I${CMAKE_CURRENT_SOURCE_DIR}/csrc)
 
   # a dry run finds neither a host compiler that is too new for this nvcc nor a toolkit that is too
-  # old for the sources: what the sources ask of the toolkit is in this header
+  # old for the sources: this header has all that the sources require of the toolkit
   set(trial ${CMAKE_CURRENT_BINARY_DIR}/cuda/trial.cu)
   file(WRITE ${trial} "#include \"cuda/runtime.h\"\n__global__ void dive_trial() {}\n")
   execute_process(COMMAND "${DIVE_NVCC}" ${flags} -c ${trial} -o ${trial}.o
@@ -261,7 +261,7 @@ function(dive_add_cuda)
   set_target_properties(dive_cuda PROPERTIES LINKER_LANGUAGE CXX)
   list(JOIN archs "," built)
   target_compile_definitions(dive_cuda INTERFACE DIVE_CUDA DIVE_CUDA_ARCHS="${built}")
-  # after the objects that need it: the runtime as a part of the module, which finds libcuda itself
+  # after the objects that need it: the static runtime library, which finds libcuda itself
   target_link_libraries(dive_cuda PUBLIC dive_cpu ${runtime} Threads::Threads rt ${CMAKE_DL_LIBS})
   message(STATUS "CUDA: ${DIVE_NVCC} for ${built}")
   set(DIVE_CUDA ON PARENT_SCOPE)

@@ -1,7 +1,7 @@
-// The words in which the kernels are written: CUDA's own, and the few that need assembly.
+// The device functions that the kernels use besides CUDA's own: those that need assembly.
 //
-// The same sources also compile for the host, where csrc/tests/host_cuda/device.h gives these words
-// a meaning: so the kernels' logic is tested where there is no GPU.
+// The same sources also compile for the host, where csrc/tests/host_cuda/device.h defines the same
+// functions, so that the kernels' logic is tested without a GPU.
 #pragma once
 
 #include <cstdint>
@@ -31,14 +31,16 @@ __device__ __forceinline__ void wait_for_previous() {
 #endif
 }
 
-// The next kernel's blocks may take free room from now on, to load what they need not wait for.
+// The next kernel's blocks may use free resources from now on, to load what does not depend on this
+// one.
 __device__ __forceinline__ void let_next_start() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
 
-// 16 bytes that are read once: past the first cache, and never from memory that a kernel writes.
+// Loads 16 bytes that are read once: not allocated in L1, and never from memory that a kernel
+// writes.
 __device__ __forceinline__ uint4 load_weights(const void* address) {
   uint4 words;
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -51,13 +53,13 @@ __device__ __forceinline__ uint4 load_words(const void* address) {
   return *static_cast<const uint4*>(address);
 }
 
-// Brings what lies there as near as the second cache.
+// Prefetches into L2.
 __device__ __forceinline__ void prefetch(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
-// Adds one to what counts the blocks that have come so far, and returns what it was. A release and
-// an acquire for the whole GPU: who comes later sees all that came before who came earlier.
+// Increments the count of arrived blocks and returns its former value. With acquire and release
+// semantics at GPU scope: a later block sees all writes of the earlier ones before their arrival.
 __device__ __forceinline__ unsigned count_arrival(unsigned* counter) {
   unsigned before;
   asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
@@ -67,13 +69,13 @@ __device__ __forceinline__ unsigned count_arrival(unsigned* counter) {
   return before;
 }
 
-// kBytes (4, 8 or 16, both addresses multiples of it) on their way into shared memory, without a
-// register or a wait: the thread that copied them may read them after copies_done, the others of
-// its block after a barrier behind that.
+// kBytes (4, 8 or 16, both addresses multiples of it) copied asynchronously into shared memory,
+// without a register: the copying thread may read them after copies_done, the others of its block
+// after a barrier that follows.
 template <int kBytes>
 __device__ __forceinline__ void copy_to_shared(void* to, const void* from) {
   const auto shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
-  if constexpr (kBytes == 16) {  // read once: past the first cache
+  if constexpr (kBytes == 16) {  // read once: bypasses L1
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(from) : "memory");
   } else {
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared), "l"(from), "n"(kBytes)
@@ -105,7 +107,7 @@ __device__ __forceinline__ void mma_16816(float (&d)[4], const std::uint32_t (&a
   }
 }
 
-// The block's place in its cluster (sm_90 and later); elsewhere a block is alone.
+// The block's rank in its cluster (sm_90 and later); 0 elsewhere, where a block is alone.
 __device__ __forceinline__ unsigned cluster_rank() {
 #if __CUDA_ARCH__ >= 900
   unsigned rank;
@@ -127,8 +129,8 @@ __device__ __forceinline__ void cluster_sync() {
 #endif
 }
 
-// A barrier in two halves, for work to lie between them. Behind it all blocks of the cluster run,
-// as the first access to their shared memory wants; of writes before it, it says nothing.
+// A barrier in two halves with work between them. After it all blocks of the cluster have started,
+// as the first access to their shared memory requires; it orders no writes.
 __device__ __forceinline__ void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
   __syncwarp();
@@ -144,7 +146,7 @@ __device__ __forceinline__ void cluster_wait() {
 #endif
 }
 
-// What lies at `own`, an address in this block's shared memory, in that of another block.
+// The address in another block's shared memory that corresponds to `own` in this block's.
 __device__ __forceinline__ float* shared_of_block(float* own, unsigned rank) {
 #if __CUDA_ARCH__ >= 900
   std::uint64_t other;

@@ -11,7 +11,7 @@ struct EmbedArguments {
   const void* embedding = nullptr;  // of the model's dtype
   std::int64_t stride = 0;
   std::int64_t vocabulary = 0;
-  const std::int64_t* tokens = nullptr;  // [count]; one outside the vocabulary is taken as 0
+  const std::int64_t* tokens = nullptr;  // [count]; outside of the vocabulary: taken as 0
   float scale = 1;
   void* residual = nullptr;  // [count, width]
   int width = 0;

@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kTileBatch = 64;
 
-// Loads under way of a multiprocessor. An H200's memory needs 29 KiB at least (4.8 TB/s times
+// Bytes in flight per multiprocessor. An H200's memory needs 29 KiB at least (4.8 TB/s times
 // 0.8 us); more slices than needed read more of x, which is no less than the weights for 32
 // vectors.
 constexpr int kUnderWay = 48 * 1024;
@@ -26,7 +26,7 @@ int slices_for(int warps, int columns, int chunk, int bytes, int processors, int
 }
 
 int slices_by_waves(int warps, int columns, int chunk, int concurrent, int most) {
-  // in eighths of what a warp takes for a row of its own
+  // in eighths of the time of a warp that has a row to itself
   const auto time = [&](int slices) {
     const std::int64_t blocks = (static_cast<std::int64_t>(warps) * slices + most - 1) / most;
     return (blocks + concurrent - 1) / concurrent * (8 / slices);

@@ -1,4 +1,4 @@
-// What the two kinds of product share: which weights a row has, and what becomes of a result.
+// What the two kinds of product share: the weights of a row, and the use of a result.
 #pragma once
 
 #include <type_traits>
@@ -15,7 +15,7 @@ __device__ __forceinline__ float activated(Gate gate, float x) {
   return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
 }
 
-// Row `row` of the parts together; any row of them for one past the end, whose result nobody takes.
+// Row `row` of the parts together; row 0 for an index past the end, whose result is not used.
 template <class T>
 struct WeightRow {
   const T* weight;

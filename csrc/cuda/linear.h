@@ -1,9 +1,9 @@
-// Products of weights with the few vectors of a step: y[b] = weight x[b] + bias.
+// Products of weights with the vectors of a step: y[b] = weight x[b] + bias.
 //
 // Up to four vectors: a warp reads one pair of weight rows front to back and multiplies in float32
 // (matvec.cu). More, up to 64: tensor cores, with 16 weight rows as the tile's rows and the vectors
-// as its columns (tile_product.cu). Both only stream the weights: each is read once, from memory to
-// registers, and the first of them before the wait for the kernel that makes x.
+// as its columns (tile_product.cu). Both stream the weights: each is read once, from memory to
+// registers, and the first loads are issued before the wait for the kernel that writes x.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ enum class Output {
 };
 
 struct Product {
-  // Matrices of the same x, whose outputs stand one after another.
+  // Matrices with the same x, whose outputs follow one another.
   struct Part {
     const void* weight = nullptr;
     std::int64_t stride = 0;
@@ -44,14 +44,14 @@ struct Product {
 void run_product(const Queue& queue, DType dtype, Output output, Product product, int processors,
                  TilePlan plan);
 
-// The two kinds; a batch up to 4, and up to 64 of a 16-bit dtype.
+// The two kinds: for a batch up to 4, and up to 64 of a 16-bit dtype.
 void run_matvec(const Queue& queue, DType dtype, Output output, Product product, int processors);
 void run_tile_product(const Queue& queue, DType dtype, Output output, Product product,
                       int processors, TilePlan plan);
 
 // Warps that share a row's columns, a power of two up to `most`: enough that the loads of all
-// `warps` times these cover the memory's latency. `chunk` columns are read at once, `bytes` a warp
-// are under way.
+// `warps` times these cover the memory's latency. `chunk` columns are read at once, with `bytes`
+// per warp in flight.
 int slices_for(int warps, int columns, int chunk, int bytes, int processors, int most);
 
 // The same, so that blocks of `most` warps, `concurrent` of them at a time, end with the fewest

@@ -1,5 +1,5 @@
-// y[b] = weight x[b] + bias for up to four vectors: a pair of weight rows a warp, or several warps
-// with a slice of the columns each.
+// y[b] = weight x[b] + bias for up to four vectors: a pair of weight rows per warp, or several
+// warps with a slice of the columns each.
 #include "cuda/linear.cuh"
 
 namespace dive::cuda {
@@ -8,7 +8,7 @@ namespace {
 constexpr int kChunk = 8 * kWarp;  // columns that a warp reads at once
 
 template <class T>
-constexpr int kChunksAhead = sizeof(T) == 2 ? 4 : 2;  // whose loads are under way
+constexpr int kChunksAhead = sizeof(T) == 2 ? 4 : 2;  // whose loads are in flight
 
 template <class T, int kBatch, Output kOutput>
 __global__ void __launch_bounds__(kProductWarps* kWarp) matvec(const Product p) {

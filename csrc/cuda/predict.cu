@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kThreads, 1) predict(const PredictArguments a)
   for (std::int64_t i = blockIdx.x * kThreads + threadIdx.x; i < a.vocabulary;
        i += static_cast<std::int64_t>(gridDim.x) * kThreads) {
     float x = rounded<T>(logits[i]);
-    if (a.softcap > 0) {  // every step rounded, as an operator after another rounds
+    if (a.softcap > 0) {  // rounded after every operation, as separate operators round
       x = rounded<T>(x / a.softcap);
       x = rounded<T>(tanhf(x));
       x = rounded<T>(x * a.softcap);
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads, 1) predict(const PredictArguments a)
     distinct = __any_sync(kFullWarp, other);
   }
   if (lane != 0) return;
-  // NaN and infinities alike: what is left of them is no 0
+  // x - x is 0 for finite x alone
   const bool finite = best.value - best.value == 0.0f;
   a.next[blockIdx.y] = distinct && finite ? best.at : kNoToken;
   a.arrived[blockIdx.y] = 0;

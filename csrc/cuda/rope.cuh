@@ -1,11 +1,11 @@
-// Norm and RoPE of the heads of one decode step, a head by a warp.
+// Norm and RoPE of the heads of one decode step, one head per warp.
 #pragma once
 
 #include "cuda/attention.h"
 
 namespace dive::cuda {
 
-constexpr int kColumns = kMaxHeadWidth / kWarp;  // of a head, of a lane
+constexpr int kColumns = kMaxHeadWidth / kWarp;  // of a head, per lane
 
 // Of `count` numbers in a row, a lane has every 32nd.
 template <class T, int kEach>
@@ -42,7 +42,7 @@ struct Angles {
   }
 };
 
-// What a norm multiplies a head with; where there is none, nothing asks.
+// The weights of a head's norm; unset where there is no norm.
 template <class T>
 __device__ __forceinline__ void load_norm_weight(const AttendArguments& a, const NormView& norm,
                                                  float (&to)[kColumns]) {
@@ -54,7 +54,7 @@ __device__ __forceinline__ void load_norm_weight(const AttendArguments& a, const
   }
 }
 
-// Brings a norm's weights as near as the second cache, by one warp.
+// Prefetches a norm's weights into L2, by one warp.
 template <class T>
 __device__ __forceinline__ void prefetch_norm_weight(const AttendArguments& a,
                                                      const NormView& norm) {

@@ -1,5 +1,5 @@
-// A block's part of a row: its columns and shared memory, and what the blocks of a row tell each
-// other.
+// A block's part of a row: its columns and shared memory, and the communication between the blocks
+// of a row.
 #pragma once
 
 #include <algorithm>
@@ -13,12 +13,12 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr int kClusterBlocks = 8;
 static_assert(kMaxRank <= kThreads, "each rank has a thread");
 
-// How many columns of a row a thread has side by side: two, as a cluster's block has few columns
+// The number of adjacent columns of a thread: two, as a cluster's block has few columns
 // for its threads; 16 bytes of half precision at a time where one block has the whole row.
 template <int kBlocks>
 constexpr int kOwn = kBlocks == 1 ? 8 : 2;
 
-// Sums of squares over a row, each in a place of its own: so none is written twice.
+// Sums of squares over a row, each at an address of its own, so that none is written twice.
 enum Sum { kOfDelta, kOfRow, kOfSteered, kOfResult, kSums };
 
 // A block's part of its row: which columns, and what it has in shared memory.
@@ -28,8 +28,8 @@ struct Part {
   int begin;            // its first column
   int columns;          // how many; none or less where the row ends before
   float* row;           // [span]
-  float* sums;          // [kSums][kBlocks][kWarps]: what each warp of the cluster has of each sum
-  float* dots;          // [kBlocks][kMaxRank]: what each block has of the products with `down`
+  float* sums;          // [kSums][kBlocks][kWarps]: the part of each warp of the cluster
+  float* dots;          // [kBlocks][kMaxRank]: the part of each block of the products with `down`
   float* mixing;        // [kMaxRank]
   unsigned char* norm;  // [span] of the norm's numbers, where AddArguments::norms_staged
   unsigned char* delta_norm;  // [span]
@@ -75,7 +75,7 @@ __device__ __forceinline__ void for_own_columns(int columns, const F& action) {
   for (int i = kOwn<kBlocks> * static_cast<int>(threadIdx.x); i < columns; i += kStep) action(i);
 }
 
-// Numbers side by side, at a multiple of their size or of 16 bytes.
+// Adjacent numbers, aligned to their size or to 16 bytes.
 template <class T, int kCount>
 struct alignas(std::min<std::size_t>(kCount * sizeof(T), 16)) Numbers {
   T values[kCount];
@@ -105,7 +105,7 @@ __device__ __forceinline__ float add_squares(const float (&values)[kCount], floa
 
 // ---- between the blocks of a row ----
 
-// A number that all lanes of a warp have, to the same place in each block's shared memory.
+// Writes a number that all lanes of a warp have to the same address in each block's shared memory.
 template <int kBlocks>
 __device__ __forceinline__ void broadcast(float* pointer, float value) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -116,7 +116,7 @@ __device__ __forceinline__ void broadcast(float* pointer, float value) {
   }
 }
 
-// What every block of the row has told is there.
+// After it, what every block of the row has broadcast is visible.
 template <int kBlocks>
 __device__ __forceinline__ void wait_for_broadcasts() {
   if constexpr (kBlocks == 1) {
@@ -133,7 +133,8 @@ __device__ __forceinline__ void broadcast_sum(const Part<T, kBlocks>& part, Sum 
   broadcast<kBlocks>(part.sums + (which * kBlocks + part.rank) * kWarps + warp, warp_sum(value));
 }
 
-// A sum over the row that all have told: always added in the same order, the same in every thread.
+// A sum over the row after its broadcast: added in the same order, and so the same, in every
+// thread.
 template <class T, int kBlocks>
 __device__ __forceinline__ float sum_of_row(const Part<T, kBlocks>& part, Sum which) {
   const float* const parts = part.sums + which * kBlocks * kWarps;

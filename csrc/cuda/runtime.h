@@ -26,8 +26,8 @@ class Buffer {
   Buffer() = default;
   Buffer(std::size_t count, const std::string& what) { grow(count, what); }
 
-  // At least `count`; what it held is lost where it had to grow. `what` it is for is said where
-  // there is no room.
+  // At least `count`; the contents are lost where it had to grow. `what` names the purpose in the
+  // message where memory is exhausted.
   void grow(std::size_t count, const std::string& what) {
     if (count <= count_) return;
     data_.reset();
@@ -36,10 +36,10 @@ class Buffer {
     const cudaError_t status = cudaMalloc(&data, count * sizeof(T));
     if (status == cudaErrorMemoryAllocation) {
       cudaGetLastError();
-      throw std::runtime_error("out of memory: " + what + " wants " +
+      throw std::runtime_error("out of memory: " + what + " needs " +
                                std::to_string(count * sizeof(T) >> 20) + " MiB on the GPU");
     }
-    check(status, "cudaMalloc");  // a kernel's fault from before is told at the next call
+    check(status, "cudaMalloc");  // an earlier kernel's fault is reported at the next call
     data_.reset(static_cast<T*>(data));
     count_ = count;
   }
@@ -88,7 +88,7 @@ struct Queue {
 
 #ifndef DIVE_HOST_CUDA
 // A multiprocessor cannot change how it divides its memory between cache and shared while blocks
-// are on it: with one division for all kernels, the next one's blocks can start beside this one's.
+// are on it: with one division for all kernels, the next one's blocks can start next to this one's.
 inline void divide_memory(const void* kernel) {
   static std::mutex busy;
   static std::set<std::pair<int, const void*>> done;
@@ -126,7 +126,7 @@ void launch(const Queue& queue, const Shape& shape, void (*kernel)(P...), A&&...
 }
 #endif
 
-// What is put on `to` from now on comes after what is on `from`.
+// Orders all later work on `to` after the work that is on `from`.
 inline void order(cudaStream_t from, cudaStream_t to) {
   cudaEvent_t event = nullptr;
   check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "an event");

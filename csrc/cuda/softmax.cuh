@@ -8,7 +8,7 @@ namespace dive::cuda {
 
 constexpr float kNothing = -1e30f;
 
-// Of a part of the tokens, what its mixed values go with.
+// The maximum and sum of the softmax over a part of the tokens.
 struct alignas(8) Total {
   float largest = kNothing;
   float sum = 0;
@@ -106,7 +106,7 @@ __device__ __forceinline__ Total weigh(const Total (&part)[(kMost + kWarp - 1) /
 
 // Adds up `count` parts of each head, of at most kMost, in their order: `keep` gets four columns at
 // a time, and each head's warp the total. A thread reads kAtOnce parts' values together, and the
-// first of them while the factors are not yet there: this waits for memory and for little else.
+// first of them while the factors are not yet there: its time is that of memory.
 template <int kMost, int kAtOnce, class Keep>
 __device__ __forceinline__ Total combine(const Parts& parts, int count, int heads, int width,
                                          bool divide, float* factors, const Keep& keep) {

@@ -1,4 +1,4 @@
-// Whether the kernels can run a model: what their loads of 16 bytes and their registers want.
+// Whether the kernels can run a model, as their loads of 16 bytes and their registers require.
 #include <cstdint>
 #include <utility>
 
@@ -10,7 +10,7 @@
 namespace dive::cuda {
 namespace {
 
-// What a matrix lacks, in words; empty where all is well.
+// The reason why a matrix cannot be read; empty where it can.
 std::string misfit(const std::string& name, const LinearSpec& linear, DType dtype) {
   const auto address = reinterpret_cast<std::uintptr_t>(linear.weight);
   if (linear.columns % 8 != 0 || linear.stride * size_of(dtype) % 16 != 0 || address % 16 != 0) {
@@ -41,7 +41,7 @@ std::string unsupported(const DecoderSpec& spec, int device) {
   }
   if (spec.head_width % 8 != 0 || spec.head_width > kMaxHeadWidth) {
     return "its heads have " + std::to_string(spec.head_width) +
-           " numbers; on a GPU this wants a multiple of 8, up to " + std::to_string(kMaxHeadWidth);
+           " numbers, want a multiple of 8 on a GPU, up to " + std::to_string(kMaxHeadWidth);
   }
   std::string reason = misfit("the head", spec.head, spec.dtype);
   for (std::size_t l = 0; l < spec.layers.size() && reason.empty(); ++l) {

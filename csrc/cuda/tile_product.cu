@@ -2,10 +2,10 @@
 // than 8 vectors, are the rows of a warp's tiles, eight vectors each of its kTiles parts are the
 // columns.
 //
-// A product of tiles does not mind in which order the columns of the weights are summed, as long as
-// x has the same. So lane 4 g + t, which owns the columns 2t, 2t + 1, 2t + 8 and 2t + 9 of two
-// tiles of 16, takes for them the 8 consecutive numbers from 8 t on: one load of 16 bytes, and four
-// lanes read 64 bytes in a row.
+// A product of tiles may sum the columns of the weights in any order, as long as x has the same. So
+// lane 4 g + t, which owns the columns 2t, 2t + 1, 2t + 8 and 2t + 9 of two tiles of 16, takes for
+// them the 8 consecutive numbers from 8 t on: one load of 16 bytes, and four lanes read 64 bytes in
+// a row.
 #include "cuda/linear.cuh"
 
 namespace dive::cuda {
@@ -17,7 +17,7 @@ constexpr int kChunk = 32;  // columns that a warp reads of its rows at once
 template <Output kOutput>
 constexpr int kTileOutputs = kOutput == Output::gated ? 8 : 16;
 
-// Chunks of a warp whose loads are under way.
+// Chunks per warp whose loads are in flight.
 template <int kTiles, bool kShort>
 constexpr int kChunksAhead = kTiles == 8 || kShort ? 2 : 4;
 
@@ -26,10 +26,10 @@ constexpr int kSmallWarps = 4;  // of a small block
 template <int kTiles>
 constexpr bool kHasShort = kTiles == 2 || kTiles == 4;
 
-// kRowTiles: tiles of 16 rows a warp, which share what is read of x: for 32 vectors and one tile
-// that is twice the weights, and more than the second cache can give while memory is read at its
-// rate. No least number of blocks is asked for: ptxas then spills where it need not. kShort: half
-// of the loads ahead, so that three small blocks find room and not two.
+// kRowTiles: tiles of 16 rows per warp, which share the loads of x: for 32 vectors and one tile
+// that is twice the weights, and more than L2 delivers while memory is read at its full rate. The
+// launch bounds name no least number of blocks: ptxas then spills without need. kShort:
+// half of the loads in flight, so that three small blocks fit and not two.
 template <class T, int kRowTiles, int kTiles, bool kShort, Output kOutput>
 __global__ void __launch_bounds__((kShort ? kSmallWarps : kProductWarps) * kWarp)
     tile_product(const Product p) {

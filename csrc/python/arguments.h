@@ -10,8 +10,8 @@
 
 namespace dive {
 
-// A plain argument beside tensors; TypeError. pybind11's own message holds the repr of all
-// arguments, which for a tensor whose memory was freed crashes in torch.
+// An argument that is no tensor; TypeError. pybind11's own message has the repr of all arguments,
+// and torch crashes in that of a tensor whose memory was freed.
 template <class T>
 T plain(const char* name, pybind11::handle object, const char* wanted) {
   try {
@@ -34,8 +34,8 @@ inline float positive(const char* name, double value) {
   return static_cast<float>(value);
 }
 
-// What a Python object holds; TypeError where it is of another type, or was never initialised:
-// pybind11 would lend memory in which nothing was constructed.
+// The C++ object of a Python object; TypeError where that is of another type or was never
+// initialised: pybind11 would return memory in which nothing was constructed.
 template <class T>
 T& initialised(pybind11::handle object, const char* name) {
   namespace py = pybind11;
@@ -52,7 +52,7 @@ T& initialised(pybind11::handle object, const char* name) {
   return *static_cast<T*>(held.value_ptr());
 }
 
-// A member function as a function of Python's `self`, which is looked at first.
+// A member function as a function of Python's `self`, which is checked first.
 template <class T, class R, class... A>
 auto method(R (T::*call)(A...), const char* name) {
   return [call, name](pybind11::handle self, A... arguments) -> R {

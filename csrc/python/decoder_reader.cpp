@@ -14,7 +14,7 @@ namespace {
 constexpr std::int64_t kMost = std::int64_t{1} << 40;  // of any size, and of a product's rows
 constexpr std::size_t kMostEntries = 4096;             // of a list: layers, tables
 
-// One entry of a description, by its name; what is said about it begins with the path to it.
+// The entries of a description by name; messages begin with the path to an entry.
 struct Entries {
   py::dict dict;
   std::string path;
@@ -38,7 +38,7 @@ struct Entries {
     try {
       value = get(key).cast<std::int64_t>();
     } catch (const py::cast_error&) {
-      fail(name(key) + " is no whole number");
+      fail(name(key) + " is not a whole number of 64 bits, want one");
     }
     if (value < least || value > kMost) {
       fail(name(key) + " is " + std::to_string(value) + ", want " + std::to_string(least) + " to " +
@@ -51,14 +51,15 @@ struct Entries {
     try {
       value = get(key).cast<double>();
     } catch (const py::cast_error&) {
-      fail(name(key) + " is no number");
+      fail(name(key) + " is not a number, want one");
     }
     if (!std::isfinite(value) || value < 0) {
       fail(name(key) + " is " + std::to_string(value) + ", want a finite number >= 0");
     }
     return static_cast<float>(value);
   }
-  // What a list or tuple holds now, however it has itself counted and read.
+  // The items of a list or tuple as they are now, which a subclass may return differently each
+  // time.
   std::vector<py::object> list(const char* key) const {
     const py::object value = get(key);
     if (!py::isinstance<py::list>(value) && !py::isinstance<py::tuple>(value)) {
@@ -81,7 +82,8 @@ struct Entries {
   }
   std::string text(const char* key) const {
     const py::object value = get(key);
-    if (!py::isinstance<py::str>(value)) fail(name(key) + " is no text");
+    if (!py::isinstance<py::str>(value))
+      fail(name(key) + " is a " + Py_TYPE(value.ptr())->tp_name + ", want a text");
     return value.cast<std::string>();
   }
 };
@@ -89,7 +91,10 @@ struct Entries {
 LinearSpec read_linear(const Entries& from, const char* key, DType dtype, std::int64_t rows,
                        std::int64_t columns) {
   const std::vector<py::object> pair = from.list(key);
-  if (pair.size() != 2) fail(from.name(key) + " want [weight, bias or None]");
+  if (pair.size() != 2) {
+    fail(from.name(key) + " has " + std::to_string(pair.size()) +
+         " entries, want 2: a weight, and a bias or None");
+  }
   TensorArgument weight = from.tensor(from.name(key) + ".weight", pair[0]);
   weight.want_dtype({dtype});
   weight.want_shape({rows, columns}, "[out, in]");
@@ -137,10 +142,12 @@ std::vector<RopeSpec> ropes_of(const Entries& from, std::int64_t head_width) {
       table->want_shape({cosines.dimensions() > 0 ? cosines.size(0) : -1, -1},
                         "[positions, half of the rotated width]");
       table->want_rows();
-      if (table->size(0) > 1 && table->stride(0) != table->size(1)) table->fail("has gaps");
+      if (table->size(0) > 1 && table->stride(0) != table->size(1))
+        table->fail("has gaps, want rows one after another");
     }
-    if (cosines.size(1) != sines.size(1)) sines.fail("is not as wide as cos");
-    if (2 * cosines.size(1) > head_width) cosines.fail("is wider than a head");
+    if (cosines.size(1) != sines.size(1)) sines.fail("is of another width than cos, want the same");
+    if (2 * cosines.size(1) > head_width)
+      cosines.fail("is wider than half of a head, want at most that");
     ropes.push_back({static_cast<const float*>(cosines.data()),
                      static_cast<const float*>(sines.data()), cosines.size(0), cosines.size(1)});
     from.kept.push_back(std::move(cosines));
@@ -230,7 +237,8 @@ DecoderSpec model_of(const Entries& from) {
     l.down = read_linear(entry, "down", m.dtype, m.width, m.mlp_width);
     l.window = entry.whole("window", 0);
     l.rope = static_cast<std::size_t>(entry.whole("rope", 0));
-    if (l.rope >= m.ropes.size()) fail(entry.name("rope") + " names no table of ropes");
+    if (l.rope >= m.ropes.size())
+      fail(entry.name("rope") + " is " + std::to_string(l.rope) + ", want an index into ropes");
     m.layers.push_back(l);
   }
   if (m.layers.empty()) fail("layers is empty, want one or more");

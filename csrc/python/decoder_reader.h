@@ -13,19 +13,19 @@
 
 namespace dive {
 
-// ValueError with the text.
+// Raises a ValueError with the text.
 [[noreturn]] void fail(const std::string& text);
 
-// From "cpu", or "cuda:" and a number; of a GPU that this build has kernels for.
+// Reads "cpu", or "cuda:" and a number where this build has CUDA.
 dlpack::Device device_from(const std::string& name);
-// Where this build's tensors of a device lie: on the host too, where the host plays the GPU.
+// The device of a backend's tensors: the host too in the build that runs CUDA on the host.
 dlpack::Device tensors_of(dlpack::Device device);
 // The entry "device" of a description; "cpu" where there is none.
 dlpack::Device read_device(const pybind11::dict& description);
 
-// Both hold pointers into the tensors, which are put into `kept` and must live on there: what they
-// were read from may make them anew at every look, or be emptied. ValueError names the entry that
-// is bad, what it got and what it wants.
+// Both hold pointers into the tensors, which `kept` then holds and keeps alive: their
+// containers may make them anew at every access, or be emptied. ValueError names the bad entry,
+// what it is and what is wanted.
 using Kept = std::vector<TensorArgument>;
 DecoderSpec read_decoder(const pybind11::dict& description, dlpack::Device device, Kept& kept);
 std::vector<RopeSpec> read_ropes(const pybind11::list& ropes, const DecoderSpec& model,

@@ -35,7 +35,7 @@ std::unique_ptr<Backend> make_backend(const DecoderSpec& spec,
   return std::make_unique<cpu::CpuBackend>(spec);
 }
 
-// One call at a time, also of one that a tensor's `__dlpack__` makes while another reads it.
+// Admits one call at a time, and refuses one that a tensor's `__dlpack__` makes during another.
 class Turn {
  public:
   explicit Turn(std::atomic<bool>& taken) : taken_(taken) {
@@ -51,8 +51,8 @@ class Turn {
   std::atomic<bool>& taken_;
 };
 
-// The engine with what it reads: while it lives, so do the tensors it was given. Before each step
-// it looks whether their memory is still where it was.
+// The engine with the tensors that it reads, which it keeps alive. Each step first checks that
+// their memory has not moved.
 class BoundEngine {
  public:
   explicit BoundEngine(const py::dict& spec)
@@ -213,7 +213,8 @@ class BoundEngine {
       all.want_shape({engine_.slots(), m.head.rows}, "[slots, vocabulary]");
       all.want_rows();
       all.want_writable();
-      if (all.size(0) > 1 && all.stride(0) != m.head.rows) all.fail("has gaps between its rows");
+      if (all.size(0) > 1 && all.stride(0) != m.head.rows)
+        all.fail("has gaps between its rows, want none");
       all.check_unmoved();
       logits = static_cast<float*>(all.data());
       held = std::move(all);

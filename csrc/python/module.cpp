@@ -1,4 +1,4 @@
-// What Python sees of dive._C. dive/_C.pyi has the signatures with their types.
+// The Python module dive._C. dive/_C.pyi has the signatures with their types.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -30,7 +30,7 @@ MatrixView matrix(const TensorArgument& tensor) {
   return {tensor.data(), tensor.stride(0), tensor.stride(1)};
 }
 
-// A GPU's copy is made of whole pieces of memory: `strides` are those without gaps.
+// A GPU copies whole ranges of memory: `strides` are those of a tensor without gaps.
 void want_no_gaps(const TensorArgument& tensor, std::initializer_list<std::int64_t> strides,
                   const char* wanted) {
   std::size_t i = 0;
@@ -107,7 +107,7 @@ std::unique_ptr<Steering> make_steering(py::handle down, py::handle down_bias, p
 }  // namespace
 
 void bind_steering(py::module_& module) {
-  // local: the tests load a second build of this module beside it
+  // local: the tests load a second build of this module in the same process
   py::class_<Steering>(module, "Steering", py::module_local(),
                        "One layer's steering weights, copied for one device.")
       .def(py::init(&make_steering), py::arg("down"), py::arg("down_bias"), py::arg("up"),

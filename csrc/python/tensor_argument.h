@@ -1,6 +1,5 @@
-// Tensors as Python hands them over: taken by DLPack, checked, and held for as long as they are
-// used. What a call gives may be made by code that runs while it is read: nothing is believed
-// twice.
+// Tensors as Python passes them: taken by DLPack, checked, and held for as long as they are used.
+// Code of the caller may run while a tensor is read, so no value is read twice.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -17,8 +16,8 @@
 namespace dive {
 
 // One argument that is a tensor. Every check raises ValueError, which names the argument, what it
-// got and what is wanted. It holds the object, and with it the memory, unless that is given up
-// under its hands: `check_unmoved` tells, and is asked once no code of Python's runs any more.
+// got and what is wanted. It holds the object, and with it the memory, unless the caller frees
+// that: `check_unmoved` finds it, and is called when no code of Python runs any more.
 class TensorArgument {
  public:
   // By the type's exchange table where there is one (no Python object is made and parameters that
@@ -41,13 +40,13 @@ class TensorArgument {
   void want_dtype(std::initializer_list<DType> wanted);
   void want_bool();
   void want_int64();
-  // A negative size stands for any; `wanted` says in words what the sizes are, as "[rows, width]".
+  // A negative size stands for any; `wanted` describes the sizes, as "[rows, width]".
   void want_shape(std::initializer_list<std::int64_t> sizes, const std::string& wanted) const;
   // Numbers of the last dimension one after another, and rows that do not overlap.
   void want_rows() const;
   void want_writable() const;
 
-  // ValueError where the memory is no longer where it was; `owner` says what it was given to.
+  // ValueError where the memory is no longer where it was; `owner` names who took it.
   void check_unmoved(const char* owner = "this call") const;
   // ValueError where torch's storage has been made smaller than the tensor over it.
   void want_storage() const;

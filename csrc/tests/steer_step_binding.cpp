@@ -61,7 +61,8 @@ void steer_step(py::handle residual_object, py::handle delta_object, const py::l
     step.norm_plus_one = norm_plus_one;
   }
   std::vector<const PackedSteering*> each(static_cast<std::size_t>(step.rows), nullptr);
-  if (steering.size() != each.size()) throw py::value_error("steering wants one entry per row");
+  if (steering.size() != each.size())
+    throw py::value_error("steering has another length, want one entry per row");
   for (std::size_t row = 0; row < each.size(); ++row) {
     const py::handle item = PyList_GET_ITEM(steering.ptr(), static_cast<Py_ssize_t>(row));
     if (item.is_none()) continue;

@@ -1,8 +1,8 @@
-"""The door to `dive._C`, the compiled kernels: which is found, and why none is.
+"""The access to `dive._C`, the compiled kernels: finding it, and the reason where none is found.
 
 The extension is imported at first use. A checkout that was not built, or an installation with
 DIVE_BUILD_EXT=0, has none, and one that was built for another machine or Python cannot be loaded:
-one warning with the reason, then PyTorch.
+one warning states the reason, and PyTorch decodes.
 """
 
 import importlib
@@ -29,11 +29,11 @@ LOADED, NOT_BUILT, NOT_LOADABLE = "loaded", "not built", "not loadable"
 
 
 class Found(NamedTuple):
-    """What there is of `dive._C`.
+    """The result of the search for `dive._C`.
 
     state: LOADED, NOT_BUILT (there is no file for this Python) or NOT_LOADABLE (there is one, and
-        the loader refuses it). reason: empty where it is loaded; else one line with what lies
-        there, the loader's own words, and what to do.
+        the loader refuses it). reason: empty where it is loaded; else one line with the
+        files that were found, the loader's message, and the remedy.
     """
 
     module: ModuleType | None
@@ -43,7 +43,7 @@ class Found(NamedTuple):
 
 @cache
 def find() -> Found:
-    """`dive._C` by an attempt to load it."""
+    """Searches for `dive._C` by an attempt to load it."""
     try:
         return Found(importlib.import_module("dive._C"), LOADED)
     except Exception as error:  # of the loader, or of the module's own start
@@ -58,7 +58,7 @@ def find() -> Found:
 
 
 def _others(folder: Path = Path(__file__).parents[1]) -> str:
-    """The builds for other Pythons that lie where this one would, in words."""
+    """A phrase that names the builds for other Pythons in the same folder; empty without any."""
     names = sorted(
         path.name for path in folder.glob("_C.*") if path.suffix in (".so", ".pyd", ".dylib")
     )
@@ -79,7 +79,7 @@ def _advice(root: Path = Path(__file__).parents[2]) -> str:
 
 
 def load() -> ModuleType | None:
-    """`dive._C`, or None; the first call warns where it is missing or cannot be loaded."""
+    """Returns `dive._C` or None; the first call warns where it is missing or cannot be loaded."""
     found = find()
     if found.module is None:
         _warn(found.reason)
@@ -97,7 +97,7 @@ def available() -> bool:
 
 
 def build_info() -> dict[str, Any] | None:
-    """How the extension was built and what it runs on this machine; None where it is missing."""
+    """The options of the build and its instruction set here; None where it is missing."""
     module = load()
     return None if module is None else module.build_info()
 

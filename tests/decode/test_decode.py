@@ -192,7 +192,7 @@ def test_a_wrong_description_names_the_entry(change, message):
 def test_out_of_memory_says_how_much_and_for_what():
     session = DecodeSession(small("llama"))
     session.engine_choice()
-    with pytest.raises(RuntimeError, match=r"cache of 65535 sequences of 16777216 tokens wants \d"):
+    with pytest.raises(RuntimeError, match=r"cache of 65535 sequences of 16777216 tokens needs \d"):
         session.binding.cache.engine.reserve(65535, 1 << 24)
     with pytest.raises(ValueError, match="0 slots that are reserved"):
         session.binding.cache.engine.start_slot(0, 0, 0)

@@ -188,9 +188,9 @@ def test_prompts_longer_than_the_room_wait_for_it(monkeypatch):
     rooms = []
     real = EngineCache.reserve
 
-    def reserve(self, count, capacity):
-        real(self, count, capacity)
-        rooms.append((self.count, self.capacity))
+    def reserve(self, slots, capacity):
+        real(self, slots, capacity)
+        rooms.append((self.slots, self.capacity))
 
     monkeypatch.setattr(EngineCache, "reserve", reserve)
     assert written(DecodeSession(model), requests, 2) == wanted

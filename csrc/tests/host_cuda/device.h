@@ -46,7 +46,7 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 
 namespace dive::cuda::host {
 
-// What a lane brings to a shuffle: a value, and the lane whose value it wants.
+// What a lane brings to a shuffle: a value, and the lane whose value it reads.
 struct Shuffled {
   std::uint64_t value = 0;
   unsigned source = 0;
@@ -58,7 +58,7 @@ inline void resolve_shuffle(void* const* payloads, unsigned mask) {
     if ((mask >> lane & 1) == 0) continue;
     auto& own = *static_cast<Shuffled*>(payloads[lane]);
     if (payloads[own.source] == nullptr) {
-      fault("shuffles: lane " + std::to_string(lane) + " wants the value of lane " +
+      fault("shuffles: lane " + std::to_string(lane) + " reads the value of lane " +
             std::to_string(own.source) + ", which its mask does not name");
     }
     own.result = static_cast<const Shuffled*>(payloads[own.source])->value;

@@ -400,7 +400,7 @@ void test_memory() {
   }
   expect(host::counts().allocations == before.allocations, "all is freed");
   expect_fault([] { Buffer<float>(std::size_t{1} << 40, "a cache"); },
-               "a cache wants 4194304 MiB on the GPU", "too much memory");
+               "a cache needs 4194304 MiB on the GPU", "too much memory");
 }
 
 }  // namespace
