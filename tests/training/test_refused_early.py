@@ -59,7 +59,7 @@ def begun(tiny_llava, tmp_path_factory):
     ("more", "message"),
     [
         ({"output_dir": 3}, "output_dir is 3, want the name of a file or folder"),
-        ({"output_dir": "FILE"}, "is a file; want"),
+        ({"output_dir": "FILE"}, "is a file, want"),
         ({"output_dir": "HELD"}, "another|this process|holds|since"),
         ({"config": dive.DistillConfig}, "config is the class DistillConfig"),
         ({"config": {"rnak": 3}}, "config has 'rnak'"),
@@ -112,16 +112,16 @@ EARLY = {
         lambda s: {"demonstrations": [], "config": short()}, "demonstrations: the list is empty"
     ),
     "demonstrations: too few": (
-        lambda s: {"demonstrations": 5, "config": short()}, "5 demonstrations are wanted"
+        lambda s: {"demonstrations": 5, "config": short()}, "want 5 demonstrations, and there are 4"
     ),
     "demonstrations: all of one patient": (
         lambda s: {"studies": of_one_patient(s), "demonstrations": 1, "config": short()},
-        "1 demonstrations are wanted, and there are 0",
+        "want 1 demonstrations, and there are 0",
     ),
     "demonstrations: another kind": (
         lambda s: {"demonstrations": "four", "config": short()}, "demonstrations is 'four'"
     ),
-    "cache_images": (lambda s: {"config": bare(cache_images=__file__)}, "is a file; want"),
+    "cache_images": (lambda s: {"config": bare(cache_images=__file__)}, "is a file, want"),
     "layers": (lambda s: {"config": bare(layers=[0, 99])}, "99"),
     "decisive": (lambda s: {"config": bare(decisive=f"radgraph:{__file__}")}, "not JSON"),
     "target": (lambda s: {"target": "history"}, "target"),

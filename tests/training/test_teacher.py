@@ -84,7 +84,7 @@ def test_draws_are_even_and_do_not_go_through_the_pool(studies):
 
 
 def test_too_few_to_draw_from(studies):
-    with pytest.raises(DiveError, match="5 demonstrations are wanted, and there are 4"):
+    with pytest.raises(DiveError, match="want 5 demonstrations, and there are 4"):
         Demonstrations(studies, 5).of(studies[0])
     for bad in ([], None):
         with pytest.raises(DiveError, match="demonstrations"):
