@@ -23,7 +23,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 
 LONGEST = ("test_cuda_compiled", "test_host_cuda", "test_kernels_interpreted", "test_hard",
-           "test_wheel", "test_left_out")  # fmt: skip
+           "test_wheel", "test_left_out", "test_step_kernel")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

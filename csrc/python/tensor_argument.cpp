@@ -259,12 +259,6 @@ void TensorArgument::want_dtype(std::initializer_list<DType> wanted) {
   fail("has dtype " + dtype_text() + ", want " + names);
 }
 
-void TensorArgument::want_bool() {
-  if (type_.code != dlpack::kBool || type_.bits != 8 || type_.lanes != 1) {
-    fail("has dtype " + dtype_text() + ", want bool");
-  }
-}
-
 void TensorArgument::want_int64() {
   if (type_.code != dlpack::kInt || type_.bits != 64 || type_.lanes != 1) {
     fail("has dtype " + dtype_text() + ", want int64");

@@ -38,7 +38,6 @@ class TensorArgument {
   // The stored format; `dtype()` only after `want_dtype` accepted it.
   DType dtype() const { return dtype_; }
   void want_dtype(std::initializer_list<DType> wanted);
-  void want_bool();
   void want_int64();
   // A negative size stands for any; `wanted` describes the sizes, as "[rows, width]".
   void want_shape(std::initializer_list<std::int64_t> sizes, const std::string& wanted) const;

@@ -65,7 +65,7 @@ def compile_one(nvcc: str, source: Path, arch: str) -> list[Kernel]:
     """Compiles a source for one GPU. CompileError: warnings are errors too."""
     seen = hashlib.sha256(repr((FLAGS, arch, source.name)).encode())
     seen.update(subprocess.run([nvcc, "--version"], capture_output=True, check=True).stdout)
-    headers = [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cpu/*.h"), *ROOT.glob("csrc/cuda/*.*h")]
+    headers = [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*.*h")]
     for path in [source, *sorted(headers)]:
         seen.update(path.read_bytes())
     kept = ROOT / "build" / "nvcc" / f"{source.stem}-{arch}-{seen.hexdigest()[:16]}.json"
