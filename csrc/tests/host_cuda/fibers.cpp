@@ -100,7 +100,7 @@ void Running::start_cluster(std::size_t number) {
     block.cluster = &cluster;
     block.rank = rank;
     block.shared_bytes = launch_.shared;
-    void* memory = nullptr;  // exactly as large as asked for, so that AddressSanitizer sees the end
+    void* memory = nullptr;  // exactly of the requested size, so that AddressSanitizer sees the end
     if (posix_memalign(&memory, 128, launch_.shared) != 0) throw std::bad_alloc();
     block.shared = {static_cast<unsigned char*>(memory), &std::free};
     block.threads.resize(launch_.threads);
@@ -329,7 +329,7 @@ void fault(const std::string& what) {
   throw Fault("CUDA on the host: " + running->where(*current) + " " + what);
 }
 
-// No fiber can go on: says which one waits, and for whom.
+// No fiber can go on: the message names one that waits, and for what.
 void Running::fail_stuck() {
   const auto rests = [](const Thread* fiber) { return !fiber->left; };
   const Thread& self = **std::find_if(fibers_.begin(), fibers_.end(), rests);

@@ -97,30 +97,31 @@ void test_reduction() {
   expect(differs, "a missing barrier changes the result in some order");
 }
 
-// Each block tells the next one of its cluster its number through shared memory.
+// Each block reads the number of the next one of its cluster from that shared memory.
 template <bool kEnd>
-__global__ void exchange(float* told, unsigned blocks) {
+__global__ void exchange(float* received, unsigned blocks) {
   DIVE_SHARED(shared);
   float* const number = reinterpret_cast<float*>(shared);
   wait_for_previous();
   if (threadIdx.x == 0) number[0] = 10.0f + static_cast<float>(blockIdx.x);
   cluster_sync();
   const unsigned from = (cluster_rank() + 1) % blocks;
-  if (threadIdx.x == 0) told[blockIdx.x] = *shared_of_block(number, from);
+  if (threadIdx.x == 0) received[blockIdx.x] = *shared_of_block(number, from);
   if (kEnd) cluster_sync();
 }
 
 void test_cluster() {
   in_every_order([] {
-    std::vector<float> told(8, -1.0f);
-    launch({}, shape(8, 32, 4, 4), exchange<true>, told.data(), 4u);
-    expect(told == std::vector<float>({11, 12, 13, 10, 15, 16, 17, 14}), "the neighbour's number");
-    launch({}, shape(8, 32, 4), exchange<true>, told.data(), 1u);
-    expect(told[5] == 15.0f, "a block alone is its own neighbour");
+    std::vector<float> received(8, -1.0f);
+    launch({}, shape(8, 32, 4, 4), exchange<true>, received.data(), 4u);
+    expect(received == std::vector<float>({11, 12, 13, 10, 15, 16, 17, 14}),
+           "the neighbour's number");
+    launch({}, shape(8, 32, 4), exchange<true>, received.data(), 1u);
+    expect(received[5] == 15.0f, "a block alone is its own neighbour");
   });
-  std::vector<float> told(2, -1.0f);
-  launch({}, shape(2, 32, 4, 2), exchange<false>, told.data(), 2u);
-  expect(std::isnan(told[1]), "a block that left has no shared memory any more");
+  std::vector<float> received(2, -1.0f);
+  launch({}, shape(2, 32, 4, 2), exchange<false>, received.data(), 2u);
+  expect(std::isnan(received[1]), "a block that left has no shared memory any more");
 }
 
 // The last block to come, whichever it is, finds what all have written.
@@ -148,7 +149,7 @@ void test_arrivals() {
 
 // Each block writes its number into the shared memory of the next one.
 template <bool kBegin>
-__global__ void tell_next(float* told, unsigned blocks) {
+__global__ void write_next(float* received, unsigned blocks) {
   DIVE_SHARED(shared);
   float* const number = reinterpret_cast<float*>(shared);
   if (kBegin) cluster_arrive();
@@ -157,19 +158,20 @@ __global__ void tell_next(float* told, unsigned blocks) {
   if (threadIdx.x == 0) *shared_of_block(number, to) = 10.0f + static_cast<float>(blockIdx.x);
   wait_for_previous();
   cluster_sync();
-  if (threadIdx.x == 0) told[blockIdx.x] = number[0];
+  if (threadIdx.x == 0) received[blockIdx.x] = number[0];
 }
 
 void test_cluster_in_halves() {
-  std::vector<float> told(8);
+  std::vector<float> received(8);
   in_every_order([&] {
-    told.assign(8, -1.0f);
-    launch({}, shape(8, 32, 4, 4), tell_next<true>, told.data(), 4u);
-    expect(told == std::vector<float>({13, 10, 11, 12, 17, 14, 15, 16}), "the neighbour's number");
+    received.assign(8, -1.0f);
+    launch({}, shape(8, 32, 4, 4), write_next<true>, received.data(), 4u);
+    expect(received == std::vector<float>({13, 10, 11, 12, 17, 14, 15, 16}),
+           "the neighbour's number");
   });
-  // told before it began: lost
-  launch({}, shape(8, 32, 4, 4), tell_next<false>, told.data(), 4u);
-  expect(std::isnan(told[1]), "a block that has not begun has no shared memory yet");
+  // written before the block began: lost
+  launch({}, shape(8, 32, 4, 4), write_next<false>, received.data(), 4u);
+  expect(std::isnan(received[1]), "a block that has not begun has no shared memory yet");
 }
 
 // Four numbers through shared memory, read too early or in time.
@@ -396,7 +398,7 @@ void test_memory() {
                cudaErrorInvalidValue,
            "a copy the other way round");
     expect(cudaGetLastError() == cudaErrorInvalidValue && cudaGetLastError() == cudaSuccess,
-           "the last error is told once");
+           "the last error is reported once");
   }
   expect(host::counts().allocations == before.allocations, "all is freed");
   expect_fault([] { Buffer<float>(std::size_t{1} << 40, "a cache"); },
