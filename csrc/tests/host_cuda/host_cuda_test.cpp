@@ -97,7 +97,7 @@ void test_reduction() {
   expect(differs, "a missing barrier changes the result in some order");
 }
 
-// Each block reads the number of the next one of its cluster from that shared memory.
+// Each block reads the number of the next one of its cluster from the shared memory of that block.
 template <bool kEnd>
 __global__ void exchange(float* received, unsigned blocks) {
   DIVE_SHARED(shared);
