@@ -186,7 +186,7 @@ def plan(folder: Path, compiler: Path, gpus=(), archs="auto", wanted="AUTO") -> 
         f'set(DIVE_CUDA_ARCHS "{archs}")\nset(DIVE_NVCC "{compiler}")\n'
         f"set(DIVE_CUDA_WANTED {wanted})\nset(CMAKE_CXX_COMPILER /usr/bin/g++-14)\n"
         f'set(CMAKE_CURRENT_BINARY_DIR "{folder}")\nset(CMAKE_CURRENT_SOURCE_DIR "{ROOT}")\n'
-        "dive_plan_cuda(archs flags runtime why)\n"
+        "dive_set_up_cuda(archs flags runtime why)\n"
         'if(why)\ndive_cuda_missing("${why}")\nendif()\nmessage("RESULT ${archs}|${flags}|")',
     )
 
