@@ -153,7 +153,7 @@ def main(out: Path) -> None:
                     print(json.dumps(row), flush=True)
     info = step_kernel.module().build_info()
     result = {
-        "what": "us a call, median of 31 interleaved rounds, CPU time of one thread",
+        "what": "us per call, median of 31 interleaved rounds, CPU time of one thread",
         "machine": {"processor": processor(), "cpus": os.cpu_count(), "load": os.getloadavg()},
         "versions": {"torch": torch.__version__, "python": platform.python_version(), "dive": info},
         "commit": commit,

@@ -45,7 +45,7 @@ class Steering:
         """Of the copy."""
 
 class Engine:
-    """A decoder's weights, used where they lie, with a cache of its own: one call a step.
+    """A decoder's weights, used where they lie, with a cache of its own: one call per step.
 
     spec: what `dive.decode.spec.DecoderSpec.engine_arguments` gives. Its tensors are kept
     alive, whatever becomes of the dict; a step refuses to run where one was moved or freed since.

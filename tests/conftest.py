@@ -84,7 +84,7 @@ def any_backbone(request: pytest.FixtureRequest) -> "dive.Backbone":
 
 @pytest.fixture(scope="session")
 def studies(tmp_path_factory: pytest.TempPathFactory) -> "list[dive.Study]":
-    """The studies of `studies_folder`, read once: two a patient, every third with a lateral."""
+    """The studies of `studies_folder`, read once: two per patient, every third with a lateral."""
     from tiny import save_studies
 
     from dive.data import read_studies
