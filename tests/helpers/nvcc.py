@@ -31,7 +31,7 @@ _SHARED = re.compile(r"(\d+) bytes smem")
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel as compiled for one GPU; sizes in bytes per thread, shared memory (static) per block."""
+    """A kernel compiled for one GPU: bytes per thread, static shared memory in bytes per block."""
 
     name: str
     source: str
