@@ -135,11 +135,10 @@ def _jobs(
     prompters: dict[int, Prompter] = {}
     for index, (study, own) in enumerate(zip(studies, adapters, strict=True)):
         if id(own) not in prompters:
-            if own is not None and own.config.positions == "response":
-                check_steps(generate_kwargs)
-            if (
-                own is not None
-            ):  # first, as another backbone explains what the prompter would warn of
+            if own is not None:
+                if own.config.positions == "response":
+                    check_steps(generate_kwargs)
+                # before the prompter, which would warn of what another backbone explains
                 own.check_backbone(backbone.model)
             prompters[id(own)] = prompter_for(backbone, own, **prompting)
         jobs.append(Job(index, study, prompters[id(own)], own))

@@ -15,11 +15,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_decoders import FAMILIES, SIZES, check_equal_logits, distance, forced, steered
+from tiny_decoders import (
+    FAMILIES,
+    SIZES,
+    check_equal_logits,
+    distance,
+    forced,
+    steered,
+    stepwise_logits,
+)
 from tiny_decoders import small_for_gpu as small
 from tiny_steering import logits as all_logits
 from tiny_steering import randomised
-from transformers import DynamicCache
 
 from dive.decode import native, spec
 from dive.decode.session import DecodeSession
@@ -135,15 +142,8 @@ def test_half_precision_loses_no_more_than_transformers(gpu, family, dtype):
     with steered(exact, adapter):
         truth = all_logits(exact, {"input_ids": ids})[0, 24:]
     got = forced(DecodeSession(model), ids, 24, adapter)
-    with torch.no_grad(), steered(model, adapter):
-        cache = DynamicCache(config=model.config)
-        model(input_ids=ids[:, :24], past_key_values=cache)
-        theirs = torch.cat(
-            [
-                model(input_ids=ids[:, t : t + 1], past_key_values=cache).logits[0]
-                for t in range(24, ids.shape[1])
-            ]
-        )
+    with steered(model, adapter):
+        theirs = stepwise_logits(model, ids, 24)
     assert distance(got, truth) <= 1.1 * distance(theirs, truth)
     assert torch.equal(got.to(dtype).float(), got)
 

@@ -6,10 +6,9 @@ import random
 
 import pytest
 import torch
-from tiny_decoders import FAMILIES, distance, forced, small, steered
+from tiny_decoders import FAMILIES, distance, forced, small, steered, stepwise_logits
 from tiny_steering import logits as all_logits
 from tiny_steering import randomised
-from transformers import DynamicCache
 
 from dive.backbone.structure import decoder
 from dive.decode.session import DecodeSession
@@ -55,15 +54,8 @@ def bfloat16_case(family, with_adapter):
     ids = torch.randint(2, 96, (1, 24 + 128), generator=torch.Generator().manual_seed(3))
     with steered(exact, adapter):
         truth = all_logits(exact, {"input_ids": ids})[0, 24:]
-    with torch.no_grad(), steered(model, adapter):
-        cache = DynamicCache(config=model.config)
-        model(input_ids=ids[:, :24], past_key_values=cache)
-        theirs = torch.cat(
-            [
-                model(input_ids=ids[:, t : t + 1], past_key_values=cache).logits[0]
-                for t in range(24, ids.shape[1])
-            ]
-        )
+    with steered(model, adapter):
+        theirs = stepwise_logits(model, ids, 24)
     return model, adapter, ids, truth, distance(theirs, truth)
 
 

@@ -12,7 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
-from tiny_decoders import FAMILIES, distance, forced, small_for_gpu, steered
+from tiny_decoders import FAMILIES, distance, forced, small_for_gpu, steered, stepwise_logits
 from tiny_steering import randomised
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -85,12 +85,8 @@ def plain_loss(model, ids, first: int, truth) -> float:
     dtype: in one prefill or token by token, whichever is further, as its order of sums is luck."""
     with torch.no_grad():
         whole = model(input_ids=ids).logits[0, first:]
-        cache = model(input_ids=ids[:, :first], use_cache=True).past_key_values
-        single = [
-            model(input_ids=ids[:, step : step + 1], past_key_values=cache).logits[0]
-            for step in range(first, ids.shape[1])
-        ]
-    return max(distance(whole, truth), distance(torch.cat(single), truth))
+    single = stepwise_logits(model, ids, first)
+    return max(distance(whole, truth), distance(single, truth))
 
 
 @pytest.mark.parametrize("with_adapter", [False, True])

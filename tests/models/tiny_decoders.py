@@ -119,6 +119,17 @@ def forced(session: DecodeSession, ids, prompt: int, adapter=None):
     return out
 
 
+@torch.no_grad()
+def stepwise_logits(model, ids, prompt: int):
+    """Logits [T - prompt, V] of transformers, fed `ids` [1, T] one by one after the prompt."""
+    cache = DynamicCache(config=model.config)
+    model(input_ids=ids[:, :prompt], past_key_values=cache)
+    steps = range(prompt, ids.shape[1])
+    return torch.cat(
+        [model(input_ids=ids[:, t : t + 1], past_key_values=cache).logits[0] for t in steps]
+    )
+
+
 def distance(got, want):
     return ((got.double() - want.double()).norm() / want.double().norm()).item()
 
