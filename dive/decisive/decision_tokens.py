@@ -8,7 +8,7 @@ from dive.errors import DiveError
 from dive.lexicon import OTHER
 
 DEPTH = 16  # words of a clause, at most, that the trees hold
-SURE = 0.85  # share of one side from which a beginning is decided
+SURE = 0.9  # share of one side from which a beginning is decided
 PRIOR = 1.0  # clauses of the scarcer side for which those of all findings stand in
 _ALL = ""  # the name of the tree of all findings; no finding is called so
 
