@@ -14,7 +14,7 @@ GIB = 1 << 30
 
 
 def forecast_text(prepared: Prepared) -> str:
-    """Tokens per image, lengths of prompts, decisive share, memory and steps, as lines of text."""
+    """Tokens per image, lengths of prompts, decisive shares, memory and steps, as lines of text."""
     request, survey = prepared.request, prepared.survey
     config, adapter = request.inputs.config, request.adapter
     longest, usual = Survey.quantiles(survey.prompt_lengths)
@@ -38,7 +38,7 @@ def forecast_text(prepared: Prepared) -> str:
     else:
         most, most_often = Survey.quantiles(prepared.teacher_lengths)
         lines.append(f"teacher prompt: at most {most} tokens, 95% within {most_often}")
-    lines.append(f"tokens of the reports: {shares}")
+    lines += [f"tokens of the reports: {shares}", str(prepared.decision_share)]
     tokens = config.batch_size * (longest + report)
     memory = training_bytes(config, request.prompter, adapter, tokens)
     lines.append(

@@ -16,6 +16,7 @@ def distillation_metadata(prepared: Prepared, seconds: float) -> dict[str, Any]:
         "steps": prepared.steps,
         "seconds": round(seconds, 1),
         "sources": _sources(prepared),
+        "decision_share": prepared.decision_share.share,
         "decisive_source": f"the lexicon of dive {lexicon_version()}"
         if request.annotator is None
         else request.annotator.source,
