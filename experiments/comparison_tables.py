@@ -1,10 +1,9 @@
-"""The experiment's records as tables, written between markers of a page.
+"""The records of compare_methods.py as tables, written between the markers of a page (pages.py).
 
 <!-- experiment: scores, main -->             every method: mean and standard deviation over runs
 <!-- experiment: demo scores, main -->        of the methods that `dive demo` shows
 <!-- experiment: differences, main -->        one change each: its size, hospitals, exact p
 <!-- experiment: demo differences, main -->   between methods that `dive demo` shows
-<!-- end -->                                  closes each
 """
 
 from collections.abc import Callable, Sequence
@@ -12,16 +11,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from statistics import mean, stdev
-from typing import Any
 
 from dive.demo.methods import DEMO_METHODS, DIVE
 from dive.errors import DiveError
 from experiments.exact_test import as_text, half_interval, holm, sign_flip
+from experiments.record_files import Record
 
-Record = dict[str, Any]
 SCORES = ("bleu4", "rouge_l", "style_f1", "concept_f1", "terminated", "length_ratio")
 _HEADS = ("BLEU-4", "ROUGE-L", "style F1", "concept F1", "ended %", "length")
-_COMPARED = SCORES[:1] + SCORES[2:5]
+COMPARED = SCORES[:1] + SCORES[2:5]
 
 # The change, the method with it, the method without it.
 DIFFERENCES = (
@@ -54,6 +52,7 @@ DIFFERENCES = (
     ("LIVE: rate 0.1, for 0.05", "LIVE, rate 0.1", "LIVE, rate 0.05"),
     ("LIVE: rate 0.1, for 0.02", "LIVE, rate 0.1", "LIVE, rate 0.02"),
 )
+
 
 def scores(records: Sequence[Record]) -> str:
     """Returns the table of mean and standard deviation over hospitals and seeds."""
@@ -98,7 +97,9 @@ class Difference:
     def __str__(self) -> str:
         spread = "" if self.half is None else f" ± {self.half:.1f}"
         counted = f"{self.higher} of {self.hospitals}"
-        return f"{self.size:+.1f}{spread}; {counted}; p {as_text(self.p)}, {as_text(self.corrected)}"
+        return (
+            f"{self.size:+.1f}{spread}; {counted}; p {as_text(self.p)}, {as_text(self.corrected)}"
+        )
 
 
 def measured(records: Sequence[Record]) -> list[tuple[str, str, str, list[Difference]]]:
@@ -107,7 +108,7 @@ def measured(records: Sequence[Record]) -> list[tuple[str, str, str, list[Differ
     The records of one part are one family: Holm's correction is over all changes and measures.
     """
     found = [
-        (change, [_by_hospital(pairs, key) for key in _COMPARED])
+        (change, [_by_hospital(pairs, key) for key in COMPARED])
         for change in DIFFERENCES
         if (pairs := _pairs(records, *change[1:]))
     ]
@@ -142,8 +143,8 @@ def demo_differences(records: Sequence[Record]) -> str:
 
 def _compared_table(changes: Sequence[tuple[str, str, str, list[Difference]]]) -> str:
     lines = [
-        "| change | " + " | ".join(_HEADS[SCORES.index(key)] for key in _COMPARED) + " |",
-        "| --- |" + " ---: |" * len(_COMPARED),
+        "| change | " + " | ".join(_HEADS[SCORES.index(key)] for key in COMPARED) + " |",
+        "| --- |" + " ---: |" * len(COMPARED),
         *(
             f"| {label} | " + " | ".join(map(str, measures)) + " |"
             for label, _, _, measures in changes

@@ -16,6 +16,7 @@ from dive.errors import DiveError
 from dive.errors.visible import visible
 from dive.files.atomic import write_text
 from experiments import comparison_tables, demo_records, demo_sentences
+from experiments.decisive_weights import pilot
 from experiments.decisive_weights import records as decisive_records
 from experiments.decisive_weights import tables as decisive_tables
 from experiments.pages import fill
@@ -28,10 +29,12 @@ def texts(results: Path) -> dict[str, Callable[[], str]]:
     """Returns what each marker of a page stands for, from the records in a folder."""
     demo = demo_records.load(results / demo_records.FILE.name)
     decisive = decisive_records.load(results / decisive_records.FILE.name)
+    development = decisive_records.load(results / pilot.PILOT.name)
     return {
         **comparison_tables.tables(demo),
         **demo_sentences.tables(demo),
         **decisive_tables.tables(decisive),
+        **pilot.tables(development),
     }
 
 
@@ -45,10 +48,10 @@ def stale(root: Path, made: dict[str, Callable[[], str]]) -> list[str]:
     return found
 
 
-def report(made: dict[str, Callable[[], str]], demo: str) -> str:
+def report(made: dict[str, Callable[[], str]]) -> str:
     """Returns everything that is printed of the records."""
     parts = [
-        ("Demo study: records", demo),
+        ("Demo study: records", made["demo records"]()),
         ("Demo study: what README says", made["demo sentences"]()),
         ("Demo study: the comparisons it rests on", made["demo basis"]()),
         ("Decisive weights: records", made["decisive records"]()),
@@ -71,7 +74,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
         for name in PAGES:
             page = root / name
             write_text(page, fill(page.read_text(encoding="utf-8"), made))
-    print(report(made, made["demo records"]()))
+    print(report(made))
     wrong = stale(root, made)
     for name in wrong:
         print(f"\n{name} does not hold what the records give: "

@@ -5,7 +5,8 @@
 """
 
 import re
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 
 from dive.errors import DiveError
 
@@ -37,3 +38,17 @@ def marked(page: str) -> list[str]:
 def unmarked(page: str) -> str:
     """Returns what people wrote of the page."""
     return _MARKED.sub("", page)
+
+
+def items(lines: Sequence[str]) -> str:
+    """Returns a Markdown list, wrapped as the pages are."""
+    return "\n".join(
+        textwrap.fill(
+            f"- {line}",
+            104,
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in lines
+    )

@@ -8,44 +8,42 @@ from experiments.decisive_weights.protocol import CONFIRMATORY, RUNS
 from experiments.decisive_weights.records import Study
 from experiments.decisive_weights.verdicts import Comparison, Result, Verdict
 from experiments.exact_test import as_text
+from experiments.pages import items
 
+_PATHOLOGY = "Weighting pathology tokens"
+_DECISION = "Weighting the token that decides between present and absent"
+_END = "Weighting the end"
+_LITTLE = ", by less than matters"
 PATHOLOGY = {
-    Verdict.SHOWN: "Weighting pathology tokens ranks rare findings better here",
-    Verdict.SMALL: "Weighting pathology tokens ranks rare findings better here, by less than matters",
-    Verdict.REFUTED: "Weighting pathology tokens moves the threshold and brings no better ranking of "
-    "findings here",
-    Verdict.SMALL_HARM: "Weighting pathology tokens ranks rare findings worse here, by less than "
-    "matters",
-    Verdict.HARMS: "Weighting pathology tokens ranks rare findings worse here",
-    Verdict.UNDECIDED: "Whether weighting pathology tokens ranks rare findings better is undecided "
-    "here",
+    Verdict.SHOWN: f"{_PATHOLOGY} ranks rare findings better here",
+    Verdict.SMALL: f"{_PATHOLOGY} ranks rare findings better here{_LITTLE}",
+    Verdict.REFUTED: f"{_PATHOLOGY} moves the threshold and brings no better ranking of findings here",
+    Verdict.SMALL_HARM: f"{_PATHOLOGY} ranks rare findings worse here{_LITTLE}",
+    Verdict.HARMS: f"{_PATHOLOGY} ranks rare findings worse here",
+    Verdict.UNDECIDED: f"{_PATHOLOGY}: whether it ranks rare findings better here is undecided",
 }
 DECISION = {
-    Verdict.SHOWN: "Weighting the token that decides between present and absent ranks rare findings "
-    "better",
-    Verdict.SMALL: "Weighting the token that decides between present and absent ranks rare findings "
-    "better, by less than matters",
-    Verdict.REFUTED: "Weighting the token that decides between present and absent brings no better "
-    "ranking either",
-    Verdict.SMALL_HARM: "Weighting the token that decides between present and absent ranks rare "
-    "findings worse, by less than matters",
-    Verdict.HARMS: "Weighting the token that decides between present and absent ranks rare findings "
-    "worse",
-    Verdict.UNDECIDED: "Whether weighting the token that decides between present and absent does is "
-    "undecided",
+    Verdict.SHOWN: f"{_DECISION} ranks rare findings better here",
+    Verdict.SMALL: f"{_DECISION} ranks rare findings better here{_LITTLE}",
+    Verdict.REFUTED: f"{_DECISION} brings no better ranking of findings here",
+    Verdict.SMALL_HARM: f"{_DECISION} ranks rare findings worse here{_LITTLE}",
+    Verdict.HARMS: f"{_DECISION} ranks rare findings worse here",
+    Verdict.UNDECIDED: f"{_DECISION}: whether it ranks rare findings better here is undecided",
 }
 END = {
-    Verdict.SHOWN: "Weighting the end tells better where a report ends",
-    Verdict.SMALL: "Weighting the end tells better where a report ends, by less than matters",
-    Verdict.REFUTED: "Weighting the end does not tell better where a report ends",
-    Verdict.SMALL_HARM: "Weighting the end tells worse where a report ends, by less than matters",
-    Verdict.HARMS: "Weighting the end tells worse where a report ends",
-    Verdict.UNDECIDED: "Whether weighting the end tells better where a report ends is undecided",
+    Verdict.SHOWN: f"{_END} tells better where a report ends here",
+    Verdict.SMALL: f"{_END} tells better where a report ends here{_LITTLE}",
+    Verdict.REFUTED: f"{_END} tells no better where a report ends here",
+    Verdict.SMALL_HARM: f"{_END} tells worse where a report ends here{_LITTLE}",
+    Verdict.HARMS: f"{_END} tells worse where a report ends here",
+    Verdict.UNDECIDED: f"{_END}: whether it tells better where a report ends here is undecided",
 }
-NOT_BEGUN = "The study has no confirmatory run yet, so decisive weights are neither shown nor refuted."
+NOT_BEGUN = (
+    "The study has no confirmatory run yet, so decisive weights are neither shown nor refuted."
+)
 KEPT = (
-    "The preset `dive` keeps the paper's weights whatever the outcome: a toy world cannot judge them "
-    "on real models."
+    "The preset `dive` keeps the paper's weights whatever the outcome: a toy world cannot judge "
+    "them on real models."
 )
 
 
@@ -53,14 +51,14 @@ def outcome(study: Study) -> str:
     """Returns the outcome as a list: the three hypotheses, the threshold control, the presets."""
     own = study.part()
     if not own:
-        return f"- {NOT_BEGUN}\n- {KEPT}"
+        return items([NOT_BEGUN, KEPT])
     lines = []
     whole = len(RUNS) * len(CONFIRMATORY)
     done = sum(record["status"] == "ok" for record in own)
     if done < whole:
         lines.append(
-            f"The study is incomplete: {done} of {whole} runs have measures. A comparison that lacks "
-            "a hospital has no verdict."
+            f"The study is incomplete: {done} of {whole} runs have measures. A comparison that "
+            "lacks a hospital has no verdict."
         )
     (decision, pathology), (end,) = verdicts.hypotheses(study).values()
     lines += [
@@ -70,7 +68,7 @@ def outcome(study: Study) -> str:
         _hypothesis(end, END, "the end (E - U)"),
         KEPT,
     ]
-    return "\n".join(f"- {line}" for line in lines)
+    return items(lines)
 
 
 def _hypothesis(result: Result, words: dict[Verdict, str], name: str) -> str:

@@ -4,7 +4,7 @@
 <!-- experiment: decisive arms -->          every arm: mean and standard deviation over hospitals
 <!-- experiment: decisive steps -->         ranking by steps, form of steering and world
 <!-- experiment: decisive exploratory -->   further differences, neither tested nor corrected
-<!-- experiment: decisive records -->       how many runs there are, of which commits; what is missing
+<!-- experiment: decisive records -->       the runs, their commits and machines; what is missing
 <!-- experiment: decisive sentence -->      the outcome in words (sentences.py)
 """
 
@@ -17,6 +17,7 @@ from experiments.decisive_weights import protocol, sentences, verdicts
 from experiments.decisive_weights.records import Study, values
 from experiments.decisive_weights.verdicts import Result
 from experiments.exact_test import as_text
+from experiments.pages import items
 from experiments.record_files import Record
 
 NONE = "no confirmatory run yet"
@@ -74,7 +75,10 @@ def verdict_table(study: Study) -> str:
                         one.verdict.value,
                         size(one),
                         hospitals(one),
-                        *(as_text(p) if one.differences and p else "-" for p in (one.p, one.corrected)),
+                        *(
+                            as_text(p) if one.differences and p else "-"
+                            for p in (one.p, one.corrected)
+                        ),
                     ]
                 )
                 missing += _missing(one)
@@ -83,7 +87,7 @@ def verdict_table(study: Study) -> str:
     )  # fmt: skip
     lines = [table(heads, rows, 4)]
     if missing:
-        lines += ["", *missing]
+        lines += ["", items(missing)]
     return "\n".join(lines)
 
 
@@ -105,7 +109,7 @@ def _missing(result: Result) -> list[str]:
     reasons = "; ".join(f"{', '.join(own)}: {reason}" for reason, own in by_reason.items())
     measure = MEASURES[result.comparison.measure][0]
     known = len(result.differences)
-    return [f"- {_named(result)}, {measure}: {known} of {whole} hospitals ({reasons})."]
+    return [f"{_named(result)}, {measure}: {known} of {whole} hospitals ({reasons})."]
 
 
 def arm_table(study: Study) -> str:
@@ -127,7 +131,7 @@ def _counts(known: Sequence[Record]) -> list[str]:
 
 
 def _scores(known: Sequence[Record]) -> list[str]:
-    """Returns mean ± standard deviation of each measure, with their number where not all have it."""
+    """Returns mean ± standard deviation of each measure, and of how many if not of all runs."""
     done = [record for record in known if record["status"] == "ok"]
     return [
         spread(values(done, measure), digits, len(done))
@@ -200,19 +204,21 @@ def record_lines(study: Study) -> str:
     whole = len(protocol.RUNS) * len(protocol.CONFIRMATORY)
     found = Counter(record["status"] for record in own)
     lines = [
-        f"- Runs: {len(own)} of {whole}; {found['ok']} with measures, {found['diverged']} diverged, "
+        f"Runs: {len(own)} of {whole}; {found['ok']} with measures, {found['diverged']} diverged, "
         f"{found['failed']} failed; {study.repeated} failed before and were repeated."
     ]
     for name in ("commit", "machine"):
         counted = Counter(str(record.get(name, "unknown")) for record in own)
-        lines.append(f"- By {name}: " + "; ".join(f"{k} ({v})" for k, v in counted.items()) + ".")
+        lines.append(f"By {name}: " + "; ".join(f"{k} ({v})" for k, v in counted.items()) + ".")
     missing: dict[tuple[str, str, int, str], list[int]] = {}
     for hospital, *rest in study.missing():
         missing.setdefault(tuple(rest), []).append(hospital)  # type: ignore[arg-type]
     for (world, arm, steps, reason), numbers in missing.items():
         which = "all hospitals" if len(numbers) == 12 else ", ".join(map(str, numbers))
-        lines.append(f"- Without measures: arm {arm}, {steps} steps, world {world}: {reason} ({which}).")
-    return "\n".join(lines)
+        lines.append(
+            f"Without measures: arm {arm}, {steps} steps, world {world}: {reason} ({which})."
+        )
+    return items(lines)
 
 
 def tables(study: Study) -> dict[str, Callable[[], str]]:

@@ -130,7 +130,7 @@ class Result:
         """Whether the whole interval is of differences that do not matter; of AUROC alone."""
         if self.comparison.measure not in AUROCS or self.mean is None or self.half is None:
             return False
-        return -MARGIN < self.mean - self.half and self.mean + self.half < MARGIN
+        return self.mean - self.half > -MARGIN and self.mean + self.half < MARGIN
 
     @property
     def verdict(self) -> Verdict:
@@ -188,9 +188,7 @@ def judged(study: Study, family: dict[str, Sequence[Comparison]]) -> dict[str, l
     ]
     both = iter(zip(p_values, holm(p_values), strict=True))
     return {
-        name: [
-            Result(one.comparison, one.differences, one.missing, *next(both)) for one in own
-        ]
+        name: [Result(one.comparison, one.differences, one.missing, *next(both)) for one in own]
         for name, own in plain.items()
     }
 
