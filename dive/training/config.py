@@ -10,6 +10,7 @@ from dive.errors import DiveError, checks
 from dive.radgraph import parse_source
 from dive.training.workers import check_workers
 
+VISUAL = "visual"  # decisive tokens by images, see dive/training/visual_weights.py
 SEEDS = 1 << 32  # numpy, which Trainer seeds too, takes only seeds below this
 
 # The paper's own values were not available; `live` and its weights are as LIVE (arXiv 2406.13185)
@@ -45,11 +46,13 @@ class DistillConfig:
         0.5 CE, as published), "fixed-ce" (fixed vectors, uniform CE).
     rank, layers, activation, norm_preserving, positions: the form of the edit, see SteeringConfig.
     pathology_weight, eos_weight: weight of a pathology token and of the end of the report; every
-        other token of the report weighs 1.
+        other token of the report weighs 1. With "visual" tokens weigh from 1 to pathology_weight.
     polarity: "positive" (mentions asserted as present) or "all" (negated ones too).
     decisive: what finds the pathology in a report: "lexicon" (the built-in one), "radgraph" (the
-        observations of the RadGraph model; its weights must be there, annotations are kept), or
-        "radgraph:X" (a type of model, a folder or archive of weights, or a file of annotations).
+        observations of the RadGraph model; its weights must be there, annotations are kept),
+        "radgraph:X" (a type of model, a folder or archive of weights, or a file of annotations), or
+        "visual": no list, but how much the image changes what the teacher expects at each token (so
+        a teacher is run whatever the preset, with five prompts per study instead of one).
     modifiers: severity, side and location next to a mention are weighted with it.
     ce_weight, kd_weight, align_weight: weights of cross entropy, of KL to the teacher, and of the
         mean squared distance of teacher and student hidden states. 0 switches a term off.
@@ -174,7 +177,7 @@ class DistillConfig:
             )
         if self.polarity not in ("positive", "all"):
             raise DiveError(f"DistillConfig: polarity is {self.polarity!r}, want positive or all")
-        if self.decisive != "lexicon":
+        if self.decisive not in ("lexicon", VISUAL):
             parse_source(self.decisive, "DistillConfig: decisive")
         if not (self.ce_weight or self.kd_weight or self.align_weight):
             raise DiveError(
@@ -182,8 +185,14 @@ class DistillConfig:
             )
 
     @property
-    def needs_teacher(self) -> bool:
+    def learns_from_teacher(self) -> bool:
+        """Whether the loss has a term of the teacher."""
         return bool(self.kd_weight or self.align_weight)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a teacher is run: for the loss, or for the weights of tokens alone."""
+        return self.learns_from_teacher or self.decisive == VISUAL
 
     def steering(self) -> SteeringConfig:
         """The part of the settings that decides the form of the edit."""
@@ -210,5 +219,5 @@ def check_teacher(config: DistillConfig) -> None:
     if not config.needs_teacher:
         raise DiveError(
             f"preset {config.preset!r} with kd_weight 0 and align_weight 0 runs no teacher, so "
-            "demonstrations have no use; leave them out, or give kd_weight"
+            f"demonstrations have no use; leave them out, or give kd_weight, or decisive={VISUAL!r}"
         )

@@ -69,6 +69,7 @@ def _make_steps(prepared: Prepared) -> None:
                 prepared.examples,
                 prepared.validation,
                 prepared.teacher,
+                prepared.visual,
                 prepared.left_out,
                 _callbacks(prepared),
             )
