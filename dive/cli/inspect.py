@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dive.decisive.tokens import DecisiveTokens, Mention
+    from dive.decisive.mentions import Mention
+    from dive.decisive.tokens import DecisiveTokens
     from dive.prompting.prompter import Prompter
 
 inspect = typer.Typer(no_args_is_help=True, help="Show the input of a training.")

@@ -25,7 +25,7 @@ from dive.training.selection import Selection, demonstrations_from
 from dive.training.survey import Survey, survey
 from dive.training.teacher import Teacher, fixed_demonstrations
 from dive.training.visual_weights import EndAlone, VisualWeights
-from dive.training.workers import cores
+from dive.training.workers import cores, spread
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +94,16 @@ def _weigher(request: Request) -> DecisiveTokens:
         polarity=config.polarity,
         modifiers=config.modifiers,
         annotator=request.annotator,
+        unit=str(config.decisive_unit),
+        class_floor=config.class_floor,
     )
     if isinstance(request.annotator, RadGraph):  # it loads a model, once for all reports
         studies = [*selection.studies, *selection.validation]
         weigher.prepare(_reports(studies, request.inputs.target))
+    if weigher.needs_fit:  # from the studies to learn from alone
+        reports = [*_reports(selection.studies, request.inputs.target)]
+        workers = cores() if config.workers is None else config.workers
+        weigher.fit(reports, lambda function, texts: spread(function, texts, workers))
     return weigher
 
 
