@@ -29,16 +29,12 @@ from dive.errors.visible import visible
 from dive.files.atomic import check_file
 from experiments.compare_methods import append, load, surroundings
 from experiments.decisive_weights.arms import ARMS, Arm, settings
+from experiments.decisive_weights.pilot import PILOT
+from experiments.decisive_weights.protocol import PARTS, RUNS, STEPS
+from experiments.decisive_weights.records import FILE
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-FILES = {
-    "confirmatory": RESULTS / "decisive-weights.jsonl",
-    "pilot": RESULTS / "decisive-weights-pilot.jsonl",
-    "rates": RESULTS / "decisive-weights-pilot.jsonl",
-}
-CONFIRMATORY = tuple(range(2001, 2013))
-DEVELOPMENT = tuple(range(2901, 2907))
-MEASURES_WRITTEN = 200  # test studies whose reports are written
+FILES = {"confirmatory": FILE, "pilot": PILOT, "rates": PILOT}
+WRITTEN = 200  # test studies whose reports are written
 COUNTED = 240  # slots, by score, whose hits are recorded
 # Chosen on hospitals 2901 and 2902, part "rates".
 RATES: dict[str, float] = {}
@@ -73,25 +69,19 @@ def runs(part: str, hospital: int) -> Iterator[Run]:
     if part == "rates":
         for name, arm in ARMS.items():
             for rate in FIXED_RATES if arm.fixed else STATE_RATES:
-                yield Run(part, "tail", hospital, name, 100, rate)
+                yield Run(part, "tail", hospital, name, STEPS, rate)
         return
     if part == "pilot":
         for name in ("U", "P8"):
-            yield Run(part, "tail", hospital, name, 100, default_rate(ARMS[name]))
+            yield Run(part, "tail", hospital, name, STEPS, default_rate(ARMS[name]))
         return
-    for name, arm in ARMS.items():
-        yield Run(part, "tail", hospital, name, 100, default_rate(arm), written=True)
-    for steps in (50, 200):
-        for name in ("U", "P", "FU", "FP"):
-            yield Run(part, "tail", hospital, name, steps, default_rate(ARMS[name]))
-    for name in ("U", "P", "D"):
-        yield Run(part, "noisy", hospital, name, 100, default_rate(ARMS[name]))
+    for world, name, steps in RUNS:
+        main = world == "tail" and steps == STEPS
+        yield Run(part, world, hospital, name, steps, default_rate(ARMS[name]), written=main)
 
 
 def hospitals_of(part: str) -> tuple[int, ...]:
-    if part == "rates":
-        return DEVELOPMENT[:2]
-    return DEVELOPMENT if part == "pilot" else CONFIRMATORY
+    return PARTS[part][:2] if part == "rates" else PARTS[part]
 
 
 def perform(part: str, hospitals: Sequence[int], arms: Sequence[str], path: Path) -> None:
@@ -174,7 +164,7 @@ def _measured(run: Run, backbone: Any, scorer: Any) -> dict[str, Any]:
     if run.written:
         reports = dive.generate(
             backbone,
-            hospital.test.studies[:MEASURES_WRITTEN],
+            hospital.test.studies[:WRITTEN],
             prompt=PROMPT,
             adapter=adapter,
             max_new_tokens=MAX_NEW_TOKENS,
