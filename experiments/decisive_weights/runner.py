@@ -139,7 +139,13 @@ def _measured(run: Run, backbone: Any, scorer: Any) -> dict[str, Any]:
                 train,
                 demonstrations=hospital.demonstrations if ARMS[run.arm].needs_teacher else None,
                 config=config
-                | {"steps": run.steps, "batch_size": 8, "seed": 0, "cache_images": True}
+                | {
+                    "steps": run.steps,
+                    "batch_size": 8,
+                    "seed": 0,
+                    "cache_images": True,
+                    "workers": 0,
+                }
                 | {"learning_rate": run.learning_rate},
                 prompt=PROMPT,
                 progress=False,
