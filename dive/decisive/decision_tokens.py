@@ -8,8 +8,8 @@ from dive.errors import DiveError
 from dive.lexicon import OTHER
 
 DEPTH = 16  # words of a clause, at most, that the trees hold
-SURE = 0.85  # share of one side from which a beginning is decided
-PRIOR = 1.0  # clauses of the scarcer side for which those of all findings stand in
+SURE = 0.9  # share of one side from which a beginning is decided
+PRIOR = 1.0  # clauses of a side for which those of all findings stand in
 _ALL = ""  # the name of the tree of all findings; no finding is called so
 
 Counts = list[float]  # clauses [absent, present]
@@ -22,7 +22,7 @@ class DecisionTrees:
     Of the n_y clauses that state a finding on side y (present, absent), n_y(v) begin with the words
     v; of those of all findings, N_y(v) of N_y. The estimate of how often side y begins so is
 
-        q_y(v) = (1 - k) n_y(v) / n_y  +  k N_y(v) / N_y,    k = PRIOR / (PRIOR + min_y n_y)
+        q_y(v) = (n_y(v) + PRIOR N_y(v) / N_y) / (n_y + PRIOR)
         s_y(v) = q_y(v) / (q_present(v) + q_absent(v))
 
     and the decision word of a clause of side y is the first with s_y(v) >= SURE, where v ends with
@@ -89,9 +89,8 @@ class DecisionTrees:
         for side in (False, True):
             everywhere = self._nodes[_ALL].get(words, _NONE)[side] / self._totals[_ALL][side]
             for own in owners:
-                counts, totals = self._nodes[own].get(words, _NONE), self._totals[own]
-                prior = PRIOR / (PRIOR + min(totals))
-                shares[side] += prior * everywhere + (1 - prior) * counts[side] / totals[side]
+                count, total = self._nodes[own].get(words, _NONE)[side], self._totals[own][side]
+                shares[side] += (count + PRIOR * everywhere) / (total + PRIOR)
         return shares[0], shares[1]
 
 

@@ -200,7 +200,7 @@ class DecisiveTokens:
         for clause in self.clauses(text):
             first, last = 0, -1
             if self.unit == "decision":
-                index = self._grown.index(clause)
+                index = self.trees.index(clause)
                 if index is None:
                     continue
                 first = last = index
@@ -209,11 +209,16 @@ class DecisiveTokens:
         return marked
 
     @property
-    def _grown(self) -> DecisionTrees:
+    def trees(self) -> DecisionTrees:
+        """The decision trees of the training reports.
+
+        Raises:
+            DiveError: the unit is not "decision", or `fit` was not called.
+        """
         if self._trees is None:
             raise DiveError(
-                "unit is 'decision', and where reports decide is learnt from the training reports: "
-                "call fit with them first"
+                f"unit is {self.unit!r}, and there are no decision trees: want unit 'decision', and "
+                "fit called with the training reports first"
             )
         return self._trees
 
