@@ -11,8 +11,9 @@ from torch.utils.data import Dataset, get_worker_info
 
 from dive.errors import DiveError
 from dive.training.examples import Example, Examples, in_memory
+from dive.training.other_images import OtherImage, Rows, VisualPrompts
 from dive.training.teacher import Teacher, TeacherPrompt
-from dive.training.visual_weights import OtherImage, Rows, VisualPrompts, VisualWeights
+from dive.training.visual_weights import VisualWeights
 from dive.training.workers import settle
 
 
@@ -80,8 +81,9 @@ class Feed(Dataset):
             study = in_memory(examples.studies[index])
             example = examples.make(index, study) if kept is None else kept
             if visual is not None and not weighed:
-                loaded.visual = visual.prompts(example, study, loaded.bad, loaded.bad_others)
-                seen = seen or visual.teacher.drawn(self.epoch) == 0  # its own prompt serves both
+                images, bad = visual.images, (loaded.bad, loaded.bad_others)
+                loaded.visual = images.prompts(example, study, *bad)
+                seen = seen or images.teacher.drawn(self.epoch) == 0  # its own prompt serves both
             if teacher is not None and not seen:
                 loaded.teacher = teacher.prompt(example, study, self.epoch, loaded.bad)
         except DiveError as error:

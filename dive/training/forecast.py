@@ -40,9 +40,10 @@ def forecast_text(prepared: Prepared) -> str:
         most, most_often = Survey.quantiles(prepared.teacher_lengths)
         lines.append(f"teacher prompt: at most {most} tokens, 95% within {most_often}")
         if prepared.visual is not None:
+            prompts, usual = 1 + prepared.visual.images.most, int(config.learns_from_teacher)
             lines.append(
-                f"visual weights: {1 + prepared.visual.most} teacher prompts per study instead of "
-                f"{int(config.learns_from_teacher)}, when it is first learnt from"
+                f"visual weights: {prompts} teacher prompts per study instead of {usual}, when it "
+                "is first learnt from"
             )
     if prepared.visual is None:  # else the first prompts tell the classes
         lines.append(f"tokens of the reports: {shares}")

@@ -18,6 +18,7 @@ from dive.training.config import VISUAL, total_steps
 from dive.training.examples import Examples
 from dive.training.fingerprint import studies_fingerprint
 from dive.training.left_out import LeftOut
+from dive.training.other_images import OtherImages
 from dive.training.ranks import world_size
 from dive.training.request import Request
 from dive.training.resume import find_checkpoint
@@ -71,7 +72,7 @@ def prepare(request: Request) -> Prepared:
         request = _with_what_is_left(request, examples, validation)
     teacher = _teacher(request, examples)
     visual = _visual(request, teacher)
-    drawn = None if visual is None else visual.check()
+    drawn = None if visual is None else visual.images.check()
     return Prepared(
         request=request,
         examples=examples,
@@ -165,7 +166,7 @@ def _visual(request: Request, teacher: Teacher | None) -> VisualWeights | None:
         return None
     assert teacher is not None  # the settings need one
     weights = float(config.pathology_weight or 0), float(config.eos_weight or 0)
-    return VisualWeights(teacher, *weights, seed=config.seed)
+    return VisualWeights(OtherImages(teacher, config.seed), *weights)
 
 
 def _reports(studies: Sequence[Study], target: str) -> Iterator[str]:

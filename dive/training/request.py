@@ -75,8 +75,8 @@ def resolve(inputs: Inputs) -> Request:
     annotator = None if listless else annotator_of(config.decisive)
     if config.decisive == VISUAL and not prompter.sees:
         raise DiveError(
-            f"decisive is {VISUAL!r}, and {type(unwrap(backbone)).__name__} takes no images; want a "
-            "vision-language model, or decisive='lexicon' or 'radgraph'"
+            f"decisive is {VISUAL!r}, and {type(unwrap(backbone)).__name__} takes no images, want "
+            "a vision-language model, or decisive='lexicon' or 'radgraph'"
         )
     fingerprint = settings_fingerprint(
         config, inputs.target, inputs.prompt, inputs.max_image_tokens

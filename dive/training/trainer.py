@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from dive.training.visual_weights import VisualWeights
 from dive.training.whole_checkpoints import WholeCheckpoints
 
 log = logging.getLogger(__name__)
+Text = TypeVar("Text", str, bytes)
 
 
 class DistillTrainer(WholeCheckpoints):
@@ -181,7 +182,7 @@ class DistillTrainer(WholeCheckpoints):
             found |= one.bad_others
         return sorted(one for one in found.items() if one[0] not in self._examples.failed)
 
-    def _of_all_ranks(self, entries: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    def _of_all_ranks(self, entries: list[tuple[int, Text]]) -> list[tuple[int, Text]]:
         if self.args.world_size == 1:
             return entries
         each: list[Any] = [None] * self.args.world_size
@@ -282,8 +283,14 @@ class DistillTrainer(WholeCheckpoints):
             logs |= self._meter.take(reduce=self._sum_over_ranks)
         super().log(logs, start_time)
 
+    def share_visual(self) -> None:
+        """Let every rank know the visual weights that each has computed since the last call."""
+        if self._visual is not None:
+            self._visual.add(self._of_all_ranks(self._visual.take_new()))
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         self._watch.look()  # so that no checkpoint holds an adapter after a bad loss
+        self.share_visual()
         super().save_model(output_dir, _internal_call)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -306,6 +313,8 @@ class DistillTrainer(WholeCheckpoints):
             folder = Path(output_dir or str(self.args.output_dir))
             self._student.adapter.save_pretrained(folder)
             self._left_out.save(folder, self._parts)
+            if self._visual is not None:
+                self._visual.save(folder)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -313,10 +322,13 @@ class DistillTrainer(WholeCheckpoints):
         self.restore(Path(resume_from_checkpoint))
 
     def restore(self, checkpoint: Path) -> None:
-        """Load the adapter of a checkpoint, and the list of the studies that were left out."""
+        """Load the adapter of a checkpoint, the list of the studies that were left out, and the
+        visual weights that were known."""
         saved = SteeringAdapter.from_pretrained(checkpoint)
         self._student.adapter.load_state_dict(saved.state_dict())
         self._left_out.load(checkpoint, self._parts)
+        if self._visual is not None:
+            self._visual.load(checkpoint)
 
     @property
     def _parts(self) -> dict[str, Examples | None]:
