@@ -15,6 +15,10 @@ _ALL = ""  # the name of the tree of all findings; no finding is called so
 Counts = list[float]  # clauses [absent, present]
 
 
+class Undecided(DiveError):
+    """No finding of the training reports is both stated and denied."""
+
+
 class DecisionTrees:
     """Prefix trees of the clauses that state each finding, with how many state it present and
     absent.
@@ -108,13 +112,13 @@ def grown(clauses: Iterable[Clause], reports: int) -> DecisionTrees:
     """The trees of all clauses of `reports` training reports.
 
     Raises:
-        DiveError: no finding is both stated and denied.
+        Undecided: no finding is both stated and denied.
     """
     trees = DecisionTrees()
     for clause in clauses:
         trees.add(clause)
     if not trees.findings:
-        raise DiveError(
+        raise Undecided(
             f"decisive_unit is 'decision', and none of the findings of {reports} training reports "
             "is stated as present in one and absent in another: want reports with both, or "
             "decisive_unit 'mention' or 'clause'"

@@ -8,6 +8,7 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -149,6 +150,14 @@ class DecisiveTokens:
             return [m for m in mentions if m.polarity != NEGATIVE]
         return [m for m in mentions if m.polarity == POSITIVE]
 
+    def by(self, unit: str) -> "DecisiveTokens":
+        """The same source of mentions, its annotations included, with another unit, no class floor
+        and nothing fitted."""
+        other = copy(self)
+        other.unit, other.class_floor = unit, 0.0
+        other._trees = other._weight_of_class = None
+        return other
+
     @property
     def needs_fit(self) -> bool:
         """Whether `fit` must have read the training reports before others can be weighed."""
@@ -217,8 +226,8 @@ class DecisiveTokens:
         """
         if self._trees is None:
             raise DiveError(
-                f"unit is {self.unit!r}, and there are no decision trees: want unit 'decision', and "
-                "fit called with the training reports first"
+                f"unit is {self.unit!r}, and no decision tree was grown: want unit 'decision', and "
+                "a call of fit with the training reports"
             )
         return self._trees
 
