@@ -127,8 +127,8 @@ def _state(study: Study) -> str:
     return (
         "The largest part is **state-conditioned steering**. Rank 1, with about three times the "
         f"parameters of fixed vectors, has {_size(rank_one)} BLEU-4 more; with four times the "
-        f"steps (one seed) DIVE has {_size(longer)} more. Fixed vectors and LIVE train at the highest of "
-        "three rates tried; a higher one may be right for them."
+        f"steps (one seed) DIVE has {_size(longer)} more. Fixed vectors and LIVE train at the "
+        "highest of three rates tried; a higher one may be right for them."
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import product
-from math import sqrt
+from math import lcm, sqrt
 from statistics import stdev
 
 from dive.errors import DiveError
@@ -21,13 +21,15 @@ def sign_flip(differences: Sequence[Fraction]) -> Fraction:
     """Returns the two-sided p of the exact sign-flip test that differences are symmetric around 0.
 
     Of all 2^n choices of signs for the n differences, it is the share whose sum is at least as far
-    from 0 as the observed one: never below 2 / 2^n. Fractions, so that ties are exact.
+    from 0 as the observed one: never below 2 / 2^n. Whole numbers of the common denominator, so
+    that ties are exact.
     """
     if not 1 <= len(differences) <= MOST:
         raise DiveError(f"sign_flip has {len(differences)} differences, want 1 to {MOST}")
-    found = abs(sum(differences, Fraction(0)))
-    flipped = product(*((value, -value) for value in differences))
-    as_far = sum(abs(sum(signs, Fraction(0))) >= found for signs in flipped)
+    scale = lcm(*(value.denominator for value in differences))
+    whole = [int(value * scale) for value in differences]
+    found = abs(sum(whole))
+    as_far = sum(abs(sum(signs)) >= found for signs in product(*((n, -n) for n in whole)))
     return Fraction(as_far, 2 ** len(differences))
 
 

@@ -1,7 +1,7 @@
 """The records of an experiment: a file of JSON lines, one per run, checked as it is read."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def read(path: Path) -> list[tuple[str, Record]]:
     return found
 
 
-def check_names(location: str, record: Record, known: dict[str, Sequence[Any]]) -> None:
+def check_names(location: str, record: Record, known: Mapping[str, Sequence[Any]]) -> None:
     """Raises DiveError where a field is absent, or its value is none of the known ones."""
     for name, values in known.items():
         if name not in record:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from dive.errors import DiveError
 from experiments.decisive_weights import protocol
 from experiments.record_files import Record, check_names, check_unique, read
 
@@ -60,8 +61,12 @@ def load(path: Path = FILE) -> Study:
         check_names(location, record, known)
         check_names(location, record, {"hospital": protocol.PARTS[record["part"]]})
         if record["part"] == "confirmatory":
-            own = [s for w, a, s in protocol.RUNS if (w, a) == (record["world"], record["arm"])]
-            check_names(location, record, {"steps": own})
+            run = (record["world"], record["arm"], record.get("steps"))
+            if run not in protocol.RUNS:
+                raise DiveError(
+                    f"{location}: world {run[0]}, arm {run[1]}, steps {run[2]!r} is no run of the "
+                    "protocol, want one of protocol.RUNS"
+                )
     done = [one for one in found if one[1]["status"] != "failed"]
     # only the rates were tried one against another
     check_unique([one for one in done if one[1]["part"] != "rates"], _KEY)

@@ -11,13 +11,14 @@ from experiments.exact_test import as_text
 from experiments.pages import items
 
 _PATHOLOGY = "Weighting pathology tokens"
+_MOVES = "moves the threshold and"
 _DECISION = "Weighting the token that decides between present and absent"
 _END = "Weighting the end"
 _LITTLE = ", by less than matters"
 PATHOLOGY = {
     Verdict.SHOWN: f"{_PATHOLOGY} ranks rare findings better here",
     Verdict.SMALL: f"{_PATHOLOGY} ranks rare findings better here{_LITTLE}",
-    Verdict.REFUTED: f"{_PATHOLOGY} moves the threshold and brings no better ranking of findings here",
+    Verdict.REFUTED: f"{_PATHOLOGY} {_MOVES} brings no better ranking of findings here",
     Verdict.SMALL_HARM: f"{_PATHOLOGY} ranks rare findings worse here{_LITTLE}",
     Verdict.HARMS: f"{_PATHOLOGY} ranks rare findings worse here",
     Verdict.UNDECIDED: f"{_PATHOLOGY}: whether it ranks rare findings better here is undecided",
@@ -61,8 +62,11 @@ def outcome(study: Study) -> str:
             "lacks a hospital has no verdict."
         )
     (decision, pathology), (end,) = verdicts.hypotheses(study).values()
+    first = _hypothesis(pathology, PATHOLOGY, "pathology tokens (P - U)")
+    if not _moved(study):
+        first = first.replace(f"{_MOVES} ", "")
     lines += [
-        _hypothesis(pathology, PATHOLOGY, "pathology tokens (P - U)"),
+        first,
         _threshold(study),
         _hypothesis(decision, DECISION, "decision tokens (D - U)"),
         _hypothesis(end, END, "the end (E - U)"),
@@ -83,34 +87,41 @@ def _hypothesis(result: Result, words: dict[Verdict, str], name: str) -> str:
         f"{len(result.differences)} hospitals; p {as_text(result.p)}, corrected "
         f"{as_text(result.corrected)}"
     )
-    return f"{words[result.verdict]} ({figures}: {_word(result.verdict)})."
+    return f"{words[result.verdict]} ({figures}: **{result.verdict.value}**)."
 
 
-def _word(verdict: Verdict) -> str:
-    return f"**{verdict.value}**"
+def _moved(study: Study) -> bool:
+    """Whether P states more rare slots than U, or fewer: the interval is without 0."""
+    return _apart(verdicts.compare(study, Comparison(("P",), ("U",), "slot_positives")))
+
+
+def _apart(result: Result) -> bool:
+    return result.mean is not None and result.half is not None and abs(result.mean) > result.half
 
 
 def _threshold(study: Study) -> str:
     """Returns what P does to the stated findings, beside U with a threshold that states as many."""
-    sizes = []
-    for arms in (("P", "U"), ("T", "U"), ("P", "T")):
-        for measure in ("slot_recall", "slot_precision"):
-            sizes.append(verdicts.compare(study, Comparison(arms[:1], arms[1:], measure)))
-    if any(one.missing or one.mean is None or one.half is None for one in sizes):
-        least = min(len(one.differences) for one in sizes)
+    found = {
+        (arms, measure): verdicts.compare(study, Comparison(arms[:1], arms[1:], measure))
+        for arms in (("P", "U"), ("T", "U"), ("P", "T"))
+        for measure in ("slot_recall", "slot_precision")
+    }
+    stated = verdicts.compare(study, Comparison(("P",), ("U",), "slot_positives"))
+    if any(one.missing for one in (*found.values(), stated)):
+        known = min(len(one.differences) for one in (*found.values(), stated))
         return (
             "No word on the threshold control (P - U beside T - U): "
-            f"{least} of {len(CONFIRMATORY)} hospitals are known."
+            f"{known} of {len(CONFIRMATORY)} hospitals are known."
         )
-    shown = [100 * one.mean for one in sizes if one.mean is not None]
-    beyond = [abs(one.mean) > one.half for one in sizes[4:] if one.mean is not None and one.half]
+    points = [f"{100 * (one.mean or 0):+.1f}" for one in found.values()]
+    same = not any(_apart(one) for (arms, _), one in found.items() if arms == ("P", "T"))
     end = (
-        "the same within the intervals of their difference"
-        if not any(beyond)
-        else "not the same: an interval of their difference is without 0"
+        "the same within the interval of the difference"
+        if same
+        else "which is not the same: the interval of the difference is without 0"
     )
     return (
-        f"At the rare slots it changes recall by {shown[0]:+.1f} and precision by {shown[1]:+.1f} "
-        f"points; uniform weights with a threshold that states as many slots change them by "
-        f"{shown[2]:+.1f} and {shown[3]:+.1f}, {end}."
+        f"With them {stated.mean or 0:+.1f} rare slots are stated per hospital, recall changes by "
+        f"{points[0]} and precision by {points[1]} points; uniform weights with a threshold that "
+        f"states as many change them by {points[2]} and {points[3]}, {end}."
     )

@@ -26,6 +26,7 @@ MEASURES = {
     "rare_auroc": ("rare AUROC", 3),
     "end_auroc": ("end AUROC", 3),
     "slot_nll": ("slot NLL", 3),
+    "slot_positives": ("stated slots", 1),
     "slot_recall": ("slot recall", 3),
     "slot_precision": ("slot precision", 3),
     "rare_recall": ("rare recall %", 1),
@@ -214,7 +215,11 @@ def record_lines(study: Study) -> str:
     for hospital, *rest in study.missing():
         missing.setdefault(tuple(rest), []).append(hospital)  # type: ignore[arg-type]
     for (world, arm, steps, reason), numbers in missing.items():
-        which = "all hospitals" if len(numbers) == 12 else ", ".join(map(str, numbers))
+        which = (
+            "all hospitals"
+            if len(numbers) == len(protocol.CONFIRMATORY)
+            else ", ".join(map(str, numbers))
+        )
         lines.append(
             f"Without measures: arm {arm}, {steps} steps, world {world}: {reason} ({which})."
         )

@@ -85,6 +85,7 @@ SECONDARY = {
 EXPLORATORY = (
     *(_plain(arm, "U") for arm in ("P8", "P1", "E", "S", "R")),
     _plain("D", "R"),
+    _plain("P", "U", "slot_positives"),
     _plain("P", "T", "slot_recall"),
     _plain("P", "T", "slot_precision"),
     *(_plain("P", "U", name) for name in ("rare_recall", "rare_precision")),
