@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 import dive
 from dive.adapter.hub import model_card
 from dive.cli import app
-from dive.decisive.tokens import DecisiveTokens, radgraph_mentions
+from dive.decisive.mentions import radgraph_mentions
+from dive.decisive.tokens import DecisiveTokens
 from dive.errors import DiveError
 from dive.lexicon import lexicon_version
 from dive.radgraph import RadGraph, RadGraphFile, annotator_of, entity_kind, parse_source
@@ -133,7 +134,9 @@ def test_where_annotations_come_from(tmp_path, file):
     assert isinstance(annotator_of("radgraph"), RadGraph)
     assert annotator_of(f"radgraph:{tmp_path}").weights == tmp_path
     for wrong in ("lexicons", "radgraph:", "radgraph:none.json", "lexicon:x", 3):
-        with pytest.raises(DiveError, match="decisive is .*want lexicon, radgraph, or radgraph:X"):
+        with pytest.raises(
+            DiveError, match="decisive is .*want lexicon, visual, radgraph, or radgraph:X"
+        ):
             dive.DistillConfig(decisive=wrong)
 
 
