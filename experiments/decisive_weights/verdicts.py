@@ -149,19 +149,6 @@ class Result:
             return Verdict.SMALL_HARM if self.inside_margin else Verdict.HARMS
         return Verdict.REFUTED if self.inside_margin else Verdict.UNDECIDED
 
-    @property
-    def word(self) -> str:
-        """The verdict as the tables have it.
-
-        Recall and precision are compared with a threshold's: they rise and fall, and neither is
-        good or bad alone.
-        """
-        if self.comparison.measure in ("slot_recall", "slot_precision"):
-            return {Verdict.SHOWN: "higher", Verdict.HARMS: "lower"}.get(
-                self.verdict, self.verdict.value
-            )
-        return self.verdict.value
-
 
 def compare(study: Study, comparison: Comparison) -> Result:
     """Returns the differences of a comparison, without p values."""
