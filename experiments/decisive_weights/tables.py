@@ -6,7 +6,7 @@
 <!-- experiment: decisive exploratory -->   further differences, neither tested nor corrected
 <!-- experiment: decisive records -->       the runs, their commits and machines; what is missing
 <!-- experiment: decisive sentence -->      the outcome in words (sentences.py)
-<!-- experiment: decisive secondary -->     the secondary comparisons by verdict, in one sentence
+<!-- experiment: decisive secondary -->     the secondary comparisons by verdict
 """
 
 from collections import Counter
@@ -74,7 +74,7 @@ def verdict_table(study: Study) -> str:
                         name,
                         _named(one),
                         MEASURES[one.comparison.measure][0],
-                        one.word,
+                        one.verdict.value,
                         size(one),
                         hospitals(one),
                         *(
@@ -101,7 +101,9 @@ def secondary(study: Study) -> str:
     results = [one for own in verdicts.secondary(study).values() for one in own]
     for one in results:
         measure = MEASURES[one.comparison.measure][0]
-        by_word.setdefault(one.word, []).append(f"{_named(one)} in {measure} ({size(one)})")
+        by_word.setdefault(one.verdict.value, []).append(
+            f"{_named(one)} in {measure} ({size(one)})"
+        )
     shown = [f"{word}: {', '.join(own)}" for word, own in by_word.items()]
     return items([f"{len(results)} secondary comparisons, corrected together.", *shown])
 

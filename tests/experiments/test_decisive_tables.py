@@ -110,14 +110,6 @@ def test_the_table_of_verdicts():
     assert "| S2 | P - U | style F1 | undecided | +0.0 ± 0.0 | 0 of 12 | 1 | 1 |" in lines
 
 
-def test_recall_and_precision_rise_and_fall():
-    made = changed(whole_study(), "P", slot_positives=40, slot_hits=12, slot_positives_T=40,
-                   slot_hits_T=12)  # fmt: skip
-    lines = tables.verdict_table(Study(made)).splitlines()
-    words = [line.split(" | ")[3] for line in lines if line.startswith("| S1")]
-    assert words == ["higher", "higher", "lower", "lower"]
-
-
 def test_the_secondary_comparisons_by_verdict():
     text = " ".join(tables.secondary(Study(whole_study(V=BIG))).split())
     assert text.startswith(
