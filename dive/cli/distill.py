@@ -62,7 +62,7 @@ def distill(
         typer.Option(
             "--demonstrations",
             help="Studies that the teacher is shown: how many to draw from --studies, or a file. "
-            "Default 4 where the preset runs a teacher.",
+            "Default 4 where a teacher is run.",
         ),
     ] = None,
     target: TargetOption = "findings",
@@ -86,7 +86,8 @@ def distill(
         typer.Option(
             "--decisive",
             help="What finds the pathology: lexicon (default), radgraph, or radgraph:X with a type "
-            "of model, a folder of weights, or a file of annotations.",
+            "of model, a folder of weights, or a file of annotations. visual: no list, but how "
+            "much the image changes what the teacher expects at each token.",
         ),
     ] = None,
     decisive_unit: Annotated[

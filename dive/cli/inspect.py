@@ -65,7 +65,10 @@ def tokens(
         bool, typer.Option(help="Weight severity, side and location with their finding.")
     ] = True,
     decisive: Annotated[
-        str, typer.Option("--decisive", help="lexicon, radgraph or radgraph:X, as in distill.")
+        str,
+        typer.Option(
+            "--decisive", help="lexicon, radgraph or radgraph:X, as in distill (but not visual)."
+        ),
     ] = "lexicon",
     unit: Annotated[
         str, typer.Option("--unit", help="mention, clause or decision, as --decisive-unit.")
@@ -85,7 +88,13 @@ def tokens(
     from dive.data.language import warn_if_not_english
     from dive.decisive.tokens import DecisiveTokens
     from dive.radgraph import annotator_of
+    from dive.training.config import VISUAL
 
+    if decisive == VISUAL:
+        raise DiveError(
+            f"--decisive is {VISUAL!r}, whose weights need the study's image and a teacher, and "
+            "here is a report alone, want lexicon, radgraph or radgraph:X"
+        )
     _check_reports(unit, reports)
     text = _report_text(file)
     if decisive != "lexicon":

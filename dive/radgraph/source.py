@@ -39,6 +39,6 @@ def parse_source(option: object, name: str = "decisive") -> tuple[str, str]:
         return "weights" if archive else "file", str(path)
     lost = f"; there is no file {what}" if kind == "radgraph" and what else ""
     raise DiveError(
-        f"{name} is {option!r}, want lexicon, radgraph, or radgraph:X where X is one of "
+        f"{name} is {option!r}, want lexicon, visual, radgraph, or radgraph:X where X is one of "
         f"{', '.join(MODEL_TYPES)}, a folder or .tar.gz of weights, or a file of annotations{lost}"
     )

@@ -11,6 +11,7 @@ from dive.errors import DiveError, checks
 from dive.radgraph import parse_source
 from dive.training.workers import check_workers
 
+VISUAL = "visual"  # decisive tokens by images, see dive/training/visual_weights.py
 SEEDS = 1 << 32  # numpy, which Trainer seeds too, takes only seeds below this
 
 # The paper's own values were not available; `live` and its weights are as LIVE (arXiv 2406.13185)
@@ -47,11 +48,13 @@ class DistillConfig:
         0.5 CE, as published), "fixed-ce" (fixed vectors, uniform CE).
     rank, layers, activation, norm_preserving, positions: the form of the edit, see SteeringConfig.
     pathology_weight, eos_weight: weight of a pathology token and of the end of the report; every
-        other token of the report weighs 1.
+        other token of the report weighs 1. With "visual" tokens weigh from 1 to pathology_weight.
     polarity: "positive" (mentions asserted as present) or "all" (negated ones too).
     decisive: what finds the pathology in a report: "lexicon" (the built-in one), "radgraph" (the
-        observations of the RadGraph model; its weights must be there, annotations are kept), or
-        "radgraph:X" (a type of model, a folder or archive of weights, or a file of annotations).
+        observations of the RadGraph model; its weights must be there, annotations are kept),
+        "radgraph:X" (a type of model, a folder or archive of weights, or a file of annotations), or
+        "visual": no list, but how much the image changes what the teacher expects at each token (so
+        a teacher is run whatever the preset, with five prompts per study instead of one).
     decisive_unit: what is weighted of a statement: "mention" (the finding's words, by `polarity`),
         "clause" (all words of a clause that states a finding, present or absent) or "decision" (the
         one token of such a clause at which the training reports part present and absent). With the
@@ -197,17 +200,28 @@ class DistillConfig:
                 f"DistillConfig: class_floor is {self.class_floor}, a share of the pathology "
                 "tokens' weight, and pathology_weight is 0: want pathology_weight above 0"
             )
-        if self.decisive != "lexicon":
+        if self.decisive not in ("lexicon", VISUAL):
             parse_source(self.decisive, "DistillConfig: decisive")
-            if self.class_floor:
-                raise DiveError(
-                    f"DistillConfig: class_floor is {self.class_floor} with decisive "
-                    f"{self.decisive!r}, which has no classes of findings: want decisive 'lexicon'"
-                )
+        if self.decisive != "lexicon" and self.class_floor:
+            raise DiveError(
+                f"DistillConfig: class_floor is {self.class_floor} with decisive "
+                f"{self.decisive!r}, which has no classes of findings: want decisive 'lexicon'"
+            )
+        if self.decisive == VISUAL and self.decisive_unit != "mention":
+            raise DiveError(
+                f"DistillConfig: decisive_unit is {self.decisive_unit!r} with decisive 'visual', "
+                "which reads no statements: want decisive 'lexicon' or 'radgraph'"
+            )
+
+    @property
+    def learns_from_teacher(self) -> bool:
+        """Whether the loss has a term of the teacher."""
+        return bool(self.kd_weight or self.align_weight)
 
     @property
     def needs_teacher(self) -> bool:
-        return bool(self.kd_weight or self.align_weight)
+        """Whether a teacher is run: for the loss, or for the weights of tokens alone."""
+        return self.learns_from_teacher or self.decisive == VISUAL
 
     def steering(self) -> SteeringConfig:
         """The part of the settings that decides the form of the edit."""
@@ -234,5 +248,5 @@ def check_teacher(config: DistillConfig) -> None:
     if not config.needs_teacher:
         raise DiveError(
             f"preset {config.preset!r} with kd_weight 0 and align_weight 0 runs no teacher, so "
-            "demonstrations have no use; leave them out, or give kd_weight"
+            f"demonstrations have no use; leave them out, or give kd_weight, or decisive={VISUAL!r}"
         )

@@ -5,10 +5,11 @@ from dive.backbone.structure import text_config
 from dive.decisive.tokens import CLASS_NAMES
 from dive.errors.counting import counted
 from dive.prompting.prompter import Prompter
-from dive.training.config import DistillConfig
+from dive.training.config import VISUAL, DistillConfig
 from dive.training.preparation import Prepared
 from dive.training.ranks import world_size
 from dive.training.survey import Survey
+from dive.training.visual_weights import BUFFERS, CHUNK_BYTES
 
 GIB = 1 << 30
 
@@ -38,7 +39,14 @@ def forecast_text(prepared: Prepared) -> str:
     else:
         most, most_often = Survey.quantiles(prepared.teacher_lengths)
         lines.append(f"teacher prompt: at most {most} tokens, 95% within {most_often}")
-    lines += [f"tokens of the reports: {shares}", str(prepared.decision_share)]
+        if prepared.visual is not None:
+            prompts, usual = 1 + prepared.visual.images.most, int(config.learns_from_teacher)
+            lines.append(
+                f"visual weights: {prompts} teacher prompts per study instead of {usual}, when it "
+                "is first learnt from"
+            )
+    if prepared.visual is None:  # else the first prompts tell the classes
+        lines += [f"tokens of the reports: {shares}", str(prepared.decision_share)]
     tokens = config.batch_size * (longest + report)
     memory = training_bytes(config, request.prompter, adapter, tokens)
     lines.append(
@@ -68,4 +76,5 @@ def training_bytes(
         activations = tokens * (layers * text.hidden_size * size + layer)
     else:
         activations = tokens * layers * layer
-    return weights + 16 * adapter.num_parameters() + activations
+    visual = BUFFERS * CHUNK_BYTES if config.decisive == VISUAL else 0
+    return weights + 16 * adapter.num_parameters() + max(activations, visual)

@@ -69,6 +69,7 @@ def _make_steps(prepared: Prepared) -> None:
                 prepared.examples,
                 prepared.validation,
                 prepared.teacher,
+                prepared.visual,
                 prepared.left_out,
                 _callbacks(prepared),
             )
@@ -79,6 +80,7 @@ def _make_steps(prepared: Prepared) -> None:
             else:
                 with worker_deaths():
                     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+                trainer.share_visual()
     finally:
         torch.random.set_rng_state(states)  # Trainer seeds torch's global generator
         if recompute is not None:

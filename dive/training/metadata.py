@@ -5,6 +5,7 @@ from typing import Any
 from dive.lexicon import lexicon_version
 from dive.training.fingerprint import for_metadata
 from dive.training.preparation import Prepared
+from dive.training.visual_weights import SOURCE
 
 
 def distillation_metadata(prepared: Prepared, seconds: float) -> dict[str, Any]:
@@ -16,11 +17,17 @@ def distillation_metadata(prepared: Prepared, seconds: float) -> dict[str, Any]:
         "steps": prepared.steps,
         "seconds": round(seconds, 1),
         "sources": _sources(prepared),
+        "decisive_source": _decisive_source(prepared),
         "decision_share": prepared.decision_share.share,
-        "decisive_source": f"the lexicon of dive {lexicon_version()}"
-        if request.annotator is None
-        else request.annotator.source,
+        **({} if prepared.visual is None else {"visual_share": prepared.visual.share()}),
     }
+
+
+def _decisive_source(prepared: Prepared) -> str:
+    if prepared.visual is not None:
+        return SOURCE
+    annotator = prepared.request.annotator
+    return f"the lexicon of dive {lexicon_version()}" if annotator is None else annotator.source
 
 
 def _sources(prepared: Prepared) -> list[str]:

@@ -14,17 +14,19 @@ from dive.decisive.tokens import DecisiveTokens
 from dive.errors import DiveError
 from dive.prompting.demonstrations import Demonstrations
 from dive.radgraph import RadGraph
-from dive.training.config import total_steps
+from dive.training.config import VISUAL, total_steps
 from dive.training.decision_share import DecisionShare, decision_share
 from dive.training.examples import Examples
 from dive.training.fingerprint import studies_fingerprint
 from dive.training.left_out import LeftOut
+from dive.training.other_images import OtherImages
 from dive.training.ranks import world_size
 from dive.training.request import Request
 from dive.training.resume import find_checkpoint
 from dive.training.selection import Selection, demonstrations_from
 from dive.training.survey import Survey, survey
 from dive.training.teacher import Teacher, fixed_demonstrations
+from dive.training.visual_weights import EndAlone, VisualWeights
 from dive.training.workers import cores, spread
 
 log = logging.getLogger(__name__)
@@ -36,7 +38,8 @@ class Prepared:
 
     request: with the studies that are left, their fingerprint and the checkpoint to go on from.
     examples, validation: the studies to learn from, and those that are held out.
-    teacher_lengths: tokens of the teacher's prompt for each study.
+    visual: the weights of tokens, where images decide them.
+    teacher_lengths: tokens of the teacher's longest prompt for each study.
     steps: optimiser steps of the whole training.
     decision_share: of the loss's weight, on decision tokens.
     """
@@ -46,6 +49,7 @@ class Prepared:
     validation: Examples | None
     survey: Survey
     teacher: Teacher | None
+    visual: VisualWeights | None
     teacher_lengths: list[int] | None
     left_out: LeftOut
     steps: int
@@ -63,7 +67,7 @@ def prepare(request: Request) -> Prepared:
     inputs = request.inputs
     weigher = _weigher(request)
     examples, validation, found = _look_at_studies(request, weigher)
-    if request.annotator is None:
+    if inputs.config.decisive == "lexicon":
         reader = "the lexicon, by which decisive tokens are found,"
         reports = [*_reports(examples.studies, inputs.target)]
         warn_if_not_english(reports, "reports", reader, stacklevel=4)
@@ -71,13 +75,16 @@ def prepare(request: Request) -> Prepared:
         request = _with_what_is_left(request, examples, validation)
         _fit(weigher, request)  # again, as what was skipped is not learnt from
     teacher = _teacher(request, examples)
+    visual = _visual(request, teacher)
+    drawn = None if visual is None else visual.images.check()
     return Prepared(
         request=request,
         examples=examples,
         validation=validation,
         survey=found,
         teacher=teacher,
-        teacher_lengths=None if teacher is None else teacher.prompt_lengths(found),
+        visual=visual,
+        teacher_lengths=None if teacher is None else teacher.prompt_lengths(found, others=drawn),
         left_out=LeftOut(inputs.on_error, inputs.skipped),
         steps=total_steps(inputs.config, len(examples), world_size()),
         decision_share=decision_share(
@@ -88,7 +95,7 @@ def prepare(request: Request) -> Prepared:
 
 def _weigher(request: Request) -> DecisiveTokens:
     config, selection = request.inputs.config, request.selection
-    weigher = DecisiveTokens(
+    weigher = (EndAlone if config.decisive == VISUAL else DecisiveTokens)(
         request.inputs.backbone.tokenizer,
         pathology=float(config.pathology_weight or 0),
         eos=float(config.eos_weight or 0),
@@ -176,6 +183,15 @@ def _teacher(request: Request, examples: Examples) -> Teacher | None:
             fixed_demonstrations(shown.pool, request.prompter, inputs.on_error, inputs.skipped)
         )
     return Teacher(request.prompter, examples, shown)
+
+
+def _visual(request: Request, teacher: Teacher | None) -> VisualWeights | None:
+    config = request.inputs.config
+    if config.decisive != VISUAL:
+        return None
+    assert teacher is not None  # the settings need one
+    weights = float(config.pathology_weight or 0), float(config.eos_weight or 0)
+    return VisualWeights(OtherImages(teacher, config.seed), *weights)
 
 
 def _reports(studies: Sequence[Study], target: str) -> Iterator[str]:

@@ -8,11 +8,13 @@ import torch
 
 from dive.adapter.adapter import SteeringAdapter
 from dive.adapter.attach import attached_here
-from dive.backbone.structure import output_head
+from dive.backbone.structure import output_head, unwrap
 from dive.errors import DiveError
+from dive.files.digests import of_json
 from dive.prompting.prompter import Prompter
 from dive.radgraph import annotator_of
 from dive.training.arguments import Inputs
+from dive.training.config import VISUAL
 from dive.training.fingerprint import (
     model_fingerprint,
     settings_fingerprint,
@@ -20,13 +22,14 @@ from dive.training.fingerprint import (
 )
 from dive.training.resume import date_before, find_checkpoint, unreadable_before
 from dive.training.selection import Selection, select
+from dive.training.visual_weights import SOURCE
 
 
 @dataclass(frozen=True)
 class Request:
     """A training that was not refused before its images are opened.
 
-    annotator: finds the pathology in reports; None: the lexicon does.
+    annotator: finds the pathology in reports; None: the lexicon does, or images do.
     unreadable: ids of studies at which an earlier part of this training stopped.
     fingerprint: without the part of the studies as long as some of them may be left out.
     checkpoint: the one to go on from.
@@ -68,10 +71,18 @@ def resolve(inputs: Inputs) -> Request:
         template=inputs.template,
         template_date=date,
     )
-    annotator = None if config.decisive == "lexicon" else annotator_of(config.decisive)
+    listless = config.decisive in ("lexicon", VISUAL)
+    annotator = None if listless else annotator_of(config.decisive)
+    if config.decisive == VISUAL and not prompter.sees:
+        raise DiveError(
+            f"decisive is {VISUAL!r}, and {type(unwrap(backbone)).__name__} takes no images, want "
+            "a vision-language model, or decisive='lexicon' or 'radgraph'"
+        )
     fingerprint = settings_fingerprint(
         config, inputs.target, inputs.prompt, inputs.max_image_tokens
     ) | model_fingerprint(prompter, adapter, annotator)
+    if config.decisive == VISUAL:
+        fingerprint["decisive_hash"] = of_json([SOURCE])
     unreadable = unreadable_before(inputs.folder) if inputs.resume else []
     if unreadable:
         fingerprint["unreadable"] = unreadable

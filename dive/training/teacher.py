@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -92,11 +92,19 @@ class Teacher:
         epoch: int = 0,
         prompts: Mapping[int, TeacherPrompt] | None = None,
         queries: Mapping[int, Example] | None = None,
+        computed: Mapping[int, Tensor] | None = None,
     ) -> Tensor:
         """Hidden states [N, D] on the backbone's device: the rows of these studies, one after the
-        other. Prompts that are not in `prompts` are encoded; `queries`: the studies' examples."""
-        prompts, queries = prompts or {}, queries or {}
-        each = [self._one(i, epoch, prompts.get(i), queries.get(i)) for i in indices]
+        other. Prompts that are not in `prompts` are encoded; `queries`: the studies' examples;
+        `computed`: hidden states that are known already."""
+        prompts, queries, computed = prompts or {}, queries or {}, computed or {}
+        each = []
+        for i in indices:
+            if i in computed and not self.knows(i):
+                self._keep(i, computed[i])
+                each.append(computed[i].to(self.prompter.backbone.device))
+            else:
+                each.append(self._one(i, epoch, prompts.get(i), queries.get(i)))
         return torch.cat(each)
 
     def knows(self, index: int) -> bool:
@@ -122,10 +130,16 @@ class Teacher:
         Raises:
             DiveError: no demonstration is left; prompt and report do not fit the context.
         """
+        return self.prompt_and_shown(example, study, epoch, bad)[0]
+
+    def prompt_and_shown(
+        self, example: Example, study: Study, epoch: int, bad: dict[int, str]
+    ) -> tuple[TeacherPrompt, list[Study]]:
+        """`prompt`, and the demonstrations that it shows, with their images in memory."""
         wanted = self.demonstrations.count
         shown: dict[int, Study] = {}
         lost = 0
-        draw = self.demonstrations.candidates(study, self._drawn(epoch))
+        draw = self.demonstrations.candidates(study, self.drawn(epoch))
         while True:
             while wanted is None or len(shown) < wanted:
                 at = next(draw, None)
@@ -150,16 +164,28 @@ class Teacher:
                     raise
                 bad |= refused
                 shown = {at: one for at, one in shown.items() if at not in refused}
+        inputs = self.with_report(prompt, example, study)
+        made = TeacherPrompt(inputs, list(shown), len(example.response.ids), self._alone(shown))
+        return made, list(shown.values())
+
+    def with_report(
+        self, prompt: dict[str, Tensor], example: Example, study: Study
+    ) -> dict[str, Tensor]:
+        """The teacher's prompt of a study, followed by its report.
+
+        Raises:
+            DiveError: both together do not fit the context.
+        """
+        ids = example.response.ids
         try:
-            inputs = self.prompter.with_response(prompt, example.response.ids)
+            inputs = self.prompter.with_response(prompt, ids)
         except DiveError as error:
             raise DiveError(f"{study.where}: as the teacher sees it, {error}") from error
         inputs = self.prompter.slim(inputs)
-        count = len(example.response.ids)
-        own = example.inputs["input_ids"][0, -count:]
-        if not torch.equal(inputs["input_ids"][0, -count:], own):
+        own = example.inputs["input_ids"][0, -len(ids) :]
+        if not torch.equal(inputs["input_ids"][0, -len(ids) :], own):
             raise AssertionError("teacher and student must share the report's tokens")
-        return TeacherPrompt(inputs, list(shown), count, self._alone(shown))
+        return inputs
 
     def _alone(self, shown: Mapping[int, Study]) -> dict[int, dict[str, Tensor]]:
         """The own prompts of those studies whose image features are still to be computed."""
@@ -182,7 +208,8 @@ class Teacher:
                 found[at] = str(error)
         return found
 
-    def _drawn(self, epoch: int) -> int:
+    def drawn(self, epoch: int) -> int:
+        """The epoch whose demonstrations are shown in this one: without `redraw` the first."""
         return epoch if self.demonstrations.redraw else 0
 
     def _one(
@@ -195,7 +222,7 @@ class Teacher:
             bad: dict[int, str] = {}
             prompt = self.prompt(self.examples[index], self.examples.studies[index], epoch, bad)
         own = None if query is None else query.inputs
-        states = self._states(self.examples.studies[index], prompt, own)
+        states = self.states(self.examples.studies[index], prompt, own)
         self._keep(index, states)
         return states.to(device)  # under a device_map the last layer may be elsewhere
 
@@ -216,9 +243,14 @@ class Teacher:
 
     # One prompt per forward: without padding a study's states do not depend on its batch.
     @torch.no_grad()
-    def _states(
-        self, study: Study, prompt: TeacherPrompt, query: dict[str, Tensor] | None
+    def states(
+        self, study: Study, prompt: TeacherPrompt, query: Mapping[str, Tensor] | None
     ) -> Tensor:
+        """Hidden states [T, D] that predict the tokens of the report of one prompt.
+
+        Args:
+            study: whose images the query shows. query: its own prompt, for its image features.
+        """
         shown = [self.demonstrations.pool[at] for at in prompt.shown]
         inputs, count = prompt.inputs, prompt.count
         model = self.prompter.backbone.model
@@ -228,8 +260,13 @@ class Teacher:
             states = last_hidden_state(model, filled)
         return states[0, -count - 1 : -1]
 
-    def prompt_lengths(self, survey: Survey, epoch: int = 0) -> list[int]:
+    def prompt_lengths(
+        self, survey: Survey, epoch: int = 0, others: Sequence[Sequence[int]] | None = None
+    ) -> list[int]:
         """The length of every teacher prompt in tokens, found without encoding it.
+
+        others: for each study, those whose images are shown in place of its own, too; then the
+            length of its longest prompt.
 
         Raises:
             DiveError: a prompt with its report is longer than the model's context.
@@ -254,16 +291,27 @@ class Teacher:
             log.info("turns of a prompt run into each other: every teacher prompt is measured")
         lengths = []
         for index, (study, shown) in enumerate(queries):
-            words = text(study, shown) if adds_up else exact(study, shown)
-            more = ruler.taken([looks[id(one)] for one in (*shown, study)])
-            length, response = words + more, survey.response_lengths[index]
-            limit = self.prompter.max_length
-            if limit is not None and length + response > limit:
-                raise DiveError(
-                    f"{study.where}: the teacher's prompt with {len(shown)} demonstrations has "
-                    f"{length} tokens ({more} of them for images) and the report {response}; "
-                    f"{self.prompter.context}: show fewer demonstrations, or lower "
-                    "max_image_tokens"
-                )
-            lengths.append(length)
+            own = text(study, shown) if adds_up else exact(study, shown)
+            shown_looks = [looks[id(one)] for one in shown]
+            longest = 0
+            for at in (index, *(others[index] if others else ())):
+                query = survey.studies[at]
+                same = len(query.images) == len(study.images)
+                words = own if same else exact(replace(study, images=query.images), shown)
+                more = ruler.taken([*shown_looks, looks[id(query)]])
+                what = f"the teacher's prompt with {len(shown)} demonstrations"
+                what += "" if at == index else f" and the images of {query.where}"
+                response = survey.response_lengths[index]
+                self._check_length(f"{study.where}: {what}", words + more, more, response)
+                longest = max(longest, words + more)
+            lengths.append(longest)
         return lengths
+
+    def _check_length(self, what: str, length: int, images: int, response: int) -> None:
+        limit = self.prompter.max_length
+        if limit is not None and length + response > limit:
+            raise DiveError(
+                f"{what} has {length} tokens ({images} of them for images) and the report "
+                f"{response}; "
+                f"{self.prompter.context}: show fewer demonstrations, or lower max_image_tokens"
+            )

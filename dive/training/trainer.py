@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,11 @@ from dive.training.left_out import LeftOut
 from dive.training.loss_watch import LossWatch
 from dive.training.student import ClassMeter, Student
 from dive.training.teacher import Teacher, TeacherPrompt
+from dive.training.visual_weights import VisualWeights
 from dive.training.whole_checkpoints import WholeCheckpoints
 
 log = logging.getLogger(__name__)
+Text = TypeVar("Text", str, bytes)
 
 
 class DistillTrainer(WholeCheckpoints):
@@ -38,10 +40,12 @@ class DistillTrainer(WholeCheckpoints):
         examples: Examples,
         validation: Examples | None,
         teacher: Teacher | None,
+        visual: VisualWeights | None,
         left_out: LeftOut,
         callbacks: list[TrainerCallback],
     ) -> None:
-        self._feed = Feed(examples, teacher)
+        self._distils = teacher is not None and config.learns_from_teacher
+        self._feed = Feed(examples, teacher if self._distils else None, visual)
         as_lists: Any = as_they_come
         super().__init__(
             student,
@@ -58,6 +62,7 @@ class DistillTrainer(WholeCheckpoints):
         self._examples = examples
         self._validation = validation
         self._teacher = teacher
+        self._visual = visual
         self._left_out = left_out
         self.nothing_to_learn = False  # whether every study of the step is left out
         self._meter = ClassMeter()
@@ -149,13 +154,22 @@ class DistillTrainer(WholeCheckpoints):
         """The model inputs of the studies that could be read, with their teacher's prompts."""
         good = [one for one in items if one.error is None]
         examples = [self._examples[o.index] if o.example is None else o.example for o in good]
-        batch = self._examples.collate(examples)
         prompts = {one.index: one.teacher for one in good if one.teacher}
-        batch["made"] = Made({one.index: one for one in examples}, prompts)
+        made = Made({one.index: one for one in examples}, prompts, {})
+        if self._visual is not None:
+            for loaded, example in zip(good, examples, strict=True):
+                if loaded.visual is None:
+                    continue
+                states = self._visual.compute(example, loaded.visual)
+                if loaded.teacher is None and self._distils:
+                    made.states[loaded.index] = states
+            examples = [self._visual.weighed(one) for one in examples]
+        batch = self._examples.collate(examples)
+        batch["made"] = made
         return batch
 
     def _unreadable(self, items: Sequence[Loaded]) -> list[tuple[int, str]]:
-        """The queries and demonstrations that are found unreadable here, with reasons."""
+        """The studies that are found unreadable here, whatever they were read for, with reasons."""
         found: dict[int, str] = {}
         for one in items:
             if one.error is not None:
@@ -165,9 +179,10 @@ class DistillTrainer(WholeCheckpoints):
                 if index is None:
                     raise DiveError(reason)
                 found[index] = reason
+            found |= one.bad_others
         return sorted(one for one in found.items() if one[0] not in self._examples.failed)
 
-    def _of_all_ranks(self, entries: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    def _of_all_ranks(self, entries: list[tuple[int, Text]]) -> list[tuple[int, Text]]:
         if self.args.world_size == 1:
             return entries
         each: list[Any] = [None] * self.args.world_size
@@ -192,9 +207,9 @@ class DistillTrainer(WholeCheckpoints):
         if made is not None and shown:
             own = [made.examples[index].inputs for index in studies]
             inputs["inputs"] = self._examples.model_inputs(inputs["inputs"], shown, own)
-            if self._teacher is not None:
+            if self._teacher is not None and self._distils:
                 inputs["teacher_hidden"] = self._teacher.hidden(
-                    studies, self._feed.epoch, made.prompts, made.examples
+                    studies, self._feed.epoch, made.prompts, made.examples, made.states
                 )
             for one in made.examples.values():
                 self._examples.keep(one)
@@ -268,8 +283,14 @@ class DistillTrainer(WholeCheckpoints):
             logs |= self._meter.take(reduce=self._sum_over_ranks)
         super().log(logs, start_time)
 
+    def share_visual(self) -> None:
+        """Let every rank know the visual weights that each has computed since the last call."""
+        if self._visual is not None:
+            self._visual.add(self._of_all_ranks(self._visual.take_new()))
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         self._watch.look()  # so that no checkpoint holds an adapter after a bad loss
+        self.share_visual()
         super().save_model(output_dir, _internal_call)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -292,6 +313,8 @@ class DistillTrainer(WholeCheckpoints):
             folder = Path(output_dir or str(self.args.output_dir))
             self._student.adapter.save_pretrained(folder)
             self._left_out.save(folder, self._parts)
+            if self._visual is not None:
+                self._visual.save(folder)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -299,10 +322,13 @@ class DistillTrainer(WholeCheckpoints):
         self.restore(Path(resume_from_checkpoint))
 
     def restore(self, checkpoint: Path) -> None:
-        """Load the adapter of a checkpoint, and the list of the studies that were left out."""
+        """Load the adapter of a checkpoint, the list of the studies that were left out, and the
+        visual weights that were known."""
         saved = SteeringAdapter.from_pretrained(checkpoint)
         self._student.adapter.load_state_dict(saved.state_dict())
         self._left_out.load(checkpoint, self._parts)
+        if self._visual is not None:
+            self._visual.load(checkpoint)
 
     @property
     def _parts(self) -> dict[str, Examples | None]:
@@ -311,11 +337,13 @@ class DistillTrainer(WholeCheckpoints):
 
 @dataclass
 class Made:
-    """The examples and the teacher's prompts of a batch, by study. Not a dict, which Trainer would
-    move to the device, and with it the images of all demonstrations at once."""
+    """The examples and the teacher's prompts of a batch, by study, and those of its hidden states
+    that are known already. Not a dict, which Trainer would move to the device, and with it the
+    images of all demonstrations at once."""
 
     examples: dict[int, Example]
     prompts: dict[int, TeacherPrompt]
+    states: dict[int, Tensor]
 
 
 class _Turns(TrainerCallback):

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from dive.demo.methods import BACKBONE
 from dive.demo.world import draw_images, to_image
 from experiments.compare_methods import load
-from experiments.decisive_weights.runner import DEVELOPMENT, FILES
+from experiments.decisive_weights.pilot import PILOT
+from experiments.decisive_weights.protocol import DEVELOPMENT
 from experiments.decisive_weights.scores import auroc
 from experiments.decisive_weights.world import (
     RARE,
@@ -76,7 +77,7 @@ def main() -> None:
     mean_, spread = features.mean(0), features.std(0).clamp(min=1e-6)
     labels = torch.from_numpy((severities[:, RARE] > 0).astype(np.float32))
     weight, bias = probe((features - mean_) / spread, labels)
-    records = [one for one in load(FILES["pilot"]) if one["part"] == "pilot" and one["arm"] == "U"]
+    records = [one for one in load(PILOT) if one["part"] == "pilot" and one["arm"] == "U"]
     uniform = {one["hospital"]: mean(one["rare_auroc"].values()) for one in records}
     found = {}
     for number in DEVELOPMENT:

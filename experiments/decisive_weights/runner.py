@@ -28,20 +28,19 @@ from dive.errors import DiveError, checks
 from dive.errors.visible import visible
 from dive.files.atomic import check_file
 from experiments.compare_methods import append, load, surroundings
-from experiments.decisive_weights.arms import ARMS, Arm, settings
+from experiments.decisive_weights.arms import ARMS, settings
+from experiments.decisive_weights.pilot import PILOT
+from experiments.decisive_weights.protocol import PARTS, RUNS, STEPS
+from experiments.decisive_weights.records import FILE
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-FILES = {
-    "confirmatory": RESULTS / "decisive-weights.jsonl",
-    "pilot": RESULTS / "decisive-weights-pilot.jsonl",
-    "rates": RESULTS / "decisive-weights-pilot.jsonl",
-}
-CONFIRMATORY = tuple(range(2001, 2013))
-DEVELOPMENT = tuple(range(2901, 2907))
-MEASURES_WRITTEN = 200  # test studies whose reports are written
+FILES = {"confirmatory": FILE, "pilot": PILOT, "rates": PILOT}
+WRITTEN = 200  # test studies whose reports are written
 COUNTED = 240  # slots, by score, whose hits are recorded
-# Chosen on hospitals 2901 and 2902, part "rates".
-RATES: dict[str, float] = {}
+# The best of each arm by mean rare AUROC on hospitals 2901 and 2902, part "rates".
+RATES = {
+    "U": 5e-2, "P": 2.5e-2, "P8": 5e-2, "P1": 5e-2, "E": 5e-2, "D": 5e-2, "S": 5e-2, "V": 5e-2,
+    "R": 5e-2, "FU": 1e-1, "FP": 2e-1,
+}  # fmt: skip
 STATE_RATES = (1.2e-2, 2.5e-2, 5e-2)
 FIXED_RATES = (1e-1, 2e-1, 4e-1)
 
@@ -64,34 +63,24 @@ class Run:
         return {name: getattr(self, name) for name in names} | {"seed": 0}
 
 
-def default_rate(arm: Arm) -> float:
-    return RATES.get(arm.name, 2e-1 if arm.fixed else 2.5e-2)
-
-
 def runs(part: str, hospital: int) -> Iterator[Run]:
     """The runs of one hospital, those of arm U first (the control T is made from them)."""
     if part == "rates":
         for name, arm in ARMS.items():
             for rate in FIXED_RATES if arm.fixed else STATE_RATES:
-                yield Run(part, "tail", hospital, name, 100, rate)
+                yield Run(part, "tail", hospital, name, STEPS, rate)
         return
     if part == "pilot":
         for name in ("U", "P8"):
-            yield Run(part, "tail", hospital, name, 100, default_rate(ARMS[name]))
+            yield Run(part, "tail", hospital, name, STEPS, 2.5e-2)  # before rates were chosen
         return
-    for name, arm in ARMS.items():
-        yield Run(part, "tail", hospital, name, 100, default_rate(arm), written=True)
-    for steps in (50, 200):
-        for name in ("U", "P", "FU", "FP"):
-            yield Run(part, "tail", hospital, name, steps, default_rate(ARMS[name]))
-    for name in ("U", "P", "D"):
-        yield Run(part, "noisy", hospital, name, 100, default_rate(ARMS[name]))
+    for world, name, steps in RUNS:
+        main = world == "tail" and steps == STEPS
+        yield Run(part, world, hospital, name, steps, RATES[name], written=main)
 
 
 def hospitals_of(part: str) -> tuple[int, ...]:
-    if part == "rates":
-        return DEVELOPMENT[:2]
-    return DEVELOPMENT if part == "pilot" else CONFIRMATORY
+    return PARTS[part][:2] if part == "rates" else PARTS[part]
 
 
 def perform(part: str, hospitals: Sequence[int], arms: Sequence[str], path: Path) -> None:
@@ -149,7 +138,13 @@ def _measured(run: Run, backbone: Any, scorer: Any) -> dict[str, Any]:
                 train,
                 demonstrations=hospital.demonstrations if ARMS[run.arm].needs_teacher else None,
                 config=config
-                | {"steps": run.steps, "batch_size": 8, "seed": 0, "cache_images": True}
+                | {
+                    "steps": run.steps,
+                    "batch_size": 8,
+                    "seed": 0,
+                    "cache_images": True,
+                    "workers": 0,
+                }
                 | {"learning_rate": run.learning_rate},
                 prompt=PROMPT,
                 progress=False,
@@ -174,7 +169,7 @@ def _measured(run: Run, backbone: Any, scorer: Any) -> dict[str, Any]:
     if run.written:
         reports = dive.generate(
             backbone,
-            hospital.test.studies[:MEASURES_WRITTEN],
+            hospital.test.studies[:WRITTEN],
             prompt=PROMPT,
             adapter=adapter,
             max_new_tokens=MAX_NEW_TOKENS,

@@ -66,7 +66,7 @@ class Scorer:
     def _sequences(self, cases: Cases, whole: bool) -> list[CaseInput]:
         """Builds the sequences of studies; not whole: only up to the last slot."""
         prompter = Prompter(self.backbone, prompt=PROMPT)
-        model = self.backbone.model
+        model: Any = self.backbone.model
         embed: Any = model.get_input_embeddings()
         made = []
         for study, report in zip(cases.studies, cases.reports, strict=True):

@@ -134,7 +134,9 @@ def test_where_annotations_come_from(tmp_path, file):
     assert isinstance(annotator_of("radgraph"), RadGraph)
     assert annotator_of(f"radgraph:{tmp_path}").weights == tmp_path
     for wrong in ("lexicons", "radgraph:", "radgraph:none.json", "lexicon:x", 3):
-        with pytest.raises(DiveError, match="decisive is .*want lexicon, radgraph, or radgraph:X"):
+        with pytest.raises(
+            DiveError, match="decisive is .*want lexicon, visual, radgraph, or radgraph:X"
+        ):
             dive.DistillConfig(decisive=wrong)
 
 

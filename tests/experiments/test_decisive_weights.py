@@ -12,7 +12,7 @@ from dive.demo.methods import BACKBONE, PROMPT
 from dive.errors import DiveError
 from dive.prompting.prompter import Prompter
 from dive.training.loss_watch import NonFiniteLoss
-from experiments.decisive_weights import runner
+from experiments.decisive_weights import protocol, runner
 from experiments.decisive_weights.arms import ARMS, counted, random_words, settings
 from experiments.decisive_weights.scores import Scorer, auroc
 from experiments.decisive_weights.slots import ABSENT, decision_tree, sentences, unambiguous
@@ -22,6 +22,7 @@ from experiments.decisive_weights.world import (
     POSITIVES,
     RARE,
     RARE_CONCEPTS,
+    RARE_NAMES,
     closing_sentences,
     draw_wording,
     open_hospital,
@@ -221,8 +222,10 @@ def run_of(arm="U", part="confirmatory"):
 
 
 def test_no_hospital_serves_two_ends():
-    assert not set(runner.CONFIRMATORY) & set(runner.DEVELOPMENT)
-    assert set(runner.hospitals_of("rates")) <= set(runner.DEVELOPMENT)
+    assert not set(protocol.CONFIRMATORY) & set(protocol.DEVELOPMENT)
+    assert set(runner.hospitals_of("rates")) <= set(protocol.DEVELOPMENT)
+    assert list(protocol.ARMS) == list(ARMS)
+    assert tuple(RARE_NAMES.values()) == protocol.RARE
     keys = [json.dumps(run.key) for run in runner.runs("confirmatory", 2001)]
     assert len(set(keys)) == len(keys)
     assert next(runner.runs("confirmatory", 2001)).arm == "U"
