@@ -58,8 +58,8 @@ def reports(path: Path | None) -> dict[str, str]:
 
 
 def decided(weigher: DecisiveTokens, text: str, mark: Mark) -> tuple[bool, int | None]:
-    """Returns whether the first clause of the marked sentence that states the marked finding states
-    it as present, and the index in the sentence of its decision word, if it has one."""
+    """Returns whether the marked finding is stated as present, by the first clause of the marked
+    sentence that states it, and the index in the sentence of the decision word, if it has one."""
     words = split(without_markup(text))
     first, stop = words.sentences[mark.sentence]
     low, high = words.starts[first], words.ends[stop - 1]
@@ -77,7 +77,7 @@ def decided(weigher: DecisiveTokens, text: str, mark: Mark) -> tuple[bool, int |
 def measure(weigher: DecisiveTokens, texts: dict[str, str], name: str) -> list[str]:
     """Returns the agreement of a set, a line for each side, and a line for each other word."""
     counts: Counter[tuple[str, str]] = Counter()
-    lines = []
+    lines, both = [], set(weigher.trees.findings)
     for mark in marks(name):
         present, word = decided(weigher, texts[mark.report], mark)
         side = "present" if present else "absent"
@@ -87,6 +87,7 @@ def measure(weigher: DecisiveTokens, texts: dict[str, str], name: str) -> list[s
             ("exact", apart == 0),
             ("near", apart is not None and apart <= 1),
             ("none", apart is None),
+            ("alone", apart is None and mark.finding.casefold() not in both),
         ):
             counts[side, kind] += true
             counts["all", kind] += true
@@ -94,7 +95,8 @@ def measure(weigher: DecisiveTokens, texts: dict[str, str], name: str) -> list[s
             lines.append(f"  {mark.report} sentence {mark.sentence}, {mark.finding}: {word}")
     table = [
         f"{name}, {side}: {counts[side, 'exact']} of {counts[side, 'marked']} the marked word, "
-        f"{counts[side, 'near']} within one word of it, {counts[side, 'none']} without one"
+        f"{counts[side, 'near']} within one word of it, {counts[side, 'none']} without one "
+        f"({counts[side, 'alone']} of a finding that the trees' reports never deny, or never state)"
         for side in ("all", "present", "absent")
     ]
     return table + lines

@@ -1,5 +1,6 @@
 """The decision token: the first at which the training reports part present and absent."""
 
+import numpy as np
 import pytest
 import tiny_tokenizers
 
@@ -7,7 +8,12 @@ from dive import DecisiveTokens
 from dive.decisive.clauses import clauses
 from dive.decisive.decision_tokens import Undecided
 from dive.decisive.mentions import Mention, find_mentions
+from dive.demo.reports import write_report
+from dive.demo.style import TERMS, hospital_style
+from dive.demo.world import FINDINGS, SHIFTED, draw_labels
 from dive.errors import DiveError
+from dive.lexicon import default_lexicon
+from tools import measure_decisions
 
 KINDS = ("qwen", "llama3", "llama2", "gemma", "unigram")
 TRAINING = [
@@ -206,3 +212,65 @@ def test_the_same_reports_give_the_same_tokens_however_they_are_read():
     again = DecisiveTokens(None, unit="decision")
     again.fit(reversed(TRAINING), lambda read, texts: [read(text) for text in texts])
     assert [words(again, text) for text in TRAINING] == [words(fitted(), t) for t in TRAINING]
+
+
+def hospital(number, count=128):
+    style = hospital_style(number)
+    severities = draw_labels(count, np.random.default_rng(number), SHIFTED)
+    return style, severities, [write_report(style, one) for one in severities]
+
+
+def stated(style, severities):
+    """The sentence about each finding of a report, and another that says the opposite of it."""
+    for concept in TERMS:
+        own = [i for i, (name, _, _) in enumerate(FINDINGS) if name == concept]
+        absent = style.absent[concept].format(term=style.terms[concept])
+        form = style.present[concept]
+        present = [form.format(phrase=style.phrase_for(i, int(severities[i] or 1))) for i in own]
+        found = [text for i, text in zip(own, present, strict=True) if severities[i]]
+        yield from ((concept, text, absent) for text in found)
+        if not found:
+            yield concept, absent, present[0]
+
+
+@pytest.mark.parametrize("number", range(11, 17))
+def test_the_built_in_world_is_parted_where_its_forms_part(number):
+    """In every report, for every finding: "the image shows ..." and "no ..." part at "the"."""
+    style, severities, texts = hospital(number)
+    weigher = fitted(texts)
+    checked = set()
+    for text, row in zip(texts, severities, strict=True):
+        begins = {one.start for one in weigher.marked(text)}
+        for concept, sentence, opposite in stated(style, row):
+            words, others = sentence.split(), opposite.split()
+            parted = next(k for k in range(len(words)) if words[: k + 1] != others[: k + 1])
+            at = text.index(sentence) + len(" ".join([*words[:parted], ""]))
+            assert at in begins, (concept, sentence)
+            checked.add((concept, sentence == style.absent[concept].format(
+                term=style.terms[concept])))  # fmt: skip
+    assert len(checked) == 2 * len(TERMS)
+
+
+def test_the_marks_of_real_sentences():
+    """They can be read, and hold no text of a report."""
+    for name, count in (("development", 50), ("held_out", 100)):
+        marks = measure_decisions.marks(name)
+        assert len(set(marks)) == len(marks) == count
+        for mark in marks:
+            assert measure_decisions.quarter(mark.report) == measure_decisions.SETS[name]
+            assert mark.finding in default_lexicon().entries and mark.word >= 0
+
+
+def test_a_marked_word_is_compared(monkeypatch):
+    texts = {"a": "Clear. There is no effusion.", "b": "There is a small effusion."}
+    marks = [
+        measure_decisions.Mark("a", 1, "Pleural Effusion", 2),
+        measure_decisions.Mark("b", 0, "Pleural Effusion", 3),
+    ]
+    monkeypatch.setattr(measure_decisions, "marks", lambda name: marks)
+    lines = measure_decisions.measure(fitted([*texts.values()]), texts, "held_out")
+    assert lines[0] == (
+        "held_out, all: 1 of 2 the marked word, 2 within one word of it, 0 without one "
+        "(0 of a finding that the trees' reports never deny, or never state)"
+    )
+    assert lines[-1] == "  b sentence 0, Pleural Effusion: 2"
