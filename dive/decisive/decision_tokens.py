@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dive.decisive.clauses import Clause
 from dive.decisive.mentions import Mention
 from dive.errors import DiveError
+from dive.errors.counting import counted
 from dive.lexicon import OTHER
 
 DEPTH = 16  # words of a clause, at most, that the trees hold
@@ -119,8 +120,8 @@ def grown(clauses: Iterable[Clause], reports: int) -> DecisionTrees:
         trees.add(clause)
     if not trees.findings:
         raise Undecided(
-            f"decisive_unit is 'decision', and none of the findings of {reports} training reports "
-            "is stated as present in one and absent in another: want reports with both, or "
-            "decisive_unit 'mention' or 'clause'"
+            "decisive_unit is 'decision', and none of the findings of "
+            f"{counted(reports, 'training report')} is stated as present in one clause and as absent "
+            "in another: want reports with both, or decisive_unit 'mention' or 'clause'"
         )
     return trees

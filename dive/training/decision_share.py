@@ -6,6 +6,7 @@ from typing import NamedTuple
 from dive.data.study import Study
 from dive.decisive.decision_tokens import Undecided
 from dive.decisive.tokens import PATHOLOGY, DecisiveTokens
+from dive.errors.counting import counted
 from dive.prompting.prompter import Prompter
 from dive.training.workers import spread
 
@@ -29,7 +30,7 @@ class DecisionShare(NamedTuple):
 
     @property
     def _reports(self) -> str:
-        return "1 report" if self.reports == 1 else f"{self.reports:,} reports"
+        return counted(self.reports, "report")
 
 
 def decision_share(

@@ -188,6 +188,33 @@ def test_inspect_tokens(tiny_llava, tmp_path):
         call("inspect", "tokens", tmp_path / "none.txt")
 
 
+def test_inspect_tokens_by_unit(tmp_path, studies_folder):
+    report, training = tmp_path / "report.txt", tmp_path / "training.txt"
+    report.write_text("There is no effusion. Small nodule.")
+    training.write_text("There is a small effusion.\n\nThere is no effusion.\n")
+
+    def shown(*options):
+        return call("inspect", "tokens", report, *options).stdout.partition("\n")[0]
+
+    assert shown("--unit", "clause") == "[There is no effusion]. [Small nodule]."
+    by_text = shown("--unit", "decision", "--reports", training)
+    assert by_text == "There is [no] effusion. Small nodule."
+    report.write_text("No effusion. Small nodule.")
+    by_studies = shown("--unit", "decision", "--reports", studies_folder / "studies.jsonl")
+    assert by_studies == "[No] effusion. Small nodule."
+    found = json.loads(call("inspect", "tokens", report, "--unit", "clause", "--json").stdout)
+    assert found["shares"]["pathology"]["tokens"] > 0.5
+    for options, message in (
+        (["--unit", "decision"], "is learnt from training reports; give them with --reports"),
+        (["--reports", training], "--reports is given with --unit mention, which needs none"),
+        (["--unit", "decision", "--reports", report], "of the findings of 1 training report is"),
+        (["--unit", "decision", "--reports", tmp_path / "no.txt"], "cannot read the reports"),
+        (["--unit", "word"], "unit is 'word', want one of mention, clause, decision"),
+    ):
+        with pytest.raises(DiveError, match=message):
+            call("inspect", "tokens", report, *options)
+
+
 @pytest.mark.parametrize("folder", ["tiny_llava", "tiny_qwen", "tiny_gemma"])
 def test_inspect_prompt_collapses_images(folder, request, studies_folder):
     result = call(

@@ -194,7 +194,7 @@ def test_radgraph_mentions_are_parted_too():
 
 @pytest.mark.parametrize("texts", [[], ["No effusion."], ["Small effusion. No nodule."]])
 def test_reports_without_both_sides_are_refused(texts):
-    with pytest.raises(Undecided, match=f"none of the findings of {len(texts)} training reports"):
+    with pytest.raises(Undecided, match=f"none of the findings of {len(texts)} training report"):
         fitted(texts)
 
 
