@@ -121,7 +121,7 @@ def grown(clauses: Iterable[Clause], reports: int) -> DecisionTrees:
     if not trees.findings:
         raise Undecided(
             "decisive_unit is 'decision', and none of the findings of "
-            f"{counted(reports, 'training report')} is stated as present in one clause and as absent "
-            "in another: want reports with both, or decisive_unit 'mention' or 'clause'"
+            f"{counted(reports, 'training report')} is stated as present in one clause and as "
+            "absent in another: want reports with both, or decisive_unit 'mention' or 'clause'"
         )
     return trees

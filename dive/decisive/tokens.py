@@ -81,8 +81,8 @@ class DecisiveTokens:
             and `polarity`, `uncertain` and `modifiers` change nothing.
         class_floor: the least share of the decisive tokens' total weight for each class of findings
             (`Mention.cls`) that occurs among them, for which the tokens of rare classes weigh more
-            than `pathology`; needs `fit`. It tilts the model towards rare findings, as every weight
-            on one outcome does.
+            than `pathology`; needs `fit`. "No Finding" is not among the classes, nor its tokens in
+            the total. It tilts the model towards rare findings, as a weight on one outcome does.
     """
 
     def __init__(
@@ -187,6 +187,7 @@ class DecisiveTokens:
             counts: Counter[str] = Counter()
             for found in apply(self._counted, texts):
                 counts.update(found)
+            counts.pop("No Finding", None)  # not a finding that could be rare
             self._weight_of_class = raised(counts, self.class_floor, self.pathology)
 
     def clauses(self, text: str) -> list[Clause]:
@@ -273,7 +274,7 @@ class DecisiveTokens:
         classes = [TEMPLATE] * len(offsets)
         for index, names in self._classes_of(text, offsets).items():
             classes[index] = PATHOLOGY
-            # a class that no training report has weighs as it would without a floor
+            # "No Finding", and a class of no training report, weigh as they would without a floor
             weights[index] = sum(table.get(name, self.pathology) for name in names) / len(names)
         if count > len(offsets):
             classes, weights = [*classes, EOS], [*weights, self.eos]
