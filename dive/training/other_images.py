@@ -211,11 +211,12 @@ def _changed(inputs: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[s
     found: dict[str, Tensor | Rows] = {}
     for name, value in inputs.items():
         other = base.get(name)
-        if other is None or other.shape != value.shape or other.dtype != value.dtype:
+        alike = other is not None and (other.shape, other.dtype) == (value.shape, value.dtype)
+        if other is None or not alike or not value.ndim:
             found[name] = value
             continue
-        differs = (value != other).reshape(len(value), -1).any(-1)
-        index = differs.nonzero().squeeze(1)
+        differs = value != other
+        index = (differs if value.ndim == 1 else differs.flatten(1).any(1)).nonzero().squeeze(1)
         found[name] = Rows(index, value[index])
     return found
 
