@@ -1,4 +1,4 @@
-# make demo | test | test-slow | hard | lint | bench | aot | lexicon
+# make demo | test | test-slow | hard | lint | bench | aot | lexicon | evidence
 #                                          each installs what it needs into .venv first
 # make wheel                               an sdist and a portable wheel in dist/, with tools of its own
 # make gpu-module                          dive/_C for a GPU machine that is had for minutes
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 WHEEL_TOOLS := build/wheel-tools
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test test-slow hard lint format bench aot lexicon wheel gpu-module clean
+.PHONY: demo test test-slow hard lint format bench aot lexicon evidence wheel gpu-module clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dive demo
@@ -57,6 +57,10 @@ lexicon: $(VENV)/.installed
 	$(BIN)/python tools/measure_lexicon.py
 	$(BIN)/python tools/measure_details.py
 	$(BIN)/python tools/measure_language.py
+
+# What README's tables and sentences rest on, from the records alone; an error if a page differs.
+evidence: $(VENV)/.installed
+	$(BIN)/python -m experiments.evidence
 
 # The wheel is built from the sdist, in an isolated environment. zig's clang and C++ library compile
 # it for the C library of manylinux_2_28, whatever this machine's is; nvcc does not work with that

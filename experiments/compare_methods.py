@@ -6,7 +6,7 @@ other hospitals. docs/study.md has all of it, and when each decision was taken.
 
     python -m experiments.compare_methods                 what is missing of all parts
     python -m experiments.compare_methods --part main     of one
-    python -m experiments.compare_methods --render        docs/study.md and README.md, from records
+    python -m experiments.evidence --render               the pages, from records
 
 Records are appended to benchmarks/results/demo-study.jsonl as they come, one line per hospital,
 seed and method: an interrupted run continues where it stopped, and several processes may run at the
@@ -30,12 +30,10 @@ from dive.demo import methods as m
 from dive.demo.methods import Method
 from dive.errors import DiveError, checks
 from dive.errors.visible import visible
-from dive.files.atomic import append_line, check_file, write_text
-from experiments import comparison_tables
+from dive.files.atomic import append_line, check_file
+from experiments import comparison_tables, demo_records, record_files
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "demo-study.jsonl"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "study.md")
 TEST_HOSPITALS = (11, 12, 13, 14, 15, 16)
 DEVELOPMENT_HOSPITALS = (901, 902)
 TEST = 160  # studies per hospital
@@ -102,9 +100,7 @@ PARTS = {
 
 
 def load(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [record for _, record in record_files.read(path)]
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
@@ -189,20 +185,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--part", action="append", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--hospitals", type=int, nargs="+", help="default: all of the part")
-    parser.add_argument("--render", action="store_true", help="fill the pages, run nothing")
     parser.add_argument("--out", metavar="FILE", help="records; default: those of the tree")
     args = parser.parse_args(argv)
     for name in args.part or ():
         if name not in PARTS:
             raise DiveError(f"part is {name!r}, want one of {', '.join(PARTS)}")
-    out = RESULTS if args.out is None else checks.path("--out", args.out)
+    out = demo_records.FILE if args.out is None else checks.path("--out", args.out)
     check_file(out)  # before anything runs
-    if args.render:
-        records = load(out)
-        for page in PAGES:
-            text = page.read_text(encoding="utf-8")
-            write_text(page, comparison_tables.fill(text, records))
-        return
     for name in args.part or PARTS:
         own = PARTS[name].hospitals
         chosen = [number for number in own if args.hospitals is None or number in args.hospitals]

@@ -1,28 +1,25 @@
-"""The experiment's records as tables, written between markers of a page.
+"""The records of compare_methods.py as tables, written between the markers of a page (pages.py).
 
 <!-- experiment: scores, main -->             every method: mean and standard deviation over runs
 <!-- experiment: demo scores, main -->        of the methods that `dive demo` shows
 <!-- experiment: differences, main -->        one change each: its size, hospitals, exact p
 <!-- experiment: demo differences, main -->   between methods that `dive demo` shows
-<!-- end -->                                  closes each
 """
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import sqrt
+from functools import partial
 from statistics import mean, stdev
-from typing import Any
 
 from dive.demo.methods import DEMO_METHODS, DIVE
 from dive.errors import DiveError
-from experiments.exact_test import holm, sign_flip
+from experiments.exact_test import as_text, half_interval, holm, sign_flip
+from experiments.record_files import Record
 
-Record = dict[str, Any]
 SCORES = ("bleu4", "rouge_l", "style_f1", "concept_f1", "terminated", "length_ratio")
 _HEADS = ("BLEU-4", "ROUGE-L", "style F1", "concept F1", "ended %", "length")
-_COMPARED = SCORES[:1] + SCORES[2:5]
+COMPARED = SCORES[:1] + SCORES[2:5]
 
 # The change, the method with it, the method without it.
 DIFFERENCES = (
@@ -55,9 +52,6 @@ DIFFERENCES = (
     ("LIVE: rate 0.1, for 0.05", "LIVE, rate 0.1", "LIVE, rate 0.05"),
     ("LIVE: rate 0.1, for 0.02", "LIVE, rate 0.1", "LIVE, rate 0.02"),
 )
-
-# Two-sided 95% quantiles of Student's t with 1, 2, ... degrees of freedom.
-_T95 = (12.70620, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.30600, 2.26216)
 
 
 def scores(records: Sequence[Record]) -> str:
@@ -103,7 +97,9 @@ class Difference:
     def __str__(self) -> str:
         spread = "" if self.half is None else f" ± {self.half:.1f}"
         counted = f"{self.higher} of {self.hospitals}"
-        return f"{self.size:+.1f}{spread}; {counted}; p {_p(self.p)}, {_p(self.corrected)}"
+        return (
+            f"{self.size:+.1f}{spread}; {counted}; p {as_text(self.p)}, {as_text(self.corrected)}"
+        )
 
 
 def measured(records: Sequence[Record]) -> list[tuple[str, str, str, list[Difference]]]:
@@ -112,7 +108,7 @@ def measured(records: Sequence[Record]) -> list[tuple[str, str, str, list[Differ
     The records of one part are one family: Holm's correction is over all changes and measures.
     """
     found = [
-        (change, [_by_hospital(pairs, key) for key in _COMPARED])
+        (change, [_by_hospital(pairs, key) for key in COMPARED])
         for change in DIFFERENCES
         if (pairs := _pairs(records, *change[1:]))
     ]
@@ -135,7 +131,7 @@ def differences(records: Sequence[Record]) -> str:
     smallest = min(every, key=lambda one: (one.p, one.corrected))
     return (
         f"{_compared_table(found)}\n\n{len(every)} tests, corrected together; the smallest p is "
-        f"{_p(smallest.p)}, after correction {_p(smallest.corrected)}."
+        f"{as_text(smallest.p)}, after correction {as_text(smallest.corrected)}."
     )
 
 
@@ -147,21 +143,14 @@ def demo_differences(records: Sequence[Record]) -> str:
 
 def _compared_table(changes: Sequence[tuple[str, str, str, list[Difference]]]) -> str:
     lines = [
-        "| change | " + " | ".join(_HEADS[SCORES.index(key)] for key in _COMPARED) + " |",
-        "| --- |" + " ---: |" * len(_COMPARED),
+        "| change | " + " | ".join(_HEADS[SCORES.index(key)] for key in COMPARED) + " |",
+        "| --- |" + " ---: |" * len(COMPARED),
         *(
             f"| {label} | " + " | ".join(map(str, measures)) + " |"
             for label, _, _, measures in changes
         ),
     ]
     return "\n".join(lines)
-
-
-def _p(value: Fraction) -> str:
-    if value == 1:
-        return "1"
-    thousandths = int(1000 * value + Fraction(1, 2))  # rounds halves up: never smaller than it is
-    return f"{thousandths / 1000:.3f}".removeprefix("0") if thousandths else "<.001"
 
 
 def _pairs(records: Sequence[Record], with_it: str, without: str) -> list[tuple[Record, Record]]:
@@ -187,15 +176,10 @@ def _by_hospital(pairs: Sequence[tuple[Record, Record]], key: str) -> list[Fract
 
 
 def _difference(means: Sequence[Fraction], p: Fraction, corrected: Fraction) -> Difference:
-    half = None
-    if len(means) > 1:
-        spread = stdev([float(value) for value in means])
-        half = _T95[len(means) - 2] * spread / sqrt(len(means))
     higher = sum(value > 0 for value in means)
-    return Difference(float(mean(means)), half, higher, len(means), p, corrected)
+    return Difference(float(mean(means)), half_interval(means), higher, len(means), p, corrected)
 
 
-_MARKED = re.compile(r"(<!-- experiment: ([\w ]+), ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 _TABLES = {
     "scores": scores,
     "demo scores": demo_scores,
@@ -204,19 +188,11 @@ _TABLES = {
 }
 
 
-def fill(page: str, records: Sequence[Record]) -> str:
-    """Returns the page with a table between each pair of markers."""
-    if not _MARKED.search(page):
-        raise DiveError("the page has no <!-- experiment: scores, PART --> ... <!-- end -->")
-
-    def made(match: re.Match[str]) -> str:
-        begin, kind, part, end = match.groups()
-        own = [record for record in records if record["part"] == part]
-        if kind not in _TABLES or not own:
-            parts = ", ".join(dict.fromkeys(record["part"] for record in records))
-            raise DiveError(
-                f"no table {kind!r} of part {part!r}: there are {', '.join(_TABLES)} of {parts}"
-            )
-        return f"{begin}{_TABLES[kind](own)}\n{end}"
-
-    return _MARKED.sub(made, page)
+def tables(records: Sequence[Record]) -> dict[str, Callable[[], str]]:
+    """Returns what each marker of a page stands for, by its name."""
+    parts = dict.fromkeys(record["part"] for record in records)
+    return {
+        f"{kind}, {part}": partial(make, [one for one in records if one["part"] == part])
+        for part in parts
+        for kind, make in _TABLES.items()
+    }

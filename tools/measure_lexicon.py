@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from dive.decisive.tokens import DecisiveTokens, Mention, find_mentions
+from dive.decisive.mentions import Mention, find_mentions
+from dive.decisive.tokens import DecisiveTokens
 from dive.lexicon import CHEXPERT_CLASSES, OTHER, Entry, Lexicon, default_lexicon
 
 DATA = Path(__file__).parents[1] / "tests" / "lexicon" / "sentences"

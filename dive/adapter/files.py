@@ -106,7 +106,10 @@ _FIELDS: dict[str, Kind] = {
     "distillation.backbone.name": _TEXT,
     "distillation.config": _TABLE,
     "distillation.config.preset": _TEXT,
+    "distillation.decision_share": (_is_number, "a number"),
     "distillation.config.decisive": _TEXT,
+    "distillation.config.decisive_unit": _TEXT,
+    "distillation.config.class_floor": (_is_number, "a number"),
     "distillation.config.polarity": _TEXT,
     **{
         f"distillation.config.{name}_weight": (_is_number, "a number")

@@ -138,7 +138,10 @@ def _forget_paths(path: Path) -> None:
 
 
 def _objective(settings: dict[str, Any]) -> str:
-    names = ("ce_weight", "kd_weight", "align_weight", "pathology_weight", "eos_weight", "polarity")
+    weights = ("ce_weight", "kd_weight", "align_weight", "pathology_weight", "eos_weight")
+    # a unit is noted where it is another than mentions, and then polarity changes nothing
+    unit = "decisive_unit" if settings.get("decisive_unit") else "polarity"
+    names = (*weights, unit, "class_floor")
     parts = [f"{name} {settings[name]}" for name in names if settings.get(name) is not None]
     if settings.get("decisive"):
         parts.append(f"decisive by {public_source(settings['decisive'])}")

@@ -90,6 +90,14 @@ def distill(
             "much the image changes what the teacher expects at each token.",
         ),
     ] = None,
+    decisive_unit: Annotated[
+        str | None,
+        typer.Option(
+            "--decisive-unit",
+            help="What is weighted of a statement: mention (default), clause, or decision (the "
+            "token at which the training reports part present and absent).",
+        ),
+    ] = None,
     ce_weight: Annotated[float | None, typer.Option(help="Default: the preset's.")] = None,
     kd_weight: Annotated[float | None, typer.Option(help="Default: the preset's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Default 0.")] = None,

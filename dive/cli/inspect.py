@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dive.decisive.tokens import DecisiveTokens, Mention
+    from dive.decisive.mentions import Mention
+    from dive.decisive.tokens import DecisiveTokens
     from dive.prompting.prompter import Prompter
 
 inspect = typer.Typer(no_args_is_help=True, help="Show the input of a training.")
@@ -69,6 +70,18 @@ def tokens(
             "--decisive", help="lexicon, radgraph or radgraph:X, as in distill (but not visual)."
         ),
     ] = "lexicon",
+    unit: Annotated[
+        str, typer.Option("--unit", help="mention, clause or decision, as --decisive-unit.")
+    ] = "mention",
+    reports: Annotated[
+        str | None,
+        typer.Option(
+            "--reports",
+            metavar="FILE",
+            help="Training studies, or a text file of reports parted by blank lines, from which "
+            "decision tokens are learnt.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show a report with its findings, and the share of tokens and of loss of each class."""
@@ -82,6 +95,7 @@ def tokens(
             f"--decisive is {VISUAL!r}, whose weights need the study's image and a teacher, and "
             "here is a report alone, want lexicon, radgraph or radgraph:X"
         )
+    _check_reports(unit, reports)
     text = _report_text(file)
     if decisive != "lexicon":
         text = text.strip()  # as training does
@@ -93,22 +107,49 @@ def tokens(
         eos=eos,
         polarity=polarity,
         modifiers=modifiers,
+        unit=unit,
     )
+    if reports is not None:
+        weigher.fit(_training_reports(reports))
     if decisive == "lexicon":
         warn_if_not_english([text], "reports", "the lexicon")
     classes = weigher.label(text, offsets, len(offsets) + 1)
-    unit = "words" if tokenizer is None else "tokens"
+    pieces = "words" if tokenizer is None else "tokens"
     if as_json:
-        print(visible_json(_as_json(text, weigher, classes, unit)))
+        print(visible_json(_as_json(text, weigher, classes, pieces)))
         return
     console = stdout()
     _print_report(console, text, weigher)
-    _print_shares(console, weigher, classes, unit)
+    _print_shares(console, weigher, classes, pieces)
+    what = polarity if unit == "mention" else f"{unit}, present and absent"
     console.print(
-        f"{len(classes)} {unit} with the end; weights: pathology {pathology:g} ({polarity}), "
+        f"{len(classes)} {pieces} with the end; weights: pathology {pathology:g} ({what}), "
         f"end {eos:g}, others 1; the share of loss is by weight, as if every token cost the same",
         style="dim",
     )
+
+
+def _check_reports(unit: str, reports: str | None) -> None:
+    """DiveError where decision tokens lack the reports that they are learnt from, or others have
+    reports that they do not need."""
+    if unit == "decision" and reports is None:
+        raise DiveError(
+            "--unit decision: where a report decides is learnt from training reports; give them "
+            "with --reports"
+        )
+    if unit != "decision" and reports is not None:
+        raise DiveError(f"--reports is given with --unit {unit}, which needs none; leave it out")
+
+
+def _training_reports(given: str) -> list[str]:
+    """The reports of a file of studies, or of a text file with blank lines between reports."""
+    if Path(given).suffix.lower() in (".txt", ".text"):
+        try:
+            text = _file_text(Path(given))
+        except (OSError, UnicodeDecodeError) as error:
+            raise DiveError(f"cannot read the reports {given}: {error}") from error
+        return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
+    return [study.report("findings") for study in open_all(given, target="findings")]
 
 
 def _pieces(text: str, backbone: str | None) -> tuple[Any, list[tuple[int, int]]]:

@@ -1,31 +1,28 @@
 """The decisive tokens of a report: the mentions of pathology, and the end of the report.
 
-`find_mentions` reads a report with the lexicon of dive/lexicon and the polarity rules of
-dive/decisive/polarity.py, `radgraph_mentions` takes mentions from a RadGraph annotation;
-`DecisiveTokens` maps them to the tokens of any fast tokenizer.
+`DecisiveTokens` maps the mentions of dive/decisive/mentions.py, the clauses that state them or the
+words that decide on them to the tokens of any fast tokenizer.
 """
 
-from bisect import bisect_left
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dive.decisive.asking_sections import asking_sections
-from dive.decisive.polarity import (
-    NEGATIVE,
-    POSITIVE,
-    UNCERTAIN,
-    Found,
-    polarities,
-)
-from dive.errors import DiveError
-from dive.lexicon import OTHER, Entry, Lexicon, default_lexicon
-from dive.lexicon.checklist import SILENT, answered, answers, with_answers
-from dive.lexicon.markup import without_markup
+from dive.decisive.class_floor import raised
+from dive.decisive.clauses import Clause, clauses
+from dive.decisive.decision_tokens import DecisionTrees, grown
+from dive.decisive.decoded import growing
+from dive.decisive.mentions import Mention, find_mentions, radgraph_mentions
+from dive.decisive.polarity import NEGATIVE, POSITIVE
+from dive.decisive.spans import merged, overlapped
+from dive.errors import DiveError, checks
+from dive.lexicon import Lexicon, default_lexicon
 from dive.lexicon.modifiers import widen
-from dive.lexicon.terms import Match, longest_first
-from dive.lexicon.words import COLON, split
-from dive.radgraph import Annotation, Annotator, entity_kind, entity_spans
+from dive.radgraph import Annotation, Annotator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,126 +30,29 @@ if TYPE_CHECKING:
 # classes of tokens; CLASS_NAMES[id] is the name of one in logs and tables
 TEMPLATE, PATHOLOGY, EOS = 0, 1, 2
 CLASS_NAMES = ("template", "pathology", "eos")
+UNITS = ("mention", "clause", "decision")
+FITTED = 50_000  # training reports, at most, that `DecisiveTokens.fit` reads
+Apply = Callable[[Callable[[str], Any], Sequence[str]], Iterable[Any]]
 
 
-class Mention(NamedTuple):
-    """A finding in a text.
+def check_unit(unit: str, class_floor: float, name: str) -> None:
+    """DiveError where `unit` is none of `UNITS`, or `class_floor` is no share below 1.
 
-    [start, end) are its outer characters; `spans` are the characters of its own words, more than
-    one range where others stand in between ("heart is mildly enlarged"). `name` is the lexicon's
-    entry, `cls` its CheXpert observation or "Other", `polarity` is "positive", "negative" or
-    "uncertain". A statement of normality ("lungs are clear") has class "No Finding" and is
-    negative.
+    name: what the unit is called in the message.
     """
+    if unit not in UNITS:
+        raise DiveError(f"{name} is {unit!r}, want one of {', '.join(UNITS)}")
+    if not (checks.is_number(class_floor) or class_floor == 0) or not 0 <= class_floor < 1:
+        raise DiveError(f"class_floor is {class_floor!r}, want a share from 0 to below 1")
+
+
+class Marked(NamedTuple):
+    """A decisive stretch of a text: its characters [start, end), and the classes of the findings
+    that it is decisive for."""
 
     start: int
     end: int
-    name: str
-    cls: str
-    polarity: str
-    spans: tuple[tuple[int, int], ...]
-
-
-def find_mentions(text: str, lexicon: Lexicon | None = None) -> list[Mention]:
-    """The findings that a report mentions, in its order; no two share a word.
-
-    Sections that state nothing about the image (indication, history, comparison) are read too:
-    findings that they name as present are uncertain.
-    """
-    lexicon = default_lexicon() if lexicon is None else lexicon
-    automaton = lexicon.automaton
-    text = without_markup(text)
-    words = split(text)
-    asking = asking_sections(text)
-    mentions: list[Mention] = []
-    free = [True] * len(words.words)
-
-    terms = automaton.matches(words.words, words.joined, 0, len(words.words))
-    firsts = [term.first for term in terms]
-
-    def within(first: int, stop: int) -> list[Match]:
-        among = terms[bisect_left(firsts, first) : bisect_left(firsts, stop)]
-        return [term for term in among if term.end <= stop]
-
-    def names_finding(start: int, stop: int) -> bool:
-        return bool(within(bisect_left(words.starts, start), bisect_left(words.starts, stop)))
-
-    for first, stop, answer in with_answers(words, answers(text, names_finding)):
-        matches = _without_headings(within(first, stop), words.before)
-        if not matches:
-            continue
-        found = [f for match in longest_first(matches) if not (f := _found(match)).ignore]
-        for one, polarity in zip(found, polarities(words, first, stop, found, free), strict=True):
-            if answer is not None:
-                if answer.state == SILENT:
-                    continue
-                polarity = answered(polarity, one.normal, answer.state)
-            entry = one.match.value
-            assert isinstance(entry, Entry)
-            spans = _spans(one.match.marked, words.starts, words.ends, words.joined)
-            start, end = spans[0][0], spans[-1][1]
-            if polarity == POSITIVE and any(a <= start < b for a, b in asking):
-                polarity = UNCERTAIN
-            mentions.append(Mention(start, end, entry.name, entry.cls, polarity, spans))
-    return mentions
-
-
-def _without_headings(matches: list[Match], before: Sequence[int]) -> list[Match]:
-    """The matches without those that need no words of a heading: "Left lung: opacity"."""
-    kept = []
-    for match in matches:
-        colon = next((i for i in match.words[1:] if before[i] == COLON), None)
-        if colon is None or not any(
-            other.value is match.value and other.first >= colon and other.end == match.end
-            for other in matches
-        ):
-            kept.append(match)
-    return kept
-
-
-def _found(match: Match) -> Found:
-    entry = match.value
-    assert isinstance(entry, Entry)
-    return Found(match, entry.name, entry.normal, entry.uncertain, entry.ignore)
-
-
-def _spans(
-    marked: Sequence[int], starts: list[int], ends: list[int], joined: list[bool]
-) -> tuple[tuple[int, int], ...]:
-    """Characters of the marked words; neighbours share one span."""
-    spans = [(starts[marked[0]], ends[marked[0]])]
-    for last, index in pairwise(marked):
-        if index == last + 1 and joined[index]:
-            spans[-1] = (spans[-1][0], ends[index])
-        else:
-            spans.append((starts[index], ends[index]))
-    return tuple(spans)
-
-
-def radgraph_mentions(
-    text: str, annotation: Annotation, lexicon: Lexicon | None = None
-) -> list[Mention]:
-    """The observations of a RadGraph annotation, in the report's order; class "Other".
-
-    Anatomy alone is no finding. To RadGraph a statement of normality ("clear", "normal") is an
-    observation that is present: where the lexicon reads normality, the mention is negative here, as
-    in `find_mentions`.
-
-    Raises:
-        DiveError: the annotation is of another text, or has a label of no RadGraph model.
-    """
-    well = [m.spans for m in find_mentions(text, lexicon) if m.cls == "No Finding"]
-    normal = [span for spans in well for span in spans]
-    entities = annotation["entities"].values()
-    mentions = []
-    for (start, end, label), entity in zip(entity_spans(text, annotation), entities, strict=True):
-        kind, state = entity_kind(label)
-        if kind != "observation":
-            continue
-        if state == POSITIVE and any(a < end and start < b for a, b in normal):
-            state = NEGATIVE
-        mentions.append(Mention(start, end, entity["tokens"], OTHER, state, ((start, end),)))
-    return sorted(mentions)
+    classes: tuple[str, ...]
 
 
 class DecisiveTokens:
@@ -173,6 +73,16 @@ class DecisiveTokens:
         annotator: RadGraph's annotations (`dive.radgraph.RadGraph`, `RadGraphFile`) in place of the
             lexicon's mentions. Pass all reports to `prepare` first: starting the model for every
             single report takes minutes instead of seconds.
+        unit: the decisive part of a statement. "mention": the words of the finding, by `polarity`.
+            "clause": all words of a clause that states findings, present or absent. "decision": the
+            first token of the one word of such a clause at which the training reports part present
+            and absent ("there is *a* small effusion", "there is *no* effusion"; see
+            `DecisionTrees`); needs `fit`. With "clause" and "decision" both sides carry the weight,
+            and `polarity`, `uncertain` and `modifiers` change nothing.
+        class_floor: the least share of the decisive tokens' total weight for each class of findings
+            (`Mention.cls`) that occurs among them, for which the tokens of rare classes weigh more
+            than `pathology`; needs `fit`. It tilts the model towards rare findings, as every weight
+            on one outcome does.
     """
 
     def __init__(
@@ -186,7 +96,15 @@ class DecisiveTokens:
         uncertain: bool = True,
         modifiers: bool = False,
         annotator: Annotator | None = None,
+        unit: str = "mention",
+        class_floor: float = 0.0,
     ) -> None:
+        check_unit(unit, class_floor, "unit")
+        if class_floor and annotator is not None:
+            raise DiveError(
+                f"class_floor is {class_floor}, and RadGraph's observations have no classes: want "
+                "class_floor 0, or the lexicon"
+            )
         if polarity not in ("positive", "all"):
             raise DiveError(f"polarity is {polarity!r}, want 'positive' or 'all'")
         for name, weight in (("pathology", pathology), ("eos", eos)):
@@ -202,7 +120,10 @@ class DecisiveTokens:
         self.polarity, self.uncertain, self.modifiers = polarity, uncertain, modifiers
         self.lexicon = default_lexicon() if lexicon is None else lexicon
         self.annotator = annotator
+        self.unit, self.class_floor = unit, float(class_floor)
         self._annotations: dict[str, Annotation] = {}
+        self._trees: DecisionTrees | None = None
+        self._weight_of_class: dict[str, float] | None = None
 
     def prepare(self, texts: Iterable[str]) -> None:
         """Annotate reports, all at once; without effect where the lexicon reads them."""
@@ -229,10 +150,90 @@ class DecisiveTokens:
             return [m for m in mentions if m.polarity != NEGATIVE]
         return [m for m in mentions if m.polarity == POSITIVE]
 
+    def by(self, unit: str) -> "DecisiveTokens":
+        """The same source of mentions, its annotations included, with another unit, no class floor
+        and nothing fitted."""
+        other = copy(self)
+        other.unit, other.class_floor = unit, 0.0
+        other._trees = other._weight_of_class = None
+        return other
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether `fit` must have read the training reports before others can be weighed."""
+        return self.unit == "decision" or self.class_floor > 0
+
+    def fit(self, texts: Iterable[str], apply: Apply = map) -> None:
+        """Read the training reports, once: the decision trees, and the weights of the classes.
+
+        Where neither is needed it does nothing. Of more than `FITTED` reports every n-th is read.
+
+        Args:
+            apply: like `map`; it may compute in other processes.
+
+        Raises:
+            DiveError: no finding is stated and denied ("decision"); so many classes occur that
+                they cannot all have the share `class_floor`, or none does.
+        """
+        if not self.needs_fit:
+            return
+        texts = list(texts)
+        texts = texts[:: max(1, -(-len(texts) // FITTED))]
+        self.prepare(texts)
+        self._weight_of_class = self._trees = None
+        if self.unit == "decision":
+            self._trees = grown(chain.from_iterable(apply(self.clauses, texts)), len(texts))
+        if self.class_floor:
+            counts: Counter[str] = Counter()
+            for found in apply(self._counted, texts):
+                counts.update(found)
+            self._weight_of_class = raised(counts, self.class_floor, self.pathology)
+
+    def clauses(self, text: str) -> list[Clause]:
+        """The clauses of a report that state a finding, present or absent."""
+        return clauses(text, self.mentions(text))
+
+    def marked(self, text: str) -> list[Marked]:
+        """The decisive stretches of a report, in the order of their statements.
+
+        Raises:
+            DiveError: the unit is "decision", and `fit` was not called.
+        """
+        if self.unit == "mention":
+            return [
+                Marked(*(widen(text, *span) if self.modifiers else span), (mention.cls,))
+                for mention in self.decisive(text)
+                for span in mention.spans
+            ]
+        marked = []
+        for clause in self.clauses(text):
+            first, last = 0, -1
+            if self.unit == "decision":
+                index = self.trees.index(clause)
+                if index is None:
+                    continue
+                first = last = index
+            classes = dict.fromkeys(mention.cls for mention in clause.mentions)
+            marked.append(Marked(clause.spans[first][0], clause.spans[last][1], (*classes,)))
+        return marked
+
+    @property
+    def trees(self) -> DecisionTrees:
+        """The decision trees of the training reports.
+
+        Raises:
+            DiveError: the unit is not "decision", or `fit` was not called.
+        """
+        if self._trees is None:
+            raise DiveError(
+                f"unit is {self.unit!r}, and no decision tree was grown: want unit 'decision', and "
+                "a call of fit with the training reports"
+            )
+        return self._trees
+
     def spans(self, text: str) -> list[tuple[int, int]]:
         """The characters of decisive words, sorted and without overlaps."""
-        spans = [span for mention in self.decisive(text) for span in mention.spans]
-        return merged(widen(text, *span) if self.modifiers else span for span in spans)
+        return merged((one.start, one.end) for one in self.marked(text))
 
     def label(self, text: str, offsets: Sequence[tuple[int, int]], count: int) -> list[int]:
         """The class of each of a response's `count` tokens.
@@ -243,19 +244,93 @@ class DecisiveTokens:
             count: len(offsets), or one more with the end-of-turn token, which is EOS.
 
         Raises:
-            DiveError: any other count.
+            DiveError: any other count; or as for `marked`.
         """
+        self._check_count(offsets, count)
+        hits = self._hits(offsets, self.spans(text))
+        classes = [TEMPLATE if hit is None else PATHOLOGY for hit in hits]
+        return classes if count == len(offsets) else [*classes, EOS]
+
+    def weigh(
+        self, text: str, offsets: Sequence[tuple[int, int]], count: int
+    ) -> tuple[list[int], list[float]]:
+        """The class and the weight of each of a response's `count` tokens; as for `label`.
+
+        Raises:
+            DiveError: as for `label`; or there is a `class_floor`, and `fit` was not called.
+        """
+        if not self.class_floor:
+            classes = self.label(text, offsets, count)
+            return classes, self.weights_of(classes)
+        if self._weight_of_class is None:
+            raise DiveError(
+                f"class_floor is {self.class_floor}, and how rare a class is is learnt from the "
+                "training reports: call fit with them first"
+            )
+        self._check_count(offsets, count)
+        table = self._weight_of_class
+        weights = [1.0] * len(offsets)
+        classes = [TEMPLATE] * len(offsets)
+        for index, names in self._classes_of(text, offsets).items():
+            classes[index] = PATHOLOGY
+            # a class that no training report has weighs as it would without a floor
+            weights[index] = sum(table.get(name, self.pathology) for name in names) / len(names)
+        if count > len(offsets):
+            classes, weights = [*classes, EOS], [*weights, self.eos]
+        return classes, weights
+
+    def _check_count(self, offsets: Sequence[tuple[int, int]], count: int) -> None:
         if count not in (len(offsets), len(offsets) + 1):
             raise DiveError(
                 f"a response of {count} tokens with {len(offsets)} offsets, want one offset per "
                 "token, with or without one end-of-turn token after them"
             )
-        hits = _overlaps(offsets, self.spans(text))
-        classes = [PATHOLOGY if hit else TEMPLATE for hit in hits]
-        return classes if count == len(offsets) else [*classes, EOS]
+
+    def _hits(
+        self, offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
+    ) -> list[int | None]:
+        """Of each token the span that makes it decisive, or None."""
+        hits = overlapped(offsets, spans)
+        if self.unit != "decision":
+            return hits
+        firsts = {hit: index for index, hit in reversed([*enumerate(hits)])}
+        return [hit if firsts[hit] == index else None for index, hit in enumerate(hits)]
+
+    def _classes_of(
+        self, text: str, offsets: Sequence[tuple[int, int]]
+    ) -> dict[int, tuple[str, ...]]:
+        """The classes of the findings that each decisive token is of, by its index."""
+        marked = sorted(self.marked(text))
+        spans = merged((one.start, one.end) for one in marked)
+        within: list[list[Marked]] = [[] for _ in spans]
+        for one in marked:
+            within[bisect_right(spans, (one.start, len(text) + 1)) - 1].append(one)
+        classes = {}
+        for index, hit in enumerate(self._hits(offsets, spans)):
+            if hit is not None:
+                start, end = offsets[index]
+                own = [one for one in within[hit] if one.start < end and start < one.end]
+                classes[index] = (*dict.fromkeys(name for one in own for name in one.classes),)
+        return classes
+
+    def _counted(self, text: str) -> dict[str, float]:
+        """How many decisive tokens of a report are of each class; one of several classes counts in
+        part for each."""
+        counts: dict[str, float] = {}
+        for names in self._classes_of(text, self._offsets(text)).values():
+            for name in names:
+                counts[name] = counts.get(name, 0.0) + 1 / len(names)
+        return counts
+
+    def _offsets(self, text: str) -> list[tuple[int, int]]:
+        """The characters of a text's tokens; of its words, if there is no tokenizer."""
+        if self.tokenizer is None:
+            return [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return encoded["offset_mapping"]
 
     def weights_of(self, classes: Iterable[int]) -> list[float]:
-        """The weight of each class id."""
+        """The weight of each class id, without a `class_floor`: see `weigh`."""
         table = (1.0, self.pathology, self.eos)
         return [table[kind] for kind in classes]
 
@@ -274,14 +349,11 @@ class DecisiveTokens:
         if self.tokenizer is None:
             raise DiveError("DecisiveTokens(None) cannot tokenise; give it a tokenizer")
         if isinstance(text_or_ids, str):
-            encoded = self.tokenizer(
-                text_or_ids, add_special_tokens=False, return_offsets_mapping=True
-            )
-            text, offsets = text_or_ids, encoded["offset_mapping"]
+            text, offsets = text_or_ids, self._offsets(text_or_ids)
         else:
             text, offsets = self._decode(text_or_ids)
-        classes = self.label(text, offsets, len(offsets) + 1)
-        return torch.tensor(self.weights_of(classes), dtype=torch.float32)
+        _, weights = self.weigh(text, offsets, len(offsets) + 1)
+        return torch.tensor(weights, dtype=torch.float32)
 
     def _decode(self, ids: "Sequence[int] | Tensor") -> tuple[str, list[tuple[int, int]]]:
         """The text of ids, and each id's characters in it.
@@ -295,66 +367,9 @@ class DecisiveTokens:
         while flat and flat[-1] in special:
             flat.pop()
         plain = [index for index in flat if index not in special]
-        text, ends = _growing(self.tokenizer, plain)
+        text, ends = growing(self.tokenizer, plain)
         spans = iter(zip([0, *ends], ends, strict=False))
         return text, [(0, 0) if index in special else next(spans) for index in flat]
-
-
-def _growing(tokenizer: Any, ids: list[int]) -> tuple[str, list[int]]:
-    """The decoded text, and its length after each id.
-
-    Decoding every prefix would take quadratic time; a window behind the last complete character
-    gives the same text, as the text of a token does not depend on tokens far before it.
-    """
-
-    def decode(part: list[int]) -> str:
-        return tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-    ends: list[int] = []
-    text = ""
-    # text is the decoding of ids[:known]; ids[anchor:known] are context for the first new one
-    anchor = known = 0
-    for count in range(1, len(ids) + 1):
-        old = decode(ids[anchor:known])
-        new = decode(ids[anchor:count])
-        if new.endswith("�"):
-            ends.append(len(text) + 1)  # part of a character whose other bytes are still to come
-            continue
-        text += new[len(old) :]
-        anchor, known = known, count
-        ends.append(len(text))
-    if known < len(ids):
-        text += decode(ids[anchor:])[len(decode(ids[anchor:known])) :]
-    return text, [min(end, len(text)) for end in ends]
-
-
-def merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The spans sorted, with those that overlap or touch merged."""
-    joined: list[tuple[int, int]] = []
-    for start, end in sorted(spans):
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
-        else:
-            joined.append((start, end))
-    return joined
-
-
-def _overlaps(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """Whether each token shares a character with one of the sorted spans, which do not overlap.
-
-    Overlap and not containment: the first piece of a word often carries the space before it.
-    Tokens without width (special tokens) share none.
-    """
-    hits = []
-    k = 0
-    for start, end in offsets:
-        # offsets of byte pieces may repeat, and never go back far, so step back as needed
-        while k > 0 and spans[k - 1][1] > start:
-            k -= 1
-        while k < len(spans) and spans[k][1] <= start:
-            k += 1
-        hits.append(end > start and k < len(spans) and spans[k][0] < end)
-    return hits
 
 
 def share(classes: Sequence[int], weights: Sequence[float]) -> dict[int, tuple[float, float]]:

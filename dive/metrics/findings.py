@@ -56,7 +56,7 @@ def sides_and_severities(text: str) -> dict[str, frozenset[Pair]]:
 
 
 def _mentions(text: str) -> list[Any]:
-    from dive.decisive.tokens import find_mentions  # the lexicon is compiled on first use
+    from dive.decisive.mentions import find_mentions  # the lexicon is compiled on first use
 
     return find_mentions(text)
 

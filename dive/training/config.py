@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dive.adapter.config import SteeringConfig
+from dive.decisive.tokens import check_unit
 from dive.errors import DiveError, checks
 from dive.radgraph import parse_source
 from dive.training.workers import check_workers
@@ -21,6 +22,7 @@ _DIVE: dict[str, Any] = {
     "norm_preserving": False,
     "pathology_weight": 2.5,
     "eos_weight": 2.5,
+    "decisive_unit": "mention",
     "ce_weight": 1.0,
     "kd_weight": 0.5,
     "align_weight": 0.0,
@@ -53,6 +55,12 @@ class DistillConfig:
         "radgraph:X" (a type of model, a folder or archive of weights, or a file of annotations), or
         "visual": no list, but how much the image changes what the teacher expects at each token (so
         a teacher is run whatever the preset, with five prompts per study instead of one).
+    decisive_unit: what is weighted of a statement: "mention" (the finding's words, by `polarity`),
+        "clause" (all words of a clause that states a finding, present or absent) or "decision" (the
+        one token of such a clause at which the training reports part present and absent). With the
+        last two both sides carry the weight, and `polarity` and `modifiers` change nothing.
+    class_floor: the least share of the weight on pathology tokens for each class of findings, from
+        0 (none) to 1 by the number of classes; it tilts the model towards rare ones.
     modifiers: severity, side and location next to a mention are weighted with it.
     ce_weight, kd_weight, align_weight: weights of cross entropy, of KL to the teacher, and of the
         mean squared distance of teacher and student hidden states. 0 switches a term off.
@@ -91,6 +99,8 @@ class DistillConfig:
     eos_weight: float | None = None
     polarity: str = "positive"
     decisive: str = "lexicon"
+    decisive_unit: str | None = None
+    class_floor: float = 0.0
     modifiers: bool = True
     ce_weight: float | None = None
     kd_weight: float | None = None
@@ -177,11 +187,30 @@ class DistillConfig:
             )
         if self.polarity not in ("positive", "all"):
             raise DiveError(f"DistillConfig: polarity is {self.polarity!r}, want positive or all")
-        if self.decisive not in ("lexicon", VISUAL):
-            parse_source(self.decisive, "DistillConfig: decisive")
+        self._check_decisive()
         if not (self.ce_weight or self.kd_weight or self.align_weight):
             raise DiveError(
                 "DistillConfig: ce_weight, kd_weight and align_weight are all 0; nothing to learn"
+            )
+
+    def _check_decisive(self) -> None:
+        check_unit(str(self.decisive_unit), self.class_floor, "DistillConfig: decisive_unit")
+        if self.class_floor and not self.pathology_weight:
+            raise DiveError(
+                f"DistillConfig: class_floor is {self.class_floor}, a share of the pathology "
+                "tokens' weight, and pathology_weight is 0: want pathology_weight above 0"
+            )
+        if self.decisive not in ("lexicon", VISUAL):
+            parse_source(self.decisive, "DistillConfig: decisive")
+        if self.decisive != "lexicon" and self.class_floor:
+            raise DiveError(
+                f"DistillConfig: class_floor is {self.class_floor} with decisive "
+                f"{self.decisive!r}, which has no classes of findings: want decisive 'lexicon'"
+            )
+        if self.decisive == VISUAL and self.decisive_unit != "mention":
+            raise DiveError(
+                f"DistillConfig: decisive_unit is {self.decisive_unit!r} with decisive 'visual', "
+                "which reads no statements: want decisive 'lexicon' or 'radgraph'"
             )
 
     @property

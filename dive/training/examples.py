@@ -91,15 +91,9 @@ class Examples(Dataset):
             inputs = self.prompter.slim(self.prompter.with_response(prompt, response.ids))
         except DiveError as error:
             raise DiveError(f"{study.where}: {error}") from error
-        classes = label(self.weigher, study, response)
-        return Example(
-            index,
-            inputs,
-            prompt["input_ids"].shape[1],
-            response,
-            classes,
-            self.weigher.weights_of(classes),
-        )
+        classes, weights = weigh(self.weigher, study, response)
+        length = prompt["input_ids"].shape[1]
+        return Example(index, inputs, length, response, classes, weights)
 
     def model_inputs(
         self,
@@ -158,13 +152,15 @@ def _bytes(example: Example) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in example.inputs.values())
 
 
-def label(weigher: DecisiveTokens, study: Study, response: Response) -> list[int]:
-    """The class of each token of a study's answer.
+def weigh(
+    weigher: DecisiveTokens, study: Study, response: Response
+) -> tuple[list[int], list[float]]:
+    """The class and the weight of each token of a study's answer.
 
     Raises:
         DiveError: the annotation is missing or is of another text; names the study.
     """
     try:
-        return weigher.label(response.text, response.offsets, len(response.ids))
+        return weigher.weigh(response.text, response.offsets, len(response.ids))
     except DiveError as error:
         raise DiveError(f"{study.where}: {error}") from error

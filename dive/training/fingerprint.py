@@ -37,13 +37,22 @@ _FREE = {
 }  # fmt: skip
 
 
+# Settings that did not always exist, with the values by which a training is what it was without
+# them: then they are left out, so that an unfinished one of an earlier version goes on.
+_ADDED = {"decisive_unit": "mention", "class_floor": 0.0}
+
+
 def settings_fingerprint(
     config: DistillConfig, target: str, prompt: str | None, max_image_tokens: int | None
 ) -> dict[str, Any]:
     """The part of the fingerprint that is known before the backbone or any study is read."""
+    settings = asdict(config)
+    for name, value in _ADDED.items():
+        if settings[name] == value:
+            del settings[name]
     return {
         # where features are kept changes nothing, and paths of this machine are private
-        "config": asdict(config)
+        "config": settings
         | {"cache_images": bool(config.cache_images), "decisive": public_source(config.decisive)},
         "prompt": DEFAULT_PROMPTS.get(target) if prompt is None else prompt,
         "target": target,

@@ -15,7 +15,7 @@ GIB = 1 << 30
 
 
 def forecast_text(prepared: Prepared) -> str:
-    """Tokens per image, lengths of prompts, decisive share, memory and steps, as lines of text."""
+    """Tokens per image, lengths of prompts, decisive shares, memory and steps, as lines of text."""
     request, survey = prepared.request, prepared.survey
     config, adapter = request.inputs.config, request.adapter
     longest, usual = Survey.quantiles(survey.prompt_lengths)
@@ -46,7 +46,7 @@ def forecast_text(prepared: Prepared) -> str:
                 "is first learnt from"
             )
     if prepared.visual is None:  # else the first prompts tell the classes
-        lines.append(f"tokens of the reports: {shares}")
+        lines += [f"tokens of the reports: {shares}", str(prepared.decision_share)]
     tokens = config.batch_size * (longest + report)
     memory = training_bytes(config, request.prompter, adapter, tokens)
     lines.append(

@@ -18,6 +18,7 @@ def distillation_metadata(prepared: Prepared, seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "sources": _sources(prepared),
         "decisive_source": _decisive_source(prepared),
+        "decision_share": prepared.decision_share.share,
         **({} if prepared.visual is None else {"visual_share": prepared.visual.share()}),
     }
 

@@ -15,6 +15,7 @@ from dive.errors import DiveError
 from dive.prompting.demonstrations import Demonstrations
 from dive.radgraph import RadGraph
 from dive.training.config import VISUAL, total_steps
+from dive.training.decision_share import DecisionShare, decision_share
 from dive.training.examples import Examples
 from dive.training.fingerprint import studies_fingerprint
 from dive.training.left_out import LeftOut
@@ -26,7 +27,7 @@ from dive.training.selection import Selection, demonstrations_from
 from dive.training.survey import Survey, survey
 from dive.training.teacher import Teacher, fixed_demonstrations
 from dive.training.visual_weights import EndAlone, VisualWeights
-from dive.training.workers import cores
+from dive.training.workers import cores, spread
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Prepared:
     visual: the weights of tokens, where images decide them.
     teacher_lengths: tokens of the teacher's longest prompt for each study.
     steps: optimiser steps of the whole training.
+    decision_share: of the loss's weight, on decision tokens.
     """
 
     request: Request
@@ -51,6 +53,7 @@ class Prepared:
     teacher_lengths: list[int] | None
     left_out: LeftOut
     steps: int
+    decision_share: DecisionShare
 
 
 def prepare(request: Request) -> Prepared:
@@ -70,6 +73,7 @@ def prepare(request: Request) -> Prepared:
         warn_if_not_english(reports, "reports", reader, stacklevel=4)
     if inputs.on_error == "skip":
         request = _with_what_is_left(request, examples, validation)
+        _fit(weigher, request)  # again, as what was skipped is not learnt from
     teacher = _teacher(request, examples)
     visual = _visual(request, teacher)
     drawn = None if visual is None else visual.images.check()
@@ -83,6 +87,9 @@ def prepare(request: Request) -> Prepared:
         teacher_lengths=None if teacher is None else teacher.prompt_lengths(found, others=drawn),
         left_out=LeftOut(inputs.on_error, inputs.skipped),
         steps=total_steps(inputs.config, len(examples), world_size()),
+        decision_share=decision_share(
+            weigher, examples.studies, request.prompter, _workers(request)
+        ),
     )
 
 
@@ -95,11 +102,35 @@ def _weigher(request: Request) -> DecisiveTokens:
         polarity=config.polarity,
         modifiers=config.modifiers,
         annotator=request.annotator,
+        unit=str(config.decisive_unit),
+        class_floor=config.class_floor,
     )
     if isinstance(request.annotator, RadGraph):  # it loads a model, once for all reports
         studies = [*selection.studies, *selection.validation]
         weigher.prepare(_reports(studies, request.inputs.target))
+    _fit(weigher, request)
     return weigher
+
+
+def _fit(weigher: DecisiveTokens, request: Request) -> None:
+    """Show the weigher the reports of the studies to learn from, and of no other."""
+    if not weigher.needs_fit:
+        return
+    reports = []
+    for text in _reports(request.selection.studies, request.inputs.target):
+        try:
+            weigher.prepare([text])
+        except DiveError:  # without an annotation; the survey names the study
+            continue
+        reports.append(text)
+    if reports:
+        weigher.fit(reports, lambda read, texts: spread(read, texts, _workers(request)))
+
+
+def _workers(request: Request) -> int:
+    """The processes that read reports and the headers of images."""
+    requested = request.inputs.config.workers
+    return cores() if requested is None else requested
 
 
 def _look_at_studies(
@@ -116,7 +147,7 @@ def _look_at_studies(
             "on_error": inputs.on_error,
             "skipped": inputs.skipped,
             "step": lambda: bar.advance(task),
-            "workers": cores() if inputs.config.workers is None else inputs.config.workers,
+            "workers": _workers(request),
         }
         examples, found = survey(selection.studies, request.prompter, weigher, **options)
         validation = None

@@ -16,7 +16,7 @@ from dive.errors import DiveError
 from dive.errors.counting import counted
 from dive.prompting.image_tokens import ImageTokens, Size, rendered_length
 from dive.prompting.prompter import Prompter
-from dive.training.examples import Examples, label
+from dive.training.examples import Examples, weigh
 from dive.training.workers import spread
 
 LABELLED = 4096  # reports, at most, from which the shares of the classes are estimated
@@ -72,7 +72,7 @@ class Ruler:
         response = self.prompter.response(study)
         counts: tuple[int, ...] = ()
         if weigher is not None:
-            classes = label(weigher, study, response)
+            classes, _ = weigh(weigher, study, response)
             counts = tuple(classes.count(kind) for kind in range(len(CLASS_NAMES)))
         return Look(sizes, text, len(response.ids), counts)
 

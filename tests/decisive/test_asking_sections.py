@@ -3,7 +3,7 @@
 import pytest
 
 from dive.decisive.asking_sections import asking_sections
-from dive.decisive.tokens import find_mentions
+from dive.decisive.mentions import find_mentions
 
 HEADINGS = [
     "Indication:", "INDICATION:", "Indication :", "Indications:", "Indication(s):", "NDICATION:",

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from marked_reports import marked_reports, read_marked
 
 from dive import DecisiveTokens
-from dive.decisive.tokens import CLASS_NAMES, EOS, PATHOLOGY, TEMPLATE, find_mentions, share
+from dive.decisive.mentions import find_mentions
+from dive.decisive.tokens import CLASS_NAMES, EOS, PATHOLOGY, TEMPLATE, share
 from dive.errors import DiveError
 from dive.lexicon import load_lexicon
 

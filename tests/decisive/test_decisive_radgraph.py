@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 import dive
 from dive.adapter.hub import model_card
 from dive.cli import app
-from dive.decisive.tokens import DecisiveTokens, radgraph_mentions
+from dive.decisive.mentions import radgraph_mentions
+from dive.decisive.tokens import DecisiveTokens
 from dive.errors import DiveError
 from dive.lexicon import lexicon_version
 from dive.radgraph import RadGraph, RadGraphFile, annotator_of, entity_kind, parse_source

@@ -3,7 +3,7 @@
 import pytest
 from marked_reports import marked_reports, read_marked
 
-from dive.decisive.tokens import find_mentions
+from dive.decisive.mentions import find_mentions
 
 
 def polarity_of(text: str, name: str) -> list[str]:

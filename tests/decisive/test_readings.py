@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from dive.decisive.tokens import find_mentions
+from dive.decisive.mentions import find_mentions
 
 CLASSES = {
     "E": "Pleural Effusion", "P": "Pneumonia", "C": "Consolidation", "X": "Pneumothorax",

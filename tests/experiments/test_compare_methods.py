@@ -1,4 +1,4 @@
-"""The experiment behind the pages' tables: its protocol, and that the pages show its records."""
+"""The experiment on the built-in world: its protocol, its tables, and what is claimed of it."""
 
 import json
 import re
@@ -10,6 +10,7 @@ from dive.demo import methods, run
 from dive.errors import DiveError
 from experiments import compare_methods as experiment
 from experiments import comparison_tables as tables
+from experiments import demo_records, evidence
 from experiments.exact_test import holm, sign_flip
 
 
@@ -45,9 +46,9 @@ def test_every_difference_names_methods_of_the_experiment():
 def test_scores_are_means_over_runs():
     records = [record(), record(hospital=2, bleu4=80.0), record("DIVE, rank 1")]
     for name, count in (("scores", 4), ("demo scores", 3)):
-        page = tables.fill(f"<!-- experiment: {name}, main -->\n<!-- end -->", records)
+        page = tables.tables(records)[f"{name}, main"]()
         assert "| **DIVE** | 2 | 85.0 ± 7.1 |" in page
-        assert page.count("\n|") == count
+        assert page.count("\n|") == count - 1
 
 
 def test_differences_are_paired_and_spread_over_hospitals():
@@ -180,37 +181,8 @@ def test_the_control_writes_from_the_next_patients_image(monkeypatch):
     assert [s.images for s in seen] == [where.test[n].images for n in (1, 2, 0)]
 
 
-@pytest.mark.parametrize("page", experiment.PAGES, ids=lambda path: path.name)
-def test_the_pages_show_the_experiment_as_it_was_recorded(page):
-    text = page.read_text(encoding="utf-8")
-    assert tables.fill(text, experiment.load(experiment.RESULTS)) == text
-
-
-MARKED = re.compile(r"<!-- experiment: .*?<!-- end -->", re.DOTALL)
-CHOICES_PAGE = experiment.ROOT / "docs" / "choices.md"
-
-
-@pytest.mark.parametrize("page", [*experiment.PAGES, CHOICES_PAGE], ids=lambda path: path.name)
-def test_figures_in_sentences_are_figures_of_the_tables(page):
-    """Sizes with an interval, p values and scores that a sentence repeats."""
-    shown = "".join(
-        MARKED.findall((experiment.ROOT / "docs" / "study.md").read_text(encoding="utf-8"))
-    )
-    said = MARKED.sub("", page.read_text(encoding="utf-8"))
-    if page.name == "README.md":
-        said = said[said.index("## What the built-in world") : said.index("## Speed")]
-    sizes = re.findall(r"\d+\.\d ± \d+\.\d", said)
-    missing = [size for size in sizes if size not in shown]
-    tested = re.findall(r"(?:p|corrected) (\.\d{3})", said)
-    missing += [p for p in tested if f"p {p}" not in shown and f", {p}" not in shown]
-    plain = re.findall(r"(?<![\d.±] )\b(\d+\.\d) (?:BLEU-4|style F1|concept F1)", said)
-    missing += [score for score in plain if not re.search(rf"[| +-]{score} ±", shown)]
-    assert sizes or page.name == "study.md"
-    assert missing == []
-
-
 def test_no_page_claims_more_than_the_tests_give():
-    records = experiment.load(experiment.RESULTS)
+    records = demo_records.load()
     for name, part in experiment.PARTS.items():
         own = [record for record in records if record["part"] == name]
         every = [one for *_, one in tables.measured(own) for one in one]
@@ -220,14 +192,14 @@ def test_no_page_claims_more_than_the_tests_give():
             assert len(every) == 60 and all(one.corrected == 1 for one in every)
     # no corrected p is below .05, so no page may claim
     claims = re.compile(r"\b(beats?|wins?|outperforms?|significant\w*|proves|better than)\b", re.I)
-    for page in (*experiment.PAGES, CHOICES_PAGE):
+    for page in (experiment.ROOT / name for name in evidence.PAGES):
         text = page.read_text(encoding="utf-8")
         assert claims.findall(text) == [], page.name
 
 
 def test_what_the_records_say_of_the_long_trainings():
     """docs/study.md: the 400-step part was cut to one seed while the main part was running."""
-    records = experiment.load(experiment.RESULTS)
+    records = demo_records.load()
     text = " ".join((experiment.ROOT / "docs" / "study.md").read_text(encoding="utf-8").split())
     for part, commit in (("development", "48eb7e6"), ("main", "1e0b14f"), ("400 steps", "7595980")):
         assert {one["commit"] for one in records if one["part"] == part} == {commit}
@@ -237,10 +209,3 @@ def test_what_the_records_say_of_the_long_trainings():
                if (one["part"], one["method"]) == ("main", "3-shot in context")}  # fmt: skip
     readme = " ".join((experiment.ROOT / "README.md").read_text(encoding="utf-8").split())
     assert f"21 tokens in place of {min(prompts):.0f} to {max(prompts):.0f}" in readme
-
-
-def test_a_page_asks_for_tables_that_there_are():
-    with pytest.raises(DiveError, match="the page has no"):
-        tables.fill("nothing", [])
-    with pytest.raises(DiveError, match=r"no table 'scores' of part 'other'.*of main"):
-        tables.fill("<!-- experiment: scores, other -->\n<!-- end -->", [record()])

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from dive.decisive.tokens import find_mentions
+from dive.decisive.mentions import find_mentions
 from dive.lexicon.checklist import answers as _answers
 from dive.lexicon.markup import without_markup
 

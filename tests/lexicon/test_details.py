@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from dive.decisive.tokens import find_mentions
+from dive.decisive.mentions import find_mentions
 from dive.lexicon.details import details
 from dive.metrics.findings import sides_and_severities
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import dive
-from dive.decisive.tokens import find_mentions
+from dive.decisive.mentions import find_mentions
 from dive.demo.reports import write_report
 from dive.demo.style import draw_style
 from dive.demo.world import FINDINGS, draw_labels

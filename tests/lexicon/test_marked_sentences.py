@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from dive.decisive.tokens import find_mentions
+from dive.decisive.mentions import find_mentions
 from tools import measure_lexicon
 
 HARD = measure_lexicon.marked_set(measure_lexicon.DATA / "hard_sentences.yaml")

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from tiny_tokenizers import gemma_tokenizer, llama2_tokenizer, qwen_tokenizer, unigram_tokenizer
 
-from dive.decisive.tokens import PATHOLOGY, TEMPLATE, DecisiveTokens, find_mentions
+from dive.decisive.mentions import find_mentions
+from dive.decisive.tokens import PATHOLOGY, TEMPLATE, DecisiveTokens
 from dive.lexicon.lexicon import CHEXPERT_CLASSES, OTHER
 from tools import measure_lexicon
 
