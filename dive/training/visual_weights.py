@@ -159,10 +159,10 @@ def divergence(head: Head, states: Tensor, others: Sequence[Tensor]) -> Tensor:
     """KL(p || mean of q), float32 [T] in nats: p of the hidden states `states` [T, D], q of each of
     `others`, in float64 where the device has it."""
     vocab = head.weight.shape[0]
-    rows = max(1, CHUNK_BYTES // (8 * vocab))
+    chunk = max(1, CHUNK_BYTES // (8 * vocab))
     found = []
-    for start in range(0, len(states), rows):
-        part = slice(start, start + rows)
+    for start in range(0, len(states), chunk):
+        part = slice(start, start + chunk)
         expected = _log_probabilities(head, states[part])
         mixture: Any = None
         for other in others:
