@@ -22,7 +22,10 @@ def read(path: Path) -> list[tuple[str, Record]]:
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         location = f"{path.name}:{number}"
         if not line.endswith(b"\n"):
-            raise DiveError(f"{location}: the last line is torn, want a whole record and its \\n")
+            raise DiveError(
+                f"{location}: the last line is torn, want a whole record and its \\n; without it, "
+                "its run is done again"
+            )
         try:
             record = json.loads(line)
         except ValueError as error:

@@ -6,6 +6,7 @@
 <!-- experiment: decisive exploratory -->   further differences, neither tested nor corrected
 <!-- experiment: decisive records -->       the runs, their commits and machines; what is missing
 <!-- experiment: decisive sentence -->      the outcome in words (sentences.py)
+<!-- experiment: decisive secondary -->     the secondary comparisons by verdict
 """
 
 from collections import Counter
@@ -84,12 +85,27 @@ def verdict_table(study: Study) -> str:
                 )
                 missing += _missing(one)
     heads = (
-        "", "difference", "measure", "verdict", "size", "above 0", "p", "corrected",
+        "of", "difference", "measure", "verdict", "size", "above 0", "p", "corrected",
     )  # fmt: skip
     lines = [table(heads, rows, 4)]
     if missing:
         lines += ["", items(missing)]
     return "\n".join(lines)
+
+
+def secondary(study: Study) -> str:
+    """Returns which secondary comparisons came to which verdict."""
+    if not study.part():
+        return f"There is {NONE}."
+    by_word: dict[str, list[str]] = {}
+    results = [one for own in verdicts.secondary(study).values() for one in own]
+    for one in results:
+        measure = MEASURES[one.comparison.measure][0]
+        by_word.setdefault(one.verdict.value, []).append(
+            f"{_named(one)} in {measure} ({size(one)})"
+        )
+    shown = [f"{word}: {', '.join(own)}" for word, own in by_word.items()]
+    return items([f"{len(results)} secondary comparisons, corrected together.", *shown])
 
 
 def _named(result: Result) -> str:
@@ -235,5 +251,6 @@ def tables(study: Study) -> dict[str, Callable[[], str]]:
         "decisive exploratory": exploratory_table,
         "decisive records": record_lines,
         "decisive sentence": sentences.outcome,
+        "decisive secondary": secondary,
     }
     return {name: partial(make, study) for name, make in made.items()}

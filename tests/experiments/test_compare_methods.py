@@ -3,6 +3,8 @@
 import json
 import re
 from fractions import Fraction
+from math import gamma, pi, sqrt
+from statistics import stdev
 
 import pytest
 
@@ -11,7 +13,7 @@ from dive.errors import DiveError
 from experiments import compare_methods as experiment
 from experiments import comparison_tables as tables
 from experiments import demo_records, evidence
-from experiments.exact_test import holm, sign_flip
+from experiments.exact_test import half_interval, holm, sign_flip
 
 
 def record(method="DIVE", hospital=1, seed=0, **scores):
@@ -84,6 +86,23 @@ def test_sign_flip_by_hand():
     for wrong in ([], [1] * 21):
         with pytest.raises(DiveError, match=f"{len(wrong)} differences, want 1 to 20"):
             sign_flip(wrong)
+
+
+def test_intervals_are_those_of_student():
+    """The middle 95% of the density of t, by Simpson's rule, for every number of hospitals."""
+    for count in range(2, 21):
+        values = [Fraction(n % 2) for n in range(count)]
+        spread = stdev(map(float, values)) / sqrt(count)
+        bound, free = half_interval(values) / spread, count - 1
+        steps = 2000
+        at = [n * bound / steps for n in range(steps + 1)]
+        heights = [(1 + x * x / free) ** (-(free + 1) / 2) for x in at]
+        area = heights[0] + heights[-1] + 4 * sum(heights[1:-1:2]) + 2 * sum(heights[2:-1:2])
+        unit = gamma((free + 1) / 2) / sqrt(free * pi) / gamma(free / 2)
+        assert 2 * unit * area * bound / steps / 3 == pytest.approx(0.95, abs=1e-6)
+    assert half_interval([Fraction(1)]) is None
+    with pytest.raises(DiveError, match="21 differences, want 20 at most"):
+        half_interval([Fraction(1)] * 21)
 
 
 def test_holm_by_hand():

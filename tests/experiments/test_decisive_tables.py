@@ -40,8 +40,8 @@ def test_every_verdict_has_words_of_its_own(words):
               "0.005; above 0 in 12 of 12 hospitals; p <.001, corrected .001: **SHOWN**)."),
         (SMALL, "better here, by less than matters (rare AUROC +0.010 ± 0.000; above 0 in 12 of 12 "
                 "hospitals; p <.001, corrected .001: **real, and smaller than matters**)."),
-        (NOTHING, "brings no better ranking of findings here (rare AUROC +0.000 ± 0.003; above 0 in "
-                  "6 of 12 hospitals; p 1, corrected 1: **REFUTED**)."),
+        (NOTHING, "brings no better ranking of findings here (rare AUROC +0.000 ± 0.003; above 0 "
+                  "in 6 of 12 hospitals; p 1, corrected 1: **REFUTED**)."),
         ([-one for one in BIG], "ranks rare findings worse here (rare AUROC -0.051"),
         ([-one for one in SMALL], "worse here, by less than matters (rare AUROC -0.010"),
         (WIDE, "Weighting pathology tokens: whether it ranks rare findings better here is "),
@@ -108,6 +108,15 @@ def test_the_table_of_verdicts():
         "| S4 | (FP - FU) - (P - U), 200 steps | rare AUROC | HARMS | -0.051"
     )
     assert "| S2 | P - U | style F1 | undecided | +0.0 ± 0.0 | 0 of 12 | 1 | 1 |" in lines
+
+
+def test_the_secondary_comparisons_by_verdict():
+    text = " ".join(tables.secondary(Study(whole_study(V=BIG))).split())
+    assert text.startswith(
+        "- 19 secondary comparisons, corrected together. - undecided: P - U in slot"
+    )
+    assert "- SHOWN: V - P in rare AUROC (+0.051 ± 0.005), V - U in rare AUROC (+0.051" in text
+    assert "(FP - FU) - (P - U), 50 steps in rare AUROC (+0.000 ± 0.000)" in text
 
 
 def test_the_table_of_arms_has_every_arm():

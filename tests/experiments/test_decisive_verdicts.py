@@ -226,10 +226,10 @@ def test_protocol_and_runner_agree():
     from experiments.decisive_weights import runner, world
 
     assert tuple(protocol.ARMS) == tuple(runner.ARMS)
-    assert (protocol.CONFIRMATORY, protocol.DEVELOPMENT) == (
-        runner.CONFIRMATORY,
-        runner.DEVELOPMENT,
-    )
+    for part, hospitals in protocol.PARTS.items():
+        assert set(runner.hospitals_of(part)) <= set(hospitals)
+    assert runner.hospitals_of("confirmatory") == protocol.CONFIRMATORY
+    assert not set(protocol.CONFIRMATORY) & set(protocol.DEVELOPMENT)
     assert protocol.WORLDS == world.WORLDS and tuple(world.RARE_NAMES.values()) == protocol.RARE
     made = [(run.world, run.arm, run.steps) for run in runner.runs("confirmatory", 2001)]
     assert sorted(made) == sorted(protocol.RUNS)
