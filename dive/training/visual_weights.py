@@ -34,7 +34,9 @@ from dive.training.other_images import OTHERS, OtherImages, VisualPrompts
 from dive.training.survey import survey
 from dive.training.teacher import Teacher
 
-SOURCE = f"how much the image changes what the teacher expects ({OTHERS} images of other patients)"
+SOURCE = f"how much the image changes what the teacher expects (images of {OTHERS} other patients)"
+# what a training's weights depend on besides its settings and studies; to be changed with the draw
+IDENTITY = ["visual", {"others": OTHERS, "draw": 1}]
 VISUAL_FILE = "visual_weights.safetensors"
 CHUNK_BYTES = 64 << 20  # of one buffer of log-probabilities
 BUFFERS = 5  # that are held at a time
