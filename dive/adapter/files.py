@@ -101,6 +101,7 @@ _FIELDS: dict[str, Kind] = {
     "distillation.validation_studies": _COUNT,
     "distillation.steps": _COUNT,
     "distillation.seconds": (_is_number, "a number"),
+    "distillation.visual_share": (_is_number, "a number"),
     "distillation.backbone": _TABLE,
     "distillation.backbone.name": _TEXT,
     "distillation.config": _TABLE,

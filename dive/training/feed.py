@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from dive.errors import DiveError
 from dive.training.examples import Example, Examples, in_memory
-from dive.training.other_images import OtherImage, Rows, VisualPrompts
+from dive.training.other_images import OtherImage, Patch, VisualPrompts
 from dive.training.teacher import Teacher, TeacherPrompt
 from dive.training.visual_weights import VisualWeights
 from dive.training.workers import settle
@@ -129,6 +129,6 @@ def _inside(value: Any, change: Callable[[Any], Any]) -> Any:
         return VisualPrompts(change(value.own), [change(one) for one in value.others])
     if isinstance(value, OtherImage):
         return replace(value, changed=change(value.changed), alone=change(value.alone))
-    if isinstance(value, Rows):
-        return Rows(change(value.index), change(value.values))
+    if isinstance(value, Patch):
+        return Patch(change(value.index), change(value.values))
     return value

@@ -45,7 +45,7 @@ def forecast_text(prepared: Prepared) -> str:
                 f"visual weights: {prompts} teacher prompts per study instead of {usual}, when it "
                 "is first learnt from"
             )
-    if prepared.visual is None:  # else the first prompts tell the classes
+    if prepared.decision_share is not None:  # else the teacher's prompts tell the classes
         lines += [f"tokens of the reports: {shares}", str(prepared.decision_share)]
     tokens = config.batch_size * (longest + report)
     memory = training_bytes(config, request.prompter, adapter, tokens)

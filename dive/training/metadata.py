@@ -11,6 +11,7 @@ from dive.training.visual_weights import SOURCE
 def distillation_metadata(prepared: Prepared, seconds: float) -> dict[str, Any]:
     """How the adapter of a finished training was made, as JSON values."""
     request, examples, validation = prepared.request, prepared.examples, prepared.validation
+    decided = prepared.decision_share
     return for_metadata(request.fingerprint) | {
         "studies": len(examples) - len(examples.failed),
         "validation_studies": 0 if validation is None else len(validation) - len(validation.failed),
@@ -18,7 +19,7 @@ def distillation_metadata(prepared: Prepared, seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "sources": _sources(prepared),
         "decisive_source": _decisive_source(prepared),
-        "decision_share": prepared.decision_share.share,
+        "decision_share": None if decided is None else decided.share,
         **({} if prepared.visual is None else {"visual_share": prepared.visual.share()}),
     }
 

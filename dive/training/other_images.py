@@ -24,8 +24,8 @@ OTHERS = 4  # patients whose images replace the query's
 
 
 @dataclass
-class Rows:
-    """A tensor as the rows in which it differs from another one of its shape."""
+class Patch:
+    """The entries along the first dimension in which a tensor differs from one of its shape."""
 
     index: Tensor
     values: Tensor
@@ -41,7 +41,7 @@ class OtherImage:
     """
 
     index: int
-    changed: dict[str, Tensor | Rows]
+    changed: dict[str, Tensor | Patch]
     alone: dict[str, Tensor] | None
 
 
@@ -107,12 +107,12 @@ class OtherImages:
             DiveError: a study has no image, or all of them are of one patient.
         """
         drawn = []
-        few = 0
+        short_of = 0
         for index, study in enumerate(self.examples.studies):
             if not study.images:
                 raise DiveError(f"{study.where}: has no image, which decisive='visual' needs")
             drawn.append(self.others(index))
-            few += len(drawn[-1]) < OTHERS
+            short_of += len(drawn[-1]) < OTHERS
             if not drawn[-1]:
                 raise DiveError(
                     f"{study.where}: decisive='visual' replaces its image by those of other "
@@ -120,10 +120,10 @@ class OtherImages:
                     f"of one patient, want {OTHERS} others (at least 1)"
                 )
         self.most = max(map(len, drawn))
-        if few:
+        if short_of:
             log.warning(
                 "decisive='visual': %s fewer than %d other patients to draw images from",
-                "1 study has" if few == 1 else f"{few} studies have",
+                "1 study has" if short_of == 1 else f"{short_of} studies have",
                 OTHERS,
             )
         return drawn
@@ -207,23 +207,24 @@ def _shuffled(items: Sequence[int], draw: random.Random) -> Iterator[int]:
         moved[at] = moved.get(index, index)
 
 
-def _changed(inputs: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor | Rows]:
-    found: dict[str, Tensor | Rows] = {}
+def _changed(inputs: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor | Patch]:
+    found: dict[str, Tensor | Patch] = {}
     for name, value in inputs.items():
         other = base.get(name)
-        if other is None or other.shape != value.shape or other.dtype != value.dtype:
+        alike = other is not None and (other.shape, other.dtype) == (value.shape, value.dtype)
+        if other is None or not alike or not value.ndim:
             found[name] = value
             continue
-        differs = (value != other).reshape(len(value), -1).any(-1)
-        index = differs.nonzero().squeeze(1)
-        found[name] = Rows(index, value[index])
+        differs = value != other
+        index = (differs if value.ndim == 1 else differs.flatten(1).any(1)).nonzero().squeeze(1)
+        found[name] = Patch(index, value[index])
     return found
 
 
-def _whole(changed: Mapping[str, Tensor | Rows], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _whole(changed: Mapping[str, Tensor | Patch], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for name, value in changed.items():
-        if isinstance(value, Rows):
+        if isinstance(value, Patch):
             whole = base[name]
             if len(value.index):
                 whole = whole.index_copy(0, value.index, value.values)

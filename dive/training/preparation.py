@@ -41,7 +41,8 @@ class Prepared:
     visual: the weights of tokens, where images decide them.
     teacher_lengths: tokens of the teacher's longest prompt for each study.
     steps: optimiser steps of the whole training.
-    decision_share: of the loss's weight, on decision tokens.
+    decision_share: of the loss's weight, on decision tokens; None where images decide the weights,
+        which are known only as the training goes on.
     """
 
     request: Request
@@ -53,7 +54,7 @@ class Prepared:
     teacher_lengths: list[int] | None
     left_out: LeftOut
     steps: int
-    decision_share: DecisionShare
+    decision_share: DecisionShare | None
 
 
 def prepare(request: Request) -> Prepared:
@@ -87,9 +88,9 @@ def prepare(request: Request) -> Prepared:
         teacher_lengths=None if teacher is None else teacher.prompt_lengths(found, others=drawn),
         left_out=LeftOut(inputs.on_error, inputs.skipped),
         steps=total_steps(inputs.config, len(examples), world_size()),
-        decision_share=decision_share(
-            weigher, examples.studies, request.prompter, _workers(request)
-        ),
+        decision_share=None
+        if visual is not None
+        else decision_share(weigher, examples.studies, request.prompter, _workers(request)),
     )
 
 

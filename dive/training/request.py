@@ -22,7 +22,7 @@ from dive.training.fingerprint import (
 )
 from dive.training.resume import date_before, find_checkpoint, unreadable_before
 from dive.training.selection import Selection, select
-from dive.training.visual_weights import SOURCE
+from dive.training.visual_weights import IDENTITY
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def resolve(inputs: Inputs) -> Request:
         config, inputs.target, inputs.prompt, inputs.max_image_tokens
     ) | model_fingerprint(prompter, adapter, annotator)
     if config.decisive == VISUAL:
-        fingerprint["decisive_hash"] = of_json([SOURCE])
+        fingerprint["decisive_hash"] = of_json(IDENTITY)
     unreadable = unreadable_before(inputs.folder) if inputs.resume else []
     if unreadable:
         fingerprint["unreadable"] = unreadable

@@ -161,6 +161,7 @@ class DistillTrainer(WholeCheckpoints):
                 if loaded.visual is None:
                     continue
                 states = self._visual.compute(example, loaded.visual)
+                loaded.visual = None  # five prompts with their images
                 if loaded.teacher is None and self._distils:
                     made.states[loaded.index] = states
             examples = [self._visual.weighed(one) for one in examples]

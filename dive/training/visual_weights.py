@@ -34,7 +34,9 @@ from dive.training.other_images import OTHERS, OtherImages, VisualPrompts
 from dive.training.survey import survey
 from dive.training.teacher import Teacher
 
-SOURCE = f"how much the image changes what the teacher expects ({OTHERS} images of other patients)"
+SOURCE = f"how much the image changes what the teacher expects (images of {OTHERS} other patients)"
+# what a training's weights depend on besides its settings and studies; to be changed with the draw
+IDENTITY = ["visual", {"others": OTHERS, "draw": 1}]
 VISUAL_FILE = "visual_weights.safetensors"
 CHUNK_BYTES = 64 << 20  # of one buffer of log-probabilities
 BUFFERS = 5  # that are held at a time
@@ -159,10 +161,10 @@ def divergence(head: Head, states: Tensor, others: Sequence[Tensor]) -> Tensor:
     """KL(p || mean of q), float32 [T] in nats: p of the hidden states `states` [T, D], q of each of
     `others`, in float64 where the device has it."""
     vocab = head.weight.shape[0]
-    rows = max(1, CHUNK_BYTES // (8 * vocab))
+    chunk = max(1, CHUNK_BYTES // (8 * vocab))
     found = []
-    for start in range(0, len(states), rows):
-        part = slice(start, start + rows)
+    for start in range(0, len(states), chunk):
+        part = slice(start, start + chunk)
         expected = _log_probabilities(head, states[part])
         mixture: Any = None
         for other in others:

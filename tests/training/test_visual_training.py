@@ -26,7 +26,7 @@ from dive.training import fingerprint, loop
 from dive.training.checkpoints import checkpoints_in
 from dive.training.feed import Feed
 from dive.training.forecast import forecast_text
-from dive.training.other_images import Rows
+from dive.training.other_images import Patch
 from dive.training.trainer import DistillTrainer
 from dive.training.visual_weights import SOURCE, VISUAL_FILE, visual_values
 
@@ -295,11 +295,11 @@ def test_an_item_goes_between_processes_and_is_small(llava, studies, recorder):
     for one, other in zip(loaded.visual.others, again.visual.others, strict=True):
         assert one.index == other.index
         pixels = one.changed["pixel_values"]
-        assert isinstance(pixels, Rows) and pixels.index.tolist() == [3]
+        assert isinstance(pixels, Patch) and pixels.index.tolist() == [3]
         assert one.changed["input_ids"].index.tolist() == []
-        for name, rows in one.changed.items():
-            assert torch.equal(rows.values, other.changed[name].values)
-            assert torch.equal(rows.index, other.changed[name].index)
+        for name, patch in one.changed.items():
+            assert torch.equal(patch.values, other.changed[name].values)
+            assert torch.equal(patch.index, other.changed[name].index)
     images.compute(trainer._examples[index], loaded.visual)
     value = images.of(index)
     images.compute(trainer._examples[index], again.visual)
@@ -365,6 +365,14 @@ def test_a_report_alone_has_no_visual_weights(tmp_path):
 def test_another_word_for_it():
     with pytest.raises(DiveError, match="decisive is 'images', want lexicon, visual, radgraph"):
         short(decisive="images")
+
+
+@pytest.mark.parametrize("more", [{"decisive_unit": "clause"}, {"decisive_unit": "decision"}])
+def test_statements_have_no_part_in_it(more):
+    with pytest.raises(DiveError, match="decisive_unit is '.*' with decisive 'visual', which read"):
+        short(decisive="visual", **more)
+    with pytest.raises(DiveError, match="class_floor is 0.05 with decisive 'visual'"):
+        short(decisive="visual", class_floor=0.05)
 
 
 def test_a_teacher_is_needed_for_the_weights_alone():
