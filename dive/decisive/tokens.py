@@ -35,15 +35,15 @@ FITTED = 50_000  # training reports, at most, that `DecisiveTokens.fit` reads
 Apply = Callable[[Callable[[str], Any], Sequence[str]], Iterable[Any]]
 
 
-def check_unit(unit: str, class_floor: float, name: str) -> None:
+def check_unit(unit: Any, class_floor: Any, prefix: str, name: str = "unit") -> None:
     """DiveError where `unit` is none of `UNITS`, or `class_floor` is no share below 1.
 
-    name: what the unit is called in the message.
+    prefix: of the message. name: what the unit is called there.
     """
-    if unit not in UNITS:
-        raise DiveError(f"{name} is {unit!r}, want one of {', '.join(UNITS)}")
+    if not isinstance(unit, str) or unit not in UNITS:
+        raise DiveError(f"{prefix}: {name} is {unit!r}, want one of {', '.join(UNITS)}")
     if not (checks.is_number(class_floor) or class_floor == 0) or not 0 <= class_floor < 1:
-        raise DiveError(f"class_floor is {class_floor!r}, want a share from 0 to below 1")
+        raise DiveError(f"{prefix}: class_floor is {class_floor!r}, want a share from 0 to below 1")
 
 
 class Marked(NamedTuple):
@@ -99,7 +99,7 @@ class DecisiveTokens:
         unit: str = "mention",
         class_floor: float = 0.0,
     ) -> None:
-        check_unit(unit, class_floor, "unit")
+        check_unit(unit, class_floor, "DecisiveTokens")
         if class_floor and annotator is not None:
             raise DiveError(
                 f"class_floor is {class_floor}, and RadGraph's observations have no classes: want "
@@ -177,7 +177,12 @@ class DecisiveTokens:
         """
         if not self.needs_fit:
             return
+        if isinstance(texts, str):
+            raise DiveError("fit: texts is one text, want the training reports as a list of texts")
         texts = list(texts)
+        for number, text in enumerate(texts, 1):
+            if not isinstance(text, str):
+                raise DiveError(f"fit: report {number} is {text!r}, want a text")
         texts = texts[:: max(1, -(-len(texts) // FITTED))]
         self.prepare(texts)
         self._weight_of_class = self._trees = None

@@ -194,7 +194,7 @@ class DistillConfig:
             )
 
     def _check_decisive(self) -> None:
-        check_unit(str(self.decisive_unit), self.class_floor, "DistillConfig: decisive_unit")
+        check_unit(self.decisive_unit, self.class_floor, "DistillConfig", "decisive_unit")
         if self.class_floor and not self.pathology_weight:
             raise DiveError(
                 f"DistillConfig: class_floor is {self.class_floor}, a share of the pathology "

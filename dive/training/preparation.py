@@ -96,6 +96,15 @@ def prepare(request: Request) -> Prepared:
 
 def _weigher(request: Request) -> DecisiveTokens:
     config, selection = request.inputs.config, request.selection
+    if config.pathology_weight == 1 and (
+        config.decisive == VISUAL or config.decisive_unit != "mention"
+    ):
+        log.warning(
+            "pathology_weight is 1 (preset %s): decisive %r, decisive_unit %r change no weight",
+            config.preset,
+            config.decisive,
+            config.decisive_unit,
+        )
     weigher = (EndAlone if config.decisive == VISUAL else DecisiveTokens)(
         request.inputs.backbone.tokenizer,
         pathology=float(config.pathology_weight or 0),

@@ -274,3 +274,15 @@ def test_a_marked_word_is_compared(monkeypatch):
         "(0 of a finding that the trees' reports never deny, or never state)"
     )
     assert lines[-1] == "  b sentence 0, Pleural Effusion: 2"
+
+
+@pytest.mark.parametrize(
+    "texts, message",
+    [
+        ("No effusion. Effusion.", "texts is one text, want the training reports"),
+        (["No effusion.", None], "report 2 is None, want a text"),
+    ],
+)
+def test_reports_that_are_none_are_named(texts, message):
+    with pytest.raises(DiveError, match=message):
+        DecisiveTokens(None, unit="decision").fit(texts)

@@ -48,9 +48,9 @@ def test_every_preset_weights_mentions(preset):
     "settings, message",
     [
         ({"decisive_unit": "word"}, "decisive_unit is 'word', want one of mention, clause, "),
-        ({"decisive_unit": 3}, "decisive_unit is '?3'?, want one of"),
+        ({"decisive_unit": 3}, "DistillConfig: decisive_unit is 3, want one of"),
         ({"class_floor": -0.1}, r"class_floor is -0\.1, want a share from 0 to below 1"),
-        ({"class_floor": "a"}, "class_floor is 'a', want a share"),
+        ({"class_floor": "a"}, "DistillConfig: class_floor is 'a', want a share"),
         ({"class_floor": True}, "class_floor is True, want a share"),
         ({"class_floor": 0.1, "pathology_weight": 0}, "pathology_weight is 0: want"),
         ({"class_floor": 0.1, "decisive": "radgraph"}, "which has no classes of findings"),
@@ -185,3 +185,9 @@ def test_weights_reach_the_loss(llava, studies, monkeypatch):
     distil(llava, studies, decisive_unit="clause", class_floor=0.1, batch_size=6, steps=1)
     values = {round(float(w), 4) for w in torch.cat(seen)}
     assert {1.0, 2.5, 3.0} <= values and any(v > 3.0 for v in values)
+
+
+@pytest.mark.parametrize("weight, warned", [(1.0, True), (3.0, False)])
+def test_a_unit_that_weights_nothing_warns(llava, studies, caplog, weight, warned):
+    distil(llava, studies, steps=1, decisive_unit="clause", pathology_weight=weight)
+    assert ("pathology_weight is 1 (preset" in caplog.text) == warned
