@@ -1,7 +1,7 @@
 """A floor on each finding class's share of the weight of decisive tokens."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dive import DecisiveTokens
@@ -11,6 +11,7 @@ from dive.errors import DiveError
 COUNTS = st.dictionaries(st.text(min_size=1), st.floats(0.01, 1e6), min_size=1, max_size=15)
 
 
+@settings(deadline=None)  # a machine that has other work is slow at times
 @given(COUNTS, st.floats(0.0, 1.0), st.sampled_from([0.5, 2.5, 8.0]))
 def test_every_class_has_its_share_and_none_weighs_less(counts, part, weight):
     floor = part / len(counts)
@@ -23,7 +24,8 @@ def test_every_class_has_its_share_and_none_weighs_less(counts, part, weight):
         # nothing is raised beyond its floor
         above = weights[name] > weight * (1 + 1e-9)
         assert not above or count * weights[name] <= floor * total * (1 + 1e-9)
-    assert weights[max(counts, key=lambda name: counts[name])] == weight
+    # of two that are as frequent one may be raised, by a last bit
+    assert weights[max(counts, key=lambda name: counts[name])] == pytest.approx(weight)
 
 
 def test_figures():
