@@ -258,9 +258,8 @@ def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
 def written(reports: "Sequence[Report]", hospital: Hospital) -> dict[str, float]:
     """Returns the measures of written reports, of the first `len(reports)` test studies.
 
-    A report stops early where what the model wrote is the true report's beginning without its last
-    sentences, late where it goes on after it or does not end by itself; closing sentences alone are
-    compared, as the rest is content.
+    A report stops early where it has fewer of the hospital's closing sentences than the true one,
+    late where it has more of them or does not end by itself; all else is content.
     """
     cases, style = hospital.test, hospital.wording.style
     texts = [report.text for report in reports]
