@@ -287,7 +287,7 @@ def test_findings_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         return [_mention(word[1:], signs[word[0]]) for word in text.split()]
 
     found = SimpleNamespace(find_mentions=find_mentions)
-    monkeypatch.setitem(sys.modules, "dive.decisive.tokens", found)
+    monkeypatch.setitem(sys.modules, "dive.decisive.mentions", found)
     predictions = ["+edema -effusion +nodule", "-effusion +effusion", "-edema"]
     references = ["+edema ?effusion", "+effusion", "-edema +fracture"]
     got = dive.evaluate(predictions, references, ["findings"], per_report=True)
