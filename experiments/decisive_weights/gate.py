@@ -21,7 +21,7 @@ from dive.demo.world import draw_images, to_image
 from experiments.compare_methods import load
 from experiments.decisive_weights.pilot import PILOT
 from experiments.decisive_weights.protocol import DEVELOPMENT
-from experiments.decisive_weights.scores import auroc
+from experiments.decisive_weights.scores import auroc, image_tokens
 from experiments.decisive_weights.world import (
     RARE,
     RARE_NAMES,
@@ -42,9 +42,7 @@ def seen(backbone: Any, images: list[Any]) -> Tensor:
     parts = []
     for first in range(0, len(images), 200):
         pixels = processor(images[first : first + 200], return_tensors="pt")["pixel_values"]
-        features = model.get_image_features(pixels)
-        features = getattr(features, "pooler_output", features)
-        parts.append(torch.stack(list(features)).flatten(1))
+        parts.append(image_tokens(model, pixels).flatten(1))
     return torch.cat(parts)
 
 

@@ -49,6 +49,12 @@ class CaseInput:
     ends: list[tuple[int, bool]]
 
 
+def image_tokens(model: Any, pixel_values: Tensor) -> Tensor:
+    """Returns the tokens of images as the decoder is shown them, [images, tokens, D]."""
+    features = model.get_image_features(pixel_values)
+    return torch.stack(list(getattr(features, "pooler_output", features)))
+
+
 class Scorer:
     """A hospital's test studies, prepared once for all adapters."""
 
@@ -76,11 +82,9 @@ class Scorer:
             before = {name: len(self._encode(text)) for name, text in report.slots.items()}
             if not whole:
                 response = response[: max(before.values())]
-            features = model.get_image_features(prompt["pixel_values"])
-            features = getattr(features, "pooler_output", features)
-            features = torch.cat(list(features)).reshape(-1, features[0].shape[-1])
             shown = embed(ids)
-            shown[ids == self.backbone.image_token_id] = features
+            features = image_tokens(model, prompt["pixel_values"])
+            shown[ids == self.backbone.image_token_id] = features.flatten(0, 1)
             made.append(
                 self._sequence(shown, response, before, report.ends if whole else (), embed)
             )
