@@ -63,3 +63,17 @@ class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **more):
         if state.global_step == self.step:
             raise KeyboardInterrupt
+
+
+# The opening of a rank's script, a template: a backbone, and trainings that record their steps.
+RANK = """
+import sys, torch, dive
+sys.path.insert(0, {helpers!r})
+from dive.training import loop
+from dive.data import Skipped, read_studies
+from trainings import Recorder, short
+Recorder.made = []
+loop.DistillTrainer = Recorder
+torch.set_num_threads(1)
+backbone = dive.load_backbone({backbone!r}, device="cpu")
+"""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainings import Kill, Recorder, bare, equal, short
+from trainings import RANK, Kill, Recorder, bare, equal, short
 
 import dive
 from dive.backbone.structure import decoder_layers
@@ -119,23 +119,16 @@ def test_one_gradient_however_the_batch_is_split(llava, studies, recorder):
     assert sum(recorder[1].losses) == pytest.approx(recorder[0].losses[0], rel=1e-5)
 
 
-_RANK = """
-import sys, torch, dive
-sys.path.insert(0, {helpers!r})
-from dive.training import loop
-from dive.data import read_studies
-from trainings import Recorder, short
-Recorder.made = []
-loop.DistillTrainer = Recorder
-torch.set_num_threads(1)
-backbone = dive.load_backbone({backbone!r}, device="cpu")
-config = short(steps=1, batch_size=3, max_grad_norm=0.0)
+_RANK = (
+    RANK
+    + """config = short(steps=1, batch_size=3, max_grad_norm=0.0)
 dive.distill(backbone, read_studies({studies!r}), demonstrations=2, config=config)
 if Recorder.made[0].is_world_process_zero():
     torch.save(Recorder.made[0].gradients[0], {out!r})
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """
+)
 
 
 def test_two_ranks_give_the_gradient_of_one(llava, tiny_llava, studies, recorder, tmp_path):

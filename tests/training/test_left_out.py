@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from trainings import Kill, bare, equal, short
+from trainings import RANK, Kill, bare, equal, short
 from transformers import TrainerCallback
 
 import dive
@@ -386,16 +386,9 @@ def test_what_a_worker_sends_is_what_it_made(llava, studies):
         assert all(torch.equal(one[n], other[n]) and one[n].dtype == other[n].dtype for n in one)
 
 
-_RANK = """
-import json, sys, torch, dive
-sys.path.insert(0, {helpers!r})
-from dive.training import loop
-from dive.data import Skipped, read_studies
-from trainings import Recorder, short
-Recorder.made = []
-loop.DistillTrainer = Recorder
-torch.set_num_threads(1)
-backbone = dive.load_backbone({backbone!r}, device="cpu")
+_RANK = (
+    RANK
+    + """import json
 config = short(
     steps={steps}, batch_size={batch}, max_grad_norm=0.0, calibration_studies=1, **{more!r}
 )
@@ -415,6 +408,7 @@ if Recorder.made[0].is_world_process_zero():
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """
+)
 
 
 def ranks(tiny_llava, studies, tmp_path, **more):

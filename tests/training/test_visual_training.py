@@ -14,7 +14,7 @@ import torch
 from command_line import call
 from PIL import Image
 from safetensors.torch import load_file
-from trainings import Kill, equal, short
+from trainings import RANK, Kill, equal, short
 
 import dive
 from dive.backbone.structure import decoder_layers, output_head
@@ -382,17 +382,9 @@ def test_a_teacher_is_needed_for_the_weights_alone():
     assert short().needs_teacher and short().learns_from_teacher
 
 
-_RANK = """
-import sys, torch, dive
-sys.path.insert(0, {helpers!r})
-from dive.training import loop
-from dive.data import read_studies
-from trainings import Recorder, short
-Recorder.made = []
-loop.DistillTrainer = Recorder
-torch.set_num_threads(1)
-backbone = dive.load_backbone({backbone!r}, device="cpu")
-with torch.no_grad():
+_RANK = (
+    RANK
+    + """with torch.no_grad():
     backbone.model.get_output_embeddings().weight.mul_(40.0)
 config = short(
     steps=1, batch_size=4, max_grad_norm=0.0, calibration_studies=1, decisive="visual"
@@ -404,6 +396,7 @@ if Recorder.made[0].is_world_process_zero():
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """
+)
 
 
 def test_two_ranks_give_the_gradient_and_share_of_one(
