@@ -108,12 +108,12 @@ def test_run_lengths_are_walked_before_they_are_unpacked() -> None:
     literal = b"\x07abcdefgh" * 8 + b"\0"  # filled up to an even length
     check(runs(literal, b"\x80" + literal), syntax=RUNS)
     bomb = b"\x81\0" * (side * side - 200)
-    started = time.monotonic()
+    started = time.process_time()  # what other processes take does not count
     with pytest.raises(DiveError, match="unpack to more than the 9,000,000 pixels of 3000 x 3000"):
         check(runs(bomb, bomb), syntax=RUNS, rows=side, columns=side)
     with pytest.raises(DiveError, match="unpack to more"):
         check(runs(b"\x81\0", bomb), syntax=RUNS, rows=side, columns=side)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
     with pytest.raises(DiveError, match="has 1 segments of run lengths, and its pixels 2 bytes"):
         check(runs(literal), syntax=RUNS)
     with pytest.raises(DiveError, match="has 9,000 bytes of run lengths"):
