@@ -9,6 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # machine that has other work too the same tests then take ten times as long
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,23 @@ LONGEST = ("test_cuda_compiled", "test_host_cuda", "test_kernels_interpreted", "
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files come first: of two processes none is left alone with one in the end."""
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """After each file, what is loaded is put where the collector of garbage does not look.
+
+    Every training ends with a full collection (accelerate's): over the modules of torch and
+    transformers alone it takes longer than the steps of a tiny model.
+    """
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # or nanobind takes what is left at exit for a leak
 
 
 @pytest.fixture(scope="session")
