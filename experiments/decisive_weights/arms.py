@@ -3,7 +3,7 @@
 No arm has a teacher in its loss (it changed nothing in the earlier experiment and doubles the
 time); "V" runs one for its weights. The weight above 1 is matched: P, P1, D, S, V and R add the
 same total to the weights of a hospital's training reports (V on average), so they differ in what
-they aim at.
+they aim at. C was added later: P's weights, and more on the rarest classes of findings.
 """
 
 import json
@@ -20,6 +20,7 @@ from dive.decisive.tokens import EOS, TEMPLATE, DecisiveTokens
 
 PATHOLOGY, END = 2.5, 2.5  # as the preset "dive" has them
 DOSE = 8.0  # of P8
+FLOOR = 0.1  # of C; seven classes occur, so at most 1/7
 # Mean sum of 1 - exp(-v) per report on hospitals 2901 to 2903. To know it for another hospital
 # costs all of its teacher's forwards a second time; the records have the share that came of it.
 VISUAL_PER_REPORT = 3.2
@@ -34,6 +35,7 @@ class Arm:
     pathology: float = PATHOLOGY
     end: float = END
     fixed: bool = False  # fixed vectors in place of state-conditioned steering
+    floor: float = 0.0  # the least share of the weight on pathology for each class of findings
 
     @property
     def needs_teacher(self) -> bool:
@@ -54,6 +56,7 @@ ARMS = {
         Arm("R", "random"),
         Arm("FU", end=1.0, fixed=True),
         Arm("FP", "mention", fixed=True),
+        Arm("C", "mention", floor=FLOOR),
     )
 }
 
@@ -74,6 +77,8 @@ def settings(
     made |= {"eos_weight": arm.end, "pathology_weight": 1.0}
     if not arm.weighted:
         return made
+    if arm.floor:
+        made["class_floor"] = arm.floor
     tokenizer, reports = backbone.tokenizer, [study.report() for study in studies]
     mentions = counted(DecisiveTokens(tokenizer, modifiers=True), reports, tokenizer)
     wanted = (arm.pathology - 1) * sum(mentions)  # the weight to add, as P adds it

@@ -13,6 +13,8 @@ from experiments.record_files import Record, check_names, check_unique, read
 FILE = Path(__file__).parents[2] / "benchmarks" / "results" / "decisive-weights.jsonl"
 STATUSES = ("ok", "diverged", "failed")
 _KEY = ("part", "world", "hospital", "arm", "steps", "seed")
+# Controls by a threshold: U, stating as many rare slots as the arm in whose records they are.
+CONTROLS = {"T": "P", "TC": "C"}
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,10 @@ class Study:
 
     def part(self, name: str = "confirmatory") -> list[Record]:
         return [record for record in self.records if record["part"] == name]
+
+    def of_protocol(self, runs: Sequence[tuple[str, str, int]] = protocol.RUNS) -> list[Record]:
+        """Returns the confirmatory records of these runs."""
+        return [one for one in self.part() if (one["world"], one["arm"], one["steps"]) in runs]
 
     def find(self, world: str, arm: str, steps: int) -> dict[int, Record]:
         """Returns the confirmatory records of one arm, by hospital."""
@@ -37,7 +43,7 @@ class Study:
     def missing(self) -> list[tuple[int, str, str, int, str]]:
         """Returns hospital, world, arm and steps of every run without measures, and why."""
         found = []
-        for world, arm, steps in protocol.RUNS:
+        for world, arm, steps in (*protocol.RUNS, *protocol.ADDED_RUNS):
             known = self.find(world, arm, steps)
             for hospital in protocol.CONFIRMATORY:
                 status = known[hospital]["status"] if hospital in known else "not run"
@@ -62,10 +68,10 @@ def load(path: Path = FILE) -> Study:
         check_names(location, record, {"hospital": protocol.PARTS[record["part"]]})
         if record["part"] == "confirmatory":
             run = (record["world"], record["arm"], record.get("steps"))
-            if run not in protocol.RUNS:
+            if run not in (*protocol.RUNS, *protocol.ADDED_RUNS):
                 raise DiveError(
                     f"{location}: world {run[0]}, arm {run[1]}, steps {run[2]!r} is no run of the "
-                    "protocol, want one of protocol.RUNS"
+                    "protocol, want one of protocol.RUNS or ADDED_RUNS"
                 )
     done = [one for one in found if one[1]["status"] != "failed"]
     # only the rates were tried one against another
@@ -114,8 +120,8 @@ def share(record: Record, hits: str, of: str) -> Fraction:
 def value(record: Record, measure: str) -> Fraction:
     """Returns a measure of a record; raises NoValueError where there is none.
 
-    "slot_recall" and "slot_precision" are of the stated slots; with "_T", of the control T, whose
-    counts are in the records of P.
+    "slot_recall" and "slot_precision" are of the stated slots; with "_T", of the control by a
+    threshold, whose counts are in the records of the arm (`CONTROLS`).
     """
     control = "_T" if measure.endswith("_T") else ""
     if measure == "rare_auroc":

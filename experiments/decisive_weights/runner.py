@@ -30,8 +30,8 @@ from dive.files.atomic import check_file
 from experiments.compare_methods import append, load, surroundings
 from experiments.decisive_weights.arms import ARMS, settings
 from experiments.decisive_weights.pilot import PILOT
-from experiments.decisive_weights.protocol import PARTS, RUNS, STEPS
-from experiments.decisive_weights.records import FILE
+from experiments.decisive_weights.protocol import ADDED_RUNS, PARTS, RUNS, STEPS
+from experiments.decisive_weights.records import CONTROLS, FILE
 
 FILES = {"confirmatory": FILE, "pilot": PILOT, "rates": PILOT}
 WRITTEN = 200  # test studies whose reports are written
@@ -39,7 +39,7 @@ COUNTED = 240  # slots, by score, whose hits are recorded
 # The best of each arm by mean rare AUROC on hospitals 2901 and 2902, part "rates".
 RATES = {
     "U": 5e-2, "P": 2.5e-2, "P8": 5e-2, "P1": 5e-2, "E": 5e-2, "D": 5e-2, "S": 5e-2, "V": 5e-2,
-    "R": 5e-2, "FU": 1e-1, "FP": 2e-1,
+    "R": 5e-2, "FU": 1e-1, "FP": 2e-1, "C": 2.5e-2,
 }  # fmt: skip
 STATE_RATES = (1.2e-2, 2.5e-2, 5e-2)
 FIXED_RATES = (1e-1, 2e-1, 4e-1)
@@ -64,7 +64,7 @@ class Run:
 
 
 def runs(part: str, hospital: int) -> Iterator[Run]:
-    """The runs of one hospital, those of arm U first (the control T is made from them)."""
+    """The runs of one hospital, those of arm U first (the controls T and TC are made from them)."""
     if part == "rates":
         for name, arm in ARMS.items():
             for rate in FIXED_RATES if arm.fixed else STATE_RATES:
@@ -74,7 +74,7 @@ def runs(part: str, hospital: int) -> Iterator[Run]:
         for name in ("U", "P8"):
             yield Run(part, "tail", hospital, name, STEPS, 2.5e-2)  # before rates were chosen
         return
-    for world, name, steps in RUNS:
+    for world, name, steps in (*RUNS, *ADDED_RUNS):
         main = world == "tail" and steps == STEPS
         yield Run(part, world, hospital, name, steps, RATES[name], written=main)
 
@@ -103,7 +103,7 @@ def perform(part: str, hospitals: Sequence[int], arms: Sequence[str], path: Path
                 scorers[run.world] = Scorer(backbone, open_hospital(number, run.world))
             start = time.perf_counter()
             found = _measured(run, backbone, scorers[run.world])
-            if run.arm == "P" and found["status"] == "ok":
+            if run.arm in CONTROLS.values() and found["status"] == "ok":
                 found |= _threshold_control(run, found, known)
             found["seconds"] = round(time.perf_counter() - start, 1)
             append(path, run.key | found | facts)
@@ -184,7 +184,7 @@ def _measured(run: Run, backbone: Any, scorer: Any) -> dict[str, Any]:
 def _threshold_control(
     run: Run, found: dict[str, Any], known: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Returns the control T: U's slots, as many of the highest stated as P states."""
+    """Returns the control of a run: U's slots, as many of the highest stated as the run states."""
     count = found["slot_positives"]
     same = {**run.key, "arm": "U"}
     same.pop("learning_rate")

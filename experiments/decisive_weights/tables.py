@@ -4,8 +4,10 @@
 <!-- experiment: decisive arms -->          every arm: mean and standard deviation over hospitals
 <!-- experiment: decisive steps -->         ranking by steps, form of steering and world
 <!-- experiment: decisive exploratory -->   further differences, neither tested nor corrected
+<!-- experiment: decisive floor -->         the same of the floor per class, added later
 <!-- experiment: decisive records -->       the runs, their commits and machines; what is missing
 <!-- experiment: decisive sentence -->      the outcome in words (sentences.py)
+<!-- experiment: decisive floor sentence -->   what the floor per class does, in words
 <!-- experiment: decisive secondary -->     the secondary comparisons by verdict
 """
 
@@ -15,8 +17,8 @@ from functools import partial
 from statistics import mean, stdev
 
 from experiments.decisive_weights import protocol, sentences, verdicts
-from experiments.decisive_weights.records import Study, values
-from experiments.decisive_weights.verdicts import Result
+from experiments.decisive_weights.records import CONTROLS, Study, values
+from experiments.decisive_weights.verdicts import Comparison, Result
 from experiments.exact_test import as_text
 from experiments.pages import items
 from experiments.record_files import Record
@@ -134,10 +136,12 @@ def arm_table(study: Study) -> str:
     if not study.part():
         return f"There is {NONE}."
     rows = []
+    control_of = {arm: control for control, arm in CONTROLS.items()}
     for arm, description in protocol.ARMS.items():
         known = list(study.find("tail", arm, protocol.STEPS).values())
         rows.append([f"{arm}: {description}", *_counts(known), *_scores(known)])
-    rows.insert(list(protocol.ARMS).index("P") + 1, _control_line(study))
+        if arm in control_of:
+            rows.append(_control_line(study, control_of[arm], arm))
     heads = ["arm", "runs", "diverged", "failed", *(head for head, _ in MEASURES.values())]
     return table(heads, rows, 1)
 
@@ -165,11 +169,11 @@ def spread(found: Sequence[float], digits: int, runs: int) -> str:
     return text + (f" (of {len(found)})" if len(found) < runs else "")
 
 
-def _control_line(study: Study) -> list[str]:
-    """Returns the line of T, whose counts are in the records of P."""
+def _control_line(study: Study, control: str, arm: str) -> list[str]:
+    """Returns the line of a control by a threshold, whose counts are in the records of its arm."""
     done = [
         record
-        for record in study.find("tail", "P", protocol.STEPS).values()
+        for record in study.find("tail", arm, protocol.STEPS).values()
         if record["status"] == "ok"
     ]
     known = [record for record in done if "slot_positives_T" in record]
@@ -179,7 +183,8 @@ def _control_line(study: Study) -> list[str]:
         else "-"
         for measure, (_, digits) in MEASURES.items()
     ]
-    return ["T: control, U stating as many slots as P", str(len(known)), "-", "-", *cells]
+    name = f"{control}: control, U stating as many slots as {arm}"
+    return [name, str(len(known)), "-", "-", *cells]
 
 
 def step_table(study: Study) -> str:
@@ -203,12 +208,13 @@ def step_table(study: Study) -> str:
     return table(heads, rows, 2)
 
 
-def exploratory_table(study: Study) -> str:
+def size_table(study: Study, comparisons: Sequence[Comparison]) -> str:
+    """Returns sizes and intervals of comparisons that are not tested."""
     if not study.part():
         return f"There is {NONE}."
     rows = [
         [_named(one), MEASURES[one.comparison.measure][0], size(one), hospitals(one)]
-        for one in verdicts.exploratory(study)
+        for one in verdicts.untested(study, comparisons)
     ]
     return table(("difference", "measure", "size", "above 0"), rows, 2)
 
@@ -218,12 +224,16 @@ def record_lines(study: Study) -> str:
     own = study.part()
     if not own:
         return f"There is {NONE}."
-    whole = len(protocol.RUNS) * len(protocol.CONFIRMATORY)
-    found = Counter(record["status"] for record in own)
-    lines = [
-        f"Runs: {len(own)} of {whole}; {found['ok']} with measures, {found['diverged']} diverged, "
-        f"{found['failed']} failed; {study.repeated} failed before and were repeated."
-    ]
+    lines = []
+    for head, runs in (("Runs", protocol.RUNS), ("Runs added later", protocol.ADDED_RUNS)):
+        known = study.of_protocol(runs)
+        whole = len(runs) * len(protocol.CONFIRMATORY)
+        found = Counter(record["status"] for record in known)
+        lines.append(
+            f"{head}: {len(known)} of {whole}; {found['ok']} with measures, {found['diverged']} "
+            f"diverged, {found['failed']} failed."
+        )
+    lines.append(f"Failed before and repeated: {study.repeated}.")
     for name in ("commit", "machine"):
         counted = Counter(str(record.get(name, "unknown")) for record in own)
         lines.append(f"By {name}: " + "; ".join(f"{k} ({v})" for k, v in counted.items()) + ".")
@@ -248,9 +258,11 @@ def tables(study: Study) -> dict[str, Callable[[], str]]:
         "decisive verdicts": verdict_table,
         "decisive arms": arm_table,
         "decisive steps": step_table,
-        "decisive exploratory": exploratory_table,
+        "decisive exploratory": partial(size_table, comparisons=verdicts.EXPLORATORY),
+        "decisive floor": partial(size_table, comparisons=verdicts.ADDED),
         "decisive records": record_lines,
         "decisive sentence": sentences.outcome,
+        "decisive floor sentence": sentences.floor,
         "decisive secondary": secondary,
     }
     return {name: partial(make, study) for name, make in made.items()}

@@ -12,7 +12,7 @@ from fractions import Fraction
 from statistics import mean
 
 from experiments.decisive_weights.protocol import CONFIRMATORY, LEVEL, MARGIN, STEPS
-from experiments.decisive_weights.records import NoValueError, Study, value
+from experiments.decisive_weights.records import CONTROLS, NoValueError, Study, value
 from experiments.exact_test import half_interval, holm, sign_flip
 
 AUROCS = ("rare_auroc", "end_auroc")
@@ -35,7 +35,8 @@ class Verdict(Enum):
 class Comparison:
     """A difference: the arms that count with + and those with -, in one measure.
 
-    plus and minus: names of arms; "T" is the control by a threshold. steps and world hold for all.
+    plus and minus: names of arms; "T" and "TC" are controls by a threshold. steps and world hold
+    for all.
     """
 
     plus: tuple[str, ...]
@@ -95,6 +96,15 @@ EXPLORATORY = (
     *(Comparison(("FP",), ("FU",), steps=steps) for steps in (50, STEPS, 200)),
     interaction(STEPS),
     *(Comparison((arm,), ("U",), world="noisy") for arm in ("P", "D")),
+)
+# The floor per class beside a threshold that states as much; added later, see protocol.ADDED_RUNS.
+ADDED = (
+    _plain("C", "U"),
+    _plain("C", "P"),
+    _plain("C", "U", "slot_positives"),
+    *(_plain(arm, "U", name) for name in ("slot_recall", "slot_precision") for arm in ("C", "TC")),
+    *(_plain("C", "TC", name) for name in ("slot_recall", "slot_precision")),
+    *(_plain("C", "U", name) for name in ("slot_nll", "concept_f1")),
 )
 
 
@@ -170,13 +180,14 @@ def compare(study: Study, comparison: Comparison) -> Result:
 
 
 def _of_arm(study: Study, comparison: Comparison, arm: str, hospital: int) -> Fraction:
-    own, measure = ("P", f"{comparison.measure}_T") if arm == "T" else (arm, comparison.measure)
-    record = study.find(comparison.world, own, comparison.steps).get(hospital)
+    control = "_T" if arm in CONTROLS else ""
+    known = study.find(comparison.world, CONTROLS.get(arm, arm), comparison.steps)
+    record = known.get(hospital)
     if record is None:
         raise NoValueError("not run")
     if record["status"] != "ok":
         raise NoValueError(record["status"])
-    return value(record, measure)
+    return value(record, comparison.measure + control)
 
 
 def judged(study: Study, family: dict[str, Sequence[Comparison]]) -> dict[str, list[Result]]:
@@ -202,5 +213,6 @@ def secondary(study: Study) -> dict[str, list[Result]]:
     return judged(study, dict(SECONDARY))
 
 
-def exploratory(study: Study) -> list[Result]:
-    return [compare(study, one) for one in EXPLORATORY]
+def untested(study: Study, comparisons: Sequence[Comparison]) -> list[Result]:
+    """Returns sizes and intervals alone, as of `EXPLORATORY` and `ADDED`."""
+    return [compare(study, one) for one in comparisons]

@@ -1,9 +1,9 @@
 """Tables and sentences of the study of decisive weights: every outcome has its words."""
 
 import pytest
-from decisive_records import BIG, NOTHING, SMALL, WIDE, record, whole_study
+from decisive_records import BIG, NOTHING, SMALL, WIDE, record, runs_of, whole_study
 
-from experiments.decisive_weights import pilot, protocol, sentences, tables
+from experiments.decisive_weights import pilot, protocol, sentences, tables, verdicts
 from experiments.decisive_weights.records import Study
 from experiments.decisive_weights.verdicts import Verdict
 
@@ -125,7 +125,7 @@ def test_the_table_of_arms_has_every_arm():
     made[1] |= {"status": "failed"}
     made[2].pop("bleu4")
     lines = tables.arm_table(Study(made)).splitlines()
-    assert len(lines) == 2 + len(protocol.ARMS) + 1
+    assert len(lines) == 2 + len(protocol.ARMS) + 2
     by_arm = {line.split(":")[0].removeprefix("| "): line for line in lines[2:]}
     assert "| 10 | 1 | 1 | 0.800 ± 0.000 | 0.900 ± 0.000 |" in by_arm["U"]
     assert "70.0 ± 0.0 (of 9)" in by_arm["U"]
@@ -142,7 +142,7 @@ def test_the_table_of_steps():
 
 
 def test_the_exploratory_table_has_no_p():
-    text = tables.exploratory_table(Study(whole_study(P8=BIG)))
+    text = tables.size_table(Study(whole_study(P8=BIG)), verdicts.EXPLORATORY)
     assert "| P8 - U | rare AUROC | +0.051 ± 0.005 | 12 of 12 |" in text
     assert "| P - U, world noisy | rare AUROC |" in text and "| P - U, 50 steps |" in text
     assert " p " not in text
@@ -151,16 +151,54 @@ def test_the_exploratory_table_has_no_p():
 def test_the_lines_of_records():
     made = whole_study()
     assert tables.record_lines(Study(made, 3)).splitlines() == [
-        "- Runs: 264 of 264; 264 with measures, 0 diverged, 0 failed; 3 failed before and were "
-        "repeated.",
+        "- Runs: 264 of 264; 264 with measures, 0 diverged, 0 failed.",
+        "- Runs added later: 0 of 12; 0 with measures, 0 diverged, 0 failed.",
+        "- Failed before and repeated: 3.",
         "- By commit: abc (264).",
         "- By machine: a machine (264).",
+        "- Without measures: arm C, 100 steps, world tail: not run (all hospitals).",
     ]
     made = changed(made, "E", status="diverged")
     made = [one for one in made if (one["arm"], one["hospital"]) != ("V", 2003)]
     text = " ".join(tables.record_lines(Study(made)).split())
     assert "arm E, 100 steps, world tail: diverged (all hospitals)." in text
     assert "arm V, 100 steps, world tail: not run (2003)." in text
+
+
+def test_what_was_added_later_counts_for_itself():
+    """Neither does it stand in for a missing run of the protocol, nor change a verdict."""
+    own, added = whole_study(P=BIG), runs_of(protocol.ADDED_RUNS, C=SMALL)
+    assert said(Study(own + added)) == said(Study(own))
+    assert tables.verdict_table(Study(own + added)) == tables.verdict_table(Study(own))
+    lines = tables.record_lines(Study(own[12:] + added)).splitlines()
+    assert lines[0].startswith("- Runs: 252 of 264;")
+    assert lines[1].startswith("- Runs added later: 12 of 12;")
+    assert "252 of 264 runs have measures" in said(Study(own[12:] + added))
+
+
+def test_the_floor_per_class_and_its_control():
+    added = runs_of(protocol.ADDED_RUNS, C=SMALL)
+    added = changed(
+        added, "C", slot_positives=30, slot_hits=14, slot_positives_T=30, slot_hits_T=13
+    )
+    study = Study(whole_study(P=BIG) + added)
+    text = tables.size_table(study, verdicts.ADDED)
+    assert "| C - U | rare AUROC | +0.010 ± 0.000 | 12 of 12 |" in text
+    assert "| C - P | rare AUROC | -0.041 ± " in text
+    assert "| C - U | slot recall | +0.100 ± 0.000 | 12 of 12 |" in text
+    assert "| TC - U | slot recall | +0.075 ± 0.000 | 12 of 12 |" in text
+    assert "| C - TC | slot precision | +0.033 ± 0.000 | 12 of 12 |" in text
+    by_arm = {line.split(":")[0]: line for line in tables.arm_table(study).splitlines()}
+    assert by_arm["| TC"].startswith("| TC: control, U stating as many slots as C | 12 |")
+    assert " ".join(sentences.floor(study).split()) == (
+        "- With a floor of 10% on each class's share of the weight, the rare slots stated per "
+        "hospital change by +10.0 ± 0.0 against uniform weights, and their recall by +0.100 ± "
+        "0.000; uniform weights with a threshold that states as many change it by +0.075 ± 0.000 "
+        "(C - TC: +0.025 ± 0.000). Rare AUROC changes by +0.010 ± 0.000."
+    )
+    assert sentences.floor(Study(whole_study() + added[1:])) == (
+        "- A floor per class: 11 of 12 hospitals are known."
+    )
 
 
 def test_the_development_hospitals():

@@ -169,7 +169,9 @@ def test_reading(tmp_path):
     assert load(tmp_path / "none.jsonl") == Study([])
     path = write(tmp_path, *whole_study())
     study = load(path)
-    assert len(study.part()) == 12 * len(protocol.RUNS) == 264 and study.missing() == []
+    assert len(study.part()) == 12 * len(protocol.RUNS) == 264 and {
+        arm for _, _, arm, _, _ in study.missing()
+    } == {"C"}
     assert study.find("noisy", "D", 100).keys() == set(HOSPITALS)
     assert study.find("noisy", "S", 100) == {}
 
@@ -232,6 +234,8 @@ def test_protocol_and_runner_agree():
     assert not set(protocol.CONFIRMATORY) & set(protocol.DEVELOPMENT)
     assert protocol.WORLDS == world.WORLDS and tuple(world.RARE_NAMES.values()) == protocol.RARE
     made = [(run.world, run.arm, run.steps) for run in runner.runs("confirmatory", 2001)]
-    assert sorted(made) == sorted(protocol.RUNS)
+    assert sorted(made) == sorted((*protocol.RUNS, *protocol.ADDED_RUNS))
+    assert {arm for _, arm, _ in protocol.ADDED_RUNS} == {"C"}  # in no run of the protocol
+    assert not {arm for _, arm, _ in protocol.RUNS} & {"C"}
     assert runner.FILES["confirmatory"] == records_module.FILE
     assert set(runner.FILES) == set(protocol.PARTS)

@@ -203,6 +203,24 @@ def test_the_arms_add_the_same_weight(backbone, hospital, tmp_path):
         assert (made["pathology_weight"] - 1) * own == pytest.approx(added)
 
 
+def test_the_floor_lifts_the_rare_classes(backbone, hospital, tmp_path):
+    from dive.decisive.tokens import DecisiveTokens
+
+    made = settings(
+        ARMS["C"], backbone, hospital.train.studies, 2901, hospital.demonstrations, tmp_path
+    )
+    plain = settings(
+        ARMS["P"], backbone, hospital.train.studies, 2901, hospital.demonstrations, tmp_path
+    )
+    assert made == plain | {"class_floor": made["class_floor"]} and made["class_floor"] > 0
+    floor, pathology = made["class_floor"], made["pathology_weight"]
+    weigher = DecisiveTokens(None, pathology, modifiers=True, class_floor=floor)
+    weigher.fit([study.report() for study in hospital.train.studies])
+    weights = weigher._weight_of_class
+    rare = min(weights[name] for name in ("Pneumothorax", "Lung Lesion"))
+    assert rare > 1.5 * pathology and min(weights.values()) == pathology
+
+
 def test_random_words_are_as_many_and_none_of_the_mentions(backbone, hospital):
     from dive.decisive.tokens import PATHOLOGY, DecisiveTokens
 
@@ -274,8 +292,9 @@ def test_an_interrupted_study_goes_on(monkeypatch, tmp_path):
 
 def test_the_threshold_control_states_as_many_slots():
     uniform = run_of("U").key | {"status": "ok", "hits_by_count": [1, 2, 2, 3]}
-    found = runner._threshold_control(run_of("P"), {"slot_positives": 3}, [uniform])
-    assert found == {"slot_positives_T": 3, "slot_hits_T": 2}
+    for arm in ("P", "C"):
+        found = runner._threshold_control(run_of(arm), {"slot_positives": 3}, [uniform])
+        assert found == {"slot_positives_T": 3, "slot_hits_T": 2}
     assert runner._threshold_control(run_of("P"), {"slot_positives": 9}, [uniform]) == {}
     assert runner._threshold_control(run_of("P"), {"slot_positives": 3}, []) == {}
 

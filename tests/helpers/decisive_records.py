@@ -20,15 +20,19 @@ def record(hospital=2001, arm="U", steps=100, world="tail", rare=0.8, **changes)
         "rare_precision": 50.0, "style_f1": 60.0, "concept_f1": 80.0, "bleu4": 70.0,
         "early_stops": 1.0, "late_stops": 2.0, "commit": "abc", "machine": "a machine",
     }  # fmt: skip
-    if arm == "P":
+    if arm in ("P", "C"):
         found |= {"slot_positives_T": 20, "slot_hits_T": 10}
     return found | changes
 
 
 def whole_study(**differences):
-    """All runs; differences: of an arm's rare AUROC from 0.8, one number per hospital."""
+    """All runs of the protocol; differences: of an arm's rare AUROC from 0.8, per hospital."""
+    return runs_of(protocol.RUNS, **differences)
+
+
+def runs_of(runs, **differences):
     made = []
-    for world, arm, steps in protocol.RUNS:
+    for world, arm, steps in runs:
         for index, hospital in enumerate(HOSPITALS):
             shift = differences[arm][index] if arm in differences else 0.0
             made.append(record(hospital, arm, steps, world, round(0.8 + shift, 6)))
