@@ -39,7 +39,7 @@ COUNTED = 240  # slots, by score, whose hits are recorded
 # The best of each arm by mean rare AUROC on hospitals 2901 and 2902, part "rates".
 RATES = {
     "U": 5e-2, "P": 2.5e-2, "P8": 5e-2, "P1": 5e-2, "E": 5e-2, "D": 5e-2, "S": 5e-2, "V": 5e-2,
-    "R": 5e-2, "FU": 1e-1, "FP": 2e-1, "C": 2.5e-2,
+    "R": 5e-2, "FU": 1e-1, "FP": 2e-1, "C": 5e-2,
 }  # fmt: skip
 STATE_RATES = (1.2e-2, 2.5e-2, 5e-2)
 FIXED_RATES = (1e-1, 2e-1, 4e-1)
