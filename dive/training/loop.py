@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -78,7 +78,7 @@ def _make_steps(prepared: Prepared) -> None:
             if checkpoint is not None and step_of(checkpoint) >= prepared.steps:
                 trainer.restore(checkpoint)  # Trainer would run one step more
             else:
-                with worker_deaths():
+                with worker_deaths(), closing(trainer.workers):
                     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
                 trainer.share_visual()
     finally:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
 from dive.adapter.adapter import SteeringAdapter
@@ -24,6 +25,7 @@ from dive.training.student import ClassMeter, Student
 from dive.training.teacher import Teacher, TeacherPrompt
 from dive.training.visual_weights import VisualWeights
 from dive.training.whole_checkpoints import WholeCheckpoints
+from dive.training.workers import LoaderWorkers
 
 log = logging.getLogger(__name__)
 Text = TypeVar("Text", str, bytes)
@@ -57,6 +59,7 @@ class DistillTrainer(WholeCheckpoints):
             # tells Trainer that compute_loss normalises over the accumulated batch itself
             compute_loss_func=lambda *_: None,
         )
+        self.workers = LoaderWorkers()
         self._student = student
         self._config = config
         self._examples = examples
@@ -109,6 +112,12 @@ class DistillTrainer(WholeCheckpoints):
         for part in parts:
             for index, reason in self._of_all_ranks(sorted(part.failed.items())):
                 self._left_out.add(part, index, reason)
+
+    def get_train_dataloader(self) -> DataLoader:
+        return self.workers.watch(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, *args: Any, **more: Any) -> DataLoader:
+        return self.workers.watch(super().get_eval_dataloader(*args, **more))
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
         """Do nothing: the adapter's parameters are on the devices of their layers already."""

@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
+from torch.utils.data import DataLoader
 
 from dive.errors import DiveError
 
@@ -86,6 +88,39 @@ def worker_deaths() -> Iterator[None]:
             f"a process that decodes images died ({str(error).splitlines()[0]}); give it more "
             "memory, or fewer workers (0: images are decoded by the process that trains)"
         ) from error
+
+
+class LoaderWorkers:
+    """The workers of torch's data loaders, which end with a training whatever ends it.
+
+    Torch ends them when their iterator is collected. An error's traceback keeps it for some time,
+    and where the collector of cycles then finds it, its queues are closed before the workers are
+    told: torch waits 5 s for each of them.
+    """
+
+    def __init__(self) -> None:
+        self._iterators: list[weakref.ref[Any]] = []
+
+    def watch(self, loader: DataLoader) -> DataLoader:
+        """Return the loader, whose iterators are known from now on."""
+        inner = getattr(loader, "base_dataloader", loader)  # accelerate's loader has torch's inside
+        begin = inner._get_iterator
+
+        def begin_and_note() -> Any:
+            iterator = begin()
+            self._iterators.append(weakref.ref(iterator))
+            return iterator
+
+        inner._get_iterator = begin_and_note  # type: ignore[method-assign]
+        return loader
+
+    def close(self) -> None:
+        """End all workers that there still are."""
+        for one in self._iterators:
+            shut_down = getattr(one(), "_shutdown_workers", None)
+            if shut_down is not None:  # not collected, and with workers
+                shut_down()
+        self._iterators.clear()
 
 
 _function: Callable[[Any], Any] | None = None

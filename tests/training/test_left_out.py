@@ -2,16 +2,16 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ranks import COUNT, Ranks
 from trainings import RANK, Kill, bare, equal, short
 from transformers import TrainerCallback
 
@@ -411,46 +411,41 @@ torch.distributed.destroy_process_group()
 )
 
 
-def ranks(tiny_llava, studies, tmp_path, **more):
-    script, out = tmp_path / "rank.py", tmp_path / "found.pt"
-    values = {
-        "steps": 1, "batch": 4, "on_error": "skip", "more": {}, "folder": None, "before": "", **more
-    }  # fmt: skip
-    source = str(studies[0].images[0].parents[1] / "studies.jsonl")
-    root = Path(__file__).parents[2]
-    helpers = str(root / "tests" / "helpers")
-    script.write_text(
-        _RANK.format(
-            helpers=helpers, backbone=str(tiny_llava), studies=source, out=str(out), **values
-        )
-    )
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone",
-        str(script),
-    ]  # fmt: skip
-    log = tmp_path / "ranks.log"
-    with log.open("w") as file:
-        launched = subprocess.Popen(
-            command, cwd=root, stdout=file, stderr=file,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
-        )  # fmt: skip
-        try:
-            code = launched.wait(240)
-        except subprocess.TimeoutExpired:
-            launched.terminate()  # this ends the ranks, too
-            launched.wait(60)
-            pytest.fail(f"ranks wait for each other for ever: {log.read_text()[-2000:]}")
-    done = subprocess.CompletedProcess(command, code, stderr=log.read_text())
-    return done, torch.load(out, weights_only=True) if out.exists() else None
+@pytest.fixture(scope="module")
+def two_ranks():
+    if not hasattr(os, "fork"):
+        pytest.skip("the ranks of these tests are forked")
+    ranks = Ranks()
+    yield ranks
+    ranks.close()
 
 
-def test_ranks_leave_out_the_same(llava, tiny_llava, studies, recorder, tmp_path):
+@pytest.fixture
+def on_two_ranks(two_ranks, tiny_llava, studies, tmp_path):
+    """Trains on two ranks; returns their exit statuses, their words, and what rank 0 found."""
+
+    def run(**more):
+        script, log, out = (tmp_path / name for name in ("rank.py", "ranks.log", "found.pt"))
+        values = {
+            "steps": 1, "batch": 4, "on_error": "skip", "more": {}, "folder": None, "before": "",
+            "helpers": str(Path(__file__).parents[1] / "helpers"), "backbone": str(tiny_llava),
+            "studies": str(studies[0].images[0].parents[1] / "studies.jsonl"), "out": str(out),
+        }  # fmt: skip
+        script.write_text(_RANK.format(**values | more))
+        codes = two_ranks.run(script, log)
+        found = torch.load(out, weights_only=True) if out.exists() else None
+        return codes, log.read_text(), found
+
+    return run
+
+
+def test_ranks_leave_out_the_same(llava, studies, recorder, on_two_ranks):
     spoil(studies[3])
     skipped = Skipped()
     config = short(steps=2, batch_size=8, max_grad_norm=0.0, calibration_studies=1)
     dive.distill(llava, studies, 2, config, skipped=skipped, **SKIP)
-    done, found = ranks(tiny_llava, studies, tmp_path, steps=2)
-    assert done.returncode == 0, done.stderr
+    codes, words, found = on_two_ranks(steps=2)
+    assert codes == [0, 0], words
     assert found["skipped"] == ["s3"] == [one["id"] for one in skipped]
     for step in (0, 1):
         for name, gradient in recorder[0].gradients[step].items():
@@ -459,17 +454,17 @@ def test_ranks_leave_out_the_same(llava, tiny_llava, studies, recorder, tmp_path
             assert torch.allclose(gradient, other, rtol=1e-3, atol=1e-6), (step, name)
 
 
-def test_ranks_wait_for_one_that_has_nothing_left(tiny_llava, studies, tmp_path):
+def test_ranks_wait_for_one_that_has_nothing_left(studies, on_two_ranks):
     """One study per rank; one of the two, and in one step both, are left out."""
     for number in (1, 3, 4, 6):
         spoil(studies[number])
-    done, found = ranks(tiny_llava, studies, tmp_path, batch=1, steps=4)
-    assert done.returncode == 0, done.stderr
+    codes, words, found = on_two_ranks(batch=1, steps=4)
+    assert codes == [0, 0], words
     assert sorted(found["skipped"]) == ["s1", "s3", "s4", "s6"]
     assert all(g.isfinite().all() for step in found["gradients"] for g in step.values())
 
 
-def test_ranks_without_a_row_log_with_the_others(llava, tiny_llava, studies, tmp_path, caplog):
+def test_ranks_without_a_row_log_with_the_others(llava, studies, tmp_path, caplog, on_two_ranks):
     """One study per rank and a line of log per step. In two of three steps one rank has none, and
     its whole share of the validation cannot be read. Every line is that of one process with both
     studies."""
@@ -480,10 +475,8 @@ def test_ranks_without_a_row_log_with_the_others(llava, tiny_llava, studies, tmp
     options = {"validation": studies[6:], "output_dir": tmp_path / "one", **SKIP}
     dive.distill(llava, studies[:6], 2, config, **options)
     assert "every study of its batch" not in caplog.text  # the other rank has one
-    done, found = ranks(
-        tiny_llava, studies, tmp_path, batch=1, steps=3, more=more, folder=str(tmp_path / "two")
-    )
-    assert done.returncode == 0, done.stderr
+    codes, words, found = on_two_ranks(batch=1, steps=3, more=more, folder=str(tmp_path / "two"))
+    assert codes == [0, 0], words
     assert sorted(found["skipped"]) == ["s1", "s2", "s7"]
     one, two = (
         [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
@@ -506,17 +499,15 @@ def test_ranks_without_a_row_log_with_the_others(llava, tiny_llava, studies, tmp
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {*listed}  # when the last rank had written
 
 
-def test_ranks_that_see_different_studies_stop_at_once(tiny_llava, studies, tmp_path):
+def test_ranks_that_see_different_studies_stop_at_once(on_two_ranks):
     """A rank that lost its network drive for a moment would make another number of steps."""
     before = "import os\nif os.environ['RANK'] == '1':\n    studies = studies[:-1]"
-    done, found = ranks(tiny_llava, studies, tmp_path, before=before)
-    assert done.returncode != 0 and found is None
-    assert done.stderr.count("DiveError: the ranks found different studies (7 and 8 of them)") >= 1
+    codes, words, found = on_two_ranks(before=before)
+    assert codes == [1, 1] and found is None, words
+    assert words.count("DiveError: the ranks found different studies (7 and 8 of them)") == COUNT
 
 
-def test_what_one_rank_could_not_read_before_the_first_step_is_left_out_by_all(
-    tiny_llava, studies, tmp_path
-):
+def test_what_one_rank_could_not_read_before_the_first_step_is_left_out_by_all(on_two_ranks):
     """Every rank reads studies for the calibration; on one of them a file is broken."""
     before = """
 import os
@@ -530,8 +521,8 @@ def load_images(self):
     return own(self)
 Study.load_images = load_images
 """
-    done, found = ranks(tiny_llava, studies, tmp_path, before=before, steps=1)
-    assert done.returncode == 0, done.stderr
+    codes, words, found = on_two_ranks(before=before, steps=1)
+    assert codes == [0, 0], words
     assert found["skipped"] == ["s0"]  # as rank 0 has it, which could read it
 
 
@@ -548,11 +539,11 @@ def test_one_process_waits_for_no_device(llava, studies, monkeypatch):
     assert equal(wanted, dive.distill(llava, studies, config=config, progress=False))
 
 
-def test_all_ranks_stop_where_nothing_is_skipped(tiny_llava, studies, tmp_path):
+def test_all_ranks_stop_where_nothing_is_skipped(studies, on_two_ranks):
     spoil(studies[3])
-    done, found = ranks(tiny_llava, studies, tmp_path, on_error="fail")
-    assert done.returncode != 0 and found is None
-    assert done.stderr.count("studies.jsonl:4: study 's3': cannot read") >= 2
+    codes, words, found = on_two_ranks(on_error="fail")
+    assert codes == [1, 1] and found is None, words
+    assert words.count("studies.jsonl:4: study 's3': cannot read") >= 2
 
 
 def test_a_worker_that_dies_is_said(llava, studies, monkeypatch):
@@ -589,6 +580,33 @@ def test_an_error_in_a_worker_stays_what_it_is(llava, studies, monkeypatch):
             ) as caught:
                 dive.distill(llava, studies, config=config, progress=False)
         assert not isinstance(caught.value, DiveError)
+        assert active_children() == []  # while the error and its traceback are still held
+
+
+@pytest.mark.parametrize("step", ["training_step", "prediction"])
+def test_workers_end_with_an_interrupted_training(step, llava, studies, monkeypatch):
+    """Ctrl-C in a notebook, which keeps the last traceback: in a step, or in a validation."""
+    seen = []
+
+    def interrupted(*_, **__):
+        seen.append(len(active_children()))
+        raise KeyboardInterrupt
+
+    if step == "training_step":
+        monkeypatch.setattr(DistillTrainer, step, interrupted)
+    else:
+        collate = Examples.collate
+
+        def in_validation(self, *given):
+            return interrupted() if len(self.studies) == 3 else collate(self, *given)
+
+        monkeypatch.setattr(Examples, "collate", in_validation)
+    config = bare(steps=8, batch_size=1, workers=2, eval_steps=1, calibration_studies=1)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        dive.distill(llava, studies[:5], config=config, validation=studies[5:], progress=False)
+    # two workers, and in a validation its own two beside them
+    assert seen == [2 if step == "training_step" else 4] and active_children() == []
+    assert caught.tb is not None
 
 
 def test_in_half_precision_the_same_is_learnt_from_half_the_bytes(tiny_llava, studies, recorder):
