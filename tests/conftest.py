@@ -30,19 +30,26 @@ LONGEST = ("test_cuda_compiled", "test_host_cuda", "test_kernels_interpreted", "
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files come first: of two processes none is left alone with one in the end."""
     items.sort(key=lambda item: item.path.stem not in LONGEST)
-    gc.collect()
-    gc.freeze()
 
 
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """After each file, what is loaded is put where the collector of garbage does not look.
+def freeze() -> None:
+    """Puts what is loaded where the collector of garbage does not look.
 
     Every training ends with a full collection (accelerate's): over the modules of torch and
     transformers alone it takes longer than the steps of a tiny model.
     """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    freeze()
+
+
+@pytest.hookimpl(trylast=True)  # when the fixtures of the file are gone
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     if nextitem is None or nextitem.path != item.path:
-        gc.collect()
-        gc.freeze()
+        freeze()
 
 
 def pytest_sessionfinish() -> None:
