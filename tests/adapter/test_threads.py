@@ -78,12 +78,12 @@ def test_three_threads_in_the_middle_of_a_forward(model, two):
         assert attachment_of(model) is None
         return logits(model, BATCH)
 
-    threads = [in_thread(plain, "none")]  # which was there before
-    threads += [
-        in_thread(lambda adapter=adapter: steered(adapter), name)
-        for name, adapter in zip(("one", "other"), adapters, strict=True)
-    ]
     with pytest.warns(UserWarning, match="a forward runs unsteered") as said:
+        threads = [in_thread(plain, "none")]  # which was there before
+        threads += [
+            in_thread(lambda adapter=adapter: steered(adapter), name)
+            for name, adapter in zip(("one", "other"), adapters, strict=True)
+        ]
         results = [thread.result() for thread in threads]
     assert len(said) == 1
     pause.handle.remove()
