@@ -66,6 +66,7 @@ def report(made: dict[str, Callable[[], str]]) -> str:
         ("Decisive weights: records", made["decisive records"]()),
         ("Decisive weights: verdicts", made["decisive verdicts"]()),
         ("Decisive weights: what README says", made["decisive sentence"]()),
+        ("Decisive weights: a floor per class, added later", made["decisive floor sentence"]()),
     ]
     return "\n\n".join(f"{head}\n{'-' * len(head)}\n{text}" for head, text in parts)
 

@@ -44,6 +44,9 @@ def test_it_imports_no_torch_and_succeeds():
     assert done.returncode == 0, done.stderr + done.stdout
     assert "main: 246 records, hospitals 11, 12, 13, 14, 15, 16, commit 1e0b14f." in done.stdout
     assert "decisive weights, concept_f1: -0.7 ± 0.7; 0 of 6; p .031, .500" in done.stdout
+    assert "a threshold that states as many change it by +0.129 ± 0.045" in " ".join(
+        done.stdout.split()
+    )
 
 
 def test_a_page_that_differs_is_named(tree, capsys):
@@ -81,7 +84,7 @@ def decisive(tree, made):
 def test_an_empty_file_of_records(tree, capsys):
     decisive(tree, [])
     assert evidence.main(["--render"], tree) == 0
-    assert capsys.readouterr().out.count("no confirmatory run yet") == 3
+    assert capsys.readouterr().out.count("no confirmatory run yet") == 4
     assert "no confirmatory run yet" in (tree / "docs" / "decisive-study.md").read_text()
     (tree / RESULTS / "decisive-weights.jsonl").unlink()
     assert evidence.main([], tree) == 0
