@@ -95,7 +95,7 @@ class LoaderWorkers:
 
     Torch ends them when their iterator is collected. An error's traceback keeps it for some time,
     and where the collector of cycles then finds it, its queues are closed before the workers are
-    told: torch waits 5 s for each of them.
+    told: torch waits 5 s for each of them (its MP_STATUS_CHECK_INTERVAL).
     """
 
     def __init__(self) -> None:

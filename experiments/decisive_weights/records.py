@@ -27,7 +27,7 @@ class Study:
     def part(self, name: str = "confirmatory") -> list[Record]:
         return [record for record in self.records if record["part"] == name]
 
-    def of_protocol(self, runs: Sequence[tuple[str, str, int]] = protocol.RUNS) -> list[Record]:
+    def of_runs(self, runs: Sequence[tuple[str, str, int]]) -> list[Record]:
         """Returns the confirmatory records of these runs."""
         return [one for one in self.part() if (one["world"], one["arm"], one["steps"]) in runs]
 
@@ -43,7 +43,7 @@ class Study:
     def missing(self) -> list[tuple[int, str, str, int, str]]:
         """Returns hospital, world, arm and steps of every run without measures, and why."""
         found = []
-        for world, arm, steps in (*protocol.RUNS, *protocol.ADDED_RUNS):
+        for world, arm, steps in protocol.ALL_RUNS:
             known = self.find(world, arm, steps)
             for hospital in protocol.CONFIRMATORY:
                 status = known[hospital]["status"] if hospital in known else "not run"
@@ -68,10 +68,10 @@ def load(path: Path = FILE) -> Study:
         check_names(location, record, {"hospital": protocol.PARTS[record["part"]]})
         if record["part"] == "confirmatory":
             run = (record["world"], record["arm"], record.get("steps"))
-            if run not in (*protocol.RUNS, *protocol.ADDED_RUNS):
+            if run not in protocol.ALL_RUNS:
                 raise DiveError(
                     f"{location}: world {run[0]}, arm {run[1]}, steps {run[2]!r} is no run of the "
-                    "protocol, want one of protocol.RUNS or ADDED_RUNS"
+                    "protocol, want one of protocol.ALL_RUNS"
                 )
     done = [one for one in found if one[1]["status"] != "failed"]
     # only the rates were tried one against another

@@ -30,7 +30,7 @@ from dive.files.atomic import check_file
 from experiments.compare_methods import append, load, surroundings
 from experiments.decisive_weights.arms import ARMS, settings
 from experiments.decisive_weights.pilot import PILOT
-from experiments.decisive_weights.protocol import ADDED_RUNS, PARTS, RUNS, STEPS
+from experiments.decisive_weights.protocol import ALL_RUNS, PARTS, STEPS
 from experiments.decisive_weights.records import CONTROLS, FILE
 
 FILES = {"confirmatory": FILE, "pilot": PILOT, "rates": PILOT}
@@ -74,7 +74,7 @@ def runs(part: str, hospital: int) -> Iterator[Run]:
         for name in ("U", "P8"):
             yield Run(part, "tail", hospital, name, STEPS, 2.5e-2)  # before rates were chosen
         return
-    for world, name, steps in (*RUNS, *ADDED_RUNS):
+    for world, name, steps in ALL_RUNS:
         main = world == "tail" and steps == STEPS
         yield Run(part, world, hospital, name, steps, RATES[name], written=main)
 

@@ -55,7 +55,7 @@ def outcome(study: Study) -> str:
         return items([NOT_BEGUN, KEPT])
     lines = []
     whole = len(RUNS) * len(CONFIRMATORY)
-    done = sum(record["status"] == "ok" for record in study.of_protocol())
+    done = sum(record["status"] == "ok" for record in study.of_runs(RUNS))
     if done < whole:
         lines.append(
             f"The study is incomplete: {done} of {whole} runs have measures. A comparison that "
@@ -79,11 +79,10 @@ def _hypothesis(result: Result, words: dict[Verdict, str], name: str) -> str:
     if result.verdict is Verdict.INCOMPLETE:
         known = len(result.differences)
         return f"No verdict on {name}: {known} of {len(CONFIRMATORY)} hospitals are known."
-    assert result.mean is not None and result.half is not None
     assert result.p is not None and result.corrected is not None
     unit = "AUROC of ends" if result.comparison.measure == "end_auroc" else "rare AUROC"
     figures = (
-        f"{unit} {result.mean:+.3f} ± {result.half:.3f}; above 0 in {result.higher} of "
+        f"{unit} {result.size(3)}; above 0 in {result.higher} of "
         f"{len(result.differences)} hospitals; p {as_text(result.p)}, corrected "
         f"{as_text(result.corrected)}"
     )
@@ -142,17 +141,13 @@ def floor(study: Study) -> str:
     known = min(len(one.differences) for one in found.values())
     if known < len(CONFIRMATORY):
         return items([f"A floor per class: {known} of {len(CONFIRMATORY)} hospitals are known."])
-
-    def size(name: str, digits: int) -> str:
-        one = found[name]
-        return f"{one.mean:+.{digits}f} ± {one.half:.{digits}f}"
-
+    size = {name: one.size(1 if name == "stated" else 3) for name, one in found.items()}
     return items(
         [
             "With a floor of 10% on each class's share of the weight, the rare slots stated per "
-            f"hospital change by {size('stated', 1)} against uniform weights, and their recall by "
-            f"{size('recall', 3)}; uniform weights with a threshold that states as many change it "
-            f"by {size('control', 3)} (C - TC: {size('apart', 3)}). Rare AUROC changes by "
-            f"{size('ranking', 3)}."
+            f"hospital change by {size['stated']} against uniform weights, and their recall by "
+            f"{size['recall']}; uniform weights with a threshold that states as many change it "
+            f"by {size['control']} (C - TC: {size['apart']}). Rare AUROC changes by "
+            f"{size['ranking']}."
         ]
     )

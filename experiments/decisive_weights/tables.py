@@ -49,12 +49,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int
 
 
 def size(result: Result) -> str:
-    """Returns the mean difference and half of its 95% interval."""
-    if result.mean is None:
-        return "-"
-    digits = MEASURES[result.comparison.measure][1]
-    half = "" if result.half is None else f" ± {result.half:.{digits}f}"
-    return f"{result.mean:+.{digits}f}{half}"
+    """Returns the mean difference and half of its 95% interval, in the digits of its measure."""
+    return result.size(MEASURES[result.comparison.measure][1])
 
 
 def hospitals(result: Result) -> str:
@@ -214,7 +210,7 @@ def size_table(study: Study, comparisons: Sequence[Comparison]) -> str:
         return f"There is {NONE}."
     rows = [
         [_named(one), MEASURES[one.comparison.measure][0], size(one), hospitals(one)]
-        for one in verdicts.untested(study, comparisons)
+        for one in (verdicts.compare(study, comparison) for comparison in comparisons)
     ]
     return table(("difference", "measure", "size", "above 0"), rows, 2)
 
@@ -226,7 +222,7 @@ def record_lines(study: Study) -> str:
         return f"There is {NONE}."
     lines = []
     for head, runs in (("Runs", protocol.RUNS), ("Runs added later", protocol.ADDED_RUNS)):
-        known = study.of_protocol(runs)
+        known = study.of_runs(runs)
         whole = len(runs) * len(protocol.CONFIRMATORY)
         found = Counter(record["status"] for record in known)
         lines.append(

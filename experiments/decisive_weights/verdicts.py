@@ -131,6 +131,13 @@ class Result:
     def half(self) -> float | None:
         return half_interval(list(self.differences.values()))
 
+    def size(self, digits: int) -> str:
+        """Returns the mean difference and half of its 95% interval."""
+        if self.mean is None:
+            return "-"
+        half = "" if self.half is None else f" ± {self.half:.{digits}f}"
+        return f"{self.mean:+.{digits}f}{half}"
+
     @property
     def higher(self) -> int:
         """The number of hospitals in which the difference is above 0."""
@@ -211,8 +218,3 @@ def hypotheses(study: Study) -> dict[str, list[Result]]:
 
 def secondary(study: Study) -> dict[str, list[Result]]:
     return judged(study, dict(SECONDARY))
-
-
-def untested(study: Study, comparisons: Sequence[Comparison]) -> list[Result]:
-    """Returns sizes and intervals alone, as of `EXPLORATORY` and `ADDED`."""
-    return [compare(study, one) for one in comparisons]

@@ -316,16 +316,19 @@ def test_the_threads_are_what_the_load_leaves_and_are_put_back(monkeypatch):
 def test_the_callers_torch_is_as_before(seconds):
     torch.manual_seed(7)
     torch.rand(3)
+    before = torch.get_num_threads()
     torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(before + 1)  # more than the run has: its own would wait for a core
     try:
         with torch.no_grad():
-            state, threads = torch.get_rng_state(), torch.get_num_threads()
-            results = toy(seconds=seconds)
+            state = torch.get_rng_state()
+            results = toy(threads=before, seconds=seconds)
             assert torch.equal(torch.get_rng_state(), state)
             assert torch.get_default_dtype() == torch.float64
-            assert torch.get_num_threads() == threads and not torch.is_grad_enabled()
+            assert torch.get_num_threads() == before + 1 and not torch.is_grad_enabled()
     finally:
         torch.set_default_dtype(torch.float32)
+        torch.set_num_threads(before)
     # and the run does not depend on it
     assert results.wrong == []
     if seconds == 60:
