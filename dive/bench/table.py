@@ -8,7 +8,7 @@ from rich.text import Text
 
 from dive.bench.results import Record, Results, Unmeasured
 from dive.bench.timing import Interval
-from dive.console import PlainConsole
+from dive.errors.console import PlainConsole
 from dive.errors.counting import counted
 
 _COLUMNS = ("way", "what ran", "ms", "against", "rate", "floor")

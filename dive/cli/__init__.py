@@ -23,8 +23,8 @@ from dive.cli.evaluate import evaluate
 from dive.cli.generate import generate
 from dive.cli.inspect import inspect
 from dive.cli.tables import escape_on_stdout
-from dive.console import styled, to_stderr
 from dive.errors import DiveError
+from dive.errors.console import styled, to_stderr
 from dive.errors.visible import visible
 from dive.files.disk import FULL, reason
 

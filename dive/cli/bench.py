@@ -9,8 +9,8 @@ import typer
 
 from dive.bench.request import check
 from dive.cli.options import as_path, quiet_libraries
-from dive.console import PlainConsole, styled
 from dive.errors import DiveError
+from dive.errors.console import PlainConsole, styled
 from dive.files.atomic import check_file, write_text
 from dive.files.lock import hold_file
 

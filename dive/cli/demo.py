@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from dive.cli.options import as_path
-from dive.console import PlainConsole
 from dive.errors import DiveError
+from dive.errors.console import PlainConsole
 
 
 def demo(

@@ -35,8 +35,8 @@ from dive.cli.options import (
     reading,
     write_skipped,
 )
-from dive.console import to_stderr
 from dive.errors import DiveError
+from dive.errors.console import to_stderr
 from dive.errors.counting import counted
 from dive.errors.visible import visible_json
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from dive.cli.options import JsonOption
 from dive.cli.tables import add_row, stdout, table
-from dive.console import styled
+from dive.errors.console import styled
 from dive.errors.visible import visible_json
 
 if TYPE_CHECKING:

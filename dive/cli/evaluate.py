@@ -18,8 +18,8 @@ from dive.cli.options import (
 )
 from dive.cli.predictions import joined_ids, predictions_of, references_of
 from dive.cli.tables import add_column, add_row, stdout, table
-from dive.console import PlainConsole, styled
 from dive.errors import DiveError
+from dive.errors.console import PlainConsole, styled
 from dive.errors.visible import visible, visible_json
 
 

@@ -29,9 +29,9 @@ from dive.cli.options import (
     reading,
     write_skipped,
 )
-from dive.console import to_stderr
 from dive.errors import DiveError
 from dive.errors.checks import whole
+from dive.errors.console import to_stderr
 from dive.errors.counting import counted
 from dive.errors.visible import visible_json
 

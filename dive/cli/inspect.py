@@ -32,8 +32,8 @@ from dive.cli.options import (
     reading,
 )
 from dive.cli.tables import add_row, stdout, table
-from dive.console import PlainConsole, styled
 from dive.errors import DiveError
+from dive.errors.console import PlainConsole, styled
 from dive.errors.visible import visible, visible_json, visible_offsets
 
 if TYPE_CHECKING:

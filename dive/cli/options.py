@@ -217,8 +217,8 @@ def reading(
 
 def open_all(spec: str, **options: Any) -> "list[Study]":
     """Every study of a file or dataset. For a dataset, what was kept and why is printed."""
-    from dive.console import to_stderr
     from dive.data.open import open_studies, parse_spec
+    from dive.errors.console import to_stderr
 
     studies = open_studies(spec, **options)
     found = list(studies)

@@ -6,7 +6,7 @@ import sys
 from rich.table import Table
 from rich.text import Text
 
-from dive.console import PlainConsole, styled
+from dive.errors.console import PlainConsole, styled
 
 # columns in a file or a pipe: text that may be searched for is not folded
 _NO_END = 10_000

@@ -16,7 +16,6 @@ from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 from rich.table import Table
 
 import dive
-from dive.console import PlainConsole, column, styled
 from dive.data import Study
 from dive.demo.methods import (
     BACKBONE,
@@ -30,6 +29,7 @@ from dive.demo.methods import (
 )
 from dive.demo.page import COLUMNS, caution, cells, marked, write_page
 from dive.errors import checks
+from dive.errors.console import PlainConsole, column, styled
 from dive.errors.visible import visible
 from dive.files.atomic import check_folder, write_bytes, write_text
 from dive.files.json_lines import write_jsonl

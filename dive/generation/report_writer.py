@@ -24,7 +24,6 @@ from dive.adapter.attach import unsteered
 from dive.backbone.load import Backbone
 from dive.backbone.model_lock import model_lock
 from dive.backbone.structure import unwrap
-from dive.console import PlainConsole, column
 from dive.data.datasets.json_lines import Skipped
 from dive.decode.continuous import Request
 from dive.decode.sampling import seed_of_this_call, seeded
@@ -33,6 +32,7 @@ from dive.decode.steered import attached_for, steered
 from dive.decode.transformers_errors import refusals
 from dive.decode.usable_logits import generate_watched
 from dive.errors import DiveError
+from dive.errors.console import PlainConsole, column
 from dive.generation.nonfinite_origin import early_end, nonfinite_origin
 from dive.generation.prefetch import Job, Prompts
 from dive.generation.settings import arguments_of, config_of

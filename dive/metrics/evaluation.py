@@ -1,33 +1,23 @@
 """`dive.evaluate`: predictions against references, every number with the name of its variant."""
 
-import logging
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dive.data.absent import is_placeholder
 from dive.data.language import warn_if_not_english
-from dive.data.reading_summary import PLACEHOLDERS
 from dive.errors import DiveError
 from dive.metrics import overlap
 from dive.metrics.bootstrap import Resampling, sign_p_value
-from dive.metrics.chexbert import CheXbert, chexbert_measure
-from dive.metrics.findings import finding_measure
+from dive.metrics.chexbert import CheXbert
 from dive.metrics.measure import Measure, mean_measure
-from dive.metrics.meteor import meteor_measure
-from dive.metrics.normalization import words
-from dive.metrics.radgraph_scores import radgraph_measure
-from dive.radgraph import Annotator, RadGraph, RadGraphFile
-
-log = logging.getLogger(__name__)
+from dive.metrics.pairs import Pairs
+from dive.metrics.scorer import ENGLISH, METRICS, Scorer, ScorerOptions
+from dive.radgraph import Annotator, RadGraphFile
 
 FINISH_REASONS = ("eos", "length", "error")
-ENGLISH = ("findings", "radgraph", "chexbert")  # those that understand English
-METRICS = ("bleu", "rougeL", "meteor", "findings", "radgraph", "chexbert")
 
 
 def evaluate(
@@ -91,11 +81,11 @@ def evaluate(
         DiveError: lists of different length or not of texts, no pair left to score, an unknown
             metric or normalisation, or weights or packages of a metric missing.
     """
-    pairs = _Pairs(predictions, references, baseline)
+    pairs = Pairs(predictions, references, baseline)
     _check_settings(metrics, rouge_beta)
     resampling = None if bootstrap is None else Resampling(bootstrap, confidence, seed)
     _warn_if_not_english(pairs, metrics)
-    options = _Options(
+    options = ScorerOptions(
         metrics=tuple(metrics),
         normalization=normalization,
         rouge_beta=rouge_beta,
@@ -104,7 +94,7 @@ def evaluate(
         radgraph_case_sensitive=radgraph_case_sensitive,
         chexbert=chexbert,
     )
-    scorer = _Scorer(options, pairs.references)
+    scorer = Scorer(options, pairs.references)
     measures = scorer.measures(pairs.predictions)
     others = scorer.measures(pairs.baseline) if pairs.baseline is not None else None
     if finish_reasons is not None:
@@ -120,7 +110,7 @@ def _check_settings(metrics: Sequence[str], rouge_beta: float) -> None:
         raise DiveError(f"rouge_beta is {rouge_beta!r}, want a number above 0")
 
 
-def _warn_if_not_english(pairs: "_Pairs", metrics: Sequence[str]) -> None:
+def _warn_if_not_english(pairs: Pairs, metrics: Sequence[str]) -> None:
     english = [name for name in ENGLISH if name in metrics]
     if english:
         for what, texts in pairs.texts().items():
@@ -129,7 +119,7 @@ def _warn_if_not_english(pairs: "_Pairs", metrics: Sequence[str]) -> None:
 
 
 def _results(
-    pairs: "_Pairs",
+    pairs: Pairs,
     measures: list[Measure],
     baseline: list[Measure] | None,
     per_report: bool,
@@ -163,110 +153,6 @@ def _results(
     return result
 
 
-@dataclass(frozen=True)
-class _Options:
-    metrics: tuple[str, ...]
-    normalization: str
-    rouge_beta: float
-    meteor_synonyms: bool
-    radgraph: Annotator | None
-    radgraph_case_sensitive: bool
-    chexbert: CheXbert | None
-
-
-class _Scorer:
-    """A scorer of lists of predictions against the same references; models are loaded once."""
-
-    def __init__(self, options: _Options, references: list[str]) -> None:
-        self.options, self.references = options, references
-        self._reference_words = [words(text, options.normalization) for text in references]
-        self._annotator = options.radgraph or RadGraph()
-        self._labeler = options.chexbert or CheXbert()
-        self._reference_labels: np.ndarray | None = None
-
-    def measures(self, predictions: list[str]) -> list[Measure]:
-        """The measures of these predictions, in the order of METRICS."""
-        options, requested = self.options, self.options.metrics
-        split = [words(text, options.normalization) for text in predictions]
-        found = _overlap_measures(split, self._reference_words, options)
-        if "meteor" in requested:
-            found.append(
-                meteor_measure(
-                    split,
-                    self._reference_words,
-                    synonyms=options.meteor_synonyms,
-                    normalization=options.normalization,
-                )
-            )
-        if "findings" in requested:
-            found.append(finding_measure(predictions, self.references))
-        if "radgraph" in requested:
-            found.append(self._radgraph(predictions))
-        if "chexbert" in requested:
-            found.append(self._chexbert(predictions))
-        return found
-
-    def _radgraph(self, predictions: list[str]) -> Measure:
-        annotations = self._annotator.annotate([*predictions, *self.references])
-        return radgraph_measure(
-            annotations[: len(predictions)],
-            annotations[len(predictions) :],
-            case_sensitive=self.options.radgraph_case_sensitive,
-            source=self._annotator.source,
-        )
-
-    def _chexbert(self, predictions: list[str]) -> Measure:
-        if self._reference_labels is None:
-            self._reference_labels = self._labeler.label(self.references)
-        labels = self._labeler.label(predictions)
-        return chexbert_measure(labels, self._reference_labels, source=self._labeler.source)
-
-
-def _overlap_measures(
-    predictions: list[list[str]],
-    references: list[list[str]],
-    options: _Options,
-) -> list[Measure]:
-    metrics, normalization, rouge_beta = options.metrics, options.normalization, options.rouge_beta
-    measures = []
-    lengths = np.zeros((len(predictions), 2 + 2 * overlap.ORDERS), dtype=np.int64)
-    if "bleu" in metrics:
-        lengths = overlap.bleu_statistics(predictions, references)
-        names = tuple(f"bleu{n}" for n in range(1, overlap.ORDERS + 1))
-        variant = f"corpus BLEU as in pycocoevalcap, one reference, {normalization} words"
-        measures.append(
-            Measure(lengths, _bleu_scores, {n: f"{variant}, {n[-1]}-grams" for n in names}, names)
-        )
-    else:
-        lengths[:, 0] = [len(text) for text in predictions]
-        lengths[:, 1] = [len(text) for text in references]
-    if "rougeL" in metrics:
-        values = [
-            overlap.rouge_l(mine, theirs, rouge_beta)
-            for mine, theirs in zip(predictions, references, strict=True)
-        ]
-        variant = (
-            f"ROUGE-L F with beta {rouge_beta:g}, as in pycocoevalcap, mean over reports, "
-            f"{normalization} words"
-        )
-        measures.append(mean_measure("rougeL", values, variant))
-    variant = f"{normalization} words of all predictions over those of all references"
-    measures.append(
-        Measure(
-            lengths[:, :2],
-            lambda totals: {"length_ratio": overlap.length_ratio(totals)},
-            {"length_ratio": variant},
-            ("length_ratio",),
-        )
-    )
-    return measures
-
-
-def _bleu_scores(totals: np.ndarray) -> dict[str, np.ndarray]:
-    scores = overlap.bleu_from_totals(totals)
-    return {f"bleu{n + 1}": scores[..., n] for n in range(overlap.ORDERS)}
-
-
 def _termination(reasons: list[str]) -> Measure:
     unknown = next((reason for reason in reasons if reason not in FINISH_REASONS), None)
     if unknown is not None:
@@ -286,7 +172,7 @@ def _corpus_scores(measures: list[Measure]) -> dict[str, float]:
     }
 
 
-def _per_report(measures: list[Measure], pairs: "_Pairs") -> dict[str, list[float | None]]:
+def _per_report(measures: list[Measure], pairs: Pairs) -> dict[str, list[float | None]]:
     columns = {}
     for measure in measures:
         values = measure.scores(measure.statistics)
@@ -296,69 +182,3 @@ def _per_report(measures: list[Measure], pairs: "_Pairs") -> dict[str, list[floa
                 column[index] = float(value)
             columns[name] = column
     return columns
-
-
-class _Pairs:
-    """The pairs that can be scored, and their indices among all pairs."""
-
-    def __init__(
-        self,
-        predictions: Sequence[str],
-        references: Sequence[str],
-        baseline: Sequence[str] | None,
-    ) -> None:
-        self.placeholders: Counter[str] = Counter()
-        references = self._texts("references", _listed("references", references))
-        self.reports = len(references)
-        self.indices = [i for i, text in enumerate(references) if text.strip()]
-        if not self.indices:
-            raise DiveError(
-                f"nothing to score: of {self.reports} references none holds any text"
-                if self.reports
-                else "nothing to score: no references were given"
-            )
-        self.references = [references[i] for i in self.indices]
-        self.predictions = self.scored(predictions, "predictions")
-        self.baseline = None if baseline is None else self.scored(baseline, "baseline")
-
-    def scored(self, values: Sequence[str], what: str) -> list[str]:
-        every = _listed(what, values)
-        if len(every) != self.reports:
-            raise DiveError(
-                f"{what}: {len(every)} for {self.reports} references, want one per reference"
-            )
-        texts = self._texts(what, every)
-        return [texts[i] for i in self.indices]
-
-    def _texts(self, what: str, values: list[Any]) -> list[str]:
-        empty = [is_placeholder(value) for value in values]
-        texts = ["" if lost else value for lost, value in zip(empty, values, strict=True)]
-        for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise DiveError(f"{what}[{i}] is a {type(text).__name__}, want a text")
-        if any(empty):
-            self.placeholders[what] = lost = sum(empty)
-            log.warning("%s: %d of %d are empty (%s)", what, lost, len(texts), PLACEHOLDERS)
-        return texts
-
-    def texts(self) -> dict[str, list[str]]:
-        found = {"references": self.references, "predictions": self.predictions}
-        return found | ({} if self.baseline is None else {"baseline": self.baseline})
-
-    def counts(self) -> dict[str, Any]:
-        return {
-            "placeholders": dict(self.placeholders),
-            "reports": self.reports,
-            "scored": len(self.indices),
-            "empty_predictions": sum(not text.strip() for text in self.predictions),
-            "empty_references": self.reports - len(self.indices),
-        }
-
-
-def _listed(what: str, values: Any) -> list[Any]:
-    """The values as a list, in their order: a pandas Series is indexed by its labels."""
-    ordered = not isinstance(values, (str, bytes, Mapping, Set)) and not hasattr(values, "columns")
-    if not ordered or not isinstance(values, Iterable):
-        got = "one text" if isinstance(values, str) else f"a {type(values).__name__}"
-        raise DiveError(f"{what} is {got}, want a list of texts")
-    return list(values)

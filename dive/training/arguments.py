@@ -15,11 +15,11 @@ import torch
 
 from dive.backbone.as_backbone import as_backbone
 from dive.backbone.load import Backbone
-from dive.console import PlainConsole
 from dive.data.datasets.json_lines import Skipped, check_on_error
 from dive.data.given import as_demonstrations, as_studies_of
 from dive.data.study import Study
 from dive.errors import DiveError
+from dive.errors.console import PlainConsole
 from dive.training.config import DistillConfig, check_teacher
 from dive.training.feature_store import check_cache
 from dive.training.ranks import rank

@@ -7,11 +7,11 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
-from dive.console import column
 from dive.data.language import warn_if_not_english
 from dive.data.study import Study
 from dive.decisive.tokens import DecisiveTokens
 from dive.errors import DiveError
+from dive.errors.console import column
 from dive.prompting.demonstrations import Demonstrations
 from dive.radgraph import RadGraph
 from dive.training.config import VISUAL, total_steps

@@ -13,7 +13,7 @@ from rich.progress import (
 )
 from transformers import TrainerCallback
 
-from dive.console import PlainConsole, column
+from dive.errors.console import PlainConsole, column
 from dive.files.atomic import append_line, write_text
 
 

@@ -18,8 +18,8 @@ from dive import cli
 from dive.adapter.hub import _one_line
 from dive.cli.inspect import _styled
 from dive.cli.tables import add_row, stdout, table
-from dive.console import PlainConsole, column, styled
 from dive.errors import DiveError
+from dive.errors.console import PlainConsole, column, styled
 from dive.errors.visible import visible, visible_json, visible_offsets
 
 ESCAPES = {

@@ -1,0 +1,121 @@
+"""A scorer: every metric that was asked for, on lists of predictions for the same references."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dive.metrics import overlap
+from dive.metrics.chexbert import CheXbert, chexbert_measure
+from dive.metrics.findings import finding_measure
+from dive.metrics.measure import Measure, mean_measure
+from dive.metrics.meteor import meteor_measure
+from dive.metrics.normalization import words
+from dive.metrics.radgraph_scores import radgraph_measure
+from dive.radgraph import Annotator, RadGraph
+
+METRICS = ("bleu", "rougeL", "meteor", "findings", "radgraph", "chexbert")
+ENGLISH = ("findings", "radgraph", "chexbert")  # those that understand English
+
+
+@dataclass(frozen=True)
+class ScorerOptions:
+    metrics: tuple[str, ...]
+    normalization: str
+    rouge_beta: float
+    meteor_synonyms: bool
+    radgraph: Annotator | None
+    radgraph_case_sensitive: bool
+    chexbert: CheXbert | None
+
+
+class Scorer:
+    """A scorer of lists of predictions against the same references; models are loaded once."""
+
+    def __init__(self, options: ScorerOptions, references: list[str]) -> None:
+        self.options, self.references = options, references
+        self._reference_words = [words(text, options.normalization) for text in references]
+        self._annotator = options.radgraph or RadGraph()
+        self._labeler = options.chexbert or CheXbert()
+        self._reference_labels: np.ndarray | None = None
+
+    def measures(self, predictions: list[str]) -> list[Measure]:
+        """The measures of these predictions, in the order of METRICS."""
+        options, requested = self.options, self.options.metrics
+        split = [words(text, options.normalization) for text in predictions]
+        found = _overlap_measures(split, self._reference_words, options)
+        if "meteor" in requested:
+            found.append(
+                meteor_measure(
+                    split,
+                    self._reference_words,
+                    synonyms=options.meteor_synonyms,
+                    normalization=options.normalization,
+                )
+            )
+        if "findings" in requested:
+            found.append(finding_measure(predictions, self.references))
+        if "radgraph" in requested:
+            found.append(self._radgraph(predictions))
+        if "chexbert" in requested:
+            found.append(self._chexbert(predictions))
+        return found
+
+    def _radgraph(self, predictions: list[str]) -> Measure:
+        annotations = self._annotator.annotate([*predictions, *self.references])
+        return radgraph_measure(
+            annotations[: len(predictions)],
+            annotations[len(predictions) :],
+            case_sensitive=self.options.radgraph_case_sensitive,
+            source=self._annotator.source,
+        )
+
+    def _chexbert(self, predictions: list[str]) -> Measure:
+        if self._reference_labels is None:
+            self._reference_labels = self._labeler.label(self.references)
+        labels = self._labeler.label(predictions)
+        return chexbert_measure(labels, self._reference_labels, source=self._labeler.source)
+
+
+def _overlap_measures(
+    predictions: list[list[str]],
+    references: list[list[str]],
+    options: ScorerOptions,
+) -> list[Measure]:
+    metrics, normalization, rouge_beta = options.metrics, options.normalization, options.rouge_beta
+    measures = []
+    lengths = np.zeros((len(predictions), 2 + 2 * overlap.ORDERS), dtype=np.int64)
+    if "bleu" in metrics:
+        lengths = overlap.bleu_statistics(predictions, references)
+        names = tuple(f"bleu{n}" for n in range(1, overlap.ORDERS + 1))
+        variant = f"corpus BLEU as in pycocoevalcap, one reference, {normalization} words"
+        measures.append(
+            Measure(lengths, _bleu_scores, {n: f"{variant}, {n[-1]}-grams" for n in names}, names)
+        )
+    else:
+        lengths[:, 0] = [len(text) for text in predictions]
+        lengths[:, 1] = [len(text) for text in references]
+    if "rougeL" in metrics:
+        values = [
+            overlap.rouge_l(mine, theirs, rouge_beta)
+            for mine, theirs in zip(predictions, references, strict=True)
+        ]
+        variant = (
+            f"ROUGE-L F with beta {rouge_beta:g}, as in pycocoevalcap, mean over reports, "
+            f"{normalization} words"
+        )
+        measures.append(mean_measure("rougeL", values, variant))
+    variant = f"{normalization} words of all predictions over those of all references"
+    measures.append(
+        Measure(
+            lengths[:, :2],
+            lambda totals: {"length_ratio": overlap.length_ratio(totals)},
+            {"length_ratio": variant},
+            ("length_ratio",),
+        )
+    )
+    return measures
+
+
+def _bleu_scores(totals: np.ndarray) -> dict[str, np.ndarray]:
+    scores = overlap.bleu_from_totals(totals)
+    return {f"bleu{n + 1}": scores[..., n] for n in range(overlap.ORDERS)}
