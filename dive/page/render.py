@@ -45,7 +45,7 @@ def render(data: PageData) -> str:
     """The whole page as HTML, which needs no other file but images that lie beside it.
 
     Args:
-        data: as dive/page/schema.py describes it; texts may hold any character, and lone surrogates.
+        data: as dive/page/schema.py describes it; texts may hold any character.
 
     Raises:
         DiveError: a number is NaN or infinite, for which JSON has no word.
@@ -88,9 +88,8 @@ def embedded(data: PageData) -> str:
         where = next(_not_finite(data), None)
         if where is None:
             raise
-        raise DiveError(
-            f"{where} of the page's data is not finite, want a finite number"
-        ) from error
+        problem = f"{where} of the page's data is not finite, want a finite number"
+        raise DiveError(problem) from error
     return text.translate(_IN_HTML)
 
 

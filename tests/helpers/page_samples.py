@@ -33,7 +33,8 @@ class Entry(NamedTuple):
 ENTRIES = (
     Entry("pleural effusion", "Pleural Effusion", "There is a {size} {side} |pleural effusion|.",
           "No |pleural effusion|.", 0.34),
-    Entry("cardiomegaly", "Cardiomegaly", "The |heart is enlarged|.", "|Heart size| is normal.", 0.3),
+    Entry("cardiomegaly", "Cardiomegaly", "The |heart is enlarged|.",
+          "|Heart size| is normal.", 0.3),
     Entry("atelectasis", "Atelectasis", "{Size} {side} basilar |atelectasis|.",
           "The bases are |clear|.", 0.28),
     Entry("pulmonary oedema", "Edema", "{Size} interstitial |oedema| is seen.",
@@ -43,7 +44,8 @@ ENTRIES = (
     Entry("pneumothorax", "Pneumothorax", "{Size} {side} apical |pneumothorax|.",
           "No |pneumothorax|.", 0.07),
     Entry("endotracheal tube", "Support Devices",
-          "The |endotracheal tube| ends 4 cm above the carina.", "The |tube| has been removed.", 0.15),
+          "The |endotracheal tube| ends 4 cm above the carina.", "The |tube| has been removed.",
+          0.15),
     Entry("rib fracture", "Fracture", "Healing {side} |rib fractures|.",
           "No acute |osseous abnormality|.", 0.06),
     Entry("nodule", "Lung Lesion", "A {size} |nodule| projects over the {side} upper lobe.",
@@ -52,7 +54,8 @@ ENTRIES = (
     Entry("pleural thickening", "Pleural Other", "{Side} apical |pleural thickening|.", "", 0.03),
 )  # fmt: skip
 INDICATIONS = ("Shortness of breath.", "Cough and fever for three days.", "Line placement.",
-               "Fall, chest pain on the left.", "Pre-operative.", "Follow-up of an effusion.")  # fmt: skip
+               "Fall, chest pain on the left.", "Pre-operative.",
+               "Follow-up of an effusion.")  # fmt: skip
 # hit rate, invented per report, wrong detail, and its name
 SKILLS = (
     ("zero-shot", "zeroshot.jsonl", 0.42, 0.10, 0.3, 310),
@@ -192,9 +195,7 @@ def _study(rng: random.Random, number: int, methods: int, words: int) -> schema.
         {"src": film(number % 12), "width": 256, "height": 312, "view": "PA"}
     ]
     if number % 3 == 0:
-        images.append(
-            {"src": film(20 + number % 5), "width": 256, "height": 312, "view": "LATERAL"}
-        )
+        images.append(images[0] | {"src": film(20 + number % 5), "view": "LATERAL"})
     if number % 17 == 5:
         images.append({"src": None, "width": 0, "height": 0, "view": None})
     reference: schema.Report = {"pieces": [*_pieces(truth), *([filler] if filler else [])],
@@ -244,8 +245,10 @@ def _by_group(rng: random.Random, skill: Any, references: int) -> dict[str, Any]
     if references < 2:
         scores["finding_recall"] = None
     return {"references": references, "scores": scores,
-            "intervals": {key: None if value is None else [max(value - 0.06, 0), min(value + 0.07, 1)]
-                          for key, value in scores.items()}}  # fmt: skip
+            "intervals": {
+                key: None if value is None else [max(value - 0.06, 0), min(value + 0.07, 1)]
+                for key, value in scores.items()
+            }}  # fmt: skip
 
 
 def _groups(rng: random.Random, findings: list[schema.Finding], skill: Any) -> tuple[Any, Any]:
@@ -273,7 +276,8 @@ def _training(rng: random.Random) -> schema.Training:
 
     return {"name": "dive-adapter", "curves": [
         curve("loss", 2.4, 0.9), curve("eval_loss", 2.3, 1.05, 4),
-        curve("loss_pathology", 3.0, 1.2), curve("loss_end", 1.1, 0.1), curve("loss_other", 2.1, 0.7),
+        curve("loss_pathology", 3.0, 1.2), curve("loss_end", 1.1, 0.1),
+        curve("loss_other", 2.1, 0.7),
         curve("learning_rate", 1e-3, 1e-5),
     ]}  # fmt: skip
 
@@ -318,7 +322,6 @@ def page_data(studies: int = 60, methods: int = 3, *, words: int = 0, seed: int 
     rng = random.Random(seed)
     rows = [_study(rng, number, methods, words) for number in range(studies)]
     findings = _findings(rows, methods)
-    order = sorted(range(len(findings)), key=lambda one: -findings[one]["references"])
     skills = [SKILLS[method % len(SKILLS)] for method in range(methods)]
     groups = [_groups(rng, findings, skill) for skill in skills]
     scores = [_scored(rng, skill) for skill in skills]
@@ -328,11 +331,9 @@ def page_data(studies: int = 60, methods: int = 3, *, words: int = 0, seed: int 
         known = [(at, row["reports"][method]) for at, row in enumerate(rows[:explained])]
         inside = {"method": method, "adapter": "adapters/dive", "layers": list(range(28)),
                   "studies": [_explanation(rng, at, one) for at, one in known if one]}  # fmt: skip
-    del order
     return {
         "format": schema.FORMAT, "version": "0.0.0", "title": "Chest reports of a made-up hospital",
-        "notes": ["The films are drawn and the reports made up: nothing here says anything of patients.",
-                  "2 films of 60 are missing."],
+        "notes": ["The films are drawn and the reports made up.", "2 films are missing."],
         "target": "findings",
         "bootstrap": {"samples": 1000, "confidence": 0.95, "unit": "patient", "seed": 0},
         "methods": [

@@ -61,9 +61,7 @@ def test_images_beside_the_page_are_let_in_and_otherwise_embedded_ones_alone(dat
 def test_a_number_that_json_has_no_word_for_is_named(data, value):
     data = copy.deepcopy(data)
     data["scores"][1]["bleu4"]["value"] = value
-    with pytest.raises(
-        DiveError, match=r"^scores\.1\.bleu4\.value of the page's data is not finite"
-    ):
+    with pytest.raises(DiveError, match=r"^scores\.1\.bleu4\.value of the page's data is not"):
         embedded(data)
 
 
