@@ -82,6 +82,31 @@ function frame({ width, height, xs, ys, xTicks, yTicks, log, xLabel, yLabel }) {
   return { x, y, marks, edge };
 }
 
+// Where points of (nearly) one x are drawn: side by side, or the last would hide the others.
+// Returns the coordinate of each row, and [first, last, rows] of what was moved.
+function apartBy(rows, x, size, low, high) {
+  const order = [...rows].sort((a, b) => a.x - b.x);
+  const where = new Map();
+  const moved = [];
+  for (let from = 0, to = 0; from < order.length; from = to) {
+    for (to = from + 1; to < order.length && x(order[to].x) - x(order[to - 1].x) < size; to += 1);
+    const group = order.slice(from, to);
+    const wide = (group.length - 1) * size;
+    const middle = (x(group[0].x) + x(group.at(-1).x)) / 2;
+    const left = Math.max(Math.min(middle - wide / 2, high - wide), low);
+    group.forEach((row, at) => where.set(row, wide ? left + at * size : x(row.x)));
+    if (wide) moved.push([left, left + wide, group]);
+  }
+  return [where, moved];
+}
+
+// Under points that were moved: which numbers they stand at.
+function bracket([left, right, group], bottom) {
+  const [least, most] = [number(group[0].x, 0), number(group.at(-1).x, 0)];
+  return [shape("path", { class: "bracket", d: `M${left - 8} ${bottom - 9}v5H${right + 8}v-5` }),
+    shape("text", { x: (left + right) / 2, y: bottom - 12, "text-anchor": "middle" }, least === most ? least : `${least} to ${most}`)];
+}
+
 // Points with intervals: rows of {method, x, value, interval}.
 function scatter(rows, { xLabel, yLabel }) {
   return drawn(el("div", { class: "chart" }), (width) => {
@@ -89,21 +114,24 @@ function scatter(rows, { xLabel, yLabel }) {
     const known = rows.flatMap((row) => [row.value, ...(row.interval ?? [])]);
     const [least, most] = [Math.min(...known), Math.max(...known)];
     const room = (most - least) * 0.12 || 0.05;
-    const ys = [Math.max(least - room, Math.min(least, 0)), most + room];
+    const ys = [Math.max(least - 2 * room, Math.min(least, 0)), most + room];
     const all = rows.map((row) => row.x);
     const log = Math.min(...all) > 0 && Math.max(...all) > 20 * Math.min(...all);
-    const spread = (Math.max(...all) - Math.min(...all)) * 0.08 || Math.max(Math.max(...all) * 0.2, 1);
+    const spread = (Math.max(...all) - Math.min(...all)) * 0.15 || Math.max(Math.max(...all) * 0.2, 1);
     const xs = log ? [Math.min(...all) / 1.5, Math.max(...all) * 1.5]
       : [Math.max(Math.min(...all) - spread, 0), Math.max(...all) + spread];
     const xTicks = log ? logTicks(...xs) : ticks(...xs, width / 110);
-    const { x, y, marks } = frame({ width, height, xs, ys, log, xTicks, yTicks: ticks(...ys, 5), xLabel, yLabel });
+    const { x, y, marks, edge } = frame({ width, height, xs, ys, log, xTicks, yTicks: ticks(...ys, 5), xLabel, yLabel });
+    const [where, moved] = apartBy(rows, x, 22, edge.left + 12, width - edge.right - 12);
     const label = rows.map((row) => `${plainName(row.method)}: ${number(row.x, 0)} tokens, ${number(row.value, 3)}`).join("; ");
     return shape("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": shortened(label, 600) }, marks,
+      moved.map((one) => bracket(one, height - edge.bottom)),
       rows.map((row) => {
+        const across = where.get(row);
         const node = shape("g", { class: "point" },
-          row.interval ? shape("path", { class: "whisker", d: `M${x(row.x)} ${y(row.interval[0])}V${y(row.interval[1])}m-4 0h8M${x(row.x) - 4} ${y(row.interval[0])}h8` }) : null,
-          shape("circle", { cx: x(row.x), cy: y(row.value), r: 10 }),
-          shape("text", { x: x(row.x), y: y(row.value) + 4, "text-anchor": "middle" }, letterOf(row.method)));
+          row.interval ? shape("path", { class: "whisker", d: `M${across} ${y(row.interval[0])}V${y(row.interval[1])}m-4 0h8M${across - 4} ${y(row.interval[0])}h8` }) : null,
+          shape("circle", { cx: across, cy: y(row.value), r: 10 }),
+          shape("text", { x: across, y: y(row.value) + 4, "text-anchor": "middle" }, letterOf(row.method)));
         node.style.setProperty("--colour", colourOf(row.method));
         return node;
       }));

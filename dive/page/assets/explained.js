@@ -122,7 +122,7 @@ function drawExplained() {
   links = [];
   repaints = [];
   const parts = [insideHead(explained, inside)];
-  if (!inside) parts.push(el("p", { class: "faint" }, `The inside of this study was not looked at; it is there for ${explained.studies.length} studies.`));
+  if (!inside) parts.push(el("p", { class: "faint part" }, `The inside of this study was not looked at; it is there for ${explained.studies.length} studies.`));
   else {
     token = Math.min(token, inside.tokens.length - 1);
     const layers = explained.layers.map((layer) => `layer ${layer}`);

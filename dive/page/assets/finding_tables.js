@@ -63,9 +63,9 @@ function groupsPart() {
     groupScore = value;
     redraw("group-score", byKeys);
   };
-  return part("By class and by how common a finding is", "Darker is higher. References: how many state it.",
+  return part("By class and by how common a finding is", "The stronger the colour, the higher the score. References: how many state it.",
     chooser("Score", Object.entries(GROUP_SCORES), groupScore, pick, { id: "group-score" }),
-    el("div", { class: "two" },
+    el("div", { class: state.shown.length > 4 ? "stacked" : "two" },
       classes.length ? table("Scores by class", heads("Class"), classes) : null,
       terciles.length ? table("Scores by tercile", heads("Tercile of findings"), [terciles, unreferencedRow()]) : null));
 }

@@ -58,6 +58,7 @@ function promptPart() {
     chooser("Score", options, state.score, (score) => change({ score }), { id: "score" }),
     rows.length ? scatter(rows, { xLabel: "tokens of the prompt, mean per report", yLabel: shortened(nameOf(metric.label), 40) })
       : el("p", { class: "faint" }, "No shown method has both."),
+    el("p", { class: "faint small" }, "Methods of nearly the same length are drawn side by side, over their number of tokens."),
     left && rows.length ? el("p", { class: "faint small" }, `${left} shown without: its file has no number of prompt tokens, or it has no such score.`) : null);
 }
 
@@ -97,7 +98,11 @@ function differencesPart() {
 
 function drawOverview() {
   const open = new Set([...document.querySelectorAll("#overview details[open]")].map((one) => one.dataset.key));
-  const parts = [scoresPart(), el("div", { class: "two" }, el("div", {}, methodsPart(), promptPart()), differencesPart()), groupsPart(), findingsPart()];
+  // more columns than half a wide screen holds go one below the other
+  const [outer, inner] = state.shown.length > 4 ? [null, "two"] : ["two", null];
+  const parts = [scoresPart(),
+    el("div", { class: outer }, el("div", { class: inner }, methodsPart(), promptPart()), differencesPart()),
+    groupsPart(), findingsPart()];
   byId("overview-parts").replaceChildren(...parts.filter(Boolean));
   document.querySelectorAll("#overview details").forEach((one, at) => {
     one.dataset.key = at;

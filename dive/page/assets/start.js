@@ -36,6 +36,9 @@ function choose(method) {
   change({ method, shown });
 }
 
+const scrolled = {}; // how far down each view was left
+let lastView = null;
+
 function showHead(changed) {
   for (const node of byId("views").children) {
     if (node.dataset.view === state.view) node.setAttribute("aria-current", "page");
@@ -46,7 +49,13 @@ function showHead(changed) {
     chip.querySelector("input").checked = state.shown.includes(at);
     chip.querySelector("button").setAttribute("aria-pressed", at === state.method);
   }
-  for (const view of Object.keys(VIEWS)) byId(view).hidden = view !== state.view;
+  if (lastView !== state.view) {
+    scrolled[lastView] = window.scrollY;
+    for (const view of Object.keys(VIEWS)) byId(view).hidden = view !== state.view;
+    document.body.dataset.view = state.view;
+    window.scrollTo(0, scrolled[state.view] ?? 0);
+    lastView = state.view;
+  }
   if (changed?.has("view") !== false && byId("all-notes")) byId("all-notes").open = state.view === "overview";
   byId("theme").textContent = `◐ ${THEMES[state.theme]}`;
   byId("theme").setAttribute("aria-label", `Colours: ${THEMES[state.theme]}`);
@@ -65,7 +74,8 @@ function start() {
   if (DATA.explained) buildExplained();
   buildKeys();
   if (!new URLSearchParams(location.hash.slice(1)).get("study") && listed.length) {
-    change({ study: listed[0] }, true);
+    const inside = state.view === "explained" ? DATA.explained.studies[0]?.study : undefined;
+    change({ study: inside ?? listed[0] }, true);
   }
   reveal();
   const report = (names) => names.length && notice(`The address names what is not on this page: ${names.join(", ")}.`);

@@ -151,7 +151,7 @@ function showFilters() {
 }
 
 function buildList() {
-  lines = el("div", { class: "lines", role: "listbox", "aria-label": "Studies" }, el("div", { class: "inner" }));
+  lines = el("div", { class: "lines", role: "listbox", "aria-label": "Studies" }, el("div", { class: "inner", role: "presentation" }));
   let asked = false;
   lines.addEventListener("scroll", () => {
     if (asked) return;

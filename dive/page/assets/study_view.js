@@ -66,6 +66,16 @@ function truthColumn(study) {
     reportText(study.reference, outcomesOf(report)));
 }
 
+// What had the focus in the study has it again: a method's button, or else the study as a whole.
+function drawStudyAndFocus(another) {
+  const box = byId("study");
+  const focused = box.contains(document.activeElement) && document.activeElement !== box;
+  const method = document.activeElement?.closest?.(".choose") && document.activeElement.closest("[data-method]")?.dataset.method;
+  drawStudy();
+  if (another) box.scrollTop = 0;
+  if (focused) (box.querySelector(`[data-method="${method}"] .choose`) ?? box).focus({ preventScroll: true });
+}
+
 function drawStudy() {
   const box = byId("study");
   const study = STUDIES[state.study];
@@ -92,7 +102,7 @@ function drawStudy() {
 }
 
 function buildStudies() {
-  byId("studies").append(buildList(), el("div", { id: "study", tabindex: "-1", "aria-label": "Study", role: "region" }));
+  byId("studies").append(buildList(), el("div", { id: "study", tabindex: "0", "aria-label": "Study", role: "region" }));
   document.body.append(el("dialog", { id: "film", "aria-label": "Film" }));
   byId("film").addEventListener("click", (event) => {
     if (event.target === event.currentTarget) event.currentTarget.close();
@@ -102,6 +112,6 @@ function buildStudies() {
   drawStudy();
   watch((changed) => {
     const again = ["study", "method", "shown", "finding", "query", "outcome", "order", "other"];
-    if (again.some((name) => changed.has(name))) drawStudy();
+    if (again.some((name) => changed.has(name))) drawStudyAndFocus(changed.has("study"));
   });
 }
