@@ -96,7 +96,10 @@ function differencesPart() {
   return part("Differences", "Paired, on the same studies. Bold: the interval does not hold 0.", parts);
 }
 
+let stale = false; // drawn again when it is looked at, or printed
+
 function drawOverview() {
+  stale = false;
   const open = new Set([...document.querySelectorAll("#overview details[open]")].map((one) => one.dataset.key));
   // more columns than half a wide screen holds go one below the other
   const [outer, inner] = state.shown.length > 4 ? [null, "two"] : ["two", null];
@@ -115,8 +118,10 @@ function buildOverview() {
   drawOverview();
   const training = trainingPart();
   if (training) byId("overview").append(training);
+  window.addEventListener("beforeprint", () => stale && drawOverview());
   watch((changed) => {
-    if (!["shown", "method", "score"].some((name) => changed.has(name))) return;
+    stale ||= ["shown", "method", "score"].some((name) => changed.has(name));
+    if (!stale || state.view !== "overview") return;
     const focus = document.activeElement?.id;
     drawOverview();
     if (focus === "score" || focus === "finding-order" || focus === "group-score") byId(focus)?.focus();

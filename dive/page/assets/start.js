@@ -12,7 +12,7 @@ function buildHead() {
       change({ shown });
     });
     const chip = el("span", { class: "chip", "data-method": at }, box,
-      button(methodName(at), () => choose(at), { class: "choose" }));
+      button(methodName(at), () => choose(at), { class: "choose", title: "Its outcomes colour the truth (n, p)" }));
     chip.style.setProperty("--colour", colourOf(at));
     return chip;
   }));

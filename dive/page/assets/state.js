@@ -22,6 +22,16 @@ const initial = () => ({
 let state = initial();
 const watchers = [];
 
+// Browsers refuse an address that changes with every repetition of a key that is held down.
+let late = 0;
+
+function writeAddress() {
+  if (!late) return;
+  clearTimeout(late);
+  late = 0;
+  history.replaceState(null, "", "#" + written());
+}
+
 // call(changed, quiet): after every change, with the names of what is another now; quiet: it came
 // from the address.
 const watch = (call) => watchers.push(call);
@@ -32,10 +42,13 @@ function change(patch, quiet) {
     if (state[name] !== value) changed.add(name);
   }
   if (!changed.size) return;
-  state = { ...state, ...patch };
-  if (!quiet) {
-    const push = changed.has("view") ? "pushState" : "replaceState";
-    history[push](null, "", "#" + written());
+  if (!quiet && changed.has("view")) {
+    writeAddress(); // where one comes back to
+    state = { ...state, ...patch };
+    history.pushState(null, "", "#" + written());
+  } else {
+    state = { ...state, ...patch };
+    if (!quiet) late ||= setTimeout(writeAddress, 100);
   }
   for (const call of watchers) call(changed, quiet);
 }
@@ -112,6 +125,8 @@ function parsed(hash) {
 }
 
 function readAddress() {
+  clearTimeout(late);
+  late = 0;
   const [found, unknown] = parsed(location.hash);
   // equal lists are one list, or everything would seem to have changed
   if (String(found.shown) === String(state.shown)) found.shown = state.shown;

@@ -13,7 +13,9 @@ function film(study, at) {
   const view = image.view ? `, ${nameOf(image.view)}` : "";
   const words = `Film ${at + 1} of ${study.images.length}${view}`;
   const source = imageSource(image.src);
-  if (source === null) return el("div", { class: "film gone" }, `${words}: missing`);
+  if (source === null) {
+    return el("div", { class: "film gone" }, `${words}: ${image.src === null ? "missing" : "not opened, as it is neither embedded nor beside this page"}`);
+  }
   const attributes = { src: source, alt: `${words}, of study ${shortened(nameOf(study.id), 80)}`,
     width: image.width || null, height: image.height || null, decoding: "async" };
   const picture = el("img", attributes);
