@@ -20,6 +20,9 @@ function buildHead() {
     const order = Object.keys(THEMES);
     change({ theme: order[(order.indexOf(state.theme) + 1) % order.length] });
   });
+  window.addEventListener("beforeprint", () => {
+    if (byId("all-notes")) byId("all-notes").open = true;
+  });
   if (DATA.notes.length) {
     const [first, ...more] = DATA.notes.map((note) => el("bdi", {}, visible(note)));
     byId("notes").append(el("details", { class: "notes", id: "all-notes" },
