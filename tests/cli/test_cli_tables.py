@@ -14,7 +14,7 @@ from dive.bench.results import Record
 from dive.bench.table import _tables as bench_tables
 from dive.bench.timing import Interval
 from dive.cli import options, tables
-from dive.cli.evaluate import _print_scores
+from dive.cli.evaluate_tables import print_scores
 from dive.errors import DiveError, checks
 
 PATH = "/root/.cache/radgraph/VERSION/radgraph-xl/[bold]/a file"
@@ -54,7 +54,7 @@ def test_the_table_of_scores_loses_no_letter(width):
         "empty_references": 0,
     }
     shown, whole = (
-        told(width, lambda to: _print_scores(found, {"[a]/p.jsonl": 2}, {}, to))
+        told(width, lambda to: print_scores(found, {"[a]/p.jsonl": 2}, {}, to))
         for width in (width, 500)
     )
     assert letters(shown) == letters(whole) and "0.2500 to 0.7500" in whole
@@ -73,11 +73,11 @@ def test_p_values_of_several_metrics_are_said_to_be_uncorrected():
         "scored": 1, "reports": 1, "empty_predictions": 0, "empty_references": 0,
     }  # fmt: skip
     said = "each p is of one metric alone: it is not corrected for 3 being compared"
-    assert said in told(200, lambda to: _print_scores(found, {}, {}, to))
+    assert said in told(200, lambda to: print_scores(found, {}, {}, to))
     found["differences"] = {"bleu4": one}
-    assert "corrected" not in told(200, lambda to: _print_scores(found, {}, {}, to))
+    assert "corrected" not in told(200, lambda to: print_scores(found, {}, {}, to))
     found["differences"] = {name: {"difference": 0.1} for name in names}
-    assert "corrected" not in told(200, lambda to: _print_scores(found, {}, {}, to))
+    assert "corrected" not in told(200, lambda to: print_scores(found, {}, {}, to))
 
 
 @pytest.mark.parametrize("width", [30, 40, 80, 100, 130])
