@@ -1,6 +1,6 @@
 """What `dive evaluate` prints: the scores, those of classes and terciles, and what was left out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,10 @@ from rich.table import Table
 from dive.cli.tables import add_column, add_row, stdout, table
 from dive.errors.console import PlainConsole, styled
 from dive.errors.visible import visible
+
+# columns of a terminal from which on variants stand beside intervals or differences
+_WIDE = 140
+_NARROWEST = 6  # to which other columns may be folded, so that names stay whole
 
 
 def print_results(
@@ -35,7 +39,16 @@ def print_scores(
     found: dict[str, Any], missing: dict[str, int], extra: dict[str, int], console: PlainConsole
 ) -> None:
     """Prints the scores of all reports, and counts by file of ids without a partner."""
-    console.print(_score_table(found))
+    beside = console.width >= _WIDE or not found.keys() & {"intervals", "differences", "seeds"}
+    _print_table(_score_table(found, beside), console)
+    if not beside:
+        variants = table("metric", "variant")
+        for name, variant in found["variants"].items():
+            add_row(variants, name, variant)
+        console.print()
+        console.print(variants, style="dim")
+    if "seeds" in found:
+        _print_seeds(found["seeds"], console)
     _print_words(found, console)
     console.print(f"{found['scored']} of {found['reports']} reports scored", style="dim")
     for what, counts in (("reference", extra), ("prediction", missing)):
@@ -47,7 +60,7 @@ def print_scores(
             console.print(f"{found[what]} {what.replace('_', ' ')}", style="yellow")
 
 
-def _score_table(found: dict[str, Any]) -> Table:
+def _score_table(found: dict[str, Any], with_variants: bool) -> Table:
     intervals, differences = found.get("intervals", {}), found.get("differences", {})
     spread = found.get("seeds", {}).get("scores", {})
     settings = found.get("bootstrap", {})
@@ -62,7 +75,8 @@ def _score_table(found: dict[str, Any]) -> Table:
     if differences:
         add_column(shown, "baseline")
         add_column(shown, "difference")
-    add_column(shown, "variant", "dim")
+    if with_variants:
+        add_column(shown, "variant", "dim")
     for name, variant in found["variants"].items():
         cells = [name, f"{found[name]:.4f}"]
         if intervals:
@@ -76,8 +90,19 @@ def _score_table(found: dict[str, Any]) -> Table:
             gap = differences.get(name)
             cells.append(f"{found['baseline'][name]:.4f}" if gap else "")
             cells.append(_difference(gap) if gap else "")
-        add_row(shown, *cells, variant)
+        add_row(shown, *cells, *([variant] if with_variants else []))
     return shown
+
+
+def _print_seeds(seeds: dict[str, Any], console: PlainConsole) -> None:
+    """Prints the scores of every training seed."""
+    shown = table("metric", *(f"seed {number + 1}" for number in range(seeds["count"])))
+    for name, one in seeds["scores"].items():
+        add_row(shown, name, *(_number(value) for value in one["values"]))
+    console.print()
+    console.print(shown)
+    for number, path in enumerate(seeds.get("files", ())):
+        console.print(f"seed {number + 1}: {path}", style="dim")
 
 
 def _print_words(found: dict[str, Any], console: PlainConsole) -> None:
@@ -113,17 +138,14 @@ def print_groups(found: dict[str, Any], console: PlainConsole) -> None:
     if stated:
         counts = {name: str(one["references"]) for name, one in stated.items()}
         console.print()
-        console.print(_group_table("class of findings", "references", stated, counts, found))
+        _print_table(_group_table("class", "references", stated, counts.values(), found), console)
     groups = {name: one for name, one in terciles.items() if one.get("scores") and one["findings"]}
     if groups:
         counts = {name: _each(one["references"]) for name, one in groups.items()}
         groups = {f"{name} ({len(one['findings'])} findings)": one for name, one in groups.items()}
         console.print()
-        console.print(
-            _group_table(
-                "tercile of findings", "references each", groups, [*counts.values()], found
-            )
-        )
+        shown = _group_table("tercile", "references each", groups, counts.values(), found)
+        _print_table(shown, console)
     invented = terciles["unreferenced"]
     if invented["findings"]:
         console.print(
@@ -137,7 +159,7 @@ def _group_table(
     name: str,
     count: str,
     groups: Mapping[str, dict[str, Any]],
-    counts: Mapping[str, str] | Sequence[str],
+    counts: Iterable[str],
     found: dict[str, Any],
 ) -> Table:
     shown = table(name, count, "precision", "recall", "F1", "detail F1")
@@ -145,8 +167,7 @@ def _group_table(
         add_column(shown, f"F1, {100 * found['bootstrap']['confidence']:.0f}% interval")
     if "differences" in found:
         add_column(shown, "F1 difference")
-    values = counts.values() if isinstance(counts, Mapping) else counts
-    for (label, group), number in zip(groups.items(), values, strict=True):
+    for (label, group), number in zip(groups.items(), counts, strict=True):
         cells = [label, number, *(_number(value, 3) for value in group["scores"].values())]
         if "intervals" in found:
             cells.append(_range(group["intervals"]["finding_f1"], 3))
@@ -154,6 +175,15 @@ def _group_table(
             cells.append(_difference(group["differences"]["finding_f1"], 3))
         add_row(shown, *cells)
     return shown
+
+
+def _print_table(shown: Table, console: PlainConsole) -> None:
+    """Prints a table; its first column is not folded where the others have room enough."""
+    first, *others = shown.columns
+    names = max(len(str(cell)) for cell in (first.header, *first.cells))
+    if console.width >= names + len(others) * (2 + _NARROWEST):
+        first.no_wrap = True
+    console.print(shown)
 
 
 def _each(ends: Sequence[int]) -> str:

@@ -28,7 +28,7 @@ class Scored(NamedTuple):
         value, baseline: None where undefined or not asked for.
         interval: of the value.
         difference: "difference", "interval", "interval_both", "p".
-        seeds: "sd_seeds", "sd_patients", "interval_both".
+        seeds: "values", "sd_seeds", "sd_patients", "interval_both".
     """
 
     group: str
@@ -78,7 +78,7 @@ def _of_group(
 _HEADER = (
     "group", "name", "references_least", "references_most", "findings", "score", "value",
     "low", "high", "baseline", "difference", "difference_low", "difference_high", "p",
-    "sd_seeds", "sd_patients", "both_low", "both_high", "difference_both_low",
+    "seed_values", "sd_seeds", "sd_patients", "both_low", "both_high", "difference_both_low",
     "difference_both_high", "confidence", "unit", "units", "scored", "reports", "predictions",
     "baseline_predictions", "variant",
 )  # fmt: skip
@@ -115,6 +115,7 @@ def csv_table(result: Result, predictions: Sequence[str], baseline: Sequence[str
             one.difference.get("difference"),
             *(one.difference.get("interval") or (None, None)),
             one.difference.get("p"),
+            "; ".join("" if v is None else repr(v) for v in one.seeds.get("values", ())),
             one.seeds.get("sd_seeds"),
             one.seeds.get("sd_patients"),
             *(one.seeds.get("interval_both") or (None, None)),
@@ -276,8 +277,11 @@ def _notes(result: Result, predictions: Sequence[str], baseline: Sequence[str]) 
                 )
         elif group["findings"]:
             yield f"{name.capitalize()} findings: {', '.join(group['findings'])}."
+    keys_of: dict[str, list[str]] = {}
     for key, words in result["variants"].items():
-        yield f"{key}: {words}."
+        keys_of.setdefault(words, []).append(key)
+    for words, keys in keys_of.items():
+        yield f"{', '.join(keys)}: {words}."
 
 
 def bootstrap_words(settings: Mapping[str, Any]) -> str:
@@ -294,10 +298,12 @@ def seed_words(result: Result) -> str:
         "standard deviation between single trainings."
     )
     if "bootstrap" in result:
-        unit = result["bootstrap"]["unit"]
+        units = f"{result['bootstrap']['unit']}s"
+        gaps = ", and those of differences," if "differences" in result else ""
         text += (
-            f" SD of {unit}s is that of the mean when {unit}s are drawn anew, and so is the first "
-            "interval; the one with seeds draws seeds as well, which is rough for few of them."
+            f" SD of {units} is that of the mean when {units} are drawn anew; the first intervals"
+            f"{gaps} are of the same draws. Those with seeds draw seeds as well, which is rough "
+            "for a small number of seeds."
         )
     return text
 
