@@ -8,6 +8,7 @@ from rich.table import Table
 
 from dive.cli.tables import add_column, add_row, stdout, table
 from dive.errors.console import PlainConsole, styled
+from dive.errors.counting import counted
 from dive.errors.visible import visible
 
 # columns of a terminal from which on variants stand beside intervals or differences
@@ -131,6 +132,8 @@ def _print_words(found: dict[str, Any], console: PlainConsole) -> None:
 
 def print_groups(found: dict[str, Any], console: PlainConsole) -> None:
     """Prints the scores of findings by class and by tercile, where findings were asked for."""
+    from dive.metrics.tables import times
+
     classes, terciles = found.get("classes", {}), found.get("terciles", {})
     if not classes:
         return
@@ -142,14 +145,17 @@ def print_groups(found: dict[str, Any], console: PlainConsole) -> None:
     groups = {name: one for name, one in terciles.items() if one.get("scores") and one["findings"]}
     if groups:
         counts = {name: _each(one["references"]) for name, one in groups.items()}
-        groups = {f"{name} ({len(one['findings'])} findings)": one for name, one in groups.items()}
+        groups = {
+            f"{name} ({counted(len(one['findings']), 'finding')})": one
+            for name, one in groups.items()
+        }
         console.print()
         shown = _group_table("tercile", "references each", groups, counts.values(), found)
         _print_table(shown, console)
     invented = terciles["unreferenced"]
     if invented["findings"]:
         console.print(
-            f"stated by predictions alone, {invented['predicted']:g} times: "
+            f"stated by predictions alone, {times(invented['predicted'])}: "
             f"{', '.join(invented['findings'])}",
             style="dim",
         )

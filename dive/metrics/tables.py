@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dive import __version__
+from dive.errors.counting import counted
 from dive.errors.visible import visible
 
 Result = Mapping[str, Any]
@@ -115,7 +116,7 @@ def csv_table(result: Result, predictions: Sequence[str], baseline: Sequence[str
             one.difference.get("difference"),
             *(one.difference.get("interval") or (None, None)),
             one.difference.get("p"),
-            "; ".join("" if v is None else repr(v) for v in one.seeds.get("values", ())),
+            "; ".join("none" if v is None else repr(v) for v in one.seeds.get("values", ())),
             one.seeds.get("sd_seeds"),
             one.seeds.get("sd_patients"),
             *(one.seeds.get("interval_both") or (None, None)),
@@ -248,10 +249,11 @@ def _range(ends: Sequence[float] | None, sign: str = "") -> str:
 
 def _heading(one: Scored) -> str:
     if one.group == "class":
-        return f"{one.name}, in {one.references[0]} references"
+        return f"{one.name}, in {counted(one.references[0], 'reference')}"
     least, most = one.references
     each = f"{least}" if least == most else f"{least} to {most}"
-    return f"{one.name} findings ({len(one.findings)}, each in {each} references)"
+    noun = "reference" if most == 1 else "references"
+    return f"{one.name} findings ({len(one.findings)}, each in {each} {noun})"
 
 
 def _notes(result: Result, predictions: Sequence[str], baseline: Sequence[str]) -> Iterable[str]:
@@ -272,7 +274,7 @@ def _notes(result: Result, predictions: Sequence[str], baseline: Sequence[str]) 
         if name == "unreferenced":
             if group["findings"]:
                 yield (
-                    f"In predictions alone ({group['predicted']:g} times): "
+                    f"In predictions alone, {times(group['predicted'])}: "
                     f"{', '.join(group['findings'])}."
                 )
         elif group["findings"]:
@@ -282,6 +284,11 @@ def _notes(result: Result, predictions: Sequence[str], baseline: Sequence[str]) 
         keys_of.setdefault(words, []).append(key)
     for words, keys in keys_of.items():
         yield f"{', '.join(keys)}: {words}."
+
+
+def times(number: float) -> str:
+    """How often something was found; not a whole number as a mean over seeds."""
+    return "once" if number == 1 else f"{number:.4g} times"
 
 
 def bootstrap_words(settings: Mapping[str, Any]) -> str:
