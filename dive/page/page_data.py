@@ -10,7 +10,7 @@ from dive import __version__
 from dive.data import Study
 from dive.data.absent import is_placeholder
 from dive.errors import DiveError
-from dive.errors.counting import counted
+from dive.errors.counting import counted, listed
 from dive.lexicon import default_lexicon
 from dive.page.films import FilmOptions, Films, films_of
 from dive.page.outcomes import OUTCOMES, Reading, in_words, outcomes, pieces, read
@@ -20,14 +20,14 @@ from dive.page.schema import (
     Finding,
     Found,
     Method,
+    Metric,
     PageData,
     Report,
+    Score,
     StudyData,
     Training,
 )
 from dive.page.scores import Scores, scores_of
-
-_SHOWN = 8  # ids named in a note
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def build_page(
     images_folder: Path | None = None,
     training: Sequence[Training] = (),
     explained: Explained | None = None,
+    more_scores: Sequence[tuple[Metric, Sequence[Score]]] = (),
     notes: Sequence[str] = (),
     facts: Sequence[tuple[str, str]] = (),
     **evaluation: Any,
@@ -80,6 +81,7 @@ def build_page(
         images_folder: for films beside the page.
         training: curves (`dive.page.training_of`).
         explained: the inside of one method's reports (`dive.page.explain`).
+        more_scores: of the caller's own, each with one value per method; the first on the page.
         notes: more for the head of the page.
         facts: [what, value] for its foot.
         evaluation: further arguments of `dive.evaluate` (normalization, radgraph, seed ...).
@@ -134,8 +136,11 @@ def build_page(
         bootstrap=scores.bootstrap,
         methods=[_method(one, [study.id for study in studies]) for one in predictions],
         findings=found,
-        metrics=scores.metrics,
-        scores=scores.scores,
+        metrics=[*(one for one, _ in more_scores), *scores.metrics],
+        scores=[
+            {one["key"]: values[method] for one, values in more_scores} | own
+            for method, own in enumerate(scores.scores)
+        ],
         differences=scores.differences,
         classes=scores.classes,
         terciles=scores.terciles,
@@ -144,6 +149,19 @@ def build_page(
         explained=explained,
         facts=[list(fact) for fact in facts],
     )
+
+
+def worst_first(data: PageData, method: int) -> list[int]:
+    """Indices of the studies that this method has a report for, most errors first.
+
+    Of equal ones the order of the references.
+    """
+    errors = {
+        index: report["errors"]
+        for index, study in enumerate(data["studies"])
+        if (report := study["reports"][method]) is not None
+    }
+    return sorted(errors, key=lambda index: -errors[index])
 
 
 def _check(studies: Sequence[Study], predictions: Sequence[Predictions]) -> None:
@@ -162,7 +180,7 @@ def _check(studies: Sequence[Study], predictions: Sequence[Predictions]) -> None
         if odd:
             raise DiveError(
                 f"{one.name} has reports for {counted(len(odd), 'study')} without a reference: "
-                f"{_listed(odd)}"
+                f"{listed(odd)}"
             )
 
 
@@ -308,19 +326,19 @@ def _notes(
         lost = [study.id for study in studies if study.id not in one.records]
         if lost:
             notes.append(
-                f"{one.name} has no report for {counted(len(lost), 'study')}: {_listed(lost)}. "
+                f"{one.name} has no report for {counted(len(lost), 'study')}: {listed(lost)}. "
                 "Scores are of the studies that every method has a report for."
             )
     empty = [study.id for study, text in zip(studies, references, strict=True) if not text.strip()]
     if empty:
         notes.append(
             f"{counted(len(empty), 'reference')} without a text, shown and not scored: "
-            f"{_listed(empty)}."
+            f"{listed(empty)}."
         )
     if films.missing:
         notes.append(
             f"Films of {counted(len(films.missing), 'study')} are gone or cannot be read: "
-            f"{_listed(films.missing)}."
+            f"{listed(films.missing)}."
         )
     if films.scaled_to is not None:
         notes.append(
@@ -328,7 +346,3 @@ def _notes(
             "small; beside it they have the size asked for (--images beside)."
         )
     return notes
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
