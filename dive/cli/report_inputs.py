@@ -114,23 +114,22 @@ class Inside:
                 f"--explain-method is {method!r}, want one of {', '.join(map(repr, names))}"
             )
         self._method = len(names) - 1 if method is None else names.index(method)
-        self._records = methods[self._method].records
         self._backbone, self._prompting = backbone, prompting
+        self._name = adapter.name
         self._adapter = as_adapter(adapter)
         self._adapter.check_backbone(backbone.model)
 
     def add(self, data: "PageData", studies: "Sequence[Study]", count: int) -> None:
         """Explains the `count` worst reports, and writes what was left out into the notes."""
-        from dive.page import explain, worst_first
+        from dive.page import add_inside, worst_first
 
         chosen = worst_first(data, self._method)[:count]
-        data["explained"], notes = explain(
+        add_inside(
+            data,
             self._backbone,
             self._adapter,
-            [studies[index] for index in chosen],
-            [self._records[studies[index].id]["report"] or "" for index in chosen],
-            indices=chosen,
-            method=self._method,
+            {index: studies[index] for index in chosen},
+            self._method,
+            name=self._name,
             **self._prompting,
         )
-        data["notes"] += notes

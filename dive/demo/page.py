@@ -10,7 +10,7 @@ from PIL import Image
 from dive.data import Study
 from dive.demo.methods import PROMPT, Hospital, Outcome
 from dive.demo.table import caution
-from dive.page import Predictions, Training, build_page, explain, worst_first, write_page
+from dive.page import Predictions, Training, add_inside, build_page, worst_first, write_page
 from dive.page.schema import Metric, Score
 
 if TYPE_CHECKING:
@@ -78,18 +78,10 @@ def write_demo_page(
     trained = [n for n, outcome in enumerate(outcomes.values()) if outcome.adapter is not None]
     if trained:
         method = trained[-1]
-        outcome = list(outcomes.values())[method]
-        chosen = worst_first(data, method)[:_EXPLAINED]
-        data["explained"], notes = explain(
-            backbone,
-            outcome.adapter,
-            [hospital.test[index] for index in chosen],
-            [outcome.reports[index].text for index in chosen],
-            indices=chosen,
-            method=method,
-            prompt=PROMPT,
-        )
-        data["notes"] += notes
+        adapter = list(outcomes.values())[method].adapter
+        assert adapter is not None
+        chosen = {index: hospital.test[index] for index in worst_first(data, method)[:_EXPLAINED]}
+        add_inside(data, backbone, adapter, chosen, method, name="adapter", prompt=PROMPT)
     write_page(path, data)
 
 

@@ -80,7 +80,8 @@ def test_the_numbers_are_those_of_dive_evaluate(files):
     found = json.loads(
         call(
             "evaluate", "--references", files / "truth.jsonl", "--predictions",
-            files / "other.jsonl", "--baseline", files / "good.jsonl", "--bootstrap", "20", "--json",
+            files / "other.jsonl", "--baseline", files / "good.jsonl", "--bootstrap", "20",
+            "--json",
         ).stdout
     )  # fmt: skip
     data = data_of(files)

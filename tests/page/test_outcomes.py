@@ -1,4 +1,4 @@
-"""Reports read for the page: the text in pieces, outcomes beside the reference, details in words."""
+"""Reports read for the page: text in pieces, outcomes beside the reference, details in words."""
 
 import pytest
 

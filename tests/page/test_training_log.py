@@ -25,8 +25,10 @@ def test_curves_by_name_in_the_order_of_steps(tmp_path):
     assert training_of("DIVE", tmp_path / "log.jsonl") == (found, lost)
     assert (found["name"], lost) == ("DIVE", 0)
     assert {curve["name"]: (curve["steps"], curve["values"]) for curve in found["curves"]} == {
-        "loss": ([5, 10], [2.0, 1.5]), "loss_eos": ([5, 10], [1.0, 0.5]), "eval_loss": ([10], [1.25]),
-    }  # fmt: skip
+        "loss": ([5, 10], [2.0, 1.5]),
+        "loss_eos": ([5, 10], [1.0, 0.5]),
+        "eval_loss": ([10], [1.25]),
+    }
 
 
 def test_values_that_are_no_finite_number_are_counted(tmp_path):
