@@ -4,6 +4,7 @@ from dive.metrics.chexbert import CheXbert
 from dive.metrics.evaluation import FINISH_REASONS, METRICS, evaluate
 from dive.metrics.normalization import NORMALIZATIONS
 from dive.metrics.requirements import requirements
+from dive.metrics.seeds import evaluate_seeds
 from dive.radgraph import RadGraph, RadGraphFile
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "RadGraph",
     "RadGraphFile",
     "evaluate",
+    "evaluate_seeds",
     "requirements",
 ]
