@@ -1,9 +1,10 @@
 """Predictions and references as `dive evaluate` reads them, joined by id."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dive.cli.options import open_all
 from dive.errors import DiveError
@@ -11,6 +12,13 @@ from dive.errors.counting import counted
 from dive.errors.private import line_location, names_of
 
 _SHOWN = 8  # ids named in a message
+
+
+class Reference(NamedTuple):
+    """The report of a radiologist, and whose it is; None where the patient is not known."""
+
+    report: str
+    patient: str | None
 
 
 def predictions_of(path: Path) -> dict[str, dict[str, Any]]:
@@ -48,8 +56,8 @@ def predictions_of(path: Path) -> dict[str, dict[str, Any]]:
 
 def references_of(
     spec: str, target: str, options: dict[str, Any], allow_missing: bool
-) -> dict[str, str]:
-    """Reports by id. Images need not exist."""
+) -> dict[str, Reference]:
+    """References by id. Images need not exist."""
     from dive.data import Study, check_target
     from dive.data.absent import is_absent
     from dive.data.open import parse_spec
@@ -59,7 +67,7 @@ def references_of(
     kind, path = parse_spec(spec)
     if kind != "jsonl":
         found = open_all(spec, target=target, **options | {"check_files": False})
-        return {study.id: study.report(target) for study in found}
+        return {study.id: Reference(study.report(target), study.patient) for study in found}
     # the readers of JSON lines need the images; only this one of their options applies here
     split = options.pop("split", None)
     if split is not None and split.casefold() not in SPLITS:
@@ -67,7 +75,7 @@ def references_of(
     unused = [name for name, value in options.items() if value not in (None, False)]
     if unused:
         raise DiveError(f"{spec}: is JSON lines, for which {', '.join(unused)} has no use")
-    reports: dict[str, str] = {}
+    reports: dict[str, Reference] = {}
     for number, record in _lines(path):
         if split is not None:
             own = record.get("split")
@@ -87,15 +95,28 @@ def references_of(
             if not isinstance(text, str) and not is_absent(text):
                 raise DiveError(f"{line_location(path, number)}: {key!r} is no text, want a text")
         study = Study(id=str(name), images=(), source=f"{line_location(path, number)}", **texts)
+        patient = _patient(record, line_location(path, number))
         try:
-            reports[study.id] = study.report(target)
+            reports[study.id] = Reference(study.report(target), patient)
         except DiveError:
             if not allow_missing or not study.placeholders:
                 raise
-            reports[study.id] = ""  # counted as an empty reference
+            reports[study.id] = Reference("", patient)  # counted as an empty reference
     if not reports:
         raise DiveError(f"{path.name}: no reference is of the split {split!r}")
     return reports
+
+
+def _patient(record: dict[str, Any], where: str) -> str | None:
+    """The patient of a record, None where it is absent or blank."""
+    from dive.data.absent import is_absent
+
+    value = record.get("patient")
+    if is_absent(value):
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise DiveError(f'{where}: "patient" is a {type(value).__name__}, want a text')
+    return str(value)
 
 
 def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -128,10 +149,58 @@ def _reported(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[
         raise DiveError(f"cannot read {path}: {error}") from error
 
 
-def joined_ids(
-    files: dict[Path, dict[str, Any]], references: str, truth: dict[str, str], allow_missing: bool
-) -> list[str]:
-    """The ids that every file has, in the order of the references."""
+@dataclass(frozen=True)
+class Joined:
+    """Files of predictions and their references, joined by id.
+
+    Attributes:
+        files: path -> record by id.
+        truth: reference by id.
+        ids: those that every file has, in the order of the references.
+    """
+
+    files: dict[Path, dict[str, dict[str, Any]]]
+    truth: dict[str, Reference]
+    ids: list[str]
+
+    def reports(self, paths: Sequence[Path]) -> list[list[str]]:
+        """The reports of each file."""
+        return [[self.files[path][name]["report"] for name in self.ids] for path in paths]
+
+    def finish_reasons(self, paths: Sequence[Path]) -> list[list[Any]]:
+        """The finish reasons of each file, None where a record has none."""
+        return [
+            [self.files[path][name].get("finish_reason") for name in self.ids] for path in paths
+        ]
+
+    def references(self) -> list[str]:
+        return [self.truth[name].report for name in self.ids]
+
+    def patients(self) -> list[str | None]:
+        return [self.truth[name].patient for name in self.ids]
+
+    def without_prediction(self) -> dict[str, list[str]]:
+        """File -> the ids of the references for which it has nothing."""
+        return {
+            str(path): [name for name in self.truth if name not in records]
+            for path, records in self.files.items()
+        }
+
+    def without_reference(self) -> dict[str, list[str]]:
+        """File -> its ids that no reference has."""
+        return {
+            str(path): [name for name in records if name not in self.truth]
+            for path, records in self.files.items()
+        }
+
+
+def joined(
+    files: dict[Path, dict[str, Any]],
+    references: str,
+    truth: dict[str, Reference],
+    allow_missing: bool,
+) -> Joined:
+    """Files and references joined by id; DiveError where their ids differ, unless allowed."""
     for path, records in files.items():
         lost = [name for name in truth if name not in records]
         odd = [name for name in records if name not in truth]
@@ -148,4 +217,4 @@ def joined_ids(
     ids = [name for name in truth if all(name in records for records in files.values())]
     if not ids:
         raise DiveError(f"no id of {references} is in {', '.join(map(str, files))}")
-    return ids
+    return Joined(files, truth, ids)

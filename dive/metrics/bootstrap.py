@@ -73,32 +73,32 @@ def units_of(patients: Sequence[str | None], name: str | None) -> Units:
 
     Args:
         patients: the patient of each scored report, None where unknown.
-        name: "report", "patient", or None: patients if all of them are known, else reports.
+        name: "report", "patient", or None: patients if all of them are known and there are two or
+            more, else reports.
 
     Raises:
-        DiveError: another name; or patients are drawn and not all of them are known, or all
+        DiveError: another name; or patients are to be drawn and not all of them are known, or all
             reports are of one patient (every resample would be the same).
     """
     if name not in (None, *UNITS):
         raise DiveError(f"bootstrap_unit is {name!r}, want one of {', '.join(UNITS)}")
     reports, unknown = len(patients), sum(patient is None for patient in patients)
-    if name is None:
-        name = "report" if unknown else "patient"
-    if name == "report":
-        return Units(name, reports, np.arange(reports), unknown)
+    numbers: dict[str | None, int] = {}
+    unit_of = np.array([numbers.setdefault(patient, len(numbers)) for patient in patients])
+    alone = len(numbers) == 1
+    if name == "report" or (name is None and (unknown or alone)):
+        return Units("report", reports, np.arange(reports), unknown)
     if unknown:
         raise DiveError(
             f"bootstrap_unit is 'patient', but of {reports} scored references {unknown} have no "
             "patient, want one for each"
         )
-    numbers: dict[str | None, int] = {}
-    unit_of = np.array([numbers.setdefault(patient, len(numbers)) for patient in patients])
-    if len(numbers) == 1 and reports > 1:
+    if alone:
         raise DiveError(
             f"bootstrap_unit is 'patient', but all {reports} scored references are of one patient, "
             "want two or more, or bootstrap_unit 'report'"
         )
-    return Units(name, len(numbers), unit_of, 0)
+    return Units("patient", len(numbers), unit_of, 0)
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,8 @@ def evaluate(
         seed: of the resampling; the same seed gives the same intervals.
         patients: the patient of each reference, None where unknown.
         bootstrap_unit: "report", or "patient": patients are drawn with all their reports. Default:
-            "patient" where the patient of every scored reference is known, else "report".
+            "patient" where the patient of every scored reference is known and there are two or
+            more of them, else "report"; "bootstrap" says which.
 
     Returns:
         Numbers under their names, fractions from 0 to 1 (length_ratio any positive number);
@@ -96,7 +97,7 @@ def evaluate(
     _check_settings(metrics, rouge_beta)
     if per_report and isinstance(predictions, Seeds):
         raise DiveError("per_report is of one list of predictions, not of several seeds")
-    units = units_of(pairs.patients(patients), bootstrap_unit)
+    units = units_of(pairs.patients(patients), bootstrap_unit)  # checked without bootstrap, too
     resampling = None if bootstrap is None else Resampling(bootstrap, confidence, seed, units)
     _warn_if_not_english(pairs, metrics)
     options = ScorerOptions(

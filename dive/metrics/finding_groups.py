@@ -76,15 +76,16 @@ class FindingGroups:
 def terciles(counts: Mapping[str, int]) -> dict[str, str]:
     """name -> "rare", "middle" or "common": thirds of the findings, by their counts.
 
-    Findings with the same count stay together, in the third in which the middle of them lies.
-    Without equal counts the thirds differ by one finding at most; with many they may differ by
-    more, and one may be empty.
+    Findings with the same count stay together, in the third in which the middle of them lies (on
+    a border between two, in the outer one). Without equal counts the thirds differ by one finding
+    at most; with many they may differ by more, and one may be empty.
     """
     found: dict[str, str] = {}
     ordered = sorted(counts, key=lambda name: (counts[name], name))
     for _, equal in groupby(ordered, key=lambda name: counts[name]):
         names, before = list(equal), len(found)
-        third = 3 * (2 * before + len(names)) // (2 * len(ordered))
+        middle, whole = 3 * (2 * before + len(names)), 2 * len(ordered)
+        third = 0 if middle <= whole else 2 if middle >= 2 * whole else 1
         found |= dict.fromkeys(names, TERCILES[third])
     return found
 

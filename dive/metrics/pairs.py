@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import chain
 from typing import Any
 
-from dive.data.absent import is_placeholder
+from dive.data.absent import is_absent, is_placeholder
 from dive.data.reading_summary import PLACEHOLDERS
 from dive.errors import DiveError
 
@@ -67,7 +67,7 @@ class Pairs:
         return [texts[i] for i in self.indices]
 
     def patients(self, values: Sequence[str | None] | None) -> list[str | None]:
-        """The patient of each scored reference; placeholders are unknown ones."""
+        """The patient of each scored reference; blanks and placeholders are unknown ones."""
         if values is None:
             return [None] * len(self.indices)
         every = _listed("patients", values)
@@ -77,7 +77,7 @@ class Pairs:
             )
         known: list[str | None] = []
         for i in self.indices:
-            value = None if is_placeholder(every[i]) else every[i]
+            value = None if is_absent(every[i]) else every[i]
             if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
                 raise DiveError(f"patients[{i}] is a {type(value).__name__}, want a text or None")
             known.append(None if value is None else str(value))

@@ -111,7 +111,7 @@ def all_results(
 ) -> dict[str, Any]:
     """The scores by name, and what follows from them; `seeds`: also how the seeds differ."""
     both: list[Method] = [ours] if theirs is None else [ours, theirs]
-    groups = _Groups(both)
+    groups = _Groups(both, seeds)
     scoring = Scoring(chain(*chain(*both), groups.measures()), resampling)
     scores = [scoring.of(method) for method in both]
     found = scoring.results(scores[0], None if theirs is None else scores[1])
@@ -129,7 +129,8 @@ def all_results(
 class _Groups:
     """The groups of findings of the methods; none where findings were not asked for."""
 
-    def __init__(self, methods: Sequence[Method]) -> None:
+    def __init__(self, methods: Sequence[Method], seeds: bool) -> None:
+        self._seeds = seeds
         findings = [
             [one for measures in method for one in measures if isinstance(one, FindingMeasure)]
             for method in methods
@@ -154,7 +155,7 @@ class _Groups:
             return {}
         groups = self._groups
         classes = {
-            name: {"references": count} | _group_results(scoring, self._classes, name)
+            name: {"references": count} | self._of(scoring, self._classes, name)
             for name, count in groups.classes.items()
         }
         terciles: dict[str, dict[str, Any]] = {}
@@ -164,7 +165,7 @@ class _Groups:
             terciles[name] = {
                 "findings": list(findings),
                 "references": [min(counts), max(counts)],
-            } | _group_results(scoring, self._terciles, name)
+            } | self._of(scoring, self._terciles, name)
         ours, *theirs = (self._unreferenced(own) for own in self._findings)
         terciles["unreferenced"] = ours | ({"baseline": theirs[0]} if theirs else {})
         return {"classes": classes, "terciles": terciles}
@@ -177,9 +178,10 @@ class _Groups:
             "predicted": total if len(measures) == 1 else total / len(measures),
         }
 
-
-def _group_results(
-    scoring: Scoring, methods: list[list[dict[str, Measure]]], name: str
-) -> dict[str, Any]:
-    ours, *theirs = (scoring.of([[measures[name]] for measures in method]) for method in methods)
-    return scoring.results(ours, theirs[0] if theirs else None)
+    def _of(
+        self, scoring: Scoring, methods: list[list[dict[str, Measure]]], name: str
+    ) -> dict[str, Any]:
+        """The results of one group."""
+        ours, *theirs = (scoring.of([[one[name]] for one in method]) for method in methods)
+        found = scoring.results(ours, theirs[0] if theirs else None)
+        return found | ({"seeds": scoring.seeds(ours)} if self._seeds else {})
