@@ -1,8 +1,11 @@
 """Metrics of report generation. `dive.evaluate` runs them; the parts can be used alone."""
 
+from dive.metrics.bertscore import BertScore
 from dive.metrics.chexbert import CheXbert
 from dive.metrics.evaluation import FINISH_REASONS, METRICS, evaluate
+from dive.metrics.green import Green
 from dive.metrics.normalization import NORMALIZATIONS
+from dive.metrics.ratescore import RaTEScore
 from dive.metrics.requirements import requirements
 from dive.metrics.seeds import evaluate_seeds
 from dive.radgraph import RadGraph, RadGraphFile
@@ -11,7 +14,10 @@ __all__ = [
     "FINISH_REASONS",
     "METRICS",
     "NORMALIZATIONS",
+    "BertScore",
     "CheXbert",
+    "Green",
+    "RaTEScore",
     "RadGraph",
     "RadGraphFile",
     "evaluate",

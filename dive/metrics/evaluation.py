@@ -7,10 +7,13 @@ from typing import Any
 from dive.data.language import warn_if_not_english
 from dive.errors import DiveError
 from dive.metrics import overlap
+from dive.metrics.bertscore import BertScore
 from dive.metrics.bootstrap import Resampling, units_of
 from dive.metrics.chexbert import CheXbert
+from dive.metrics.green import Green
 from dive.metrics.measure import Measure, mean_measure
 from dive.metrics.pairs import Pairs, Seeds
+from dive.metrics.ratescore import RaTEScore
 from dive.metrics.results import all_results
 from dive.metrics.scorer import ENGLISH, METRICS, Scorer, ScorerOptions
 from dive.radgraph import Annotator, RadGraphFile
@@ -31,6 +34,9 @@ def evaluate(
     radgraph: Annotator | str | Path | None = None,
     radgraph_case_sensitive: bool = False,
     chexbert: CheXbert | None = None,
+    bertscore: BertScore | None = None,
+    ratescore: RaTEScore | None = None,
+    green: Green | None = None,
     baseline: Sequence[str] | Seeds | None = None,
     bootstrap: int | None = None,
     confidence: float = 0.95,
@@ -51,8 +57,10 @@ def evaluate(
         metrics: any of "bleu" (bleu1 .. bleu4, corpus scores), "rougeL" and "meteor" (means over
             reports; the second needs nltk), "findings" (finding_precision, finding_recall,
             finding_f1 and finding_{state,side,severity,detail}_f1), "radgraph"
-            (radgraph_{simple,partial,complete}, means over reports) and "chexbert"
-            (chexbert{14,5}_{micro,macro}_f1, also with _uncertain_negative); length_ratio always.
+            (radgraph_{simple,partial,complete,combined}, means over reports) and "chexbert"
+            (chexbert{14,5}_{micro,macro}_f1, also with _uncertain_negative); and ReXrank's, means
+            over reports: "sentence_bleu" (sentence_bleu2), "semb", "bertscore", "radcliq" (radcliq,
+            radcliq_inverse), "ratescore" and "green"; length_ratio always.
         normalization: "raw", "lower" or "r2gen", for bleu, rougeL, meteor and length_ratio; see
             `dive.metrics.normalization`. The others see the reports as they are.
         per_report: adds "per_report": name -> list by reference, None for pairs left out.
@@ -61,9 +69,12 @@ def evaluate(
         rouge_beta: weight of recall in ROUGE-L (pycocoevalcap's 1.2; 1 is the plain F1).
         meteor_synonyms: whether METEOR also matches WordNet's synonyms (needs its data).
         radgraph: the source of annotations: a `RadGraph` (model), or a file of annotations of
-            all texts. Default: the radgraph-xl model with weights in the package's cache.
+            all texts. Default: the radgraph-xl model with weights in the package's cache, or, if
+            "radcliq" is asked for, the model `radgraph`, on which RadCliQ-v1 was fitted.
         radgraph_case_sensitive: compare entities as radgraph 0.1.18 does.
         chexbert: the labeler. Default: `CheXbert()`, weights and tokenizer in the user's cache.
+        bertscore, ratescore, green: the models of these. Default: `BertScore()`, `RaTEScore()`,
+            `Green()`.
         baseline: other predictions for the same references; adds "baseline", their scores, and
             "differences", prediction minus baseline.
         bootstrap: number of resamples; adds "intervals", "bootstrap" (the settings), and to every
@@ -108,6 +119,9 @@ def evaluate(
         radgraph=RadGraphFile(radgraph) if isinstance(radgraph, str | Path) else radgraph,
         radgraph_case_sensitive=radgraph_case_sensitive,
         chexbert=chexbert,
+        bertscore=bertscore,
+        ratescore=ratescore,
+        green=green,
     )
     scorer = Scorer(options, pairs.references)
     ours = [scorer.measures(texts) for texts in pairs.predictions]

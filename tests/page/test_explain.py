@@ -1,0 +1,432 @@
+"""`explain`: the inside of an adapter over the reports of a page, and what is left out of it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from decoded_grids import decoded
+from tiny import HIDDEN
+from tiny_steering import fingerprint, for_backbone, randomised
+
+import dive
+from dive.adapter.attach import attachment_of
+from dive.backbone.structure import decoder_layers
+from dive.data import Skipped
+from dive.errors import DiveError
+from dive.generation.generate_reports import prompter_for
+from dive.page import explain as module
+from dive.page.explain import explain
+from dive.page.inside import Inside
+from dive.prompting.prompter import Prompter
+
+TEXTS = [
+    "The lungs are clear.",
+    "There is a small right pleural effusion. Heart size is normal.",
+    "  No pneumothorax.\n\nMild  cardiomegaly. ",
+]
+EXACT = 2e-5  # relative, of float32 probabilities in two orders of summation
+
+
+@pytest.fixture
+def cases(any_backbone, studies):
+    return for_backbone(any_backbone, studies)
+
+
+@pytest.fixture
+def llava(tiny_llava):
+    return dive.load_backbone(tiny_llava)
+
+
+def look(backbone, adapter, studies, reports=None, **more):
+    reports = TEXTS[: len(studies)] if reports is None else reports
+    options = {"indices": range(len(studies)), "method": 0, "progress": False} | more
+    return explain(backbone, adapter, studies, reports, **options)
+
+
+@torch.no_grad()
+def plain(backbone, adapter, study, text, shown=()):
+    """The report's ids, and the model's own probabilities [T, V] for its tokens, steered or not."""
+    prompter = Prompter(backbone)
+    ids = prompter.response_of(text.strip(), "").ids
+    inputs = prompter.with_response(prompter.encode(study, shown), ids)
+    inputs = prompter.to_device(inputs)
+    if adapter is None:
+        logits = backbone.model(**inputs).logits
+    else:
+        with dive.steer(backbone, adapter) as attachment:
+            if adapter.config.positions == "response":
+                attachment.mask = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+                attachment.mask[:, -len(ids) - 1 :] = True
+            logits = backbone.model(**inputs).logits
+    return ids, logits[0, -len(ids) - 1 : -1].double().softmax(-1)
+
+
+@pytest.mark.parametrize("form", [{}, {"positions": "response", "norm_preserving": True}], ids=str)
+def test_probabilities_are_those_of_the_model(any_backbone, cases, form):
+    adapter = randomised(any_backbone, **form)
+    found = look(any_backbone, adapter, cases[:3], indices=[7, 3, 11], method=2)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert (found["method"], found["layers"]) == (2, [0, 1, 2])
+    assert [one["study"] for one in found["studies"]] == [7, 3, 11]
+    ends = Prompter(any_backbone).eos_token_ids
+    for study, text, one in zip(cases, TEXTS, found["studies"], strict=False):
+        for own, suffix in ((adapter, ""), (None, "_without")):
+            ids, odds = plain(any_backbone, own, study, text)
+            wanted = odds[range(len(ids)), ids]
+            end = odds[:, ends].sum(-1)
+            wanted[-1] = end[-1]
+            assert one["probability" + suffix] == pytest.approx(wanted.tolist(), rel=EXACT)
+            assert one["end" + suffix] == pytest.approx(end.tolist(), rel=EXACT)
+        assert one["probability"] != pytest.approx(one["probability_without"], rel=0.01)
+        assert one["strength"]["rows"] == 3 and one["strength"]["columns"] == len(ids)
+        assert [each["layer"] for each in one["mixing"]] == [0, 1, 2]
+
+
+def test_several_tokens_may_end_a_turn(tiny_qwen, tiny_gemma, studies):
+    for folder in (tiny_qwen, tiny_gemma):
+        backbone = dive.load_backbone(folder)
+        ends = Prompter(backbone).eos_token_ids
+        assert len(ends) == 2
+        (one,) = look(backbone, randomised(backbone), studies[:1])["studies"]
+        _, odds = plain(backbone, None, studies[0], TEXTS[0])
+        assert one["end_without"] == pytest.approx(odds[:, ends].sum(-1).tolist(), rel=EXACT)
+        assert one["end_without"] != pytest.approx(odds[:, ends[0]].tolist(), rel=EXACT)
+        assert one["probability_without"][-1] == one["end_without"][-1]
+
+
+def test_tokens_make_up_the_text(any_backbone, cases):
+    texts = ["Größe µ 5 — 日本語 \U0001f600 end", TEXTS[2], "a"]
+    found = look(any_backbone, randomised(any_backbone), cases[:3], texts)
+    end = any_backbone.tokenizer.convert_ids_to_tokens(Prompter(any_backbone).end_token_id)
+    for text, one in zip(texts, found["studies"], strict=True):
+        assert "".join(one["tokens"][:-1]) == text.strip() and one["tokens"][-1] == end
+        assert len(one["tokens"]) == len(one["probability"]) == len(one["end_without"])
+
+
+def test_an_empty_report_has_its_end_alone(any_backbone, cases):
+    adapter = randomised(any_backbone)
+    (one,) = look(any_backbone, adapter, cases[:1], [" \n"])["studies"]
+    prompter = Prompter(any_backbone)
+    inputs = prompter.to_device(prompter.encode(cases[0]))
+    with dive.steer(any_backbone, adapter), torch.no_grad():
+        odds = any_backbone.model(**inputs).logits[0, -1].double().softmax(-1)
+    assert len(one["tokens"]) == 1 and one["strength"]["columns"] == 1
+    assert one["probability"] == one["end"]
+    wanted = odds[prompter.eos_token_ids].sum().item()
+    assert one["end"] == pytest.approx([wanted], rel=EXACT)
+
+
+def test_a_report_that_was_generated_is_read_as_it_was_written(studies):
+    """By the backbone of the demo, whose own reports have the tokens of training."""
+    from dive.demo.methods import BACKBONE, PROMPT, open_hospital
+
+    backbone = dive.load_backbone(BACKBONE, dtype="float32", device="cpu")
+    hospital = open_hospital(100, 1, 4)
+    adapter = randomised(backbone, strength=1e-3)
+    options = {"prompt": PROMPT, "demonstrations": hospital.demonstrations}
+    reports = dive.generate(
+        backbone, hospital.test, adapter=adapter, max_new_tokens=160, progress=False, **options
+    )
+    texts = [report.text for report in reports]
+    found = look(backbone, adapter, hospital.test, texts, **options)["studies"]
+    prompter = prompter_for(backbone, adapter, prompt=PROMPT)
+    for study, report, one in zip(hospital.test, reports, found, strict=True):
+        ended = report.finish_reason == "eos"
+        assert len(one["tokens"]) == report.num_tokens + (not ended)
+        _, odds = plain_of(backbone, adapter, prompter, study, report.text, hospital)
+        # greedy: the token that was written is the most likely one
+        assert one["probability"][: report.num_tokens] == pytest.approx(
+            odds.max(-1).values.tolist()[: report.num_tokens], rel=EXACT
+        )
+    assert any(report.finish_reason == "eos" for report in reports)
+
+
+@torch.no_grad()
+def plain_of(backbone, adapter, prompter, study, text, hospital):
+    ids = prompter.response_of(text, "").ids
+    inputs = prompter.with_response(prompter.encode(study, hospital.demonstrations), ids)
+    with dive.steer(backbone, adapter):
+        logits = backbone.model(**prompter.to_device(inputs)).logits
+    return ids, logits[0, -len(ids) - 1 : -1].double().softmax(-1)
+
+
+def test_demonstrations_are_in_the_prompt(any_backbone, cases):
+    adapter = randomised(any_backbone)
+    found = look(any_backbone, adapter, [cases[4]], TEXTS[:1], demonstrations=cases[:2])
+    ids, odds = plain(any_backbone, adapter, cases[4], TEXTS[0], cases[:2])
+    wanted = odds[range(len(ids) - 1), ids[:-1]].tolist()
+    assert found["studies"][0]["probability"][:-1] == pytest.approx(wanted, rel=EXACT)
+
+
+def test_settings_of_the_prompt_are_the_adapters(tiny_llama, studies):
+    backbone = dive.load_backbone(tiny_llama)
+    cases = for_backbone(backbone, studies)
+    adapter = randomised(backbone)
+    given = look(backbone, adapter, cases[:1], prompt="Write.")
+    assert given != look(backbone, adapter, cases[:1])
+    adapter.metadata["prompt"] = "Write."
+    assert given == look(backbone, adapter, cases[:1])
+
+
+def test_the_inside_of_a_model_in_half_precision(tiny_llava, studies):
+    backbone = dive.load_backbone(tiny_llava, dtype=torch.bfloat16)
+    adapter = randomised(backbone)
+    (one,) = look(backbone, adapter, studies[:1])["studies"]
+    for own, name in ((adapter, "probability"), (None, "probability_without")):
+        ids, odds = plain(backbone, own, studies[0], TEXTS[0])
+        wanted = odds[range(len(ids) - 1), ids[:-1]]
+        # logits of up to 4 have steps of 2^-7, and one that rounds to the other side is one off
+        assert one[name][:-1] == pytest.approx(wanted.tolist(), rel=0.05)
+
+
+def test_grids_are_the_numbers(llava, studies, monkeypatch):
+    adapter = randomised(llava)
+    kept = []
+    inside_of = module.inside_of
+    monkeypatch.setattr(module, "inside_of", lambda *a: kept.append(inside_of(*a)) or kept[-1])
+    (one,) = look(llava, adapter, studies[:1])["studies"]
+    (inside,) = kept
+    error = (decoded(one["strength"]) - inside.strength).abs().max().item()
+    assert error <= one["strength"]["maximum"] / 510 * (1 + 1e-12)
+    assert one["strength"]["maximum"] == inside.strength.max().item()
+    for number, mixing in enumerate(one["mixing"]):
+        assert sorted(mixing["vectors"]) == [0, 1, 2, 3]
+        wanted = inside.weights[number].T[mixing["vectors"]]
+        error = (decoded(mixing["weights"]) - wanted).abs().max().item()
+        assert mixing["weights"]["signed"] and error <= wanted.abs().max() / 254 * (1 + 1e-6)
+
+
+def test_the_strongest_layers_and_vectors_are_shown(llava, studies, monkeypatch):
+    monkeypatch.setattr(module, "LAYERS", 2)
+    monkeypatch.setattr(module, "VECTORS", 2)
+    adapter = randomised(llava)
+    with torch.no_grad():
+        adapter.layers["1"].scale.fill_(1e-4)
+        last = adapter.layers["2"]
+        last.up[:, 3] *= 1000
+        last.up[:, 0] *= 10
+        last.down[1], last.down_bias[1] = 0.0, 0.0  # a long vector, which is never mixed in
+        last.up[:, 1] *= 1000
+    found = look(llava, adapter, studies[:3])
+    for one in found["studies"]:
+        assert one["strength"]["rows"] == 3
+        assert [each["layer"] for each in one["mixing"]] == [0, 2]
+        assert one["mixing"][1]["vectors"] == [3, 0]
+        assert one["mixing"][0]["weights"]["rows"] == 2
+    # the same for all studies, by all of them
+    chosen = {json.dumps([each["vectors"] for each in one["mixing"]]) for one in found["studies"]}
+    assert len(chosen) == 1
+
+
+def test_fixed_vectors_have_no_mixing(llava, studies):
+    adapter = randomised(llava, rank=0, layers=[2])
+    found = look(llava, adapter, studies[:1])
+    assert found["layers"] == [2] and found["studies"][0]["mixing"] == []
+    assert decoded(found["studies"][0]["strength"]).shape[0] == 1
+
+
+def test_a_large_model_takes_little_of_the_page(llava):
+    adapter = randomised(llava, rank=128)
+    count = 200
+    one = torch.rand(count, dtype=torch.float64)
+    inside = Inside(one, one, one, one, torch.rand(34, count), torch.randn(34, count, 128))
+    chosen = {at: [*range(module.VECTORS)] for at in range(module.LAYERS)}
+    made = module._explanation(0, [" effusion"] * count, inside, [*range(34)], chosen)
+    assert len(json.dumps(made)) < 60_000
+    assert adapter.config.rank == 128 and HIDDEN < 128
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_model_is_as_it_was(any_backbone, cases, training):
+    adapter = randomised(any_backbone)
+    any_backbone.model.train(training)
+    adapter.train(training)
+    try:
+        traces = fingerprint(any_backbone.model), fingerprint(adapter)
+        state = torch.random.get_rng_state()
+        look(any_backbone, adapter, cases[:2])
+        assert (fingerprint(any_backbone.model), fingerprint(adapter)) == traces
+        assert attachment_of(any_backbone.model) is None
+        assert torch.equal(torch.random.get_rng_state(), state)
+    finally:
+        any_backbone.model.eval()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("nth", [1, 2, 3, 4])
+def test_whatever_ends_it_the_model_is_as_it_was(tiny_llava, studies, error, nth):
+    backbone = dive.load_backbone(tiny_llava)
+    adapter = randomised(backbone)
+    wanted = look(backbone, adapter, studies[:2])  # the head is checked here, and not again
+    calls = []
+
+    def fail(*_):
+        calls.append(1)
+        if len(calls) == nth:
+            raise error("stop")
+
+    handle = decoder_layers(backbone.model)[2].register_forward_pre_hook(fail)
+    backbone.model.train()
+    traces = fingerprint(backbone.model), fingerprint(adapter)
+    with pytest.raises(error, match="stop"):
+        look(backbone, adapter, studies[:2])
+    assert len(calls) == nth
+    assert (fingerprint(backbone.model), fingerprint(adapter)) == traces
+    assert attachment_of(backbone.model) is None
+    handle.remove()
+    assert look(backbone, adapter, studies[:2]) == wanted
+
+
+def test_two_adapters_after_each_other(llava, studies):
+    one, other = randomised(llava, seed=1), randomised(llava, seed=2, rank=0)
+    first = look(llava, one, studies[:1], method=0)
+    second = look(llava, other, studies[:1], method=1)
+    assert first["studies"][0]["probability"] != second["studies"][0]["probability"]
+    without = [each["studies"][0]["probability_without"] for each in (first, second)]
+    assert without[0] == without[1]
+    assert look(llava, one, studies[:1], method=0) == first
+    with dive.steer(llava, other), pytest.raises(DiveError, match="already attached"):
+        look(llava, one, studies[:1])
+
+
+def test_names(llava, studies, tmp_path):
+    adapter = randomised(llava)
+    adapter.save_pretrained(tmp_path / "best")
+    assert look(llava, adapter, studies[:1])["adapter"] == "adapter"
+    found = look(llava, str(tmp_path / "best"), studies[:1])
+    assert found["adapter"] == "best"
+    assert found == look(llava, adapter, studies[:1], name="best")
+
+
+# what is refused, and what is left out
+
+
+def test_an_adapter_of_another_backbone(llava, tiny_llama, studies):
+    other = randomised(dive.load_backbone(tiny_llama))
+    with pytest.raises(DiveError, match="belongs to another backbone: architecture is"):
+        look(llava, other, studies[:1], on_error="skip")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_whose_numbers_are_not_finite(llava, studies, value):
+    adapter = randomised(llava)
+    adapter.layers["1"].up.data[3, 2] = value
+    with pytest.raises(DiveError, match=r"layers\.1\.up holds numbers that are not finite"):
+        look(llava, adapter, studies[:1], on_error="skip")
+
+
+def test_lists_of_different_lengths(llava, studies):
+    adapter = randomised(llava)
+    for given, texts, indices in [(2, 1, 2), (1, 2, 1), (1, 1, 2)]:
+        message = f"got {given} studies, {texts} reports, {indices} indices, want as many of each"
+        with pytest.raises(DiveError, match=message):
+            look(llava, adapter, studies[:given], TEXTS[:texts], indices=range(indices))
+    with pytest.raises(DiveError, match="there is no study"):
+        look(llava, adapter, [])
+    with pytest.raises(DiveError, match="item 0 of studies is a str, want a Study"):
+        look(llava, adapter, ["a.png"])
+    with pytest.raises(DiveError, match="item 1 of reports is a NoneType, want a text") as error:
+        look(llava, adapter, studies[:2], ["secret", None])
+    assert "secret" not in str(error.value)
+    with pytest.raises(DiveError, match="on_error is 'ignore', want 'fail' or 'skip'"):
+        look(llava, adapter, studies[:1], on_error="ignore")
+
+
+@pytest.fixture
+def broken(studies_folder):
+    """Four studies, of which the films of the second are gone and those of the third damaged."""
+    found = dive.data.read_studies(studies_folder / "studies.jsonl")[:4]
+    found[1].images[0].unlink()
+    found[2].images[1].write_bytes(b"not a film")
+    return found
+
+
+def test_images_that_are_gone(llava, broken):
+    adapter, texts = randomised(llava), [*TEXTS, TEXTS[0]]
+    skipped = Skipped()
+    found = look(llava, adapter, broken, texts, on_error="skip", skipped=skipped)
+    assert [one["study"] for one in found["studies"]] == [0, 3]
+    reasons = [entry["reason"] for entry in skipped]
+    assert [entry["id"] for entry in skipped] == ["study-01", "study-02"]
+    assert "1 of 1" in reasons[0] and "2 of 2" in reasons[1]
+    assert not any(".png" in reason or ".jpg" in reason for reason in reasons)
+    # those that are left are what they are alone
+    alone = look(llava, adapter, broken[3:], texts[3:], indices=[3])
+    assert alone["studies"][0]["tokens"] == found["studies"][1]["tokens"]
+    assert alone["studies"][0]["probability"] == found["studies"][1]["probability"]
+    with pytest.raises(DiveError, match=r"study 'study-01'.*1 of 1"):
+        look(llava, adapter, broken, texts)
+    assert attachment_of(llava.model) is None
+
+
+def test_no_study_is_left(llava, broken):
+    skipped = Skipped()
+    found = look(llava, randomised(llava), broken[1:3], on_error="skip", skipped=skipped)
+    assert found["studies"] == [] and len(skipped) == 2 and found["layers"] == [0, 1, 2]
+
+
+def test_a_report_with_a_special_token(llava, studies):
+    texts = ["No <image> effusion.", "The lungs are clear."]
+    skipped = Skipped()
+    found = look(llava, randomised(llava), studies[:2], texts, on_error="skip", skipped=skipped)
+    assert [one["study"] for one in found["studies"]] == [1]
+    (entry,) = skipped
+    assert entry["id"] == "study-00" and "special token" in entry["reason"]
+    assert "effusion" not in entry["reason"]
+    with pytest.raises(DiveError, match="study 'study-00': the report holds the special token"):
+        look(llava, randomised(llava), studies[:2], texts)
+
+
+def test_a_report_must_fit_the_context(tiny_llama, studies, monkeypatch):
+    """The end of the turn is predicted and not read: it may stand right after the context."""
+    backbone = dive.load_backbone(tiny_llama)
+    adapter, cases = randomised(backbone), for_backbone(backbone, studies)[:2]
+    prompter = Prompter(backbone)
+    lengths = [
+        prompter.encode(study)["input_ids"].shape[1] + len(prompter.response_of(text, "").ids) - 1
+        for study, text in zip(cases, TEXTS, strict=False)
+    ]
+    assert lengths[1] != lengths[0]
+    long = lengths.index(max(lengths))
+    wanted = look(backbone, adapter, cases)
+    config = backbone.model.config
+    monkeypatch.setattr(config, "max_position_embeddings", max(lengths))
+    assert look(backbone, adapter, cases) == wanted
+    monkeypatch.setattr(config, "max_position_embeddings", max(lengths) - 1)
+    forwards = []
+    handle = decoder_layers(backbone.model)[0].register_forward_pre_hook(
+        lambda *_: forwards.append(1)
+    )
+    with pytest.raises(DiveError, match=rf"{cases[long].id}.*prompt and report have"):
+        look(backbone, adapter, [cases[long]], [TEXTS[long]])
+    assert forwards == []  # the head was checked before
+    handle.remove()
+    skipped = Skipped()
+    found = look(backbone, adapter, cases, on_error="skip", skipped=skipped)
+    assert [one["study"] for one in found["studies"]] == [1 - long]
+    assert [entry["id"] for entry in skipped] == [cases[long].id]
+    assert found["studies"][0]["probability"] == wanted["studies"][1 - long]["probability"]
+
+
+def test_numbers_of_the_model_that_are_not_finite(tiny_llava, studies):
+    backbone = dive.load_backbone(tiny_llava)
+    adapter = randomised(backbone)
+    prompter = Prompter(backbone)
+    mine, others = (set(prompter.response_of(text, "").ids) for text in TEXTS[:2])
+    token = next(one for one in sorted(mine - others) if one > 80)
+    with torch.no_grad():
+        backbone.model.get_input_embeddings().weight[token] = float("nan")
+    adapter.metadata["weights"] = None  # or it would warn of other weights
+    skipped = Skipped()
+    found = look(backbone, adapter, studies[:2], on_error="skip", skipped=skipped)
+    assert [one["study"] for one in found["studies"]] == [1]
+    assert "study-00" in skipped.entries[0]["reason"]
+    assert "not finite over this report" in skipped.entries[0]["reason"]
+
+
+def test_a_placeholder_is_a_text_like_any_other(llava, studies):
+    """A method that wrote "nan" or "-" wrote that; only references may be absent."""
+    study = replace(studies[0], findings=None)
+    found = look(llava, randomised(llava), [study, study], ["nan", "-"])
+    assert ["".join(one["tokens"][:-1]) for one in found["studies"]] == ["nan", "-"]
