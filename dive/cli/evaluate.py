@@ -24,7 +24,8 @@ from dive.cli.options import (
     check_values,
     reading,
 )
-from dive.cli.predictions import Joined, joined, predictions_of, references_of
+from dive.cli.predictions import Joined, joined, predictions_of
+from dive.cli.references import references_of
 from dive.errors import DiveError
 from dive.errors.visible import visible_json
 
@@ -169,7 +170,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Score reports: BLEU, ROUGE-L, findings by the lexicon, termination, length."""
-    requested = _metrics_of(metrics)
+    requested = metrics_of(metrics)
     check_values(target=target)
     others = baseline or []
     check_files(predictions, others, per_report)
@@ -276,7 +277,7 @@ def _without_reason(data: Joined, predictions: list[Path]) -> dict[str, int]:
     return {str(path): own.count(None) for path, own in zip(predictions, reasons, strict=True)}
 
 
-def _metrics_of(option: str) -> list[str]:
+def metrics_of(option: str) -> list[str]:
     """The metrics that --metrics names; DiveError for one that does not exist."""
     from dive.metrics import METRICS
 

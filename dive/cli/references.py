@@ -2,10 +2,10 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dive.cli.json_records import json_objects
 from dive.cli.options import open_all
-from dive.cli.predictions import json_objects
 from dive.errors import DiveError
 from dive.errors.private import line_location
 
@@ -15,10 +15,18 @@ if TYPE_CHECKING:
 _SECTIONS = ("findings", "impression")
 
 
+class Reference(NamedTuple):
+    """The report of a radiologist, whose it is (None: not known), and the study that it is of."""
+
+    report: str
+    patient: str | None
+    study: "Study"
+
+
 def references_of(
     spec: str, target: str, options: dict[str, Any], allow_missing: bool, *, films: bool = False
-) -> "dict[str, Study]":
-    """Studies by id, each with a report. Images need not exist.
+) -> dict[str, Reference]:
+    """References by id. Images need not exist.
 
     Args:
         spec: JSON lines or a dataset.
@@ -37,8 +45,8 @@ def references_of(
     kind, path = parse_spec(spec)
     if kind == "jsonl":
         return _of_lines(path, spec, target, dict(options), allow_missing, films)
-    found = list(open_all(spec, target=target, **options | {"check_files": False}))
-    return {study.id: study for study in found}
+    found = open_all(spec, target=target, **options | {"check_files": False})
+    return {one.id: Reference(one.report(target), one.patient, one) for one in found}
 
 
 def _of_lines(
@@ -48,7 +56,7 @@ def _of_lines(
     options: dict[str, Any],
     allow_missing: bool,
     films: bool,
-) -> "dict[str, Study]":
+) -> dict[str, Reference]:
     """The readers of JSON lines need the images; only some of their options apply here."""
     from dive.data.reading import SPLITS
 
@@ -59,23 +67,24 @@ def _of_lines(
     unused = [name for name, value in options.items() if value not in (None, False)]
     if unused:
         raise DiveError(f"{spec}: is JSON lines, for which {', '.join(unused)} has no use")
-    studies: dict[str, Study] = {}
+    found: dict[str, Reference] = {}
     for number, record in json_objects(path):
         where = line_location(path, number)
         if split is not None and not _is_of(record, split, where):
             continue
         study = _study(record, where, (folder or path.parent) if films else None)
-        if study.id in studies:
+        if study.id in found:
             raise DiveError(f"{where}: id {study.id!r} comes twice")
         try:
-            study.report(target)
+            report = study.report(target)
         except DiveError:
-            if not allow_missing or not study.placeholders:
-                raise  # else: counted as an empty reference
-        studies[study.id] = study
-    if not studies:
+            if not allow_missing or not study.placeholders.keys() & set(_SECTIONS):
+                raise
+            report = ""  # counted as an empty reference
+        found[study.id] = Reference(report, study.patient, study)
+    if not found:
         raise DiveError(f"{path.name}: no reference is of the split {split!r}")
-    return studies
+    return found
 
 
 def _is_of(record: dict[str, Any], split: str, where: str) -> bool:
@@ -100,7 +109,7 @@ def _study(record: dict[str, Any], where: str, folder: Path | None) -> "Study":
         if not isinstance(text, str) and not is_absent(text):
             raise DiveError(f"{where}: {key!r} is no text, want a text")
     patient = record.get("patient")
-    if isinstance(patient, bool) or not (isinstance(patient, (str, int)) or is_absent(patient)):
+    if isinstance(patient, bool) or not (is_absent(patient) or isinstance(patient, (str, int))):
         raise DiveError(f'{where}: "patient" is a {type(patient).__name__}, want a text')
     images: Any = record.get("images") if folder is not None else None
     if images is not None and not (
@@ -111,6 +120,7 @@ def _study(record: dict[str, Any], where: str, folder: Path | None) -> "Study":
         id=str(name),
         images=tuple((folder or Path()) / os.path.expanduser(one) for one in images or ()),
         source=where,
-        patient=str(patient) if isinstance(patient, int) else patient,
+        # blank is unknown, too
+        patient=None if is_absent(patient) else str(patient),
         **texts,
     )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dive.cli.evaluate_files import hold_outputs
 from dive.cli.options import (
     DeviceOption,
     DropComparisonsOption,
@@ -131,7 +132,7 @@ def report(
     for name, value in (("--bootstrap", bootstrap), ("--explain", explain)):
         if value < 0:
             raise DiveError(f"{name} is {value}, want a whole number >= 0")
-    from dive.cli.evaluate import hold_outputs, metrics_of
+    from dive.cli.evaluate import metrics_of
     from dive.page import FilmOptions, build_page, write_json, write_page
 
     requested = metrics_of(metrics)

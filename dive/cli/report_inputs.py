@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dive.cli.options import as_path
-from dive.cli.predictions import joined_ids, predictions_of
+from dive.cli.predictions import joined, predictions_of
 from dive.cli.references import references_of
 from dive.errors import DiveError
 from dive.errors.counting import counted, listed
@@ -55,20 +55,20 @@ def read_all(
     from dive.page import Predictions
 
     records = {name: predictions_of(path) for name, path in files.items()}
-    studies = references_of(references, target, options, allow_missing, films=True)
+    truth = references_of(references, target, options, allow_missing, films=True)
     by_file = {files[name]: found for name, found in records.items()}
-    joined_ids(by_file, references, dict.fromkeys(studies, ""), allow_missing)
+    joined(by_file, references, truth, allow_missing)
     methods, notes = [], []
     for name, found in records.items():
-        odd = [one for one in found if one not in studies]
+        odd = [one for one in found if one not in truth]
         if odd:
             notes.append(
                 f"{name} has reports for {counted(len(odd), 'study')} without a reference, which "
                 f"are left out: {listed(odd)}."
             )
-        own = {one: record for one, record in found.items() if one in studies}
+        own = {one: record for one, record in found.items() if one in truth}
         methods.append(Predictions(name, own, files[name].name))
-    return list(studies.values()), methods, notes
+    return [one.study for one in truth.values()], methods, notes
 
 
 def training_of_logs(

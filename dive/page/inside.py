@@ -56,8 +56,8 @@ def inside_of(
 ) -> Inside:
     """The inside of one report, by two forwards.
 
-    attachment: of the adapter, in effect only inside `working`. inputs: of the model, the prompt
-        followed by the answer but for its last token; on the model's device.
+    attachment: of the adapter, in effect only inside `working`; its mask is set.
+    inputs: of the model, on its device: the prompt, then the answer but for its last token.
     answer: the T tokens of the report, the last of which is the end of the turn. ends: all tokens
         that end it; for the last one the probability is that of any of them.
 
@@ -75,11 +75,8 @@ def inside_of(
             hidden = last_hidden_state(model, dict(inputs))[0, first:]
         without = _probabilities(head, hidden, answer, ends)
         attachment.mask = own if adapter.config.positions == "response" else None
-        try:
-            with edits_of(adapter, first) as edits, steered(model, None, attachment):
-                hidden = last_hidden_state(model, dict(inputs))[0, first:]
-        finally:
-            attachment.mask = None
+        with edits_of(adapter, first) as edits, steered(model, None, attachment):
+            hidden = last_hidden_state(model, dict(inputs))[0, first:]
         with_adapter = _probabilities(head, hidden, answer, ends)
     layers = [edits[index] for index in layers_of(adapter)]
     found = Inside(

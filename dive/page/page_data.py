@@ -1,7 +1,8 @@
 """`build_page`: from references and the predictions of several methods to the data of the page."""
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from dive.page.films import FilmOptions, Films, films_of
 from dive.page.outcomes import OUTCOMES, Reading, in_words, outcomes, pieces, read
 from dive.page.schema import (
     FORMAT,
-    Explained,
     Finding,
     Found,
     Method,
@@ -58,7 +58,6 @@ def build_page(
     images: FilmOptions | None = None,
     images_folder: Path | None = None,
     training: Sequence[Training] = (),
-    explained: Explained | None = None,
     more_scores: Sequence[tuple[Metric, Sequence[Score]]] = (),
     notes: Sequence[str] = (),
     facts: Sequence[tuple[str, str]] = (),
@@ -80,7 +79,6 @@ def build_page(
         images: how films get onto the page; default `FilmOptions()`.
         images_folder: for films beside the page.
         training: curves (`dive.page.training_of`).
-        explained: the inside of one method's reports (`dive.page.explain`).
         more_scores: of the caller's own, each with one value per method; the first on the page.
         notes: more for the head of the page.
         facts: [what, value] for its foot.
@@ -92,30 +90,15 @@ def build_page(
             raises.
     """
     _check(studies, predictions)
-    names = [one.name for one in predictions]
-    baseline = names[0] if baseline is None else baseline
-    if baseline not in names:
-        raise DiveError(f"baseline is {baseline!r}, want one of {', '.join(map(repr, names))}")
     references = [_reference(study, target) for study in studies]
-    shared = [
-        index
-        for index, study in enumerate(studies)
-        if all(study.id in one.records for one in predictions)
-    ]
-    scored = [index for index in shared if references[index].strip()]
-    if not scored:
-        raise DiveError("no study has a reference and a report of every method")
-    texts = [[_text(one.records[studies[i].id]) for i in scored] for one in predictions]
-    scores = scores_of(
-        texts,
-        [references[i] for i in scored],
-        names.index(baseline),
+    scored = _scored(studies, references, predictions)
+    scores = _scores(
+        [studies[index] for index in scored],
+        [references[index] for index in scored],
+        predictions,
+        baseline,
         metrics,
         bootstrap=bootstrap,
-        finish_reasons=[
-            _finish_reasons([one.records[studies[i].id] for i in scored]) for one in predictions
-        ],
-        patients=[studies[i].patient for i in scored],
         **evaluation,
     )
     readings = _Readings(
@@ -126,7 +109,6 @@ def build_page(
     for entry, own in zip(shown, films.by_study, strict=True):
         entry["images"] = own
     _add_own_scores(shown, scored, scores)
-    found = readings.findings(shown, scored, len(predictions))
     return PageData(
         format=FORMAT,
         version=__version__,
@@ -135,7 +117,7 @@ def build_page(
         target=target,
         bootstrap=scores.bootstrap,
         methods=[_method(one, [study.id for study in studies]) for one in predictions],
-        findings=found,
+        findings=readings.findings(shown, scored, len(predictions)),
         metrics=[*(one for one, _ in more_scores), *scores.metrics],
         scores=[
             {one["key"]: values[method] for one, values in more_scores} | own
@@ -146,7 +128,7 @@ def build_page(
         terciles=scores.terciles,
         studies=shown,
         training=list(training),
-        explained=explained,
+        explained=None,
         facts=[list(fact) for fact in facts],
     )
 
@@ -189,7 +171,7 @@ def _reference(study: Study, target: str) -> str:
     try:
         return study.report(target)
     except DiveError:
-        if not study.placeholders:
+        if not study.placeholders.keys() & {"findings", "impression"}:
             raise
         return ""
 
@@ -197,6 +179,45 @@ def _reference(study: Study, target: str) -> str:
 def _text(record: Mapping[str, Any]) -> str:
     """The report of a record, "" where a missing value stands for it."""
     return "" if is_placeholder(record["report"]) else str(record["report"])
+
+
+def _scored(
+    studies: Sequence[Study], references: Sequence[str], predictions: Sequence[Predictions]
+) -> list[int]:
+    """Indices of the studies with a reference and a report of every method."""
+    found = [
+        index
+        for index, (study, reference) in enumerate(zip(studies, references, strict=True))
+        if reference.strip() and all(study.id in one.records for one in predictions)
+    ]
+    if not found:
+        raise DiveError("no study has a reference and a report of every method")
+    return found
+
+
+def _scores(
+    studies: Sequence[Study],
+    references: Sequence[str],
+    predictions: Sequence[Predictions],
+    baseline: str | None,
+    metrics: Sequence[str],
+    **evaluation: Any,
+) -> Scores:
+    """The scores of all methods on these studies."""
+    names = [one.name for one in predictions]
+    baseline = names[0] if baseline is None else baseline
+    if baseline not in names:
+        raise DiveError(f"baseline is {baseline!r}, want one of {', '.join(map(repr, names))}")
+    records = [[one.records[study.id] for study in studies] for one in predictions]
+    return scores_of(
+        [[_text(record) for record in own] for own in records],
+        references,
+        names.index(baseline),
+        metrics,
+        finish_reasons=[_finish_reasons(own) for own in records],
+        patients=[study.patient for study in studies],
+        **evaluation,
+    )
 
 
 def _finish_reasons(records: Sequence[Mapping[str, Any]]) -> list[str] | None:
@@ -307,12 +328,12 @@ def _method(one: Predictions, ids: Sequence[str]) -> Method:
     )
 
 
-def _mean(values: Any) -> float | None:
-    """The mean; None where one is missing or there is none."""
-    listed = list(values)
-    if not listed or any(value is None for value in listed):
+def _mean(values: Iterable[Any]) -> float | None:
+    """The mean; None where one is missing or no finite number, or there is none."""
+    given = list(values)
+    if not given or not all(isinstance(one, int | float) and math.isfinite(one) for one in given):
         return None
-    return float(sum(listed) / len(listed))
+    return float(sum(given) / len(given))
 
 
 def _notes(

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import dive
 from dive.cli import app
-from dive.cli.predictions import Reference, references_of
+from dive.cli.references import references_of
 from dive.errors import DiveError
 from dive.files.lock import hold_file
 
@@ -149,7 +149,8 @@ def test_the_unit_of_the_bootstrap(files, tmp_path):
 )
 def test_patients_of_references(patient, known, tmp_path):
     path = _write(tmp_path / "r.jsonl", [{"id": "a", "findings": "Clear.", "patient": patient}])
-    assert references_of(str(path), "findings", {}, False) == {"a": Reference("Clear.", known)}
+    (found,) = references_of(str(path), "findings", {}, False).values()
+    assert (found.report, found.patient, found.study.id) == ("Clear.", known, "a")
 
 
 @pytest.mark.parametrize("patient", [True, 1.5, ["zyx"]])
