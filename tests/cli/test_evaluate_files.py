@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import pytest
 from command_line import call
@@ -206,6 +207,9 @@ def test_tables_replace_nothing_that_is_read(files, tmp_path):
             _call(files, "--table", out, *more)
     assert {path: path.read_bytes() for path in before} == before
     assert not (tmp_path / "a.csv").exists()
+    os.mkfifo(tmp_path / "pipe.tex")
+    with pytest.raises(DiveError, match="pipe.tex is no regular file, want the name of a file"):
+        _call(files, "--table", tmp_path / "pipe.tex")
     out = tmp_path / "held.csv"
     with hold_file(out), pytest.raises(DiveError, match="is being written by"):
         _call(files, "--table", out)
