@@ -136,7 +136,8 @@ def report(
     from dive.page import FilmOptions, build_page, write_json, write_page
 
     requested = metrics_of(metrics)
-    films = FilmOptions(images, image_size)
+    beside = out.with_name(f"{out.stem}-films") if images == "beside" else None
+    films = FilmOptions(images, image_size, folder=beside)
     files = named(predictions, "--predictions")
     written = {out: "--out"} | ({json_file: "--json"} if json_file is not None else {})
     hold_outputs(
@@ -165,7 +166,6 @@ def report(
         baseline=baseline,
         bootstrap=bootstrap or None,
         images=films,
-        images_folder=out.with_name(f"{out.stem}-films"),
         training=training,
         notes=[*left_out, *notes],
         seed=seed,

@@ -5,7 +5,6 @@ write_page(Path("report.html"), data)
 """
 
 from dive.page.add_inside import add_inside
-from dive.page.explain import explain
 from dive.page.films import FilmOptions
 from dive.page.json_file import write_json
 from dive.page.page_data import Predictions, build_page, worst_first
@@ -21,7 +20,6 @@ __all__ = [
     "Training",
     "add_inside",
     "build_page",
-    "explain",
     "training_of",
     "worst_first",
     "write_json",

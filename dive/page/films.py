@@ -37,6 +37,7 @@ class FilmOptions:
         edge: pixels of the longer edge; larger films are scaled down, smaller ones are kept.
         budget: bytes of all embedded films; where they would take more, each gets an equal share
             and is scaled until it fits.
+        folder: of the films "beside" the page, and beside it on the disk too.
 
     Raises:
         DiveError: a value out of range.
@@ -45,12 +46,17 @@ class FilmOptions:
     mode: str = "embed"
     edge: int = EDGE
     budget: int = BUDGET
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise DiveError(f"images is {self.mode!r}, want one of {', '.join(MODES)}")
+        if self.mode != "beside" and self.folder is not None:
+            raise DiveError(f"folder is {self.folder}, want none for images {self.mode!r}")
         if isinstance(self.edge, bool) or not isinstance(self.edge, int) or self.edge < 16:
             raise DiveError(f"image_size is {self.edge!r}, want a number of pixels, 16 or more")
+        if self.mode == "beside" and self.folder is None:
+            raise DiveError("folder is None, want one for the films beside the page")
 
 
 @dataclass
@@ -68,8 +74,8 @@ class Films:
     scaled_to: int | None = None
 
 
-def films_of(studies: Sequence[Study], options: FilmOptions, folder: Path | None = None) -> Films:
-    """The films of every study; folder: beside the page, for mode "beside".
+def films_of(studies: Sequence[Study], options: FilmOptions) -> Films:
+    """The films of every study.
 
     A film that is gone or damaged has no `src`; its study is in `missing`. Files beside the page
     are numbered: an id may hold anything.
@@ -80,12 +86,11 @@ def films_of(studies: Sequence[Study], options: FilmOptions, folder: Path | None
     if options.mode == "none":
         return Films([[] for _ in studies])
     numbered = [(study, number) for study in studies for number in range(len(study.images))]
-    share = options.budget // max(1, len(numbered)) if options.mode == "embed" else None
+    share = options.budget // max(1, len(numbered)) if options.folder is None else None
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         made = list(pool.map(lambda one: _film(one[0], one[1], options.edge, share), numbered))
-    if options.mode == "beside":
-        assert folder is not None
-        _clear(folder)
+    if options.folder is not None:
+        _clear(options.folder)
     found: dict[str, list[Film]] = {study.id: [] for study in studies}
     result = Films([found[study.id] for study in studies])
     for total, ((study, number), jpeg) in enumerate(zip(numbered, made, strict=True)):
@@ -95,7 +100,7 @@ def films_of(studies: Sequence[Study], options: FilmOptions, folder: Path | None
                 result.missing.append(study.id)
         else:
             film["width"], film["height"] = jpeg.size
-            film["src"] = _source(jpeg.data, total, options, folder)
+            film["src"] = _source(jpeg.data, total, options.folder)
             if jpeg.shrunk:
                 edge = max(jpeg.size)
                 result.scaled_to = min(edge, result.scaled_to or edge)
@@ -133,10 +138,9 @@ def _film(study: Study, number: int, edge: int, share: int | None) -> _Jpeg | No
     return _Jpeg(buffer.getvalue(), scaled.size, step < 1)
 
 
-def _source(data: bytes, number: int, options: FilmOptions, folder: Path | None) -> str:
-    if options.mode == "embed":
+def _source(data: bytes, number: int, folder: Path | None) -> str:
+    if folder is None:
         return "data:image/jpeg;base64," + base64.b64encode(data).decode()
-    assert folder is not None
     name = f"{number:06d}.jpg"
     write_bytes(folder / name, data)
     return f"{quote(folder.name)}/{name}"

@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dive import __version__
@@ -56,7 +55,6 @@ def build_page(
     baseline: str | None = None,
     bootstrap: int | None = 1000,
     images: FilmOptions | None = None,
-    images_folder: Path | None = None,
     training: Sequence[Training] = (),
     more_scores: Sequence[tuple[Metric, Sequence[Score]]] = (),
     notes: Sequence[str] = (),
@@ -65,9 +63,8 @@ def build_page(
 ) -> PageData:
     """The data of the page for these studies and methods.
 
-    A study without a report of some method stays on the page, and is in no score: scores are of the
-    studies that every method has a report for. An empty reference is shown and not scored. A note
-    on the page says how many there are of each.
+    A study without a report of some method is shown and not scored, as is one without a reference;
+    a note on the page says which.
 
     Args:
         studies: with references (`Study.report(target)`) and films; unique ids.
@@ -77,7 +74,6 @@ def build_page(
         baseline: name of the method that the others are compared with; default the first.
         bootstrap: resamples for the intervals; None: no intervals.
         images: how films get onto the page; default `FilmOptions()`.
-        images_folder: for films beside the page.
         training: curves (`dive.page.training_of`).
         more_scores: of the caller's own, each with one value per method; the first on the page.
         notes: more for the head of the page.
@@ -101,11 +97,9 @@ def build_page(
         bootstrap=bootstrap,
         **evaluation,
     )
-    readings = _Readings(
-        references, [_text(record) for one in predictions for record in one.records.values()]
-    )
+    readings = _Readings(references, predictions)
     shown = [readings.study(study, references[i], predictions) for i, study in enumerate(studies)]
-    films = films_of(studies, images or FilmOptions(), images_folder)
+    films = films_of(studies, images or FilmOptions())
     for entry, own in zip(shown, films.by_study, strict=True):
         entry["images"] = own
     _add_own_scores(shown, scored, scores)
@@ -232,7 +226,8 @@ class _Readings:
     Each different text is read once.
     """
 
-    def __init__(self, references: Sequence[str], reports: Sequence[str]) -> None:
+    def __init__(self, references: Sequence[str], predictions: Sequence[Predictions]) -> None:
+        reports = (_text(record) for one in predictions for record in one.records.values())
         self._of = {text: read(text) for text in dict.fromkeys([*references, *reports])}
         named = dict.fromkeys(m.name for reading in self._of.values() for m in reading.mentions)
         stated = Counter(name for text in references for name in self._of[text].details)

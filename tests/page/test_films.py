@@ -2,6 +2,7 @@
 
 import base64
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,16 +73,17 @@ def test_all_films_together_stay_within_the_budget(tmp_path):
 def test_films_beside_the_page(tmp_path):
     study = Study("../<b>&", (film(tmp_path / "a.png", (300, 400)),))
     folder = tmp_path / "page #1-films"
-    ((one,),) = films_of([study], FilmOptions("beside", 100), folder).by_study
+    beside = FilmOptions("beside", 100, folder=folder)
+    ((one,),) = films_of([study], beside).by_study
     assert one["src"] == "page%20%231-films/000000.jpg"
     assert Image.open(folder / "000000.jpg").size == (75, 100)
     # an earlier page's films go, anything else in the folder stops it
     (folder / "000007.jpg").write_bytes(b"old")
-    films_of([study], FilmOptions("beside", 100), folder)
+    films_of([study], beside)
     assert [path.name for path in folder.iterdir()] == ["000000.jpg"]
     (folder / "mine.txt").write_text("mine")
     with pytest.raises(DiveError, match="holds other files than a page's films"):
-        films_of([study], FilmOptions("beside", 100), folder)
+        films_of([study], beside)
     assert (folder / "mine.txt").read_text() == "mine"
 
 
@@ -97,6 +99,8 @@ def test_none_reads_nothing(tmp_path):
         (("inside",), "images is 'inside', want one of embed, beside, none"),
         (("embed", 15), "image_size is 15, want a number of pixels, 16 or more"),
         (("embed", True), "image_size is True"),
+        (("beside",), "folder is None, want one for the films beside the page"),
+        (("embed", 100, 1, Path("x")), "folder is x, want none for images 'embed'"),
     ],
 )
 def test_options_out_of_range(values, message):
