@@ -1,18 +1,26 @@
 """Metrics of report generation. `dive.evaluate` runs them; the parts can be used alone."""
 
+from dive.metrics.bertscore import BertScore
 from dive.metrics.chexbert import CheXbert
 from dive.metrics.evaluation import FINISH_REASONS, METRICS, evaluate
+from dive.metrics.green import Green
 from dive.metrics.normalization import NORMALIZATIONS
+from dive.metrics.ratescore import RaTEScore
 from dive.metrics.requirements import requirements
+from dive.metrics.seeds import evaluate_seeds
 from dive.radgraph import RadGraph, RadGraphFile
 
 __all__ = [
     "FINISH_REASONS",
     "METRICS",
     "NORMALIZATIONS",
+    "BertScore",
     "CheXbert",
+    "Green",
+    "RaTEScore",
     "RadGraph",
     "RadGraphFile",
     "evaluate",
+    "evaluate_seeds",
     "requirements",
 ]

@@ -12,7 +12,7 @@ classes, a class without any positive counting as 0, as sklearn's classification
 """
 
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ def default_tokenizer() -> Path:
 class CheXbert:
     """The labeler: BERT and fourteen linear heads on its first token. Loaded at the first text.
 
+    `label` is for CheXbert F1, `embed` for SembScore.
+
     Args:
         weights: chexbert.pth, or a .safetensors file with the same names.
         tokenizer: folder with the tokenizer of bert-base-uncased; its config.json, if it has one,
@@ -68,6 +70,7 @@ class CheXbert:
         )
         self.device, self.batch_size = device, batch_size
         self.source = f"labelled by CheXbert ({self.weights.name})"
+        self.encoder = f"embedded by CheXbert ({self.weights.name})"
         self._loaded: tuple[Any, Any] | None = None
 
     def label(self, texts: Sequence[str]) -> np.ndarray:
@@ -81,14 +84,35 @@ class CheXbert:
         """
         import torch
 
+        def labels(model: Any, ids: Any, mask: Any) -> Any:
+            return torch.stack([head.argmax(-1) for head in model(ids, mask)], dim=1)
+
+        return self._of_each(texts, labels).astype(np.int64)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """[texts, hidden] float32: the last hidden state of the first token, for SembScore.
+
+        Texts are read as `label` reads them, by the same weights; they need their heads, too.
+
+        Raises:
+            DiveError: missing or unsuitable files.
+        """
+        return self._of_each(texts, lambda model, ids, mask: model.first(ids, mask))
+
+    def _of_each(self, texts: Sequence[str], run: Callable[[Any, Any, Any], Any]) -> np.ndarray:
+        """[texts, ...], run(model, ids [batch, width], mask) of every text, of equal ones once."""
+        import torch
+
         if self._loaded is None:
             self._loaded = _load(self.weights, self.tokenizer, self.device)
         tokenizer, model = self._loaded
-        distinct = list(dict.fromkeys(" ".join(text.split()) for text in texts))
+        # the same spaces as CheXbert's own reader
+        cleaned = [" ".join(text.split()) for text in texts]
+        distinct = list(dict.fromkeys(cleaned)) or [""]
         ids = [_ids(tokenizer, text) for text in distinct]
-        found = np.zeros((len(distinct), len(CLASSES)), dtype=np.int64)
         # texts of similar length together: less padding
         order = sorted(range(len(distinct)), key=lambda i: len(ids[i]))
+        found: list[np.ndarray] = []
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             width = max(len(ids[i]) for i in batch)
@@ -98,10 +122,10 @@ class CheXbert:
                 padded[row, : len(ids[i])] = torch.tensor(ids[i])
                 mask[row, : len(ids[i])] = 1
             with torch.inference_mode():
-                heads = model(padded.to(self.device), mask.to(self.device))
-            found[batch] = torch.stack([head.argmax(-1) for head in heads], dim=1).cpu().numpy()
-        index = {text: i for i, text in enumerate(distinct)}
-        return found[[index[" ".join(text.split())] for text in texts]]
+                values = run(model, padded.to(self.device), mask.to(self.device))
+            found.append(values.cpu().numpy())
+        index = {distinct[i]: at for at, i in enumerate(order)}
+        return np.concatenate(found)[np.array([index[text] for text in cleaned], dtype=int)]
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
@@ -135,8 +159,11 @@ def _load(weights: Path, folder: Path, device: str) -> tuple[Any, Any]:
             sizes = [4] * (len(CLASSES) - 1) + [2]
             self.linear_heads = nn.ModuleList(nn.Linear(config.hidden_size, n) for n in sizes)
 
+        def first(self, ids: Any, mask: Any) -> Any:
+            return self.bert(ids, attention_mask=mask).last_hidden_state[:, 0]
+
         def forward(self, ids: Any, mask: Any) -> list[Any]:
-            first = self.bert(ids, attention_mask=mask).last_hidden_state[:, 0]
+            first = self.first(ids, mask)
             return [head(first) for head in self.linear_heads]
 
     model = Labeler()

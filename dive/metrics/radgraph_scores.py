@@ -10,6 +10,11 @@ mean over reports:
 
 Tokens are compared in lower case. The package on PyPI (0.1.18) compares them as written, except in
 the relations of "complete": `case_sensitive=True` returns its numbers.
+
+`radgraph_combined` is another score, that of CXR-Report-Metric (radgraph_evaluate_model.py) and
+ReXrank, and a part of RadCliQ: the mean of two F1, of the entities (tokens, label) and of the
+relations (tokens and label of either end, relation), each 0 where nothing agrees. Tokens are
+compared as written. RadEval's `radgraph_radcliq` has the same definition.
 """
 
 from collections.abc import Sequence
@@ -54,6 +59,30 @@ def radgraph_f1(
     return 2 * len(mine & theirs) / (len(mine) + len(theirs))
 
 
+def radgraph_combined(prediction: Annotation, reference: Annotation) -> float:
+    """The mean of entity F1 and relation F1 of one report, 0 to 1."""
+    parts = zip(
+        _entities_and_relations(prediction), _entities_and_relations(reference), strict=True
+    )
+    return sum(_f1(mine, theirs) for mine, theirs in parts) / 2
+
+
+def _entities_and_relations(annotation: Annotation) -> tuple[set[tuple], set[tuple]]:
+    entities = annotation["entities"]
+    ends = {key: (entity["tokens"], entity["label"]) for key, entity in entities.items()}
+    relations = {
+        (ends[key], ends[target], name)
+        for key, entity in entities.items()
+        for name, target in entity.get("relations") or []
+    }
+    return set(ends.values()), relations
+
+
+def _f1(mine: set[tuple], theirs: set[tuple]) -> float:
+    common = len(mine & theirs)
+    return 2 * common / (len(mine) + len(theirs)) if common else 0.0
+
+
 def radgraph_measure(
     predictions: Sequence[Annotation],
     references: Sequence[Annotation],
@@ -61,7 +90,7 @@ def radgraph_measure(
     case_sensitive: bool = False,
     source: str,
 ) -> Measure:
-    """The measure of radgraph_simple, radgraph_partial and radgraph_complete, means over reports.
+    """The measure of radgraph_{simple,partial,complete,combined}, means over reports.
 
     source: the origin of the annotations, in the words of the variant.
     """
@@ -72,9 +101,14 @@ def radgraph_measure(
         ]
         for level in LEVELS
     }
+    pairs = zip(predictions, references, strict=True)
+    values["radgraph_combined"] = [radgraph_combined(mine, theirs) for mine, theirs in pairs]
     case = "case-sensitive as in radgraph 0.1.18" if case_sensitive else "lower-cased"
     variants = {
         name: f"RadGraph F1 {name.split('_')[1]}, {case}, mean over reports, {source}"
         for name in values
+    } | {
+        "radgraph_combined": "mean of entity and relation F1 as in CXR-Report-Metric (RadGraph of "
+        f"ReXrank), as written, mean over reports, {source}"
     }
     return means_measure(values, variants)

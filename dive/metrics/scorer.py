@@ -5,16 +5,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from dive.metrics import overlap
-from dive.metrics.chexbert import CheXbert, chexbert_measure
-from dive.metrics.findings import finding_measure
+from dive.metrics.bertscore import BertScore
+from dive.metrics.by_models import Models
+from dive.metrics.chexbert import CheXbert
+from dive.metrics.findings import Stated, finding_measure
+from dive.metrics.green import Green
 from dive.metrics.measure import Measure, mean_measure
 from dive.metrics.meteor import meteor_measure
 from dive.metrics.normalization import words
-from dive.metrics.radgraph_scores import radgraph_measure
-from dive.radgraph import Annotator, RadGraph
+from dive.metrics.ratescore import RaTEScore
+from dive.radgraph import Annotator
 
-METRICS = ("bleu", "rougeL", "meteor", "findings", "radgraph", "chexbert")
-ENGLISH = ("findings", "radgraph", "chexbert")  # those that understand English
+METRICS = (
+    "bleu", "rougeL", "meteor", "findings", "radgraph", "chexbert",
+    "sentence_bleu", "semb", "bertscore", "radcliq", "ratescore", "green",
+)  # fmt: skip
+# those that understand English
+ENGLISH = ("findings", "radgraph", "chexbert", "semb", "bertscore", "radcliq", "ratescore", "green")
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,9 @@ class ScorerOptions:
     radgraph: Annotator | None
     radgraph_case_sensitive: bool
     chexbert: CheXbert | None
+    bertscore: BertScore | None = None
+    ratescore: RaTEScore | None = None
+    green: Green | None = None
 
 
 class Scorer:
@@ -34,9 +44,8 @@ class Scorer:
     def __init__(self, options: ScorerOptions, references: list[str]) -> None:
         self.options, self.references = options, references
         self._reference_words = [words(text, options.normalization) for text in references]
-        self._annotator = options.radgraph or RadGraph()
-        self._labeler = options.chexbert or CheXbert()
-        self._reference_labels: np.ndarray | None = None
+        self._models = Models(options, references)
+        self._stated: dict[str, Stated] = {}  # by text: the lexicon reads references once
 
     def measures(self, predictions: list[str]) -> list[Measure]:
         """The measures of these predictions, in the order of METRICS."""
@@ -53,27 +62,8 @@ class Scorer:
                 )
             )
         if "findings" in requested:
-            found.append(finding_measure(predictions, self.references))
-        if "radgraph" in requested:
-            found.append(self._radgraph(predictions))
-        if "chexbert" in requested:
-            found.append(self._chexbert(predictions))
-        return found
-
-    def _radgraph(self, predictions: list[str]) -> Measure:
-        annotations = self._annotator.annotate([*predictions, *self.references])
-        return radgraph_measure(
-            annotations[: len(predictions)],
-            annotations[len(predictions) :],
-            case_sensitive=self.options.radgraph_case_sensitive,
-            source=self._annotator.source,
-        )
-
-    def _chexbert(self, predictions: list[str]) -> Measure:
-        if self._reference_labels is None:
-            self._reference_labels = self._labeler.label(self.references)
-        labels = self._labeler.label(predictions)
-        return chexbert_measure(labels, self._reference_labels, source=self._labeler.source)
+            found.append(finding_measure(predictions, self.references, self._stated))
+        return found + self._models.measures(predictions)
 
 
 def _overlap_measures(
