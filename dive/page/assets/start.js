@@ -2,20 +2,37 @@
 
 function buildHead() {
   byId("title").append(isolated(DATA.title));
-  byId("views").append(...Object.entries(VIEWS)
-    .filter(([view]) => view !== "explained" || DATA.explained)
-    .map(([view, label]) => button(label, () => change({ view }), { "data-view": view })));
-  byId("methods").append(...METHODS.map((method, at) => {
-    const box = el("input", { type: "checkbox", "data-method": at, "aria-label": `Show ${plainName(at)}` });
-    box.addEventListener("change", () => {
-      const shown = METHODS.map((_, one) => one).filter((one) => (one === at ? box.checked : state.shown.includes(one)));
-      change({ shown });
-    });
-    const chip = el("span", { class: "chip", "data-method": at }, box,
-      button(methodName(at), () => choose(at), { class: "choose", title: "Its outcomes colour the truth (n, p)" }));
-    chip.style.setProperty("--colour", colourOf(at));
-    return chip;
-  }));
+  byId("views").append(
+    ...Object.entries(VIEWS)
+      .filter(([view]) => view !== "explained" || DATA.explained)
+      .map(([view, label]) => button(label, () => change({ view }), { "data-view": view })),
+  );
+  byId("methods").append(
+    ...METHODS.map((method, at) => {
+      const box = el("input", {
+        type: "checkbox",
+        "data-method": at,
+        "aria-label": `Show ${plainName(at)}`,
+      });
+      box.addEventListener("change", () => {
+        const shown = METHODS.map((_, one) => one).filter((one) =>
+          one === at ? box.checked : state.shown.includes(one),
+        );
+        change({ shown });
+      });
+      const chip = el(
+        "span",
+        { class: "chip", "data-method": at },
+        box,
+        button(methodName(at), () => choose(at), {
+          class: "choose",
+          title: "Its outcomes colour the truth (n, p)",
+        }),
+      );
+      chip.style.setProperty("--colour", colourOf(at));
+      return chip;
+    }),
+  );
   byId("theme").addEventListener("click", () => {
     const order = Object.keys(THEMES);
     change({ theme: order[(order.indexOf(state.theme) + 1) % order.length] });
@@ -25,17 +42,45 @@ function buildHead() {
   });
   if (DATA.notes.length) {
     const [first, ...more] = DATA.notes.map((note) => el("bdi", {}, visible(note)));
-    byId("notes").append(el("details", { class: "notes", id: "all-notes" },
-      el("summary", {}, first, more.length ? el("span", { class: "more faint" }, ` (${more.length} more)`) : null), el("ul", {}, more.map((note) => el("li", {}, note)))));
+    byId("notes").append(
+      el(
+        "details",
+        { class: "notes", id: "all-notes" },
+        el(
+          "summary",
+          {},
+          first,
+          more.length ? el("span", { class: "more faint" }, ` (${more.length} more)`) : null,
+        ),
+        el(
+          "ul",
+          {},
+          more.map((note) => el("li", {}, note)),
+        ),
+      ),
+    );
   }
-  byId("foot").append(el("p", {}, `Written by dive report ${visible(DATA.version)}. Research only: nothing here says that a report is safe to use.`),
-    el("dl", {}, (DATA.facts ?? []).map(([what, value]) =>
-      el("div", {}, el("dt", {}, isolated(what)), el("dd", {}, el("bdi", {}, visible(value)))))));
+  byId("foot").append(
+    el(
+      "p",
+      {},
+      `Written by dive report ${visible(DATA.version)}. Research only: nothing here says that a report is safe to use.`,
+    ),
+    el(
+      "dl",
+      {},
+      (DATA.facts ?? []).map(([what, value]) =>
+        el("div", {}, el("dt", {}, isolated(what)), el("dd", {}, el("bdi", {}, visible(value)))),
+      ),
+    ),
+  );
 }
 
 // The method whose outcomes colour the truth; it is shown, too.
 function choose(method) {
-  const shown = state.shown.includes(method) ? state.shown : [...state.shown, method].sort((a, b) => a - b);
+  const shown = state.shown.includes(method)
+    ? state.shown
+    : [...state.shown, method].sort((a, b) => a - b);
   change({ method, shown });
 }
 
@@ -59,7 +104,8 @@ function showHead(changed) {
     window.scrollTo(0, scrolled[state.view] ?? 0);
     lastView = state.view;
   }
-  if (changed?.has("view") !== false && byId("all-notes")) byId("all-notes").open = state.view === "overview";
+  if (changed?.has("view") !== false && byId("all-notes"))
+    byId("all-notes").open = state.view === "overview";
   byId("theme").textContent = `◐ ${THEMES[state.theme]}`;
   byId("theme").setAttribute("aria-label", `Colours: ${THEMES[state.theme]}`);
   const root = document.documentElement;
@@ -81,7 +127,8 @@ function start() {
     change({ study: inside ?? listed[0] }, true);
   }
   reveal();
-  const report = (names) => names.length && notice(`The address names what is not on this page: ${names.join(", ")}.`);
+  const report = (names) =>
+    names.length && notice(`The address names what is not on this page: ${names.join(", ")}.`);
   report(unknown);
   window.addEventListener("popstate", () => report(readAddress()));
 }
