@@ -1,4 +1,4 @@
-"""The page in Chromium: views, filters, order, keys, the address, and narrow screens."""
+"""The page in Chromium: views, filters, order, keys and the address."""
 
 import pytest
 
@@ -68,25 +68,50 @@ def test_truth_stands_beside_every_shown_method(studies, sample):
     assert "show=1.3" in studies.address()
 
 
+KINDS = {"side": "wrong", "severity": "wrong", "both": "wrong"}
+
+
+def coloured(report, found):
+    """The words of each finding in a report, its state, and its colour, if it has one."""
+    outcomes = {one["finding"]: one["outcome"] for one in found}
+    for words, finding, state in (one for one in report["pieces"] if not isinstance(one, str)):
+        outcome = outcomes.get(finding)
+        if state == "negative" and outcome not in ("missed", "invented"):
+            outcome = None
+        yield [words, state, *([KINDS.get(outcome, outcome)] if outcome else [])]
+
+
 def test_findings_are_coloured_by_outcome_in_text_and_truth(studies, sample):
-    for index, study in enumerate(sample["studies"][:12]):
-        kinds = {"side": "wrong", "severity": "wrong", "both": "wrong"}
+    seen = set()
+    for study in sample["studies"][:25]:
+        found = study["reports"][0]["found"]
+        pairs = [(".truth", study["reference"], found)]
         for method, report in enumerate(study["reports"]):
-            got = studies.texts(f'[data-method="{method}"] .outcomes li .link')
+            column = f'.column[data-method="{method}"]'
+            pairs += [(column, report, report["found"])] if report else []
             labels = [
                 sample["findings"][one["finding"]]["label"]
                 for one in (report or {"found": ()})["found"]
             ]
-            assert sorted(got) == sorted(labels)
-        report = study["reports"][0]
-        wanted = {kinds.get(one["outcome"], one["outcome"]) for one in report["found"]}
-        marked = studies.ask(
-            "[...new Set([...document.querySelectorAll('.truth .said, [data-method=\"0\"] .said')]"
-            ".flatMap((one) => [...one.classList]))]"
-        )
-        assert wanted <= {*marked}, index
-        assert ("invented" in marked) == ("invented" in wanted)
+            assert sorted(studies.texts(f"{column} .outcomes .link")) == sorted(labels)
+        for column, report, outcomes in pairs:
+            wanted = [*coloured(report, outcomes)]
+            assert wanted == studies.ask(
+                "[...document.querySelectorAll(arguments[0])]"
+                ".map((one) => [one.textContent, ...[...one.classList].slice(1)])",
+                f"{column} .said",
+            )
+            seen |= {one[2] for one in wanted if len(one) > 2}
         studies.press("j")
+    assert seen == {"hit", "wrong", "missed", "invented"}
+
+
+def test_each_outcome_has_an_underline_of_its_own(studies):
+    lines = studies.ask(
+        "[...document.querySelectorAll('.legend .said')].map((one) => "
+        "getComputedStyle(one).textDecorationStyle + getComputedStyle(one).textDecorationThickness)"
+    )
+    assert len({*lines[:4]}) == 4
 
 
 def test_where_side_or_severity_is_wrong_both_are_said(studies, sample):
@@ -298,7 +323,7 @@ def test_the_inside_is_linked_across_its_charts(browser, page, sample):
     assert browser.count(".token") == len(inside["tokens"])
     browser.ask("document.querySelector('.token[tabindex=\"0\"]').focus()")
     browser.press(RIGHT, RIGHT)
-    assert f"{inside['probability'][2]:.4f}" in browser.text(".token-readout")
+    assert f"{inside['probability'][2]:#.4g}" in browser.text(".token-readout")
     assert all("3 " in one for one in browser.texts(".heat-map .readout, .chart + .readout"))
     browser.ask("document.querySelector('.map').focus()")
     browser.press(RIGHT, DOWN)
@@ -309,49 +334,6 @@ def test_the_inside_is_linked_across_its_charts(browser, page, sample):
     browser.press(ESCAPE, "j")
     assert "study=study-0002" in browser.address()
     assert browser.complaints() == []
-
-
-@pytest.mark.parametrize("view", ["overview", "studies", "explained"])
-@pytest.mark.parametrize("width", [390, 800, 1280, 1920])
-def test_nothing_but_tables_scrolls_sideways(browser, page, view, width):
-    browser.open(page, f"#view={view}", width=width)
-    assert browser.ask("document.documentElement.scrollWidth") <= width
-
-
-def test_on_a_narrow_screen_the_list_is_a_drawer(browser, page):
-    browser.open(page, "#view=studies", width=390, height=844)
-    assert not browser.ask("document.querySelector('.lines').checkVisibility()")
-    browser.click("#drawer")
-    assert browser.ask("document.querySelector('#drawer').getAttribute('aria-expanded')") == "true"
-    browser.click(".line:nth-child(3)")
-    assert not browser.ask("document.querySelector('.lines').checkVisibility()")
-    assert browser.text("#drawer").startswith("Study 3 of 60")
-    tops = browser.ask(
-        "[...document.querySelectorAll('.column')].map((one) => one.getBoundingClientRect().left)"
-    )
-    assert len({*tops}) == 1 and len(tops) == 4
-
-
-def test_a_wide_screen_is_used(browser, page):
-    browser.open(page, "#view=studies", width=1920, height=1080)
-    boxes = browser.ask(
-        "[...document.querySelectorAll('.column')]"
-        ".map((one) => one.getBoundingClientRect().toJSON())"
-    )
-    assert len({one["top"] for one in boxes}) == 1 and len(boxes) == 4
-    assert max(one["right"] for one in boxes) > 1880
-
-
-def test_the_overview_prints(browser, page):
-    browser.open(page, "#view=studies&theme=dark")
-    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": []})
-    try:
-        assert browser.ask("document.getElementById('overview').checkVisibility()")
-        assert not browser.ask("document.getElementById('studies').checkVisibility()")
-        white = browser.ask("getComputedStyle(document.body).backgroundColor")
-        assert white == "rgb(255, 255, 255)"
-    finally:
-        browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
 
 
 def test_a_key_that_is_held_down_is_not_refused(studies):

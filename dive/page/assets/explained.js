@@ -68,11 +68,11 @@ function tokensPart(inside) {
         `${at + 1} of ${inside.tokens.length} `,
         el("bdi", {}, el("b", {}, shortened(tokenText(inside.tokens[at]), 60))),
       ]),
-      item("with", number(inside.probability[at], 4)),
-      item("without", number(inside.probability_without[at], 4)),
-      item("times", number(Math.exp(changeOf(inside, at)), 2)),
-      item("end of turn, with", number(inside.end[at], 5)),
-      item("without", number(inside.end_without[at], 5)),
+      item("with", significant(inside.probability[at])),
+      item("without", significant(inside.probability_without[at])),
+      item("times", significant(Math.exp(changeOf(inside, at)))),
+      item("end of turn, with", significant(inside.end[at])),
+      item("without", significant(inside.end_without[at])),
     );
   };
   const chosen = (event) => event.target.closest(".token");
@@ -111,11 +111,10 @@ function curvesPart(inside) {
     dash,
     points: new Map(values.map((value, at) => [at + 1, value])),
   });
-  const pair = (on, off, colour, limits, digits) => {
+  const pair = (on, off, colour, limits) => {
     const made = lineChart({
       xs,
       limits,
-      digits,
       xLabel: "token",
       height: 200,
       series: [

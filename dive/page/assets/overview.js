@@ -134,12 +134,14 @@ function methodsPart() {
     "Seconds per report",
     "Ended by itself",
   ];
+  const files = METHODS.some((method) => method.file);
+  if (!files) heads.splice(1, 1);
   const rows = METHODS.map((method, at) =>
     el(
       "tr",
       {},
       el("th", { scope: "row" }, methodName(at)),
-      el("td", { class: "words" }, isolated(method.file)),
+      files ? el("td", { class: "words" }, isolated(method.file)) : null,
       [
         number(method.reports, 0),
         number(method.prompt_tokens, 0),

@@ -88,8 +88,12 @@ const signed = (value, digits) => (value > 0 ? "+" : "") + number(value, digits)
 const range = (interval, digits) =>
   interval ? `${number(interval[0], digits)} to ${number(interval[1], digits)}` : "";
 
-const percent = (value) =>
-  value === null || value === undefined ? "–" : `${number(value * 100, 0)} %`;
+// Whole, or with one decimal: 99.6 % is not all.
+function percent(value) {
+  if (value === null || value === undefined) return "–";
+  const tenths = Math.round(value * 1000);
+  return `${number(tenths / 10, tenths % 10 ? 1 : 0)} %`;
+}
 
 // Said to a screen reader, and to nobody else.
 function say(text) {

@@ -78,8 +78,8 @@ function line(at) {
     el("span", { class: "id" }, isolated(shortened(study.id, 200))),
     el(
       "span",
-      { class: "patient faint" },
-      study.patient === null ? "" : isolated(shortened(study.patient, 80)),
+      { class: "patient faint", hidden: study.patient === null },
+      isolated(shortened(study.patient ?? "", 80)),
     ),
     counts(index),
   );
