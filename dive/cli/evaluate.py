@@ -17,6 +17,7 @@ from dive.cli.options import (
     reading,
 )
 from dive.cli.predictions import joined_ids, predictions_of, references_of
+from dive.cli.scoring import exports_of, models_of, write_exports
 from dive.cli.tables import add_column, add_row, stdout, table
 from dive.errors import DiveError
 from dive.errors.console import PlainConsole, styled
@@ -89,8 +90,13 @@ def evaluate(
         ),
     ] = None,
     radgraph_model: Annotated[
-        str, typer.Option(help="RadGraph: radgraph, radgraph-xl or modern-radgraph-xl.")
-    ] = "radgraph-xl",
+        str | None,
+        typer.Option(
+            help="RadGraph: radgraph, radgraph-xl or modern-radgraph-xl; default radgraph-xl, and "
+            "radgraph with the metric radcliq.",
+            show_default=False,
+        ),
+    ] = None,
     radgraph_weights: Annotated[
         Path | None,
         typer.Option(
@@ -126,6 +132,37 @@ def evaluate(
             parser=as_path, metavar="FOLDER", help="CheXbert: folder of bert-base-uncased."
         ),
     ] = None,
+    bertscore_model: Annotated[
+        Path | None,
+        typer.Option(
+            parser=as_path,
+            metavar="FOLDER",
+            help="BERTScore: folder of distilroberta-base; default its usual place.",
+        ),
+    ] = None,
+    ratescore_python: Annotated[
+        str | None, typer.Option(help="RaTEScore: another Python that has the package.")
+    ] = None,
+    green_python: Annotated[
+        str | None, typer.Option(help="GREEN: another Python that has green_score.")
+    ] = None,
+    green_model: Annotated[
+        str | None,
+        typer.Option(help="GREEN: folder of its language model, or a name in the hub's cache."),
+    ] = None,
+    metrics_device: Annotated[
+        str,
+        typer.Option(help="cpu, cuda or cuda:N, for CheXbert, BERTScore, RaTEScore and GREEN."),
+    ] = "cpu",
+    export: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--export",
+            metavar="FORMAT:FILE",
+            help="Write references and predictions for other programs: rexrank:FILE.json or "
+            "radeval:FILE.jsonl. May be given again.",
+        ),
+    ] = None,
     split: SplitOption = None,
     images_root: ImagesRootOption = None,
     reports_root: ReportsRootOption = None,
@@ -144,25 +181,14 @@ def evaluate(
 
     requested = _metrics_of(metrics)
     check_values(target=target)
+    exports = exports_of(export or [], per_report)
+    outputs = dict.fromkeys(exports, "--export")
     if per_report is not None:
-        read_files = [predictions, baseline, radgraph_annotations, radgraph_weights,
-                      radgraph_encoder, chexbert_weights, chexbert_tokenizer]  # fmt: skip
-        _hold_output(context, per_report, read_files, (references, images_root, reports_root))
-    annotators: dict[str, Any] = {}
-    if "radgraph" in requested:
-        from dive.metrics import RadGraph
-
-        annotators["radgraph"] = radgraph_annotations or RadGraph(
-            radgraph_model,
-            weights=radgraph_weights,
-            encoder=radgraph_encoder,
-            python=radgraph_python,
-        )
-        annotators["radgraph_case_sensitive"] = radgraph_case_sensitive
-    if "chexbert" in requested:
-        from dive.metrics import CheXbert
-
-        annotators["chexbert"] = CheXbert(chexbert_weights, chexbert_tokenizer)
+        outputs[per_report] = "--per-report"
+    read_files = [predictions, baseline, radgraph_annotations, radgraph_weights, radgraph_encoder,
+                  chexbert_weights, chexbert_tokenizer, bertscore_model]  # fmt: skip
+    _hold_outputs(context, outputs, read_files, (references, images_root, reports_root))
+    models = models_of(requested, context.params)
     records = predictions_of(predictions)
     options = reading(split, images_root, reports_root, drop_comparisons, read)
     truth = references_of(references, target, options, allow_missing)
@@ -172,6 +198,7 @@ def evaluate(
     ids = joined_ids(files, references, truth, allow_missing)
     reasons: list[Any] = [records[name].get("finish_reason") for name in ids]
     without_reason = reasons.count(None)
+    left_out = write_exports(exports, ids, truth, records, target)
     found = score(
         [records[name]["report"] for name in ids],
         [truth[name] for name in ids],
@@ -184,7 +211,7 @@ def evaluate(
         bootstrap=bootstrap,
         confidence=confidence,
         seed=seed,
-        **annotators,
+        **models,
     )
     missing = {str(path): len(set(truth) - set(table)) for path, table in files.items()}
     extra = {str(path): len(set(table) - set(truth)) for path, table in files.items()}
@@ -193,6 +220,8 @@ def evaluate(
     if as_json:
         counts: dict[str, Any] = {"without_prediction": missing, "without_reference": extra}
         counts["without_finish_reason"] = without_reason
+        if exports:
+            counts["left_out_of_exports"] = {str(path): lost for path, lost in left_out.items()}
         print(visible_json(found | {"target": target} | counts))
         return
     console = stdout()
@@ -206,6 +235,10 @@ def evaluate(
         )
     if per_report is not None:
         console.print(f"every report's scores are in {per_report}", style="dim")
+    for path, lost in left_out.items():
+        console.print(f"for {exports[path]}: {len(ids) - lost} reports in {path}", style="dim")
+        if lost:
+            _print_warning(f"{lost} without a reference are left out", path, console)
 
 
 def _metrics_of(option: str) -> list[str]:
@@ -218,25 +251,27 @@ def _metrics_of(option: str) -> list[str]:
     return requested
 
 
-def _hold_output(
+def _hold_outputs(
     context: typer.Context,
-    output: Path,
+    outputs: dict[Path, str],
     read_files: list[Path | None],
     dataset: tuple[str, Path | None, Path | None],
 ) -> None:
-    """Check that `output` can be written and is no input, and hold it until the command ends.
+    """Check that the outputs can be written and are no input, and hold them until the end.
 
+    outputs: file -> the option that names it.
     dataset: the references' specification, the root of its images and that of its reports.
     """
     from dive.data.overwriting import check_not_of_spec, check_not_read
     from dive.files.atomic import check_file
     from dive.files.lock import hold_file
 
-    check_file(output)
-    written = {output: "--per-report"}
-    check_not_read(written, read_files)
-    check_not_of_spec(written, *dataset)
-    context.with_resource(hold_file(output))
+    for output in outputs:
+        check_file(output)
+    check_not_read(outputs, read_files)
+    check_not_of_spec(outputs, *dataset)
+    for output in outputs:
+        context.with_resource(hold_file(output))
 
 
 def _write_per_report(path: Path, ids: list[str], columns: dict[str, list[float | None]]) -> None:
