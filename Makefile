@@ -1,5 +1,6 @@
 # make demo | test | test-slow | hard | lint | bench | aot | lexicon | evidence
 #                                          each installs what it needs into .venv first
+# make screenshot                          docs/report.png, README's picture of a page
 # make wheel                               an sdist and a portable wheel in dist/, with tools of its own
 # make gpu-module                          dive/_C for a GPU machine that is had for minutes
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 WHEEL_TOOLS := build/wheel-tools
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test test-slow hard lint format bench aot lexicon evidence wheel gpu-module clean
+.PHONY: demo test test-slow hard lint format bench aot lexicon evidence screenshot wheel gpu-module clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dive demo
@@ -61,6 +62,11 @@ lexicon: $(VENV)/.installed
 # What README's tables and sentences rest on, from the records alone; an error if a page differs.
 evidence: $(VENV)/.installed
 	$(BIN)/python -m experiments.evidence
+
+# README's picture: the demo's page, at a study. It wants Chromium and its driver (.ci/browser).
+screenshot: $(VENV)/.installed
+	$(BIN)/dive demo --out build/demo
+	$(BIN)/python tools/screenshot_page.py build/demo/index.html docs/report.png
 
 # The wheel is built from the sdist, in an isolated environment. zig's clang and C++ library compile
 # it for the C library of manylinux_2_28, whatever this machine's is; nvcc does not work with that

@@ -147,6 +147,7 @@ setup(
         "dive.data": ["*.yaml"],
         "dive.lexicon": ["*.yaml"],
         "dive.demo": ["*.j2", "backbone/**"],
+        "dive.page": ["assets/*"],
         "dive.kernels": ["*.md"],
     },
     include_package_data=False,

@@ -65,9 +65,7 @@ def steer(
     x = h.to(wide).contiguous()  # one order of summation for the norms of x and of the result
     if mask is not None:  # masked rows must not reach a gradient either
         x = torch.where(mask[..., None], x, 0.0)
-    rstd = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-    pre = rstd * (x @ down.to(h.dtype).to(wide).T) + down_bias.to(wide)
-    mix = _activation(pre, activation).to(h.dtype).to(wide)
+    mix = _mixing(x, down, down_bias, h.dtype, activation, eps)
     edit = mix @ up.to(h.dtype).to(wide).T + static.to(wide)
     out = x + scale.to(wide) * edit
     if norm_preserving:
@@ -77,6 +75,31 @@ def steer(
         out = torch.where(norm > 0, out * (old / torch.where(norm > 0, norm, 1.0)), out)
     out = out.to(h.dtype)
     return out if mask is None else torch.where(mask[..., None], out, h)
+
+
+def mixing_weights(
+    h: Tensor,
+    down: Tensor,
+    down_bias: Tensor,
+    *,
+    activation: str = "silu",
+    eps: float = 1e-6,
+) -> Tensor:
+    """Returns phi(down u + down_bias) of `steer`, [..., R]: what the columns of up are mixed by.
+
+    float32, or float64 for float64 h; rounded to the dtype of h, as `steer` rounds it.
+    """
+    wide = torch.float64 if h.dtype == torch.float64 else torch.float32
+    return _mixing(h.to(wide).contiguous(), down, down_bias, h.dtype, activation, eps)
+
+
+def _mixing(
+    x: Tensor, down: Tensor, down_bias: Tensor, dtype: torch.dtype, activation: str, eps: float
+) -> Tensor:
+    """The mixing weights of wide states x that were of `dtype`."""
+    rstd = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    pre = rstd * (x @ down.to(dtype).to(x.dtype).T) + down_bias.to(x.dtype)
+    return _activation(pre, activation).to(dtype).to(x.dtype)
 
 
 def decisive_cross_entropy(

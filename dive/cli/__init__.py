@@ -1,4 +1,4 @@
-"""The command line: `dive demo | distill | generate | evaluate | inspect | bench | doctor`.
+"""The command line: `dive demo | distill | generate | evaluate | report | inspect | bench` ...
 
 Exit codes: 0 done, 1 bad input or an operator that is wrong (one line on stderr), 2 wrong usage,
 130 interrupted.
@@ -22,6 +22,7 @@ from dive.cli.doctor import doctor
 from dive.cli.evaluate import evaluate
 from dive.cli.generate import generate
 from dive.cli.inspect import inspect
+from dive.cli.report import report
 from dive.cli.tables import escape_on_stdout
 from dive.errors import DiveError
 from dive.errors.console import styled, to_stderr
@@ -71,6 +72,7 @@ app.command()(demo)
 app.command()(distill)
 app.command()(generate)
 app.command()(evaluate)
+app.command()(report)
 app.add_typer(inspect, name="inspect")
 app.command()(bench)
 app.command()(doctor)

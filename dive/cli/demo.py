@@ -35,7 +35,7 @@ def demo(
         if value < least:
             raise DiveError(f"{name} is {value}, want a whole number >= {least}")
     check_folder(out)
-    for folder in ("adapter", "images"):
+    for folder in ("adapter", "images", "predictions"):
         check_folder(out / folder)
     for file in ("index.html", "results.json", "reports.jsonl", "test.jsonl"):
         check_file(out / file)

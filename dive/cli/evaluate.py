@@ -5,6 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
+from dive.cli.evaluate_files import (
+    check_files,
+    hold_outputs,
+    outputs_of,
+    write_per_report,
+    write_tables,
+)
+from dive.cli.evaluate_tables import print_results
 from dive.cli.options import (
     DropComparisonsOption,
     ImagesRootOption,
@@ -16,20 +24,22 @@ from dive.cli.options import (
     check_values,
     reading,
 )
-from dive.cli.predictions import joined_ids, predictions_of, references_of
-from dive.cli.scoring import exports_of, models_of, write_exports
-from dive.cli.tables import add_column, add_row, stdout, table
+from dive.cli.predictions import Joined, joined, predictions_of
+from dive.cli.references import references_of
+from dive.cli.scoring import export_words, exports_of, models_of, write_exports
 from dive.errors import DiveError
-from dive.errors.console import PlainConsole, styled
-from dive.errors.visible import visible, visible_json
+from dive.errors.visible import visible_json
 
 
 def evaluate(
     context: typer.Context,
     predictions: Annotated[
-        Path,
+        list[Path],
         typer.Option(
-            "--predictions", parser=as_path, metavar="FILE", help="reports.jsonl of dive generate."
+            "--predictions",
+            parser=as_path,
+            metavar="FILE",
+            help="reports.jsonl of dive generate; once per training seed, for their means.",
         ),
     ],
     references: Annotated[
@@ -49,12 +59,13 @@ def evaluate(
         ),
     ] = "lower",
     baseline: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "--baseline",
             parser=as_path,
             metavar="FILE",
-            help="Other predictions; differences are printed, paired.",
+            help="Other predictions, one file or one per training seed; differences are printed, "
+            "paired.",
         ),
     ] = None,
     bootstrap: Annotated[
@@ -64,6 +75,25 @@ def evaluate(
         float, typer.Option(help="Share of the resampled values that an interval holds.")
     ] = 0.95,
     seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
+    bootstrap_unit: Annotated[
+        str | None,
+        typer.Option(
+            "--bootstrap-unit",
+            metavar="UNIT",
+            help="What is drawn: report, or patient (with all reports of a patient). Default: "
+            "patient where the references name all patients.",
+        ),
+    ] = None,
+    table: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--table",
+            parser=as_path,
+            metavar="FILE",
+            help="Write all scores here, as LaTeX (.tex) or comma-separated values (.csv); may be "
+            "given for both.",
+        ),
+    ] = None,
     per_report: Annotated[
         Path | None,
         typer.Option(
@@ -71,7 +101,7 @@ def evaluate(
             parser=as_path,
             metavar="FILE",
             help="Write every report's own scores here, one JSON line per report, in the order of "
-            "the references.",
+            "the references; of one file of predictions.",
         ),
     ] = None,
     meteor_synonyms: Annotated[
@@ -177,71 +207,107 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Score reports: BLEU, ROUGE-L, findings by the lexicon, termination, length."""
-    from dive.metrics import evaluate as score
-
-    requested = _metrics_of(metrics)
+    requested = metrics_of(metrics)
     check_values(target=target)
-    exports = exports_of(export or [], per_report)
-    outputs = dict.fromkeys(exports, "--export")
-    if per_report is not None:
-        outputs[per_report] = "--per-report"
-    read_files = [predictions, baseline, radgraph_annotations, radgraph_weights, radgraph_encoder,
-                  chexbert_weights, chexbert_tokenizer, bertscore_model]  # fmt: skip
-    _hold_outputs(context, outputs, read_files, (references, images_root, reports_root))
+    others = baseline or []
+    check_files(predictions, others, per_report)
+    exports = exports_of(export or [], len(predictions))
+    outputs = outputs_of(per_report, table or [], exports)
+    if bootstrap_unit is not None and bootstrap is None:
+        raise DiveError("--bootstrap-unit has no use without --bootstrap")
+    if outputs:
+        read_files = [*predictions, *others, radgraph_annotations, radgraph_weights,
+                      radgraph_encoder, chexbert_weights, chexbert_tokenizer,
+                      bertscore_model]  # fmt: skip
+        hold_outputs(context, outputs, read_files, (references, images_root, reports_root))
     models = models_of(requested, context.params)
-    records = predictions_of(predictions)
+    files = {predictions[0]: predictions_of(predictions[0])}
     options = reading(split, images_root, reports_root, drop_comparisons, read)
     truth = references_of(references, target, options, allow_missing)
-    files = {predictions: records}
-    if baseline is not None:
-        files[baseline] = predictions_of(baseline)
-    ids = joined_ids(files, references, truth, allow_missing)
-    reasons: list[Any] = [records[name].get("finish_reason") for name in ids]
-    without_reason = reasons.count(None)
-    left_out = write_exports(exports, ids, truth, records, target)
-    found = score(
-        [records[name]["report"] for name in ids],
-        [truth[name] for name in ids],
-        requested,
+    files |= {path: predictions_of(path) for path in (*predictions[1:], *others)}
+    data = joined(files, references, truth, allow_missing)
+    left_out = write_exports(exports, data, predictions[0], target)
+    found = _scores(
+        data,
+        predictions,
+        others,
+        metrics=requested,
         normalization=normalization,
         meteor_synonyms=meteor_synonyms,
         per_report=per_report is not None,
-        finish_reasons=None if without_reason else reasons,
-        baseline=None if baseline is None else [files[baseline][name]["report"] for name in ids],
         bootstrap=bootstrap,
         confidence=confidence,
         seed=seed,
+        bootstrap_unit=bootstrap_unit,
         **models,
     )
-    missing = {str(path): len(set(truth) - set(table)) for path, table in files.items()}
-    extra = {str(path): len(set(table) - set(truth)) for path, table in files.items()}
     if per_report is not None:
-        _write_per_report(per_report, ids, found.pop("per_report"))
+        write_per_report(per_report, data.ids, found.pop("per_report"))
+    write_tables(table or [], found, predictions, others)
+    found |= _counts(data, predictions) | {"target": target}
+    if exports:
+        found["left_out_of_exports"] = {str(path): lost for path, lost in left_out.items()}
     if as_json:
-        counts: dict[str, Any] = {"without_prediction": missing, "without_reference": extra}
-        counts["without_finish_reason"] = without_reason
-        if exports:
-            counts["left_out_of_exports"] = {str(path): lost for path, lost in left_out.items()}
-        print(visible_json(found | {"target": target} | counts))
+        print(visible_json(found))
         return
-    console = stdout()
-    _print_scores(found, missing, extra, console)
-    if 0 < without_reason < len(ids):
-        _print_warning(
-            f"no termination_rate: {without_reason} of {len(ids)} predictions have no "
-            "finish_reason",
-            predictions,
-            console,
-        )
-    if per_report is not None:
-        console.print(f"every report's scores are in {per_report}", style="dim")
+    written = {path: "the scores are in" for path in table or []}
     for path, lost in left_out.items():
-        console.print(f"for {exports[path]}: {len(ids) - lost} reports in {path}", style="dim")
-        if lost:
-            _print_warning(f"{lost} without a reference are left out", path, console)
+        written[path] = export_words(exports[path], len(data.ids) - lost, lost)
+    if per_report is not None:
+        written[per_report] = "every report's scores are in"
+    print_results(found, len(data.ids), _without_reason(data, predictions), written)
 
 
-def _metrics_of(option: str) -> list[str]:
+def _scores(
+    data: Joined, predictions: list[Path], baseline: list[Path], **options: Any
+) -> dict[str, Any]:
+    """The results of `dive.evaluate`, or of `dive.evaluate_seeds` for several files."""
+    from dive.metrics import evaluate, evaluate_seeds
+
+    reasons = data.finish_reasons(predictions)
+    complete = not any(None in own for own in reasons)
+    texts, references, others = data.reports(predictions), data.references(), data.reports(baseline)
+    options["patients"] = data.patients()
+    if len(predictions) == 1:
+        return evaluate(
+            texts[0],
+            references,
+            finish_reasons=reasons[0] if complete else None,
+            baseline=others[0] if others else None,
+            **options,
+        )
+    found = evaluate_seeds(
+        texts,
+        references,
+        finish_reasons=reasons if complete else None,
+        baseline=others or None,
+        **options,
+    )
+    found["seeds"]["files"] = [str(path) for path in predictions]
+    if baseline:
+        found["baseline_seeds"]["files"] = [str(path) for path in baseline]
+    return found
+
+
+def _counts(data: Joined, predictions: list[Path]) -> dict[str, Any]:
+    """What has no partner, in numbers and by id, and what has no finish reason."""
+    lost, odd = data.without_prediction(), data.without_reference()
+    return {
+        "without_prediction": {path: len(names) for path, names in lost.items()},
+        "without_reference": {path: len(names) for path, names in odd.items()},
+        "ids_without_prediction": lost,
+        "ids_without_reference": odd,
+        "without_finish_reason": sum(_without_reason(data, predictions).values()),
+    }
+
+
+def _without_reason(data: Joined, predictions: list[Path]) -> dict[str, int]:
+    """File -> how many of its predictions have no finish reason."""
+    reasons = data.finish_reasons(predictions)
+    return {str(path): own.count(None) for path, own in zip(predictions, reasons, strict=True)}
+
+
+def metrics_of(option: str) -> list[str]:
     """The metrics that --metrics names; DiveError for one that does not exist."""
     from dive.metrics import METRICS
 
@@ -249,81 +315,3 @@ def _metrics_of(option: str) -> list[str]:
     if not requested or any(name not in METRICS for name in requested):
         raise DiveError(f"--metrics is {option!r}, want some of {','.join(METRICS)}")
     return requested
-
-
-def _hold_outputs(
-    context: typer.Context,
-    outputs: dict[Path, str],
-    read_files: list[Path | None],
-    dataset: tuple[str, Path | None, Path | None],
-) -> None:
-    """Check that the outputs can be written and are no input, and hold them until the end.
-
-    outputs: file -> the option that names it.
-    dataset: the references' specification, the root of its images and that of its reports.
-    """
-    from dive.data.overwriting import check_not_of_spec, check_not_read
-    from dive.files.atomic import check_file
-    from dive.files.lock import hold_file
-
-    for output in outputs:
-        check_file(output)
-    check_not_read(outputs, read_files)
-    check_not_of_spec(outputs, *dataset)
-    for output in outputs:
-        context.with_resource(hold_file(output))
-
-
-def _write_per_report(path: Path, ids: list[str], columns: dict[str, list[float | None]]) -> None:
-    """One record per report: its id and its scores, null where it could not be scored."""
-    from dive.files.json_lines import write_jsonl
-
-    records = [
-        {"id": name} | {metric: values[index] for metric, values in columns.items()}
-        for index, name in enumerate(ids)
-    ]
-    write_jsonl(path, records)
-
-
-def _print_scores(
-    found: dict[str, Any], missing: dict[str, int], extra: dict[str, int], console: PlainConsole
-) -> None:
-    intervals, differences = found.get("intervals", {}), found.get("differences", {})
-    shown = table("metric", "score")
-    if intervals:
-        add_column(shown, f"{100 * found['bootstrap']['confidence']:.0f}% interval")
-    if differences:
-        add_column(shown, "baseline")
-        add_column(shown, "difference")
-    add_column(shown, "variant", "dim")
-    for name, variant in found["variants"].items():
-        cells = [name, f"{found[name]:.4f}"]
-        if intervals:
-            cells.append("{:.4f} to {:.4f}".format(*intervals[name]) if name in intervals else "")
-        if differences:
-            one = differences.get(name)
-            cells.append(f"{found['baseline'][name]:.4f}" if one else "")
-            text = f"{one['difference']:+.4f}" if one else ""
-            if one and "interval" in one:
-                text += " ({:+.4f} to {:+.4f}, p {:.3f})".format(*one["interval"], one["p"])
-            cells.append(text)
-        add_row(shown, *cells, variant)
-    console.print(shown)
-    tested = sum("p" in one for one in differences.values())
-    if tested > 1:
-        console.print(
-            f"each p is of one metric alone: it is not corrected for {tested} being compared",
-            style="dim",
-        )
-    console.print(f"{found['scored']} of {found['reports']} reports scored", style="dim")
-    for what, counts in (("reference", extra), ("prediction", missing)):
-        for path, count in counts.items():
-            if count:
-                _print_warning(f"{count} without a {what}", path, console)
-    for what in ("empty_predictions", "empty_references"):
-        if found[what]:
-            console.print(f"{found[what]} {what.replace('_', ' ')}", style="yellow")
-
-
-def _print_warning(text: str, path: str | Path, console: PlainConsole) -> None:
-    console.print(styled(text, "yellow").append(f" ({visible(path)})", "default"))

@@ -359,6 +359,7 @@ def _append_reports(
                 "report": report.text,
                 "finish_reason": report.finish_reason,
                 "num_tokens": report.num_tokens,
+                "prompt_tokens": report.prompt_tokens,
                 "seconds": round(report.seconds, 4),
                 "engine": report.engine,
             }

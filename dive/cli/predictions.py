@@ -1,16 +1,15 @@
-"""Predictions and references as `dive evaluate` reads them, joined by id."""
+"""Predictions as `dive evaluate` and `dive report` read them, joined with references by id."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dive.cli.options import open_all
+from dive.cli.json_records import json_objects
+from dive.cli.references import Reference
 from dive.errors import DiveError
-from dive.errors.counting import counted
+from dive.errors.counting import counted, listed
 from dive.errors.private import line_location, names_of
-
-_SHOWN = 8  # ids named in a message
 
 
 def predictions_of(path: Path) -> dict[str, dict[str, Any]]:
@@ -19,7 +18,7 @@ def predictions_of(path: Path) -> dict[str, dict[str, Any]]:
     from dive.metrics import FINISH_REASONS
 
     records: dict[str, dict[str, Any]] = {}
-    for number, record in _lines(path):
+    for number, record in json_objects(path):
         for key, kinds in (("id", (str, int)), ("report", str)):
             if key not in record:
                 raise DiveError(
@@ -46,92 +45,58 @@ def predictions_of(path: Path) -> dict[str, dict[str, Any]]:
     return records
 
 
-def references_of(
-    spec: str, target: str, options: dict[str, Any], allow_missing: bool
-) -> dict[str, str]:
-    """Reports by id. Images need not exist."""
-    from dive.data import Study, check_target
-    from dive.data.absent import is_absent
-    from dive.data.open import parse_spec
-    from dive.data.reading import SPLITS
+@dataclass(frozen=True)
+class Joined:
+    """Files of predictions and their references, joined by id.
 
-    check_target(target)
-    kind, path = parse_spec(spec)
-    if kind != "jsonl":
-        found = open_all(spec, target=target, **options | {"check_files": False})
-        return {study.id: study.report(target) for study in found}
-    # the readers of JSON lines need the images; only this one of their options applies here
-    split = options.pop("split", None)
-    if split is not None and split.casefold() not in SPLITS:
-        raise DiveError(f"--split is {split!r}, want one of {', '.join(SPLITS)}")
-    unused = [name for name, value in options.items() if value not in (None, False)]
-    if unused:
-        raise DiveError(f"{spec}: is JSON lines, for which {', '.join(unused)} has no use")
-    reports: dict[str, str] = {}
-    for number, record in _lines(path):
-        if split is not None:
-            own = record.get("split")
-            if not isinstance(own, str):
-                raise DiveError(
-                    f"{line_location(path, number)}: has no 'split', and --split is {split!r}"
-                )
-            if SPLITS.get(own.casefold(), own) != SPLITS[split.casefold()]:
-                continue
-        name = record.get("id")
-        if not isinstance(name, (str, int)):
-            raise DiveError(f'{line_location(path, number)}: "id" is missing')
-        if str(name) in reports:
-            raise DiveError(f"{line_location(path, number)}: id {name!r} comes twice")
-        texts: dict[str, Any] = {key: record.get(key) for key in ("findings", "impression")}
-        for key, text in texts.items():
-            if not isinstance(text, str) and not is_absent(text):
-                raise DiveError(f"{line_location(path, number)}: {key!r} is no text, want a text")
-        study = Study(id=str(name), images=(), source=f"{line_location(path, number)}", **texts)
-        try:
-            reports[study.id] = study.report(target)
-        except DiveError:
-            if not allow_missing or not study.placeholders:
-                raise
-            reports[study.id] = ""  # counted as an empty reference
-    if not reports:
-        raise DiveError(f"{path.name}: no reference is of the split {split!r}")
-    return reports
+    Attributes:
+        files: path -> record by id.
+        truth: reference by id.
+        ids: those that every file has, in the order of the references.
+    """
+
+    files: dict[Path, dict[str, dict[str, Any]]]
+    truth: dict[str, Reference]
+    ids: list[str]
+
+    def reports(self, paths: Sequence[Path]) -> list[list[str]]:
+        """The reports of each file."""
+        return [[self.files[path][name]["report"] for name in self.ids] for path in paths]
+
+    def finish_reasons(self, paths: Sequence[Path]) -> list[list[Any]]:
+        """The finish reasons of each file, None where a record has none."""
+        return [
+            [self.files[path][name].get("finish_reason") for name in self.ids] for path in paths
+        ]
+
+    def references(self) -> list[str]:
+        return [self.truth[name].report for name in self.ids]
+
+    def patients(self) -> list[str | None]:
+        return [self.truth[name].patient for name in self.ids]
+
+    def without_prediction(self) -> dict[str, list[str]]:
+        """File -> the ids of the references for which it has nothing."""
+        return {
+            str(path): [name for name in self.truth if name not in records]
+            for path, records in self.files.items()
+        }
+
+    def without_reference(self) -> dict[str, list[str]]:
+        """File -> its ids that no reference has."""
+        return {
+            str(path): [name for name in records if name not in self.truth]
+            for path, records in self.files.items()
+        }
 
 
-def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    from dive.files.input import lines_of
-
-    found = []
-    for number, line in _reported(path, lines_of(path)):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise DiveError(f"cannot read {path}: line {number}: {error}") from error
-        except RecursionError:
-            raise DiveError(f"{path}:{number}: is nested too deeply") from None
-        except ValueError as error:
-            raise DiveError(f"{line_location(path, number)}: is not JSON ({error})") from None
-        if not isinstance(record, dict):
-            raise DiveError(f"{line_location(path, number)}: is no JSON object, want one per line")
-        found.append((number, record))
-    if not found:
-        raise DiveError(f"{path}: has no lines")
-    return found
-
-
-def _reported(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-    try:
-        yield from lines
-    except OSError as error:
-        raise DiveError(f"cannot read {path}: {error}") from error
-
-
-def joined_ids(
-    files: dict[Path, dict[str, Any]], references: str, truth: dict[str, str], allow_missing: bool
-) -> list[str]:
-    """The ids that every file has, in the order of the references."""
+def joined(
+    files: dict[Path, dict[str, Any]],
+    references: str,
+    truth: dict[str, Reference],
+    allow_missing: bool,
+) -> Joined:
+    """Files and references joined by id; DiveError where their ids differ, unless allowed."""
     for path, records in files.items():
         lost = [name for name in truth if name not in records]
         odd = [name for name in records if name not in truth]
@@ -140,12 +105,11 @@ def joined_ids(
             (odd, f"{references} has no reference for what {path} has"),
         ):
             if names and not allow_missing:
-                listed = ", ".join(names[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
                 raise DiveError(
-                    f"{what} under {counted(len(names), 'id')}: {listed}; --allow-missing counts "
-                    "them and scores the rest"
+                    f"{what} under {counted(len(names), 'id')}: {listed(names)}; --allow-missing "
+                    "counts them and scores the rest"
                 )
     ids = [name for name in truth if all(name in records for records in files.values())]
     if not ids:
         raise DiveError(f"no id of {references} is in {', '.join(map(str, files))}")
-    return ids
+    return Joined(files, truth, ids)

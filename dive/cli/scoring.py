@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from dive.cli.options import quiet_libraries
+from dive.cli.predictions import Joined
 from dive.errors import DiveError
+from dive.errors.counting import counted
 
 
 def models_of(requested: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
@@ -57,10 +59,15 @@ def _present(device: str) -> str:
     return device
 
 
-def exports_of(named: Sequence[str], per_report: Path | None) -> dict[Path, str]:
-    """FILE -> FORMAT of every --export FORMAT:FILE; per_report: the file of --per-report."""
+def exports_of(named: Sequence[str], predictions: int) -> dict[Path, str]:
+    """FILE -> FORMAT of every --export FORMAT:FILE, for that many files of predictions."""
     from dive.metrics.export import FORMATS
 
+    if named and predictions > 1:
+        raise DiveError(
+            f"--export is of one file of predictions, and {predictions} are given; run it once per "
+            "file"
+        )
     found: dict[Path, str] = {}
     for text in named:
         format, colon, name = text.partition(":")
@@ -68,28 +75,26 @@ def exports_of(named: Sequence[str], per_report: Path | None) -> dict[Path, str]
             raise DiveError(
                 f"--export is {text!r}, want FORMAT:FILE with one of {', '.join(FORMATS)}"
             )
-        path = Path(name)
-        if path in found or path == per_report:
-            raise DiveError(
-                f"--export is {text!r}, whose file another output has, want another file"
-            )
-        found[path] = format
+        if Path(name) in found:
+            raise DiveError(f"--export {name}: is written already by this command; name another")
+        found[Path(name)] = format
     return found
 
 
 def write_exports(
-    exports: Mapping[Path, str],
-    ids: Sequence[str],
-    truth: Mapping[str, str],
-    records: Mapping[str, Mapping[str, Any]],
-    target: str,
+    exports: Mapping[Path, str], data: Joined, predictions: Path, target: str
 ) -> dict[Path, int]:
     """Write every export; FILE -> how many reports are left out, whose reference is empty."""
     from dive.metrics.export import write_export
 
-    references = [truth[name] for name in ids]
-    predictions = [records[name]["report"] for name in ids]
+    (reports,) = data.reports([predictions])
     return {
-        path: write_export(format, path, ids, references, predictions, target=target)
+        path: write_export(format, path, data.ids, data.references(), reports, target=target)
         for path, format in exports.items()
     }
+
+
+def export_words(format: str, written: int, left_out: int) -> str:
+    """What an export has, in words that its path follows."""
+    lost = f" ({left_out} without a reference left out)" if left_out else ""
+    return f"for {format}: {counted(written, 'report')}{lost} in"

@@ -1,107 +1,91 @@
-"""The demo's web page: one file with its pictures, which loads nothing from elsewhere."""
+"""The demo's web page: `dive report` for the hospital, with the scores that only it can have."""
 
-import base64
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from dive.files.atomic import write_text
+from dive.data import Study
+from dive.demo.methods import PROMPT, Hospital, Outcome
+from dive.demo.table import caution
+from dive.page import Predictions, Training, add_inside, build_page, worst_first, write_page
+from dive.page.schema import Metric, Score
 
-COLUMNS = {
-    "method": "method",
-    "bleu4": "BLEU-4",
-    "rouge_l": "ROUGE-L",
-    "style_f1": "style F1",
-    "concept_f1": "concept F1",
-    "terminated": "ended %",
-    "length_ratio": "length",
-    "ms_per_report": "ms/report",
-    "prompt_tokens": "prompt",
+if TYPE_CHECKING:
+    from dive.backbone.load import Backbone
+
+_EXPLAINED = 6  # studies
+_SCALE = 4  # films are drawn small
+_TOY = (
+    "The radiographs are drawn, the hospital is invented and the backbone is a toy: no medical "
+    "model or data can be shipped with a package. Nothing here says anything about patients."
+)
+# scores that need the hospital's own wording, in percent in results.json
+_OWN = {
+    "style_f1": ("style F1", "micro over findings worded exactly as this hospital words them"),
+    "concept_f1": ("concept F1", "micro over findings named in any words of any hospital"),
 }
-_SCORES = ("bleu4", "rouge_l", "style_f1", "concept_f1", "terminated")
-_DIGITS = {"length_ratio": 2, "prompt_tokens": 0}
 
 
-def cells(record: dict[str, Any]) -> list[str]:
-    """Returns one record of results.json as the cells of the table."""
+def records_of(outcome: Outcome) -> list[dict[str, Any]]:
+    """The reports of a method as `dive generate` writes them, without their images."""
     return [
-        record[key] if key == "method" else f"{record[key]:.{_DIGITS.get(key, 1)}f}"
-        for key in COLUMNS
+        {
+            "id": report.id,
+            "report": report.text,
+            "finish_reason": report.finish_reason,
+            "num_tokens": report.num_tokens,
+            "prompt_tokens": report.prompt_tokens,
+            "seconds": round(report.seconds, 4),
+        }
+        for report in outcome.reports
     ]
 
 
-def caution(records: Sequence[dict[str, Any]]) -> str:
-    """Returns what the table shows and does not show, and where the full method is behind.
-
-    Args:
-        records: records of results.json; scores in percent.
-    """
-    text = (
-        "One hospital and one seed are an example, not evidence: another hospital or seed may put "
-        "close methods in another order, and the full method below its own ablations."
-    )
-    full = next((record for record in records if record["method"] == "DIVE"), None)
-    if full is not None:
-        below = [
-            f"{record['method']} ({', '.join(higher)})"
-            for record in records
-            if (higher := [COLUMNS[key] for key in _SCORES if record[key] > full[key]])
-        ]
-        text += f" Here DIVE is below {'; '.join(below)}." if below else " Here it is below none."
-    return text + (
-        " README and docs/study.md have six hospitals and three seeds, with intervals and exact "
-        "tests, none of which is below .05 after correction."
-    )
-
-
-def marked(text: str) -> list[dict[str, Any]]:
-    """Returns a report in pieces, in which those that training weights as decisive are marked."""
-    from dive.decisive.tokens import DecisiveTokens
-
-    pieces, done = [], 0
-    for start, end in DecisiveTokens(None, modifiers=True).spans(text):
-        pieces.append({"text": text[done:start], "marked": False})
-        pieces.append({"text": text[start:end], "marked": True})
-        done = end
-    return [*pieces, {"text": text[done:], "marked": False}]
-
-
-def data_uri(image: Image.Image, scale: int = 4) -> str:
-    buffer = io.BytesIO()
-    larger = image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
-    larger.convert("L").save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def write_page(
-    path: Path, records: Sequence[dict[str, Any]], studies: Sequence[dict[str, Any]], **facts: Any
+def write_demo_page(
+    path: Path,
+    backbone: "Backbone",
+    hospital: Hospital,
+    outcomes: Mapping[str, Outcome],
+    training: Sequence[Training],
+    facts: Sequence[tuple[str, str]],
 ) -> None:
-    """Renders index.html.
+    """Writes the page; the inside is that of the last method with an adapter.
 
-    Args:
-        records: records of results.json.
-        studies: each {"id", "image": PIL, "reports": [{"name", "text", "ended"}]}.
-        facts: seed, train, test, steps, seconds, parameters, version.
+    training: curves of the methods that were trained. facts: for the page's foot.
     """
-    import jinja2
-
-    source = (Path(__file__).parent / "page.html.j2").read_text(encoding="utf-8")
-    template = jinja2.Environment(autoescape=True).from_string(source)
-    html = template.render(
-        columns=list(COLUMNS.values()),
-        caution=caution(records),
-        records=[{"full": one["method"] == "DIVE", "cells": cells(one)} for one in records],
-        studies=[
-            {
-                "id": study["id"],
-                "image": data_uri(study["image"]),
-                "reports": [r | {"pieces": marked(r["text"])} for r in study["reports"]],
-            }
-            for study in studies
+    scores = [outcome.record for outcome in outcomes.values()]
+    data = build_page(
+        [_larger(study) for study in hospital.test],
+        [
+            Predictions(name, {record["id"]: record for record in records_of(outcome)})
+            for name, outcome in outcomes.items()
         ],
-        **facts,
+        title="DIVE on a hospital the model has never seen",
+        more_scores=[
+            (
+                Metric(key=key, label=label, variant=variant, better="higher", unit="fraction"),
+                [Score(value=record[key] / 100, interval=None) for record in scores],
+            )
+            for key, (label, variant) in _OWN.items()
+        ],
+        training=training,
+        notes=[_TOY, caution(scores)],
+        facts=facts,
     )
-    write_text(path, html)
+    trained = [n for n, outcome in enumerate(outcomes.values()) if outcome.adapter is not None]
+    if trained:
+        method = trained[-1]
+        adapter = list(outcomes.values())[method].adapter
+        assert adapter is not None
+        chosen = {index: hospital.test[index] for index in worst_first(data, method)[:_EXPLAINED]}
+        add_inside(data, backbone, adapter, chosen, method, name="adapter", prompt=PROMPT)
+    write_page(path, data)
+
+
+def _larger(study: Study) -> Study:
+    film = study.load_images()[0]
+    size = film.width * _SCALE, film.height * _SCALE
+    return replace(study, images=(film.resize(size, Image.Resampling.BICUBIC),))

@@ -6,10 +6,12 @@ reports, the scores and a web page to the output folder.
 
 import io
 import json
+import re
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
 from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
@@ -27,13 +29,19 @@ from dive.demo.methods import (
     open_hospital,
     run_method,
 )
-from dive.demo.page import COLUMNS, caution, cells, marked, write_page
+from dive.demo.page import records_of, write_demo_page
+from dive.demo.table import COLUMNS, caution, cells, marked
 from dive.errors import checks
 from dive.errors.console import PlainConsole, column, styled
 from dive.errors.visible import visible
 from dive.files.atomic import check_folder, write_bytes, write_text
 from dive.files.json_lines import write_jsonl
 from dive.files.lock import hold_folder
+from dive.page import Training, training_of
+
+if TYPE_CHECKING:
+    from dive.backbone.load import Backbone
+    from dive.generation.generate_reports import Report
 
 HOSPITAL = 100  # not one of the experiment's
 
@@ -50,8 +58,8 @@ def main(
 ) -> list[dict]:
     """Runs the demo and writes `adapter/`, `reports.jsonl`, `results.json`, `index.html` to `out`.
 
-    `test.jsonl` and `images/` have the hospital's test studies, so that the other commands can be
-    tried on them. Returns the records of results.json.
+    `test.jsonl` and `images/` have the hospital's test studies and `predictions/` every method's
+    reports, so that the other commands can be tried on them. Returns the records of results.json.
 
     Raises:
         DiveError: another process writes into `out`, or it cannot be written.
@@ -86,19 +94,7 @@ def _run(
         f"demonstrations, {test} test studies, {steps} steps per method."
     )
 
-    outcomes: dict[str, Outcome] = {}
-    with Progress(
-        SpinnerColumn(),
-        column("{task.description}"),
-        TimeElapsedColumn(),
-        console=console,
-        transient=not console.is_terminal,
-    ) as bar:
-        for method in methods:
-            task = bar.add_task(method.name, total=1)
-            outcomes[method.name] = run_method(method, backbone, hospital, steps=steps)
-            bar.advance(task)
-
+    outcomes, training = _run_methods(methods, backbone, hospital, steps, console)
     records = [outcome.record for outcome in outcomes.values()]
     console.print(_table(records))
     console.print(
@@ -107,26 +103,30 @@ def _run(
         style="dim",
     )
     console.print(caution(records), markup=False, highlight=False)
-    last = outcomes[DIVE.name if DIVE.name in outcomes else methods[-1].name]
-    shown = _two_studies(hospital, outcomes)
-    for study in shown:
-        _print_study(console, study)
+    last = DIVE.name if DIVE.name in outcomes else methods[-1].name
+    for index in _two_studies(hospital):
+        _print_study(console, hospital.test[index], last, outcomes[last].reports[index])
 
-    _write_outputs(out, hospital, records, last)
-    write_page(
+    _write_outputs(out, hospital, outcomes, last)
+    millions = sum(p.numel() for p in backbone.model.parameters()) / 1e6
+    write_demo_page(
         out / "index.html",
-        records,
-        shown,
-        seed=seed,
-        train=train,
-        test=test,
-        steps=steps,
-        seconds=round(time.perf_counter() - start),
-        parameters=f"{sum(p.numel() for p in backbone.model.parameters()) / 1e6:.1f} million",
-        version=dive.__version__,
+        backbone,
+        hospital,
+        outcomes,
+        training,
+        [
+            ("hospital", str(seed)),
+            ("training studies", str(train)),
+            ("steps", f"{steps} of 8 studies"),
+            ("backbone", f"{millions:.1f} million parameters"),
+            ("seconds before this page", f"{time.perf_counter() - start:.0f}"),
+        ],
     )
     console.print(f"\nDone in {time.perf_counter() - start:.0f} s. Written to {out}:")
-    console.print("  index.html  results.json  reports.jsonl  adapter/  test.jsonl  images/")
+    console.print(
+        "  index.html  results.json  reports.jsonl  predictions/  adapter/  test.jsonl  images/"
+    )
     console.print("Try next:")
     console.print(f"  open {out / 'index.html'}", highlight=False)
     console.print(
@@ -136,6 +136,35 @@ def _run(
     )
     console.print("  dive distill --help      (the same on a model and studies of your own)")
     return records
+
+
+def _run_methods(
+    methods: Sequence[Method],
+    backbone: "Backbone",
+    hospital: Hospital,
+    steps: int,
+    console: PlainConsole,
+) -> tuple[dict[str, Outcome], list[Training]]:
+    """Runs every method under a bar; returns outcomes by name, and the curves of the trainings."""
+    outcomes: dict[str, Outcome] = {}
+    training = []
+    with Progress(
+        SpinnerColumn(),
+        column("{task.description}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=not console.is_terminal,
+    ) as bar:
+        for method in methods:
+            task = bar.add_task(method.name, total=1)
+            with tempfile.TemporaryDirectory(prefix="dive-demo-") as folder:
+                outcomes[method.name] = run_method(
+                    method, backbone, hospital, steps=steps, output_dir=Path(folder)
+                )
+                if method.config is not None:
+                    training.append(training_of(method.name, Path(folder))[0])
+            bar.advance(task)
+    return outcomes, training
 
 
 # narrow enough that a terminal of 80 columns shows the methods' names
@@ -161,79 +190,59 @@ def _table(records: Sequence[dict]) -> Table:
     return table
 
 
-def _two_studies(hospital: Hospital, outcomes: dict[str, Outcome]) -> list[dict]:
-    """Returns two studies with findings and their true reports: the first, not the best ones."""
+def _two_studies(hospital: Hospital) -> list[int]:
+    """Returns the indices of two studies with findings: the first, not the best ones."""
     from dive.demo.reports import concept_findings
 
     found = [len(concept_findings(study.report())) for study in hospital.test]
     chosen = [n for n, count in enumerate(found) if count >= 2]
-    trained = [name for name, outcome in outcomes.items() if outcome.adapter is not None]
-    names = [name for name in outcomes if "shot" in name] + trained[-1:]
-    return [
-        {
-            "id": hospital.test[n].id,
-            "image": hospital.test[n].load_images()[0],
-            "reports": [{"name": "truth", "text": hospital.test[n].report(), "ended": True}]
-            + [
-                {
-                    "name": name,
-                    "text": outcomes[name].reports[n].text,
-                    "ended": outcomes[name].reports[n].finish_reason == "eos",
-                }
-                for name in reversed(names)
-            ],
-        }
-        for n in (chosen or range(len(hospital.test)))[:2]
-    ]
+    return (chosen or list(range(len(found))))[:2]
 
 
-def _print_study(console: PlainConsole, study: dict) -> None:
-    console.print(styled(f"\n{study['id']}", "bold"), " (findings stated are underlined)")
-    for report in study["reports"]:
-        if "shot" in report["name"]:
-            continue  # two texts per study are enough for a terminal; the page has all
-        text = styled(f"{report['name']}: ", "cyan")
-        for piece in marked(report["text"]):
-            text.append(
+def _print_study(console: PlainConsole, study: Study, name: str, report: "Report") -> None:
+    console.print(styled(f"\n{study.id}", "bold"), " (findings stated are underlined)")
+    ended = report.finish_reason == "eos"
+    for who, text, end in (("truth", study.report(), True), (name, report.text, ended)):
+        line = styled(f"{who}: ", "cyan")
+        for piece in marked(text):
+            line.append(
                 visible(piece["text"]), style="underline bold" if piece["marked"] else "default"
             )
-        text.append("" if report["ended"] else " ... (did not end)", style="red")
-        console.print(text)
+        line.append("" if end else " ... (did not end)", style="red")
+        console.print(line)
 
 
-def _write_outputs(out: Path, hospital: Hospital, records: Sequence[dict], last: Outcome) -> None:
-    if last.adapter is not None:
-        last.adapter.save_pretrained(out / "adapter")
-    write_text(out / "results.json", json.dumps(list(records), indent=1) + "\n")
-    images = out / "images"
-    paths = [_image_path(images, study) for study in hospital.test]
-    for path, study in zip(paths, hospital.test, strict=True):
+def _write_outputs(
+    out: Path, hospital: Hospital, outcomes: Mapping[str, Outcome], last: str
+) -> None:
+    """Writes what the other commands read; `reports.jsonl` and `adapter/` are of method `last`."""
+    adapter = outcomes[last].adapter
+    if adapter is not None:
+        adapter.save_pretrained(out / "adapter")
+    records = [outcome.record for outcome in outcomes.values()]
+    write_text(out / "results.json", json.dumps(records, indent=1) + "\n")
+    names = {study.id: f"images/{study.id}.png" for study in hospital.test}
+    for study in hospital.test:
         film = io.BytesIO()
         study.load_images()[0].save(film, format="PNG")
-        write_bytes(path, film.getvalue())
-    relative = [f"images/{path.name}" for path in paths]
+        write_bytes(out / names[study.id], film.getvalue())
     write_jsonl(
         out / "test.jsonl",
         [
-            {"id": study.id, "images": [name], "findings": study.findings}
-            for study, name in zip(hospital.test, relative, strict=True)
+            {"id": study.id, "images": [names[study.id]], "findings": study.findings}
+            for study in hospital.test
         ],
     )
-    write_jsonl(
-        out / "reports.jsonl",
-        [
-            {
-                "id": report.id,
-                "images": [name],
-                "report": report.text,
-                "finish_reason": report.finish_reason,
-                "num_tokens": report.num_tokens,
-                "seconds": round(report.seconds, 4),
-            }
-            for report, name in zip(last.reports, relative, strict=True)
-        ],
-    )
+    for name, outcome in outcomes.items():
+        reports = [
+            {"id": record["id"], "images": [names[record["id"]]]} | record
+            for record in records_of(outcome)
+        ]
+        write_jsonl(out / "predictions" / f"{file_name(name)}.jsonl", reports)
+        if name == last:
+            write_jsonl(out / "reports.jsonl", reports)
 
 
-def _image_path(folder: Path, study: Study) -> Path:
-    return folder / f"{study.id}.png"
+def file_name(method: str) -> str:
+    """A method's name as that of a file: "DIVE, fixed vectors" is DIVE-fixed-vectors."""
+    return re.sub(r"[^0-9A-Za-z]+", "-", method)

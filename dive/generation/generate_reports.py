@@ -96,7 +96,7 @@ def iter_reports(
         template_date=template_date,
     )
     for prompter in {id(job.prompter): job.prompter for job in jobs}.values():
-        shown = _shown(demonstrations, prompter)
+        shown = shown_demonstrations(demonstrations, prompter)
     writer = ReportWriter(backbone, shown, max_new_tokens, streamer, generate_kwargs, seed=seed)
     mode = writer.mode(jobs[0].prompter)  # checks the settings before a study is read
     log_forbidden_tokens(backbone.model, generate_kwargs)
@@ -327,7 +327,9 @@ def prompt_settings(
     return {"prompt": prompt, "target": target, "max_image_tokens": max_image_tokens}
 
 
-def _shown(demonstrations: Sequence[Study] | None, prompter: Prompter) -> Demonstrations | None:
+def shown_demonstrations(
+    demonstrations: Sequence[Study] | None, prompter: Prompter
+) -> Demonstrations | None:
     """The demonstrations, checked, with their images decoded once for all queries."""
     given: Any = [] if demonstrations is None else demonstrations
     shown = as_studies_of(given, "demonstrations", prompter.target)

@@ -225,7 +225,7 @@ def write_reports(
     """Yields the reports in order, decoded by the engine where it can."""
     with (
         ThreadPoolExecutor(max_workers=1) as pool,
-        _bar(len(jobs), batch_size, progress) as bar,
+        progress_bar(len(jobs), batch_size, progress) as bar,
     ):
         prompts = Prompts(jobs, writer.demonstrations, pool, batch_size, on_error, skipped, bar)
         if writer.session is not None:
@@ -301,7 +301,9 @@ def _chunks(prompts: Prompts, size: int) -> Iterator[list[tuple[Job, dict[str, T
 
 
 @contextmanager
-def _bar(total: int, batch_size: int, progress: bool | None) -> Iterator[Callable[[int], None]]:
+def progress_bar(
+    total: int, batch_size: int, progress: bool | None, label: str = "reports"
+) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr, or none; yields the function that advances it by a count."""
     console = PlainConsole(stderr=True)
     if progress is None:
@@ -309,7 +311,7 @@ def _bar(total: int, batch_size: int, progress: bool | None) -> Iterator[Callabl
     if not progress:
         yield lambda count: None
         return
-    columns = (column("reports"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (column(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("reports", total=total)
+        task = bar.add_task(label, total=total)
         yield lambda count: bar.advance(task, count)

@@ -7,6 +7,7 @@ from dive.metrics.green import Green
 from dive.metrics.normalization import NORMALIZATIONS
 from dive.metrics.ratescore import RaTEScore
 from dive.metrics.requirements import requirements
+from dive.metrics.seeds import evaluate_seeds
 from dive.radgraph import RadGraph, RadGraphFile
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "RadGraph",
     "RadGraphFile",
     "evaluate",
+    "evaluate_seeds",
     "requirements",
 ]

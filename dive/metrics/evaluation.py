@@ -1,22 +1,20 @@
 """`dive.evaluate`: predictions against references, every number with the name of its variant."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from dive.data.language import warn_if_not_english
 from dive.errors import DiveError
 from dive.metrics import overlap
 from dive.metrics.bertscore import BertScore
-from dive.metrics.bootstrap import Resampling, sign_p_value
+from dive.metrics.bootstrap import Resampling, units_of
 from dive.metrics.chexbert import CheXbert
 from dive.metrics.green import Green
 from dive.metrics.measure import Measure, mean_measure
-from dive.metrics.pairs import Pairs
+from dive.metrics.pairs import Pairs, Seeds
 from dive.metrics.ratescore import RaTEScore
+from dive.metrics.results import all_results
 from dive.metrics.scorer import ENGLISH, METRICS, Scorer, ScorerOptions
 from dive.radgraph import Annotator, RadGraphFile
 
@@ -24,13 +22,13 @@ FINISH_REASONS = ("eos", "length", "error")
 
 
 def evaluate(
-    predictions: Sequence[str],
+    predictions: Sequence[str] | Seeds,
     references: Sequence[str],
     metrics: Sequence[str] = ("bleu", "rougeL"),
     *,
     normalization: str = "lower",
     per_report: bool = False,
-    finish_reasons: Sequence[str] | None = None,
+    finish_reasons: Sequence[str] | Seeds | None = None,
     rouge_beta: float = overlap.ROUGE_BETA,
     meteor_synonyms: bool = True,
     radgraph: Annotator | str | Path | None = None,
@@ -39,10 +37,12 @@ def evaluate(
     bertscore: BertScore | None = None,
     ratescore: RaTEScore | None = None,
     green: Green | None = None,
-    baseline: Sequence[str] | None = None,
+    baseline: Sequence[str] | Seeds | None = None,
     bootstrap: int | None = None,
     confidence: float = 0.95,
     seed: int = 0,
+    patients: Sequence[str | None] | None = None,
+    bootstrap_unit: str | None = None,
 ) -> dict[str, Any]:
     """Score generated reports; the i-th prediction belongs to the i-th reference.
 
@@ -52,7 +52,7 @@ def evaluate(
     how many.
 
     Args:
-        predictions: reports as generated.
+        predictions: reports as generated; of several training seeds, see `evaluate_seeds`.
         references: reports as written by a radiologist, one per prediction.
         metrics: any of "bleu" (bleu1 .. bleu4, corpus scores), "rougeL" and "meteor" (means over
             reports; the second needs nltk), "findings" (finding_precision, finding_recall,
@@ -77,24 +77,39 @@ def evaluate(
             `Green()`.
         baseline: other predictions for the same references; adds "baseline", their scores, and
             "differences", prediction minus baseline.
-        bootstrap: number of resamples of the reports; adds "intervals", and to every difference an
-            interval and a p value (paired; of one metric alone, not corrected for their number).
+        bootstrap: number of resamples; adds "intervals", "bootstrap" (the settings), and to every
+            difference an interval and a p value (paired; of one metric alone, not corrected for
+            their number).
         confidence: share of the resampled values that the intervals hold.
         seed: of the resampling; the same seed gives the same intervals.
+        patients: the patient of each reference, None where unknown.
+        bootstrap_unit: "report", or "patient": patients are drawn with all their reports. Default:
+            "patient" where the patient of every scored reference is known and there are two or
+            more of them, else "report"; "bootstrap" says which.
 
     Returns:
         Numbers under their names, fractions from 0 to 1 (length_ratio any positive number);
         "variants": name -> which variant it is; "reports" given, "scored", "empty_predictions" and
         "empty_references", "placeholders": how many of predictions, references and baseline were
-        empty by a word such as "nan"; and what the arguments above add.
+        empty by a word such as "nan"; and what the arguments above add. With "findings" also
+        "classes": CheXpert class -> {"references": how many state it, "scores": finding_precision,
+        finding_recall, finding_f1 and finding_detail_f1 of its findings}, and "terciles": the same
+        of the "rare", "middle" and "common" findings of the references ("findings" their names,
+        "references" [least, most]), with "unreferenced", what predictions alone state. There a
+        score without a denominator is None, and so is an interval of one that more than half of
+        the resamples leave undefined. "intervals", "baseline" and "differences" as above.
 
     Raises:
         DiveError: lists of different length or not of texts, no pair left to score, an unknown
-            metric or normalisation, or weights or packages of a metric missing.
+            metric or normalisation, unknown patients where they are to be drawn, or weights or
+            packages of a metric missing.
     """
     pairs = Pairs(predictions, references, baseline)
     _check_settings(metrics, rouge_beta)
-    resampling = None if bootstrap is None else Resampling(bootstrap, confidence, seed)
+    if per_report and isinstance(predictions, Seeds):
+        raise DiveError("per_report is of one list of predictions, not of several seeds")
+    units = units_of(pairs.patients(patients), bootstrap_unit)  # checked without bootstrap, too
+    resampling = None if bootstrap is None else Resampling(bootstrap, confidence, seed, units)
     _warn_if_not_english(pairs, metrics)
     options = ScorerOptions(
         metrics=tuple(metrics),
@@ -109,11 +124,16 @@ def evaluate(
         green=green,
     )
     scorer = Scorer(options, pairs.references)
-    measures = scorer.measures(pairs.predictions)
-    others = scorer.measures(pairs.baseline) if pairs.baseline is not None else None
+    ours = [scorer.measures(texts) for texts in pairs.predictions]
+    theirs = None if pairs.baseline is None else [scorer.measures(one) for one in pairs.baseline]
     if finish_reasons is not None:
-        measures.append(_termination(pairs.scored(finish_reasons, "finish_reasons")))
-    return _results(pairs, measures, others, per_report, resampling)
+        _add_termination(ours, pairs.lists(finish_reasons, "finish_reasons"))
+    result = all_results(ours, theirs, resampling, isinstance(predictions, Seeds))
+    result["variants"] = {k: v for measure in ours[0] for k, v in measure.variants.items()}
+    result |= pairs.counts()
+    if per_report:
+        result["per_report"] = _per_report(ours[0], pairs)
+    return result
 
 
 def _check_settings(metrics: Sequence[str], rouge_beta: float) -> None:
@@ -132,39 +152,11 @@ def _warn_if_not_english(pairs: Pairs, metrics: Sequence[str]) -> None:
             warn_if_not_english([one for one in texts if one.strip()], what, reader, stacklevel=4)
 
 
-def _results(
-    pairs: Pairs,
-    measures: list[Measure],
-    baseline: list[Measure] | None,
-    per_report: bool,
-    resampling: Resampling | None,
-) -> dict[str, Any]:
-    """The results of `evaluate`, from the measures of the predictions and of the baseline."""
-    scores = _corpus_scores(measures)
-    result: dict[str, Any] = dict(scores)
-    result["variants"] = {k: v for measure in measures for k, v in measure.variants.items()}
-    result |= pairs.counts()
-    if per_report:
-        result["per_report"] = _per_report(measures, pairs)
-    samples: dict[str, np.ndarray] = {}
-    if resampling is not None:
-        samples = resampling.scores(measures)
-        result["bootstrap"] = asdict(resampling)
-        result["intervals"] = {k: resampling.interval(v) for k, v in samples.items()}
-    if baseline is not None:
-        result["baseline"] = other_scores = _corpus_scores(baseline)
-        differences: dict[str, dict[str, Any]] = {
-            k: {"difference": scores[k] - v} for k, v in other_scores.items()
-        }
-        if resampling is not None:
-            for name, values in resampling.scores(baseline).items():
-                gaps = samples[name] - values
-                differences[name] |= {
-                    "interval": resampling.interval(gaps),
-                    "p": sign_p_value(gaps),
-                }
-        result["differences"] = differences
-    return result
+def _add_termination(method: list[list[Measure]], reasons: list[list[str]]) -> None:
+    if len(method) != len(reasons):
+        raise DiveError(f"finish_reasons: {len(reasons)} lists for {len(method)} of predictions")
+    for measures, own in zip(method, reasons, strict=True):
+        measures.append(_termination(own))
 
 
 def _termination(reasons: list[str]) -> Measure:
@@ -176,14 +168,6 @@ def _termination(reasons: list[str]) -> Measure:
     values = [float(reason == "eos") for reason in reasons]
     variant = "share of reports that the model ended itself (finish_reason eos)"
     return mean_measure("termination_rate", values, variant)
-
-
-def _corpus_scores(measures: list[Measure]) -> dict[str, float]:
-    return {
-        name: float(value)
-        for measure in measures
-        for name, value in measure.scores(measure.statistics.sum(axis=0)).items()
-    }
 
 
 def _per_report(measures: list[Measure], pairs: Pairs) -> dict[str, list[float | None]]:

@@ -21,8 +21,9 @@ and reference members are summed over reports. Most normal reports share their n
 `finding_state_f1` is the easier number.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +38,36 @@ _F1 = (
 _NAMES = ("finding_precision", "finding_recall", *_F1)
 
 Pair = tuple[str | None, str | None]
+
+
+class Stated(NamedTuple):
+    """What a report states, as the sets that the scores compare.
+
+    Attributes:
+        sets: one set per score, in the order of `_F1`.
+        classes: name of finding -> its class, for all that is mentioned.
+    """
+
+    sets: tuple[frozenset[Any], ...]
+    classes: Mapping[str, str]
+
+    @property
+    def present(self) -> frozenset[str]:
+        """The findings stated as present or uncertain."""
+        return self.sets[0]
+
+    @property
+    def details(self) -> frozenset[tuple[str, str | None, str | None]]:
+        """The same findings as (name, side, severity)."""
+        return self.sets[-1]
+
+
+@dataclass(frozen=True)
+class FindingMeasure(Measure):
+    """The measure of findings, with what every prediction and every reference states."""
+
+    predicted: Sequence[Stated]
+    referenced: Sequence[Stated]
 
 
 def states(text: str) -> dict[str, str]:
@@ -101,14 +132,16 @@ def _pairs(steps_of: dict[str | None, set[str]]) -> Iterable[Pair]:
         yield from ((None, step) for step in left_over)
 
 
-def finding_measure(predictions: Sequence[str], references: Sequence[str]) -> Measure:
+def finding_measure(predictions: Sequence[str], references: Sequence[str]) -> FindingMeasure:
     """The measure with true, predicted and reference counts of each set as its statistics."""
-    cache: dict[str, list[set[Any]]] = {}
-    rows = np.zeros((len(predictions), 3 * len(_F1)), dtype=np.int64)
-    for row, prediction, reference in zip(rows, predictions, references, strict=True):
-        pairs = zip(_sets(prediction, cache), _sets(reference, cache), strict=True)
-        row[:] = [n for mine, theirs in pairs for n in (len(mine & theirs), len(mine), len(theirs))]
-    return Measure(rows, _scores, _variants(), _NAMES)
+    cache: dict[str, Stated] = {}
+    mine = [_stated(text, cache) for text in predictions]
+    theirs = [_stated(text, cache) for text in references]
+    rows = np.zeros((len(mine), 3 * len(_F1)), dtype=np.int64)
+    for row, one, other in zip(rows, mine, theirs, strict=True):
+        pairs = zip(one.sets, other.sets, strict=True)
+        row[:] = [n for said, true in pairs for n in (len(said & true), len(said), len(true))]
+    return FindingMeasure(rows, _scores, _variants(), _NAMES, mine, theirs)
 
 
 def _variants() -> dict[str, str]:
@@ -130,8 +163,8 @@ def _variants() -> dict[str, str]:
     }
 
 
-def _sets(text: str, cache: dict[str, list[set[Any]]]) -> list[set[Any]]:
-    """The set of each score for a report, in the order of _F1."""
+def _stated(text: str, cache: dict[str, Stated]) -> Stated:
+    """What a report states; texts are read once."""
     if text not in cache:
         mentions = _mentions(text)
         found = _states(mentions)
@@ -140,21 +173,24 @@ def _sets(text: str, cache: dict[str, list[set[Any]]]) -> list[set[Any]]:
             for name, own in _sides_and_severities(text, mentions).items()
             for one in own
         }
-        cache[text] = [
-            {name for name, state in found.items() if state != "negative"},
-            set(found.items()),
+        sets = (
+            frozenset(name for name, state in found.items() if state != "negative"),
+            frozenset(found.items()),
             _drop_unspecified((name, side) for name, side, _ in pairs),
             _drop_unspecified((name, step) for name, _, step in pairs),
-            pairs,
-        ]
+            frozenset(pairs),
+        )
+        cache[text] = Stated(sets, {mention.name: mention.cls for mention in mentions})
     return cache[text]
 
 
-def _drop_unspecified(members: Iterable[tuple[str, str | None]]) -> set[Any]:
+def _drop_unspecified(members: Iterable[tuple[str, str | None]]) -> frozenset[Any]:
     """The members without "none given" where the same finding has something given."""
     every = set(members)
     specified = {name for name, what in every if what is not None}
-    return {(name, what) for name, what in every if what is not None or name not in specified}
+    return frozenset(
+        (name, what) for name, what in every if what is not None or name not in specified
+    )
 
 
 def _scores(totals: np.ndarray) -> dict[str, np.ndarray]:

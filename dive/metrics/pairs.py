@@ -3,23 +3,37 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
+from itertools import chain
 from typing import Any
 
-from dive.data.absent import is_placeholder
+from dive.data.absent import is_absent, is_placeholder
 from dive.data.reading_summary import PLACEHOLDERS
 from dive.errors import DiveError
 
 log = logging.getLogger(__name__)
 
 
+class Seeds(tuple[Sequence[str], ...]):
+    """Lists of texts for the same references, one list per training seed."""
+
+
 class Pairs:
-    """The pairs that can be scored, and their indices among all pairs."""
+    """The pairs that can be scored, and their indices among all pairs.
+
+    Attributes:
+        reports: number of references.
+        indices: of those that hold a text, and so are scored.
+        references: the scored ones.
+        predictions, baseline: their predictions, one list per training seed (one list in all,
+            unless `Seeds` were given).
+        placeholders: what -> how many texts were placeholders.
+    """
 
     def __init__(
         self,
-        predictions: Sequence[str],
+        predictions: Sequence[str] | Seeds,
         references: Sequence[str],
-        baseline: Sequence[str] | None,
+        baseline: Sequence[str] | Seeds | None,
     ) -> None:
         self.placeholders: Counter[str] = Counter()
         references = self._texts("references", _listed("references", references))
@@ -32,8 +46,16 @@ class Pairs:
                 else "nothing to score: no references were given"
             )
         self.references = [references[i] for i in self.indices]
-        self.predictions = self.scored(predictions, "predictions")
-        self.baseline = None if baseline is None else self.scored(baseline, "baseline")
+        self.predictions = self.lists(predictions, "predictions")
+        self.baseline = None if baseline is None else self.lists(baseline, "baseline")
+
+    def lists(self, values: Sequence[str] | Seeds, what: str) -> list[list[str]]:
+        """The scored texts of every training seed."""
+        if not isinstance(values, Seeds):
+            return [self.scored(values, what)]
+        if not values:
+            raise DiveError(f"{what} is empty, want one list of texts per training seed")
+        return [self.scored(one, f"{what} of seed {i + 1}") for i, one in enumerate(values)]
 
     def scored(self, values: Sequence[str], what: str) -> list[str]:
         every = _listed(what, values)
@@ -43,6 +65,23 @@ class Pairs:
             )
         texts = self._texts(what, every)
         return [texts[i] for i in self.indices]
+
+    def patients(self, values: Sequence[str | None] | None) -> list[str | None]:
+        """The patient of each scored reference; blanks and placeholders are unknown ones."""
+        if values is None:
+            return [None] * len(self.indices)
+        every = _listed("patients", values)
+        if len(every) != self.reports:
+            raise DiveError(
+                f"patients: {len(every)} for {self.reports} references, want one per reference"
+            )
+        known: list[str | None] = []
+        for i in self.indices:
+            value = None if is_absent(every[i]) else every[i]
+            if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
+                raise DiveError(f"patients[{i}] is a {type(value).__name__}, want a text or None")
+            known.append(None if value is None else str(value))
+        return known
 
     def _texts(self, what: str, values: list[Any]) -> list[str]:
         empty = [is_placeholder(value) for value in values]
@@ -56,15 +95,17 @@ class Pairs:
         return texts
 
     def texts(self) -> dict[str, list[str]]:
-        found = {"references": self.references, "predictions": self.predictions}
-        return found | ({} if self.baseline is None else {"baseline": self.baseline})
+        """The scored texts by what they are, of all seeds together."""
+        found = {"references": self.references, "predictions": list(chain(*self.predictions))}
+        return found | ({} if self.baseline is None else {"baseline": list(chain(*self.baseline))})
 
     def counts(self) -> dict[str, Any]:
+        """The counts that `dive.evaluate` returns; those of predictions are of all seeds."""
         return {
             "placeholders": dict(self.placeholders),
             "reports": self.reports,
             "scored": len(self.indices),
-            "empty_predictions": sum(not text.strip() for text in self.predictions),
+            "empty_predictions": sum(not text.strip() for text in chain(*self.predictions)),
             "empty_references": self.reports - len(self.indices),
         }
 

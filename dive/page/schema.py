@@ -134,7 +134,7 @@ class Mixing(TypedDict):
     """The mixing weights of one layer's vectors along a report: rows are vectors."""
 
     layer: int
-    vectors: list[int]  # the strongest ones, by index
+    vectors: list[int]  # the strongest ones, the strongest first; indices of columns of `up`
     weights: Grid
 
 

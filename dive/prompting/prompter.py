@@ -253,13 +253,19 @@ class Prompter:
         Raises:
             DiveError: no report, a tokenizer without offsets, or a report with a special token.
         """
-        text = study.report(self.target)
-        self._check_plain(text, f"{study.where}: the report")
+        return self.response_of(study.report(self.target), study.where)
+
+    def response_of(self, text: str, where: str) -> Response:
+        """As `response`, of a text that may be empty: then only the turn ends. where: the study as
+        messages name it."""
+        self._check_plain(text, f"{where}: the report")
         if not self.tokenizer.is_fast:
             raise DiveError(
                 f"{type(self.tokenizer).__name__} returns no character offsets, which locate "
                 "decisive tokens, want a fast tokenizer (tokenizer.json)"
             )
+        if not text:
+            return Response(text, [self.end_token_id], [])
         # tokenised in context: a space before the first word belongs to its token, or to none
         before, opening = self._before_answer
         start = len(before) + len(self.template.lead)
@@ -279,10 +285,10 @@ class Prompter:
         for index in ids:
             if index in special:
                 raise DiveError(
-                    f"{study.where}: the report holds the special token "
+                    f"{where}: the report holds the special token "
                     f"{self.tokenizer.convert_ids_to_tokens(index)!r}, want plain text"
                 )
-        self._embedded.check(ids, f"{study.where}: the report")
+        self._embedded.check(ids, f"{where}: the report")
         spans = [(max(first - start, 0), max(last - start, 0)) for first, last in offsets]
         return Response(text, [*ids, self.end_token_id], spans)
 

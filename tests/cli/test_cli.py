@@ -252,7 +252,7 @@ def test_exit_codes_and_one_line_errors(tmp_path):
     assert run_main("evaluate", "--no-such-option").returncode == 2
     helped = run_main("--help")
     assert helped.returncode == 0
-    for name in ("demo", "distill", "generate", "evaluate", "inspect", "bench", "doctor"):
+    for name in ("demo", "distill", "generate", "evaluate", "report", "inspect", "bench", "doctor"):
         assert name in helped.stdout
 
 

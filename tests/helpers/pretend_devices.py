@@ -19,6 +19,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 import dive
 from dive.adapter.attach import steer
 from dive.backbone import structure
+from dive.page.inside import Inside, inside_of
 from dive.training.student import Student
 from dive.training.trainer import DistillTrainer
 
@@ -103,11 +104,16 @@ def check(config, first, second, head, backward, **settings):
                 assert len({p.device for p in trained}) == 2
                 nn.utils.clip_grad_norm_(trained, 1.0)
                 torch.optim.AdamW(trained).step()
+            with torch.no_grad():
+                known = structure.output_head(model)
+                inside = inside_of(attachment, known, {"input_ids": ids[:1]}, [5, 6, 7], [7, 8])
+            assert inside.end.device == inside.strength.device == torch.device("cpu")
 
 
 def main(folder):
     _setup_privateuseone_for_python_backend("pretend")
     nn.Module._apply = replaced
+    Inside.finite = True  # there are no numbers
     config = transformers.AutoConfig.from_pretrained(folder)
     places = [
         ("pretend:0", "pretend:1", "pretend:1", False),

@@ -152,7 +152,7 @@ def test_evaluate_says_what_is_left_out(files: list[Any], tmp_path: Path) -> Non
     )
     export = ["--export", f"radeval:{tmp_path / 'pairs.jsonl'}", "--allow-missing"]
     said = " ".join(call(*files, *export).stdout.split())
-    assert "1 without a reference are left out" in said
+    assert "for radeval: 1 report (1 without a reference left out) in" in said
     assert [row["id"] for row in rows(tmp_path / "pairs.jsonl")] == ["a"]
 
 
@@ -169,10 +169,14 @@ def test_exports_replace_no_input_and_no_other_output(files: list[Any], tmp_path
             call(*files, "--export", f"radeval:{tmp_path / name}")
     assert (tmp_path / "r.jsonl").read_text() == before
     out = tmp_path / "out"
-    with pytest.raises(DiveError, match="whose file another output has"):
+    with pytest.raises(DiveError, match="is written already by this command"):
         call(*files, "--export", f"radeval:{out}", "--export", f"rexrank:{out}")
-    with pytest.raises(DiveError, match="whose file another output has"):
+    with pytest.raises(DiveError, match="is written already by this command"):
         call(*files, "--export", f"radeval:{out}", "--per-report", out)
+    (tmp_path / "q.jsonl").write_bytes((tmp_path / "p.jsonl").read_bytes())
+    with pytest.raises(DiveError, match="--export is of one file of predictions, and 2 are given"):
+        call(*files, "--export", f"radeval:{out}", "--predictions", tmp_path / "q.jsonl")
+    assert not out.exists()
 
 
 def test_options_of_models(files: list[Any], tmp_path: Path) -> None:

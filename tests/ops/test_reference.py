@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from dive.reference import decisive_cross_entropy, steer
+from dive.reference import decisive_cross_entropy, mixing_weights, steer
 
 F64 = torch.float64
 
@@ -33,6 +33,21 @@ def test_steer_is_the_formula(activation: str, norm_preserving: bool) -> None:
         h, down, bias, up, static, scale, activation=activation, norm_preserving=norm_preserving
     )
     torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "tanh", "identity"])
+@pytest.mark.parametrize("dtype", [F64, torch.float32, torch.bfloat16], ids=str)
+def test_mixing_weights_are_those_of_steer(activation: str, dtype: torch.dtype) -> None:
+    """With unit vectors in up, they are the edit."""
+    h, down, bias = draw(6, 4).to(dtype), draw(4, 4).float(), draw(4).float()
+    if dtype == F64:
+        down, bias = down.to(F64), bias.to(F64)
+    found = mixing_weights(h, down, bias, activation=activation, eps=0.25)
+    assert found.dtype == (F64 if dtype == F64 else torch.float32) and found.shape == (6, 4)
+    unit, zero, one = torch.eye(4).to(bias), torch.zeros_like(bias), torch.ones(()).to(bias)
+    got = steer(h, down, bias, unit, zero, one, activation=activation, eps=0.25)
+    assert torch.equal((h.to(found.dtype) + found).to(dtype), got)
+    assert torch.equal(found, found.to(dtype).to(found.dtype))  # rounded as the operands of steer
 
 
 @pytest.mark.parametrize("norm_preserving", [False, True])

@@ -14,6 +14,7 @@ STATED = {
     "dive/cli/distill.py distill": "one option per line, each with its help text",
     "dive/cli/evaluate.py evaluate": "one option per line, each with its help text",
     "dive/cli/generate.py generate": "one option per line, each with its help text",
+    "dive/cli/report.py report": "one option per line, each with its help text",
     "dive/metrics/evaluation.py evaluate": "an argument per metric and choice, each explained",
     "dive/ops/cross_entropy.py decisive_cross_entropy": "seventeen arguments, each explained",
     "dive/reference.py decisive_cross_entropy": "the same arguments",

@@ -20,6 +20,7 @@ from nvcc import find_nvcc
 
 ROOT = Path(__file__).parents[2]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+WANTED = (".py", ".pyi", ".yaml", ".j2", ".css", ".js")
 
 
 def run(*command, cwd, **environment):
@@ -98,7 +99,7 @@ def test_every_package_and_data_file_is_in_the_wheel(plain):
     held = {str(p.relative_to(site / "dive")) for p in (site / "dive").rglob("*") if p.is_file()}
     for path in (ROOT / "dive").rglob("*"):
         name = path.relative_to(ROOT / "dive")
-        wanted = path.suffix in (".py", ".pyi", ".yaml", ".j2") and name.parts[0] != "kernels"
+        wanted = path.suffix in WANTED and name.parts[0] != "kernels"
         assert not wanted or str(name) in held
     assert {"py.typed", "_C.pyi", "demo/backbone/sub/probe.json"} <= held
 

@@ -1,0 +1,2 @@
+// explained
+function buildExplained() {}

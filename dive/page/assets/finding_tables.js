@@ -1,0 +1,1 @@
+// finding_tables

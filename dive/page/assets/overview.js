@@ -1,0 +1,2 @@
+// overview
+function buildOverview() {}

@@ -1,0 +1,80 @@
+// The head of the page, its views, and the start.
+
+function buildHead() {
+  byId("title").append(isolated(DATA.title));
+  byId("views").append(...Object.entries(VIEWS)
+    .filter(([view]) => view !== "explained" || DATA.explained)
+    .map(([view, label]) => button(label, () => change({ view }), { "data-view": view })));
+  byId("methods").append(...METHODS.map((method, at) => {
+    const box = el("input", { type: "checkbox", "data-method": at, "aria-label": `Show ${plainName(at)}` });
+    box.addEventListener("change", () => {
+      const shown = METHODS.map((_, one) => one).filter((one) => (one === at ? box.checked : state.shown.includes(one)));
+      change({ shown });
+    });
+    const chip = el("span", { class: "chip", "data-method": at }, box,
+      button(methodName(at), () => choose(at), { class: "choose" }));
+    chip.style.setProperty("--colour", colourOf(at));
+    return chip;
+  }));
+  byId("theme").addEventListener("click", () => {
+    const order = Object.keys(THEMES);
+    change({ theme: order[(order.indexOf(state.theme) + 1) % order.length] });
+  });
+  if (DATA.notes.length) {
+    byId("notes").append(el("ul", { class: "notes", "aria-label": "Notes" },
+      DATA.notes.map((note) => el("li", {}, el("bdi", {}, visible(note))))));
+  }
+  byId("foot").append(el("p", {}, `Written by dive report ${visible(DATA.version)}. Research only: nothing here says that a report is safe to use.`),
+    el("dl", {}, (DATA.facts ?? []).map(([what, value]) =>
+      el("div", {}, el("dt", {}, isolated(what)), el("dd", {}, el("bdi", {}, visible(value)))))));
+}
+
+// The method whose outcomes colour the truth; it is shown, too.
+function choose(method) {
+  const shown = state.shown.includes(method) ? state.shown : [...state.shown, method].sort((a, b) => a - b);
+  change({ method, shown });
+}
+
+function showHead() {
+  for (const node of byId("views").children) {
+    if (node.dataset.view === state.view) node.setAttribute("aria-current", "page");
+    else node.removeAttribute("aria-current");
+  }
+  for (const chip of byId("methods").children) {
+    const at = Number(chip.dataset.method);
+    chip.querySelector("input").checked = state.shown.includes(at);
+    chip.querySelector("button").setAttribute("aria-pressed", at === state.method);
+  }
+  for (const view of Object.keys(VIEWS)) byId(view).hidden = view !== state.view;
+  byId("theme").textContent = `Theme: ${THEMES[state.theme]}`;
+  const root = document.documentElement;
+  if (state.theme) root.dataset.theme = state.theme;
+  else delete root.dataset.theme;
+}
+
+function start() {
+  const unknown = readAddress();
+  buildHead();
+  showHead();
+  watch(showHead);
+  buildOverview();
+  buildStudies();
+  if (DATA.explained) buildExplained();
+  buildKeys();
+  if (!new URLSearchParams(location.hash.slice(1)).get("study") && listed.length) {
+    change({ study: listed[0] }, true);
+  }
+  reveal();
+  const report = (names) => names.length && notice(`The address names what is not on this page: ${names.join(", ")}.`);
+  report(unknown);
+  window.addEventListener("popstate", () => report(readAddress()));
+}
+
+// A line that is seen and said, until the next one.
+function notice(text) {
+  byId("notice")?.remove();
+  byId("notes").append(el("p", { id: "notice", class: "notes" }, text));
+  say(text);
+}
+
+start();
