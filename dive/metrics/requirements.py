@@ -21,6 +21,7 @@ def requirements() -> list[dict[str, Any]]:
         version = "VERSION"
     models = [default_radgraph_weights(name, version) for name in MODEL_TYPES]
     present = [folder for folder in models if (folder / "weights.th").is_file()]
+    first = default_radgraph_weights("radgraph", version)
     tokenizer = default_tokenizer()
     has_tokenizer = any((tokenizer / n).is_file() for n in ("tokenizer.json", "vocab.txt"))
     return [
@@ -44,6 +45,12 @@ def requirements() -> list[dict[str, Any]]:
             f"unpack radgraph-xl.tar.gz of the Hugging Face repository {WEIGHTS_REPO} there; the "
             "BERT model that its config.json names must be in the Hugging Face cache, or passed "
             "(RadGraph(encoder=...))",
+        ),
+        _need(
+            "RadGraph weights for RadCliQ",
+            (first / "weights.th").is_file(),
+            str(first),
+            f"unpack radgraph.tar.gz of {WEIGHTS_REPO} there, likewise",
         ),
         _need(
             "CheXbert weights",

@@ -200,6 +200,7 @@ def test_options_of_models(files: list[Any], tmp_path: Path) -> None:
             ["--metrics-device", "tpu"],
             "--metrics-device is 'tpu', want cpu, cuda or cuda:N",
         ),
+        ("semb", ["--metrics-device", "cuda:64"], "is 'cuda:64', want one of the .* GPUs that"),
     ):
         with pytest.raises(DiveError, match=named):
             call(*files, "--metrics", metric, *option)

@@ -3,6 +3,7 @@
 The stand-ins have the interface of RaTEScore 0.6.0 and green_score 0.0.12 as the workers use it.
 """
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +171,31 @@ def test_workers_find_no_module_of_dive(packages: Path) -> None:
     code = "from importlib.util import find_spec\nassert find_spec('bertscore') is None\n"
     (packages / "RaTEScore" / "utils.py").write_text(SENTENCES + code)
     assert RaTEScore().score(["no edema"], ["no edema"]).tolist() == [1.0]
+
+
+def test_doctor_tells_what_is_missing(
+    packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dive.metrics import requirements
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # the package has a function of that name
+    module = importlib.import_module("dive.metrics.requirements")
+    monkeypatch.setattr(module, "in_hub_cache", lambda name: "BioLORD" in name)
+    monkeypatch.setattr("dive.metrics.bertscore.in_hub_cache", lambda name: False)
+    before = {need["name"]: need for need in requirements()}
+    assert not before["green_score (GREEN)"]["present"]
+    assert not before["RaTEScore, medspacy and pandas"]["present"]
+    assert not before["BERTScore model"]["present"]
+    assert before["RaTEScore encoder"]["present"]
+    assert (
+        "hf download StanfordAIMI/GREEN-radllama2-7b"
+        in (before["GREEN language model (14 GB)"]["how"])
+    )
+
+    monkeypatch.syspath_prepend(packages)
+    model = Path(before["BERTScore model"]["where"])
+    model.mkdir(parents=True)
+    (model / "config.json").touch()
+    after = {need["name"]: need for need in requirements()}
+    assert after["green_score (GREEN)"]["present"] and after["BERTScore model"]["present"]
