@@ -132,9 +132,16 @@ def _pairs(steps_of: dict[str | None, set[str]]) -> Iterable[Pair]:
         yield from ((None, step) for step in left_over)
 
 
-def finding_measure(predictions: Sequence[str], references: Sequence[str]) -> FindingMeasure:
-    """The measure with true, predicted and reference counts of each set as its statistics."""
-    cache: dict[str, Stated] = {}
+def finding_measure(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    cache: dict[str, Stated] | None = None,
+) -> FindingMeasure:
+    """The measure with true, predicted and reference counts of each set as its statistics.
+
+    cache: what texts state that were read before; it grows by those that are read now.
+    """
+    cache = {} if cache is None else cache
     mine = [_stated(text, cache) for text in predictions]
     theirs = [_stated(text, cache) for text in references]
     rows = np.zeros((len(mine), 3 * len(_F1)), dtype=np.int64)

@@ -49,17 +49,13 @@ class Scoring:
 
     def of(self, method: Method) -> Scores:
         """The scores of the measures of every seed."""
-        values: dict[str, list[float]] = {}
-        samples: dict[str, list[np.ndarray]] = {}
-        for measure in chain(*method):
-            for name, value in measure.scores(measure.statistics.sum(axis=0)).items():
-                values.setdefault(name, []).append(float(value))
-            for name, drawn in self._samples.get(id(measure), {}).items():
-                samples.setdefault(name, []).append(drawn)
-        return Scores(
-            {name: np.array(column) for name, column in values.items()},
-            {name: np.stack(columns) for name, columns in samples.items()},
-        )
+        values, samples = [], []
+        for measures in method:
+            totals = [one.scores(one.statistics.sum(axis=0)) for one in measures]
+            values.append({k: float(v) for found in totals for k, v in found.items()})
+            drawn = [self._samples.get(id(one), {}) for one in measures]
+            samples.append({k: v for found in drawn for k, v in found.items()})
+        return Scores(_stacked(values), _stacked(samples))
 
     def results(self, ours: Scores, theirs: Scores | None) -> dict[str, Any]:
         """ "scores", and where asked for "intervals", "baseline" and "differences"."""
@@ -99,6 +95,11 @@ class Scoring:
                 for name, values in scores.values.items()
             },
         }
+
+
+def _stacked(seeds: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """name -> [seeds, ...]"""
+    return {name: np.stack([one[name] for one in seeds]) for name in seeds[0]}
 
 
 def number(value: float) -> float | None:

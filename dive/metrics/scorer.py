@@ -8,7 +8,7 @@ from dive.metrics import overlap
 from dive.metrics.bertscore import BertScore
 from dive.metrics.by_models import Models
 from dive.metrics.chexbert import CheXbert
-from dive.metrics.findings import finding_measure
+from dive.metrics.findings import Stated, finding_measure
 from dive.metrics.green import Green
 from dive.metrics.measure import Measure, mean_measure
 from dive.metrics.meteor import meteor_measure
@@ -45,6 +45,7 @@ class Scorer:
         self.options, self.references = options, references
         self._reference_words = [words(text, options.normalization) for text in references]
         self._models = Models(options, references)
+        self._stated: dict[str, Stated] = {}  # by text: the lexicon reads references once
 
     def measures(self, predictions: list[str]) -> list[Measure]:
         """The measures of these predictions, in the order of METRICS."""
@@ -61,7 +62,7 @@ class Scorer:
                 )
             )
         if "findings" in requested:
-            found.append(finding_measure(predictions, self.references))
+            found.append(finding_measure(predictions, self.references, self._stated))
         return found + self._models.measures(predictions)
 
 

@@ -187,7 +187,7 @@ def latex_table(result: Result, predictions: Sequence[str], baseline: Sequence[s
     lines = [
         f"% dive {__version__}; needs \\usepackage{{booktabs}} and \\usepackage[T1]{{fontenc}}",
         r"\begin{table}",
-        r"\centering",
+        r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
         rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
         r"\toprule",
         " & ".join(["Score", *(column.head for column in columns)]) + r" \\",

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import re
 
 import pytest
 from command_line import call
@@ -206,6 +208,9 @@ def test_tables_replace_nothing_that_is_read(files, tmp_path):
             _call(files, "--table", out, *more)
     assert {path: path.read_bytes() for path in before} == before
     assert not (tmp_path / "a.csv").exists()
+    os.mkfifo(tmp_path / "pipe.tex")
+    with pytest.raises(DiveError, match="pipe.tex is no regular file, want the name of a file"):
+        _call(files, "--table", tmp_path / "pipe.tex")
     out = tmp_path / "held.csv"
     with hold_file(out), pytest.raises(DiveError, match="is being written by"):
         _call(files, "--table", out)
@@ -240,3 +245,20 @@ def test_files_that_do_not_go_together(files, tmp_path):
 def test_a_missing_option_is_said():
     done = CliRunner().invoke(app, ["evaluate", "--references", "r.jsonl"])
     assert done.exit_code == 2 and "--predictions" in done.output
+
+
+def test_no_patient_and_no_text_is_in_what_is_written(files, tmp_path):
+    _truth, predictions = files
+    records = [
+        {"id": f"s{i}", "findings": f"{text} Zyxtruth.", "patient": f"zyxpatient{i // 2}"}
+        for i, text in enumerate(REFERENCES)
+    ]
+    truth = _write(tmp_path / "private.jsonl", records)
+    said = [
+        _texts(tmp_path / f"said{n}.jsonl", [f"{t} Zyxsaid." for t in SEEDS[n]]) for n in (0, 1)
+    ]
+    out = [tmp_path / "t.tex", tmp_path / "t.csv"]
+    more = ["--table", out[0], "--table", out[1], "--bootstrap", 9, "--baseline", predictions[0]]
+    shown = _call((truth, said), *more).stdout + _call((truth, said), *more, "--json").stdout
+    assert "2 patients" in shown
+    assert not re.search("zyx", shown + "".join(path.read_text() for path in out), re.IGNORECASE)

@@ -83,8 +83,8 @@ Said = tuple[int, schema.State, str, str]  # finding, state, side, size
 
 
 @functools.cache
-def film(number: int, width: int = 256, height: int = 312) -> str:
-    """A drawn chest, as the data URI of a JPEG of some 6 KB."""
+def film(number: int, width: int = 240, height: int = 292) -> str:
+    """A drawn chest, as the data URI of a JPEG of some 4 KB."""
     noise = np.random.default_rng(number)
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     picture = 0.75 - 0.5 * np.abs(x - 0.5)
@@ -99,7 +99,7 @@ def film(number: int, width: int = 256, height: int = 312) -> str:
     picture += noise.normal(0, 0.03, picture.shape)
     buffer = io.BytesIO()
     bytes_ = (np.clip(picture, 0, 1) * 255).astype(np.uint8)
-    Picture.fromarray(bytes_).save(buffer, format="JPEG", quality=45)
+    Picture.fromarray(bytes_).save(buffer, format="JPEG", quality=30)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -177,7 +177,7 @@ def _study(rng: random.Random, number: int, methods: int, words: int) -> schema.
     filler = "The mediastinal contours are unchanged. " * (words // 5)
     reports: list[schema.Report | None] = []
     for method in range(methods):
-        if methods > 1 and rng.random() < 0.01:
+        if number % 29 == 7 and method == methods - 1:
             reports.append(None)
             continue
         said, found = _written(rng, truth, SKILLS[method % len(SKILLS)])
@@ -192,7 +192,7 @@ def _study(rng: random.Random, number: int, methods: int, words: int) -> schema.
                        "finding_f1": round(hits / len(found), 4) if found else None},
         })  # fmt: skip
     images: list[schema.Image] = [
-        {"src": film(number % 12), "width": 256, "height": 312, "view": "PA"}
+        {"src": film(number % 12), "width": 240, "height": 292, "view": "PA"}
     ]
     if number % 3 == 0:
         images.append(images[0] | {"src": film(20 + number % 5), "view": "LATERAL"})

@@ -127,6 +127,21 @@ def test_counts_and_rates_are_of_all_seeds() -> None:
     assert got["seeds"]["scores"]["termination_rate"]["values"] == [0.5, 1.0, 0.0]
 
 
+def test_the_lexicon_reads_every_text_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dive.decisive import mentions
+
+    read: list[str] = []
+    find = mentions.find_mentions
+
+    def counted(text: str):
+        read.append(text)
+        return find(text)
+
+    monkeypatch.setattr(mentions, "find_mentions", counted)
+    dive.evaluate_seeds(SEEDS, REFERENCES, ["findings"], baseline=BASELINES, bootstrap=5)
+    assert sorted(read) == sorted({text for texts in (*SEEDS, *BASELINES) for text in texts})
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [

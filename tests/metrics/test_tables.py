@@ -19,6 +19,7 @@ FULL = {"bootstrap": 30, "patients": PATIENTS}
 COMMANDS = {
     "begin", "end", "centering", "toprule", "midrule", "bottomrule", "multicolumn", "textit",
     "quad", "smallskip", "linewidth", "footnotesize", "raggedright", "par", "usepackage",
+    "setlength", "tabcolsep",
 }  # fmt: skip
 SIGNS = {
     "textbackslash", "textasciitilde", "textasciicircum", "textless", "textgreater", "textbar",

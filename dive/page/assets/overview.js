@@ -1,2 +1,119 @@
-// overview
-function buildOverview() {}
+// The overview: scores, prompt length beside quality, the methods, and differences.
+
+const BETTER = { higher: "higher is better", lower: "lower is better", "near 1": "near 1 is best", none: "" };
+
+function bestOf(metric, rows) {
+  const known = rows.filter((row) => row.value !== null);
+  if (known.length < 2 || metric.better === "none") return null;
+  const key = { higher: (value) => -value, lower: (value) => value, "near 1": (value) => Math.abs(value - 1) }[metric.better];
+  return known.reduce((a, b) => (key(b.value) < key(a.value) ? b : a)).method;
+}
+
+function scoreRows(key) {
+  return state.shown.map((method) => {
+    const score = DATA.scores[method]?.[key];
+    return { method, value: score?.value ?? null, interval: score?.interval ?? null };
+  });
+}
+
+function scoreCard(metric) {
+  const rows = scoreRows(metric.key);
+  return el("article", { class: "card" },
+    el("h3", {}, isolated(metric.label), " ", el("span", { class: "faint small" }, BETTER[metric.better])),
+    bars(rows, DIGITS[metric.unit], bestOf(metric, rows), metric.better === "near 1" ? 1 : null),
+    variant(metric));
+}
+
+const variant = (metric) => el("details", {}, el("summary", {}, "How it is computed"), el("p", {}, visible(metric.variant)));
+
+// A table that scrolls by itself: heads and rows of cells.
+function table(label, heads, rows, kind) {
+  return el("div", { class: kind ? `scroller ${kind}` : "scroller", tabindex: "0", role: "region", "aria-label": label },
+    el("table", {}, el("thead", {}, el("tr", {}, heads.map((head) => el("th", { scope: "col", class: head === "File" ? "words" : null }, head)))),
+      el("tbody", {}, rows)));
+}
+
+function scoresPart() {
+  const bootstrap = DATA.bootstrap;
+  const note = bootstrap
+    ? `Whiskers and ranges: ${percent(bootstrap.confidence)} of ${number(bootstrap.samples, 0)} bootstrap samples, resampled by ${visible(bootstrap.unit ?? "report")}.`
+    : "No intervals: no bootstrap was asked for.";
+  return part("Scores", note, el("div", { class: "cards" }, METRICS.map(scoreCard)));
+}
+
+function part(title, note, ...children) {
+  return el("section", { class: "part", "aria-label": title }, el("h2", {}, title),
+    note ? el("p", { class: "faint part-note" }, note) : null, children);
+}
+
+function promptPart() {
+  const metric = METRICS.find((one) => one.key === state.score);
+  if (!metric || !METHODS.some((one) => one.prompt_tokens !== null)) return null;
+  const rows = scoreRows(state.score)
+    .map((row) => ({ ...row, x: METHODS[row.method].prompt_tokens }))
+    .filter((row) => row.x !== null && row.value !== null);
+  const options = METRICS.map((one) => [one.key, nameOf(one.label)]);
+  const left = state.shown.length - rows.length;
+  return part("Prompt length beside quality", null,
+    chooser("Score", options, state.score, (score) => change({ score }), { id: "score" }),
+    rows.length ? scatter(rows, { xLabel: "tokens of the prompt, mean per report", yLabel: shortened(nameOf(metric.label), 40) })
+      : el("p", { class: "faint" }, "No shown method has both."),
+    left && rows.length ? el("p", { class: "faint small" }, `${left} shown without: its file has no number of prompt tokens, or it has no such score.`) : null);
+}
+
+function methodsPart() {
+  const heads = ["Method", "File", "Reports", "Prompt tokens", "Seconds per report", "Ended by itself"];
+  const rows = METHODS.map((method, at) => el("tr", {},
+    el("th", { scope: "row" }, methodName(at)), el("td", { class: "words" }, isolated(method.file)),
+    [number(method.reports, 0), number(method.prompt_tokens, 0), number(method.seconds, 2), percent(method.ended)]
+      .map((text) => el("td", {}, text))));
+  return part("Methods", `${number(STUDIES.length, 0)} studies; compared: ${visible(DATA.target)}.`, table("Methods", heads, rows));
+}
+
+const chance = (p) => (p === null || p === undefined ? "" : p < 0.001 ? "p < 0.001" : `p = ${number(p, 3)}`);
+
+function differenceCell(found, metric) {
+  if (!found) return el("td", {}, "–");
+  const digits = DIGITS[metric.unit];
+  const clear = found.interval && (found.interval[0] > 0 || found.interval[1] < 0);
+  return el("td", {}, el("span", { class: clear ? "clear" : null }, signed(found.difference, digits)),
+    el("span", { class: "faint small under" }, [range(found.interval, digits), chance(found.p)].filter(Boolean).join("; ")));
+}
+
+function differencesPart() {
+  const baselines = [...new Set(DATA.differences.map((one) => one.baseline))];
+  const parts = baselines.map((baseline) => {
+    const all = DATA.differences.filter((one) => one.baseline === baseline && state.shown.includes(one.method));
+    if (!all.length) return null;
+    const rows = METRICS.filter((metric) => all.some((one) => one.scores[metric.key])).map((metric) =>
+      el("tr", {}, el("th", { scope: "row" }, isolated(metric.label), el("span", { class: "faint small under" }, BETTER[metric.better])),
+        all.map((one) => differenceCell(one.scores[metric.key], metric))));
+    return [el("h3", {}, "Minus ", methodName(baseline)),
+      table(`Differences from ${plainName(baseline)}`, ["", ...all.map((one) => methodName(one.method))], rows)];
+  }).filter(Boolean);
+  if (!parts.length) return null;
+  return part("Differences", "Paired, on the same studies. Bold: the interval does not hold 0.", parts);
+}
+
+function drawOverview() {
+  const open = new Set([...document.querySelectorAll("#overview details[open]")].map((one) => one.dataset.key));
+  const parts = [scoresPart(), el("div", { class: "two" }, el("div", {}, methodsPart(), promptPart()), differencesPart()), groupsPart(), findingsPart()];
+  byId("overview-parts").replaceChildren(...parts.filter(Boolean));
+  document.querySelectorAll("#overview details").forEach((one, at) => {
+    one.dataset.key = at;
+    one.open = open.has(String(at));
+  });
+}
+
+function buildOverview() {
+  byId("overview").append(el("div", { id: "overview-parts" }));
+  drawOverview();
+  const training = trainingPart();
+  if (training) byId("overview").append(training);
+  watch((changed) => {
+    if (!["shown", "method", "score"].some((name) => changed.has(name))) return;
+    const focus = document.activeElement?.id;
+    drawOverview();
+    if (focus === "score" || focus === "finding-order" || focus === "group-score") byId(focus)?.focus();
+  });
+}

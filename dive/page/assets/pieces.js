@@ -5,10 +5,11 @@ const SVG = "http://www.w3.org/2000/svg";
 // Children are elements, texts, lists of them, or null. `on` holds listeners by the event's name.
 function fill(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes || {})) {
-    if (value === null || value === undefined || value === false) continue;
+    if (value === null || value === undefined) continue;
+    if (value === false && !name.startsWith("aria-")) continue;
     if (name === "on") {
       for (const [event, call] of Object.entries(value)) node.addEventListener(event, call);
-    } else node.setAttribute(name, value === true ? "" : String(value));
+    } else node.setAttribute(name, value === true && !name.startsWith("aria-") ? "" : String(value));
   }
   for (const child of children.flat(Infinity)) {
     if (child !== null && child !== undefined && child !== false) node.append(child);
@@ -53,7 +54,14 @@ function chooser(label, options, value, pick, attributes) {
   const select = el("select", { ...attributes });
   for (const [key, text] of options) select.append(el("option", { value: key }, shortened(text, 80)));
   select.value = value;
-  select.addEventListener("change", () => pick(select.value));
+  // After a choice by mouse the page's keys work again; by keys one goes on choosing.
+  let byKeys = true;
+  select.addEventListener("pointerdown", () => { byKeys = false; });
+  select.addEventListener("keydown", () => { byKeys = true; });
+  select.addEventListener("change", () => {
+    if (!byKeys) select.blur();
+    pick(select.value, byKeys);
+  });
   return el("label", { class: "chooser" }, el("span", {}, label), select);
 }
 

@@ -21,8 +21,9 @@ function buildHead() {
     change({ theme: order[(order.indexOf(state.theme) + 1) % order.length] });
   });
   if (DATA.notes.length) {
-    byId("notes").append(el("ul", { class: "notes", "aria-label": "Notes" },
-      DATA.notes.map((note) => el("li", {}, el("bdi", {}, visible(note))))));
+    const [first, ...more] = DATA.notes.map((note) => el("bdi", {}, visible(note)));
+    byId("notes").append(el("details", { class: "notes", id: "all-notes" },
+      el("summary", {}, first, more.length ? el("span", { class: "more faint" }, ` (${more.length} more)`) : null), el("ul", {}, more.map((note) => el("li", {}, note)))));
   }
   byId("foot").append(el("p", {}, `Written by dive report ${visible(DATA.version)}. Research only: nothing here says that a report is safe to use.`),
     el("dl", {}, (DATA.facts ?? []).map(([what, value]) =>
@@ -35,7 +36,7 @@ function choose(method) {
   change({ method, shown });
 }
 
-function showHead() {
+function showHead(changed) {
   for (const node of byId("views").children) {
     if (node.dataset.view === state.view) node.setAttribute("aria-current", "page");
     else node.removeAttribute("aria-current");
@@ -46,7 +47,9 @@ function showHead() {
     chip.querySelector("button").setAttribute("aria-pressed", at === state.method);
   }
   for (const view of Object.keys(VIEWS)) byId(view).hidden = view !== state.view;
-  byId("theme").textContent = `Theme: ${THEMES[state.theme]}`;
+  if (changed?.has("view") !== false && byId("all-notes")) byId("all-notes").open = state.view === "overview";
+  byId("theme").textContent = `◐ ${THEMES[state.theme]}`;
+  byId("theme").setAttribute("aria-label", `Colours: ${THEMES[state.theme]}`);
   const root = document.documentElement;
   if (state.theme) root.dataset.theme = state.theme;
   else delete root.dataset.theme;

@@ -59,10 +59,10 @@ function methodColumn(study, method) {
 function truthColumn(study) {
   const report = study.reports[state.method];
   const note = report
-    ? el("p", { class: "faint small" }, "coloured by ", methodName(state.method))
+    ? el("span", { class: "faint small", title: plainName(state.method) }, "coloured by ", badge(state.method))
     : null;
   return el("article", { class: "column truth" },
-    el("h3", {}, el("span", { class: "plain" }, "Truth")), note,
+    el("h3", {}, el("span", {}, "Truth"), note),
     reportText(study.reference, outcomesOf(report)));
 }
 
@@ -88,7 +88,7 @@ function drawStudy() {
     state.shown.map((method) => methodColumn(study, method)));
   columns.style.setProperty("--columns", state.shown.length + 1);
   box.replaceChildren(head, el("div", { class: "body" },
-    el("div", { class: "aside" }, films, indication), el("div", { class: "reading" }, columns, legend())));
+    el("div", { class: "aside" }, films, indication), el("div", { class: "reading" }, legend(), columns)));
 }
 
 function buildStudies() {
