@@ -29,6 +29,7 @@ SCRIPTS = (
     "study_list.js",
     "study_view.js",
     "charts.js",
+    "lines.js",
     "overview.js",
     "finding_tables.js",
     "training.js",

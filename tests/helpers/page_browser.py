@@ -114,6 +114,8 @@ class Browser:
         return self.ask("document.querySelectorAll(arguments[0]).length", selector)
 
     def address(self) -> str:
+        """What is behind the #, once the page has written it."""
+        self.ask("new Promise((done) => setTimeout(done, 150))")
         return self.ask("location.hash")
 
     def complaints(self) -> list[str]:

@@ -38,6 +38,8 @@ def test_the_worst_study_is_first(browser, page, sample):
     worst = sample["studies"][errors.index(max(errors))]["id"]
     assert listed(browser)[0] == worst == browser.text("#study h2")
     browser.choose("#method", "2")
+    assert browser.text("#study h2") == worst  # it stays, wherever it is in the list now
+    browser.press("w")
     errors = errors_of(sample, 2)
     assert listed(browser)[0] == sample["studies"][errors.index(max(errors))]["id"]
     assert "method=DIVE+adapter" in browser.address()
@@ -341,10 +343,22 @@ def test_a_wide_screen_is_used(browser, page):
 
 
 def test_the_overview_prints(browser, page):
-    browser.open(page, "#view=studies")
+    browser.open(page, "#view=studies&theme=dark")
     browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": []})
     try:
         assert browser.ask("document.getElementById('overview').checkVisibility()")
         assert not browser.ask("document.getElementById('studies').checkVisibility()")
+        white = browser.ask("getComputedStyle(document.body).backgroundColor")
+        assert white == "rgb(255, 255, 255)"
     finally:
         browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+
+
+def test_a_key_that_is_held_down_is_not_refused(studies):
+    """Browsers stop an address that changes too often, with a complaint."""
+    studies.driver.execute_script(
+        "for (let at = 0; at < 500; at += 1) document.dispatchEvent("
+        "new KeyboardEvent('keydown', { key: at % 20 < 11 ? 'j' : 'k' }))"
+    )
+    heading = studies.text("#study h2")
+    assert f"study={heading}" in studies.address() and heading == "study-0050"

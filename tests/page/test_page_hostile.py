@@ -99,6 +99,7 @@ def test_nothing_runs_and_nothing_is_asked_for(browser, hostile, width):
     assert browser.ask("typeof window.pwned") == "undefined"
     assert browser.complaints() == []
     assert browser.requests() == [hostile.as_uri()]
+    assert not any("example.com" in one for one in browser.texts(".film.gone"))
     assert browser.ask("performance.getEntriesByType('resource').length") == 0
     assert browser.count("script") == 2
     for name in ("iframe", "object", "embed", "form", "base", "a:not(.skip)", "main svg svg"):

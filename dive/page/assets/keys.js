@@ -51,7 +51,10 @@ const PRESSES = {
   w: worstFirst,
   o: () => change({ view: "overview" }),
   s: () => change({ view: "studies" }),
-  e: () => (DATA.explained ? change({ view: "explained" }) : notice("This page holds no inside of an adapter.")),
+  e: () =>
+    DATA.explained
+      ? change({ view: "explained" })
+      : notice("This page holds no inside of an adapter."),
   t: () => byId("theme").click(),
   "?": () => byId("keys").showModal(),
 };
@@ -80,8 +83,19 @@ function press(event) {
 function buildKeys() {
   const dialog = el("dialog", { id: "keys", "aria-labelledby": "keys-title" });
   dialog.append(
-    el("div", { class: "bar" }, el("h2", { id: "keys-title" }, "Keys"), button("Close", () => dialog.close(), { class: "quiet" })),
-    el("dl", { class: "keys" }, KEYS.map(([key, what]) => el("div", {}, el("dt", {}, el("kbd", {}, key)), el("dd", {}, what)))),
+    el(
+      "div",
+      { class: "bar" },
+      el("h2", { id: "keys-title" }, "Keys"),
+      button("Close", () => dialog.close(), { class: "quiet" }),
+    ),
+    el(
+      "dl",
+      { class: "keys" },
+      KEYS.map(([key, what]) =>
+        el("div", {}, el("dt", {}, el("kbd", {}, key)), el("dd", {}, what)),
+      ),
+    ),
   );
   document.body.append(dialog);
   byId("help").addEventListener("click", () => dialog.showModal());

@@ -1,11 +1,20 @@
 // The overview: scores, prompt length beside quality, the methods, and differences.
 
-const BETTER = { higher: "higher is better", lower: "lower is better", "near 1": "near 1 is best", none: "" };
+const BETTER = {
+  higher: "higher is better",
+  lower: "lower is better",
+  "near 1": "near 1 is best",
+  none: "",
+};
 
 function bestOf(metric, rows) {
   const known = rows.filter((row) => row.value !== null);
   if (known.length < 2 || metric.better === "none") return null;
-  const key = { higher: (value) => -value, lower: (value) => value, "near 1": (value) => Math.abs(value - 1) }[metric.better];
+  const key = {
+    higher: (value) => -value,
+    lower: (value) => value,
+    "near 1": (value) => Math.abs(value - 1),
+  }[metric.better];
   return known.reduce((a, b) => (key(b.value) < key(a.value) ? b : a)).method;
 }
 
@@ -18,19 +27,51 @@ function scoreRows(key) {
 
 function scoreCard(metric) {
   const rows = scoreRows(metric.key);
-  return el("article", { class: "card" },
-    el("h3", {}, isolated(metric.label), " ", el("span", { class: "faint small" }, BETTER[metric.better])),
+  return el(
+    "article",
+    { class: "card" },
+    el(
+      "h3",
+      {},
+      isolated(metric.label),
+      " ",
+      el("span", { class: "faint small" }, BETTER[metric.better]),
+    ),
     bars(rows, DIGITS[metric.unit], bestOf(metric, rows), metric.better === "near 1" ? 1 : null),
-    variant(metric));
+    variant(metric),
+  );
 }
 
-const variant = (metric) => el("details", {}, el("summary", {}, "How it is computed"), el("p", {}, visible(metric.variant)));
+const variant = (metric) =>
+  el("details", {}, el("summary", {}, "How it is computed"), el("p", {}, visible(metric.variant)));
 
 // A table that scrolls by itself: heads and rows of cells.
 function table(label, heads, rows, kind) {
-  return el("div", { class: kind ? `scroller ${kind}` : "scroller", tabindex: "0", role: "region", "aria-label": label },
-    el("table", {}, el("thead", {}, el("tr", {}, heads.map((head) => el("th", { scope: "col", class: head === "File" ? "words" : null }, head)))),
-      el("tbody", {}, rows)));
+  return el(
+    "div",
+    {
+      class: kind ? `scroller ${kind}` : "scroller",
+      tabindex: "0",
+      role: "region",
+      "aria-label": label,
+    },
+    el(
+      "table",
+      {},
+      el(
+        "thead",
+        {},
+        el(
+          "tr",
+          {},
+          heads.map((head) =>
+            el("th", { scope: "col", class: head === "File" ? "words" : null }, head),
+          ),
+        ),
+      ),
+      el("tbody", {}, rows),
+    ),
+  );
 }
 
 function scoresPart() {
@@ -42,8 +83,13 @@ function scoresPart() {
 }
 
 function part(title, note, ...children) {
-  return el("section", { class: "part", "aria-label": title }, el("h2", {}, title),
-    note ? el("p", { class: "faint part-note" }, note) : null, children);
+  return el(
+    "section",
+    { class: "part", "aria-label": title },
+    el("h2", {}, title),
+    note ? el("p", { class: "faint part-note" }, note) : null,
+    children,
+  );
 }
 
 function promptPart() {
@@ -54,50 +100,140 @@ function promptPart() {
     .filter((row) => row.x !== null && row.value !== null);
   const options = METRICS.map((one) => [one.key, nameOf(one.label)]);
   const left = state.shown.length - rows.length;
-  return part("Prompt length beside quality", null,
+  return part(
+    "Prompt length beside quality",
+    null,
     chooser("Score", options, state.score, (score) => change({ score }), { id: "score" }),
-    rows.length ? scatter(rows, { xLabel: "tokens of the prompt, mean per report", yLabel: shortened(nameOf(metric.label), 40) })
+    rows.length
+      ? scatter(rows, {
+          xLabel: "tokens of the prompt, mean per report",
+          yLabel: shortened(nameOf(metric.label), 40),
+        })
       : el("p", { class: "faint" }, "No shown method has both."),
-    left && rows.length ? el("p", { class: "faint small" }, `${left} shown without: its file has no number of prompt tokens, or it has no such score.`) : null);
+    el(
+      "p",
+      { class: "faint small" },
+      "Methods of nearly the same length are drawn side by side, over their number of tokens.",
+    ),
+    left && rows.length
+      ? el(
+          "p",
+          { class: "faint small" },
+          `${left} shown without: its file has no number of prompt tokens, or it has no such score.`,
+        )
+      : null,
+  );
 }
 
 function methodsPart() {
-  const heads = ["Method", "File", "Reports", "Prompt tokens", "Seconds per report", "Ended by itself"];
-  const rows = METHODS.map((method, at) => el("tr", {},
-    el("th", { scope: "row" }, methodName(at)), el("td", { class: "words" }, isolated(method.file)),
-    [number(method.reports, 0), number(method.prompt_tokens, 0), number(method.seconds, 2), percent(method.ended)]
-      .map((text) => el("td", {}, text))));
-  return part("Methods", `${number(STUDIES.length, 0)} studies; compared: ${visible(DATA.target)}.`, table("Methods", heads, rows));
+  const heads = [
+    "Method",
+    "File",
+    "Reports",
+    "Prompt tokens",
+    "Seconds per report",
+    "Ended by itself",
+  ];
+  const rows = METHODS.map((method, at) =>
+    el(
+      "tr",
+      {},
+      el("th", { scope: "row" }, methodName(at)),
+      el("td", { class: "words" }, isolated(method.file)),
+      [
+        number(method.reports, 0),
+        number(method.prompt_tokens, 0),
+        number(method.seconds, 2),
+        percent(method.ended),
+      ].map((text) => el("td", {}, text)),
+    ),
+  );
+  return part(
+    "Methods",
+    `${number(STUDIES.length, 0)} studies; compared: ${visible(DATA.target)}.`,
+    table("Methods", heads, rows),
+  );
 }
 
-const chance = (p) => (p === null || p === undefined ? "" : p < 0.001 ? "p < 0.001" : `p = ${number(p, 3)}`);
+const chance = (p) =>
+  p === null || p === undefined ? "" : p < 0.001 ? "p < 0.001" : `p = ${number(p, 3)}`;
 
 function differenceCell(found, metric) {
   if (!found) return el("td", {}, "–");
   const digits = DIGITS[metric.unit];
   const clear = found.interval && (found.interval[0] > 0 || found.interval[1] < 0);
-  return el("td", {}, el("span", { class: clear ? "clear" : null }, signed(found.difference, digits)),
-    el("span", { class: "faint small under" }, [range(found.interval, digits), chance(found.p)].filter(Boolean).join("; ")));
+  return el(
+    "td",
+    {},
+    el("span", { class: clear ? "clear" : null }, signed(found.difference, digits)),
+    el(
+      "span",
+      { class: "faint small under" },
+      [range(found.interval, digits), chance(found.p)].filter(Boolean).join("; "),
+    ),
+  );
 }
 
 function differencesPart() {
   const baselines = [...new Set(DATA.differences.map((one) => one.baseline))];
-  const parts = baselines.map((baseline) => {
-    const all = DATA.differences.filter((one) => one.baseline === baseline && state.shown.includes(one.method));
-    if (!all.length) return null;
-    const rows = METRICS.filter((metric) => all.some((one) => one.scores[metric.key])).map((metric) =>
-      el("tr", {}, el("th", { scope: "row" }, isolated(metric.label), el("span", { class: "faint small under" }, BETTER[metric.better])),
-        all.map((one) => differenceCell(one.scores[metric.key], metric))));
-    return [el("h3", {}, "Minus ", methodName(baseline)),
-      table(`Differences from ${plainName(baseline)}`, ["", ...all.map((one) => methodName(one.method))], rows)];
-  }).filter(Boolean);
+  const parts = baselines
+    .map((baseline) => {
+      const all = DATA.differences.filter(
+        (one) => one.baseline === baseline && state.shown.includes(one.method),
+      );
+      if (!all.length) return null;
+      const rows = METRICS.filter((metric) => all.some((one) => one.scores[metric.key])).map(
+        (metric) =>
+          el(
+            "tr",
+            {},
+            el(
+              "th",
+              { scope: "row" },
+              isolated(metric.label),
+              el("span", { class: "faint small under" }, BETTER[metric.better]),
+            ),
+            all.map((one) => differenceCell(one.scores[metric.key], metric)),
+          ),
+      );
+      return [
+        el("h3", {}, "Minus ", methodName(baseline)),
+        table(
+          `Differences from ${plainName(baseline)}`,
+          ["", ...all.map((one) => methodName(one.method))],
+          rows,
+        ),
+      ];
+    })
+    .filter(Boolean);
   if (!parts.length) return null;
-  return part("Differences", "Paired, on the same studies. Bold: the interval does not hold 0.", parts);
+  return part(
+    "Differences",
+    "Paired, on the same studies. Bold: the interval does not hold 0.",
+    parts,
+  );
 }
 
+let stale = false; // drawn again when it is looked at, or printed
+
 function drawOverview() {
-  const open = new Set([...document.querySelectorAll("#overview details[open]")].map((one) => one.dataset.key));
-  const parts = [scoresPart(), el("div", { class: "two" }, el("div", {}, methodsPart(), promptPart()), differencesPart()), groupsPart(), findingsPart()];
+  stale = false;
+  const open = new Set(
+    [...document.querySelectorAll("#overview details[open]")].map((one) => one.dataset.key),
+  );
+  // more columns than half a wide screen holds go one below the other
+  const [outer, inner] = state.shown.length > 4 ? [null, "two"] : ["two", null];
+  const parts = [
+    scoresPart(),
+    el(
+      "div",
+      { class: outer },
+      el("div", { class: inner }, methodsPart(), promptPart()),
+      differencesPart(),
+    ),
+    groupsPart(),
+    findingsPart(),
+  ];
   byId("overview-parts").replaceChildren(...parts.filter(Boolean));
   document.querySelectorAll("#overview details").forEach((one, at) => {
     one.dataset.key = at;
@@ -110,10 +246,13 @@ function buildOverview() {
   drawOverview();
   const training = trainingPart();
   if (training) byId("overview").append(training);
+  window.addEventListener("beforeprint", () => stale && drawOverview());
   watch((changed) => {
-    if (!["shown", "method", "score"].some((name) => changed.has(name))) return;
+    stale ||= ["shown", "method", "score"].some((name) => changed.has(name));
+    if (!stale || state.view !== "overview") return;
     const focus = document.activeElement?.id;
     drawOverview();
-    if (focus === "score" || focus === "finding-order" || focus === "group-score") byId(focus)?.focus();
+    if (focus === "score" || focus === "finding-order" || focus === "group-score")
+      byId(focus)?.focus();
   });
 }

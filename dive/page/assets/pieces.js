@@ -9,7 +9,8 @@ function fill(node, attributes, children) {
     if (value === false && !name.startsWith("aria-")) continue;
     if (name === "on") {
       for (const [event, call] of Object.entries(value)) node.addEventListener(event, call);
-    } else node.setAttribute(name, value === true && !name.startsWith("aria-") ? "" : String(value));
+    } else
+      node.setAttribute(name, value === true && !name.startsWith("aria-") ? "" : String(value));
   }
   for (const child of children.flat(Infinity)) {
     if (child !== null && child !== undefined && child !== false) node.append(child);
@@ -52,12 +53,17 @@ const button = (label, press, attributes) =>
 // A labelled select; options are [value, label] pairs.
 function chooser(label, options, value, pick, attributes) {
   const select = el("select", { ...attributes });
-  for (const [key, text] of options) select.append(el("option", { value: key }, shortened(text, 80)));
+  for (const [key, text] of options)
+    select.append(el("option", { value: key }, shortened(text, 80)));
   select.value = value;
   // After a choice by mouse the page's keys work again; by keys one goes on choosing.
   let byKeys = true;
-  select.addEventListener("pointerdown", () => { byKeys = false; });
-  select.addEventListener("keydown", () => { byKeys = true; });
+  select.addEventListener("pointerdown", () => {
+    byKeys = false;
+  });
+  select.addEventListener("keydown", () => {
+    byKeys = true;
+  });
   select.addEventListener("change", () => {
     if (!byKeys) select.blur();
     pick(select.value, byKeys);
@@ -82,7 +88,8 @@ const signed = (value, digits) => (value > 0 ? "+" : "") + number(value, digits)
 const range = (interval, digits) =>
   interval ? `${number(interval[0], digits)} to ${number(interval[1], digits)}` : "";
 
-const percent = (value) => (value === null || value === undefined ? "–" : `${number(value * 100, 0)} %`);
+const percent = (value) =>
+  value === null || value === undefined ? "–" : `${number(value * 100, 0)} %`;
 
 // Said to a screen reader, and to nobody else.
 function say(text) {

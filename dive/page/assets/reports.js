@@ -33,7 +33,8 @@ function reportText(report, outcomes) {
 
 function outcomeNote(one) {
   const kind = kindOf(one.outcome);
-  if (kind === "wrong") return `truth: ${visible(one.truth) || "not given"}; stated: ${visible(one.stated) || "not given"}`;
+  if (kind === "wrong")
+    return `truth: ${visible(one.truth) || "not given"}; stated: ${visible(one.stated) || "not given"}`;
   return visible(kind === "invented" ? one.stated : one.truth);
 }
 
@@ -43,23 +44,47 @@ function outcomeList(report) {
   const order = [...report.found].sort(
     (a, b) => WORST_FIRST[kindOf(a.outcome)] - WORST_FIRST[kindOf(b.outcome)],
   );
-  return el("ul", { class: "outcomes" }, order.map((one) => {
-    const kind = kindOf(one.outcome);
-    const note = outcomeNote(one);
-    return el("li", { class: kind },
-      el("span", { class: `sign ${kind}`, "aria-hidden": "true" }, KIND_SIGNS[kind]),
-      el("span", {}, 
-        button(isolated(FINDINGS[one.finding].label), () => change({ finding: one.finding }), {
-          class: "link", title: "Show the studies with this finding" }),
-        el("span", { class: "faint" }, ` ${OUTCOME_WORDS[one.outcome]}${note ? ` · ${note}` : ""}`)));
-  }));
+  return el(
+    "ul",
+    { class: "outcomes" },
+    order.map((one) => {
+      const kind = kindOf(one.outcome);
+      const note = outcomeNote(one);
+      return el(
+        "li",
+        { class: kind },
+        el("span", { class: `sign ${kind}`, "aria-hidden": "true" }, KIND_SIGNS[kind]),
+        el(
+          "span",
+          {},
+          button(isolated(FINDINGS[one.finding].label), () => change({ finding: one.finding }), {
+            class: "link",
+            title: "Show the studies with this finding",
+          }),
+          el(
+            "span",
+            { class: "faint" },
+            ` ${OUTCOME_WORDS[one.outcome]}${note ? ` · ${note}` : ""}`,
+          ),
+        ),
+      );
+    }),
+  );
 }
 
 function legend() {
-  return el("ul", { class: "legend", "aria-label": "Legend" },
-    KINDS.map((kind) => el("li", {},
-      el("span", { class: `sign ${kind}`, "aria-hidden": "true" }, KIND_SIGNS[kind]),
-      el("span", { class: `said positive ${kind}` }, KIND_WORDS[kind]))),
+  return el(
+    "ul",
+    { class: "legend", "aria-label": "Legend" },
+    KINDS.map((kind) =>
+      el(
+        "li",
+        {},
+        el("span", { class: `sign ${kind}`, "aria-hidden": "true" }, KIND_SIGNS[kind]),
+        el("span", { class: `said positive ${kind}` }, KIND_WORDS[kind]),
+      ),
+    ),
     el("li", {}, el("span", { class: "said uncertain" }, "uncertain")),
-    el("li", {}, el("span", { class: "said negative" }, "denied")));
+    el("li", {}, el("span", { class: "said negative" }, "denied")),
+  );
 }

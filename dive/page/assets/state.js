@@ -22,6 +22,16 @@ const initial = () => ({
 let state = initial();
 const watchers = [];
 
+// Browsers refuse an address that changes with every repetition of a key that is held down.
+let late = 0;
+
+function writeAddress() {
+  if (!late) return;
+  clearTimeout(late);
+  late = 0;
+  history.replaceState(null, "", "#" + written());
+}
+
 // call(changed, quiet): after every change, with the names of what is another now; quiet: it came
 // from the address.
 const watch = (call) => watchers.push(call);
@@ -32,10 +42,13 @@ function change(patch, quiet) {
     if (state[name] !== value) changed.add(name);
   }
   if (!changed.size) return;
-  state = { ...state, ...patch };
-  if (!quiet) {
-    const push = changed.has("view") ? "pushState" : "replaceState";
-    history[push](null, "", "#" + written());
+  if (!quiet && changed.has("view")) {
+    writeAddress(); // where one comes back to
+    state = { ...state, ...patch };
+    history.pushState(null, "", "#" + written());
+  } else {
+    state = { ...state, ...patch };
+    if (!quiet) late ||= setTimeout(writeAddress, 100);
   }
   for (const call of watchers) call(changed, quiet);
 }
@@ -65,7 +78,8 @@ function written() {
   if (state.method !== start.method) words.set("method", keyIn(methodNames, state.method));
   if (state.order !== start.order) words.set("order", state.order);
   if (state.order === "difference") words.set("than", keyIn(methodNames, state.other));
-  if (state.shown.length !== METHODS.length) words.set("show", state.shown.map((one) => one + 1).join("."));
+  if (state.shown.length !== METHODS.length)
+    words.set("show", state.shown.map((one) => one + 1).join("."));
   if (state.query) words.set("q", state.query);
   if (state.finding >= 0) words.set("finding", keyIn(findingNames, state.finding));
   if (state.outcome) words.set("outcome", state.outcome);
@@ -81,7 +95,8 @@ function parsed(hash) {
   const words = new URLSearchParams(hash.replace(/^#/, ""));
   const take = (name, read) => {
     const value = words.get(name);
-    if (value !== null && value !== "" && !read(value)) unknown.push(`${name} ${shortened(nameOf(value), 60)}`);
+    if (value !== null && value !== "" && !read(value))
+      unknown.push(`${name} ${shortened(nameOf(value), 60)}`);
   };
   const pick = (name, known) => (value) => known.includes(value) && ((found[name] = value), true);
   const index = (name, names) => (value) => {
@@ -99,11 +114,20 @@ function parsed(hash) {
   take("order", pick("order", ORDERS));
   take("finding", index("finding", findingNames));
   take("outcome", pick("outcome", FILTERS));
-  take("score", pick("score", METRICS.map((one) => one.key)));
+  take(
+    "score",
+    pick(
+      "score",
+      METRICS.map((one) => one.key),
+    ),
+  );
   take("theme", pick("theme", Object.keys(THEMES)));
   take("q", (value) => ((found.query = value.slice(0, 500)), true));
   take("show", (value) => {
-    const all = value.split(".").map(Number).filter((one) => METHODS[one - 1]);
+    const all = value
+      .split(".")
+      .map(Number)
+      .filter((one) => METHODS[one - 1]);
     if (all.length) found.shown = [...new Set(all)].map((one) => one - 1).sort((a, b) => a - b);
     return all.length > 0;
   });
@@ -112,6 +136,8 @@ function parsed(hash) {
 }
 
 function readAddress() {
+  clearTimeout(late);
+  late = 0;
   const [found, unknown] = parsed(location.hash);
   // equal lists are one list, or everything would seem to have changed
   if (String(found.shown) === String(state.shown)) found.shown = state.shown;

@@ -51,20 +51,38 @@ function counts(index) {
   if (!found) return el("span", { class: "faint" }, "no report");
   const kinds = KINDS.filter((kind) => found[kind]);
   const words = kinds.map((kind) => `${found[kind]} ${KIND_WORDS[kind]}`).join(", ");
-  return el("span", { class: "counts", role: "img", "aria-label": words || "no finding" },
-    kinds.map((kind) => el("span", { class: `count ${kind}` }, `${KIND_SIGNS[kind]}${found[kind]}`)));
+  return el(
+    "span",
+    { class: "counts", role: "img", "aria-label": words || "no finding" },
+    kinds.map((kind) =>
+      el("span", { class: `count ${kind}` }, `${KIND_SIGNS[kind]}${found[kind]}`),
+    ),
+  );
 }
 
 function line(at) {
   const index = listed[at];
   const study = STUDIES[index];
   const chosen = index === state.study;
-  const node = el("div", {
-    class: "line", role: "option", "aria-selected": chosen, tabindex: chosen ? 0 : -1,
-    "aria-posinset": at + 1, "aria-setsize": listed.length, "data-at": at },
+  const node = el(
+    "div",
+    {
+      class: "line",
+      role: "option",
+      "aria-selected": chosen,
+      tabindex: chosen ? 0 : -1,
+      "aria-posinset": at + 1,
+      "aria-setsize": listed.length,
+      "data-at": at,
+    },
     el("span", { class: "id" }, isolated(shortened(study.id, 200))),
-    el("span", { class: "patient faint" }, study.patient === null ? "" : isolated(shortened(study.patient, 80))),
-    counts(index));
+    el(
+      "span",
+      { class: "patient faint" },
+      study.patient === null ? "" : isolated(shortened(study.patient, 80)),
+    ),
+    counts(index),
+  );
   node.style.setProperty("top", `${at * LINE}px`);
   return node;
 }
@@ -79,12 +97,14 @@ function drawLines() {
   const wanted = new Set();
   for (let at = first; at < last; at += 1) wanted.add(at);
   const chosen = listed.indexOf(state.study);
-  if (chosen >= 0) wanted.add(chosen); // keeps the focus, and is where Tab leads
+  if (chosen >= 0)
+    wanted.add(chosen); // keeps the focus, and is where Tab leads
   else if (listed.length) wanted.add(0);
   const nodes = [...wanted].sort((a, b) => a - b).map(line);
   if (chosen < 0 && nodes.length) nodes[0].setAttribute("tabindex", 0);
   inner.replaceChildren(...nodes);
-  if (!listed.length) inner.append(el("p", { class: "faint none" }, "No study passes these filters."));
+  if (!listed.length)
+    inner.append(el("p", { class: "faint none" }, "No study passes these filters."));
   if (focused) inner.querySelector('[tabindex="0"]')?.focus({ preventScroll: true });
 }
 
@@ -112,26 +132,69 @@ function listKey(event) {
 }
 
 function filters() {
-  const search = el("input", { type: "search", id: "search", placeholder: "id, patient or words",
-    "aria-label": "Search", autocomplete: "off", spellcheck: "false" });
+  const search = el("input", {
+    type: "search",
+    id: "search",
+    placeholder: "id, patient or words",
+    "aria-label": "Search",
+    autocomplete: "off",
+    spellcheck: "false",
+  });
   let waiting = 0;
   search.addEventListener("input", () => {
     clearTimeout(waiting);
     waiting = setTimeout(() => change({ query: search.value.slice(0, 500) }), 120);
   });
-  const findings = [["-1", "any"], ...FINDINGS.map((one, at) => [at, `${nameOf(one.label)} (${one.references})`])];
-  const outcomes = [["", "any"], ["errors", "any error"], ...KINDS.map((kind) => [kind, KIND_WORDS[kind]]),
-    ["open", "did not end"], ["none", "no report"]];
+  const findings = [
+    ["-1", "any"],
+    ...FINDINGS.map((one, at) => [at, `${nameOf(one.label)} (${one.references})`]),
+  ];
+  const outcomes = [
+    ["", "any"],
+    ["errors", "any error"],
+    ...KINDS.map((kind) => [kind, KIND_WORDS[kind]]),
+    ["open", "did not end"],
+    ["none", "no report"],
+  ];
   const methods = METHODS.map((_, at) => [at, plainName(at)]);
-  return el("div", { class: "filters" }, search,
-    chooser("Finding", findings, state.finding, (value) => change({ finding: Number(value) }), { id: "finding" }),
-    chooser("Outcome", outcomes, state.outcome, (value) => change({ outcome: value }), { id: "outcome" }),
-    chooser("Method", methods, state.method, (value) => change({ method: Number(value) }), { id: "method" }),
-    chooser("Order", [["given", "as given"], ["worst", "worst first"], ["difference", "largest difference"]],
-      state.order, (value) => change({ order: value }), { id: "order" }),
-    chooser("from", methods, state.other, (value) => change({ other: Number(value) }), { id: "other" }),
-    el("p", { class: "faint shown-count" }, el("span", { id: "how-many" }), " ",
-      button("Clear filters", () => change({ query: "", finding: -1, outcome: "" }), { class: "link", id: "clear" })));
+  return el(
+    "div",
+    { class: "filters" },
+    search,
+    chooser("Finding", findings, state.finding, (value) => change({ finding: Number(value) }), {
+      id: "finding",
+    }),
+    chooser("Outcome", outcomes, state.outcome, (value) => change({ outcome: value }), {
+      id: "outcome",
+    }),
+    chooser("Method", methods, state.method, (value) => change({ method: Number(value) }), {
+      id: "method",
+    }),
+    chooser(
+      "Order",
+      [
+        ["given", "as given"],
+        ["worst", "worst first"],
+        ["difference", "largest difference"],
+      ],
+      state.order,
+      (value) => change({ order: value }),
+      { id: "order" },
+    ),
+    chooser("from", methods, state.other, (value) => change({ other: Number(value) }), {
+      id: "other",
+    }),
+    el(
+      "p",
+      { class: "faint shown-count" },
+      el("span", { id: "how-many" }),
+      " ",
+      button("Clear filters", () => change({ query: "", finding: -1, outcome: "" }), {
+        class: "link",
+        id: "clear",
+      }),
+    ),
+  );
 }
 
 // On a narrow screen the list lies under a button.
@@ -143,21 +206,35 @@ function openDrawer(open) {
 function showFilters() {
   const search = byId("search");
   if (search.value !== state.query && document.activeElement !== search) search.value = state.query;
-  for (const name of ["finding", "outcome", "method", "order", "other"]) byId(name).value = state[name];
+  for (const name of ["finding", "outcome", "method", "order", "other"])
+    byId(name).value = state[name];
   byId("other").closest("label").hidden = state.order !== "difference";
-  byId("how-many").textContent = listed.length === STUDIES.length
-    ? `${number(STUDIES.length, 0)} studies` : `${number(listed.length, 0)} of ${number(STUDIES.length, 0)} studies`;
+  byId("how-many").textContent =
+    listed.length === STUDIES.length
+      ? `${number(STUDIES.length, 0)} studies`
+      : `${number(listed.length, 0)} of ${number(STUDIES.length, 0)} studies`;
   byId("clear").hidden = !(state.query || state.outcome || state.finding >= 0);
 }
 
 function buildList() {
-  lines = el("div", { class: "lines", role: "listbox", "aria-label": "Studies" }, el("div", { class: "inner" }));
+  lines = el(
+    "div",
+    { class: "lines", role: "listbox", "aria-label": "Studies" },
+    el("div", { class: "inner", role: "presentation" }),
+  );
   let asked = false;
-  lines.addEventListener("scroll", () => {
-    if (asked) return;
-    asked = true;
-    requestAnimationFrame(() => { asked = false; drawLines(); });
-  }, { passive: true });
+  lines.addEventListener(
+    "scroll",
+    () => {
+      if (asked) return;
+      asked = true;
+      requestAnimationFrame(() => {
+        asked = false;
+        drawLines();
+      });
+    },
+    { passive: true },
+  );
   lines.addEventListener("keydown", listKey);
   lines.addEventListener("click", (event) => {
     const chosen = event.target.closest(".line");
@@ -168,7 +245,9 @@ function buildList() {
   new ResizeObserver(() => requestAnimationFrame(drawLines)).observe(lines);
   relist();
   watch((changed, quiet) => {
-    const again = ["query", "finding", "outcome", "method", "order", "other"].some((name) => changed.has(name));
+    const again = ["query", "finding", "outcome", "method", "order", "other"].some((name) =>
+      changed.has(name),
+    );
     if (again) {
       relist();
       const same = !["query", "finding", "outcome", "order"].some((name) => changed.has(name));
@@ -183,11 +262,20 @@ function buildList() {
       reveal();
     }
   });
-  return el("div", { id: "side" }, 
-    el("div", { class: "drawer-bar" },
+  return el(
+    "div",
+    { id: "side" },
+    el(
+      "div",
+      { class: "drawer-bar" },
       button("◂", () => step(-1), { "aria-label": "Previous study" }),
-      button("Choose a study", () => openDrawer(!byId("side").classList.contains("open")),
-        { id: "drawer", "aria-expanded": "false", "aria-controls": "drawn-out" }),
-      button("▸", () => step(1), { "aria-label": "Next study" })),
-    el("div", { id: "drawn-out" }, filters(), lines));
+      button("Choose a study", () => openDrawer(!byId("side").classList.contains("open")), {
+        id: "drawer",
+        "aria-expanded": "false",
+        "aria-controls": "drawn-out",
+      }),
+      button("▸", () => step(1), { "aria-label": "Next study" }),
+    ),
+    el("div", { id: "drawn-out" }, filters(), lines),
+  );
 }

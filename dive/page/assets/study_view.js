@@ -13,19 +13,38 @@ function film(study, at) {
   const view = image.view ? `, ${nameOf(image.view)}` : "";
   const words = `Film ${at + 1} of ${study.images.length}${view}`;
   const source = imageSource(image.src);
-  if (source === null) return el("div", { class: "film gone" }, `${words}: missing`);
-  const attributes = { src: source, alt: `${words}, of study ${shortened(nameOf(study.id), 80)}`,
-    width: image.width || null, height: image.height || null, decoding: "async" };
+  if (source === null) {
+    return el(
+      "div",
+      { class: "film gone" },
+      `${words}: ${image.src === null ? "missing" : "not opened, as it is neither embedded nor beside this page"}`,
+    );
+  }
+  const attributes = {
+    src: source,
+    alt: `${words}, of study ${shortened(nameOf(study.id), 80)}`,
+    width: image.width || null,
+    height: image.height || null,
+    decoding: "async",
+  };
   const picture = el("img", attributes);
-  const frame = button(picture, () => enlarge(attributes, words), { class: "film", "aria-label": `Enlarge: ${attributes.alt}` });
-  picture.addEventListener("error", () => frame.replaceWith(el("div", { class: "film gone" }, `${words}: cannot be read`)));
+  const frame = button(picture, () => enlarge(attributes, words), {
+    class: "film",
+    "aria-label": `Enlarge: ${attributes.alt}`,
+  });
+  picture.addEventListener("error", () =>
+    frame.replaceWith(el("div", { class: "film gone" }, `${words}: cannot be read`)),
+  );
   return frame;
 }
 
 function enlarge(attributes, words) {
   const dialog = byId("film");
   const close = button("Close", () => dialog.close(), { class: "quiet" });
-  dialog.replaceChildren(el("div", { class: "bar" }, el("span", {}, words), close), el("img", attributes));
+  dialog.replaceChildren(
+    el("div", { class: "bar" }, el("span", {}, words), close),
+    el("img", attributes),
+  );
   dialog.showModal();
 }
 
@@ -33,25 +52,46 @@ function scoresOf(report) {
   const known = Object.entries(report.scores);
   if (!known.length) return null;
   const label = (key) => METRICS.find((one) => one.key === key)?.label ?? key;
-  return el("dl", { class: "scores" }, known.map(([key, value]) =>
-    el("div", {}, el("dt", {}, isolated(label(key))), el("dd", {}, number(value, 3)))));
+  return el(
+    "dl",
+    { class: "scores" },
+    known.map(([key, value]) =>
+      el("div", {}, el("dt", {}, isolated(label(key))), el("dd", {}, number(value, 3))),
+    ),
+  );
 }
 
 function methodColumn(study, method) {
   const report = study.reports[method];
   const chosen = method === state.method;
-  const head = el("h3", {},
+  const head = el(
+    "h3",
+    {},
     button(methodName(method), () => change({ method }), {
-      class: "choose", "aria-pressed": chosen, title: "Colour the truth by this method" }));
+      class: "choose",
+      "aria-pressed": chosen,
+      title: "Colour the truth by this method",
+    }),
+  );
   if (!report) {
-    return el("article", { class: "column none", "data-method": method }, head,
-      el("p", { class: "faint" }, "No report for this study."));
+    return el(
+      "article",
+      { class: "column none", "data-method": method },
+      head,
+      el("p", { class: "faint" }, "No report for this study."),
+    );
   }
   const flags = [];
   if (report.ended === false) flags.push(el("span", { class: "flag" }, "did not end"));
-  const node = el("article", { class: chosen ? "column chosen" : "column", "data-method": method },
-    head, flags.length ? el("p", { class: "flags" }, flags) : null,
-    reportText(report, outcomesOf(report)), outcomeList(report), scoresOf(report));
+  const node = el(
+    "article",
+    { class: chosen ? "column chosen" : "column", "data-method": method },
+    head,
+    flags.length ? el("p", { class: "flags" }, flags) : null,
+    reportText(report, outcomesOf(report)),
+    outcomeList(report),
+    scoresOf(report),
+  );
   node.style.setProperty("--colour", colourOf(method));
   return node;
 }
@@ -59,11 +99,32 @@ function methodColumn(study, method) {
 function truthColumn(study) {
   const report = study.reports[state.method];
   const note = report
-    ? el("span", { class: "faint small", title: plainName(state.method) }, "coloured by ", badge(state.method))
+    ? el(
+        "span",
+        { class: "faint small", title: plainName(state.method) },
+        "coloured by ",
+        badge(state.method),
+      )
     : null;
-  return el("article", { class: "column truth" },
+  return el(
+    "article",
+    { class: "column truth" },
     el("h3", {}, el("span", {}, "Truth"), note),
-    reportText(study.reference, outcomesOf(report)));
+    reportText(study.reference, outcomesOf(report)),
+  );
+}
+
+// What had the focus in the study has it again: a method's button, or else the study as a whole.
+function drawStudyAndFocus(another) {
+  const box = byId("study");
+  const focused = box.contains(document.activeElement) && document.activeElement !== box;
+  const method =
+    document.activeElement?.closest?.(".choose") &&
+    document.activeElement.closest("[data-method]")?.dataset.method;
+  drawStudy();
+  if (another) box.scrollTop = 0;
+  if (focused)
+    (box.querySelector(`[data-method="${method}"] .choose`) ?? box).focus({ preventScroll: true });
 }
 
 function drawStudy() {
@@ -74,25 +135,58 @@ function drawStudy() {
     return;
   }
   const at = listed.indexOf(state.study);
-  byId("drawer").textContent = at < 0 ? "Choose a study" : `Study ${number(at + 1, 0)} of ${number(listed.length, 0)} ▾`;
-  const head = el("header", { class: "study-head" },
+  byId("drawer").textContent =
+    at < 0 ? "Choose a study" : `Study ${number(at + 1, 0)} of ${number(listed.length, 0)} ▾`;
+  const head = el(
+    "header",
+    { class: "study-head" },
     el("h2", {}, isolated(study.id)),
-    study.patient === null ? null : el("span", { class: "faint" }, "patient ", isolated(study.patient)),
+    study.patient === null
+      ? null
+      : el("span", { class: "faint" }, "patient ", isolated(study.patient)),
     at < 0 ? el("span", { class: "flag" }, "not in the filtered list") : null,
-    insideOf(state.study) ? button("Inside the adapter", () => change({ view: "explained" }), { class: "quiet" }) : null);
-  const films = el("div", { class: "films" }, study.images.map((_, one) => film(study, one)),
-    study.images.length ? null : el("p", { class: "faint" }, "No film."));
-  const indication = study.indication === null ? null
-    : el("p", { class: "indication" }, el("span", { class: "faint" }, "Indication "), el("bdi", {}, visible(study.indication)));
-  const columns = el("div", { class: "columns" }, truthColumn(study),
-    state.shown.map((method) => methodColumn(study, method)));
+    insideOf(state.study)
+      ? button("Inside the adapter", () => change({ view: "explained" }), { class: "quiet" })
+      : null,
+  );
+  const films = el(
+    "div",
+    { class: "films" },
+    study.images.map((_, one) => film(study, one)),
+    study.images.length ? null : el("p", { class: "faint" }, "No film."),
+  );
+  const indication =
+    study.indication === null
+      ? null
+      : el(
+          "p",
+          { class: "indication" },
+          el("span", { class: "faint" }, "Indication "),
+          el("bdi", {}, visible(study.indication)),
+        );
+  const columns = el(
+    "div",
+    { class: "columns" },
+    truthColumn(study),
+    state.shown.map((method) => methodColumn(study, method)),
+  );
   columns.style.setProperty("--columns", state.shown.length + 1);
-  box.replaceChildren(head, el("div", { class: "body" },
-    el("div", { class: "aside" }, films, indication), el("div", { class: "reading" }, legend(), columns)));
+  box.replaceChildren(
+    head,
+    el(
+      "div",
+      { class: "body" },
+      el("div", { class: "aside" }, films, indication),
+      el("div", { class: "reading" }, legend(), columns),
+    ),
+  );
 }
 
 function buildStudies() {
-  byId("studies").append(buildList(), el("div", { id: "study", tabindex: "-1", "aria-label": "Study", role: "region" }));
+  byId("studies").append(
+    buildList(),
+    el("div", { id: "study", tabindex: "0", "aria-label": "Study", role: "region" }),
+  );
   document.body.append(el("dialog", { id: "film", "aria-label": "Film" }));
   byId("film").addEventListener("click", (event) => {
     if (event.target === event.currentTarget) event.currentTarget.close();
@@ -102,6 +196,6 @@ function buildStudies() {
   drawStudy();
   watch((changed) => {
     const again = ["study", "method", "shown", "finding", "query", "outcome", "order", "other"];
-    if (again.some((name) => changed.has(name))) drawStudy();
+    if (again.some((name) => changed.has(name))) drawStudyAndFocus(changed.has("study"));
   });
 }

@@ -13,9 +13,14 @@ function curveChart(title, curves) {
     points: new Map(curve.steps.map((step, at) => [step, curve.values[at]])),
   }));
   const xs = [...new Set(curves.flatMap(({ curve }) => curve.steps))].sort((a, b) => a - b);
-  return el("article", { class: "card" }, el("h3", {}, isolated(title)),
-    xs.length ? lineChart({ series, xs, xLabel: "step", xName: (step) => `step ${number(step, 0)}` }).node
-      : el("p", { class: "faint" }, "No values."));
+  return el(
+    "article",
+    { class: "card" },
+    el("h3", {}, isolated(title)),
+    xs.length
+      ? lineChart({ series, xs, xLabel: "step", xName: (step) => `step ${number(step, 0)}` }).node
+      : el("p", { class: "faint" }, "No values."),
+  );
 }
 
 function trainingPart() {
@@ -28,6 +33,13 @@ function trainingPart() {
     }
   }
   if (!groups.size) return null;
-  return part("Training", DATA.training.map((one) => nameOf(one.name)).join(", "),
-    el("div", { class: "cards" }, [...groups].map(([title, curves]) => curveChart(title, curves))));
+  return part(
+    "Training",
+    DATA.training.map((one) => nameOf(one.name)).join(", "),
+    el(
+      "div",
+      { class: "cards" },
+      [...groups].map(([title, curves]) => curveChart(title, curves)),
+    ),
+  );
 }
