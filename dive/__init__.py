@@ -25,6 +25,7 @@ _EXPORTS = {
     "Report": "dive.generation",
     "generate": "dive.generation",
     "evaluate": "dive.metrics",
+    "evaluate_methods": "dive.metrics",
     "evaluate_seeds": "dive.metrics",
 }
 # every package is an attribute without an import of its own
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from dive.generation import Report as Report
     from dive.generation import generate as generate
     from dive.metrics import evaluate as evaluate
+    from dive.metrics import evaluate_methods as evaluate_methods
     from dive.metrics import evaluate_seeds as evaluate_seeds
     from dive.training import DistillConfig as DistillConfig
     from dive.training import distill as distill

@@ -26,6 +26,7 @@ from dive.cli.options import (
 )
 from dive.cli.predictions import Joined, joined, predictions_of
 from dive.cli.references import references_of
+from dive.cli.scoring import export_words, exports_of, models_of, write_exports
 from dive.errors import DiveError
 from dive.errors.visible import visible_json
 
@@ -119,8 +120,13 @@ def evaluate(
         ),
     ] = None,
     radgraph_model: Annotated[
-        str, typer.Option(help="RadGraph: radgraph, radgraph-xl or modern-radgraph-xl.")
-    ] = "radgraph-xl",
+        str | None,
+        typer.Option(
+            help="RadGraph: radgraph, radgraph-xl or modern-radgraph-xl; default radgraph-xl, and "
+            "radgraph with the metric radcliq.",
+            show_default=False,
+        ),
+    ] = None,
     radgraph_weights: Annotated[
         Path | None,
         typer.Option(
@@ -156,6 +162,37 @@ def evaluate(
             parser=as_path, metavar="FOLDER", help="CheXbert: folder of bert-base-uncased."
         ),
     ] = None,
+    bertscore_model: Annotated[
+        Path | None,
+        typer.Option(
+            parser=as_path,
+            metavar="FOLDER",
+            help="BERTScore: folder of distilroberta-base; default its usual place.",
+        ),
+    ] = None,
+    ratescore_python: Annotated[
+        str | None, typer.Option(help="RaTEScore: another Python that has the package.")
+    ] = None,
+    green_python: Annotated[
+        str | None, typer.Option(help="GREEN: another Python that has green_score.")
+    ] = None,
+    green_model: Annotated[
+        str | None,
+        typer.Option(help="GREEN: folder of its language model, or a name in the hub's cache."),
+    ] = None,
+    metrics_device: Annotated[
+        str,
+        typer.Option(help="cpu, cuda or cuda:N, for CheXbert, BERTScore, RaTEScore and GREEN."),
+    ] = "cpu",
+    export: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--export",
+            metavar="FORMAT:FILE",
+            help="Write references and predictions for other programs: rexrank:FILE.json or "
+            "radeval:FILE.jsonl. May be given again.",
+        ),
+    ] = None,
     split: SplitOption = None,
     images_root: ImagesRootOption = None,
     reports_root: ReportsRootOption = None,
@@ -174,33 +211,22 @@ def evaluate(
     check_values(target=target)
     others = baseline or []
     check_files(predictions, others, per_report)
-    outputs = outputs_of(per_report, table or [])
+    exports = exports_of(export or [], len(predictions))
+    outputs = outputs_of(per_report, table or [], exports)
     if bootstrap_unit is not None and bootstrap is None:
         raise DiveError("--bootstrap-unit has no use without --bootstrap")
     if outputs:
         read_files = [*predictions, *others, radgraph_annotations, radgraph_weights,
-                      radgraph_encoder, chexbert_weights, chexbert_tokenizer]  # fmt: skip
+                      radgraph_encoder, chexbert_weights, chexbert_tokenizer,
+                      bertscore_model]  # fmt: skip
         hold_outputs(context, outputs, read_files, (references, images_root, reports_root))
-    annotators: dict[str, Any] = {}
-    if "radgraph" in requested:
-        from dive.metrics import RadGraph
-
-        annotators["radgraph"] = radgraph_annotations or RadGraph(
-            radgraph_model,
-            weights=radgraph_weights,
-            encoder=radgraph_encoder,
-            python=radgraph_python,
-        )
-        annotators["radgraph_case_sensitive"] = radgraph_case_sensitive
-    if "chexbert" in requested:
-        from dive.metrics import CheXbert
-
-        annotators["chexbert"] = CheXbert(chexbert_weights, chexbert_tokenizer)
+    models = models_of(requested, context.params)
     files = {predictions[0]: predictions_of(predictions[0])}
     options = reading(split, images_root, reports_root, drop_comparisons, read)
     truth = references_of(references, target, options, allow_missing)
     files |= {path: predictions_of(path) for path in (*predictions[1:], *others)}
     data = joined(files, references, truth, allow_missing)
+    left_out = write_exports(exports, data, predictions[0], target)
     found = _scores(
         data,
         predictions,
@@ -213,16 +239,20 @@ def evaluate(
         confidence=confidence,
         seed=seed,
         bootstrap_unit=bootstrap_unit,
-        **annotators,
+        **models,
     )
     if per_report is not None:
         write_per_report(per_report, data.ids, found.pop("per_report"))
     write_tables(table or [], found, predictions, others)
     found |= _counts(data, predictions) | {"target": target}
+    if exports:
+        found["left_out_of_exports"] = {str(path): lost for path, lost in left_out.items()}
     if as_json:
         print(visible_json(found))
         return
     written = {path: "the scores are in" for path in table or []}
+    for path, lost in left_out.items():
+        written[path] = export_words(exports[path], len(data.ids) - lost, lost)
     if per_report is not None:
         written[per_report] = "every report's scores are in"
     print_results(found, len(data.ids), _without_reason(data, predictions), written)

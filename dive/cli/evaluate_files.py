@@ -1,5 +1,6 @@
 """The files of `dive evaluate`: which go together, and what it writes."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ def check_files(predictions: list[Path], baseline: list[Path], per_report: Path 
         )
 
 
-def outputs_of(per_report: Path | None, tables: list[Path]) -> dict[Path, str]:
+def outputs_of(
+    per_report: Path | None, tables: list[Path], exports: Iterable[Path] = ()
+) -> dict[Path, str]:
     """The files to be written, each with the option that names it."""
     from dive.files.atomic import target_of
 
@@ -41,6 +44,11 @@ def outputs_of(per_report: Path | None, tables: list[Path]) -> dict[Path, str]:
             raise DiveError(f"--table {path}: is written already by this command; name another")
         seen.add(target_of(path))
         outputs[path] = "--table"
+    for path in exports:
+        if target_of(path) in seen:
+            raise DiveError(f"--export {path}: is written already by this command; name another")
+        seen.add(target_of(path))
+        outputs[path] = "--export"
     return outputs
 
 

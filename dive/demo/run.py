@@ -134,6 +134,11 @@ def _run(
         highlight=False,
         soft_wrap=True,
     )
+    console.print(
+        f"  dive report --references {out / 'test.jsonl'} --predictions {out / 'reports.jsonl'}",
+        highlight=False,
+        soft_wrap=True,
+    )
     console.print("  dive distill --help      (the same on a model and studies of your own)")
     return records
 

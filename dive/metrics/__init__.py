@@ -4,6 +4,7 @@ from dive.metrics.bertscore import BertScore
 from dive.metrics.chexbert import CheXbert
 from dive.metrics.evaluation import FINISH_REASONS, METRICS, evaluate
 from dive.metrics.green import Green
+from dive.metrics.methods import evaluate_methods
 from dive.metrics.normalization import NORMALIZATIONS
 from dive.metrics.ratescore import RaTEScore
 from dive.metrics.requirements import requirements
@@ -21,6 +22,7 @@ __all__ = [
     "RadGraph",
     "RadGraphFile",
     "evaluate",
+    "evaluate_methods",
     "evaluate_seeds",
     "requirements",
 ]

@@ -130,7 +130,8 @@ def _states(model: Any, tokenizer: Any, texts: list[str], device: str) -> list[A
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
-    # the space that bert-score sets before the first word (add_prefix_space)
+    # the space that bert-score asks for before the first word (add_prefix_space): transformers 4
+    # sets it, 5 does not
     text = text.strip()
     ids = tokenizer.encode(f" {text}", add_special_tokens=False) if text else []
     return [tokenizer.cls_token_id, *ids[: _LONGEST - 2], tokenizer.sep_token_id]

@@ -4,6 +4,7 @@ What several metrics share (annotations, embeddings) is computed once per list o
 the references' part once.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,13 @@ from dive.radgraph import Annotation, Annotator, RadGraph
 if TYPE_CHECKING:
     from dive.metrics.scorer import ScorerOptions
 
-RADCLIQ_MODEL = "radgraph"  # the first RadGraph model, on whose annotations RadCliQ-v1 was fitted
+
+def radgraph_model_of(metrics: Sequence[str]) -> str:
+    """The RadGraph model for these metrics where none is named.
+
+    RadCliQ-v1 was fitted on annotations of the first one; RadGraph F1 is usually of radgraph-xl.
+    """
+    return "radgraph" if "radcliq" in metrics else "radgraph-xl"
 
 
 class Models:
@@ -34,8 +41,7 @@ class Models:
 
     @cached_property
     def annotator(self) -> Annotator:
-        model = RADCLIQ_MODEL if "radcliq" in self.options.metrics else "radgraph-xl"
-        return self.options.radgraph or RadGraph(model)
+        return self.options.radgraph or RadGraph(radgraph_model_of(self.options.metrics))
 
     @cached_property
     def labeler(self) -> CheXbert:

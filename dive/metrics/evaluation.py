@@ -1,6 +1,7 @@
 """`dive.evaluate`: predictions against references, every number with the name of its variant."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +105,70 @@ def evaluate(
             metric or normalisation, unknown patients where they are to be drawn, or weights or
             packages of a metric missing.
     """
-    pairs = Pairs(predictions, references, baseline)
-    _check_settings(metrics, rouge_beta)
+    pairs = Pairs(references)
+    texts = pairs.lists(predictions, "predictions")
+    others = None if baseline is None else pairs.lists(baseline, "baseline")
     if per_report and isinstance(predictions, Seeds):
         raise DiveError("per_report is of one list of predictions, not of several seeds")
     units = units_of(pairs.patients(patients), bootstrap_unit)  # checked without bootstrap, too
     resampling = None if bootstrap is None else Resampling(bootstrap, confidence, seed, units)
-    _warn_if_not_english(pairs, metrics)
+    scorer = scorer_of(
+        pairs,
+        {"predictions": texts} | ({} if others is None else {"baseline": others}),
+        metrics,
+        normalization=normalization,
+        rouge_beta=rouge_beta,
+        meteor_synonyms=meteor_synonyms,
+        radgraph=radgraph,
+        radgraph_case_sensitive=radgraph_case_sensitive,
+        chexbert=chexbert,
+        bertscore=bertscore,
+        ratescore=ratescore,
+        green=green,
+    )
+    ours = [scorer.measures(own) for own in texts]
+    theirs = None if others is None else [scorer.measures(own) for own in others]
+    if finish_reasons is not None:
+        add_termination(ours, pairs.lists(finish_reasons, "finish_reasons"))
+    result = all_results(ours, theirs, resampling, isinstance(predictions, Seeds))
+    result["variants"] = {k: v for measure in ours[0] for k, v in measure.variants.items()}
+    result |= pairs.counts(texts, ("predictions", "baseline"))
+    if per_report:
+        result["per_report"] = report_scores(ours[0], pairs)
+    return result
+
+
+def scorer_of(
+    pairs: Pairs,
+    texts: Mapping[str, Sequence[Sequence[str]]],
+    metrics: Sequence[str],
+    *,
+    normalization: str = "lower",
+    rouge_beta: float = overlap.ROUGE_BETA,
+    meteor_synonyms: bool = True,
+    radgraph: Annotator | str | Path | None = None,
+    radgraph_case_sensitive: bool = False,
+    chexbert: CheXbert | None = None,
+    bertscore: BertScore | None = None,
+    ratescore: RaTEScore | None = None,
+    green: Green | None = None,
+) -> Scorer:
+    """The scorer of `evaluate` for these settings, which are checked.
+
+    texts: what they are -> lists of texts that it will score; a warning names those that are not
+    English, where a metric reads English.
+    """
+    unknown = [name for name in metrics if name not in METRICS]
+    if isinstance(metrics, str) or unknown or not metrics:
+        raise DiveError(f"metrics is {metrics!r}, want a list of some of {', '.join(METRICS)}")
+    if not rouge_beta > 0:
+        raise DiveError(f"rouge_beta is {rouge_beta!r}, want a number above 0")
+    english = [name for name in ENGLISH if name in metrics]
+    if english:
+        for what, lists in ({"references": [pairs.references]} | dict(texts)).items():
+            reader = f"the metric {', '.join(english)}"
+            given = [one for one in chain(*lists) if one.strip()]
+            warn_if_not_english(given, what, reader, stacklevel=4)
     options = ScorerOptions(
         metrics=tuple(metrics),
         normalization=normalization,
@@ -123,36 +181,11 @@ def evaluate(
         ratescore=ratescore,
         green=green,
     )
-    scorer = Scorer(options, pairs.references)
-    ours = [scorer.measures(texts) for texts in pairs.predictions]
-    theirs = None if pairs.baseline is None else [scorer.measures(one) for one in pairs.baseline]
-    if finish_reasons is not None:
-        _add_termination(ours, pairs.lists(finish_reasons, "finish_reasons"))
-    result = all_results(ours, theirs, resampling, isinstance(predictions, Seeds))
-    result["variants"] = {k: v for measure in ours[0] for k, v in measure.variants.items()}
-    result |= pairs.counts()
-    if per_report:
-        result["per_report"] = _per_report(ours[0], pairs)
-    return result
+    return Scorer(options, pairs.references)
 
 
-def _check_settings(metrics: Sequence[str], rouge_beta: float) -> None:
-    unknown = [name for name in metrics if name not in METRICS]
-    if isinstance(metrics, str) or unknown or not metrics:
-        raise DiveError(f"metrics is {metrics!r}, want a list of some of {', '.join(METRICS)}")
-    if not rouge_beta > 0:
-        raise DiveError(f"rouge_beta is {rouge_beta!r}, want a number above 0")
-
-
-def _warn_if_not_english(pairs: Pairs, metrics: Sequence[str]) -> None:
-    english = [name for name in ENGLISH if name in metrics]
-    if english:
-        for what, texts in pairs.texts().items():
-            reader = f"the metric {', '.join(english)}"
-            warn_if_not_english([one for one in texts if one.strip()], what, reader, stacklevel=4)
-
-
-def _add_termination(method: list[list[Measure]], reasons: list[list[str]]) -> None:
+def add_termination(method: list[list[Measure]], reasons: list[list[str]]) -> None:
+    """Add termination_rate to the measures of every seed."""
     if len(method) != len(reasons):
         raise DiveError(f"finish_reasons: {len(reasons)} lists for {len(method)} of predictions")
     for measures, own in zip(method, reasons, strict=True):
@@ -170,7 +203,8 @@ def _termination(reasons: list[str]) -> Measure:
     return mean_measure("termination_rate", values, variant)
 
 
-def _per_report(measures: list[Measure], pairs: Pairs) -> dict[str, list[float | None]]:
+def report_scores(measures: list[Measure], pairs: Pairs) -> dict[str, list[float | None]]:
+    """name -> the score of every report, None for pairs left out."""
     columns = {}
     for measure in measures:
         values = measure.scores(measure.statistics)

@@ -70,20 +70,27 @@ class FindingMeasure(Measure):
     referenced: Sequence[Stated]
 
 
-def states(text: str) -> dict[str, str]:
-    """name of finding -> "positive", "uncertain" or "negative", for all that `text` mentions."""
-    return _states(_mentions(text))
+def states(text: str, mentions: Sequence[Any] | None = None) -> dict[str, str]:
+    """name of finding -> "positive", "uncertain" or "negative", for all that `text` mentions.
+
+    mentions: of `text`, where they have been found before.
+    """
+    return _states(_mentions(text) if mentions is None else mentions)
 
 
-def sides_and_severities(text: str) -> dict[str, frozenset[Pair]]:
+def sides_and_severities(
+    text: str, mentions: Sequence[Any] | None = None
+) -> dict[str, frozenset[Pair]]:
     """name of finding -> its sides and severities, for present and uncertain ones in `text`.
 
     A pair is (side, severity): "left", "right" or None, and a step of
     `dive.lexicon.detail_words.STEPS` or None. Mentions of one finding are merged: a
     severity without a side holds for the sides that have none of their own, and one mention may
     complete another.
+
+    mentions: of `text`, where they have been found before.
     """
-    return _sides_and_severities(text, _mentions(text))
+    return _sides_and_severities(text, _mentions(text) if mentions is None else mentions)
 
 
 def _mentions(text: str) -> list[Any]:

@@ -42,7 +42,7 @@ class Green:
         device: str = "cpu",
     ) -> None:
         self.python = python_of(python)
-        self.device = device_of(PACKAGE.label, device)
+        self.device = device_of(f"{PACKAGE.label}: device", device)
         self.model = model if isinstance(model, str) else str(checks.path("model", model).resolve())
 
     @property

@@ -109,9 +109,12 @@ def python_of(python: str | Path | None) -> str:
 
 
 def device_of(label: str, device: str) -> str:
-    """Returns "cpu", "cuda" or "cuda:N" unchanged; DiveError for anything else."""
+    """Returns "cpu", "cuda" or "cuda:N" unchanged; DiveError for anything else.
+
+    label: what the device is of, in the error.
+    """
     if not isinstance(device, str) or not _DEVICE.fullmatch(device):
-        raise DiveError(f"{label}: device is {device!r}, want cpu, cuda or cuda:N")
+        raise DiveError(f"{label} is {device!r}, want cpu, cuda or cuda:N")
     return device
 
 

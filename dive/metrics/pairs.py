@@ -12,6 +12,8 @@ from dive.errors import DiveError
 
 log = logging.getLogger(__name__)
 
+_OF_SEED = " of seed "
+
 
 class Seeds(tuple[Sequence[str], ...]):
     """Lists of texts for the same references, one list per training seed."""
@@ -24,17 +26,10 @@ class Pairs:
         reports: number of references.
         indices: of those that hold a text, and so are scored.
         references: the scored ones.
-        predictions, baseline: their predictions, one list per training seed (one list in all,
-            unless `Seeds` were given).
         placeholders: what -> how many texts were placeholders.
     """
 
-    def __init__(
-        self,
-        predictions: Sequence[str] | Seeds,
-        references: Sequence[str],
-        baseline: Sequence[str] | Seeds | None,
-    ) -> None:
+    def __init__(self, references: Sequence[str]) -> None:
         self.placeholders: Counter[str] = Counter()
         references = self._texts("references", _listed("references", references))
         self.reports = len(references)
@@ -46,18 +41,17 @@ class Pairs:
                 else "nothing to score: no references were given"
             )
         self.references = [references[i] for i in self.indices]
-        self.predictions = self.lists(predictions, "predictions")
-        self.baseline = None if baseline is None else self.lists(baseline, "baseline")
 
     def lists(self, values: Sequence[str] | Seeds, what: str) -> list[list[str]]:
-        """The scored texts of every training seed."""
+        """The scored texts of every training seed; one list, unless `Seeds` are given."""
         if not isinstance(values, Seeds):
             return [self.scored(values, what)]
         if not values:
             raise DiveError(f"{what} is empty, want one list of texts per training seed")
-        return [self.scored(one, f"{what} of seed {i + 1}") for i, one in enumerate(values)]
+        return [self.scored(one, f"{what}{_OF_SEED}{i + 1}") for i, one in enumerate(values)]
 
     def scored(self, values: Sequence[str], what: str) -> list[str]:
+        """The texts that belong to scored references; `what` they are, in errors."""
         every = _listed(what, values)
         if len(every) != self.reports:
             raise DiveError(
@@ -94,18 +88,21 @@ class Pairs:
             log.warning("%s: %d of %d are empty (%s)", what, lost, len(texts), PLACEHOLDERS)
         return texts
 
-    def texts(self) -> dict[str, list[str]]:
-        """The scored texts by what they are, of all seeds together."""
-        found = {"references": self.references, "predictions": list(chain(*self.predictions))}
-        return found | ({} if self.baseline is None else {"baseline": list(chain(*self.baseline))})
+    def counts(self, predictions: Iterable[Sequence[str]], what: Iterable[str]) -> dict[str, Any]:
+        """The counts that `dive.evaluate` returns; those of predictions are of all seeds.
 
-    def counts(self) -> dict[str, Any]:
-        """The counts that `dive.evaluate` returns; those of predictions are of all seeds."""
+        what: whose placeholders are counted, beside the references'.
+        """
+        named = {"references", *what}
         return {
-            "placeholders": dict(self.placeholders),
+            "placeholders": {
+                name: count
+                for name, count in self.placeholders.items()
+                if name.partition(_OF_SEED)[0] in named
+            },
             "reports": self.reports,
             "scored": len(self.indices),
-            "empty_predictions": sum(not text.strip() for text in chain(*self.predictions)),
+            "empty_predictions": sum(not text.strip() for text in chain(*predictions)),
             "empty_references": self.reports - len(self.indices),
         }
 

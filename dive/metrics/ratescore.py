@@ -43,7 +43,7 @@ class RaTEScore:
         encoder: str | Path | None = None,
     ) -> None:
         self.python = python_of(python)
-        self.device = device_of(PACKAGE.label, device)
+        self.device = device_of(f"{PACKAGE.label}: device", device)
         self.ner = None if ner is None else checks.path("ner", ner)
         self.encoder = None if encoder is None else checks.path("encoder", encoder)
 

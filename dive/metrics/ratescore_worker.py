@@ -9,8 +9,9 @@ than the one that has dive.
     python ratescore_worker.py score < REQUEST.json
 
 Pairs are given to the package one by one. Of a list it skips reports without a sentence, so that
-every later one is compared with another's reference (0.6.0, `run_ner`); a pair with such a report
-gets 0.5, which the package gives to every pair in which a report has no entity.
+every later one is compared with another's reference (0.6.0, `run_ner`), and it fails where none is
+left. A pair with such a report gets 0.5 here, which the package gives to every pair in which a
+report has no entity.
 """
 
 import importlib.metadata
@@ -23,13 +24,15 @@ _NO_ENTITY = 0.5
 
 def _score(request, answers):
     from RaTEScore import RaTEScore
+    from RaTEScore.utils import sentence_split
 
     settings = request["settings"]
     named = {key: settings[key] for key in ("bert_model", "eval_model") if settings[key]}
     scorer = RaTEScore(use_gpu=settings["use_gpu"], **named)
     for prediction, reference in zip(request["predictions"], request["references"], strict=True):
-        found = scorer.compute_score([prediction], [reference])
-        score = float(found[0]) if found else _NO_ENTITY
+        score = _NO_ENTITY
+        if all(sentence_split([text])[0] for text in (prediction, reference)):
+            (score,) = map(float, scorer.compute_score([prediction], [reference]))
         answers.write(json.dumps({"score": score}) + "\n")
         answers.flush()
 

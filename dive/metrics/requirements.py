@@ -4,6 +4,8 @@ from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
+from dive.metrics import green, ratescore
+from dive.metrics.bertscore import HUB_NAMES, default_bertscore_model, in_hub_cache
 from dive.metrics.chexbert import default_tokenizer, default_weights
 from dive.metrics.meteor import wordnet_present
 from dive.radgraph.model import MODEL_TYPES, WEIGHTS_REPO, default_radgraph_weights
@@ -19,6 +21,7 @@ def requirements() -> list[dict[str, Any]]:
         version = "VERSION"
     models = [default_radgraph_weights(name, version) for name in MODEL_TYPES]
     present = [folder for folder in models if (folder / "weights.th").is_file()]
+    first = default_radgraph_weights("radgraph", version)
     tokenizer = default_tokenizer()
     has_tokenizer = any((tokenizer / n).is_file() for n in ("tokenizer.json", "vocab.txt"))
     return [
@@ -44,6 +47,12 @@ def requirements() -> list[dict[str, Any]]:
             "(RadGraph(encoder=...))",
         ),
         _need(
+            "RadGraph weights for RadCliQ",
+            (first / "weights.th").is_file(),
+            str(first),
+            f"unpack radgraph.tar.gz of {WEIGHTS_REPO} there, likewise",
+        ),
+        _need(
             "CheXbert weights",
             default_weights().is_file(),
             str(default_weights()),
@@ -56,7 +65,38 @@ def requirements() -> list[dict[str, Any]]:
             "config.json, tokenizer.json, tokenizer_config.json and vocab.txt of the Hugging Face "
             "repository google-bert/bert-base-uncased",
         ),
+        *_bertscore(),
+        *_packages(),
     ]
+
+
+def _bertscore() -> list[dict[str, Any]]:
+    model = default_bertscore_model()
+    present = isinstance(model, str) or (model / "config.json").is_file()
+    how = (
+        f"config.json, model.safetensors and the tokenizer files of the Hugging Face repository "
+        f"{HUB_NAMES[0]} there, or: hf download {HUB_NAMES[0]}"
+    )
+    return [_need("BERTScore model", present, str(model), how)]
+
+
+def _packages() -> list[dict[str, Any]]:
+    """Those of RaTEScore and GREEN; another Python may have them, which is not looked at here."""
+    here = f"{_HERE}, or another one (RaTEScore(python=...))"
+    present = all(find_spec(name) is not None for name in ("RaTEScore", "medspacy", "pandas"))
+    needs = [_need("RaTEScore, medspacy and pandas", present, here, ratescore.PACKAGE.install)]
+    here = f"{_HERE}, or another one (Green(python=...))"
+    present = find_spec("green_score") is not None
+    needs.append(_need("green_score (GREEN)", present, here, green.PACKAGE.install))
+    weights = {
+        "RaTEScore entity model": ratescore.HUB_NAMES[0],
+        "RaTEScore encoder": ratescore.HUB_NAMES[1],
+        "GREEN language model (14 GB)": green.MODEL,
+    }
+    where = "the Hugging Face cache"
+    for name, repository in weights.items():
+        needs.append(_need(name, in_hub_cache(repository), where, f"hf download {repository}"))
+    return needs
 
 
 def _need(name: str, present: bool, where: str, how: str) -> dict[str, Any]:

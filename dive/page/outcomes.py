@@ -41,7 +41,8 @@ class Reading:
 
 def read(text: str) -> Reading:
     """The reading of a report."""
-    return Reading(text, find_mentions(text), states(text), sides_and_severities(text))
+    mentions = find_mentions(text)
+    return Reading(text, mentions, states(text, mentions), sides_and_severities(text, mentions))
 
 
 def pieces(reading: Reading, index_of: dict[str, int]) -> list[Piece]:

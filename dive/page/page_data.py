@@ -198,17 +198,13 @@ def _scores(
     **evaluation: Any,
 ) -> Scores:
     """The scores of all methods on these studies."""
-    names = [one.name for one in predictions]
-    baseline = names[0] if baseline is None else baseline
-    if baseline not in names:
-        raise DiveError(f"baseline is {baseline!r}, want one of {', '.join(map(repr, names))}")
-    records = [[one.records[study.id] for study in studies] for one in predictions]
+    records = {one.name: [one.records[study.id] for study in studies] for one in predictions}
     return scores_of(
-        [[_text(record) for record in own] for own in records],
+        {name: [_text(record) for record in own] for name, own in records.items()},
         references,
-        names.index(baseline),
+        predictions[0].name if baseline is None else baseline,
         metrics,
-        finish_reasons=[_finish_reasons(own) for own in records],
+        finish_reasons={name: _finish_reasons(own) for name, own in records.items()},
         patients=[study.patient for study in studies],
         **evaluation,
     )

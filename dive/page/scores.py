@@ -1,10 +1,10 @@
 """The scores of several methods on the same references, as the page shows them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dive.metrics import evaluate
+from dive.metrics import evaluate_methods
 from dive.page.metric_labels import metric
 from dive.page.schema import Difference, Metric, Score
 
@@ -30,39 +30,27 @@ class Scores:
 
 
 def scores_of(
-    predictions: Sequence[Sequence[str]],
+    predictions: Mapping[str, Sequence[str]],
     references: Sequence[str],
-    baseline: int,
+    baseline: str,
     metrics: Sequence[str],
-    *,
-    finish_reasons: Sequence[Sequence[str] | None],
-    bootstrap: int | None,
     **evaluation: Any,
 ) -> Scores:
-    """Scores each method by `dive.evaluate`, and its differences from the baseline.
+    """The scores of each method by `dive.evaluate_methods`, and their differences from a baseline.
 
-    predictions: per method, its reports in the order of the references. evaluation: further
-    arguments of `dive.evaluate`.
+    predictions: name of the method -> its reports in the order of the references. evaluation:
+    further arguments.
     """
-    results = [
-        evaluate(
-            texts,
-            references,
-            metrics,
-            per_report=True,
-            finish_reasons=reasons,
-            baseline=None if method == baseline else predictions[baseline],
-            bootstrap=bootstrap,
-            **evaluation,
-        )
-        for method, (texts, reasons) in enumerate(zip(predictions, finish_reasons, strict=True))
-    ]
+    found = evaluate_methods(
+        predictions, references, metrics, baseline=baseline, per_report=True, **evaluation
+    )
+    results, number = list(found.values()), list(found).index(baseline)
     variants = {key: words for result in results for key, words in result["variants"].items()}
     return Scores(
         metrics=[metric(key, words) for key, words in variants.items()],
         scores=[_scores(result, list(variants)) for result in results],
         differences=[
-            Difference(method=method, baseline=baseline, scores=result["differences"])
+            Difference(method=method, baseline=number, scores=result["differences"])
             for method, result in enumerate(results)
             if "differences" in result
         ],

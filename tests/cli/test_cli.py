@@ -43,7 +43,8 @@ def test_three_commands_join(folder, request, studies_folder, tmp_path):
         "--out", out, "--max-new-tokens", 6, "--batch-size", 4,
     )  # fmt: skip
     written = rows(out)
-    keys = ["id", "images", "report", "finish_reason", "num_tokens", "seconds", "engine"]
+    keys = ["id", "images", "report", "finish_reason", "num_tokens", "prompt_tokens",
+            "seconds", "engine"]  # fmt: skip
     assert [list(row) for row in written] == [keys] * 6
     assert [row["id"] for row in written] == [row["id"] for row in rows(studies)]
     assert not list(tmp_path.glob("*.partial*"))

@@ -1,5 +1,7 @@
 """One browser for all tests of the page, and the page of the samples."""
 
+import os
+
 import page_browser
 import pytest
 from page_samples import page_data
@@ -10,6 +12,8 @@ from dive.page.render import write_page
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
     if reason := page_browser.missing():
+        if os.environ.get("DIVE_TEST_BROWSER") == "1":  # .ci/run: there must be one
+            pytest.fail(reason)
         pytest.skip(reason)
     with page_browser.browser(tmp_path_factory.mktemp("profile")) as opened:
         yield opened

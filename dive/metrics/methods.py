@@ -1,0 +1,70 @@
+"""`dive.evaluate_methods`: several methods against the same references, each scored once."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dive.errors import DiveError
+from dive.metrics.bootstrap import Resampling, units_of
+from dive.metrics.evaluation import add_termination, report_scores, scorer_of
+from dive.metrics.pairs import Pairs
+from dive.metrics.results import all_results
+
+
+def evaluate_methods(
+    methods: Mapping[str, Sequence[str]],
+    references: Sequence[str],
+    metrics: Sequence[str] = ("bleu", "rougeL"),
+    *,
+    baseline: str | None = None,
+    finish_reasons: Mapping[str, Sequence[str] | None] | None = None,
+    per_report: bool = False,
+    patients: Sequence[str | None] | None = None,
+    bootstrap: int | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+    bootstrap_unit: str | None = None,
+    **options: Any,
+) -> dict[str, dict[str, Any]]:
+    """Score several methods against the same references: what `dive.evaluate` returns of each.
+
+    Every list of reports is read once, and every model loaded once, however many methods are
+    compared with it.
+
+    Args:
+        methods: name -> reports as generated, one per reference.
+        references, metrics, per_report, patients, bootstrap, confidence, seed, bootstrap_unit: as
+            of `dive.evaluate`.
+        baseline: name of the method that all others are compared with; None: no differences.
+        finish_reasons: name -> one per report; None or no entry: not known.
+        options: all other arguments of `dive.evaluate`.
+
+    Returns:
+        name -> its results; those of the baseline itself have no differences.
+
+    Raises:
+        DiveError: as `dive.evaluate`; no method, or an unknown baseline.
+    """
+    if not methods:
+        raise DiveError("methods are empty, want one or more")
+    if baseline is not None and baseline not in methods:
+        known = ", ".join(map(repr, methods))
+        raise DiveError(f"baseline is {baseline!r}, want one of {known}")
+    pairs = Pairs(references)
+    texts = {name: pairs.scored(own, name) for name, own in methods.items()}
+    units = units_of(pairs.patients(patients), bootstrap_unit)
+    resampling = None if bootstrap is None else Resampling(bootstrap, confidence, seed, units)
+    scorer = scorer_of(pairs, {name: [own] for name, own in texts.items()}, metrics, **options)
+    measures = {name: scorer.measures(own) for name, own in texts.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for name, own in measures.items():
+        ours = [list(own)]
+        reasons = (finish_reasons or {}).get(name)
+        if reasons is not None:
+            add_termination(ours, [pairs.scored(reasons, f"finish_reasons of {name}")])
+        theirs = None if baseline in (None, name) else [measures[str(baseline)]]
+        found[name] = result = all_results(ours, theirs, resampling, False)
+        result["variants"] = {k: v for measure in ours[0] for k, v in measure.variants.items()}
+        result |= pairs.counts([texts[name]], (name,))
+        if per_report:
+            result["per_report"] = report_scores(ours[0], pairs)
+    return found
