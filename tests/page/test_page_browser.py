@@ -81,6 +81,18 @@ def coloured(report, found):
         yield [words, state, *([KINDS.get(outcome, outcome)] if outcome else [])]
 
 
+def test_the_method_whose_outcomes_colour_the_truth_is_shown(studies, page):
+    studies.click('.chip input[data-method="0"]')
+    assert studies.text(".column.chosen h3") == "Bin-context, 8 examples"
+    studies.choose("#method", "0")
+    assert studies.text(".column.chosen h3") == "Azero-shot"
+    studies.open(page, "#view=studies&show=2.3")
+    assert studies.text(".column.chosen h3") == "Bin-context, 8 examples"
+    studies.open(page, "#view=studies&show=2.3&method=zero-shot")
+    assert studies.text(".column.chosen h3") == "Azero-shot"
+    assert studies.count(".columns .column") == 4
+
+
 def test_findings_are_coloured_by_outcome_in_text_and_truth(studies, sample):
     seen = set()
     for study in sample["studies"][:25]:
@@ -298,6 +310,10 @@ def test_the_overview_has_every_number(browser, page, sample):
     for finding in sample["findings"]:
         assert finding["label"] in text
     assert browser.count(".point") == 3
+    # bold: the best by the digits that are shown; near 1 for the length
+    best = browser.texts(".card .best .named")
+    assert best == ["CDIVE adapter"] * 6
+    assert browser.count(".clear") == 2 * 6 and "better; 0." in text and "worse" not in text
     assert "resampled by patient" in text and "rare findings" in text
     assert browser.texts("#overview h2") == [
         "Scores", "Methods", "Prompt length beside quality", "Differences",

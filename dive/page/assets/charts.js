@@ -58,7 +58,7 @@ function bars(rows, digits, best, line) {
       );
       const node = el(
         "li",
-        { class: row.method === best ? "best" : null },
+        { class: best.includes(row.method) ? "best" : null },
         methodName(row.method),
         track,
         el("span", { class: "value" }, number(row.value, digits)),

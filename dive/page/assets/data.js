@@ -38,7 +38,12 @@ function badge(method) {
 }
 
 const methodName = (method) =>
-  el("span", { class: "named" }, badge(method), isolated(METHODS[method].name));
+  el(
+    "span",
+    { class: "named" },
+    badge(method),
+    isolated(METHODS[method].name, { title: shortened(nameOf(METHODS[method].name), 200) }),
+  );
 
 const plainName = (method) => `${letterOf(method)} ${nameOf(METHODS[method].name)}`;
 

@@ -7,15 +7,21 @@ const BETTER = {
   none: "",
 };
 
+// How far a value is from the best one: the smaller, the better.
+const FAR = {
+  higher: (value) => -value,
+  lower: (value) => value,
+  "near 1": (value) => Math.abs(value - 1),
+};
+
+// The best methods, by the digits that are shown; none where there is nothing to compare.
 function bestOf(metric, rows) {
+  const far = FAR[metric.better];
   const known = rows.filter((row) => row.value !== null);
-  if (known.length < 2 || metric.better === "none") return null;
-  const key = {
-    higher: (value) => -value,
-    lower: (value) => value,
-    "near 1": (value) => Math.abs(value - 1),
-  }[metric.better];
-  return known.reduce((a, b) => (key(b.value) < key(a.value) ? b : a)).method;
+  if (known.length < 2 || !far) return [];
+  const least = known.reduce((a, b) => (far(b.value) < far(a.value) ? b : a)).value;
+  const shown = (value) => number(far(value), DIGITS[metric.unit]);
+  return known.filter((row) => shown(row.value) === shown(least)).map((row) => row.method);
 }
 
 function scoreRows(key) {
@@ -160,7 +166,16 @@ function methodsPart() {
 const chance = (p) =>
   p === null || p === undefined ? "" : p < 0.001 ? "p < 0.001" : `p = ${number(p, 3)}`;
 
-function differenceCell(found, metric) {
+// Better or worse than the baseline, where the interval does not hold 0.
+function verdict(metric, method, baseline) {
+  const far = FAR[metric.better];
+  const [here, there] = [method, baseline].map((one) => DATA.scores[one]?.[metric.key]?.value);
+  if (!far || here === undefined || there === undefined || far(here) === far(there)) return null;
+  return far(here) < far(there) ? "better" : "worse";
+}
+
+function differenceCell({ method, baseline, scores }, metric) {
+  const found = scores[metric.key];
   if (!found) return el("td", {}, "–");
   const digits = DIGITS[metric.unit];
   const clear = found.interval && (found.interval[0] > 0 || found.interval[1] < 0);
@@ -171,7 +186,9 @@ function differenceCell(found, metric) {
     el(
       "span",
       { class: "faint small under" },
-      [range(found.interval, digits), chance(found.p)].filter(Boolean).join("; "),
+      [clear && verdict(metric, method, baseline), range(found.interval, digits), chance(found.p)]
+        .filter(Boolean)
+        .join("; "),
     ),
   );
 }
@@ -195,7 +212,7 @@ function differencesPart() {
               isolated(metric.label),
               el("span", { class: "faint small under" }, BETTER[metric.better]),
             ),
-            all.map((one) => differenceCell(one.scores[metric.key], metric)),
+            all.map((one) => differenceCell(one, metric)),
           ),
       );
       return [

@@ -74,12 +74,19 @@ function chooser(label, options, value, pick, attributes) {
 const MINUS = "\u2212";
 const DIGITS = { fraction: 3, ratio: 2, tokens: 0 };
 
+const formats = new Map(); // a format is slow to make
+
+function formatOf(digits) {
+  if (!formats.has(digits)) {
+    const options = { minimumFractionDigits: digits, maximumFractionDigits: digits };
+    formats.set(digits, new Intl.NumberFormat("en-GB", options));
+  }
+  return formats.get(digits);
+}
+
 function number(value, digits) {
   if (value === null || value === undefined) return "–";
-  const text = Math.abs(value).toLocaleString("en-GB", {
-    minimumFractionDigits: digits,
-    maximumFractionDigits: digits,
-  });
+  const text = formatOf(digits).format(Math.abs(value));
   return value < 0 && /[1-9]/.test(text) ? MINUS + text : text;
 }
 

@@ -18,7 +18,8 @@ function buildHead() {
         const shown = METHODS.map((_, one) => one).filter((one) =>
           one === at ? box.checked : state.shown.includes(one),
         );
-        change({ shown });
+        const left = shown.includes(state.method) ? state.method : (shown[0] ?? state.method);
+        change({ shown, method: left });
       });
       const chip = el(
         "span",

@@ -131,6 +131,11 @@ function parsed(hash) {
     if (all.length) found.shown = [...new Set(all)].map((one) => one - 1).sort((a, b) => a - b);
     return all.length > 0;
   });
+  // whose outcomes colour the truth is shown, too
+  if (found.method >= 0 && !found.shown.includes(found.method)) {
+    if (words.has("method")) found.shown = [...found.shown, found.method].sort((a, b) => a - b);
+    else found.method = found.shown[0] ?? found.method;
+  }
   if (found.view === "explained" && !DATA.explained) found.view = "overview";
   return [found, unknown];
 }

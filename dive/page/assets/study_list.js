@@ -167,7 +167,7 @@ function filters() {
     chooser("Outcome", outcomes, state.outcome, (value) => change({ outcome: value }), {
       id: "outcome",
     }),
-    chooser("Method", methods, state.method, (value) => change({ method: Number(value) }), {
+    chooser("Method", methods, state.method, (value) => choose(Number(value)), {
       id: "method",
     }),
     chooser(

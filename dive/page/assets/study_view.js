@@ -144,7 +144,9 @@ function drawStudy() {
     study.patient === null
       ? null
       : el("span", { class: "faint" }, "patient ", isolated(study.patient)),
-    at < 0 ? el("span", { class: "flag" }, "not in the filtered list") : null,
+    at < 0
+      ? el("span", { class: "flag" }, "not in the filtered list")
+      : el("span", { class: "faint" }, `${number(at + 1, 0)} of ${number(listed.length, 0)}`),
     insideOf(state.study)
       ? button("Inside the adapter", () => change({ view: "explained" }), { class: "quiet" })
       : null,
