@@ -7,6 +7,7 @@ looked up.
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,10 +79,36 @@ class Browser:
         return self.driver.execute_script(f"return {expression}", *arguments)
 
     def settle(self) -> None:
-        """Until two frames have been drawn."""
+        """Until three frames have been drawn."""
         self.driver.execute_async_script(
-            "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(done))"
+            "const done = arguments[0], frame = requestAnimationFrame;"
+            "frame(() => frame(() => frame(done)))"
         )
+
+    def until(self, expression: str, wanted: Any, seconds: float = 30) -> None:
+        """Waits for what the browser does in its own time, as the reading of an image."""
+        end = time.monotonic() + seconds
+        while (got := self.ask(expression)) != wanted:
+            assert time.monotonic() < end, f"{expression} is {got!r}, want {wanted!r}"
+            time.sleep(0.05)
+
+    @contextmanager
+    def work(self) -> Iterator[list[float]]:
+        """The page's processor time in seconds, in a list that is filled in the end.
+
+        Of its thread, and not by the clock: other work on the machine does not count.
+        """
+        self.driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
+        before, spent = self._tasks(), []
+        try:
+            yield spent
+            spent.append(self._tasks() - before)
+        finally:
+            self.driver.execute_cdp_cmd("Performance.disable", {})
+
+    def _tasks(self) -> float:
+        metrics = self.driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+        return next(one["value"] for one in metrics if one["name"] == "TaskDuration")
 
     def press(self, *keys: str) -> None:
         from selenium.webdriver import ActionChains

@@ -234,7 +234,7 @@ def test_everything_is_reached_by_tab_and_seen(browser, page):
 def test_a_film_is_enlarged_by_click_and_by_enter_and_closed_by_escape(studies):
     studies.click("button.film")
     assert studies.count("dialog#film[open] img") == 1
-    assert studies.ask("document.querySelector('#film img').naturalWidth") == 240
+    studies.until("document.querySelector('#film img').naturalWidth", 240)
     studies.press(ESCAPE)
     assert studies.count("dialog[open]") == 0
     assert studies.ask("document.activeElement.className") == "film"

@@ -190,9 +190,10 @@ def test_images_beside_the_page_are_shown_and_broken_ones_said(browser, sample, 
     data["studies"][0]["images"] = images
     write_page(tmp_path / "page.html", data)
     browser.open(tmp_path / "page.html", "#study=study-0000")
-    browser.settle()
-    assert browser.ask("document.querySelector('button.film img').naturalWidth") == 240
-    assert browser.texts(".film.gone") == ["Film 2 of 2: cannot be read"]
+    browser.until("document.querySelector('button.film img').naturalWidth", 240)
+    browser.until(
+        "document.querySelector('.film.gone')?.textContent", "Film 2 of 2: cannot be read"
+    )
     assert {one.rsplit("/", 1)[1] for one in browser.requests()} <= {
         "page.html#study=study-0000", "page.html", "a%20b%231.jpg", "gone.jpg"}  # fmt: skip
 
