@@ -146,7 +146,7 @@ setup(
         "dive": ["py.typed", "_C.pyi"],
         "dive.data": ["*.yaml"],
         "dive.lexicon": ["*.yaml"],
-        "dive.demo": ["*.j2", "backbone/**"],
+        "dive.demo": ["backbone/**"],
         "dive.page": ["assets/*"],
         "dive.kernels": ["*.md"],
     },

@@ -121,7 +121,8 @@ class Inside:
 
     def add(self, data: "PageData", studies: "Sequence[Study]", count: int) -> None:
         """Explains the `count` worst reports, and writes what was left out into the notes."""
-        from dive.page import add_inside, worst_first
+        from dive.page import worst_first
+        from dive.page.add_inside import add_inside
 
         chosen = worst_first(data, self._method)[:count]
         add_inside(

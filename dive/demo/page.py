@@ -10,7 +10,8 @@ from PIL import Image
 from dive.data import Study
 from dive.demo.methods import PROMPT, Hospital, Outcome
 from dive.demo.table import caution
-from dive.page import Predictions, Training, add_inside, build_page, worst_first, write_page
+from dive.page import Predictions, Training, build_page, worst_first, write_page
+from dive.page.add_inside import add_inside
 from dive.page.schema import Metric, Score
 
 if TYPE_CHECKING:

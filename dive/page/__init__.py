@@ -4,7 +4,6 @@ data = build_page(studies, [Predictions("DIVE", records)])
 write_page(Path("report.html"), data)
 """
 
-from dive.page.add_inside import add_inside
 from dive.page.films import FilmOptions
 from dive.page.json_file import write_json
 from dive.page.page_data import Predictions, build_page, worst_first
@@ -18,7 +17,6 @@ __all__ = [
     "PageData",
     "Predictions",
     "Training",
-    "add_inside",
     "build_page",
     "training_of",
     "worst_first",

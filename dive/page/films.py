@@ -118,7 +118,9 @@ class _Jpeg:
 def _film(study: Study, number: int, edge: int, share: int | None) -> _Jpeg | None:
     """One film as JPEG of at most `share` bytes where possible; None where it cannot be read."""
     try:
-        image = load_rgb(study.images[number], study.where, name=study.image_names[number])
+        name = study.image_names[number]
+        # twice the edge, so that what is decoded smaller is not seen
+        image = load_rgb(study.images[number], study.where, name=name, edge=2 * edge)
     except DiveError:
         return None
     image.thumbnail((edge, edge), Image.Resampling.LANCZOS)

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -91,6 +93,19 @@ def test_the_numbers_are_those_of_dive_evaluate(files):
     assert data["bootstrap"] == found["bootstrap"]
     assert data["classes"][1] == found["classes"]
     assert data["terciles"][1] == found["terciles"]
+
+
+def test_without_a_backbone_neither_torch_nor_transformers_is_loaded(files):
+    arguments = ["report", "--references", files / "truth.jsonl", "--predictions",
+                 files / "good.jsonl", "--out", files / "page.html"]  # fmt: skip
+    code = (
+        "import sys; from dive.cli import app; app(sys.argv[1:], standalone_mode=False); "
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
 def test_names_of_methods(files):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from dive.data import Study
+from dive.data.images.load import load_rgb
 from dive.errors import DiveError
 from dive.page.films import FilmOptions, films_of
 
@@ -35,6 +36,21 @@ def test_a_film_is_scaled_to_its_longer_edge_and_a_small_one_is_kept(tmp_path):
     ]  # fmt: skip
     shown = decoded(films[0]["src"])
     assert (shown.size, shown.mode) == ((75, 100), "L")  # a grey film costs a third less
+
+
+def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(tmp_path):
+    x, y = np.meshgrid(np.linspace(0, 6, 1200), np.linspace(0, 9, 1600))
+    smooth = (127 + 60 * np.sin(x) + 60 * np.cos(y)).astype(np.uint8)
+    Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=95)
+    Image.fromarray(smooth).save(tmp_path / "a.png")
+    assert load_rgb(tmp_path / "a.jpg", edge=300).size == (300, 400)
+    assert load_rgb(tmp_path / "a.jpg", edge=700).size == (1200, 1600)
+    assert load_rgb(tmp_path / "a.jpg").size == (1200, 1600)
+    study = Study("s", (tmp_path / "a.jpg", tmp_path / "a.png"))
+    (films,) = films_of([study], FilmOptions(edge=200)).by_study
+    one, other = (np.asarray(decoded(film["src"]), dtype=float) for film in films)
+    assert one.shape == other.shape == (200, 150)
+    assert abs(one - other).mean() < 1.5
 
 
 def test_a_coloured_picture_keeps_its_colours(tmp_path):

@@ -105,6 +105,7 @@ def load_rgb(
     *,
     name: str = "",
     max_pixels: int = MAX_PIXELS,
+    edge: int | None = None,
 ) -> Image.Image:
     """Decode `image` completely and return it as RGB, 8 bits per channel.
 
@@ -120,8 +121,10 @@ def load_rgb(
 
     The error message begins with `where` (file and line of the study) and calls the image `name`
     ("1 of 2"), if given, instead of its path. A file with more than `max_pixels` according to its
-    header is refused before it is decoded. A warning names a film of which nothing, or hardly
-    anything, is visible (`dive.data.images.contrast`), once per file and process.
+    header is refused before it is decoded. With `edge` a JPEG file may be decoded smaller, by 2, 4
+    or 8, as long as its shorter edge has that many pixels, in a fraction of the time. A warning
+    names a film of which nothing, or hardly anything, is visible (`dive.data.images.contrast`),
+    once per file and process.
 
     Raises:
         DiveError: the file is missing, no image, damaged, or has several frames or too many pixels;
@@ -141,6 +144,8 @@ def load_rgb(
         nonlocal named
         named = called.removeprefix(f"{where}: ")
         _one_frame(opened, called)
+        if edge is not None:
+            opened.draft(None, (edge, edge))
         opened = as_in_file(opened, called, notes)
         deep = deep_rgb(opened, called)
         if deep is not None:
