@@ -8,7 +8,7 @@ DOWN, RIGHT, ESCAPE, ENTER, TAB = "\ue015", "\ue014", "\ue00c", "\ue007", "\ue00
 
 @pytest.fixture
 def studies(browser, page):
-    browser.open(page, "#view=studies&order=given")
+    browser.open(page, "#view=studies&order=given&method=zero-shot")
     yield browser
     assert browser.complaints() == []
 
@@ -33,16 +33,16 @@ def listed(browser):
 
 
 def test_the_worst_study_is_first(browser, page, sample):
-    browser.open(page, "#view=studies")
-    errors = errors_of(sample, 0)
+    browser.open(page, "#view=studies")  # of the last method
+    errors = errors_of(sample, 2)
     worst = sample["studies"][errors.index(max(errors))]["id"]
     assert listed(browser)[0] == worst == browser.text("#study h2")
-    browser.choose("#method", "2")
+    browser.choose("#method", "0")
     assert browser.text("#study h2") == worst  # it stays, wherever it is in the list now
     browser.press("w")
-    errors = errors_of(sample, 2)
+    errors = errors_of(sample, 0)
     assert listed(browser)[0] == sample["studies"][errors.index(max(errors))]["id"]
-    assert "method=DIVE+adapter" in browser.address()
+    assert "method=zero-shot" in browser.address()
 
 
 def test_the_largest_difference_of_two_methods_is_first(studies, sample):
@@ -66,17 +66,22 @@ def test_truth_stands_beside_every_shown_method(studies, sample):
     studies.click('.chip input[data-method="1"]')
     assert studies.texts(".columns h3")[1:] == ["Azero-shot", "CDIVE adapter"]
     assert "show=1.3" in studies.address()
+    studies.choose("#method", "2")  # the chosen one stands beside the truth
+    assert studies.texts(".columns h3")[1:] == ["CDIVE adapter", "Azero-shot"]
 
 
 KINDS = {"side": "wrong", "severity": "wrong", "both": "wrong"}
 
 
-def coloured(report, found):
-    """The words of each finding in a report, its state, and its colour, if it has one."""
+def coloured(report, found, denied):
+    """The words of each finding in a report, its state, and its colour, if it has one.
+
+    denied: the outcome of a denial: in the truth what is invented, in a report what is missed.
+    """
     outcomes = {one["finding"]: one["outcome"] for one in found}
     for words, finding, state in (one for one in report["pieces"] if not isinstance(one, str)):
         outcome = outcomes.get(finding)
-        if state == "negative" and outcome not in ("missed", "invented"):
+        if state == "negative" and outcome != denied:
             outcome = None
         yield [words, state, *([KINDS.get(outcome, outcome)] if outcome else [])]
 
@@ -86,7 +91,9 @@ def test_the_method_whose_outcomes_colour_the_truth_is_shown(studies, page):
     assert studies.text(".column.chosen h3") == "Bin-context, 8 examples"
     studies.choose("#method", "0")
     assert studies.text(".column.chosen h3") == "Azero-shot"
-    studies.open(page, "#view=studies&show=2.3")
+    studies.open(page, "#view=studies&show=1.2")
+    assert studies.text(".column.chosen h3") == "Azero-shot"
+    studies.open(page, "#view=studies&show=2.3&method=in-context%2C+8+examples")
     assert studies.text(".column.chosen h3") == "Bin-context, 8 examples"
     studies.open(page, "#view=studies&show=2.3&method=zero-shot")
     assert studies.text(".column.chosen h3") == "Azero-shot"
@@ -97,17 +104,17 @@ def test_findings_are_coloured_by_outcome_in_text_and_truth(studies, sample):
     seen = set()
     for study in sample["studies"][:25]:
         found = study["reports"][0]["found"]
-        pairs = [(".truth", study["reference"], found)]
+        pairs = [(".truth", study["reference"], found, "invented")]
         for method, report in enumerate(study["reports"]):
             column = f'.column[data-method="{method}"]'
-            pairs += [(column, report, report["found"])] if report else []
+            pairs += [(column, report, report["found"], "missed")] if report else []
             labels = [
                 sample["findings"][one["finding"]]["label"]
                 for one in (report or {"found": ()})["found"]
             ]
             assert sorted(studies.texts(f"{column} .outcomes .link")) == sorted(labels)
-        for column, report, outcomes in pairs:
-            wanted = [*coloured(report, outcomes)]
+        for column, report, outcomes, denied in pairs:
+            wanted = [*coloured(report, outcomes, denied)]
             assert wanted == studies.ask(
                 "[...document.querySelectorAll(arguments[0])]"
                 ".map((one) => [one.textContent, ...[...one.classList].slice(1)])",

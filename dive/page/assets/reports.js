@@ -7,15 +7,18 @@ function outcomesOf(report) {
   return new Map((report?.found ?? []).map((one) => [one.finding, one]));
 }
 
-function pieceOf(piece, outcomes) {
+// A denial is no hit. In the reference it belongs to what the report invents, in a report to what it
+// misses; where a report states a finding in one place and denies it in another, the denial is neither.
+const DENIED = { reference: "invented", report: "missed" };
+
+function pieceOf(piece, outcomes, of) {
   if (typeof piece === "string") return visible(piece);
   const [words, finding, how] = piece;
   const one = outcomes.get(finding);
   const label = nameOf(FINDINGS[finding].label);
   const classes = ["said", how];
   let note = `${STATE_WORDS[how]} ${label}`;
-  // A denial is no hit; but it belongs to what was missed, or invented elsewhere.
-  if (one && (how !== "negative" || one.outcome === "missed" || one.outcome === "invented")) {
+  if (one && (how !== "negative" || one.outcome === DENIED[of])) {
     classes.push(kindOf(one.outcome));
     note += `: ${OUTCOME_WORDS[one.outcome]}`;
   }
@@ -23,10 +26,10 @@ function pieceOf(piece, outcomes) {
   return el("span", { class: classes.join(" "), title: note }, visible(words));
 }
 
-// outcomes: from outcomesOf; of the reference those of the chosen method
-function reportText(report, outcomes) {
+// outcomes: from outcomesOf; of the reference those of the chosen method. of: "reference" or "report"
+function reportText(report, outcomes, of) {
   const text = el("bdi", { class: "report", dir: "auto" });
-  for (const piece of report.pieces) text.append(pieceOf(piece, outcomes));
+  for (const piece of report.pieces) text.append(pieceOf(piece, outcomes, of));
   if (!report.pieces.length) text.append(el("em", { class: "faint" }, "(empty)"));
   return text;
 }

@@ -8,8 +8,9 @@ const THEMES = { "": "Auto", light: "Light", dark: "Dark" };
 const initial = () => ({
   view: "overview",
   study: 0,
-  method: METHODS.length ? 0 : -1,
-  other: METHODS.length > 1 ? 1 : 0,
+  // the first is the baseline, the last one usually what the page is about
+  method: METHODS.length - 1,
+  other: 0,
   shown: METHODS.map((_, at) => at),
   query: "",
   finding: -1,

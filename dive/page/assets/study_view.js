@@ -88,12 +88,18 @@ function methodColumn(study, method) {
     { class: chosen ? "column chosen" : "column", "data-method": method },
     head,
     flags.length ? el("p", { class: "flags" }, flags) : null,
-    reportText(report, outcomesOf(report)),
+    reportText(report, outcomesOf(report), "report"),
     outcomeList(report),
     scoresOf(report),
   );
   node.style.setProperty("--colour", colourOf(method));
   return node;
+}
+
+// The chosen method stands beside the truth, the others after it in their own order.
+function chosenFirst() {
+  const rest = state.shown.filter((method) => method !== state.method);
+  return rest.length < state.shown.length ? [state.method, ...rest] : rest;
 }
 
 function truthColumn(study) {
@@ -110,7 +116,7 @@ function truthColumn(study) {
     "article",
     { class: "column truth" },
     el("h3", {}, el("span", {}, "Truth"), note),
-    reportText(study.reference, outcomesOf(report)),
+    reportText(study.reference, outcomesOf(report), "reference"),
   );
 }
 
@@ -170,7 +176,7 @@ function drawStudy() {
     "div",
     { class: "columns" },
     truthColumn(study),
-    state.shown.map((method) => methodColumn(study, method)),
+    chosenFirst().map((method) => methodColumn(study, method)),
   );
   columns.style.setProperty("--columns", state.shown.length + 1);
   box.replaceChildren(
