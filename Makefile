@@ -66,7 +66,8 @@ evidence: $(VENV)/.installed
 # README's picture: the demo's page, at a study. It wants Chromium and its driver (.ci/browser).
 screenshot: $(VENV)/.installed
 	$(BIN)/dive demo --out build/demo
-	$(BIN)/python tools/screenshot_page.py build/demo/index.html docs/report.png
+	$(BIN)/python tools/screenshot_page.py build/demo/index.html docs/report.png \
+	  --width 1600 --height 900 --hash "study=hospital100-test-012&show=1.7&theme=light"
 
 # The wheel is built from the sdist, in an isolated environment. zig's clang and C++ library compile
 # it for the C library of manylinux_2_28, whatever this machine's is; nvcc does not work with that
