@@ -29,26 +29,29 @@ def check_files(predictions: list[Path], baseline: list[Path], per_report: Path 
         )
 
 
-def outputs_of(
-    per_report: Path | None, tables: list[Path], exports: Iterable[Path] = ()
-) -> dict[Path, str]:
-    """The files to be written, each with the option that names it."""
-    from dive.files.atomic import target_of
-
-    outputs = {} if per_report is None else {per_report: "--per-report"}
-    seen = {target_of(path) for path in outputs}
-    for path in tables:
+def check_tables(paths: list[Path]) -> None:
+    """DiveError for a table whose name has the suffix of no format."""
+    for path in paths:
         if path.suffix.lower() not in _TABLES:
             raise DiveError(f"--table is {path}, want a name that ends in .tex or .csv")
+
+
+def outputs_of(given: Iterable[tuple[str, Path | None]]) -> dict[Path, str]:
+    """The files to be written, each with the option that names it; DiveError for one named twice.
+
+    given: (option, file), None where the option was not given.
+    """
+    from dive.files.atomic import target_of
+
+    outputs: dict[Path, str] = {}
+    seen = set()
+    for option, path in given:
+        if path is None:
+            continue
         if target_of(path) in seen:
-            raise DiveError(f"--table {path}: is written already by this command; name another")
+            raise DiveError(f"{option} {path}: is written already by this command; name another")
         seen.add(target_of(path))
-        outputs[path] = "--table"
-    for path in exports:
-        if target_of(path) in seen:
-            raise DiveError(f"--export {path}: is written already by this command; name another")
-        seen.add(target_of(path))
-        outputs[path] = "--export"
+        outputs[path] = option
     return outputs
 
 

@@ -72,12 +72,11 @@ def read_all(
 
 
 def training_of_logs(
-    given: Sequence[str] | None, adapter: Path | None
+    paths: dict[str, Path], adapter: Path | None
 ) -> "tuple[list[Training], list[str]]":
     """The curves of --log, or of the adapter's folder where it has a log, and notes on gaps."""
     from dive.page import LOG_FILE, training_of
 
-    paths = named(given or [], "--log")
     if not paths and adapter is not None and (adapter / LOG_FILE).is_file():
         paths = {adapter.name: adapter}
     curves, notes = [], []
