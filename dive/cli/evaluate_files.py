@@ -1,5 +1,6 @@
 """The files of `dive evaluate`: which go together, and what it writes."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ _TABLES = (".tex", ".csv")
 def check_files(predictions: list[Path], baseline: list[Path], per_report: Path | None) -> None:
     """DiveError for numbers of files that do not go together."""
     for paths, option in ((predictions, "--predictions"), (baseline, "--baseline")):
+        seen = set()
         for path in paths:
-            if paths.count(path) > 1:
+            file = os.path.realpath(path)
+            if file in seen:
                 raise DiveError(f"{option} is {path} twice, want another file per training seed")
+            seen.add(file)
     if len(baseline) not in (0, 1, len(predictions)):
         raise DiveError(
             f"--baseline is given {len(baseline)} times and --predictions {len(predictions)} "

@@ -1,5 +1,6 @@
 """What `dive report` reads: methods by name, their reports, logs, and an adapter's inside."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ def named(given: Sequence[str], option: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for text in given:
         name, sign, path = text.partition("=")
-        if not sign or Path(text).exists():
+        if not sign or os.path.exists(text):  # False for what can be no name
             path = text
             name = Path(text).stem
         if not name.strip() or not path.strip():

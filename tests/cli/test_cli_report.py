@@ -120,6 +120,8 @@ def test_names_of_methods(files):
     assert [one["name"] for one in data["methods"]] == ["the best", "a=b"]
     assert [one["file"] for one in data["methods"]] == ["other.jsonl", "a=b.jsonl"]
     assert data["bootstrap"] is None
+    # a name may be longer than that of a file
+    report(files, "--predictions", f"{'long' * 80}={files / 'good.jsonl'}")
     with pytest.raises(DiveError, match="'good' comes twice; give each a name: NAME=FILE"):
         report(files, predictions=("good.jsonl", "good.jsonl"))
 
