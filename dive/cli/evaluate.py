@@ -7,6 +7,7 @@ import typer
 
 from dive.cli.evaluate_files import (
     check_files,
+    check_tables,
     hold_outputs,
     outputs_of,
     write_per_report,
@@ -211,8 +212,14 @@ def evaluate(
     check_values(target=target)
     others = baseline or []
     check_files(predictions, others, per_report)
-    exports = exports_of(export or [], len(predictions))
-    outputs = outputs_of(per_report, table or [], exports)
+    check_tables(table or [])
+    named = exports_of(export or [], len(predictions))
+    outputs = outputs_of(
+        [("--per-report", per_report)]
+        + [("--table", path) for path in table or []]
+        + [("--export", path) for path, _ in named]
+    )
+    exports = dict(named)
     if bootstrap_unit is not None and bootstrap is None:
         raise DiveError("--bootstrap-unit has no use without --bootstrap")
     if outputs:

@@ -1,5 +1,6 @@
 """The files of `dive evaluate`: which go together, and what it writes."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ _TABLES = (".tex", ".csv")
 def check_files(predictions: list[Path], baseline: list[Path], per_report: Path | None) -> None:
     """DiveError for numbers of files that do not go together."""
     for paths, option in ((predictions, "--predictions"), (baseline, "--baseline")):
+        seen = set()
         for path in paths:
-            if paths.count(path) > 1:
+            file = os.path.realpath(path)
+            if file in seen:
                 raise DiveError(f"{option} is {path} twice, want another file per training seed")
+            seen.add(file)
     if len(baseline) not in (0, 1, len(predictions)):
         raise DiveError(
             f"--baseline is given {len(baseline)} times and --predictions {len(predictions)} "
@@ -29,26 +33,29 @@ def check_files(predictions: list[Path], baseline: list[Path], per_report: Path 
         )
 
 
-def outputs_of(
-    per_report: Path | None, tables: list[Path], exports: Iterable[Path] = ()
-) -> dict[Path, str]:
-    """The files to be written, each with the option that names it."""
-    from dive.files.atomic import target_of
-
-    outputs = {} if per_report is None else {per_report: "--per-report"}
-    seen = {target_of(path) for path in outputs}
-    for path in tables:
+def check_tables(paths: list[Path]) -> None:
+    """DiveError for a table whose name has the suffix of no format."""
+    for path in paths:
         if path.suffix.lower() not in _TABLES:
             raise DiveError(f"--table is {path}, want a name that ends in .tex or .csv")
+
+
+def outputs_of(given: Iterable[tuple[str, Path | None]]) -> dict[Path, str]:
+    """The files to be written, each with the option that names it; DiveError for one named twice.
+
+    given: (option, file), None where the option was not given.
+    """
+    from dive.files.atomic import target_of
+
+    outputs: dict[Path, str] = {}
+    seen = set()
+    for option, path in given:
+        if path is None:
+            continue
         if target_of(path) in seen:
-            raise DiveError(f"--table {path}: is written already by this command; name another")
+            raise DiveError(f"{option} {path}: is written already by this command; name another")
         seen.add(target_of(path))
-        outputs[path] = "--table"
-    for path in exports:
-        if target_of(path) in seen:
-            raise DiveError(f"--export {path}: is written already by this command; name another")
-        seen.add(target_of(path))
-        outputs[path] = "--export"
+        outputs[path] = option
     return outputs
 
 

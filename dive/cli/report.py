@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dive.cli.evaluate_files import hold_outputs
+from dive.cli.evaluate_files import hold_outputs, outputs_of
 from dive.cli.options import (
     DeviceOption,
     DropComparisonsOption,
@@ -133,19 +133,28 @@ def report(
         if value < 0:
             raise DiveError(f"{name} is {value}, want a whole number >= 0")
     from dive.cli.evaluate import metrics_of
+    from dive.data.overwriting import check_not_read
+    from dive.data.overwriting import films as films_of
     from dive.page import FilmOptions, build_page, write_json, write_page
 
     requested = metrics_of(metrics)
     beside = out.with_name(f"{out.stem}-films") if images == "beside" else None
     films = FilmOptions(images, image_size, folder=beside)
     files = named(predictions, "--predictions")
-    written = {out: "--out"} | ({json_file: "--json"} if json_file is not None else {})
+    logs = named(log or [], "--log")
+    written = outputs_of([("--out", out), ("--json", json_file)])
     hold_outputs(
-        context, written, [*files.values(), adapter], (references, images_root, reports_root)
+        context,
+        written,
+        [*files.values(), *logs.values(), adapter],
+        (references, images_root, reports_root),
     )
-    training, notes = training_of_logs(log, adapter)
+    training, notes = training_of_logs(logs, adapter)
     options = reading(split, images_root, reports_root, drop_comparisons, read)
     studies, methods, left_out = read_all(references, target, options, files, allow_missing)
+    if beside is not None:
+        written |= dict.fromkeys(beside.glob("*"), "--images beside")
+    check_not_read(written, films_of(studies))
     inside = None
     if backbone is not None and adapter is not None and explain:
         inside = Inside(

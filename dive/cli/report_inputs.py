@@ -1,5 +1,6 @@
 """What `dive report` reads: methods by name, their reports, logs, and an adapter's inside."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ def named(given: Sequence[str], option: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for text in given:
         name, sign, path = text.partition("=")
-        if not sign or Path(text).exists():
+        if not sign or os.path.exists(text):  # False for what can be no name
             path = text
             name = Path(text).stem
         if not name.strip() or not path.strip():
@@ -72,12 +73,11 @@ def read_all(
 
 
 def training_of_logs(
-    given: Sequence[str] | None, adapter: Path | None
+    paths: dict[str, Path], adapter: Path | None
 ) -> "tuple[list[Training], list[str]]":
     """The curves of --log, or of the adapter's folder where it has a log, and notes on gaps."""
     from dive.page import LOG_FILE, training_of
 
-    paths = named(given or [], "--log")
     if not paths and adapter is not None and (adapter / LOG_FILE).is_file():
         paths = {adapter.name: adapter}
     curves, notes = [], []

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dive.cli.options import quiet_libraries
+from dive.cli.options import as_path, quiet_libraries
 from dive.cli.predictions import Joined
 from dive.errors import DiveError
 from dive.errors.counting import counted
@@ -59,8 +59,8 @@ def _present(device: str) -> str:
     return device
 
 
-def exports_of(named: Sequence[str], predictions: int) -> dict[Path, str]:
-    """FILE -> FORMAT of every --export FORMAT:FILE, for that many files of predictions."""
+def exports_of(named: Sequence[str], predictions: int) -> list[tuple[Path, str]]:
+    """(FILE, FORMAT) of every --export FORMAT:FILE, for that many files of predictions."""
     from dive.metrics.export import FORMATS
 
     if named and predictions > 1:
@@ -68,16 +68,14 @@ def exports_of(named: Sequence[str], predictions: int) -> dict[Path, str]:
             f"--export is of one file of predictions, and {predictions} are given; run it once per "
             "file"
         )
-    found: dict[Path, str] = {}
+    found = []
     for text in named:
         format, colon, name = text.partition(":")
         if format not in FORMATS or not colon or not name:
             raise DiveError(
                 f"--export is {text!r}, want FORMAT:FILE with one of {', '.join(FORMATS)}"
             )
-        if Path(name) in found:
-            raise DiveError(f"--export {name}: is written already by this command; name another")
-        found[Path(name)] = format
+        found.append((as_path(name), format))
     return found
 
 

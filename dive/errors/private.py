@@ -85,21 +85,29 @@ def without_paths(text: str) -> str:
 def without_texts(text: str, private: Iterable[str | None]) -> str:
     """Replaces by dots every passage that a text shares with one of the private texts.
 
-    A passage is `SHORTEST` characters or more, as in the private text or in its `repr`; a private
-    text that is shorter is replaced where it occurs as a whole.
+    A passage is `SHORTEST` characters or more, in upper or lower case, as in the private text, in
+    its `repr`, or with single spaces between its words; a private text that is shorter is replaced
+    where it occurs as a whole.
     """
-    for one in private:
-        for form in {one or "", repr(one or "")[1:-1]}:
+    said, hidden = _lowered(text), [False] * len(text)
+    for one in filter(None, private):
+        for form in {_lowered(form) for form in (one, repr(one)[1:-1], " ".join(one.split()))}:
             size = min(SHORTEST, len(form))
             if size < 3:
                 continue
             parts = {form[at : at + size] for at in range(len(form) - size + 1)}
-            hidden = [False] * len(text)
-            for at in range(len(text) - size + 1):
-                if text[at : at + size] in parts:
+            for at in range(len(said) - size + 1):
+                if said[at : at + size] in parts:
                     hidden[at : at + size] = [True] * size
-            text = "".join(
-                _GONE if gone and (not at or not hidden[at - 1]) else "" if gone else text[at]
-                for at, gone in enumerate(hidden)
-            )
-    return text
+    return "".join(
+        _GONE if gone and (not at or not hidden[at - 1]) else "" if gone else text[at]
+        for at, gone in enumerate(hidden)
+    )
+
+
+def _lowered(text: str) -> str:
+    """The text in lower case, as long as it was: a few letters would become two."""
+    lowered = text.lower()
+    if len(lowered) == len(text):
+        return lowered
+    return "".join(low if len(low := letter.lower()) == 1 else letter for letter in text)

@@ -132,7 +132,7 @@ def evaluate(
         add_termination(ours, pairs.lists(finish_reasons, "finish_reasons"))
     result = all_results(ours, theirs, resampling, isinstance(predictions, Seeds))
     result["variants"] = {k: v for measure in ours[0] for k, v in measure.variants.items()}
-    result |= pairs.counts(texts, ("predictions", "baseline"))
+    result |= pairs.counts(texts)
     if per_report:
         result["per_report"] = report_scores(ours[0], pairs)
     return result

@@ -51,7 +51,10 @@ class Green:
         return f"green_score {PACKAGE.version(self.python)} with {public_name(self.model, True)}"
 
     def score(self, predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
-        """[reports] float64, 0 to 1; 0 where no finding matches.
+        """[reports] float64, 0 to 1; 0 where the model's answer names no matched finding.
+
+        An answer that is cut off (prompt and answer have 2,048 tokens) or has another form is one
+        of those: the package (0.0.12) does not tell them apart.
 
         Raises:
             DiveError: the package or its weights are missing, or it fails on a pair.
@@ -62,4 +65,5 @@ class Green:
 
 def green_measure(values: np.ndarray, *, source: str) -> Measure:
     """The measure of green from `Green.score`; source: package and model."""
-    return mean_measure("green", values.tolist(), f"GREEN, mean over reports, {source}")
+    variant = f"GREEN, 0 where the answer names no matched finding, mean over reports, {source}"
+    return mean_measure("green", values.tolist(), variant)

@@ -23,18 +23,21 @@ def _score(request, answers):
 
     settings = request["settings"]
     predictions, references = request["predictions"], request["references"]
-    with tempfile.TemporaryDirectory(prefix="dive-green-") as folder:
-        scorer = GREEN(
-            settings["model"], output_dir=folder, cpu=settings["cpu"], compute_summary_stats=False
-        )
-        for start in range(0, len(predictions), scorer.batch_size):
-            batch = slice(start, start + scorer.batch_size)
-            _, _, scores, _, _ = scorer(references[batch], predictions[batch])
-            for score in scores:
-                lost = {"error": "the model's answer has no counts"}
-                answer = lost if score is None else {"score": float(score)}
-                answers.write(json.dumps(answer) + "\n")
-            answers.flush()
+    # the folder for temporary files is this process's own; who started it removes it
+    scorer = GREEN(
+        settings["model"],
+        output_dir=tempfile.gettempdir(),
+        cpu=settings["cpu"],
+        compute_summary_stats=False,
+    )
+    for start in range(0, len(predictions), scorer.batch_size):
+        batch = slice(start, start + scorer.batch_size)
+        _, _, scores, _, _ = scorer(references[batch], predictions[batch])
+        for score in scores:
+            lost = {"error": "the model's answer has no counts"}
+            answer = lost if score is None else {"score": float(score)}
+            answers.write(json.dumps(answer) + "\n")
+        answers.flush()
 
 
 def main():

@@ -3,11 +3,13 @@
 Such a package pins libraries that dive does not have, or patches them, so it is not imported here.
 Its worker gets one JSON object on stdin ("settings", "predictions", "references") and answers in
 JSON lines on stdout: {"score"} for each pair in order, or {"error"}. Nothing is downloaded: the
-worker runs with HF_HUB_OFFLINE=1. Scores are not kept; `dive.radgraph.model`, which has a process
-of its own, too, keeps its annotations.
+worker runs with HF_HUB_OFFLINE=1. Its temporary files are in a folder that is removed here, however
+it ends. Scores are not kept; `dive.radgraph.model`, which has a process of its own, too, keeps its
+annotations.
 """
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -26,6 +28,7 @@ from dive.errors.private import without_texts
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b")
 _SHOWN = 300  # characters of a worker's last words
+_STARTS = 120  # seconds within which a worker names its version
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,17 @@ class Package:
         """The version of the package for this Python; DiveError where it is not installed."""
         try:
             done = subprocess.run(
-                [python, str(self.worker), "version"], capture_output=True, text=True, timeout=120
+                [python, str(self.worker), "version"],
+                capture_output=True,
+                text=True,
+                timeout=_STARTS,
             )
         except OSError as error:
             raise DiveError(f"{self.label}: cannot run {python}: {error.strerror}") from error
+        except subprocess.TimeoutExpired as error:
+            raise DiveError(
+                f"{self.label}: {python} has not answered within {_STARTS} seconds"
+            ) from error
         if done.returncode:
             raise DiveError(
                 f"{self.label}: the package is not installed for {python}: {self.install}"
@@ -80,18 +90,23 @@ class Package:
         }
         environment = _environment(self.label, device)
         found: list[float] = []
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        with (
+            tempfile.TemporaryDirectory(
+                prefix="dive-metric-", ignore_cleanup_errors=True
+            ) as folder,
+            tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
+        ):
             with subprocess.Popen(
                 [python, str(self.worker), "score"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=log, text=True, encoding="utf-8", env=environment,
+                stderr=log, text=True, encoding="utf-8", env=environment | {"TMPDIR": folder},
             ) as process:  # fmt: skip
                 try:
                     _send(process, request)
                     for answer in _answers(process):
+                        which = f"pair {len(found) + 1} of {len(predictions)}"
                         if "error" in answer:
-                            which = f"pair {len(found) + 1} of {len(predictions)}"
                             raise DiveError(f"{self.label}: {answer['error']} for {which}")
-                        found.append(float(answer["score"]))
+                        found.append(_score_of(answer, self.label, which))
                 except BaseException:
                     process.kill()
                     raise
@@ -145,6 +160,13 @@ def _answers(process: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
     assert process.stdout is not None
     for line in process.stdout:
         yield json.loads(line)
+
+
+def _score_of(answer: dict[str, Any], label: str, which: str) -> float:
+    score = float(answer["score"])
+    if not math.isfinite(score):
+        raise DiveError(f"{label}: the score is {score} for {which}, want a finite number")
+    return score
 
 
 def _last_words(log: IO[str], texts: Sequence[str]) -> str:

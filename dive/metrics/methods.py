@@ -27,8 +27,8 @@ def evaluate_methods(
 ) -> dict[str, dict[str, Any]]:
     """Score several methods against the same references: what `dive.evaluate` returns of each.
 
-    Every list of reports is read once, and every model loaded once, however many methods are
-    compared with it.
+    Every list of reports is read once, however many methods are compared with it, and every model
+    is loaded once, but for those of RaTEScore and GREEN, which are loaded for each method.
 
     Args:
         methods: name -> reports as generated, one per reference.
@@ -39,18 +39,24 @@ def evaluate_methods(
         options: all other arguments of `dive.evaluate`.
 
     Returns:
-        name -> its results; those of the baseline itself have no differences.
+        name -> its results; those of the baseline itself have no differences. In "placeholders" the
+        reports of a method are "predictions of NAME".
 
     Raises:
-        DiveError: as `dive.evaluate`; no method, or an unknown baseline.
+        DiveError: as `dive.evaluate`; no method, an unknown baseline, or finish reasons of an
+            unknown method.
     """
     if not methods:
         raise DiveError("methods are empty, want one or more")
-    if baseline is not None and baseline not in methods:
-        known = ", ".join(map(repr, methods))
-        raise DiveError(f"baseline is {baseline!r}, want one of {known}")
+    named = {"baseline": [] if baseline is None else [baseline], "finish_reasons": finish_reasons}
+    for what, names in named.items():
+        for name in names or ():
+            if name not in methods:
+                known = ", ".join(map(repr, methods))
+                raise DiveError(f"{what} is {name!r}, want one of {known}")
     pairs = Pairs(references)
-    texts = {name: pairs.scored(own, name) for name, own in methods.items()}
+    whats = {name: f"predictions of {name}" for name in methods}
+    texts = {name: pairs.scored(own, whats[name]) for name, own in methods.items()}
     units = units_of(pairs.patients(patients), bootstrap_unit)
     resampling = None if bootstrap is None else Resampling(bootstrap, confidence, seed, units)
     scorer = scorer_of(pairs, {name: [own] for name, own in texts.items()}, metrics, **options)
@@ -64,7 +70,7 @@ def evaluate_methods(
         theirs = None if baseline in (None, name) else [measures[str(baseline)]]
         found[name] = result = all_results(ours, theirs, resampling, False)
         result["variants"] = {k: v for measure in ours[0] for k, v in measure.variants.items()}
-        result |= pairs.counts([texts[name]], (name,))
+        result |= pairs.counts([texts[name]], whats[name])
         if per_report:
             result["per_report"] = report_scores(ours[0], pairs)
     return found

@@ -12,8 +12,6 @@ from dive.errors import DiveError
 
 log = logging.getLogger(__name__)
 
-_OF_SEED = " of seed "
-
 
 class Seeds(tuple[Sequence[str], ...]):
     """Lists of texts for the same references, one list per training seed."""
@@ -48,7 +46,7 @@ class Pairs:
             return [self.scored(values, what)]
         if not values:
             raise DiveError(f"{what} is empty, want one list of texts per training seed")
-        return [self.scored(one, f"{what}{_OF_SEED}{i + 1}") for i, one in enumerate(values)]
+        return [self.scored(one, f"{what} of seed {i + 1}") for i, one in enumerate(values)]
 
     def scored(self, values: Sequence[str], what: str) -> list[str]:
         """The texts that belong to scored references; `what` they are, in errors."""
@@ -88,17 +86,18 @@ class Pairs:
             log.warning("%s: %d of %d are empty (%s)", what, lost, len(texts), PLACEHOLDERS)
         return texts
 
-    def counts(self, predictions: Iterable[Sequence[str]], what: Iterable[str]) -> dict[str, Any]:
+    def counts(
+        self, predictions: Iterable[Sequence[str]], what: str | None = None
+    ) -> dict[str, Any]:
         """The counts that `dive.evaluate` returns; those of predictions are of all seeds.
 
-        what: whose placeholders are counted, beside the references'.
+        what: what was read whose placeholders are counted, beside the references'; None: all.
         """
-        named = {"references", *what}
         return {
             "placeholders": {
                 name: count
                 for name, count in self.placeholders.items()
-                if name.partition(_OF_SEED)[0] in named
+                if what is None or name in ("references", what)
             },
             "reports": self.reports,
             "scored": len(self.indices),

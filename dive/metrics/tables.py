@@ -100,8 +100,8 @@ def csv_table(result: Result, predictions: Sequence[str], baseline: Sequence[str
         *(bootstrap.get(key) for key in ("confidence", "unit", "units")),
         result["scored"],
         result["reports"],
-        "; ".join(predictions),
-        "; ".join(baseline),
+        _unformulated("; ".join(predictions)),
+        _unformulated("; ".join(baseline)),
     ]
     rows = [
         [
@@ -145,10 +145,13 @@ def csv_table(result: Result, predictions: Sequence[str], baseline: Sequence[str
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    if not isinstance(value, str):
-        return repr(value)
-    text = " ".join(visible(value).split())
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    return " ".join(visible(value).split()) if isinstance(value, str) else repr(value)
+
+
+def _unformulated(name: str) -> str:
+    """A user's text, no formula for a spreadsheet."""
+    name = name.lstrip()
+    return f"'{name}" if name.startswith(("=", "+", "-", "@")) else name
 
 
 # LaTeX

@@ -120,6 +120,8 @@ def test_names_of_methods(files):
     assert [one["name"] for one in data["methods"]] == ["the best", "a=b"]
     assert [one["file"] for one in data["methods"]] == ["other.jsonl", "a=b.jsonl"]
     assert data["bootstrap"] is None
+    # a name may be longer than that of a file
+    report(files, "--predictions", f"{'long' * 80}={files / 'good.jsonl'}")
     with pytest.raises(DiveError, match="'good' comes twice; give each a name: NAME=FILE"):
         report(files, predictions=("good.jsonl", "good.jsonl"))
 
@@ -232,3 +234,34 @@ def test_an_adapter_of_another_backbone_is_refused(files, tiny_qwen, steered):
     with pytest.raises(DiveError, match="backbone"):
         report(files, "--backbone", tiny_qwen, "--adapter", steered)
     assert not (files / "page.html").exists()
+
+
+def test_no_output_replaces_another_or_what_is_read(files):
+    (files / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    for more, message in (
+        (("--json", files / "page.html"), "--json .*page.html: is written already"),
+        (("--json", files / "log.jsonl", "--log", files / "log.jsonl"), "one of the files to read"),
+        (("--json", files / "a.png"), "--json .*a.png: is one of the files to read"),
+    ):
+        with pytest.raises(DiveError, match=message):
+            report(files, *more)
+    assert not (files / "page.html").exists()
+    assert (files / "log.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n'
+
+
+def test_films_beside_do_not_replace_the_studies_own(files):
+    """A folder of numbered films looks like an earlier page's, and may be the studies' own."""
+    folder = files / "page-films"
+    folder.mkdir()
+    Image.open(files / "a.png").convert("L").save(folder / "000000.jpg")
+    truths = [
+        {"id": name, "images": ["page-films/000000.jpg"], "findings": text}
+        for name, text in TRUTHS.items()
+    ]
+    write_jsonl(files / "truth.jsonl", truths)
+    before = (folder / "000000.jpg").read_bytes()
+    with pytest.raises(
+        DiveError, match=r"--images beside .*000000.jpg: is one of the files to read"
+    ):
+        report(files, "--images", "beside")
+    assert (folder / "000000.jpg").read_bytes() == before

@@ -225,6 +225,11 @@ def test_files_that_do_not_go_together(files, tmp_path):
     first, second, third = predictions
     for more, given, message in (
         (("--predictions", first), predictions, "--predictions is .*p0.jsonl twice, want another"),
+        (
+            ("--predictions", first.parent / "." / ".." / first.parent.name / first.name),
+            predictions,
+            "--predictions is .*p0.jsonl twice, want another",
+        ),
         (("--baseline", first, "--baseline", second), predictions, "given 2 times and --predic"),
         (("--baseline", first, "--baseline", second), [third], "one baseline or as many"),
         (("--per-report", tmp_path / "x"), predictions, "--per-report is of one file of predicti"),

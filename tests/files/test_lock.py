@@ -65,6 +65,11 @@ def other():
         process.stdout.close()
 
 
+def test_every_command_is_named():
+    commands = {one.callback.__name__ for one in app.registered_commands}
+    assert commands | {one.name for one in app.registered_groups} == lock._COMMANDS
+
+
 def test_who_holds_it_and_since_when_is_said_and_a_kill_releases_it(other, tmp_path):
     path = tmp_path / "reports.jsonl"
     process = other(path)

@@ -34,7 +34,7 @@ def test_each_has_what_evaluate_gives_alone():
         empty = own.pop("placeholders"), alone.pop("placeholders")
         assert own == alone, name
         # under the name of the method, which `evaluate` does not know
-        assert empty[0].get(name, 0) == empty[1].get("predictions", 0)
+        assert empty[0].get(f"predictions of {name}", 0) == empty[1].get("predictions", 0)
         assert empty[0]["references"] == empty[1]["references"] == 1
     assert found["bad"]["bootstrap"]["unit"] == "patient"
     assert "differences" not in found["good"] and "differences" in found["bad"]
@@ -59,14 +59,30 @@ def test_every_text_is_read_once(monkeypatch):
     assert "Large right effusion." in read
 
 
+def test_placeholders_are_counted_whatever_a_method_is_named():
+    methods = {name: METHODS["bad"] for name in ("references", "lora", "lora of seed 1")}
+    methods["lora"] = METHODS["good"]
+    found = dive.evaluate_methods(methods, REFERENCES, ("rougeL",))
+    assert [own["placeholders"] for own in found.values()] == [
+        {"references": 1, "predictions of references": 1},
+        {"references": 1},
+        {"references": 1, "predictions of lora of seed 1": 1},
+    ]
+
+
 @pytest.mark.parametrize(
     "methods, more, message",
     [
         ({}, {}, "methods are empty, want one or more"),
         (METHODS, {"baseline": "none"}, "baseline is 'none', want one of 'good', 'bad', 'other'"),
-        ({"short": ["x"]}, {}, "short: 1 for 4 references, want one per reference"),
-        ({"one": "text"}, {}, "one is one text, want a list of texts"),
+        ({"short": ["x"]}, {}, "predictions of short: 1 for 4 references, want one per reference"),
+        ({"one": "text"}, {}, "predictions of one is one text, want a list of texts"),
         (METHODS, {"metrics": ("blue",)}, "metrics is .'blue',., want a list"),
+        (
+            METHODS,
+            {"finish_reasons": {"Good": ["eos"] * 4}},
+            "finish_reasons is 'Good', want one of",
+        ),
         (
             METHODS,
             {"finish_reasons": {"good": ["stop"] * 4}},

@@ -162,6 +162,15 @@ def test_exports_that_are_none(files: list[Any], value: str) -> None:
         call(*files, "--export", value)
 
 
+def test_exports_of_the_home_folder(
+    files: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell leaves the ~ behind a colon as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    call(*files, "--export", "radeval:~/pairs.jsonl")
+    assert (tmp_path / "pairs.jsonl").is_file()
+
+
 def test_exports_replace_no_input_and_no_other_output(files: list[Any], tmp_path: Path) -> None:
     before = (tmp_path / "r.jsonl").read_text()
     for name in "p.jsonl", "r.jsonl":

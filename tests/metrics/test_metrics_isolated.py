@@ -160,6 +160,66 @@ def test_failures_are_one_line_without_texts(packages: Path) -> None:
         Green().score(["a", "b", "unreadable"], ["c", "d", "e"])
 
 
+def test_no_text_in_another_case_or_with_other_spaces(packages: Path) -> None:
+    """Packages lower and join what they read before they quote it."""
+    code = RATESCORE.replace(
+        '"cannot read " + mine', '"cannot read " + " ".join(mine.lower().split())'
+    )
+    (packages / "RaTEScore" / "__init__.py").write_text(code)
+    with pytest.raises(DiveError) as caught:
+        RaTEScore().score(["kaboom in the LUNG of\n  John Example"], ["no edema"])
+    said = str(caught.value)
+    assert said.endswith("RuntimeError: cannot read ...")
+
+
+def test_a_score_that_is_no_number(packages: Path) -> None:
+    code = RATESCORE.replace("return found", "return [float('nan')] * len(found)")
+    (packages / "RaTEScore" / "__init__.py").write_text(code)
+    with pytest.raises(DiveError, match="RaTEScore: the score is nan for pair 1 of 1, want a fini"):
+        RaTEScore().score(["no edema"], ["no edema"])
+
+
+def test_a_python_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexec sleep 60\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("dive.metrics.isolated._STARTS", 0.2)
+    with pytest.raises(DiveError, match="GREEN: .*python has not answered within 0.2 seconds"):
+        Green(python=python).score(["a"], ["b"])
+
+
+@pytest.mark.parametrize("ending", ["killed", "interrupted"])
+def test_nothing_is_left_behind(
+    packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """What a package writes may be of patients: it goes, whatever ends the process."""
+    code = GREEN.replace(
+        "        scores = []",
+        "        open(self.folder + '/texts', 'w').write(hyps[0])\n        scores = []",
+    )
+    code = code.replace(
+        "        self.batch_size", "        self.folder = output_dir\n        self.batch_size"
+    )
+    (packages / "green_score" / "__init__.py").write_text(code)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    started = []
+    if ending == "interrupted":
+
+        def answers(process):
+            started.append(process)
+            process.stdout.readline()
+            assert list(temporary.glob("*/texts"))
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("dive.metrics.isolated._answers", answers)
+    with pytest.raises(KeyboardInterrupt if ending == "interrupted" else DiveError):
+        Green().score(["a", "b", "kaboom"], ["c", "d", "e"])
+    assert not list(temporary.iterdir())
+    assert all(process.returncode is not None for process in started)
+
+
 def test_many_long_pairs_do_not_block(packages: Path) -> None:
     """More than a pipe holds goes in before the first answer comes out."""
     texts = [f"word{i} " * 500 for i in range(300)]

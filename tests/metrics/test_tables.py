@@ -171,3 +171,11 @@ def test_what_is_undefined_is_a_dash() -> None:
         if (line["name"], line["score"]) == ("Edema", "finding_precision")
     ]
     assert line["value"] == ""
+
+
+def test_seed_values_below_0_are_numbers() -> None:
+    """RadCliQ is below 0 where predictions are good; no sign for spreadsheets stands before it."""
+    result = _seeds()
+    result["seeds"]["scores"]["bleu1"]["values"] = [-0.5, 0.25]
+    lines = _read(csv_table(result, ["a.jsonl", "b.jsonl"]))
+    assert [line["seed_values"] for line in lines if line["score"] == "bleu1"] == ["-0.5; 0.25"]

@@ -328,6 +328,9 @@ def test_a_librarys_words_are_kept_without_what_is_private(caplog):
     assert FINDINGS in caplog.text  # at INFO
     assert without_texts("bad token 'No' in 'No'", ["No"]) == "bad token 'No' in 'No'"
     assert without_texts("a mass", ["mass"]) == "a ..."
+    # as a library cleaned it, which may be mixed with the text as it was
+    assert without_texts("of mrs example's lung", ["Mrs\n Example's LUNG"]) == "of ..."
+    assert without_texts("'MRS EXAMPLE' İmrs", ["Mrs Example"]) == "'...' İmrs"
     assert (
         without_paths(f"of '/x y/{FOLDER}' and C:\\{FOLDER}\\a.png here") == "of ... and ... here"
     )
