@@ -67,7 +67,7 @@ def _score_table(found: dict[str, Any], with_variants: bool) -> Table:
     settings = found.get("bootstrap", {})
     shown = table("metric", "score")
     if intervals:
-        add_column(shown, f"{100 * settings['confidence']:.0f}% interval")
+        add_column(shown, f"{100 * settings['confidence']:g}% interval")
     if spread:
         add_column(shown, "SD of seeds")
         if intervals:
@@ -170,7 +170,7 @@ def _group_table(
 ) -> Table:
     shown = table(name, count, "precision", "recall", "F1", "detail F1")
     if "intervals" in found:
-        add_column(shown, f"F1, {100 * found['bootstrap']['confidence']:.0f}% interval")
+        add_column(shown, f"F1, {100 * found['bootstrap']['confidence']:g}% interval")
     if "differences" in found:
         add_column(shown, "F1 difference")
     for (label, group), number in zip(groups.items(), counts, strict=True):

@@ -79,7 +79,7 @@ def training_of_logs(
     from dive.page import LOG_FILE, training_of
 
     if not paths and adapter is not None and (adapter / LOG_FILE).is_file():
-        paths = {adapter.name: adapter}
+        paths = {adapter.absolute().name: adapter}
     curves, notes = [], []
     for name, path in paths.items():
         training, lost = training_of(name, path)
@@ -115,7 +115,7 @@ class Inside:
             )
         self._method = len(names) - 1 if method is None else names.index(method)
         self._backbone, self._prompting = backbone, prompting
-        self._name = adapter.name
+        self._name = adapter.absolute().name
         self._adapter = as_adapter(adapter)
         self._adapter.check_backbone(backbone.model)
 

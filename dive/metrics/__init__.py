@@ -3,6 +3,7 @@
 from dive.metrics.bertscore import BertScore
 from dive.metrics.chexbert import CheXbert
 from dive.metrics.evaluation import FINISH_REASONS, METRICS, evaluate
+from dive.metrics.export import write_export
 from dive.metrics.green import Green
 from dive.metrics.methods import evaluate_methods
 from dive.metrics.normalization import NORMALIZATIONS
@@ -25,4 +26,5 @@ __all__ = [
     "evaluate_methods",
     "evaluate_seeds",
     "requirements",
+    "write_export",
 ]

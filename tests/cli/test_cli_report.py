@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from command_line import call
 from PIL import Image
 
 import dive
+from dive.cli.report_inputs import training_of_logs
 from dive.errors import DiveError
 from dive.files.json_lines import write_jsonl
 
@@ -228,6 +230,14 @@ def test_the_inside_of_the_worst_reports(files, tiny_llava, steered):
     assert data_of(files)["explained"]["method"] == 0
     with pytest.raises(DiveError, match="--explain-method is 'third', want one of 'good', 'other'"):
         report(files, *inside, "--explain-method", "third")
+
+
+def test_the_folder_that_one_is_in_has_a_name(monkeypatch, steered):
+    (steered / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    monkeypatch.chdir(steered)
+    curves, _ = training_of_logs({}, Path("."))
+    (steered / "log.jsonl").unlink()
+    assert [one["name"] for one in curves] == ["mine"]
 
 
 def test_an_adapter_of_another_backbone_is_refused(files, tiny_qwen, steered):

@@ -49,7 +49,7 @@ def test_the_table_of_scores_loses_no_letter(width):
         "findings_macro_f1": 0.5,
         "intervals": {"findings_macro_f1": [0.25, 0.75]},
         "bootstrap": {
-            "confidence": 0.95,
+            "confidence": 0.995,
             "samples": 9,
             "unit": "report",
             "units": 1,
@@ -66,6 +66,7 @@ def test_the_table_of_scores_loses_no_letter(width):
     )
     # in a narrow terminal the variant stands below, beside the name of its metric once more
     assert not Counter(letters(whole)) - Counter(letters(shown)) and "0.2500 to 0.7500" in whole
+    assert "99.5% interval" in whole  # and not 100%
     assert max(map(len, shown.splitlines())) <= width
     assert "2 without a prediction ([a]/p.jsonl)" in whole
 
