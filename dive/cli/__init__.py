@@ -125,12 +125,15 @@ def main() -> None:
 
 
 _INTERRUPTED = 130
+_GO_ON = {
+    "generate": "; the same command goes on where it stopped",
+    "distill": "; the same command with --resume goes on where it stopped",
+}
 
 
 def _interrupted() -> None:
-    to_stderr().print(
-        "interrupted; dive generate goes on with the same command, dive distill with --resume"
-    )
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    to_stderr().print("interrupted" + _GO_ON.get(command, ""))
     sys.exit(_INTERRUPTED)
 
 

@@ -27,7 +27,7 @@ from dive.cli.options import (
 )
 from dive.cli.predictions import Joined, joined, predictions_of
 from dive.cli.references import references_of
-from dive.cli.scoring import export_words, exports_of, models_of, write_exports
+from dive.cli.scoring import export_words, exports_of, metrics_of, models_of, write_exports
 from dive.errors import DiveError
 from dive.errors.visible import visible_json
 
@@ -312,13 +312,3 @@ def _without_reason(data: Joined, predictions: list[Path]) -> dict[str, int]:
     """File -> how many of its predictions have no finish reason."""
     reasons = data.finish_reasons(predictions)
     return {str(path): own.count(None) for path, own in zip(predictions, reasons, strict=True)}
-
-
-def metrics_of(option: str) -> list[str]:
-    """The metrics that --metrics names; DiveError for one that does not exist."""
-    from dive.metrics import METRICS
-
-    requested = [name.strip() for name in option.split(",") if name.strip()]
-    if not requested or any(name not in METRICS for name in requested):
-        raise DiveError(f"--metrics is {option!r}, want some of {','.join(METRICS)}")
-    return requested

@@ -79,7 +79,7 @@ def _score_table(found: dict[str, Any], with_variants: bool) -> Table:
     if with_variants:
         add_column(shown, "variant", "dim")
     for name, variant in found["variants"].items():
-        cells = [name, f"{found[name]:.4f}"]
+        cells = [name, _number(found[name])]
         if intervals:
             cells.append(_range(intervals.get(name)))
         if spread:
@@ -89,7 +89,7 @@ def _score_table(found: dict[str, Any], with_variants: bool) -> Table:
                 cells += [_number(one["sd_patients"]), _range(one.get("interval_both"))]
         if differences:
             gap = differences.get(name)
-            cells.append(f"{found['baseline'][name]:.4f}" if gap else "")
+            cells.append(_number(found["baseline"][name]) if gap else "")
             cells.append(_difference(gap) if gap else "")
         add_row(shown, *cells, *([variant] if with_variants else []))
     return shown

@@ -58,6 +58,7 @@ def _of_lines(
     films: bool,
 ) -> dict[str, Reference]:
     """The readers of JSON lines need the images; only some of their options apply here."""
+    from dive.data.absent import is_absent
     from dive.data.reading import SPLITS
 
     split = options.pop("split", None)
@@ -73,12 +74,14 @@ def _of_lines(
         if split is not None and not _is_of(record, split, where):
             continue
         study = _study(record, where, (folder or path.parent) if films else None)
+        given = [record.get(name) for name in _SECTIONS]
         if study.id in found:
             raise DiveError(f"{where}: id {study.id!r} comes twice")
         try:
             report = study.report(target)
         except DiveError:
-            if not allow_missing or not study.placeholders.keys() & set(_SECTIONS):
+            empty = any(isinstance(one, str) and is_absent(one) for one in given)
+            if not allow_missing or not empty:
                 raise
             report = ""  # counted as an empty reference
         found[study.id] = Reference(report, study.patient, study)

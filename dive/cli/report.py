@@ -23,6 +23,7 @@ from dive.cli.options import (
     reading,
 )
 from dive.cli.report_inputs import Inside, named, read_all, training_of_logs
+from dive.cli.scoring import metrics_of
 from dive.errors import DiveError
 from dive.errors.console import to_stderr
 from dive.errors.counting import counted
@@ -65,6 +66,17 @@ def report(
         int, typer.Option("--bootstrap", help="Resamples for the intervals; 0: none.")
     ] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
+    meteor_synonyms: Annotated[
+        bool, typer.Option(help="METEOR: match WordNet's synonyms, too, as in dive evaluate.")
+    ] = True,
+    radgraph_annotations: Annotated[
+        Path | None,
+        typer.Option(
+            parser=as_path,
+            metavar="FILE",
+            help="RadGraph: a file of annotations of all texts; no model is run.",
+        ),
+    ] = None,
     images: Annotated[
         str,
         typer.Option(
@@ -129,16 +141,17 @@ def report(
     check_values(target=target, dtype=dtype, max_image_tokens=max_image_tokens)
     if (backbone is None) != (adapter is None):
         raise DiveError("--backbone and --adapter go together: give both or neither")
+    if explain_method is not None and backbone is None:
+        raise DiveError("--explain-method has no use without --backbone and --adapter")
     for name, value in (("--bootstrap", bootstrap), ("--explain", explain)):
         if value < 0:
             raise DiveError(f"{name} is {value}, want a whole number >= 0")
-    from dive.cli.evaluate import metrics_of
     from dive.data.overwriting import check_not_read
     from dive.data.overwriting import films as films_of
     from dive.page import FilmOptions, build_page, write_json, write_page
 
     requested = metrics_of(metrics)
-    beside = out.with_name(f"{out.stem}-films") if images == "beside" else None
+    beside = films_folder(out) if images == "beside" else None
     films = FilmOptions(images, image_size, folder=beside)
     files = named(predictions, "--predictions")
     logs = named(log or [], "--log")
@@ -146,19 +159,17 @@ def report(
     hold_outputs(
         context,
         written,
-        [*files.values(), *logs.values(), adapter],
+        [*files.values(), *logs.values(), adapter, radgraph_annotations],
         (references, images_root, reports_root),
     )
     training, notes = training_of_logs(logs, adapter)
     options = reading(split, images_root, reports_root, drop_comparisons, read)
     studies, methods, left_out = read_all(references, target, options, files, allow_missing)
-    if beside is not None:
-        written |= dict.fromkeys(beside.glob("*"), "--images beside")
     check_not_read(written, films_of(studies))
     inside = None
     if backbone is not None and adapter is not None and explain:
         inside = Inside(
-            open_backbone(backbone, dtype, device),
+            lambda: open_backbone(backbone, dtype, device),
             adapter,
             methods,
             explain_method,
@@ -178,6 +189,8 @@ def report(
         training=training,
         notes=[*left_out, *notes],
         seed=seed,
+        meteor_synonyms=meteor_synonyms,
+        radgraph=radgraph_annotations,
     )
     if inside is not None:
         inside.add(data, studies, explain)
@@ -185,6 +198,13 @@ def report(
     if json_file is not None:
         write_json(json_file, data)
     _print_summary(out, data)
+    if beside is None and (earlier := films_folder(out)).is_dir():
+        to_stderr().print(f"{earlier} has films of an earlier page, which this one does not show")
+
+
+def films_folder(page: Path) -> Path:
+    """The folder of the films beside a page."""
+    return page.with_name(f"{page.stem}-films")
 
 
 def _print_summary(out: Path, data: "PageData") -> None:

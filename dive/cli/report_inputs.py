@@ -1,7 +1,7 @@
 """What `dive report` reads: methods by name, their reports, logs, and an adapter's inside."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ def named(given: Sequence[str], option: str) -> dict[str, Path]:
         name, sign, path = text.partition("=")
         if not sign or os.path.exists(text):  # False for what can be no name
             path = text
-            name = Path(text).stem
+            name = Path(text).absolute().stem if text.strip() else ""
         if not name.strip() or not path.strip():
             raise DiveError(f"{option} is {text!r}, want NAME=FILE or FILE")
         if name in found:
@@ -100,7 +100,7 @@ class Inside:
 
     def __init__(
         self,
-        backbone: "Backbone",
+        backbone: "Callable[[], Backbone]",
         adapter: Path,
         methods: "Sequence[Predictions]",
         method: str | None,
@@ -114,10 +114,11 @@ class Inside:
                 f"--explain-method is {method!r}, want one of {', '.join(map(repr, names))}"
             )
         self._method = len(names) - 1 if method is None else names.index(method)
-        self._backbone, self._prompting = backbone, prompting
+        self._prompting = prompting
         self._name = adapter.absolute().name
-        self._adapter = as_adapter(adapter)
-        self._adapter.check_backbone(backbone.model)
+        self._adapter = as_adapter(adapter)  # a bad one is found before a backbone is loaded
+        self._backbone = backbone()
+        self._adapter.check_backbone(self._backbone.model)
 
     def add(self, data: "PageData", studies: "Sequence[Study]", count: int) -> None:
         """Explains the `count` worst reports, and writes what was left out into the notes."""

@@ -96,3 +96,13 @@ def export_words(format: str, written: int, left_out: int) -> str:
     """What an export has, in words that its path follows."""
     lost = f" ({left_out} without a reference left out)" if left_out else ""
     return f"for {format}: {counted(written, 'report')}{lost} in"
+
+
+def metrics_of(option: str) -> list[str]:
+    """The metrics that --metrics names; DiveError for one that does not exist."""
+    from dive.metrics import METRICS
+
+    requested = [name.strip() for name in option.split(",") if name.strip()]
+    if not requested or any(name not in METRICS for name in requested):
+        raise DiveError(f"--metrics is {option!r}, want some of {','.join(METRICS)}")
+    return requested

@@ -37,7 +37,7 @@ from dive.errors.visible import visible
 from dive.files.atomic import check_folder, write_bytes, write_text
 from dive.files.json_lines import write_jsonl
 from dive.files.lock import hold_folder
-from dive.page import Training, training_of
+from dive.page import LOG_FILE, Training, training_of
 
 if TYPE_CHECKING:
     from dive.backbone.load import Backbone
@@ -94,7 +94,7 @@ def _run(
         f"demonstrations, {test} test studies, {steps} steps per method."
     )
 
-    outcomes, training = _run_methods(methods, backbone, hospital, steps, console)
+    outcomes, training, logs = _run_methods(methods, backbone, hospital, steps, console)
     records = [outcome.record for outcome in outcomes.values()]
     console.print(_table(records))
     console.print(
@@ -108,6 +108,8 @@ def _run(
         _print_study(console, hospital.test[index], last, outcomes[last].reports[index])
 
     _write_outputs(out, hospital, outcomes, last)
+    if last in logs:
+        write_text(out / "adapter" / LOG_FILE, logs[last])
     millions = sum(p.numel() for p in backbone.model.parameters()) / 1e6
     write_demo_page(
         out / "index.html",
@@ -149,10 +151,11 @@ def _run_methods(
     hospital: Hospital,
     steps: int,
     console: PlainConsole,
-) -> tuple[dict[str, Outcome], list[Training]]:
-    """Runs every method under a bar; returns outcomes by name, and the curves of the trainings."""
+) -> tuple[dict[str, Outcome], list[Training], dict[str, str]]:
+    """Runs every method under a bar; returns outcomes by name, curves, and logs by name."""
     outcomes: dict[str, Outcome] = {}
     training = []
+    logs: dict[str, str] = {}
     with Progress(
         SpinnerColumn(),
         column("{task.description}"),
@@ -168,8 +171,9 @@ def _run_methods(
                 )
                 if method.config is not None:
                     training.append(training_of(method.name, Path(folder))[0])
+                    logs[method.name] = (Path(folder) / LOG_FILE).read_text(encoding="utf-8")
             bar.advance(task)
-    return outcomes, training
+    return outcomes, training, logs
 
 
 # narrow enough that a terminal of 80 columns shows the methods' names

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dive.errors import DiveError
+from dive.errors import DiveError, checks
 from dive.metrics.measure import Measure
 
 UNITS = ("report", "patient")
@@ -124,8 +124,13 @@ class Resampling:
         samples, seed = self.samples, self.seed
         if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
             raise DiveError(f"bootstrap is {samples!r}, want a number of resamples, 1 or more")
-        if not 0 < self.confidence < 1:
+        if not checks.is_number(self.confidence) or not 0 < self.confidence < 1:
             raise DiveError(f"confidence is {self.confidence!r}, want a number between 0 and 1")
+        if self.units.count < 2:
+            raise DiveError(
+                f"bootstrap draws from {self.units.count} {self.units.name}, want two or more: of "
+                "one there is no interval"
+            )
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise DiveError(f"seed is {seed!r}, want a whole number, 0 or more")
 

@@ -34,10 +34,16 @@ def radgraph_model_of(metrics: Sequence[str]) -> str:
 
 
 class Models:
-    """The models of the metrics that were asked for, and what they find in the references."""
+    """The models of the metrics that were asked for, and what they find in the references.
 
-    def __init__(self, options: "ScorerOptions", references: list[str]) -> None:
-        self.options, self.references = options, references
+    lists: every list of predictions that will be scored; a model in a process of its own reads
+    them all in one go, because it is loaded anew for each.
+    """
+
+    def __init__(
+        self, options: "ScorerOptions", references: list[str], lists: Sequence[list[str]]
+    ) -> None:
+        self.options, self.references, self.lists = options, references, lists
 
     @cached_property
     def annotator(self) -> Annotator:
@@ -59,8 +65,31 @@ class Models:
     def embeddings(self) -> np.ndarray:
         return self.labeler.embed(self.references)
 
+    @cached_property
+    def ratescore(self) -> RaTEScore:
+        return self.options.ratescore or RaTEScore()
+
+    @cached_property
+    def green(self) -> Green:
+        return self.options.green or Green()
+
+    @cached_property
+    def ratescores(self) -> dict[int, np.ndarray]:
+        return self._of_all(self.ratescore)
+
+    @cached_property
+    def greens(self) -> dict[int, np.ndarray]:
+        return self._of_all(self.green)
+
+    def _of_all(self, scorer: RaTEScore | Green) -> dict[int, np.ndarray]:
+        """id of each list -> the scores of its reports."""
+        every = [text for own in self.lists for text in own]
+        values = scorer.score(every, self.references * len(self.lists))
+        parts = np.split(values, len(self.lists))
+        return {id(own): part for own, part in zip(self.lists, parts, strict=True)}
+
     def measures(self, predictions: list[str]) -> list[Measure]:
-        """The measures of these predictions, in the order of `METRICS`."""
+        """The measures of these predictions, one of the lists, in the order of `METRICS`."""
         scores = _Scores(self, predictions)
         measures = {
             "radgraph": scores.radgraph,
@@ -128,11 +157,9 @@ class _Scores:
         return radcliq_measure(np.stack(columns, axis=1), source="; ".join(sources))
 
     def ratescore(self) -> Measure:
-        scorer = self.models.options.ratescore or RaTEScore()
-        values = scorer.score(self.predictions, self.references)
-        return ratescore_measure(values, source=scorer.source)
+        values = self.models.ratescores[id(self.predictions)]
+        return ratescore_measure(values, source=self.models.ratescore.source)
 
     def green(self) -> Measure:
-        scorer = self.models.options.green or Green()
-        values = scorer.score(self.predictions, self.references)
-        return green_measure(values, source=scorer.source)
+        values = self.models.greens[id(self.predictions)]
+        return green_measure(values, source=self.models.green.source)

@@ -140,7 +140,7 @@ def evaluate(
 
 def scorer_of(
     pairs: Pairs,
-    texts: Mapping[str, Sequence[Sequence[str]]],
+    texts: Mapping[str, Sequence[list[str]]],
     metrics: Sequence[str],
     *,
     normalization: str = "lower",
@@ -181,7 +181,7 @@ def scorer_of(
         ratescore=ratescore,
         green=green,
     )
-    return Scorer(options, pairs.references)
+    return Scorer(options, pairs.references, [own for lists in texts.values() for own in lists])
 
 
 def add_termination(method: list[list[Measure]], reasons: list[list[str]]) -> None:

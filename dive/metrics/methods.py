@@ -46,6 +46,9 @@ def evaluate_methods(
         DiveError: as `dive.evaluate`; no method, an unknown baseline, or finish reasons of an
             unknown method.
     """
+    if not isinstance(methods, Mapping):
+        kind = type(methods).__name__
+        raise DiveError(f"methods is a {kind}, want a mapping of names to lists of texts")
     if not methods:
         raise DiveError("methods are empty, want one or more")
     named = {"baseline": [] if baseline is None else [baseline], "finish_reasons": finish_reasons}

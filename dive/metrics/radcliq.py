@@ -3,8 +3,9 @@
 Yu et al., "Evaluating progress in automatic chest X-ray radiology report generation", Patterns
 2023. The number is linear in the standardised metrics; lower is better, and that of a copy of the
 reference is about -1.44. ReXrank ranks by `radcliq_inverse`, 1 / the mean over reports: the inverse
-of the mean, not the mean of inverses (aggregate_metrics.py of ReXrank-metric). It is an order only
-where the mean is above 0: a mean below 0, which no ranked model has, makes the inverse negative.
+of the mean, not the mean of inverses (aggregate_metrics.py of ReXrank-metric). It orders only means
+above 0, as those of all ranked models are; for a mean of 0 or below it is undefined here, and so is
+its interval where one resample has such a mean.
 """
 
 import numpy as np
@@ -53,5 +54,6 @@ def radcliq_measure(components: np.ndarray, *, source: str) -> Measure:
 
 def _scores(totals: np.ndarray) -> dict[str, np.ndarray]:
     mean = ratio(totals[..., 0], totals[..., 1])
-    inverse = np.divide(1.0, mean, out=np.full_like(mean, np.inf), where=mean != 0)
+    # It jumps from -inf to inf at 0: where one resample's mean is there, no interval holds for any.
+    inverse = np.full_like(mean, np.nan) if (mean <= 0).any() else 1.0 / mean
     return {"radcliq": mean, "radcliq_inverse": inverse}

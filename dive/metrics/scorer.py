@@ -1,5 +1,6 @@
 """A scorer: every metric that was asked for, on lists of predictions for the same references."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,8 @@ ENGLISH = ("findings", "radgraph", "chexbert", "semb", "bertscore", "radcliq", "
 
 @dataclass(frozen=True)
 class ScorerOptions:
+    """The arguments of `dive.evaluate` that say what is computed, and with which models."""
+
     metrics: tuple[str, ...]
     normalization: str
     rouge_beta: float
@@ -41,14 +44,16 @@ class ScorerOptions:
 class Scorer:
     """A scorer of lists of predictions against the same references; models are loaded once."""
 
-    def __init__(self, options: ScorerOptions, references: list[str]) -> None:
+    def __init__(
+        self, options: ScorerOptions, references: list[str], lists: Sequence[list[str]]
+    ) -> None:
         self.options, self.references = options, references
         self._reference_words = [words(text, options.normalization) for text in references]
-        self._models = Models(options, references)
+        self._models = Models(options, references, lists)
         self._stated: dict[str, Stated] = {}  # by text: the lexicon reads references once
 
     def measures(self, predictions: list[str]) -> list[Measure]:
-        """The measures of these predictions, in the order of METRICS."""
+        """The measures of these predictions, one of the lists, in the order of METRICS."""
         options, requested = self.options, self.options.metrics
         split = [words(text, options.normalization) for text in predictions]
         found = _overlap_measures(split, self._reference_words, options)

@@ -6,7 +6,8 @@ write_page(Path("report.html"), data)
 
 from dive.page.films import FilmOptions
 from dive.page.json_file import write_json
-from dive.page.page_data import Predictions, build_page, worst_first
+from dive.page.page_data import build_page, worst_first
+from dive.page.predictions import Predictions
 from dive.page.render import write_page
 from dive.page.schema import PageData, Training
 from dive.page.training_log import LOG_FILE, training_of

@@ -4,6 +4,7 @@ import base64
 import io
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from PIL import Image
 
 from dive.data import Study
 from dive.data.images.load import load_rgb
+from dive.data.overwriting import check_not_read, films
 from dive.errors import DiveError
 from dive.files.atomic import check_folder, write_bytes
 from dive.page.schema import Image as Film
@@ -58,6 +60,19 @@ class FilmOptions:
         if self.mode == "beside" and self.folder is None:
             raise DiveError("folder is None, want one for the films beside the page")
 
+    def check(self, studies: Sequence[Study]) -> None:
+        """Raise DiveError where the folder cannot be written, or holds other files than an earlier
+        page's films, or a film of these studies."""
+        if self.folder is None:
+            return
+        check_folder(self.folder)
+        earlier = list(self.folder.iterdir()) if self.folder.is_dir() else []
+        if not all(_NAME.fullmatch(path.name) and path.is_file() for path in earlier):
+            raise DiveError(
+                f"{self.folder} holds other files than a page's films; name another page"
+            )
+        check_not_read(dict.fromkeys(earlier, "images beside the page"), films(studies))
+
 
 @dataclass
 class Films:
@@ -65,11 +80,13 @@ class Films:
 
     Attributes:
         by_study: per study, its films in order.
+        warnings: of reading them: films without contrast ...
         missing: ids of the studies with a film that is gone or cannot be read.
         scaled_to: the smallest edge that a film was scaled to so that it fits its share, or None.
     """
 
     by_study: list[list[Film]]
+    warnings: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     scaled_to: int | None = None
 
@@ -85,14 +102,21 @@ def films_of(studies: Sequence[Study], options: FilmOptions) -> Films:
     """
     if options.mode == "none":
         return Films([[] for _ in studies])
+    options.check(studies)
     numbered = [(study, number) for study in studies for number in range(len(study.images))]
     share = options.budget // max(1, len(numbered)) if options.folder is None else None
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    # a line per film would hide all else: the page has their number and the first one
+    with (
+        warnings.catch_warnings(record=True) as warned,
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+    ):
+        warnings.simplefilter("always")
         made = list(pool.map(lambda one: _film(one[0], one[1], options.edge, share), numbered))
     if options.folder is not None:
         _clear(options.folder)
     found: dict[str, list[Film]] = {study.id: [] for study in studies}
-    result = Films([found[study.id] for study in studies])
+    messages = [str(one.message) for one in warned]
+    result = Films([found[study.id] for study in studies], warnings=messages)
     for total, ((study, number), jpeg) in enumerate(zip(numbered, made, strict=True)):
         film = Film(src=None, width=0, height=0, view=_view(study, number))
         if jpeg is None:
@@ -149,13 +173,10 @@ def _source(data: bytes, number: int, folder: Path | None) -> str:
 
 
 def _clear(folder: Path) -> None:
-    """Make the folder, without an earlier page's films; DiveError if it holds anything else."""
-    check_folder(folder)
-    earlier = list(folder.iterdir()) if folder.is_dir() else []
-    if not all(_NAME.fullmatch(path.name) and path.is_file() for path in earlier):
-        raise DiveError(f"{folder} holds other files than a page's films; name another page")
-    for path in earlier:
-        path.unlink()
+    """Make the folder, without an earlier page's films; `FilmOptions.check` has been passed."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _NAME.fullmatch(path.name):
+            path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
 
 

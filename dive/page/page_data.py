@@ -1,19 +1,18 @@
 """`build_page`: from references and the predictions of several methods to the data of the page."""
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dive import __version__
-from dive.data import Study
-from dive.data.absent import is_placeholder
+from dive.data import Study, check_target
 from dive.errors import DiveError
 from dive.errors.counting import counted, listed
 from dive.lexicon import default_lexicon
 from dive.page.films import FilmOptions, Films, films_of
+from dive.page.notes import notes_of
 from dive.page.outcomes import OUTCOMES, Reading, in_words, outcomes, pieces, read
+from dive.page.predictions import Predictions, mean, text_of
 from dive.page.schema import (
     FORMAT,
     Finding,
@@ -26,23 +25,7 @@ from dive.page.schema import (
     StudyData,
     Training,
 )
-from dive.page.scores import Scores, scores_of
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """The reports of one method.
-
-    Attributes:
-        name: of the method, on the page.
-        records: study id -> record of `dive generate`: "report", and where known "finish_reason",
-            "prompt_tokens" and "seconds".
-        file: last name of the file that they come from.
-    """
-
-    name: str
-    records: Mapping[str, Mapping[str, Any]]
-    file: str = ""
+from dive.page.scores import Scores, scores_of, with_more
 
 
 def build_page(
@@ -76,8 +59,7 @@ def build_page(
         images: how films get onto the page; default `FilmOptions()`.
         training: curves (`dive.page.training_of`).
         more_scores: of the caller's own, each with one value per method; the first on the page.
-        notes: more for the head of the page.
-        facts: [what, value] for its foot.
+        notes, facts: more for the head of the page, and [what, value] for its foot.
         evaluation: further arguments of `dive.evaluate` (normalization, radgraph, seed ...).
 
     Raises:
@@ -86,6 +68,8 @@ def build_page(
             raises.
     """
     _check(studies, predictions)
+    images = images or FilmOptions()
+    images.check(studies)
     references = [_reference(study, target) for study in studies]
     scored = _scored(studies, references, predictions)
     scores = _scores(
@@ -94,29 +78,28 @@ def build_page(
         predictions,
         baseline,
         metrics,
-        bootstrap=bootstrap,
+        bootstrap if len(scored) > 1 else None,
         **evaluation,
     )
+    scores = with_more(scores, more_scores)
+    if bootstrap and not scores.bootstrap:
+        notes = [*notes, "One study is scored, and of one there is no interval."]
     readings = _Readings(references, predictions)
     shown = [readings.study(study, references[i], predictions) for i, study in enumerate(studies)]
-    films = films_of(studies, images or FilmOptions())
-    for entry, own in zip(shown, films.by_study, strict=True):
-        entry["images"] = own
+    films = films_of(studies, images)
+    _add_films(shown, films)
     _add_own_scores(shown, scored, scores)
     return PageData(
         format=FORMAT,
         version=__version__,
         title=title,
-        notes=[*notes, *_notes(studies, references, predictions, films)],
+        notes=[*notes, *notes_of(studies, references, predictions, films, scores.bootstrap)],
         target=target,
         bootstrap=scores.bootstrap,
         methods=[_method(one, [study.id for study in studies]) for one in predictions],
         findings=readings.findings(shown, scored, len(predictions)),
-        metrics=[*(one for one, _ in more_scores), *scores.metrics],
-        scores=[
-            {one["key"]: values[method] for one, values in more_scores} | own
-            for method, own in enumerate(scores.scores)
-        ],
+        metrics=scores.metrics,
+        scores=scores.scores,
         differences=scores.differences,
         classes=scores.classes,
         terciles=scores.terciles,
@@ -161,18 +144,13 @@ def _check(studies: Sequence[Study], predictions: Sequence[Predictions]) -> None
 
 
 def _reference(study: Study, target: str) -> str:
-    """The reference, "" where a word such as "nan" stands for it."""
+    """The reference, "" where the study has none: it is shown, and a note says so."""
+    check_target(target)
+    study.check()
     try:
         return study.report(target)
     except DiveError:
-        if not study.placeholders.keys() & {"findings", "impression"}:
-            raise
         return ""
-
-
-def _text(record: Mapping[str, Any]) -> str:
-    """The report of a record, "" where a missing value stands for it."""
-    return "" if is_placeholder(record["report"]) else str(record["report"])
 
 
 def _scored(
@@ -195,17 +173,19 @@ def _scores(
     predictions: Sequence[Predictions],
     baseline: str | None,
     metrics: Sequence[str],
+    bootstrap: int | None,
     **evaluation: Any,
 ) -> Scores:
     """The scores of all methods on these studies."""
     records = {one.name: [one.records[study.id] for study in studies] for one in predictions}
     return scores_of(
-        {name: [_text(record) for record in own] for name, own in records.items()},
+        {name: [text_of(record) for record in own] for name, own in records.items()},
         references,
         predictions[0].name if baseline is None else baseline,
         metrics,
         finish_reasons={name: _finish_reasons(own) for name, own in records.items()},
         patients=[study.patient for study in studies],
+        bootstrap=bootstrap,
         **evaluation,
     )
 
@@ -223,7 +203,7 @@ class _Readings:
     """
 
     def __init__(self, references: Sequence[str], predictions: Sequence[Predictions]) -> None:
-        reports = (_text(record) for one in predictions for record in one.records.values())
+        reports = (text_of(record) for one in predictions for record in one.records.values())
         self._of = {text: read(text) for text in dict.fromkeys([*references, *reports])}
         named = dict.fromkeys(m.name for reading in self._of.values() for m in reading.mentions)
         stated = Counter(name for text in references for name in self._of[text].details)
@@ -239,7 +219,7 @@ class _Readings:
             if record is None:
                 reports.append(None)
                 continue
-            own = self._of[_text(record)]
+            own = self._of[text_of(record)]
             found = self._found(truth, own) if reference.strip() else []
             reason = record.get("finish_reason")
             reports.append(
@@ -271,7 +251,7 @@ class _Readings:
             Finding(
                 name=name,
                 label=name,
-                cls=classes.get(name, name),
+                cls=classes[name],
                 references=0,
                 counts=[dict.fromkeys(OUTCOMES, 0) for _ in range(methods)],
             )
@@ -299,11 +279,21 @@ class _Readings:
         ]
 
 
+def _add_films(shown: list[StudyData], films: Films) -> None:
+    for entry, own in zip(shown, films.by_study, strict=True):
+        entry["images"] = own
+
+
 def _add_own_scores(shown: list[StudyData], scored: Sequence[int], scores: Scores) -> None:
     for position, number in enumerate(scored):
         for report, columns in zip(shown[number]["reports"], scores.per_report, strict=True):
             assert report is not None
-            report["scores"] = {name: values[position] for name, values in columns.items()}
+            # neither side states a finding: an F1 of 0 would call a right report wrong
+            unstated = not report["found"]
+            report["scores"] = {
+                name: None if unstated and name.startswith("finding_") else values[position]
+                for name, values in columns.items()
+            }
 
 
 def _method(one: Predictions, ids: Sequence[str]) -> Method:
@@ -312,49 +302,8 @@ def _method(one: Predictions, ids: Sequence[str]) -> Method:
     return Method(
         name=one.name,
         file=one.file,
-        prompt_tokens=_mean(record.get("prompt_tokens") for record in records),
-        seconds=_mean(record.get("seconds") for record in records),
-        ended=None if None in reasons else _mean(reason == "eos" for reason in reasons),
+        prompt_tokens=mean(record.get("prompt_tokens") for record in records),
+        seconds=mean(record.get("seconds") for record in records),
+        ended=None if None in reasons else mean(float(reason == "eos") for reason in reasons),
         reports=len(records),
     )
-
-
-def _mean(values: Iterable[Any]) -> float | None:
-    """The mean; None where one is missing or no finite number, or there is none."""
-    given = list(values)
-    if not given or not all(isinstance(one, int | float) and math.isfinite(one) for one in given):
-        return None
-    return float(sum(given) / len(given))
-
-
-def _notes(
-    studies: Sequence[Study],
-    references: Sequence[str],
-    predictions: Sequence[Predictions],
-    films: Films,
-) -> list[str]:
-    notes = []
-    for one in predictions:
-        lost = [study.id for study in studies if study.id not in one.records]
-        if lost:
-            notes.append(
-                f"{one.name} has no report for {counted(len(lost), 'study')}: {listed(lost)}. "
-                "Scores are of the studies that every method has a report for."
-            )
-    empty = [study.id for study, text in zip(studies, references, strict=True) if not text.strip()]
-    if empty:
-        notes.append(
-            f"{counted(len(empty), 'reference')} without a text, shown and not scored: "
-            f"{listed(empty)}."
-        )
-    if films.missing:
-        notes.append(
-            f"Films of {counted(len(films.missing), 'study')} are gone or cannot be read: "
-            f"{listed(films.missing)}."
-        )
-    if films.scaled_to is not None:
-        notes.append(
-            f"Films are scaled down, to {films.scaled_to} pixels at the least, to keep the page "
-            "small; beside it they have the size asked for (--images beside)."
-        )
-    return notes

@@ -33,8 +33,7 @@ class Finding(TypedDict):
     label: str  # in words
     cls: str  # CheXpert observation, or "Other"
     references: int  # that state it as present or uncertain
-    # per method: reports by outcome; None: the method has no report that could state it
-    counts: list[dict[str, int]]
+    counts: list[dict[str, int]]  # per method: scored reports by outcome
 
 
 class Metric(TypedDict):
@@ -48,9 +47,9 @@ class Metric(TypedDict):
 
 
 class Score(TypedDict):
-    """A corpus score of one method."""
+    """A corpus score of one method; None where it is undefined (the inverse of a mean below 0)."""
 
-    value: float
+    value: float | None
     interval: list[float] | None  # [low, high] by bootstrap
 
 

@@ -1,7 +1,7 @@
 """The scores of several methods on the same references, as the page shows them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dive.metrics import evaluate_methods
@@ -65,6 +65,18 @@ def scores_of(
             for result in results
         ],
         bootstrap=results[0].get("bootstrap"),
+    )
+
+
+def with_more(scores: Scores, more: Sequence[tuple[Metric, Sequence[Score]]]) -> Scores:
+    """The scores with some of the caller's own before them, each with one value per method."""
+    return replace(
+        scores,
+        metrics=[*(one for one, _ in more), *scores.metrics],
+        scores=[
+            {one["key"]: values[method] for one, values in more} | own
+            for method, own in enumerate(scores.scores)
+        ],
     )
 
 

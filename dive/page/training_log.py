@@ -25,7 +25,10 @@ def training_of(name: str, path: Path) -> tuple[Training, int]:
         DiveError: there is no such file, a line is no JSON object with a step, or no line holds a
             number.
     """
-    path = path / LOG_FILE if path.is_dir() else path
+    if path.is_dir():
+        if not (path / LOG_FILE).exists():
+            raise DiveError(f"{path} has no {LOG_FILE}, want the folder of a training")
+        path = path / LOG_FILE
     curves: dict[str, Curve] = {}
     lost = 0
     for step, logged in _entries(path):
@@ -34,7 +37,7 @@ def training_of(name: str, path: Path) -> tuple[Training, int]:
         for key, value in logged.items():
             if key in _TOTALS or isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            if not math.isfinite(value):
+            if not _is_finite(value):
                 lost += 1
             else:
                 curve = curves.setdefault(key, Curve(name=key, steps=[], values=[]))
@@ -43,6 +46,13 @@ def training_of(name: str, path: Path) -> tuple[Training, int]:
     if not curves:
         raise DiveError(f"{path}: holds no curve, want the log of a training (dive distill)")
     return Training(name=name, curves=list(curves.values())), lost
+
+
+def _is_finite(value: int | float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def _entries(path: Path) -> list[tuple[int, dict[str, object]]]:

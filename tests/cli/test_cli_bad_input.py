@@ -452,7 +452,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 130
-    assert "interrupted; dive generate goes on with the same command" in capsys.readouterr().err
+    assert "interrupted; the same command goes on where it stopped" in capsys.readouterr().err
 
 
 def test_nothing_to_resume_is_said(tiny_llava, studies_folder, tmp_path, caplog):

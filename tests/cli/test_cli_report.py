@@ -191,6 +191,8 @@ def test_outputs_replace_no_input(files):
     "more, message",
     [
         (["--backbone", "x"], "--backbone and --adapter go together"),
+        (["--explain-method", "good"], "--explain-method has no use without --backbone"),
+        (["--log", "."], "has no log.jsonl, want the folder of a training"),
         (["--bootstrap", "-1"], "--bootstrap is -1, want a whole number >= 0"),
         (["--images", "inside"], "images is 'inside', want one of embed, beside, none"),
         (["--metrics", "blue"], "--metrics is 'blue'"),
@@ -271,7 +273,7 @@ def test_films_beside_do_not_replace_the_studies_own(files):
     write_jsonl(files / "truth.jsonl", truths)
     before = (folder / "000000.jpg").read_bytes()
     with pytest.raises(
-        DiveError, match=r"--images beside .*000000.jpg: is one of the files to read"
+        DiveError, match=r"images beside the page .*000000.jpg: is one of the files to read"
     ):
         report(files, "--images", "beside")
     assert (folder / "000000.jpg").read_bytes() == before

@@ -162,6 +162,15 @@ def test_patients_of_another_kind(patient, tmp_path):
         references_of(str(path), "findings", {}, False)
 
 
+@pytest.mark.parametrize("text", ["", "  ", "nan", "N/A"])
+def test_a_reference_that_is_given_and_empty_is_missing(text, tmp_path):
+    path = _write(tmp_path / "r.jsonl", [{"id": "a", "findings": text}])
+    (found,) = references_of(str(path), "findings", {}, True).values()
+    assert found.report == ""
+    with pytest.raises(DiveError, match="'findings' is (absent|empty)"):
+        references_of(str(path), "findings", {}, False)
+
+
 def test_a_patient_without_a_name_excuses_no_missing_report(tmp_path):
     path = _write(tmp_path / "r.jsonl", [{"id": "a", "impression": "Clear.", "patient": "-"}])
     with pytest.raises(DiveError, match="'findings' is absent"):

@@ -136,3 +136,15 @@ def test_bad_units(options, message: str, bootstrap) -> None:
     with pytest.raises(DiveError, match=message) as caught:
         _intervals(bootstrap=bootstrap, **options)
     assert not re.search("zyx", str(caught.value))  # whose name is the hospital's
+
+
+def test_of_one_unit_there_is_no_interval() -> None:
+    with pytest.raises(DiveError, match="bootstrap draws from 1 report, want two or more"):
+        dive.evaluate(["Clear."], ["Clear."], bootstrap=10)
+    assert "intervals" not in dive.evaluate(["Clear."], ["Clear."])
+
+
+@pytest.mark.parametrize("confidence", [0, 1, 2, "0.9", None, True, float("nan")])
+def test_a_confidence_out_of_range(confidence: object) -> None:
+    with pytest.raises(DiveError, match="confidence is .*, want a number between 0 and 1"):
+        dive.evaluate(["Clear."] * 2, ["Clear."] * 2, bootstrap=10, confidence=confidence)

@@ -93,3 +93,8 @@ def test_placeholders_are_counted_whatever_a_method_is_named():
 def test_what_is_refused(methods, more, message):
     with pytest.raises(DiveError, match=message):
         dive.evaluate_methods(methods, REFERENCES, **more)
+
+
+def test_a_list_of_methods_is_refused():
+    with pytest.raises(DiveError, match="methods is a list, want a mapping of names"):
+        dive.evaluate_methods([METHODS["good"]], REFERENCES)

@@ -259,3 +259,25 @@ def test_doctor_tells_what_is_missing(
     (model / "config.json").touch()
     after = {need["name"]: need for need in requirements()}
     assert after["green_score (GREEN)"]["present"] and after["BERTScore model"]["present"]
+
+
+def test_a_model_is_loaded_once_for_all_methods(
+    packages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    score = RaTEScore.score
+
+    def counted(self: RaTEScore, predictions: list[str], references: list[str]) -> np.ndarray:
+        calls.append(len(predictions))
+        return score(self, predictions, references)
+
+    monkeypatch.setattr(RaTEScore, "score", counted)
+    references = ["Small effusion here.", "Clear lungs now."]
+    methods = {"a": references, "b": ["Small effusion.", "Wet lungs now."], "c": ["No.", "Yes."]}
+    found = dive.evaluate_methods(methods, references, ["ratescore"], baseline="a", bootstrap=5)
+    assert calls == [6]
+    for name, texts in methods.items():
+        alone = dive.evaluate(texts, references, ["ratescore"])["ratescore"]
+        assert found[name]["ratescore"] == alone
+    assert calls == [6, 2, 2, 2]
+    assert len({own["ratescore"] for own in found.values()}) == 3

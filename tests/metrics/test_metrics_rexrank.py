@@ -17,7 +17,7 @@ from tiny_roberta import tiny_roberta
 
 import dive
 from dive.errors import DiveError
-from dive.metrics import BertScore, CheXbert, RadGraphFile
+from dive.metrics import BertScore, CheXbert, RadGraphFile, radcliq
 from dive.metrics.bertscore import BASELINE_F1
 from dive.metrics.radcliq import COMPONENTS, radcliq_measure, radcliq_v1
 from dive.metrics.radgraph_scores import radgraph_combined
@@ -369,7 +369,7 @@ def test_radcliq_takes_the_first_radgraph_model(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(by_models, "RadGraph", asked.append)
     for metrics in ("radgraph",), ("radgraph", "radcliq"):
         options = type("Options", (), {"metrics": metrics, "radgraph": None})
-        assert by_models.Models(options(), []).annotator is None
+        assert by_models.Models(options(), [], []).annotator is None
     assert asked == ["radgraph-xl", "radgraph"]
 
 
@@ -385,3 +385,13 @@ def test_the_default_metrics_load_no_model() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_inverse_of_a_mean_that_is_not_above_0_is_undefined() -> None:
+    def scores(*totals: tuple[float, float]) -> list[float]:
+        return radcliq._scores(np.array(totals))["radcliq_inverse"].tolist()
+
+    assert scores((2.0, 4.0), (4.0, 4.0)) == [2.0, 1.0]
+    assert np.isnan(scores((0.0, 4.0))).all()
+    # one resample over the jump at 0: there is no interval
+    assert np.isnan(scores((2.0, 4.0), (-0.1, 4.0))).all()

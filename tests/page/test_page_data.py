@@ -1,13 +1,15 @@
 """The data of the page: what is compared, what is counted, what a note says."""
 
 import json
+import warnings
 
 import pytest
+from PIL import Image
 
 import dive
 from dive.data import Study
 from dive.errors import DiveError
-from dive.page import Predictions, build_page, worst_first
+from dive.page import FilmOptions, Predictions, build_page, worst_first
 from dive.page.schema import Metric, Score
 
 TRUTHS = {
@@ -204,4 +206,107 @@ def test_scores_of_the_callers_own():
 def test_what_is_refused(given, message):
     with pytest.raises(DiveError, match=message) as raised:
         build_page(**{"studies": studies(), "bootstrap": None} | given)
+    assert "effusion" not in str(raised.value)
+
+
+def notes(predictions, **more):
+    return build_page(studies(), [predictions], **{"bootstrap": None} | more)["notes"]
+
+
+def test_what_cannot_be_used_is_noted():
+    texts = GOOD | {"a": "", "b": "nan"}
+    assert notes(method("x", texts)) == ["x has 2 empty reports, scored as the worst: a, b."]
+    odd = Predictions(
+        "x",
+        {
+            name: {"report": text} | more
+            for (name, text), more in zip(
+                GOOD.items(),
+                (
+                    {"prompt_tokens": float("nan"), "seconds": 1, "finish_reason": "eos"},
+                    {"prompt_tokens": 10**400, "seconds": 1},
+                    {"prompt_tokens": "12", "seconds": 1},
+                    {"prompt_tokens": 12, "seconds": 1},
+                ),
+                strict=True,
+            )
+        },
+    )
+    page = build_page(studies(), [odd], bootstrap=None)
+    assert page["notes"] == [
+        "x: no prompt length, because prompt_tokens is no number in 3 of 4 records.",
+        "x: no share of reports that the model ended, because 3 of 4 records have no "
+        "finish_reason.",
+    ]
+    assert (page["methods"][0]["prompt_tokens"], page["methods"][0]["seconds"]) == (None, 1.0)
+    # large, and not infinite
+    assert build_page(studies(), [method("x", GOOD, seconds=1e308)], bootstrap=None)["methods"][0][
+        "seconds"
+    ] == pytest.approx(1e308)
+
+
+def test_patients_of_whom_some_are_unknown_are_noted():
+    given = [*studies({"a": TRUTHS["a"]}, patient="p"), *studies({"b": TRUTHS["b"]})]
+    page = build_page(given, [method("x", {k: GOOD[k] for k in "ab"})], bootstrap=5)
+    assert page["bootstrap"]["unit"] == "report"
+    assert page["notes"] == [
+        "1 scored study of no known patient: intervals are of reports drawn anew, and too narrow "
+        "where patients have several."
+    ]
+
+
+def test_of_one_study_there_is_no_interval():
+    page = build_page(studies({"a": TRUTHS["a"]}), [method("x", {"a": BAD["a"]})], bootstrap=50)
+    assert page["notes"] == ["One study is scored, and of one there is no interval."]
+    assert page["bootstrap"] is None and page["scores"][0]["bleu4"]["interval"] is None
+
+
+def test_no_finding_on_either_side_is_no_score_of_findings():
+    page = build_page(studies(), [method("good", GOOD), method("bad", BAD)], bootstrap=None)
+    right, wrong = (page["studies"][1]["reports"][n]["scores"] for n in (0, 1))
+    assert (right["finding_f1"], right["rougeL"]) == (None, 1.0)
+    assert wrong["finding_f1"] == 0
+
+
+def test_warnings_about_films_are_one_note(tmp_path):
+    for name in TRUTHS:
+        Image.new("L", (40, 40), 9).save(tmp_path / f"{name}.png")
+    given = [
+        Study(name, (tmp_path / f"{name}.png",), findings=text) for name, text in TRUTHS.items()
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = build_page(given, [method("x", GOOD)], bootstrap=None)
+    (note,) = page["notes"]
+    assert note.startswith("4 warnings about films; the first: study ") and "contrast" in note
+    assert str(tmp_path) not in note
+
+
+def test_films_of_the_studies_are_not_replaced(tmp_path):
+    folder = tmp_path / "films"
+    folder.mkdir()
+    Image.new("L", (40, 40), 9).save(folder / "000000.jpg")
+    before = (folder / "000000.jpg").read_bytes()
+    given = [Study("a", (folder / "000000.jpg",), findings=TRUTHS["a"])]
+    with pytest.raises(DiveError, match="000000.jpg: is one of the files to read"):
+        build_page(
+            given, [method("x", {"a": "x"})], bootstrap=None,
+            images=FilmOptions("beside", folder=folder),
+        )  # fmt: skip
+    assert (folder / "000000.jpg").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "name, records, message",
+    [
+        (" ", {}, "the name of a method is ' ', want a text"),
+        ("x", ["No effusion."], "x: records is a list, want a mapping of id to record"),
+        ("x", {"a": "No effusion."}, "x: the record of study 'a' has no \"report\""),
+        ("x", {"a": {"text": "No effusion."}}, "x: the record of study 'a' has no \"report\""),
+        ("x", {"a": {"report": 5}}, "x: the report of study 'a' is a int, want a text"),
+    ],
+)
+def test_predictions_of_another_form(name, records, message):
+    with pytest.raises(DiveError, match=message) as raised:
+        Predictions(name, records)
     assert "effusion" not in str(raised.value)
