@@ -36,12 +36,16 @@ def test_a_wide_screen_is_used(browser, page):
     assert max(one["right"] for one in boxes) > 1880
 
 
-def test_the_overview_prints(browser, page):
-    browser.open(page, "#view=studies&theme=dark")
+@pytest.mark.parametrize(
+    "view, there", [("overview", "#overview h2"), ("studies", ".truth"), ("explained", ".token")]
+)
+def test_what_is_looked_at_prints(browser, page, view, there):
+    browser.open(page, f"#view={view}&theme=dark")
     browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": []})
     try:
-        assert browser.ask("document.getElementById('overview').checkVisibility()")
-        assert not browser.ask("document.getElementById('studies').checkVisibility()")
+        seen = "document.querySelector(arguments[0]).checkVisibility()"
+        assert browser.ask(seen, there)
+        assert not browser.ask(seen, "#side") and not browser.ask(seen, "#views")
         white = browser.ask("getComputedStyle(document.body).backgroundColor")
         assert white == "rgb(255, 255, 255)"
     finally:

@@ -30,7 +30,8 @@ function shortNumber(value) {
     .replace(/\.$/, "");
 }
 
-// One bar per method on a common scale; `line` is where a value would be right.
+// One bar per method on a common scale, whose ends are written under it, as each score has its own;
+// `line` is where a value would be right.
 function bars(rows, digits, best, line) {
   const ends = rows
     .flatMap((row) => [row.value, ...(row.interval ?? [])])
@@ -44,34 +45,40 @@ function bars(rows, digits, best, line) {
     node.style.setProperty("width", `${(Math.abs(to - from) / (high - low)) * 100}%`);
     return node;
   };
-  return el(
-    "ul",
-    { class: "bars" },
-    rows.map((row) => {
-      const known = row.value !== null;
-      const track = el(
-        "span",
-        { class: "track", "aria-hidden": "true" },
-        known ? placed("filled", 0, row.value) : null,
-        row.interval ? placed("whisker", row.interval[0], row.interval[1]) : null,
-        line === null ? null : placed("right", line, line),
-      );
-      const node = el(
-        "li",
-        { class: best.includes(row.method) ? "best" : null },
-        methodName(row.method),
-        track,
-        el("span", { class: "value" }, number(row.value, digits)),
-        el(
-          "span",
-          { class: "interval faint" },
-          row.interval ? `[${row.interval.map((one) => number(one, digits)).join(", ")}]` : "",
-        ),
-      );
-      node.style.setProperty("--colour", colourOf(row.method));
-      return node;
-    }),
+  const scale = el(
+    "li",
+    { class: "scale faint", "aria-hidden": "true" },
+    el(
+      "span",
+      { class: "ends" },
+      [low, high].map((end) => el("span", {}, shortNumber(end))),
+    ),
   );
+  const each = rows.map((row) => {
+    const known = row.value !== null;
+    const track = el(
+      "span",
+      { class: "track", "aria-hidden": "true" },
+      known ? placed("filled", 0, row.value) : null,
+      row.interval ? placed("whisker", row.interval[0], row.interval[1]) : null,
+      line === null ? null : placed("right", line, line),
+    );
+    const node = el(
+      "li",
+      { class: best.includes(row.method) ? "best" : null },
+      methodName(row.method),
+      track,
+      el("span", { class: "value" }, number(row.value, digits)),
+      el(
+        "span",
+        { class: "interval faint" },
+        row.interval ? `[${row.interval.map((one) => number(one, digits)).join(", ")}]` : "",
+      ),
+    );
+    node.style.setProperty("--colour", colourOf(row.method));
+    return node;
+  });
+  return el("ul", { class: "bars" }, each, scale);
 }
 
 // The frame of a chart: its grid, its numbers, and how a value becomes a coordinate.
@@ -139,35 +146,22 @@ function frame({ width, height, xs, ys, xTicks, yTicks, log, xLabel, yLabel }) {
   return { x, y, marks, edge };
 }
 
-// Where points of (nearly) one x are drawn: side by side, or the last would hide the others.
-// Returns the coordinate of each row, and [first, last, rows] of what was moved.
-function apartBy(rows, x, size, low, high) {
-  const order = [...rows].sort((a, b) => a.x - b.x);
+// Where points are drawn: at their x, or, where another point is there, as near to it as there is
+// room. Returns the coordinate of each row.
+function apartBy(rows, x, y, size, low, high) {
   const where = new Map();
-  const moved = [];
-  for (let from = 0, to = 0; from < order.length; from = to) {
-    for (to = from + 1; to < order.length && x(order[to].x) - x(order[to - 1].x) < size; to += 1);
-    const group = order.slice(from, to);
-    const wide = (group.length - 1) * size;
-    const middle = (x(group[0].x) + x(group.at(-1).x)) / 2;
-    const left = Math.max(Math.min(middle - wide / 2, high - wide), low);
-    group.forEach((row, at) => where.set(row, wide ? left + at * size : x(row.x)));
-    if (wide) moved.push([left, left + wide, group]);
+  const free = (row, at) =>
+    [...where].every(
+      ([other, there]) =>
+        Math.abs(there - at) >= size || Math.abs(y(other.value) - y(row.value)) >= size,
+    );
+  for (const row of [...rows].sort((a, b) => a.x - b.x)) {
+    const at = [0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5]
+      .map((one) => x(row.x) + one * size)
+      .find((one) => one >= low && one <= high && free(row, one));
+    where.set(row, at ?? x(row.x));
   }
-  return [where, moved];
-}
-
-// Under points that were moved: which numbers they stand at.
-function bracket([left, right, group], bottom) {
-  const [least, most] = [number(group[0].x, 0), number(group.at(-1).x, 0)];
-  return [
-    shape("path", { class: "bracket", d: `M${left - 8} ${bottom - 9}v5H${right + 8}v-5` }),
-    shape(
-      "text",
-      { x: (left + right) / 2, y: bottom - 12, "text-anchor": "middle" },
-      least === most ? least : `${least} to ${most}`,
-    ),
-  ];
+  return where;
 }
 
 // Points with intervals: rows of {method, x, value, interval}.
@@ -180,11 +174,10 @@ function scatter(rows, { xLabel, yLabel }) {
     const ys = [Math.max(least - 2 * room, Math.min(least, 0)), most + room];
     const all = rows.map((row) => row.x);
     const log = Math.min(...all) > 0 && Math.max(...all) > 20 * Math.min(...all);
-    const spread =
-      (Math.max(...all) - Math.min(...all)) * 0.15 || Math.max(Math.max(...all) * 0.2, 1);
+    // from 0, so that prompts of nearly one length are seen to be that
     const xs = log
       ? [Math.min(...all) / 1.5, Math.max(...all) * 1.5]
-      : [Math.max(Math.min(...all) - spread, 0), Math.max(...all) + spread];
+      : [0, Math.max(...all) * 1.15 || 1];
     const xTicks = log ? logTicks(...xs) : ticks(...xs, width / 110);
     const { x, y, marks, edge } = frame({
       width,
@@ -197,7 +190,7 @@ function scatter(rows, { xLabel, yLabel }) {
       xLabel,
       yLabel,
     });
-    const [where, moved] = apartBy(rows, x, 22, edge.left + 12, width - edge.right - 12);
+    const where = apartBy(rows, x, y, 22, edge.left + 12, width - edge.right - 12);
     const label = rows
       .map((row) => `${plainName(row.method)}: ${number(row.x, 0)} tokens, ${number(row.value, 3)}`)
       .join("; ");
@@ -211,7 +204,11 @@ function scatter(rows, { xLabel, yLabel }) {
         "aria-label": shortened(label, 600),
       },
       marks,
-      moved.map((one) => bracket(one, height - edge.bottom)),
+      rows
+        .filter((row) => where.get(row) !== x(row.x))
+        .map((row) =>
+          shape("path", { class: "moved", d: `M${where.get(row)} ${y(row.value)}H${x(row.x)}` }),
+        ),
       rows.map((row) => {
         const across = where.get(row);
         const node = shape(

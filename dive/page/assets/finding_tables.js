@@ -112,7 +112,7 @@ function groupsPart() {
     chooser("Score", Object.entries(GROUP_SCORES), groupScore, pick, { id: "group-score" }),
     el(
       "div",
-      { class: state.shown.length > 4 ? "stacked" : "two" },
+      { class: state.shown.length > 2 ? "stacked" : "two" },
       classes.length ? table("Scores by class", heads("Class"), classes) : null,
       terciles.length
         ? table("Scores by tercile", heads("Tercile of findings"), [terciles, unreferencedRow()])

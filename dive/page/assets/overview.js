@@ -119,7 +119,7 @@ function promptPart() {
     el(
       "p",
       { class: "faint small" },
-      "Methods of nearly the same length are drawn side by side, over their number of tokens.",
+      "A point beside its place, where another one is, has a line to it.",
     ),
     left && rows.length
       ? el(
@@ -226,9 +226,14 @@ function differencesPart() {
     })
     .filter(Boolean);
   if (!parts.length) return null;
+  const compared = sum(
+    DATA.differences.map(
+      (one) => Object.values(one.scores).filter((each) => each.p !== undefined).length,
+    ),
+  );
   return part(
     "Differences",
-    "Paired, on the same studies. Bold: the interval does not hold 0.",
+    `Paired, on the same studies. Bold: the interval does not hold 0. Each p is of one score of one method alone: it is not corrected for the ${number(compared, 0)} that are compared here.`,
     parts,
   );
 }
