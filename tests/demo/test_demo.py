@@ -1,6 +1,7 @@
 """The embedded world: drawn films, their reports, exact extractors, the demo itself."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,11 +9,12 @@ import pytest
 import dive
 from dive.data import read_studies
 from dive.demo import methods, run
-from dive.demo.page import caution
 from dive.demo.processor import build_tokenizer
 from dive.demo.reports import concept_findings, micro_f1, style_findings, write_report
 from dive.demo.style import draw_style, hospital_style
+from dive.demo.table import caution
 from dive.demo.world import FINDINGS, HOME, SHIFTED, SIZE, draw_images, draw_labels
+from dive.page import training_of
 
 
 def drawn_reports(styles, each, seed):
@@ -123,11 +125,26 @@ def test_the_demo_writes_what_it_says(backbone, tmp_path, capsys):
     assert all(0 <= row[k] <= 100 for row in rows for k in keys - {"method", "length_ratio",
                "ms_per_report", "prompt_tokens"})  # fmt: skip
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert page.count("<img") == 2 and "data:image/png;base64," in page
-    assert "<mark>" in page and 'src="http' not in page and "<script" not in page
+    assert 'src="http' not in page and 'href="http' not in page  # nothing is loaded
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S).group(1))
+    assert [one["name"] for one in data["methods"]] == ["zero-shot", "DIVE"]
+    assert [one["scores"] for one in data["differences"]] and data["bootstrap"]["samples"] == 1000
+    shown = {key: 100 * one["value"] for key, one in data["scores"][1].items()}
+    for key in ("style_f1", "concept_f1", "bleu4"):
+        assert shown[key] == pytest.approx(rows[1][key], abs=0.05), key  # one digit in the table
+    assert all(one["images"][0]["src"].startswith("data:image/jpeg") for one in data["studies"])
+    assert [one["name"] for one in data["training"]] == ["DIVE"]
+    inside = data["explained"]
+    assert inside["method"] == 1 and len(inside["studies"]) == 6
+    assert inside["studies"][0]["tokens"][-1] == "</s>"
     studies = read_studies(tmp_path / "test.jsonl", target="findings")
     reports = [json.loads(line) for line in (tmp_path / "reports.jsonl").read_text().splitlines()]
     assert [r["id"] for r in reports] == [s.id for s in studies]
+    assert (tmp_path / "predictions" / "DIVE.jsonl").read_bytes() == (
+        tmp_path / "reports.jsonl"
+    ).read_bytes()
+    assert len((tmp_path / "predictions" / "zero-shot.jsonl").read_text().splitlines()) == 6
+    assert training_of("DIVE", tmp_path / "adapter")[0] == data["training"][0]
     adapter = dive.SteeringAdapter.from_pretrained(tmp_path / "adapter")
     again = dive.generate(
         backbone, studies[0], adapter=adapter, max_new_tokens=methods.MAX_NEW_TOKENS
@@ -135,11 +152,9 @@ def test_the_demo_writes_what_it_says(backbone, tmp_path, capsys):
     assert again[0].text == reports[0]["report"]
     printed = capsys.readouterr().out
     assert "Try next" in printed
-    # with the table, on the page and in the terminal
+    # at the head of the page, and below the table in the terminal
     said = caution(rows)
-    assert said in page and page.index("one seed, 2 methods") < page.index(said) < page.index(
-        "<th>"
-    )
+    assert data["notes"][1] == said and "no medical model" in data["notes"][0]
     assert said in " ".join(printed.split())
 
 

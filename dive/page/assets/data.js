@@ -3,6 +3,8 @@
 const DATA = JSON.parse(byId("data").textContent);
 const { methods: METHODS, findings: FINDINGS, metrics: METRICS, studies: STUDIES } = DATA;
 
+const countedStudies = (count) => `${number(count, 0)} ${count === 1 ? "study" : "studies"}`;
+
 // kinds of outcome, as they are coloured and filtered
 const KINDS = ["hit", "wrong", "missed", "invented"];
 const KIND_WORDS = {

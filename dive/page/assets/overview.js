@@ -132,14 +132,7 @@ function promptPart() {
 }
 
 function methodsPart() {
-  const heads = [
-    "Method",
-    "File",
-    "Reports",
-    "Prompt tokens",
-    "Seconds per report",
-    "Ended by itself",
-  ];
+  const heads = ["Method", "File", "Reports", "Prompt tokens", "Seconds", "Ended"];
   const files = METHODS.some((method) => method.file);
   if (!files) heads.splice(1, 1);
   const rows = METHODS.map((method, at) =>
@@ -158,7 +151,7 @@ function methodsPart() {
   );
   return part(
     "Methods",
-    `${number(STUDIES.length, 0)} studies; compared: ${visible(DATA.target)}.`,
+    `${countedStudies(STUDIES.length)}; compared: ${visible(DATA.target)}. Prompt tokens and seconds are means per report; ended: by the model itself.`,
     table("Methods", heads, rows),
   );
 }

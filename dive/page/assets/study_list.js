@@ -211,8 +211,8 @@ function showFilters() {
   byId("other").closest("label").hidden = state.order !== "difference";
   byId("how-many").textContent =
     listed.length === STUDIES.length
-      ? `${number(STUDIES.length, 0)} studies`
-      : `${number(listed.length, 0)} of ${number(STUDIES.length, 0)} studies`;
+      ? countedStudies(STUDIES.length)
+      : `${number(listed.length, 0)} of ${countedStudies(STUDIES.length)}`;
   byId("clear").hidden = !(state.query || state.outcome || state.finding >= 0);
 }
 
