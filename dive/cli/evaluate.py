@@ -15,10 +15,14 @@ from dive.cli.evaluate_files import (
 )
 from dive.cli.evaluate_tables import print_results
 from dive.cli.options import (
+    ComparedOption,
     DropComparisonsOption,
     ImagesRootOption,
     JsonOption,
+    MeteorSynonymsOption,
+    RadgraphAnnotationsOption,
     ReadOption,
+    ReferencesOption,
     ReportsRootOption,
     SplitOption,
     as_path,
@@ -43,13 +47,8 @@ def evaluate(
             help="reports.jsonl of dive generate; once per training seed, for their means.",
         ),
     ],
-    references: Annotated[
-        str,
-        typer.Option("--references", help="JSON lines or a dataset, as in dive distill."),
-    ],
-    target: Annotated[
-        str, typer.Option("--target", help="Section compared: findings, impression or both.")
-    ] = "findings",
+    references: ReferencesOption,
+    target: ComparedOption = "findings",
     metrics: Annotated[
         str, typer.Option("--metrics", help="Comma-separated; see docs/metrics.md.")
     ] = "bleu,rougeL,findings",
@@ -105,21 +104,8 @@ def evaluate(
             "the references; of one file of predictions.",
         ),
     ] = None,
-    meteor_synonyms: Annotated[
-        bool,
-        typer.Option(
-            help="METEOR: match WordNet's synonyms, too (needs its data, see dive doctor), or "
-            "words and stems alone.",
-        ),
-    ] = True,
-    radgraph_annotations: Annotated[
-        Path | None,
-        typer.Option(
-            parser=as_path,
-            metavar="FILE",
-            help="RadGraph: a file of annotations of all texts; no model is run.",
-        ),
-    ] = None,
+    meteor_synonyms: MeteorSynonymsOption = True,
+    radgraph_annotations: RadgraphAnnotationsOption = None,
     radgraph_model: Annotated[
         str | None,
         typer.Option(

@@ -67,6 +67,27 @@ ReadOption = Annotated[
         "min_words=5, strip_placeholders=true ...).",
     ),
 ]
+ReferencesOption = Annotated[
+    str, typer.Option("--references", help="JSON lines or a dataset, as in dive distill.")
+]
+ComparedOption = Annotated[
+    str, typer.Option("--target", help="Section compared: findings, impression or both.")
+]
+MeteorSynonymsOption = Annotated[
+    bool,
+    typer.Option(
+        help="METEOR: match WordNet's synonyms, too (needs its data, see dive doctor), or words "
+        "and stems alone.",
+    ),
+]
+RadgraphAnnotationsOption = Annotated[
+    Path | None,
+    typer.Option(
+        parser=as_path,
+        metavar="FILE",
+        help="RadGraph: a file of annotations of all texts; no model is run.",
+    ),
+]
 TargetOption = Annotated[
     str, typer.Option("--target", help="Sections to write: findings, impression or both.")
 ]

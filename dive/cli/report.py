@@ -7,13 +7,17 @@ import typer
 
 from dive.cli.evaluate_files import hold_outputs, outputs_of
 from dive.cli.options import (
+    ComparedOption,
     DeviceOption,
     DropComparisonsOption,
     DtypeOption,
     ImagesRootOption,
     ImageTokensOption,
+    MeteorSynonymsOption,
     PromptOption,
+    RadgraphAnnotationsOption,
     ReadOption,
+    ReferencesOption,
     ReportsRootOption,
     SplitOption,
     as_path,
@@ -34,10 +38,7 @@ if TYPE_CHECKING:
 
 def report(
     context: typer.Context,
-    references: Annotated[
-        str,
-        typer.Option("--references", help="JSON lines or a dataset, as in dive distill."),
-    ],
+    references: ReferencesOption,
     predictions: Annotated[
         list[str],
         typer.Option(
@@ -49,9 +50,7 @@ def report(
     out: Annotated[
         Path, typer.Option("--out", parser=as_path, metavar="FILE", help="The page.")
     ] = Path("report.html"),
-    target: Annotated[
-        str, typer.Option("--target", help="Section compared: findings, impression or both.")
-    ] = "findings",
+    target: ComparedOption = "findings",
     title: Annotated[str, typer.Option("--title", help="Head of the page.")] = (
         "Reports beside their references"
     ),
@@ -66,17 +65,8 @@ def report(
         int, typer.Option("--bootstrap", help="Resamples for the intervals; 0: none.")
     ] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
-    meteor_synonyms: Annotated[
-        bool, typer.Option(help="METEOR: match WordNet's synonyms, too, as in dive evaluate.")
-    ] = True,
-    radgraph_annotations: Annotated[
-        Path | None,
-        typer.Option(
-            parser=as_path,
-            metavar="FILE",
-            help="RadGraph: a file of annotations of all texts; no model is run.",
-        ),
-    ] = None,
+    meteor_synonyms: MeteorSynonymsOption = True,
+    radgraph_annotations: RadgraphAnnotationsOption = None,
     images: Annotated[
         str,
         typer.Option(

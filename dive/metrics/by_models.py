@@ -6,6 +6,7 @@ the references' part once.
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,7 @@ from dive.metrics.radgraph_scores import radgraph_combined, radgraph_measure
 from dive.metrics.ratescore import RaTEScore, ratescore_measure
 from dive.metrics.semb import cosines, semb_measure
 from dive.metrics.sentence_bleu import sentence_bleu_measure, sentence_bleus
-from dive.radgraph import Annotation, Annotator, RadGraph
+from dive.radgraph import Annotation, Annotator, RadGraph, RadGraphFile
 
 if TYPE_CHECKING:
     from dive.metrics.scorer import ScorerOptions
@@ -47,7 +48,10 @@ class Models:
 
     @cached_property
     def annotator(self) -> Annotator:
-        return self.options.radgraph or RadGraph(radgraph_model_of(self.options.metrics))
+        given = self.options.radgraph
+        if isinstance(given, str | Path):
+            return RadGraphFile(given)
+        return given or RadGraph(radgraph_model_of(self.options.metrics))
 
     @cached_property
     def labeler(self) -> CheXbert:

@@ -17,7 +17,7 @@ from dive.metrics.pairs import Pairs, Seeds
 from dive.metrics.ratescore import RaTEScore
 from dive.metrics.results import all_results
 from dive.metrics.scorer import ENGLISH, METRICS, Scorer, ScorerOptions
-from dive.radgraph import Annotator, RadGraphFile
+from dive.radgraph import Annotator
 
 FINISH_REASONS = ("eos", "length", "error")
 
@@ -112,10 +112,8 @@ def evaluate(
         raise DiveError("per_report is of one list of predictions, not of several seeds")
     units = units_of(pairs.patients(patients), bootstrap_unit)  # checked without bootstrap, too
     resampling = None if bootstrap is None else Resampling(bootstrap, confidence, seed, units)
-    scorer = scorer_of(
-        pairs,
-        {"predictions": texts} | ({} if others is None else {"baseline": others}),
-        metrics,
+    options = ScorerOptions(
+        metrics=metrics,
         normalization=normalization,
         rouge_beta=rouge_beta,
         meteor_synonyms=meteor_synonyms,
@@ -126,6 +124,8 @@ def evaluate(
         ratescore=ratescore,
         green=green,
     )
+    named = {"predictions": texts} | ({} if others is None else {"baseline": others})
+    scorer = scorer_of(pairs, named, options)
     ours = [scorer.measures(own) for own in texts]
     theirs = None if others is None else [scorer.measures(own) for own in others]
     if finish_reasons is not None:
@@ -139,48 +139,25 @@ def evaluate(
 
 
 def scorer_of(
-    pairs: Pairs,
-    texts: Mapping[str, Sequence[list[str]]],
-    metrics: Sequence[str],
-    *,
-    normalization: str = "lower",
-    rouge_beta: float = overlap.ROUGE_BETA,
-    meteor_synonyms: bool = True,
-    radgraph: Annotator | str | Path | None = None,
-    radgraph_case_sensitive: bool = False,
-    chexbert: CheXbert | None = None,
-    bertscore: BertScore | None = None,
-    ratescore: RaTEScore | None = None,
-    green: Green | None = None,
+    pairs: Pairs, texts: Mapping[str, Sequence[list[str]]], options: ScorerOptions
 ) -> Scorer:
-    """The scorer of `evaluate` for these settings, which are checked.
+    """The scorer of `evaluate` for these options, which are checked.
 
     texts: what they are -> lists of texts that it will score; a warning names those that are not
     English, where a metric reads English.
     """
+    metrics = options.metrics
     unknown = [name for name in metrics if name not in METRICS]
     if isinstance(metrics, str) or unknown or not metrics:
         raise DiveError(f"metrics is {metrics!r}, want a list of some of {', '.join(METRICS)}")
-    if not rouge_beta > 0:
-        raise DiveError(f"rouge_beta is {rouge_beta!r}, want a number above 0")
+    if not options.rouge_beta > 0:
+        raise DiveError(f"rouge_beta is {options.rouge_beta!r}, want a number above 0")
     english = [name for name in ENGLISH if name in metrics]
     if english:
         for what, lists in ({"references": [pairs.references]} | dict(texts)).items():
             reader = f"the metric {', '.join(english)}"
             given = [one for one in chain(*lists) if one.strip()]
             warn_if_not_english(given, what, reader, stacklevel=4)
-    options = ScorerOptions(
-        metrics=tuple(metrics),
-        normalization=normalization,
-        rouge_beta=rouge_beta,
-        meteor_synonyms=meteor_synonyms,
-        radgraph=RadGraphFile(radgraph) if isinstance(radgraph, str | Path) else radgraph,
-        radgraph_case_sensitive=radgraph_case_sensitive,
-        chexbert=chexbert,
-        bertscore=bertscore,
-        ratescore=ratescore,
-        green=green,
-    )
     return Scorer(options, pairs.references, [own for lists in texts.values() for own in lists])
 
 

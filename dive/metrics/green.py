@@ -18,7 +18,7 @@ from dive.metrics.measure import Measure, mean_measure
 MODEL = "StanfordAIMI/GREEN-radllama2-7b"  # the name in the package's README and in ReXrank's
 PACKAGE = Package(
     "GREEN",
-    Path(__file__).with_name("green_worker.py"),
+    "green_score",
     "install green_score of github.com/Stanford-AIMI/GREEN into a Python of its own (0.0.12 wants "
     "Python 3.12.1 and torch 2.2.2) and name that Python (python=)",
 )

@@ -25,6 +25,7 @@ import numpy as np
 from dive.errors import DiveError
 from dive.errors.private import without_texts
 
+_WORKER = Path(__file__).with_name("pairs_worker.py")
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b")
 _SHOWN = 300  # characters of a worker's last words
@@ -37,19 +38,19 @@ class Package:
 
     Attributes:
         label: its name in errors.
-        worker: the program that imports it.
+        name: of the distribution, by which the worker knows it.
         install: how to get it, in words.
     """
 
     label: str
-    worker: Path
+    name: str
     install: str
 
     def version(self, python: str) -> str:
         """The version of the package for this Python; DiveError where it is not installed."""
         try:
             done = subprocess.run(
-                [python, str(self.worker), "version"],
+                [python, str(_WORKER), self.name, "version"],
                 capture_output=True,
                 text=True,
                 timeout=_STARTS,
@@ -97,8 +98,8 @@ class Package:
             tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
         ):
             with subprocess.Popen(
-                [python, str(self.worker), "score"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=log, text=True, encoding="utf-8", env=environment | {"TMPDIR": folder},
+                [python, str(_WORKER), self.name, "score"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8", env=environment | {"TMPDIR": folder},
             ) as process:  # fmt: skip
                 try:
                     _send(process, request)

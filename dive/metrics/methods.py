@@ -8,6 +8,7 @@ from dive.metrics.bootstrap import Resampling, units_of
 from dive.metrics.evaluation import add_termination, report_scores, scorer_of
 from dive.metrics.pairs import Pairs
 from dive.metrics.results import all_results
+from dive.metrics.scorer import ScorerOptions
 
 
 def evaluate_methods(
@@ -62,7 +63,8 @@ def evaluate_methods(
     texts = {name: pairs.scored(own, whats[name]) for name, own in methods.items()}
     units = units_of(pairs.patients(patients), bootstrap_unit)
     resampling = None if bootstrap is None else Resampling(bootstrap, confidence, seed, units)
-    scorer = scorer_of(pairs, {name: [own] for name, own in texts.items()}, metrics, **options)
+    lists = {name: [own] for name, own in texts.items()}
+    scorer = scorer_of(pairs, lists, ScorerOptions(metrics, **options))
     measures = {name: scorer.measures(own) for name, own in texts.items()}
     found: dict[str, dict[str, Any]] = {}
     for name, own in measures.items():

@@ -19,7 +19,7 @@ from dive.metrics.measure import Measure, mean_measure
 HUB_NAMES = ("Angelakeke/RaTE-NER-Deberta", "FremyCompany/BioLORD-2023-C")
 PACKAGE = Package(
     "RaTEScore",
-    Path(__file__).with_name("ratescore_worker.py"),
+    "RaTEScore",
     "pip install RaTEScore medspacy pandas (or the extra dive-mrg[ratescore])",
 )
 

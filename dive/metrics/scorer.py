@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -29,13 +30,13 @@ ENGLISH = ("findings", "radgraph", "chexbert", "semb", "bertscore", "radcliq", "
 class ScorerOptions:
     """The arguments of `dive.evaluate` that say what is computed, and with which models."""
 
-    metrics: tuple[str, ...]
-    normalization: str
-    rouge_beta: float
-    meteor_synonyms: bool
-    radgraph: Annotator | None
-    radgraph_case_sensitive: bool
-    chexbert: CheXbert | None
+    metrics: Sequence[str]
+    normalization: str = "lower"
+    rouge_beta: float = overlap.ROUGE_BETA
+    meteor_synonyms: bool = True
+    radgraph: Annotator | str | Path | None = None
+    radgraph_case_sensitive: bool = False
+    chexbert: CheXbert | None = None
     bertscore: BertScore | None = None
     ratescore: RaTEScore | None = None
     green: Green | None = None

@@ -156,7 +156,7 @@ def test_failures_are_one_line_without_texts(packages: Path) -> None:
         Green().score([secret, "b"], ["c", "d"])
     with pytest.raises(DiveError, match="exit code 1 after 0 of 1 pairs: OSError: .*net"):
         Green(model="some/absent").score(["a"], ["b"])
-    with pytest.raises(DiveError, match="GREEN: the model's answer has no counts for pair 3 of 3"):
+    with pytest.raises(DiveError, match="GREEN: the package has no score for pair 3 of 3"):
         Green().score(["a", "b", "unreadable"], ["c", "d", "e"])
 
 
