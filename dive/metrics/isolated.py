@@ -99,8 +99,13 @@ class Package:
         ):
             with subprocess.Popen(
                 [python, str(_WORKER), self.name, "score"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8", env=environment | {"TMPDIR": folder},
-            ) as process:  # fmt: skip
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                encoding="utf-8",
+                env=environment | {"TMPDIR": folder},
+            ) as process:
                 try:
                     _send(process, request)
                     for answer in _answers(process):

@@ -63,7 +63,7 @@ def evaluate_methods(
     texts = {name: pairs.scored(own, whats[name]) for name, own in methods.items()}
     units = units_of(pairs.patients(patients), bootstrap_unit)
     resampling = None if bootstrap is None else Resampling(bootstrap, confidence, seed, units)
-    lists = {name: [own] for name, own in texts.items()}
+    lists = {whats[name]: [own] for name, own in texts.items()}
     scorer = scorer_of(pairs, lists, ScorerOptions(metrics, **options))
     measures = {name: scorer.measures(own) for name, own in texts.items()}
     found: dict[str, dict[str, Any]] = {}
