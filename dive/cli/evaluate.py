@@ -194,6 +194,9 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Score reports: BLEU, ROUGE-L, findings by the lexicon, termination, length."""
+    from dive.data.overwriting import check_not_read
+    from dive.data.overwriting import films as films_of
+
     requested = metrics_of(metrics)
     check_values(target=target)
     others = baseline or []
@@ -217,6 +220,7 @@ def evaluate(
     files = {predictions[0]: predictions_of(predictions[0])}
     options = reading(split, images_root, reports_root, drop_comparisons, read)
     truth = references_of(references, target, options, allow_missing)
+    check_not_read(outputs, films_of(one.study for one in truth.values()))
     files |= {path: predictions_of(path) for path in (*predictions[1:], *others)}
     data = joined(files, references, truth, allow_missing)
     left_out = write_exports(exports, data, predictions[0], target)

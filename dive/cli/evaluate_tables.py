@@ -132,7 +132,7 @@ def _print_words(found: dict[str, Any], console: PlainConsole) -> None:
 
 def print_groups(found: dict[str, Any], console: PlainConsole) -> None:
     """Prints the scores of findings by class and by tercile, where findings were asked for."""
-    from dive.metrics.tables import times
+    from dive.metrics.tables import range_of, times
 
     classes, terciles = found.get("classes", {}), found.get("terciles", {})
     if not classes:
@@ -144,7 +144,7 @@ def print_groups(found: dict[str, Any], console: PlainConsole) -> None:
         _print_table(_group_table("class", "references", stated, counts.values(), found), console)
     groups = {name: one for name, one in terciles.items() if one.get("scores") and one["findings"]}
     if groups:
-        counts = {name: _each(one["references"]) for name, one in groups.items()}
+        counts = {name: range_of(one["references"]) for name, one in groups.items()}
         groups = {
             f"{name} ({counted(len(one['findings']), 'finding')})": one
             for name, one in groups.items()
@@ -190,11 +190,6 @@ def _print_table(shown: Table, console: PlainConsole) -> None:
     if console.width >= names + len(others) * (2 + _NARROWEST):
         first.no_wrap = True
     console.print(shown)
-
-
-def _each(ends: Sequence[int]) -> str:
-    least, most = ends
-    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def _number(value: float | None, digits: int = 4) -> str:

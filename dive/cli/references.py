@@ -33,7 +33,8 @@ def references_of(
         target: section that each must have.
         options: of `dive.data.open_studies`.
         allow_missing: a reference that is empty by a word such as "nan" is kept, without its text.
-        films: whether the paths of JSON lines' images are read too.
+        films: whether JSON lines' images are wanted: paths of another form are an error, and
+            `options` may name their folder. Without it, they are read where they are paths.
 
     Raises:
         DiveError: a record without an id or text, an id that comes twice, no reference.
@@ -73,7 +74,7 @@ def _of_lines(
         where = line_location(path, number)
         if split is not None and not _is_of(record, split, where):
             continue
-        study = _study(record, where, (folder or path.parent) if films else None)
+        study = _study(record, where, folder or path.parent, films)
         given = [record.get(name) for name in _SECTIONS]
         if study.id in found:
             raise DiveError(f"{where}: id {study.id!r} comes twice")
@@ -99,8 +100,8 @@ def _is_of(record: dict[str, Any], split: str, where: str) -> bool:
     return SPLITS.get(own.casefold(), own) == SPLITS[split.casefold()]
 
 
-def _study(record: dict[str, Any], where: str, folder: Path | None) -> "Study":
-    """The study of a line; folder: of its images' paths, None where they are not read."""
+def _study(record: dict[str, Any], where: str, folder: Path, films: bool) -> "Study":
+    """The study of a line; folder: of its images' paths. films: whether others are an error."""
     from dive.data import Study
     from dive.data.absent import is_absent
 
@@ -114,14 +115,14 @@ def _study(record: dict[str, Any], where: str, folder: Path | None) -> "Study":
     patient = record.get("patient")
     if isinstance(patient, bool) or not (is_absent(patient) or isinstance(patient, (str, int))):
         raise DiveError(f'{where}: "patient" is a {type(patient).__name__}, want a text')
-    images: Any = record.get("images") if folder is not None else None
-    if images is not None and not (
-        isinstance(images, list) and all(isinstance(one, str) for one in images)
-    ):
-        raise DiveError(f'{where}: "images" is no list of paths')
+    images: Any = record.get("images")
+    if not (isinstance(images, list) and all(isinstance(one, str) for one in images)):
+        if films and images is not None:
+            raise DiveError(f'{where}: "images" is no list of paths')
+        images = []
     return Study(
         id=str(name),
-        images=tuple((folder or Path()) / os.path.expanduser(one) for one in images or ()),
+        images=tuple(folder / os.path.expanduser(one) for one in images),
         source=where,
         # blank is unknown, too
         patient=None if is_absent(patient) else str(patient),

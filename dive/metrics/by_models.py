@@ -63,7 +63,7 @@ class Models:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        return self.labeler.label(self.references)
+        return self.labeler.labels_of(self.embeddings)
 
     @cached_property
     def embeddings(self) -> np.ndarray:
@@ -127,7 +127,11 @@ class _Scores:
 
     @cached_property
     def cosines(self) -> np.ndarray:
-        return cosines(self.models.labeler.embed(self.predictions), self.models.embeddings)
+        return cosines(self.embeddings, self.models.embeddings)
+
+    @cached_property
+    def embeddings(self) -> np.ndarray:
+        return self.models.labeler.embed(self.predictions)
 
     @cached_property
     def bertscores(self) -> np.ndarray:
@@ -143,7 +147,7 @@ class _Scores:
         )
 
     def chexbert(self) -> Measure:
-        labels = self.models.labeler.label(self.predictions)
+        labels = self.models.labeler.labels_of(self.embeddings)
         return chexbert_measure(labels, self.models.labels, source=self.models.labeler.source)
 
     def semb(self) -> Measure:

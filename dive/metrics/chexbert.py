@@ -12,7 +12,7 @@ classes, a class without any positive counting as 0, as sklearn's classification
 """
 
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +82,17 @@ class CheXbert:
         Raises:
             DiveError: missing or unsuitable files.
         """
+        return self.labels_of(self.embed(texts))
+
+    def labels_of(self, embeddings: np.ndarray) -> np.ndarray:
+        """The labels of texts by what `embed` returns of them; BERT does not run again."""
         import torch
 
-        def labels(model: Any, ids: Any, mask: Any) -> Any:
-            return torch.stack([head.argmax(-1) for head in model(ids, mask)], dim=1)
-
-        return self._of_each(texts, labels).astype(np.int64)
+        _, model = self._parts()
+        with torch.inference_mode():
+            states = torch.from_numpy(embeddings).to(self.device)
+            labels = torch.stack([head(states).argmax(-1) for head in model.linear_heads], dim=1)
+        return labels.cpu().numpy().astype(np.int64)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """[texts, hidden] float32: the last hidden state of the first token, for SembScore.
@@ -97,15 +102,9 @@ class CheXbert:
         Raises:
             DiveError: missing or unsuitable files.
         """
-        return self._of_each(texts, lambda model, ids, mask: model.first(ids, mask))
-
-    def _of_each(self, texts: Sequence[str], run: Callable[[Any, Any, Any], Any]) -> np.ndarray:
-        """[texts, ...], run(model, ids [batch, width], mask) of every text, of equal ones once."""
         import torch
 
-        if self._loaded is None:
-            self._loaded = _load(self.weights, self.tokenizer, self.device)
-        tokenizer, model = self._loaded
+        tokenizer, model = self._parts()
         # the same spaces as CheXbert's own reader
         cleaned = [" ".join(text.split()) for text in texts]
         distinct = list(dict.fromkeys(cleaned)) or [""]
@@ -122,10 +121,16 @@ class CheXbert:
                 padded[row, : len(ids[i])] = torch.tensor(ids[i])
                 mask[row, : len(ids[i])] = 1
             with torch.inference_mode():
-                values = run(model, padded.to(self.device), mask.to(self.device))
-            found.append(values.cpu().numpy())
+                states = model(padded.to(self.device), mask.to(self.device))
+            found.append(states.cpu().numpy())
         index = {distinct[i]: at for at, i in enumerate(order)}
         return np.concatenate(found)[np.array([index[text] for text in cleaned], dtype=int)]
+
+    def _parts(self) -> tuple[Any, Any]:
+        """The tokenizer and the model, loaded at the first call."""
+        if self._loaded is None:
+            self._loaded = _load(self.weights, self.tokenizer, self.device)
+        return self._loaded
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
@@ -159,12 +164,8 @@ def _load(weights: Path, folder: Path, device: str) -> tuple[Any, Any]:
             sizes = [4] * (len(CLASSES) - 1) + [2]
             self.linear_heads = nn.ModuleList(nn.Linear(config.hidden_size, n) for n in sizes)
 
-        def first(self, ids: Any, mask: Any) -> Any:
+        def forward(self, ids: Any, mask: Any) -> Any:
             return self.bert(ids, attention_mask=mask).last_hidden_state[:, 0]
-
-        def forward(self, ids: Any, mask: Any) -> list[Any]:
-            first = self.first(ids, mask)
-            return [head(first) for head in self.linear_heads]
 
     model = Labeler()
     try:

@@ -131,10 +131,21 @@ def evaluate(
     if finish_reasons is not None:
         add_termination(ours, pairs.lists(finish_reasons, "finish_reasons"))
     result = all_results(ours, theirs, resampling, isinstance(predictions, Seeds))
-    result["variants"] = {k: v for measure in ours[0] for k, v in measure.variants.items()}
-    result |= pairs.counts(texts)
+    return completed(result, ours[0], pairs, pairs.counts(texts), per_report)
+
+
+def completed(
+    result: dict[str, Any],
+    measures: list[Measure],
+    pairs: Pairs,
+    counts: dict[str, Any],
+    per_report: bool,
+) -> dict[str, Any]:
+    """The result with the variants, the counts, and every report's scores where asked for."""
+    result["variants"] = {k: v for measure in measures for k, v in measure.variants.items()}
+    result |= counts
     if per_report:
-        result["per_report"] = report_scores(ours[0], pairs)
+        result["per_report"] = _report_scores(measures, pairs)
     return result
 
 
@@ -180,7 +191,7 @@ def _termination(reasons: list[str]) -> Measure:
     return mean_measure("termination_rate", values, variant)
 
 
-def report_scores(measures: list[Measure], pairs: Pairs) -> dict[str, list[float | None]]:
+def _report_scores(measures: list[Measure], pairs: Pairs) -> dict[str, list[float | None]]:
     """name -> the score of every report, None for pairs left out."""
     columns = {}
     for measure in measures:

@@ -5,7 +5,7 @@ from typing import Any
 
 from dive.errors import DiveError
 from dive.metrics.bootstrap import Resampling, units_of
-from dive.metrics.evaluation import add_termination, report_scores, scorer_of
+from dive.metrics.evaluation import add_termination, completed, scorer_of
 from dive.metrics.pairs import Pairs
 from dive.metrics.results import all_results
 from dive.metrics.scorer import ScorerOptions
@@ -73,9 +73,7 @@ def evaluate_methods(
         if reasons is not None:
             add_termination(ours, [pairs.scored(reasons, f"finish_reasons of {name}")])
         theirs = None if baseline in (None, name) else [measures[str(baseline)]]
-        found[name] = result = all_results(ours, theirs, resampling, False)
-        result["variants"] = {k: v for measure in ours[0] for k, v in measure.variants.items()}
-        result |= pairs.counts([texts[name]], whats[name])
-        if per_report:
-            result["per_report"] = report_scores(ours[0], pairs)
+        result = all_results(ours, theirs, resampling, False)
+        counts = pairs.counts([texts[name]], whats[name])
+        found[name] = completed(result, ours[0], pairs, counts, per_report)
     return found

@@ -253,10 +253,14 @@ def _range(ends: Sequence[float] | None, sign: str = "") -> str:
 def _heading(one: Scored) -> str:
     if one.group == "class":
         return f"{one.name}, in {counted(one.references[0], 'reference')}"
-    least, most = one.references
-    each = f"{least}" if least == most else f"{least} to {most}"
-    noun = "reference" if most == 1 else "references"
-    return f"{one.name} findings ({len(one.findings)}, each in {each} {noun})"
+    noun = "reference" if one.references[1] == 1 else "references"
+    return f"{one.name} findings ({len(one.findings)}, each in {range_of(one.references)} {noun})"
+
+
+def range_of(ends: Sequence[int]) -> str:
+    """Two counts in words: "2 to 5", and "2" where they are equal."""
+    least, most = ends
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def _notes(result: Result, predictions: Sequence[str], baseline: Sequence[str]) -> Iterable[str]:

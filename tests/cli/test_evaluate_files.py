@@ -276,3 +276,21 @@ def test_no_patient_and_no_text_is_in_what_is_written(files, tmp_path):
     shown = _call((truth, said), *more).stdout + _call((truth, said), *more, "--json").stdout
     assert "2 patients" in shown
     assert not re.search("zyx", shown + "".join(path.read_text() for path in out), re.IGNORECASE)
+
+
+@pytest.mark.parametrize("option", ["--per-report", "--table", "--export"])
+def test_no_film_of_the_references_is_replaced(option, tmp_path):
+    name = {"--table": "film.csv"}.get(option, "film.png")
+    film = tmp_path / name
+    film.write_bytes(b"a film")
+    record = {"id": "a", "findings": "Clear lungs.", "images": [name]}
+    truth = _write(tmp_path / "r.jsonl", [record])
+    reports = _write(tmp_path / "p.jsonl", [{"id": "a", "report": "Clear lungs."}])
+    given = f"rexrank:{film}" if option == "--export" else film
+    with pytest.raises(DiveError, match=f"{option} .*{name}: is one of the files to read"):
+        call("evaluate", "--predictions", reports, "--references", truth, "--metrics", "bleu",
+             option, given)  # fmt: skip
+    assert film.read_bytes() == b"a film"
+    # images that are no paths are none of this command's business
+    truth = _write(tmp_path / "r.jsonl", [record | {"images": [5]}])
+    call("evaluate", "--predictions", reports, "--references", truth, "--metrics", "bleu")

@@ -351,3 +351,25 @@ def test_requirements(tokenizer: Path, tmp_path: Path, monkeypatch: pytest.Monke
         assert after[name]["present"]
     # and the labeler looks for them there
     assert CheXbert().label(["edema"]).shape == (1, 14)
+
+
+def test_bert_runs_once_per_text_for_labels_and_embeddings(
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labeler = CheXbert(_save(_state(tokenizer), tmp_path / "chexbert.pth"), tokenizer)
+    calls = []
+    embed = CheXbert.embed
+
+    def counted(self: CheXbert, texts: list[str]) -> np.ndarray:
+        calls.append(len(texts))
+        return embed(self, texts)
+
+    monkeypatch.setattr(CheXbert, "embed", counted)
+    given = ["edema", "no effusion"], ["small effusion", "edema"]
+    both = dive.evaluate(*given, ["chexbert", "semb"], chexbert=labeler)
+    assert calls == [2, 2]
+    for name in ("chexbert", "semb"):
+        alone = dive.evaluate(*given, [name], chexbert=labeler)
+        assert {key: both[key] for key in alone["variants"]} == {
+            key: alone[key] for key in alone["variants"]
+        }
