@@ -30,7 +30,7 @@ class Green:
     Args:
         python: the Python that has the package; default: this one.
         model: folder of the language model, or its name in the Hugging Face cache; default:
-            StanfordAIMI/GREEN-radllama2-7b, 14 GB.
+            StanfordAIMI/GREEN-radllama2-7b.
         device: "cpu", "cuda" or "cuda:N".
     """
 

@@ -91,7 +91,7 @@ def _packages() -> list[dict[str, Any]]:
     weights = {
         "RaTEScore entity model": ratescore.HUB_NAMES[0],
         "RaTEScore encoder": ratescore.HUB_NAMES[1],
-        "GREEN language model (14 GB)": green.MODEL,
+        "GREEN language model (7B)": green.MODEL,
     }
     where = "the Hugging Face cache"
     for name, repository in weights.items():

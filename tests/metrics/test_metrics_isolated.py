@@ -250,7 +250,7 @@ def test_doctor_tells_what_is_missing(
     assert before["RaTEScore encoder"]["present"]
     assert (
         "hf download StanfordAIMI/GREEN-radllama2-7b"
-        in (before["GREEN language model (14 GB)"]["how"])
+        in (before["GREEN language model (7B)"]["how"])
     )
 
     monkeypatch.syspath_prepend(packages)
