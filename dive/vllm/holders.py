@@ -33,12 +33,12 @@ class WeightlessLinear(ReplicatedLinear):
         self.register_buffer("weight", torch.zeros(0, device=device), persistent=False)
 
     def bind(self, wrapper: Any) -> None:
-        """Takes over what the LoRA manager does with `wrapper`, vLLM's layer around this one."""
+        """Makes room for the adapters that the LoRA manager of `wrapper`, vLLM's layer around this
+        one, will put here."""
         for stacked in ("lora_a_stacked", "lora_b_stacked"):
             # vLLM asks these for shapes and dtype alone
             kept = tuple(one.to("meta") for one in getattr(wrapper, stacked))
             setattr(wrapper, stacked, kept)
-        wrapper.set_lora, wrapper.reset_lora = self.set_lora, self.reset_lora
 
     def set_lora(self, index: int, lora_a: Tensor, lora_b: Tensor) -> None:
         raise NotImplementedError

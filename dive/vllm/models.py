@@ -5,7 +5,7 @@ vLLM, of whatever family; whether its structure can be steered is decided when i
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -83,35 +83,48 @@ class Steered:
                 f"want all: serve with --enable-lora --lora-target-modules {NAME}"
             )
         for _, wrapper in holders:
-            wrapper.base_layer.bind(wrapper)
+            holder = wrapper.base_layer
+            holder.bind(wrapper)
+            wrapper.set_lora = self._dive_or_forgotten(holder.set_lora)
+            wrapper.reset_lora = self._dive_or_forgotten(holder.reset_lora)
         self._dive_manager = manager
 
+    def _dive_or_forgotten(self, change: Callable[..., None]) -> Callable[..., None]:
+        """`change` of an index, after whose error the LoRA manager does not know the adapter.
+
+        Else it would take the adapter for loaded at the next request.
+        """
+
+        def changed(index: int, *tensors: Tensor) -> None:
+            try:
+                change(index, *tensors)
+            except Exception:
+                manager = self._dive_manager
+                manager.remove_adapter(manager.lora_index_to_id[index])
+                raise
+
+        return changed
+
     def _dive_arrives(self, index: int, lora_a: Tensor | None) -> None:
-        """Checks the adapter that becomes the one of `index`; one that is refused is forgotten."""
-        manager = self._dive_manager
-        adapter_id = manager.lora_index_to_id[index]
-        adapter = manager.get_adapter(adapter_id)
-        if lora_a is not None and not lora_a.any():
+        """Checks the card of the adapter that becomes the one of `index`."""
+        if lora_a is None:
+            raise DiveError(
+                "the adapter has no card, so that it is none of dive's, want a folder written by "
+                "dive export-vllm"
+            )
+        if not lora_a.any():
             return  # a dummy with which vLLM warms up
-        try:
-            if lora_a is None:
+        card = unpack_card(lora_a)
+        warning = check_card(card, self._dive_served, self._dive_settings, self._dive_samples)
+        manager = self._dive_manager
+        adapter = manager.get_adapter(manager.lora_index_to_id[index])
+        for layer in card["layers"]:
+            name = self._dive_layers.get(layer)  # None for a layer of another pipeline stage
+            if name is not None and adapter.get_lora(name) is None:
                 raise DiveError(
-                    "the adapter has no card, so that it is none of dive's, want a folder written "
-                    "by dive export-vllm"
+                    f"the adapter {card['sha256'][:12]} steers layer {layer} and has no numbers "
+                    f"for it ({name}), want the folder as dive export-vllm wrote it"
                 )
-            card = unpack_card(lora_a)
-            warning = check_card(card, self._dive_served, self._dive_settings, self._dive_samples)
-            for layer in card["layers"]:
-                name = self._dive_layers.get(layer)  # None for a layer of another pipeline stage
-                if name is not None and adapter.get_lora(name) is None:
-                    raise DiveError(
-                        f"the adapter {card['sha256'][:12]} steers layer {layer} and has no "
-                        f"numbers for it ({name}), want the folder as dive export-vllm wrote it"
-                    )
-        except DiveError:
-            # else the LoRA manager would take it for loaded at the next request
-            manager.remove_adapter(adapter_id)
-            raise
         if warning:
             logger.warning("%s", warning)
         logger.info("adapter %s steers %d layers", card["sha256"][:12], len(card["layers"]))

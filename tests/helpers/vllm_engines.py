@@ -189,7 +189,7 @@ class Answer:
 
 
 def serve(family: str, folder: Path, strength: float = 0.3, **settings: Any) -> Served:
-    """A backbone of a family with the adapters A (rank 7, all layers) and B (rank 4, layers 0, 2)."""
+    """A backbone of a family, with adapters A (rank 7, all layers) and B (rank 4, layers 0, 2)."""
     backbone = dive.load_backbone(write_backbone(family, folder / "model"), dtype="float32")
     served = Served(folder, backbone)
     served.add("A", randomised(backbone, seed=1, rank=7, strength=strength, **settings))

@@ -1,4 +1,4 @@
-"""Steered by vLLM and by transformers, the same tokens: each family, several adapters in a batch."""
+"""Steered in vLLM as in transformers: each family, several adapters in one batch."""
 
 import pytest
 
