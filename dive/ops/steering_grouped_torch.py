@@ -4,10 +4,15 @@ Which adapters the tokens have is read on the host. That is cheap on a CPU; else
 the device, and cannot be captured in a graph.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from dive.ops.steering_torch import cast, edited, kept, measured, operand
+
+# numbers of hidden at a time: large tensors leave the caches, and may be mapped anew at each call
+_PART = 2**18
 
 
 def steer(
@@ -27,20 +32,33 @@ def steer(
     if not hidden.numel():
         return
     own = adapters[:tokens]
-    least, most = torch.stack(own.aminmax()).tolist()
+    least, most = (int(bound) for bound in own.aminmax())
+    dtype = hidden.dtype
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    part = max(_PART // hidden.shape[1], 1)
     for which in range(max(least, 0), min(most, count - 1) + 1):
         chosen = _chosen(own, which, least == most)
         if chosen is None:
             continue
-        of_adapter = (down[which], down_bias[which], up[which], static[which], scale[which])
-        options = (activation, norm_preserving, eps)
-        beside = None if residual is None else residual[chosen]
+        change = _Change(
+            operand(down[which], dtype, wide),
+            cast(down_bias[which], wide),
+            operand(up[which], dtype, wide),
+            cast(static[which], wide),
+            cast(scale[which], wide),
+            activation,
+            norm_preserving,
+            eps,
+        )
         if isinstance(chosen, slice):
-            _change(hidden[chosen], beside, *of_adapter, *options)
-        else:
-            gathered = hidden[chosen]
-            _change(gathered, beside, *of_adapter, *options)
-            hidden.index_copy_(0, chosen, gathered)
+            for first in range(chosen.start, chosen.stop, part):
+                several = slice(first, min(first + part, chosen.stop))
+                change.apply(hidden[several], None if residual is None else residual[several])
+            continue
+        for index in chosen.split(part):
+            gathered = hidden[index]
+            change.apply(gathered, None if residual is None else residual[index])
+            hidden.index_copy_(0, index, gathered)
 
 
 def _chosen(own: Tensor, which: int, only: bool) -> slice | Tensor | None:
@@ -55,33 +73,33 @@ def _chosen(own: Tensor, which: int, only: bool) -> slice | Tensor | None:
     return slice(first, last + 1) if last - first + 1 == index.numel() else index
 
 
-def _change(
-    hidden: Tensor,
-    residual: Tensor | None,
-    down: Tensor,
-    down_bias: Tensor,
-    up: Tensor,
-    static: Tensor,
-    scale: Tensor,
-    activation: str,
-    norm_preserving: bool,
-    eps: float,
-) -> None:
-    """Steers tokens that have one adapter; hidden [n, D] is overwritten."""
-    dtype = hidden.dtype
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    old = cast(hidden, wide)
-    x = factor = old
-    if residual is not None:
-        x = old + residual
-        factor = operand(x, dtype, wide)
-    norm, _, pre = measured(x, factor, down, down_bias, dtype, eps)
-    edit = (pre, up, static, cast(scale, wide), dtype, activation)
-    if norm_preserving:
-        moved = edited(x, *edit)
-        moved.mul_(kept(norm, moved))
-        new = moved if residual is None else moved.sub_(x).add_(old)
-    else:  # where hidden is of the dtype of summation, in it
-        new = edited(old, *edit, out=old)
-    if new is not hidden:
-        hidden.copy_(new)
+class _Change(NamedTuple):
+    """An adapter and its options: factors rounded, all in the dtype of summation."""
+
+    down: Tensor
+    down_bias: Tensor
+    up: Tensor
+    static: Tensor
+    scale: Tensor
+    activation: str
+    norm_preserving: bool
+    eps: float
+
+    def apply(self, hidden: Tensor, residual: Tensor | None) -> None:
+        """Steers tokens that all have this adapter; hidden [n, D] is overwritten."""
+        dtype, wide = hidden.dtype, self.down.dtype
+        old = cast(hidden, wide)
+        x = factor = old
+        if residual is not None:
+            x = old + residual
+            factor = operand(x, dtype, wide)
+        norm, _, pre = measured(x, factor, self.down, self.down_bias, self.eps)
+        edit = (pre, self.up, self.static, self.scale, dtype, self.activation)
+        if self.norm_preserving:
+            moved = edited(x, *edit)
+            moved.mul_(kept(norm, moved))
+            new = moved if residual is None else moved.sub_(x).add_(old)
+        else:  # where hidden has the dtype of summation, in it
+            new = edited(old, *edit, out=old)
+        if new is not hidden:
+            hidden.copy_(new)

@@ -47,16 +47,15 @@ def measured(
     factor: Tensor,
     down: Tensor,
     down_bias: Tensor,
-    dtype: torch.dtype,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns |x| and 1 / RMS(x), both [T, 1], and down u + down_bias [T, R], of wide states x.
 
-    factor: x as an operand of a product, rounded to dtype.
+    factor, down: the operands of the product, as `operand` returns them; factor is x, rounded.
     """
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     rstd = torch.addcmul(norm.new_full((), eps), norm, norm, value=1 / max(x.shape[1], 1)).rsqrt_()
-    pre = torch.mm(factor, operand(down, dtype, x.dtype).t())
+    pre = torch.mm(factor, down.t())
     return norm, rstd, torch.addcmul(cast(down_bias, x.dtype), pre, rstd)
 
 
@@ -72,12 +71,12 @@ def edited(
 ) -> Tensor:
     """Returns x + scale * (up phi(pre) + static), [T, D], with the scale on the small tensors.
 
-    out: where to write it; may be x.
+    up: an operand of the product, as `operand` returns it. out: where to write it; may be x.
     """
     wide = pre.dtype
     mix = operand(activate(pre, activation), dtype, wide)
     result = torch.add(x, cast(static, wide) * scale, out=out)
-    return result.addmm_(mix * scale, operand(up, dtype, wide).t())
+    return result.addmm_(mix * scale, up.t())
 
 
 def kept(norm: Tensor, moved: Tensor) -> Tensor:
@@ -102,8 +101,9 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     x = _widened(h)
     wide = x.dtype
-    norm, rstd, pre = measured(x, x, down, down_bias, h.dtype, eps)
-    out = edited(x, pre, up, static, cast(scale, wide), h.dtype, activation)
+    norm, rstd, pre = measured(x, x, operand(down, h.dtype, wide), down_bias, eps)
+    wide_up = operand(up, h.dtype, wide)
+    out = edited(x, pre, wide_up, static, cast(scale, wide), h.dtype, activation)
     if norm_preserving:
         out.mul_(kept(norm, out))
     out = cast(out, h.dtype)
@@ -137,9 +137,10 @@ def backward(
         x, g = torch.where(keep, x, 0.0), torch.where(keep, g, 0.0)
         pre, rstd = torch.where(keep, pre, 0.0), torch.where(keep[:, 0], rstd, 0.0)
     s = cast(scale, wide)
+    wide_up, wide_down = operand(up, dtype, wide), operand(down, dtype, wide)
     through_norm = None
     if norm_preserving:
-        out = edited(x, pre, up, static, s, dtype, activation)
+        out = edited(x, pre, wide_up, static, s, dtype, activation)
         old = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         new = torch.linalg.vector_norm(out, dim=1, keepdim=True)
         safe = torch.where(new > 0, new, 1.0)
@@ -151,7 +152,6 @@ def backward(
         passed = g if mask is None else torch.where(keep, g, passed)
 
     mix = operand(activate(pre, activation), dtype, wide)
-    wide_up, wide_down = operand(up, dtype, wide), operand(down, dtype, wide)
     at_mix = torch.mm(g, wide_up)  # without the scale
     total = g.sum(0)
     grad_scale = (at_mix * mix).sum() + total @ cast(static, wide)
