@@ -46,9 +46,9 @@ autograd.Function around the same arithmetic, which shows the cost of checks and
         ("steer-grouped",),
         """`dive.ops.steer_grouped_`, which an engine calls after every layer. `one adapter` and
 `no adapter` are the same call with all tokens so; `loop over steer` takes the tokens of an adapter
-out, steers them with `dive.ops.steer` and puts the change back. The floor is one pass over hidden and
-residual and the writing of hidden, at the rate of a copy; on a GPU `replayed` is a graph of the
-call, which is what an engine runs.""",
+out, steers them with `dive.ops.steer` and puts the change back. The floor is one pass over hidden
+and residual and the writing of hidden, at the rate of a copy; on a GPU `replayed` is a graph of
+the call, which is what an engine runs.""",
     ),
     (
         "Decoding",

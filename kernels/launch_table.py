@@ -101,15 +101,15 @@ def _steer_reduce(capability: int, wide: bool, padded: int, width: int) -> dict[
 def _steer_token(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
     # 16 KiB of parameters at a time and two steps ahead: a program has a multiprocessor for itself,
     # and what a step takes is the time of its loads
-    columns = (4096 if wide else 8192) // max(padded, 16)
-    return {"BLOCK_D": columns, "num_warps": 8, "STAGES": 3}
+    numbers = 4096 if wide or (padded >= 128 and capability < 90) else 8192
+    return {"BLOCK_D": numbers // max(padded, 16), "num_warps": 8, "STAGES": 3}
 
 
 def _steer_block(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
     # few tokens and many columns: a program goes through the width twice, and there are few of them
-    columns = 4096 // max(padded, 16)
     narrow = wide or (padded >= 128 and capability >= 100)
-    return {"BLOCK_T": 16, "BLOCK_D": columns // 2 if narrow else columns, "num_warps": 8}
+    columns = 2048 // max(padded, 16) if narrow else min(4096 // max(padded, 16), 128)
+    return {"BLOCK_T": 16, "BLOCK_D": columns, "num_warps": 8}
 
 
 def _rows(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
