@@ -1,5 +1,6 @@
 # make demo | test | test-slow | hard | lint | bench | aot | lexicon | evidence
 #                                          each installs what it needs into .venv first
+# make test-vllm                          dive inside vLLM and over Ray, in an environment of their own
 # make screenshot                          docs/report.png, README's picture of a page
 # make wheel                               an sdist and a portable wheel in dist/, with tools of its own
 # make gpu-module                          dive/_C for a GPU machine that is had for minutes
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 WHEEL_TOOLS := build/wheel-tools
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test test-slow hard lint format bench aot lexicon evidence screenshot wheel gpu-module clean
+.PHONY: demo test test-slow test-vllm hard lint format bench aot lexicon evidence screenshot wheel gpu-module clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dive demo
@@ -26,6 +27,28 @@ test: $(VENV)/.installed
 # half a minute and more each: the CUDA sources through nvcc, and the benchmarks' stages
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow $(IN_TWO)
+
+# Adapters inside vLLM, and reports over Ray: with a vLLM for CPUs, whose torch and transformers are
+# not those of .venv. PICK=NAME runs the tests of that name. The checkout is imported, and its own
+# metadata have the entry point by which vLLM finds dive.
+SERVING := build/serving
+PICK ?=
+test-vllm: $(VENV)/.installed $(SERVING)/.installed
+	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 $(SERVING)/bin/python -m pytest \
+	  -q -p no:cacheprovider -m "vllm or ray" $(if $(PICK),-k "$(PICK)") tests/vllm tests/generation
+
+SERVING_FILES := $(wildcard tests/vllm/environment/*)
+$(SERVING)/.installed: pyproject.toml constraints.txt $(SERVING_FILES)
+	test -x $(SERVING)/bin/python || $(PYTHON) -m venv $(SERVING)
+	$(SERVING)/bin/python -m pip install -q --disable-pip-version-check packaging \
+	  "$$(grep '^torch==' constraints.txt)"
+	$(SERVING)/bin/python -m pip install -q --disable-pip-version-check --no-deps \
+	  -r tests/vllm/environment/alone.txt
+	$(SERVING)/bin/python tests/vllm/environment/needed.py pyproject.toml > $(SERVING)/needed.txt
+	$(SERVING)/bin/python -m pip install -q --disable-pip-version-check -r $(SERVING)/needed.txt
+	cp tests/vllm/environment/torchvision_without_cuda.* \
+	  "$$($(SERVING)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')"
+	touch $@
 
 # kills, two processes on one output, full disks, hostile files: up to an hour, SEED=N repeats one
 SEED ?=
