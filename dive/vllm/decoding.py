@@ -5,9 +5,11 @@ from typing import Any
 
 from transformers.generation.configuration_utils import GenerationMode
 
+from dive.backbone.load import Backbone
 from dive.decode.whole_config import WholeConfig
 from dive.errors import DiveError
 from dive.generation.settings import requested_settings
+from dive.prompting.tokenizer import generation_eos
 from dive.vllm.installed import OTHERS
 
 # settings that become arguments of SamplingParams, or that need no translation
@@ -35,15 +37,21 @@ def check_settings(mode: GenerationMode, given: Mapping[str, Any]) -> None:
         raise DiveError(f"vLLM does not decode by {mode.value}; {OTHERS}")
 
 
-def sampling_arguments(config: Any, own_ends: set[int], seed: int | None) -> dict[str, Any]:
+def own_ends(backbone: Backbone) -> set[int]:
+    """The ids that vLLM takes for ends by the model's files, whatever a request says."""
+    found = [*generation_eos(backbone.model), backbone.tokenizer.eos_token_id]
+    return {int(one) for one in found if one is not None}
+
+
+def sampling_arguments(config: Any, ends_of_files: set[int], seed: int | None) -> dict[str, Any]:
     """The arguments of SamplingParams for one report.
 
     The tokens that end a report are those of `config` alone (ignore_eos, for those that vLLM would
     take from the model's files). The log-probability of the most likely token comes with each
     token, as unusable logits (`dive.decode.usable_logits`) show in it.
 
-    config: of `ReportWriter.config`, with max_new_tokens. own_ends: ids that vLLM itself takes for
-    ends. seed: of this report; None where decoding is greedy.
+    config: of `ReportWriter.config`, with max_new_tokens. ends_of_files: `own_ends`. seed: of this
+    report; None where decoding is greedy.
 
     Raises:
         DiveError: a setting of the model's generation_config, or a combination, that vLLM does not
@@ -60,10 +68,10 @@ def sampling_arguments(config: Any, own_ends: set[int], seed: int | None) -> dic
         "repetition_penalty": float(config.repetition_penalty or 1.0),
     }
     if config.min_new_tokens:
-        if not own_ends <= set(ends):  # vLLM forbids them until then, too
+        if not ends_of_files <= set(ends):  # vLLM forbids them until then, too
             raise DiveError(
                 "min_new_tokens: vLLM would also forbid the end tokens of the model's files "
-                f"({sorted(own_ends - set(ends))}) until then; {OTHERS}"
+                f"({sorted(ends_of_files - set(ends))}) until then; {OTHERS}"
             )
         made["min_tokens"] = config.min_new_tokens
     if config.do_sample:

@@ -29,7 +29,7 @@ from dive.generation.report_writer import Report, ReportWriter
 from dive.generation.settings import checked, log_forbidden_tokens
 from dive.prompting.demonstrations import Demonstrations
 from dive.prompting.prompter import Prompter
-from dive.vllm.decoding import check_settings, sampling_arguments
+from dive.vllm.decoding import check_settings, own_ends, sampling_arguments
 from dive.vllm.installed import check_architecture, check_device, check_installed
 from dive.vllm.running import BATCH_SIZE, Engine, checked_options
 from dive.vllm.writing import write_reports
@@ -136,8 +136,14 @@ def _source(
     check_device(device)
     bare = load_without_weights(backbone)
     check_architecture(source_of(backbone), bare.model.config)
-    options = {"batch_size": size, "dtype": dtype, "device": device}
-    opening = partial(opened, backbone, engine_options=engine_options, **options)
+    opening = partial(
+        opened,
+        backbone,
+        batch_size=size,
+        dtype=dtype,
+        device=device,
+        engine_options=engine_options,
+    )
     return _Source(bare, size, opening)
 
 
@@ -163,7 +169,7 @@ def _check_decoding(writer: ReportWriter, prompter: Prompter) -> None:
     """Raises DiveError for settings that vLLM does not have, before an engine is opened."""
     mode = writer.mode(prompter)
     check_settings(mode, writer.generate_kwargs)
-    sampling_arguments(writer.config(prompter), set(), None)
+    sampling_arguments(writer.config(prompter), own_ends(writer.backbone), None)
     if writer.seed is not None:
         check_sampling(mode, writer.generate_kwargs)
 

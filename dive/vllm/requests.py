@@ -1,9 +1,8 @@
 """A study as vLLM's request: the token ids that `dive.generate` feeds, and its films.
 
 vLLM is given the prompt with one placeholder per image and the films, and expands it by its own
-processor. The result must be dive's prompt, id by id, or the study is refused. Pixels are compared
-where vLLM keeps them as the model's processor makes them; for the Qwen-VL line and Pixtral, which
-vLLM normalises on the device, only their number of tokens is.
+processor. The result must be dive's prompt, id by id, with the same pixels, or the study is
+refused.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -121,7 +120,7 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 def differ(inputs: Mapping[str, Any], wanted: Tensor) -> bool:
     """Whether vLLM's pixels are known to be others than `wanted`, in the dtype that vLLM keeps.
 
-    False where they cannot be compared: not normalised yet (uint8), cached, or padded otherwise.
+    False where they cannot be compared: another padding of tiles, or not normalised yet (uint8).
     """
     items = (inputs.get("mm_kwargs") or {}).get("image") or []
     pixels = [None if one is None else one.get_data().get("pixel_values") for one in items]

@@ -110,6 +110,7 @@ class Engine:
         if sees:
             own["limit_mm_per_prompt"] = {"image": max(self.max_images, 1), "video": 0}
             own["mm_processor_cache_gb"] = 0  # archives do not repeat films
+            own["mm_device_do_normalize"] = False  # pixels as dive has them, to be compared
         try:
             with _random_states_kept():
                 return called("vllm", "LLM")(**{**own, **options})
@@ -118,16 +119,6 @@ class Engine:
                 f"{source}: vLLM {self.version} cannot open this backbone: "
                 f"{public_reason(error)}; {OTHERS}"
             ) from error
-
-    @property
-    def own_ends(self) -> set[int]:
-        """The ids that vLLM takes for ends by the model's files, whatever a request says."""
-        config = self.backbone.model.generation_config
-        eos = config.eos_token_id
-        ends = {*eos} if isinstance(eos, (list, tuple)) else {eos}
-        return {
-            int(one) for one in (*ends, self.backbone.tokenizer.eos_token_id) if one is not None
-        }
 
     def _render(self, prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         # a request that is refused must not leave its films in the sender's cache alone

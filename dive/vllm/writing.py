@@ -11,7 +11,7 @@ from dive.data.datasets.json_lines import Skipped
 from dive.generation.nonfinite_origin import early_end
 from dive.generation.prefetch import Job, Prompts
 from dive.generation.report_writer import Report, ReportWriter, progress_bar
-from dive.vllm.decoding import sampling_arguments
+from dive.vllm.decoding import own_ends, sampling_arguments
 from dive.vllm.requests import EngineRequest
 from dive.vllm.running import Engine, Written
 
@@ -38,6 +38,7 @@ def write_reports(
     pending: dict[str, tuple[int, Job, EngineRequest, Any]] = {}
     done: dict[int, Report] = {}
     following = 0
+    ends = own_ends(writer.backbone)
     seeds = writer.seeds(jobs[0].prompter, len(jobs))  # of the caller's generator, not vLLM's
     with (
         opening as engine,
@@ -59,7 +60,7 @@ def write_reports(
                     index, (job, request) = following_prompt
                     config = _config(writer, engine, job, len(request))
                     seed = None if seeds is None else seeds[job.index]
-                    arguments = sampling_arguments(config, engine.own_ends, seed)
+                    arguments = sampling_arguments(config, ends, seed)
                     pending[engine.add(request, arguments)] = (index, job, request, config)
                 if not pending:
                     break

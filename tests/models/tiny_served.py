@@ -27,16 +27,23 @@ def save_served(family: str, folder: str | Path) -> Path:
         patch.multiple(tiny, HIDDEN=HIDDEN, text_config=_wide),
         patch.multiple(tiny_more, HIDDEN=HIDDEN, text_config=_wide),
     ):
-        return _with_names_of_the_hub(writer(Path(folder)))
+        return _as_on_the_hub(writer(Path(folder)), family)
 
 
-def _with_names_of_the_hub(folder: Path) -> Path:
+def _as_on_the_hub(folder: Path, family: str) -> Path:
     """The same folder with the vision tower's weights under the names that checkpoints on the hub
     have and vLLM reads, and not those that transformers 5.19 writes."""
     weights = load_file(folder / "model.safetensors")
+    if family == "Gemma 3":  # whose wide embeddings would have it repeat its last token
+        for name in (one for one in weights if one.endswith("embed_tokens.weight")):
+            weights[name] *= 0.1
     for name in [*weights]:
         head, found, rest = name.partition("vision_tower.")
-        if found and rest.startswith(("embeddings.", "encoder.", "pre_layr", "post_layer")):
+        if (
+            family != "InternVL"
+            and found
+            and rest.startswith(("embeddings.", "encoder.", "pre_layr", "post_layer"))
+        ):
             weights[f"{head}vision_tower.vision_model.{rest}"] = weights.pop(name)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     return folder
