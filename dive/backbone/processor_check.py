@@ -171,7 +171,7 @@ def check_features(
         _checked[model].add(key)
         return
     if computes_on(model.get_input_embeddings()).type == "meta":
-        return  # without weights (dive/backbone/weightless.py) no features can be made
+        return  # without weights (dive/backbone/without_weights.py) no features can be made
     features: int | None = None
     refusal = ""
     try:

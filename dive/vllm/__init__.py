@@ -1,1 +1,20 @@
-"""DIVE inside vLLM: reports that vLLM writes, adapters among them (extra `dive-mrg[vllm]`)."""
+"""DIVE adapters inside vLLM: a plugin for its servers, and its engine for dive's reports.
+
+Nothing here imports vLLM before it is used.
+"""
+
+from dive import face
+
+__getattr__ = face(
+    __name__,
+    {
+        "Engine": "running",
+        "Exported": "export",
+        "architecture": "export",
+        "export": "export",
+        "generate": "engine",
+        "iter_reports": "engine",
+        "register": "plugin",
+        "server_arguments": "export",
+    },
+)

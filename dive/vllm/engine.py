@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dive.backbone.load import Backbone, source_of
-from dive.backbone.weightless import load_without_weights
+from dive.backbone.without_weights import load_without_weights
 from dive.data.datasets.json_lines import Skipped, check_on_error
 from dive.data.given import Item, as_studies
 from dive.data.study import Study

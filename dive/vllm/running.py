@@ -13,7 +13,7 @@ import torch
 
 from dive.backbone.files import dtype_in_use
 from dive.backbone.load import source_of
-from dive.backbone.weightless import load_without_weights
+from dive.backbone.without_weights import load_without_weights
 from dive.errors import DiveError, checks
 from dive.errors.private import public_reason
 from dive.vllm.installed import (

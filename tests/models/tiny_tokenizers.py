@@ -151,11 +151,11 @@ def gemma_tokenizer() -> GemmaTokenizer:
     """As in Gemma 3: spaces become metaspaces by a normaliser, no prefix space, bos in front."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>"]
     vocab, merges = _metaspace_bpe(special, size=640)
-    for count in range(1, 5):
-        vocab["\n" * count] = len(vocab)
+    for piece in ("\n", "\n\n"):
+        vocab[piece] = len(vocab)
     tokenizer = GemmaTokenizer(
         vocab=vocab,
-        merges=[*merges, ("\n", "\n"), ("\n\n", "\n\n"), ("\n\n", "\n")],
+        merges=[*merges, ("\n", "\n")],
         add_bos_token=True,
         extra_special_tokens={
             "image_token": "<image_soft_token>",

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from tiny import save_tiny_llama
 
-from dive.backbone.weightless import load_without_weights
+from dive.backbone.without_weights import load_without_weights
 from dive.errors import DiveError
 from dive.generation.report_writer import ReportWriter
 from dive.generation.settings import checked

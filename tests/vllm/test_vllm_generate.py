@@ -7,11 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import draw_film, save_studies
-from tiny_served import save_served
-from vllm_here import EAGER, needs_vllm
+from vllm_here import EAGER, needs_vllm, save_served
 
 import dive
-from dive.backbone.weightless import load_without_weights
+from dive.backbone.without_weights import load_without_weights
 from dive.data import Skipped, Study
 from dive.data.open import open_studies
 from dive.errors import DiveError

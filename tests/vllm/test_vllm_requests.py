@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from tiny import draw_film, save_tiny_gemma3, save_tiny_llama, save_tiny_llava, save_tiny_qwen25_vl
 
-from dive.backbone.weightless import load_without_weights
+from dive.backbone.without_weights import load_without_weights
 from dive.data.study import Study
 from dive.errors import DiveError
 from dive.prompting.prompter import Prompter

@@ -7,7 +7,7 @@ from tiny_more import FAMILIES
 
 from dive.adapter import SteeringAdapter, SteeringConfig
 from dive.backbone.load import load_backbone
-from dive.backbone.weightless import load_without_weights
+from dive.backbone.without_weights import load_without_weights
 from dive.data.open import open_studies
 from dive.errors import DiveError
 from dive.prompting.prompter import Prompter

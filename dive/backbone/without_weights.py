@@ -1,4 +1,4 @@
-"""A backbone without its weights: for prompts, where another program runs the model."""
+"""A backbone without its weights, for what its names, shapes and settings decide: prompts, say."""
 
 from dataclasses import dataclass
 from os import PathLike
@@ -24,25 +24,35 @@ class WeightlessBackbone(Backbone):
         return torch.device("cpu")
 
 
+def model_without_weights(path: str | PathLike[str], revision: str | None = None) -> Any:
+    """The model of a folder or hub id on the meta device: config.json is read, weights are not.
+
+    Raises:
+        DiveError: no such folder, or a model that transformers cannot build.
+    """
+    source = source_of(path)
+    with reported(source, "config"):
+        config = AutoConfig.from_pretrained(source, revision=revision)
+    with reported(source, "model"), torch.device("meta"):
+        model = auto_class(source, config).from_config(config)
+    model.config._name_or_path = str(source)
+    return model
+
+
 def load_without_weights(
-    path: str | PathLike[str], *, revision: str | None = None, token: str | bool | None = None
+    path: str | PathLike[str], revision: str | None = None
 ) -> WeightlessBackbone:
     """The processor, configuration and generation settings of a backbone in a folder or on the hub.
 
-    No file of weights is read. The model is on torch's "meta" device, in float32: an adapter's
-    fingerprint of weights counts as unknown against it.
+    No file of weights is read: an adapter's fingerprint of weights counts as unknown against it.
 
     Raises:
         DiveError: no such folder, an unknown or unsuitable model, a vision-language model without
             its processor files, settings that cannot be used.
     """
     source = source_of(path)
-    shared: dict[str, Any] = {"revision": revision, "token": token}
-    with reported(source, "config"):
-        config = AutoConfig.from_pretrained(source, **shared)
-    auto = auto_class(source, config)
-    with reported(source, "model"), torch.device("meta"):
-        model = auto.from_config(config, dtype=torch.float32)
+    model = model_without_weights(source, revision)
+    shared: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     with reported(source, "generation_config"):
         try:
             model.generation_config = GenerationConfig.from_pretrained(source, **shared)
@@ -51,7 +61,7 @@ def load_without_weights(
                 source, config_file_name="config.json", _from_model_config=True, **shared
             )
     model.eval().requires_grad_(False)
-    processor = processor_of(source, config, auto, {**shared, "trust_remote_code": False})
+    processor = processor_of(source, model.config, auto_class(source, model.config), shared)
     check_settings(source, model, getattr(processor, "tokenizer", processor))
     if getattr(processor, "image_processor", None) is not None:
         processor = with_model_settings(processor, model)
