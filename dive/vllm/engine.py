@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dive.adapter.adapter import SteeringAdapter
 from dive.backbone.load import Backbone, source_of
 from dive.backbone.without_weights import load_without_weights
 from dive.data.datasets.json_lines import Skipped, check_on_error
@@ -29,6 +30,7 @@ from dive.generation.report_writer import Report, ReportWriter
 from dive.generation.settings import checked, log_forbidden_tokens
 from dive.prompting.demonstrations import Demonstrations
 from dive.prompting.prompter import Prompter
+from dive.vllm.adapters import check_together
 from dive.vllm.decoding import check_settings, own_ends, sampling_arguments
 from dive.vllm.installed import check_architecture, check_device, check_installed
 from dive.vllm.running import BATCH_SIZE, Engine, checked_options
@@ -98,13 +100,15 @@ def iter_reports(
         template=template,
         template_date=template_date,
     )
+    adapters = [job.adapter for job in jobs if job.adapter is not None]
+    check_together(adapters)
     for prompter in {id(job.prompter): job.prompter for job in jobs}.values():
         shown = shown_demonstrations(demonstrations, prompter)
     own_seed = None if seed is None else as_seed(seed)
     writer = ReportWriter(bare, shown, longest_report(kwargs), None, kwargs, seed=own_seed)
     _check_decoding(writer, jobs[0].prompter)
     log_forbidden_tokens(bare.model, kwargs)
-    opening = source.opening(most_images(studies, shown))
+    opening = source.opening(adapters, most_images(studies, shown))
     return write_reports(writer, opening, jobs, source.batch_size, progress, on_error, skipped)
 
 
@@ -112,12 +116,12 @@ def iter_reports(
 class _Source:
     """A backbone's processor and settings, and how its engine comes about.
 
-    opening: a context of the engine, for prompts of up to so many images.
+    opening: a context of the engine, for these adapters and prompts of up to so many images.
     """
 
     backbone: Backbone
     batch_size: int
-    opening: Callable[[int], AbstractContextManager[Engine]]
+    opening: Callable[[Sequence[SteeringAdapter], int], AbstractContextManager[Engine]]
 
 
 def _source(
@@ -147,7 +151,9 @@ def _source(
     return _Source(bare, size, opening)
 
 
-def _as_it_is(engine: Engine, max_images: int) -> AbstractContextManager[Engine]:
+def _as_it_is(
+    engine: Engine, _adapters: Sequence[SteeringAdapter], max_images: int
+) -> AbstractContextManager[Engine]:
     if max_images > engine.max_images:
         raise DiveError(
             f"a prompt has up to {max_images} images, and the engine was opened for "
@@ -175,9 +181,11 @@ def _check_decoding(writer: ReportWriter, prompter: Prompter) -> None:
 
 
 @contextmanager
-def opened(backbone: str | Path, max_images: int, **options: Any) -> Iterator[Engine]:
+def opened(
+    backbone: str | Path, adapters: Sequence[SteeringAdapter], max_images: int, **options: Any
+) -> Iterator[Engine]:
     """An `Engine` inside the context, opened when it is entered."""
-    with Engine(backbone, max_images=max_images, **options) as engine:
+    with Engine(backbone, adapters, max_images=max_images, **options) as engine:
         yield engine
 
 

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
@@ -11,11 +11,13 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 
+from dive.adapter.adapter import SteeringAdapter
 from dive.backbone.files import dtype_in_use
 from dive.backbone.load import source_of
 from dive.backbone.without_weights import load_without_weights
 from dive.errors import DiveError, checks
 from dive.errors.private import public_reason
+from dive.vllm.adapters import AdapterFolders, check_together
 from dive.vllm.installed import (
     OTHERS,
     called,
@@ -23,6 +25,7 @@ from dive.vllm.installed import (
     check_device,
     check_installed,
 )
+from dive.vllm.plugin import PREFIX
 from dive.vllm.requests import EngineRequest, RequestMaker
 
 BATCH_SIZE = 64
@@ -31,6 +34,7 @@ _DIVES = {
     "model": "backbone", "tokenizer": "backbone", "dtype": "dtype", "max_num_seqs": "batch_size",
     "seed": "seed", "generation_config": "the settings of decoding",
     "limit_mm_per_prompt": "max_images", "logits_processors": None, "skip_tokenizer_init": None,
+    "hf_overrides": None, "enable_lora": None, "lora_target_modules": None, "max_lora_rank": None,
     "logprobs_mode": None, "runner": None, "convert": None, "enable_prompt_embeds": None,
 }  # fmt: skip
 
@@ -55,6 +59,9 @@ class Engine:
 
     Args:
         backbone: a folder or hub id.
+        adapters: those that reports may be steered by; the first ones fix the settings that an
+            engine has once (activation, norm_preserving, eps, positions) and its highest rank.
+            Without any the model has no room for adapters.
         batch_size: reports that are decoded at once (vLLM's max_num_seqs).
         max_images: the most images of one prompt, demonstrations included.
         dtype: "auto" is the checkpoint's own (vLLM's own "auto" would make float16 of float32).
@@ -75,6 +82,7 @@ class Engine:
     def __init__(
         self,
         backbone: str | Path,
+        adapters: Sequence[SteeringAdapter] = (),
         *,
         batch_size: int = BATCH_SIZE,
         max_images: int = 1,
@@ -90,7 +98,17 @@ class Engine:
         source = source_of(backbone)
         self.backbone = load_without_weights(source)
         check_architecture(source, self.backbone.model.config)
-        self._llm = self._open(source, dtype, options)
+        check_together(adapters)
+        self._llm: Any = None
+        self._adapters = AdapterFolders(adapters, source) if adapters else None
+        try:
+            self._llm = self._open(source, dtype, options)
+            self._check_model()
+            for request in self._adapters.requests if self._adapters is not None else ():
+                self._load(request)
+        except BaseException:
+            self.close()
+            raise
         config = self._llm.model_config
         self.max_model_len = int(config.max_model_len)
         self.vocab_size = int(config.get_vocab_size())
@@ -111,6 +129,8 @@ class Engine:
             own["limit_mm_per_prompt"] = {"image": max(self.max_images, 1), "video": 0}
             own["mm_processor_cache_gb"] = 0  # archives do not repeat films
             own["mm_device_do_normalize"] = False  # pixels as dive has them, to be compared
+        if self._adapters is not None:
+            own |= self._adapters.arguments
         try:
             with _random_states_kept():
                 return called("vllm", "LLM")(**{**own, **options})
@@ -119,6 +139,42 @@ class Engine:
                 f"{source}: vLLM {self.version} cannot open this backbone: "
                 f"{public_reason(error)}; {OTHERS}"
             ) from error
+
+    def _check_model(self) -> None:
+        """Raises DiveError where the engine's model would write other reports, or plain ones."""
+        config = self._llm.model_config
+        on_cpu = called("vllm.platforms", "current_platform").device_type == "cpu"
+        if on_cpu and getattr(config, "is_mm_prefix_lm", False):
+            raise DiveError(
+                f"on a CPU vLLM {self.version} computes a causal mask within the images of this "
+                f"backbone, in which they attend both ways; {OTHERS}"
+            )
+        names = list(config.architectures)
+        if self._adapters is not None and not all(name.startswith(PREFIX) for name in names):
+            raise DiveError(f"vLLM runs {', '.join(names)}, which has no room for adapters")
+
+    def _load(self, request: Any) -> None:
+        """Has the engine load an adapter, which its model checks."""
+        try:
+            self._llm.llm_engine.add_lora(request)
+        except Exception as error:
+            reason = public_reason(error)
+            raise DiveError(f"vLLM refuses the adapter {request.name[:12]}: {reason}") from error
+
+    def _lora(self, adapter: SteeringAdapter | None) -> Any:
+        """vLLM's LoRARequest of a report's adapter; None for none."""
+        if adapter is None:
+            return None
+        if self._adapters is None:
+            raise DiveError(
+                "this Engine was opened without adapters, and a report is to be steered: want "
+                "Engine(backbone, [adapter])"
+            )
+        known = len(self._adapters.requests)
+        request = self._adapters.request(adapter)
+        if len(self._adapters.requests) > known:
+            self._load(request)
+        return request
 
     def _render(self, prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         # a request that is refused must not leave its films in the sender's cache alone
@@ -130,15 +186,21 @@ class Engine:
         """The number of requests that are being written or waiting."""
         return len(self._seconds)
 
-    def add(self, request: EngineRequest, arguments: Mapping[str, Any], lora: Any = None) -> str:
+    def add(
+        self,
+        request: EngineRequest,
+        arguments: Mapping[str, Any],
+        adapter: SteeringAdapter | None = None,
+    ) -> str:
         """Adds a request to write; returns the name by which `step` answers it.
 
-        arguments: of SamplingParams. lora: vLLM's LoRARequest of its adapter.
+        arguments: of SamplingParams. adapter: steers it.
 
         Raises:
-            DiveError: vLLM refuses the settings.
+            DiveError: vLLM refuses the settings or the adapter.
         """
         kind = called("vllm.sampling_params", "RequestOutputKind")
+        lora = self._lora(adapter)
         name, self._count = f"dive-{self._count}", self._count + 1
         try:
             parameters = called("vllm", "SamplingParams")(**arguments, output_kind=kind.FINAL_ONLY)
@@ -187,10 +249,11 @@ class Engine:
     def close(self) -> None:
         """Ends the engine and its processes, and frees its memory; a second call does nothing."""
         llm, self._llm = self._llm, None
-        if llm is None:
-            return
-        with suppress(Exception):  # it may have failed before
-            llm.llm_engine.engine_core.shutdown()
+        if llm is not None:
+            with suppress(Exception):  # it may have failed before
+                llm.llm_engine.engine_core.shutdown()
+        if self._adapters is not None:
+            self._adapters.close()
 
     def __enter__(self) -> Self:
         return self

@@ -5,14 +5,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 from dive.data.datasets.json_lines import Skipped
 from dive.generation.nonfinite_origin import early_end
 from dive.generation.prefetch import Job, Prompts
 from dive.generation.report_writer import Report, ReportWriter, progress_bar
 from dive.vllm.decoding import own_ends, sampling_arguments
-from dive.vllm.requests import EngineRequest
 from dive.vllm.running import Engine, Written
 
 ENGINE = "vllm"  # in `Report.engine`
@@ -34,11 +34,10 @@ def write_reports(
     A quarter more requests than are decoded at once are under way, so that one waits when another
     ends; films are opened when their request is made.
     """
-    under_way = batch_size + max(batch_size // 4, 1)
-    pending: dict[str, tuple[int, Job, EngineRequest, Any]] = {}
+    most = batch_size + max(batch_size // 4, 1)
+    under_way: dict[str, _UnderWay] = {}
     done: dict[int, Report] = {}
     following = 0
-    ends = own_ends(writer.backbone)
     seeds = writer.seeds(jobs[0].prompter, len(jobs))  # of the caller's generator, not vLLM's
     with (
         opening as engine,
@@ -48,25 +47,15 @@ def write_reports(
         ahead = min(batch_size, _DECODED_AHEAD)
         make = engine.requests.make
         prompts = Prompts(jobs, writer.demonstrations, pool, ahead, on_error, skipped, bar, make)
-        waiting = enumerate(prompts)
+        adding = _added(writer, engine, prompts, seeds)
         try:
-            exhausted = False
             while True:
-                while not exhausted and len(pending) < under_way:
-                    following_prompt = next(waiting, None)
-                    if following_prompt is None:
-                        exhausted = True
-                        break
-                    index, (job, request) = following_prompt
-                    config = _config(writer, engine, job, len(request))
-                    seed = None if seeds is None else seeds[job.index]
-                    arguments = sampling_arguments(config, ends, seed)
-                    pending[engine.add(request, arguments)] = (index, job, request, config)
-                if not pending:
+                under_way.update(islice(adding, most - len(under_way)))
+                if not under_way:
                     break
                 for written in engine.step():
-                    index, job, request, config = pending.pop(written.name)
-                    done[index] = _report(writer, engine, job, len(request), written, config)
+                    one = under_way.pop(written.name)
+                    done[one.index] = _report(writer, engine, one, written)
                     bar(1)
                 while following in done:
                     yield done.pop(following)
@@ -75,6 +64,29 @@ def write_reports(
             engine.abort()
         if prompts.error is not None:
             raise prompts.error
+
+
+class _UnderWay(NamedTuple):
+    """A report that the engine writes: its index among the prompts, the prompt's tokens, and its
+    decoding."""
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which has no use here
+    job: Job
+    length: int
+    config: Any
+
+
+def _added(
+    writer: ReportWriter, engine: Engine, prompts: Prompts, seeds: Sequence[int] | None
+) -> Iterator[tuple[str, _UnderWay]]:
+    """Adds a request per prompt to the engine, when it is asked for; yields the engine's names."""
+    ends = own_ends(writer.backbone)
+    for index, (job, request) in enumerate(prompts):
+        length = len(request)
+        config = _config(writer, engine, job, length)
+        seed = None if seeds is None else seeds[job.index]
+        name = engine.add(request, sampling_arguments(config, ends, seed), job.adapter)
+        yield name, _UnderWay(index, job, length, config)
 
 
 def _config(writer: ReportWriter, engine: Engine, job: Job, length: int) -> Any:
@@ -93,9 +105,7 @@ def _config(writer: ReportWriter, engine: Engine, job: Job, length: int) -> Any:
     return config
 
 
-def _report(
-    writer: ReportWriter, engine: Engine, job: Job, length: int, written: Written, config: Any
-) -> Report:
+def _report(writer: ReportWriter, engine: Engine, one: _UnderWay, written: Written) -> Report:
     """The report of what the engine wrote, which ends before unusable logits."""
     ids, error = written.token_ids, None
     usable = usable_tokens(written.most_likely, engine.vocab_size)
@@ -106,11 +116,12 @@ def _report(
     if error is not None and not writer.warned:
         writer.warned = True
         warnings.warn(
-            f'{job.study.id}: {error}; the report ends there (finish_reason "error"; further '
+            f'{one.job.study.id}: {error}; the report ends there (finish_reason "error"; further '
             "ones of this call do not warn)",
             stacklevel=2,
         )
-    return writer.report(job, length, ids, written.seconds, config, ENGINE, error)
+    seconds = written.seconds
+    return writer.report(one.job, one.length, ids, seconds, one.config, ENGINE, error)
 
 
 def usable_tokens(most_likely: Sequence[float], vocab_size: int) -> int:

@@ -21,7 +21,8 @@ from dive.vllm.running import Engine
 pytestmark = needs_vllm
 SLOTS = 4
 LENGTH = 20
-SEEING = ["LLaVA", "Qwen2.5-VL", "Qwen3-VL", "Gemma 3", "LLaVA-NeXT"]
+# with vLLM's own normalising of pixels on the device Qwen2-VL and Mistral 3 write other reports
+SEEING = ["LLaVA", "Qwen2.5-VL", "Qwen3-VL", "InternVL", "LLaVA-NeXT", "Qwen2-VL", "Mistral 3"]
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,24 @@ def test_reports_of_films(family, studies, tmp_path):
     )
     assert compared(reports, wanted) == {"vllm"}
     assert len({tuple(one.token_ids) for one in wanted}) > 6  # the films count
+
+
+def test_one_film_where_vllm_tiles_each_of_several(studies, tmp_path):
+    folder = save_served("LLaVA-OneVision", tmp_path)
+    alone = [one for one in studies if len(one.images) == 1]
+    wanted = dive.generate(dive.load_backbone(folder, device="cpu"), alone, max_new_tokens=8)
+    skipped = Skipped()
+    settings = {"engine_options": EAGER, "on_error": "skip", "skipped": skipped}
+    compared(generate(folder, studies, max_new_tokens=8, **settings), wanted)
+    several = [one for one in studies if len(one.images) > 1]
+    assert [one["id"] for one in skipped.entries] == [one.id for one in several]
+    assert all("vLLM expands images of this backbone" in one["reason"] for one in skipped.entries)
+
+
+def test_images_that_attend_both_ways_are_refused_on_a_cpu(studies, tmp_path):
+    folder = save_served("Gemma 3", tmp_path)
+    with pytest.raises(DiveError, match="causal mask within the images"):
+        generate(folder, studies, engine_options=EAGER)
 
 
 def test_demonstrations(llava, studies):
