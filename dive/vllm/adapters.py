@@ -10,7 +10,7 @@ from typing import Any
 from dive.adapter.adapter import SteeringAdapter
 from dive.errors import DiveError
 from dive.vllm.export import export, server_arguments
-from dive.vllm.installed import called
+from dive.vllm.installed import OTHERS, called
 from dive.vllm.plugin import register
 from dive.vllm.settings import ServerSteering
 
@@ -38,15 +38,28 @@ class AdapterFolders:
         self._known: dict[int, tuple[SteeringAdapter, str]] = {}  # by id, and kept alive for it
         try:
             check_plugin()
-            exported = [self._export(one) for one in _different(adapters)]
+            different = list({id(one): one for one in adapters}.values())
+            self._first = different[0]
+            exported = [self._export(one) for one in different]
             self.arguments = server_arguments(exported)
         except BaseException:
             self.close()
             raise
 
     def request(self, adapter: SteeringAdapter) -> Any:
-        """vLLM's LoRARequest of an adapter, which may be new."""
+        """vLLM's LoRARequest of an adapter, which may be new.
+
+        Raises:
+            DiveError: the engine has no room for its rank, or other settings.
+        """
         if id(adapter) not in self._known:
+            check_together([self._first, adapter])
+            most = self.arguments["max_lora_rank"]
+            if adapter.config.rank > most:
+                raise DiveError(
+                    f"the adapter's rank is {adapter.config.rank}, and this engine was opened for "
+                    f"ranks up to {most}: want it among the Engine's adapters"
+                )
             self._export(adapter)
         return self._requests[self._known[id(adapter)][1]]
 
@@ -72,7 +85,13 @@ class AdapterFolders:
 
 
 def check_together(adapters: Sequence[SteeringAdapter]) -> None:
-    """Raise DiveError for adapters whose settings differ: an engine has one value for all."""
+    """Raise DiveError for adapters whose settings differ, as an engine has one value for all, and
+    for those that vLLM would not steer as dive does."""
+    if any(one.config.positions == "response" for one in adapters):
+        raise DiveError(
+            'an adapter has positions="response", and in vLLM adapters steer all positions, those '
+            f"of the prompt too; {OTHERS}"
+        )
     for index, other in enumerate(adapters[1:], 1):
         settings = ServerSteering.of_adapter(adapters[0].config)
         found = settings.difference(vars(ServerSteering.of_adapter(other.config)))
@@ -103,7 +122,3 @@ def check_plugin() -> None:
             "dive's plugin is not among the installed ones, so that vLLM's processes could not "
             "steer: want dive-mrg installed by pip (a checkout alone has no entry point)"
         )
-
-
-def _different(adapters: Iterable[SteeringAdapter]) -> list[SteeringAdapter]:
-    return list({id(one): one for one in adapters}.values())

@@ -71,7 +71,9 @@ def test_an_open_engine_takes_adapters_by_call(llava, studies):
             same(generate(engine, few, adapter=adapter, max_new_tokens=LENGTH), wanted)
         # an adapter of more rank than there is room for is refused, and the engine goes on
         wide = randomised(backbone, seed=5, rank=20)
-        with pytest.raises(DiveError, match="vLLM refuses the adapter"):
+        with pytest.raises(
+            DiveError, match="rank is 20, and this engine was opened for ranks up to 8"
+        ):
             generate(engine, few, adapter=wide, max_new_tokens=LENGTH)
         plain = dive.generate(backbone, few, max_new_tokens=LENGTH)
         same(generate(engine, few, max_new_tokens=LENGTH), plain)
@@ -85,6 +87,9 @@ def test_what_would_be_unsteered_or_steered_otherwise_is_refused(llava, studies,
     gelu = randomised(backbone, seed=3, rank=4, activation="gelu")
     with pytest.raises(DiveError, match=r"adapter 1 wants activation 'gelu' \(in adapter 0 'silu'"):
         iter_reports(folder, studies[:2], adapter=[one, gelu])
+    response = randomised(backbone, seed=3, rank=4, positions="response")
+    with pytest.raises(DiveError, match='has positions="response", and in vLLM'):
+        iter_reports(folder, studies[:2], adapter=response)
     strange = randomised(backbone, seed=3, rank=4)
     strange.metadata["backbone"]["num_layers"] = 99
     with pytest.raises(DiveError, match="this adapter belongs to another backbone"):
