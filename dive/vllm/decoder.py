@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dive.errors import DiveError
-from dive.ops.steering_grouped import steer_grouped_
+from dive.ops import steer_grouped_
 from dive.vllm.holders import NAME, LayerHolder
 from dive.vllm.settings import ServerSteering
 
