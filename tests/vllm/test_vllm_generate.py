@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from dive.vllm.engine import generate, iter_reports
 from dive.vllm.running import Engine
 
 pytestmark = needs_vllm
-SLOTS = 4
+BATCH = 4
 LENGTH = 20
 # with vLLM's own normalising of pixels on the device Qwen2-VL and Mistral 3 write other reports
 SEEING = ["LLaVA", "Qwen2.5-VL", "Qwen3-VL", "InternVL", "LLaVA-NeXT", "Qwen2-VL", "Mistral 3"]
@@ -40,14 +41,14 @@ def texts(studies):
 def llama(tmp_path_factory):
     """A folder, its backbone in transformers, and the engine of vLLM."""
     folder = save_served("Llama", tmp_path_factory.mktemp("llama"))
-    with Engine(folder, batch_size=SLOTS, engine_options=EAGER) as engine:
+    with Engine(folder, batch_size=BATCH, engine_options=EAGER) as engine:
         yield folder, dive.load_backbone(folder, device="cpu"), engine
 
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory):
     folder = save_served("LLaVA", tmp_path_factory.mktemp("llava"))
-    with Engine(folder, batch_size=SLOTS, max_images=4, engine_options=EAGER) as engine:
+    with Engine(folder, batch_size=BATCH, max_images=4, engine_options=EAGER) as engine:
         yield folder, dive.load_backbone(folder, device="cpu"), engine
 
 
@@ -60,9 +61,9 @@ def compared(reports, wanted):
     return {one.engine for one in reports}
 
 
-def test_reports_of_text_with_refilled_slots(llama, texts):
+def test_reports_of_text_with_a_refilled_batch(llama, texts):
     _, backbone, engine = llama
-    wanted = dive.generate(backbone, texts, max_new_tokens=LENGTH, batch_size=SLOTS)
+    wanted = dive.generate(backbone, texts, max_new_tokens=LENGTH, batch_size=BATCH)
     assert len({one.text for one in wanted}) > 1
     assert compared(generate(engine, texts, max_new_tokens=LENGTH), wanted) == {"vllm"}
 
@@ -71,10 +72,10 @@ def test_reports_of_text_with_refilled_slots(llama, texts):
 def test_reports_of_films(family, studies, tmp_path):
     folder = save_served(family, tmp_path)
     wanted = dive.generate(
-        dive.load_backbone(folder, device="cpu"), studies, max_new_tokens=LENGTH, batch_size=SLOTS
+        dive.load_backbone(folder, device="cpu"), studies, max_new_tokens=LENGTH, batch_size=BATCH
     )
     reports = generate(
-        folder, studies, max_new_tokens=LENGTH, batch_size=SLOTS, engine_options=EAGER
+        folder, studies, max_new_tokens=LENGTH, batch_size=BATCH, engine_options=EAGER
     )
     assert compared(reports, wanted) == {"vllm"}
     assert len({tuple(one.token_ids) for one in wanted}) > 6  # the films count
@@ -201,6 +202,30 @@ def test_a_closed_iterator_leaves_a_usable_engine(llama, texts):
     wanted = dive.generate(backbone, texts[:2], max_new_tokens=LENGTH)
     assert first.token_ids == wanted[0].token_ids
     compared(generate(engine, texts[:2], max_new_tokens=LENGTH), wanted)
+
+
+class Counted(Study):
+    """A study that notes when its films are opened."""
+
+    opened: ClassVar[list[str]] = []
+
+    def load_images(self):
+        self.opened.append(self.id)
+        return super().load_images()
+
+
+def test_films_are_opened_when_their_turn_comes(llava):
+    _, _, engine = llava
+    film = draw_film(4)
+    given = [Counted(f"s-{index}", images=(film,)) for index in range(60)]
+    reports = iter_reports(engine, given, max_new_tokens=4)
+    for count, _ in enumerate(reports, 1):
+        # decoding, waiting for the engine, decoded ahead, and being read
+        assert len(set(Counted.opened)) <= count + (BATCH + BATCH // 4) + BATCH + BATCH
+        if count == 20:
+            break
+    reports.close()
+    assert len(set(Counted.opened)) < 40
 
 
 def test_the_same_study_twice_and_images_without_files(llava):
