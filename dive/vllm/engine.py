@@ -164,8 +164,8 @@ def _as_it_is(
 
 def _check_not_given(none: Mapping[str, Any], **auto: Any) -> None:
     """Raises DiveError for an argument that an open engine has already: one of `none` that is not
-    None, or of `auto` that is not "auto"."""
-    given = {name: value for name, value in none.items() if value is not None}
+    None or empty, or of `auto` that is not "auto"."""
+    given = {name: value for name, value in none.items() if value not in (None, {})}
     given |= {name: value for name, value in auto.items() if value != "auto"}
     for name, value in given.items():
         raise DiveError(f"{name} is {value!r}, and an open Engine has its own: leave it out")

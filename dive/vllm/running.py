@@ -128,7 +128,8 @@ class Engine:
         if sees:
             own["limit_mm_per_prompt"] = {"image": max(self.max_images, 1), "video": 0}
             own["mm_processor_cache_gb"] = 0  # archives do not repeat films
-            own["mm_device_do_normalize"] = False  # pixels as dive has them, to be compared
+            if "mm_device_do_normalize" in known_options():
+                own["mm_device_do_normalize"] = False  # pixels as dive has them, to be compared
         if self._adapters is not None:
             own |= self._adapters.arguments
         try:
@@ -281,7 +282,7 @@ def checked_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
         DiveError: one that vLLM does not know, or that follows from an argument of dive.
     """
     options = dict(given or {})
-    known = {one.name for one in fields(called("vllm.engine.arg_utils", "EngineArgs"))}
+    known = known_options()
     for name in options:
         if name in _DIVES:
             own = _DIVES[name]
@@ -293,3 +294,8 @@ def checked_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
                 "such argument"
             )
     return options
+
+
+def known_options() -> set[str]:
+    """The arguments of `vllm.LLM` in this version."""
+    return {one.name for one in fields(called("vllm.engine.arg_utils", "EngineArgs"))}
