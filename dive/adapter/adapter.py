@@ -26,6 +26,7 @@ from dive.adapter.numbers import check_numbers
 from dive.backbone.fingerprint import difference, fingerprint
 from dive.backbone.structure import backbone_facts, unwrap
 from dive.errors import DiveError, checks
+from dive.errors.private import public_name
 from dive.files.atomic import check_folder, identity, remove_leftovers, write_together
 from dive.files.lock import hold_folder
 from dive.files.strict_json import short
@@ -85,8 +86,11 @@ class SteeringAdapter(nn.Module):
 
     `layers` maps str(layer index) to its module; parameters are float32 whatever the backbone's
     dtype. `metadata` may hold any JSON values; its entry "backbone" describes the backbone.
+    `name` is that of the folder or repository it was read from, else None.
     Initial values come from torch's global generator: `torch.manual_seed` repeats them.
     """
+
+    name: str | None = None
 
     def __init__(self, config: SteeringConfig, backbone_or_model: Any) -> None:
         super().__init__()
@@ -248,6 +252,7 @@ class SteeringAdapter(nn.Module):
         adapter.load_state_dict(copies, assign=True)
         check_numbers(adapter, str(weights_file))
         check_pair(config_file, weights_file, before, digest)
+        adapter.name = public_name(str(folder_or_hub_id))
         return adapter if device is None else adapter.to(device)
 
 

@@ -141,7 +141,7 @@ def load_backbone(
         model.device,
         model.config._attn_implementation,
     )
-    processor = _processor(source, config, auto, shared)
+    processor = processor_of(source, config, auto, shared)
     check_settings(source, model, getattr(processor, "tokenizer", processor))
     if getattr(processor, "image_processor", None) is not None:
         processor = with_model_settings(processor, model)
@@ -327,7 +327,7 @@ def _check_loaded(source: str, model: PreTrainedModel, info: dict[str, Any]) -> 
         )
 
 
-def _processor(source: str, config: Any, auto: Any, shared: dict[str, Any]) -> Any:
+def processor_of(source: str, config: Any, auto: Any, shared: dict[str, Any]) -> Any:
     if auto is AutoModelForCausalLM:
         with reported(source, "tokenizer"):
             processor = AutoTokenizer.from_pretrained(source, **shared)

@@ -17,7 +17,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from dive.backbone.image_check import check_pixels
 from dive.backbone.image_special_tokens import image_special_token_ids
-from dive.backbone.structure import last_hidden_state, unwrap
+from dive.backbone.structure import computes_on, last_hidden_state, unwrap
 from dive.errors import DiveError
 from dive.errors.checks import is_whole
 
@@ -170,6 +170,8 @@ def check_features(
     if own and not misfits(processor, model) and _expected(model, batch, tokens):
         _checked[model].add(key)
         return
+    if computes_on(model.get_input_embeddings()).type == "meta":
+        return  # without weights (dive/backbone/without_weights.py) no features can be made
     features: int | None = None
     refusal = ""
     try:

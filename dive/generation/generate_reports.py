@@ -78,16 +78,16 @@ def iter_reports(
     batch_size = checks.whole("batch_size", batch_size, 1)
     generate_kwargs["max_new_tokens"] = max_new_tokens
     generate_kwargs = checked(backbone.model, backbone.processor, generate_kwargs)
-    max_new_tokens = _longest_report(generate_kwargs)
+    max_new_tokens = longest_report(generate_kwargs)
     seed = None if seed is None else as_seed(seed)
     check_kinds({"streamer": streamer})
     if streamer is not None and len(studies) > 1:
         raise DiveError(f"a streamer takes one study at a time, got {len(studies)}")
     checks.engine(engine)
-    jobs = _jobs(
+    jobs = jobs_for(
         backbone,
         studies,
-        _adapter_per_study(adapter, studies),
+        adapter_per_study(adapter, studies),
         generate_kwargs,
         prompt=prompt,
         target=target,
@@ -104,13 +104,13 @@ def iter_reports(
         # without an adapter of its own, as each request has one
         writer.session = DecodeSession(backbone, strict=engine == "dive._C")
     if seed is not None:
-        _check_sampling(mode, generate_kwargs)
+        check_sampling(mode, generate_kwargs)
     reports = write_reports(writer, jobs, batch_size, progress, on_error, skipped)
     model = unwrap(backbone)
     return iterate_within(partial(evaluating, model), each_of_its_own(model, reports))
 
 
-def _longest_report(generate_kwargs: Mapping[str, Any]) -> int:
+def longest_report(generate_kwargs: Mapping[str, Any]) -> int:
     """The requested max_new_tokens, or its default."""
     settings = requested_settings(generate_kwargs)
     most = checks.whole("max_new_tokens", settings.get("max_new_tokens", MAX_NEW_TOKENS), 1)
@@ -123,7 +123,7 @@ def _longest_report(generate_kwargs: Mapping[str, Any]) -> int:
     return most
 
 
-def _jobs(
+def jobs_for(
     backbone: Backbone,
     studies: list[Study],
     adapters: list[SteeringAdapter | None],
@@ -145,7 +145,7 @@ def _jobs(
     return jobs
 
 
-def _check_sampling(mode: GenerationMode, generate_kwargs: Mapping[str, Any]) -> None:
+def check_sampling(mode: GenerationMode, generate_kwargs: Mapping[str, Any]) -> None:
     """Raises DiveError where the decoding draws no token by a seed."""
     if "custom_generate" in generate_kwargs:
         raise DiveError("seed does not go with custom_generate; call torch.manual_seed before")
@@ -158,7 +158,7 @@ def _check_sampling(mode: GenerationMode, generate_kwargs: Mapping[str, Any]) ->
         raise DiveError(f"seed does not go with {mode.value}; call torch.manual_seed before it")
 
 
-def _with_signature_of(other: Callable[P, Any]) -> Callable[[Callable[..., T]], Callable[P, T]]:
+def with_signature_of(other: Callable[P, Any]) -> Callable[[Callable[..., T]], Callable[P, T]]:
     """Decorator of a function that passes its arguments on to `other`.
 
     `inspect.signature`, help() and type checkers show the parameters of `other`, which are so
@@ -175,7 +175,7 @@ def _with_signature_of(other: Callable[P, Any]) -> Callable[[Callable[..., T]], 
     return taken
 
 
-@_with_signature_of(iter_reports)
+@with_signature_of(iter_reports)
 def generate(*given: Any, **named: Any) -> list[Report]:
     """Write one report for each image or study, in the order given.
 
@@ -234,7 +234,7 @@ def generate(*given: Any, **named: Any) -> list[Report]:
     return list(iter_reports(*given, **named))
 
 
-def _adapter_per_study(adapter: Any, studies: list[Study]) -> list[SteeringAdapter | None]:
+def adapter_per_study(adapter: Any, studies: list[Study]) -> list[SteeringAdapter | None]:
     """The adapter of each study."""
     if adapter is None:
         return [None] * len(studies)

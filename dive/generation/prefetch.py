@@ -7,8 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-
-from torch import Tensor
+from typing import Any
 
 from dive.adapter.adapter import SteeringAdapter
 from dive.data.datasets.json_lines import Skipped
@@ -38,6 +37,8 @@ class Prompts:
 
     Consecutive jobs with the same prompt get the same object. error: of the first study that could
     not be prompted, at which iteration ends where errors are not skipped.
+
+    encode: makes a prompt of a prompter, a study and its demonstrations.
     """
 
     def __init__(
@@ -49,17 +50,18 @@ class Prompts:
         on_error: str,
         skipped: Skipped,
         bar: Callable[[int], None],
+        encode: Callable[..., Any] = Prompter.encode,
     ) -> None:
         self.jobs, self.demonstrations, self.prefetch = jobs, demonstrations, prefetch
         self.on_error, self.skipped, self.bar = on_error, skipped, bar
-        self.pool = pool
+        self.pool, self.encode = pool, encode
         self.error: DiveError | None = None
 
-    def __iter__(self) -> Iterator[tuple[Job, dict[str, Tensor]]]:
+    def __iter__(self) -> Iterator[tuple[Job, Any]]:
         loading: deque[Future] = deque()
         following = iter(self.jobs)
         before: Job | None = None
-        known: dict[str, Tensor] = {}
+        known: Any = None
         for job in self.jobs:
             for more in islice(following, self.prefetch + 1 - len(loading)):
                 loading.append(self.pool.submit(_load, more.study))
@@ -95,16 +97,16 @@ class Prompts:
             and all(getattr(one.prompter, n) == getattr(other.prompter, n) for n in names)
         )
 
-    def _encode(self, study: Study, prompter: Prompter) -> dict[str, Tensor]:
+    def _encode(self, study: Study, prompter: Prompter) -> Any:
         """The prompt, with the demonstrations that are not of the query's own study or patient."""
         if self.demonstrations is None:
-            return prompter.encode(study)
+            return self.encode(prompter, study)
         for index, same in self.demonstrations.own(study).items():
             left_out = self.demonstrations.pool[index].id
             log.warning(
                 "%s: demonstration %r has the same %s and is left out", study.where, left_out, same
             )
-        return prompter.encode(study, self.demonstrations.of(study))
+        return self.encode(prompter, study, self.demonstrations.of(study))
 
 
 def _load(study: Study) -> Study:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count, groupby, islice
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
+from dive.adapter.adapter import SteeringAdapter
 from dive.adapter.attach import unsteered
 from dive.backbone.load import Backbone
 from dive.backbone.model_lock import model_lock
@@ -56,8 +57,10 @@ class Report:
         id: of the study; for a bare image its path as given.
         images: paths as given; PIL images are named by their index.
         prompt_tokens: length of the prompt, images and demonstrations included.
-        engine: which one decoded it, "dive._C" or "transformers".
+        engine: which one decoded it, "dive._C", "transformers" or "vllm".
         error: with finish_reason "error", what happened and where in the model it began; else None.
+        adapter: the name of the adapter that steered it (of its folder, else "adapter"), or None.
+        adapter_sha256: of that adapter's weights, as in its adapter_config.json.
     """
 
     text: str
@@ -70,6 +73,8 @@ class Report:
     prompt_tokens: int
     engine: str
     error: str | None = None
+    adapter: str | None = None
+    adapter_sha256: str | None = None
 
 
 @dataclass
@@ -88,6 +93,7 @@ class ReportWriter:
     session: DecodeSession | None = None  # decodes instead of transformers, where it can
     seed: int | None = None
     warned: bool = False
+    _digests: dict[int, str] = field(default_factory=dict)  # of adapters, by id
 
     def config(self, prompter: Prompter, longest: int = 0) -> GenerationConfig:
         """The requested decoding, for prompts of up to `longest` tokens."""
@@ -211,7 +217,17 @@ class ReportWriter:
             prompt_tokens=prompt_tokens,
             engine=engine,
             error=error,
+            **self._steered_by(job.adapter),
         )
+
+    def _steered_by(self, adapter: SteeringAdapter | None) -> dict[str, str]:
+        """The name and digest of a report's own adapter."""
+        if adapter is None:
+            return {}
+        if id(adapter) not in self._digests:
+            self._digests[id(adapter)] = adapter.weights_sha256()
+        sha256 = self._digests[id(adapter)]
+        return {"adapter": adapter.name or "adapter", "adapter_sha256": sha256}
 
 
 def write_reports(

@@ -213,10 +213,7 @@ class Prompter:
         self, study: Study, demonstrations: Sequence[Study] = ()
     ) -> dict[str, Tensor]:
         """Like `encode`, for a prompt that may exceed the model's context."""
-        text = self.render(study, demonstrations)
-        bos = self.tokenizer.bos_token
-        # templates of text models write their own bos; processors add one unless it is there
-        add = (self.sees or self.template.plain) and not (bos and text.startswith(bos))
+        text, add = self._text_to_encode(study, demonstrations)
         if self.sees:
             images = [image for one in (*demonstrations, study) for image in one.load_images()]
             try:
@@ -244,6 +241,20 @@ class Prompter:
                 batch[name] = batch[name][:, : -self._appended]
         self._embedded.check(batch["input_ids"], f"{study.where}: the prompt")
         return batch
+
+    def ids_before_expansion(self, study: Study, demonstrations: Sequence[Study] = ()) -> list[int]:
+        """The ids of the prompt with one placeholder per image, as an engine takes them that makes
+        image tokens of placeholders itself. No image is opened."""
+        text, add = self._text_to_encode(study, demonstrations)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=add)["input_ids"]
+        return ids[: -self._appended] if add and self._appended else ids
+
+    def _text_to_encode(self, study: Study, demonstrations: Sequence[Study]) -> tuple[str, bool]:
+        """The prompt as text, and whether the tokenizer adds its special tokens to it."""
+        text = self.render(study, demonstrations)
+        bos = self.tokenizer.bos_token
+        # templates of text models write their own bos; processors add one unless it is there
+        return text, (self.sees or self.template.plain) and not (bos and text.startswith(bos))
 
     # answers
 

@@ -8,9 +8,12 @@ from dive import face
 __getattr__ = face(
     __name__,
     {
+        "Engine": "running",
         "Exported": "export",
         "architecture": "export",
         "export": "export",
+        "generate": "engine",
+        "iter_reports": "engine",
         "register": "plugin",
         "server_arguments": "export",
     },
