@@ -10,7 +10,7 @@ from typing import Any
 from dive.adapter.adapter import SteeringAdapter
 from dive.errors import DiveError
 from dive.vllm.export import export, server_arguments
-from dive.vllm.installed import OTHERS, called
+from dive.vllm.installed import called
 from dive.vllm.plugin import register
 from dive.vllm.settings import ServerSteering
 
@@ -87,14 +87,9 @@ class AdapterFolders:
 def check_together(adapters: Sequence[SteeringAdapter]) -> None:
     """Raise DiveError for adapters whose settings differ, as an engine has one value for all, and
     for those that vLLM would not steer as dive does."""
-    if any(one.config.positions == "response" for one in adapters):
-        raise DiveError(
-            'an adapter has positions="response", and in vLLM adapters steer all positions, those '
-            f"of the prompt too; {OTHERS}"
-        )
-    for index, other in enumerate(adapters[1:], 1):
-        settings = ServerSteering.of_adapter(adapters[0].config)
-        found = settings.difference(vars(ServerSteering.of_adapter(other.config)))
+    wanted = [ServerSteering.of_adapter(one.config) for one in adapters]
+    for index, other in enumerate(wanted):
+        found = wanted[0].difference(vars(other))
         if found is not None:
             raise DiveError(
                 f"adapter {index} wants {found.replace('here', 'in adapter 0')}: one engine of "

@@ -12,7 +12,7 @@ from dive.backbone.fingerprint import sampled_weights
 from dive.errors import DiveError
 from dive.vllm.checkpoint_samples import CheckpointSamples
 from dive.vllm.packing import CARD_FORMAT
-from dive.vllm.settings import ServerSteering
+from dive.vllm.settings import SHARED, ServerSteering
 
 _FACTS = ("hidden_size", "num_layers", "vocab_size")
 _FINGERPRINT = ("each", "samples", "made_up", "tuners")
@@ -35,12 +35,7 @@ def card_of(adapter: SteeringAdapter, model: Any) -> dict[str, Any]:
         "sha256": adapter.weights_sha256(),
         "layers": [int(index) for index in adapter.layers],
         "backbone": {name: adapter.metadata["backbone"].get(name) for name in _FACTS},
-        "steering": {
-            "activation": settings.activation,
-            "norm_preserving": settings.norm_preserving,
-            "eps": settings.eps,
-            "positions": settings.positions,
-        },
+        "steering": {name: getattr(settings, name) for name in SHARED},
         "fingerprint": fingerprint,
     }
 

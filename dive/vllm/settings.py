@@ -11,6 +11,7 @@ from dive.adapter.config import SteeringConfig
 from dive.errors import DiveError
 
 ENTRY = "dive_steering"
+SHARED = ("activation", "norm_preserving", "eps")  # of SteeringConfig
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,23 @@ class ServerSteering:
     activation: str = "silu"
     norm_preserving: bool = False
     eps: float = 1e-6
-    positions: str = "all"
     other_weights: bool = False
 
     @classmethod
     def of_adapter(cls, config: SteeringConfig) -> Self:
-        return cls(config.activation, config.norm_preserving, float(config.eps), config.positions)
+        """The settings that an adapter wants.
+
+        Raises:
+            DiveError: it steers the response alone: vLLM does not tell a model which tokens of a
+                batch belong to prompts.
+        """
+        if config.positions != "all":
+            raise DiveError(
+                f"the adapter has positions {config.positions!r}, and in vLLM adapters steer all "
+                'positions, those of the prompt too, want one trained with positions="all" (or '
+                "--engine auto, dive._C or transformers)"
+            )
+        return cls(config.activation, config.norm_preserving, float(config.eps))
 
     @classmethod
     def of_model(cls, hf_config: Any) -> Self:
@@ -46,7 +58,7 @@ class ServerSteering:
             raise DiveError(f"hf_overrides: {ENTRY} has an unknown setting {odd[0]!r}")
         found = cls(**given)
         try:
-            SteeringConfig(1, "all", *(getattr(found, name) for name in _SHARED))
+            SteeringConfig(**{name: getattr(found, name) for name in SHARED})
         except DiveError as error:
             raise DiveError(f"hf_overrides: {ENTRY}: {error}") from error
         if not isinstance(found.other_weights, bool):
@@ -63,11 +75,7 @@ class ServerSteering:
 
     def difference(self, wanted: dict[str, Any]) -> str | None:
         """The first setting that an adapter wants otherwise, as "eps 1e-05 (here 1e-06)"."""
-        for name in ("activation", "norm_preserving", "eps", "positions"):
+        for name in SHARED:
             if wanted.get(name) != getattr(self, name):
                 return f"{name} {wanted.get(name)!r} (here {getattr(self, name)!r})"
         return None
-
-
-# the order of SteeringConfig's fields after rank and layers
-_SHARED = ("activation", "norm_preserving", "positions", "eps")

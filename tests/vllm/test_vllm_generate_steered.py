@@ -88,7 +88,7 @@ def test_what_would_be_unsteered_or_steered_otherwise_is_refused(llava, studies,
     with pytest.raises(DiveError, match=r"adapter 1 wants activation 'gelu' \(in adapter 0 'silu'"):
         iter_reports(folder, studies[:2], adapter=[one, gelu])
     response = randomised(backbone, seed=3, rank=4, positions="response")
-    with pytest.raises(DiveError, match='has positions="response", and in vLLM'):
+    with pytest.raises(DiveError, match="positions 'response', and in vLLM"):
         iter_reports(folder, studies[:2], adapter=response)
     strange = randomised(backbone, seed=3, rank=4)
     strange.metadata["backbone"]["num_layers"] = 99

@@ -41,11 +41,6 @@ def _of_higher_rank(served, folder):
     return export(adapter, folder / "C", backbone=served.folder / "model")
 
 
-def _of_response_positions(served, folder):
-    adapter = randomised(served.backbone, rank=4, positions="response")
-    return export(adapter, folder / "C", backbone=served.folder / "model")
-
-
 def _without(part):
     def made(served, folder):
         found = export(served.adapters["A"], folder / "C", backbone=served.folder / "model")
@@ -82,7 +77,6 @@ REFUSED = {
     "other weights": (_of_another_backbone, "made on other weights"),
     "other settings": (_with_other_settings, r"wants activation 'tanh' \(here 'silu'\)"),
     "higher rank": (_of_higher_rank, "rank 9 is greater than max_lora_rank 8"),
-    "response": (_of_response_positions, r"wants positions 'response' \(here 'all'\)"),
     "no card": (_without("card"), "has no card"),
     "a layer less": (_without("layers.1."), "steers layer 1 and has no numbers for it"),
     "cut": (_cut, "are no layer of an adapter"),
@@ -145,3 +139,10 @@ def test_adapters_that_cannot_share_a_server(tmp_path):
     other = _with_other_settings(served, tmp_path)
     with pytest.raises(DiveError, match="wants activation 'tanh'"):
         server_arguments([*served.exported.values(), other])
+
+
+def test_an_adapter_of_the_response_alone_is_not_exported(tmp_path):
+    served = serve("Llama", tmp_path)
+    adapter = randomised(served.backbone, rank=4, positions="response")
+    with pytest.raises(DiveError, match="positions 'response', and in vLLM"):
+        export(adapter, tmp_path / "C", backbone=tmp_path / "model")

@@ -1,7 +1,7 @@
 """Lets the torchvision of PyPI, which wants CUDA, be imported beside a torch for CPUs.
 
-Its Python code registers shapes for two operators that only its shared library defines; defined here
-first, without an implementation, the import goes through. No test calls them.
+Its Python code registers shapes for two operators that only its shared library defines; defined
+here first, without an implementation, the import goes through. No test calls them.
 """
 
 import sys
