@@ -46,11 +46,11 @@ def packed_width(rank: int, width: int) -> int:
 def pack(layer: LayerNumbers) -> tuple[Tensor, Tensor]:
     """Returns lora_A and lora_B, float32 on the CPU."""
     rank, width = layer.down.shape
-    rows = max(rank, 1)
-    down, up, bias = torch.zeros(rows, width), torch.zeros(width, rows), torch.zeros(rows)
+    held = max(rank, 1)
+    down, up, bias = torch.zeros(held, width), torch.zeros(width, held), torch.zeros(held)
     down[:rank], up[:, :rank], bias[:rank] = layer.down, layer.up, layer.down_bias
     exact = torch.cat([bias, layer.static.float().cpu(), layer.scale.float().cpu().reshape(1)])
-    return torch.cat([down, _in_rows(exact.view(torch.uint8), rows)], 1), up
+    return torch.cat([down, _as_numbers(exact.view(torch.uint8), held)], 1), up
 
 
 def unpack(lora_a: Tensor, lora_b: Tensor) -> LayerNumbers:
@@ -75,7 +75,7 @@ def pack_card(card: dict[str, Any], rank: int) -> tuple[Tensor, Tensor]:
     data = zlib.compress(json.dumps(card, allow_nan=False).encode())
     data = len(data).to_bytes(4, "little") + data
     numbers = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    return _in_rows(numbers, rank), torch.zeros(1, rank)
+    return _as_numbers(numbers, rank), torch.zeros(1, rank)
 
 
 def unpack_card(lora_a: Tensor) -> dict[str, Any]:
@@ -101,16 +101,16 @@ CARD_FORMAT = 1
 _EXPORT = "want a folder written by dive export-vllm of this version"
 
 
-def _in_rows(data: Tensor, rows: int) -> Tensor:
-    """Bytes as float32 numbers [rows, ceil(n / rows)], padded by zeros."""
-    columns = -(-len(data) // rows)
-    padded = torch.zeros(rows * columns)
+def _as_numbers(data: Tensor, rank: int) -> Tensor:
+    """Bytes as float32 numbers [rank, ceil(n / rank)], padded by zeros."""
+    columns = -(-len(data) // rank)
+    padded = torch.zeros(rank * columns)
     padded[: len(data)] = data.float()
-    return padded.view(rows, columns)
+    return padded.view(rank, columns)
 
 
 def _bytes(numbers: Tensor) -> Tensor:
-    """The reverse of `_in_rows` without its padding's end, uint8 [rows * columns] on the CPU."""
+    """The reverse of `_as_numbers` without its padding's end, uint8 [n] on the CPU."""
     whole = numbers.detach().float().cpu().reshape(-1)
     if not bool(((whole >= 0) & (whole <= 255) & (whole == whole.round())).all()):
         raise DiveError(f"the adapter's exact part holds numbers that are no bytes; {_EXPORT}")
