@@ -83,6 +83,8 @@ def _stream(layer: Any, output: Any) -> tuple[Tensor, Tensor | None]:
     )
 
 
-def hold_in(layer: nn.Module, hidden_size: int, device: Any) -> None:
+def hold_in(layer: nn.Module, hidden_size: int, device: Any) -> LayerHolder:
     """Adds the weightless layer that keeps a decoder layer's adapters."""
-    setattr(layer, NAME, LayerHolder(hidden_size, device))
+    holder = LayerHolder(hidden_size, device)
+    setattr(layer, NAME, holder)
+    return holder

@@ -66,6 +66,7 @@ class LayerHolder(WeightlessLinear):
         # with the most rank that there is, whose packed form is the narrowest
         super().__init__(packed_width(1, hidden_size), hidden_size, device)
         self.hidden_size = hidden_size
+        self.held: set[int] = set()  # indices that have an adapter with numbers for this layer
 
     def bind(self, wrapper: Any) -> None:
         config, device = wrapper.lora_config, self.weight.device
@@ -93,8 +94,10 @@ class LayerHolder(WeightlessLinear):
         self.down_bias[index, :rank].copy_(layer.down_bias)
         self.static[index].copy_(layer.static)
         self.scale[index].copy_(layer.scale)
+        self.held.add(index)
 
     def reset_lora(self, index: int) -> None:
+        self.held.discard(index)
         for part in (self.down, self.up, self.down_bias, self.static, self.scale):
             part[index].zero_()
 

@@ -19,9 +19,9 @@ from dive.vllm.card import check_card
 from dive.vllm.checkpoint_names import as_vllm_knows
 from dive.vllm.checkpoint_samples import CheckpointSamples
 from dive.vllm.decoder import decoder_of, hold_in, steer_after
-from dive.vllm.holders import NAME, CardHolder, holders_of
+from dive.vllm.holders import NAME, CardHolder, LayerHolder, holders_of
 from dive.vllm.packing import unpack_card
-from dive.vllm.plugin import PREFIX
+from dive.vllm.plugin import PREFIX, WANTED, vllm_version
 from dive.vllm.settings import ServerSteering
 
 logger = logging.getLogger("vllm.dive")
@@ -45,17 +45,14 @@ class Steered:
         model: Any = self
         name, owner, layers = decoder_of(model, text)
         device = next((one.device for one in model.parameters()), torch.device("cpu"))
-        setattr(owner, NAME, CardHolder(device, self._dive_arrives))
-        for layer in layers:
+        self._dive_layers: dict[int, LayerHolder] = {}
+        for index, layer in enumerate(layers):
             if not isinstance(layer, PPMissingLayer):
-                hold_in(layer, text.hidden_size, device)
+                self._dive_layers[index] = hold_in(layer, text.hidden_size, device)
                 steer_after(layer, self._dive_settings)
+        # after the layers, so that the card comes when their numbers are there
+        setattr(owner, NAME, CardHolder(device, self._dive_arrives))
         # the names in an exported adapter are the same for every family: "dive." is the decoder
-        self._dive_layers = {
-            index: f"{name}.{_list_name(owner, layers)}.{index}.{NAME}"
-            for index, layer in enumerate(layers)
-            if not isinstance(layer, PPMissingLayer)
-        }
         listed = _list_name(owner, layers)
         renamed = {"dive.layers.": f"{name}.{listed}.", "dive.card": f"{name}.{NAME}"}
         mapper = getattr(self, "hf_to_vllm_mapper", None) or WeightsMapper()
@@ -82,6 +79,10 @@ class Steered:
                 f"{len(holders)} of {wanted} places for adapters are known to vLLM's LoRA manager, "
                 f"want all: serve with --enable-lora --lora-target-modules {NAME}"
             )
+        if not isinstance(holders[-1][1].base_layer, CardHolder):
+            raise DiveError(
+                f"{vllm_version()} fills the modules of an adapter in another order, {WANTED}"
+            )
         for _, wrapper in holders:
             holder = wrapper.base_layer
             holder.bind(wrapper)
@@ -100,7 +101,9 @@ class Steered:
                 change(index, *tensors)
             except Exception:
                 manager = self._dive_manager
-                manager.remove_adapter(manager.lora_index_to_id[index])
+                # some versions of vLLM note an adapter before it is in place, some after
+                if (adapter_id := manager.lora_index_to_id[index]) is not None:
+                    manager.remove_adapter(adapter_id)
                 raise
 
         return changed
@@ -116,14 +119,12 @@ class Steered:
             return  # a dummy with which vLLM warms up
         card = unpack_card(lora_a)
         warning = check_card(card, self._dive_served, self._dive_settings, self._dive_samples)
-        manager = self._dive_manager
-        adapter = manager.get_adapter(manager.lora_index_to_id[index])
         for layer in card["layers"]:
-            name = self._dive_layers.get(layer)  # None for a layer of another pipeline stage
-            if name is not None and adapter.get_lora(name) is None:
+            holder = self._dive_layers.get(layer)  # None for a layer of another pipeline stage
+            if holder is not None and index not in holder.held:
                 raise DiveError(
                     f"the adapter {card['sha256'][:12]} steers layer {layer} and has no numbers "
-                    f"for it ({name}), want the folder as dive export-vllm wrote it"
+                    "for it, want the folder as dive export-vllm wrote it"
                 )
         if warning:
             logger.warning("%s", warning)
