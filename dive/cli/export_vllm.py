@@ -211,8 +211,8 @@ def _for_clients(
         lines.append("  the prompt is made by the server's --chat-template, as in training")
     if prompting.warning is not None:
         lines.append(
-            "  CAUTION: the chat template differs from that of the training, so that the adapter "
-            f"may do nothing or harm; what differs: {prompting.warning}"
+            "  CAUTION: the prompt is not that of the training, so that the adapter may do nothing "
+            f"or harm; what differs: {prompting.warning}"
         )
     return "\n".join(lines)
 

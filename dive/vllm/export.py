@@ -55,13 +55,11 @@ def export(
     revision: of the backbone on the hub; default: the adapter's, with its own hub id.
 
     Raises:
-        DiveError: no adapter, no backbone, an adapter that vLLM cannot serve
-            (positions="response"), or `folder` holds another adapter (vLLM's prefix cache knows
-            adapters by their folders, and would give the states of one to the other).
+        DiveError: no adapter, no backbone, or `folder` holds another adapter (vLLM's prefix cache
+            knows adapters by their folders, and would give the states of one to the other).
     """
     given, folder = as_adapter(adapter), checks.path("folder", folder)
     facts = given.metadata["backbone"]
-    ServerSteering.of_adapter(given.config).check_served()
     source = backbone or (facts.get("revision") and facts.get("name"))
     revision = revision or (None if backbone else facts.get("revision"))
     if not source:
@@ -156,6 +154,7 @@ def server_arguments(exported: list[Exported], max_loras: int | None = None) -> 
     if not exported:
         raise DiveError("there is no adapter to serve")
     first = exported[0]
+    first.steering.check_served()
     for other in exported[1:]:
         if other.architecture != first.architecture:
             raise DiveError(

@@ -20,7 +20,8 @@ from dive.errors import DiveError, checks
 from dive.generation.generate_reports import MAX_NEW_TOKENS, prompt_settings
 from dive.prompting import template_clock
 from dive.prompting.prompter import DEFAULT_PROMPTS
-from dive.prompting.templates import ChatTemplate, StoredTemplate, difference
+from dive.prompting.templates import ChatTemplate, StoredTemplate, difference, user_turn
+from dive.prompting.tokenizer import appended_by
 from dive.vllm.export import Exported, server_arguments
 
 MIDDLEWARE = "dive.vllm.middleware.Provenance"
@@ -38,8 +39,9 @@ class Prompting:
     text: the user's text, after the image. sees: whether the backbone takes images. target: what
     the text asks for. max_image_tokens: the budget per image, None without one. image_settings: the
     arguments of the model's processor that follow from it, as vLLM's --mm-processor-kwargs takes
-    them. template: the chat template of the server, None where it is the model's own. ends: ids of
-    the tokens that end a report. warning: how the template differs from that of the training.
+    them. template: the chat template of the server, None where it is the model's own. opened:
+    whether the tokenizer adds the token that opens the prompt, where the template does not. ends:
+    ids of the tokens that end a report. warning: what differs from the training's prompt.
     """
 
     text: str
@@ -48,6 +50,7 @@ class Prompting:
     max_image_tokens: int | None
     image_settings: dict[str, Any]
     template: str | None
+    opened: bool
     ends: list[int]
     warning: str | None
 
@@ -78,16 +81,28 @@ def prompting_of(adapter: SteeringAdapter, model: str, revision: str | None = No
         written = template.source
     if template.date is not None:
         written = template_clock.at(template.source, template.date)
+    text = settings["prompt"] or DEFAULT_PROMPTS[settings["target"]]
+    rendered = template.render([user_turn(text, 0 if processor is None else 1)])
+    bos = tokenizer.bos_token
+    # as Prompter.encode_any_length
+    opened = (processor is not None or template.plain) and not (bos and rendered.startswith(bos))
+    warning = difference(stored, template.metadata())
+    opened = opened and tokenizer("a")["input_ids"] != (
+        tokenizer("a", add_special_tokens=False)["input_ids"]
+    )
+    if opened and appended_by(tokenizer):
+        warning = "; ".join([*filter(None, [warning]), "vLLM ends the prompt with an end token"])
     most = settings["max_image_tokens"]
     return Prompting(
-        settings["prompt"] or DEFAULT_PROMPTS[settings["target"]],
+        text,
         processor is not None,
         settings["target"],
         most,
         flat({} if processor is None else budget_kwargs(processor, most)),
         written,
+        opened,
         [int(one) for one in stored.get("eos_token_ids") or ()],
-        difference(stored, template.metadata()),
+        warning,
     )
 
 
@@ -179,4 +194,6 @@ def chat_request(name: str, prompting: Prompting) -> dict[str, Any]:
         "temperature": 0,
         "max_tokens": MAX_NEW_TOKENS,
     }
+    if prompting.opened:
+        body["add_special_tokens"] = True  # a bos, say: vLLM's chats have none by default
     return body | ({"stop_token_ids": prompting.ends} if prompting.ends else {})

@@ -65,6 +65,7 @@ def test_one_adapter(save, folder, tmp_path):
     request = json.loads(result.stdout[result.stdout.index("{\n") : result.stdout.index("\n}") + 2])
     assert request["model"] == "ward-a" and request["temperature"] == 0
     assert request["stop_token_ids"] == [2, 5]
+    assert request["add_special_tokens"] is True  # the template writes no bos
     image, text = request["messages"][0]["content"]
     assert image["type"] == "image_url" and text["text"] == "What is seen?"
 
@@ -97,6 +98,14 @@ def test_an_own_template_is_the_servers(save, backbone, folder, tmp_path):
     words = words_of(result.stdout)
     assert words[words.index("--chat-template") + 1] == str(out / "chat_template.jinja")
     assert (out / "chat_template.jinja").read_text() == own
+
+
+def test_a_template_with_its_own_bos(save, backbone, folder, tmp_path):
+    own = backbone.processor.chat_template or backbone.tokenizer.chat_template
+    adapter = save("a", {"template": "{{ bos_token }}" + own})
+    given = ("export-vllm", adapter, "--out", tmp_path / "out", "--backbone", folder, "--json")
+    [facts] = json.loads(call(*given).stdout)["adapters"]
+    assert "add_special_tokens" not in facts["request"]
 
 
 def test_a_date_of_training_is_in_the_template(save, backbone, folder, tmp_path):
