@@ -33,7 +33,7 @@ def test_the_prefix_cache_gives_states_of_the_old_contents(tmp_path):
         engine.llm_engine.add_lora(lora)
         return served.generate(engine, [(request, "moving")])[0]
 
-    with served.engine(enable_prefix_caching=True, block_size=16) as engine:
+    with served.engine(enable_prefix_caching=True, block_size=32) as engine:
         first = ask(engine)
         assert first.ids == old.ids
         for file in served.exported["B"].folder.glob("adapter_*"):
