@@ -5,6 +5,7 @@ others. Its prefix cache knows the adapter by name and path alone. So what is in
 change under a server.
 """
 
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from dive.errors import DiveError
 from dive.vllm.export import CARD_TENSOR, CONFIG_FILE, WEIGHTS_FILE, exported_sha256
 from dive.vllm.packing import unpack_card
 
-_NEW = "want a new folder, loaded under a new name or after the old one was unloaded"
 _Stamp = tuple[tuple[int, int, int], ...]
 
 
@@ -59,25 +59,28 @@ def contents_of(path: str) -> Contents:
 def check_unchanged(path: str, loaded: Contents) -> Contents:
     """Returns the contents with the stamp of now, read again only where that differs.
 
+    A client may read the message, so no path is in it.
+
     Raises:
         DiveError: the folder is gone, or holds something else than was loaded from it.
     """
     try:
-        same = _stamp(_folder(path)) == loaded.stamp
+        if _stamp(_folder(path)) == loaded.stamp:
+            return loaded
     except OSError:
         raise DiveError(
-            f"{path}, from which the adapter was loaded, is gone: vLLM reads it again after others "
-            "took its memory, want it back as it was"
+            "the folder from which it was loaded is gone: vLLM reads it again after others took "
+            "its memory, want it back as it was"
         ) from None
-    if same:
-        return loaded
-    now = contents_of(path)
-    if now.digest != loaded.digest:
-        raise DiveError(
-            f"{path} holds other contents than those that were loaded from it, and vLLM would go "
-            f"on with cached states of the old ones, {_NEW}"
-        )
-    return now
+    with contextlib.suppress(DiveError):  # whatever it holds instead
+        now = contents_of(path)
+        if now.digest == loaded.digest:
+            return now
+    raise DiveError(
+        "its folder holds other contents than those that were loaded, and vLLM would go on with "
+        "cached states of the old ones, want a new folder, loaded under a new name or after the "
+        "old one was unloaded"
+    )
 
 
 def _folder(path: str) -> Path:

@@ -87,8 +87,9 @@ def prompting_of(adapter: SteeringAdapter, model: str, revision: str | None = No
     # as Prompter.encode_any_length
     opened = (processor is not None or template.plain) and not (bos and rendered.startswith(bos))
     warning = difference(stored, template.metadata())
-    opened = opened and tokenizer("a")["input_ids"] != (
-        tokenizer("a", add_special_tokens=False)["input_ids"]
+    opened = (
+        opened
+        and tokenizer("a")["input_ids"] != (tokenizer("a", add_special_tokens=False)["input_ids"])
     )
     if opened and appended_by(tokenizer):
         warning = "; ".join([*filter(None, [warning]), "vLLM ends the prompt with an end token"])
