@@ -9,6 +9,7 @@ __getattr__ = face(
     __name__,
     {
         "Exported": "export",
+        "Provenance": "middleware",
         "architecture": "export",
         "export": "export",
         "register": "plugin",

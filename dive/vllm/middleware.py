@@ -1,7 +1,7 @@
 """What a server of vLLM says of the adapters that it answers with, and which it refuses to load.
 
 An ASGI middleware, given to vLLM by its own option:
-`--middleware dive.vllm.middleware.Provenance`. Without it adapters steer just the same.
+`--middleware dive.vllm.Provenance`. Without it adapters steer just the same.
 
 Every response to a request with a model has the header x-dive-adapter: the adapter's name
 (percent-encoded where it is not ASCII), or "none" for the bare model; and x-dive-adapter-sha256, of

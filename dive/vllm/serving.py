@@ -24,7 +24,7 @@ from dive.prompting.templates import ChatTemplate, StoredTemplate, difference, u
 from dive.prompting.tokenizer import appended_by
 from dive.vllm.export import Exported, server_arguments
 
-MIDDLEWARE = "dive.vllm.middleware.Provenance"
+MIDDLEWARE = "dive.vllm.Provenance"
 TEMPLATE_FILE = "chat_template.jinja"
 # dive.generate is greedy and without penalties, whatever generation_config.json proposes
 GREEDY = {"temperature": 0.0, "repetition_penalty": 1.0}

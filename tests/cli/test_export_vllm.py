@@ -54,7 +54,7 @@ def test_one_adapter(save, folder, tmp_path):
     }
     assert words[words.index("--max-lora-rank") + 1] == "8"
     assert words[words.index("--lora-modules") + 1] == f"ward-a={tmp_path / 'out'}"
-    assert words[words.index("--middleware") + 1] == "dive.vllm.middleware.Provenance"
+    assert words[words.index("--middleware") + 1] == "dive.vllm.Provenance"
     assert "--chat-template" not in words and "--revision" not in words
     assert "--enable-lora" in words and options["--hf-overrides"]
     assert (
