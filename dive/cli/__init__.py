@@ -20,6 +20,7 @@ from dive.cli.demo import demo
 from dive.cli.distill import distill
 from dive.cli.doctor import doctor
 from dive.cli.evaluate import evaluate
+from dive.cli.export_vllm import export_vllm
 from dive.cli.generate import generate
 from dive.cli.inspect import inspect
 from dive.cli.report import report
@@ -71,6 +72,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(distill)
 app.command()(generate)
+app.command("export-vllm")(export_vllm)
 app.command()(evaluate)
 app.command()(report)
 app.add_typer(inspect, name="inspect")

@@ -10,6 +10,7 @@ __getattr__ = face(
     {
         "Engine": "running",
         "Exported": "export",
+        "Provenance": "middleware",
         "architecture": "export",
         "export": "export",
         "generate": "engine",

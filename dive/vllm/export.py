@@ -23,6 +23,7 @@ TARGET = "dive_steer"
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 RANKS = (1, 8, 16, 32, 64, 128)  # of --max-lora-rank, up to dive's own most
 _NAME = "base_model.model.dive.{}.lora_{}.weight"
+CARD_TENSOR = _NAME.format("card", "A")
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,13 @@ def export(
     folder: str | PathLike[str],
     *,
     backbone: str | PathLike[str] | None = None,
+    revision: str | None = None,
 ) -> Exported:
     """Writes an adapter as the folder that vLLM loads.
 
     backbone: the folder or hub id of the model that is served, whose config.json is read; default:
         the hub id under which the adapter knows it.
+    revision: of the backbone on the hub; default: the adapter's, with its own hub id.
 
     Raises:
         DiveError: no adapter, no backbone, or `folder` holds another adapter (vLLM's prefix cache
@@ -58,12 +61,13 @@ def export(
     given, folder = as_adapter(adapter), checks.path("folder", folder)
     facts = given.metadata["backbone"]
     source = backbone or (facts.get("revision") and facts.get("name"))
+    revision = revision or (None if backbone else facts.get("revision"))
     if not source:
         raise DiveError(
             "the adapter does not know where its backbone is, want backbone: its folder or hub id "
             "(--backbone)"
         )
-    model = model_without_weights(source)
+    model = model_without_weights(source, revision)
     given.check_backbone(model)
     card = card_of(given, model)
     rank = max(given.config.rank, 1)
@@ -150,6 +154,7 @@ def server_arguments(exported: list[Exported], max_loras: int | None = None) -> 
     if not exported:
         raise DiveError("there is no adapter to serve")
     first = exported[0]
+    first.steering.check_served()
     for other in exported[1:]:
         if other.architecture != first.architecture:
             raise DiveError(

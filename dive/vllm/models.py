@@ -143,6 +143,11 @@ def _check_server(vllm_config: Any) -> None:
             f"a steered model is served without room for adapters, want --enable-lora "
             f"--lora-target-modules {NAME}"
         )
+    if getattr(lora, "default_mm_loras", None):
+        raise DiveError(
+            "--default-mm-loras steers requests that name no adapter, want it left out: a request "
+            "names its adapter as its model"
+        )
     passes = getattr(vllm_config.compilation_config, "pass_config", None)
     if getattr(passes, "enable_sp", False):
         raise DiveError(
