@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks import timing
 from benchmarks.timing import TOY
 from dive.adapter import SteeringAdapter, SteeringConfig
-from dive.vllm.export import export, server_arguments
+from dive.vllm.exported import export, server_arguments
 from dive.vllm.plugin import register
 
 ADAPTERS, AT_ONCE, REQUESTS = (2, 4, 8) if TOY else (5, 64, 128)

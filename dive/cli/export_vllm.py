@@ -14,7 +14,7 @@ from dive.errors.visible import visible, visible_json
 
 if TYPE_CHECKING:
     from dive.adapter.adapter import SteeringAdapter
-    from dive.vllm.export import Exported
+    from dive.vllm.exported import Exported
     from dive.vllm.serving import Prompting
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -125,7 +125,7 @@ def _write(
 ) -> "tuple[dict[str, Prompting], list[str]]":
     """Writes the folders, and the chat template where the server needs one. Returns how each
     adapter is prompted, and the words of the line that serves them."""
-    from dive.vllm.export import export
+    from dive.vllm.exported import export
     from dive.vllm.serving import TEMPLATE_FILE, check_shared, prompting_of, serve_arguments
 
     prompting = {key: prompting_of(one, model, revision) for key, one in given.items()}
@@ -164,16 +164,15 @@ def _planned(
     given: "dict[str, SteeringAdapter]", folders: dict[str, Path]
 ) -> "dict[str, Exported]":
     """What will be exported, before anything is written."""
-    from dive.vllm.export import Exported
+    from dive.vllm.exported import Exported
     from dive.vllm.settings import ServerSteering
 
     planned = {}
     for key, one in given.items():
-        steering = ServerSteering.of_adapter(one.config)
         try:
-            steering.check_served()
+            steering = ServerSteering.of_adapter(one.config)
         except DiveError as error:
-            raise DiveError(f"the adapter {key}: {error}") from error
+            raise DiveError(f"{key}: {error}") from error
         architecture = str(one.metadata["backbone"].get("architecture"))
         rank = max(one.config.rank, 1)
         planned[key] = Exported(folders[key], "", rank, architecture, steering)

@@ -9,13 +9,13 @@ __getattr__ = face(
     __name__,
     {
         "Engine": "running",
-        "Exported": "export",
+        "Exported": "exported",
         "Provenance": "middleware",
-        "architecture": "export",
-        "export": "export",
+        "architecture": "exported",
+        "export": "exported",
         "generate": "engine",
         "iter_reports": "engine",
         "register": "plugin",
-        "server_arguments": "export",
+        "server_arguments": "exported",
     },
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 from dive.adapter.adapter import SteeringAdapter
 from dive.errors import DiveError
-from dive.vllm.export import export, server_arguments
+from dive.vllm.exported import export, server_arguments
 from dive.vllm.installed import called
 from dive.vllm.plugin import register
 from dive.vllm.settings import ServerSteering

@@ -30,6 +30,9 @@ logger = logging.getLogger("vllm.dive")
 class Steered:
     """The part of a steered model that is the same for every family; comes before its class."""
 
+    # vLLM would normalise pixels on the device, rounded otherwise than in the adapter's training
+    supports_mm_device_do_normalize = False
+
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         _check_server(vllm_config)
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]

@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from dive.errors import DiveError
-from dive.vllm.export import CARD_TENSOR, CONFIG_FILE, WEIGHTS_FILE, exported_sha256
+from dive.vllm.exported import CARD_TENSOR, CONFIG_FILE, WEIGHTS_FILE, exported_sha256
 from dive.vllm.packing import unpack_card
 
 _Stamp = tuple[tuple[int, int, int], ...]

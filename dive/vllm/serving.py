@@ -10,19 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
-from transformers.utils import is_torchvision_available
-
 from dive.adapter.adapter import SteeringAdapter
-from dive.backbone.image_processor import budget_kwargs, processor_without_video
-from dive.backbone.load import auto_class, reported, source_of
+from dive.backbone.image_processor import budget_kwargs
+from dive.backbone.load import source_of
+from dive.backbone.without_weights import load_without_weights
 from dive.errors import DiveError, checks
 from dive.generation.generate_reports import MAX_NEW_TOKENS, prompt_settings
 from dive.prompting import template_clock
 from dive.prompting.prompter import DEFAULT_PROMPTS
 from dive.prompting.templates import ChatTemplate, StoredTemplate, difference, user_turn
 from dive.prompting.tokenizer import appended_by
-from dive.vllm.export import Exported, server_arguments
+from dive.vllm.exported import Exported, server_arguments
+from dive.vllm.requests import flat
 
 MIDDLEWARE = "dive.vllm.Provenance"
 TEMPLATE_FILE = "chat_template.jinja"
@@ -66,7 +65,9 @@ def prompting_of(adapter: SteeringAdapter, model: str, revision: str | None = No
     stored = adapter.metadata
     source = source_of(model)
     settings = prompt_settings(stored, None, None, "auto")
-    processor, tokenizer = _processor(source, revision)
+    backbone = load_without_weights(source, revision)
+    tokenizer = backbone.tokenizer
+    processor = backbone.processor if tokenizer is not backbone.processor else None
     own = stored.get("template")
     template = ChatTemplate(
         processor,
@@ -105,30 +106,6 @@ def prompting_of(adapter: SteeringAdapter, model: str, revision: str | None = No
         [int(one) for one in stored.get("eos_token_ids") or ()],
         warning,
     )
-
-
-def _processor(source: str, revision: str | None) -> tuple[Any, Any]:
-    """The processor, None for a text model, and the tokenizer of a backbone."""
-    given = {"revision": revision}
-    with reported(source, "config"):
-        config = AutoConfig.from_pretrained(source, **given)
-    if auto_class(source, config) is AutoModelForCausalLM:
-        with reported(source, "tokenizer"):
-            return None, AutoTokenizer.from_pretrained(source, **given)
-    with reported(source, "processor"):
-        if is_torchvision_available():
-            processor = AutoProcessor.from_pretrained(source, **given)
-        else:
-            processor = processor_without_video(source, config, given)
-        return processor, processor.tokenizer
-
-
-def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A processor's arguments without the groups (images_kwargs) that vLLM does not take."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        found |= value if name.endswith("_kwargs") else {name: value}
-    return found
 
 
 def check_shared(prompting: Mapping[str, Prompting]) -> None:

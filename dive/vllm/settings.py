@@ -61,21 +61,12 @@ class ServerSteering:
             SteeringConfig(**{name: getattr(found, name) for name in SHARED})
         except DiveError as error:
             raise DiveError(f"hf_overrides: {ENTRY}: {error}") from error
-        found.check_served()
         if not isinstance(found.other_weights, bool):
             raise DiveError(
                 f"hf_overrides: {ENTRY}: other_weights is {found.other_weights!r}, want true or "
                 "false"
             )
         return found
-
-    def check_served(self) -> None:
-        """Raises DiveError for settings that no server has."""
-        if self.positions != "all":
-            raise DiveError(
-                f"positions is {self.positions!r}, want 'all': in vLLM an adapter steers every "
-                "position of its requests (without: dive generate --engine transformers)"
-            )
 
     def as_override(self) -> dict[str, Any]:
         """The entry as hf_overrides take it, without what is the default."""

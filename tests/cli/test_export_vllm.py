@@ -10,7 +10,7 @@ from tiny_steering import randomised
 
 import dive
 from dive.errors import DiveError
-from dive.vllm.export import exported_sha256
+from dive.vllm.exported import exported_sha256
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_a_date_of_training_is_in_the_template(save, backbone, folder, tmp_path)
         ({}, {"norm_preserving": True}, "wants norm_preserving True"),
         ({}, {"metadata": {"max_image_tokens": 7}}, None),
         ({}, {"metadata": {"template": "own"}}, "bb was trained with another chat template than a"),
-        ({}, {"positions": "response"}, "adapter bb: positions is 'response', want 'all'"),
+        ({}, {"positions": "response"}, "bb: the adapter has positions 'response', and in vLLM"),
     ],
 )
 def test_what_cannot_share_a_server(save, backbone, folder, tmp_path, first, second, message):

@@ -17,7 +17,7 @@ import torch
 from tiny_steering import randomised
 
 import dive
-from dive.vllm.export import Exported, export, server_arguments
+from dive.vllm.exported import Exported, export, server_arguments
 
 # one process, one core per engine, and room for tiny models only
 CPU = {

@@ -10,7 +10,7 @@ import tiny
 from tiny_steering import randomised
 
 import dive
-from dive.vllm.export import export
+from dive.vllm.exported import export
 from dive.vllm.middleware import Provenance
 
 JSON = (b"content-type", b"application/json")

@@ -4,21 +4,29 @@ from types import SimpleNamespace
 
 import pytest
 
+from dive.adapter.config import SteeringConfig
 from dive.errors import DiveError
-from dive.vllm.export import Exported, server_arguments
 from dive.vllm.settings import ServerSteering
 
 
-def test_positions_that_vllm_does_not_have(tmp_path):
-    steering = ServerSteering(positions="response")
-    config = SimpleNamespace(dive_steering={"positions": "response"})
-    for call in (
-        steering.check_served,
-        lambda: ServerSteering.of_model(config),
-        lambda: server_arguments([Exported(tmp_path, "", 4, "DiveX", steering)]),
-    ):
-        with pytest.raises(DiveError, match="positions is 'response', want 'all'"):
-            call()
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"positions": "response"}, "an unknown setting 'positions'"),
+        ({"activation": "relu"}, "activation is 'relu', want one of"),
+        ({"eps": 0}, "eps is 0, want a number > 0"),
+        ({"other_weights": 1}, "other_weights is 1, want true or false"),
+        ("silu", "dive_steering is 'silu', want an object"),
+    ],
+)
+def test_settings_of_a_server(given, says):
+    with pytest.raises(DiveError, match=says):
+        ServerSteering.of_model(SimpleNamespace(dive_steering=given))
+
+
+def test_an_adapter_of_the_response_alone_has_no_server():
+    with pytest.raises(DiveError, match="positions 'response', and in vLLM"):
+        ServerSteering.of_adapter(SteeringConfig(positions="response"))
 
 
 def test_adapters_of_requests_that_name_none():

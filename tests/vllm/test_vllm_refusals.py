@@ -13,7 +13,7 @@ from vllm_engines import TEXTS, check_equal, on_cpu, serve, write_backbone
 
 import dive
 from dive.errors import DiveError
-from dive.vllm.export import Exported, export, server_arguments
+from dive.vllm.exported import Exported, export, server_arguments
 
 on_cpu()
 

@@ -185,7 +185,7 @@ def _not_there(served, folder):
 
 
 def _export(adapter, backbone, folder):
-    from dive.vllm.export import export
+    from dive.vllm.exported import export
 
     export(adapter, folder, backbone=backbone)
 

@@ -9,7 +9,6 @@ from typing import Any
 from safetensors.torch import save
 
 from dive.adapter.adapter import SteeringAdapter, as_adapter
-from dive.adapter.config import SteeringConfig
 from dive.backbone.without_weights import model_without_weights
 from dive.errors import DiveError, checks
 from dive.files.atomic import check_folder, write_together
@@ -154,7 +153,6 @@ def server_arguments(exported: list[Exported], max_loras: int | None = None) -> 
     if not exported:
         raise DiveError("there is no adapter to serve")
     first = exported[0]
-    first.steering.check_served()
     for other in exported[1:]:
         if other.architecture != first.architecture:
             raise DiveError(
@@ -183,6 +181,3 @@ def server_arguments(exported: list[Exported], max_loras: int | None = None) -> 
 def max_lora_rank(rank: int) -> int:
     """The least --max-lora-rank that vLLM has for adapters up to this rank."""
     return next(one for one in RANKS if one >= rank)
-
-
-__all__ = ["Exported", "SteeringConfig", "architecture", "export", "server_arguments"]
