@@ -3,15 +3,17 @@
 These functions run in the command itself, or in an actor of Ray (`dive.generation.ray_actor`).
 """
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from dive.cli.options import demonstrations_of, open_backbone
+from dive.cli.options import demonstrations_of, open_backbone, pairs
 from dive.errors import DiveError
 
 if TYPE_CHECKING:
     from dive.data import Skipped, Study
+    from dive.generation.ray_cluster import Cluster, RayOptions
     from dive.generation.report_writer import Report
+    from dive.generation.resume import WatchedStudy
     from dive.generation.run_request import RunInputs, RunRequest, Write
 
 
@@ -43,7 +45,7 @@ def open_engine(request: "RunRequest", inputs: "RunInputs") -> "Write":
     Raises:
         DiveError: no such backbone, a device that is not there, a package that is not installed.
     """
-    shared = {
+    shared: dict[str, Any] = {
         "prompt": request.prompt,
         "adapter": inputs.adapter,
         "demonstrations": inputs.shown,
@@ -55,11 +57,88 @@ def open_engine(request: "RunRequest", inputs: "RunInputs") -> "Write":
         "template_date": request.template_date,
         "on_error": request.on_error,
     }
-    from dive.generation.generate_reports import iter_reports
+    backbone: Any
+    if request.engine == "vllm":
+        from dive.vllm.engine import iter_reports
 
-    backbone = open_backbone(request.backbone, request.dtype, request.device)
+        backbone = request.backbone
+        names = ("dtype", "device", "engine_options")
+        shared |= {name: getattr(request, name) for name in names}
+        shared["adapter"] = request.adapter  # vLLM reads the folder itself
+    else:
+        from dive.generation.generate_reports import iter_reports
+
+        backbone = open_backbone(request.backbone, request.dtype, request.device)
+        shared["engine"] = request.engine
 
     def write(studies: "Sequence[Study]", skipped: "Skipped") -> "Iterator[Report]":
-        return iter_reports(backbone, studies, engine=request.engine, skipped=skipped, **shared)
+        return iter_reports(backbone, studies, skipped=skipped, **shared)
 
     return write
+
+
+def engine_options_of(given: list[str] | None, engine: str) -> dict[str, Any]:
+    """The values of --engine-option by name.
+
+    Raises:
+        DiveError: no NAME=VALUE, or given for an engine that has none.
+    """
+    if given and engine != "vllm":
+        raise DiveError(f"--engine-option: want --engine vllm too, --engine is {engine!r}")
+    names = [pair.partition("=")[0] for pair in given or []]
+    return pairs(given, [name for name in names if name.isidentifier()], "--engine-option")
+
+
+def ray_options(
+    ray: bool,
+    address: str | None,
+    actors: int | None,
+    gpus_per_actor: float | None,
+    cpus_per_actor: int | None,
+    device: str,
+) -> "RayOptions | None":
+    """The values of --ray and of the options that belong to it, checked; None without --ray."""
+    given = {
+        "--address": address,
+        "--actors": actors,
+        "--gpus-per-actor": gpus_per_actor,
+        "--cpus-per-actor": cpus_per_actor,
+    }
+    if not ray:
+        for option, value in given.items():
+            if value is not None:
+                raise DiveError(f"{option} is {value!r}, want --ray too")
+        return None
+    from dive.generation.ray_cluster import RayOptions
+
+    cores = 1 if cpus_per_actor is None else cpus_per_actor
+    options = RayOptions(address, actors, gpus_per_actor, cores)
+    options.check(device)
+    return options
+
+
+def reports_of(
+    request: "RunRequest",
+    inputs: "RunInputs",
+    facts: "Mapping[str, Any]",
+    cluster: "Cluster | None",
+    skipped: "Skipped",
+) -> "Callable[[list[WatchedStudy]], Iterable[Report]]":
+    """The function that opens an engine here, or one in each actor of a cluster of Ray, and gives
+    the reports of studies: in their order here, in any over Ray.
+
+    facts: the run's fingerprint.
+    """
+
+    def reports(studies: "list[WatchedStudy]") -> "Iterable[Report]":
+        if cluster is None:
+            return open_engine(request, inputs)(studies, skipped)
+        from dive.generation.ray_actor import Opening
+        from dive.generation.ray_map import RayReports
+        from dive.generation.run_request import of_inputs
+
+        named = {study.id: study for study in studies}
+        opening = Opening(read_inputs, open_engine)
+        return RayReports(cluster, request, opening, of_inputs(facts), named, skipped)
+
+    return reports

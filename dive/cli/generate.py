@@ -6,14 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dive.cli.generate_output import (
-    append_reports,
-    finish,
-    hold_outputs,
-    next_command,
-    print_summary,
-    still_to_write,
-)
+from dive.cli.engines import engine_options_of, ray_options, read_inputs, reports_of
+from dive.cli.generate_output import hold_outputs, next_command, print_summary, write_all
 from dive.cli.options import (
     BackboneOption,
     DeviceOption,
@@ -41,7 +35,6 @@ from dive.errors.visible import visible_json
 if TYPE_CHECKING:
     from dive.adapter.adapter import SteeringAdapter
     from dive.data import Study
-    from dive.generation.report_writer import Report
 
 
 def generate(
@@ -98,9 +91,17 @@ def generate(
         str,
         typer.Option(
             "--engine",
-            help="auto: dive._C where it can; dive._C: stop where it cannot; transformers.",
+            help="auto: dive._C where it can; dive._C: stop where it cannot; transformers; vllm.",
         ),
     ] = "auto",
+    engine_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--engine-option",
+            help="An argument of vLLM's engine, as NAME=VALUE (tensor_parallel_size=2, "
+            "gpu_memory_utilization=0.8 ...).",
+        ),
+    ] = None,
     on_error: OnErrorOption = "fail",
     verify: Annotated[
         bool,
@@ -113,6 +114,28 @@ def generate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the reports that --out holds.")
     ] = False,
+    ray: Annotated[
+        bool,
+        typer.Option("--ray", help="Write by actors of Ray, each with an engine of its own."),
+    ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            help="Ray's cluster: auto, HOST:PORT, or local for a session of this command's own. "
+            "Default: $RAY_ADDRESS, else local.",
+        ),
+    ] = None,
+    actors: Annotated[
+        int | None,
+        typer.Option("--actors", help="Default: by the cluster's GPUs, or one per node."),
+    ] = None,
+    gpus_per_actor: Annotated[
+        float | None, typer.Option("--gpus-per-actor", help="Default: 1 where there are GPUs.")
+    ] = None,
+    cpus_per_actor: Annotated[
+        int | None, typer.Option("--cpus-per-actor", help="Cores of each actor. Default: 1.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a report for every study or image. An interrupted run continues where it stopped.
@@ -131,13 +154,15 @@ def generate(
     )
     for option, value in (("--max-new-tokens", max_new_tokens), ("--batch-size", batch_size)):
         whole(option, value, 1)
+    engine_options = engine_options_of(engine_option, engine)
+    pool = ray_options(ray, address, actors, gpus_per_actor, cpus_per_actor, device)
     inputs = [demonstrations, template, *(images or []), backbone, adapter]
     dataset = (studies, images_root, reports_root)
     outputs, lock = hold_outputs(context, out, overwrite, inputs, dataset)
-    from dive.cli.engines import open_engine, read_inputs
     from dive.data import Skipped
     from dive.data.overwriting import check_not_read, films
     from dive.files.json_lines import JsonlWriter
+    from dive.generation.ray_cluster import connected
     from dive.generation.resume import check_images, watched
     from dive.generation.run_request import RunRequest, fingerprint
 
@@ -163,37 +188,35 @@ def generate(
         engine=engine,
         on_error=on_error,
         verify=verify,
+        engine_options=engine_options,
     )
     read_in = read_inputs(request)
     check_not_read(outputs, [*films(items), *films(read_in.shown)])
     request = replace(request, template_date=_template_date(template_date, read_in.adapter, out))
-    ended = 0
-    failed: list[Report] = []
+    cluster = context.with_resource(connected(pool, device)) if pool is not None else None
+    if cluster is not None:
+        request = replace(request, device=cluster.device)
+    facts = fingerprint(request, read_in, items)
     watching = {item.id: watched(item) for item in items}
     with JsonlWriter(
         out,
-        fingerprint=fingerprint(request, read_in, items),
+        fingerprint=facts,
         order=watching,
         made_of=lambda name: watching[name].seen,
         overwrite=overwrite,
         lock=lock,
     ) as writer:
-        earlier = len(writer.done)
         check_images(writer, items, verify)
-        if left := still_to_write(writer, watching):
-            reports = open_engine(request, read_in)(left, skipped)
-            noted = skipped if on_error == "skip" else None
-            ended, failed = append_reports(writer, reports, watching, noted)
-        note = finish(writer, out, failed if on_error == "fail" else [], skipped)
-    written = len(writer.done)
+        reports = reports_of(request, read_in, facts, cluster, skipped)
+        end = write_all(writer, reports, watching, skipped, on_error)
     if as_json:
-        print(visible_json({"reports": written, "skipped": len(skipped), "out": str(out)}))
+        print(visible_json({"reports": end.written, "skipped": len(skipped), "out": str(out)}))
     else:
         # of bare images there is no reference
         proposal = (
             "" if studies is None else next_command(out, request.section(read_in.adapter), skipped)
         )
-        print_summary(out, written, written - earlier, ended, note, proposal)
+        print_summary(out, end, proposal)
 
 
 def _bare_images(images: list[Path]) -> "list[Study]":

@@ -1,8 +1,8 @@
 """The output of `dive generate`: its locks, its records as they come, its last lines."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
@@ -51,7 +51,7 @@ def hold_outputs(
     return outputs, lock
 
 
-def still_to_write(
+def _still_to_write(
     writer: "JsonlWriter", studies: "Mapping[str, WatchedStudy]"
 ) -> "list[WatchedStudy]":
     """The studies without a report; prints how many an earlier run has written."""
@@ -61,7 +61,40 @@ def still_to_write(
     return [study for study in studies.values() if study.id not in writer.done]
 
 
-def append_reports(
+class End(NamedTuple):
+    """How a run ended: reports in its output, those that are new, and of these how many the model
+    ended by itself; the line about skipped studies, if any."""
+
+    written: int
+    new: int
+    ended: int
+    note: str
+
+
+def write_all(
+    writer: "JsonlWriter",
+    reports: "Callable[[list[WatchedStudy]], Iterable[Report]]",
+    studies: "Mapping[str, WatchedStudy]",
+    skipped: "Skipped",
+    on_error: str,
+) -> End:
+    """Append the reports of the studies that have none yet, and give the file its name.
+
+    reports: opens what writes them. studies: by their ids.
+
+    Raises:
+        DiveError: no report was written; with on_error="fail" some studies got none.
+    """
+    earlier, ended = len(writer.done), 0
+    failed: list[Report] = []
+    if left := _still_to_write(writer, studies):
+        noted = skipped if on_error == "skip" else None
+        ended, failed = _append_reports(writer, reports(left), studies, noted)
+    note = _finish(writer, writer.path, failed if on_error == "fail" else [], skipped)
+    return End(len(writer.done), len(writer.done) - earlier, ended, note)
+
+
+def _append_reports(
     writer: "JsonlWriter",
     reports: "Iterable[Report]",
     studies: "Mapping[str, Study]",
@@ -92,7 +125,7 @@ def append_reports(
     return ended, failed
 
 
-def finish(writer: "JsonlWriter", out: Path, failed: "list[Report]", skipped: "Skipped") -> str:
+def _finish(writer: "JsonlWriter", out: Path, failed: "list[Report]", skipped: "Skipped") -> str:
     """Ends the run of `writer`; returns the line about skipped studies, if any.
 
     Raises:
@@ -109,13 +142,13 @@ def finish(writer: "JsonlWriter", out: Path, failed: "list[Report]", skipped: "S
     return note
 
 
-def print_summary(out: Path, written: int, new: int, ended: int, note: str, proposal: str) -> None:
+def print_summary(out: Path, end: End, proposal: str) -> None:
     console = to_stderr()
     console.print(
-        f"{counted(written, 'report')} in {out}; of {counted(new, 'new one')} the model ended "
-        f"{ended} by itself"
+        f"{counted(end.written, 'report')} in {out}; of {counted(end.new, 'new one')} the model "
+        f"ended {end.ended} by itself"
     )
-    for line in (note, proposal):
+    for line in (end.note, proposal):
         if line:
             console.print(line)
 

@@ -92,6 +92,11 @@ def fingerprint(request: RunRequest, inputs: RunInputs, studies: Iterable[Study]
     }
 
 
+def of_inputs(whole: Mapping[str, Any]) -> dict[str, Any]:
+    """The `inputs_fingerprint` in a whole one."""
+    return {name: value for name, value in whole.items() if name not in ("studies", "device")}
+
+
 def inputs_fingerprint(request: RunRequest, inputs: RunInputs) -> dict[str, Any]:
     """The part of the fingerprint that any process that writes some of the reports can compute:
     all but the studies and the kind of device."""
