@@ -29,9 +29,10 @@ class Attempts:
         self._batch_size, self._actors = batch_size, actors
 
     def group(self) -> list[Study]:
-        """The studies of the next call of an actor; [] where none waits."""
-        if self._again:
-            return self._again.popleft()
+        """The studies of the next call of an actor; [] where none waits. What may kill its actor
+        again comes last: the others are written first."""
+        if not self._waiting:
+            return self._again.popleft() if self._again else []
         left = len(self._waiting)
         most = GROUP * self._batch_size
         even = -(-left // self._actors)
@@ -40,8 +41,11 @@ class Attempts:
 
     def return_group(self, group: Iterable[Study]) -> None:
         """Take back a group that nobody began."""
-        if group := list(group):
-            self._again.appendleft(group)
+        group = list(group)
+        if any(study.id in self._deaths for study in group):
+            self._again.appendleft(group)  # as it was, alone perhaps
+        else:
+            self._waiting.extendleft(reversed(group))
 
     def died(self, group: Iterable[Study]) -> list[Study]:
         """Note that an actor died over these studies, which have no result.
@@ -55,7 +59,6 @@ class Attempts:
             deaths = self._deaths[study.id] = self._deaths.get(study.id, 0) + 1
             (given_up if deaths >= TRIES else alone if deaths > 1 else once).append(study)
         size = max(1, self._batch_size // 2)
-        # what may kill again comes last: the others are written first
         self._again.extend(once[at : at + size] for at in range(0, len(once), size))
         self._again.extend([study] for study in alone)
         return given_up

@@ -206,6 +206,7 @@ class RayReports:
                 )
         else:
             for study in self._attempts.died(group):
+                self._deaths = 0  # they have been accounted for
                 self._leave_out(
                     study,
                     f"{study.where}: its actor died {TRIES} times while the report was written, "
@@ -228,8 +229,9 @@ class _Worker:
 
 
 def _reason(error: Exception) -> str:
-    """Ray's message about a dead actor, in one line and without paths."""
-    text = " ".join(public_reason(error).split())
+    """Ray's message about a dead actor, in one line and without paths; of a traceback its end."""
+    lines = [line for line in public_reason(error).splitlines() if line.strip()]
+    text = " ".join(lines[-1].split() if "creation task" in lines[0] else " ".join(lines).split())
     return text if len(text) < 300 else f"{text[:300]} ..."
 
 
