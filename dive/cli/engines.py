@@ -4,10 +4,12 @@ These functions run in the command itself, or in an actor of Ray (`dive.generati
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dive.cli.options import demonstrations_of, open_backbone, pairs
 from dive.errors import DiveError
+from dive.errors.checks import whole
 
 if TYPE_CHECKING:
     from dive.data import Skipped, Study
@@ -39,42 +41,70 @@ def read_inputs(request: "RunRequest") -> "RunInputs":
 
 
 def open_engine(request: "RunRequest", inputs: "RunInputs") -> "Write":
-    """Open the engine of a request; the function returned writes reports for studies, in order,
-    as often as it is called.
+    """Open the engine of a request, to the end of this process; the function returned writes
+    reports for studies, in order, as often as it is called.
 
     Raises:
         DiveError: no such backbone, a device that is not there, a package that is not installed.
     """
-    shared: dict[str, Any] = {
-        "prompt": request.prompt,
-        "adapter": inputs.adapter,
-        "demonstrations": inputs.shown,
-        "max_new_tokens": request.max_new_tokens,
-        "batch_size": request.batch_size,
-        "target": request.target,
-        "max_image_tokens": request.max_image_tokens,
-        "template": request.template,
-        "template_date": request.template_date,
-        "on_error": request.on_error,
-    }
-    backbone: Any
-    if request.engine == "vllm":
-        from dive.vllm.engine import iter_reports
+    if request.engine != "vllm":
+        return _write_here(request, inputs)
+    from dive.vllm.engine import iter_reports
+    from dive.vllm.running import Engine
 
-        backbone = request.backbone
-        names = ("dtype", "device", "engine_options")
-        shared |= {name: getattr(request, name) for name in names}
-        shared["adapter"] = request.adapter  # vLLM reads the folder itself
-    else:
-        from dive.generation.generate_reports import iter_reports
+    engine = Engine(
+        request.backbone,
+        batch_size=request.batch_size,
+        max_images=request.most_images(inputs.shown),
+        dtype=request.dtype,
+        device=request.device,
+        engine_options=request.engine_options,
+    )
+    return partial(_written, iter_reports, engine, _asked(request, inputs))
 
-        backbone = open_backbone(request.backbone, request.dtype, request.device)
-        shared["engine"] = request.engine
 
-    def write(studies: "Sequence[Study]", skipped: "Skipped") -> "Iterator[Report]":
-        return iter_reports(backbone, studies, skipped=skipped, **shared)
+def open_engine_once(request: "RunRequest", inputs: "RunInputs") -> "Write":
+    """As `open_engine`, for one call, with whose last report vLLM's processes end."""
+    if request.engine != "vllm":
+        return _write_here(request, inputs)
+    from dive.vllm.engine import iter_reports
 
-    return write
+    own = {name: getattr(request, name) for name in ("batch_size", "dtype", "device")}
+    asked = {**_asked(request, inputs), **own, "engine_options": request.engine_options}
+    return partial(_written, iter_reports, request.backbone, asked)
+
+
+def _write_here(request: "RunRequest", inputs: "RunInputs") -> "Write":
+    from dive.generation.generate_reports import iter_reports
+
+    backbone = open_backbone(request.backbone, request.dtype, request.device)
+    asked = {**_asked(request, inputs), "engine": request.engine, "batch_size": request.batch_size}
+    return partial(_written, iter_reports, backbone, asked)
+
+
+def _asked(request: "RunRequest", inputs: "RunInputs") -> dict[str, Any]:
+    """The arguments that all engines have."""
+    names = ("prompt", "target", "max_new_tokens", "max_image_tokens", "template",
+             "template_date", "on_error")  # fmt: skip
+    asked = {name: getattr(request, name) for name in names}
+    return {**asked, "adapter": inputs.adapter, "demonstrations": inputs.shown}
+
+
+def _written(
+    iter_reports: "Callable[..., Iterator[Report]]",
+    backbone: Any,
+    asked: "Mapping[str, Any]",
+    studies: "Sequence[Study]",
+    skipped: "Skipped",
+) -> "Iterator[Report]":
+    return iter_reports(backbone, studies, skipped=skipped, **asked)
+
+
+def batch_size_of(given: int | None, engine: str) -> int:
+    """The value of --batch-size, or the engine's default; DiveError below 1."""
+    if given is None:
+        return 64 if engine == "vllm" else 8
+    return whole("--batch-size", given, 1)
 
 
 def engine_options_of(given: list[str] | None, engine: str) -> dict[str, Any]:
@@ -132,7 +162,7 @@ def reports_of(
 
     def reports(studies: "list[WatchedStudy]") -> "Iterable[Report]":
         if cluster is None:
-            return open_engine(request, inputs)(studies, skipped)
+            return open_engine_once(request, inputs)(studies, skipped)
         from dive.generation.ray_actor import Opening
         from dive.generation.ray_map import RayReports
         from dive.generation.run_request import of_inputs

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dive.cli.engines import engine_options_of, ray_options, read_inputs, reports_of
+from dive.cli.engines import (
+    batch_size_of,
+    engine_options_of,
+    ray_options,
+    read_inputs,
+    reports_of,
+)
 from dive.cli.generate_output import hold_outputs, next_command, print_summary, write_all
 from dive.cli.options import (
     BackboneOption,
@@ -77,7 +83,9 @@ def generate(
     ] = None,
     prompt: PromptOption = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest report.")] = 256,
-    batch_size: Annotated[int, typer.Option(help="Studies at once.")] = 8,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Studies at once. Default: 8, of vLLM 64.")
+    ] = None,
     split: SplitOption = None,
     images_root: ImagesRootOption = None,
     reports_root: ReportsRootOption = None,
@@ -152,8 +160,8 @@ def generate(
         engine=engine,
         max_image_tokens=max_image_tokens,
     )
-    for option, value in (("--max-new-tokens", max_new_tokens), ("--batch-size", batch_size)):
-        whole(option, value, 1)
+    whole("--max-new-tokens", max_new_tokens, 1)
+    batch_size = batch_size_of(batch_size, engine)
     engine_options = engine_options_of(engine_option, engine)
     pool = ray_options(ray, address, actors, gpus_per_actor, cpus_per_actor, device)
     inputs = [demonstrations, template, *(images or []), backbone, adapter]
@@ -189,6 +197,7 @@ def generate(
         on_error=on_error,
         verify=verify,
         engine_options=engine_options,
+        images=max((len(item.images) for item in items), default=1),
     )
     read_in = read_inputs(request)
     check_not_read(outputs, [*films(items), *films(read_in.shown)])

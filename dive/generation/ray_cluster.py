@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dive.errors import DiveError, checks
+from dive.errors.private import public_reason
 
 # The store of a session on this machine: only records of studies and reports are in it.
 _STORE = 100_000_000  # bytes
@@ -145,16 +146,16 @@ def _connect(ray: Any, options: RayOptions) -> None:
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     shared: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # dive sends nothing anywhere
         cpus = max(os.cpu_count() or 1, (options.actors or 1) * options.cpus_per_actor)
-        ray.init(
-            "local", num_cpus=cpus, include_dashboard=False, object_store_memory=_STORE, **shared
-        )
-        return
-    kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        shared |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _STORE}
+        failed = "no session of Ray can be begun on this machine"
+    else:
+        kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        shared |= {"runtime_env": {"env_vars": kept}}
+        failed = "no cluster of Ray answers there; want auto, HOST:PORT or local"
     try:
-        ray.init(address, runtime_env={"env_vars": kept}, **shared)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise DiveError(
-            f"--address is {address!r}: no cluster of Ray answers there ({type(error).__name__}); "
-            "want auto, HOST:PORT or local"
-        ) from error
+        ray.init(address, **shared)
+    except Exception as error:  # Ray raises bare ones
+        reason = " ".join(public_reason(error).split())
+        raise DiveError(f"--address is {address!r}: {failed}: {reason}") from error

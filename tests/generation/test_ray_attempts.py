@@ -10,7 +10,7 @@ from dive.data import Study
 from dive.errors import DiveError
 from dive.generation.attempts import TRIES, Attempts
 from dive.generation.ray_actor import differing
-from dive.generation.ray_cluster import Cluster, RayOptions
+from dive.generation.ray_cluster import Cluster, RayOptions, connected
 
 
 def studies(count):
@@ -98,6 +98,29 @@ def test_without_ray_its_extra_is_named(tiny_llava, studies_folder, tmp_path, mo
     with pytest.raises(DiveError, match=r"ray is not installed; .*dive-mrg\[ray\]"):
         call("generate", "--backbone", tiny_llava, "--studies", studies_folder / "studies.jsonl",
              "--out", tmp_path / "x.jsonl", "--ray")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        (None, "--address is 'local': no session of Ray can be begun on this machine: GCS is late"),
+        ("head:6379", "--address is 'head:6379': no cluster of Ray answers there; want auto, "),
+    ],
+)
+def test_a_ray_that_does_not_answer(address, said, monkeypatch):
+    def init(*_, **__):
+        raise Exception("GCS is\n late")
+
+    ended = []
+    pretended = SimpleNamespace(
+        is_initialized=lambda: False, init=init, shutdown=lambda: ended.append(1)
+    )
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setitem(sys.modules, "ray", pretended)
+    with pytest.raises(DiveError) as caught, connected(RayOptions(address), "cpu"):
+        pass
+    assert str(caught.value).startswith(said) and ended == [1]
 
 
 def cluster_with(**resources):
