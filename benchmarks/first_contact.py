@@ -47,6 +47,7 @@ class Part(NamedTuple):
 RIGHT = ("machine", "steer", "steer, norm preserving", "cross entropy", "cross entropy, teacher")
 HERE = RIGHT[:1]  # each step of a part has its further needs
 STEERS, LOSES = RIGHT[:3], (RIGHT[0], *RIGHT[3:])
+GROUPS = ("machine", "steer, several adapters")
 DECODES = ("machine", "dive._C", "decode, batch 1", "decode, batch 8")
 PARTS = {
     "smoke": Part(75, steps="benchmarks.first.smoke"),
@@ -59,6 +60,7 @@ PARTS = {
     "peers": Part(60, stage="peers", needs=LOSES),
     "loss-file": Part(140, stage="loss", needs=LOSES),
     "steer-file": Part(100, stage="steer", needs=STEERS),
+    "steer-grouped-file": Part(40, stage="steer-grouped", needs=GROUPS),
     "decode-file": Part(220, stage="decode", needs=DECODES),
     "distill-file": Part(380, stage="distill", needs=RIGHT),
     "tune-file": Part(120, stage="tune", needs=RIGHT),
@@ -66,7 +68,7 @@ PARTS = {
 SETS = {
     "first": ("smoke", "tests", "loss", "steer", "decode", "ab"),
     "sanitizer": ("smoke", "sanitize"),
-    "published": ("smoke", "peers", "loss-file", "steer-file", "decode-file"),
+    "published": ("smoke", "peers", "loss-file", "steer-file", "steer-grouped-file", "decode-file"),
     "distill": ("smoke", "distill-file"),
 }
 SUSPICIONS = "benchmarks/suspicions.py"

@@ -3,7 +3,7 @@
 #
 #   benchmarks/gpu.sh visit [first|sanitizer|published|distill|PART ...]
 #                     [--seconds N] [--limit PART=SECONDS] [--case PART=WORD]
-#   benchmarks/gpu.sh build|test|peers|loss|steer|decode|distill|sanitize|all|tune ...
+#   benchmarks/gpu.sh build|test|peers|loss|steer|steer-grouped|decode|distill|sanitize|all|tune ...
 #                     [--again] [--seconds N] [--case WORD]
 #
 # A visit (benchmarks/first_contact.py) is one call on such a machine: parts with a time limit each,

@@ -42,6 +42,15 @@ the same turns. `hand algebra` is the smallest number of PyTorch calls; `bare fu
 autograd.Function around the same arithmetic, which shows the cost of checks and registration.""",
     ),
     (
+        "Steering with several adapters",
+        ("steer-grouped",),
+        """`dive.ops.steer_grouped_`, which an engine calls after every layer. `one adapter` and
+`no adapter` are the same call with all tokens so; `loop over steer` takes the tokens of an adapter
+out, steers them with `dive.ops.steer` and puts the change back. The floor is one pass over hidden and
+residual and the writing of hidden, at the rate of a copy; on a GPU `replayed` is a graph of the
+call, which is what an engine runs.""",
+    ),
+    (
         "Decoding",
         ("decode-pairs", "decode"),
         """The floor is the bytes that a step must read, weights and cache, over the rate at which

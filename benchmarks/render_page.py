@@ -117,6 +117,26 @@ def steer(result: Result) -> list[str]:
     return lines
 
 
+def steer_grouped(result: Result) -> list[str]:
+    """Returns us per way, and in times of the operator in the same turns."""
+    cases = result["cases"]
+    ways = list(dict.fromkeys(way for case in cases for way in case["seconds"]))
+    rows = []
+    for case in cases:
+        taken = {way: one_clock(one) for way, one in case["seconds"].items()}
+        sizes = f"{case['tokens']} x {case['width']}, {case['adapters']} of rank {case['rank']}"
+        cells = [
+            f"{number(1e6 * taken[way])} ({number(taken[way] / taken['dive'])})"
+            if way in taken
+            else ""
+            for way in ways
+        ]
+        rows.append([f"{case['case']} ({sizes}, {case['dtype']})", *cells])
+    return table(["us (times dive)", *ways], rows) + [
+        line for case in cases for line in not_run(case)
+    ]
+
+
 def decode_cpu(result: Result) -> list[str]:
     rows = []
     for one in result["results"]:
@@ -268,6 +288,7 @@ def cell(value: Any) -> str:
 KINDS: dict[str, Callable[[Result], list[str]]] = {
     "cross-entropy": cross_entropy,
     "steer": steer,
+    "steer-grouped": steer_grouped,
     "decode": decode_cpu,
     "decode-pairs": decode_pairs,
     "llama-cpp": page_llama_cpp.case_table,

@@ -214,12 +214,16 @@ BENCHMARKS = {
     "peers": ("peers", "peers", []),
     "loss": ("bench_cross_entropy", "cross-entropy", []),
     "steer": ("bench_steer", "steer", []),
+    "steer-grouped": ("bench_steer_grouped", "steer-grouped", []),
     "decode": ("bench_decode", "decode-pairs", ["--pairs"]),
     "distill": ("bench_distill", "distill-run", []),
     # the shape of most benchmarks; at toy size there is only one
     "tune": ("tune", "tune", [] if TOY else ["--dtype=bfloat16", "--width=4096", "--rank=16"]),
 }
-ORDER = ("build", "test", "peers", "loss", "steer", "decode", "distill", "sanitize")  # of `all`
+# of `all`
+ORDER = (
+    "build", "test", "peers", "loss", "steer", "steer-grouped", "decode", "distill", "sanitize",
+)  # fmt: skip
 
 
 def run(

@@ -32,7 +32,7 @@ _EXPORTS = {
 _PACKAGES = (
     "adapter", "backbone", "bench", "cli", "data", "decisive", "decode", "demo", "errors", "files",
     "generation", "kernels", "lexicon", "metrics", "ops", "prompting", "radgraph", "reference",
-    "training",
+    "training", "vllm",
 )  # fmt: skip
 # modules that stood at the top once, as attributes
 _MOVED = {
@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from dive import radgraph as radgraph
     from dive import reference as reference
     from dive import training as training
+    from dive import vllm as vllm
     from dive.adapter import SteeringAdapter as SteeringAdapter
     from dive.adapter import SteeringConfig as SteeringConfig
     from dive.adapter import attach as attach

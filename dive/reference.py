@@ -1,4 +1,4 @@
-"""The two operators in plain PyTorch: the oracle of tests and the baseline of benchmarks.
+"""The operators in plain PyTorch: the oracle of tests and the baseline of benchmarks.
 
 Same signatures and meaning as `dive.ops`; gradients by autograd; nothing is checked or fused.
 float64 inputs are computed in float64, everything else accumulates in float32.
@@ -91,6 +91,44 @@ def mixing_weights(
     """
     wide = torch.float64 if h.dtype == torch.float64 else torch.float32
     return _mixing(h.to(wide).contiguous(), down, down_bias, h.dtype, activation, eps)
+
+
+def steer_grouped_(
+    hidden: Tensor,
+    residual: Tensor | None,
+    adapters: Tensor,
+    down: Tensor,
+    down_bias: Tensor,
+    up: Tensor,
+    static: Tensor,
+    scale: Tensor,
+    *,
+    activation: str = "silu",
+    norm_preserving: bool = False,
+    eps: float = 1e-6,
+) -> None:
+    """Adds to hidden[t] what `steer` changes in hidden[t] + residual[t], token by token.
+
+    hidden, residual [T, D]; adapters [T or more], of which one below 0 or from L on changes
+    nothing; down [L, R, D], down_bias [L, R], up [L, D, R], static [L, D], scale [L]. The sum is
+    rounded to the dtype of hidden as an operand of the product, and nowhere else.
+    """
+    dtype = hidden.dtype
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for t, which in enumerate(adapters[: hidden.shape[0]].tolist()):
+        if not 0 <= which < down.shape[0]:
+            continue
+        old = hidden[t].to(wide)
+        x = old if residual is None else old + residual[t].to(wide)
+        rstd = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+        pre = rstd * (down[which].to(dtype).to(wide) @ x.to(dtype).to(wide))
+        mix = _activation(pre + down_bias[which].to(wide), activation).to(dtype).to(wide)
+        edit = up[which].to(dtype).to(wide) @ mix + static[which].to(wide)
+        moved = x + scale[which].to(wide) * edit
+        if norm_preserving:
+            norm, before = torch.linalg.vector_norm(moved), torch.linalg.vector_norm(x)
+            moved = moved * (before / norm) if norm > 0 else moved
+        hidden[t] = (old + (moved - x)).to(dtype)
 
 
 def _mixing(

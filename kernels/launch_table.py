@@ -19,7 +19,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 ENABLE_FP_FUSION = True
 # kernels with a number of loads in flight (STAGES) for sweeps whose loads feed no product; None:
 # Triton's own choice, which is one
-SWEEPING = ("cross_entropy_rows", "steer_forward")
+SWEEPING = ("cross_entropy_rows", "steer_forward", "steer_token")
 # options of a configuration that are the host's and not the kernel's, with their defaults:
 # residents: programs per multiprocessor, of which one works while the other waits for memory
 # buffers: of logits, see kernels/schedule.py
@@ -98,6 +98,20 @@ def _steer_reduce(capability: int, wide: bool, padded: int, width: int) -> dict[
     return {"BLOCK_D": 64, "BLOCK_P": 16, "num_warps": 4}
 
 
+def _steer_token(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
+    # 16 KiB of parameters at a time and two steps ahead: a program has a multiprocessor for itself,
+    # and what a step takes is the time of its loads
+    columns = (4096 if wide else 8192) // max(padded, 16)
+    return {"BLOCK_D": columns, "num_warps": 8, "STAGES": 3}
+
+
+def _steer_block(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
+    # few tokens and many columns: a program goes through the width twice, and there are few of them
+    columns = 4096 // max(padded, 16)
+    narrow = wide or (padded >= 128 and capability >= 100)
+    return {"BLOCK_T": 16, "BLOCK_D": columns // 2 if narrow else columns, "num_warps": 8}
+
+
 def _rows(capability: int, wide: bool, padded: int, width: int) -> dict[str, int]:
     # one program fills much of a multiprocessor, so that few rows are in flight; the second sweep
     # goes backwards and begins with the part of them that is still in the L2 cache
@@ -124,6 +138,8 @@ _DEFAULTS = {
     "steer_backward": _steer_backward,
     "steer_parameters": _steer_parameters,
     "steer_reduce": _steer_reduce,
+    "steer_token": _steer_token,
+    "steer_block": _steer_block,
 }
 
 

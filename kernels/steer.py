@@ -173,7 +173,7 @@ def mask_bytes(mask: Tensor | None, other: Tensor) -> Tensor:
 
 
 @functools.cache
-def _processors(index: int | None) -> tuple[int, int]:
+def processors(index: int | None) -> tuple[int, int]:
     """Returns the number of multiprocessors of a GPU, and the bytes of its L2 cache."""
     properties = torch.cuda.get_device_properties(index)
     return properties.multi_processor_count, properties.L2_cache_size
@@ -181,7 +181,7 @@ def _processors(index: int | None) -> tuple[int, int]:
 
 def has_few_tokens(x: Tensor, block_t: int) -> bool:
     """Whether x [T, D] has fewer blocks of block_t tokens than its GPU has multiprocessors."""
-    return x.is_cuda and cdiv(x.shape[0], block_t) < _processors(x.device.index)[0]
+    return x.is_cuda and cdiv(x.shape[0], block_t) < processors(x.device.index)[0]
 
 
 def operands(
@@ -205,7 +205,7 @@ def programs(kernel: str, x: Tensor, padded: int, blocks: int, block_t: int, swe
         return blocks
     least = residents(kernel, x.device, x.dtype, padded, x.shape[1])
     block_bytes = swept * block_t * x.shape[1] * x.element_size()
-    return shared(blocks, block_bytes, least, *_processors(x.device.index))
+    return shared(blocks, block_bytes, least, *processors(x.device.index))
 
 
 def shared(blocks: int, block_bytes: int, least: int, processors: int, cache_bytes: int) -> int:

@@ -21,7 +21,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dive.errors.checks import ACTIVATIONS
-from dive.kernels import cross_entropy_entries, cross_entropy_rows, steer, steer_backward
+from dive.kernels import (
+    cross_entropy_entries,
+    cross_entropy_rows,
+    steer,
+    steer_backward,
+    steer_grouped,
+)
 from dive.kernels.launch_table import BUCKETS, DTYPES, RANKS, configuration, with_fewest_tokens
 
 ARCHITECTURES = (80, 90, 100)
@@ -38,6 +44,7 @@ TOLERATED = {
     ("3.9", "steer_forward", 80, "fp16", 128): 8,
     ("3.9", "steer_forward", 80, "bf16", 128): 8,
     ("3.9", "steer_forward", 100, "fp16", 16): 8,
+    ("3.9", "steer_token", 100, "fp32", 16): 8,
     ("3.9", "steer_parameters", 80, "fp16", 128): 16,
     ("3.9", "steer_parameters", 100, "fp16", 64): 8,
     ("3.9", "steer_parameters", 100, "fp16", 128): 8,
@@ -50,6 +57,12 @@ _LAUNCH = ("num_warps", "num_stages", "enable_fp_fusion")
 _SPECIALISED = ("width", "rank", "stride", "grad_stride", "gradient_stride", "vocab")
 _INTEGERS = {*_SPECIALISED, "tokens", "first_token", "end", "span", "count", "total", "capacity"}
 _INTEGERS.add("blocks")
+# of `dive::steer_grouped_`, from a token, an adapter, ... to the next: multiples of 16, or of the
+# rank where nothing else is between
+_DISTANCES = ("hidden_t", "residual_t", "down_l", "down_r", "up_l", "static_l")
+_OF_RANK = ("rank", "bias_l", "up_d")
+_SPECIALISED += (*_DISTANCES, "bias_l", "up_d")
+_INTEGERS |= {*_SPECIALISED, "count"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,8 @@ class Variant:
     even: bool = (
         True  # rank and vocabulary are multiples of 16, as width and strides always are here
     )
-    few_tokens: bool = False  # smaller blocks, and float32 parameters without a cast
+    # smaller blocks, and float32 parameters without a cast; only the latter for steer_grouped_
+    few_tokens: bool = False
 
     def __str__(self) -> str:
         flags = ",".join(f"{name}={value}" for name, value in self.flags)
@@ -97,6 +111,8 @@ _KERNELS = {
     "steer_backward": steer_backward.backward_kernel,
     "steer_parameters": steer_backward.parameters_kernel,
     "steer_reduce": steer_backward.reduce_kernel,
+    "steer_token": steer_grouped.token_kernel,
+    "steer_block": steer_grouped.block_kernel,
     "cross_entropy_prepare": cross_entropy_entries.prepare_kernel,
     "cross_entropy_gather": cross_entropy_entries.gather_kernel,
     "cross_entropy_rows": cross_entropy_rows.rows_kernel,
@@ -108,6 +124,8 @@ _STREAMS: dict[str, tuple[str, ...]] = {
     "steer_forward": ("h", "down", "up", "out"),
     "steer_backward": ("grad", "h", "down", "up", "grad_h", "mix_out"),
     "steer_parameters": ("grad", "h", "up", "mix_in"),
+    "steer_token": ("hidden", "residual", "down", "up"),
+    "steer_block": ("hidden", "residual", "down", "up"),
     "cross_entropy_gather": ("states", "out"),
     "cross_entropy_rows": ("bias", "gradient"),
     "cross_entropy_scale": ("stored", "grad_hidden"),
@@ -117,7 +135,7 @@ _SCALED = ("scaled_out", "scaled_in")  # bfloat16, or else float32
 _BYTES = ("mask", "labelled", "distilled", "live", "keep")
 _BYTES += ("live_out", "labelled_out", "distilled_out")
 _LONGS = ("target", "targets", "rows", "index", "argmax", "token_class", "class_count")
-_LONGS += ("argmax_out", "index_out", "target_out", "row_argmax")
+_LONGS += ("adapters", "argmax_out", "index_out", "target_out", "row_argmax")
 _POINTERS = {
     **dict.fromkeys(_BYTES, "*u8"),
     **dict.fromkeys(_LONGS, "*i64"),
@@ -154,6 +172,30 @@ def steer_variants(
         ):
             small = few_tokens and kernel != "steer_reduce"
             yield Variant(kernel, architecture, dtype, rank, width, flags, even, small)
+
+
+def grouped_variants(
+    architectures: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+    ranks: tuple[int, ...],
+    widths: tuple[int, ...],
+    norms: tuple[bool, ...] = (False, True),
+    activations: tuple[str, ...] = ("silu",),
+    residual: tuple[bool, ...] = (True,),
+    even: bool = True,
+    wide: tuple[bool, ...] = (False,),
+) -> Iterator[Variant]:
+    """Yields both kernels of `dive::steer_grouped_`.
+
+    wide: with parameters in float32, or in the dtype of the stream.
+    """
+    axes = (architectures, dtypes, ranks, widths, norms, activations, residual, wide)
+    for architecture, dtype, rank, width, norm, activation, beside, given in itertools.product(
+        *axes
+    ):
+        flags = (("ACTIVATION", activation), ("NORM", norm), ("RESIDUAL", beside))
+        for kernel in ("steer_token", "steer_block"):
+            yield Variant(kernel, architecture, dtype, rank, width, flags, even, given)
 
 
 def cross_entropy_variants(
@@ -203,6 +245,7 @@ def whole_table() -> list[Variant]:
     found = {}
     for variant in itertools.chain(
         steer_variants(ARCHITECTURES, DTYPES, RANKS, BUCKETS),
+        grouped_variants(ARCHITECTURES, DTYPES, RANKS, BUCKETS),
         cross_entropy_variants(ARCHITECTURES, DTYPES, BUCKETS),
         entries_variants(ARCHITECTURES),
         # the other options of the code, once
@@ -210,6 +253,9 @@ def whole_table() -> list[Variant]:
         # float32 has the same code for few tokens
         steer_variants(ARCHITECTURES, DTYPES[:2], RANKS, BUCKETS[:1], few_tokens=True),
         steer_variants(ARCHITECTURES, DTYPES, RANKS[1:], BUCKETS[:1], even=False),
+        grouped_variants(ARCHITECTURES, DTYPES[:2], RANKS, BUCKETS[:1], wide=(True,)),
+        grouped_variants(ARCHITECTURES, DTYPES, RANKS[1:], BUCKETS[:1], even=False),
+        grouped_variants((90,), DTYPES, (0, 16), BUCKETS[:1], (True,), ACTIVATIONS, (False,)),
         cross_entropy_variants(ARCHITECTURES, DTYPES, BUCKETS[-1:], even=False),
         steer_variants((90,), DTYPES, (0, 16), BUCKETS[:1], activations=ACTIVATIONS, more=(False,)),
         cross_entropy_variants((90,), DTYPES, BUCKETS[-1:], more=(False,)),
@@ -225,7 +271,7 @@ def parameters(variant: Variant) -> dict[str, tuple[str, bool]]:
     constants = _constants(variant)
     found = {}
     for name in _KERNELS[variant.kernel].arg_names:
-        multiple = name in _SPECIALISED and (variant.even or name not in ("rank", "vocab"))
+        multiple = name in _SPECIALISED and (variant.even or name not in (*_OF_RANK, "vocab"))
         if name in constants:
             continue
         elif name in _NUMBERS:

@@ -3,6 +3,7 @@
 The other parts do not time what fails here.
 """
 
+import itertools
 import json
 import platform
 import subprocess
@@ -140,6 +141,33 @@ def steer(norm_preserving: bool) -> dict[str, Any]:
     return {"summary": worst(found), "off": found}
 
 
+def steer_grouped() -> dict[str, Any]:
+    """Checks `ops.steer_grouped_` in every dtype, with few and with many tokens."""
+    device, found = gpu(), {}
+    for dtype, tokens in itertools.product(DTYPES, (7, TOKENS)):
+        reseed(0, device)
+        shapes = ((RANK, WIDTH), (RANK,), (WIDTH, RANK), (WIDTH,), ())
+        parameters = [torch.randn(3, *s, device=device).mul_(0.3) for s in shapes]
+        hidden, residual = (torch.randn(tokens, WIDTH, device=device).to(dtype) for _ in range(2))
+        own = torch.arange(tokens, device=device) % 5 - 1
+        for norm_preserving in (False, True):
+
+            def call(
+                operator: Any,
+                before: Tensor = hidden,
+                others: list[Tensor] = [residual, own, *parameters],  # noqa: B006
+                keeping: bool = norm_preserving,
+            ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+                after = before.clone()
+                operator(after, *others, norm_preserving=keeping)
+                return {"change": after.float() - before.float()}, {}
+
+            name = f"{dtype}, {tokens} tokens" + (", norm preserving" if norm_preserving else "")
+            own_way, plain = ops.steer_grouped_, reference.steer_grouped_
+            found[name] = compare(call, {}, own_way, plain, dtype)
+    return {"summary": worst(found), "off": found}
+
+
 def cross_entropy(distils: bool) -> dict[str, Any]:
     """Checks `ops.decisive_cross_entropy` with dead rows, in every dtype, or all its options."""
     device, found = gpu(), {}
@@ -211,7 +239,7 @@ def ceilings() -> dict[str, Any]:
 
 
 MACHINE, MODULE = "machine", "dive._C"
-STEER, KEEPING = "steer", "steer, norm preserving"
+STEER, KEEPING, SEVERAL = "steer", "steer, norm preserving", "steer, several adapters"
 LOSS, DISTILLING = "cross entropy", "cross entropy, teacher"
 ALONE, BATCH = "decode, batch 1", "decode, batch 8"
 STEPS = {
@@ -219,6 +247,7 @@ STEPS = {
     MODULE: Step(compiled_module),
     STEER: Step(partial(steer, False)),
     KEEPING: Step(partial(steer, True)),
+    SEVERAL: Step(steer_grouped),
     LOSS: Step(partial(cross_entropy, False)),
     DISTILLING: Step(partial(cross_entropy, True)),
     ALONE: Step(partial(decode, 1, torch.bfloat16), 45),  # includes transformers' first call

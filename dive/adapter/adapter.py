@@ -177,16 +177,25 @@ class SteeringAdapter(nn.Module):
             json.dumps(settings, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise DiveError(f"adapter.metadata is not plain JSON: {error}") from error
-        tensors = {
-            name: tensor.detach().to("cpu", torch.float32).contiguous().clone()
-            for name, tensor in self.state_dict().items()
-        }
-        weights = save(tensors)
+        weights = self._weights_file()
         settings["weights_sha256"] = hashlib.sha256(weights).hexdigest()
         text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
         for name in (WEIGHTS_FILE, CONFIG_FILE):
             remove_leftovers(folder / name)
         write_together({folder / WEIGHTS_FILE: weights, folder / CONFIG_FILE: text.encode("utf-8")})
+
+    def weights_sha256(self) -> str:
+        """The sha256 of the adapter.safetensors that `save_pretrained` writes, as 64 hex digits."""
+        return hashlib.sha256(self._weights_file()).hexdigest()
+
+    def _weights_file(self) -> bytes:
+        """The bytes of adapter.safetensors."""
+        return save(
+            {
+                name: tensor.detach().to("cpu", torch.float32).contiguous().clone()
+                for name, tensor in self.state_dict().items()
+            }
+        )
 
     def push_to_hub(
         self,

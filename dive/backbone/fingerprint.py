@@ -8,7 +8,7 @@ sharded weights), or what the loading made up outside the text decoder since the
 
 import base64
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +30,12 @@ from dive.errors import DiveError
 # through layers of one pattern would leave out the same kinds of weights in each of them.
 _TENSORS = 4096
 _SAMPLES = 2048  # numbers in all, approximately; at least 3 per weight
+MOST_PER_WEIGHT = 8
 _STEP = 2.0**-7  # of bfloat16: the most by which rounding to another dtype moves a number
 _TINY = 1e-7  # below this float16 rounds more coarsely than bfloat16
 _SPARSE = ("shira", "trainable_tokens")  # change few numbers of a weight, which samples hardly meet
 _LOADED = "_is_hf_initialized"  # on parameters, by transformers
+T = TypeVar("T")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -47,9 +49,8 @@ def fingerprint(backbone_or_model: Any) -> dict[str, Any]:
     their own tensors. folded: all of them are in `samples`.
     """
     model: Any = unwrap(backbone_or_model)
-    found = [(weight, changes) for weight, changes in _weights(model)]
-    found = found[:: -(-len(found) // _TENSORS)] if found else found
-    each = max(3, min(8, _SAMPLES // max(1, len(found))))
+    found = _strided([(weight, changes) for _, weight, changes in _weights(model)])
+    each = max(3, min(MOST_PER_WEIGHT, _SAMPLES // max(1, len(found))))
     sorts = kinds(model)
     odd = [one for one in tuners(model) if not _folds(one)]
     folded = PROMPTED not in sorts and not odd
@@ -127,7 +128,30 @@ def _at_work(names: list[str]) -> str:
     return f"PEFT's {', '.join(names)} was at work" if names else "nothing of PEFT's was at work"
 
 
-def _weights(module: Any) -> Iterator[tuple[Tensor, list[tuple[Any, float, str]]]]:
+def sampled_weights(model: Any) -> list[tuple[str, int]]:
+    """Name and size of each weight that `fingerprint` samples, in its order, of a model without
+    PEFT's layers (on the meta device, say)."""
+    return _strided([(name, weight.numel()) for name, weight, _ in _weights(model)])
+
+
+def compare_samples(
+    made: str, here: list[Tensor], each: int, unknown: Collection[int], merged: bool
+) -> bool | None:
+    """Whether a fingerprint's samples are those of the weights sampled in `here`.
+
+    here: `each` numbers per weight. unknown: indices of weights that are not compared. merged: a
+    LoRA is in the samples of either. None where they cannot be compared.
+    """
+    return _same(made, _text(here), each, unknown, merged)
+
+
+def _strided(found: list[T]) -> list[T]:
+    return found[:: -(-len(found) // _TENSORS)] if found else found
+
+
+def _weights(
+    module: Any, prefix: str = ""
+) -> Iterator[tuple[str, Tensor, list[tuple[Any, float, str]]]]:
     """Every weight as the bare model would list it, and what tuners add to it."""
     changes: list[tuple[Any, float, str]] = []
     while is_tuner(module):
@@ -135,10 +159,10 @@ def _weights(module: Any) -> Iterator[tuple[Tensor, list[tuple[Any, float, str]]
         module = replaced(module)
     for key, weight in module._parameters.items():
         if weight is not None and weight.dim() >= 1:  # norms and biases are trained, too
-            yield weight, changes if key == "weight" else []
-    for child in module._modules.values():
+            yield prefix + key, weight, changes if key == "weight" else []
+    for key, child in module._modules.items():
         if child is not None:
-            yield from _weights(child)
+            yield from _weights(child, f"{prefix}{key}.")
 
 
 def _folds(module: Any) -> bool:
@@ -194,9 +218,13 @@ class _SampleIndices(dict[tuple[torch.device, int, int], Tensor]):
 
     def __missing__(self, key: tuple[torch.device, int, int]) -> Tensor:
         device, size, count = key
-        indices = (torch.arange(count) * 2654435761 + 12345) % size  # a step that shares no factor
-        self[key] = indices.to(device)
+        self[key] = sample_indices(size, count).to(device)
         return self[key]
+
+
+def sample_indices(size: int, count: int) -> Tensor:
+    """Indices spread over a tensor of `size` numbers; those of a smaller count come first."""
+    return (torch.arange(count) * 2654435761 + 12345) % size  # a step that shares no factor
 
 
 def _entries(

@@ -105,9 +105,9 @@ def load_backbone(
     if device_map is not None and device != "auto":
         raise DiveError("load_backbone: give either device or device_map, not both")
     where = _device(device)
-    with _reported(source, "config"):
+    with reported(source, "config"):
         config = AutoConfig.from_pretrained(source, **shared)
-    auto = _auto_class(source, config)
+    auto = auto_class(source, config)
     if attn_implementation == "auto":
         cuda = where.type == "cuda"
         attn_implementation = _attention(auto, config, cuda)
@@ -118,7 +118,7 @@ def load_backbone(
         options["device_map"] = device_map if device_map is not None else {"": where}
     if quantization_config is not None:
         options["quantization_config"] = quantization_config
-    with _reported(source, "model"):
+    with reported(source, "model"):
         model, info = auto.from_pretrained(
             source,
             config=config,
@@ -155,7 +155,7 @@ def load_tokenizer(path: str | PathLike[str]) -> Any:
         DiveError: no such folder, or it holds no tokenizer.
     """
     source = source_of(path)
-    with _reported(source, "tokenizer"):
+    with reported(source, "tokenizer"):
         return AutoTokenizer.from_pretrained(source)
 
 
@@ -218,7 +218,7 @@ def _of_peft(folder: Path) -> str:
 
 
 @contextmanager
-def _reported(source: str, what: str) -> Iterator[None]:
+def reported(source: str, what: str) -> Iterator[None]:
     """Turn errors of transformers' loaders into one clear line."""
     try:
         yield
@@ -237,7 +237,7 @@ def _reported(source: str, what: str) -> Iterator[None]:
         raise DiveError(f"{source}: cannot load the {what}: {message}") from error
 
 
-def _auto_class(source: str, config: Any) -> Any:
+def auto_class(source: str, config: Any) -> Any:
     remote = getattr(config, "auto_map", None) or {}
     for auto in (AutoModelForImageTextToText, AutoModelForCausalLM):
         if type(config) in auto._model_mapping or auto.__name__ in remote:
@@ -329,11 +329,11 @@ def _check_loaded(source: str, model: PreTrainedModel, info: dict[str, Any]) -> 
 
 def _processor(source: str, config: Any, auto: Any, shared: dict[str, Any]) -> Any:
     if auto is AutoModelForCausalLM:
-        with _reported(source, "tokenizer"):
+        with reported(source, "tokenizer"):
             processor = AutoTokenizer.from_pretrained(source, **shared)
         _check_tokenizer(source, processor)
         return processor
-    with _reported(source, "processor"):
+    with reported(source, "processor"):
         if is_torchvision_available():
             processor = AutoProcessor.from_pretrained(source, **shared)
         else:

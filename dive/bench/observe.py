@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 CodeName = tuple[str, str]  # module and function
-# the PyTorch paths of the two operators
+# the PyTorch paths of the operators
 _PYTORCH = {
     ("dive.ops.steering_torch", "forward"), ("dive.ops.steering_torch", "backward"),
+    ("dive.ops.steering_grouped_torch", "steer"),
     ("dive.ops.cross_entropy_torch", "forward"), ("dive.ops.cross_entropy_torch", "backward"),
 }  # fmt: skip
 
@@ -36,7 +37,7 @@ def functions_run(call: Callable[[], object]) -> set[CodeName]:
 
 
 def operator(call: Callable[[], object], device: torch.device) -> str:
-    """Returns what computed `dive.ops.steer` or `dive.ops.decisive_cross_entropy` in this call.
+    """Returns what computed the operator of `dive.ops` in this call.
 
     "triton", "cpu operator" ("pytorch operator" on a GPU), both joined by " + ", or "unknown".
     """

@@ -1,6 +1,7 @@
-"""The two operators: `steer` and `decisive_cross_entropy`, as torch.library operators.
+"""The operators `steer`, `steer_grouped_` and `decisive_cross_entropy`, as torch.library operators.
 
-They work in eager mode, under torch.compile(fullgraph=True) and under activation checkpointing.
+They work in eager mode and under torch.compile(fullgraph=True); the two for training, `steer` and
+`decisive_cross_entropy`, under activation checkpointing, too.
 `implementation` names what computes an operator on a device, `missing` states why the Triton
 kernels cannot, `check` raises for bad values that a loss has found.
 """
@@ -15,6 +16,7 @@ from dive.ops.checks import check
 from dive.ops.cross_entropy import decisive_cross_entropy
 from dive.ops.library import implementation
 from dive.ops.steering import steer
+from dive.ops.steering_grouped import steer_grouped_
 from dive.ops.triton_path import missing
 from dive.reference import DecisiveLoss
 
@@ -28,4 +30,12 @@ elif torch.cuda.is_available():
         stacklevel=2,
     )
 
-__all__ = ["DecisiveLoss", "check", "decisive_cross_entropy", "implementation", "missing", "steer"]
+__all__ = [
+    "DecisiveLoss",
+    "check",
+    "decisive_cross_entropy",
+    "implementation",
+    "missing",
+    "steer",
+    "steer_grouped_",
+]

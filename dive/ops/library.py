@@ -1,4 +1,4 @@
-"""Registration of the two operators with torch.library, and their host-side checks.
+"""Registration of the operators with torch.library, and their host-side checks.
 
 An operator is one name, `torch.ops.dive.<name>`. Its PyTorch path is registered for every device;
 a Triton kernel registers itself for CUDA over it. The backward pass is an autograd.Function on the
@@ -15,7 +15,7 @@ from torch import Tensor
 from dive.errors import DiveError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-OPERATORS = ("steer", "decisive_cross_entropy")
+OPERATORS = ("steer", "steer_grouped_", "decisive_cross_entropy")
 
 _library = torch.library.Library("dive", "FRAGMENT")
 
@@ -46,6 +46,25 @@ def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
             with torch.autocast(device, enabled=False):
                 return function(first, *args)
         return function(first, *args)
+
+    return run
+
+
+def register_change(name: str, apply: Callable[..., Any]) -> None:
+    """Registers `apply` for an operator that writes to its first argument and has no gradient.
+
+    It runs above the device's kernel, counts the write (autograd looks for changes of what it has
+    saved) and goes on below.
+    """
+    _library.impl(name, apply, "Autograd")
+    _library.impl(name, _counted(getattr(torch.ops.dive, name).default), "ADInplaceOrView")
+
+
+def _counted(overload: Any) -> Callable[..., Any]:
+    def run(first: Tensor, *args: Any) -> Any:
+        torch.autograd.graph.increment_version(first)
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            return overload(first, *args)
 
     return run
 

@@ -110,11 +110,16 @@ def _check(
     if mask is not None:
         shape = tuple(h.shape[:-1])
         check_tensor("steer", "mask", mask, shape, "h without D", (torch.bool,), device)
+    check_options("steer", activation, eps, h.dtype)
+
+
+def check_options(operator: str, activation: str, eps: float, dtype: torch.dtype) -> None:
+    """Raises a DiveError unless a stream of this dtype can be steered with these options."""
     if activation not in ACTIVATIONS:
-        fail("steer", "activation", repr(activation), "one of " + ", ".join(ACTIVATIONS))
-    sums = _SUMS[h.dtype]
+        fail(operator, "activation", repr(activation), "one of " + ", ".join(ACTIVATIONS))
+    sums = _SUMS[dtype]
     if not (type(eps) in (int, float) and sums.tiny <= eps <= sums.max):
-        fail("steer", "eps", repr(eps), f"a number > 0 ({sums.tiny:.3g} to {sums.max:.3g})")
+        fail(operator, "eps", repr(eps), f"a number > 0 ({sums.tiny:.3g} to {sums.max:.3g})")
 
 
 # --- registration ------------------------------------------------------------------------------

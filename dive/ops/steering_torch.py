@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _to(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x.to(dtype)`, at a tenth of its cost where x has that dtype already."""
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns `x.to(dtype)`, at a tenth of its cost where x has that dtype already."""
     return x if x.dtype == dtype else x.to(dtype)
 
 
@@ -21,12 +21,12 @@ def _widened(h: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _operand(parameter: Tensor, dtype: torch.dtype, wide: torch.dtype) -> Tensor:
-    """A factor of a product: rounded to the stream's dtype, held in the dtype of summation."""
-    return _to(_to(parameter, dtype), wide)
+def operand(parameter: Tensor, dtype: torch.dtype, wide: torch.dtype) -> Tensor:
+    """Returns a factor of a product: rounded to the stream's dtype, held in that of summation."""
+    return cast(cast(parameter, dtype), wide)
 
 
-def _activate(pre: Tensor, activation: str) -> Tensor:
+def activate(pre: Tensor, activation: str) -> Tensor:
     if activation == "silu":
         return F.silu(pre)
     if activation == "gelu":
@@ -42,7 +42,24 @@ def _activation_gradient(grad: Tensor, pre: Tensor, activation: str) -> Tensor:
     return grad * (1 - torch.tanh(pre).square()) if activation == "tanh" else grad
 
 
-def _edited(
+def measured(
+    x: Tensor,
+    factor: Tensor,
+    down: Tensor,
+    down_bias: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns |x| and 1 / RMS(x), both [T, 1], and down u + down_bias [T, R], of wide states x.
+
+    factor, down: the operands of the product, as `operand` returns them; factor is x, rounded.
+    """
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    rstd = torch.addcmul(norm.new_full((), eps), norm, norm, value=1 / max(x.shape[1], 1)).rsqrt_()
+    pre = torch.mm(factor, down.t())
+    return norm, rstd, torch.addcmul(cast(down_bias, x.dtype), pre, rstd)
+
+
+def edited(
     x: Tensor,
     pre: Tensor,
     up: Tensor,
@@ -50,12 +67,23 @@ def _edited(
     scale: Tensor,
     dtype: torch.dtype,
     activation: str,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """[T, D]: x + scale * (up phi(pre) + static), with the scale on the small tensors."""
+    """Returns x + scale * (up phi(pre) + static), [T, D], with the scale on the small tensors.
+
+    up: an operand of the product, as `operand` returns it. out: where to write it; may be x.
+    """
     wide = pre.dtype
-    mix = _operand(_activate(pre, activation), dtype, wide)
-    out = x + _to(static, wide) * scale
-    return out.addmm_(mix * scale, _operand(up, dtype, wide).t())
+    mix = operand(activate(pre, activation), dtype, wide)
+    result = torch.add(x, cast(static, wide) * scale, out=out)
+    return result.addmm_(mix * scale, up.t())
+
+
+def kept(norm: Tensor, moved: Tensor) -> Tensor:
+    """Returns the factors [T, 1] that scale rows to their former norm, 1 for a row of zeros."""
+    new = torch.linalg.vector_norm(moved, dim=1, keepdim=True)
+    # without an edit both norms are the same number and their ratio is exactly 1
+    return torch.where(new > 0, norm / new, 1.0)
 
 
 def forward(
@@ -73,16 +101,12 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     x = _widened(h)
     wide = x.dtype
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    rstd = torch.addcmul(norm.new_full((), eps), norm, norm, value=1 / max(x.shape[1], 1)).rsqrt_()
-    pre = torch.mm(x, _operand(down, h.dtype, wide).t())
-    pre = torch.addcmul(_to(down_bias, wide), pre, rstd)
-    out = _edited(x, pre, up, static, _to(scale, wide), h.dtype, activation)
+    norm, rstd, pre = measured(x, x, operand(down, h.dtype, wide), down_bias, eps)
+    wide_up = operand(up, h.dtype, wide)
+    out = edited(x, pre, wide_up, static, cast(scale, wide), h.dtype, activation)
     if norm_preserving:
-        new = torch.linalg.vector_norm(out, dim=1, keepdim=True)
-        # without an edit both norms are the same number and their ratio is exactly 1
-        out.mul_(torch.where(new > 0, norm / new, 1.0))
-    out = _to(out, h.dtype)
+        out.mul_(kept(norm, out))
+    out = cast(out, h.dtype)
     out = out if h.dim() == 2 else out.view_as(h)
     if mask is not None:
         out = torch.where(mask[..., None], out, h)
@@ -112,10 +136,11 @@ def backward(
         keep = mask.reshape(-1, 1)
         x, g = torch.where(keep, x, 0.0), torch.where(keep, g, 0.0)
         pre, rstd = torch.where(keep, pre, 0.0), torch.where(keep[:, 0], rstd, 0.0)
-    s = _to(scale, wide)
+    s = cast(scale, wide)
+    wide_up, wide_down = operand(up, dtype, wide), operand(down, dtype, wide)
     through_norm = None
     if norm_preserving:
-        out = _edited(x, pre, up, static, s, dtype, activation)
+        out = edited(x, pre, wide_up, static, s, dtype, activation)
         old = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         new = torch.linalg.vector_norm(out, dim=1, keepdim=True)
         safe = torch.where(new > 0, new, 1.0)
@@ -126,28 +151,27 @@ def backward(
         g = torch.where(new > 0, (old / safe) * torch.addcmul(g, along, unit, value=-1), g)
         passed = g if mask is None else torch.where(keep, g, passed)
 
-    mix = _operand(_activate(pre, activation), dtype, wide)
-    wide_up, wide_down = _operand(up, dtype, wide), _operand(down, dtype, wide)
+    mix = operand(activate(pre, activation), dtype, wide)
     at_mix = torch.mm(g, wide_up)  # without the scale
     total = g.sum(0)
-    grad_scale = (at_mix * mix).sum() + total @ _to(static, wide)
+    grad_scale = (at_mix * mix).sum() + total @ cast(static, wide)
     grad_up = torch.mm(g.t(), mix) * s
     at_pre = _activation_gradient(at_mix * s, pre, activation)
     grad_bias = at_pre.sum(0)
     scaled = at_pre * rstd[:, None]
     grad_down = torch.mm(scaled.t(), x)
     # u = x rstd: the part along x comes from the [T, R] tensors alone, as (down u) = pre - bias
-    along_x = (at_pre * (pre - _to(down_bias, wide))).sum(1)
+    along_x = (at_pre * (pre - cast(down_bias, wide))).sum(1)
     along_x = along_x * rstd.square() / max(x.shape[1], 1)
     grad_h = torch.addcmul(passed, along_x[:, None], x, value=-1).addmm_(scaled, wide_down)
     if through_norm is not None:
         grad_h += through_norm
-    grad_h = _to(grad_h, dtype)
+    grad_h = cast(grad_h, dtype)
     return (
         grad_h if h.dim() == 2 else grad_h.view_as(h),
-        _to(grad_down, down.dtype),
-        _to(grad_bias, down_bias.dtype),
-        _to(grad_up, up.dtype),
-        _to(total * s, static.dtype),
-        _to(grad_scale, scale.dtype),
+        cast(grad_down, down.dtype),
+        cast(grad_bias, down_bias.dtype),
+        cast(grad_up, up.dtype),
+        cast(total * s, static.dtype),
+        cast(grad_scale, scale.dtype),
     )

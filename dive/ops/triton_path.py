@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dive.ops import cross_entropy_torch, steering_torch
+from dive.ops import cross_entropy_torch, steering_grouped_torch, steering_torch
 from dive.ops.checks import raise_for, raise_for_bad
 from dive.ops.chunks import chunk_layout, gradient_scale
 from dive.ops.library import register_kernel
 from dive.ops.loss_arguments import LossArguments
+from dive.ops.steering_grouped import check_tokens
 
 
 def missing() -> str | None:
@@ -27,9 +28,10 @@ def missing() -> str | None:
 
 def install(key: str = "CUDA") -> None:
     """Registers the kernels for a device; "CPU" requires Triton's interpreter."""
-    kernels = {
+    kernels: dict[str, Callable[..., Any]] = {
         "steer": _steer,
         "steer_backward": _steer_backward,
+        "steer_grouped_": _steer_grouped,
         "decisive_cross_entropy": _loss,
         "decisive_cross_entropy_backward": _loss_backward,
     }
@@ -64,6 +66,15 @@ def _steer_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
     from dive.kernels.steer_backward import backward
 
     return backward(grad, *args)
+
+
+def _steer_grouped(hidden: Tensor, residual: Tensor | None, adapters: Tensor, *args: Any) -> None:
+    check_tokens(hidden, residual, adapters)
+    if hidden.dtype == torch.float64:
+        return steering_grouped_torch.steer(hidden, residual, adapters, *args)
+    from dive.kernels.steer_grouped import steer
+
+    return steer(hidden, residual, adapters, *args)
 
 
 def _loss(*args: Any) -> tuple[Tensor, ...]:

@@ -15,6 +15,7 @@ FILES = {  # the files of a stage, and what it must print on a CPU
     "cpu-peers": {"complete": True},
     "cpu-cross-entropy": {"complete": True},
     "cpu-steer": {"complete": True},
+    "cpu-steer-grouped": {"complete": True},
     "cpu-decode-pairs": {"complete": True},
     "cpu-distill-run": {"complete": True},
     "cpu-sanitize": {"state": "not run", "complete": False},

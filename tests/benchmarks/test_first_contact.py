@@ -44,7 +44,7 @@ def test_it_runs_at_toy_size(tmp_path: Path) -> None:
     status, said, summary = script(tmp_path, "smoke", DIVE_BENCH_TOY="1")
     assert status == 0, said
     steps = summary["parts"]["smoke"]["steps"]
-    assert len(steps) == 9 and all(one["state"] == "passed" for one in steps.values()), said
+    assert len(steps) == 10 and all(one["state"] == "passed" for one in steps.values()), said
     assert steps["machine"]["found"]["commit"] == "toy" and "toy" in said
     assert 0 < steps["steer"]["found"]["off"]["torch.bfloat16"]["d h"] < 0.03
     assert "dive._C" in steps["decode, batch 8"]["summary"]

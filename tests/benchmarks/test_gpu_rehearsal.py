@@ -17,6 +17,7 @@ FOLDER = Path(__file__).parents[1] / "gpu"
     ("name", "least", "skipped"),
     [
         ("test_gpu_operators.py", 80, 0),
+        ("test_gpu_steer_grouped.py", 60, 0),
         ("test_gpu_decode.py", 25, 6),
     ],  # no streams, GPU memory, tiles
 )

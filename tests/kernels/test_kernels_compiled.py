@@ -33,10 +33,15 @@ SMALL = ("cross_entropy_scale", "cross_entropy_gather")
 VARIANTS = [v for v in VARIANTS if v.kernel not in SMALL or v in LOSS_MOVES]
 VARIANTS += [v for v in PLAIN if v.kernel not in SMALL]
 VARIANTS += aot.entries_variants((90,), (True,))
+GROUPED = {"widths": (4096,), "norms": (True,)}
+VARIANTS += aot.grouped_variants((90,), (torch.bfloat16,), (16, 128), **GROUPED)
+VARIANTS += aot.grouped_variants((90,), (torch.float32,), (64,), **GROUPED)
+VARIANTS += aot.grouped_variants((100,), (torch.float16,), (128,), **GROUPED, wide=(True,))
 # a rank and a vocabulary that 16 does not divide, and a call with few tokens
 OTHER = {"architectures": (90,), "dtypes": (torch.bfloat16,)}
 VARIANTS += aot.steer_variants(**OTHER, ranks=(16,), widths=(4096,), norms=(True,), even=False)
 VARIANTS += aot.steer_variants(**OTHER, ranks=(16,), widths=(4096,), norms=(True,), few_tokens=True)
+VARIANTS += aot.grouped_variants(**OTHER, ranks=(16,), **GROUPED, even=False, wide=(True,))
 VARIANTS += [
     v for v in aot.cross_entropy_variants(**OTHER, widths=(16384,), even=False)
     if v.kernel not in SMALL
@@ -44,7 +49,7 @@ VARIANTS += [
 
 
 def test_the_part_is_small() -> None:
-    assert len(VARIANTS) <= 70 and {v.architecture for v in VARIANTS} == {80, 90, 100}
+    assert len(VARIANTS) <= 80 and {v.architecture for v in VARIANTS} == {80, 90, 100}
     assert len(aot.whole_table()) > len(VARIANTS)
 
 
@@ -84,6 +89,35 @@ def test_a_barrier_stands_between_the_logits_and_the_gradient_on_top_of_them() -
     load = max(i for i, line in enumerate(before) if "ld.global" in line)
     label = max(i for i, line in enumerate(before) if line.startswith("$L__BB"))
     assert label < load < barrier < last, "in the loop, in this order"
+
+
+@pytest.mark.parametrize("kernel", ["steer_token", "steer_block"])
+@pytest.mark.parametrize("norm_preserving", [False, True])
+def test_a_barrier_stands_before_a_state_is_overwritten(kernel: str, norm_preserving: bool) -> None:
+    """Another warp may still read it: for the norm, or its part of the same columns."""
+    found = aot.grouped_variants((90,), (torch.bfloat16,), (16,), (4096,), (norm_preserving,))
+    variant = next(one for one in found if one.kernel == kernel)
+    lines = aot.build(variant).asm["ptx"].splitlines()
+    stores = [i for i, line in enumerate(lines) if "st.global" in line]
+    last_load = max(i for i, line in enumerate(lines[: stores[0]]) if _reads(line))
+    loop = max(i for i, line in enumerate(lines[: stores[0]]) if line.startswith("$L__BB"))
+    barrier = max(i for i, line in enumerate(lines[: stores[0]]) if "bar.sync" in line)
+    # numbers that were loaded ahead arrive with the wait, and the barrier is behind it
+    assert loop < last_load < barrier < stores[0]
+    assert not [line for line in lines[barrier : stores[-1]] if _reads(line)]
+
+
+def _reads(line: str) -> bool:
+    return "ld.global" in line or "cp.async.wait_group" in line
+
+
+def test_the_parameters_of_a_token_are_loaded_ahead() -> None:
+    """In all three passes: a decoding step waits for each of its layers."""
+    (variant, _) = aot.grouped_variants((90,), (torch.bfloat16,), (16,), (4096,), (True,))
+    assert variant.kernel == "steer_token"
+    text = aot.build(variant).asm["ptx"]
+    # parameters, hidden and residual, of two steps, in each of the passes
+    assert text.count("cp.async.wait_group") >= 3 and text.count("cp.async.c") >= 3 * 3 * 2
 
 
 @pytest.mark.parametrize("kernel", ["cross_entropy_rows", "steer_forward"])

@@ -17,7 +17,12 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize(
     "name",
-    ["test_kernels_steer.py", "test_kernels_cross_entropy.py", "test_kernels_strides.py"],
+    [
+        "test_kernels_steer.py",
+        "test_kernels_steer_grouped.py",
+        "test_kernels_cross_entropy.py",
+        "test_kernels_strides.py",
+    ],
 )
 def test_under_the_interpreter(name: str) -> None:
     need_an_interpreter()

@@ -15,7 +15,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from triton.runtime.jit import JITFunction
 
-from dive.kernels import cross_entropy_rows, steer, steer_backward
+from dive.kernels import cross_entropy_rows, steer, steer_backward, steer_grouped
 from dive.ops import triton_path
 from tools import compile_kernels as aot
 
@@ -85,6 +85,32 @@ def test_steer(
         (0,), (dtype,), (padded,), (WIDTH,), (True,), even=even, few_tokens=few
     )
     assert_compiled(launches, [with_flags(v, ADD=False) for v in variants])  # one round of tokens
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("few", [False, True])
+@pytest.mark.parametrize("rank", [0, 16, 24])
+@pytest.mark.parametrize("dtype", aot.DTYPES)
+def test_steer_grouped(
+    dtype: torch.dtype, rank: int, few: bool, wide: bool, launches: list[Launch], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(steer_grouped, "has_few_tokens", lambda *_: few)
+    hidden, residual = (torch.randn(TOKENS, WIDTH).to(dtype) for _ in range(2))
+    own = torch.zeros(TOKENS + 3, dtype=torch.int64)
+    given = torch.float32 if wide else dtype
+    down, up = torch.randn(3, rank, WIDTH).to(given), torch.randn(3, WIDTH, rank).to(given)
+    rest = torch.randn(3, rank), up, torch.randn(3, WIDTH), torch.randn(3)
+    for beside in (None, residual):
+        args = (hidden, beside, own, down, *rest, "silu", True, 1e-6)
+        triton_path._steer_grouped(*args)
+    assert [kernel for kernel, _, _ in launches] == ["steer_token" if few else "steer_block"] * 2
+    padded = steer.padded_rank(rank)
+    for launch, beside in zip(launches, (False, True), strict=True):
+        variants = aot.grouped_variants(
+            (0,), (dtype,), (padded,), (WIDTH,), (True,), ("silu",), (beside,), rank % 16 == 0,
+            (wide and dtype != torch.float32,),
+        )  # fmt: skip
+        assert_compiled([launch], list(variants))
 
 
 @pytest.mark.parametrize("vocab", [VOCAB, VOCAB + 3])

@@ -131,7 +131,7 @@ def test_programs_keep_their_tokens_in_the_cache() -> None:
 
 
 def test_few_tokens_come_in_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steer, "_processors", lambda index: (132, 50 * 2**20))
+    monkeypatch.setattr(steer, "processors", lambda index: (132, 50 * 2**20))
     device = SimpleNamespace(index=0)
     for tokens, want in ((1, True), (800, True), (132 * 32, False)):
         x = SimpleNamespace(is_cuda=True, device=device, shape=(tokens, 4096))

@@ -6,6 +6,8 @@ with a fast tokenizer of that family's kind, image processor, chat template and 
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -59,6 +61,24 @@ def text_config(tokenizer, **more) -> dict:
         "pad_token_id": tokenizer.pad_token_id,
         **more,
     }
+
+
+@contextmanager
+def of_width(hidden_size: int) -> Iterator[None]:
+    """Inside, backbones are written with this hidden size, and a quarter of it per head."""
+    global HIDDEN
+    usual, HIDDEN = HIDDEN, hidden_size
+    try:
+        yield
+    finally:
+        HIDDEN = usual
+
+
+def rope() -> dict:
+    """The rotary embedding of Qwen-VL, in parts for time, height and width."""
+    pairs = HIDDEN // 8
+    parts = [pairs // 4, pairs // 4, pairs // 2]
+    return {"rope_type": "default", "rope_theta": 1e6, "mrope_section": parts}
 
 
 def vision_config(**more) -> dict:
@@ -119,10 +139,10 @@ def save_tiny_gemma3(folder: str | Path) -> Path:
         vision_config=vision_config(model_type="siglip_vision_model", vision_use_head=False),
         text_config=text_config(
             tokenizer,
-            head_dim=8,
+            head_dim=HIDDEN // 4,
             sliding_window=48,
             layer_types=["sliding_attention", "sliding_attention", "full_attention"],
-            query_pre_attn_scalar=8,
+            query_pre_attn_scalar=HIDDEN // 4,
         ),
         mm_tokens_per_image=4,
         boi_token_index=tokenizer.boi_token_id,
@@ -170,7 +190,7 @@ def save_tiny_qwen25_vl(folder: str | Path) -> Path:
         text_config=text_config(
             tokenizer,
             bos_token_id=None,
-            rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
+            rope_parameters=rope(),
         ),
         image_token_id=ids("<|image_pad|>"),
         video_token_id=ids("<|video_pad|>"),

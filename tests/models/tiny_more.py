@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import tiny
 import torch
 from tiny import (
-    HIDDEN,
     IMAGE,
     INIT,
     _save,
@@ -36,7 +36,6 @@ from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
 )
 
-MROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}
 PINPOINTS = [[IMAGE, IMAGE], [IMAGE, 2 * IMAGE], [2 * IMAGE, IMAGE]]
 
 
@@ -101,10 +100,10 @@ def save_tiny_qwen2_vl(folder: Path) -> Path:
     tokenizer = qwen_tokenizer()
     config = {
         "vision_config": {
-            "depth": 2, "embed_dim": 32, "hidden_size": HIDDEN, "num_heads": 2, "mlp_ratio": 2,
+            "depth": 2, "embed_dim": 32, "hidden_size": tiny.HIDDEN, "num_heads": 2, "mlp_ratio": 2,
             "initializer_range": INIT,
         },
-        "text_config": text_config(tokenizer, bos_token_id=None, rope_parameters=dict(MROPE)),
+        "text_config": text_config(tokenizer, bos_token_id=None, rope_parameters=tiny.rope()),
         **_qwen_marks(tokenizer),
     }  # fmt: skip
     size = {"shortest_edge": 4 * 28 * 28, "longest_edge": 8 * 28 * 28}
@@ -121,14 +120,14 @@ def save_tiny_qwen3_vl(folder: Path) -> Path:
     config = {
         "vision_config": {
             "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2,
-            "out_hidden_size": HIDDEN, "num_position_embeddings": 16,
+            "out_hidden_size": tiny.HIDDEN, "num_position_embeddings": 16,
             "deepstack_visual_indexes": [0, 1], "initializer_range": INIT,
         },
         "text_config": text_config(
             tokenizer,
             bos_token_id=None,
-            head_dim=8,
-            rope_parameters={**MROPE, "mrope_interleaved": True},
+            head_dim=tiny.HIDDEN // 4,
+            rope_parameters={**tiny.rope(), "mrope_interleaved": True},
         ),
         **_qwen_marks(tokenizer),
     }  # fmt: skip
@@ -256,12 +255,16 @@ def save_tiny_paligemma(folder: Path, text: str = "gemma") -> Path:
         "text_config": text_config(
             tokenizer,
             model_type=text,
-            head_dim=8,
-            **({"sliding_window": 24, "query_pre_attn_scalar": 8} if text == "gemma2" else {}),
+            head_dim=tiny.HIDDEN // 4,
+            **(
+                {"sliding_window": 24, "query_pre_attn_scalar": tiny.HIDDEN // 4}
+                if text == "gemma2"
+                else {}
+            ),
         ),
         "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
-        "projection_dim": HIDDEN,
-        "hidden_size": HIDDEN,
+        "projection_dim": tiny.HIDDEN,
+        "hidden_size": tiny.HIDDEN,
     }
     values = {
         "size": {"height": IMAGE, "width": IMAGE},
@@ -288,7 +291,7 @@ def save_tiny_mistral3(folder: Path) -> Path:
     tokenizer = _with_tokens(llama2_tokenizer(), marks)
     config = {
         "vision_config": vision_config(model_type="pixtral", image_size=4 * IMAGE),
-        "text_config": text_config(tokenizer, model_type="mistral", head_dim=8),
+        "text_config": text_config(tokenizer, model_type="mistral", head_dim=tiny.HIDDEN // 4),
         "image_token_index": tokenizer.convert_tokens_to_ids("[IMG]"),
         "spatial_merge_size": 2,
         "tie_word_embeddings": False,

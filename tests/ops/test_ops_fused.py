@@ -11,7 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", reason="the kernels are Triton's")
 
-from dive.kernels import cross_entropy_entries, cross_entropy_rows, steer, steer_backward
+from dive.kernels import (
+    cross_entropy_entries,
+    cross_entropy_rows,
+    steer,
+    steer_backward,
+    steer_grouped,
+)
 from dive.ops import triton_path
 from dive.ops.chunks import default_chunk_bytes
 
@@ -31,6 +37,7 @@ KERNELS = (
     (cross_entropy_rows, ("rows_kernel", "scale_kernel")),
     (steer, ("forward_kernel",)),
     (steer_backward, ("backward_kernel", "parameters_kernel", "reduce_kernel")),
+    (steer_grouped, ("token_kernel", "block_kernel")),
 )
 
 
@@ -168,6 +175,38 @@ def test_steering_is_one_launch_and_three_back(
     kernels = ["backward_kernel", "parameters_kernel", "reduce_kernel"]
     assert launches.names[len(brought) + 1 :] == [*brought, *kernels]
     assert launches.elements == h.numel()
+
+
+@pytest.mark.parametrize("few", [False, True])
+@pytest.mark.parametrize("norm_preserving", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_grouped_steering_is_one_launch_and_no_memory(
+    launches: Launches,
+    dtype: torch.dtype,
+    norm_preserving: bool,
+    few: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the adapters are: nothing of them is read on the host."""
+    monkeypatch.setattr(steer_grouped, "has_few_tokens", lambda *_: few)
+
+    def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=META)
+
+    hidden, residual = new(64, 4096, dtype=dtype), new(64, 4096, dtype=dtype)
+    own = new(8192, dtype=torch.int64)
+    for down, up in (
+        (new(5, 16, 4096), new(5, 4096, 16)),
+        (new(5, 17, 4097)[:, 1:, :-1], new(5, 4096, 17, dtype=dtype)[..., 1:]),
+    ):
+        rest = new(5, 16), up, new(5, 4096), new(5)
+        for beside in (residual, None):
+            launches.names.clear()
+            launches.elements = 0
+            args = (hidden, beside, own, down, *rest, "silu", norm_preserving, 1e-6)
+            triton_path._steer_grouped(*args)
+            assert launches.names == ["token_kernel" if few else "block_kernel"]
+            assert launches.elements == 0
 
 
 def test_kernels_run_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,174 @@
+"""vLLM's model classes with room for steering adapters: `Dive` before the name of each.
+
+A class is made when it is asked for, from the class of that name without `Dive` in the registry of
+vLLM, of whatever family; whether its structure can be steered is decided when it is built.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm import ModelRegistry
+from vllm.model_executor.models.interfaces import SupportsLoRA, supports_lora
+from vllm.model_executor.models.utils import PPMissingLayer, WeightsMapper
+
+from dive.errors import DiveError
+from dive.vllm.card import check_card
+from dive.vllm.checkpoint_names import as_vllm_knows
+from dive.vllm.checkpoint_samples import CheckpointSamples
+from dive.vllm.decoder import decoder_of, hold_in, steer_after
+from dive.vllm.holders import NAME, CardHolder, holders_of
+from dive.vllm.packing import unpack_card
+from dive.vllm.plugin import PREFIX
+from dive.vllm.settings import ServerSteering
+
+logger = logging.getLogger("vllm.dive")
+
+
+class Steered:
+    """The part of a steered model that is the same for every family; comes before its class."""
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        _check_server(vllm_config)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        self._dive_manager: Any = None
+        self._dive_samples = CheckpointSamples()
+        self._dive_settings = ServerSteering.of_model(vllm_config.model_config.hf_config)
+        text = vllm_config.model_config.hf_text_config
+        self._dive_served = {
+            "hidden_size": text.hidden_size,
+            "num_layers": text.num_hidden_layers,
+            "vocab_size": text.vocab_size,
+        }
+        model: Any = self
+        name, owner, layers = decoder_of(model, text)
+        device = next((one.device for one in model.parameters()), torch.device("cpu"))
+        setattr(owner, NAME, CardHolder(device, self._dive_arrives))
+        for layer in layers:
+            if not isinstance(layer, PPMissingLayer):
+                hold_in(layer, text.hidden_size, device)
+                steer_after(layer, self._dive_settings)
+        # the names in an exported adapter are the same for every family: "dive." is the decoder
+        self._dive_layers = {
+            index: f"{name}.{_list_name(owner, layers)}.{index}.{NAME}"
+            for index, layer in enumerate(layers)
+            if not isinstance(layer, PPMissingLayer)
+        }
+        listed = _list_name(owner, layers)
+        renamed = {"dive.layers.": f"{name}.{listed}.", "dive.card": f"{name}.{NAME}"}
+        mapper = getattr(self, "hf_to_vllm_mapper", None) or WeightsMapper()
+        self.hf_to_vllm_mapper = mapper | WeightsMapper(orig_to_new_prefix=renamed)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], *given: Any, **named: Any) -> Any:
+        """Loads weights as the family does, and samples them for the fingerprint."""
+        loads: Any = super()
+        parameters = [name for name, _ in self.named_parameters()]  # type: ignore[attr-defined]
+        watched = self._dive_samples.watch(as_vllm_knows(weights, parameters))
+        return loads.load_weights(watched, *given, **named)
+
+    @property
+    def lora_manager(self) -> Any:
+        """vLLM's LoRA manager, which sets itself here when it has wrapped the holders."""
+        return self._dive_manager
+
+    @lora_manager.setter
+    def lora_manager(self, manager: Any) -> None:
+        holders = holders_of(manager)
+        wanted = len(self._dive_layers) + 1
+        if len(holders) != wanted:
+            raise DiveError(
+                f"{len(holders)} of {wanted} places for adapters are known to vLLM's LoRA manager, "
+                f"want all: serve with --enable-lora --lora-target-modules {NAME}"
+            )
+        for _, wrapper in holders:
+            holder = wrapper.base_layer
+            holder.bind(wrapper)
+            wrapper.set_lora = self._dive_or_forgotten(holder.set_lora)
+            wrapper.reset_lora = self._dive_or_forgotten(holder.reset_lora)
+        self._dive_manager = manager
+
+    def _dive_or_forgotten(self, change: Callable[..., None]) -> Callable[..., None]:
+        """`change` of an index, after whose error the LoRA manager does not know the adapter.
+
+        Else it would take the adapter for loaded at the next request.
+        """
+
+        def changed(index: int, *tensors: Tensor) -> None:
+            try:
+                change(index, *tensors)
+            except Exception:
+                manager = self._dive_manager
+                manager.remove_adapter(manager.lora_index_to_id[index])
+                raise
+
+        return changed
+
+    def _dive_arrives(self, index: int, lora_a: Tensor | None) -> None:
+        """Checks the card of the adapter that becomes the one of `index`."""
+        if lora_a is None:
+            raise DiveError(
+                "the adapter has no card, so that it is none of dive's, want a folder written by "
+                "dive export-vllm"
+            )
+        if not lora_a.any():
+            return  # a dummy with which vLLM warms up
+        card = unpack_card(lora_a)
+        warning = check_card(card, self._dive_served, self._dive_settings, self._dive_samples)
+        manager = self._dive_manager
+        adapter = manager.get_adapter(manager.lora_index_to_id[index])
+        for layer in card["layers"]:
+            name = self._dive_layers.get(layer)  # None for a layer of another pipeline stage
+            if name is not None and adapter.get_lora(name) is None:
+                raise DiveError(
+                    f"the adapter {card['sha256'][:12]} steers layer {layer} and has no numbers "
+                    f"for it ({name}), want the folder as dive export-vllm wrote it"
+                )
+        if warning:
+            logger.warning("%s", warning)
+        logger.info("adapter %s steers %d layers", card["sha256"][:12], len(card["layers"]))
+
+
+def _list_name(owner: nn.Module, layers: nn.ModuleList) -> str:
+    return next(name for name, child in owner.named_children() if child is layers)
+
+
+def _check_server(vllm_config: Any) -> None:
+    """Raises DiveError for settings of a server under which steering would be absent or wrong."""
+    lora, parallel = vllm_config.lora_config, vllm_config.parallel_config
+    if lora is None or [*(lora.target_modules or [])] != [NAME]:
+        raise DiveError(
+            f"a steered model is served without room for adapters, want --enable-lora "
+            f"--lora-target-modules {NAME}"
+        )
+    passes = getattr(vllm_config.compilation_config, "pass_config", None)
+    if getattr(passes, "enable_sp", False):
+        raise DiveError(
+            "sequence parallelism splits the residual stream over ranks, and dive steers it whole, "
+            "want compilation_config.pass_config.enable_sp off"
+        )
+    for name in ("enable_dbo", "prefill_context_parallel_size", "decode_context_parallel_size"):
+        value = getattr(parallel, name, None)
+        if value not in (None, False, 1):
+            raise DiveError(f"{name} is {value}, want it off: dive steers whole batches of tokens")
+
+
+def steered(base: type) -> type:
+    """The class of steered models of a family.
+
+    base: vLLM's class of the family.
+    """
+    named = {"__module__": __name__, "__qualname__": PREFIX + base.__name__}
+    # vLLM has LoRA for some families only, and steering needs none of what is special to them
+    bases = (Steered, base) if supports_lora(base) else (Steered, base, SupportsLoRA)
+    return type(PREFIX + base.__name__, bases, named)
+
+
+def __getattr__(name: str) -> Any:
+    family = name.removeprefix(PREFIX)
+    if family == name or family not in ModelRegistry.models:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    made = steered(ModelRegistry.models[family].load_model_cls())
+    globals()[name] = made
+    return made
