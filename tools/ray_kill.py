@@ -50,7 +50,9 @@ def start(folder: Path, out: Path) -> subprocess.Popen:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "disabled",
         "RAY_TMPDIR": str(folder / "ray"),
-        "RAY_raylet_start_wait_time_s": "300",  # a busy machine; else Ray gives up
+        # a busy machine: Ray would give up, and its workers wait for all others
+        "RAY_raylet_start_wait_time_s": "300",
+        "RAY_worker_niceness": "0",
     }
     environment.pop("RAY_ADDRESS", None)
     with (folder / "log").open("a") as log:
@@ -148,18 +150,21 @@ def trial(kills: int, seed: int, folder: Path) -> dict[str, Any]:
         out = folder / f"{run}.jsonl"
         partial = folder / f"{run}.jsonl.partial"
         for _ in range(draw.randint(1, IN_A_ROW)):
+            begins = time.monotonic()
             process = start(folder, out)
             if draw.random() < 0.5:
                 at = time.monotonic() + draw.uniform(0, usual)
                 killed, left = kill_when(process, lambda at=at: time.monotonic() > at)
             else:
-                count = draw.randint(written(partial) + 1, COUNT)
+                count = draw.randint(min(written(partial) + 1, COUNT - 1), COUNT - 1)
                 killed, left = kill_when(
                     process,
                     lambda count=count, partial=partial: written(partial) >= count,
                 )
             left_behind += left
             not_begun += not killed and process.returncode != 0
+            if not killed and process.returncode == 0:  # the machine is less busy than it was
+                usual = min(usual, time.monotonic() - begins)
             if killed:
                 tried += 1
                 rows_at_kill.append(written(partial))

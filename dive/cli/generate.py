@@ -13,7 +13,13 @@ from dive.cli.engines import (
     read_inputs,
     reports_of,
 )
-from dive.cli.generate_output import hold_outputs, next_command, print_summary, write_all
+from dive.cli.generate_output import (
+    adapter_fields,
+    hold_outputs,
+    next_command,
+    print_summary,
+    write_all,
+)
 from dive.cli.options import (
     BackboneOption,
     DeviceOption,
@@ -217,7 +223,8 @@ def generate(
     ) as writer:
         check_images(writer, items, verify)
         reports = reports_of(request, read_in, facts, cluster, skipped)
-        end = write_all(writer, reports, watching, skipped, on_error)
+        more = adapter_fields(adapter, read_in.adapter)
+        end = write_all(writer, reports, watching, skipped, on_error, more)
     if as_json:
         print(visible_json({"reports": end.written, "skipped": len(skipped), "out": str(out)}))
     else:

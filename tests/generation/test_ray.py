@@ -38,6 +38,7 @@ def session():
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("RAY_worker_niceness", "0")  # or the actors wait for all that runs beside
         patch.setenv("PYTHONPATH", PYTHONPATH)  # with ray_faults, for the actors
         with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
             ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False,
