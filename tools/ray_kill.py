@@ -5,8 +5,8 @@
 A tiny model and drawn films; two actors in a session of Ray's own on this machine, so that the kill
 takes the driver of Ray as well. Half of the kills come at a random instant, half when a random
 number of reports is written. Each run is killed up to three times before it is left to finish, and
-then compared with a run without Ray: everything but the seconds. Processes that a killed driver
-leaves are waited for, and ended by their number if they do not end themselves; they are counted.
+then compared with a run without Ray: everything but the seconds. Processes that killed drivers
+leave are waited for at the end; those still there are ended by their number, and counted.
 
 It needs the environment of `make test-vllm`.
 """
@@ -104,8 +104,8 @@ def end_all(known: dict[int, int]) -> int:
     return len(staying)
 
 
-def kill_when(process: subprocess.Popen, reached: Callable[[], bool]) -> tuple[bool, int]:
-    """Kill -9 when something is reached: whether it still ran, and what it left behind."""
+def kill_when(process: subprocess.Popen, reached: Callable[[], bool]) -> tuple[bool, dict]:
+    """Kill -9 when something is reached: whether it still ran, and the processes it had begun."""
     ends = time.monotonic() + LONGEST
     while process.poll() is None and not reached():
         if time.monotonic() > ends:
@@ -115,7 +115,7 @@ def kill_when(process: subprocess.Popen, reached: Callable[[], bool]) -> tuple[b
     running = process.poll() is None
     process.kill()
     process.wait()
-    return running, end_all(known)
+    return running, known
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -144,7 +144,8 @@ def trial(kills: int, seed: int, folder: Path) -> dict[str, Any]:
         raise RuntimeError((folder / "log").read_text()[-2000:])
     usual = time.monotonic() - began
     faults = [] if records(folder / "undisturbed.jsonl") == wanted else ["undisturbed: differs"]
-    tried = run = with_rows = left_behind = not_begun = 0
+    tried = run = with_rows = not_begun = 0
+    orphans: dict[int, int] = {}
     rows_at_kill = []
     while tried < kills:
         out = folder / f"{run}.jsonl"
@@ -161,7 +162,7 @@ def trial(kills: int, seed: int, folder: Path) -> dict[str, Any]:
                     process,
                     lambda count=count, partial=partial: written(partial) >= count,
                 )
-            left_behind += left
+            orphans |= left
             not_begun += not killed and process.returncode != 0
             if not killed and process.returncode == 0:  # the machine is less busy than it was
                 usual = min(usual, time.monotonic() - begins)
@@ -181,6 +182,7 @@ def trial(kills: int, seed: int, folder: Path) -> dict[str, Any]:
         if status != 0 or not out.exists() or records(out) != wanted:
             faults.append(f"seed {seed}, run {run}: exit {status}, {out} differs")
         run += 1
+    left_behind = end_all(orphans)
     return {
         "trial": "generate --ray", "tried": tried, "faults": len(faults), "faulty": faults,
         "seconds": round(time.monotonic() - began, 1), "seed": seed,

@@ -49,18 +49,34 @@ def open_engine(request: "RunRequest", inputs: "RunInputs") -> "Write":
     """
     if request.engine != "vllm":
         return _write_here(request, inputs)
-    from dive.vllm.engine import iter_reports
-    from dive.vllm.running import Engine
+    return _Lasting(request, inputs)
 
-    engine = Engine(
-        request.backbone,
-        batch_size=request.batch_size,
-        max_images=request.most_images(inputs.shown),
-        dtype=request.dtype,
-        device=request.device,
-        engine_options=request.engine_options,
-    )
-    return partial(_written, iter_reports, engine, _asked(request, inputs))
+
+class _Lasting:
+    """vLLM's engine, open until `close`, which writes as often as it is called."""
+
+    def __init__(self, request: "RunRequest", inputs: "RunInputs") -> None:
+        from dive.vllm.running import Engine
+
+        self._asked = _asked(request, inputs)
+        self._engine = Engine(
+            request.backbone,
+            [] if inputs.adapter is None else [inputs.adapter],
+            batch_size=request.batch_size,
+            max_images=request.most_images(inputs.shown),
+            dtype=request.dtype,
+            device=request.device,
+            engine_options=request.engine_options,
+        )
+
+    def __call__(self, studies: "Sequence[Study]", skipped: "Skipped") -> "Iterator[Report]":
+        from dive.vllm.engine import iter_reports
+
+        return iter_reports(self._engine, studies, skipped=skipped, **self._asked)
+
+    def close(self) -> None:
+        """End vLLM's processes."""
+        self._engine.close()
 
 
 def open_engine_once(request: "RunRequest", inputs: "RunInputs") -> "Write":

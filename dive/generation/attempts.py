@@ -28,6 +28,11 @@ class Attempts:
         self._deaths: dict[str, int] = {}
         self._batch_size, self._actors = batch_size, actors
 
+    @property
+    def waiting(self) -> bool:
+        """Whether there is a group that no actor has."""
+        return bool(self._waiting or self._again)
+
     def group(self) -> list[Study]:
         """The studies of the next call of an actor; [] where none waits. What may kill its actor
         again comes last: the others are written first."""

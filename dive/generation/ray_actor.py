@@ -78,7 +78,8 @@ class Sent:
 class Opening:
     """How an actor opens its engine: two functions that the actor's Python can import.
 
-    read_inputs: reads what a request names. open_engine: returns the function that writes.
+    read_inputs: reads what a request names. open_engine: returns the function that writes, which
+        may have a function `close`.
     """
 
     read_inputs: Callable[[RunRequest], RunInputs]
@@ -114,6 +115,11 @@ class StudyWriter:
             yield self._sent(Refused(str(error)))
         except Exception:
             yield self._sent(Broken(traceback.format_exc()))
+
+    def close(self) -> None:
+        """End the engine, if it is one that has to be ended."""
+        if (close := getattr(self._write, "close", None)) is not None:
+            close()
 
     def _messages(self, studies: Sequence[Study]) -> Iterator[Message]:
         if self._write is None:

@@ -96,6 +96,11 @@ class Cluster:
         ready, _ = self._ray.wait(list(waited), num_returns=1, timeout=seconds)
         return ready[0] if ready else None
 
+    def all_of(self, waited: Sequence[Any], seconds: float) -> None:
+        """Wait until all of these calls have ended, or for so long."""
+        if waited:
+            self._ray.wait(list(waited), num_returns=len(waited), timeout=seconds)
+
     def message(self, waited: Any) -> Any:
         """What a call has: its result, the next one of several, or None at their end.
 

@@ -46,6 +46,7 @@ from dive.generation.run_request import RunRequest
 log = logging.getLogger(__name__)
 
 _OPENINGS = 3  # deaths one after the other, of actors whose engine was not open yet
+_CLOSING = 30.0  # seconds for engines to end
 _DEATHS = 4  # deaths per actor without a report between them
 
 
@@ -81,6 +82,7 @@ class RayReports:
         self._left = {name: _travelling(study) for name, study in studies.items()}
         self._attempts = Attempts(self._left.values(), request.batch_size, cluster.actors)
         self._working: dict[Any, _Worker] = {}  # what `ray.wait` waits for -> whose it is
+        self._idle: list[Any] = []  # actors without a group
         self._openings = self._deaths = 0
         self._said: set[tuple[str | int, str]] = set()
 
@@ -93,9 +95,10 @@ class RayReports:
                     before = len(self._left)
                     yield from self._step()
                     bar(before - len(self._left))
+                self._cluster.all_of([actor.close.remote() for actor in self._idle], _CLOSING)
             finally:
-                for worker in self._working.values():
-                    self._cluster.kill(worker.actor)
+                for actor in (*self._idle, *(one.actor for one in self._working.values())):
+                    self._cluster.kill(actor)
 
     def _start(self) -> None:
         """Start an actor; it gets its first group when Ray has found it a node."""
@@ -123,15 +126,15 @@ class RayReports:
                 f"an actor ended its group without a word on {counted(len(unwritten), 'study')}; "
                 "that is a fault of dive"
             )
-        group = self._attempts.group()
-        if group:
-            self._working[worker.actor.write.options(num_returns="streaming").remote(group)] = (
-                _Worker(worker.actor, group)
-            )
-        else:
-            self._cluster.kill(worker.actor)
-            if not self._working and self._left:
-                self._start()
+        self._idle.append(worker.actor)
+        self._employ()
+
+    def _employ(self) -> None:
+        """Give groups to the actors that have none, while there are any."""
+        while self._idle and (group := self._attempts.group()):
+            actor = self._idle.pop()
+            call = actor.write.options(num_returns="streaming").remote(group)
+            self._working[call] = _Worker(actor, group)
 
     def _act(self, worker: "_Worker", sent: Sent) -> Iterator[Report]:
         self._repeat(sent.said)
@@ -217,7 +220,8 @@ class RayReports:
                 f"{self._deaths} actors died one after the other without a report between them: "
                 f"{_reason(error)}; the logs of Ray have more"
             )
-        if self._left:
+        self._employ()
+        if self._attempts.waiting:
             self._start()
 
 

@@ -76,8 +76,11 @@ def pretended(monkeypatch):
         return iter(())
 
     class Engine:
-        def __init__(self, backbone, **named):
-            self.backbone, self.named = backbone, named
+        def __init__(self, backbone, adapters, **named):
+            self.backbone, self.adapters, self.named = backbone, adapters, named
+
+        def close(self):
+            called.append("closed")
 
     package = SimpleNamespace(__path__=[])
     monkeypatch.setitem(sys.modules, "dive.vllm", package)
@@ -95,6 +98,7 @@ def test_vllm_is_opened_once_per_actor(request_of, pretended, tmp_path):
         assert list(write(part, Skipped())) == []
     (engine, ids, named), (again, more, _) = pretended
     assert engine is again and [*ids, *more] == [one.id for one in shown]
+    assert engine.adapters == []
     assert engine.named == {
         "batch_size": 8, "max_images": 2 + 4, "dtype": "auto", "device": "auto",
         "engine_options": {"quantization": "fp8"},
@@ -102,6 +106,8 @@ def test_vllm_is_opened_once_per_actor(request_of, pretended, tmp_path):
     # what an open engine has already is not given again
     assert not named.keys() & {"batch_size", "dtype", "device", "engine_options", "engine"}
     assert named["demonstrations"] == shown
+    write.close()
+    assert pretended[-1] == "closed"
 
 
 def test_vllm_ends_with_a_run_of_this_process(request_of, pretended):
