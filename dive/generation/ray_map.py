@@ -95,7 +95,10 @@ class RayReports:
                     before = len(self._left)
                     yield from self._step()
                     bar(before - len(self._left))
-                self._cluster.all_of([actor.close.remote() for actor in self._idle], _CLOSING)
+                # one that Ray has found no node for yet has nothing to close
+                last = [worker.actor for worker in self._working.values() if worker.group]
+                closing = [actor.close.remote() for actor in (*self._idle, *last)]
+                self._cluster.all_of(closing, _CLOSING)
             finally:
                 for actor in (*self._idle, *(one.actor for one in self._working.values())):
                     self._cluster.kill(actor)

@@ -161,6 +161,7 @@ def test_two_actors_write_what_one_process_writes(folder, inputs, watch, caplog)
     finished(folder, inputs)
     assert len(set(seen.pids)) == 2 and os.getpid() not in seen.pids
     assert "12 reports in" in result.stderr
+    assert ray_faults.noted(folder / "model").count("closed") == 2
     # an actor's warnings come out here, each once
     assert caplog.text.count("demonstration 'study-00' has the same id and is left out") == 1
     assert gone(set(seen.pids))

@@ -82,6 +82,7 @@ def open_engine(request, inputs):
             time.sleep(pause)
             yield report
 
+    write.close = lambda: note(request, "closed")
     return write
 
 
