@@ -192,7 +192,9 @@ def check_values(
     image_budget(max_image_tokens, None)
     if not _DTYPE.fullmatch(dtype):
         raise DiveError(f"--dtype is {dtype!r}, want auto, bfloat16, float16, float32 ...")
-    checks.engine(engine)
+    if engine not in (*checks.ENGINES, "vllm"):
+        known = ", ".join(checks.ENGINES)
+        raise DiveError(f"engine is {engine!r}, want one of {known}, vllm")
 
 
 def pairs(given: list[str] | None, known: Iterable[str], option: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The command line on the user's own files: a chain that joins, and errors a person can act on."""
 
+import hashlib
 import json
 import os
 import signal
@@ -44,8 +45,11 @@ def test_three_commands_join(folder, request, studies_folder, tmp_path):
     )  # fmt: skip
     written = rows(out)
     keys = ["id", "images", "report", "finish_reason", "num_tokens", "prompt_tokens",
-            "seconds", "engine"]  # fmt: skip
+            "seconds", "engine", "adapter", "adapter_sha256"]  # fmt: skip
     assert [list(row) for row in written] == [keys] * 6
+    file = adapter / "adapter.safetensors"
+    which = {(row["adapter"], row["adapter_sha256"]) for row in written}
+    assert which == {("adapter", hashlib.sha256(file.read_bytes()).hexdigest())}
     assert [row["id"] for row in written] == [row["id"] for row in rows(studies)]
     assert not list(tmp_path.glob("*.partial*"))
     result = call("evaluate", "--predictions", out, "--references", studies, "--json")
