@@ -14,7 +14,6 @@ from dive.cli.engines import (
     reports_of,
 )
 from dive.cli.generate_output import (
-    adapter_fields,
     hold_outputs,
     next_command,
     print_summary,
@@ -223,8 +222,7 @@ def generate(
     ) as writer:
         check_images(writer, items, verify)
         reports = reports_of(request, read_in, facts, cluster, skipped)
-        more = adapter_fields(adapter, read_in.adapter)
-        end = write_all(writer, reports, watching, skipped, on_error, more)
+        end = write_all(writer, reports, watching, skipped, on_error)
     if as_json:
         print(visible_json({"reports": end.written, "skipped": len(skipped), "out": str(out)}))
     else:

@@ -78,11 +78,10 @@ def write_all(
     studies: "Mapping[str, WatchedStudy]",
     skipped: "Skipped",
     on_error: str,
-    adapter: "Mapping[str, str]",
 ) -> End:
     """Append the reports of the studies that have none yet, and give the file its name.
 
-    reports: opens what writes them. studies: by their ids. adapter: `adapter_fields`.
+    reports: opens what writes them. studies: by their ids.
 
     Raises:
         DiveError: no report was written; with on_error="fail" some studies got none.
@@ -91,19 +90,9 @@ def write_all(
     failed: list[Report] = []
     if left := _still_to_write(writer, studies):
         noted = skipped if on_error == "skip" else None
-        ended, failed = _append_reports(writer, reports(left), studies, noted, adapter)
+        ended, failed = _append_reports(writer, reports(left), studies, noted)
     note = _finish(writer, writer.path, failed if on_error == "fail" else [], skipped)
     return End(len(writer.done), len(writer.done) - earlier, ended, note)
-
-
-def adapter_fields(named: str | None, adapter: "SteeringAdapter | None") -> dict[str, str]:
-    """The fields of a record that say which adapter steered it: its name, of a path the last one,
-    and the sha256 of its weights; none without an adapter."""
-    if named is None or adapter is None:
-        return {}
-    from dive.errors.private import public_name
-
-    return {"adapter": public_name(named), "adapter_sha256": adapter.weights_sha256()}
 
 
 def _append_reports(
@@ -111,11 +100,9 @@ def _append_reports(
     reports: "Iterable[Report]",
     studies: "Mapping[str, Study]",
     skipped: "Skipped | None",
-    adapter: "Mapping[str, str]",
 ) -> "tuple[int, list[Report]]":
     """Appends a record per report; returns how many the model ended by itself, and those that ended
-    in an error, which are not written but noted in `skipped`. studies: by their ids. adapter: more
-    fields of each record."""
+    in an error, which are not written but noted in `skipped`. studies: by their ids."""
     ended, failed = 0, []
     for report in reports:
         if report.error is not None:
@@ -124,6 +111,7 @@ def _append_reports(
                 skipped.add(report.id, studies[report.id].source, DiveError(report.error))
             continue
         ended += report.finish_reason == "eos"
+        steered = {"adapter": report.adapter, "adapter_sha256": report.adapter_sha256}
         writer.append(
             {
                 "id": report.id,
@@ -134,7 +122,7 @@ def _append_reports(
                 "prompt_tokens": report.prompt_tokens,
                 "seconds": round(report.seconds, 4),
                 "engine": report.engine,
-                **adapter,
+                **(steered if report.adapter is not None else {}),
             }
         )
     return ended, failed
