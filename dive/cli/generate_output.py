@@ -12,7 +12,6 @@ from dive.errors.console import to_stderr
 from dive.errors.counting import counted
 
 if TYPE_CHECKING:
-    from dive.adapter.adapter import SteeringAdapter
     from dive.data import Skipped, Study
     from dive.files.json_lines import JsonlWriter
     from dive.generation.report_writer import Report
