@@ -54,9 +54,14 @@ def measured(
     factor, down: the operands of the product, as `operand` returns them; factor is x, rounded.
     """
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    rstd = torch.addcmul(norm.new_full((), eps), norm, norm, value=1 / max(x.shape[1], 1)).rsqrt_()
+    rstd = over_rms(norm, x.shape[1], eps)
     pre = torch.mm(factor, down.t())
     return norm, rstd, torch.addcmul(cast(down_bias, x.dtype), pre, rstd)
+
+
+def over_rms(norm: Tensor, width: int, eps: float) -> Tensor:
+    """Returns 1 / RMS of states of this norm and width."""
+    return torch.addcmul(norm.new_full((), eps), norm, norm, value=1 / max(width, 1)).rsqrt_()
 
 
 def edited(
