@@ -29,13 +29,13 @@ test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow $(IN_TWO)
 
 # Adapters inside vLLM, and reports over Ray: with a vLLM for CPUs, whose torch and transformers are
-# not those of .venv. PICK=NAME runs the tests of that name. The checkout is imported, and its own
-# metadata have the entry point by which vLLM finds dive.
+# not those of .venv; up to an hour, and PICK chooses tests as pytest -m does. The checkout is imported,
+# and its own metadata have the entry point by which vLLM finds dive.
 SERVING := build/serving
-PICK ?=
+PICK ?= vllm or ray
 test-vllm: $(VENV)/.installed $(SERVING)/.installed
 	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 $(SERVING)/bin/python -m pytest \
-	  -q -p no:cacheprovider -m "vllm or ray" $(if $(PICK),-k "$(PICK)") tests/vllm tests/generation
+	  -q -p no:cacheprovider -m "$(PICK)" tests/vllm tests/generation
 
 SERVING_FILES := $(wildcard tests/vllm/environment/*)
 $(SERVING)/.installed: pyproject.toml constraints.txt $(SERVING_FILES)

@@ -2,12 +2,12 @@
 
     python -m benchmarks.bench_vllm                                  results/cpu-vllm.json
 
-In the environment of `make test-vllm`. Random weights, one thread on a CPU; 64 requests at once
-with prompts of 32 to 96 tokens and answers of 16 to 48, 128 in all: one that ends is followed by
-the next. A round is a turn of each way, in an order that changes; the requests are the same in each
-turn. `none`, `one` and `five` adapters are requests to one engine; `stock` is vLLM's class of
-the model, without dive and without LoRA, in an engine beside it. Latency is from the arrival of a
-request at the engine to its last token.
+In the environment of `make test-vllm`. Random weights; 64 requests at once with prompts of 32 to 96
+tokens and answers of 16 to 48, 128 in all: one that ends is followed by the next. A round is a turn
+of each way, in an order that changes; the requests are the same in each turn. `none`, `one` and
+`five` adapters are requests to one engine; `stock` is vLLM's class of the model, without dive and
+without LoRA, in an engine beside it. Latency is from the arrival of a request at the engine to its
+last token.
 """
 
 import argparse
@@ -31,9 +31,9 @@ from dive.vllm.plugin import register
 ADAPTERS, AT_ONCE, REQUESTS = (2, 4, 8) if TOY else (5, 64, 128)
 PROMPTS, ANSWERS = ((4, 8), (2, 6)) if TOY else ((32, 96), (16, 48))
 SHAPE = {
-    "hidden_size": 128 if TOY else 1024,
-    "intermediate_size": 256 if TOY else 2816,
-    "num_hidden_layers": 2 if TOY else 12,
+    "hidden_size": 128 if TOY else 2048,
+    "intermediate_size": 256 if TOY else 5632,
+    "num_hidden_layers": 2 if TOY else 6,
     "num_attention_heads": 4 if TOY else 16,
     "num_key_value_heads": 2 if TOY else 4,
     "vocab_size": 512 if TOY else 8192,

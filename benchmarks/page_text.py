@@ -78,6 +78,15 @@ at different points, and once one token differs, so does the rest of the answer.
         """ms per step of the wall clock, and the ratio to that of one thread.""",
     ),
     (
+        "Steered requests in vLLM",
+        ("vllm",),
+        """64 requests at once to one engine, greedy, with no adapter, one, or five mixed;
+`no dive` is vLLM's own class of the model without LoRA, in an engine beside it. "of" is the
+throughput over that of another way in the same round: median, and the least and the most of the
+rounds. The narrower a model, the more an adapter costs beside it: layers cost the square of the
+width, adapters the width.""",
+    ),
+    (
         "Steering in a decode step",
         ("steer-step",),
         """[residual add + steering + RMSNorm] of one layer. `hot` weights are in the cache, `cold`

@@ -298,7 +298,7 @@ KINDS: dict[str, Callable[[Result], list[str]]] = {
     "readers": readers,
     "survey": survey,
     "tune": tuning,
-    **dict.fromkeys(("engine-threads", "refill", "other"), other),
+    **dict.fromkeys(("engine-threads", "refill", "vllm", "other"), other),
     **dict.fromkeys(("build", "test", "peers", "sanitize"), stage),
 }
 

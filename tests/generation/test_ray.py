@@ -186,6 +186,7 @@ def test_an_actor_that_is_killed_loses_and_repeats_nothing(folder, inputs, watch
     finished(folder, inputs)
 
 
+@pytest.mark.slow
 def test_a_study_that_kills_once_is_written(folder, inputs, watch):
     fail_by(folder, "once study-04")
     seen = watch()
@@ -194,6 +195,7 @@ def test_a_study_that_kills_once_is_written(folder, inputs, watch):
     finished(folder, inputs)
 
 
+@pytest.mark.slow
 def test_a_study_that_always_kills_is_named_and_left_out(folder, inputs, watch):
     fail_by(folder, "kill study-04")
     seen = watch()
@@ -206,6 +208,7 @@ def test_a_study_that_always_kills_is_named_and_left_out(folder, inputs, watch):
     assert "1 skipped" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_study_that_always_kills_ends_the_run(folder, inputs):
     fail_by(folder, "kill study-04")
     with pytest.raises(DiveError, match=r"studies.jsonl:5: study 'study-04': its actor died 3"):
@@ -238,6 +241,7 @@ def test_an_engine_that_cannot_be_opened_says_so_once(folder):
     assert not (folder / "out.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_actors_that_die_while_they_open_are_no_storm(folder):
     fail_by(folder, "die")
     with pytest.raises(DiveError, match="^3 actors died one after the other before their engine"):
@@ -245,6 +249,7 @@ def test_actors_that_die_while_they_open_are_no_storm(folder):
     assert ray_faults.noted(folder / "model").count("opened") == 3
 
 
+@pytest.mark.slow
 def test_another_adapter_on_a_node_is_refused(folder):
     fail_by(folder, f"adapter {folder / 'other'}")
     # the driver reads the right one
@@ -264,6 +269,7 @@ def call_with_own_inputs(own, words):
         module.read_inputs = before
 
 
+@pytest.mark.slow
 def test_an_actors_bug_is_raised_and_in_no_log(folder, session):
     fail_by(folder, "broken")
     with pytest.raises(RuntimeError, match="ZeroDivisionError: zyxsecret"):
@@ -280,6 +286,7 @@ def leaks(session, *words):
     ]
 
 
+@pytest.mark.slow
 def test_nothing_private_is_in_rays_logs(folder, session, watch):
     studies = folder / "studies" / "studies.jsonl"
     (folder / "studies" / "images").rename(folder / "studies" / "zyxfolder")
@@ -315,6 +322,7 @@ def stop_after(count, monkeypatch, words):
         call(*words)
 
 
+@pytest.mark.slow
 def test_either_way_finishes_the_others_run(folder, inputs, monkeypatch):
     stop_after(3, monkeypatch, over_ray(folder))
     stop_after(6, monkeypatch, command(folder, folder / "out.jsonl"))
@@ -323,6 +331,7 @@ def test_either_way_finishes_the_others_run(folder, inputs, monkeypatch):
     finished(folder, inputs)
 
 
+@pytest.mark.slow
 def test_bare_images_keep_their_names(folder, monkeypatch):
     monkeypatch.chdir(folder / "studies" / "images")
     words = ["generate", "--backbone", folder / "model", "--device", "cpu", "--max-new-tokens", 4,
@@ -332,6 +341,7 @@ def test_bare_images_keep_their_names(folder, monkeypatch):
     assert timeless(folder / "two.jsonl") == timeless(folder / "one.jsonl")
 
 
+@pytest.mark.slow
 def test_a_node_without_the_films_is_named(folder, inputs, monkeypatch):
     """An actor elsewhere, which does not find what is here."""
     sent = ray_actor.Sent(
@@ -393,6 +403,7 @@ def test_a_driver_that_is_killed_is_gone_on_from(folder, inputs):
     finished(folder, inputs)
 
 
+@pytest.mark.slow
 def test_an_interrupted_driver_ends_its_actors(folder, inputs):
     process = driver(folder)
     await_lines(folder, 1, process)

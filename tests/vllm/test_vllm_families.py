@@ -23,7 +23,13 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("family", [*FAMILIES])
+ALWAYS = ("Llama", "LLaVA")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(one, marks=() if one in ALWAYS else pytest.mark.slow) for one in FAMILIES],
+)
 def test_a_batch_of_adapters_has_the_tokens_of_transformers(family, tmp_path):
     served = serve(family, tmp_path, FAMILIES[family])
     requests = [served.text(text) for text in TEXTS]
@@ -40,10 +46,9 @@ def test_a_batch_of_adapters_has_the_tokens_of_transformers(family, tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"norm_preserving": True},
-        {"activation": "tanh"},
-        {"activation": "gelu", "eps": 1e-3},
-        {"activation": "identity"},
+        {"norm_preserving": True, "activation": "tanh"},
+        pytest.param({"activation": "gelu", "eps": 1e-3}, marks=pytest.mark.slow),
+        pytest.param({"activation": "identity"}, marks=pytest.mark.slow),
     ],
     ids=lambda settings: "-".join(f"{name}_{value}" for name, value in settings.items()),
 )

@@ -68,7 +68,10 @@ def test_reports_of_text_with_a_refilled_batch(llama, texts):
     assert compared(generate(engine, texts, max_new_tokens=LENGTH), wanted) == {"vllm"}
 
 
-@pytest.mark.parametrize("family", SEEING)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(one, marks=() if one == "LLaVA" else pytest.mark.slow) for one in SEEING],
+)
 def test_reports_of_films(family, studies, tmp_path):
     folder = save_served(family, tmp_path)
     wanted = dive.generate(
@@ -81,6 +84,7 @@ def test_reports_of_films(family, studies, tmp_path):
     assert len({tuple(one.token_ids) for one in wanted}) > 6  # the films count
 
 
+@pytest.mark.slow
 def test_one_film_where_vllm_tiles_each_of_several(studies, tmp_path):
     folder = save_served("LLaVA-OneVision", tmp_path)
     alone = [one for one in studies if len(one.images) == 1]
@@ -93,6 +97,7 @@ def test_one_film_where_vllm_tiles_each_of_several(studies, tmp_path):
     assert all("vLLM expands images of this backbone" in one["reason"] for one in skipped.entries)
 
 
+@pytest.mark.slow
 def test_images_that_attend_both_ways_are_refused_on_a_cpu(studies, tmp_path):
     folder = save_served("Gemma 3", tmp_path)
     with pytest.raises(DiveError, match="causal mask within the images"):
@@ -238,6 +243,7 @@ def test_the_same_study_twice_and_images_without_files(llava):
     assert [one.images for one in reports][2] == ["image 0", "image 1"]
 
 
+@pytest.mark.slow
 def test_max_model_len_shortens_reports_and_refuses_prompts(tmp_path, texts):
     folder = save_served("Llama", tmp_path)
     backbone = dive.load_backbone(folder, device="cpu")
@@ -262,6 +268,7 @@ def test_max_model_len_shortens_reports_and_refuses_prompts(tmp_path, texts):
     assert len(reports) + len(skipped) == len(texts)
 
 
+@pytest.mark.slow
 def test_unusable_logits_end_the_report_and_no_other(tmp_path, texts):
     folder = save_served("Llama", tmp_path)
     free = dive.generate(dive.load_backbone(folder, device="cpu"), texts, max_new_tokens=LENGTH)

@@ -14,7 +14,7 @@ from dive.vllm.serving import prompting_of
 
 on_cpu()
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 
 def test_the_budget_of_qwen(tmp_path):

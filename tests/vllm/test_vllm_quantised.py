@@ -16,7 +16,7 @@ import dive
 
 on_cpu()
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 _INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
 _SCHEME = {

@@ -63,7 +63,9 @@ def test_preempted_requests_are_computed_again(served):
     assert counted["vllm:num_preemptions"].value > 0
 
 
-@pytest.mark.parametrize("mode", ["DYNAMO_TRACE_ONCE", "VLLM_COMPILE"])
+@pytest.mark.parametrize(
+    "mode", ["VLLM_COMPILE", pytest.param("DYNAMO_TRACE_ONCE", marks=pytest.mark.slow)]
+)
 def test_compiled(served, mode, tmp_path, monkeypatch):
     from vllm.config import CompilationMode
 
@@ -81,6 +83,7 @@ def test_adapters_take_turns_where_one_is_active_at_a_time(served):
             check_equal(served.generate(engine, batch), wanted)
 
 
+@pytest.mark.slow
 def test_tensor_parallel(served):
     batch, wanted = _batch(served)
     two = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}

@@ -255,16 +255,19 @@ def test_a_folder_that_is_gone(served, server, tmp_path):
     assert server.unload("gone").status == 200
 
 
+@pytest.mark.slow
 def test_a_server_without_the_plugin_does_not_start(line, tmp_path):
     said = refusal(line, tmp_path / "log", VLLM_PLUGINS="")
     assert "Model architectures ['DiveLlavaForConditionalGeneration'] are not supported" in said
 
 
+@pytest.mark.slow
 def test_a_server_without_room_for_adapters_does_not_start(line, tmp_path):
     bare = line[: line.index("--enable-lora")] + line[line.index("--override-generation-config") :]
     assert "served without room for adapters" in refusal(bare, tmp_path / "log")
 
 
+@pytest.mark.slow
 def test_the_plain_model_refuses_the_adapters(tmp_path):
     """Of a Llama, whose checkpoint the plain class reads, too."""
     path = write_backbone("Llama", tmp_path / "model")

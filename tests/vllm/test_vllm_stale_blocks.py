@@ -13,7 +13,7 @@ from vllm_engines import on_cpu, serve
 
 on_cpu()
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 
 def test_the_prefix_cache_gives_states_of_the_old_contents(tmp_path):
