@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vllm.model_executor.layers.linear import ReplicatedLinear
 
 from dive.errors import DiveError
+from dive.vllm.installed import moved
 from dive.vllm.packing import packed_width, unpack
 
 NAME = "dive_steer"  # of each holder in its module, and the target of --lora-target-modules
@@ -80,7 +81,10 @@ class LayerHolder(WeightlessLinear):
         }
         for name, (shape, dtype) in parts.items():
             self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device), False)
-        self.adapters = wrapper.punica_wrapper._token_lora_indices
+        adapters = getattr(wrapper.punica_wrapper, "_token_lora_indices", None)
+        if not isinstance(adapters, Tensor) or adapters.dtype != torch.int64:
+            raise moved("keeps the adapters of a batch's tokens elsewhere")
+        self.adapters = adapters
         super().bind(wrapper)
 
     def set_lora(self, index: int, lora_a: Tensor, lora_b: Tensor) -> None:

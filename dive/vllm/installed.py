@@ -62,11 +62,25 @@ def called(module: str, name: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        version = getattr(import_module("vllm"), "__version__", "unknown")
         raise DiveError(
-            f"vLLM {version} has no {module}.{name}, which dive calls, want another version, from "
+            f"vLLM {_version()} has no {module}.{name}, which dive calls, want another version, from "
             f"0.32 on; {OTHERS}"
         ) from error
+
+
+def moved(what: str) -> DiveError:
+    """The error about a vLLM whose inner parts are not those that dive's plugin uses."""
+    return DiveError(
+        f"vLLM {_version()} {what}, so that dive cannot steer in it, want another version, from "
+        "0.32 on"
+    )
+
+
+def _version() -> str:
+    try:
+        return str(getattr(import_module("vllm"), "__version__", "unknown"))
+    except ImportError:
+        return "unknown"
 
 
 def check_device(device: str) -> None:

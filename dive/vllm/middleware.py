@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 from dive.errors import DiveError
-from dive.vllm.plugin import WANTED, vllm_version
+from dive.vllm.installed import moved
 from dive.vllm.served_folders import Contents, check_unchanged, contents_of
 
 Scope = dict[str, Any]
@@ -252,7 +252,7 @@ def _models(scope: Scope) -> Any:
     """vLLM's record of the models and adapters that it serves."""
     models = getattr(scope["app"].state, "openai_serving_models", None)
     if not hasattr(models, "lora_requests") or not hasattr(models, "is_base_model"):
-        raise DiveError(f"{vllm_version()}: its record of served adapters has moved, {WANTED}")
+        raise moved("keeps its record of served adapters elsewhere")
     return models
 
 

@@ -20,8 +20,9 @@ from dive.vllm.checkpoint_names import as_vllm_knows
 from dive.vllm.checkpoint_samples import CheckpointSamples
 from dive.vllm.decoder import decoder_of, hold_in, steer_after
 from dive.vllm.holders import NAME, CardHolder, LayerHolder, holders_of
+from dive.vllm.installed import moved
 from dive.vllm.packing import unpack_card
-from dive.vllm.plugin import PREFIX, WANTED, vllm_version
+from dive.vllm.plugin import PREFIX
 from dive.vllm.settings import ServerSteering
 
 logger = logging.getLogger("vllm.dive")
@@ -83,9 +84,7 @@ class Steered:
                 f"want all: serve with --enable-lora --lora-target-modules {NAME}"
             )
         if not isinstance(holders[-1][1].base_layer, CardHolder):
-            raise DiveError(
-                f"{vllm_version()} fills the modules of an adapter in another order, {WANTED}"
-            )
+            raise moved("fills the modules of an adapter in another order")
         for _, wrapper in holders:
             holder = wrapper.base_layer
             holder.bind(wrapper)

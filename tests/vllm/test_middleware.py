@@ -328,4 +328,4 @@ def test_a_start(client, tmp_path):
 def test_a_vllm_whose_record_has_moved_does_not_start():
     [failed] = _start(SimpleNamespace(state=SimpleNamespace()))
     assert failed["type"] == "lifespan.startup.failed"
-    assert "its record of served adapters has moved" in failed["message"]
+    assert "keeps its record of served adapters elsewhere" in failed["message"]
