@@ -63,8 +63,8 @@ def called(module: str, name: str) -> Any:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise DiveError(
-            f"vLLM {_version()} has no {module}.{name}, which dive calls, want another version, from "
-            f"0.32 on; {OTHERS}"
+            f"vLLM {_version()} has no {module}.{name}, which dive calls, want another version, "
+            f"from 0.32 on; {OTHERS}"
         ) from error
 
 
