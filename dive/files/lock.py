@@ -36,7 +36,10 @@ _SETTLES = 0.5  # seconds within which a holder has written its name, or has end
 _RANKS_WAIT = 30.0  # seconds for the first rank to take the lock
 _FACTS = ("pid", "host", "command", "since", "job")  # fields of a lock file, in this order
 _MOST = 4096  # bytes of a lock file that are read
-_COMMANDS = {"demo", "distill", "generate", "evaluate", "report", "inspect", "bench", "doctor"}
+_COMMANDS = {
+    "demo", "distill", "generate", "export-vllm", "evaluate", "report", "inspect", "bench",
+    "doctor",
+}  # fmt: skip
 
 _guard = threading.RLock()  # reentrant: a finalizer may run at any line
 _held: dict[Path, tuple[int, dict[str, Any]]] = {}  # lock file -> its handle and its holder

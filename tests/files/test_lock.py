@@ -66,7 +66,7 @@ def other():
 
 
 def test_every_command_is_named():
-    commands = {one.callback.__name__ for one in app.registered_commands}
+    commands = {one.name or one.callback.__name__ for one in app.registered_commands}
     assert commands | {one.name for one in app.registered_groups} == lock._COMMANDS
 
 

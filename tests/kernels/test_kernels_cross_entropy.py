@@ -379,6 +379,9 @@ def test_what_runs_under_a_sanitizer_launches_every_kernel(monkeypatch: pytest.M
     monkeypatch.setenv("DIVE_REHEARSE_GPU", "1")
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "gpu")
     import test_gpu_operators
+    import test_gpu_steer_grouped
+
+    from dive.kernels import steer_grouped
 
     launched = set()
     run_kernel = InterpretedFunction.run
@@ -389,6 +392,9 @@ def test_what_runs_under_a_sanitizer_launches_every_kernel(monkeypatch: pytest.M
 
     monkeypatch.setattr(InterpretedFunction, "run", run_noted)
     test_gpu_operators.test_every_kernel_of_the_operators()
+    for few in (True, False):  # on a GPU by the number of tokens
+        monkeypatch.setattr(steer_grouped, "has_few_tokens", lambda *_, few=few: few)
+        test_gpu_steer_grouped.test_every_kernel_of_grouped_steering(torch.bfloat16)
     assert launched == {one.fn.__name__ for one in aot._KERNELS.values()}
 
 
