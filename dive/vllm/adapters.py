@@ -6,10 +6,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from dive.adapter.adapter import SteeringAdapter
 from dive.errors import DiveError
-from dive.vllm.exported import export, server_arguments
+from dive.vllm.exported import Exported, export, server_arguments
 from dive.vllm.installed import called
 from dive.vllm.plugin import register
 from dive.vllm.settings import ServerSteering
@@ -35,13 +36,15 @@ class AdapterFolders:
         self._backbone = backbone
         self._temporary = TemporaryDirectory(prefix="dive-vllm-")
         self._requests: dict[str, Any] = {}
-        self._known: dict[int, tuple[SteeringAdapter, str]] = {}  # by id, and kept alive for it
+        self._exported: dict[str, Exported] = {}
+        self._known: WeakKeyDictionary[SteeringAdapter, str] = WeakKeyDictionary()
         try:
             check_plugin()
-            different = list({id(one): one for one in adapters}.values())
+            different = list(dict.fromkeys(adapters))
             self._first = different[0]
-            exported = [self._export(one) for one in different]
-            self.arguments = server_arguments(exported)
+            for one in different:
+                self._export(one)
+            self.arguments = server_arguments([*self._exported.values()])
         except BaseException:
             self.close()
             raise
@@ -52,7 +55,7 @@ class AdapterFolders:
         Raises:
             DiveError: the engine has no room for its rank, or other settings.
         """
-        if id(adapter) not in self._known:
+        if adapter not in self._known:
             check_together([self._first, adapter])
             most = self.arguments["max_lora_rank"]
             if adapter.config.rank > most:
@@ -61,23 +64,29 @@ class AdapterFolders:
                     f"ranks up to {most}: want it among the Engine's adapters"
                 )
             self._export(adapter)
-        return self._requests[self._known[id(adapter)][1]]
+        return self._requests[self._known[adapter]]
+
+    def forget_changed(self, adapters: Iterable[SteeringAdapter]) -> None:
+        """Has those of these adapters exported again whose numbers have changed since: one that is
+        trained further is another adapter to vLLM."""
+        for one in dict.fromkeys(adapters):
+            if one in self._known and self._known[one] != one.weights_sha256():
+                del self._known[one]
 
     @property
     def requests(self) -> list[Any]:
         """The LoRARequests of all adapters."""
         return list(self._requests.values())
 
-    def _export(self, adapter: SteeringAdapter) -> Any:
+    def _export(self, adapter: SteeringAdapter) -> None:
         sha256 = adapter.weights_sha256()
-        folder = Path(self._temporary.name) / sha256
-        exported = export(adapter, folder, backbone=self._backbone)
-        self._known[id(adapter)] = adapter, sha256
-        if sha256 not in self._requests:
+        if sha256 not in self._exported:  # vLLM may read the folder at any time
+            folder = Path(self._temporary.name) / sha256
+            self._exported[sha256] = export(adapter, folder, backbone=self._backbone)
             number = len(self._requests) + 1
             kind = called("vllm.lora.request", "LoRARequest")
             self._requests[sha256] = kind(sha256, number, str(folder))
-        return exported
+        self._known[adapter] = sha256
 
     def close(self) -> None:
         """Removes the folders."""

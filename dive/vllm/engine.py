@@ -152,13 +152,14 @@ def _source(
 
 
 def _as_it_is(
-    engine: Engine, _adapters: Sequence[SteeringAdapter], max_images: int
+    engine: Engine, adapters: Sequence[SteeringAdapter], max_images: int
 ) -> AbstractContextManager[Engine]:
     if max_images > engine.max_images:
         raise DiveError(
             f"a prompt has up to {max_images} images, and the engine was opened for "
             f"{engine.max_images}: want max_images={max_images}"
         )
+    engine.forget_changed(adapters)
     return nullcontext(engine)
 
 

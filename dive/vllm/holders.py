@@ -70,7 +70,11 @@ class LayerHolder(WeightlessLinear):
         self.held: set[int] = set()  # indices that have an adapter with numbers for this layer
 
     def bind(self, wrapper: Any) -> None:
-        config, device = wrapper.lora_config, self.weight.device
+        adapters = getattr(wrapper.punica_wrapper, "_token_lora_indices", None)
+        if not isinstance(adapters, Tensor) or adapters.dtype != torch.int64:
+            raise moved("keeps the adapters of a batch's tokens elsewhere")
+        # not that of `weight`: weights that are quantised as they are loaded are on none till then
+        config, device = wrapper.lora_config, adapters.device
         count, rank, width = config.max_loras, config.max_lora_rank, self.hidden_size
         parts: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "down": ((count, rank, width), config.lora_dtype),
@@ -81,9 +85,6 @@ class LayerHolder(WeightlessLinear):
         }
         for name, (shape, dtype) in parts.items():
             self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device), False)
-        adapters = getattr(wrapper.punica_wrapper, "_token_lora_indices", None)
-        if not isinstance(adapters, Tensor) or adapters.dtype != torch.int64:
-            raise moved("keeps the adapters of a batch's tokens elsewhere")
         self.adapters = adapters
         super().bind(wrapper)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from vllm import ModelRegistry
+from vllm.model_executor.models import config as families
 from vllm.model_executor.models.interfaces import SupportsLoRA, supports_lora
 from vllm.model_executor.models.utils import PPMissingLayer, WeightsMapper
 
@@ -21,7 +22,7 @@ from dive.vllm.checkpoint_samples import CheckpointSamples
 from dive.vllm.decoder import decoder_of, hold_in, steer_after
 from dive.vllm.holders import NAME, CardHolder, LayerHolder, holders_of
 from dive.vllm.installed import moved
-from dive.vllm.packing import unpack_card
+from dive.vllm.packing import EXPORT, unpack_card
 from dive.vllm.plugin import PREFIX
 from dive.vllm.settings import ServerSteering
 
@@ -118,6 +119,8 @@ class Steered:
                 "dive export-vllm"
             )
         if not lora_a.any():
+            if any(index in holder.held for holder in self._dive_layers.values()):
+                raise DiveError(f"the adapter's card is empty; {EXPORT}")
             return  # a dummy with which vLLM warms up
         card = unpack_card(lora_a)
         warning = check_card(card, self._dive_served, self._dive_settings, self._dive_samples)
@@ -145,6 +148,14 @@ def _check_server(vllm_config: Any) -> None:
             f"a steered model is served without room for adapters, want --enable-lora "
             f"--lora-target-modules {NAME}"
         )
+    for name in vllm_config.model_config.architectures:
+        family = str(name).removeprefix(PREFIX)
+        if family in getattr(families, "MODELS_CONFIG_MAP", {}):
+            raise DiveError(
+                f"vLLM finds settings of {family} by that name, which a steered class "
+                "does not have, want a backbone of another family (without vLLM: dive generate "
+                "--engine transformers)"
+            )
     if getattr(lora, "default_mm_loras", None):
         raise DiveError(
             "--default-mm-loras steers requests that name no adapter, want it left out: a request "

@@ -91,14 +91,14 @@ def unpack_card(lora_a: Tensor) -> dict[str, Any]:
         text = unzip.decompress(data[4 : 4 + length], _MOST_BYTES)
         card = json.loads(text)
     except (zlib.error, ValueError) as error:
-        raise DiveError(f"the adapter's card is not readable ({error}); {_EXPORT}") from error
+        raise DiveError(f"the adapter's card is not readable ({error}); {EXPORT}") from error
     if not isinstance(card, dict) or card.get("format") != CARD_FORMAT:
-        raise DiveError(f"the adapter's card is not of format {CARD_FORMAT}; {_EXPORT}")
+        raise DiveError(f"the adapter's card is not of format {CARD_FORMAT}; {EXPORT}")
     return card
 
 
 CARD_FORMAT = 1
-_EXPORT = "want a folder written by dive export-vllm of this version"
+EXPORT = "want a folder written by dive export-vllm of this version"
 
 
 def _as_numbers(data: Tensor, rank: int) -> Tensor:
@@ -113,5 +113,5 @@ def _bytes(numbers: Tensor) -> Tensor:
     """The reverse of `_as_numbers` without its padding's end, uint8 [n] on the CPU."""
     whole = numbers.detach().float().cpu().reshape(-1)
     if not bool(((whole >= 0) & (whole <= 255) & (whole == whole.round())).all()):
-        raise DiveError(f"the adapter's exact part holds numbers that are no bytes; {_EXPORT}")
+        raise DiveError(f"the adapter's exact part holds numbers that are no bytes; {EXPORT}")
     return whole.to(torch.uint8)

@@ -177,6 +177,11 @@ class Engine:
             self._load(request)
         return request
 
+    def forget_changed(self, adapters: Sequence[SteeringAdapter]) -> None:
+        """Has those of these adapters loaded again whose numbers have changed since."""
+        if self._adapters is not None:
+            self._adapters.forget_changed(adapters)
+
     def _render(self, prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         # a request that is refused must not leave its films in the sender's cache alone
         made: list[dict[str, Any]] = self._llm.renderer.render_cmpl(prompts, skip_mm_cache=True)

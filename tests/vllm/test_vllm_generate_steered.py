@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from tiny import save_studies
 from tiny_steering import randomised
 from vllm_here import EAGER, needs_vllm, save_served
@@ -69,6 +70,16 @@ def test_an_open_engine_takes_adapters_by_call(llava, studies):
         for adapter in (None, one, other, one):  # `other` is new to it
             wanted = dive.generate(backbone, few, adapter=adapter, max_new_tokens=LENGTH)
             same(generate(engine, few, adapter=adapter, max_new_tokens=LENGTH), wanted)
+        # one that is trained further is another
+        written = []
+        for _ in range(2):
+            wanted = dive.generate(backbone, few, adapter=first, max_new_tokens=LENGTH)
+            same(generate(engine, few, adapter=first, max_new_tokens=LENGTH), wanted)
+            written.append([one.token_ids for one in wanted])
+            with torch.no_grad():
+                for layer in first.layers.values():
+                    layer.static.mul_(-1)
+        assert written[0] != written[1]
         # an adapter of more rank than there is room for is refused, and the engine goes on
         wide = randomised(backbone, seed=5, rank=20)
         with pytest.raises(

@@ -51,6 +51,15 @@ def _without(part):
     return made
 
 
+def _with_an_empty_card(served, folder):
+    """As vLLM's dummies have it, and the numbers of a real adapter."""
+    found = export(served.adapters["A"], folder / "C", backbone=served.folder / "model")
+    path = found.folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({k: v * 0 if "card" in k else v for k, v in tensors.items()}, path)
+    return found
+
+
 def _cut(served, folder):
     """The numbers of layer 1, less a column."""
     found = export(served.adapters["A"], folder / "C", backbone=served.folder / "model")
@@ -78,6 +87,7 @@ REFUSED = {
     "other settings": (_with_other_settings, r"wants activation 'tanh' \(here 'silu'\)"),
     "higher rank": (_of_higher_rank, "rank 9 is greater than max_lora_rank 8"),
     "no card": (_without("card"), "has no card"),
+    "an empty card": (_with_an_empty_card, "card is empty"),
     "a layer less": (_without("layers.1."), "steers layer 1 and has no numbers for it"),
     "cut": (_cut, "are no layer of an adapter"),
     "a plain LoRA": (_a_plain_lora, "has no card"),
