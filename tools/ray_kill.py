@@ -220,8 +220,9 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     if asked.out is not None:
         record = {
-            "what": f"tools/ray_kill.py --kills {asked.kills}: kill -9 of the driver and of its "
-            "session of Ray at random points, two actors, resumed by the same command",
+            "what": f"tools/ray_kill.py --kills {asked.kills}: kill -9 of the driver at random "
+            "points, after which its session of Ray ends by itself; two actors, no adapter; "
+            "resumed by the same command",
             "device": f"{platform.machine()}, {os.cpu_count()} cores, other work beside it",
             "python": platform.python_version(),
             "versions": {

@@ -1,6 +1,7 @@
 """An adapter as the folder that vLLM's LoRA loader reads, and the arguments of its server."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -97,13 +98,15 @@ def export(
         for name, pair in tensors.items()
         for part, tensor in zip("AB", pair, strict=True)
     }
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    files: dict[str | Path, bytes] = {
+        folder / WEIGHTS_FILE: save(weights),
+        folder / CONFIG_FILE: text.encode("utf-8"),
+    }
     check_folder(folder)
     with hold_folder(folder, wait=10.0):
-        _check_same(folder, card["sha256"])
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        write_together(
-            {folder / WEIGHTS_FILE: save(weights), folder / CONFIG_FILE: text.encode("utf-8")}
-        )
+        if _to_write(files, card["sha256"]):
+            write_together(files)
     return Exported(
         folder,
         card["sha256"],
@@ -122,16 +125,28 @@ def exported_sha256(folder: str | PathLike[str]) -> str | None:
         return None
 
 
-def _check_same(folder: Path, sha256: str) -> None:
-    if not (folder / CONFIG_FILE).exists() and not (folder / WEIGHTS_FILE).exists():
-        return
+def _to_write(files: Mapping[str | Path, bytes], sha256: str) -> bool:
+    """Whether these files are still to be written.
+
+    A server may read a folder that it knows at any time: not even the same bytes are written again.
+
+    Raises:
+        DiveError: there are others.
+    """
+    paths = [Path(path) for path in files]
+    if not any(path.exists() for path in paths):
+        return True
+    if all(path.is_file() and path.read_bytes() == files[path] for path in paths):
+        return False
+    folder = paths[0].parent
     there = exported_sha256(folder)
-    if there != sha256:
-        what = f"the adapter {there[:12]}" if there else "something else"
-        raise DiveError(
-            f"{folder} holds {what}, want a new folder: a server that knows the old one by this "
-            "folder would go on with its cached states"
-        )
+    what = f"the adapter {there[:12]}" if there else "something else"
+    if there == sha256:
+        what = "this adapter as another version of dive wrote it, or for another backbone"
+    raise DiveError(
+        f"{folder} holds {what}, want a new folder: a server that knows the old one by this "
+        "folder would go on with its cached states"
+    )
 
 
 def architecture(hf_config: Any) -> str:

@@ -50,15 +50,18 @@ class Steered:
         model: Any = self
         name, owner, layers = decoder_of(model, text)
         device = next((one.device for one in model.parameters()), torch.device("cpu"))
+        listed = _list_name(owner, layers)
         self._dive_layers: dict[int, LayerHolder] = {}
         for index, layer in enumerate(layers):
             if not isinstance(layer, PPMissingLayer):
-                self._dive_layers[index] = hold_in(layer, text.hidden_size, device)
+                holder = self._dive_layers[index] = hold_in(layer, text.hidden_size, device)
+                holder.prefix = f"{name}.{listed}.{index}.{NAME}"
                 steer_after(layer, self._dive_settings)
         # after the layers, so that the card comes when their numbers are there
-        setattr(owner, NAME, CardHolder(device, self._dive_arrives))
+        card = CardHolder(device, self._dive_arrives)
+        card.prefix = f"{name}.{NAME}"
+        setattr(owner, NAME, card)
         # the names in an exported adapter are the same for every family: "dive." is the decoder
-        listed = _list_name(owner, layers)
         renamed = {"dive.layers.": f"{name}.{listed}.", "dive.card": f"{name}.{NAME}"}
         mapper = getattr(self, "hf_to_vllm_mapper", None) or WeightsMapper()
         self.hf_to_vllm_mapper = mapper | WeightsMapper(orig_to_new_prefix=renamed)

@@ -156,3 +156,18 @@ def test_an_adapter_of_the_response_alone_is_not_exported(tmp_path):
     adapter = randomised(served.backbone, rank=4, positions="response")
     with pytest.raises(DiveError, match="positions 'response', and in vLLM"):
         export(adapter, tmp_path / "C", backbone=tmp_path / "model")
+
+
+def test_a_folder_that_a_server_may_know_is_not_written_again(tmp_path):
+    served = serve("Llama", tmp_path)
+    given = {"backbone": tmp_path / "model"}
+    folder = served.exported["A"].folder
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert export(served.adapters["A"], folder, **given) == served.exported["A"]
+    assert before == {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    with pytest.raises(DiveError, match="holds the adapter .*, want a new folder"):
+        export(served.adapters["B"], folder, **given)
+    config = folder / "adapter_config.json"
+    config.write_text(config.read_text().replace('"dive_version": "', '"dive_version": "old-'))
+    with pytest.raises(DiveError, match="as another version of dive wrote it"):
+        export(served.adapters["A"], folder, **given)
