@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from dive.errors import DiveError
 from dive.ops import steer_grouped_
-from dive.vllm.holders import NAME, LayerHolder
+from dive.vllm.holders import LayerHolder
+from dive.vllm.packing import TARGET
 from dive.vllm.settings import ServerSteering
 
 
@@ -54,7 +55,7 @@ def steer_after(layer: nn.Module, settings: ServerSteering) -> None:
 
     def hook(module: Any, _inputs: Any, output: Any) -> Any:
         hidden, residual = _stream(module, output, summed)
-        held = getattr(module, NAME).base_layer
+        held = getattr(module, TARGET).base_layer
         steer_grouped_(
             hidden,
             residual,
@@ -130,5 +131,5 @@ def _stream(layer: Any, output: Any, summed: bool) -> tuple[Tensor, Tensor | Non
 def hold_in(layer: nn.Module, hidden_size: int, device: Any) -> LayerHolder:
     """Adds the weightless layer that keeps a decoder layer's adapters."""
     holder = LayerHolder(hidden_size, device)
-    setattr(layer, NAME, holder)
+    setattr(layer, TARGET, holder)
     return holder

@@ -15,11 +15,10 @@ from dive.errors import DiveError, checks
 from dive.files.atomic import check_folder, write_together
 from dive.files.lock import hold_folder
 from dive.vllm.card import card_of
-from dive.vllm.packing import LayerNumbers, pack, pack_card
+from dive.vllm.packing import TARGET, LayerNumbers, pack, pack_card
 from dive.vllm.plugin import PREFIX
 from dive.vllm.settings import ENTRY, ServerSteering
 
-TARGET = "dive_steer"
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 RANKS = (1, 8, 16, 32, 64, 128)  # of --max-lora-rank, up to dive's own most
 _NAME = "base_model.model.dive.{}.lora_{}.weight"

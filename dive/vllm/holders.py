@@ -14,18 +14,19 @@ from vllm.model_executor.layers.linear import ReplicatedLinear
 
 from dive.errors import DiveError
 from dive.vllm.installed import moved
-from dive.vllm.packing import packed_width, unpack
-
-NAME = "dive_steer"  # of each holder in its module, and the target of --lora-target-modules
+from dive.vllm.packing import TARGET, unpack
 
 
 class WeightlessLinear(ReplicatedLinear):
-    """A linear layer without a weight, which is never called; input_size and output_size are those
-    of the tensors that the LoRA manager may be given for it."""
+    """A linear layer without a weight, which is never called.
 
-    def __init__(self, input_size: int, output_size: int, device: torch.device) -> None:
+    vLLM allocates stacks of its input and output size for it, and never looks into them: with sizes
+    of 1 they are next to nothing.
+    """
+
+    def __init__(self, device: torch.device) -> None:
         nn.Module.__init__(self)
-        self.input_size, self.output_size = input_size, output_size
+        self.input_size, self.output_size = 1, 1
         # the residual stream is whole on every rank of tensor parallelism
         self.tp_size, self.tp_rank = 1, 0
         self.prefix, self.quant_method, self.bias = "", None, None
@@ -35,11 +36,7 @@ class WeightlessLinear(ReplicatedLinear):
 
     def bind(self, wrapper: Any) -> None:
         """Makes room for the adapters that the LoRA manager of `wrapper`, vLLM's layer around this
-        one, will put here."""
-        for stacked in ("lora_a_stacked", "lora_b_stacked"):
-            # vLLM asks these for shapes and dtype alone
-            kept = tuple(one.to("meta") for one in getattr(wrapper, stacked))
-            setattr(wrapper, stacked, kept)
+        one, will put here; a layer that keeps none needs no room."""
 
     def set_lora(self, index: int, lora_a: Tensor, lora_b: Tensor) -> None:
         raise NotImplementedError
@@ -64,8 +61,7 @@ class LayerHolder(WeightlessLinear):
     adapters: Tensor
 
     def __init__(self, hidden_size: int, device: torch.device) -> None:
-        # with the most rank that there is, whose packed form is the narrowest
-        super().__init__(packed_width(1, hidden_size), hidden_size, device)
+        super().__init__(device)
         self.hidden_size = hidden_size
         self.held: set[int] = set()  # indices that have an adapter with numbers for this layer
 
@@ -86,7 +82,6 @@ class LayerHolder(WeightlessLinear):
         for name, (shape, dtype) in parts.items():
             self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device), False)
         self.adapters = adapters
-        super().bind(wrapper)
 
     def set_lora(self, index: int, lora_a: Tensor, lora_b: Tensor) -> None:
         self.reset_lora(index)
@@ -115,7 +110,7 @@ class CardHolder(WeightlessLinear):
     """
 
     def __init__(self, device: torch.device, check: Callable[[int, Tensor | None], None]) -> None:
-        super().__init__(1, 1, device)
+        super().__init__(device)
         self._check = check
 
     def set_lora(self, index: int, lora_a: Tensor, lora_b: Tensor) -> None:
@@ -131,7 +126,7 @@ def holders_of(manager: Any) -> list[tuple[str, Any]]:
     for name, wrapper in manager.modules.items():
         if not isinstance(getattr(wrapper, "base_layer", None), WeightlessLinear):
             raise DiveError(
-                f"the server lets LoRA change {name}, want --lora-target-modules {NAME} alone: "
+                f"the server lets LoRA change {name}, want --lora-target-modules {TARGET} alone: "
                 "every other module costs time and has no adapter"
             )
         found.append((name, wrapper))

@@ -20,9 +20,9 @@ from dive.vllm.card import check_card
 from dive.vllm.checkpoint_names import as_vllm_knows
 from dive.vllm.checkpoint_samples import CheckpointSamples
 from dive.vllm.decoder import decoder_of, hold_in, steer_after
-from dive.vllm.holders import NAME, CardHolder, LayerHolder, holders_of
+from dive.vllm.holders import CardHolder, LayerHolder, holders_of
 from dive.vllm.installed import moved
-from dive.vllm.packing import EXPORT, unpack_card
+from dive.vllm.packing import EXPORT, TARGET, unpack_card
 from dive.vllm.plugin import PREFIX
 from dive.vllm.settings import ServerSteering
 
@@ -55,14 +55,14 @@ class Steered:
         for index, layer in enumerate(layers):
             if not isinstance(layer, PPMissingLayer):
                 holder = self._dive_layers[index] = hold_in(layer, text.hidden_size, device)
-                holder.prefix = f"{name}.{listed}.{index}.{NAME}"
+                holder.prefix = f"{name}.{listed}.{index}.{TARGET}"
                 steer_after(layer, self._dive_settings)
         # after the layers, so that the card comes when their numbers are there
         card = CardHolder(device, self._dive_arrives)
-        card.prefix = f"{name}.{NAME}"
-        setattr(owner, NAME, card)
+        card.prefix = f"{name}.{TARGET}"
+        setattr(owner, TARGET, card)
         # the names in an exported adapter are the same for every family: "dive." is the decoder
-        renamed = {"dive.layers.": f"{name}.{listed}.", "dive.card": f"{name}.{NAME}"}
+        renamed = {"dive.layers.": f"{name}.{listed}.", "dive.card": f"{name}.{TARGET}"}
         mapper = getattr(self, "hf_to_vllm_mapper", None) or WeightsMapper()
         self.hf_to_vllm_mapper = mapper | WeightsMapper(orig_to_new_prefix=renamed)
 
@@ -85,7 +85,7 @@ class Steered:
         if len(holders) != wanted:
             raise DiveError(
                 f"{len(holders)} of {wanted} places for adapters are known to vLLM's LoRA manager, "
-                f"want all: serve with --enable-lora --lora-target-modules {NAME}"
+                f"want all: serve with --enable-lora --lora-target-modules {TARGET}"
             )
         if not isinstance(holders[-1][1].base_layer, CardHolder):
             raise moved("fills the modules of an adapter in another order")
@@ -146,10 +146,10 @@ def _list_name(owner: nn.Module, layers: nn.ModuleList) -> str:
 def _check_server(vllm_config: Any) -> None:
     """Raises DiveError for settings of a server under which steering would be absent or wrong."""
     lora, parallel = vllm_config.lora_config, vllm_config.parallel_config
-    if lora is None or [*(lora.target_modules or [])] != [NAME]:
+    if lora is None or [*(lora.target_modules or [])] != [TARGET]:
         raise DiveError(
             f"a steered model is served without room for adapters, want --enable-lora "
-            f"--lora-target-modules {NAME}"
+            f"--lora-target-modules {TARGET}"
         )
     for name in vllm_config.model_config.architectures:
         family = str(name).removeprefix(PREFIX)

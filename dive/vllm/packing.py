@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dive.errors import DiveError
 
+TARGET = "dive_steer"  # of --lora-target-modules: the name of each module that holds adapters
 _MOST_BYTES = 16 << 20  # of a card; one has some 20 kB
 
 
